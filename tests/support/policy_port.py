@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from parity_models.scheduling import SchedulerConfig
-from parity_models.scheduling.core import SchedulerPort
+from parity_models.scheduling import Scheduler
 from parity_models.scheduling.dispatch import SingleQueue
 from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.port import Port
@@ -15,6 +14,6 @@ def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:
     dispatch = SingleQueue()
     for instance in up:
         dispatch.join(instance, ORIGINALS, None)
-    port = SchedulerPort(policy, SchedulerConfig(), dispatch)
+    port = Scheduler(policy, dispatch=dispatch)
     port.now = now
     return port

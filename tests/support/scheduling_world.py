@@ -46,7 +46,7 @@ class _Raise(logging.Handler):
 
 
 STRICT = _Raise()
-LOG = logging.getLogger("parity_models.scheduling.core")
+LOG = logging.getLogger("parity_models.scheduling")
 LOG.addHandler(STRICT)
 
 

@@ -28,10 +28,10 @@ from parity_models.scheduling.actions import (
     parity_role,
     source_of,
 )
-from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy
+from parity_models.scheduling.work import SchedulerConfig
 
 __all__ = [
     "BACKUP",

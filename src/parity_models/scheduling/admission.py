@@ -16,13 +16,13 @@ and where nothing has run for a while, nothing is expected. So no estimate, howe
 server up: what runs corrects it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from parity_models.scheduling.actions import Reason
-from parity_models.scheduling.recent import RecentDurations
-from parity_models.scheduling.work import Unit
+from parity_models.scheduling.actions import DEPLOYED, Reason
+from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.run_times import RecentDurations
+from parity_models.scheduling.work import SchedulerConfig, Unit
 
 STANDING, STANDING_RUNS = 1.0, 20
 """A queue is *standing* if it has not been empty for the longer of these: seconds, and median run
@@ -64,82 +64,68 @@ class Refusal:
 
 
 class Admission:
-    """Estimates how long queries wait and run. Times in seconds; `max_queue` may wait at most, and
-    an instance runs up to `max_batch` at once.
+    """Estimates how long queries wait and run. Times in seconds.
 
-    It counts units of the deployed model that were not preemptible work.
+    It counts units of the deployed model that are not preemptible.
     """
 
-    def __init__(self, max_queue: int, max_batch: int = 1) -> None:
-        self._max_queue = max_queue
-        self._max_batch = max_batch
+    def __init__(self, config: SchedulerConfig, dispatch: Dispatch) -> None:
+        self._config = config
+        self._dispatch = dispatch
         self._random = Random(0)
         self._runs = RecentDurations(window=100, every=KNOWN)
+        self.typical_run = 0.0
+        """The median run time; 0 while it is unknown."""
+        self.queries_ended = 0.0
+        """The queries that did not wait and were answered or failed; old ones count less."""
         self._units = 0
         self._running = 0
         self._spent = 0.0
         self._spent_until = 0.0
-        self._ended = 0.0
         self._empty_at = 0.0
         self._last_end = 0.0
 
-    def started(self, now: float) -> None:
-        """A unit starts."""
-        self._spend(now)
-        self._running += 1
+    def spend(self, now: float, started: int = 0) -> None:
+        """Count the time that instances have spent; so many more of them run from now on."""
+        self._spent += self._running * (now - self._spent_until)
+        self._spent_until = now
+        self._running += started
 
-    def ended(self, now: float, unit: Unit, *, finished: bool, instances: int) -> None:
-        """A unit has ended; so many instances run the deployed model."""
-        self._spend(now)
+    def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
+        """A unit has ended."""
+        self.spend(now, -1)
         self._last_end = now
-        self._running -= 1
         self._units += 1
         # The last units of each instance count: those of 100 at least.
-        newest = 1 / max(100, 4 * instances)
+        newest = 1 / max(100, 4 * self._dispatch.up(DEPLOYED))
         self._spent -= newest * self._spent
-        self._ended -= newest * self._ended
-        if finished:
-            self._runs.add((now if unit.ended is None else unit.ended) - unit.started)
-
-    def query_ended(self) -> None:
-        """A query that did not wait was answered, or failed."""
-        self._ended += 1
-
-    @property
-    def typical_run(self) -> float:
-        """The median run time; 0 while it is unknown."""
-        return self._runs.quantile(0.5) or 0.0
+        self.queries_ended -= newest * self.queries_ended
+        if finished and self._runs.add(unit.took):
+            self.typical_run = self._runs.quantile(0.5) or 0.0
 
     def refusal(
-        self,
-        now: float,
-        due: float,
-        queries: int,
-        *,
-        waiting: int,
-        instances: int,
-        idle: Callable[[], int],
-        lag: float = 0.0,
+        self, now: float, due: float, queries: int, *, waiting: int, lag: float
     ) -> Refusal | None:
-        """Why these queries, which are due at one time, are not taken; None: they are.
+        """Return why these queries, which are due at one time, are not taken; None: they are.
 
-        `waiting` queries wait for `instances`, of which so many are `idle`. Besides, everything
-        waits for `lag` seconds for the server's own process.
+        `waiting` queries wait for instances. Besides, everything waits for `lag` seconds for the
+        server's own process.
         """
+        max_queue = self._config.max_queue
         if not waiting:
             self._empty_at = now
-            if queries <= min(idle() * self._max_batch, self._max_queue):
-                self._spend(now)
+            room = self._dispatch.idle_for(DEPLOYED) * self._config.max_batch
+            if queries <= min(room, max_queue):
                 return None
+        instances = self._dispatch.up(DEPLOYED)
         if not instances:
             detail = "no instance of the model is up; try again later"
             return Refusal(Reason.NO_INSTANCES, detail, self._jittered(NO_INSTANCES_RETRY))
-        rate = self._rate(now, instances)
-        if waiting + queries > self._max_queue:
-            wait = 0.0 if rate is None else waiting / rate
-            detail = f"{waiting} queries wait, and at most {self._max_queue} may (max_queue)"
-            return self._overloaded(detail, wait)
-        if rate is None:
+        rate = self.capacity(now)
+        if waiting + queries > max_queue:
+            detail = f"{waiting} queries wait, and at most {max_queue} may (max_queue)"
+            return self._overloaded(detail, waiting / rate if rate else 0.0)
+        if not rate:
             return None
         left = due - now
         run, long_run = self.typical_run, self._runs.quantile(LONG_RUN) or 0.0
@@ -161,27 +147,18 @@ class Admission:
         there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
         return self._overloaded(f"{until}: {there}", beyond)
 
+    def capacity(self, now: float) -> float:
+        """Return how many queries a second the instances answer while all are busy; 0: unknown."""
+        self.spend(now)
+        if self._units < KNOWN or not self._spent or not self.queries_ended:
+            return 0.0
+        if not self._running and now - self._last_end > FORGOTTEN:
+            return 0.0
+        return self._dispatch.up(DEPLOYED) * self.queries_ended / self._spent
+
     def _overloaded(self, detail: str, seconds: float) -> Refusal:
         detail = f"{detail}; try again later"
         return Refusal(Reason.OVERLOADED, detail, self._jittered(max(LEAST_RETRY, seconds)))
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._random.uniform(1, 2)
-
-    def capacity(self, now: float, instances: int) -> float:
-        """How many queries a second these instances are taken to answer while all are busy; 0 while
-        that is unknown."""
-        return self._rate(now, instances) or 0.0
-
-    def _rate(self, now: float, instances: int) -> float | None:
-        """How many queries a second these instances answer while all are busy, if known."""
-        self._spend(now)
-        if self._units < KNOWN or not self._spent or not self._ended:
-            return None
-        if not self._running and now - self._last_end > FORGOTTEN:
-            return None
-        return instances * self._ended / self._spent
-
-    def _spend(self, now: float) -> None:
-        self._spent += self._running * (now - self._spent_until)
-        self._spent_until = now

@@ -1,64 +1,104 @@
-"""The port: what policies may know of the scheduler, and what they may have done.
+"""The port: what policies may know of the scheduler, and the verbs that they act by.
 
-It lies below policies and dispatch rules, and the scheduler implements it. Who acts through it
-reads queries, tasks and units, and never writes them. Times are in seconds.
+It lies below policies, health and dispatch rules; the scheduler (core.py) is a `Port`. They read
+queries, tasks and units, and never write them. Times are in seconds.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from typing import Any, Protocol
+import heapq
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable
+from functools import partial
+from typing import Any
 
-from parity_models.scheduling.actions import Decode, Encode, Reason, RecycleReason, Source
+from parity_models.scheduling.actions import (
+    BACKUPS,
+    DEPLOYED,
+    Action,
+    Answer,
+    Cancel,
+    Compare,
+    Decode,
+    Encode,
+    Fail,
+    ForgetGroup,
+    Reason,
+    Recycle,
+    RecycleReason,
+    Source,
+    Verify,
+)
+from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.front_door import FrontDoor
-from parity_models.scheduling.timers import Timer
-from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.scheduling.work import LEAST_DELAY, Query, SchedulerConfig, Task, Timer, Unit
+
+_log = logging.getLogger(__name__)
 
 
-class Port(Protocol):
-    """What a redundancy policy may ask, and what it may have done."""
+class Port(ABC):
+    """The state of a scheduler, and the verbs that change it."""
 
-    # What it may ask
-
-    @property
-    def now(self) -> float:
+    def __init__(self, config: SchedulerConfig, dispatch: Dispatch) -> None:
+        self.config = config
+        self.dispatch = dispatch
+        self.now = 0.0
         """The time of the event that is being handled."""
-
-    @property
-    def pending(self) -> int:
-        """How many queries have been neither answered nor failed."""
-
-    @property
-    def max_batch(self) -> int:
+        self.max_batch = config.max_batch
         """How many tasks a unit may hold."""
+        self.queries: dict[int, Query] = {}
+        """The pending queries, by id."""
+        self.units: dict[int, Unit] = {}
+        """The units that run, by id, the oldest first."""
+        self.unit_on: dict[str, Unit | None] = {}
+        """The unit that each instance runs; None: it has none."""
+        self.front_door = FrontDoor()
+        """How late and how busy the server's own process is."""
+        self.redundancy_on = True
+        """Whether redundancy is switched on; while it is not, no copy and no task is queued."""
+        self._actions: list[Action] = []
+        self._waiting: set[int] = set()
+        """The pending queries of which no task has run yet, or all that ran have failed."""
+        self._decodes: dict[int, list[Decode]] = {}
+        """Of each group, those that are not reported as `decoded` yet, the oldest first."""
+        self._deciding = False
+        """A Decode answers this event: it is known soon who still needs an instance."""
+        self._held_back: Counter[str] = Counter()
+        self._holds: dict[int, int] = {}
+        self._forgotten: list[int] = []
+        self._broken: list[tuple[int, str]] = []
+        """Queries that are to fail because a hook raised, and why."""
+        self._timers: list[tuple[float, int, Timer]] = []
+        """A heap; of two timers that are due at the same time, the first that was set fires."""
+        self._timers_set = self._timers_live = 0
+        self._last_unit = 0
+
+    @abstractmethod
+    def _on_end(self, query: Query) -> None:
+        """The query has just been answered or failed."""
+
+    @abstractmethod
+    def _runs_on(self, unit: Unit) -> bool:
+        """Return whether a unit that nobody needs any more runs on, to be compared."""
+
+    # Questions
 
     @property
     def nodes(self) -> int:
         """How many nodes run the deployed model; 0 where every instance has one to itself."""
-
-    @property
-    def front_door(self) -> FrontDoor:
-        """How late and how busy the server's own process is."""
-
-    @property
-    def redundancy_on(self) -> bool:
-        """Whether redundancy is switched on; while it is not, no copy and no task is queued."""
-
-    def run_time(self, unit: Unit) -> float:
-        """How long a unit ran that has just ended, without what its report has waited."""
+        return self.dispatch.nodes
 
     def queued(self, role: str) -> int:
-        """How many tasks of this role are queued."""
+        """Return how many tasks of this role are queued."""
+        return self.dispatch.depth(role)
 
     def up(self, role: str) -> int:
-        """How many instances are up that can run this role."""
-
-    def pending_query(self, query: int) -> Query | None:
-        """The query, if it has been neither answered nor failed."""
-
-    def is_placed(self, task: Task) -> bool:
-        """Is the task running, or is it settled on which instance it will?"""
+        """Return how many instances are up that can run this role."""
+        return self.dispatch.up(role)
 
     def beside(self, task: Task, others: Iterable[Task]) -> bool:
-        """Does one of the others run, or is it settled that it will, on this task's node?"""
+        """Return whether one of the others runs, or is placed to run, on this task's node."""
+        return self.dispatch.beside(task, others)
 
     # Tasks
 
@@ -72,98 +112,201 @@ class Port(Protocol):
         preemptible: bool = False,
         avoid: Collection[str] = (),
     ) -> Task:
-        """Queue a task of redundant work. It joins the tasks `apart`: see `keep_apart`.
+        """Queue a task of redundant work, which joins the tasks `apart` (see `keep_apart`).
 
-        It is not given to the instances to `avoid`, as long as others are up.
+        The instances to `avoid` do not run it as long as others are up.
         """
+        query = self.queries.get(subject) if role in BACKUPS else None
+        group = None if query is None else query.original.group
+        task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
+        task.wanted = self.redundancy_on
+        apart.append(task)
+        self._queue(task)
+        return task
 
     def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
 
-        It goes to the head of the queue, for it is as old as its query; `last`, to the end. It is
-        not given to the instances to `avoid`, as long as others are up.
+        It goes to the head of the queue, as it is as old as its query; `last`: to the end. The
+        instances to `avoid` do not run it as long as others are up.
         """
+        if query.id not in self.queries or not self.redundancy_on:
+            return
+        group = query.original.group
+        apart = [query.tasks, *(t for t in query.original.apart if t is not query.tasks)]
+        task = Task(DEPLOYED, query.id, query.kind, group, apart=apart, avoid=avoid)
+        for tasks in apart:
+            tasks.append(task)
+        self._queue(task, first=not last)
 
     def held_back(self, role: str) -> None:
-        """A late query is not sent to this role now, as the budget or the load forbids: counted."""
+        """Count that the budget or the load kept a late query from being sent to this role."""
+        self._held_back[role] += 1
 
     def drop(self, task: Task) -> None:
-        """Nobody needs this task: take it from the queue, or cancel its unit if it was the last."""
+        """Take a task that nobody needs from its queue, or cancel its unit if it was the last."""
+        if not task.wanted:
+            return
+        task.wanted = False
+        task.apart.clear()  # breaks a reference cycle, so that memory is freed at once
+        unit = task.unit
+        if unit is None:
+            if task.queue is not None:
+                self.dispatch.remove(task)
+        elif not any(other.wanted for other in unit.tasks):
+            action = Compare if self._runs_on(unit) else Cancel
+            self._actions.append(action(unit.instance, unit.id))
 
     def keep_apart(self, query: Query, apart: list[Task], group: int | None = None) -> None:
-        """Anti-affinity: the query's original joins the tasks `apart`.
+        """Add the query's original to the tasks `apart`: anti-affinity.
 
         Those run on different instances and nodes, as far as there are enough, and so do tasks
-        that join the list later. The query's tasks never share a batch with those of other members
-        of its coding group, if that is given.
+        that join the list later. With a coding `group`, the query's tasks share no batch with those
+        of its other members.
         """
+        query.original.apart.append(apart)
+        apart.append(query.original)
+        if group is not None:
+            for task in query.tasks:
+                task.group = group
 
     def keep_idle(self, instances: int) -> None:
         """Start preemptible tasks only while more instances than these are idle."""
+        self.dispatch.reserve = instances
+
+    def queue_again(self, task: Task) -> None:
+        """Queue a task at the head, after it failed or was lost."""
+        self._queue(task, first=True)
+        query = self.queries.get(task.subject) if task.role == DEPLOYED else None
+        if query is not None and not any(copy.unit for copy in query.tasks):
+            self._waiting.add(query.id)
+
+    def _queue(self, task: Task, *, first: bool = False) -> None:
+        if task.wanted and task.unit is None:
+            self.dispatch.add(task, first=first)
 
     # Timers
 
     def set_timer(
         self, at: float, callback: Callable[[], None], about: Collection[int] = ()
     ) -> Timer:
-        """Call back at a time; `about` are the queries that fail if that raises."""
+        """Call back at a time; if that raises, the queries `about` which it was fail."""
+        return self._start_timer(at, partial(self.tell, about, callback))
 
     def cancel_timer(self, timer: Timer | None) -> None:
         """Cancel a timer; one that has fired or is None is left alone."""
+        if timer is None or timer.callback is None:
+            return
+        timer.callback = None
+        self._timers_live -= 1
+        if not self._timers_live:
+            self._timers.clear()
+        elif len(self._timers) > 2 * self._timers_live + 16:
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
 
     def set_alarm(self, query: Query, at: float, callback: Callable[[], None]) -> None:
-        """Call back at a time, if the query has not ended by then and has no newer alarm.
+        """Call back at a time, unless the query has ended or has a newer alarm.
 
-        Never at once: what is not yet to be done would else be looked at for ever, at one time.
+        Never at once, lest a decision that is postponed is reconsidered for ever at one time.
         """
+        if query.alarm is not None:
+            self.cancel_timer(query.alarm)
+        at = max(at, self.now + LEAST_DELAY)
+        query.alarm = self._start_timer(at, partial(self.tell, (query.id,), callback))
+
+    def tell(
+        self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
+    ) -> None:
+        """Call a hook of the policy; if it raises, the queries `about` which it was fail."""
+        try:
+            hook(*args, **options)
+        except Exception as error:
+            self._on_error(error, about)
+
+    def _on_error(self, error: Exception, about: Collection[int]) -> None:
+        _log.exception("the policy failed")
+        self._broken += [(query, f"the policy failed: {error!r}") for query in about]
+
+    def _start_timer(self, at: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(callback)
+        self._timers_set += 1
+        self._timers_live += 1
+        heapq.heappush(self._timers, (at, self._timers_set, timer))
+        return timer
 
     # Answers
 
     def encode(self, encode: Encode) -> None:
         """Have the parity queries of a group made: before its first parity task runs."""
+        self._actions.append(encode)
 
     def decode(self, decode: Decode) -> None:
         """Have slots of a group reconstructed, and their queries answered.
 
-        Until then the queries are `decoding`; those whose reconstruction may not be given are not
-        answered, and are `spoiled` from then on.
+        Until then these queries are `decoding`. Those whose reconstruction is rejected are not
+        answered, and are `exact_only` from then on.
         """
+        for slot in decode.slots:
+            self.queries[decode.members[slot]].decoding = True
+        self._decodes.setdefault(decode.group, []).append(decode)
+        self._deciding = True
+        self._actions.append(decode)
 
     def forget_group(self, group: int) -> None:
         """The parity queries and parity outputs of an encoded group are not needed again."""
+        self._actions.append(ForgetGroup(group))
 
     def answer(self, query: Query, source: Source) -> None:
         """Answer the query, now."""
-
-    def hold(self, query: int) -> bool:
-        """Keep the query's tensors until a matching release; False: they are forgotten already."""
-
-    def release(self, query: int) -> None:
-        """The query's tensors are not needed any more by who held them."""
-
-
-class HealthPort(Port, Protocol):
-    """What those may have done besides who decide about instances, and what is lost with them."""
-
-    @property
-    def units(self) -> Mapping[int, Unit]:
-        """The units that run, by their ids, oldest first."""
-
-    def tell(
-        self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
-    ) -> None:
-        """Call a hook of the policy; if it raises, the queries `about` which it was fail soon."""
-
-    def verify(self, instance: str, role: str, probe: int) -> Unit:
-        """Have an instance that is given nothing else answer a golden query of a role."""
-
-    def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
-        """Have an instance ended, and another put in its place."""
-
-    def queue_again(self, task: Task) -> None:
-        """Queue a task again, at the head, after it failed or was lost."""
+        self._actions.append(Answer(query.id, source))
+        self._end_query(query)
 
     def fail(
         self, query: Query, reason: Reason, detail: str, retry_after: float | None = None
     ) -> None:
         """Fail the query, now."""
+        self._actions.append(Fail(query.id, reason, detail, retry_after))
+        self._end_query(query)
+
+    def hold(self, query: int) -> bool:
+        """Keep a query's tensors until a matching `release`; False: they are forgotten already."""
+        if query not in self._holds:
+            return False
+        self._holds[query] += 1
+        return True
+
+    def release(self, query: int) -> None:
+        """Give up a hold on a query's tensors."""
+        self._holds[query] -= 1
+        if not self._holds[query]:
+            del self._holds[query]
+            self._forgotten.append(query)
+
+    def _end_query(self, query: Query) -> None:
+        del self.queries[query.id]
+        self.cancel_timer(query.timer)
+        self.cancel_timer(query.alarm)
+        for task in query.tasks:
+            self.drop(task)
+        self._on_end(query)
+        self.release(query.id)
+
+    # Instances
+
+    def begin(self, instance: str, role: str, tasks: list[Task]) -> Unit:
+        """Put a unit on an idle instance: these tasks, or a golden query of the role."""
+        self._last_unit += 1
+        unit = Unit(self._last_unit, instance, role, tasks, self.now)
+        self.units[unit.id] = self.unit_on[instance] = unit
+        return unit
+
+    def verify(self, instance: str, role: str, probe: int) -> Unit:
+        """Have an instance that gets nothing else answer a golden query of a role."""
+        unit = self.begin(instance, role, [])
+        self._actions.append(Verify(instance, unit.id, role, probe))
+        return unit
+
+    def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
+        """Have an instance ended, and another put in its place."""
+        self._actions.append(Recycle(instance, reason, why))

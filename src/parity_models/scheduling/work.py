@@ -1,114 +1,159 @@
-"""What is queued and run: tasks, units, and the queries they are for."""
+"""The scheduler's data: its bounds, queries, tasks, units and timers. Times are in seconds."""
 
-from collections.abc import Collection, Hashable
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
-from parity_models.scheduling.actions import DEPLOYED
-from parity_models.scheduling.timers import Timer
+LEAST_DELAY = 1e-4
+"""Minimum delay, in seconds, before a postponed decision is reconsidered.
+
+A delay learned from units that took no time would be 0, and the decision would be reconsidered for
+ever at one instant.
+"""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Bounds of the scheduler.
+
+    Args:
+        max_batch: Rows in a unit, at most.
+        max_queue: Queries that may wait; more are refused.
+        deadline: Seconds after which an unanswered query fails, unless it brings its own deadline.
+        max_attempts: Attempts on failing instances before a query fails.
+        default_prediction: Answer with a default instead of failing at the deadline (Crankshaw et
+            al., Clipper, NSDI 2017, section 5.2.1).
+        verify_every: An instance answers a golden query of each role when it joins, after this many
+            queries of that role, and when it is suspected; 0: never.
+        compare_one_in: One in this many stand-in units that come too late runs on, to be compared
+            with the deployed model.
+        compare_every: Minimum seconds between answered queries that idle instances run on a
+            stand-in, only to compare it; 0: never.
+        fleet: The roles of each instance of a fixed fleet; missing ones count as out for good.
+            Empty: instances come and go.
+
+    """
+
+    max_batch: int = 1
+    max_queue: int = 1000
+    deadline: float = 10.0
+    max_attempts: int = 5
+    default_prediction: bool = False
+    verify_every: int = 0
+    compare_one_in: int = 20
+    compare_every: float = 10.0
+    fleet: tuple[frozenset[str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("verify_every", "compare_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("max_batch", "max_queue", "deadline", "max_attempts", "compare_one_in"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
+
+
+@dataclass(slots=True, eq=False)
+class Timer:
+    """A callback that is due at a time; None once it was called or cancelled."""
+
+    callback: Callable[[], None] | None
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """One row of work for one model.
+    """One row of work for one model: queued, or running as part of a unit, or over.
 
-    Tasks with the same subject (copies of a query), or with the same `group` (its coding group, if
-    it is of a member of one), never share a batch, else one slow instance would hold up all of
-    them. `apart` are lists of tasks, this one in each, that run on different instances and nodes,
-    as far as there are enough; so do they, after that, on other instances than those to `avoid`.
-    A `preemptible` task runs only on capacity that originals do not need; one that is `alone`
-    shares its batch with no other. One that is `comparing` is for nobody but the comparison with
-    what the deployed model has answered; no policy knows of it (background.py).
-    A task is queued, or running as part of a unit, or over. Of the instances that it failed on, as
-    many as `turned_away` were only busy. `charge`: which instance was charged with its failure, and
-    with how much.
+    Tasks with the same subject (copies of a query) or the same coding group never share a batch:
+    one slow instance would hold up all of them. Each list in `apart` holds this task and others
+    that run on different instances and nodes, as far as there are enough.
     """
 
     role: str
     subject: int
     kind: Hashable
     group: int | None = None
+    """The coding group that its query is a member of."""
     preemptible: bool = False
+    """It runs only on capacity that originals do not need."""
     alone: bool = False
+    """It shares its batch with no other task."""
     comparing: bool = False
+    """It only compares a stand-in with an answer of the model; policies do not see it."""
     unit: "Unit | None" = None
+    instance: str | None = None
+    """Where it runs, or where a dispatch rule has placed it to run."""
+    queue: "OrderedDict[Task, None] | None" = None
+    """The queue that it waits in."""
     wanted: bool = True
     failed_on: list[str] = field(default_factory=list)
     turned_away: int = 0
+    """How many of the instances in `failed_on` were only busy."""
     charge: tuple[str, float] | None = None
+    """The instance that was charged with its failure, and by how much (health.py)."""
     apart: list[list["Task"]] = field(default_factory=list)
     avoid: Collection[str] = ()
+    """Instances that run it only while no others are up."""
 
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """A batch of tasks that runs on one instance since `started`.
-
-    Where it has no tasks, it is a golden query of the role `golden` instead. `sound`: what the
-    instance was given before, it has finished, so that it was well when this unit began. `hung`:
-    its instance is replaced because this unit does not end. `ended`: when the instance was done, if
-    it has said so.
-    """
+    """A batch of tasks on an instance, or a golden query of `role` if there are no tasks."""
 
     id: int
     instance: str
+    role: str
     tasks: list[Task]
     started: float
-    golden: str | None = None
+    is_original: bool = False
+    """It runs the deployed model, and is not preemptible."""
+    is_comparison: bool = False
+    """It only compares a stand-in with the model."""
     sound: bool = True
+    """The instance had finished its work before this unit, so it was well when the unit began."""
     hung: bool = False
-    ended: float | None = None
-
-    @property
-    def role(self) -> str:
-        return self.golden or self.tasks[0].role
-
-    @property
-    def is_original(self) -> bool:
-        """Does it run the deployed model, other than as preemptible work?"""
-        return bool(self.tasks) and self.tasks[0].role == DEPLOYED and not self.tasks[0].preemptible
-
-    @property
-    def is_comparison(self) -> bool:
-        """Does it run for nobody but a comparison?"""
-        return bool(self.tasks) and self.tasks[0].comparing
+    """The instance is being replaced because the unit does not end."""
+    took: float = 0.0
+    """The run time of a unit that has ended, without the time that its report waited."""
 
 
 @dataclass(slots=True, eq=False)
 class Query:
-    """A query that has neither been answered nor failed. Times in seconds.
+    """A query that has been neither answered nor failed.
 
-    `tasks` are the original and its copies; all of them run the deployed model. `timer` is its
-    deadline, `alarm` the policy's timer that ends with it. Queries of different
-    `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
-    deployed model alone. It fails at `due`. `decoding`: it is being reconstructed; `backups`: the
-    roles of those that it may be asked of, the fastest first; `refusals`: how often what
-    a stand-in said was not to be given; `spoiled`: none is asked again. `kills` counts
-    the units with its input that were running when their instance left, but for those `excused`;
-    `proof` weighs those of them that had no other pending query's input.
+    Only queries of the same `tenant` share a coding group. An `exact` query joins none, and only
+    the deployed model answers it.
     """
 
     id: int
     kind: Hashable
     arrived: float
-    tasks: list[Task]
     due: float
+    original: Task
+    tasks: list[Task]
+    """The original and its copies, all on the deployed model."""
     tenant: Hashable = None
     exact: bool = False
     backups: tuple[str, ...] = ()
+    """The backups that it may still be sent to, the fastest first."""
     decoding: bool = False
+    """It is being reconstructed."""
     refusals: int = 0
-    spoiled: bool = False
-    kills: int = 0
-    excused: int = 0
-    proof: int = 0
+    """How many stand-in answers were rejected."""
+    exact_only: bool = False
+    """Its last stand-in was rejected; it needs the model's answer."""
+    crashes: int = 0
+    """Units with its input that were running when their instance was lost."""
+    excused_crashes: int = 0
+    """Such units whose instance was broken before they began; they do not count as `crashes`."""
+    solo_crashes: int = 0
+    """The weight of crashes with no other pending query's input in the unit (poison.py)."""
     timer: Timer | None = None
+    """Its deadline."""
     alarm: Timer | None = None
-
-    @property
-    def original(self) -> Task:
-        return self.tasks[0]
+    """The policy's timer, which ends with the query."""
 
     @property
     def was_lost(self) -> bool:
-        """Has an instance failed it?"""
+        """Whether an instance has failed it."""
         return any(task.failed_on for task in self.tasks)

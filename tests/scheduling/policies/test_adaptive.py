@@ -128,7 +128,7 @@ def test_a_lone_late_query_is_copied_where_parity_takes_as_long() -> None:
     world.pass_time(1.0)
     port = port_at(world.now, policy)
     for _ in range(20):
-        unit = Unit(-1, "a", [Task(PARITY, 0, "image")], 0.0)
+        unit = Unit(-1, "a", PARITY, [Task(PARITY, 0, "image")], 0.0, took=world.now)
         policy.unit_ended(port, unit, finished=True)
     world.arrive(1)
     world.pass_time(1.1)

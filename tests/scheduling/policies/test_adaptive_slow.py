@@ -15,7 +15,8 @@ def ran(world: World, policy: Adaptive, seconds: float, *instances: str) -> None
     """The policy hears that each of these has run a unit of the model for so long."""
     port = port_at(world.now, policy, world.roles)
     for instance in instances:
-        unit = Unit(-1, instance, [Task(DEPLOYED, -1, "image")], world.now - seconds)
+        tasks, began = [Task(DEPLOYED, -1, "image")], world.now - seconds
+        unit = Unit(-1, instance, DEPLOYED, tasks, began, took=seconds)
         policy.unit_ended(port, unit, finished=True)
 
 

@@ -37,7 +37,7 @@ def test_a_margin_is_narrow_where_batches_are_not_full() -> None:
     margin = Margin(run_times(*[(1.0, True)] * 10))
     for _ in range(200):
         margin.answered(1.1)
-    unit = Unit(0, "a", [Task(DEPLOYED, query, "kind") for query in range(2)], 0.0)
+    unit = Unit(0, "a", DEPLOYED, [Task(DEPLOYED, query, "kind") for query in range(2)], 0.0)
     for _ in range(200):
         margin.ran(unit, 2)
     assert margin.kept(100) == 10

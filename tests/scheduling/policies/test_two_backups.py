@@ -24,14 +24,16 @@ def world_with(instances: int = 6, refused: int = 0) -> World:
     """The fast backup takes a tenth of the model's time, the better one a fifth. So many answers of
     the fast one were refused before."""
     policy = Adaptive(TWO, run_times=run_times(*SOME_SLOW))
-    query = Query(0, "image", 0.0, [Task(DEPLOYED, 0, "image")], 9.0)
+    original = Task(DEPLOYED, 0, "image")
+    query = Query(0, "image", 0.0, 9.0, original, [original])
     world = World(Scheduler(policy), code())
     for instance in range(instances):
         world.join(f"{instance}", policy.roles(1, 0)[0])
     port = port_at(1.0, policy, world.roles)
     for role, seconds in ((FAST, 0.1), (BETTER, 0.2)):
         for _ in range(20):
-            unit = Unit(-1, "0", [Task(role, 0, "image")], 1.0 - seconds)
+            tasks = [Task(role, 0, "image")]
+            unit = Unit(-1, "0", role, tasks, 1.0 - seconds, took=seconds)
             policy.unit_ended(port, unit, finished=True)
     for _ in range(refused):
         policy.refused(port, query, Source.BACKUP)

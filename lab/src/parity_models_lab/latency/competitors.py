@@ -14,8 +14,7 @@ from statistics import median
 from typing import Annotated
 
 from parity_models.options import SECONDS, Option
-from parity_models.scheduling.dispatch.dispatch import Dispatch, QueueKey
-from parity_models.scheduling.dispatch.instance_queues import InstanceQueues
+from parity_models.scheduling.dispatch import Dispatch, InstanceQueues, QueueKey
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
@@ -248,11 +247,11 @@ class Tied(Policy):
             self._tie(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
-        query = port.pending_query(task.subject)
+        query = port.queries.get(task.subject)
         for other in query.tasks if query else ():
             if other.unit is None:
                 port.drop(other)
 
     def _tie(self, port: Port, query: Query) -> None:
-        if not query.kills and not any(task.unit for task in query.tasks):
+        if not query.crashes and not any(task.unit for task in query.tasks):
             port.copy(query, last=True)

@@ -117,11 +117,11 @@ class Adaptive(Policy):
     def arrived(self, port: Port, query: Query) -> None:
         self._effect.arrived(port.now, query.id)
         self._budget.earn(self._effect.part)
-        if port.is_placed(query.original):  # in the queue of an instance
+        if query.original.instance is not None:  # in the queue of an instance
             self._watch(port, query, query.original)
 
     def starts(self, port: Port, task: Task) -> None:
-        query = port.pending_query(task.subject)
+        query = port.queries.get(task.subject)
         if query is None:
             return
         if task is query.original and query.id not in self._asked:
@@ -133,7 +133,7 @@ class Adaptive(Policy):
         if task.role not in BACKUPS:
             self._groups.redundancy_starts(port, task)
         for query_id in self.carries(task):
-            query = port.pending_query(query_id)
+            query = port.queries.get(query_id)
             if query is not None:
                 self._watch(port, query, task)
 
@@ -154,10 +154,10 @@ class Adaptive(Policy):
         """Send the most beneficial; look again after a median run time if nothing is worth it."""
         tasks = self._asked.get(query.id, [query.original])
         runs = [task for task in tasks if task.unit is not None]
-        if query.kills or len(runs) >= self.MOST:
+        if query.crashes or len(runs) >= self.MOST:
             return  # one that may end instances is tried alone
         newest = max(runs, key=_started, default=None)
-        if newest is None and not port.is_placed(query.original):
+        if newest is None and query.original.instance is None:
             return  # it waits in the queue, as all else would, and is looked at once it runs
         helps_from = self._effect.helps_from(query.id, query.arrived)
         if port.now < helps_from:
@@ -196,7 +196,7 @@ class Adaptive(Policy):
         for role in (*query.backups, DEPLOYED):
             if port.up(role) > taken.count(role):
                 yield worth(role), role, partial(self._ask, port, query, role)
-        exact = query.exact or query.spoiled
+        exact = query.exact or query.exact_only
         if self._rows and port.up(PARITY) and PARITY not in taken and not exact:
             members = [query, *self._company(port, query, tasks)]
             if self._groups.can_form(members):
@@ -214,7 +214,9 @@ class Adaptive(Policy):
             if not late or len(company) >= len(self._rows) - 1:
                 break
             alike = (other.kind, other.tenant) == (query.kind, query.tenant)
-            barred = other.exact or other.kills or other.spoiled or other.original.unit in units
+            barred = (
+                other.exact or other.crashes or other.exact_only or other.original.unit in units
+            )
             if alike and not barred:
                 company.append(other)
                 units.add(other.original.unit)
@@ -249,12 +251,12 @@ class Adaptive(Policy):
 
     def predicted(self, port: Port, task: Task) -> None:
         self._groups.predicted(port, task)
-        query = port.pending_query(task.subject)
-        if self._rows and query is not None and not query.exact and not query.kills:
+        query = port.queries.get(task.subject)
+        if self._rows and query is not None and not query.exact and not query.crashes:
             self._groups.keep(port, query)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
-        query = port.pending_query(task.subject)
+        query = port.queries.get(task.subject)
         if task.role not in BACKUPS:
             self._groups.redundancy_finished(port, task)
         elif query is not None and task.role in query.backups:
@@ -304,7 +306,7 @@ class Adaptive(Policy):
         self._drop_backups(port, queued)
         self._groups.suspected(port, query)
         for task in queued:
-            for other in map(port.pending_query, self.carries(task)):
+            for other in map(port.queries.get, self.carries(task)):
                 if other is not None and other is not query:
                     self._look_at(port, other, port.now)  # what was sent for it will not start
 

@@ -44,7 +44,7 @@ class ApproximateBackup(Policy):
         self._backups[query.id] = port.submit(BACKUP, query.id, query.kind, pair, preemptible=True)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
-        query = port.pending_query(task.subject)
+        query = port.queries.get(task.subject)
         if query is None:
             return
         answer = partial(port.answer, query, Source.BACKUP)

@@ -46,7 +46,7 @@ class CodedPolicy(Policy):
         return [deployed] * instances + [parity] * parity_instances
 
     def arrived(self, port: Port, query: Query) -> None:
-        port.keep_idle(self.margin.kept(port.pending))
+        port.keep_idle(self.margin.kept(len(port.queries)))
         self.groups.arrived(port, query)
 
     def predicted(self, port: Port, task: Task) -> None:

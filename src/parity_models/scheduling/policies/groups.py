@@ -26,8 +26,7 @@ from typing import Any
 from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_role
 from parity_models.scheduling.policies.erasures import Erasures
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.timers import Timer
-from parity_models.scheduling.work import Query, Task
+from parity_models.scheduling.work import Query, Task, Timer
 
 SHARERS_KEPT = 16
 """For how many kinds and tenants (the most recently seen) padding, and a group that is open
@@ -137,12 +136,12 @@ class CodingGroups:
     def arrived(self, port: Port, query: Query) -> None:
         if query.exact:
             return
-        if port.nodes < self._code.k or port.is_placed(query.original):
+        if port.nodes < self._code.k or query.original.instance is not None:
             self._join(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
-        query = port.pending_query(task.subject)
-        if query is None or query.exact or query.kills or task is not query.original:
+        query = port.queries.get(task.subject)
+        if query is None or query.exact or query.crashes or task is not query.original:
             return
         if self.of(query) is None:
             self._join(port, query)
@@ -321,8 +320,8 @@ class CodingGroups:
         decodable = self._code.decodable(available, parities)
         ready: dict[int, Query] = {}
         for slot, query_id in enumerate(group.members):
-            query = port.pending_query(query_id)
-            if query is None or not decodable[slot] or query.decoding or query.spoiled:
+            query = port.queries.get(query_id)
+            if query is None or not decodable[slot] or query.decoding or query.exact_only:
                 continue
             due = query.arrived + self._stand_in_delay
             if port.now >= due or query.was_lost or query_id == urgent:

@@ -16,7 +16,7 @@ from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.recent import RecentDurations
+from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query
 
 
@@ -76,9 +76,9 @@ class Hedging(Policy):
             port.set_alarm(query, port.now + delay, partial(self._hedge, port, query))
 
     def _hedge(self, port: Port, query: Query) -> None:
-        if query.kills:
+        if query.crashes:
             return  # it is tried alone
-        if not port.is_placed(query.original):
+        if query.original.instance is None:
             self._watch(port, query)
         elif self._budget.spend():
             port.copy(query)

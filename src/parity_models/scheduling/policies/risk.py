@@ -75,7 +75,7 @@ class Risk:
 
     def age(self, query: Query, task: Task) -> float | None:
         """From which age on this task of the query is at risk; None while that is unknown."""
-        return self._ages.get((self._kind(query, task), query.exact or query.spoiled))
+        return self._ages.get((self._kind(query, task), query.exact or query.exact_only))
 
     @property
     def avoided(self) -> Collection[str]:
@@ -117,7 +117,7 @@ class Risk:
 
     def ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         """An instance has run this unit, to its end or not."""
-        took = port.run_time(unit)
+        took = unit.took
         self._busy += took
         if unit.role != DEPLOYED:
             self._measured[measured(unit.role)].ran(took, finished=finished)

@@ -15,7 +15,7 @@ from parity_models.scheduling.dispatch import (
     RoundRobin,
     SingleQueue,
 )
-from parity_models.scheduling.work import Task, Unit
+from parity_models.scheduling.work import Task
 from parity_models_lab.latency.competitors import Prequal, Probe, ProbePool
 from scheduling_world import ORIGINALS, World
 
@@ -72,7 +72,7 @@ def test_an_idle_instance_takes_a_task_unless_others_that_are_up_suit_it_better(
         if each != idle:
             dispatch.occupy(each)
     taken = taken - {idle}
-    running = [Task(DEPLOYED, 2, "image", unit=Unit(1, each, [], 0.0)) for each in sorted(taken)]
+    running = [Task(DEPLOYED, 2, "image", instance=each) for each in sorted(taken)]
     task = Task(DEPLOYED, 1, "image", failed_on=sorted(failed), avoid=avoid)
     task.apart.append([task, *running])
     dispatch.add(task)

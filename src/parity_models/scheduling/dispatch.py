@@ -1,0 +1,540 @@
+"""Dispatch: which instance runs which task next. Each rule works with every policy."""
+
+import heapq
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from itertools import chain
+from math import inf
+from random import Random
+from typing import Any, ClassVar
+
+from parity_models import options
+from parity_models.registry import Registry
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.work import Task
+
+SCAN = 4
+"""How many batches' worth of queued tasks are searched to fill one batch."""
+
+Queue = OrderedDict[Task, None]
+
+QueueKey = tuple[bool, bool, str]
+"""Queues by priority: preemptible, of the deployed model, role. The lowest is the most urgent."""
+
+Worse = Callable[[str], bool]
+"""Returns whether an instance is one that others are better suited than."""
+
+
+class Dispatch(ABC):
+    """Holds queued tasks and idle instances, and matches them.
+
+    Stand-ins' tasks go before those of the deployed model, as their queries have waited longer.
+    Preemptible ones go last, and only while more than `reserve` of the instances that run the
+    deployed model are idle, so that queries about to arrive find one. Tasks that are to run apart
+    do, as far as there are instances for it. A rule serves one scheduler.
+
+    A subclass defines its `name` and its `Options`.
+    """
+
+    name: ClassVar[str]
+    reserve = 0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(options.Options):
+        """None."""
+
+    @classmethod
+    def build(cls, options: Any) -> "Dispatch":
+        """Return a rule with these `Options`."""
+        return cls(options)
+
+    def __init__(self, options: Any = None) -> None:
+        self.waiting = 0
+        """How many tasks are queued."""
+        self._depths: dict[str, int] = {}
+        self._roles: dict[str, frozenset[str]] = {}
+        self._up: dict[str, list[str]] = {}
+        self._node: dict[str, Hashable] = {}
+        self._nodes: int | None = None
+        self._doubted: set[str] = set()
+
+    # Instances
+
+    def instances_up(self) -> dict[str, int]:
+        """Return how many instances are up, by role they can run."""
+        return {role: len(instances) for role, instances in self._up.items() if instances}
+
+    def up(self, role: str) -> int:
+        """Return how many instances are up that can run this role."""
+        return len(self._up.get(role, ()))
+
+    @abstractmethod
+    def idle_for(self, role: str) -> int:
+        """Return how many instances that can run this role are idle."""
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes run the deployed model; 0 where every instance has one to itself."""
+        if self._nodes is None:
+            shared = len(set(self._node.values())) < len(self._node)
+            self._nodes = len(self._nodes_of(self._up.get(DEPLOYED, ()))) if shared else 0
+        return self._nodes
+
+    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
+        """Add an idle instance, which may be given work from now on."""
+        self._roles[instance] = roles
+        self._node[instance] = (instance,) if node is None else node
+        self._nodes = None
+        for role in roles:
+            self._up.setdefault(role, []).append(instance)
+
+    def leave(self, instance: str) -> None:
+        """Give no more work to an instance, idle or not; it may still run a unit."""
+        del self._node[instance]
+        self._doubted.discard(instance)
+        self._nodes = None
+        for role in self._roles.pop(instance):
+            self._up[role].remove(instance)
+
+    @abstractmethod
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        """Mark an instance idle, whose last unit took this many seconds.
+
+        One that is not `finished` (it failed, or was cancelled) would have taken longer.
+        """
+
+    @abstractmethod
+    def occupy(self, instance: str) -> bool:
+        """Mark the instance busy. Return whether it was idle."""
+
+    def doubt(self, instance: str) -> None:
+        """Have this instance, which is busy, take last: while no other is idle that could."""
+        self._doubted.add(instance)
+
+    def trust(self, instance: str) -> None:
+        """Have this instance take its turn again."""
+        self._doubted.discard(instance)
+
+    # Tasks
+
+    @abstractmethod
+    def add(self, task: Task, *, first: bool = False) -> None:
+        """Queue a task, `first` at the head."""
+
+    def remove(self, task: Task) -> None:
+        """Take a task out of its queue, if it is in one."""
+        if task.queue is not None:
+            del task.queue[task]
+            task.queue = task.instance = None
+            self.waiting -= 1
+            self._depths[task.role] -= 1
+
+    @abstractmethod
+    def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
+        """Take tasks for idle instances, as long as there are both: (instance, batch) pairs."""
+
+    def depths(self) -> dict[str, int]:
+        """Return how many tasks are queued, by role; roles without any may be left out."""
+        return dict(self._depths)
+
+    def depth(self, role: str) -> int:
+        """Return how many tasks of this role are queued."""
+        return self._depths.get(role, 0)
+
+    def beside(self, task: Task, others: Iterable[Task]) -> bool:
+        """Return whether one of the others is on this task's node, as far as is settled."""
+        at = task.instance
+        return at in self._node and self._node[at] in self._nodes_of(self._instances_of(others))
+
+    def _enqueue(self, queue: Queue, task: Task, *, first: bool) -> None:
+        queue[task] = None
+        if first:
+            queue.move_to_end(task, last=False)
+        task.queue = queue
+        self.waiting += 1
+        self._depths[task.role] = self._depths.get(task.role, 0) + 1
+
+    def _take_batch(self, queue: Queue, instance: str, max_batch: int) -> list[Task]:
+        """Take the oldest tasks that may share a batch on this instance."""
+        batch: list[Task] = []
+        for looked_at, task in enumerate(queue):
+            if batch:
+                if looked_at >= SCAN * (max_batch + 1):
+                    break
+                if task.alone or task.kind != batch[0].kind or _clash(task, batch):
+                    continue
+            restricted = self._nodes != 0 or task.failed_on or task.avoid
+            if restricted and not self._may_run(task, instance):
+                continue
+            batch.append(task)
+            if task.alone or len(batch) == max_batch:
+                break
+        for task in batch:
+            del queue[task]
+            task.queue = task.instance = None
+        if batch:
+            self.waiting -= len(batch)
+            self._depths[batch[0].role] -= len(batch)
+        return batch
+
+    def _may_run(self, task: Task, instance: str) -> bool:
+        """Return whether this idle instance may take the task, or others should."""
+        return True
+
+    # Which instances suit a task
+
+    def _suited(self, task: Task) -> Sequence[str]:
+        """Return the instances that are best suited to run the task.
+
+        In order of importance, a suited instance has not failed the task; runs nothing that the
+        task is to run apart from; is on a node that does not either; and is not to be avoided. A
+        condition that no instance meets is dropped.
+        """
+        suited = self._up.get(task.role, [])
+        taken = self._taken(task)
+        if not (taken or task.failed_on or task.avoid):
+            return suited
+        for worse in self._worse(task, taken):
+            suited = [instance for instance in suited if not worse(instance)] or suited
+        return suited
+
+    def _is_suited(self, task: Task, instance: str) -> bool:
+        """Return whether the instance, which can run the task, is among the `_suited`.
+
+        Does not list them: a queue may be long, and instances many.
+        """
+        applied: list[Worse] = []
+        up = self._up[task.role]
+        for worse in self._worse(task, self._taken(task)):
+            if not worse(instance):
+                applied.append(worse)
+            elif any(not (worse(each) or any(one(each) for one in applied)) for each in up):
+                return False
+        return True
+
+    def _worse(self, task: Task, taken: Set[str]) -> tuple[Worse, ...]:
+        """Return what makes an instance less suited than others, the worst first."""
+        nodes = self._nodes_of(taken)
+        return (
+            task.failed_on.__contains__,
+            taken.__contains__,
+            lambda instance: self._node[instance] in nodes,
+            task.avoid.__contains__,
+        )
+
+    def _taken(self, task: Task) -> set[str]:
+        """Return the instances with tasks that this one is to run apart from."""
+        return self._instances_of(
+            each for tasks in task.apart for each in tasks if each is not task
+        )
+
+    def _instances_of(self, tasks: Iterable[Task]) -> set[str]:
+        return {task.instance for task in tasks if task.instance is not None}
+
+    def _nodes_of(self, instances: Iterable[str]) -> set[Hashable]:
+        return {self._node[instance] for instance in instances if instance in self._node}
+
+
+def _clash(task: Task, batch: Iterable[Task]) -> bool:
+    """Return whether the batch has the same subject, or a member of the same coding group."""
+    return any(
+        task.subject == other.subject or (task.group is not None and task.group == other.group)
+        for other in batch
+    )
+
+
+class SingleQueue(Dispatch):
+    """One queue per role; the instance that has been idle longest takes from it.
+
+    The default, and the paper's (Kosaian et al., SOSP 2019, section 5.1): a slow instance
+    takes little, and no query waits behind another on a busy instance while one is idle.
+    """
+
+    name = "single-queue"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._queues: dict[QueueKey, Queue] = {}
+        self._idle: dict[frozenset[str], list[tuple[float, int, str]]] = {}
+        """Heaps of idle instances: rank (the lowest takes first), since when, name."""
+        self._turn = 0
+
+    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
+        super().join(instance, roles, node)
+        self._add_idle(instance, 0.0)
+
+    def leave(self, instance: str) -> None:
+        self.occupy(instance)
+        super().leave(instance)
+
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        self._add_idle(instance, 0.0)
+
+    def occupy(self, instance: str) -> bool:
+        idle = self._idle[self._roles[instance]]
+        others = [entry for entry in idle if entry[2] != instance]
+        if len(others) == len(idle):
+            return False
+        heapq.heapify(others)
+        self._idle[self._roles[instance]] = others
+        return True
+
+    def trust(self, instance: str) -> None:
+        super().trust(instance)
+        if instance in self._roles and self.occupy(instance):
+            self.idle(instance, 0.0, finished=False)
+
+    def idle_for(self, role: str) -> int:
+        count = 0
+        for roles, idle in self._idle.items():
+            if role in roles:
+                count += len(idle)
+        return count
+
+    def add(self, task: Task, *, first: bool = False) -> None:
+        key = (task.preemptible, task.role == DEPLOYED, task.role)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = OrderedDict()
+            self._queues = dict(sorted([*self._queues.items(), (key, queue)]))
+        self._enqueue(queue, task, first=first)
+
+    def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
+        if not any(self._idle.values()):
+            return
+        for key, queue in self._queues.items():
+            while queue:
+                assigned = self._assign_one(key, queue, max_batch)
+                if assigned is None:
+                    break
+                yield assigned
+
+    def _may_run(self, task: Task, instance: str) -> bool:
+        beside = self.nodes and self._node[instance] in self._nodes_of(self._taken(task))
+        if beside or instance in task.failed_on or instance in task.avoid:
+            return self._is_suited(task, instance)
+        return True
+
+    def _add_idle(self, instance: str, rank: float) -> None:
+        self._turn += 1
+        rank = inf if instance in self._doubted else rank
+        idle = self._idle.setdefault(self._roles[instance], [])
+        heapq.heappush(idle, (rank, self._turn, instance))
+
+    def _assign_one(
+        self, key: QueueKey, queue: Queue, max_batch: int
+    ) -> tuple[str, list[Task]] | None:
+        preemptible, _, role = key
+        for roles, idle in self._idle.items():
+            if not idle or role not in roles or (preemptible and self._needed(roles)):
+                continue
+            passed = []
+            batch: list[Task] = []
+            while idle and not batch:
+                entry = heapq.heappop(idle)
+                batch = self._take_batch(queue, entry[2], max_batch)
+                if not batch:
+                    passed.append(entry)
+            for other in passed:
+                heapq.heappush(idle, other)
+            if batch:
+                return entry[2], batch
+        return None
+
+    def _needed(self, roles: frozenset[str]) -> bool:
+        """Return whether all idle instances with these roles are kept for originals."""
+        return DEPLOYED in roles and self.idle_for(DEPLOYED) <= self.reserve
+
+
+class LatencyAware(SingleQueue):
+    """A single queue from which recently slow instances take last.
+
+    Each instance's recent service time is an exponentially weighted mean; of the idle
+    instances the fastest takes next, so slow ones are used only when nothing else is free. A unit
+    that failed or was cancelled gives a lower bound: it can only make an instance slower.
+    After outlier ejection in load balancers and the latency signal of Prequal (Wydrowski et
+    al., Load is not what you should balance, NSDI 2024).
+    """
+
+    name = "latency-aware"
+
+    WEIGHT = 0.3
+    """Of the newest service time in the mean."""
+
+    SCARCE, ALIKE = 3, 1.25
+    """Idle instances are scarce while they are at most SCARCE times as many as must be kept idle.
+    Then a preemptible task may take the fastest only if those left are at most ALIKE times slower.
+    """
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._mean: dict[str, float] = {}
+
+    def leave(self, instance: str) -> None:
+        super().leave(instance)
+        self._mean.pop(instance, None)
+
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        mean = self._mean.get(instance)
+        if finished and mean is None:
+            self._mean[instance] = took
+        elif mean is not None and (finished or took > mean):
+            self._mean[instance] = mean + self.WEIGHT * (took - mean)
+        self._add_idle(instance, self._mean.get(instance, 0.0))
+
+    def _needed(self, roles: frozenset[str]) -> bool:
+        if DEPLOYED not in roles or super()._needed(roles):
+            return DEPLOYED in roles
+        heaps = [idle for roles, idle in self._idle.items() if DEPLOYED in roles]
+        if sum(map(len, heaps)) > self.SCARCE * self.reserve:
+            return False
+        ranks = sorted(entry[0] for idle in heaps for entry in idle)
+        return ranks[self.reserve] > self.ALIKE * ranks[0]
+
+
+class InstanceQueues(Dispatch):
+    """A queue at each instance: tasks are placed on arrival and moved only if it leaves.
+
+    Tasks that no instance up can run wait until one joins.
+    """
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._queues: dict[str, dict[QueueKey, Queue]] = {}
+        self._idle: dict[str, None] = {}
+        self._ready: dict[str, None] = {}
+        """The idle instances that have something queued."""
+        self._homeless: Queue = OrderedDict()
+
+    @abstractmethod
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        """Return the instance to place a task at that goes into its queue `key`."""
+
+    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
+        super().join(instance, roles, node)
+        keys = sorted((late, role == DEPLOYED, role) for role in roles for late in (False, True))
+        self._queues[instance] = {key: OrderedDict() for key in keys}
+        self.idle(instance, 0.0)
+        self._place_again(self._homeless)
+
+    def leave(self, instance: str) -> None:
+        super().leave(instance)
+        self._idle.pop(instance, None)
+        self._ready.pop(instance, None)
+        self._place_again(chain.from_iterable(self._queues.pop(instance).values()))
+
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        self._idle[instance] = None
+        if any(self._queues[instance].values()):
+            self._ready[instance] = None
+
+    def occupy(self, instance: str) -> bool:
+        if instance not in self._idle:
+            return False
+        del self._idle[instance]
+        self._ready.pop(instance, None)
+        return True
+
+    def idle_for(self, role: str) -> int:
+        if self.up(role) == len(self._roles):
+            return len(self._idle)
+        return sum(role in self._roles[instance] for instance in self._idle)
+
+    def add(self, task: Task, *, first: bool = False) -> None:
+        suited = self._suited(task)
+        if not suited:
+            self._enqueue(self._homeless, task, first=first)
+            return
+        if self._doubted:
+            trusted = [instance for instance in suited if instance not in self._doubted]
+            if any(each in self._idle and each not in self._ready for each in trusted):
+                suited = trusted
+        key = (task.preemptible, task.role == DEPLOYED, task.role)
+        task.instance = self._choose(suited, key)
+        self._enqueue(self._queues[task.instance][key], task, first=first)
+        if task.instance in self._idle:
+            self._ready[task.instance] = None
+
+    def remove(self, task: Task) -> None:
+        instance = task.instance
+        super().remove(task)
+        if instance in self._ready and not any(self._queues[instance].values()):
+            del self._ready[instance]
+
+    def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
+        ready, self._ready = self._ready, {}
+        for instance in ready:
+            batch = self._next_batch(instance, max_batch)
+            if batch:
+                del self._idle[instance]
+                yield instance, batch
+            elif any(self._queues[instance].values()):
+                self._ready[instance] = None
+
+    def _next_batch(self, instance: str, max_batch: int) -> list[Task]:
+        needed = DEPLOYED in self._roles[instance] and len(self._idle) <= self.reserve
+        for (preemptible, _, _), queue in self._queues[instance].items():
+            if not (preemptible and needed):
+                batch = self._take_batch(queue, instance, max_batch)
+                if batch:
+                    return batch
+        return []
+
+    def _load(self, instance: str, key: QueueKey) -> int:
+        """Return how many tasks are ahead of a new one in this queue, the running unit included."""
+        running = instance not in self._idle
+        return running + sum(
+            len(queue) for other, queue in self._queues[instance].items() if other <= key
+        )
+
+    def _place_again(self, tasks: Iterable[Task]) -> None:
+        tasks = list(tasks)
+        for task in tasks:
+            super().remove(task)
+        for task in tasks:
+            self.add(task)
+
+
+class RoundRobin(InstanceQueues):
+    """Instances take turns."""
+
+    name = "round-robin"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._turns: dict[QueueKey, int] = {}
+
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        up = self._up[key[2]]
+        turn = self._turns.get(key, 0)
+        while up[turn % len(up)] not in suited:
+            turn += 1
+        self._turns[key] = turn + 1
+        return up[turn % len(up)]
+
+
+class PowerOfTwoChoices(InstanceQueues):
+    """Of two instances drawn at random, the one with less to do.
+
+    (Mitzenmacher, The power of two choices in randomized load balancing, IEEE TPDS 2001.)
+    """
+
+    name = "two-choices"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._random = Random(0)
+
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        if len(suited) == 1:
+            return suited[0]
+        first, second = self._random.sample(suited, 2)
+        return first if self._load(first, key) <= self._load(second, key) else second
+
+
+RULES = Registry[Dispatch](
+    "dispatch rule", Dispatch, SingleQueue, RoundRobin, PowerOfTwoChoices, LatencyAware
+)
+"""The dispatch rules."""

@@ -1,0 +1,540 @@
+"""The health of instances: which get work, which are verified, which are replaced.
+
+An instance that is *in* takes units as the dispatch rule says. It is *out* while nothing is
+dispatched to it:
+
+    verifying   it has joined, or comes back, and has not yet answered a golden query of each role
+    ejected     its units fail more often than those of others; it comes back after a while
+    over        it hung, or gave a wrong answer to a golden query, and is being replaced
+
+At most half of the instances of a role are out for failing or hanging. That counts those that left
+and are not back, whoever ended them, and those that are busy for long. An instance that gave a
+wrong answer is out whatever the others are: a wrong answer is worse than none. Those on its node
+are verified next, as they may be wrong for the same reason. See docs/explanation/health.md.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from math import inf, log
+
+from parity_models.scheduling.actions import DEPLOYED, RecycleReason
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.work import Timer, Unit
+
+BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
+"""Seconds for which an instance is ejected the first time, and at most; they double each time."""
+
+PROVEN = 100
+"""Units without a failure after which the next ejection is a first one again."""
+
+DOUBT = 1.0
+"""Seconds for which an instance takes last after a unit failed on it."""
+
+SHORT_REST = 5.0
+"""Seconds for which an instance may be busy, and still counts as one that takes units."""
+
+REPLACED_WITHIN = 30.0
+"""Seconds for which an instance that left counts as out, if no other joins in its place; after
+that the pool counts as smaller, unless its size is fixed."""
+
+SECOND_LOOK, LOOK_OF_DEADLINE = 0.25, 0.125
+"""Seconds after which a unit over its limit is looked at again, or this share of the deadline if
+that is less. Where the server itself was held up, finished units are only waiting to be read."""
+
+
+class State(StrEnum):
+    """How an instance is, for operators."""
+
+    UP = "up"
+    SUSPECTED = "suspected"
+    """It failed lately, or disagrees more often than others do."""
+    EJECTED = "ejected"
+    """It gets no work."""
+    VERIFYING = "verifying"
+    """It answers golden queries."""
+
+
+class Outliers:
+    """Finds instances that do badly more often than the others do.
+
+    A cumulative sum for each instance (Page, Continuous inspection schemes, Biometrika 1954) weighs
+    two hypotheses after each event, good or bad. One: the instance does badly as often as the
+    others lately do, with probability p. Two: it does well half as often as they do, so badly with
+    probability (1 + p) / 2. The sum is the logarithm of their likelihood ratio, never below 0. What
+    all instances do badly at the same time (inputs that fail anywhere, inputs that a stand-in has
+    not learned) raises p, so that no instance stands out.
+    """
+
+    WINDOW = 100
+    """The latest events, of all instances together, from which p is estimated. A longer window
+    follows a sudden rise of p more slowly, and meanwhile honest instances stand out."""
+
+    STANDS_OUT = 14.0
+    """The sum from which an instance stands out. An honest one reaches it at most once in e^14
+    events, 1.2 million (Lorden, Procedures for reacting to a change in distribution, Annals of
+    Mathematical Statistics 1971). If the others never do badly, 4 bad events in a row reach it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._recent: deque[tuple[str, bool]] = deque()
+        self._counts: dict[tuple[str, bool], int] = {}
+        """Of the recent events, by instance, those that were bad and those that were not."""
+        self._bad = 0
+
+    def add(self, instance: str, *, bad: bool) -> float:
+        """Count an event of an instance. Return how much its sum has grown."""
+        old = new = self._sums.get(instance, 0.0)
+        if bad or old:
+            new = self._sums[instance] = max(0.0, old + self._evidence(instance, bad=bad))
+        event = (instance, bad)
+        self._recent.append(event)
+        self._counts[event] = self._counts.get(event, 0) + 1
+        self._bad += bad
+        if len(self._recent) > self.WINDOW:
+            oldest = self._recent.popleft()
+            self._counts[oldest] -= 1
+            self._bad -= oldest[1]
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+        return new - old
+
+    def stands_out(self, instance: str) -> bool:
+        """Return whether it does badly more often than the others do."""
+        return self._sums.get(instance, 0.0) >= self.STANDS_OUT
+
+    def is_clear(self, instance: str) -> bool:
+        """Return whether there is no evidence against it."""
+        return not self._sums.get(instance)
+
+    def take_back(self, instance: str, growth: float) -> None:
+        """Take back an event that was not its fault, by which its sum had grown."""
+        if instance in self._sums:
+            self._sums[instance] = max(0.0, self._sums[instance] - growth)
+
+    def clear(self, instance: str) -> None:
+        """Forget an instance, or begin anew with it."""
+        self._sums.pop(instance, None)
+        bad = self._counts.pop((instance, True), 0)
+        self._bad -= bad
+        if self._counts.pop((instance, False), 0) or bad:
+            self._recent = deque(event for event in self._recent if event[0] != instance)
+
+    def _evidence(self, instance: str, *, bad: bool) -> float:
+        own_bad = self._counts.get((instance, True), 0)
+        others = len(self._recent) - own_bad - self._counts.get((instance, False), 0)
+        usual = (self._bad - own_bad + 1) / (others + 2)  # Laplace's rule of succession
+        worse = (1 + usual) / 2
+        return log(worse / usual) if bad else log((1 - worse) / (1 - usual))
+
+
+class RunLimit:
+    """The longest that a unit of one role may run before it counts as hung. Times in seconds.
+
+    Chosen by simulation (tests/scheduling/test_hung.py; units of 20 ms): under shuffles, slowdowns,
+    pauses of 0.1, 0.3 and 1 s on average, units 10 times as slow for minutes and run times of
+    log-normal sigma 1, no instance is replaced in 20,000 queries, at factors of 5 to 20 alike. The
+    largest leaves most room for a slowness that begins suddenly on all instances, and raises the
+    limit once the first slow units finish.
+    """
+
+    FACTOR = 20
+    """A unit hangs once it has run this many times as long as the longest recent unit."""
+
+    AT_LEAST, SHORTEST, OF_DEADLINE = 1.0, 0.5, 0.5
+    """Every unit gets AT_LEAST seconds, or the share OF_DEADLINE of the deadline if that is less,
+    but never less than SHORTEST seconds: a machine may be busy with something else for a moment."""
+
+    BEFORE_DEADLINE, LEAST_FACTOR = 0.75, 5
+    """A unit counts as hung at the share BEFORE_DEADLINE of the deadline, so before its queries
+    expire, but not before LEAST_FACTOR times the longest recent unit."""
+
+    KNOWN = 100
+    """Units that must have finished before any counts as hung."""
+
+    WINDOW = 500
+    """The longest unit is that of the last WINDOW to twice as many units."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._before = self._now = 0.0
+        """The longest of the window before, and of this one."""
+
+    def finished(self, seconds: float) -> None:
+        """Count a unit that ran to its end."""
+        if self._count % self.WINDOW == 0:
+            self._before, self._now = self._now, 0.0
+        self._count += 1
+        if seconds > self._now:
+            self._now = seconds
+
+    def of(self, deadline: float) -> float | None:
+        """Return the limit under this deadline for queries; None while it is unknown."""
+        if self._count < self.KNOWN:
+            return None
+        longest = max(self._before, self._now)
+        at_least = min(self.AT_LEAST, max(self.SHORTEST, self.OF_DEADLINE * deadline))
+        in_time = max(self.BEFORE_DEADLINE * deadline, self.LEAST_FACTOR * longest)
+        return max(at_least, min(self.FACTOR * longest, in_time))
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """An instance that has joined and not left."""
+
+    name: str
+    roles: frozenset[str]
+    node: str | None
+    is_in: bool = False
+    """It gets units, unless it rests."""
+    timer: Timer | None = None
+    """It is ejected, or rests, until then."""
+    rests_long: bool = False
+    """It rests for more than SHORT_REST."""
+    sound: bool = True
+    """It has finished its last unit."""
+    over: bool = False
+    doubted: bool = False
+    doubted_until: float = 0.0
+    suspected: bool = False
+    verifying: bool = False
+    to_verify: list[str] = field(default_factory=list)
+    served: Counter[str] = field(default_factory=Counter)
+    """The queries of each role that it ran since it was last verified."""
+    on_probation: bool = False
+    back_off: float = BACK_OFF
+    proven: int = 0
+    """Units since its last failure."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it takes units, now or soon."""
+        return self.is_in and not self.rests_long
+
+    @property
+    def state(self) -> State:
+        if self.verifying:
+            return State.VERIFYING
+        if not self.is_in:
+            return State.EJECTED
+        return State.SUSPECTED if self.suspected or self.doubted else State.UP
+
+
+class Health:
+    """Decides which instances the dispatch rule has; acts through the port."""
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._dispatch = port.dispatch
+        self._verify_every = port.config.verify_every
+        self._members: dict[str, Member] = {}
+        fleet = port.config.fleet
+        self._replaced_within = inf if fleet else REPLACED_WITHIN
+        self._away = [(roles, inf) for roles in fleet]
+        """The roles of instances that are away, and until when they count as out."""
+        self._failures = Outliers()
+        self._disagreements = Outliers()
+        self._probes: Counter[str] = Counter()
+        self._limits: dict[str, RunLimit] = {}
+        self._watch: Timer | None = None
+        """When units that run are looked at next."""
+        self._over_limit: dict[int, float] = {}
+        """Since when units are over their limit."""
+
+    def states(self) -> list[tuple[str, State]]:
+        """Return every instance that has joined and not left, and how it is."""
+        return [(member.name, member.state) for member in self._members.values()]
+
+    # Joining and leaving
+
+    def joined(self, instance: str, roles: frozenset[str], node: str | None) -> None:
+        """An instance is up."""
+        member = self._members[instance] = Member(instance, roles, node)
+        away = next((away for away in self._away if away[0] == roles), None)
+        if away is not None:
+            self._away.remove(away)
+        self._come_in(member)
+
+    def left(self, instance: str) -> None:
+        """An instance is gone."""
+        member = self._members.pop(instance)
+        self._port.cancel_timer(member.timer)
+        if member.is_in:
+            self._dispatch.leave(instance)
+        now = self._port.now
+        self._away = [away for away in self._away if away[1] > now]
+        self._away.append((member.roles, now + self._replaced_within))
+        self._failures.clear(instance)
+        self._disagreements.clear(instance)
+
+    def _come_in(self, member: Member) -> None:
+        member.timer = None
+        if self._verify_every:
+            member.to_verify = _in_order(member.roles)
+        self._verify_next(member)
+
+    def _put_out(self, member: Member) -> None:
+        self._dispatch.leave(member.name)
+        member.is_in = member.doubted = False
+
+    def _may_lose(self, member: Member) -> bool:
+        """Return whether at most half of the instances of each role would be out without it."""
+        if not member.is_there:
+            return True
+        now = self._port.now
+        for role in member.roles:
+            alike = [other for other in self._members.values() if role in other.roles]
+            away = sum(role in roles for roles, until in self._away if until > now)
+            out = away + sum(not other.is_there for other in alike)
+            if 2 * (out + 1) > len(alike) + away:
+                return False
+        return True
+
+    def _replace(self, member: Member, reason: RecycleReason, why: str) -> None:
+        """Have an instance replaced; it is out until it leaves."""
+        if member.is_in:
+            self._put_out(member)
+        member.over = True
+        self._port.recycle(member.name, reason, why)
+
+    # Units
+
+    def started(self, unit: Unit) -> None:
+        """An instance has begun a unit."""
+        unit.sound = self._members[unit.instance].sound
+        if self._watch is None:
+            limit = self._limit(unit)
+            if limit is not None:
+                self._watch = self._port.set_timer(unit.started + limit, self._look)
+
+    def ended(self, unit: Unit, *, finished: bool, rest: float = 0.0) -> None:
+        """A unit is off its instance, which is idle now, or will be after `rest` seconds."""
+        member = self._members[unit.instance]
+        if finished or any(task.wanted for task in unit.tasks):  # it was not cancelled
+            member.sound = finished
+        if finished:
+            limit = self._limits.get(unit.role)
+            if limit is None:
+                limit = self._limits[unit.role] = RunLimit()
+            limit.finished(unit.took)
+            self._did_well(member, unit)
+        elif rest == 0:
+            self._did_badly(member, unit)
+        if not member.is_in:
+            return
+        every = self._verify_every
+        if every:
+            member.served[unit.role] += len(unit.tasks)
+        if rest > 0:
+            self._rest(member, rest)
+        elif every and (member.suspected or max(member.served.values()) >= every):
+            self._verify_again(member)
+        else:
+            self._dispatch.idle(member.name, unit.took, finished=finished)
+
+    def _rest(self, member: Member, seconds: float) -> None:
+        member.rests_long = seconds > SHORT_REST
+        at = self._port.now + seconds
+        member.timer = self._port.set_timer(at, partial(self._rested, member))
+
+    def _rested(self, member: Member) -> None:
+        member.timer = None
+        member.rests_long = False
+        self._dispatch.idle(member.name, 0.0, finished=False)
+
+    # Failing: doubted at once, ejected when its units fail more often than those of others
+
+    def _did_well(self, member: Member, unit: Unit) -> None:
+        for task in unit.tasks:
+            # What was taken back is charged after all: the instances that failed it were at fault.
+            if task.charge is not None and not task.charge[1] and not task.turned_away:
+                for name in dict.fromkeys(task.failed_on):
+                    if name != member.name and name in self._members:
+                        self._failures.add(name, bad=True)
+        self._failures.add(member.name, bad=False)
+        member.on_probation = False
+        member.proven += 1
+        if member.proven == PROVEN:
+            member.back_off = BACK_OFF
+        if member.doubted and self._failures.is_clear(member.name):
+            self._trust(member)
+
+    def _did_badly(self, member: Member, unit: Unit) -> None:
+        """Charge the instance with the failure, unless the tasks have failed elsewhere as well."""
+        wanted = [task for task in unit.tasks if task.wanted]
+        if not wanted:  # it was cancelled
+            return
+        elsewhere = [
+            each.charge for each in wanted if each.charge and each.charge[0] != member.name
+        ]
+        for charge in elsewhere:
+            self._failures.take_back(*charge)
+        growth = 0.0 if elsewhere else self._charge(member)
+        for task in wanted:
+            task.charge = (member.name, growth)
+
+    def _charge(self, member: Member) -> float:
+        """Eject or doubt an instance that has failed something. Return how much its sum grew."""
+        growth = self._failures.add(member.name, bad=True)
+        member.proven = 0
+        if not member.is_in:
+            return growth
+        failing = member.on_probation or self._failures.stands_out(member.name)
+        if failing and self._may_lose(member):
+            self._put_out(member)
+            why = "fails units more often than others do"
+            self._port.recycle(member.name, RecycleReason.FAILING, why)
+            self._back_off(member)
+            return growth
+        member.doubted_until = self._port.now + DOUBT
+        if not member.doubted:
+            member.doubted = True
+            self._dispatch.doubt(member.name)
+            self._port.set_timer(member.doubted_until, partial(self._doubt_over, member))
+        return growth
+
+    def _back_off(self, member: Member, rest: float = 0.0) -> None:
+        """Keep the instance out for a while, twice as long each time, or for `rest` seconds."""
+        self._failures.clear(member.name)
+        at = self._port.now + (rest or member.back_off)
+        member.timer = self._port.set_timer(at, partial(self._come_in, member))
+        if rest == 0:
+            member.on_probation = True
+            member.back_off = min(2 * member.back_off, LONGEST_BACK_OFF)
+
+    def _doubt_over(self, member: Member) -> None:
+        if self._members.get(member.name) is not member or not member.doubted:
+            return
+        if self._port.now < member.doubted_until:
+            self._port.set_timer(member.doubted_until, partial(self._doubt_over, member))
+        else:
+            self._trust(member)
+
+    def _trust(self, member: Member) -> None:
+        member.doubted = False
+        if member.is_in:
+            self._dispatch.trust(member.name)
+
+    # Hanging: its unit is over the limit at two looks
+
+    def _limit(self, unit: Unit) -> float | None:
+        deadline, known = self._port.config.deadline, self._limits.get(unit.role)
+        limit = None if known is None else known.of(deadline)
+        return deadline if limit is None and not unit.tasks else limit
+
+    def _look(self) -> None:
+        """Replace the instances whose units have hung, and set the time of the next look."""
+        now, deadline = self._port.now, self._port.config.deadline
+        second_look = min(SECOND_LOOK, LOOK_OF_DEADLINE * deadline)
+        before, self._over_limit = self._over_limit, {}
+        self._watch = None
+        next_look = inf
+        for unit in self._port.units.values():
+            limit, member = self._limit(unit), self._members[unit.instance]
+            if limit is None or member.over:
+                continue
+            since = before.get(unit.id, now)
+            if now < unit.started + limit:
+                next_look = min(next_look, unit.started + limit)
+            elif now < since + second_look:
+                self._over_limit[unit.id] = since
+                next_look = min(next_look, since + second_look)
+            elif self._may_lose(member):
+                took = f"for {now - unit.started:.3g} s, more than {limit:.3g} s"
+                unit.hung = True
+                why = f"has had a unit of {unit.role} {took}"
+                self._replace(member, RecycleReason.HUNG, why)
+            else:
+                self._over_limit[unit.id] = since
+                next_look = min(next_look, now + limit)
+        if next_look < inf:
+            self._watch = self._port.set_timer(next_look, self._look)
+
+    # Wrong answers: golden queries, at once for those that disagree more often than others do
+
+    def verified(self, unit: Unit, *, right: bool) -> None:
+        """An instance has answered a golden query."""
+        member = self._members[unit.instance]
+        member.verifying, member.sound = False, True
+        if not right:
+            why = f"answered a golden query of the role {unit.role} wrongly"
+            self._replace(member, RecycleReason.QUARANTINED, why)
+            self._suspect_beside(member)
+        elif not member.over:
+            self._verify_next(member)
+
+    def not_verified(self, unit: Unit, *, rest: float = 0.0) -> None:
+        """A golden query got no answer: the instance failed, or turned it away for `rest`."""
+        member = self._members[unit.instance]
+        member.verifying, member.sound = False, False
+        member.to_verify.clear()
+        if member.over:
+            return
+        if not member.is_in:
+            if rest == 0 and member.back_off > BACK_OFF:
+                self._port.recycle(member.name, RecycleReason.FAILING, "fails golden queries")
+            self._back_off(member, rest)
+        elif rest > 0:
+            self._rest(member, rest)
+        else:
+            self._charge(member)
+            if member.is_in:
+                self._dispatch.idle(member.name, 0.0, finished=False)
+
+    def compared(self, instance: str, *, agreed: bool) -> None:
+        """A prediction of this instance agrees with that of a stand-in, or does not."""
+        member = self._members.get(instance)
+        if member is None:
+            return
+        self._disagreements.add(instance, bad=not agreed)
+        if self._disagreements.stands_out(instance):
+            self._suspect(member)
+        elif self._disagreements.is_clear(instance):
+            member.suspected = False
+
+    def _suspect(self, member: Member) -> None:
+        """Verify it at once, or after its present unit."""
+        member.suspected = True
+        if self._verify_every and member.is_in and self._dispatch.occupy(member.name):
+            self._verify_again(member)
+
+    def _suspect_beside(self, wrong: Member) -> None:
+        others = self._members.values()
+        if wrong.node is None or all(each.node == wrong.node for each in others):
+            return  # a node that all share tells nothing
+        for other in others:
+            if other.is_in and other.node == wrong.node:
+                self._suspect(other)
+
+    def _verify_again(self, member: Member) -> None:
+        """Verify the roles that are due; all of them if it is suspected."""
+        member.to_verify = [
+            role
+            for role in _in_order(member.roles)
+            if member.suspected or member.served[role] >= self._verify_every
+        ]
+        self._verify_next(member)
+
+    def _verify_next(self, member: Member) -> None:
+        """Verify the next of the roles that are left to verify; then the instance is idle."""
+        if member.to_verify:
+            role = member.to_verify.pop(0)
+            member.served[role] = 0
+            member.verifying = True
+            self.started(self._port.verify(member.name, role, self._probes[role]))
+            self._probes[role] += 1
+            return
+        if member.suspected and self._verify_every:
+            member.suspected = False
+            self._disagreements.clear(member.name)
+        if member.is_in:
+            self._dispatch.idle(member.name, 0.0, finished=False)
+        else:
+            member.is_in = True
+            self._dispatch.join(member.name, member.roles, member.node)
+
+
+def _in_order(roles: frozenset[str]) -> list[str]:
+    return sorted(roles, key=lambda role: (role != DEPLOYED, role))

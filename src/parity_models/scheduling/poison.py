@@ -1,0 +1,116 @@
+"""Queries of death: inputs that end the instance that runs them.
+
+A query that was running when its instance was lost may be the reason. It is a suspect, and so are
+the queries that shared its batch or were encoded into the parity query that ran. Each suspect is
+tried alone, which clears the innocent ones: in a batch of its own, with no copy at the same time,
+and not encoded. After three instances are lost with it, it fails as poison.
+
+A query that runs on several instances at once (copies, parity queries of it) may end all of them.
+It is then tried alone fewer times, so that still three instances are lost. More are lost only if
+more than three ran it at once; or if three did, each with other suspects in the unit: then it is
+tried alone once, to clear the others.
+
+An instance may have been broken when the unit began, by earlier work that it had not finished. So
+where an upstream restarts whatever ended, the next query would be blamed for it. The first such
+losses are excused: the query is tried again as if the instance had turned it away.
+
+An instance that hung may have been slow for reasons of its own; one that ended seldom was. So a
+query that is poison has run alone on one that ended, or on two that hung.
+"""
+
+from parity_models.scheduling.actions import DEPLOYED, Reason
+from parity_models.scheduling.policies import Policy
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.work import Query, Task, Unit
+
+ENOUGH = 3
+"""A query is poison once this many instances were lost while they ran it, if there is PROOF."""
+
+EXCUSED = 3
+"""The most losses that are excused because the instance was broken before."""
+
+PROOF, ENDED, HUNG = 2, 2, 1
+"""The weight of losses while a query ran alone that makes it poison; each instance that ended
+weighs ENDED, each that hung weighs HUNG."""
+
+
+class Poison:
+    """Retries or fails the queries that instances ran when they were lost."""
+
+    def __init__(self, port: Port, policy: Policy) -> None:
+        self._port = port
+        self._policy = policy
+        self.set_aside: dict[Query, Task | None] = {}
+        """The suspects that are to be tried alone, or to fail, and the task to try."""
+
+    def lost(self, unit: Unit) -> None:
+        """An instance was lost, and this unit with it."""
+        port, policy = self._port, self._policy
+        suspects: dict[Query, bool] = {}
+        for task in unit.tasks:
+            held = unit.sound
+            for query_id in policy.carries(task):
+                query = port.queries.get(query_id)
+                if query is not None and query not in suspects:
+                    suspects[query] = held = unit.sound or query.excused_crashes >= EXCUSED
+                    query.crashes += held
+                    query.excused_crashes += not held
+            if task.wanted:
+                task.failed_on.append(unit.instance)
+                task.turned_away += not held
+            if task.role != DEPLOYED:
+                port.drop(task)
+        for query, held in suspects.items():
+            if held and len(suspects) == 1:
+                query.solo_crashes += HUNG if unit.hung else ENDED
+            port.tell((query.id,), policy.suspected, port, query)
+            kept = self._keep_one(query)
+            if kept is not None or _is_poison(query):
+                self.set_aside[query] = kept
+            port.tell((query.id,), policy.urgent, port, query)
+
+    def retry(self) -> None:
+        """Queue or fail those that were set aside, as far as it is known which is to be done."""
+        port = self._port
+        for query, task in reversed(list(self.set_aside.items())):
+            if query.id in port.queries:
+                if query.decoding:
+                    continue
+                if task is None or _is_poison(query):
+                    lost = f"{query.crashes} instances were lost while they ran it"
+                    port.fail(query, Reason.POISON, lost)
+                elif len(task.failed_on) - task.turned_away >= port.config.max_attempts:
+                    tries = f"tried {len(task.failed_on)} times"
+                    detail = f"{tries}; the last time, its instance was lost"
+                    port.fail(query, Reason.INSTANCES_FAILED, detail)
+                elif self._must_wait(query):
+                    continue
+                else:
+                    port.queue_again(task)
+            del self.set_aside[query]
+
+    def _keep_one(self, query: Query) -> Task | None:
+        """Take the query's tasks from the queues; return the one that is tried alone."""
+        kept = None
+        for task in query.tasks:
+            if not task.wanted or task.unit is not None:
+                continue
+            if kept is None:
+                kept = task
+                task.alone = True
+                self._port.dispatch.remove(task)
+            else:
+                self._port.drop(task)
+        return kept
+
+    def _must_wait(self, query: Query) -> bool:
+        """Return whether copies of it run, or so much else with its input that trying it as well
+        could cost too many instances."""
+        if any(task.unit for task in query.tasks):
+            return True
+        exposed = self._policy.exposes(self._port, query)
+        return exposed > 0 and query.crashes + exposed >= ENOUGH
+
+
+def _is_poison(query: Query) -> bool:
+    return query.crashes >= ENOUGH and query.solo_crashes >= PROOF
