@@ -143,7 +143,7 @@ def test_an_interrupt_ends_the_load_with_what_there_is(
         assert "p99.9" in printed
         assert "Traceback" not in errors
         report = json.loads(out.read_text())
-        assert 0 < report["answered"] <= report["queries"] < report["load"]["count"]
+        assert 0 < report["answered"] <= report["queries"] < report["planned"]
 
 
 MISTAKES: list[tuple[str, str]] = [
@@ -157,7 +157,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --inputs DATA/queries.npz --rate 1e9", "'--rate': must be from"),
     ("URL --inputs DATA/queries.npz --rate 9 --trace DATA/times.txt", "and not both"),
     ("URL --inputs DATA/queries.npz --rate 9 --queries 9 --duration 9", "not both"),
-    ("URL --inputs DATA/queries.npz --rate 9 --duration 0", "no query is due"),
+    ("URL --inputs DATA/queries.npz --rate 9 --duration 0", "'--duration': must be above 0"),
     ("URL --inputs DATA/queries.npz --rate 9 --queries 0", "'--queries': must be from 1"),
     ("URL --inputs DATA/queries.npz --rate 9 --processes 0", "'--processes': must be from"),
     ("URL --inputs DATA/queries.npz --trace DATA/empty.txt", "is empty"),

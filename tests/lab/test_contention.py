@@ -52,7 +52,7 @@ async def offer(
     async with contended(plan, WORKERS, bundle) as contention:
         here = replace(options, placements=contention.placements)
         async with served(bundle, here, contention.prefix) as server:
-            load = LoadSpec(url=server.url, data=str(data), rate=100, count=100, warm_up=10)
+            load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
             result = await offer_load_from_own_process(
                 load, lambda: contention.begin(server.pid), contention.prefix
             )

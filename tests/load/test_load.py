@@ -1,56 +1,80 @@
-"""The load generator sends what is due when it is due, and tells what became of every query."""
+"""The load generator sends what is due when it is due, and knows the fate of every query."""
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from aiohttp import web
 
-from load_served import CLASSES, answer, ignore, say_it_back, serving
-from parity_models.load import LoadSpec, offer_load
+from load_served import CLASSES, answer, say_it_back, serving
+from parity_models.errors import LoadError, UserError
+from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
 from parity_models.load.report import report_of
+from parity_models.load.result import LoadResult
 from parity_models.load.target import NoAnswerError, target
-from parity_models.scheduling import Source
+from parity_models.roles import Source
+
+Rows = np.ndarray[Any, Any]
+LONG = 600.0
+"""A timeout, in seconds, that no test meets."""
 
 
-@pytest.mark.slow
-async def test_every_query_is_sent_once_in_order_and_its_answer_is_judged(data: str) -> None:
-    seen: list[int] = []
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """One row for each class; the last one's label is wrong."""
+    path = tmp_path / "data.npz"
+    labels = np.array([*range(CLASSES - 1), 0])
+    np.savez(path, inputs=np.eye(CLASSES, dtype=np.float32), labels=labels)
+    return str(path)
 
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-        seen.append(int(row.argmax()))
+
+def load(url: str, data: str, **fields: Any) -> LoadSpec:
+    usual: dict[str, Any] = {"model": "model", "binary": True, "rate": 10, "timeout": LONG}
+    return LoadSpec(url=url, inputs=data, **usual | fields)
+
+
+class Answering:
+    """A handler that reconstructs class 0, and remembers the classes of the rows in `seen`."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    async def __call__(self, request: web.Request, row: Rows) -> web.Response:
+        self.seen.append(int(row.argmax()))
         return answer(row, "reconstruction" if row.argmax() == 0 else "model")
 
+
+async def test_every_query_is_sent_once_and_its_answer_is_judged(data: str) -> None:
+    handle = Answering()
     async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=400, count=100, warm_up=20, seed=3)
-        result = await offer_load(spec, ignore)
-        again = await offer_load(spec, ignore)
+        spec = load(url, data, rate=400, queries=100, warm_up=20, seed=3)
+        result = await offer_load(spec)
+        again = await offer_load(spec)
     drawn = np.random.default_rng((3, 1)).integers(CLASSES, size=120)
-    assert sorted(seen) == sorted([*drawn, *drawn])
+    assert sorted(handle.seen) == sorted([*drawn, *drawn])
     counted = drawn[20:]
     np.testing.assert_array_equal(result.score, counted != CLASSES - 1)
     np.testing.assert_array_equal(result.came_from(Source.RECONSTRUCTION), counted == 0)
     report = report_of(spec, result)
-    assert (report.answered, report.errors) == (100, {})
+    assert (report.planned, report.answered, report.errors) == (100, 100, {})
     assert report.accuracy == pytest.approx((counted != CLASSES - 1).mean())
     assert report.sources["reconstruction"].count == (counted == 0).sum()
     assert (result.send_delay >= 0).all()
     assert (result.latency > result.send_delay).all()
     np.testing.assert_array_equal(result.scheduled, again.scheduled)
-    np.testing.assert_array_equal(
-        result.came_from(Source.RECONSTRUCTION), again.came_from(Source.RECONSTRUCTION)
-    )
+    np.testing.assert_array_equal(result.outcome, again.outcome)
 
 
-async def test_a_request_is_sent_when_it_is_written_and_not_if_nobody_is_there() -> None:
-    told: list[str] = []
+async def test_a_request_is_sent_when_it_is_written_and_not_without_a_server() -> None:
+    events: list[str] = []
 
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-        told.append("arrived")
+    async def handle(request: web.Request, row: Rows) -> web.Response:
+        events.append("arrived")
         response = answer(row)
         response.force_close()
         return response
@@ -59,12 +83,12 @@ async def test_a_request_is_sent_when_it_is_written_and_not_if_nobody_is_there()
         async with serving(handle) as url:
             asked = await stack.enter_async_context(target(url, "model"))
             ask = asked.prepare({"input": np.zeros((1, CLASSES), np.float32)})
-            assert told == []
-            await ask(lambda: told.append("sent"))
-            assert told == ["sent", "arrived"]
+            assert events == []
+            await ask(lambda: events.append("sent"))
+            assert events == ["sent", "arrived"]
         with pytest.raises(NoAnswerError, match="connection"):
-            await ask(lambda: told.append("sent"))
-    assert told == ["sent", "arrived"]
+            await ask(lambda: events.append("sent"))
+    assert events == ["sent", "arrived"]
 
 
 async def test_a_stalled_server_is_charged_for_every_query_due_meanwhile(data: str) -> None:
@@ -73,7 +97,7 @@ async def test_a_stalled_server_is_charged_for_every_query_due_meanwhile(data: s
     arrived = 0
     everyone_is_here = asyncio.Event()
 
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
+    async def handle(request: web.Request, row: Rows) -> web.Response:
         nonlocal arrived
         arrived += 1
         if arrived == count:
@@ -82,27 +106,26 @@ async def test_a_stalled_server_is_charged_for_every_query_due_meanwhile(data: s
         return answer(row)
 
     async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=400, count=count)
-        result = await offer_load(spec, ignore)
+        result = await offer_load(load(url, data, rate=400, queries=count))
     assert result.answered.all()
     assert (result.latency >= result.scheduled[-1] - result.scheduled).all()
 
 
 async def test_errors_are_counted_by_kind_and_the_load_goes_on(data: str) -> None:
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
+    async def handle(request: web.Request, row: Rows) -> web.Response:
         match int(row.argmax()):
             case 0:
                 return web.json_response({"error": "too many"}, status=503)
             case 1:
-                return web.Response(body=b"what?")
+                return web.Response(body=b"{}")
             case 2:
                 assert request.transport is not None
                 request.transport.close()
         return answer(row)
 
     async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=500, count=80)
-        result = await offer_load(spec, ignore)
+        spec = load(url, data, rate=500, queries=80)
+        result = await offer_load(spec)
     errors = result.errors()
     assert set(errors) == {"HTTP 503", "malformed answer", "connection: ServerDisconnectedError"}
     assert sum(errors.values()) + result.answered.sum() == 80
@@ -110,14 +133,24 @@ async def test_errors_are_counted_by_kind_and_the_load_goes_on(data: str) -> Non
     assert np.isnan(result.score[~result.answered]).all()
 
 
+@pytest.mark.parametrize("answered", [b'{"outputs": []}', b"[" * 1000, b"x" * 10**6])
+async def test_garbage_is_a_malformed_answer(data: str, answered: bytes) -> None:
+    async def handle(request: web.Request, row: Rows) -> web.Response:
+        return web.Response(body=answered)
+
+    async with serving(handle) as url:
+        result = await offer_load(load(url, data, rate=500, queries=5))
+    assert set(result.errors()) == {"malformed answer"}
+
+
 async def test_a_silent_server_times_out_and_the_number_in_flight_is_bounded(data: str) -> None:
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
+    async def handle(request: web.Request, row: Rows) -> web.Response:
         await asyncio.Event().wait()
         raise AssertionError
 
     async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=1000, count=9, timeout=0.5, max_in_flight=4)
-        result = await offer_load(spec, ignore)
+        spec = load(url, data, rate=1e4, queries=9, timeout=0.5, connections=4)
+        result = await offer_load(spec)
     assert result.errors() == {"timeout": 4, "not sent, 4 in flight": 5}
     report = report_of(spec, result)
     assert (report.answered, report.latency, report.accuracy) == (0, None, None)
@@ -129,18 +162,17 @@ async def test_requests_hold_batches_and_every_row_is_judged(
     data: str, binary: bool, kept: int
 ) -> None:
     """Whether outputs are kept for it until the load is over, or are too large for that."""
-    seen: list[np.ndarray[Any, Any]] = []
+    seen: list[Rows] = []
 
-    async def handle(request: web.Request, rows: np.ndarray[Any, Any]) -> web.Response:
+    async def handle(request: web.Request, rows: Rows) -> web.Response:
         assert rows.shape == (3, CLASSES)
         seen.append(rows.argmax(axis=1))
         return answer(rows, "reconstruction,model,default", binary)
 
     async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, binary=binary, batch=3, rate=900, count=59)
-        result = await offer_load(spec, ignore, max_kept=kept)
-        few = msgspec.structs.replace(spec, count=20, warm_up=39)
-        warm = await offer_load(few, ignore, max_kept=kept)
+        spec = load(url, data, binary=binary, batch=3, rate=900, queries=59)
+        result = await offer_load(spec, max_kept=kept)
+        warm = await offer_load(replace(spec, queries=20, warm_up=39), max_kept=kept)
     assert len(seen) == 20 + 13 + 7
     assert len(result) == 60
     right = sorted((rows != CLASSES - 1).tolist() for rows in seen[:20])
@@ -151,34 +183,125 @@ async def test_requests_hold_batches_and_every_row_is_judged(
     assert (np.diff(result.scheduled.reshape(20, 3), axis=1) == 0).all()
 
 
-async def test_servers_that_name_no_source_and_data_without_labels_will_do(tmp_path: Path) -> None:
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
+async def test_servers_that_name_no_source_and_queries_without_a_score_will_do(
+    tmp_path: Path,
+) -> None:
+    async def handle(request: web.Request, row: Rows) -> web.Response:
         return answer(row, source=None, binary=False)
 
-    np.save(tmp_path / "data.npy", np.eye(CLASSES, dtype=np.float32))
-    async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=str(tmp_path / "data.npy"), rate=500, count=20)
-        result = await offer_load(spec, ignore)
-    assert result.came_from(Source.MODEL).all()
-    assert np.isnan(result.score).all()
-
-
-@pytest.mark.parametrize("answered", [b"{}", b'{"outputs": []}', b"[" * 1000, b"x" * 10**6])
-async def test_garbage_is_a_malformed_answer(data: str, answered: bytes) -> None:
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-        return web.Response(body=answered)
-
-    async with serving(handle) as url:
-        result = await offer_load(LoadSpec(url=url, data=data, rate=500, count=5), ignore)
-    assert set(result.errors()) == {"malformed answer"}
-
-
-async def test_values_are_taken_as_labels_though_one_query_has_no_score(tmp_path: Path) -> None:
-    path = str(tmp_path / "data.npz")
     rows = np.eye(CLASSES, dtype=np.float32)
-    np.savez(path, inputs=rows, labels=rows)
+    np.save(tmp_path / "data.npy", rows)
+    async with serving(handle) as url:
+        # r2 of a single query is not defined.
+        for more in ({}, {"labels": str(tmp_path / "data.npy"), "metric": "r2"}):
+            spec = load(url, str(tmp_path / "data.npy"), rate=500, queries=10, **more)
+            result = await offer_load(spec)
+            assert result.came_from(Source.MODEL).all()
+            assert np.isnan(result.score).all()
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model": "other"}, "has no model 'other'"),
+    ({"data": "wrong-shape.npz"}, "the model takes rows of"),
+    ({"data": "pickled.npz"}, "neither an .npy file nor an .npz file with inputs"),
+    ({"data": "missing.npz"}, "cannot read"),
+    ({"url": "http://127.0.0.1:1"}, "no server answers"),
+    ({"url": "127.0.0.1:8000"}, "is no server's address"),
+    ({"url": "http://[::1"}, "is no server's address"),
+    ({"labels": "labels.npy"}, "4 inputs, but 2 labels"),
+    ({"metric": "iou"}, "the labels do not fit the model"),
+    ({"metric": "best"}, "no metric is called 'best'"),
+]
+
+
+async def test_a_load_that_cannot_be_offered_is_refused_with_the_reason(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("labels.npy", np.zeros(2, int))
+    np.savez("wrong-shape.npz", inputs=np.zeros((3, 7), np.float32), labels=np.zeros(3))
+    np.savez("pickled.npz", inputs=np.array([{}], dtype=object), labels=np.zeros(1))
     async with serving(say_it_back) as url:
-        spec = LoadSpec(url=url, data=path, metric="r2", rate=200, count=4)
-        result = await offer_load(spec, ignore)
+        for change, reason in REFUSED:
+            with pytest.raises(UserError, match=reason):
+                await offer_load(load(**{"url": url, "data": data} | change))
+    with pytest.raises(LoadError, match="not a load's result"):
+        LoadResult.load(Path(data))
+
+
+# From processes of its own
+
+
+@pytest.mark.slow
+async def test_several_processes_send_one_schedule(data: str) -> None:
+    handle = Answering()
+    starts = []
+    async with serving(handle) as url:
+        spec = load(url, data, rate=300, queries=100, warm_up=11)
+        alone = await offer_load(spec)
+        expected, handle.seen = handle.seen, []
+        together = await offer_load_from_own_process(
+            replace(spec, processes=3), lambda: starts.append(len(handle.seen))
+        )
+    assert len(starts) == 1
+    assert sorted(handle.seen) == sorted(expected)
+    np.testing.assert_allclose(together.scheduled, alone.scheduled)
+    np.testing.assert_array_equal(together.outcome, alone.outcome)
+    np.testing.assert_array_equal(together.score, alone.score)
+
+
+@pytest.mark.slow
+async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:
+    stop = asyncio.Event()
+    seen = 0
+
+    async def handle(request: web.Request, row: Rows) -> web.Response:
+        nonlocal seen
+        seen += 1
+        if seen == 30:
+            stop.set()
+            await asyncio.Event().wait()
+        return answer(row)
+
+    async with serving(handle) as url:
+        spec = load(url, data, rate=100, queries=100_000, processes=2)
+        result = await offer_load_from_own_process(spec, stop=stop)
+    assert 29 <= result.answered.sum() < 100_000
+    (interrupted,) = result.errors().items()  # others may have been on their way, too
+    assert interrupted == ("interrupted", len(result) - result.answered.sum())
+    assert len(result) >= seen
+
+
+@pytest.mark.slow
+async def test_a_load_says_when_its_first_counted_query_is_due(data: str) -> None:
+    seen = 0
+    seen_at_start = []
+    started = asyncio.Event()
+
+    async def handle(request: web.Request, row: Rows) -> web.Response:
+        nonlocal seen
+        if seen == 99:
+            await started.wait()  # in vain, if that were said at the end
+        seen += 1
+        return answer(row)
+
+    def start() -> None:
+        seen_at_start.append(seen)
+        started.set()
+
+    async with serving(handle) as url:
+        spec = load(url, data, rate=200, queries=50, warm_up=50)
+        result = await offer_load_from_own_process(spec, start)
+    assert len(seen_at_start) == 1
+    assert 0 < seen_at_start[0] < 100
     assert result.answered.all()
-    assert np.isnan(result.score).all()
+
+
+@pytest.mark.slow
+async def test_the_last_line_of_a_generator_that_fails_is_the_error(data: str) -> None:
+    script = "print('ready', flush=True); input(); print('started'); print('no space'); exit(1)"
+    spec = load("http://127.0.0.1:1", data, rate=10, queries=5, processes=2)
+    with pytest.raises(LoadError, match="no space"):
+        await offer_load_from_own_process(spec, prefix=(sys.executable, "-c", script))
+    with pytest.raises(LoadError, match="no server answers"):
+        await offer_load_from_own_process(spec)

@@ -6,11 +6,11 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -183,21 +183,21 @@ async def test_a_load_sends_each_query_at_its_own_length(
     np.savez(tmp_path / "queries.npz", labels=labels, ids=queries["ids"], mask=queries["mask"])
     spec = LoadSpec(
         url=server.url,
-        data=str(tmp_path / "queries.npz"),
+        inputs=str(tmp_path / "queries.npz"),
         binary=binary,
         output="logits",
         batch=batch,
         rate=200,
-        count=30,
+        queries=30,
     )
     result = await offer_load(spec, lambda: None)
     assert result.answered.all()
     exact = result.came_from(Source.MODEL)
     assert (result.score[exact] == 1).all()
     with pytest.raises(LoadError, match="has no output 'scores'; it has logits, hidden"):
-        await offer_load(msgspec.structs.replace(spec, output="scores"), lambda: None)
+        await offer_load(replace(spec, output="scores"), lambda: None)
     with pytest.raises(LoadError, match="'hidden' has no fixed shape"):
-        await offer_load(msgspec.structs.replace(spec, output="hidden"), lambda: None)
+        await offer_load(replace(spec, output="hidden"), lambda: None)
 
 
 def test_queries_of_unequal_length_survive_workers_that_are_killed(

@@ -199,10 +199,11 @@ def _serve(
         load = LoadSpec(
             url="",
             model=bundle.manifest.name,
-            data=str(data),
+            binary=True,
+            inputs=str(data),
             metric=task.metric,
             rate=scenario.rate,
-            count=scenario.queries,
+            queries=scenario.queries,
             warm_up=scenario.warm_up,
             seed=seed,
         )
@@ -221,7 +222,7 @@ async def _compare(
     for name, options in servers.items():
         tell(f"Serving: {_words(name)}.")
         async with served(bundle.path, options) as server:
-            here = msgspec.structs.replace(load, url=server.url)
+            here = replace(load, url=server.url)
             results[name] = await offer_load_from_own_process(here, server.begin_faults)
     return results
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from parity_models.cli.common import Json, check_file, on_signals, write_json
 from parity_models.cli.flags import Only, argument
 from parity_models.cli.load_report import print_report
-from parity_models.load.options import LoadOptions, LoadPlan, plan_load
+from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import report_of, write_latencies
 from parity_models.load.result import LoadResult
 from parity_models.options import Option
@@ -19,7 +20,7 @@ from parity_models.serving.client import TOKEN, Credentials
 INTERRUPTED = 130
 
 Load = Annotated[
-    LoadOptions,
+    LoadSpec,
     Only(
         "model",
         "binary",
@@ -62,28 +63,26 @@ def load(
     a second one ends at once.
     """
     credentials = Credentials(os.environ.get(TOKEN), ca_file)
-    plan = asyncio.run(plan_load(options, url=url, credentials=credentials))
+    spec = replace(options, url=url)
     check_file(json, latencies)
-    result, interrupted = _offer(plan)
-    report = report_of(plan.spec, result)
+    stop = asyncio.Event()
+    try:
+        result = asyncio.run(_offer_until_signal(spec, stop, credentials))
+    except asyncio.CancelledError:
+        raise typer.Exit(INTERRUPTED) from None
+    report = report_of(spec, result)
     print_report(report)
     write_json(json, report)
     if latencies is not None:
         write_latencies(latencies, result)
-    if interrupted or report.answered == 0:
-        raise typer.Exit(INTERRUPTED if interrupted else 1)
+    if stop.is_set() or report.answered == 0:
+        raise typer.Exit(INTERRUPTED if stop.is_set() else 1)
 
 
-def _offer(plan: LoadPlan) -> tuple[LoadResult, bool]:
-    """The result, and whether a signal cut it short. A second signal ends all."""
-    try:
-        return asyncio.run(_offer_until_signal(plan))
-    except asyncio.CancelledError:
-        raise typer.Exit(INTERRUPTED) from None
-
-
-async def _offer_until_signal(plan: LoadPlan) -> tuple[LoadResult, bool]:
-    stop = asyncio.Event()
+async def _offer_until_signal(
+    spec: LoadSpec, stop: asyncio.Event, credentials: Credentials
+) -> LoadResult:
+    """Offer the load. A signal sets `stop`, which ends it; a second one ends everything."""
     this = asyncio.current_task()
     assert this is not None
 
@@ -93,5 +92,4 @@ async def _offer_until_signal(plan: LoadPlan) -> tuple[LoadResult, bool]:
         stop.set()
 
     with on_signals(on_signal):
-        result = await plan.offer(stop, lambda: None)
-    return result, stop.is_set()
+        return await offer_load_from_own_process(spec, stop=stop, credentials=credentials)

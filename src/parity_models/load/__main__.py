@@ -13,7 +13,7 @@ import msgspec
 
 from parity_models.load.child import commands, exit_code, tell
 from parity_models.load.generator import Load, prepare_load
-from parity_models.load.processes import READY, REPORT_EVERY, STARTED
+from parity_models.load.processes import READY, STARTED
 from parity_models.load.spec import LoadSpec
 from parity_models.serving.client import Credentials
 from parity_models.serving.garbage import freeze_modules
@@ -22,13 +22,20 @@ from parity_models.serving.garbage import freeze_modules
 def main(arguments: Sequence[str]) -> int:
     """SPEC.json RESULT.npz TURN: send the requests of the load that are this process's.
 
-    Writes READY, or an error; reads the time to start; writes STARTED and its progress, or an
-    error. Stops when its standard input ends.
+    Writes READY, or an error; reads the time to start; writes STARTED, or an error. Stops when its
+    standard input ends.
     """
     spec_path, result_path, turn = arguments
-    _take_precedence()
+    # Requests go out on time with a real-time priority, if the system allows it. Workers that a
+    # load in process starts do not inherit it.
+    with suppress(AttributeError, OSError):
+        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
     spec = msgspec.json.decode(Path(spec_path).read_bytes(), type=LoadSpec)
-    with asyncio.Runner(loop_factory=_precise_loop) as runner:
+    # epoll rounds waits up to whole milliseconds; select keeps their microseconds.
+    with asyncio.Runner(
+        loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+    ) as runner:
         generating = _generate(spec, int(turn), Path(result_path))
         return exit_code(partial(runner.run, generating), _tell)
 
@@ -42,25 +49,10 @@ async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
             return
         freeze_modules()
         load.start(float(start), partial(_tell, STARTED))
-        others = (
-            asyncio.create_task(_report(load)),
-            asyncio.create_task(_stop_at_end(lines, load)),
-        )
+        stopping = asyncio.create_task(_stop_at_end(lines, load))
         await load.finish()
-        for task in others:
-            task.cancel()
-        _tell_progress(load)
+        stopping.cancel()
     load.result().save(result)
-
-
-def _take_precedence() -> None:
-    """Take a real-time priority, if the system allows it, so that requests go out on time.
-
-    Workers that a load in process starts do not inherit it.
-    """
-    with suppress(AttributeError, OSError):
-        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
-        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
 
 
 async def _stop_at_end(lines: asyncio.StreamReader, load: Load) -> None:
@@ -68,25 +60,10 @@ async def _stop_at_end(lines: asyncio.StreamReader, load: Load) -> None:
     load.stop()
 
 
-async def _report(load: Load) -> None:
-    while True:
-        await asyncio.sleep(REPORT_EVERY)
-        _tell_progress(load)
-
-
-def _tell_progress(load: Load) -> None:
-    _tell(f"{load.due_so_far} {load.failed}")
-
-
 def _tell(message: str) -> None:
     # The caller may have gone.
     with suppress(BrokenPipeError):
         tell(message)
-
-
-def _precise_loop() -> asyncio.AbstractEventLoop:
-    # epoll rounds waits up to whole milliseconds; select keeps their microseconds.
-    return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A child process that says on its standard output when it is ready, or why it is not.
+"""A child process that writes a line when it is ready, or the reason why it is not.
 
-It ends when its standard input does, so that it cannot outlive its parent. `tell` and
-`commands` are for the child's own side.
+It ends when its standard input does, so that it cannot outlive its parent. `tell`, `commands` and
+`exit_code` are for the child's own side.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from signal import SIGKILL
 
 from parity_models.errors import ParityModelsError, ServingError, UserError
@@ -20,49 +19,38 @@ USERS_MISTAKE = 2
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
 MAX_MESSAGE = 1 << 20
-"""The most bytes of one line of output."""
+"""Maximum size in bytes of a line of output."""
 
 
-@dataclass(frozen=True)
 class Child:
     """A running child process; `message` is its first line of output."""
 
-    message: str
-    _process: Process
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def __init__(self, message: str, process: Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.message = message
+        self.pid = process.pid
+        self._input, self._output = process.stdin, process.stdout
+        self.wait = process.wait
+        self.end_input = process.stdin.close
 
     def tell(self, line: bytes) -> None:
         """Write a line, with its end, to the child's standard input."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(line)
+        self._input.write(line)
 
     async def ask(self, line: bytes) -> str:
         """Write a line, with its end, and return the next line that the child writes."""
         self.tell(line)
-        assert self._process.stdout is not None
-        return (await self._process.stdout.readline()).decode().strip()
-
-    def end_input(self) -> None:
-        """Close the child's standard input, which asks it to end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        return (await self._output.readline()).decode().strip()
 
     async def lines(self) -> AsyncIterator[str]:
         """Yield the lines that the child writes after its message, until it ends."""
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
+        async for line in self._output:
             yield line.decode().strip()
 
-    async def wait(self) -> int:
-        """Wait until it has ended; returns its exit code."""
-        return await self._process.wait()
-
     async def failure(self, users: type[ParityModelsError]) -> ParityModelsError:
-        """The error to raise for a child that could not start: of class `users` if it exited as for
-        a user's mistake, else ServingError."""
+        """Return the error of a child that could not start: of class `users` if it exited as for a
+        user's mistake, else ServingError."""
         kind = users if await self.wait() == USERS_MISTAKE else ServingError
         return kind(self.message or "the process ended before it was ready")
 
@@ -71,10 +59,15 @@ class Child:
 async def child(
     command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Child]:
-    """Run `command` while the context lasts, which begins with the command's first line of output.
+    """Run a command; the context begins with its first line of output, and ends it.
 
-    Without an `environment` it has this process's. Raises ServingError if the line does not come
-    within START_TIMEOUT seconds.
+    Args:
+        command: The program and its arguments.
+        environment: Its variables, by default those of this process.
+
+    Raises:
+        ServingError: The line does not come within START_TIMEOUT seconds.
+
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -84,20 +77,19 @@ async def child(
         start_new_session=True,
         limit=MAX_MESSAGE,
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    running = Child("", process)
     try:
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                message = (await process.stdout.readline()).decode().strip()
+                running.message = await running.ask(b"")
         except TimeoutError:
             raise ServingError(
                 f"a child process was not ready within {START_TIMEOUT:g} s; the machine has too "
                 "much else to do, or too little memory"
             ) from None
-        yield Child(message, process)
+        yield running
     finally:
-        process.stdin.close()
+        running.end_input()
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
                 await process.wait()
@@ -126,7 +118,7 @@ def exit_code(do: Callable[[], object], tell: Callable[[str], None] = tell) -> i
 
 
 async def commands() -> asyncio.StreamReader:
-    """The lines on standard input, for as long as there are some."""
+    """Return a reader of the lines on standard input."""
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin

@@ -1,4 +1,4 @@
-"""Sends a load's requests when they are due, and keeps what becomes of each."""
+"""Sends a load's requests when they are due, and keeps the outcome of each."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.load.queries import Queries, open_axes, read_queries
+from parity_models.load.queries import Queries
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
-from parity_models.load.target import Ask, NoAnswerError, RowAnswers, Target, target
+from parity_models.load.target import Ask, NoAnswerError, Target, target
 from parity_models.models.tensor import DATATYPES
 from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.tasks import METRICS
@@ -22,24 +22,33 @@ LEAD = 0.1
 PATIENCE = 1.0
 """Seconds to wait for answers once the load is being stopped."""
 MAX_KEPT = 2**28
-"""Bytes of outputs that are kept until the load is over, to be judged then and not meanwhile."""
+"""Bytes of outputs that are kept and judged after the load, so that judging delays no request."""
 NOT_SENT = -1
 
 
 async def offer_load(
     spec: LoadSpec,
-    started: Callable[[], None],
+    started: Callable[[], None] = lambda: None,
     *,
     max_kept: int = MAX_KEPT,
     credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
-    """Offer the whole load from this process; return what became of every counted query.
+    """Offer the whole load from this process.
 
-    `started` is called when the first counted query is due. Of outputs `max_kept` bytes at most are
-    kept. A server is shown the `credentials`. Raises LoadError if the server or its model cannot be
-    found or the data do not fit.
+    Args:
+        spec: The load.
+        started: Called when the first counted query is due.
+        max_kept: Bytes of outputs to judge after the load; more are judged as they come.
+        credentials: Shown to the server.
+
+    Returns:
+        The outcome of every counted query.
+
+    Raises:
+        LoadError: The server or its model cannot be found, or the queries do not fit it.
+
     """
-    async with prepare_load(spec, 0, 1, max_kept, credentials) as load:
+    async with prepare_load(spec, max_kept=max_kept, credentials=credentials) as load:
         load.start(asyncio.get_running_loop().time() + LEAD, started)
         await load.finish()
     return load.result()
@@ -48,44 +57,34 @@ async def offer_load(
 @asynccontextmanager
 async def prepare_load(
     spec: LoadSpec,
-    turn: int,
-    turns: int,
+    turn: int = 0,
+    turns: int = 1,
     max_kept: int = MAX_KEPT,
     credentials: Credentials = ANONYMOUS,
 ) -> AsyncIterator["Load"]:
     """Prepare every `turns`-th request of the load, from number `turn` on."""
-    queries = read_queries(spec.data, spec.labels)
-    due = spec.due()
+    queries = Queries.read(spec.inputs, spec.labels)
     async with target(spec.url, spec.model, spec.binary, spec.output, credentials) as asked:
-        queries = queries.fitting(asked.model, spec.metric, asked.judged)
-        yield Load(spec, queries, due, slice(turn, None, turns), asked, max_kept)
+        fitting = queries.fitting(asked, spec.metric)
+        yield Load(spec, fitting, slice(turn, None, turns), asked, max_kept)
 
 
 class Load:
     """The requests `mine` of a load, and what is known of each, in order of arrival.
 
-    Arrays are (m,) by request, and (m, batch) by query. `due_so_far` and `failed` count queries,
-    those of the warm-up among them.
+    Arrays are (m,) by request, and (m, batch) by query.
     """
 
     def __init__(
-        self,
-        spec: LoadSpec,
-        queries: Queries,
-        due: NDArray[np.float64],
-        mine: slice,
-        target: Target,
-        max_kept: int,
+        self, spec: LoadSpec, queries: Queries, mine: slice, target: Target, max_kept: int
     ) -> None:
         self._spec = spec
         self._queries = queries
         self._target = target
-        self._open_axes = open_axes(queries, target.model)
-        self._counted_from = due[spec.warm_up_requests]
-        self._due = due[mine]
-        self._warm_up = len(range(spec.warm_up_requests)[mine])
+        self._requests = np.arange(len(spec.due))[mine]
+        self._due = spec.due[mine]
         drawn = np.random.default_rng((spec.seed, 1)).integers(
-            len(queries), size=(len(due), spec.batch)
+            len(queries), size=(len(spec.due), spec.batch)
         )
         self._rows = drawn[mine]
         self._send_delay, self._latency = np.full((2, len(self._due)), np.nan)
@@ -97,36 +96,43 @@ class Load:
         self._kept: NDArray[Any] | None = None
         if queries.labels is not None and prod(outputs) * dtype.itemsize <= max_kept:
             self._kept = np.empty(outputs, dtype)
-        self._under_way: set[asyncio.Task[None]] = set()
-        self.due_so_far = self.failed = 0
+        self._in_flight: set[asyncio.Task[None]] = set()
 
     def start(self, at: float, started: Callable[[], None]) -> None:
-        """Begin to send requests at their times after `at`, in the event loop's time."""
+        """Begin to send requests at their times after `at`, in the event loop's time.
+
+        `started` is called when the load's first counted request is due, if it is one of these.
+        """
         self._sending = asyncio.create_task(self._send_all(at, started))
 
     def stop(self) -> None:
         """Send no more, and do not wait long for answers."""
+
+        def give_up() -> None:
+            for task in self._in_flight:
+                task.cancel()
+
         self._sending.cancel()
-        asyncio.get_running_loop().call_later(PATIENCE, self._give_up)
+        asyncio.get_running_loop().call_later(PATIENCE, give_up)
 
     async def finish(self) -> None:
         """Wait until every request has been sent and has ended, or the load was stopped."""
         await asyncio.wait((self._sending,))
         if not self._sending.cancelled():
             self._sending.result()
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
 
     def result(self) -> LoadResult:
-        """The outcomes of the queries after the warm-up that were due before the load ended."""
-        counted = np.flatnonzero(self._outcome[:, 0] != NOT_SENT)
-        counted = counted[counted >= self._warm_up]
+        """Return the outcomes of the counted queries that were due before the load ended."""
+        warm_up = self._spec.warm_up_requests
+        counted = np.flatnonzero((self._outcome[:, 0] != NOT_SENT) & (self._requests >= warm_up))
         if self._kept is not None:
             for request in counted[self._outcome[counted, 0] < len(SOURCES)]:
                 self._judge(request, self._kept[request])
         batch = self._spec.batch
         return LoadResult(
-            scheduled=np.repeat(self._due[counted] - self._counted_from, batch),
+            scheduled=np.repeat(self._due[counted] - self._spec.due[warm_up], batch),
             send_delay=np.repeat(self._send_delay[counted], batch),
             latency=np.repeat(self._latency[counted], batch),
             score=self._score[counted].ravel(),
@@ -136,20 +142,18 @@ class Load:
 
     async def _send_all(self, at: float, started: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        limit = self._spec.max_in_flight
+        limit = self._spec.connections
         for request, due in enumerate((at + self._due).tolist()):
-            tensors = self._queries.take(self._rows[request], self._open_axes)
-            ask = self._target.prepare(tensors)
+            ask = self._target.prepare(self._queries.take(self._rows[request]))
             await asyncio.sleep(due - loop.time())
-            if request == self._warm_up:
+            if self._requests[request] == self._spec.warm_up_requests:
                 started()
-            self.due_so_far += self._spec.batch
-            if len(self._under_way) >= limit:
+            if len(self._in_flight) >= limit:
                 self._fail(request, f"not sent, {limit} in flight")
                 continue
             task = asyncio.create_task(self._send(request, due, ask))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
 
     async def _send(self, request: int, due: float, ask: Ask) -> None:
         loop = asyncio.get_running_loop()
@@ -172,14 +176,11 @@ class Load:
         except Exception as error:  # no query that was sent may be missing in the result
             self._fail(request, f"unexpected: {type(error).__name__}")
         else:
-            self._keep(request, answers)
-
-    def _keep(self, request: int, answers: RowAnswers) -> None:
-        self._outcome[request] = [self._outcomes[source] for source in answers.sources]
-        if self._kept is not None:
-            self._kept[request] = answers.outputs
-        else:
-            self._judge(request, answers.outputs)
+            self._outcome[request] = [self._outcomes[source] for source in answers.sources]
+            if self._kept is not None:
+                self._kept[request] = answers.outputs
+            else:
+                self._judge(request, answers.outputs)
 
     def _judge(self, request: int, outputs: NDArray[Any]) -> None:
         labels = self._queries.labels
@@ -190,8 +191,3 @@ class Load:
 
     def _fail(self, request: int, kind: str) -> None:
         self._outcome[request] = self._outcomes.setdefault(kind, len(self._outcomes))
-        self.failed += self._spec.batch
-
-    def _give_up(self) -> None:
-        for task in self._under_way:
-            task.cancel()

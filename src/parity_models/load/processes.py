@@ -5,7 +5,6 @@ clock that a machine's processes share. They end when the caller does.
 """
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -26,106 +27,100 @@ from parity_models.serving.client import ANONYMOUS, Credentials
 
 READY = "ready"
 STARTED = "started"
-PROGRESS = re.compile(r"(\d+) (\d+)")
-"""The messages of a generator process. PROGRESS has two numbers: its queries that were due so far,
-and those of them that failed. Any other message is the error that ends the process."""
-REPORT_EVERY = 0.5
-"""Seconds between two messages of progress."""
+"""Messages of a generator process; any other is the error that ends it."""
+REFRESH = 0.5
+"""Seconds between two updates of the progress bar."""
 
 
 async def offer_load_from_own_process(
     spec: LoadSpec,
-    started: Callable[[], None],
+    started: Callable[[], None] = lambda: None,
     prefix: Sequence[str] = (),
     *,
     stop: asyncio.Event | None = None,
     credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
-    """Like `offer_load`, from `spec.processes` new processes, gone when this returns or raises.
+    """Offer a load from `spec.processes` new processes, gone when this returns or raises.
 
-    Their commands begin with `prefix`. A server is shown the `credentials`. Once `stop` is set no
-    more queries are sent, and the result has those that were.
+    Args:
+        spec: The load.
+        started: Called when the first counted query is due.
+        prefix: What the processes' commands begin with.
+        stop: Ends the load once it is set; the result has the queries sent until then.
+        credentials: Shown to the server.
+
+    Returns:
+        The outcome of every counted query.
+
+    Raises:
+        LoadError: The server or its model cannot be found, or the queries do not fit it.
+
     """
+    due = spec.due
     with TemporaryDirectory(prefix="parm-load-") as folder:
         spec_path = Path(folder, "spec.json")
         spec_path.write_bytes(msgspec.json.encode(spec))
         results = [Path(folder, f"{turn}.npz") for turn in range(spec.processes)]
+        command = (*prefix, sys.executable, "-m", __package__, str(spec_path))
         async with AsyncExitStack() as stack:
-            commands = [
-                (*prefix, sys.executable, "-m", __package__, str(spec_path), str(result), str(turn))
+            starting = (
+                stack.enter_async_context(
+                    child((*command, str(result), str(turn)), credentials.environment)
+                )
                 for turn, result in enumerate(results)
-            ]
-            children = await _start(commands, stack, credentials)
-            await _run(children, spec, started, stop or asyncio.Event())
+            )
+            children = []
+            # All are waited for, whatever becomes of one, so that none is left behind.
+            for generator in await asyncio.gather(*starting, return_exceptions=True):
+                if isinstance(generator, BaseException):
+                    raise generator
+                if generator.message != READY:
+                    raise await generator.failure(LoadError)
+                children.append(generator)
+            start = time.monotonic() + LEAD
+            for generator in children:
+                generator.tell(f"{start!r}\n".encode())
+            showing = asyncio.create_task(_show_progress(start + due, spec.batch))
+            try:
+                await _finish(children, started, stop or asyncio.Event())
+            finally:
+                showing.cancel()
         return LoadResult.merge([LoadResult.load(result) for result in results])
 
 
-async def _start(
-    commands: Sequence[Sequence[str]], stack: AsyncExitStack, credentials: Credentials
-) -> list[Child]:
-    """Start all generators at once; they are ready, and end with the `stack`."""
-    environment = credentials.environment
-    starting = (stack.enter_async_context(child(command, environment)) for command in commands)
-    # All are waited for, whatever becomes of one, so that none is left behind.
-    children = []
-    for generator in await asyncio.gather(*starting, return_exceptions=True):
-        if isinstance(generator, BaseException):
-            raise generator
-        if generator.message != READY:
-            raise await generator.failure(LoadError)
-        children.append(generator)
-    return children
-
-
-async def _run(
-    children: Sequence[Child], spec: LoadSpec, started: Callable[[], None], stop: asyncio.Event
+async def _finish(
+    children: Sequence[Child], started: Callable[[], None], stop: asyncio.Event
 ) -> None:
-    """Let the generators begin, and listen to them until they are done."""
-    total = spec.requests * spec.batch
-    with Progress(console=Console(stderr=True), refresh_per_second=1 / REPORT_EVERY) as bar:
-        listening = _Listening(started, bar, total)
-        start = time.monotonic() + LEAD
-        for generator in children:
-            generator.tell(f"{start!r}\n".encode())
-        stopping = asyncio.create_task(_stop(children, stop))
-        try:
-            await asyncio.gather(*map(listening.listen, children))
-        finally:
-            stopping.cancel()
+    """Listen to the generators until they are done."""
 
-
-async def _stop(children: Sequence[Child], stop: asyncio.Event) -> None:
-    await stop.wait()
-    for generator in children:
-        generator.end_input()
-
-
-class _Listening:
-    """Collects the generators' messages while they work."""
-
-    def __init__(self, started: Callable[[], None], bar: Progress, total: int) -> None:
-        self._started: Callable[[], None] | None = started
-        self._bar = bar
-        self._task = bar.add_task("queries", total=total)
-        self._progress: dict[Child, tuple[int, int]] = {}
-
-    async def listen(self, generator: Child) -> None:
+    async def listen(generator: Child) -> None:
         why = ""
         async for line in generator.lines():
             if line == STARTED:
-                if self._started is not None:
-                    self._started()
-                    self._started = None
-            elif progress := PROGRESS.fullmatch(line):
-                self._progress[generator] = int(progress[1]), int(progress[2])
-                self._show()
+                started()
             else:
                 why = line
         code = await generator.wait()
         if code != 0:
             raise LoadError(why or f"the load stopped with exit code {code}")
 
-    def _show(self) -> None:
-        due, failed = map(sum, zip(*self._progress.values(), strict=True))
-        description = f"queries, {failed:,} errors" if failed else "queries"
-        self._bar.update(self._task, completed=due, description=description)
+    async def end_on_stop() -> None:
+        await stop.wait()
+        for generator in children:
+            generator.end_input()
+
+    stopping = asyncio.create_task(end_on_stop())
+    try:
+        await asyncio.gather(*map(listen, children))
+    finally:
+        stopping.cancel()
+
+
+async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
+    with Progress(console=Console(stderr=True), refresh_per_second=1 / REFRESH) as bar:
+        task = bar.add_task("queries", total=len(due) * batch)
+        while True:
+            try:
+                await asyncio.sleep(REFRESH)
+            finally:  # for the last time when the load has ended
+                bar.update(task, completed=int(np.searchsorted(due, time.monotonic())) * batch)

@@ -11,7 +11,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import numpy as np
-from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from parity_models.errors import LoadError
@@ -21,8 +20,8 @@ from parity_models.serving.client import (
     Client,
     ClientError,
     Credentials,
-    MalformedAnswerError,
     StatusError,
+    UnreachableError,
     check_address,
 )
 from parity_models.simulation.recording import POINTS, Recording, Runs
@@ -33,95 +32,81 @@ STEP: Final = 1.0
 PATIENCE: Final = 5.0
 """Seconds that a server has to answer."""
 
-_MAX_METRICS = 64 * 2**20
-"""Bytes that a server's metrics may have."""
-
 FEWEST: Final = 100
-"""Units of the deployed model of which their times say something."""
+"""Minimum number of units of the deployed model for a recording."""
 
-_COUNTERS = (
-    "parm_query_failures_total",
-    "parm_instance_busy_seconds_total",
-    "parm_instance_restarts_total",
-    "parm_stand_in_answers_compared_total",
-    "parm_stand_in_answers_disagreed_total",
-)
+_MAX_METRICS = 64 * 2**20
+"""Maximum size of a server's metrics in bytes."""
 
-
-Counts = dict[float, float]
-"""The buckets of a histogram: for each time in seconds, how many took so long or less."""
-
-
-def _counts() -> Counts:
-    return defaultdict(float)
+_RUN = "parm_unit_run_seconds"
+_LATENCY = "parm_query_latency_seconds"
+_FAILURES = "parm_query_failures_total"
 
 
 class Seen:
-    """A server's metrics at the time `at`. Raises LoadError for metrics of something else."""
+    """A server's metrics at the time `at`, in seconds.
+
+    `values` are sums by a sample's name, its role or source, and its bucket bound in seconds.
+    Raises LoadError for metrics of something else.
+    """
 
     def __init__(self, text: str, at: float) -> None:
         self.at = at
-        self.runs: dict[str, Counts] = defaultdict(_counts)
-        """The buckets of the times of units, by role."""
-        self.run_seconds: dict[str, float] = defaultdict(float)
-        self.latencies = _counts()
-        self.answers: dict[str, float] = defaultdict(float)
-        self.totals: dict[str, float] = defaultdict(float)
-        self.up = 0
+        self.values: dict[tuple[str, str, float], float] = defaultdict(float)
         try:
-            families = list(text_string_to_metric_families(text))
+            samples = [each for one in text_string_to_metric_families(text) for each in one.samples]
         except (ValueError, KeyError, IndexError) as error:
             raise LoadError(f"its metrics cannot be read: {error}") from error
-        for family in families:
-            self._add(family)
-        if not self.up and DEPLOYED not in self.runs:
+        for name, labels, value, *_ in samples:
+            if name.startswith("parm_"):
+                group = labels.get("role", labels.get("source", ""))
+                self.values[name, group, float(labels.get("le", inf))] += value
+        self.up = int(self.values["parm_instances_up", DEPLOYED, inf])
+        if not self.up and not self.values[f"{_RUN}_count", DEPLOYED, inf]:
             raise LoadError("its metrics are not those of parm serve")
 
     @property
     def ended(self) -> float:
         """The number of queries that had ended."""
-        return sum(self.answers.values()) + self.totals["parm_query_failures_total"]
-
-    def _add(self, family: Metric) -> None:
-        for name, labels, value, *_ in family.samples:
-            match name:
-                case "parm_unit_run_seconds_bucket":
-                    self.runs[labels["role"]][_bound(labels)] += value
-                case "parm_unit_run_seconds_sum":
-                    self.run_seconds[labels["role"]] += value
-                case "parm_query_latency_seconds_bucket":
-                    self.latencies[_bound(labels)] += value
-                case "parm_query_latency_seconds_count":
-                    self.answers[labels["source"]] += value
-                case "parm_instances_up" if labels.get("role") == DEPLOYED:
-                    self.up += int(value)
-                case _ if name in _COUNTERS:
-                    self.totals[name] += value
+        return _total(self.values, f"{_LATENCY}_count") + _total(self.values, _FAILURES)
 
 
-def _bound(labels: Mapping[str, str]) -> float:
-    return float(labels["le"])
+def _total(values: Mapping[tuple[str, str, float], float], name: str) -> float:
+    return sum(value for (each, _, _), value in values.items() if each == name)
 
 
 def recording_of(seen: list[Seen], model: str) -> Recording:
-    """Summarize the metrics of `model` from the first look to the last. Raises LoadError for too
-    few units."""
+    """Summarize the metrics of `model` from the first look to the last.
+
+    Raises:
+        LoadError: Too few units ran meanwhile.
+
+    """
     first, last = seen[0], seen[-1]
+    gain = {key: value - first.values[key] for key, value in last.values.items()}
     runs = {}
-    for role, counts in last.runs.items():
-        found = _runs(first.runs[role], counts, last.run_seconds[role] - first.run_seconds[role])
-        if found is not None:
-            runs[role] = found
-    if DEPLOYED not in runs or runs[DEPLOYED].units < FEWEST:
-        units = runs[DEPLOYED].units if DEPLOYED in runs else 0
+    answers: dict[str, int] = {}
+    latencies: dict[float, float] = defaultdict(float)
+    for (name, group, bound), value in gain.items():
+        if name == f"{_RUN}_count" and value >= 1:
+            buckets = {
+                le: count
+                for (each, role, le), count in gain.items()
+                if each == f"{_RUN}_bucket" and role == group
+            }
+            runs[group] = _runs(buckets, gain[f"{_RUN}_sum", group, inf])
+        elif name == f"{_LATENCY}_count":
+            answers[group] = int(value)
+        elif name == f"{_LATENCY}_bucket":
+            latencies[bound] += value
+    units = runs[DEPLOYED].units if DEPLOYED in runs else 0
+    if units < FEWEST:
         raise LoadError(
             f"the server ran {units:,} units of its model meanwhile, fewer than {FEWEST:,}, which "
             "say too little: record it under load, or for longer (--seconds)"
         )
-    answers = {source: int(last.answers[source] - first.answers[source]) for source in last.answers}
-    total = {name: last.totals[name] - first.totals[name] for name in _COUNTERS}
-    compared = int(total["parm_stand_in_answers_compared_total"])
-    wait = quantiles_between(first.latencies, last.latencies, (0.5, 0.99, 0.999))
+    compared = int(_total(gain, "parm_stand_in_answers_compared_total"))
+    p50, p99, p999 = _quantiles(latencies, (0.5, 0.99, 0.999))
     seconds = last.at - first.at
     return Recording(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -130,49 +115,42 @@ def recording_of(seen: list[Seen], model: str) -> Recording:
         step=seconds / (len(seen) - 1),
         instances=max(1, max(each.up for each in seen)),
         ended=tuple(max(0, int(b.ended - a.ended)) for a, b in pairwise(seen)),
-        rows=max(1.0, answers.get(Source.MODEL, 0) / runs[DEPLOYED].units),
+        rows=max(1.0, answers.get(Source.MODEL, 0) / units),
         runs=runs,
         answers=answers,
-        failed=int(total["parm_query_failures_total"]),
-        p50_ms=1e3 * wait[0],
-        p99_ms=1e3 * wait[1],
-        p999_ms=1e3 * wait[2],
-        busy=total["parm_instance_busy_seconds_total"],
-        restarts=int(total["parm_instance_restarts_total"]),
+        failed=int(_total(gain, _FAILURES)),
+        p50_ms=1e3 * p50,
+        p99_ms=1e3 * p99,
+        p999_ms=1e3 * p999,
+        busy=_total(gain, "parm_instance_busy_seconds_total"),
+        restarts=int(_total(gain, "parm_instance_restarts_total")),
         compared=compared,
-        agreed=compared - int(total["parm_stand_in_answers_disagreed_total"]),
+        agreed=compared - int(_total(gain, "parm_stand_in_answers_disagreed_total")),
     )
 
 
-def _runs(before: Counts, after: Counts, seconds: float) -> Runs | None:
-    units = int(after[inf] - before[inf])
-    if units < 1:
-        return None
-    mean = seconds / units
-    quantiles = np.asarray(quantiles_between(before, after, np.linspace(0, 1, POINTS)))
+def _runs(buckets: Mapping[float, float], seconds: float) -> Runs:
+    units = int(buckets[inf])
+    quantiles = np.asarray(_quantiles(buckets, np.linspace(0, 1, POINTS)))
     # Buckets are wide, but the mean is known.
-    scale = mean / quantiles.mean() if quantiles.mean() > 0 else 1.0
-    return Runs(units, mean, tuple((scale * quantiles).tolist()))
+    scale = seconds / units / quantiles.mean() if quantiles.mean() > 0 else 1.0
+    return Runs(units, seconds / units, tuple((scale * quantiles).tolist()))
 
 
-def quantiles_between(
-    before: Mapping[float, float], after: Mapping[float, float], shares: Iterable[float]
-) -> tuple[float, ...]:
-    """The quantiles at `shares` of what a histogram's buckets counted between two looks.
+def _quantiles(buckets: Mapping[float, float], shares: Iterable[float]) -> tuple[float, ...]:
+    """Return the quantiles of a histogram: counts of values up to a bound, by this bound.
 
     Within a bucket, values are taken to be spread evenly; those beyond the last bucket count as its
     bound.
     """
-    bounds = sorted(bound for bound in after if bound < inf)
-    total = after[inf] - before[inf]
-    if not total or not bounds:
+    bounds = sorted(bound for bound in buckets if bound < inf)
+    if not bounds or not buckets[inf]:
         return (0.0,) * len(list(shares))
-    below = [0.0, *((after[bound] - before[bound]) / total for bound in bounds)]
+    below = [0.0, *(buckets[bound] / buckets[inf] for bound in bounds)]
     edges = [0.0, *bounds]
-    filled = [0, *(i for i in range(1, len(edges)) if below[i] > below[i - 1])]
-    starts = [i - 1 for i in filled[1:]]
+    filled = [i for i in range(1, len(edges)) if below[i] > below[i - 1]]
     # A bucket's lower edge counts too: between two that are filled there may be empty ones.
-    points = sorted({*starts, *filled[1:]})
+    points = sorted({*filled, *(i - 1 for i in filled)}) or [len(bounds)]
     at = [below[i] for i in points]
     return tuple(np.interp(list(shares), at, [edges[i] for i in points]).tolist())
 
@@ -183,15 +161,20 @@ async def record(
     progress: Callable[[float], None] = lambda done: None,
     credentials: Credentials = ANONYMOUS,
 ) -> Recording:
-    """Record the server at `url` for so many seconds; `progress` is called with them
-    after each step.
+    """Record a server for so many seconds.
 
-    `url` is the server's address, or that of its metrics; the server is shown the `credentials`.
-    Raises UserError for what is none, LoadError where nobody answers, or what answers says too
-    little.
+    Args:
+        url: The server's address, or that of its metrics.
+        seconds: How long to record.
+        progress: Called after each step with the seconds so far.
+        credentials: Shown to the server.
+
+    Raises:
+        UserError: `url` is not an address.
+        LoadError: The server cannot be asked, or says too little.
+
     """
     server, path = metrics_of(url)
-    metrics = f"{server}{path}"
     async with Client(server, credentials) as client:
         begin = time.monotonic()
         seen = [await _look(client, path)]
@@ -200,13 +183,13 @@ async def record(
             seen.append(await _look(client, path))
             progress(step * STEP)
     try:
-        return recording_of(seen, urlsplit(metrics).netloc)
+        return recording_of(seen, urlsplit(server).netloc)
     except LoadError as error:
-        raise LoadError(f"{metrics}: {error}") from error
+        raise LoadError(f"{server}{path}: {error}") from error
 
 
 def metrics_of(url: str) -> tuple[str, str]:
-    """A server's address, and the path of its metrics. Raises UserError for what is no address."""
+    """Return a server's address, and the path of its metrics. Raises UserError for other URLs."""
     parts = urlsplit(check_address(url))
     path = parts.path if parts.path.strip("/") else "/metrics"
     return f"{parts.scheme}://{parts.netloc}", path
@@ -223,9 +206,7 @@ async def _look(client: Client, path: str) -> Seen:
     except StatusError as error:
         why = f"{error.text}{error.hint}"
         raise LoadError(f"{url} refuses (HTTP {error.status}): {why}") from error
-    except MalformedAnswerError as error:
-        raise LoadError(f"{url} {error}") from error
-    except ClientError as error:
+    except UnreachableError as error:
         raise LoadError(f"no server answers at {url}: {error}") from error
-    except LoadError as error:
+    except (ClientError, LoadError) as error:
         raise LoadError(f"{url}: {error}") from error

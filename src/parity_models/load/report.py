@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from parity_models.load import LoadSpec
 from parity_models.load.result import SOURCES, LoadResult
 
-PRECISE = 1e-3
-"""Seconds: a generator that sends 99 % of its queries less late than that is a good one."""
+PRECISE_MS = 1.0
+"""A generator that sends 99 % of its queries less late than that is a good one."""
 HOUR = 3600 * 10**6
 DIGITS = 3
 
@@ -44,7 +44,7 @@ class SendDelay(msgspec.Struct, frozen=True):
 
     @property
     def precise(self) -> bool:
-        return self.p99_ms <= PRECISE * 1e3
+        return self.p99_ms <= PRECISE_MS
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -57,13 +57,14 @@ class Answered(msgspec.Struct, frozen=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """The summary of a load.
 
-    `queries` are those counted, fewer than `load.count` if the load was interrupted: `answered`
-    and `errors` by kind add up to them. `offered` and `throughput` are queries due, and answers,
-    per second. `latency`, `send_delay` and `histogram` (HDR, format V2, compressed, base64;
+    `queries` are those counted, fewer than `planned` if the load was interrupted: `answered` and
+    `errors` by kind add up to them. `offered` and `throughput` are queries due, and answers, per
+    second. `latency`, `send_delay` and `histogram` (HDR, format V2, compressed, base64;
     microseconds) are None where there are no answers, or nothing was sent.
     """
 
     load: LoadSpec
+    planned: int
     queries: int
     answered: int
     errors: dict[str, int]
@@ -79,10 +80,18 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
     """Sum up the result of `spec`."""
     answered = result.answered
-    latency = histogram_of(result)
+    histogram = HdrHistogram(1, HOUR, DIGITS)
+    microseconds = np.maximum(1, np.rint(result.latency[answered] * 1e6)).astype(np.int64)
+    for value, count in zip(*np.unique(microseconds, return_counts=True), strict=True):
+        histogram.record_value(int(value), int(count))
+    p50, p90, p99, p995, p999 = (
+        histogram.get_value_at_percentile(at) / 1e3 for at in (50, 90, 99, 99.5, 99.9)
+    )
+    longest = histogram.get_max_value() / 1e3
     sent = result.send_delay[~np.isnan(result.send_delay)]
     return LoadReport(
         load=spec,
+        planned=(len(spec.due) - spec.warm_up_requests) * spec.batch,
         queries=len(result),
         answered=int(answered.sum()),
         errors=result.errors(),
@@ -94,25 +103,24 @@ def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
             for source in SOURCES
             if (here := result.came_from(source)).any()
         },
-        latency=_percentiles(latency) if latency.get_total_count() else None,
-        send_delay=_send_delay(sent) if len(sent) else None,
-        histogram=latency.encode().decode() if latency.get_total_count() else None,
+        latency=Percentiles(p50, p90, p99, p995, p999, longest, p999 - p50)
+        if answered.any()
+        else None,
+        send_delay=SendDelay(*(np.quantile(sent, [0.5, 0.99, 1]) * 1e3).tolist())
+        if len(sent)
+        else None,
+        histogram=histogram.encode().decode() if answered.any() else None,
     )
 
 
-def histogram_of(result: LoadResult) -> HdrHistogram:
-    """The latencies of the answered queries, in microseconds."""
-    histogram = HdrHistogram(1, HOUR, DIGITS)
-    microseconds = np.maximum(1, np.rint(result.latency[result.answered] * 1e6)).astype(np.int64)
-    for value, count in zip(*np.unique(microseconds, return_counts=True), strict=True):
-        histogram.record_value(int(value), int(count))
-    return histogram
+def _per_second(count: int, times: NDArray[np.float64]) -> float:
+    """Return `count` per second until the last of `times`."""
+    return count / float(times.max()) if count and times.max() > 0 else 0.0
 
 
-def write_histogram(path: Path, result: LoadResult) -> None:
-    """Write percentiles as text that HdrHistogram's plotter reads, in microseconds."""
-    with path.open("wb") as file:
-        histogram_of(result).output_percentile_distribution(file, 1)
+def _mean(scores: NDArray[np.float64]) -> float | None:
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else None
 
 
 def write_latencies(path: Path, result: LoadResult) -> None:
@@ -130,41 +138,18 @@ def write_latencies(path: Path, result: LoadResult) -> None:
     def or_null(values: NDArray[np.float64]) -> pa.Array:
         return pa.array(values, mask=np.isnan(values))
 
-    answered = result.answered
     kinds = pa.DictionaryArray.from_arrays(
         pa.array(result.outcome), pa.array(result.outcomes.tolist(), pa.string())
     )
-    nothing = pa.scalar(None, kinds.type)
-    here = pa.array(answered)
+    nothing, answered = pa.scalar(None, kinds.type), pa.array(result.answered)
     table = pa.table(
         {
             "scheduled": result.scheduled,
             "sent": or_null(result.scheduled + result.send_delay),
             "latency": or_null(result.latency),
-            "source": pc.if_else(here, kinds, nothing),
+            "source": pc.if_else(answered, kinds, nothing),
             "correct": or_null(result.score),
-            "error": pc.if_else(here, nothing, kinds),
+            "error": pc.if_else(answered, nothing, kinds),
         }
     )
     pq.write_table(table, path)
-
-
-def _percentiles(histogram: HdrHistogram) -> Percentiles:
-    p50, p90, p99, p995, p999 = (
-        histogram.get_value_at_percentile(at) / 1e3 for at in (50, 90, 99, 99.5, 99.9)
-    )
-    return Percentiles(p50, p90, p99, p995, p999, histogram.get_max_value() / 1e3, p999 - p50)
-
-
-def _send_delay(seconds: NDArray[np.float64]) -> SendDelay:
-    return SendDelay(*(np.quantile(seconds, [0.5, 0.99, 1]) * 1e3).tolist())
-
-
-def _per_second(count: int, times: NDArray[np.float64]) -> float:
-    """Per second until the last of `times`."""
-    return count / float(times.max()) if count and times.max() > 0 else 0.0
-
-
-def _mean(scores: NDArray[np.float64]) -> float | None:
-    known = scores[~np.isnan(scores)]
-    return float(known.mean()) if len(known) else None

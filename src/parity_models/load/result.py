@@ -19,8 +19,8 @@ class LoadResult:
 
     `scheduled` counts from the first query, `send_delay` and `latency` from the scheduled time:
     to the actual send (NaN if there was none), and to the answer or the error. `score` is 0..1 by
-    the task's metric, NaN without an answer or a label. `outcome` indexes `outcomes`: the sources
-    of answers, then whatever kinds of error came up.
+    the load's metric, NaN without an answer or a label. `outcome` indexes `outcomes`: the sources
+    of answers, then the kinds of errors that occurred.
     """
 
     scheduled: NDArray[np.float64]
@@ -40,26 +40,27 @@ class LoadResult:
         return answered
 
     def came_from(self, source: Source) -> NDArray[np.bool_]:
-        """Which queries were answered from `source`."""
+        """Return which queries were answered from `source`."""
         here: NDArray[np.bool_] = self.outcome == SOURCES.index(source)
         return here
 
     def errors(self) -> dict[str, int]:
-        """The number of queries that ended in each kind of error."""
+        """Return the number of queries that ended in each kind of error."""
         kinds, counts = np.unique(self.outcome[~self.answered], return_counts=True)
         return {str(self.outcomes[kind]): int(n) for kind, n in zip(kinds, counts, strict=True)}
 
     @classmethod
     def merge(cls, results: Sequence["LoadResult"]) -> "LoadResult":
-        """One result of all queries of several that have their start in common."""
+        """Join the queries of several results that have their start in common."""
         kinds = [*SOURCES, *sorted({k for r in results for k in r.outcomes[len(SOURCES) :]})]
         codes = {str(kind): code for code, kind in enumerate(kinds)}
-        outcome = [np.array([codes[k] for k in r.outcomes], np.int16)[r.outcome] for r in results]
         joined = {
             name: np.concatenate([getattr(result, name) for result in results])
             for name in ("scheduled", "send_delay", "latency", "score")
         }
-        joined["outcome"] = np.concatenate(outcome)
+        joined["outcome"] = np.concatenate(
+            [np.array([codes[k] for k in r.outcomes], np.int16)[r.outcome] for r in results]
+        )
         order = np.argsort(joined["scheduled"], kind="stable")
         arrays = {name: array[order] for name, array in joined.items()}
         return cls(**arrays, outcomes=np.array(kinds))
@@ -70,7 +71,7 @@ class LoadResult:
 
     @classmethod
     def load(cls, path: Path) -> "LoadResult":
-        """Read what `save` wrote; LoadError if it is something else."""
+        """Read what `save` wrote. Raises LoadError for anything else."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(**{field.name: arrays[field.name] for field in fields(cls)})

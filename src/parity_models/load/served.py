@@ -3,13 +3,16 @@
 The process serves until its standard input ends, so that it cannot outlive its parent.
 """
 
+import resource
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import msgspec
+import psutil
 import uvloop
 
 from parity_models.errors import ServingError, UserError
@@ -33,10 +36,9 @@ class ServeSpec(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Served:
-    """A server that is up; `instances` is the process that takes their faults."""
+    """A server that is up at `url`; `pid` is its process."""
 
     _process: Child
-    instances: Child
 
     @property
     def url(self) -> str:
@@ -44,19 +46,18 @@ class Served:
 
     @property
     def pid(self) -> int:
-        """The server's process."""
         return self._process.pid
 
     def begin_faults(self) -> None:
         """Start the clock of the server's fault plan."""
-        self.instances.tell(BEGIN_FAULTS)
+        self._process.tell(BEGIN_FAULTS)
 
     async def busy_seconds(self) -> float:
-        """How long instances have been busy, all together."""
+        """Return how long instances have been busy, all together."""
         return await self._ask(BUSY)
 
     async def mean_lag(self) -> float:
-        """How long reports and timers waited for the server's process, in seconds on average."""
+        """Return how long reports and timers waited for the server's process on average, in s."""
         return await self._ask(LAG)
 
     async def _ask(self, question: bytes) -> float:
@@ -71,19 +72,70 @@ async def served(
     bundle: Path,
     options: ServeOptions,
     prefix: Sequence[str] = (),
-    module: str = __name__,
     allow_code: frozenset[str] = frozenset(),
 ) -> AsyncIterator[Served]:
-    """Serve `bundle` while the context lasts, by a command that begins with `prefix` and runs the
-    main function of `module`. `allow_code`: see `open_bundle`.
+    """Serve `bundle` while the context lasts, by a command that begins with `prefix`.
 
-    Raises UserError for options that do not fit it, ServingError if the server does not start.
+    Args:
+        bundle: The bundle's folder.
+        options: The server's options.
+        prefix: What the process's command begins with.
+        allow_code: See `open_bundle`.
+
+    Raises:
+        UserError: The options do not fit the bundle.
+        ServingError: The server does not start.
+
     """
     spec = msgspec.json.encode(ServeSpec(str(bundle), options, allow_code)).decode()
-    async with child((*prefix, sys.executable, "-m", module, spec)) as server:
+    async with child((*prefix, sys.executable, "-m", __name__, spec)) as server:
         if not server.message.startswith("http"):
             raise await server.failure(UserError)
-        yield Served(server, server)
+        yield Served(server)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Processor time in seconds, of this process and all that it started.
+
+    `workers` are the processes that the server started; `serving` all others: the server itself and
+    its clients.
+    """
+
+    workers: float
+    serving: float
+
+    @classmethod
+    def until_now(cls, server: int) -> Self:
+        """Return the time since the processes started, of ended ones too.
+
+        Args:
+            server: The server's process id.
+
+        """
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        everything = ended.ru_utime + ended.ru_stime + _of_children(psutil.Process())
+        workers = 0.0
+        with suppress(psutil.NoSuchProcess):  # it has ended, which its next user finds
+            workers = _of_children(psutil.Process(server))
+        return cls(workers, everything - workers)
+
+    def since(self, earlier: Self) -> Self:
+        """Return the processor time since then."""
+        return type(self)(self.workers - earlier.workers, self.serving - earlier.serving)
+
+
+def _of_children(parent: psutil.Process) -> float:
+    """Return the seconds of all processes that `parent` started, directly or not."""
+    seconds = 0.0
+    for each in parent.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            seconds += times.user + times.system
+            # Only Linux counts the ended children of a process.
+            seconds += getattr(times, "children_user", 0.0)
+            seconds += getattr(times, "children_system", 0.0)
+    return seconds
 
 
 async def _serve(spec: ServeSpec) -> None:
@@ -99,10 +151,6 @@ async def _serve(spec: ServeSpec) -> None:
                 tell(f"{server.frontend.mean_lag:.6f}")
 
 
-def main(spec: str, serve: Callable[[ServeSpec], Coroutine[None, None, None]] = _serve) -> int:
-    """`serve` as the JSON `spec` says; tell the URL, or why there is none, on standard output."""
-    return exit_code(lambda: uvloop.run(serve(msgspec.json.decode(spec, type=ServeSpec))))
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    decoded = msgspec.json.decode(sys.argv[1], type=ServeSpec)
+    sys.exit(exit_code(lambda: uvloop.run(_serve(decoded))))

@@ -1,145 +1,184 @@
-"""The specification of a load: the server, the queries, and their schedule."""
+"""A load: the server, the queries, and when each is sent."""
 
 import os
 import warnings
-from math import ceil
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, inf
+from typing import Annotated
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
-from parity_models.errors import LoadError
+from parity_models.errors import LoadError, OptionError
+from parity_models.options import SECONDS, Option, Options
+
+DURATION = 30.0
+"""Seconds that a load lasts by default."""
 
 MAX_QUERIES = 10_000_000
-BOUNDS = {
-    "count": (1, MAX_QUERIES),
-    "warm_up": (0, MAX_QUERIES),
-    "batch": (1, 4096),
-    "seed": (0, 2**63),
-    "processes": (1, 64),
-    "max_in_flight": (1, 512),
-    "timeout": (1e-3, 600),
-    "rate": (1e-3, 1e6),
-    "speed": (1e-6, 1e6),
-}
-"""The ranges of a load's numbers. `select`, and with it a precise clock, carries about 500
-connections."""
+
+MAX_TRACE = 2**30
+"""Maximum size of a trace file in bytes."""
 
 
-class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A load on one served model.
+@dataclass(frozen=True, kw_only=True)
+class LoadSpec(Options):
+    """A load on one model of the server at `url`; what `parm load` takes as options.
 
-    It goes to the server at `url`, in tensors as `binary` data or JSON. Queries are drawn from the
-    file `data` (see `read_queries`), and answers judged by `metric` where there are labels, in it
-    or in the file `labels`. Requests ask for `output` alone, or for all and the first is judged. A
-    request holds `batch` queries. Requests are due by a Poisson process of `rate` queries a second,
-    or at the times in the file `trace`, divided by `speed`. The first `warm_up` queries are sent
-    like the `count` that follow, and left out of the result; both are rounded up to whole requests.
-    A request fails `timeout` seconds after it was due; one that is due while its process has
-    `max_in_flight` under way is not sent and counts as an error. `processes` take turns in sending.
-    Raises LoadError for values out of range.
+    Queries are drawn from the file `inputs` (see `Queries.read`) and sent in requests of `batch`.
+    The first `warm_up` queries are not counted; the `queries` after them are, or those due in the
+    next `duration` seconds; all three are rounded up to whole requests.
+
+    Raises:
+        UserError: A value is out of range, there are no `inputs`, or not exactly one of `rate` and
+            `trace`.
+
     """
 
     url: str = ""
-    model: str = "model"
-    binary: bool = True
-    data: str
-    labels: str | None = None
-    metric: str = "top-1"
-    output: str | None = None
-    batch: int = 1
-    rate: float | None = None
-    trace: str | None = None
-    speed: float = 1.0
-    count: int
-    warm_up: int = 0
-    seed: int = 0
-    timeout: float = 10.0
-    max_in_flight: int = 256
-    processes: int = 1
+    model: Annotated[
+        str | None,
+        Option("The model; by default the only one of the server.", metavar="NAME"),
+    ] = None
+    binary: Annotated[bool, Option("Tensors as binary data; JSON without this.")] = False
+    inputs: Annotated[
+        str,
+        Option(
+            "Send the rows of this file: .npy, or .npz with inputs, or an array for each input of "
+            "the model, and optionally labels.",
+            metavar="FILE",
+        ),
+    ] = ""
+    labels: Annotated[
+        str | None, Option("The right answers to --inputs, an .npy file.", metavar="FILE")
+    ] = None
+    metric: Annotated[str, Option("The metric of answers, by the labels.", metavar="NAME")] = (
+        "top-1"
+    )
+    output: Annotated[
+        str | None,
+        Option(
+            "Ask for this output alone; by default for all, and the first is judged.",
+            metavar="NAME",
+        ),
+    ] = None
+    batch: Annotated[int, Option("Queries (rows) in a request.", at_least=1, at_most=4096)] = 1
+    rate: Annotated[
+        float | None,
+        Option("Queries per second, Poisson arrivals.", at_least=1e-3, at_most=1e6),
+    ] = None
+    trace: Annotated[
+        str | None,
+        Option(
+            "Send a request at each time in this file: one number of seconds per line, in order; "
+            "the first is sent at once.",
+            metavar="FILE",
+        ),
+    ] = None
+    queries: Annotated[
+        int | None,
+        Option("Queries to send and count.", at_least=1, at_most=MAX_QUERIES, excludes="duration"),
+    ] = None
+    duration: Annotated[
+        float | None,
+        Option(
+            f"Time to send for, in place of --queries; by default {DURATION:g} s, or the whole "
+            "trace.",
+            unit=SECONDS,
+            typed="s",
+            above=0,
+        ),
+    ] = None
+    warm_up: Annotated[
+        int, Option("Queries sent first, and not counted.", at_least=0, at_most=MAX_QUERIES)
+    ] = 0
+    processes: Annotated[
+        int,
+        Option("Generator processes, which take turns in sending.", at_least=1, at_most=64),
+    ] = 1
+    # `select`, and with it a precise clock, carries about this many connections.
+    connections: Annotated[
+        int,
+        Option(
+            "Maximum number of requests in flight per process; one that is due beyond that is not "
+            "sent and counts as an error.",
+            at_least=1,
+            at_most=512,
+        ),
+    ] = 256
+    timeout: Annotated[
+        float,
+        Option(
+            "Time after which a request fails, from when it was due.",
+            unit=SECONDS,
+            typed="s",
+            at_least=1e-3,
+            at_most=600,
+        ),
+    ] = 10.0
+    seed: Annotated[int, Option("Fixes arrivals and queries.", at_least=0, at_most=2**63)] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.inputs:
+            raise OptionError("say which queries to send: give a file with --inputs")
         if (self.rate is None) == (self.trace is None):
-            raise LoadError("a load needs a rate or a trace file, and not both")
-        for name, (low, high) in BOUNDS.items():
-            value = getattr(self, name)
-            # Written so that NaN is out of range.
-            if value is not None and not low <= value <= high:
-                raise LoadError(
-                    f"the load's {name.replace('_', ' ')} must be from {low:g} to {high:g}, got "
-                    f"{value:g}"
-                )
-
-    @property
-    def requests(self) -> int:
-        """The number of requests, including the warm-up."""
-        return self.warm_up_requests + ceil(self.count / self.batch)
+            raise OptionError("give --rate or --trace, to say when queries are sent, and not both")
 
     @property
     def warm_up_requests(self) -> int:
+        """The number of requests that are not counted."""
         return ceil(self.warm_up / self.batch)
 
+    @cached_property
     def due(self) -> NDArray[np.float64]:
         """When each request is due: (requests,) seconds from the load's start.
 
-        Raises LoadError if the trace cannot be read or has too few.
+        Raises:
+            LoadError: The trace cannot be read or is too short, no query would be counted, or more
+                than MAX_QUERIES would.
+
         """
-        due = _first(self, self.requests)
-        if len(due) < self.requests:
-            raise LoadError(
-                f"{self.trace} has {len(due):,} requests, but {self.requests:,} are to be sent"
-            )
+        first, counted = self.warm_up_requests, ceil((self.queries or 0) / self.batch)
+        lasts = self.duration or (DURATION if self.trace is None else inf)
+        if self.trace is not None:
+            due = read_trace(self.trace)
+        else:
+            assert self.rate is not None
+            rate = self.rate / self.batch
+            if not counted and lasts * self.rate > MAX_QUERIES:
+                raise LoadError(
+                    f"{lasts:g} s at {self.rate:g}/s are more than {MAX_QUERIES:,} queries; "
+                    "lower one"
+                )
+            # Ten standard deviations more than expected, so that the last is due after the end.
+            expected = rate * lasts
+            drawn = first + (counted or ceil(expected + 10 * expected**0.5) + 1)
+            due = poisson_arrivals(rate, drawn, self.seed)
+        if counted:
+            if len(due) < first + counted:
+                raise LoadError(
+                    f"{self.trace} has {len(due):,} requests, but {first + counted:,} are to be "
+                    "sent"
+                )
+            return due[: first + counted]
+        begin = due[first - 1] if 0 < first <= len(due) else 0.0
+        due = due[: int(np.searchsorted(due, begin + lasts))]
+        if len(due) <= first:
+            raise LoadError("no query is due after the warm-up; let the load last longer")
         return due
 
 
-def lasting(spec: LoadSpec, warm_up: float, duration: float | None) -> LoadSpec:
-    """`spec`, with the queries due in the first `warm_up` seconds as its warm-up.
-
-    They are followed by its `count`, or where there is a `duration`, by those due in so many
-    seconds (inf: all there are in the trace). Raises LoadError if that leaves none, or too many.
-    """
-    for name, seconds in (("warm-up", warm_up), ("duration", duration or 0)):
-        if not seconds >= 0:
-            raise LoadError(f"the {name} must be 0 seconds or more, got {seconds:g}")
-    length = warm_up + (duration or 0)
-    wanted = ceil(spec.count / spec.batch)
-    if spec.rate is not None:
-        expected = spec.rate * length
-        if expected > MAX_QUERIES:
-            raise LoadError(
-                f"{length:g} s at {spec.rate:g}/s are more than {MAX_QUERIES:,} queries; lower one"
-            )
-        # Ten standard deviations more than expected, so that the last is due after `length`.
-        wanted += ceil(expected / spec.batch + 10 * (expected / spec.batch) ** 0.5)
-    due = _first(spec, wanted if spec.rate is not None else MAX_QUERIES)
-    first = int(np.searchsorted(due, warm_up))
-    if duration is None:
-        count = spec.count
-    else:
-        count = (int(np.searchsorted(due, warm_up + duration)) - first) * spec.batch
-    if count == 0:
-        raise LoadError("no query is due after the warm-up; let the load last longer")
-    return msgspec.structs.replace(spec, warm_up=first * spec.batch, count=count)
-
-
-def _first(spec: LoadSpec, requests: int) -> NDArray[np.float64]:
-    """When the first `requests` are due, or all those of the trace if it has less."""
-    if spec.trace is not None:
-        return read_trace(spec.trace)[:requests] / spec.speed
-    assert spec.rate is not None
-    return poisson_arrivals(spec.rate / spec.batch, requests, spec.seed)
-
-
-MAX_TRACE = 2**30
-"""Bytes of a trace's file."""
-
-
 def read_trace(path: str) -> NDArray[np.float64]:
-    """When each request in the file is due: (n,) seconds after the first.
+    """Read when each request in a file is due: (n,) seconds after the first.
 
     The file has one time in seconds per line, in order; lines that begin with # are left out.
-    Raises LoadError for anything else.
+
+    Raises:
+        LoadError: The file cannot be read, or has something else in it.
+
     """
     try:
         if os.path.getsize(path) > MAX_TRACE:

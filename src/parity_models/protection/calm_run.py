@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -16,12 +17,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from parity_models.arrivals import poisson_arrivals
 from parity_models.emulation import LogNormal
 from parity_models.errors import LoadError, ParityModelsError
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.computing import Computed
-from parity_models.load.served import served
+from parity_models.load.served import Computed, served
 from parity_models.models.bundle import Bundle
 from parity_models.models.signature import Sizes
 from parity_models.protection.scene import SPREAD
@@ -148,9 +147,10 @@ def measure_serving(
                 return None
             load = LoadSpec(
                 model=deployed.manifest.name,
-                data=str(data),
+                binary=True,
+                inputs=str(data),
                 rate=rate,
-                count=count,
+                queries=count,
                 warm_up=int(WARM_UP * count),
             )
             try:
@@ -188,7 +188,7 @@ async def _served(bundle: Path, instances: int, load: LoadSpec) -> _Calm:
         def begin() -> None:
             computed.append(Computed.until_now(server.pid))
 
-        there = msgspec.structs.replace(load, url=server.url)
+        there = replace(load, url=server.url)
         result = await offer_load_from_own_process(there, begin)
         took = Computed.until_now(server.pid).since(*computed)
         busy = await server.busy_seconds() - before
@@ -196,7 +196,7 @@ async def _served(bundle: Path, instances: int, load: LoadSpec) -> _Calm:
     if not answered.any():
         raise LoadError(f"no query was answered: {result.errors()}")
     ms = 1e3 * result.latency[answered]
-    each = 1e3 / load.requests
+    each = 1e3 / len(load.due)
     quantiles = tuple(np.quantile(ms, SHARES).tolist())
     real = Observed(float(np.median(ms)), each * busy, quantiles)
     count = int(answered.sum())
@@ -215,7 +215,7 @@ def _overheads(
 
     def simulated(known: Overheads) -> Observed:
         simulation = Simulation(
-            poisson_arrivals(load.rate or 1.0, load.requests, load.seed),
+            load.due,
             instances,
             0,
             {DEPLOYED: LogNormal(ms / 1e3, SPREAD)},

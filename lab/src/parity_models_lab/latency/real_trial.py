@@ -16,9 +16,8 @@ from parity_models.codes import CodeSpec
 from parity_models.emulation import FaultPlan
 from parity_models.errors import BundleError, LoadError
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.computing import Computed
 from parity_models.load.result import LoadResult
-from parity_models.load.served import Served, served
+from parity_models.load.served import Computed, Served, served
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, Source
 from parity_models.serving.engine import Placement
@@ -104,7 +103,7 @@ class Laboratory:
                 counting.append(asyncio.create_task(_busy_by(warm, server)))
 
             load = self._load(trial, bundle.manifest.name, server.url)
-            warm = float(load.due()[trial.warm_up])
+            warm = float(load.due[trial.warm_up])
             result = await offer_load_from_own_process(load, begin, prefix)
             busy = [await server.busy_seconds() - await before for before in counting]
             summed = _sum_up(result, trial.warm_up, sum(busy) if busy else None)
@@ -125,11 +124,12 @@ class Laboratory:
         return LoadSpec(
             url=url,
             model=model,
-            data=str(self._queries),
+            binary=True,
+            inputs=str(self._queries),
             metric=self._task.metric,
             rate=None if bursts else trial.setting.queries_per_second,
             trace=self._trace(trial) if bursts else None,
-            count=trial.warm_up + trial.queries,
+            queries=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
 
