@@ -60,13 +60,14 @@ async def run_overload(
                     load = LoadSpec(
                         url=server.url,
                         model=MODEL,
-                        data=str(queries),
+                        binary=True,
+                        inputs=str(queries),
                         rate=factor * capacity,
-                        count=ceil(factor * capacity * lasting),
+                        queries=ceil(factor * capacity * lasting),
                         warm_up=ceil(factor * capacity * WARM_UP),
                         seed=seed,
                         timeout=deadline + 5 if gives_up is None else gives_up,
-                        max_in_flight=512,
+                        connections=512,
                         processes=4,
                     )
                     row = await _offer(server, load, asked, model, gives_up or deadline, capacity)
@@ -102,8 +103,7 @@ async def _offer(
 ) -> Row:
     """Offer one load; answers within `useful` seconds count."""
     started, memory = asyncio.Event(), [server.memory()]
-    assert load.rate is not None
-    lasts = load.count / load.rate
+    lasts = float(load.due[-1] - load.due[load.warm_up_requests])
 
     async def watch() -> None:
         while True:
