@@ -1,47 +1,72 @@
-"""Training never leaves a network worse than it began."""
+"""A training keeps within its budget, judging included, and makes nothing worse."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from parity_models.models.networks.network import NamedModule
-from parity_models.training.fit import fit
+from parity_models.training import fit as fitting
+from parity_models.training.fit import Fitted, fit
 from parity_models.training.recipes import Budget, recipe_for
 
 
-class Spoilt(NamedModule):
-    """Begins with what is right, and learns what is wrong."""
+@dataclass
+class Clock:
+    now: float = 0.0
 
-    learned = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+    def monotonic(self) -> float:
+        return self.now
 
 
-class Spoiling:
-    module = Spoilt()
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(fitting, "time", clock)
+    return clock
+
+
+class Slow:
+    """Learns in no time, and takes a second to be judged: its scores are these, in turn."""
+
     steps = 3
+
+    def __init__(self, clock: Clock, *scores: float) -> None:
+        self.module = nn.Linear(1, 1)
+        self.judged = 0
+        self._clock = clock
+        self._scores = iter(scores)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         for _ in range(self.steps):
-            yield (self.module.weight - 1).square().sum()
+            yield self.module(torch.ones(1, 1)).square().sum()
 
     def score(self) -> float:
-        return 1 - abs(self.module.weight.item())
+        self.judged += 1
+        self._clock.now += 1
+        return next(self._scores)
 
 
-def test_what_training_makes_worse_stays_as_it_began(tmp_path: Path) -> None:
-    problem = Spoiling()
-    fitted = fit(
-        problem,
-        recipe_for(None, "deployed", (1,)),
-        Budget(epochs=2),
-        seed=0,
-        checkpoint=tmp_path / "checkpoint",
-        options={},
-    )
-    assert (fitted.score, fitted.best_epoch, fitted.epochs) == (1.0, 0, 2)
-    assert problem.module.weight.item() == 0
+def fitted(problem: Slow, budget: Budget, folder: Path, known: float | None = None) -> Fitted:
+    recipe, checkpoint = recipe_for(None, "deployed", (1,)), folder / "checkpoint"
+    return fit(problem, recipe, budget, seed=0, checkpoint=checkpoint, options={}, known=known)
+
+
+def test_no_epoch_begins_that_could_not_be_judged_in_time(tmp_path: Path, clock: Clock) -> None:
+    problem = Slow(clock, 0.1, 0.2, 0.3, 0.4, 0.5)
+    fitted(problem, Budget(seconds=3.5), tmp_path)
+    assert problem.judged == 3
+
+
+def test_an_earlier_training_is_not_judged_again_and_not_made_worse(
+    tmp_path: Path, clock: Clock
+) -> None:
+    problem = Slow(clock, 0.5)
+    before = problem.module.weight.item()
+    found = fitted(problem, Budget(epochs=1), tmp_path, known=0.8)
+    assert (found.score, found.best_epoch, found.epochs, problem.judged) == (0.8, 0, 1, 1)
+    assert problem.module.weight.item() == before
+    better = fitted(Slow(clock, 0.9), Budget(epochs=1), tmp_path, known=0.8)
+    assert (better.score, better.best_epoch) == (0.9, 1)

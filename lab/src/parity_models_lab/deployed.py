@@ -20,6 +20,7 @@ from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
 from parity_models.tasks.metrics import PredictionKind
 from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import (
+    Rows,
     choose_device,
     computing,
     mirror,
@@ -164,8 +165,8 @@ class _Labelled:
                 queries = mirror(queries, coins[rows])
                 if kind == "boxes":
                     labels = torch.where(coins[rows, None], mirror_boxes(labels), labels)
-            yield LOSSES[kind](run_reduced(self.module, queries), labels)
+            yield LOSSES[kind](run_reduced(self.module, Rows((queries,))), labels)
 
     def score(self) -> float:
-        outputs = predict(self.module, self._held_out).cpu().numpy()
+        outputs = predict(self.module, Rows((self._held_out,))).cpu().numpy()
         return score(self._metric, outputs, self._held_out_labels)

@@ -60,7 +60,7 @@ from parity_models.training.bundling import (
 from parity_models.training.callbacks import Callbacks
 from parity_models.training.candidates import Proposal
 from parity_models.training.device import BATCH as PREDICTED
-from parity_models.training.device import choose_device, on_device, place, predict
+from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.networks import queried_of
 from parity_models.training.proposals import Costs, families, propose, propose_named
@@ -405,7 +405,7 @@ def prepare(
     device = choose_device(options.device)
     model = place(teacher.network(callbacks.on_predicted), device)
     began = time.monotonic()
-    some = on_device(queries.train[:PREDICTED], teacher.signature, device, plain=teacher.plain)
+    some = Rows.of(queries.train[:PREDICTED], teacher.signature, device)
     predict(model, some)
     row_seconds = max(1e-9, (time.monotonic() - began) / len(some))
     sha256 = queries.sha256

@@ -1,6 +1,6 @@
 """The device that trains: networks and queries on it, and models run over them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -77,7 +77,7 @@ def computing(threaded: bool) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A batch of queries: `tensors` (n, ...) in the order of the signature's inputs.
+    """A batch of n queries: `tensors` (n, ...) in the order of a signature's inputs.
 
     `sizes` (n, axes) are the true sizes of each query along each dynamic axis; `places` are the
     inputs that have such an axis, and its place there. Some of the rows are cut to the largest of
@@ -85,41 +85,37 @@ class Rows:
     """
 
     tensors: tuple[Tensor, ...]
-    sizes: Tensor
-    places: tuple[tuple[tuple[int, int], ...], ...]
+    sizes: Tensor | None = None
+    places: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     @classmethod
     def of(cls, rows: Array, signature: Signature, device: torch.device) -> "Rows":
-        """Rows of one kind of the signature's (see models.tensor.Layout)."""
+        """Return rows of one kind of the signature's (see models.tensor.Layout) on the device."""
         arrays = signature.kind_of(rows[0, ...]).input.split(rows)
+        tensors = (torch.from_numpy(_indexable(arrays[each.name])) for each in signature.inputs)
+        on_device = tuple(each.to(device) for each in tensors)
+        if not signature.axes:
+            return cls(on_device)
         found = sizes_in(arrays, signature.inputs)
-        sizes = np.array([found[axis] for axis in signature.axes], np.int64).T
-        places = tuple(
-            tuple(
-                (i, 1 + each.axes[axis])
-                for i, each in enumerate(signature.inputs)
-                if axis in each.axes
-            )
+        sizes = np.stack([found[axis] for axis in signature.axes], axis=1)
+        having = [(i, each.axes) for i, each in enumerate(signature.inputs)]
+        places = (
+            tuple((i, 1 + axes[axis]) for i, axes in having if axis in axes)
             for axis in signature.axes
         )
-        tensors = (torch.from_numpy(_indexable(arrays[each.name])) for each in signature.inputs)
-        return cls(
-            tuple(each.to(device) for each in tensors),
-            torch.from_numpy(sizes.reshape(len(rows), -1).copy()),
-            places,
-        )
+        return cls(on_device, torch.from_numpy(sizes), tuple(places))
 
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def __getitem__(self, which: Tensor | slice) -> "Rows":
-        here = which.cpu() if isinstance(which, Tensor) else which
-        sizes = self.sizes[here]
-        tensors = list(self.tensors)
-        if len(sizes):
-            for longest, places in zip(sizes.amax(0).tolist(), self.places, strict=True):
+        tensors, sizes = list(self.tensors), None
+        if self.sizes is not None:
+            sizes = self.sizes[which.cpu() if isinstance(which, Tensor) else which]
+            longest = sizes.amax(0).tolist() if len(sizes) else ()
+            for size, places in zip(longest, self.places, strict=False):
                 for at, axis in places:
-                    tensors[at] = tensors[at].narrow(axis, 0, longest)
+                    tensors[at] = tensors[at].narrow(axis, 0, size)
         return Rows(tuple(each[which] for each in tensors), sizes, self.places)
 
     @property
@@ -135,39 +131,14 @@ class Rows:
         }
 
 
-DeviceQueries = Tensor | Rows
-"""Queries (n, *query_shape) of one float32 input of fixed shape, or others."""
-
-
-def on_device(
-    rows: Array, signature: Signature, device: torch.device, *, plain: bool
-) -> DeviceQueries:
-    """Return rows of queries as networks take them in training."""
-    if plain:
-        return torch.from_numpy(rows).to(device)
-    return Rows.of(rows, signature, device)
-
-
-def tensor(queries: DeviceQueries) -> Tensor:
-    """Return queries of one float32 input of fixed shape, which alone can be added up or turned."""
-    assert isinstance(queries, Tensor)
-    return queries
-
-
-def run(module: Callable[..., Tensor], queries: DeviceQueries) -> Tensor:
-    """Run `module`, which takes a tensor for each input."""
-    outputs: Tensor = module(*queries.tensors) if isinstance(queries, Rows) else module(queries)
-    return outputs
-
-
-def run_reduced(module: nn.Module, inputs: DeviceQueries) -> Tensor:
+def run_reduced(module: nn.Module, queries: Rows) -> Tensor:
     """Run `module` in training, in bfloat16 where that is faster; outputs are float32.
 
     Weights stay float32. In a network of convolutions it halves the time of a step.
     """
-    device = inputs.device.type
+    device = queries.device.type
     with torch.autocast(device, torch.bfloat16, enabled=_computes_bfloat16(device)):
-        outputs = run(module, inputs)
+        outputs: Tensor = module(*queries.tensors)
     return outputs.float()
 
 
@@ -193,11 +164,14 @@ def mirror(queries: Tensor, which: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(module: nn.Module, queries: DeviceQueries, mirrored: bool = False) -> Tensor:
-    """Return outputs (n, *output_shape) of `module`, in evaluation mode, for `queries` (n, ...)."""
+def predict(module: nn.Module, queries: Rows, mirrored: bool = False) -> Tensor:
+    """Return outputs (n, *output_shape) of `module`, in evaluation mode, for n queries."""
     module.eval()
-    parts = (queries[start : start + BATCH] for start in range(0, len(queries), BATCH))
-    return torch.cat([run(module, tensor(part).flip(-1) if mirrored else part) for part in parts])
+    outputs = []
+    for start in range(0, len(queries), BATCH):
+        tensors = queries[start : start + BATCH].tensors
+        outputs.append(module(*(each.flip(-1) if mirrored else each for each in tensors)))
+    return torch.cat(outputs)
 
 
 def _indexable(array: Array) -> Array:

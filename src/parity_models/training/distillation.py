@@ -18,7 +18,7 @@ from parity_models.models.networks.slotwise import Stacked
 from parity_models.tasks.metrics import PredictionKind, is_map
 from parity_models.tasks.output_kind import OutputKind, choose_output_kind
 from parity_models.tasks.unlabelled import labels_from
-from parity_models.training.device import DeviceQueries, Rows, on_device, predict, tensor
+from parity_models.training.device import Rows, predict
 from parity_models.training.envelope import fit_envelope
 from parity_models.training.queries import Queries
 from parity_models.training.teacher import Teacher
@@ -131,7 +131,7 @@ class HeldOut:
     `labels` are for the metric: classes (m,), or predictions (m, *output_shape).
     """
 
-    inputs: DeviceQueries
+    inputs: Rows
     predictions: Tensor
     labels: NDArray[Any]
 
@@ -144,7 +144,7 @@ class DistillationData:
     queries `held_out`.
     """
 
-    inputs: DeviceQueries
+    inputs: Rows
     predictions: Tensor
     held_out: HeldOut
     metric: str
@@ -181,7 +181,7 @@ def distill(
     Raises ModelError if a prediction depends on the rest of its batch, DataError if all are the
     same, and UserError as `choose_output_kind` does.
     """
-    inputs = on_device(queries.train, teacher.signature, device, plain=teacher.plain)
+    inputs = Rows.of(queries.train, teacher.signature, device)
     check_rows_apart(model, inputs[:TRIED])
     ways = (False, True) if queries.hflip else (False,)
     predictions = torch.stack([predict(model, inputs, mirrored=turned) for turned in ways])
@@ -192,7 +192,7 @@ def distill(
         )
     some = predictions[0].cpu().numpy()
     kind, metric = choose_output_kind(output_kind, queries.metric, some)
-    held_out = on_device(queries.validation, teacher.signature, device, plain=teacher.plain)
+    held_out = Rows.of(queries.validation, teacher.signature, device)
     predicted = predict(model, held_out)
     right = queries.validation_labels
     if right is None:
@@ -206,7 +206,7 @@ def distill(
     )
 
 
-def check_rows_apart(model: nn.Module, rows: DeviceQueries) -> None:
+def check_rows_apart(model: nn.Module, rows: Rows) -> None:
     """Raise ModelError if a prediction of `model` for one of `rows` depends on the others."""
     together = predict(model, rows)
     alone = torch.cat([predict(model, rows[i : i + 1]) for i in range(len(rows))])
@@ -220,19 +220,12 @@ def check_rows_apart(model: nn.Module, rows: DeviceQueries) -> None:
 
 def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:
     """Return the envelope of the queries that the data are of."""
-    inputs, held_out = data.inputs, data.held_out.inputs
-    predictions = data.predictions[0].cpu().numpy()
-    if isinstance(inputs, Rows):
-        assert isinstance(held_out, Rows)
-        signature = teacher.signature
-        queries, others = inputs.arrays(signature), held_out.arrays(signature)
-        return fit_envelope(signature.inputs, queries, others, predictions)
-    name = teacher.signature.inputs[0].name
+    signature = teacher.signature
     return fit_envelope(
-        teacher.signature.inputs,
-        {name: inputs.cpu().numpy()},
-        {name: tensor(held_out).cpu().numpy()},
-        predictions,
+        signature.inputs,
+        data.inputs.arrays(signature),
+        data.held_out.inputs.arrays(signature),
+        data.predictions[0].cpu().numpy(),
         mirrored=data.mirrored,
     )
 

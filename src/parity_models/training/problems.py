@@ -14,7 +14,7 @@ from parity_models.codes import Code, Networks
 from parity_models.codes.weights import some_sets
 from parity_models.models.networks.network import NamedModule
 from parity_models.tasks import score
-from parity_models.training.device import BATCH, mirror, predict, run_reduced, tensor
+from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import DistillationData, calibrate_last_layer
 from parity_models.training.recipes import Recipe
 from parity_models.training.scaling import Rescaled, channel_axis, scaled
@@ -50,12 +50,11 @@ class Imitation:
         self.module = self._scaled(module) if foreign else module
 
     def _scaled(self, module: nn.Module) -> nn.Module:
-        inputs = self._data.inputs
         targets = None if self._data.transform.compared_as == "classes" else self._targets[0]
-        if isinstance(inputs, Tensor):
-            return scaled(module, inputs, targets, channel_axis(tuple(inputs.shape[1:])))
-        assert isinstance(module, NamedModule)  # which scales its inputs itself
-        return module if targets is None or module.learned else Rescaled.towards(module, targets)
+        if isinstance(module, NamedModule):  # which scales its inputs itself
+            return module if targets is None else Rescaled.towards(module, targets)
+        (inputs,) = self._data.inputs.tensors
+        return scaled(module, inputs, targets, channel_axis(tuple(inputs.shape[1:])))
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the losses of one epoch's batches."""
@@ -66,7 +65,7 @@ class Imitation:
         for rows in order.tensor_split(self.steps):
             queries, way = inputs[rows], ways[rows]
             if self._data.mirrored:
-                queries = mirror(tensor(queries), way == 1)
+                queries = Rows(tuple(mirror(each, way == 1) for each in queries.tensors))
             outputs, targets = run_reduced(self.module, queries), self._targets[way, rows]
             yield transform.difference(outputs, targets) + transform.at_scale(outputs, targets)
 
@@ -118,7 +117,7 @@ class Reconstruction:
         self.module = module
         self._code = module.code
         self._data = data
-        self._inputs = tensor(data.inputs)
+        (self._inputs,) = data.inputs.tensors
         self._groups = len(data.inputs) // self._code.k
         self.steps = recipe.steps_per_epoch(self._groups)
         self._style = recipe.style
@@ -175,7 +174,7 @@ class Reconstruction:
     ) -> Tensor:
         total = torch.zeros((), device=predictions[0].device)
         parity_outputs = [
-            run_reduced(model, parities)
+            run_reduced(model, Rows((parities,)))
             for model, parities in zip(self.module, encoded(self._code, queries), strict=True)
         ]
         for j, outputs in enumerate(parity_outputs):
@@ -238,8 +237,9 @@ class Reconstruction:
     def _reconstructions(self) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """For each parity model and slot, yield reconstructions (m, ...) and their rows."""
         held_out = self._data.held_out
+        (inputs,) = held_out.inputs.tensors
         parts = [
-            torch.stack(encoded(self._code, list(tensor(held_out.inputs)[rows])))
+            torch.stack(encoded(self._code, list(inputs[rows])))
             for rows in torch.split(self._members, BATCH, dim=1)
         ]
         targets = self._transform.targets(held_out.predictions)
@@ -247,7 +247,7 @@ class Reconstruction:
         for j, (model, parities) in enumerate(
             zip(self.module, torch.cat(parts, dim=1), strict=True)
         ):
-            each = self._decode_each(predictions, predict(model, parities), j)
+            each = self._decode_each(predictions, predict(model, Rows((parities,))), j)
             for decoded, rows in zip(each, self._members.numpy(), strict=True):
                 yield self._transform.answer(decoded).cpu().numpy(), rows
 

@@ -234,7 +234,7 @@ class _InOnnxRuntime(nn.Module):
 
     def _run(self, tensors: tuple[Tensor, ...]) -> NDArray[Any]:
         signature = self._teacher.signature
-        arrays = Rows(tensors, torch.empty(0), ()).arrays(signature)
+        arrays = Rows(tensors).arrays(signature)
         name = self._teacher.output.name
         return run_by_bucket(
             self._model.predict, arrays, signature, name, BATCH, self._on_predicted

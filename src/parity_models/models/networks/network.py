@@ -117,12 +117,7 @@ class Scalable(Network):
 
 
 class NamedModule(nn.Module):
-    """A module that scales its inputs itself, one tensor (n, *shape) for each.
-
-    `learned`: it predicts as the deployed model does before it is trained.
-    """
-
-    learned: ClassVar[bool] = False
+    """A module that scales its inputs itself, one tensor (n, *shape) for each."""
 
     def served(self) -> nn.Module:
         """Return the module as it is exported, with all that is constant computed in advance."""
