@@ -21,7 +21,7 @@ from parity_models.models.networks import NETWORKS
 from parity_models.options import declared_in
 from parity_models.scheduling.dispatch import RULES
 from parity_models.scheduling.policies import POLICIES
-from parity_models.serving.engines import ENGINES
+from parity_models.serving.options import ENGINES
 from parity_models.tasks import TASKS
 
 SOURCE = Path(__file__).parent.parent / "src" / "parity_models"

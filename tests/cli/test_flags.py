@@ -29,7 +29,7 @@ class Served:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._made: list[ServeOptions] = []
-        monkeypatch.setattr(serve_command, "Server", lambda _, options, __: options)
+        monkeypatch.setattr(serve_command, "Server", lambda _, options, *__: options)
         monkeypatch.setattr(serve_command, "_run", self._made.append)
 
     def __call__(self, *arguments: str) -> ServeOptions:

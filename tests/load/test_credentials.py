@@ -117,7 +117,7 @@ async def test_a_server_with_tokens_is_recorded(guarded: Guarded) -> None:
             record(server.url, 2.0, credentials=Credentials(TOKEN, guarded.ca))
         )
         while not recording.done():
-            await server.frontend.infer(queries(100))
+            await server.deployment.frontend.infer(queries(100))
             await asyncio.sleep(0.003)
         assert (await recording).runs["deployed"].units >= 100
 

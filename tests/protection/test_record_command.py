@@ -35,7 +35,7 @@ async def test_a_running_server_is_recorded_and_compares_though_nothing_is_late(
         recording = asyncio.create_task(record(server.url, 2.0))
         asked = 0
         while not recording.done():
-            await server.frontend.infer(rows)
+            await server.deployment.frontend.infer(rows)
             asked += len(rows)
             await asyncio.sleep(0.005)
         found = await recording

@@ -160,7 +160,7 @@ def test_a_bundle_is_served_beside_an_api_of_litserve(own: Path) -> None:
 
 async def test_a_block_serves_and_answers_calls(own: Path) -> None:
     async with parity_models.serve(own / "own" / "bundle", instances=1, port=None) as serving:
-        assert serving.ready
+        assert serving.deployment.frontend.ready
         for inputs in (ROWS[:4], {"image": ROWS[:4].astype(np.float64)}):
             predicted = await serving.predict(inputs, exact=True)
             np.testing.assert_allclose(predicted.output, SCORES[:4], rtol=1e-4, atol=1e-4)
@@ -176,7 +176,6 @@ async def test_a_block_serves_and_answers_calls(own: Path) -> None:
 def test_a_program_without_an_event_loop_is_served_too(own: Path) -> None:
     with parity_models.serve(own / "own" / "bundle", instances=1, policy="none") as server:
         assert server.url is None
-        assert server.ready
         with ThreadPoolExecutor(4) as threads:
             for predicted in threads.map(server.predict, [ROWS[:4]] * 8):
                 np.testing.assert_allclose(predicted.output, SCORES[:4], rtol=1e-4, atol=1e-4)

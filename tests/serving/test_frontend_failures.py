@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -23,8 +23,7 @@ from parity_models.serving.errors import (
     InternalError,
     PoisonError,
 )
-from parity_models.serving.in_flight import InFlight, Result
-from parity_models.serving.observer import Observer
+from parity_models.serving.in_flight import Observer, Result
 from puppet_engine import CODE, WEIGHTS, asked, metric, queries, serving, settle
 
 
@@ -106,7 +105,7 @@ class Faulty(Observer):
 async def test_what_watches_the_server_hinders_nobody_when_it_fails() -> None:
     policy = Parity(CODE, Parity.Options(pool=Pool.DEDICATED))
     async with serving(policy) as (frontend, engine):
-        frontend.observed_by(lambda requests: Faulty())
+        frontend.observers.append(Faulty())
         rows = queries(4)
         request = await asked(frontend.infer(rows))
         engine.lose(engine.units[0].instance, "again")
@@ -220,13 +219,6 @@ async def test_tensors_are_let_go_of(policy: Callable[[], Policy]) -> None:
         assert kept <= 3  # padding for lonely queries, and the group that is open
 
 
-class Holder(Observer):
-    """Knows the requests that are under way, by query."""
-
-    def __init__(self, requests: Mapping[int, InFlight]) -> None:
-        self.requests = requests
-
-
 async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
     async with serving(Parity(CODE, Parity.Options(max_group_wait=0.001))) as (frontend, engine):
         alive = []
@@ -242,7 +234,7 @@ async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
             alive += [weakref.ref(answers)]
             np.testing.assert_allclose(answers, rows @ WEIGHTS, atol=1e-4)
             del request, rows, unit, answers
-        kept = frontend.observed_by(Holder).requests
+        kept = frontend.in_flight
         assert 0 < len(kept) < 10, "padding for lonely queries, and the group that is open"
         await settle()
         gc.collect()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from parity_models.scheduling import DEPLOYED, NoRedundancy, Source
-from parity_models.serving.driver import Poison
 from parity_models.serving.errors import (
     PoisonError,
 )
+from parity_models.serving.frontend import PoisonedRows
 from puppet_engine import WEIGHTS, asked, metric, queries, serving, settle
 
 
@@ -72,14 +72,14 @@ async def test_a_query_that_ends_instances_is_refused_from_then_on() -> None:
 
 
 def test_poison_is_forgotten_after_a_while_and_only_so_much_is_remembered() -> None:
-    poison = Poison()
+    poison = PoisonedRows()
     rows = queries(3)
     poison.remember(rows[1], 0.0)
     with pytest.raises(PoisonError, match="row 1"):
         poison.check(rows, 1.0)
     poison.check(rows[[0, 2]], 1.0)
     poison.check(rows, 601.0)
-    assert not poison
+    assert not poison.until
     for number in range(1500):
         poison.remember(np.array([number], np.float32), 0.0)
     poison.check(np.array([[0], [400]], np.float32), 1.0)

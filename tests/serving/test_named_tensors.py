@@ -125,7 +125,7 @@ async def test_half_precision_bytes_and_truths_go_through_workers(tmp_path: Path
                 "image": rng.integers(0, 256, (5, height, 2)).astype(np.uint8),
                 "truth": rng.integers(0, 2, 5).astype(np.bool_),
             }
-            answers = await server.frontend.infer(padded(queries, signature, [height]))
+            answers = await server.deployment.frontend.infer(padded(queries, signature, [height]))
             found = cut(answers.outputs, signature, [height])
             for name, values in queries.items():
                 np.testing.assert_array_equal(found[f"same_{name}"], values)

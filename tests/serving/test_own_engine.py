@@ -17,7 +17,7 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.engines import ENGINES, EngineChoice
+from parity_models.serving.options import ENGINES, EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, predictions, queries, write_linear_bundle
 
@@ -37,9 +37,9 @@ async def test_it_runs_what_the_policy_sends(bundle: Path) -> None:
     options = ServeOptions(engine=engine, port=0, instances=3)
     async with Server(open_bundle(bundle), options) as server:
         rows = queries(20)
-        answers = await server.frontend.infer(rows)
+        answers = await server.deployment.frontend.infer(rows)
         np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
-        assert server.frontend.instances_up()["deployed"] >= 3
+        assert server.deployment.frontend.instances_up()["deployed"] >= 3
 
 
 async def test_the_engine_of_the_guide_serves(
@@ -53,7 +53,7 @@ async def test_the_engine_of_the_guide_serves(
     options = ServeOptions(engine=engine, port=0, policy=PolicyChoice("replication"))
     async with Server(open_bundle(bundle), options) as server:
         rows = queries(20)
-        answers = await server.frontend.infer(rows)
+        answers = await server.deployment.frontend.infer(rows)
         np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
 
 

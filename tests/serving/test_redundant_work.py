@@ -1,6 +1,6 @@
 """What becomes of redundant work is counted in any history, and nothing is remembered for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,11 +14,14 @@ from parity_models.scheduling import (
     Cancel,
     Compare,
     Decode,
+    Fail,
     ForgetGroup,
     ForgetQueries,
     Run,
     Source,
+    Verify,
 )
+from parity_models.serving.in_flight import Observer
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.redundant_work import FATES, USUAL, RedundantWork
 
@@ -28,33 +31,53 @@ BACKUP = Run("c", 3, "backup", (2,))
 PARITY = Run("d", 4, "parity-0", (9,))
 
 
-class Counted:
-    """Redundant work, and what is counted of it."""
+class Counted(Observer):
+    """Redundant work, told what a frontend would, and what is counted of it."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.work = RedundantWork(self.metrics)
 
     def act(self, *actions: Action) -> None:
-        self.work.acted(0.0, actions)
+        self.acted(0.0, actions)
 
     def end(self, *units: Run, finished: bool = True) -> None:
         for unit in units:
-            self.work.unit_ended(1.5, unit, finished=finished)
+            self.work.ended(1.5, unit, finished=finished)
+
+    def acted(self, now: float, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Run():
+                    self.work.began(now, action)
+                case Answer(query, source):
+                    self.work.resolved(query, source)
+                case Fail(query):
+                    self.work.resolved(query, None)
+                case Cancel():
+                    self.work.not_needed(action.unit, "cancelled")
+                case Compare():
+                    self.work.not_needed(action.unit, "compared")
+                case Decode():
+                    self.work.decoding(action)
+                case ForgetGroup():
+                    self.work.group_forgotten(action.group)
+
+    def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
+        if isinstance(unit, Run):
+            self.work.ended(now, unit, finished=finished)
+
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
+        self.work.refused(queries, source)
 
     def of(self, kind: str) -> dict[str, float]:
         """What is not 0, by fate."""
-        return fates(self.metrics, kind)
-
-
-def fates(metrics: Metrics, kind: str) -> dict[str, float]:
-    values = {
-        fate: metrics.registry.get_sample_value(
-            "parm_redundant_tasks_total", {"kind": kind, "fate": fate}
-        )
-        for fate in FATES
-    }
-    return {fate: value for fate, value in values.items() if value}
+        value = self.metrics.registry.get_sample_value
+        values = {
+            fate: value("parm_redundant_tasks_total", {"kind": kind, "fate": fate})
+            for fate in FATES
+        }
+        return {fate: value for fate, value in values.items() if value}
 
 
 def test_a_copy_that_is_first_answers_and_one_that_is_second_is_wasted() -> None:
@@ -117,7 +140,7 @@ def test_what_is_compared_is_neither_wasted_nor_cancelled() -> None:
     counted.end(ORIGINAL)
     counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetQueries((1, 2)))
     counted.end(BACKUP)
-    counted.work.refused(0.0, [2], Source.BACKUP)
+    counted.work.refused([2], Source.BACKUP)
     assert counted.of("backup") == {"sent": 1, "compared": 1}
     assert counted.work.remembered == 0
 
@@ -126,9 +149,9 @@ def test_what_the_gate_refuses_is_counted() -> None:
     counted = Counted()
     counted.act(ORIGINAL, BACKUP, PARITY)
     counted.end(BACKUP, PARITY)
-    counted.work.refused(0.0, [2], Source.BACKUP)
+    counted.work.refused([2], Source.BACKUP)
     counted.act(Decode(9, (1, 2), (False, False), (True,), (0,)))
-    counted.work.refused(0.0, [1], Source.RECONSTRUCTION)
+    counted.work.refused([1], Source.RECONSTRUCTION)
     counted.end(ORIGINAL)
     counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetGroup(9))
     for kind in ("backup", "parity"):
@@ -140,7 +163,7 @@ def test_each_backup_is_a_kind_of_its_own() -> None:
     better = Run("d", 4, "backup-2", (2,))
     counted.act(ORIGINAL, BACKUP, better)
     counted.end(BACKUP)
-    counted.work.refused(0.0, [2], Source.BACKUP)
+    counted.work.refused([2], Source.BACKUP)
     counted.end(better)
     counted.act(Answer(2, Source.BACKUP_2), Answer(1, Source.MODEL))
     assert counted.of("backup") == {"sent": 1, "refused": 1, "wasted": 1}
@@ -151,7 +174,7 @@ def test_each_backup_is_a_kind_of_its_own() -> None:
 
 def test_runs_are_timed_by_role_and_class_of_instance() -> None:
     counted = Counted()
-    counted.work.instance_joined(0.0, "a", frozenset({"deployed", "backup"}), None)
+    counted.work.classes["a"] = "backup+deployed"
     counted.act(ORIGINAL, BACKUP)
     counted.end(ORIGINAL)
     counted.end(BACKUP, finished=False)
@@ -173,13 +196,12 @@ def test_runs_are_timed_by_role_and_class_of_instance() -> None:
 @settings(max_examples=150, deadline=None)
 @pytest.mark.slow
 def test_counts_add_up_in_any_history(seed: int) -> None:
-    metrics = Metrics()
-    world, k = observed_history(seed, lambda: RedundantWork(metrics))
+    counted = Counted()
+    world, k = observed_history(seed, lambda: counted)
     check_nothing_is_left(world, k)
     sources: Sequence[Source] = list(world.answers.values())
-    assert isinstance(world.observer, RedundantWork)
-    assert world.observer.remembered == 0
-    counts = {kind: {"sent": 0.0, **fates(metrics, kind)} for kind in USUAL}
+    assert counted.work.remembered == 0
+    counts = {kind: {"sent": 0.0, **counted.of(kind)} for kind in USUAL}
     assert counts["backup"].get("answered", 0) == sources.count(Source.BACKUP)
     assert counts["parity"].get("answered", 0) == sources.count(Source.RECONSTRUCTION)
     for kind in ("copy", "backup"):

@@ -21,8 +21,7 @@ from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bun
 from parity_models.models.bundle_files import MANIFEST
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.deployment import model_files
-from parity_models.serving.golden import golden_of
+from parity_models.serving.deployment import golden_of, model_files
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.server import ServeOptions, Server
 
@@ -61,7 +60,7 @@ async def test_a_restarted_worker_runs_what_the_others_run(
 ) -> None:
     write(tmp_path, 1)
     async with Server(open_bundle(tmp_path / "bundle"), PARITY) as server:
-        engine = server.engine
+        engine = server.deployment.engine
         assert isinstance(engine, LocalEngine)
         change(tmp_path)
         os.kill(engine.pids()["0"], signal.SIGKILL)
@@ -70,7 +69,7 @@ async def test_a_restarted_worker_runs_what_the_others_run(
                 await asyncio.sleep(0.01)
         rows = np.ones((20, 4), np.float32)
         for _ in range(5):
-            answers = await server.frontend.infer(rows)
+            answers = await server.deployment.frontend.infer(rows)
             assert set(answers.sources) <= {Source.MODEL, Source.RECONSTRUCTION}
             np.testing.assert_allclose(answers.outputs, 4, rtol=1e-5)
 
@@ -152,23 +151,23 @@ async def test_a_worker_that_runs_another_model_is_replaced_and_named(
         faults=FaultPlan(lies=(Lie(0, str(lie)),)),
     )
     async with Server(bundle, options) as server:
-        server.begin_faults()
+        server.deployment.begin_faults()
         linear_model(lie, (4,), (2,), np.full((4, 2), -7, np.float32))
         # One query for each instance at a time: alone, it would go to the fastest, time and again.
-        rows = np.ones((server.frontend.instances_up()[DEPLOYED], 4), np.float32)
+        rows = np.ones((server.deployment.frontend.instances_up()[DEPLOYED], 4), np.float32)
         async with asyncio.timeout(120):
             for _ in range(500):
-                await server.frontend.infer(rows)
-                if server.frontend.quarantined:
+                await server.deployment.frontend.infer(rows)
+                if server.deployment.frontend.quarantined:
                     break
             lie.unlink()
-            assert list(server.frontend.quarantined) == ["0"]
+            assert list(server.deployment.frontend.quarantined) == ["0"]
             async with httpx.AsyncClient(base_url=server.url) as client:
-                about = (await client.get(f"/v2/models/{server.model.name}")).json()
+                about = (await client.get(f"/v2/models/{server.deployment.model.name}")).json()
             assert about["quarantined_instances"] == ["0"]
-            while not any(each.startswith("0.") for each in server.engine.running()):
+            while not any(each.startswith("0.") for each in server.deployment.engine.running()):
                 await asyncio.sleep(0.01)
             for _ in range(300):
-                answers = await server.frontend.infer(rows)
+                answers = await server.deployment.frontend.infer(rows)
                 np.testing.assert_allclose(answers.outputs, 4, rtol=1e-5)
-        assert list(server.frontend.quarantined) == ["0"]
+        assert list(server.deployment.frontend.quarantined) == ["0"]

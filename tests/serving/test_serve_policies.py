@@ -124,7 +124,7 @@ async def test_what_is_late_is_learned_from_the_latencies_before(bundle: Path, n
             asked = queries(rows)
             response = await client.post("/v2/models/model/infer", json=message_of(asked))
             check(asked, response)
-            server.begin_faults()
+            server.deployment.begin_faults()
 
 
 def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(bundle: Path) -> None:

@@ -80,13 +80,13 @@ def test_subtraction_is_compared_only_where_the_others_are_here() -> None:
 
 def test_a_parity_unit_that_runs_on_is_compared_with_the_predictions_of_its_group() -> None:
     comparison, metrics = comparing(CODE)
-    comparison.sample(Run("b", 20, "parity-0", (20,)), ())
+    comparison.sample(Run("b", 20, "parity-0", (20,)), {})
     comparison.group_over(20, made(A, B), made(None))
     comparison.finished(0, Run("b", 7, "parity-0", (7,)), A[None])
     assert counted(metrics)[0] == 0
     comparison.finished(0, Run("b", 20, "parity-0", (20,)), (A + B)[None])
     assert counted(metrics)[0] == 2
-    comparison.sample(Run("b", 40, "parity-0", (40,)), ())
+    comparison.sample(Run("b", 40, "parity-0", (40,)), {})
     comparison.lost(40)
     comparison.finished(0, Run("b", 40, "parity-0", (40,)), A[None])
     assert counted(metrics)[0] == 2

@@ -9,7 +9,7 @@ from parity_models.serving.certificate import Certificate
 from parity_models.serving.http.http_server import HttpServer, listen
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import OneModel
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.rest.service import Rest
 
 
@@ -20,7 +20,7 @@ class Tls:
         self.certificate = Certificate(files.certificate, files.key)
         self.metrics = Metrics()
         self.rest = Rest(
-            OneModel(Echo(), MODEL), self.metrics, limits, ByteBudget(limits.max_in_flight)
+            ServedVersion(Echo(), MODEL), self.metrics, limits, ByteBudget(limits.max_in_flight)
         )
         self.http = HttpServer(self.rest, self.metrics, lambda: self.certificate.context)
         self.socket = listen(HOST, 0)

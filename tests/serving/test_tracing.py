@@ -20,7 +20,6 @@ from histories import check_nothing_is_left
 from observed_world import observed_history
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.repository.repository import RepositoryServer
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans
 from repositories import write_version
@@ -91,11 +90,11 @@ async def test_spans_of_a_repository_name_the_version(tmp_path: Path) -> None:
         write_version(tmp_path / "models", "digits", version)
     write_version(tmp_path / "models", "prices", "7")
     options = ServeOptions(policy=PolicyChoice("none"), instances=1, port=0)
-    server = RepositoryServer(tmp_path / "models", options, traces=spans.provider)
+    server = Server(tmp_path / "models", options, traces=spans.provider)
     data = np.ones((1, 8)).tolist()
     tensor = {"name": "input", "shape": [1, 8], "datatype": "FP32", "data": data}
     async with server, httpx.AsyncClient(base_url=server.url) as client:
-        await server.repository.load("digits", {"version": "1"})
+        await server.models.load("digits", {"version": "1"})
         for name in ("digits", "prices"):
             answer = await client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
             assert answer.is_success, answer.text

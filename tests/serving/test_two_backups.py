@@ -64,10 +64,10 @@ async def test_what_one_backup_may_not_answer_a_better_one_does(
         faults=faults,
     )
     async with Server(bundle, options) as server:
-        server.begin_faults()
+        server.deployment.begin_faults()
         for seed in range(20):  # the plan takes a moment to reach the workers
             rows = queries(3, seed)
-            answers = await server.frontend.infer(rows)
+            answers = await server.deployment.frontend.infer(rows)
             assert set(answers.sources) <= {Source.MODEL, Source.BACKUP_2}
             expected = predictions(rows)
             expected[[source is Source.BACKUP_2 for source in answers.sources]] *= 3
@@ -78,5 +78,7 @@ async def test_what_one_backup_may_not_answer_a_better_one_does(
             pytest.fail("no backup was asked")
         for kind, fate in (("backup", "refused"), ("backup-2", "answered")):
             of = {"kind": kind, "fate": fate}
-            count = server.registry.get_sample_value("parm_redundant_tasks_total", of)
+            count = server.deployment.metrics.registry.get_sample_value(
+                "parm_redundant_tasks_total", of
+            )
             assert count == answers.sources.count(Source.BACKUP_2)

@@ -40,7 +40,6 @@ class Left:
 class Finished:
     unit: int
     outputs: NDArray[Any]
-    started: float | None = None
     ended: float | None = None
 
 
@@ -66,14 +65,9 @@ class Events:
         self._queue.put_nowait(Left(instance, why))
 
     def unit_finished(
-        self,
-        unit: int,
-        outputs: NDArray[Any],
-        *,
-        started: float | None = None,
-        ended: float | None = None,
+        self, unit: int, outputs: NDArray[Any], *, ended: float | None = None
     ) -> None:
-        self._queue.put_nowait(Finished(unit, outputs, started, ended))
+        self._queue.put_nowait(Finished(unit, outputs, ended))
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         self._queue.put_nowait(Failed(unit, detail, busy))

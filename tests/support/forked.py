@@ -29,7 +29,7 @@ IMPORTED = (
     "parity_models.serving.grpc.grpc_server",
     "parity_models.serving.remote.clients",
     "parity_models.serving.remote.grpc",
-    "parity_models.serving.repository.repository",
+    "parity_models.serving.repository",
     # Typer imports it when it reads a command line.
     "pydantic.fields",
     "pydantic.type_adapter",

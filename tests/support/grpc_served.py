@@ -18,7 +18,7 @@ from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import OneModel
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.served_model import ServedModel
 
 SPEC = TensorSpec("x", "FP32", (4,))
@@ -83,7 +83,7 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     bounds = Limits(**limits)
     budget = ByteBudget(bounds.max_in_flight)
     model = ServedModel("model", Signature.of(SPEC, SPEC), max_rows=10**6)
-    server = GrpcServer(OneModel(frontend, model), metrics, bounds, budget)
+    server = GrpcServer(ServedVersion(frontend, model), metrics, bounds, budget)
     url = await server.start("127.0.0.1", 0)
     served = Served(frontend, budget, metrics, url.removeprefix("grpc://"))
     channel = served.channel()

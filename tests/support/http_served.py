@@ -18,7 +18,7 @@ from parity_models.serving.http.http_server import HttpServer, listen, url_of
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import OneModel
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.rest.service import Rest
 from parity_models.serving.served_model import ServedModel
 
@@ -62,7 +62,7 @@ class Served:
         self.echo = echo
         self.metrics = Metrics()
         self.budget = ByteBudget(limits.max_in_flight)
-        rest = Rest(OneModel(echo, MODEL), self.metrics, limits, self.budget)
+        rest = Rest(ServedVersion(echo, MODEL), self.metrics, limits, self.budget)
         self.server = HttpServer(rest, self.metrics)
         self.metrics.connections.set_function(lambda: self.server.connections)
         self.metrics.bytes_in_flight.set_function(lambda: self.budget.held)

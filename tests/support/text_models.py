@@ -16,7 +16,7 @@ from parity_models.models.envelope import Envelope
 from parity_models.models.queries import cut, padded
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.remote.export import Format, export_repository
 from parity_models.serving.server import ServeOptions, Server
 
@@ -141,7 +141,7 @@ async def assert_served_upstream(bundle: Path, *urls: str) -> None:
     async with Server(opened, ServeOptions(port=0, engine=engine)) as server:
         for length in (2, 7, 16) * len(urls):
             queries = texts(3, length)
-            answers = await server.frontend.infer(padded(queries, signature, [length]))
+            answers = await server.deployment.frontend.infer(padded(queries, signature, [length]))
             found = cut(answers.outputs, signature, [length])
             for name, values in expected(queries).items():
                 np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-4)

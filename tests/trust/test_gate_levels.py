@@ -113,7 +113,7 @@ async def test_a_server_says_the_level_and_waits_for_the_model_where_a_stand_in_
 
         async def infer(chosen: NDArray[Any]) -> dict[str, str]:
             tensor = {
-                "name": server.model.signature.input.name,
+                "name": server.deployment.model.signature.input.name,
                 "datatype": "FP32",
                 "shape": list(chosen.shape),
                 "data": chosen.ravel().tolist(),
@@ -123,7 +123,7 @@ async def test_a_server_says_the_level_and_waits_for_the_model_where_a_stand_in_
             parameters: dict[str, str] = answer.json()["parameters"]
             return parameters
 
-        engine = server.engine
+        engine = server.deployment.engine
         assert isinstance(engine, LocalEngine)
         stopped = engine.pids()["0"]
         refused = 'parm_stand_in_answers_refused_total{reason="gate",source="reconstruction"} 1'

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -21,17 +21,15 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import Option, declared_in, flag_of
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import Access
-from parity_models.serving.deployment import default_policy
+from parity_models.serving.deployment import Deployment, default_policy
 from parity_models.serving.engine import FIXED
-from parity_models.serving.engines import ENGINES, EngineChoice
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
+from parity_models.serving.options import ENGINES, EngineChoice, ServeOptions
 from parity_models.serving.remote.fleet import FleetOptions
-from parity_models.serving.server import ServeOptions, Server
-
-if TYPE_CHECKING:
-    from parity_models.serving.repository.repository import RepositoryServer
+from parity_models.serving.repository import Repository as ServedRepository
+from parity_models.serving.server import Server
 
 BundleFolder = Annotated[
     Path | None, argument("The bundle's folder.", "BUNDLE", envvar="PARM_BUNDLE")
@@ -135,15 +133,9 @@ def serve(
         default_prediction=_numbers(default_prediction),
         faults=None if faults is None else load_fault_plan(faults),
     )
-    traces = _traces(logging)
-    if opened is None:
-        # Imported here: a server of one bundle does not need it.
-        from parity_models.serving.repository.repository import RepositoryServer
-
-        assert repository is not None
-        _run(RepositoryServer(repository, options, allow_code or (), traces))
-    else:
-        _run(Server(opened, options, traces))
+    models = opened or repository
+    assert models is not None
+    _run(Server(models, options, _traces(logging), allow_code or ()))
 
 
 def _engine(name: str | None, upstreams: FleetOptions) -> EngineChoice:
@@ -195,14 +187,14 @@ def _traces(logging: Logging) -> Any:
     return exporting()
 
 
-def _run(server: "Server | RepositoryServer") -> None:
+def _run(server: Server) -> None:
     try:
         uvloop.run(_serve(server))
     except asyncio.CancelledError:
         raise typer.Exit(130) from None
 
 
-async def _serve(server: "Server | RepositoryServer") -> None:
+async def _serve(server: Server) -> None:
     asked_to_stop = asyncio.Event()
     this = asyncio.current_task()
     assert this is not None
@@ -214,12 +206,12 @@ async def _serve(server: "Server | RepositoryServer") -> None:
 
     loop = asyncio.get_running_loop()
     for number, on in ((signal.SIGUSR1, False), (signal.SIGUSR2, True)):
-        loop.add_signal_handler(number, server.switch_redundancy, on)
+        loop.add_signal_handler(number, server.models.switch_redundancy, on)
     with on_signals(on_signal):
         await _serve_until(asked_to_stop, server)
 
 
-async def _serve_until(asked_to_stop: asyncio.Event, server: "Server | RepositoryServer") -> None:
+async def _serve_until(asked_to_stop: asyncio.Event, server: Server) -> None:
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(asked_to_stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -234,8 +226,8 @@ async def _serve_until(asked_to_stop: asyncio.Event, server: "Server | Repositor
             _tell(line)
         for note in _notes(server):
             _tell(f"note: {note}", err=True)
-        if isinstance(server, Server):
-            server.begin_faults()
+        if not isinstance(server.models, ServedRepository):
+            server.models.begin_faults()
         await stopping
     finally:
         await server.stop()
@@ -247,43 +239,44 @@ def _tell(line: str, *, err: bool = False) -> None:
         typer.echo(line, err=err)
 
 
-def _said(server: "Server | RepositoryServer") -> Iterator[str]:
+def _said(server: Server) -> Iterator[str]:
     """What a server that is ready says of itself."""
-    if not isinstance(server, Server):
-        names = ", ".join(server.repository.names) or "no model"
+    models = server.models
+    if isinstance(models, ServedRepository):
+        names = ", ".join(models.names) or "no model"
         yield f"serving {names} at {_urls(server)}"
     else:
         yield (
-            f"serving {server.model.name} at {_urls(server)} (policy {server.policy}; instances: "
-            f"{_instances(server)}{_gates(server)})"
+            f"serving {models.model.name} at {_urls(server)} (policy {models.choice.name}; "
+            f"instances: {_instances(models)}{_gates(models)})"
         )
-    if server.watched:
+    if server.has_page:
         asks = " (it asks for a token)" if server.takes_tokens else ""
         yield f"watch it at {server.url}/ui/{asks}"
 
 
-def _notes(server: "Server | RepositoryServer") -> Iterator[str]:
+def _notes(server: Server) -> Iterator[str]:
     """What a user may not expect."""
-    if isinstance(server, Server):
-        yield from server.notes
+    if not isinstance(server.models, ServedRepository):
+        yield from server.models.notes
         return
-    for each in server.repository.index():
+    for each in server.models.index():
         if each.state != "READY" and each.reason != "not loaded":
             yield f"{each.name} {each.version} is not served: {each.reason}"
 
 
-def _urls(server: "Server | RepositoryServer") -> str:
+def _urls(server: Server) -> str:
     both = server.url if server.grpc_url is None else f"{server.url} and {server.grpc_url}"
     return both if server.metrics_url is None else f"{both}, metrics at {server.metrics_url}"
 
 
-def _instances(server: Server) -> str:
-    alike = Counter(" + ".join(sorted(roles)) for roles in server.roles)
+def _instances(deployment: Deployment) -> str:
+    alike = Counter(" + ".join(sorted(roles)) for roles in deployment.roles)
     return ", ".join(f"{count} of {roles}" for roles, count in alike.items())
 
 
-def _gates(server: Server) -> str:
+def _gates(deployment: Deployment) -> str:
     return "".join(
         f"; {source}: {gate.agreement:g} agree, {gate.coverage:.0%} of queries"
-        for source, gate in server.model.gates.items()
+        for source, gate in deployment.model.gates.items()
     )

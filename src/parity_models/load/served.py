@@ -144,11 +144,11 @@ async def _serve(spec: ServeSpec) -> None:
         tell(server.url)
         async for line in await commands():
             if line == BEGIN_FAULTS:
-                server.begin_faults()
+                server.deployment.begin_faults()
             elif line == BUSY:
-                tell(f"{server.busy_seconds():.6f}")
+                tell(f"{sum(server.deployment.frontend.busy_seconds().values()):.6f}")
             elif line == LAG:
-                tell(f"{server.frontend.mean_lag:.6f}")
+                tell(f"{server.deployment.frontend.mean_lag:.6f}")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ async def _usual(bundle: Bundle, inputs: NDArray[Any]) -> float:
         times = []
         for row in range(MEASURED):
             began = time.monotonic()
-            await server.frontend.infer(inputs[row % len(inputs)][np.newaxis])
+            await server.deployment.frontend.infer(inputs[row % len(inputs)][np.newaxis])
             times.append(time.monotonic() - began)
     return median(times)
 
@@ -166,8 +166,8 @@ async def _run(
         await asyncio.sleep(began + at - time.monotonic())
         if calm and at >= harmed_from:
             calm = False
-            server.begin_faults()
-        query = _ask(server.frontend, inputs[row][np.newaxis], began + at)
+            server.deployment.begin_faults()
+        query = _ask(server.deployment.frontend, inputs[row][np.newaxis], began + at)
         asked.append((at >= harmed_from, asyncio.ensure_future(query)))
     ended = [(await query, counts) for counts, query in asked]
     found = [each for each, counts in ended if counts and each is not None]

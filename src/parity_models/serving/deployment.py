@@ -1,7 +1,8 @@
 """A deployment: a bundle's models on the instances of an engine, and the frontend over them."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,18 @@ from numpy.typing import NDArray
 from parity_models.emulation import FaultPlan
 from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle, ModelFile
+from parity_models.models.golden import golden
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.roles import DEPLOYED, parity_role
 from parity_models.scheduling import Policy, SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, StandIns
 from parity_models.serving.engine import Parts
-from parity_models.serving.engines import EngineChoice
-from parity_models.serving.frontend import Frontend
-from parity_models.serving.golden import Golden, golden_of
+from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedVersion
-from parity_models.serving.options import ServeOptions
+from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import feed_of
 from parity_models.serving.protocol import GateMetadata
@@ -37,6 +38,8 @@ _UNSCREENED = (
     "query can spoil the reconstruction of another's; make it again with parm parity, or serve it "
     "with --policy none"
 )
+
+_log = logging.getLogger(__name__)
 
 
 def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
@@ -70,162 +73,6 @@ def model_files(bundle: Bundle) -> dict[str, ModelFile]:
     return files | manifest.backup_roles
 
 
-class Deployment(ServedVersion):
-    """A bundle in one version, with a frontend, an engine and metrics of its own.
-
-    The parts are made at once and checked; instances start with `start`.
-
-    Args:
-        bundle: Read only as it was checked when it was opened.
-        options: How to serve it.
-        version: Its version in a repository; None for a bundle on its own.
-        starts_at_once: As in Parts.
-        tracing: Makes spans of its queries.
-
-    Raises:
-        UserError: The options do not fit the bundle.
-
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        options: ServeOptions,
-        version: str | None = None,
-        *,
-        starts_at_once: int | None = None,
-        tracing: "Tracing | None" = None,
-    ) -> None:
-        choice = options.policy or PolicyChoice(default_policy(bundle, options.engine))
-        _check_policy(choice, bundle)
-        engine, needs = options.engine, choice.policy
-        # Of the stand-ins that it could do without, a policy uses those that the engine runs.
-        stand_ins = stand_ins_of(bundle, engine if needs.needs_stand_in else None)
-        policy, dispatch = choice.build(stand_ins)
-        uses_code = needs.needs_code or (needs.needs_stand_in and stand_ins.code is not None)
-        fixed = engine.kind.fixed_roles(engine.settings, bundle)
-        self.choice = choice
-        """The policy with its options."""
-        self.roles = _roles(choice, policy, bundle, options)
-        """The roles of each instance."""
-        used = frozenset[str]().union(*self.roles)
-        _check_instances(self.roles, options)
-        gates = choose_gates(bundle, used, options.agreement)
-        envelope = bundle.envelope()
-        self.notes: Sequence[str] = tuple(ungated(bundle, used, options.agreement))
-        """What a user may not expect: stand-ins that answer without a gate, or an envelope."""
-        if envelope is None and parity_role(0) in used and not bundle.isolated:
-            self.notes = (*self.notes, _UNSCREENED)
-        # What was measured here says nothing of upstreams, nor of times that a fault plan gives.
-        measured = fixed is None and options.faults is None
-        self.max_batch = options.max_batch or (default_batch(bundle) if measured else 1)
-        """The most queries in a unit."""
-        deployed, imitated = bundle.manifest.deployed, bundle.manifest.imitated_output
-        stood_in = imitated is not None and used != {DEPLOYED}
-        model = ServedModel(
-            options.name or bundle.manifest.name,
-            deployed.signature,
-            options.max_queue,
-            options.tenant_header,
-            bundle.digest,
-            deployed.sha256,
-            {
-                source: GateMetadata(gate.level.level, gate.level.coverage)
-                for source, gate in gates.items()
-            },
-            frozenset({imitated.name}) if imitated is not None and stood_in else frozenset(),
-            version or VERSION,
-        )
-        self._bundle = bundle
-        self._faults = options.faults or FaultPlan()
-        self._models = {role: bundle.pinned(file) for role, file in model_files(bundle).items()}
-        self._golden: dict[str, Golden] = {}
-        self.metrics: Metrics = Metrics(bundle.digest)
-        parts = Parts(
-            bundle=bundle,
-            models=self._models,
-            metrics=self.metrics,
-            max_batch=self.max_batch,
-            unit_timeout=options.unit_timeout,
-            placements=options.placements,
-            allows_faults=options.faults is not None,
-            starts_at_once=starts_at_once,
-        )
-        self.engine = engine.kind.build(engine.settings, parts)
-        several = len(model.signature.outputs) > 1
-        self.frontend: Frontend = Frontend(
-            self.engine,
-            policy,
-            SchedulerConfig(
-                max_batch=self.max_batch,
-                max_queue=options.max_queue,
-                deadline=options.deadline,
-                default_prediction=options.default_prediction is not None,
-                verify_every=options.verify_every,
-                compare_every=options.compare_every,
-                fleet=() if fixed is None else tuple(self.roles),
-            ),
-            model.signature,
-            bundle.code() if uses_code else None,
-            self.metrics,
-            imitated=bundle.manifest.imitated if several else None,
-            dispatch=dispatch,
-            default=_default(options, model.signature),
-            gate=OutputGate(gates, envelope),
-            golden=self._golden,
-            # Ids begin with 1, a plan's numbers with 0.
-            refuses=lambda query, source: self._faults.refuses(query - 1, source),
-        )
-        super().__init__(self.frontend, model, self.metrics)
-        if tracing is not None:
-            tracing.observe(self.frontend, model)
-        self.feed: Feed | None = None
-        """The feed of its live page, if there is to be one."""
-        if options.ui:
-            title = model.name if version is None else f"{model.name} version {version}"
-            self.feed = feed_of(self.frontend, model=title, policy=choice.name)
-
-    async def start(self) -> None:
-        """Start all instances; return when they are warm and verified.
-
-        Raises:
-            ServingError: An instance does not start. Nothing is left running.
-
-        """
-        if self.feed is not None:
-            self.feed.start()
-        self._golden |= await asyncio.to_thread(golden_of, self._bundle, self._models, self.roles)
-        await self.frontend.start(self.roles)
-
-    def retire(self) -> None:
-        """Stop being ready, but still take queries."""
-        self.frontend.retire()
-
-    def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none."""
-        self.frontend.switch_redundancy(on)
-
-    async def drain(self) -> None:
-        """End the live feed, and take no more queries; return when those in flight have ended."""
-        self.close_feed()
-        await self.frontend.drain()
-
-    async def stop(self) -> None:
-        """Stop all instances at once."""
-        self.close_feed()
-        await self.frontend.stop()
-
-    def close_feed(self) -> None:
-        """End the live feed, if there is one."""
-        if self.feed is not None:
-            self.feed.close()
-
-    def begin_faults(self) -> None:
-        """Let the time of the options' fault plan begin now, if there is one."""
-        if self._faults != FaultPlan():
-            self.engine.inject_faults(self._faults)
-
-
 def extra_instances(
     choice: PolicyChoice, policy: Policy, instances: int, given: int | None, code: Erasures | None
 ) -> int:
@@ -248,37 +95,224 @@ def extra_instances(
     return extra
 
 
-def _roles(
-    choice: PolicyChoice, policy: Policy, bundle: Bundle, options: ServeOptions
-) -> Sequence[frozenset[str]]:
-    engine = options.engine
-    fixed = engine.kind.fixed_roles(engine.settings, bundle)
-    if fixed is None:
-        extra = extra_instances(
-            choice, policy, options.instances, options.extra_instances, bundle.code()
+class Deployment(ServedVersion):
+    """A bundle in one version, with a frontend, an engine and metrics of its own.
+
+    The parts are made at once and checked; instances start with `start`.
+
+    Args:
+        bundle: Read only as it was checked when it was opened.
+        options: How to serve it.
+        version: Its version in a repository; None for a bundle on its own.
+        starts_at_once: As in Parts.
+        tracing: Makes spans of its queries.
+
+    Raises:
+        UserError: The options do not fit the bundle.
+
+    """
+
+    frontend: Frontend
+    metrics: Metrics
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: ServeOptions,
+        version: str | None = None,
+        *,
+        starts_at_once: int | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
+        engine = options.engine
+        self.choice = choice = options.policy or PolicyChoice(default_policy(bundle, engine))
+        """The policy with its options."""
+        needs = choice.policy
+        _check_policy(choice, bundle)
+        # Of the stand-ins that it could do without, a policy uses those that the engine runs.
+        stand_ins = stand_ins_of(bundle, engine if needs.needs_stand_in else None)
+        policy, dispatch = choice.build(stand_ins)
+        uses_code = needs.needs_code or (needs.needs_stand_in and stand_ins.code is not None)
+        fixed = engine.kind.fixed_roles(engine.settings, bundle)
+        self.roles = _roles(choice, policy, bundle, options, fixed)
+        """The roles of each instance."""
+        used = frozenset[str]().union(*self.roles)
+        gates = choose_gates(bundle, used, options.agreement)
+        envelope = bundle.envelope()
+        self.notes: Sequence[str] = tuple(ungated(bundle, used, options.agreement))
+        """Surprises for a user: stand-ins that answer without a gate, or an envelope."""
+        if envelope is None and parity_role(0) in used and not bundle.isolated:
+            self.notes = (*self.notes, _UNSCREENED)
+        # Measured times say nothing of upstreams, nor of times that a fault plan gives.
+        measured = fixed is None and options.faults is None
+        self.max_batch = options.max_batch or (default_batch(bundle) if measured else 1)
+        """The most queries in a unit."""
+        self._bundle = bundle
+        self._faults = options.faults or FaultPlan()
+        self._models = {role: bundle.pinned(file) for role, file in model_files(bundle).items()}
+        self._golden: dict[str, Golden] = {}
+        metrics = Metrics(bundle.digest)
+        parts = Parts(
+            bundle=bundle,
+            models=self._models,
+            metrics=metrics,
+            max_batch=self.max_batch,
+            unit_timeout=options.unit_timeout,
+            placements=options.placements,
+            allows_faults=options.faults is not None,
+            starts_at_once=starts_at_once,
         )
-        if options.extra_instances and not extra:
+        self.engine = engine.kind.build(engine.settings, parts)
+        signature = bundle.manifest.deployed.signature
+        frontend = Frontend(
+            self.engine,
+            policy,
+            SchedulerConfig(
+                max_batch=self.max_batch,
+                max_queue=options.max_queue,
+                deadline=options.deadline,
+                default_prediction=options.default_prediction is not None,
+                verify_every=options.verify_every,
+                compare_every=options.compare_every,
+                fleet=tuple(self.roles) if fixed is not None else (),
+            ),
+            signature,
+            bundle.code() if uses_code else None,
+            metrics,
+            imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
+            dispatch=dispatch,
+            default=_default(options, signature),
+            gate=OutputGate(gates, envelope),
+            golden=self._golden,
+            # Ids begin with 1, a plan's numbers with 0.
+            refuses=lambda query, source: self._faults.refuses(query - 1, source),
+        )
+        imitated = bundle.manifest.imitated_output if used != {DEPLOYED} else None
+        model = ServedModel(
+            options.name or bundle.manifest.name,
+            signature,
+            options.max_queue,
+            options.tenant_header,
+            bundle.digest,
+            bundle.manifest.deployed.sha256,
+            {
+                source: GateMetadata(gate.level.level, gate.level.coverage)
+                for source, gate in gates.items()
+            },
+            frozenset() if imitated is None else frozenset({imitated.name}),
+            version or VERSION,
+        )
+        super().__init__(frontend, model, metrics)
+        if tracing is not None:
+            tracing.observe(frontend, model)
+        self.feed: Feed | None = None
+        """The feed of its live page, if there is to be one."""
+        if options.ui:
+            title = model.name if version is None else f"{model.name} version {version}"
+            self.feed = feed_of(frontend, model=title, policy=choice.name)
+
+    async def start(self) -> None:
+        """Start all instances; return when they are warm and verified.
+
+        Raises:
+            ServingError: An instance does not start. Nothing is left running.
+
+        """
+        if self.feed is not None:
+            self.feed.start()
+        self._golden |= await asyncio.to_thread(golden_of, self._bundle, self._models, self.roles)
+        await self.frontend.start(self.roles)
+
+    def retire(self) -> None:
+        """Stop being ready, but still take queries."""
+        self.frontend.retire()
+
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none."""
+        self.frontend.switch_redundancy(on)
+
+    def begin_faults(self) -> None:
+        """Let the time of the options' fault plan begin now, if there is one."""
+        if self._faults != FaultPlan():
+            self.engine.inject_faults(self._faults)
+
+    def feed_of(self, asked: Mapping[str, str]) -> Feed | None:
+        """Return the live feed, whatever is asked for."""
+        return self.feed
+
+    def close_feed(self) -> None:
+        """End the live feed, if there is one."""
+        if self.feed is not None:
+            self.feed.close()
+
+    async def drain(self) -> None:
+        """End the live feed, and take no more queries; return when those in flight have ended."""
+        self.close_feed()
+        await self.frontend.drain()
+
+    async def stop(self) -> None:
+        """Stop all instances at once."""
+        self.close_feed()
+        await self.frontend.stop()
+
+
+def golden_of(
+    bundle: Bundle, models: Mapping[str, PinnedModel], roles: Sequence[frozenset[str]]
+) -> dict[str, Golden]:
+    """Return golden queries of the bundle's models that instances run, by role, where a model has
+    some. Models are loaded one after the other, and let go.
+
+    Raises:
+        ModelError: A model was changed since it was checked.
+        BundleError: Likewise.
+
+    """
+    queries = bundle.manifest.deployed.signature.smallest.input
+    found: dict[str, Golden] = {}
+    for role in sorted(frozenset[str]().union(*roles)):
+        model = models[role].load()
+        known = golden(bundle.code(), queries, bundle.envelope(), {role: model})
+        if role in known:
+            (inputs, outputs), kind = known[role], model.signature.smallest
+            found[role] = (kind.input.join(inputs), kind.output.join(outputs))
+        else:
+            _log.warning("%s has no output to know it by: its instances are not verified", role)
+    return found
+
+
+def _roles(
+    choice: PolicyChoice,
+    policy: Policy,
+    bundle: Bundle,
+    options: ServeOptions,
+    fixed: Sequence[frozenset[str]] | None,
+) -> Sequence[frozenset[str]]:
+    """Return the roles of each instance. Raises UserError where the options do not fit them."""
+    if fixed is None:
+        given = options.extra_instances
+        extra = extra_instances(choice, policy, options.instances, given, bundle.code())
+        if given and not extra:
             raise OptionError(
                 f"the policy {choice.name} has no instances that run stand-ins only; leave "
                 "--extra-instances out"
             )
-        return policy.roles(options.instances - extra, extra)
-    missing = frozenset[str]().union(*policy.roles(1, 1)) - frozenset[str]().union(*fixed)
-    if missing:
-        raise UserError(
-            f"the policy {choice.name} needs instances that run {', '.join(sorted(missing))}, and "
-            f"the engine {engine.name} has none; give it such, or serve with another policy"
-        )
-    return fixed
-
-
-def _check_instances(roles: Sequence[Collection[str]], options: ServeOptions) -> None:
+        roles: Sequence[frozenset[str]] = policy.roles(options.instances - extra, extra)
+    else:
+        roles = fixed
+        missing = frozenset[str]().union(*policy.roles(1, 1)) - frozenset[str]().union(*fixed)
+        if missing:
+            raise UserError(
+                f"the policy {choice.name} needs instances that run {', '.join(sorted(missing))}, "
+                f"and the engine {options.engine.name} has none; give it such, or serve with "
+                "another policy"
+            )
     if options.faults is not None:
         options.faults.check(len(roles))
     if options.placements and len(options.placements) != len(roles):
         raise UserError(
             f"there are {len(options.placements)} placements for {len(roles)} instances"
         )
+    return roles
 
 
 def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:

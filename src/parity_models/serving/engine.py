@@ -39,18 +39,13 @@ class EngineListener(Protocol):
         """The instance is gone, and the unit it had with it; `why` is for the log alone."""
 
     def unit_finished(
-        self,
-        unit: int,
-        outputs: NDArray[Any],
-        *,
-        started: float | None = None,
-        ended: float | None = None,
+        self, unit: int, outputs: NDArray[Any], *, ended: float | None = None
     ) -> None:
         """The unit's outputs are here: (rows, *output shape), in the order of its rows.
 
-        They must not be written to. `started` and `ended` are when the instance took up the unit
-        and when it was done with it, in seconds of this machine's time.monotonic(); None where the
-        engine does not know, as for an instance on another machine.
+        They must not be written to. `ended` is when the instance was done with the unit, in
+        seconds of this machine's time.monotonic(); None where the engine does not know, as for an
+        instance on another machine.
         """
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:

@@ -1,48 +1,127 @@
-"""The frontend: takes requests for the deployed model and answers them.
+"""The frontend: turns the rows of requests into queries, drives the Scheduler, and gives Results.
 
 A request of n rows is n queries to the scheduler, with consecutive ids, and one future to its
-caller. The scheduler decides what becomes of the queries, and the driver carries it out. Everything
-happens on the event loop's thread.
+caller. The scheduler decides; the frontend has the engine run units, keeps tensors until the
+scheduler forgets them, encodes, decodes, and answers. Everything happens on the event loop's
+thread, and actions are carried out in their order.
+
+Carrying out actions never stops half-way: where one fails, the query that it concerns gets an
+error, the rest are carried out, and a self-check compares scheduler and engine once a second.
 """
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from hashlib import blake2b
+from math import ceil
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.models.golden import is_near
 from parity_models.models.signature import Signature
-from parity_models.roles import DEPLOYED, Source
-from parity_models.scheduling import Policy, Reason, Redundancy, Scheduler, SchedulerConfig
+from parity_models.models.tensor import one_row, tensors_in
+from parity_models.roles import BACKUPS, DEPLOYED, Source, parity_role, source_of
+from parity_models.scheduling import (
+    Action,
+    Answer,
+    Cancel,
+    Compare,
+    Decode,
+    Encode,
+    Fail,
+    ForgetGroup,
+    ForgetQueries,
+    Policy,
+    Reason,
+    Recycle,
+    RecycleReason,
+    Redundancy,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+    Verify,
+    WakeAt,
+)
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health import State
-from parity_models.serving.driver import Driver, now
 from parity_models.serving.engine import Engine
-from parity_models.serving.errors import PoisonError, UnavailableError
-from parity_models.serving.golden import Golden
-from parity_models.serving.in_flight import InFlight, Result
+from parity_models.serving.errors import (
+    AbandonedError,
+    DeadlineError,
+    InferenceError,
+    InternalError,
+    OverloadedError,
+    PoisonError,
+    RequestError,
+    UnavailableError,
+)
+from parity_models.serving.in_flight import InFlight, Made, Observer, Result
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.observer import Observer
+from parity_models.serving.redundant_work import CANCELLED, COMPARED, RedundantWork
 from parity_models.serving.refusals import soon
-from parity_models.serving.request_log import CURRENT
+from parity_models.serving.request_log import CURRENT, headers_for
+from parity_models.serving.stand_ins import StandIns
 from parity_models.trust.gates import OutputGate
 
-_log = logging.getLogger(__name__)
-
-AnyObserver = TypeVar("AnyObserver", bound=Observer)
+# Not the loop's time(): uvloop's is cached and counts whole milliseconds.
+now = time.monotonic
 
 VERIFIED_WITHIN = 10.0
 """Seconds for which a frontend that starts waits for golden queries."""
 
+MEASURE_INTERVAL = 0.1
+"""Seconds between two measurements of the process."""
+
+CHECK_EVERY = 10
+"""Measurements between two self-checks."""
+
+MAX_QUARANTINED = 100
+"""Quarantined instances that are remembered by name."""
+
+Golden = tuple[NDArray[Any], NDArray[Any]]
+"""Golden queries (n, *input shape) of a model, and its outputs for them (n, *output shape)."""
+
+_SOURCES = {role: source_of(role) for role in (DEPLOYED, *BACKUPS)}
+
+_ABSENT: Final = -1
+"""In place of a unit's id: there is no such instance."""
+
+_ERRORS: Mapping[Reason, type[RequestError]] = {
+    Reason.OVERLOADED: OverloadedError,
+    Reason.NO_INSTANCES: UnavailableError,
+    Reason.DEADLINE_EXCEEDED: DeadlineError,
+    Reason.INSTANCES_FAILED: InferenceError,
+    Reason.POISON: PoisonError,
+    Reason.ABANDONED: AbandonedError,
+    Reason.INTERNAL: InternalError,
+}
+"""The error of a query that the scheduler lets fail, by the reason."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Group(NamedTuple):
+    """A coding group's queries, parity queries (r, *parity shape) and the outputs for these."""
+
+    members: tuple[int, ...]
+    parities: Sequence[NDArray[Any]]
+    outputs: list[Made | None]
+
+
+class _Unit(NamedTuple):
+    action: Run | Verify
+    began: float
+
 
 class Frontend:
-    """Answers queries for the deployed model. Starts and stops the engine.
+    """Answers queries for the deployed model. Starts, listens to and stops the engine.
 
     Args:
         engine: Runs the models.
@@ -51,7 +130,8 @@ class Frontend:
         signature: The deployed model's.
         code: Encodes and decodes, for a policy that uses a code.
         metrics: Count what happens.
-        imitated: The output that stand-ins give, if the deployed model has several.
+        imitated: The output that stand-ins give, if the deployed model has several: its predictions
+            are then records with a field for each.
         dispatch: The dispatch rule; None for the policy's own choice.
         default: The answer (*output shape) where `config` asks for default predictions.
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer. By
@@ -79,70 +159,95 @@ class Frontend:
     ) -> None:
         self.metrics = metrics
         """What it counts."""
+        self.observers: list[Observer] = []
+        """Hear what it does; to be added before the start."""
+        self.in_flight: dict[int, InFlight] = {}
+        """The request of each query that is remembered, by the query's id."""
+        self.asked = 0
+        """How many queries it has been asked so far."""
+        self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
+        """The instances that answered a golden query wrongly, the latest last."""
+        self._engine = engine
         self._scheduler = Scheduler(policy, config, dispatch)
         self._deadline = config.deadline
         self._signature = signature
+        self._code = code
         self._gate = OutputGate() if gate is None else gate
-        self._driver = Driver(
-            engine,
-            self._scheduler,
-            code,
-            metrics,
-            self._gate,
-            refuses=refuses,
-            compare_one_in=config.compare_one_in,
-            default=default,
-            imitated=imitated,
-            golden={} if golden is None else golden,
-        )
+        self._default = default
+        self._imitated = imitated
+        self._golden: Mapping[str, Golden] = {} if golden is None else golden
         self._roles: Sequence[str] = ()
-        self._stand_ins = False
-        self._last_query = 0
+        self._has_stand_ins = False
+        self._units: dict[int, _Unit] = {}
+        """The units that the engine has."""
+        self._groups: dict[int, _Group] = {}
+        self._parity_rows = {parity_role(j): j for j in range(code.r if code else 0)}
+        self._busy: dict[str, float] = {}
+        self._poison = PoisonedRows()
+        self._work = RedundantWork(metrics)
+        self._stand_ins = StandIns(
+            code,
+            self._gate,
+            metrics,
+            refuses=refuses,
+            compared=partial(self._report, self._scheduler.compared),
+            gate_turned=partial(self._report, self._scheduler.gate_turned),
+            one_in=config.compare_one_in,
+        )
+        self._failed_observers: set[Observer] = set()
+        self._reports: deque[Callable[[], Sequence[Action]]] = deque()
+        self._wake_at = self._timer_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        self._tick_due = self._computed = 0.0
+        self._redundancy = Redundancy.ON
+        self._differences: set[tuple[str, int | None, int | None]] = set()
         self._started = self._retired = self._closing = self._stopped = False
+        self._idle = asyncio.Event()
+        self._do: dict[type[Action], Callable[[Any], None]] = {
+            Run: self._run,
+            Encode: self._encode,
+            Decode: self._decode,
+            Answer: self._answer,
+            Fail: self._fail,
+            Cancel: self._cancel,
+            Compare: self._compare,
+            Verify: self._verify,
+            Recycle: self._recycle,
+            ForgetQueries: self._forget_queries,
+            ForgetGroup: self._forget_group,
+            WakeAt: lambda action: self._set_timer(action.time),
+        }
+        self._export_gauges()
+
+    def _export_gauges(self) -> None:
+        metrics, scheduler = self.metrics, self._scheduler
         metrics.read("parm_queue_depth", "Tasks waiting, by role.", self.queue_depths)
         metrics.read("parm_instances_up", "Instances up, by role.", self.instances_up)
-        metrics.read("parm_units_in_flight", "Units running, by role.", self._units_in_flight)
+        metrics.read(
+            "parm_units_in_flight",
+            "Units running, by role.",
+            lambda: self._by_role(Counter(unit.action.role for unit in self._units.values())),
+        )
         metrics.read_total(
             "parm_instance_busy_seconds",
             "Time from when instances were given units to the units' ends, by role.",
             self.busy_seconds,
         )
-        metrics.lag.set_function(lambda: self.lag)
-        metrics.process_busy.set_function(lambda: self._scheduler.front_door.busy)
-        for state in Redundancy:
-            sends = partial(self._is_redundancy, state)
-            metrics.redundancy.labels(state).set_function(sends)
-        metrics.capacity.set_function(lambda: self._scheduler.capacity(now()))
         metrics.read_total(
             "parm_redundant_work_held_back",
             "Times that a late query was not sent to a role, as the budget or the load forbade it.",
-            lambda: self._by_role(self._scheduler.work_held_back()),
+            lambda: self._by_role(scheduler.work_held_back()),
         )
+        metrics.lag.set_function(lambda: self.lag)
+        metrics.process_busy.set_function(lambda: scheduler.front_door.busy)
+        for state in Redundancy:
+            in_state = partial(lambda state: scheduler.redundancy is state, state)
+            metrics.redundancy.labels(state).set_function(in_state)
+        metrics.capacity.set_function(lambda: scheduler.capacity(now()))
 
-    def observed_by(self, make: Callable[[Mapping[int, InFlight]], AnyObserver]) -> AnyObserver:
-        """Tell an observer of everything that happens; to be called before the start.
-
-        Args:
-            make: Makes the observer of the requests in flight, by query.
-
-        """
-        observer = make(self._driver.in_flight)
-        self._driver.observe(observer)
-        return observer
-
-    async def start(self, roles: Sequence[frozenset[str]]) -> None:
-        """Start an instance for each of `roles`; return when all are up and have answered their
-        golden queries. Raises what the engine raises."""
-        self._roles = sorted(frozenset().union(*roles))
-        self._stand_ins = self._roles != [DEPLOYED]
-        # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
-        self._loop = asyncio.get_running_loop()
-        await self._driver.start(roles)
-        self._started = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(VERIFIED_WITHIN):
-                while any(state is State.VERIFYING for _, state in self._scheduler.instances()):
-                    await asyncio.sleep(0.002)
+    # Requests
 
     async def infer(
         self,
@@ -166,35 +271,23 @@ class Frontend:
             RequestError: As soon as one row is known to get no answer.
 
         """
-        request = self._ask(rows, timeout, tenant, exact=exact)
-        try:
-            return await request.future
-        except asyncio.CancelledError:
-            if not self._stopped:
-                request.future.cancel()
-                self._driver.carry_out(self._scheduler.queries_abandoned(now(), request.queries))
-            raise
-
-    def _ask(
-        self, rows: NDArray[Any], timeout: float | None, tenant: str | None, *, exact: bool
-    ) -> InFlight:
         if self._closing or not self._started:
             state = "stopping" if self._closing else "starting"
             raise UnavailableError(
                 f"the server is {state} and takes no queries; try again later", retry_after=soon()
             )
-        arrived, poison = now(), self._driver.poison
-        if poison:
+        arrived, count = now(), len(rows)
+        if self._poison.until:
             try:
-                poison.check(rows, arrived)
+                self._poison.check(rows, arrived)
             except PoisonError:
-                self.metrics.failures.labels(Reason.POISON).inc(len(rows))
+                self.metrics.failures.labels(Reason.POISON).inc(count)
                 raise
-        count = len(rows)
         kind = self._signature.plain or self._signature.kind_of(rows[0, ...])
         due = arrived + (self._deadline if timeout is None else min(timeout, self._deadline))
+        first = self.asked + 1
         request = InFlight(
-            first=self._last_query + 1,
+            first=first,
             arrived=arrived,
             rows=rows,
             answers=np.empty((count, *kind.output.shape), kind.output.dtype),
@@ -205,17 +298,19 @@ class Frontend:
             sources=[Source.MODEL] * count,
             tenant=tenant,
         )
-        self._last_query += count
-        queries = request.queries
+        self.asked += count
+        queries = range(first, first + count)
+        for query in queries:
+            self.in_flight[query] = request
+        if count > 1:
+            request.future.add_done_callback(lambda _: self._detach(request))
         alone: Collection[int] = queries if exact else ()
-        if self._stand_ins and not exact:
+        if self._has_stand_ins and not exact:
             unlike = self._gate.unlike(rows)
             if unlike:
-                alone = [request.first + row for row in unlike]
+                alone = [first + row for row in unlike]
                 self.metrics.unlike.inc(len(unlike))
-        self._driver.arrived(
-            request,
-            queries,
+        self._carry_out(
             self._scheduler.queries_arrived(
                 arrived,
                 queries,
@@ -223,9 +318,66 @@ class Frontend:
                 None if timeout is None else due,
                 tenant=tenant,
                 exact=alone,
-            ),
+            )
         )
-        return request
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            if not self._stopped:
+                request.future.cancel()
+                self._carry_out(self._scheduler.queries_abandoned(now(), queries))
+            raise
+
+    def _detach(self, request: InFlight) -> None:
+        """Keep those rows of a request that has ended that are still needed, each by itself."""
+        for row, query in enumerate(request.queries):
+            if query in self.in_flight:
+                self.in_flight[query] = request.detach_row(row)
+
+    # Its life
+
+    async def start(self, roles: Sequence[frozenset[str]]) -> None:
+        """Start an instance for each of `roles`; return when all are up and have answered their
+        golden queries. Raises what the engine raises."""
+        self._roles = sorted(frozenset().union(*roles))
+        self._has_stand_ins = self._roles != [DEPLOYED]
+        # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
+        self._loop = asyncio.get_running_loop()
+        await self._engine.start(roles, self)
+        self._started = True
+        self._tick_due, self._computed = now(), time.process_time()
+        self._tick()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(VERIFIED_WITHIN):
+                while any(state is State.VERIFYING for _, state in self._scheduler.instances()):
+                    await asyncio.sleep(0.002)
+
+    def retire(self) -> None:
+        """Stop being ready, so that clients go elsewhere, but still take queries."""
+        self._retired = True
+
+    async def drain(self) -> None:
+        """Take no more queries; return when those that were taken have ended."""
+        self._closing = True
+        if self._scheduler.pending:
+            await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Stop the engine. Queries in flight get an error."""
+        self._closing = self._stopped = True
+        for timer in (self._timer, self._ticker):
+            if timer is not None:
+                timer.cancel()
+        for request in set(self.in_flight.values()):
+            request.fail(UnavailableError("the server was stopped"))
+        await self._engine.stop()
+
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none."""
+        self._carry_out(self._scheduler.redundancy_switched(now(), on))
+        _log.info("redundancy is switched %s", "on" if on else "off")
+
+    # Its state
 
     @property
     def ready(self) -> bool:
@@ -236,36 +388,6 @@ class Frontend:
             and not self._retired
             and self.instances_up()[DEPLOYED] > 0
         )
-
-    @property
-    def asked(self) -> int:
-        """How many queries it has been asked so far."""
-        return self._last_query
-
-    @property
-    def quarantined(self) -> Collection[str]:
-        """The instances that answered a golden query wrongly, the latest last."""
-        return self._driver.quarantined
-
-    def states(self) -> dict[str, State]:
-        """Return the state of each instance that is up."""
-        return dict(self._scheduler.instances())
-
-    def queue_depths(self) -> dict[str, int]:
-        """Return how many tasks are waiting, by role."""
-        return self._by_role(self._scheduler.queue_depths())
-
-    def instances_up(self) -> dict[str, int]:
-        """Return how many instances are up, by role."""
-        return self._by_role(self._scheduler.instances_up())
-
-    def busy_seconds(self) -> dict[str, float]:
-        """Return how long instances were busy with units that have ended, by role."""
-        return {role: self._driver.busy_seconds.get(role, 0.0) for role in self._roles}
-
-    def check_engine(self) -> None:
-        """Repair what scheduler and engine say differently, as every second."""
-        self._driver.check_engine()
 
     @property
     def redundancy(self) -> Redundancy:
@@ -282,30 +404,465 @@ class Frontend:
         """How long reports and timers waited for this process, in seconds on average."""
         return self._scheduler.front_door.mean_lag
 
-    def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none."""
-        self._driver.carry_out(self._scheduler.redundancy_switched(now(), on))
-        _log.info("redundancy is switched %s", "on" if on else "off")
+    def states(self) -> dict[str, State]:
+        """Return the state of each instance that is up."""
+        return dict(self._scheduler.instances())
 
-    def retire(self) -> None:
-        """Stop being ready, so that clients go elsewhere, but still take queries."""
-        self._retired = True
+    def queue_depths(self) -> dict[str, int]:
+        """Return how many tasks are waiting, by role."""
+        return self._by_role(self._scheduler.queue_depths())
 
-    async def drain(self) -> None:
-        """Take no more queries; return when those that were taken have ended."""
-        self._closing = True
-        await self._driver.drain()
+    def instances_up(self) -> dict[str, int]:
+        """Return how many instances are up, by role."""
+        return self._by_role(self._scheduler.instances_up())
 
-    async def stop(self) -> None:
-        """Stop the engine. Queries in flight get an error."""
-        self._closing = self._stopped = True
-        await self._driver.stop()
-
-    def _is_redundancy(self, state: Redundancy) -> float:
-        return self._scheduler.redundancy is state
-
-    def _units_in_flight(self) -> dict[str, int]:
-        return self._by_role(Counter(unit.action.role for unit in self._driver.units.values()))
+    def busy_seconds(self) -> dict[str, float]:
+        """Return how long instances were busy with units that have ended, by role."""
+        return {role: self._busy.get(role, 0.0) for role in self._roles}
 
     def _by_role(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {role: counts.get(role, 0) for role in self._roles}
+
+    # For the engine: EngineListener
+
+    def instance_joined(
+        self, instance: str, roles: frozenset[str], node: str | None = None
+    ) -> None:
+        if self._started:
+            self.metrics.restarts.inc()
+        at = now()
+        self._work.classes[instance] = "+".join(sorted(roles))
+        self._tell("instance_joined", at, instance, roles, node)
+        self._carry_out(self._scheduler.instance_joined(at, instance, roles, node))
+
+    def instance_left(self, instance: str, why: str) -> None:
+        for id in [id for id, unit in self._units.items() if unit.action.instance == instance]:
+            self._ended(self._units.pop(id), now(), finished=False)
+        at = now()
+        self._work.classes.pop(instance, None)
+        self._tell("instance_left", at, instance, why)
+        self._carry_out(self._scheduler.instance_left(at, instance))
+
+    def unit_finished(
+        self, unit: int, outputs: NDArray[Any], *, ended: float | None = None
+    ) -> None:
+        given = self._units.pop(unit, None)
+        if given is None:
+            return  # it was lost, or has been reported before
+        run, at = given.action, now()
+        self._ended(given, at, finished=True)
+        if isinstance(run, Verify):
+            right = self._is_right(run, outputs[0, ...])
+            self._carry_out(self._scheduler.unit_verified(at, unit, right))
+            return
+        j, source = self._parity_rows.get(run.role), _SOURCES.get(run.role, Source.RECONSTRUCTION)
+        for subject, output in zip(run.subjects, outputs, strict=True):
+            if j is None:
+                request = self.in_flight.get(subject)
+                if request is not None:
+                    made = Made(output, run.instance, request.tenant)
+                    request.outputs[subject, source] = made
+            elif subject in self._groups:
+                self._groups[subject].outputs[j] = Made(output, run.instance)
+        refused: Collection[int] = ()
+        if run.role in BACKUPS:
+            refused = self._stand_ins.refused(source, run.subjects, outputs)
+            self._refused(refused, source)
+        if self._has_stand_ins:
+            try:
+                self._compare_outputs(run, outputs)
+            except Exception:  # a user's own decoder may raise: queries have their answers still
+                _log.exception("unit %d could not be compared", unit)
+        self._carry_out(self._scheduler.unit_finished(now(), unit, set(refused), ended_at=ended))
+
+    def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
+        given = self._units.pop(unit, None)
+        if given is not None:
+            if isinstance(given.action, Verify):
+                _log.warning("instance %s ran no golden query: %s", given.action.instance, detail)
+            self._ended(given, now(), finished=False)
+            self._carry_out(self._scheduler.unit_failed(now(), unit, detail, busy=busy))
+
+    def headers_of(self, unit: int) -> Mapping[str, str]:
+        given = self._units.get(unit)
+        if given is None or not isinstance(given.action, Run):
+            return {}
+        run = given.action
+        queries: Iterable[int] = run.subjects
+        if run.role in self._parity_rows:
+            groups = [self._groups[group] for group in run.subjects if group in self._groups]
+            queries = [query for group in groups for query in group.members]
+        requests = [self.in_flight[query] for query in queries if query in self.in_flight]
+        logs = [each.request for each in requests if each.request is not None]
+        headers: dict[str, str] = headers_for(logs)
+        for said in self._tell("headers", run):
+            headers |= said or {}
+        return headers
+
+    def _ended(self, unit: _Unit, at: float, *, finished: bool) -> None:
+        """A unit that was taken from `_units` is off its instance."""
+        action = unit.action
+        self._busy[action.role] = self._busy.get(action.role, 0.0) + at - unit.began
+        if isinstance(action, Run):
+            self._work.ended(at, action, finished=finished)
+        if self.observers:
+            self._tell("unit_ended", at, action, finished=finished)
+        if not finished:
+            self._stand_ins.lost(action.unit)
+
+    def _is_right(self, action: Verify, output: NDArray[Any]) -> bool:
+        """Return whether an instance answered a golden query as it should."""
+        outputs = self._golden[action.role][1]
+        expected = outputs[action.probe % len(outputs), ...]
+        if output.dtype != expected.dtype or output.shape != expected.shape:
+            return False
+        pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
+        return all(is_near(one, other, self._engine.tolerance) for one, other in pairs)
+
+    def _compare_outputs(self, run: Run, outputs: NDArray[Any]) -> None:
+        """Compare what stand-ins and the model have predicted for the same queries."""
+        j = self._parity_rows.get(run.role)
+        if j is None:
+            sources = [_SOURCES[role] for role in BACKUPS if run.role in (DEPLOYED, role)]
+            for query in run.subjects:
+                request = self.in_flight.get(query)
+                if request is None or len(request.outputs) < 2:
+                    continue
+                for source in sources:
+                    stand_in = request.outputs.get((query, source))
+                    prediction = None if stand_in is None else self._prediction(query)
+                    if stand_in is not None and prediction is not None:
+                        self._stand_ins.compare(source, stand_in, prediction)
+        if run.role != DEPLOYED:
+            self._stand_ins.finished(j, run, outputs)
+
+    def _prediction(self, query: int) -> Made | None:
+        """Return the deployed model's output for a query, if it is here: the imitated one."""
+        request = self.in_flight.get(query)
+        made = None if request is None else request.outputs.get((query, Source.MODEL))
+        if made is None or self._imitated is None:
+            return made
+        return made._replace(output=made.output[self._imitated])
+
+    def _refused(self, queries: Collection[int], source: Source) -> None:
+        if queries:
+            self._work.refused(queries, source)
+            self._tell("refused", now(), queries, source)
+
+    def _tell(self, event: str, *about: object, **more: object) -> list[Any]:
+        """Call the method `event` of each observer; return what they return. An exception in one
+        affects neither the others nor the server: it is counted, and logged the first time."""
+        returned = []
+        for each in self.observers:
+            try:
+                returned.append(getattr(each, event)(*about, **more))
+            except Exception:
+                self.metrics.observer_errors.inc()
+                if each not in self._failed_observers:
+                    self._failed_observers.add(each)
+                    _log.exception("%s failed; queries are unaffected", type(each).__name__)
+        return returned
+
+    # The scheduler's actions
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        """Carry out actions, and what the scheduler says to that; nothing once it is stopped."""
+        if self._stopped:
+            return
+        while True:
+            if actions and self.observers:
+                self._tell("acted", now(), actions)
+            for action in actions:
+                try:
+                    self._do[type(action)](action)
+                except Exception as error:
+                    self._undone(action, error)
+            if not self._reports:
+                break
+            actions = self._reports.popleft()()
+        if self._closing and not self._scheduler.pending:
+            self._idle.set()
+
+    def _undone(self, action: Action, error: Exception) -> None:
+        """Report an action that could not be carried out, so that no caller waits for it."""
+        _log.error("%s could not be carried out", action, exc_info=error)
+        self.metrics.undone.inc()
+        why = "the server failed to handle the query; its log says why"
+        match action:
+            case Run() | Verify():
+                if isinstance(action, Run) and action.role not in self._parity_rows:
+                    self._report(self._scheduler.queries_failed, action.subjects, why)
+                if action.unit in self._units:  # the engine may have it
+                    self._reports.append(partial(self._recycle_in_vain, action.instance))
+                else:
+                    self._ended(_Unit(action, now()), now(), finished=False)
+                    self._report(self._scheduler.unit_failed, action.unit, why)
+            case Decode(group, slots=slots):
+                self._report(self._scheduler.decoded, group, slots)
+            case Answer(query):
+                self._fail(Fail(query, Reason.INTERNAL, why))
+
+    def _recycle_in_vain(self, instance: str) -> Sequence[Action]:
+        self._engine.recycle(instance, "may have got a unit, or not")
+        return ()
+
+    def _report(self, event: Callable[..., Sequence[Action]], *about: Any) -> None:
+        """Report to the scheduler once the present actions have been carried out."""
+        self._reports.append(lambda: event(now(), *about))
+
+    def _run(self, action: Run) -> None:
+        j, at = self._parity_rows.get(action.role), now()
+        self._work.began(at, action)
+        rows = []
+        for subject in action.subjects:
+            if j is None:
+                request = self.in_flight[subject]
+                rows.append(request.rows[subject - request.first, ...])
+            else:
+                rows.append(self._groups[subject].parities[j])
+        self._units[action.unit] = _Unit(action, at)
+        self._engine.run(action.instance, action.unit, action.role, rows)
+
+    def _row(self, query: int) -> NDArray[Any]:
+        request = self.in_flight[query]
+        row: NDArray[Any] = request.rows[query - request.first, ...]
+        return row
+
+    def _encode(self, action: Encode) -> None:
+        assert self._code is not None
+        began = now()
+        names = self._code.query_shapes
+        rows = (tensors_in(self._row(query)) for query in action.members)
+        queries = [dict(zip(names, row, strict=True)) for row in rows]
+        with np.errstate(all="ignore"):
+            parities = list(map(one_row, self._code.encode(queries)))
+        self._groups[action.group] = _Group(action.members, parities, [None] * self._code.r)
+        ended = now()
+        self.metrics.encode.observe(ended - began)
+        self.metrics.group_wait.observe(action.group_wait)
+        self._tell("encoded", began, ended, action)
+
+    def _decode(self, action: Decode) -> None:
+        assert self._code is not None
+        began = now()
+        self._work.decoding(action)
+        predictions = [
+            made.output if here and (made := self._prediction(query)) is not None else None
+            for query, here in zip(action.members, action.available, strict=True)
+        ]
+        parities = [
+            made.output if made and here else None
+            for made, here in zip(self._groups[action.group].outputs, action.parities, strict=True)
+        ]
+        with np.errstate(all="ignore"):
+            decoded = self._code.decode(predictions, parities)
+        wrong = []
+        for slot in action.slots:
+            query, output = action.members[slot], decoded[slot]
+            self.in_flight[query].outputs[query, Source.RECONSTRUCTION] = Made(output, "")
+            if self._stand_ins.refused(Source.RECONSTRUCTION, (query,), output[np.newaxis]):
+                wrong.append(slot)
+        ended = now()
+        self.metrics.decode.observe(ended - began)
+        self._tell("decoded", began, ended, action)
+        self._refused([action.members[slot] for slot in wrong], Source.RECONSTRUCTION)
+        self._report(self._scheduler.decoded, action.group, wrong)
+
+    def _answer(self, action: Answer) -> None:
+        query, source, at = action.query, action.source, now()
+        self._work.resolved(query, source)
+        request = self.in_flight[query]
+        row = query - request.first
+        if source is Source.DEFAULT:
+            request.answers[row] = self._default
+        elif self._imitated is None or source is Source.MODEL:
+            request.answers[row] = request.outputs[query, source].output
+        else:
+            request.answers[self._imitated][row] = request.outputs[query, source].output
+        request.sources[row] = source
+        request.unanswered -= 1
+        exemplar = None if request.request is None else request.request.exemplar
+        self.metrics.latency(source).observe(at - request.arrived, exemplar)
+        self.metrics.deadline_margin.observe(max(0.0, request.due - at))
+        if source is Source.RECONSTRUCTION:
+            self.metrics.reconstructions.inc()
+        if not request.unanswered and not request.future.done():
+            request.future.set_result(Result(request.answers, request.sources))
+
+    def _fail(self, action: Fail) -> None:
+        """Fail a query, and its request with it."""
+        self._work.resolved(action.query, None)
+        request = self.in_flight[action.query]
+        self.metrics.failures.labels(action.reason).inc()
+        if action.reason is Reason.POISON:
+            self._poison.remember(self._row(action.query), now())
+        if request.future.done():
+            return
+        text = f"{action.reason}: {action.detail}"
+        request.fail(_ERRORS[action.reason](text, retry_after=action.retry_after))
+        if len(request.rows) > 1:
+            self._report(self._scheduler.queries_abandoned, request.queries)
+
+    def _cancel(self, action: Cancel) -> None:
+        self._work.not_needed(action.unit, CANCELLED)
+        if action.unit in self._units:
+            self._engine.cancel(action.instance, action.unit)
+
+    def _compare(self, action: Compare) -> None:
+        self._work.not_needed(action.unit, COMPARED)
+        unit = self._units.get(action.unit)
+        if unit is None or not isinstance(unit.action, Run):
+            return
+        run, predictions = unit.action, {}
+        for query in run.subjects if run.role in BACKUPS else ():
+            made = self._prediction(query)
+            if made is not None:
+                predictions[query] = made
+        self._stand_ins.sample(run, predictions)
+
+    def _verify(self, action: Verify) -> None:
+        golden = self._golden.get(action.role)
+        if golden is None:
+            self._report(self._scheduler.unit_verified, action.unit, True)
+            return
+        self._units[action.unit] = _Unit(action, now())
+        self.metrics.verifications.inc()
+        rows, _ = golden
+        row = rows[action.probe % len(rows), ...]
+        self._engine.run(action.instance, action.unit, action.role, [row])
+
+    def _recycle(self, action: Recycle) -> None:
+        instance = action.instance
+        _log.warning("instance %s is replaced: it %s", instance, action.why)
+        self.metrics.recycled.labels(action.reason).inc()
+        if action.reason is RecycleReason.QUARANTINED:
+            if len(self.quarantined) == MAX_QUARANTINED:
+                self.metrics.quarantined.remove(self.quarantined[0])
+            self.quarantined.append(instance)
+            self.metrics.quarantined.labels(instance).inc()
+        self._engine.recycle(instance, action.why)
+
+    def _forget_queries(self, action: ForgetQueries) -> None:
+        for query in action.queries:
+            del self.in_flight[query]
+
+    def _forget_group(self, action: ForgetGroup) -> None:
+        self._work.group_forgotten(action.group)
+        group = self._groups.pop(action.group)
+        predictions = [self._prediction(query) for query in group.members]
+        self._stand_ins.group_over(action.group, predictions, group.outputs)
+
+    # Time
+
+    def _set_timer(self, time: float) -> None:
+        """Have the scheduler hear of the time at `time`, in place of what was set before."""
+        self._wake_at = time
+        if self._timer is not None:
+            if self._timer_at <= time:
+                return  # set anew when it fires: most are never waited for so long
+            self._timer.cancel()
+        self._timer_at = time
+        # uvloop rounds to whole milliseconds: rounding up keeps the timer from firing early, over
+        # and over.
+        delay = max(0, ceil((time - now()) * 1e3)) / 1e3
+        self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        at = now()
+        if at < self._wake_at:
+            self._set_timer(self._wake_at)
+        else:
+            self._carry_out(self._scheduler.time_passed(at))
+
+    def _tick(self) -> None:
+        """Tell the scheduler how late this timer is, and how busy the process is; log changes."""
+        at, computed = now(), time.process_time()
+        lag = max(0.0, at - self._tick_due)
+        busy = (computed - self._computed) / (MEASURE_INTERVAL + lag)
+        self._tick_due, self._computed = at + MEASURE_INTERVAL, computed
+        self._ticker = self._loop.call_later(MEASURE_INTERVAL, self._tick)
+        if self._ticks % CHECK_EVERY == 0:
+            self.check_engine()
+        self._ticks += 1
+        self._carry_out(self._scheduler.process_measured(at, lag, busy))
+        before, redundancy = self._redundancy, self._scheduler.redundancy
+        if redundancy is before:
+            return
+        self._redundancy = redundancy
+        if Redundancy.BOTTLENECK in (redundancy, before):
+            door = self._scheduler.front_door
+            wait = f"reports wait {door.lag * 1e3:.1f} ms, and it uses {door.busy:.0%} of a core"
+            if redundancy is Redundancy.BOTTLENECK:
+                _log.warning("this process is the bottleneck: %s; nothing redundant is sent", wait)
+            else:
+                _log.info("this process is no longer the bottleneck: %s", wait)
+        elif redundancy is Redundancy.PAUSED:
+            _log.warning("redundant work does not shorten latencies; it is paused")
+        elif redundancy is Redundancy.ON and before is Redundancy.TESTING:
+            _log.info("redundant work shortens latencies; it goes on")
+
+    def check_engine(self) -> None:
+        """Repair what scheduler and engine say differently of an instance, at two checks in a row:
+        what is on its way between the two differs for a moment. Runs once a second."""
+        believed, real = self._scheduler.running(), self._engine.running()
+        found = {
+            (name, believed.get(name, _ABSENT), real.get(name, _ABSENT))
+            for name in believed.keys() | real.keys()
+        }
+        found = {each for each in found if each[1] != each[2]}
+        lasting = found & self._differences
+        self._differences = found - lasting
+        for instance, thought, has in sorted(lasting, key=lambda each: each[0]):
+            said = {_ABSENT: "gone", None: "idle"}
+            why = (
+                f"instance {instance} is believed to be {said.get(thought, f'at unit {thought}')}, "
+                f"and is {said.get(has, f'at unit {has}')}"
+            )
+            _log.error("repairing: %s", why)
+            self.metrics.repairs.inc()
+            if has == _ABSENT:
+                self.instance_left(instance, why)
+            elif has is None and thought is not None and thought != _ABSENT:
+                self._units.setdefault(thought, _Unit(Run(instance, thought, "", ()), now()))
+                self.unit_failed(thought, why)
+            else:
+                self._engine.recycle(instance, why)
+
+
+class PoisonedRows:
+    """Rows that ended the instances they were tried on; refused for REFUSED seconds."""
+
+    REFUSED = 600.0
+    """Seconds for which such a row is refused: the cause may be fixed by then."""
+
+    MAX_ROWS = 1000
+    """Rows that are remembered; the oldest are forgotten first."""
+
+    def __init__(self) -> None:
+        self.until: OrderedDict[bytes, float] = OrderedDict()
+        """When each row, by its digest, is tried again."""
+
+    def remember(self, row: NDArray[Any], now: float) -> None:
+        """Refuse rows like this one (*input shape) from now on."""
+        digest = _digest(row)
+        self.until[digest] = now + self.REFUSED
+        self.until.move_to_end(digest)
+        if len(self.until) > self.MAX_ROWS:
+            self.until.popitem(last=False)
+
+    def check(self, rows: NDArray[Any], now: float) -> None:
+        """Raise PoisonError if one of the rows (n, *input shape) is remembered."""
+        while self.until and next(iter(self.until.values())) <= now:
+            self.until.popitem(last=False)
+        for i in range(len(rows) if self.until else 0):
+            if _digest(rows[i, ...]) in self.until:
+                raise PoisonError(
+                    f"poison: row {i} ended the instances that it was tried on before; it is "
+                    f"refused for {self.REFUSED:.0f} s"
+                )
+
+
+def _digest(row: NDArray[Any]) -> bytes:
+    whole = np.ascontiguousarray(row).reshape(-1)
+    return blake2b(whole.view(np.uint8).data, digest_size=16).digest()

@@ -1,13 +1,14 @@
-"""A request in flight, its result, and the interface that the protocols ask for predictions."""
+"""Requests in flight, their results, and observers of what is done for them."""
 
 import asyncio
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.roles import Source
+from parity_models.scheduling import Action, Decode, Encode, Run, Verify
 from parity_models.serving.errors import RequestError
 from parity_models.serving.request_log import RequestLog
 
@@ -17,23 +18,6 @@ class Result(Struct, frozen=True, eq=False):
 
     outputs: NDArray[Any]
     sources: Sequence[Source]
-
-
-class Predictor(Protocol):
-    """Answers queries; a Frontend does."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether a query would be answered."""
-
-    @property
-    def quarantined(self) -> Collection[str]:
-        """The instances that answered a golden query wrongly, the latest last."""
-
-    async def infer(
-        self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
-    ) -> Result:
-        """Answer a query per row of `rows` (n, *input shape), as Frontend.infer does."""
 
 
 class Made(NamedTuple):
@@ -68,7 +52,7 @@ class InFlight(Struct, eq=False):
         return range(self.first, self.first + len(self.rows))
 
     def detach_row(self, row: int) -> "InFlight":
-        """Return a copy of one row, which nobody waits for, so that it does not keep the others."""
+        """Return a copy of one row that keeps nothing of the others, and has no caller."""
         query, only = self.first + row, slice(row, row + 1)
         cancelled: asyncio.Future[Result] = self.future.get_loop().create_future()
         cancelled.cancel()
@@ -84,9 +68,9 @@ class InFlight(Struct, eq=False):
             sources=self.sources[only],
             tenant=self.tenant,
             outputs={
-                (query, source): made._replace(output=made.output.copy())
+                key: made._replace(output=made.output.copy())
                 for source in Source
-                if (made := self.outputs.get((query, source))) is not None
+                if (made := self.outputs.get(key := (query, source))) is not None
             },
         )
 
@@ -94,3 +78,37 @@ class InFlight(Struct, eq=False):
         """End it with this error, unless it has ended."""
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class Observer:
+    """Hears of events and of the scheduler's actions, with their times (monotonic, in seconds).
+
+    Each method does nothing by default. They run on the thread that serves, so they must be quick.
+    """
+
+    def acted(self, now: float, actions: Sequence[Action]) -> None:
+        """The scheduler has these actions carried out, from now on."""
+
+    def instance_joined(
+        self, now: float, instance: str, roles: frozenset[str], node: str | None
+    ) -> None:
+        """An instance is up."""
+
+    def instance_left(self, now: float, instance: str, why: str) -> None:
+        """An instance is gone, and its unit with it, which `unit_ended` reported."""
+
+    def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
+        """A unit is off its instance, with outputs or without."""
+
+    def encoded(self, began: float, ended: float, action: Encode) -> None:
+        """The parity queries of a group have been made, in this time."""
+
+    def decoded(self, began: float, ended: float, action: Decode) -> None:
+        """Predictions of a group have been reconstructed, in this time."""
+
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
+        """The stand-in with this source may not answer these queries."""
+
+    def headers(self, unit: Run) -> Mapping[str, str]:
+        """Return headers for the request that has another server run this unit."""
+        return {}

@@ -1,35 +1,69 @@
-"""How to serve a bundle: every option of a server, checked."""
+"""How to serve: the engines by name, and every option of a server, checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Annotated
+from typing import Annotated, Any
 
 from parity_models.emulation import FaultPlan
 from parity_models.errors import OptionError, UserError
-from parity_models.options import SECONDS, SHARE, Option, check_declared
+from parity_models.options import SECONDS, SHARE, Option, Value, check_declared
+from parity_models.registry import Registry
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import MAX_PORT, Access
-from parity_models.serving.engine import Placement
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.limits import Limits
+from parity_models.serving.local.local_engine import LocalEngine
+from parity_models.serving.ray.ray_engine import RayEngine
+from parity_models.serving.remote.remote_engine import RemoteEngine
 from parity_models.serving.tenancy import tenant_header
 
 UNIT_TIMEOUT = 10.0
 """Seconds that a unit may always take, however short the deadline."""
+
+ENGINES = Registry[Engine]("engine", Engine, LocalEngine, RemoteEngine, RayEngine)
+"""All engines."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine by name, and the options that are given; plain values, as in a file.
+
+    Raises UserError for unknown names and options, and values out of range.
+    """
+
+    name: str = "local"
+    options: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.settings
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}@{options}" if options else self.name
+
+    @property
+    def kind(self) -> type[Engine]:
+        """The engine's class."""
+        return ENGINES.find(self.name)
+
+    @property
+    def settings(self) -> Any:
+        """The engine's `Options`."""
+        return ENGINES.options(self.name, self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """How to serve a bundle. Times in seconds, sizes in bytes.
 
-    `policy` None: the bundle's `default_policy`. `engine` is what runs the models.
-    `default_prediction` answers queries that would fail at their deadline: a row of output, or one
-    value for all of it. `limits` bound what clients can make the server hold; `access` says who
-    may ask. `faults` begin when they are told to. `placements`: where each instance runs, or none
-    for all of them beside the server. `port` None, in a program, listens nowhere: the protocol is
-    there to be mounted (`Server.app`). Raises UserError for values out of range, and for what the
-    engine cannot do.
+    `policy` None: the bundle's `default_policy`. `engine` runs the models. `default_prediction`
+    answers queries that would fail at their deadline: a row of output, or one value for all of it.
+    `limits` bound what clients can make the server hold; `access` restricts who may ask. `faults`
+    begin with `begin_faults`. `placements`: where each instance runs; none: all next to the server.
+    `port` None, in a program, listens nowhere: the protocol is there to be mounted (`Server.app`).
+    Raises UserError for values out of range, and for what the engine cannot do.
     """
 
     policy: PolicyChoice | None = None
@@ -53,15 +87,11 @@ class ServeOptions:
         int | None,
         Option("The port to listen on; 0 takes any that is free.", at_least=0, at_most=MAX_PORT),
     ] = 8000
-    ui: Annotated[
-        bool,
-        Option("Show what the server does, as it does it, at /ui/, to browsers on this machine."),
-    ] = False
+    ui: Annotated[bool, Option("Show a live page, at /ui/, to browsers on this machine.")] = False
     grpc_port: Annotated[
         int | None,
         Option(
-            "Speak gRPC too, on this port (Triton's is 8001); 0 takes any that is free. By default "
-            "HTTP only.",
+            "Speak gRPC too, on this port (Triton's is 8001); 0 takes any that is free.",
             at_least=0,
             at_most=MAX_PORT,
         ),
@@ -69,8 +99,8 @@ class ServeOptions:
     max_batch: Annotated[
         int | None,
         Option(
-            "Queries that wait and are run at once, as one batch, at the most; by default 4 where "
-            "the model runs these in the time of two, or less, as the bundle says, else 1.",
+            "Waiting queries that are run as one batch, at most; by default 4 where the bundle "
+            "says that these take no more than the time of two, else 1.",
             at_least=1,
         ),
     ] = None
@@ -81,7 +111,7 @@ class ServeOptions:
     deadline: Annotated[
         float,
         Option(
-            "How long until a query fails (504); a request's timeout can shorten it.",
+            "Time until a query fails (504); a request's timeout can shorten it.",
             unit=SECONDS,
             typed="s",
             above=0,
@@ -93,8 +123,8 @@ class ServeOptions:
     tenant_header: Annotated[
         str | None,
         Option(
-            "The header, or gRPC metadata key, that says whose a request is: requests of different "
-            "tenants never share a coding group; without it a request is served exact.",
+            "The header, or gRPC metadata key, that names a request's tenant: tenants never share "
+            "a coding group; without it a request is served exact.",
             metavar="HEADER",
         ),
     ] = None
@@ -103,8 +133,7 @@ class ServeOptions:
     shutdown_delay: Annotated[
         float,
         Option(
-            "For how long after SIGTERM requests are still taken, though ready says no: as long as "
-            "load balancers need to notice.",
+            "How long requests are still taken after SIGTERM, though ready says no.",
             unit=SECONDS,
             typed="s",
             at_least=0,
@@ -113,30 +142,26 @@ class ServeOptions:
     verify_every: Annotated[
         int,
         Option(
-            "Queries after which an instance answers one whose answer is known, as it does when it "
-            "joins; one that answers wrongly is replaced. 0: never.",
+            "Queries between two checks of an instance with a query whose answer is known; one "
+            "that answers wrongly is replaced. 0: never.",
             at_least=0,
         ),
     ] = 100
-
     compare_every: Annotated[
         float,
         Option(
-            "Now and then an idle instance runs a stand-in on what the model has just answered, to "
-            "compare the two, so that their agreement is known though nothing is late: at most "
-            "once in this time. 0: never.",
+            "Minimum time between two comparisons of a stand-in with the model on an idle "
+            "instance, by which their agreement is known though nothing is late. 0: never.",
             unit=SECONDS,
             typed="s",
             at_least=0,
         ),
     ] = SchedulerConfig.compare_every
-
     agreement: Annotated[
         float | None,
         Option(
-            "A stand-in answers only where it is sure enough that, of such answers, at least this "
-            "share says what the model says; its bundle is calibrated for some levels. By default "
-            "the highest of those up to 0.99. 0: it always answers.",
+            "Minimum calibrated agreement with the model for stand-in answers; by default the "
+            "highest level up to 0.99. 0: no gates.",
             at_least=0,
             below=1,
             unit=SHARE,

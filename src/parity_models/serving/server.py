@@ -2,34 +2,29 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import uvloop
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
-from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.queries import cut, padded
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.access import HEALTH, METRICS, Reread, watch
+from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment
-from parity_models.serving.engines import EngineChoice
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.http.http_server import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
-from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models, OneModel
-from parity_models.serving.options import ServeOptions
-from parity_models.serving.page.feed import Feed
+from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.routes import Page
+from parity_models.serving.repository import Repository
 from parity_models.serving.rest.asgi import AsgiApp
 from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.scrapes import metrics_response
@@ -42,95 +37,114 @@ if TYPE_CHECKING:
     from parity_models.serving.grpc.grpc_server import GrpcServer
     from parity_models.serving.tracing import Tracing
 
-__all__ = ["Predictions", "ServeOptions", "Server", "SyncServer", "serve"]
+__all__ = ["Predictions", "ServeOptions", "Server", "Serving", "serve"]
 
 _SCRAPERS = 32
 """Connections to the port for metrics at a time."""
 
+_OF_REPOSITORY = 64
+"""Instances, of all models of a repository, that file descriptors are reserved for."""
+
 Returned = TypeVar("Returned")
 
 
-class Served(Protocol):
-    """The models behind a server: started, drained and stopped once. A Deployment, or several."""
+class Predictions(Struct, frozen=True, eq=False):
+    """Predictions of n queries: `outputs` (n, ...) by name, and the source of each row."""
 
-    async def start(self) -> None:
-        """Start all instances; return when they take queries."""
+    outputs: Mapping[str, NDArray[Any]]
+    sources: tuple[str, ...]
 
-    def retire(self) -> None:
-        """Stop being ready, but still take queries."""
-
-    def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none."""
-
-    def close_feed(self) -> None:
-        """End the streams of the live page."""
-
-    async def drain(self) -> None:
-        """Take no more queries; return when those in flight have ended."""
-
-    async def stop(self) -> None:
-        """Stop all instances at once."""
+    @property
+    def output(self) -> NDArray[Any]:
+        """The one output (n, ...) of a model that has one."""
+        (only,) = self.outputs.values()
+        return only
 
 
-class ProtocolServer:
-    """The protocols in front of some models. Runs from `start` to `stop`, or as an async context.
+class Server:
+    """Serves a bundle, or a repository of them, over the Open Inference Protocol. Runs from `start`
+    to `stop`, or as an async context.
+
+    async with Server(open_bundle(path), ServeOptions(port=0)) as server:
+        ...  # server.url; server.grpc_url and server.metrics_url, if there are such
 
     Args:
-        served: What is started and stopped with it.
-        models: The models, as the protocols ask for them.
-        metrics: Count connections, and requests that are for no model.
-        options: Those of the server.
-        collector: What /metrics shows.
-        page: The live page, if there is to be one.
-        tracing: Makes spans of requests.
-        instances: Instances that file descriptors are reserved for.
+        models: The bundle; or the folder of a repository, which has bundles as NAME/VERSION.
+        options: How to serve it; each model of a repository, unless its settings say otherwise.
+        traces: Gets the spans of requests.
+        allow_code: Names of the user's own code that bundles of a repository may load.
 
     Raises:
-        UserError: A file cannot be used.
+        UserError: The options do not fit the models, or a file cannot be used.
 
     """
 
     def __init__(
         self,
-        served: Served,
-        models: Models,
-        metrics: Metrics,
-        options: ServeOptions,
-        *,
-        collector: Collector,
-        page: Page | None,
-        tracing: "Tracing | None",
-        instances: int,
+        models: Bundle | Path,
+        options: ServeOptions | None = None,
+        traces: "TracerProvider | None" = None,
+        allow_code: Collection[str] = (),
     ) -> None:
-        self._served = served
-        self._models = models
-        self._metrics = metrics
-        self._options = options
-        self._collector = collector
-        self._tracing = tracing
-        self._instances = instances
+        self._options = options = options or ServeOptions()
+        self._tracing = _tracing_to(traces)
+        self.models: Deployment | Repository
+        """The models, as the protocols ask for them."""
+        self.registry: Collector
+        """The metrics, for callers in this process."""
+        if isinstance(models, Bundle):
+            self.models = Deployment(models, options, tracing=self._tracing)
+            self.registry, title = self.models.metrics.registry, self.models.model.name
+            self._instances = len(self.models.roles)
+        else:
+            self.models = Repository(models, options, allow_code, self._tracing)
+            self.registry, title = self.models, models.resolve().name
+            self._instances = _OF_REPOSITORY
+        self._metrics = metrics = self.models.metrics
         self._budget = ByteBudget(options.limits.max_in_flight)
-        self._certificate = options.access.certificate()
+        self._certificate = certificate = options.access.certificate()
         self._tokens = options.access.read_tokens()
-        self._https = self._http_servers(page)
+        self._page: Page | None = None
+        if options.ui:
+            is_repository = isinstance(self.models, Repository)
+            self._page = Page(title, self.models.feed_of, repository=is_repository)
+        self._https: list[HttpServer] = []
+        if options.port is not None:
+            tls = None if certificate is None else lambda: certificate.context
+            self._https.append(HttpServer(self._rest(self._page), metrics, tls))
+        if options.access.metrics_port is not None:
+            few = replace(options.limits, max_connections=_SCRAPERS)
+            has = (METRICS, *HEALTH).__contains__
+            scraped = Rest(self.models, metrics, few, self._budget, self._read_metrics, has=has)
+            self._https.append(HttpServer(scraped, metrics))
         self._grpc: GrpcServer | None = None
         self._watching: asyncio.Task[None] | None = None
-        self.watched = page is not None
-        """Whether it has a live page."""
         self.grpc_url: str | None = None
         """The URL of gRPC, once the server is started, if it speaks gRPC."""
         self.metrics_url: str | None = None
         """The URL of the metrics, once the server is started, if they have a port of their own."""
         metrics.connections.set_function(lambda: sum(each.connections for each in self._https))
         metrics.bytes_in_flight.set_function(lambda: self._budget.held)
-        if self._certificate is not None:
-            metrics.certificate_expires(self._certificate.ends)
+        if certificate is not None:
+            metrics.certificate_expires(certificate.ends)
+
+    @property
+    def deployment(self) -> Deployment:
+        """The deployment of the one bundle; a server of a repository has several."""
+        assert isinstance(self.models, Deployment), "the server is of a repository"
+        return self.models
 
     @property
     def url(self) -> str:
-        """The base URL, as http://127.0.0.1:8000; known once the server is started, if it has a
-        port."""
+        """The base URL, as http://127.0.0.1:8000, once the server is started; "" without a port."""
+        if self._options.port is None:
+            return ""
         return url_of(self._socket, "http" if self._certificate is None else "https")
+
+    @property
+    def has_page(self) -> bool:
+        """Whether it has a live page."""
+        return self._page is not None
 
     @property
     def takes_tokens(self) -> bool:
@@ -138,7 +152,7 @@ class ProtocolServer:
         return self._tokens is not None
 
     async def start(self) -> None:
-        """Bind, and start what is served; return when it is ready. It is live, but not ready,
+        """Bind, and start the models; return when all is ready. It is live, but not ready,
         before. Nothing is left running if it fails.
 
         Raises:
@@ -156,190 +170,36 @@ class ProtocolServer:
             self._https[0].start(self._socket)
         try:
             await self._open_others()
-            await self._served.start()
+            await self.models.start()
         except BaseException:
             await self._close()
             raise
 
-    def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none, whatever the policy."""
-        self._served.switch_redundancy(on)
-
     async def stop(self) -> None:
         """Stop being ready; after the options' `shutdown_delay`, refuse new requests, answer those
         in flight, and stop all instances. Does not wait for answers where it is cancelled."""
-        self._served.retire()
+        self.models.retire()
         try:
             await asyncio.sleep(self._options.shutdown_delay)
-            self._served.close_feed()
+            self.models.close_feed()
             for each in self._https:
                 each.drain()
-            await self._served.drain()
+            await self.models.drain()
         finally:
-            await self._served.stop()
+            await self.models.stop()
             await self._close()
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.stop()
 
     def app(self) -> AsgiApp:
         """Return the protocol as an ASGI application, to mount into another one. It answers while
         this server runs."""
         return AsgiApp(self._rest(None))
-
-    async def _open_others(self) -> None:
-        options = self._options
-        if options.access.metrics_port is not None:
-            of_metrics = listen(options.host, options.access.metrics_port)
-            self._https[-1].start(of_metrics)
-            self.metrics_url = url_of(of_metrics) + METRICS
-        if options.grpc_port is not None:
-            # Imported here: gRPC is an extra, and slow to import.
-            from parity_models.serving.grpc.grpc_server import GrpcServer
-
-            self._grpc = GrpcServer(
-                self._models,
-                self._metrics,
-                options.limits,
-                self._budget,
-                tokens=self._tokens,
-                tracing=self._tracing,
-            )
-            tls = None if self._certificate is None else self._certificate.grpc_credentials()
-            self.grpc_url = await self._grpc.start(options.host, options.grpc_port, tls)
-        watched: list[Reread] = [
-            each for each in (self._certificate, self._tokens) if each is not None
-        ]
-        if watched:
-            self._watching = asyncio.create_task(watch(*watched))
-
-    async def _close(self) -> None:
-        """Close what is open, after the answers that are under way, and send all spans."""
-        self._served.close_feed()
-        if self._watching is not None:
-            self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
-        if self._grpc is not None:
-            await self._grpc.stop()
-        for each in self._https:
-            await each.stop()
-        if self._tracing is not None:
-            await asyncio.to_thread(self._tracing.close)
-
-    def _http_servers(self, page: Page | None) -> list[HttpServer]:
-        """Return the server, if it has a port, and that of the metrics, if they have one."""
-        certificate, servers = self._certificate, []
-        if self._options.port is not None:
-            tls = None if certificate is None else lambda: certificate.context
-            servers.append(HttpServer(self._rest(page), self._metrics, tls))
-        if self._options.access.metrics_port is not None:
-            few = replace(self._options.limits, max_connections=_SCRAPERS)
-            has = (METRICS, *HEALTH).__contains__
-            scraped = Rest(
-                self._models, self._metrics, few, self._budget, self._read_metrics, has=has
-            )
-            servers.append(HttpServer(scraped, self._metrics))
-        return servers
-
-    def _rest(self, page: Page | None) -> Rest:
-        apart = self._options.access.metrics_port is not None
-        return Rest(
-            self._models,
-            self._metrics,
-            self._options.limits,
-            self._budget,
-            self._read_metrics,
-            tokens=self._tokens,
-            has=METRICS.__ne__ if apart else lambda path: True,
-            pages=None if page is None else page.routes(),
-            open_paths=() if page is None else page.open_paths,
-            tracing=self._tracing,
-        )
-
-    async def _read_metrics(self, request: Request) -> Response:
-        return metrics_response(request, self._collector)
-
-
-class Predictions(Struct, frozen=True, eq=False):
-    """Predictions of n queries: `outputs` (n, ...) by name, and the source of each row."""
-
-    outputs: Mapping[str, NDArray[Any]]
-    sources: tuple[str, ...]
-
-    @property
-    def output(self) -> NDArray[Any]:
-        """The one output (n, ...) of a model that has one."""
-        (only,) = self.outputs.values()
-        return only
-
-
-class Server(ProtocolServer):
-    """Serves a bundle over the Open Inference Protocol, with the instances of an engine.
-
-    async with Server(open_bundle(path), ServeOptions(port=0)) as server:
-        ...  # server.url; server.grpc_url and server.metrics_url, if there are such
-
-    Args:
-        bundle: The bundle.
-        options: How to serve it.
-        traces: Gets the spans of requests.
-
-    Raises:
-        UserError: The options do not fit the bundle, or a file cannot be used.
-
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        options: ServeOptions | None = None,
-        traces: "TracerProvider | None" = None,
-    ) -> None:
-        options = options or ServeOptions()
-        tracing = tracing_to(traces)
-        self._deployment = deployment = Deployment(bundle, options, tracing=tracing)
-        self.policy, self.roles = deployment.choice.name, deployment.roles
-        self.model = deployment.model
-        self.notes = deployment.notes
-        self.engine, self.frontend = deployment.engine, deployment.frontend
-        page = None
-        if options.ui:
-            page = Page(self.model.name, self._feed, repository=False)
-        super().__init__(
-            deployment,
-            OneModel(deployment.frontend, deployment.model),
-            deployment.metrics,
-            options,
-            collector=self.registry,
-            page=page,
-            tracing=tracing,
-            instances=len(self.roles),
-        )
-
-    @property
-    def registry(self) -> CollectorRegistry:
-        """The metrics, for callers in this process."""
-        return self._deployment.metrics.registry
-
-    @property
-    def ready(self) -> bool:
-        """Whether a query would be answered."""
-        return self.frontend.ready
-
-    @property
-    def listens(self) -> bool:
-        """Whether it has a port for HTTP."""
-        return self._options.port is not None
 
     async def predict(
         self,
@@ -349,7 +209,7 @@ class Server(ProtocolServer):
         tenant: str | None = None,
         exact: bool = False,
     ) -> Predictions:
-        """Answer a query for each row.
+        """Answer a query for each row with the one bundle's model.
 
         Args:
             inputs: Rows (n, ...), or an array of rows for each input by name. Not to be changed
@@ -363,48 +223,81 @@ class Server(ProtocolServer):
             RequestError: A query got no answer.
 
         """
-        signature = self.model.signature
+        model, frontend = self.deployment.model, self.deployment.frontend
+        signature = model.signature
         named = inputs if isinstance(inputs, Mapping) else {signature.inputs[0].name: inputs}
-        datatypes = {each.name: (each.dtype, each.datatype) for each in signature.inputs}
+        tensors = {each.name: each for each in signature.inputs}
         arrays, given = {}, []
         for name, values in named.items():
-            dtype, datatype = datatypes.get(name, (None, ""))
-            arrays[name] = _as_array(name, values, dtype)
+            tensor = tensors.get(name)  # None: unknown input; check_request reports it
+            arrays[name] = _as_array(name, values, None if tensor is None else tensor.dtype)
+            datatype = "" if tensor is None else tensor.datatype
             given.append(GivenTensor(name, datatype, arrays[name].shape, shared_memory=False))
-        fitting = self.model.check_request(given, ())
+        fitting = model.check_request(given, ())
         rows = padded(arrays, signature, fitting.sizes)
-        exact = exact or self.model.is_exact(fitting.outputs)
-        result = await self.frontend.infer(rows, timeout, tenant=tenant, exact=exact)
+        exact = exact or model.is_exact(fitting.outputs)
+        result = await frontend.infer(rows, timeout, tenant=tenant, exact=exact)
         outputs = cut(result.outputs, signature, fitting.sizes)
         return Predictions(outputs, tuple(map(str, result.sources)))
 
-    def begin_faults(self) -> None:
-        """Let the time of the options' fault plan begin now, if there is one."""
-        self._deployment.begin_faults()
+    async def _open_others(self) -> None:
+        options = self._options
+        if options.access.metrics_port is not None:
+            of_metrics = listen(options.host, options.access.metrics_port)
+            self._https[-1].start(of_metrics)
+            self.metrics_url = url_of(of_metrics) + METRICS
+        if options.grpc_port is not None:
+            # Imported here: gRPC is an extra, and slow to import.
+            from parity_models.serving.grpc.grpc_server import GrpcServer
 
-    def busy_seconds(self) -> float:
-        """Return how long instances have been busy, all together."""
-        return sum(self.frontend.busy_seconds().values())
+            self._grpc = GrpcServer(
+                self.models,
+                self._metrics,
+                options.limits,
+                self._budget,
+                tokens=self._tokens,
+                tracing=self._tracing,
+            )
+            tls = None if self._certificate is None else self._certificate.grpc_credentials()
+            self.grpc_url = await self._grpc.start(options.host, options.grpc_port, tls)
+        watched = [each for each in (self._certificate, self._tokens) if each is not None]
+        if watched:
+            self._watching = asyncio.create_task(watch(*watched))
 
-    def _feed(self, asked: Mapping[str, str]) -> Feed | None:
-        return self._deployment.feed
+    async def _close(self) -> None:
+        """Close what is open, after the answers that are under way, and send all spans."""
+        self.models.close_feed()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        if self._grpc is not None:
+            await self._grpc.stop()
+        for each in self._https:
+            await each.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+
+    def _rest(self, page: Page | None) -> Rest:
+        apart = self._options.access.metrics_port is not None
+        return Rest(
+            self.models,
+            self._metrics,
+            self._options.limits,
+            self._budget,
+            self._read_metrics,
+            tokens=self._tokens,
+            has=METRICS.__ne__ if apart else lambda path: True,
+            pages=None if page is None else page.routes(),
+            open_paths=() if page is None else page.open_paths,
+            tracing=self._tracing,
+        )
+
+    async def _read_metrics(self, request: Request) -> Response:
+        return metrics_response(request, self.registry)
 
 
-def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:
-    array = np.asarray(values)
-    if dtype is None:
-        return array  # unknown input; check_request reports it
-    try:
-        return array.astype(dtype, casting="same_kind", copy=False)
-    except TypeError as error:
-        raise InvalidRequestError(
-            f"input {name!r} is of {np.dtype(dtype)}, and {array.dtype} cannot become that; "
-            "convert it yourself"
-        ) from error
-
-
-def tracing_to(provider: "TracerProvider | None") -> "Tracing | None":
-    """Return what makes spans for the provider, if there is one."""
+def _tracing_to(provider: "TracerProvider | None") -> "Tracing | None":
     if provider is None:
         return None
     # Imported here: OpenTelemetry is an extra.
@@ -413,28 +306,59 @@ def tracing_to(provider: "TracerProvider | None") -> "Tracing | None":
     return Tracing(provider)
 
 
-class SyncServer:
-    """A server that runs on an event loop in a thread of its own, for callers without one."""
+def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:
+    array = np.asarray(values)
+    try:
+        return array if dtype is None else array.astype(dtype, casting="same_kind", copy=False)
+    except TypeError as error:
+        raise InvalidRequestError(
+            f"input {name!r} is of {np.dtype(dtype)}, and {array.dtype} cannot become that; "
+            "convert it yourself"
+        ) from error
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+
+class Serving:
+    """Serves a bundle while a block runs. `async with` gives the Server; `with` gives this, which
+    runs it on an event loop in a thread of its own, for callers without one."""
+
+    def __init__(self, make: Callable[[], Server]) -> None:
+        self._make = make
+
+    async def __aenter__(self) -> Server:
+        self._server = self._make()
+        await self._server.start()
+        return self._server
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._server.stop()
+
+    def __enter__(self) -> Self:
+        self._server = self._make()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        try:
+            self._run(self._server.start())
+        except BaseException:
+            self._end_loop()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._run(self._server.stop())
+        finally:
+            self._end_loop()
 
     @property
     def url(self) -> str | None:
         """The base URL, as http://127.0.0.1:8000; None without a port."""
-        return self._server.url if self._server.listens else None
+        return self._server.url or None
 
     @property
     def grpc_url(self) -> str | None:
         """The URL of gRPC, if it speaks gRPC."""
         return self._server.grpc_url
-
-    @property
-    def ready(self) -> bool:
-        """Whether a query would be answered."""
-        return self._server.ready
 
     def predict(
         self,
@@ -447,22 +371,6 @@ class SyncServer:
         """Answer a query for each row, as Server.predict does. May be called from many threads."""
         return self._run(self._server.predict(inputs, timeout=timeout, tenant=tenant, exact=exact))
 
-    def start(self) -> None:
-        """Start the server; return when it is ready. Raises what Server.start raises."""
-        self._thread.start()
-        try:
-            self._run(self._server.start())
-        except BaseException:
-            self._end_loop()
-            raise
-
-    def stop(self) -> None:
-        """Answer the requests in flight, and stop."""
-        try:
-            self._run(self._server.stop())
-        finally:
-            self._end_loop()
-
     def _run(self, work: Coroutine[Any, Any, Returned]) -> Returned:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
@@ -470,33 +378,6 @@ class SyncServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-class Serving:
-    """Serves a bundle while a block runs: `with` gives a SyncServer, `async with` a Server."""
-
-    def __init__(self, make: Callable[[], Server]) -> None:
-        self._make = make
-        self._server: Server | None = None
-        self._sync: SyncServer | None = None
-
-    def __enter__(self) -> SyncServer:
-        self._sync = SyncServer(self._make())
-        self._sync.start()
-        return self._sync
-
-    def __exit__(self, *error: object) -> None:
-        assert self._sync is not None
-        self._sync.stop()
-
-    async def __aenter__(self) -> Server:
-        self._server = self._make()
-        await self._server.start()
-        return self._server
-
-    async def __aexit__(self, *error: object) -> None:
-        assert self._server is not None
-        await self._server.stop()
 
 
 def serve(

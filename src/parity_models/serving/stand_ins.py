@@ -6,7 +6,7 @@ comparison with the instances that made the two outputs.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -103,11 +103,11 @@ class StandIns:
         """Compare a stand-in's output with the model's prediction for the same query."""
         self._count(source, stand_in.output, prediction, {stand_in.instance, prediction.instance})
 
-    def sample(self, run: Run, predictions: Iterable[tuple[int, Made]]) -> None:
+    def sample(self, run: Run, predictions: Mapping[int, Made]) -> None:
         """Compare this unit, which runs on for nothing else, once it has finished; `predictions`
         are those that are here of a backup's queries."""
-        sampled = {query: (made,) for query, made in predictions}
-        self._sample = _Sample(run.unit, frozenset(run.subjects), dict(sampled))
+        here: dict[int, Outputs] = {query: (made,) for query, made in predictions.items()}
+        self._sample = _Sample(run.unit, frozenset(run.subjects), here)
 
     def group_over(self, group: int, predictions: Outputs, parities: Outputs) -> None:
         """Compare a group that no query waits for any more, if it is one of `one_in`."""

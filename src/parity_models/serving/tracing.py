@@ -15,7 +15,6 @@ asks for spans.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -38,8 +37,7 @@ from parity_models.scheduling import (
     Verify,
 )
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.in_flight import InFlight
-from parity_models.serving.observer import Observer
+from parity_models.serving.in_flight import InFlight, Observer
 from parity_models.serving.request_log import RequestLog
 from parity_models.serving.served_model import ServedModel
 
@@ -64,7 +62,7 @@ class Tracing:
         """Make spans of what a frontend, which is not started yet, does for the queries of `model`,
         until it ends."""
         about = {"parm.model": model.name, "parm.version": model.version}
-        frontend.observed_by(partial(QuerySpans, self._tracer, about))
+        frontend.observers.append(QuerySpans(self._tracer, about, frontend.in_flight))
 
     @contextmanager
     def request(self, log: RequestLog, carrier: Mapping[str, str]) -> Iterator[None]:

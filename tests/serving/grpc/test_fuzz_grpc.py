@@ -29,7 +29,7 @@ from parity_models.serving.grpc.service import SERVICE, InferenceService
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import OneModel
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.protocol import MAX_TENANT
 from parity_models.serving.served_model import ServedModel
 
@@ -143,7 +143,7 @@ BYTES = mutated() | st.binary(max_size=200)
 @fuzz(100)
 @given(BYTES)
 def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
-    service = InferenceService(OneModel(Echo(), MODEL), Metrics())
+    service = InferenceService(ServedVersion(Echo(), MODEL), Metrics())
     calls = Calls(Limits(), ByteBudget(2**30), lambda: None)
     context: Any = NoContext()  # as little of one as is used
 
@@ -167,7 +167,7 @@ def served() -> Iterator[tuple[asyncio.Runner, grpc.aio.Channel]]:
     async def start() -> tuple[GrpcServer, str]:
         limits = Limits(max_body=2**20, body_timeout=5)
         server = GrpcServer(
-            OneModel(Echo(), MODEL), Metrics(), limits, ByteBudget(limits.max_in_flight)
+            ServedVersion(Echo(), MODEL), Metrics(), limits, ByteBudget(limits.max_in_flight)
         )
         return server, await server.start("127.0.0.1", 0)
 

@@ -17,6 +17,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def server(bundle: str) -> Iterator[ServerProcess]:
-    options = ("--ui", "--instances", "2", "--agreement", "0", "--faults", json.dumps(SLOW))
+    options = ("--ui", "--instances", "3", "--agreement", "0", "--faults", json.dumps(SLOW))
     with ServerProcess(bundle, *options) as server:
         yield server

@@ -28,8 +28,8 @@ from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import ModelError, ServingError, UserError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine, Parts
-from parity_models.serving.engines import EngineChoice
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.ray.ray_engine import RayEngine
 from ports import free_ports
 from ray_cluster import SMALL, Client, init_ray, other_cluster
@@ -122,7 +122,7 @@ async def test_faults_slow_units(fleet: RayFleet) -> None:
     engine.run(joined.instance, 1, "deployed", [row(0, 0)])
     report = await events.next()
     assert isinstance(report, Finished)
-    assert report.started is None, "the clock is another machine's"
+    assert report.ended is None, "the clock is another machine's"
     await engine.stop()
 
 

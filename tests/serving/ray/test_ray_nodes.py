@@ -8,7 +8,7 @@ import pytest
 
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models_lab.contention.namespaces import configure
 from ray_cluster import Client, eventually

@@ -12,7 +12,7 @@ import pytest
 
 from fleet_servers import PATIENCE, TESTS
 from parity_models.models.bundle import open_bundle
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from ports import free_ports
 from served import WEIGHTS, ServerProcess, predictions, queries, until, write_linear_bundle
@@ -75,7 +75,7 @@ async def test_it_is_an_upstream_over_each_of_its_protocols(
     async with Server(open_bundle(bundle), options) as server:
         for seed in range(2 * len(urls)):
             rows = queries(3, seed)
-            answers = await server.frontend.infer(rows)
+            answers = await server.deployment.frontend.infer(rows)
             np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
 
 

@@ -18,7 +18,7 @@ from linear_bundles import FEATURES, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.request_log import MAX_ID, RequestLog, headers_for
 from parity_models.serving.server import ServeOptions, Server
 from upstream_engines import WEIGHTS

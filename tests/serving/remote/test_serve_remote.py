@@ -15,7 +15,7 @@ from onnx_models import linear_model
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from served import (
     INPUTS,
@@ -71,13 +71,13 @@ async def test_while_an_upstream_is_busy_the_others_answer_and_it_stays(tmp_path
             asked = one.asked
             for number in range(200):
                 rows = queries(1, number)
-                answers = await server.frontend.infer(rows)
+                answers = await server.deployment.frontend.infer(rows)
                 np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
             assert asked < one.asked < asked + 50
-            assert server.frontend.instances_up() == {"deployed": 4}
+            assert server.deployment.frontend.instances_up() == {"deployed": 4}
             one.mode = WELL
             while one.asked < asked + 60:
-                await server.frontend.infer(queries(1))
+                await server.deployment.frontend.infer(queries(1))
 
 
 async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
         async with Server(bundle, ServeOptions(port=0, engine=engine, policy=policy)) as server:
             model.mode = HUNG
             rows = queries(1)
-            answers = await server.frontend.infer(rows)
+            answers = await server.deployment.frontend.infer(rows)
             assert answers.sources == [Source.BACKUP]
             np.testing.assert_allclose(answers.outputs, 2 * predictions(rows), rtol=1e-3)
 

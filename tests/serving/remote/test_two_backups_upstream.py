@@ -14,7 +14,7 @@ from parity_models.options import Value
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.remote.fleet import parse_upstreams
 from parity_models.serving.server import ServeOptions, Server
 from served import WEIGHTS, predictions, queries, write_linear_bundle
@@ -62,12 +62,14 @@ async def test_what_one_backup_may_not_answer_the_server_of_a_better_one_does(
             async with Server(bundle, options) as server:
                 model.mode = HUNG
                 rows = queries(1)
-                answers = await server.frontend.infer(rows)
+                answers = await server.deployment.frontend.infer(rows)
                 assert answers.sources == [Source.BACKUP_2]
                 np.testing.assert_allclose(answers.outputs, 3 * predictions(rows), rtol=1e-3)
                 for kind, fate in (("backup", "refused"), ("backup-2", "answered")):
                     of = {"kind": kind, "fate": fate}
-                    count = server.registry.get_sample_value("parm_redundant_tasks_total", of)
+                    count = server.deployment.metrics.registry.get_sample_value(
+                        "parm_redundant_tasks_total", of
+                    )
                     assert count == 1
 
 

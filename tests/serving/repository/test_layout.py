@@ -9,13 +9,11 @@ from commands import Here, assert_refused
 from own_engine import DELAYED
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
-from parity_models.serving.engines import EngineChoice
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.options import ServeOptions
+from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.remote.fleet import fleet_of
 from parity_models.serving.remote.upstream import Upstream
-from parity_models.serving.repository.layout import options_of, scan
-from parity_models.serving.repository.repository import asked_version
+from parity_models.serving.repository import asked_version, options_of, scan, versions_in
 from repositories import write_version
 
 
@@ -46,8 +44,10 @@ def test_versions_are_folders_named_by_whole_numbers(tmp_path: Path) -> None:
     for name in ("a/10", "a/9", "a/01", "a/0", "a/x", ".b/1", "c"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "a" / "11").write_text("")
-    found = scan(tmp_path)
-    assert {name: list(versions) for name, versions in found.items()} == {"a": ["9", "10"], "c": []}
+    assert {name: versions_in(tmp_path / name) for name in scan(tmp_path)} == {
+        "a": ["9", "10"],
+        "c": [],
+    }
 
 
 def test_settings_of_a_model_say_how_it_is_served(tmp_path: Path) -> None:

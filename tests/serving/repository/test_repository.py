@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from late_engine import ENGINE, Late, nobody_there, not_ready
-from parity_models.serving.engines import EngineChoice
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
-from parity_models.serving.options import ServeOptions
-from parity_models.serving.repository.repository import Repository
+from parity_models.serving.options import EngineChoice, ServeOptions
+from parity_models.serving.repository import Repository
 from repositories import INPUTS, WEIGHTS, write_version
 
 PATIENCE = 60.0

@@ -7,13 +7,13 @@ import httpx
 from http_served import INFER, MODEL, Echo, body
 from parity_models.serving.limits import Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import OneModel
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.rest.asgi import rest_app
 
 
 async def test_the_asgi_application_is_the_same_service() -> None:
     echo = Echo()
-    app = rest_app(OneModel(echo, MODEL), Metrics(), Limits(max_body=1000))
+    app = rest_app(ServedVersion(echo, MODEL), Metrics(), Limits(max_body=1000))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         response = await client.post(INFER, content=body(1, 2, 3, 4))
@@ -28,7 +28,7 @@ async def test_the_asgi_application_is_the_same_service() -> None:
 
 async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned() -> None:
     echo, metrics = Echo(), Metrics()
-    app = rest_app(OneModel(echo, MODEL), metrics)
+    app = rest_app(ServedVersion(echo, MODEL), metrics)
     echo.may.clear()
     messages = iter([{"type": "http.request", "body": body()}, {"type": "http.disconnect"}])
     sent: list[Any] = []
@@ -46,7 +46,7 @@ async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned
 
 
 async def test_an_application_that_is_mounted_under_a_path_answers_there() -> None:
-    app = rest_app(OneModel(Echo(), MODEL), Metrics(), Limits())
+    app = rest_app(ServedVersion(Echo(), MODEL), Metrics(), Limits())
     transport = httpx.ASGITransport(app=app, root_path="/coded")
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         assert (await client.get("/coded/v2/health/live")).status_code == 200

@@ -46,7 +46,7 @@ MESSAGES: st.SearchStrategy[msgspec.Struct] = st.one_of(
     st.builds(Exit),
     st.builds(Hello, st.dictionaries(ROLES, st.builds(Signature.of, SPECS, SPECS), max_size=2)),
     st.builds(Heartbeat),
-    st.builds(Finished, UNITS, st.floats(0, 9), st.floats(0, 9)),
+    st.builds(Finished, UNITS, st.floats(0, 9)),
     st.builds(Failed, UNITS, st.text(max_size=20)),
 )
 

@@ -27,7 +27,7 @@ from parity_models.scheduling import (
     source_of,
 )
 from parity_models.scheduling.health import State
-from parity_models.serving.observer import Observer
+from parity_models.serving.in_flight import Observer
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.instances import InstanceView, PageInstances
 from parity_models.serving.page.latencies import MINUTES, Latencies, Percentiles, Tail
@@ -335,6 +335,6 @@ def _redundant(metric: Collector) -> dict[str, dict[str, int]]:
 
 def feed_of(frontend: "Frontend", *, model: str, policy: str) -> Feed:
     """Return the feed of a frontend that is not started yet."""
-    return Feed(
-        frontend.observed_by(lambda requests: Watch(frontend, requests, model=model, policy=policy))
-    )
+    watch = Watch(frontend, frontend.in_flight, model=model, policy=policy)
+    frontend.observers.append(watch)
+    return Feed(watch)

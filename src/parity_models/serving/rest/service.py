@@ -28,7 +28,7 @@ from parity_models.serving.errors import (
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models, ServedVersion, why_unready
+from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.protocol import (
     BINARY,
     HEADER_LENGTH,
@@ -316,7 +316,7 @@ class Rest:
             version = self._models.find(request.model, request.version)
         except UnavailableError as error:
             return _readiness({"name": request.model}, str(error))
-        return _readiness({"name": request.model}, why_unready(version))
+        return _readiness({"name": request.model}, version.why_unready)
 
     async def _own_metrics(self, request: Request) -> Response:
         return metrics_response(request, self._metrics.registry)

@@ -53,12 +53,11 @@ class Runner:
 
     def run(self, unit: Unit, rows: Sequence[Frame]) -> tuple[Finished | Failed, Frame | None]:
         """Run a unit on rows (*query_shape). Return its report, and the bytes of its outputs."""
-        started = time.monotonic()
         with self._device:
             result = self._run(unit, rows)
         if isinstance(result, Failed):
             return result, None
-        return Finished(unit.unit, started, time.monotonic()), bytes_of(result)
+        return Finished(unit.unit, time.monotonic()), bytes_of(result)
 
     def cancel(self, unit: int) -> None:
         """End the unit early, if it runs or is the next to run."""

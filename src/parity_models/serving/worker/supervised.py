@@ -326,7 +326,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     def _on_report(self, instance: AnyInstance, report: Report, outputs: Frame | None) -> None:
         running = instance.running
         match report:
-            case Finished(unit, started, ended) if running is not None and running.unit == unit:
+            case Finished(unit, ended) if running is not None and running.unit == unit:
                 instance.running = None
                 try:
                     assert outputs is not None
@@ -335,8 +335,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                     self._metrics.refused("malformed")
                     self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
                     return
-                stamps = (started, ended) if self.same_clock else (None, None)
-                self._listener.unit_finished(unit, rows, started=stamps[0], ended=stamps[1])
+                self._listener.unit_finished(unit, rows, ended=ended if self.same_clock else None)
             case Failed(unit, detail) if running is not None and running.unit == unit:
                 instance.running = None
                 self._listener.unit_failed(unit, detail)

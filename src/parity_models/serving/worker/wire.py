@@ -93,11 +93,10 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """The unit has run, from `started` to `ended` of the worker's time.monotonic(); its outputs
-    follow in one frame."""
+    """The unit has run, until `ended` of the worker's time.monotonic(); its outputs follow in one
+    frame."""
 
     unit: int
-    started: float
     ended: float
 
 
