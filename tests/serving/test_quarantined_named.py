@@ -12,7 +12,7 @@ from http_served import MODEL
 from parity_models.serving.errors import InvalidRequestError, NotFoundError
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelMetadataRequest
-from parity_models.serving.http.http_server import HttpServer, listen, url_of
+from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import IndexEntry, ServedVersion

@@ -6,7 +6,7 @@ import socket
 from access_files import HOST, Files
 from http_served import MODEL, Echo, body, eventually, get
 from parity_models.serving.certificate import Certificate
-from parity_models.serving.http.http_server import HttpServer, listen
+from parity_models.serving.http import HttpServer, listen
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedVersion

@@ -14,7 +14,7 @@ from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import OverloadedError
-from parity_models.serving.http.http_server import HttpServer, listen, url_of
+from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics

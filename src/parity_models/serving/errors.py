@@ -61,6 +61,17 @@ class ConnectError(RequestError, UserError):
     refused = Refused.CONNECT
 
 
+class MethodError(RequestError, UserError):
+    """A request with a method that its path does not take; `allow` names those that it does."""
+
+    status = 405
+    refused = Refused.METHOD
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
 class NotAcceptableError(RequestError, UserError):
     """An answer that cannot be written in the form that was asked for."""
 

@@ -96,33 +96,20 @@ class Limits(Options):
 
 
 class ByteBudget:
-    """The bytes of all requests in flight, over whatever protocol, up to `most`."""
+    """The bytes of all requests in flight, over whatever protocol, up to `most`: `held` now, which
+    whoever holds bytes adds to and subtracts from."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
 
-    def take(self, size: int) -> None:
-        """Hold so many bytes more. Raises OverloadedError where that would be too many."""
-        if self.held + size > self.most:
-            self.check(size)
-        self.held += size
-
-    def check(self, size: int) -> None:
-        """Raises OverloadedError where so many bytes more would be too many."""
-        if self.held + size > self.most:
-            raise OverloadedError(
-                f"the requests in flight hold {self.held} bytes, and {size} more would exceed the "
-                f"{self.most} this server holds at once (max_in_flight); try again later",
-                why=Refused.MAX_IN_FLIGHT,
-            )
-
-    def hold(self, size: int) -> None:
-        """Count bytes that are there already, even where they are too many."""
-        self.held += size
-
-    def give_back(self, size: int) -> None:
-        self.held -= size
+    def exceeded(self, size: int) -> OverloadedError:
+        """The error of a request for which so many bytes more are too many."""
+        return OverloadedError(
+            f"the requests in flight hold {self.held} bytes, and {size} more would exceed the "
+            f"{self.most} this server holds at once (max_in_flight); try again later",
+            why=Refused.MAX_IN_FLIGHT,
+        )
 
 
 def allow_descriptors(connections: int, workers: int) -> None:

@@ -210,6 +210,7 @@ class InferRequest:
     exact: bool = False
     tenant: str | None = None
     sizes: Sizes = ()
+    by_row: bool = False
 
 
 def read_request(

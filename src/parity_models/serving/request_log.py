@@ -29,33 +29,27 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-
 _PREFIX = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
-_log = logging.getLogger(ACCESS)
+_EXEMPLAR = 100
+"""Characters that the id of an exemplar may have: OpenMetrics allows 128 in all."""
 
 _PATH = 200
 """Characters of a path that a line repeats."""
 
-_EXEMPLAR = 100
-"""Characters that the id of an exemplar may have."""
+ACCESS_LOG = logging.getLogger(ACCESS)
 
 
 class RequestLog:
     """A request from when its head came: `id` is the client's, or one that is made here.
 
     `id_in_body` is the protocol's own id, which counts where there is no header. Once it is
-    answered, `sources` are those of its rows, and `model` and `version` say who answered.
+    answered, `sources` are those of its rows, and `model` and `version` say who answered. `span` is
+    that of OpenTelemetry which describes it, if it is sampled, and `trace_id` the trace that it is
+    part of (W3C Trace Context), in hex, if any.
     """
 
     __slots__ = (
-        "_began",
-        "_given",
-        "_trace",
-        "method",
-        "model",
-        "path",
-        "sources",
-        "span",
-        "trace_id",
-        "version",
+        *("_began", "_is_given", "_trace", "id", "method", "model", "path", "sources", "span"),
+        *("trace_id", "version"),
     )
 
     def __init__(
@@ -68,38 +62,26 @@ class RequestLog:
     ) -> None:
         self.method = method
         self.path = path.partition("?")[0][:_PATH]
-        self._given = given if given is not None and _ID.fullmatch(given) else None
+        self._is_given = given is not None and _ID.fullmatch(given) is not None
+        self.id = given if given and self._is_given else f"{_PREFIX}-{next(_numbers):x}"
         self._began = time.monotonic()
         self.sources: Sequence[str] = ()
         self.model = self.version = ""
         self.span: Any = None
-        """The span of OpenTelemetry that describes it, if it is sampled."""
         found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
         self.trace_id = "" if found is None else found[1]
-        """The trace that it is part of (W3C Trace Context), in hex, if any."""
-        self._trace = (traceparent, tracestate)
+        self._trace = (traceparent, tracestate) if found else (None, None)
 
-    @property
-    def id(self) -> str:
-        """The request's id."""
-        if self._given is None:
-            self._given = f"{_PREFIX}-{next(_numbers):x}"
-        return self._given
-
-    def id_in_body(self, id: str | None) -> None:
+    def id_in_body(self, id: str) -> None:
         """The body says this id."""
-        if self._given is None and id is not None and _ID.fullmatch(id):
-            self._given = id
-
-    def answered(self, model: str, version: str, sources: Sequence[str]) -> None:
-        """A version of a model has answered it, with rows from these sources."""
-        self.model, self.version, self.sources = model, version, sources
+        if not self._is_given and _ID.fullmatch(id):
+            self.id, self._is_given = id, True
 
     @property
     def trace_headers(self) -> dict[str, str]:
         """The headers by which the client said its trace, to be passed on as they are."""
         traceparent, tracestate = self._trace
-        if traceparent is None or _TRACEPARENT.fullmatch(traceparent) is None:
+        if traceparent is None:
             return {}
         if tracestate is None or _TRACESTATE.fullmatch(tracestate) is None:
             return {TRACEPARENT: traceparent}
@@ -107,24 +89,19 @@ class RequestLog:
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """What a measurement of this request may be told with, in OpenMetrics, which allows 128
-        characters for that; none where nobody knows the request by that."""
+        """The labels that a measurement of this request has in OpenMetrics; None where neither a
+        client nor a log knows its id."""
         if self.trace_id:
             return {"trace_id": self.trace_id}
-        if self._given is None and not _log.isEnabledFor(logging.INFO):
+        if not self._is_given and not ACCESS_LOG.isEnabledFor(logging.INFO):
             return None
         return {"request_id": self.id} if len(self.id) <= _EXEMPLAR else None
 
     def ended(self, status: int | str) -> None:
         """Write its line: how it ended, and how long that took since its head came."""
-        if not _log.isEnabledFor(logging.INFO):
+        if not ACCESS_LOG.isEnabledFor(logging.INFO):
             return
         seconds = time.monotonic() - self._began
-        text = "%s %s %s %.1f ms id=%s"
-        values: list[object] = [self.method, self.path, status, seconds * 1e3, self.id]
-        if self.sources:
-            text += " sources=%s"
-            values.append(",".join(self.sources))
         fields: dict[str, Any] = {
             "method": self.method,
             "path": self.path,
@@ -133,11 +110,13 @@ class RequestLog:
             "request_id": self.id,
             "sources": list(self.sources),
         }
+        text = f"{self.method} {self.path} {status} {seconds * 1e3:.1f} ms id={self.id}"
+        if self.sources:
+            text += f" sources={','.join(self.sources)}"
         if self.trace_id:
-            text += " trace=%s"
-            values.append(self.trace_id)
+            text += f" trace={self.trace_id}"
             fields["trace_id"] = self.trace_id
-        _log.info(text, *values, extra={"fields": fields})
+        ACCESS_LOG.info("%s", text, extra={"fields": fields})
 
 
 CURRENT: ContextVar[RequestLog | None] = ContextVar("CURRENT", default=None)

@@ -20,15 +20,14 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.http.http_server import HttpServer, listen, url_of
+from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.routes import Page
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest.asgi import AsgiApp
 from parity_models.serving.rest.messages import Request, Response
-from parity_models.serving.rest.scrapes import metrics_response
-from parity_models.serving.rest.service import Rest
+from parity_models.serving.rest.service import Rest, metrics_response
 from parity_models.serving.served_model import GivenTensor
 
 if TYPE_CHECKING:

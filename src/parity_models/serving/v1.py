@@ -9,6 +9,7 @@ are named, and so are its outputs then. Servers call `read_predict` and `write_p
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -70,8 +71,8 @@ _NAMED = msgspec.json.Decoder(dict[str, Raw])
 # Servers
 
 
-def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequest, bool]:
-    """The request in a body, and whether its rows came as `instances`.
+def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
+    """The request in a body.
 
     Raises a RequestError that says what is wrong and what is expected.
     """
@@ -93,11 +94,12 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequ
         tensors[spec.name] = tensor_from_json(data[spec.name], spec, fitting.rows, what)
     rows = padded(tensors, model.signature, fitting.sizes)
     outputs = [AskedOutput(each, False) for each in fitting.outputs]
-    return request_with(message.parameters, model, rows, fitting, outputs), by_row
+    asked = request_with(message.parameters, model, rows, fitting, outputs)
+    return replace(asked, by_row=by_row)
 
 
 def write_predictions(
-    model: ServedModel, asked: InferRequest, answers: Result, by_row: bool
+    model: ServedModel, asked: InferRequest, answers: Result
 ) -> tuple[dict[str, Any], tuple[tuple[bytes, bytes], ...]]:
     """The answer as JSON can say it, and its headers.
 
@@ -114,9 +116,9 @@ def write_predictions(
     content: Any = lists
     if len(lists) == 1:
         (content,) = lists.values()
-    elif by_row:
+    elif asked.by_row:
         content = _by_row(lists)
-    return {"predictions" if by_row else "outputs": content}, tuple(headers)
+    return {"predictions" if asked.by_row else "outputs": content}, tuple(headers)
 
 
 def status_of(model: ServedModel, ready: bool) -> dict[str, Any]:

@@ -5,15 +5,21 @@ from typing import Any
 import httpx
 
 from http_served import INFER, MODEL, Echo, body
-from parity_models.serving.limits import Limits
+from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedVersion
-from parity_models.serving.rest.asgi import rest_app
+from parity_models.serving.rest.asgi import AsgiApp
+from parity_models.serving.rest.service import Rest
+
+
+def app_of(echo: Echo, metrics: Metrics, **given: Any) -> AsgiApp:
+    limits = Limits(**given)
+    return AsgiApp(Rest(ServedVersion(echo, MODEL), metrics, limits, ByteBudget(limits.max_in_flight)))
 
 
 async def test_the_asgi_application_is_the_same_service() -> None:
     echo = Echo()
-    app = rest_app(ServedVersion(echo, MODEL), Metrics(), Limits(max_body=1000))
+    app = app_of(echo, Metrics(), max_body=1000)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         response = await client.post(INFER, content=body(1, 2, 3, 4))
@@ -28,7 +34,7 @@ async def test_the_asgi_application_is_the_same_service() -> None:
 
 async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned() -> None:
     echo, metrics = Echo(), Metrics()
-    app = rest_app(ServedVersion(echo, MODEL), metrics)
+    app = app_of(echo, metrics)
     echo.may.clear()
     messages = iter([{"type": "http.request", "body": body()}, {"type": "http.disconnect"}])
     sent: list[Any] = []
@@ -46,7 +52,7 @@ async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned
 
 
 async def test_an_application_that_is_mounted_under_a_path_answers_there() -> None:
-    app = rest_app(ServedVersion(Echo(), MODEL), Metrics(), Limits())
+    app = app_of(Echo(), Metrics())
     transport = httpx.ASGITransport(app=app, root_path="/coded")
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         assert (await client.get("/coded/v2/health/live")).status_code == 200

@@ -3,12 +3,11 @@
 import asyncio
 import gc
 import socket
-import struct
 
 import pytest
 
 from http_served import Loop, body, eventually, get, post, serving
-from parity_models.serving.http.connection import HttpConnection
+from parity_models.serving.http import HttpConnection
 
 pytestmark = pytest.mark.slow
 
@@ -57,57 +56,6 @@ def test_connections_that_have_ended_leave_no_garbage_to_search_for(run: Loop) -
         run(test())
     finally:
         gc.enable()
-
-
-def test_a_client_that_sends_no_more_gets_the_answers_to_what_it_has_sent(run: Loop) -> None:
-    async def test() -> None:
-        async with serving() as served:
-            for version in ("1.1", "1.0"):
-                served.echo.may.clear()
-                both = served.echo.asked + 1
-
-                def has_come(both: int = both) -> bool:
-                    return served.echo.asked == both
-
-                client = await served.connect()
-                keep = "Connection: keep-alive\r\n"
-                begun = f"POST / HTTP/{version}\r\n".encode()
-                client.send(*[post(body(), keep, version=version)] * 2, begun)
-                client.writer.write_eof()
-                await eventually(has_come, "none")
-                await asyncio.sleep(0.6)
-                served.echo.may.set()
-                if version == "1.1":
-                    assert (await client.answer())[0] == 100
-                assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
-                assert await client.rest() == b""
-            assert served.echo.cancelled == 0
-            client = await served.connect()
-            client.send(get())
-            client.writer.write_eof()
-            assert (await client.answer())[0] == 200
-            assert await client.rest() == b""
-
-    run(test())
-
-
-def test_a_client_that_sends_no_more_and_then_goes_away_has_its_query_abandoned(run: Loop) -> None:
-    async def test() -> None:
-        async with serving() as served:
-            served.echo.may.clear()
-            client = await served.connect()
-            client.send(post(body()))
-            client.writer.write_eof()
-            assert (await client.answer())[0] == 100
-            await asyncio.sleep(0.4)
-            assert served.echo.cancelled == 0
-            linger = struct.pack("ii", 1, 0)
-            there = client.writer.get_extra_info("socket")
-            there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            client.close()
-            await eventually(lambda: served.echo.cancelled == 1, "nothing is cancelled")
-
-    run(test())
 
 
 def test_a_server_that_stops_finishes_what_is_under_way(run: Loop) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.serving.rest.messages import Request, Response, request_of
-from parity_models.serving.rest.scrapes import SAVED, SHARE, Scrapes
+from parity_models.serving.rest.messages import Request, Response
+from parity_models.serving.rest.service import SAVED, SHARE, Scrapes
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -35,7 +35,7 @@ class Written:
         return Response(200, b"%d" % self.times)
 
     async def ask(self, accept: str = "text/plain") -> int:
-        request = request_of("GET", "/metrics", [(b"accept", accept.encode())])
+        request = Request("GET", "/metrics", [(b"accept", accept.encode())])
         return int((await self.scrapes(request)).content)
 
 

@@ -110,7 +110,7 @@ def test_more_rows_than_a_request_may_have_are_refused() -> None:
 
 
 def test_parameters_say_what_they_say_in_the_other_protocol() -> None:
-    asked, _ = read_predict(
+    asked = read_predict(
         json.dumps(
             {"instances": ROWS, "parameters": {"timeout": 5000, "redundancy": "exact"}}
         ).encode(),
@@ -120,10 +120,10 @@ def test_parameters_say_what_they_say_in_the_other_protocol() -> None:
 
 
 def test_what_json_cannot_say_is_refused() -> None:
-    asked, _ = read_predict(json.dumps({"instances": ROWS}).encode(), MODEL)
+    asked = read_predict(json.dumps({"instances": ROWS}).encode(), MODEL)
     answers = Result(np.full((2, 4), np.nan), [Source.MODEL] * 2)
     with pytest.raises(NotAcceptableError, match="not finite"):
-        write_predictions(MODEL, asked, answers, True)
+        write_predictions(MODEL, asked, answers)
 
 
 @given(
@@ -141,8 +141,8 @@ def test_rows_are_what_was_sent_in_all_forms(rows: list[list[float]]) -> None:
         {"inputs": rows},
         {"inputs": {"x": rows}},
     ):
-        asked, by_row = read_predict(json.dumps(message).encode(), MODEL)
-        assert by_row == ("instances" in message)
+        asked = read_predict(json.dumps(message).encode(), MODEL)
+        assert asked.by_row == ("instances" in message)
         np.testing.assert_array_equal(asked.rows, np.array(rows, np.float32))
 
 

@@ -149,22 +149,28 @@ class Calls:
 
     def hold_answer(self, context: Context, size: int) -> None:
         """Count an answer's bytes against the budget until its call is over."""
-        self._budget.hold(size)
+
+        def give_back(_: object) -> None:
+            self._budget.held -= size
+
+        self._budget.held += size
         # grpc's stubs name a class of callbacks, where it takes any function.
-        context.add_done_callback(lambda _: self._budget.give_back(size))  # type: ignore[arg-type]
+        context.add_done_callback(give_back)  # type: ignore[arg-type]
 
 
 class Held:
     """Bytes of a budget that a request holds: those of its message, later those of its rows."""
 
     def __init__(self, budget: ByteBudget, size: int) -> None:
-        budget.take(size)
+        if budget.held + size > budget.most:
+            raise budget.exceeded(size)
+        budget.held += size
         self._budget = budget
         self._size = size
 
     def shrink_to(self, size: int) -> None:
         if size < self._size:
-            self._budget.give_back(self._size - size)
+            self._budget.held -= self._size - size
             self._size = size
 
 

@@ -20,7 +20,7 @@ from parity_models.serving.errors import UnauthorizedError
 from parity_models.serving.grpc.calls import RESERVE, Calls, Context, code_of
 from parity_models.serving.grpc.inference_pb2 import DESCRIPTOR
 from parity_models.serving.grpc.service import HEALTH, SERVICE, Health, InferenceService, handlers
-from parity_models.serving.http.http_server import GRACE
+from parity_models.serving.http import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models

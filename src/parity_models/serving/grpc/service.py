@@ -174,13 +174,13 @@ class InferenceService:
             limits = (asked.timeout, context.time_remaining())
             timeout = min((each for each in limits if each is not None), default=None)
             log = CURRENT.get()
-            if log is not None:
+            if log is not None and asked.id is not None:
                 log.id_in_body(asked.id)
             result = await version.frontend.infer(
                 asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
             )
             if log is not None:
-                log.answered(model.name, model.version, result.sources)
+                log.model, log.version, log.sources = model.name, model.version, result.sources
             return write_response(model, asked, result.outputs, result.sources)
 
     @contextmanager

@@ -111,7 +111,7 @@ def _for_here(handler: Handler) -> Handler:
             host = urlsplit(f"//{request.headers.get('host', '')}").hostname
         except ValueError:
             host = None
-        if not request.local or host not in _HERE:
+        if not request.is_local or host not in _HERE:
             text = "the live page is for this machine: open it as http://127.0.0.1:PORT/ui/"
             return error_response(text, 403)
         return await handler(request)

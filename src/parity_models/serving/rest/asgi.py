@@ -7,36 +7,16 @@ are bounded here. https://asgi.readthedocs.io/en/latest/specs/www.html
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parity_models.serving.errors import RequestError
-from parity_models.serving.limits import ByteBudget, Limits
-from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models
 from parity_models.serving.request_log import REQUEST_ID
-from parity_models.serving.rest.messages import Body, Handler, Request, Response, request_of
+from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.service import Rest
-
-if TYPE_CHECKING:
-    from parity_models.serving.tracing import Tracing
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-def rest_app(
-    models: Models,
-    metrics: Metrics,
-    limits: Limits | None = None,
-    read_metrics: Handler | None = None,
-    tracing: "Tracing | None" = None,
-) -> "AsgiApp":
-    """The application over `models`. `read_metrics` answers /metrics in place of `metrics`.
-    `tracing` makes spans of requests."""
-    limits = limits or Limits()
-    budget = ByteBudget(limits.max_in_flight)
-    return AsgiApp(Rest(models, metrics, limits, budget, read_metrics, tracing=tracing))
 
 
 class AsgiApp:
@@ -58,9 +38,9 @@ class AsgiApp:
             raise ValueError(f"only HTTP is spoken here, not {scope['type']}")
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
         raw = raw.removeprefix(scope.get("root_path", "").encode())  # where it is mounted
-        request = request_of(scope["method"], raw.decode("latin-1"), scope["headers"])
+        request = Request(scope["method"], raw.decode("latin-1"), scope["headers"])
         try:
-            response = self._rest.begin(request) or await self._answer(request, receive)
+            response = await self._answer(request, receive)
         except RequestError as error:
             response = self._rest.refused(request, error)
         finally:
@@ -71,15 +51,14 @@ class AsgiApp:
     async def _answer(self, request: Request, receive: Receive) -> Response | None:
         """The answer, or None where the client went away before there was one."""
         length = request.headers.get("content-length", "")
-        declared = int(length) if length.isascii() and length.isdigit() else 0
-        request.body = Body(self._rest.limits.max_body, self._rest.budget, declared)
+        self._rest.begin(request, int(length) if length.isascii() and length.isdigit() else 0)
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 self._rest.abandoned(request)
                 return None
-            request.body.add(message.get("body", b""))
+            request.add(message.get("body", b""))
             more = message.get("more_body", False)
         answering = asyncio.ensure_future(self._rest.answer(request))
         leaving = asyncio.ensure_future(_disconnected(receive))

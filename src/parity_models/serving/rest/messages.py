@@ -2,8 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
@@ -12,6 +12,7 @@ from parity_models.serving.access import CHALLENGE
 from parity_models.serving.errors import (
     EncodingError,
     InvalidRequestError,
+    MethodError,
     RequestError,
     TooLargeError,
     UnauthorizedError,
@@ -34,6 +35,8 @@ _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _DECOMPRESS_STEP = 2**20
 """Bytes that are decompressed, of at most as many, before the limits are asked for more."""
 
+_NOTHING = ByteBudget(0)
+
 
 @dataclass(slots=True, eq=False)
 class Response:
@@ -48,114 +51,58 @@ class Response:
     pieces: AsyncGenerator[bytes, None] | None = None
 
 
-class Body:
-    """A body that arrives in pieces, up to `most` bytes, paid for from the server's budget as they
-    come.
-
-    `declared` is its size, if the client said it, else 0: more than `most`, or than there is room
-    for, is refused before any of it is read. But a size that is only declared takes no room: a few
-    clients that declare much and send nothing would keep out all others. Raises TooLargeError or
-    OverloadedError.
-    """
-
-    __slots__ = ("_budget", "_most", "_size", "data")
-
-    def __init__(self, most: int, budget: ByteBudget, declared: int = 0) -> None:
-        self._most = most
-        self._budget = budget
-        self._size = 0
-        self.data: bytes | bytearray = b""
-        if declared:
-            if declared > most:
-                raise self._too_large()
-            budget.check(declared)
-
-    def add(self, piece: bytes) -> None:
-        """Raises TooLargeError or OverloadedError."""
-        if self._size + len(piece) > self._most:
-            raise self._too_large()
-        self._budget.take(len(piece))
-        self._size += len(piece)
-        if not self.data:
-            self.data = piece
-        else:
-            if not isinstance(self.data, bytearray):
-                self.data = bytearray(self.data)
-            self.data += piece
-
-    def release(self) -> None:
-        """Return to the budget what it lent. Does no harm when called twice."""
-        self._budget.give_back(self._size)
-        self._size = 0
-        self.data = b""
-
-    async def decompress(self, encoding: str) -> None:
-        """Replace the data by what it holds in this encoding, within the same limits.
-
-        Raises a RequestError for data that is not one whole stream.
-        """
-        plain = Body(self._most, self._budget)
-        try:
-            await self._decompress_to(plain, encoding)
-        except BaseException:
-            plain.release()
-            raise
-        self.release()
-        self.data, self._size = plain.data, plain._size
-
-    async def _decompress_to(self, plain: "Body", encoding: str) -> None:
-        decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
-        whole, at = memoryview(self.data), 0
-        rest: bytes | memoryview = b""
-        try:
-            while not decompressor.eof:
-                if not rest:  # in slices, as what one step leaves is copied for the next
-                    rest = whole[at : at + _DECOMPRESS_STEP]
-                    at += len(rest)
-                piece = await asyncio.to_thread(decompressor.decompress, rest, _DECOMPRESS_STEP)
-                rest = decompressor.unconsumed_tail
-                plain.add(piece)
-                if not piece and not rest and at == len(whole):
-                    break
-        except zlib.error as error:
-            raise InvalidRequestError(f"the body is not in {encoding} encoding: {error}") from error
-        if not decompressor.eof or decompressor.unused_data or at < len(whole):
-            raise InvalidRequestError(f"the body is not one whole stream in {encoding} encoding")
-
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(
-            f"the body is larger than the {self._most} bytes this server takes at once (max_body); "
-            "send fewer rows at once",
-            why=Refused.MAX_BODY,
-        )
-
-
-_NO_BODY = Body(0, ByteBudget(0))
-
-
-@dataclass(slots=True, eq=False)
 class Request:
     """A request: `target` as it was sent, `headers` by their names in lower case.
 
     Values of a name that is `repeated` are joined by commas, and are there one by one. The service
-    sets `handler` when it has found what the request is for, and the `model` and `version` that it
-    names; `counts` says whether it asks for an inference, and `metrics` where that is counted, once
-    it is known who answers. `local`: it is known to come from this machine. `log` has its id, where
-    its head was read.
+    sets `handler` when it has found what the request is for, the `model` and `version` that it
+    names, and whether it is an `inference`, over V1 or not; those are counted in `metrics`, once it
+    is known who answers. Its carrier sets `is_local`, if it comes from this machine, `keeps`, if
+    the connection goes on after it, and `answer`, where its head was enough to refuse it. The
+    `body` comes in pieces; its bytes are held from the `budget`.
     """
 
-    method: str
-    target: str
-    headers: Mapping[str, str]
-    repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    body: Body = _NO_BODY
-    handler: "Handler | None" = None
-    model: str = ""
-    version: str | None = None
-    counts: bool = False
-    metrics: Metrics | None = None
-    local: bool = False
-    log: RequestLog | None = None
+    __slots__ = (
+        *("answer", "body", "budget", "handler", "headers", "held", "inference", "is_local"),
+        *("is_v1", "keeps", "log", "max_body", "method", "metrics", "model", "repeated"),
+        *("target", "version"),
+    )
+
+    def __init__(self, method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers = dict[str, str]()
+        self.repeated: dict[str, list[str]] = {}
+        for name, value in fields:
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t")
+            if key in headers:
+                self.repeated.setdefault(key, [headers[key]]).append(text)
+                headers[key] += f", {text}"
+            else:
+                headers[key] = text
+        self.log: RequestLog | None = RequestLog(
+            method,
+            target,
+            headers.get(REQUEST_ID),
+            headers.get(TRACEPARENT),
+            headers.get(TRACESTATE),
+        )
+        self.handler: Handler | None = None
+        self.model = ""
+        self.version: str | None = None
+        self.inference = self.is_local = self.is_v1 = False
+        self.metrics: Metrics | None = None
+        self.keeps = True
+        self.answer: Response | None = None
+        self.body: bytes | bytearray = b""
+        self.held, self.budget, self.max_body = 0, _NOTHING, 0
+
+    @classmethod
+    def unread(cls) -> "Request":
+        """A request whose head was not read, and that has no id."""
+        request = cls("", "", ())
+        request.log = None
+        return request
 
     def values(self, name: str) -> Sequence[str]:
         """All values of a header, as they were given."""
@@ -163,9 +110,44 @@ class Request:
             return self.repeated[name]
         return [self.headers[name]] if name in self.headers else []
 
-    @property
-    def encoding(self) -> str:
-        """The content encoding of the body. Raises EncodingError for one that is not read here."""
+    def expect(self, size: int, max_body: int, budget: ByteBudget) -> None:
+        """Let a body come, of the declared `size`, or 0: more than `max_body` bytes, or than there
+        is room for, is refused before any of it is read.
+
+        A size that is only declared takes no room: a few clients that declare much and send nothing
+        would keep out all others. Raises TooLargeError or OverloadedError.
+        """
+        self.max_body, self.budget = max_body, budget
+        if size > max_body:
+            raise self._too_large()
+        if budget.held + size > budget.most:
+            raise budget.exceeded(size)
+
+    def add(self, piece: bytes) -> None:
+        """Add a piece to the body. Raises TooLargeError or OverloadedError."""
+        size, budget = len(piece), self.budget
+        if len(self.body) + size > self.max_body:
+            raise self._too_large()
+        if budget.held + size > budget.most:
+            raise budget.exceeded(size)
+        budget.held += size
+        self.held += size
+        if not self.body:
+            self.body = piece
+        else:
+            if not isinstance(self.body, bytearray):
+                self.body = bytearray(self.body)
+            self.body += piece
+
+    def release(self) -> None:
+        """Return to the budget what it lent. Does no harm when called twice."""
+        self.budget.held -= self.held
+        self.held = 0
+        self.body = b""
+
+    def check_encoding(self) -> str:
+        """Return the content encoding of the body. Raises EncodingError for one that is not read
+        here."""
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and encoding not in _WINDOW_BITS:
             raise EncodingError(
@@ -173,37 +155,44 @@ class Request:
             )
         return encoding
 
-    async def content(self) -> bytes | bytearray:
-        """The body without its content encoding. Raises a RequestError."""
-        if "content-encoding" in self.headers and self.encoding != "identity":
-            await self.body.decompress(self.encoding)
-        return self.body.data
+    async def decompress(self) -> None:
+        """Replace the body by what it holds in its content encoding, within the same limits.
 
-    def release(self) -> None:
-        """Return the memory of its body to the budget."""
-        if self.body is not _NO_BODY:
-            self.body.release()
+        Raises a RequestError for data that is not one whole stream.
+        """
+        encoding = self.check_encoding()
+        if encoding == "identity":
+            return
+        decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
+        whole, at, compressed = memoryview(self.body), 0, len(self.body)
+        rest: bytes | memoryview = b""
+        self.body = b""
+        try:
+            while not decompressor.eof:
+                if not rest:  # in slices, as what one step leaves is copied for the next
+                    rest = whole[at : at + _DECOMPRESS_STEP]
+                    at += len(rest)
+                piece = await asyncio.to_thread(decompressor.decompress, rest, _DECOMPRESS_STEP)
+                rest = decompressor.unconsumed_tail
+                self.add(piece)
+                if not piece and not rest and at == len(whole):
+                    break
+        except zlib.error as error:
+            raise InvalidRequestError(f"the body is not in {encoding} encoding: {error}") from error
+        if not decompressor.eof or decompressor.unused_data or at < len(whole):
+            raise InvalidRequestError(f"the body is not one whole stream in {encoding} encoding")
+        self.held -= compressed
+        self.budget.held -= compressed
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(
+            f"the body is larger than the {self.max_body} bytes this server takes at once "
+            "(max_body); send fewer rows at once",
+            why=Refused.MAX_BODY,
+        )
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-def request_of(method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) -> Request:
-    """The request with these header fields, in their order."""
-    headers: dict[str, str] = {}
-    repeated: dict[str, list[str]] = {}
-    for name, value in fields:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t")
-        if key in headers:
-            repeated.setdefault(key, [headers[key]]).append(text)
-        else:
-            headers[key] = text
-    for key, texts in repeated.items():
-        headers[key] = ", ".join(texts)
-    log = RequestLog(
-        method, target, headers.get(REQUEST_ID), headers.get(TRACEPARENT), headers.get(TRACESTATE)
-    )
-    return Request(method, target, headers, repeated, log=log)
 
 
 def json_response(content: object, status: int = HTTPStatus.OK, headers: Headers = ()) -> Response:
@@ -220,8 +209,11 @@ def error_response(text: str, status: int, headers: Headers = ()) -> Response:
 
 def refusal(error: RequestError) -> Response:
     """The answer to a request that ends with this error, with when to try again, if known."""
+    headers: Headers = ()
     if isinstance(error, UnauthorizedError):
-        return error_response(str(error), error.status, ((b"www-authenticate", CHALLENGE),))
-    later = error.retry_after
-    headers = () if later is None else ((b"retry-after", b"%d" % whole_seconds(later)),)
+        headers = ((b"www-authenticate", CHALLENGE),)
+    elif isinstance(error, MethodError):
+        headers = ((b"allow", error.allow.encode()),)
+    elif error.retry_after is not None:
+        headers = ((b"retry-after", b"%d" % whole_seconds(error.retry_after)),)
     return error_response(str(error), error.status, headers)

@@ -1,18 +1,22 @@
 """The Open Inference Protocol over HTTP, and V1's, over models: requests in, responses out.
 
-What carries them is elsewhere: `serving/http/` over sockets of its own, asgi.py in another server.
-Every error is a JSON object with an `error`, and the status of its class in `serving/errors.py`.
+What carries them is elsewhere: `serving/http.py` over sockets of its own, asgi.py in another
+server. Every error is a JSON object with an `error`, and the status of its class in
+`serving/errors.py`.
 """
 
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Struct
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from parity_models import __version__
 from parity_models.serving.access import HEALTH, METRICS, Tokens
@@ -20,28 +24,27 @@ from parity_models.serving.errors import (
     AbandonedError,
     ForbiddenError,
     InvalidRequestError,
+    MethodError,
+    NotFoundError,
     RequestError,
     TooLargeError,
     UnauthorizedError,
     UnavailableError,
 )
-from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models, ServedVersion
+from parity_models.serving.models import Models
 from parity_models.serving.protocol import (
     BINARY,
     HEADER_LENGTH,
     JSON_OBJECT,
     SOFTWARE,
-    InferRequest,
     ServerMetadata,
     read_json,
     read_request,
     write_response,
 )
-from parity_models.serving.refusals import Refused
-from parity_models.serving.request_log import CURRENT
+from parity_models.serving.request_log import ACCESS_LOG, CURRENT
 from parity_models.serving.rest.messages import (
     Handler,
     Request,
@@ -50,7 +53,6 @@ from parity_models.serving.rest.messages import (
     json_response,
     refusal,
 )
-from parity_models.serving.rest.scrapes import Scrapes, metrics_response
 from parity_models.serving.tenancy import with_tenant
 from parity_models.serving.v1 import read_predict, status_of, write_predictions
 
@@ -61,7 +63,6 @@ _log = logging.getLogger(__name__)
 
 _PATH = 200
 """Characters of a path that an error repeats."""
-_PATHS = "paths begin with /v2, and POST /v2/repository/index lists the models"
 
 _QUIET = (*HEALTH, METRICS)
 """Paths that are asked again and again, and are in no access log."""
@@ -134,45 +135,46 @@ class Rest:
             "/ready": ("GET", self._model_ready),
             "/infer": ("POST", self._infer),
             "": ("GET", self._v1_model),
-            ":predict": ("POST", self._predict),
+            ":predict": ("POST", self._infer),
             "/load": ("POST", self._load),
             "/unload": ("POST", self._unload),
         }
 
-    def begin(self, request: Request) -> Response | None:
-        """The answer to a request that its head suffices to refuse, else None."""
-        try:
-            path = _path_of(request.target)
-            if self._tokens is not None and path not in self._open:
-                self._check_token(self._tokens, request)
-            method, handler = self._route(request, path)
-            if handler is None:
-                text = f"nothing is at {path[:_PATH]}; {_PATHS}"
-                return self._refused(request, error_response(text, 404), Refused.NOT_FOUND)
-            if request.method != method and (request.method, method) != ("HEAD", "GET"):
-                text = f"{path[:_PATH]} does not take the method {request.method}"
-                allow = ((b"allow", b"GET, HEAD" if method == "GET" else method.encode()),)
-                return self._refused(request, error_response(text, 405, allow), Refused.METHOD)
-            request.handler = handler
-            if request.counts and "content-encoding" in request.headers:
-                _ = request.encoding
-            return None
-        except RequestError as error:
-            return self.refused(request, error)
+    def begin(self, request: Request, size: int) -> None:
+        """Find the handler of a request by its head alone, and let its body come, of the declared
+        `size`, or 0.
 
-    def refused(self, request: Request, error: RequestError) -> Response:
-        """The answer to a request that ends with this error before it is answered."""
-        return self._refused(request, refusal(error), error.why)
-
-    def _refused(self, request: Request, answer: Response, why: Refused | None) -> Response:
-        if why is not None:
-            self._metrics.refusals.labels(why).inc()
-        self._ended(request, answer.status)
-        return answer
-
-    def abandoned(self, request: Request) -> None:
-        """Count a request whose client went away before its body was whole."""
-        self._ended(request, AbandonedError.status)
+        Raises a RequestError for a request that its head suffices to refuse.
+        """
+        target, asks = request.target, None
+        path = unquote(target.partition("?")[0] if target[:1] == "/" else _path_of_url(target))
+        if self._tokens is not None and path not in self._open:
+            self._check_token(self._tokens, request)
+        method, handler = self._fixed.get(path, ("", None)) if self._has(path) else ("", None)
+        found = _OF_MODEL.fullmatch(path) if handler is None and self._has(path) else None
+        if found is not None:
+            v2, version, end, v1, v1_version, predict, kept, change = found.groups()
+            request.model, request.version = v2 or v1 or kept, version or v1_version
+            asks = end if v2 else change if kept else predict or ""
+            method, handler = self._of_model[asks]
+        if handler is None:
+            raise NotFoundError(
+                f"nothing is at {path[:_PATH]}; paths begin with /v2, and POST "
+                "/v2/repository/index lists the models"
+            )
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
+            text = f"{path[:_PATH]} does not take the method {request.method}"
+            raise MethodError(text, "GET, HEAD" if method == "GET" else method)
+        request.handler = handler
+        request.is_v1 = asks == ":predict"
+        request.inference = request.is_v1 or asks == "/infer"
+        if asks in ("/load", "/unload"):
+            _refuse_pages(request)
+        elif found is not None and asks not in ("/ready", ""):
+            self._models.find(request.model, request.version)
+        if request.inference and "content-encoding" in request.headers:
+            request.check_encoding()
+        request.expect(size, self.limits.max_body, self.budget)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
@@ -180,7 +182,7 @@ class Rest:
         log = request.log
         CURRENT.set(log)
         try:
-            if self._tracing is None or not request.counts or log is None:
+            if self._tracing is None or not request.inference or log is None:
                 response = await request.handler(request)
             else:
                 with self._tracing.request(log, request.headers):
@@ -199,85 +201,60 @@ class Rest:
         self._ended(request, response.status)
         return response
 
+    def refused(self, request: Request, error: RequestError) -> Response:
+        """The answer to a request that ends with this error."""
+        if error.why is not None:
+            self._metrics.refusals.labels(error.why).inc()
+        self._ended(request, error.status)
+        return refusal(error)
+
+    def abandoned(self, request: Request) -> None:
+        """Count a request whose client went away before its body was whole."""
+        self._ended(request, AbandonedError.status)
+
+    def _ended(self, request: Request, status: int) -> None:
+        """Count, and log, a request that has its answer."""
+        log = request.log
+        if ACCESS_LOG.isEnabledFor(logging.INFO) and log is not None and log.path not in _QUIET:
+            log.ended(status)
+        if request.inference:
+            (request.metrics or self._metrics).requests.labels(status).inc()
+
     def _check_token(self, tokens: Tokens, request: Request) -> None:
         """Raises UnauthorizedError for a request that shows none of the tokens."""
         if not tokens.admits(request.headers.get("authorization")):
             self._metrics.unauthorized.inc()
             raise UnauthorizedError
 
-    def _route(self, request: Request, path: str) -> tuple[str, Handler | None]:
-        """The method and the handler of a path; no handler if nothing is there.
-
-        Raises NotFoundError for another model or version, UnavailableError for one that takes no
-        requests, and ForbiddenError for what web pages may not ask.
-        """
-        if not self._has(path):
-            return "", None
-        if path in self._fixed:
-            return self._fixed[path]
-        found = _OF_MODEL.fullmatch(path)
-        if found is None:
-            return "", None
-        v2, version, end, v1, v1_version, predict, kept, change = found.groups()
-        request.model, request.version = v2 or v1 or kept, version or v1_version
-        asks = end if v2 else change if kept else predict or ""
-        method, handler = self._of_model[asks]
-        if request.method == method or (request.method, method) == ("HEAD", "GET"):
-            request.counts = asks in ("/infer", ":predict")
-            if kept:
-                _refuse_pages(request)
-            elif asks not in ("/ready", ""):
-                self._models.find(request.model, request.version)
-        return method, handler
-
-    def _ended(self, request: Request, status: int) -> None:
-        """Count, and log, a request that has its answer."""
-        if request.log is not None and request.log.path not in _QUIET:
-            request.log.ended(status)
-        if request.counts:
-            (request.metrics or self._metrics).requests.labels(status).inc()
-
-    # Inference
+    # Inference, over either protocol
 
     async def _infer(self, request: Request) -> Response:
-        body = await request.content()
-        version = self._chosen(request)
-        asked = read_request(body, request.headers.get(HEADER_LENGTH), version.model)
-        answers = await self._ask(request, version, asked)
-        content, header_length = write_response(
-            version.model, asked, answers.outputs, answers.sources
-        )
-        if header_length is None:
-            return Response(200, content)
-        return Response(200, content, (_BINARY, (_HEADER_LENGTH, b"%d" % header_length)))
-
-    async def _predict(self, request: Request) -> Response:
-        body = await request.content()
-        version = self._chosen(request)
-        asked, by_row = read_predict(body, version.model)
-        answers = await self._ask(request, version, asked)
-        content, headers = write_predictions(version.model, asked, answers, by_row)
-        return json_response(content, headers=headers)
-
-    def _chosen(self, request: Request) -> ServedVersion:
-        """The version that answers a request; nothing may be awaited before it is asked."""
+        if "content-encoding" in request.headers:
+            await request.decompress()
+        # The version that answers is chosen here; nothing is awaited before it is asked.
         version = self._models.find(request.model, request.version)
         request.metrics = version.metrics
-        return version
-
-    async def _ask(self, request: Request, version: ServedVersion, asked: InferRequest) -> Result:
-        """The answers to a request."""
         model, log = version.model, request.log
+        if request.is_v1:
+            asked = read_predict(request.body, model)
+        else:
+            asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
         if model.tenant_header is not None:
             asked = with_tenant(asked, model.tenant_header, request.values)
-        if log is not None:
+        if log is not None and asked.id is not None:
             log.id_in_body(asked.id)
-        answers = await version.frontend.infer(
+        result = await version.frontend.infer(
             asked.rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
         )
         if log is not None:
-            log.answered(model.name, model.version, answers.sources)
-        return answers
+            log.model, log.version, log.sources = model.name, model.version, result.sources
+        if request.is_v1:
+            content, headers = write_predictions(model, asked, result)
+            return json_response(content, headers=headers)
+        body, end = write_response(model, asked, result.outputs, result.sources)
+        if end is None:
+            return Response(200, body)
+        return Response(200, body, (_BINARY, (_HEADER_LENGTH, b"%d" % end)))
 
     # Others
 
@@ -340,20 +317,18 @@ class Rest:
 
 async def _small(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
     """The content of a request without tensors."""
-    body = await request.content()
-    if len(body) > JSON_OBJECT:
+    await request.decompress()
+    if len(request.body) > JSON_OBJECT:
         raise TooLargeError(
-            f"the request has {len(body)} bytes; without a tensor it has at most {JSON_OBJECT}"
+            f"the request has {len(request.body)} bytes; without a tensor it has at most "
+            f"{JSON_OBJECT}"
         )
-    return read_json(decoder, memoryview(body or b"{}"), "the request")
+    return read_json(decoder, memoryview(request.body or b"{}"), "the request")
 
 
-def _path_of(target: str) -> str:
-    """The path of a request's target, which is a path (with a query) or a whole URL."""
-    if target.startswith("/"):
-        return unquote(target.partition("?")[0])
+def _path_of_url(target: str) -> str:
     try:
-        return unquote(urlsplit(target).path)
+        return urlsplit(target).path
     except ValueError as error:
         raise InvalidRequestError(f"the request's target is not a URL: {error}") from error
 
@@ -371,3 +346,77 @@ def _readiness(about: Mapping[str, Any], trouble: str) -> Response:
     if not trouble:
         return json_response({**about, "ready": True})
     return json_response({**about, "ready": False, "error": trouble}, 503)
+
+
+# Metrics
+
+SHARE = 0.05
+"""The share of the time that may be used for writing metrics."""
+
+SAVED = 0.5
+"""Seconds of writing that may be saved up for clients that ask a few times at once."""
+
+_VERSIONS = ("0.0.1", "0.0.4", "1.0.0", "2.0.0")
+"""The versions of formats of metrics that Prometheus asks for."""
+
+
+def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
+    """How metrics are written for this request, and the media type: one of a few, whatever versions
+    it accepts, as their names would become part of the media type."""
+    known = []
+    for media_type in request.headers.get("accept", "").split(","):
+        parameters = (each.strip().partition("=") for each in media_type.split(";"))
+        if all(key != "version" or value in _VERSIONS for key, _, value in parameters):
+            known.append(media_type)
+    return choose_encoder(",".join(known))
+
+
+def metrics_response(request: Request, registry: Collector) -> Response:
+    """The metrics of the registry, in the Prometheus format that the request accepts."""
+    encode, media_type = metrics_format(request)
+    return Response(200, encode(registry), ((b"content-type", media_type.encode()),))
+
+
+class Scrapes:
+    """A handler of requests for metrics, which `read` answers, in at most a share of the server's
+    time: anybody may ask, again and again, and writing them takes milliseconds in which the event
+    loop does nothing else. All who wait get the same answer, as of after they asked.
+
+    `clock` gives seconds, `sleep` lets some pass, and `spent` are those that this thread has
+    computed: where other processes are asked for their metrics, waiting for them costs nothing.
+    """
+
+    def __init__(
+        self,
+        read: Handler,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        spent: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._read = read
+        self._clock = clock
+        self._sleep = sleep
+        self._spent = spent
+        self._next: dict[str, asyncio.Task[Response]] = {}  # by media type, of which there are few
+        self._left, self._counted = SAVED, clock()
+
+    async def __call__(self, request: Request) -> Response:
+        _, media_type = metrics_format(request)
+        answer = self._next.get(media_type)
+        if answer is None:
+            answer = asyncio.create_task(self._write(request, media_type))
+            self._next[media_type] = answer
+        return await asyncio.shield(answer)
+
+    async def _write(self, request: Request, media_type: str) -> Response:
+        now = self._clock()
+        self._left = min(SAVED, self._left + SHARE * (now - self._counted))
+        self._counted = now
+        if self._left < 0:
+            await self._sleep(-self._left / SHARE)
+        del self._next[media_type]  # who asks from now on gets what is written later
+        before = self._spent()
+        try:
+            return await self._read(request)
+        finally:
+            self._left -= self._spent() - before

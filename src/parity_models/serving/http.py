@@ -1,0 +1,669 @@
+"""HTTP/1.1 (RFC 9112) for the REST service: a server and its connections.
+
+httptools parses, strictly: anything that two readers could understand in two ways is refused. Every
+wait for a client has a timeout, which the server checks now and then. Out of connections or file
+descriptors, new clients are refused with the reason, or wait to be accepted.
+"""
+
+import asyncio
+import logging
+import re
+import resource
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from email.utils import formatdate
+from http import HTTPStatus
+from itertools import chain
+from math import inf
+from ssl import SSLContext
+from typing import Any, cast
+
+import httptools
+
+from parity_models.errors import UserError
+from parity_models.serving.access import HEALTH
+from parity_models.serving.errors import (
+    AbandonedError,
+    ConnectError,
+    HeadTooLargeError,
+    InvalidRequestError,
+    LateRequestError,
+    OverloadedError,
+    RequestError,
+    TransferCodingError,
+)
+from parity_models.serving.metrics import HTTP, Metrics
+from parity_models.serving.refusals import Refused
+from parity_models.serving.rest.messages import Request, Response, error_response, refusal
+from parity_models.serving.rest.service import Rest
+
+_log = logging.getLogger(__name__)
+
+MAX_HEAD = 64 * 2**10
+"""Approximate limit, in bytes, of a request's line and headers."""
+
+MAX_PIPELINED, _PAUSE = 64, 4
+"""Requests of one connection that may wait for the answers to those before them, and those that
+wait when it is no longer read."""
+
+GRACE, LAST_MOMENT = 5, 0.2
+"""Seconds that a stopping server gives clients for the rest of a message, and for one that is on
+its way already."""
+
+_SMALL = 64 * 2**10
+"""Bytes of a refused request's body that are read and dropped to keep its connection."""
+
+_REFUSED, _REFUSED_TIMEOUT = 16, 0.25
+"""Connections beyond the limit that are answered at a time, while further ones wait to be accepted,
+and seconds that each has for its headers, and for TLS's handshake."""
+
+_PARTING, _LINGER = 0.5, 5.0
+"""Seconds that a client has to close its side of a connection that ends, and one that may still
+send a body that was refused: it reads the answer only if its data does not meet a closed socket."""
+
+_PROGRESS = 16 * 2**10
+"""Bytes of unread answers that a client has to take in each write timeout."""
+
+_BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
+_RESERVE = 32
+"""File descriptors that connections leave to the rest of the server: its workers, above all."""
+
+_RETRY, _TICK = 0.2, 0.25
+"""Seconds after which a server without file descriptors accepts again, and between two checks for
+late connections, at most."""
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+_STATUS_LINES[AbandonedError.status] = b"HTTP/1.1 499 Client Closed Request"
+
+_HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
+"""A valid Host header (RFC 3986, sections 3.2.2 and 3.2.3)."""
+
+
+class _RefusedError(Exception):
+    """Raised in the parser's callbacks: this answer is the connection's last."""
+
+    def __init__(self, answer: Response) -> None:
+        self.answer = answer
+
+
+class HttpConnection(asyncio.Protocol):
+    """A connection of `server`: bytes in, requests out, answers in their order.
+
+    With `refused`, that is its one answer, to anything but the question whether the server is
+    alive.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: "HttpServer", refused: Response | None = None) -> None:
+        self._server = server
+        self._rest = server.rest
+        self._refused = refused
+        # The request that arrives
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._head = 0
+        """Bytes since the last piece of a body: of a head, or of trailers."""
+        self._begun = self._upgrades = False
+        self._arriving: Request | None = None
+        # Those that are to be answered
+        self._waiting: deque[Request] = deque()
+        self._busy: Request | None = None
+        self._task: asyncio.Task[None] | None = None
+        # The connection
+        self._ended = self._lingers = False
+        """Whether data from the client is ignored, and whether there may be much of it."""
+        self._dropped = 0
+        self._reading = True
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._unread, self._unread_since = 0, 0.0
+        self._requests = 0
+        self._wait: tuple[str, int] = ("head_timeout", 0)
+        """The limit that bounds the wait for the client, and for which request."""
+        self._wait_since = self._closes = inf
+
+    # Callbacks of the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        peer = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
+        self._is_local = peer == "::1" or peer.startswith("127.")
+        self._wait_since = time.monotonic()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ended, self._closes = True, inf
+        self._set_unread(0)
+        if self._task is not None:
+            self._task.cancel()
+        if self._arriving is not None:
+            self._rest.abandoned(self._arriving)
+        for request in (self._arriving, self._busy, *self._waiting):
+            if request is not None:
+                request.release()
+        self._arriving = self._busy = None
+        self._waiting.clear()
+        del self._parser  # a cycle, which only a garbage collection would end
+        self._server.lost(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._server.received += len(data)
+        if self._ended:  # clients may send on for a while, but not without end
+            self._dropped += len(data)
+            if self._dropped > 2 * self._server.limits.max_body:
+                self.abort()
+            return
+        while data and not self._ended:
+            self._head += len(data)
+            try:
+                self._parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                # Another protocol was offered; HTTP/1.1 goes on, as it may. The parser has given
+                # up after the head: a new one reads the body.
+                data = self._framing() + data[upgrade.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError as error:
+                self._unreadable(error)
+        if self._begun and self._head > MAX_HEAD and not self._ended:
+            self._fail(_head_too_long())
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+        self._set_unread(self._transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+        self._set_unread(0)
+        self._answer_next()
+
+    # Called by the server
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no request, whole or in part."""
+        return not (self._begun or self._busy or self._waiting)
+
+    def end(self, seconds: float = _PARTING) -> None:
+        """End it once everything written is sent, and read on for so many seconds, unless the
+        client ends it: data that crosses the end would be answered with a reset."""
+        self._ended = True
+        if not self._transport.is_closing():
+            self._closes = time.monotonic() + seconds
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._ended = True
+        self._transport.abort()
+
+    def check(self, now: float) -> None:
+        """End the connection if its client is late at the time `now` (monotonic)."""
+        if self._unread:
+            unread = self._transport.get_write_buffer_size()
+            if unread <= self._unread - _PROGRESS:
+                self._set_unread(unread)
+            elif now >= self._unread_since + self._server.limits.write_timeout:
+                self._server.ended("write timeout")
+                self.abort()
+        if now >= self._closes:
+            self._transport.close()
+        limit = self._limit()
+        if (limit, self._requests) != self._wait:
+            self._wait, self._wait_since = (limit, self._requests), now
+        elif limit:
+            seconds = getattr(self._server.limits, limit)
+            if self._refused is not None and limit != "body_timeout":
+                seconds = _REFUSED_TIMEOUT
+            if now >= self._wait_since + seconds:
+                self._late(limit, seconds)
+
+    def _limit(self) -> str:
+        """The limit of the time that the connection waits for its client; empty if it does not."""
+        if not self._reading or self._ended:
+            return ""
+        if self._arriving is not None:
+            return "body_timeout"
+        if self._begun or not self._requests:
+            return "head_timeout"
+        return "idle_timeout" if self._busy is None else ""
+
+    def _late(self, limit: str, seconds: float) -> None:
+        if self._refused is not None and limit != "body_timeout":
+            self._refuse(self._refused, lingers=self._begun)
+        elif self._begun:
+            self._server.ended(limit.replace("_", " "))
+            what = "headers" if self._arriving is None else "body"
+            text = f"the request's {what} did not come whole within the {limit} of {seconds:g} s"
+            self._fail(LateRequestError(text, why=Refused(limit)))
+        else:
+            self._server.ended("idle timeout")
+            self.end()
+
+    def _set_unread(self, size: int) -> None:
+        """Count the bytes of answers that the client has not read; it has to take some in time."""
+        self._rest.budget.held += size - self._unread
+        self._unread, self._unread_since = size, time.monotonic()
+
+    # Refusals
+
+    def _refuse(self, answer: Response, *, lingers: bool = True) -> None:
+        """Make this answer the connection's last; `lingers`: the client may be sending still."""
+        request = self._arriving or Request.unread()
+        request.release()
+        request.keeps, request.answer = False, answer
+        self._lingers = lingers
+        self._take(request)
+
+    def _fail(self, error: RequestError) -> None:
+        """Let the request that arrives end with this error, and the connection with it."""
+        if self._arriving is None or self._arriving.answer is not None:  # then it was counted
+            self._arriving = Request.unread()
+        self._refuse(self._rest.refused(self._arriving, error))
+
+    def _unreadable(self, error: httptools.HttpParserError) -> None:
+        """End the connection as the parser, or a callback of it, has failed."""
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+        if self._ended:  # what is wrong comes after the last request that is read
+            return
+        if isinstance(cause, _RefusedError):
+            self._refuse(cause.answer)
+        elif isinstance(cause, RequestError):
+            self._fail(cause)
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            _log.error("a request could not be read", exc_info=error)
+            text = "the server failed to read the request; its log says why"
+            self._refuse(error_response(text, 500))
+        else:
+            text = f"this is not HTTP/1.1 as it should be: {error}"
+            self._fail(InvalidRequestError(text, why=Refused.HTTP))
+
+    # Callbacks of the parser
+
+    def on_url(self, piece: bytes) -> None:
+        if self._arriving is None:  # else it is in the head that _framing makes
+            self._begun = True
+            self._target += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._arriving is None:  # else it is a trailer, which is ignored
+            self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._arriving is not None:
+            return
+        size = len(self._target) + sum(map(len, chain(*self._fields))) + 4 * len(self._fields)
+        if size > MAX_HEAD:
+            raise _head_too_long()
+        parser = self._parser
+        method = parser.get_method().decode("latin-1")
+        request = Request(method, self._target.decode("latin-1"), self._fields)
+        request.is_local = self._is_local
+        request.keeps = parser.should_keep_alive() and self._refused is None
+        self._arriving = request
+        self._target, self._fields, self._head = b"", [], 0
+        headers, is_old = request.headers, parser.get_http_version() == "1.0"
+        self._upgrades = "upgrade" in headers and parser.should_upgrade()
+        size = int(headers.get("content-length", "0"))
+        if self._refused is not None and request.target != HEALTH[0]:
+            request.answer = self._refused
+        else:
+            _check_head(request, is_old)
+            try:
+                self._rest.begin(request, size)
+            except RequestError as error:
+                request.answer = self._rest.refused(request, error)
+        expects = "expect" in headers and headers["expect"].lower() == "100-continue"
+        if request.answer is None:
+            if expects and not is_old:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif "transfer-encoding" in headers or size > _SMALL or (expects and size):
+            raise _RefusedError(request.answer)
+
+    def on_body(self, piece: bytes) -> None:
+        self._head = 0
+        request = self._arriving
+        if request is not None and request.answer is None:
+            request.add(piece)
+
+    def on_message_complete(self) -> None:
+        if self._upgrades:  # its body is still to come
+            self._upgrades = False
+            return
+        if len(self._waiting) >= MAX_PIPELINED:
+            text = f"a connection takes at most {MAX_PIPELINED} requests ahead of their answers"
+            raise InvalidRequestError(text, why=Refused.PIPELINED)
+        assert self._arriving is not None
+        self._take(self._arriving)
+
+    def _framing(self) -> bytes:
+        """A head that says of a body what the request that arrives says."""
+        assert self._arriving is not None
+        headers = self._arriving.headers
+        names = [each for each in ("content-length", "transfer-encoding") if each in headers]
+        lines = ["POST / HTTP/1.1", *(f"{each}: {headers[each]}" for each in names), "", ""]
+        return "\r\n".join(lines).encode("latin-1")
+
+    # Answers
+
+    def _take(self, request: Request) -> None:
+        """Answer a request now, or when its turn has come."""
+        self._arriving, self._begun, self._head = None, False, 0
+        self._requests += 1
+        self._ended = self._ended or not request.keeps
+        self._waiting.append(request)
+        self._answer_next()
+
+    def _answer_next(self) -> None:
+        """Answer waiting requests, as far as the client reads."""
+        while self._waiting and self._busy is None and self._writable.is_set():
+            self._busy = request = self._waiting.popleft()
+            if request.answer is not None:
+                self._write(request, request.answer)
+            else:
+                self._task = asyncio.ensure_future(self._answer(request))
+        reads = len(self._waiting) < _PAUSE or self._ended
+        if reads != self._reading and not self._transport.is_closing():
+            self._reading = reads
+            (self._transport.resume_reading if reads else self._transport.pause_reading)()
+
+    async def _answer(self, request: Request) -> None:
+        response = await self._rest.answer(request)
+        try:
+            if response.pieces is not None:
+                await self._write_pieces(request, response, response.pieces)
+                return
+            self._task = None
+            self._write(request, response)
+            if self._waiting or not self._reading:
+                self._answer_next()
+        except Exception:
+            _log.exception("an answer could not be written")
+            self.abort()
+
+    def _write(self, request: Request, response: Response) -> None:
+        """Write the answer to the request that is busy, which is over with that if it is whole."""
+        self._busy = None if response.pieces is None else request
+        request.release()
+        if self._transport.is_closing():
+            return
+        more = self._waiting or self._arriving is not None
+        last = not request.keeps or (self._server.closing and not more)
+        content = response.content
+        lines = [_STATUS_LINES[response.status], self._server.date]
+        lines += [b"%b: %b" % header for header in response.headers]
+        if request.log is not None:
+            lines.append(b"x-request-id: %b" % request.log.id.encode())
+        if response.pieces is None:
+            lines.append(b"content-length: %d" % len(content))
+        if last:
+            lines.append(b"connection: close")
+        elif "connection" in request.headers:
+            lines.append(b"connection: keep-alive")  # HTTP/1.0 needs it
+        head = b"\r\n".join((*lines, b"", b""))
+        if request.method == "HEAD":
+            content = b""
+        self._transport.writelines((head, content))
+        self._server.sent += len(head) + len(content)
+        if last and response.pieces is None:
+            self.end(_LINGER if self._lingers else _PARTING)
+
+    async def _write_pieces(
+        self, request: Request, response: Response, pieces: AsyncGenerator[bytes, None]
+    ) -> None:
+        """Write an answer that ends with the connection: each piece when the client has read those
+        before it, so that little is kept for one that does not."""
+        self._ended, request.keeps = True, False
+        self._write(request, response)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                await self._writable.wait()
+                self._transport.write(piece)
+                self._server.sent += len(piece)
+        self.end()
+
+
+def _head_too_long() -> HeadTooLargeError:
+    return HeadTooLargeError(f"the request's line and headers are longer than {MAX_HEAD} bytes")
+
+
+def _check_head(request: Request, is_old: bool) -> None:
+    """Raises a RequestError for a head that leaves open whom the request is for, or where it ends
+    (RFC 9112, sections 3.2 and 6.1); `is_old`: it is of HTTP/1.0."""
+    host = request.headers.get("host", "" if is_old else None)
+    coding = request.headers.get("transfer-encoding")
+    if request.method == "CONNECT":
+        raise ConnectError("this is no proxy")
+    if host is None:
+        text = "a request of HTTP/1.1 has a Host header, this one has none"
+    elif "host" in request.repeated:
+        text = f"a request has one Host header, this one has {len(request.repeated['host'])}"
+    elif _HOST.fullmatch(host) is None:
+        text = f"the Host header {host[:40]!r} is no host with or without a port"
+    elif is_old and coding is not None:
+        text = "HTTP/1.0 knows no Transfer-Encoding; send a Content-Length"
+    elif not request.target.isascii():
+        text = "the request's target is not ASCII; percent-encode it"
+    elif coding is None or coding.lower() == "chunked":
+        return
+    else:
+        raise TransferCodingError(
+            f"transfer coding {coding[:40]!r} is not read here; send chunked or none"
+        )
+    raise InvalidRequestError(text, why=Refused.HTTP)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there; port 0 is any free one. Raises UserError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # what Python adds says it once more
+        raise UserError(
+            f"cannot listen on {host} port {port}: {why}; choose another host or port (port 0 "
+            "takes any that is free)"
+        ) from error
+
+
+def url_of(listening: socket.socket, scheme: str = "http") -> str:
+    """Return the base URL, as http://127.0.0.1:8000."""
+    host, port = listening.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+class HttpServer:
+    """Serves `rest` on one listening socket, within its limits; started and stopped once.
+
+    With `tls`, over TLS: it is called for the context of each connection.
+    """
+
+    def __init__(
+        self, rest: Rest, metrics: Metrics, tls: Callable[[], SSLContext] | None = None
+    ) -> None:
+        self.rest = rest
+        self.limits = limits = rest.limits
+        self._tick = _TICK
+        for name in ("head_timeout", "body_timeout", "idle_timeout", "write_timeout"):
+            self._tick = min(self._tick, getattr(limits, name) / 4)
+        self.closing = False
+        """Whether every answer is the last of its connection."""
+        self.received = self.sent = 0
+        """Bytes from clients and to them, since they were last added to the metrics."""
+        self.date = b""
+        """The header with the current date."""
+        self._metrics = metrics
+        self._tls = tls
+        self._connections: set[HttpConnection] = set()
+        self._refusing: set[HttpConnection] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()
+        """Set whenever a connection is over."""
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._connections)
+
+    def start(self, listening: socket.socket) -> None:
+        """Serve the connections of this socket, from now on, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._socket = listening
+        listening.setblocking(False)
+        self._set_date()
+        self._acceptor = self._loop.create_task(self._accept())
+        self._reaper = self._loop.create_task(self._reap())
+
+    def drain(self) -> None:
+        """Make every answer the last of its connection, from now on."""
+        self.closing = True
+
+    async def stop(self, grace: float = GRACE) -> None:
+        """Accept no more than those that wait for it, and end all connections: idle ones after a
+        moment, the others after the answers that are under way, or `grace` seconds."""
+        self.closing = True
+        self._acceptor.cancel()
+        await asyncio.wait((self._acceptor,))
+        with suppress(OSError):  # none is left, or no descriptor for one
+            while True:  # as closing the socket would reset their connections
+                self._on_accept(self._socket.accept()[0])
+        self._socket.close()
+        try:
+            if self._opening:  # handshakes of TLS may take as long as an idle client
+                timeout = None if self._tls is None else LAST_MOMENT
+                for task in (await asyncio.wait(self._opening, timeout=timeout))[1]:
+                    task.cancel()
+            await self._emptied(LAST_MOMENT)
+            for connection in list(self._connections):
+                if connection.idle:
+                    connection.end()
+            await self._emptied(grace)
+            for connection in list(self._connections):
+                connection.abort()
+            await self._emptied(inf)
+        finally:
+            self._reaper.cancel()
+            self._count_bytes()
+
+    async def _emptied(self, seconds: float) -> None:
+        """Wait until there are no connections, for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == inf else seconds):
+                while self._connections:
+                    self._left.clear()
+                    await self._left.wait()
+
+    # For connections
+
+    def lost(self, connection: HttpConnection) -> None:
+        """Forget a connection that is over."""
+        self._connections.discard(connection)
+        self._refusing.discard(connection)
+        self._left.set()
+
+    def ended(self, reason: str) -> None:
+        """Count a connection that a limit has ended."""
+        self._metrics.connections_ended.labels(reason).inc()
+
+    # Accepting
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = await self._loop.sock_accept(self._socket)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:  # out of descriptors or of memory for sockets
+                _log.warning("no connection can be accepted for now: %s", error.strerror)
+                self.ended("descriptors")
+                await asyncio.sleep(_RETRY)
+                continue
+            self._on_accept(accepted)
+            while len(self._refusing) >= _REFUSED:
+                self._left.clear()
+                await self._left.wait()
+
+    def _on_accept(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        refused = self._refusal(accepted.fileno())
+        connection = HttpConnection(self, refused)
+        self._connections.add(connection)
+        if refused is not None:
+            self._refusing.add(connection)
+        task = self._loop.create_task(self._open(accepted, connection))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
+        """Make a connection of an accepted socket."""
+        tls: dict[str, Any] = {}
+        try:
+            if self._tls is not None:
+                is_refused = connection in self._refusing
+                timeout = _REFUSED_TIMEOUT if is_refused else self.limits.head_timeout
+                tls = {"ssl": self._tls(), "ssl_handshake_timeout": timeout}
+                tls["ssl_shutdown_timeout"] = GRACE
+            await self._loop.connect_accepted_socket(lambda: connection, accepted, **tls)
+        except (Exception, asyncio.CancelledError) as error:
+            # Clients that speak no TLS, or another one, are an everyday event.
+            level = logging.DEBUG if tls else logging.WARNING
+            _log.log(level, "a connection broke as it was accepted: %r", error)
+            if tls:
+                self.ended("handshake")
+            accepted.close()
+            self.lost(connection)
+
+    def _refusal(self, descriptor: int) -> Response | None:
+        """The answer to a new connection with this file descriptor, if it is one too many."""
+        most = self.limits.max_connections
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self._connections) - len(self._refusing) >= most:
+            text = f"the server takes at most {most:,} connections (max_connections)"
+            why = Refused.MAX_CONNECTIONS
+        elif files != resource.RLIM_INFINITY and descriptor >= files - _RESERVE:
+            # Descriptors are numbered from below, so this one tells how many are in use.
+            text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
+            why = Refused.DESCRIPTORS
+        else:
+            return None
+        self.ended(why)
+        self._metrics.refusals.labels(why).inc()
+        return refusal(OverloadedError(f"{text}; try again later", why=why))
+
+    # Now and then
+
+    async def _reap(self) -> None:
+        """End late connections, for ever, and count the bytes of all."""
+        while True:
+            await asyncio.sleep(self._tick)
+            self._set_date()
+            self._count_bytes()
+            now = time.monotonic()
+            for connection in list(self._connections):
+                try:
+                    connection.check(now)
+                except Exception:
+                    _log.exception("a connection could not be ended in time")
+                    with suppress(Exception):
+                        connection.abort()
+
+    def _set_date(self) -> None:
+        self.date = f"date: {formatdate(usegmt=True)}".encode()
+
+    def _count_bytes(self) -> None:
+        """Add the bytes since the last time to the metrics, which costs more than a sum."""
+        self._metrics.received.labels(HTTP).inc(self.received)
+        self._metrics.sent.labels(HTTP).inc(self.sent)
+        self.received = self.sent = 0
