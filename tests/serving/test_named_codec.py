@@ -85,9 +85,9 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
 @settings(max_examples=80)
 def test_over_v1_to_an_upstream_which_is_this_software(sent: Sent) -> None:
     model, queries = sent
-    asked, by_row = v1.read_predict(v1.write_predict(queries), model)
+    asked = v1.read_predict(v1.write_predict(queries), model)
     answers = Result(asked.rows, [Source.MODEL] * len(asked.rows))
-    content, _ = v1.write_predictions(model, asked, answers, by_row)
+    content, _ = v1.write_predictions(model, asked, answers)
     columns = v1.read_predictions(msgspec.json.encode(content), list(queries))
     for name, array in queries.items():
         spec = TensorSpec(name, DATATYPE_NAMES[array.dtype], array.shape[1:])
