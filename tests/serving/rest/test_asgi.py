@@ -14,7 +14,9 @@ from parity_models.serving.rest.service import Rest
 
 def app_of(echo: Echo, metrics: Metrics, **given: Any) -> AsgiApp:
     limits = Limits(**given)
-    return AsgiApp(Rest(ServedVersion(echo, MODEL), metrics, limits, ByteBudget(limits.max_in_flight)))
+    return AsgiApp(
+        Rest(ServedVersion(echo, MODEL), metrics, limits, ByteBudget(limits.max_in_flight))
+    )
 
 
 async def test_the_asgi_application_is_the_same_service() -> None:
