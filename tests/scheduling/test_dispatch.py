@@ -44,7 +44,7 @@ def test_power_of_two_choices_prefers_the_shorter_queue() -> None:
 
 @pytest.mark.parametrize("rule", list(RULES), ids=lambda rule: rule.name)
 def test_instances_to_avoid_get_a_task_only_while_no_others_are_up(rule: type[Dispatch]) -> None:
-    dispatch = rule.build(rule.Options())
+    dispatch = rule(rule.Options())
     avoided = {"a", "b"}
     for instance in "abc":
         dispatch.join(instance, ORIGINALS, None)

@@ -1,4 +1,4 @@
-"""What the scheduler asks its driver to do.
+"""The actions that the scheduler asks its driver to carry out.
 
 Every event method of the Scheduler returns a list of these, to be carried out in order. Ids of
 queries are the driver's; ids of units and groups are the scheduler's. Times are in seconds.
@@ -25,7 +25,7 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "deadline exceeded"
     INSTANCES_FAILED = "instances failed"
     POISON = "poison"
-    """Its runs end instances."""
+    """It crashes instances."""
     ABANDONED = "abandoned"
     """Its client has given up."""
     INTERNAL = "internal"
@@ -38,16 +38,16 @@ class RecycleReason(StrEnum):
     FAILING = "failing"
     """Its units fail again and again."""
     HUNG = "hung"
-    """It has had a unit for far longer than units take."""
+    """Its unit takes far longer than units take."""
     QUARANTINED = "quarantined"
-    """It has answered a golden query wrongly."""
+    """It answered a golden query wrongly."""
 
 
 class Run(Struct, frozen=True):
     """Run `role` on `instance` over `subjects`, as one batch.
 
-    Subjects are query ids for DEPLOYED and BACKUPS, and group ids for parity work (whose parity
-    query was made by an earlier Encode).
+    Subjects are query ids for DEPLOYED and BACKUPS, and group ids for parity work, whose parity
+    query an earlier Encode made.
     """
 
     instance: str
@@ -57,7 +57,7 @@ class Run(Struct, frozen=True):
 
 
 class Encode(Struct, frozen=True):
-    """Encode the queries `members` (slot order) into the parity queries of `group`.
+    """Encode the queries `members`, by slot, into the parity queries of `group`.
 
     `group_wait` is how long the group's first member waited for the group to close.
     """
@@ -68,10 +68,10 @@ class Encode(Struct, frozen=True):
 
 
 class Decode(Struct, frozen=True):
-    """Reconstruct `slots` of `group` from what is available.
+    """Reconstruct `slots` of `group`, and report `decoded`; only then are queries answered.
 
     `available` are the slots whose model prediction is here, `parities` the rows whose parity
-    output is here. The driver reports `decoded`; only then is anybody answered.
+    output is here.
     """
 
     group: int
@@ -82,16 +82,16 @@ class Decode(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """Answer the query from this source: what it needs is at hand."""
+    """Answer the query from this source, whose output is here."""
 
     query: int
     source: Source
 
 
 class Fail(Struct, frozen=True):
-    """Fail the query: there will be no answer. `detail` is for people.
+    """Fail the query; `detail` is for people.
 
-    `retry_after`: seconds after which a query like it can be expected to be admitted, if known.
+    `retry_after`: seconds after which a similar query can be expected to be admitted, if known.
     """
 
     query: int
@@ -101,10 +101,9 @@ class Fail(Struct, frozen=True):
 
 
 class Cancel(Struct, frozen=True):
-    """Nobody needs the outcome of `unit` any more.
+    """Stop `unit`, whose outcome is not needed, if the engine can.
 
-    The engine may stop it. Its instance counts as busy until the unit is reported finished
-    or failed.
+    Its instance counts as busy until the unit is reported finished or failed.
     """
 
     instance: str
@@ -112,10 +111,10 @@ class Cancel(Struct, frozen=True):
 
 
 class Compare(Struct, frozen=True):
-    """Nobody needs the outcome of `unit`, of a stand-in, any more; it runs on, to be compared.
+    """Let `unit`, of a stand-in, run on, and compare its outputs, which no query needs.
 
-    The driver compares its outputs with predictions of the deployed model, as far as both are to be
-    had, and reports `compared`.
+    They are compared with the deployed model's predictions that are here, and `compared` is
+    reported.
     """
 
     instance: str
@@ -123,10 +122,10 @@ class Compare(Struct, frozen=True):
 
 
 class Verify(Struct, frozen=True):
-    """Run golden query number `probe` of `role` on `instance`, as `unit`, and compare.
+    """Run golden query number `probe` of `role` on `instance`, as `unit`; report `unit_verified`.
 
-    The driver knows some queries whose outputs are known, for each work; they are numbered from 0
-    and taken in turn (`probe` modulo their number). It reports `unit_verified`.
+    The driver has some queries with known outputs for each role, and takes them in turn: `probe`
+    counts from 0, modulo their number.
     """
 
     instance: str
@@ -136,10 +135,9 @@ class Verify(Struct, frozen=True):
 
 
 class Recycle(Struct, frozen=True):
-    """End this instance and have another in its place, as far as the engine can.
+    """End this instance and start another in its place, as far as the engine can.
 
-    It is reported as one that left. `reason` is for counters, `why` for people: what the
-    instance did ("fails ...").
+    It is reported as one that left. `reason` is for counters, `why` for people ("fails ...").
     """
 
     instance: str
@@ -148,19 +146,19 @@ class Recycle(Struct, frozen=True):
 
 
 class ForgetQueries(Struct, frozen=True):
-    """The input and the outputs of these queries will not be needed again."""
+    """The inputs and outputs of these queries are not needed again."""
 
     queries: tuple[int, ...]
 
 
 class ForgetGroup(Struct, frozen=True):
-    """The parity queries and parity outputs of this group will not be needed again."""
+    """The parity queries and parity outputs of this group are not needed again."""
 
     group: int
 
 
 class WakeAt(Struct, frozen=True):
-    """Report time_passed at `time`; replaces the wake-up asked for before."""
+    """Report `time_passed` at `time`; replaces the wake-up before."""
 
     time: float
 

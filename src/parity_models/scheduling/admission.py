@@ -93,11 +93,12 @@ class Admission:
 
     def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
         """A unit has ended."""
-        self.spend(now, -1)
-        self._last_end = now
+        self._spent += self._running * (now - self._spent_until)
+        self._spent_until = self._last_end = now
+        self._running -= 1
         self._units += 1
         # The last units of each instance count: those of 100 at least.
-        newest = 1 / max(100, 4 * self._dispatch.up(DEPLOYED))
+        newest = 1 / max(100, 4 * len(self._dispatch.up[DEPLOYED]))
         self._spent -= newest * self._spent
         self.queries_ended -= newest * self.queries_ended
         if finished and self._runs.add(unit.took):
@@ -117,7 +118,7 @@ class Admission:
             room = self._dispatch.idle_for(DEPLOYED) * self._config.max_batch
             if queries <= min(room, max_queue):
                 return None
-        instances = self._dispatch.up(DEPLOYED)
+        instances = len(self._dispatch.up[DEPLOYED])
         if not instances:
             detail = "no instance of the model is up; try again later"
             return Refusal(Reason.NO_INSTANCES, detail, self._jittered(NO_INSTANCES_RETRY))
@@ -154,7 +155,7 @@ class Admission:
             return 0.0
         if not self._running and now - self._last_end > FORGOTTEN:
             return 0.0
-        return self._dispatch.up(DEPLOYED) * self.queries_ended / self._spent
+        return len(self._dispatch.up[DEPLOYED]) * self.queries_ended / self._spent
 
     def _overloaded(self, detail: str, seconds: float) -> Refusal:
         detail = f"{detail}; try again later"

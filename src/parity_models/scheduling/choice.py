@@ -87,7 +87,7 @@ class PolicyChoice:
             raise UserError(f"the policy {self.name} needs a code or a backup, and there is none")
         of_policy, of_rule = self._settings
         policy = self.policy.build(of_policy, stand_ins)
-        return policy, policy.dispatch() if self.rule is None else self.rule.build(of_rule)
+        return policy, policy.dispatch() if self.rule is None else self.rule(of_rule)
 
 
 def choose(name: str, given: Mapping[str, Any]) -> PolicyChoice:

@@ -37,6 +37,7 @@ decides which instances the dispatch rule has.
 import heapq
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 
 from parity_models.scheduling.actions import (
     BACKUPS,
@@ -59,6 +60,8 @@ from parity_models.scheduling.poison import Poison
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, SchedulerConfig, Task, Unit
+
+_SUBJECT = attrgetter("subject")
 
 
 class Scheduler(Port):
@@ -114,7 +117,8 @@ class Scheduler(Port):
             if query_id in self._holds:
                 raise ValueError(f"query {query_id} is here already; ids must be unique")
         self.now = max(self.now, now)
-        self._fire_timers()  # what has expired does not wait
+        if self._timers and self._timers[0][0] <= self.now:
+            self._fire_timers()  # what has expired does not wait
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.front_door.lag
         refusal = self._admission.refusal(
@@ -319,11 +323,11 @@ class Scheduler(Port):
 
     def queue_depths(self) -> dict[str, int]:
         """Return how many tasks are queued, by role."""
-        return self.dispatch.depths()
+        return dict(self.dispatch.depths)
 
     def instances_up(self) -> dict[str, int]:
         """Return how many instances are up, by role they can run."""
-        return self.dispatch.instances_up()
+        return {role: len(names) for role, names in self.dispatch.up.items() if names}
 
     def capacity(self, now: float) -> float:
         """Return the queries a second that admission expects the instances to answer at most; 0:
@@ -352,7 +356,7 @@ class Scheduler(Port):
         known = (self.queries, self._waiting, self.units, self._decodes, self._holds, self._timers)
         others = (self._overdue, self._poison.set_aside)
         comparing = self._background.task is not None
-        return sum(map(len, (*known, *others))) + self.dispatch.waiting + comparing
+        return sum(map(len, (*known, *others))) + sum(self.dispatch.depths.values()) + comparing
 
     # Queries
 
@@ -431,7 +435,7 @@ class Scheduler(Port):
             except Exception as error:
                 self._on_error(error, (task.subject,))
         self._health.started(unit)
-        run = Run(instance, unit.id, unit.role, tuple([task.subject for task in tasks]))
+        run = Run(instance, unit.id, unit.role, tuple(map(_SUBJECT, tasks)))
         self._actions += self._background.starts(unit, run) if unit.is_comparison else [run]
 
     def _runs_on(self, unit: Unit) -> bool:
@@ -495,14 +499,15 @@ class Scheduler(Port):
         """Finish the event: fire timers that are due, give idle instances tasks. Return all actions
         that answer it, with the wake-up for the next timer."""
         while True:
-            self._fire_timers()
+            if self._timers and self._timers[0][0] <= self.now:
+                self._fire_timers()
             while self._broken:
                 query_id, detail = self._broken.pop()
                 self._fail_all([query_id], Reason.INTERNAL, detail)
             if self._poison.set_aside:
                 self._poison.retry()
             # What is decoded needs no instance, if it can be right: that is reported at once.
-            if self._deciding or not self.dispatch.waiting:
+            if self._deciding or not any(self.dispatch.depths.values()):
                 break
             idle = True
             for instance, tasks in self.dispatch.assign(self.max_batch):

@@ -2,7 +2,7 @@
 
 import heapq
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
@@ -23,9 +23,6 @@ Queue = OrderedDict[Task, None]
 QueueKey = tuple[bool, bool, str]
 """Queues by priority: preemptible, of the deployed model, role. The lowest is the most urgent."""
 
-Worse = Callable[[str], bool]
-"""Returns whether an instance is one that others are better suited than."""
-
 
 class Dispatch(ABC):
     """Holds queued tasks and idle instances, and matches them.
@@ -45,30 +42,17 @@ class Dispatch(ABC):
     class Options(options.Options):
         """None."""
 
-    @classmethod
-    def build(cls, options: Any) -> "Dispatch":
-        """Return a rule with these `Options`."""
-        return cls(options)
-
     def __init__(self, options: Any = None) -> None:
-        self.waiting = 0
-        """How many tasks are queued."""
-        self._depths: dict[str, int] = {}
+        self.up: defaultdict[str, list[str]] = defaultdict(list)
+        """The instances that are up and not out, by role they can run."""
+        self.depths: defaultdict[str, int] = defaultdict(int)
+        """How many tasks are queued, by role."""
         self._roles: dict[str, frozenset[str]] = {}
-        self._up: dict[str, list[str]] = {}
         self._node: dict[str, Hashable] = {}
         self._nodes: int | None = None
         self._doubted: set[str] = set()
 
     # Instances
-
-    def instances_up(self) -> dict[str, int]:
-        """Return how many instances are up, by role they can run."""
-        return {role: len(instances) for role, instances in self._up.items() if instances}
-
-    def up(self, role: str) -> int:
-        """Return how many instances are up that can run this role."""
-        return len(self._up.get(role, ()))
 
     @abstractmethod
     def idle_for(self, role: str) -> int:
@@ -79,7 +63,7 @@ class Dispatch(ABC):
         """How many nodes run the deployed model; 0 where every instance has one to itself."""
         if self._nodes is None:
             shared = len(set(self._node.values())) < len(self._node)
-            self._nodes = len(self._nodes_of(self._up.get(DEPLOYED, ()))) if shared else 0
+            self._nodes = len(self._nodes_of(self.up[DEPLOYED])) if shared else 0
         return self._nodes
 
     def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
@@ -88,7 +72,7 @@ class Dispatch(ABC):
         self._node[instance] = (instance,) if node is None else node
         self._nodes = None
         for role in roles:
-            self._up.setdefault(role, []).append(instance)
+            self.up[role].append(instance)
 
     def leave(self, instance: str) -> None:
         """Give no more work to an instance, idle or not; it may still run a unit."""
@@ -96,7 +80,7 @@ class Dispatch(ABC):
         self._doubted.discard(instance)
         self._nodes = None
         for role in self._roles.pop(instance):
-            self._up[role].remove(instance)
+            self.up[role].remove(instance)
 
     @abstractmethod
     def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
@@ -128,20 +112,11 @@ class Dispatch(ABC):
         if task.queue is not None:
             del task.queue[task]
             task.queue = task.instance = None
-            self.waiting -= 1
-            self._depths[task.role] -= 1
+            self.depths[task.role] -= 1
 
     @abstractmethod
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         """Take tasks for idle instances, as long as there are both: (instance, batch) pairs."""
-
-    def depths(self) -> dict[str, int]:
-        """Return how many tasks are queued, by role; roles without any may be left out."""
-        return dict(self._depths)
-
-    def depth(self, role: str) -> int:
-        """Return how many tasks of this role are queued."""
-        return self._depths.get(role, 0)
 
     def beside(self, task: Task, others: Iterable[Task]) -> bool:
         """Return whether one of the others is on this task's node, as far as is settled."""
@@ -153,8 +128,7 @@ class Dispatch(ABC):
         if first:
             queue.move_to_end(task, last=False)
         task.queue = queue
-        self.waiting += 1
-        self._depths[task.role] = self._depths.get(task.role, 0) + 1
+        self.depths[task.role] += 1
 
     def _take_batch(self, queue: Queue, instance: str, max_batch: int) -> list[Task]:
         """Take the oldest tasks that may share a batch on this instance."""
@@ -174,9 +148,7 @@ class Dispatch(ABC):
         for task in batch:
             del queue[task]
             task.queue = task.instance = None
-        if batch:
-            self.waiting -= len(batch)
-            self._depths[batch[0].role] -= len(batch)
+            self.depths[task.role] -= 1
         return batch
 
     def _may_run(self, task: Task, instance: str) -> bool:
@@ -192,7 +164,7 @@ class Dispatch(ABC):
         task is to run apart from; is on a node that does not either; and is not to be avoided. A
         condition that no instance meets is dropped.
         """
-        suited = self._up.get(task.role, [])
+        suited = self.up[task.role]
         taken = self._taken(task)
         if not (taken or task.failed_on or task.avoid):
             return suited
@@ -205,8 +177,7 @@ class Dispatch(ABC):
 
         Does not list them: a queue may be long, and instances many.
         """
-        applied: list[Worse] = []
-        up = self._up[task.role]
+        up, applied = self.up[task.role], []
         for worse in self._worse(task, self._taken(task)):
             if not worse(instance):
                 applied.append(worse)
@@ -214,7 +185,7 @@ class Dispatch(ABC):
                 return False
         return True
 
-    def _worse(self, task: Task, taken: Set[str]) -> tuple[Worse, ...]:
+    def _worse(self, task: Task, taken: Set[str]) -> tuple[Callable[[str], bool], ...]:
         """Return what makes an instance less suited than others, the worst first."""
         nodes = self._nodes_of(taken)
         return (
@@ -438,7 +409,7 @@ class InstanceQueues(Dispatch):
         return True
 
     def idle_for(self, role: str) -> int:
-        if self.up(role) == len(self._roles):
+        if len(self.up[role]) == len(self._roles):
             return len(self._idle)
         return sum(role in self._roles[instance] for instance in self._idle)
 
@@ -507,7 +478,7 @@ class RoundRobin(InstanceQueues):
         self._turns: dict[QueueKey, int] = {}
 
     def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
-        up = self._up[key[2]]
+        up = self.up[key[2]]
         turn = self._turns.get(key, 0)
         while up[turn % len(up)] not in suited:
             turn += 1

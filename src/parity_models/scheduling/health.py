@@ -21,7 +21,7 @@ from math import inf, log
 
 from parity_models.scheduling.actions import DEPLOYED, RecycleReason
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.work import Timer, Unit
+from parity_models.scheduling.work import Task, Timer, Unit
 
 BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
 """Seconds for which an instance is ejected the first time, and at most; they double each time."""
@@ -319,7 +319,16 @@ class Health:
             if limit is None:
                 limit = self._limits[unit.role] = RunLimit()
             limit.finished(unit.took)
-            self._did_well(member, unit)
+            for task in unit.tasks:
+                if task.charge is not None:
+                    self._charge_others(member, task)
+            self._failures.add(member.name, bad=False)
+            member.on_probation = False
+            member.proven += 1
+            if member.proven == PROVEN:
+                member.back_off = BACK_OFF
+            if member.doubted and self._failures.is_clear(member.name):
+                self._trust(member)
         elif rest == 0:
             self._did_badly(member, unit)
         if not member.is_in:
@@ -346,20 +355,13 @@ class Health:
 
     # Failing: doubted at once, ejected when its units fail more often than those of others
 
-    def _did_well(self, member: Member, unit: Unit) -> None:
-        for task in unit.tasks:
-            # What was taken back is charged after all: the instances that failed it were at fault.
-            if task.charge is not None and not task.charge[1] and not task.turned_away:
-                for name in dict.fromkeys(task.failed_on):
-                    if name != member.name and name in self._members:
-                        self._failures.add(name, bad=True)
-        self._failures.add(member.name, bad=False)
-        member.on_probation = False
-        member.proven += 1
-        if member.proven == PROVEN:
-            member.back_off = BACK_OFF
-        if member.doubted and self._failures.is_clear(member.name):
-            self._trust(member)
+    def _charge_others(self, member: Member, task: Task) -> None:
+        """Charge what was taken back after all: the instances that failed the task were at fault,
+        as this one has finished it."""
+        if task.charge and not task.charge[1] and not task.turned_away:
+            for name in dict.fromkeys(task.failed_on):
+                if name != member.name and name in self._members:
+                    self._failures.add(name, bad=True)
 
     def _did_badly(self, member: Member, unit: Unit) -> None:
         """Charge the instance with the failure, unless the tasks have failed elsewhere as well."""

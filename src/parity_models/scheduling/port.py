@@ -90,11 +90,11 @@ class Port(ABC):
 
     def queued(self, role: str) -> int:
         """Return how many tasks of this role are queued."""
-        return self.dispatch.depth(role)
+        return self.dispatch.depths[role]
 
     def up(self, role: str) -> int:
         """Return how many instances are up that can run this role."""
-        return self.dispatch.up(role)
+        return len(self.dispatch.up[role])
 
     def beside(self, task: Task, others: Iterable[Task]) -> bool:
         """Return whether one of the others runs, or is placed to run, on this task's node."""
@@ -193,12 +193,12 @@ class Port(ABC):
         """Call back at a time; if that raises, the queries `about` which it was fail."""
         return self._start_timer(at, partial(self.tell, about, callback))
 
-    def cancel_timer(self, timer: Timer | None) -> None:
-        """Cancel a timer; one that has fired or is None is left alone."""
-        if timer is None or timer.callback is None:
-            return
-        timer.callback = None
-        self._timers_live -= 1
+    def cancel_timer(self, *timers: Timer | None) -> None:
+        """Cancel timers; those that have fired or are None are left alone."""
+        for timer in timers:
+            if timer is not None and timer.callback is not None:
+                timer.callback = None
+                self._timers_live -= 1
         if not self._timers_live:
             self._timers.clear()
         elif len(self._timers) > 2 * self._timers_live + 16:
@@ -285,8 +285,7 @@ class Port(ABC):
 
     def _end_query(self, query: Query) -> None:
         del self.queries[query.id]
-        self.cancel_timer(query.timer)
-        self.cancel_timer(query.alarm)
+        self.cancel_timer(query.timer, query.alarm)
         for task in query.tasks:
             self.drop(task)
         self._on_end(query)

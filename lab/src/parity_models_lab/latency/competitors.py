@@ -177,7 +177,7 @@ class Prequal(InstanceQueues):
     def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
         if len(suited) == 1:
             return suited[0]
-        up = self._up[key[2]]
+        up = self.up[key[2]]
         size = max(2, min(self._options.prequal_pool, len(up) // 2))
         pool = self._pools.get(key[2])
         if pool is None:
