@@ -5,19 +5,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from parity_models.codes.coder import (
-    NO_NETWORKS,
-    Array,
-    CoderKind,
-    Network,
-    Networks,
-    Shape,
-)
+from parity_models.codes.coder import NO_NETWORKS, Array, CoderKind, Network, Networks, Shape
 from parity_models.codes.decoders import DECODERS, Decoder
 from parity_models.codes.encoders import ENCODERS, Encoder
 from parity_models.errors import CodeError, UserError
 from parity_models.options import Value
-from parity_models.registry import Registry, is_own
+from parity_models.registry import is_own
 
 NamedShape = tuple[int | str, ...]
 """The shape of an input, without the batch axis, which has names where axes are dynamic."""
@@ -92,26 +85,23 @@ class Code:
         self.query_shapes = {name: tuple(shape) for name, shape in query_shapes.items()}
         self._encoder_for = lru_cache(REMEMBERED)(self._new_encoder)
         self.parity_shapes = {name: self._parity_shape(name) for name in self.query_shapes}
-        encoders = [
-            self._encoder_for(_at(shape, dict.fromkeys(shape, UNLIKE)))
-            for shape in self.query_shapes.values()
-        ]
+        shapes = self.query_shapes.values()
+        encoders = [self._encoder_for(_at(each, dict.fromkeys(each, UNLIKE))) for each in shapes]
         self.encoder = encoders[0]
         axes = {each.stacked_axis for each in encoders}
         self.stacked_axis = axes.pop() if len(axes) == 1 else None
         """The axis of parity queries along which queries lie one after another, of all inputs."""
-        self.decoder = _build(
-            spec.decoder, decoder, spec, output_shape, of_decoder, networks.decoder
-        )
+        self.decoder = _build(decoder, spec, output_shape, of_decoder, networks.decoder)
 
     @property
     def network_shapes(self) -> dict[CoderKind, tuple[Shape, Shape]]:
         """The shapes that the networks of learned coders take and give, without the batch axis."""
-        coders: dict[CoderKind, tuple[Shape, Shape] | None] = {
-            "encoder": self.encoder.network_shapes,
-            "decoder": self.decoder.network_shapes,
-        }
-        return {coder: shapes for coder, shapes in coders.items() if shapes is not None}
+        found: dict[CoderKind, tuple[Shape, Shape]] = {}
+        if self.encoder.network_shapes is not None:
+            found["encoder"] = self.encoder.network_shapes
+        if self.decoder.network_shapes is not None:
+            found["decoder"] = self.decoder.network_shapes
+        return found
 
     @property
     def isolated(self) -> bool:
@@ -156,7 +146,19 @@ class Code:
             CodeError: the arrays do not fit.
 
         """
-        parts = {name: self._encode(name, queries, out) for name in self.query_shapes}
+        parts: dict[str, Array] = {}
+        for name, shape in self.query_shapes.items():
+            try:
+                arrays = [query[name] for query in queries]
+                if not all(isinstance(size, int) for size in shape):
+                    found = tuple(arrays[0].shape)
+                    shape = found[len(found) - len(shape) :]
+                into = None if out is None else out[name]
+                parts[name] = self._encoder_for(shape).encode(arrays, into)
+            except KeyError as error:
+                raise CodeError(f"queries have no input {name!r}") from error
+            except CodeError as error:
+                raise self._of_input(name, error) from error
         return [{name: part[j, ...] for name, part in parts.items()} for j in range(self.r)]
 
     def targets(self, predictions: Sequence[Array], j: int = 0) -> Array:
@@ -179,22 +181,6 @@ class Code:
         """
         return self.decoder.decode(predictions, parity_outputs)
 
-    def _encode(
-        self, name: str, queries: Sequence[Mapping[str, Array]], out: Mapping[str, Array] | None
-    ) -> Array:
-        shape = self.query_shapes[name]
-        try:
-            arrays = [query[name] for query in queries]
-            if not all(isinstance(size, int) for size in shape):
-                found = tuple(arrays[0].shape)
-                shape = found[len(found) - len(shape) :]
-            encoder = self._encoder_for(shape)
-            return encoder.encode(arrays, None if out is None else out[name])
-        except KeyError as error:
-            raise CodeError(f"queries have no input {name!r}") from error
-        except CodeError as error:
-            raise self._of_input(name, error) from error
-
     def _of_input(self, name: str, error: CodeError) -> CodeError:
         return error if len(self.query_shapes) == 1 else CodeError(f"of input {name!r}: {error}")
 
@@ -209,8 +195,7 @@ class Code:
         return shape
 
     def _new_encoder(self, shape: Shape) -> Encoder:
-        spec = self.spec
-        encoder = _build(spec.encoder, self._kind, spec, shape, self._options, self._network)
+        encoder = _build(self._kind, self.spec, shape, self._options, self._network)
         fixed = (each for shape in self.query_shapes.values() for each in shape)
         if encoder.network_shapes is not None and (
             len(self.query_shapes) > 1 or any(isinstance(each, str) for each in fixed)
@@ -256,7 +241,10 @@ def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder]]:
     Raises CodeError for names and options that do not exist, k and r out of range, and senseless
     pairs.
     """
-    encoder, decoder = _find(ENCODERS, spec.encoder), _find(DECODERS, spec.decoder)
+    try:
+        encoder, decoder = ENCODERS.find(spec.encoder), DECODERS.find(spec.decoder)
+    except UserError as error:
+        raise CodeError(str(error)) from error
     _options(spec)
     if spec.k < 2:
         raise CodeError(f"k must be 2 or more, got {spec.k}; with one query, replicate it instead")
@@ -273,13 +261,6 @@ def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder]]:
     return encoder, decoder
 
 
-def _find(registry: Registry[C], name: str) -> type[C]:
-    try:
-        return registry.find(name)
-    except UserError as error:
-        raise CodeError(str(error)) from error
-
-
 def _options(spec: CodeSpec) -> tuple[Any, Any]:
     try:
         return (
@@ -290,12 +271,11 @@ def _options(spec: CodeSpec) -> tuple[Any, Any]:
         raise CodeError(str(error)) from error
 
 
-def _build(
-    name: str, kind: type[C], spec: CodeSpec, shape: Shape, options: Any, network: Network | None
-) -> C:
+def _build(kind: type[C], spec: CodeSpec, shape: Shape, options: Any, network: Network | None) -> C:
     try:
         return kind(spec.k, spec.r, tuple(shape), options, network)
     except TypeError as error:  # the user's class lacks a method, or takes other arguments
+        name = spec.encoder if issubclass(kind, Encoder) else spec.decoder
         raise CodeError(f"{name} cannot be built: {error}") from error
 
 

@@ -6,7 +6,7 @@ serves. Without one a code still knows its shapes and its masks. (Kosaian, Rashm
 Learning-Based Coded Computation, IEEE JSAIT 2020.)
 """
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -48,7 +48,7 @@ def namespace(array: Array) -> Any:
 class Coder(ABC):
     """One side of a code, for groups of k queries with r parity queries.
 
-    A subclass says its `name` and its `Options`. A learned one computes with `network`.
+    A subclass defines its `name` and its `Options`. A learned one computes with `network`.
     """
 
     name: ClassVar[str]
@@ -77,14 +77,6 @@ class Coder(ABC):
         raise CodeError(
             f"the {type(self).__name__} is learned, and does not say how; give it new_network()"
         )
-
-    @abstractmethod
-    def shape(self) -> Shape:
-        """Return the shape of one parity query, or of a parity model's output for it, without batch
-        axes.
-
-        Raises CodeError for shapes that cannot be coded.
-        """
 
 
 def network_class(name: str) -> Any:

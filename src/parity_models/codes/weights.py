@@ -27,20 +27,6 @@ def parity_weights(k: int, r: int) -> NDArray[np.float64]:
     return weights
 
 
-def recovery_weights(
-    weights: NDArray[np.float64], missing: tuple[int, ...], rows: tuple[int, ...]
-) -> NDArray[np.float64]:
-    """Return the weights that recover the `missing` of k values from sums and the other values.
-
-    `weights` (r, k) made the sums, of which `rows` are here: as many as are missing, or more,
-    when errors in them are evened out (least squares). Gives (missing, rows + others).
-    """
-    here = [i for i in range(weights.shape[1]) if i not in missing]
-    sums = weights[list(rows)]
-    inverse = np.linalg.pinv(sums[:, list(missing)])
-    return np.concatenate([inverse, -inverse @ sums[:, here]], axis=1)
-
-
 def some_sets(of: int, size: int, seed: int, most: int = MOST_SETS) -> list[tuple[int, ...]]:
     """Return all sets of `size` out of `of` outputs, or `most` of them, drawn by `seed`."""
     if comb(of, size) <= most:

@@ -13,7 +13,7 @@ wrong answer is out whatever the others are: a wrong answer is worse than none. 
 are verified next, as they may be wrong for the same reason. See docs/explanation/health.md.
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -237,7 +237,7 @@ class Health:
         self._failures = Outliers()
         self._disagreements = Outliers()
         self._probes: Counter[str] = Counter()
-        self._limits: dict[str, RunLimit] = {}
+        self._limits: defaultdict[str, RunLimit] = defaultdict(RunLimit)
         self._watch: Timer | None = None
         """When units that run are looked at next."""
         self._over_limit: dict[int, float] = {}
@@ -315,10 +315,7 @@ class Health:
         if finished or any(task.wanted for task in unit.tasks):  # it was not cancelled
             member.sound = finished
         if finished:
-            limit = self._limits.get(unit.role)
-            if limit is None:
-                limit = self._limits[unit.role] = RunLimit()
-            limit.finished(unit.took)
+            self._limits[unit.role].finished(unit.took)
             for task in unit.tasks:
                 if task.charge is not None:
                     self._charge_others(member, task)

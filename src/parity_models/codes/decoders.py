@@ -1,0 +1,243 @@
+"""Decoders: what is available of a group in, reconstructions of the rest out.
+
+A decoder also fixes the shape of a parity model's output (`parity_output_shape`, without batch
+axes) and its training targets (`targets`), since only together do the two make sense.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import device
+from numpy.typing import NDArray
+
+from parity_models.codes.coder import (
+    Array,
+    Coder,
+    Network,
+    Shape,
+    namespace,
+    network_class,
+    untrained,
+)
+from parity_models.codes.weights import parity_weights
+from parity_models.errors import UndecodableError
+from parity_models.registry import Registry
+
+
+class Decoder(Coder):
+    """Fills in unavailable predictions of a group of k from what is available.
+
+    A subclass defines its `name`, its `Options` and the methods, and these facts: `apart`: a
+    reconstruction depends on its own slot of parity outputs alone. `reads_off`: parity outputs are
+    k predictions, (k, *output_shape), as the deployed model gives them, which are read off as they
+    are. `sums`: parity outputs are sums of predictions, which take longer to learn. `tells_slots`:
+    parity outputs must tell the slots of a group apart, which none can after a symmetric encoder.
+    """
+
+    apart: ClassVar[bool] = False
+    reads_off: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
+    tells_slots: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        k: int,
+        r: int,
+        output_shape: Shape,
+        options: Any = None,
+        network: Network | None = None,
+    ) -> None:
+        super().__init__(k, r, options, network)
+        self.output_shape = output_shape
+        self.parity_output_shape = self.shape()
+
+    def shape(self) -> Shape:
+        """Return the shape of a parity model's output for one parity query, without batch axes: by
+        default that of a prediction. Raises CodeError for shapes that cannot be decoded."""
+        return self.output_shape
+
+    @abstractmethod
+    def targets(self, predictions: Sequence[Array], j: int) -> Array:
+        """Return the training targets of parity model j, given the k predictions F(X_i).
+
+        k arrays of shape (*batch, *output_shape) give (*batch, *parity_output_shape).
+        """
+
+    @abstractmethod
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """Return for each of k slots whether its prediction is missing and can be reconstructed.
+
+        `available` (k) says which predictions are here, `parities` (r) which parity outputs.
+        """
+
+    @abstractmethod
+    def decode(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> dict[int, Array]:
+        """Reconstruct every slot that is None in `predictions`, keyed by slot.
+
+        `predictions` are k arrays (*batch, *output_shape), `parity_outputs` r arrays
+        (*batch, *parity_output_shape); None stands for what is unavailable. Raises
+        UndecodableError if what is there does not determine every missing slot.
+        """
+
+    def refusal(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> UndecodableError:
+        """Return the error for outputs that do not determine the missing predictions."""
+        missing = [i for i, value in enumerate(predictions) if value is None]
+        here = sum(value is not None for value in parity_outputs)
+        return UndecodableError(
+            f"the {self.name} decoder cannot reconstruct slots {missing} of k={self.k} from "
+            f"{here} of r={self.r} parity outputs; wait for more outputs of the group"
+        )
+
+
+class SubtractionDecoder(Decoder):
+    """Solves Σ_i w_ji F(X_i) = F_P(P_j) for the unavailable predictions.
+
+    Needs as many parity outputs as there are unavailable predictions (Kosaian et al., SOSP
+    2019, sections 3.2 and 3.5; for r = 1 and one missing prediction it is a subtraction). Where
+    there are more, the solution is that of least squares, which evens out their errors.
+    """
+
+    name = "subtraction"
+    sums = True
+
+    def targets(self, predictions: Sequence[Array], j: int) -> Array:
+        return _weighted(predictions, parity_weights(self.k, self.r)[j])
+
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        enough = self.k - sum(available) <= sum(parities)
+        return tuple(enough and not here for here in available)
+
+    def decode(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> dict[int, Array]:
+        missing = tuple(i for i, value in enumerate(predictions) if value is None)
+        rows = tuple(j for j, value in enumerate(parity_outputs) if value is not None)
+        if len(missing) > len(rows):
+            raise self.refusal(predictions, parity_outputs)
+        terms = [value for value in (*parity_outputs, *predictions) if value is not None]
+        solution = _recovery_weights(self.k, self.r, missing, rows)
+        return {
+            slot: _weighted(terms, weights) for slot, weights in zip(missing, solution, strict=True)
+        }
+
+
+def _weighted(terms: Sequence[Array], weights: NDArray[np.float64]) -> Array:
+    total = terms[0] * float(weights[0])
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total = total + term * float(weight)
+    return total
+
+
+@lru_cache(4096)
+def _recovery_weights(
+    k: int, r: int, missing: tuple[int, ...], rows: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Return the weights (missing, rows + others) that recover the `missing` of k values from the
+    sums in these rows of the parity weights and the other values."""
+    here = [i for i in range(k) if i not in missing]
+    sums = parity_weights(k, r)[list(rows)]
+    inverse = np.linalg.pinv(sums[:, list(missing)])
+    return np.concatenate([inverse, -inverse @ sums[:, here]], axis=1)
+
+
+class SeparateDecoder(Decoder):
+    """The parity model emits k predictions, one per slot, and a missing one is read off.
+
+    One parity output reconstructs any number of unavailable predictions and needs none of the
+    available ones (multiplexed inference: Murahari et al., DataMUX, NeurIPS 2022). Where
+    several parity outputs are here, their mean is taken.
+    """
+
+    name = "separate"
+    apart = True
+    reads_off = True
+    tells_slots = True
+
+    def shape(self) -> Shape:
+        return (self.k, *self.output_shape)
+
+    def targets(self, predictions: Sequence[Array], j: int) -> Array:
+        xp = namespace(predictions[0])
+        return xp.stack(list(predictions), axis=-len(self.output_shape) - 1)
+
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        enough = any(parities)
+        return tuple(enough and not here for here in available)
+
+    def decode(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> dict[int, Array]:
+        missing = [i for i, value in enumerate(predictions) if value is None]
+        here = [value for value in parity_outputs if value is not None]
+        if missing and not here:
+            raise self.refusal(predictions, parity_outputs)
+        after = (slice(None),) * len(self.output_shape)
+        result = {}
+        for slot in missing:
+            total = here[0][(..., slot, *after)]
+            for value in here[1:]:
+                total = total + value[(..., slot, *after)]
+            result[slot] = total / len(here) if len(here) > 1 else total
+        return result
+
+
+class MLPDecoder(SubtractionDecoder):
+    """A network corrects what subtraction reconstructs: it sees all there is of the group.
+
+    Parity models are trained as for subtraction, whose masks hold as well. The network takes
+    (n, k + r, values + 1): for each slot the prediction, or what subtraction makes of a missing
+    one, then for each parity query its output, or zeros; at the end of each row, 1 for what is
+    here. It gives (n, k, values), to be added to what subtraction gives. `values` are those of
+    one prediction.
+    """
+
+    name = "mlp"
+
+    @property
+    def network_shapes(self) -> tuple[Shape, Shape]:
+        values = prod(self.output_shape)
+        return (self.k + self.r, values + 1), (self.k, values)
+
+    def new_network(self) -> Any:
+        return network_class("PerceptronDecoder")(*self.network_shapes)
+
+    def decode(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> dict[int, Array]:
+        solved = super().decode(predictions, parity_outputs)
+        if not solved:
+            return {}
+        if self.network is None:
+            raise untrained(f"{self.name} decoder")
+        like = next(iter(solved.values()))
+        xp = namespace(like)
+        rows = [solved.get(slot, value) for slot, value in enumerate(predictions)]
+        rows += [xp.zeros_like(like) if output is None else output for output in parity_outputs]
+        here = [value is not None for value in (*predictions, *parity_outputs)]
+        values = prod(self.output_shape)
+        table = xp.stack([xp.reshape(row, (-1, values)) for row in rows], axis=1)
+        flags = xp.asarray(here, dtype=like.dtype, device=device(like))
+        flags = xp.broadcast_to(flags[None, :, None], (*table.shape[:2], 1))
+        corrections = self.network(xp.concat([table, flags], axis=-1))
+        return {
+            slot: value + xp.reshape(corrections[:, slot, :], value.shape)
+            for slot, value in solved.items()
+        }
+
+
+DECODERS = Registry[Decoder]("decoder", Decoder, SubtractionDecoder, SeparateDecoder, MLPDecoder)
+"""The decoders."""
