@@ -21,7 +21,7 @@ from parity_models.evaluation.judging import calibrate
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
-from parity_models.tasks.agreeing import SAME_BOX, Agreement, agreement_for
+from parity_models.tasks.metrics import SAME_BOX, Agreement, agreement_for
 from parity_models.tasks.task import Split
 
 Floats = NDArray[np.float64]

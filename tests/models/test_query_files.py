@@ -20,7 +20,7 @@ from parity_models.errors import DataError, UserError
 from parity_models.models.queries import LARGEST, read_batch
 from parity_models.models.signature import Signature, Tensor
 from parity_models.tasks.labels import load_labels
-from parity_models.tasks.unlabelled import choose_metric, labels_from
+from parity_models.tasks.metrics import choose_metric, labels_from
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 5)

@@ -1,6 +1,5 @@
 """A task and a network of one's own are small classes, named on the command line."""
 
-import json
 import re
 from pathlib import Path
 
@@ -30,6 +29,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / name
 
 
+def write(here: Path, source: str) -> str:
+    """Write a module of one's own; return its name."""
+    here.with_suffix(".py").write_text(source)
+    return here.name
+
+
 def run(*arguments: str) -> str:
     of_lab = arguments[0] in ("train", "data", "accuracy")
     result = invoke_lab(*arguments) if of_lab else invoke(*arguments)
@@ -46,17 +51,19 @@ def test_the_documented_task_and_network_lead_to_a_bundle(here: Path) -> None:
     assert deployed.accuracy.metric == "r2"
     np.save("inputs.npy", choose_task(task).load(None).train.inputs)
     run(
-        "parity",
-        "--from",
-        "f",
-        "--inputs",
-        "inputs.npy",
-        "--network",
-        "mlp",
-        "--epochs",
-        "3",
-        "--out",
-        "p",
+        *[
+            "parity",
+            "--from",
+            "f",
+            "--inputs",
+            "inputs.npy",
+            "--network",
+            "mlp",
+            "--epochs",
+            "3",
+            "--out",
+            "p",
+        ]
     )
     assert "agree" in run("evaluate", "p", "--inputs", "inputs.npy")
     assert open_bundle(Path("p")).manifest.accuracy is not None
@@ -87,25 +94,6 @@ def test_options_after_the_names_are_theirs_and_are_kept(here: Path) -> None:
     ]:
         with pytest.raises(UserError, match=reason):
             run("train", *wrong, "--out", "g")
-
-
-def test_a_matrix_of_accuracies_may_name_them_with_their_options(here: Path) -> None:
-    task, sized = f"{here.name}:Waves@noise=0.5", f"{here.name}:Sized@units=7"
-    Path("own.toml").write_text(f"""
-        title = "One's own"
-        [[deployed]]
-        task = "{task}"
-        network = "{sized}"
-        epochs = 1
-        codes = [{{ encoder = "stack", decoder = "separate", k = 2, epochs = 1 }}]
-        backups = [{{ network = "{here.name}:Narrow", epochs = 1 }}]
-    """)
-    run("accuracy", "--preset", "own.toml", "--out", "out", "--work", "work")
-    (file,) = Path("out").glob("*.json")
-    result = json.loads(file.read_text())
-    assert sized in result["title"]
-    approaches = [row["approach"] for row in result["rows"]]
-    assert f"approximate backup, {here.name}:Narrow" in approaches
 
 
 def test_a_name_out_of_a_bundle_is_never_imported(here: Path) -> None:
@@ -143,12 +131,8 @@ class Task(FolderTask):
 """
 
 
-def test_a_task_in_files_says_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = f"own_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(FILES)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_task_in_files_says_what_is_missing(here: Path, tmp_path: Path) -> None:
+    name = write(here, FILES)
     with pytest.raises(DataError, match=f"the data of {name}:Task are not in .* a folder birds"):
         run("data", "info", f"{name}:Task", "--data-dir", str(tmp_path))
 
@@ -167,13 +151,8 @@ def test_a_task_in_files_says_what_is_missing(
         ("return Dataset(split(9), split(5, width=4), split(5), ('a', 'b'))", "validation inputs"),
     ],
 )
-def test_what_a_task_loads_is_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
-) -> None:
-    name = f"own_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(OWN.format(body=body))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_what_a_task_loads_is_checked(here: Path, body: str, reason: str) -> None:
+    name = write(here, OWN.format(body=body))
     for line in ("train --out f --task", "data info"):
         with pytest.raises(DataError, match=reason):
             run(*line.split(), f"{name}:Task")
@@ -192,12 +171,7 @@ def test_what_a_task_loads_is_checked(
         ("from parity_models.tasks import Task", "cannot be made"),
     ],
 )
-def test_what_is_no_task_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
-) -> None:
-    name = f"own_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_what_is_no_task_is_refused(here: Path, source: str, reason: str) -> None:
+    name = write(here, source)
     with pytest.raises(UserError, match=reason):
         choose_task(f"{name}:Task")

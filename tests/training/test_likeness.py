@@ -12,7 +12,7 @@ from onnx_models import output_of
 from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.tasks.output_kind import choose_output_kind
+from parity_models.tasks.metrics import choose_output_kind
 from parity_models.training import TrainingOptions
 from trainings import train_backup, train_parity
 

@@ -17,8 +17,7 @@ from parity_models.evaluation.outputs import Answers, Outputs
 from parity_models.models.bundle import Accuracy
 from parity_models.models.gate import Calibration, Gate, StandIn
 from parity_models.roles import BACKUPS
-from parity_models.tasks.agreeing import Agreement
-from parity_models.tasks.metrics import METRICS, agreement, score
+from parity_models.tasks.metrics import METRICS, Agreement, agreement, score
 
 Array = NDArray[Any]
 

@@ -27,7 +27,7 @@ from parity_models.models.gate import (
     confidences,
     suited,
 )
-from parity_models.tasks.agreeing import agreement_for
+from parity_models.tasks.metrics import agreement_for
 
 LEVELS: Final = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """The levels of agreement that are always calibrated, if they can be reached."""

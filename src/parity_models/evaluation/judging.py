@@ -31,9 +31,8 @@ from parity_models.models.queries import Batch, as_batch, check_queries, read_ba
 from parity_models.printed import Printed
 from parity_models.tasks import choose_task, find_task, is_ours
 from parity_models.tasks.labels import load_labels
-from parity_models.tasks.metrics import constant_score
+from parity_models.tasks.metrics import choose_metric, constant_score, labels_from
 from parity_models.tasks.task import Labels, Task
-from parity_models.tasks.unlabelled import choose_metric, labels_from
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -19,8 +19,7 @@ from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
-from parity_models.tasks.metrics import score
-from parity_models.tasks.unlabelled import labels_from
+from parity_models.tasks.metrics import labels_from, score
 from parity_models.training.candidates import (
     STACKED,
     Candidate,

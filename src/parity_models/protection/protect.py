@@ -49,7 +49,7 @@ from parity_models.protection.options import INSTANCES
 from parity_models.protection.scene import Scene, Service, contention_of, offered
 from parity_models.protection.search_options import SearchOptions
 from parity_models.roles import DEPLOYED
-from parity_models.tasks.output_kind import OutputKind
+from parity_models.tasks.metrics import OutputKind
 from parity_models.training.bundling import (
     BackupPart,
     ParityPart,

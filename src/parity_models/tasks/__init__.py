@@ -6,28 +6,16 @@ A task is a small class, a subclass of `Task`, that says everything about itself
 
 from parity_models.errors import UserError
 from parity_models.registry import Registry, is_own, say
-from parity_models.tasks.digits import Digits
+from parity_models.tasks.datasets import Diabetes, Digits, FashionMnist, FashionMnistPixels, Mnist
 from parity_models.tasks.metrics import METRICS, agreement, check_labels, score
-from parity_models.tasks.mnist import FashionMnist, FashionMnistPixels, Mnist
-from parity_models.tasks.own_task import OwnTask, check_dataset
-from parity_models.tasks.tabular import California, Diabetes
-from parity_models.tasks.task import Dataset, Split, Task
+from parity_models.tasks.task import Dataset, OwnTask, Split, Task, check_dataset
 
-TASKS = Registry[Task](
-    "task",
-    Task,
-    Digits,
-    Mnist,
-    FashionMnist,
-    FashionMnistPixels,
-    Diabetes,
-    California,
-)
+TASKS = Registry[Task]("task", Task, Digits, Mnist, FashionMnist, FashionMnistPixels, Diabetes)
 """The built-in tasks."""
 
 
 def find_task(name: str) -> Task:
-    """Return the task of ours called `name`. Raises UserError with the names there are.
+    """Return the task of ours called `name`. Raises UserError with the names that exist.
 
     Names out of a bundle come here: they are never imported.
     """
@@ -39,7 +27,7 @@ def find_task(name: str) -> Task:
 def choose_task(name: str) -> Task:
     """Return the task that the user names: one of ours, or package.module:Class for their own.
 
-    Raises UserError for what is no task.
+    Raises UserError for names that are no task's.
     """
     if not is_own(name):
         return find_task(name)
@@ -56,7 +44,7 @@ def is_ours(name: str) -> bool:
 
 
 def _build(name: str) -> Task:
-    """The task that a name stands for, with the options after it; it is called so, too."""
+    """Return the task that a name stands for, with the options after it; it is called so, too."""
     kind, options = TASKS.parse(name)
     try:
         task = kind(options)

@@ -1,22 +1,45 @@
-"""Metrics: one number for the quality of outputs, of models and reconstructions alike.
+"""Metrics, agreement and kinds of predictions: how good outputs are, of models and stand-ins alike.
 
-A metric also fixes the kind of predictions, and that decides how networks learn them.
+A metric also fixes the kind of predictions, and that decides how networks learn them. Where there
+are no labels, the model's own predictions count as right.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import prod
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import DataError
+from parity_models.errors import DataError, UserError
 
 Array = NDArray[Any]
 
 PredictionKind = Literal["classes", "boxes", "values"]
 """The kind of predictions: a score for each class; a box's left, top, right and bottom edge, as
 shares of the image's width and height; or any numbers."""
+
+OutputKind = Literal["logits", "probabilities", "boxes", "numbers", "embeddings"]
+"""The kind of a model's outputs, so that its stand-ins give valid ones: a score for each class,
+from before a softmax; a share for each class, which add up to 1; boxes; any numbers; or vectors of
+length 1."""
+
+OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
+
+NEAR = 1e-3
+"""The largest distance of the sum of shares, or of the length of a vector, from 1."""
+
+LEAST_LENGTH = 8
+"""Vectors of fewer values, all of length 1, may be anything: a direction, a rotation."""
+
+SAME_BOX = 0.5
+"""The least overlap (IoU) of two boxes of the same object (the criterion of PASCAL VOC: Everingham
+et al., IJCV 2010)."""
+
+SAME_VALUES = 0.1
+"""The largest squared distance from F's prediction, as a share of the variance of F's predictions,
+at which values agree: such rows alone would have an R² of at least 0.9."""
 
 
 @dataclass(frozen=True)
@@ -34,52 +57,23 @@ class Metric:
 
 
 def top1(outputs: Array, labels: Array) -> float:
-    """The share of rows of `outputs` (n, classes) whose largest entry is at `labels` (n,)."""
+    """Return the share of rows of (n, classes) whose largest entry is at `labels` (n,)."""
     return float(np.mean(outputs.argmax(axis=-1) == labels))
 
 
 def top5(outputs: Array, labels: Array) -> float:
-    """The share of rows of `outputs` (n, classes) with `labels` (n,) among the five largest."""
+    """Return the share of rows of (n, classes) with `labels` (n,) among the five largest."""
     best = np.argsort(outputs, axis=-1)[..., -5:]
     return float(np.mean((best == labels[..., None]).any(axis=-1)))
 
 
 def iou(outputs: Array, labels: Array) -> float:
-    """The mean over boxes (n, 4) of the area that two have in common, over that of their union."""
-    return float(np.mean(overlaps(outputs, labels)))
-
-
-def overlaps(outputs: Array, labels: Array) -> Array:
-    """The area that each two of boxes (n, 4) have in common, over that of their union: (n,).
-
-    Boxes are left, top, right, bottom; one whose edges are crossed is empty.
-    """
-    both = np.concatenate(
-        [np.maximum(outputs, labels)[:, :2], np.minimum(outputs, labels)[:, 2:]], axis=1
-    )
-    common = _area(both)
-    union = _area(outputs) + _area(labels) - common
-    shares: Array = common / np.maximum(union, np.finfo(np.float32).tiny)
-    return shares
-
-
-def _area(boxes: Array) -> Array:
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    areas: Array = sides.prod(axis=1)
-    return areas
-
-
-def is_map(shape: Sequence[int]) -> bool:
-    """Return whether predictions of this shape are maps: channels, height and width.
-
-    Their numbers are of one unit, and hardly vary at the edges: they are judged together, where
-    numbers of a row are judged one by one.
-    """
-    return len(shape) >= 3
+    """Return the mean over boxes (n, 4) of the area in common over that of the union."""
+    return float(np.mean(_overlaps(outputs, labels)))
 
 
 def r2(outputs: Array, labels: Array) -> float:
-    """The share of the variance of `labels` (n, ...) that `outputs` explain.
+    """Return the share of the variance of `labels` (n, ...) that `outputs` explain.
 
     0 is as good as the mean of the labels, and worse is negative. It is the average over the
     numbers of a label that vary, and of maps the share for all of their numbers together; NaN where
@@ -98,16 +92,12 @@ def r2(outputs: Array, labels: Array) -> float:
 
 
 def cosine(outputs: Array, labels: Array) -> float:
-    """The mean cosine of the angle between rows of `outputs` and of `labels`, both (n, ...)."""
-    return float(np.mean(cosines(outputs, labels)))
-
-
-def cosines(outputs: Array, labels: Array) -> Array:
-    """The cosine of the angle between each two rows of (n, ...): (n,). 0 for a vector of zeros."""
+    """Return the mean cosine of the angle between rows of `outputs` and `labels`, both (n, ...); 0
+    for a row of zeros."""
     one, other = (each.astype(np.float64).reshape(len(each), -1) for each in (outputs, labels))
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    similar: Array = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return similar
+    similar = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return float(np.mean(similar))
 
 
 METRICS: dict[str, Metric] = {
@@ -117,6 +107,24 @@ METRICS: dict[str, Metric] = {
     "r2": Metric("values", r2),
     "cosine": Metric("values", cosine),
 }
+
+USUAL: dict[OutputKind, str] = {
+    "logits": "top-1",
+    "probabilities": "top-1",
+    "boxes": "iou",
+    "numbers": "r2",
+    "embeddings": "cosine",
+}
+"""The default metric of each kind of outputs."""
+
+
+def is_map(shape: Sequence[int]) -> bool:
+    """Return whether predictions of this shape are maps: channels, height and width.
+
+    Their numbers are of one unit, and hardly vary at the edges: they are judged together, where
+    numbers of a row are judged one by one.
+    """
+    return len(shape) >= 3
 
 
 def score(metric: str, outputs: Array, labels: Array) -> float:
@@ -135,8 +143,11 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
 
 
 def constant_score(metric: str, labels: Array) -> float:
-    """About the best score that one prediction for all queries gets: that of the commonest class,
-    or classes, or of the mean label. `labels` are (n,) classes or (n, *output_shape) values."""
+    """Return about the best score that one prediction for all queries gets.
+
+    That is the score of the commonest class, or classes, or of the mean label. `labels` are (n,)
+    classes or (n, *output_shape) values.
+    """
     if METRICS[metric].kind == "classes":
         counts = np.sort(np.unique(labels, return_counts=True)[1])
         return float(counts[-5 if metric == "top-5" else -1 :].sum() / len(labels))
@@ -170,6 +181,45 @@ def check_boxes(metric: str, outputs: Array, what: str) -> None:
         )
 
 
+def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
+    """Return the metric called `name`; by default top-1 for a row of numbers, else r2.
+
+    Raises UserError for a metric that does not exist or cannot judge predictions of
+    `output_shape`.
+    """
+    is_row = len(output_shape) == 1 and output_shape[0] > 1
+    if name is None:
+        return "top-1" if is_row else "r2"
+    if name not in METRICS:
+        raise UserError(f"no metric is called {name!r}; there are {', '.join(METRICS)}")
+    kind = METRICS[name].kind
+    if kind == "classes" and not is_row:
+        raise UserError(
+            f"{name} judges predictions that hold a number for each class, not predictions of "
+            f"shape {output_shape}; use --metric r2"
+        )
+    if kind == "boxes" and output_shape != (4,):
+        raise UserError(
+            f"{name} judges boxes, predictions of shape (4,), not {output_shape}; use --metric r2"
+        )
+    return name
+
+
+# The model's predictions as labels
+
+
+def labels_from(predictions: Array, metric: str) -> Array:
+    """Return the labels that `predictions` (n, *output_shape) make right: classes, or themselves.
+
+    Raises DataError for boxes most of which are empty.
+    """
+    if METRICS[metric].kind == "classes":
+        classes: Array = predictions.argmax(axis=-1)
+        return classes
+    check_boxes(metric, predictions, "deployed model's predictions")
+    return predictions
+
+
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:
     """Return how far `outputs` agree with a model's `predictions`, both (n, *output_shape).
 
@@ -179,3 +229,107 @@ def agreement(metric: str, outputs: Array, predictions: Array) -> float:
     if METRICS[metric].kind == "classes":
         return top1(outputs, predictions.argmax(axis=-1))
     return score(metric, outputs, predictions)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement with a prediction: the same class, a box that overlaps it by `tolerance` (IoU) at
+    least, or values at a distance (Euclidean) of `tolerance` at most."""
+
+    kind: PredictionKind
+    tolerance: float
+
+    def __call__(self, outputs: Array, predictions: Array) -> NDArray[np.bool_]:
+        """Return for each of `outputs` (n, *output_shape) whether it agrees with F's: (n,)."""
+        same: NDArray[np.bool_]
+        with np.errstate(all="ignore"):
+            if self.kind == "classes":
+                size = prod(outputs.shape[1:])
+                one, other = (each.reshape(len(each), size) for each in (outputs, predictions))
+                same = one.argmax(axis=1) == other.argmax(axis=1)
+            elif self.kind == "boxes":
+                same = _overlaps(outputs, predictions) >= self.tolerance
+            else:
+                off = (outputs.astype(np.float64) - predictions).reshape(len(outputs), -1)
+                same = np.linalg.norm(off, axis=1) <= self.tolerance
+        return same
+
+
+def agreement_for(metric: str, predictions: Array) -> Agreement:
+    """Return what agrees under `metric`, where F's predictions are like these (n, ...)."""
+    kind = METRICS[metric].kind
+    if kind != "values":
+        return Agreement(kind, SAME_BOX if kind == "boxes" else 0.0)
+    variance = predictions.reshape(len(predictions), -1).var(axis=0, dtype=np.float64).sum()
+    return Agreement(kind, float(np.sqrt(SAME_VALUES * variance)))
+
+
+# The kind of a model's outputs
+
+
+def choose_output_kind(
+    named: str | None, metric: str | None, predictions: Array
+) -> tuple[OutputKind, str]:
+    """Return the kind of `predictions` (n, *output_shape), and the metric that judges them.
+
+    The kind is the one `named`, else what suits the `metric` and the predictions. Raises UserError
+    for a kind that does not exist, and where kind, metric and predictions do not go together.
+    """
+    if named is not None and named not in OUTPUT_KINDS:
+        raise UserError(f"predictions are {', '.join(OUTPUT_KINDS)}, not {named!r}")
+    kind = next((each for each in OUTPUT_KINDS if each == named), None)
+    if kind is None:
+        kind = recognise(predictions, metric)
+    metric = choose_metric(metric or USUAL[kind], predictions.shape[1:])
+    judged, usual = METRICS[metric].kind, METRICS[USUAL[kind]].kind
+    if judged != usual:
+        raise UserError(
+            f"{metric} judges {judged}, and predictions are {kind}; leave out --metric, or say "
+            "another --output-kind"
+        )
+    if kind == "probabilities" and not _are_shares(predictions):
+        raise UserError(
+            "the deployed model's predictions are no probabilities: some are below 0, or do not "
+            "add up to 1; leave out --output-kind"
+        )
+    return kind, metric
+
+
+def recognise(predictions: Array, metric: str | None = None) -> OutputKind:
+    """Return the kind that `predictions` (n, *output_shape) look like, if `metric` judges them."""
+    judged = None if metric is None else METRICS[choose_metric(metric, predictions.shape[1:])].kind
+    if judged == "boxes":
+        return "boxes"
+    row = predictions.ndim == 2 and predictions.shape[1] > 1
+    if row and judged in (None, "classes") and _are_shares(predictions):
+        return "probabilities"
+    if row and judged in (None, "values") and _are_unit(predictions):
+        return "embeddings"
+    if judged is None:
+        return "logits" if row else "numbers"
+    return "logits" if judged == "classes" else "numbers"
+
+
+def _are_shares(predictions: Array) -> bool:
+    sums = predictions.sum(axis=-1, dtype=np.float64)
+    return bool((predictions >= 0).all() and (np.abs(sums - 1) <= NEAR).all())
+
+
+def _are_unit(predictions: Array) -> bool:
+    lengths = np.linalg.norm(predictions.astype(np.float64), axis=-1)
+    return predictions.shape[1] >= LEAST_LENGTH and bool((np.abs(lengths - 1) <= NEAR).all())
+
+
+def _overlaps(outputs: Array, labels: Array) -> Array:
+    """Return the area that each two of boxes (n, 4) have in common, over that of their union: (n,).
+
+    Boxes are left, top, right, bottom; one whose edges are crossed is empty.
+    """
+    both = np.concatenate(
+        [np.maximum(outputs, labels)[:, :2], np.minimum(outputs, labels)[:, 2:]], axis=1
+    )
+    common, *areas = (
+        np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1) for boxes in (both, outputs, labels)
+    )
+    shares: Array = common / np.maximum(sum(areas) - common, np.finfo(np.float32).tiny)
+    return shares

@@ -2,18 +2,24 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models import options
-from parity_models.errors import DataError
+from parity_models.errors import DataError, UserError
+from parity_models.registry import say
+from parity_models.tasks.labels import check_floats
+from parity_models.tasks.metrics import METRICS, check_labels
+
+Result = TypeVar("Result")
 
 SPLIT_SEED = 2019
-"""Splits are a property of the task: the same for every training run, whatever its seed."""
+"""Splits are a property of the task: the same for every run, whatever its seed."""
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
 """Classes (n,), or what a model should put out, float32 (n, *output_shape)."""
@@ -24,10 +30,7 @@ VALIDATES = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Queries and what the right answers to them are, in the same order.
-
-    `inputs` is float32 (n, *input_shape), normalised as models get it.
-    """
+    """Queries, float32 (n, *input_shape), normalised as models get them, and their labels."""
 
     inputs: NDArray[np.float32]
     labels: Labels
@@ -36,12 +39,12 @@ class Split:
         return len(self.inputs)
 
     def take(self, rows: NDArray[np.int64]) -> "Split":
-        """The queries at `rows`, in that order."""
+        """Return the queries at `rows`, in that order."""
         return Split(self.inputs[rows], self.labels[rows])
 
     def part(self, least: int) -> tuple["Split", NDArray[np.float32]]:
-        """Of a validation set, one in VALIDATES, `least` at least, to choose the best epoch by, and
-        the inputs of the others, to calibrate gates with: no query does both."""
+        """Part a validation set: one in VALIDATES, `least` at least, to choose the best epoch by,
+        and the inputs of the others, to calibrate gates with. No query does both."""
         order = np.random.default_rng(0).permutation(len(self))
         number = max(least, len(order) // VALIDATES)
         return self.take(np.sort(order[:number])), self.inputs[np.sort(order[number:])]
@@ -51,7 +54,7 @@ class Split:
 class Dataset:
     """A task's data: to fit on, to choose the best epoch by, and to report accuracy on.
 
-    `classes` names the classes that labels count through; tasks without classes have none.
+    `classes` are the names of the classes that labels number, if they do.
     """
 
     train: Split
@@ -73,10 +76,9 @@ class Dataset:
 class Task(ABC):
     """An inference task.
 
-    A subclass says its `name`, its `Options`, what it is `about`, and defines `load`. `metric` is
+    A subclass defines its `name`, its `Options`, its description `about`, and `load`. `metric` is
     a key of `metrics.METRICS`: it says what predictions are (classes, boxes or values) and thereby
-    how models learn them. `flips` says that a query mirrored left to right
-    (along its last axis) is as good a query, so training may mirror it.
+    how models learn them. `flips`: training may mirror queries left to right (along the last axis).
     """
 
     name: str
@@ -106,9 +108,8 @@ class Task(ABC):
 class FolderTask(Task):
     """A task whose data are files in a standard layout.
 
-    `places` are the folders below a folder of datasets where the files may lie; `installed` are
-    folders of datasets besides the user's. `needs` says what files are looked for and where
-    they come from.
+    `places` are the folders below a folder of datasets where the files may be; `installed` are
+    folders of datasets besides the user's. `needs` is for people: the files, and their source.
     """
 
     places: ClassVar[tuple[str, ...]]
@@ -146,8 +147,68 @@ class FolderTask(Task):
         return None
 
 
+class OwnTask(Task):
+    """A user's task, under the `name` that they typed (package.module:Class).
+
+    Its errors become one sentence, and what it loads is checked.
+    """
+
+    def __init__(self, name: str, task: Task) -> None:
+        super().__init__()
+        self.name = name
+        self.about = task.about
+        self.metric = task.metric
+        self.flips = task.flips
+        self._task = task
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        dataset = self._ask(self._task.load, folder)
+        try:
+            if not isinstance(dataset, Dataset):
+                raise DataError(f"it gives {type(dataset).__name__}, not a Dataset")
+            check_dataset(self.metric, dataset)
+        except DataError as error:
+            raise DataError(f"the data of {self.name} cannot be used: {error}") from error
+        return dataset
+
+    def find(self, folder: Path | None = None) -> str | None:
+        return self._ask(self._task.find, folder)
+
+    def _ask(self, method: Callable[[Path | None], Result], folder: Path | None) -> Result:
+        try:
+            return method(folder)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's class may raise anything
+            raise DataError(f"{self.name}.{method.__name__} failed: {say(error)}") from error
+
+
+def check_dataset(metric: str, dataset: Dataset) -> None:
+    """Raise DataError unless models can be trained on `dataset` and judged by `metric`."""
+    classes = METRICS[metric].kind == "classes"
+    if classes and not dataset.classes:
+        raise DataError(f"{metric} is of classes, and the Dataset names none (classes=...)")
+    for name in ("train", "validation", "test"):
+        split = getattr(dataset, name)
+        inputs, labels = split.inputs, split.labels
+        for what, array, kinds in (("inputs", inputs, "f"), ("labels", labels, "iuf")):
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
+                found = getattr(array, "dtype", type(array).__name__)
+                raise DataError(f"{name} {what} are no array of numbers but {found}")
+        check_floats(inputs, dataset.input_shape, f"{name} inputs")
+        outputs = np.broadcast_to(np.float32(0), (len(inputs), *dataset.output_shape))
+        check_labels(metric, outputs, labels)
+        if classes and not 0 <= labels.min() <= labels.max() < len(dataset.classes):
+            raise DataError(
+                f"{name} labels are {labels.min()} to {labels.max()}; there are "
+                f"{len(dataset.classes)} classes, from 0 on"
+            )
+        if not np.isfinite(labels).all():
+            raise DataError(f"{name} labels hold NaN or infinite values")
+
+
 def own_folder() -> Path:
-    """The user's folder of datasets: $PARM_DATA, else the cache."""
+    """Return the user's folder of datasets: $PARM_DATA, else the cache."""
     chosen = os.environ.get("PARM_DATA")
     if chosen:
         return Path(chosen)
@@ -161,10 +222,9 @@ def hold_out(split: Split, size: int) -> tuple[Split, Split]:
 
 
 def normalised(pixels: NDArray[np.uint8], mean: Any, deviation: Any) -> NDArray[np.float32]:
-    """Pixels from 0 to 255, taken as 0 to 1, less `mean` and over `deviation`.
+    """Return pixels of 0 to 255 (any shape) as 0 to 1, less `mean` and over `deviation`.
 
-    `pixels` may have any shape, which the result has as well. The two are numbers, or arrays that
-    broadcast over them.
+    The two are numbers, or arrays that broadcast over them.
     """
     scale, offset = np.float32(1 / (255 * np.float64(deviation))), np.float64(mean) / deviation
     inputs = pixels.astype(np.float32)

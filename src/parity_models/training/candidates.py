@@ -25,8 +25,7 @@ from parity_models.models.networks.slotwise import Slotwise, Stacked, copy_weigh
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Signature
 from parity_models.models.signature import Tensor as NamedTensor
-from parity_models.tasks.agreeing import agreement_for
-from parity_models.tasks.output_kind import OutputKind
+from parity_models.tasks.metrics import OutputKind, agreement_for
 from parity_models.training.device import computing, place
 from parity_models.training.distillation import (
     SQUARED_ERROR,

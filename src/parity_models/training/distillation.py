@@ -15,9 +15,13 @@ from torch.nn import functional
 from parity_models.errors import DataError, ModelError
 from parity_models.models.envelope import Envelope
 from parity_models.models.networks.slotwise import Stacked
-from parity_models.tasks.metrics import PredictionKind, is_map
-from parity_models.tasks.output_kind import OutputKind, choose_output_kind
-from parity_models.tasks.unlabelled import labels_from
+from parity_models.tasks.metrics import (
+    OutputKind,
+    PredictionKind,
+    choose_output_kind,
+    is_map,
+    labels_from,
+)
 from parity_models.training.device import Rows, predict
 from parity_models.training.envelope import fit_envelope
 from parity_models.training.queries import Queries

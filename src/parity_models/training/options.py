@@ -5,7 +5,7 @@ from typing import Annotated
 
 from parity_models.options import SECONDS, Option, Options
 from parity_models.tasks import METRICS
-from parity_models.tasks.output_kind import OUTPUT_KINDS
+from parity_models.tasks.metrics import OUTPUT_KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.roles import Source
-from parity_models.tasks.agreeing import Agreement
+from parity_models.tasks.metrics import Agreement
 from parity_models.trust.gates import ChosenGate
 
 ODDS: Final = 3.0

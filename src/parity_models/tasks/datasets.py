@@ -1,0 +1,229 @@
+"""The built-in tasks: digits and diabetes, which come with scikit-learn, MNIST, Fashion-MNIST.
+
+MNIST and its kin are files in the IDX format: a header of big-endian sizes, then the values; they
+may be gzipped. (Y. LeCun, C. Cortes, C. Burges: The MNIST database, 1998. H. Xiao, K. Rasul,
+R. Vollgraf: Fashion-MNIST, 2017.)
+"""
+
+import gzip
+import struct
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.errors import DataError
+from parity_models.tasks.task import (
+    Dataset,
+    FolderTask,
+    Split,
+    Task,
+    hold_out,
+    normalised,
+    own_folder,
+)
+
+UNSIGNED_BYTE = 0x08
+LARGEST = 1 << 31
+"""Bytes of values that a file may hold: no such dataset is near it, a damaged header may be."""
+
+TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+"""Names of the images and labels of each split, with or without .gz behind them."""
+
+VALIDATION = 12
+"""One of so many training images is held out: 5,000 of 60,000."""
+
+SHAPE = (28, 28)
+
+
+class Digits(Task):
+    """1,797 handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition, UCI 1998)."""
+
+    name = "digits"
+    about = "handwritten digits, 8x8"
+    metric = "top-1"
+
+    mean, deviation = 4.884, 6.017  # of the pixels, from 0 to 16
+    test, validation = 400, 197
+
+    def find(self, folder: Path | None = None) -> str | None:
+        return "scikit-learn"
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        """1,200 digits to train on, 197 for validation, 400 for test; `folder` is not needed."""
+        from sklearn.datasets import load_digits  # here: not needed elsewhere
+
+        images, labels = load_digits(return_X_y=True)
+        inputs = ((images - self.mean) / self.deviation).astype(np.float32).reshape(-1, 1, 8, 8)
+        rest, test = hold_out(Split(inputs, labels.astype(np.int64)), self.test)
+        train, validation = hold_out(rest, self.validation)
+        return Dataset(train, validation, test, tuple(map(str, range(10))))
+
+
+class Diabetes(Task):
+    """442 patients (Efron et al.: Least Angle Regression, 2004); all columns and labels are scaled
+    to mean 0 and deviation 1."""
+
+    name = "diabetes"
+    about = "how far a disease gets within a year, from ten measurements"
+    metric = "r2"
+
+    def find(self, folder: Path | None = None) -> str | None:
+        return "scikit-learn"
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        """284 rows to train on, 70 for validation, 88 for test; `folder` is not needed."""
+        from sklearn.datasets import load_diabetes  # here: not needed elsewhere
+
+        rows, labels = load_diabetes(return_X_y=True)
+        everything = Split(_scaled(rows), _scaled(labels[:, None]))
+        rest, test = hold_out(everything, len(rows) // 5)
+        train, validation = hold_out(rest, len(rest) // 5)
+        return Dataset(train, validation, test)
+
+
+def _scaled(columns: NDArray[np.float64]) -> NDArray[np.float32]:
+    scaled: NDArray[np.float64] = (columns - columns.mean(axis=0)) / columns.std(axis=0)
+    return scaled.astype(np.float32)
+
+
+class Mnist(FolderTask):
+    """MNIST: 70,000 handwritten digits. `raw` is the class of torchvision that downloads it."""
+
+    name = "mnist"
+    about = "handwritten digits, 28x28"
+    metric = "top-1"
+    mean, deviation = 0.1307, 0.3081
+    classes: tuple[str, ...] = tuple(map(str, range(10)))
+    raw = "MNIST"
+    package: str | None = None
+    places = ("mnist", "MNIST/raw", "")
+    needs = (
+        f"{', '.join(TRAIN + TEST)}, gzipped or not, there or in its folder mnist; they come "
+        "with most machine-learning libraries' downloads of MNIST"
+    )
+
+    def holds(self, folder: Path) -> bool:
+        return all(_find(folder, name) for name in TRAIN + TEST)
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        if folder is None and self.find() is None:
+            self._download()
+        return super().load(folder)
+
+    def read(self, folder: Path) -> Dataset:
+        rest, test = (self._read_split(folder, names) for names in (TRAIN, TEST))
+        for split in (rest, test):
+            if split.inputs.shape[2:] != SHAPE or split.labels.max() >= len(self.classes):
+                raise DataError(
+                    f"{folder} does not hold {self.name}: its images are "
+                    f"{split.inputs.shape[2:]} with labels up to {split.labels.max()}, not "
+                    "(28, 28) with labels up to 9"
+                )
+        train, validation = hold_out(rest, len(rest) // VALIDATION)
+        return Dataset(train, validation, test, self.classes)
+
+    def _read_split(self, folder: Path, names: tuple[str, str]) -> Split:
+        arrays = []
+        for name in names:
+            path = _find(folder, name)
+            if path is None:
+                raise DataError(f"there is no {name} or {name}.gz in {folder}")
+            arrays.append(read_idx(path))
+        images, labels = arrays
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            raise DataError(
+                f"{names[0]} {images.shape} and {names[1]} {labels.shape} in {folder} do not "
+                "belong together: images are (n, height, width) and labels (n,); fetch both again"
+            )
+        inputs = normalised(images[:, None], self.mean, self.deviation)
+        return Split(inputs, labels.astype(np.int64))
+
+    def source(self) -> Any:
+        """Return the class of torchvision that knows where to download the files, and digests."""
+        from torchvision import datasets  # here: not needed where the files are
+
+        return getattr(datasets, self.raw)
+
+    def _download(self) -> None:
+        root = own_folder()
+        try:
+            self.source()(str(root), download=True)
+        except (ImportError, OSError, RuntimeError) as error:
+            why = " ".join(str(error).split())
+            package = f"install the Debian package {self.package}, or " if self.package else ""
+            raise DataError(
+                f"{self.name} is not in {root}, and downloading it failed ({why}): {package}"
+                f"put {self.needs}; name the folder with --data-dir or $PARM_DATA"
+            ) from error
+
+
+class FashionMnist(Mnist):
+    """Fashion-MNIST: 70,000 garments, in the layout of MNIST."""
+
+    name = "fashion-mnist"
+    about = "garments, 28x28"
+    flips = True
+    mean, deviation = 0.2860, 0.3530
+    classes = (
+        *("T-shirt", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    )
+    raw = "FashionMNIST"
+    package = "dataset-fashion-mnist"
+    places = ("fashion-mnist", "FashionMNIST/raw", "")
+    installed: ClassVar[tuple[Path, ...]] = (Path("/usr/share/datasets"),)
+    needs = (
+        f"{', '.join(TRAIN + TEST)}, gzipped or not, there or in its folder fashion-mnist; they "
+        "come from https://github.com/zalandoresearch/fashion-mnist"
+    )
+
+
+class FashionMnistPixels(FashionMnist):
+    """Fashion-MNIST as the paper's training code takes it: the pixels that it adds up are not
+    normalised."""
+
+    name = "fashion-mnist-pixels"
+    about = "garments, 28x28, pixels from 0 to 1"
+    mean, deviation = 0.0, 1.0
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Return the array of unsigned bytes in an IDX file, gzipped or not.
+
+    Raises DataError for a file that is not IDX, truncated, or longer than its header says.
+    """
+    try:
+        with path.open("rb") as file:
+            gzipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if gzipped else path.open("rb") as file:
+            magic = file.read(4)
+            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != UNSIGNED_BYTE:
+                raise DataError(
+                    f"{path} is not an IDX file of unsigned bytes (it starts with "
+                    f"{magic.hex(' ') or 'nothing'}); fetch it again"
+                )
+            rank = magic[3]
+            sizes = file.read(4 * rank)
+            shape = struct.unpack(f">{rank}I", sizes) if len(sizes) == 4 * rank else ()
+            size = prod(shape)
+            if not shape or not 0 < size <= LARGEST:
+                raise DataError(f"{path} has a damaged header (sizes {shape}); fetch it again")
+            values = file.read(size + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged or truncated ({error}); fetch it again") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if len(values) != size:
+        has = "fewer" if len(values) < size else "more"
+        raise DataError(f"{path} holds {has} values than its header {shape} says; fetch it again")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    candidates = (folder / name, folder / f"{name}.gz")
+    return next((each for each in candidates if each.is_file()), None)
