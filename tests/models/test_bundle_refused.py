@@ -181,13 +181,13 @@ def places(content: Any, prefix: str = "") -> list[str]:
         (
             "deployed/signature/inputs/0/name",
             "image",
-            "deployed.onnx: it has input 'input' .*'image' .* is promised",
+            "deployed.onnx has input 'input' .*'image' .* is promised",
         ),
         ("deployed/signature/outputs/0/datatype", "INT64", "decoders compute with predictions"),
         (
             "parity/0/signature/outputs/0/name",
             "logits",
-            "parity-0.onnx: it has output .*'logits' .* is promised",
+            "parity-0.onnx has output .*'logits' .* is promised",
         ),
         ("parity/0/signature/inputs/0/shape", [4], r"needs FP32 \[8\]"),
         ("parity/0/signature/outputs/0/shape", [3], r"needs FP32 \[2, 3\]"),
@@ -202,7 +202,7 @@ def places(content: Any, prefix: str = "") -> list[str]:
         (
             "backups/0/signature/outputs/0/name",
             "logits",
-            "backup.onnx: it has output .*'logits' .* is promised",
+            "backup.onnx has output .*'logits' .* is promised",
         ),
         ("code/k", 3, r"needs FP32 \[12\]"),
         ("code/k", 1, "names a code that cannot be built: k must be 2 or more"),

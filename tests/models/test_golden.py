@@ -23,8 +23,7 @@ from parity_models.models.golden import (
     golden_rows,
 )
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.signature import Tensor
-from parity_models.models.tensor import Layout, TensorSpec
+from parity_models.models.signature import Layout, Tensor, TensorSpec
 from parity_models.training.envelope import fit_envelope
 from whole_bundle import tamper
 
@@ -154,7 +153,7 @@ def test_a_bundle_is_refused_where_its_stand_ins_answer_otherwise(bundle: Bundle
     assert saturated is not None
     other = OnnxModel(bundle.path.parent / "other.onnx")
     for role in ("backup", "parity-1"):
-        with pytest.raises(BundleError, match=f"the {role} model gave where the bundle was made"):
+        with pytest.raises(BundleError, match=f"the {role} model gave another 'output'"):
             check_golden(stored, {**running, role: other})
     check_golden(stored, {"deployed": other})  # stand-ins alone are stored
 
@@ -173,7 +172,7 @@ def test_a_bundle_whose_stored_outputs_are_others_does_not_open(
         stored |= {"sha256": sha256(content).hexdigest(), "size": len(content)}
 
     tamper(copy, change)
-    with pytest.raises(BundleError, match=r"golden\.msgpack says .* make the stand-in again"):
+    with pytest.raises(BundleError, match=r"golden\.msgpack shows .* make the stand-in again"):
         open_bundle(copy)
 
 

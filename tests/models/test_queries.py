@@ -20,8 +20,7 @@ from parity_models.models.queries import (
     read_batch,
     sizes_in,
 )
-from parity_models.models.signature import Axis, Signature, Tensor
-from parity_models.models.tensor import DATATYPES
+from parity_models.models.signature import DATATYPES, Axis, Signature, Tensor
 
 IDS = Tensor("ids", "INT64", ("length",))
 MASK = Tensor("mask", "INT64", ("length",))
@@ -133,7 +132,7 @@ def test_padded_rows_hold_each_query_and_nothing_else(
     rows = padded(arrays, signature, [most])
     kind = signature.kind_of(rows[0, ...])
     (bucket,) = kind.sizes
-    assert bucket == signature.axes["length"].bucket(most)
+    assert bucket == min(each for each in signature.axes["length"].buckets if each >= most)
     split = kind.input.split(rows)
     assert (split["x"][:, :most] == x).all()
     assert (split["x"][:, most:] == np.ones((), x.dtype)).all()

@@ -225,4 +225,4 @@ def test_a_backup_of_another_output_is_refused(text_bundle: Path, tmp_path: Path
     with pytest.raises(BundleError, match="has no fixed shape"):
         write_bundle(tmp_path / "b", deployed=deployed, backups=[backup], imitated="hidden")
     with pytest.raises(ModelError, match="where this works with one input of fixed shape"):
-        _ = bundle.manifest.deployed.input
+        _ = bundle.manifest.deployed.signature.input

@@ -140,9 +140,9 @@ def test_a_backup_that_answers_otherwise_cannot_be_called_a_slot(tmp_path: Path)
     written = with_backup(tmp_path, apart()[:4, :3], slot=True)
     (backup,) = open_bundle(written.path).manifest.backups
     assert written.stored(backup).slot
-    with pytest.raises(BundleError, match=r"backup\.onnx is said to be one slot"):
+    with pytest.raises(BundleError, match=r"backup\.onnx is marked as one slot"):
         with_backup(tmp_path, 1.01 * apart()[:4, :3], slot=True)
-    with pytest.raises(BundleError, match=r"backup\.onnx is said to be one slot"):
+    with pytest.raises(BundleError, match=r"backup\.onnx is marked as one slot"):
         with_backup(tmp_path, apart()[:4, :3], slot=True, slotwise=False)
 
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import DATATYPES, Layout, TensorSpec
+from parity_models.models.signature import DATATYPES, Layout, Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving import protocol, v1
 from parity_models.serving.grpc import codec as grpc_codec

@@ -17,8 +17,7 @@ from parity_models import __version__
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import FaultPlan, Lie
 from parity_models.errors import BundleError, ModelError
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.models.bundle_files import MANIFEST
+from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle, write_bundle
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of, model_files

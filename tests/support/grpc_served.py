@@ -9,8 +9,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import RequestError
 from parity_models.serving.grpc.grpc_server import GrpcServer

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import OverloadedError
 from parity_models.serving.http import HttpServer, listen, url_of

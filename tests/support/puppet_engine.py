@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling import (
     Parity,
     Policy,

@@ -5,8 +5,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import DATATYPES, TensorSpec
+from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.serving.served_model import ServedModel
 
 

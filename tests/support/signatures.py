@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from numpy.typing import NDArray
 
-from parity_models.models.signature import Axis, Tensor
-from parity_models.models.tensor import DATATYPES, TensorSpec
+from parity_models.models.signature import DATATYPES, Axis, Tensor, TensorSpec
 
 BUCKETS = Axis((2, 5))
 

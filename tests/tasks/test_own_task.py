@@ -46,7 +46,7 @@ def test_the_documented_task_and_network_lead_to_a_bundle(here: Path) -> None:
     task, network = f"{here.name}:Waves", f"{here.name}:Narrow"
     run("train", "--task", task, "--network", network, "--epochs", "3", "--out", "f")
     deployed = open_bundle(Path("f")).manifest
-    assert (deployed.deployed.network, deployed.deployed.output.shape) == (network, (1,))
+    assert (deployed.deployed.network, deployed.deployed.signature.output.shape) == (network, (1,))
     assert deployed.accuracy is not None
     assert deployed.accuracy.metric == "r2"
     np.save("inputs.npy", choose_task(task).load(None).train.inputs)

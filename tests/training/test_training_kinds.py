@@ -89,7 +89,7 @@ def test_boxes_are_found_and_reconstructed(tmp_path: Path) -> None:
     assert accuracy.degraded_accuracy is not None
     assert accuracy.available_accuracy > 0.7
     assert accuracy.degraded_accuracy > 0.7 * accuracy.available_accuracy
-    assert open_bundle(bundle.path).manifest.deployed.output.shape == (4,)
+    assert open_bundle(bundle.path).manifest.deployed.signature.output.shape == (4,)
 
 
 class Tones(Task):

@@ -144,14 +144,14 @@ def _measure(
 
 
 def _row_for(bundle: Bundle) -> NDArray[Any]:
-    tensor = bundle.manifest.deployed.input
+    tensor = bundle.manifest.deployed.signature.input
     return np.random.default_rng(0).random(tensor.shape).astype(tensor.dtype)
 
 
 def _request(url: str, name: str, bundle: Bundle, row: NDArray[Any]) -> bytes:
     """Return a whole request for one row, head and body."""
     deployed = bundle.manifest.deployed
-    body, head = write_request({deployed.input.name: row[np.newaxis]})
+    body, head = write_request({deployed.signature.input.name: row[np.newaxis]})
     headers = {"Host": urlsplit(url).netloc, **head, "Content-Length": str(len(body))}
     lines = [f"POST {model_path(name)}/infer HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]

@@ -48,8 +48,8 @@ def count_path() -> list[Row]:
 
 def _ask(client: http.client.HTTPConnection, bundle: Bundle, calls: Counter[str]) -> Counter[str]:
     model, before = bundle.manifest.deployed, calls.copy()
-    row = np.zeros((1, *model.input.shape), model.input.dtype)
-    body, head = write_request({model.input.name: row})
+    row = np.zeros((1, *model.signature.input.shape), model.signature.input.dtype)
+    body, head = write_request({model.signature.input.name: row})
     client.request("POST", f"{model_path(bundle.manifest.name)}/infer", body, dict(head))
     answer = client.getresponse()
     text = answer.read()

@@ -13,7 +13,7 @@ from parity_models.load.queries import Queries
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, Target, target
-from parity_models.models.tensor import DATATYPES
+from parity_models.models.signature import DATATYPES
 from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.tasks import METRICS
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from parity_models.errors import DataError, LoadError
 from parity_models.load.target import Target, is_shape
 from parity_models.models.queries import LABELS
-from parity_models.models.tensor import DATATYPES
+from parity_models.models.signature import DATATYPES
 from parity_models.tasks import METRICS, check_labels
 
 

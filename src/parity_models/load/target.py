@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parity_models.errors import LoadError
-from parity_models.models.tensor import DATATYPES
+from parity_models.models.signature import DATATYPES
 from parity_models.roles import Source
 from parity_models.serving.client import (
     ANONYMOUS,

@@ -18,30 +18,23 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from parity_models.codes import Code, CoderKind, CodeSpec, Networks
 from parity_models.errors import BundleError, ModelError
-from parity_models.models.bundle_files import (
-    MANIFEST,
-    read_file,
-    read_stored,
-    replace_file,
-    replace_folder,
-)
 from parity_models.models.bundle_fit import (
     check_batches,
+    check_claims,
     check_envelope,
     check_fit,
-    check_slot,
-    check_slotwise,
     code_of,
 )
 from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
@@ -58,12 +51,10 @@ from parity_models.models.manifest import (
     StoredFile,
     Training,
     decode_manifest,
-    digest_of,
     encode_manifest,
 )
 from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel, PinnedModel
 from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
 from parity_models.roles import BACKUPS, parity_role
 
 __all__ = [
@@ -74,7 +65,6 @@ __all__ = [
     "ModelFile",
     "NewModel",
     "StoredFile",
-    "TensorSpec",
     "Training",
     "check_replaceable",
     "open_bundle",
@@ -83,6 +73,9 @@ __all__ = [
     "write_bundle",
 ]
 
+File = TypeVar("File", bound=ModelFile)
+
+MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
 
 
@@ -90,8 +83,8 @@ MAX_MANIFEST_BYTES = 2**20
 class NewModel:
     """A model to be put into a bundle: its ONNX file or the file's content, and its network.
 
-    Parity models that run on each slot by itself are `slotwise`, a backup that is such a slot is
-    `slot`. Where the file does not say all of the model's `signature`, it is given.
+    Parity models that run on each slot separately are `slotwise`; a backup that is one such slot is
+    `slot`. Where the file does not declare all of the model's `signature`, it is given.
     """
 
     onnx: Path | bytes
@@ -106,7 +99,7 @@ class Bundle:
     """An opened and checked bundle: its folder, its manifest and the manifest's digest.
 
     The folder may be replaced or changed later. What is read with `content`, `pinned` and `code`
-    is what was checked, or an error. `allowed` are the names of classes of users' own that its code
+    is what was checked, or an error. `allowed` are the names of users' own classes that its code
     may be made of.
     """
 
@@ -131,8 +124,16 @@ class Bundle:
 
     @property
     def gates(self) -> Gates:
-        """The levels of agreement that stand-ins are calibrated for, and how much they cover."""
+        """The levels of agreement that stand-ins are calibrated for, and their coverage."""
         return Gates(self.manifest.calibration)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether one query provably cannot change another's reconstruction."""
+        code = code_of(self.manifest, self.allowed)
+        return code is None or (
+            code.isolated and all(parity.slotwise for parity in self.manifest.parity)
+        )
 
     def stored(self, model: ModelFile) -> NewModel:
         """Return a model of this bundle, to be put into another."""
@@ -140,13 +141,13 @@ class Bundle:
         slot = isinstance(model, BackupFile) and model.slot
         return NewModel(self.path / model.file, model.network, slotwise, slot, model.signature)
 
-    @property
-    def isolated(self) -> bool:
-        """Whether it is sure that one query cannot change another's reconstruction."""
-        code = code_of(self.manifest, self.allowed)
-        return code is None or (
-            code.isolated and all(parity.slotwise for parity in self.manifest.parity)
-        )
+    def content(self, stored: StoredFile) -> bytes:
+        """Return the content of a file of this bundle. Raises BundleError if it has changed."""
+        return _read_stored(self.path / stored.file, stored)
+
+    def pinned(self, model: ModelFile) -> PinnedModel:
+        """Return a model of this bundle, to be loaded later."""
+        return PinnedModel(self.path / model.file, model.sha256, model.signature)
 
     def envelope(self) -> Envelope | None:
         """Return the envelope of the inputs that stand-ins learned from.
@@ -154,30 +155,26 @@ class Bundle:
         None for a bundle without stand-ins and for one of before there were envelopes. Raises
         BundleError if the file was changed since the bundle was opened.
         """
-        return _read_envelope(self.path, self.manifest)
-
-    def content(self, stored: StoredFile) -> bytes:
-        """Return the content of a file of this bundle. Raises BundleError if it has changed."""
-        return read_stored(self.path / stored.file, stored)
-
-    def pinned(self, model: ModelFile) -> PinnedModel:
-        """Return a model of this bundle, to be loaded later."""
-        return PinnedModel(self.path / model.file, model.sha256, model.signature)
+        stored = self.manifest.envelope
+        if stored is None:
+            return None
+        content = self.content(stored)
+        with _about(self.path / stored.file):
+            envelope = decode_envelope(content, self.manifest.deployed.signature.inputs)
+            check_envelope(self.manifest, envelope)
+        return envelope
 
     def code(self) -> Code | None:
-        """Return the code, or None for a bundle that holds only a deployed model.
+        """Return the code, or None for a bundle without one.
 
         Learned encoders and decoders compute in ONNX Runtime, on one thread. Raises BundleError if
         their files were changed since the bundle was opened.
         """
-        coders = self.manifest.coders.items()
-        networks = _networks(
-            {
-                name: OnnxModel(self.content(model), signature=model.signature)
-                for name, model in coders
-            }
-        )
-        return code_of(self.manifest, self.allowed, networks)
+        coders = {
+            name: OnnxModel(self.content(model), signature=model.signature)
+            for name, model in self.manifest.coders.items()
+        }
+        return code_of(self.manifest, self.allowed, _networks(coders))
 
 
 def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) -> Bundle:
@@ -198,24 +195,23 @@ def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) 
     """
     folder = Path(path)
     manifest, digest = _read_manifest(folder)
-    check_fit(folder / MANIFEST, manifest, allow_code)
-    models = {
-        model.file: _open_model(folder / model.file, model)
-        for model in (
-            manifest.deployed,
-            *manifest.parity,
-            *manifest.coders.values(),
-            *manifest.backups,
-        )
-    }
-    files = {stored.file: read_stored(folder / stored.file, stored) for stored in manifest.files}
-    _read_envelope(folder, manifest)
-    if GOLDEN_FILE in files:
+    with _about(folder / MANIFEST):
+        check_fit(manifest, allow_code)
+    bundle = Bundle(folder, manifest, digest, frozenset(allow_code))
+    models = {}
+    for each in manifest.models:
+        content = bundle.content(each)
         try:
+            path = folder / each.file
+            models[each.file] = OnnxModel(content, signature=each.signature, name=f"{path}")
+        except ModelError as error:
+            raise BundleError(str(error)) from error
+    files = {each.file: bundle.content(each) for each in manifest.files}
+    bundle.envelope()
+    if GOLDEN_FILE in files:
+        with _about(folder / GOLDEN_FILE):
             check_golden(files[GOLDEN_FILE], _stand_ins(manifest, models))
-        except BundleError as error:
-            raise BundleError(f"{folder / GOLDEN_FILE} {error}") from error
-    return Bundle(folder, manifest, digest, frozenset(allow_code))
+    return bundle
 
 
 def write_bundle(
@@ -241,10 +237,14 @@ def write_bundle(
 
     `imitated` is the output that stand-ins give, of several. `backups` come the fastest first: a
     query that one may not answer is asked of those after it alone. `files` are further files to
-    keep beside the models, by name. A bundle that is there already is replaced; any other folder
-    that is not empty is refused. Raises BundleError for that, for models that do not fit each other
-    or the code, for parity models that are said to be slotwise or a backup for a slot of one, and
-    are not, for more backups than a bundle may have, and when the disk refuses.
+    keep next to the models, by name. An existing bundle is replaced; any other folder that is not
+    empty is refused.
+
+    Raises:
+        BundleError: for that, for models that do not fit each other or the code, for parity models
+            marked slotwise or a backup marked as a slot of one that are not, for more backups than
+            a bundle may have, and when the disk refuses.
+
     """
     folder = Path(path).resolve()
     check_replaceable(folder)
@@ -254,15 +254,19 @@ def write_bundle(
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        deployed=new.add_model("deployed.onnx", deployed),
+        deployed=new.add_model("deployed.onnx", deployed, ModelFile),
         imitated=imitated,
         code=code,
-        parity=tuple(new.add_parity(f"parity-{j}.onnx", model) for j, model in enumerate(parity)),
+        parity=tuple(
+            new.add_model(f"{parity_role(j)}.onnx", model, ParityFile, slotwise=model.slotwise)
+            for j, model in enumerate(parity)
+        ),
         coders={
-            name: new.add_model(f"{name}.onnx", model) for name, model in (coders or {}).items()
+            name: new.add_model(f"{name}.onnx", model, ModelFile)
+            for name, model in (coders or {}).items()
         },
         backups=tuple(
-            new.add_backup(f"{role}.onnx", model)
+            new.add_model(f"{role}.onnx", model, BackupFile, slot=model.slot)
             for role, model in zip(BACKUPS, backups, strict=False)
         ),
         envelope=None if envelope is None else new.add_envelope(envelope),
@@ -278,35 +282,27 @@ def write_bundle(
         versions=_versions(),
     )
     allowed = frozenset(manifest.code.own if manifest.code else ())
-    _checked(manifest)
-    check_fit(folder / MANIFEST, manifest, allowed)
-    check_slotwise(manifest, new.files, allowed)
-    check_slot(manifest, new.files, allowed)
+    with _about(folder / MANIFEST):
+        decode_manifest(encode_manifest(manifest))  # follows the schema
+        check_fit(manifest, allowed)
+    coding = {kind: new.models[each.file] for kind, each in manifest.coders.items()}
+    built = code_of(manifest, allowed, _networks(coding))
+    check_claims(manifest, new.models, built)
     if envelope is not None:
-        check_envelope(folder / ENVELOPE, manifest, envelope)
+        with _about(folder / ENVELOPE):
+            check_envelope(manifest, envelope)
     if manifest.parity or manifest.backups:
-        loaded = {name: new.models[each.file] for name, each in manifest.coders.items()}
-        built = code_of(manifest, allowed, _networks(loaded))
-        models = _stand_ins(manifest, new.models)
         queries = manifest.deployed.signature.smallest.input
-        content = encode_golden(golden(built, queries, envelope, models, STORED))
-        stored = new.add(GOLDEN_FILE, content)
+        found = golden(built, queries, envelope, _stand_ins(manifest, new.models), STORED)
+        stored = new.add(GOLDEN_FILE, encode_golden(found))
         manifest = msgspec.structs.replace(manifest, files=(*manifest.files, stored))
     encoded = encode_manifest(manifest)
-    replace_folder(folder, {**new.files, MANIFEST: encoded})
-    return Bundle(folder, _checked(manifest), digest_of(encoded), allowed)
-
-
-def _checked(manifest: Manifest) -> Manifest:
-    """The manifest as it is read again. Raises BundleError if it does not follow the schema."""
-    try:
-        return decode_manifest(encode_manifest(manifest))
-    except BundleError as error:
-        raise BundleError(f"the bundle's {MANIFEST} {error}") from error
+    _replace_folder(folder, {**new.files, MANIFEST: encoded})
+    return Bundle(folder, *decode_manifest(encoded), allowed)
 
 
 class _Contents:
-    """The `files` of a bundle that is to be written, by name, each once, and its `models`.
+    """The `files` of a new bundle, by name, each once, and its `models`.
 
     What cannot be put into a bundle is a BundleError.
     """
@@ -318,26 +314,11 @@ class _Contents:
     def add(self, file: str, content: bytes | Path) -> StoredFile:
         if file in self.files or file == MANIFEST:
             raise BundleError(f"a bundle cannot hold two files called {file}")
-        content = content if isinstance(content, bytes) else read_file(content, MAX_MODEL_BYTES)
+        content = content if isinstance(content, bytes) else _read_file(content, MAX_MODEL_BYTES)
         self.files[file] = content
         return StoredFile(file, hashlib.sha256(content).hexdigest(), len(content))
 
-    def add_model(self, file: str, model: NewModel) -> ModelFile:
-        return ModelFile(**self._describe(file, model))
-
-    def add_parity(self, file: str, model: NewModel) -> ParityFile:
-        return ParityFile(**self._describe(file, model), slotwise=model.slotwise)
-
-    def add_backup(self, file: str, model: NewModel) -> BackupFile:
-        return BackupFile(**self._describe(file, model), slot=model.slot)
-
-    def add_envelope(self, envelope: Envelope) -> EnvelopeFile:
-        stored = self.add(ENVELOPE, encode_envelope(envelope))
-        return EnvelopeFile(
-            stored.file, stored.sha256, stored.size, envelope.false_alarms, envelope.held_out
-        )
-
-    def _describe(self, file: str, model: NewModel) -> dict[str, Any]:
+    def add_model(self, file: str, model: NewModel, kind: type[File], **marks: Any) -> File:
         stored = self.add(file, model.onnx)
         try:
             runnable = OnnxModel(self.files[file], signature=model.signature)
@@ -346,44 +327,47 @@ class _Contents:
             raise BundleError(f"the model for {file} cannot be used: {error}") from error
         self.models[file] = runnable
         described = msgspec.structs.asdict(stored)
-        return {**described, "signature": runnable.signature, "network": model.network}
+        described |= {"signature": runnable.signature, "network": model.network}
+        return kind(**described, **marks)
+
+    def add_envelope(self, envelope: Envelope) -> EnvelopeFile:
+        stored = self.add(ENVELOPE, encode_envelope(envelope))
+        described = msgspec.structs.asdict(stored)
+        return EnvelopeFile(
+            **described, false_alarms=envelope.false_alarms, held_out=envelope.held_out
+        )
 
 
 def _stand_ins(manifest: Manifest, models: Mapping[str, OnnxModel]) -> dict[str, OnnxModel]:
-    """The stand-ins by their roles, of all `models` by their files."""
+    """Return the stand-ins by their roles, of all `models` by their files."""
     roles = {parity_role(j): each.file for j, each in enumerate(manifest.parity)}
     roles |= {role: each.file for role, each in manifest.backup_roles.items()}
     return {role: models[file] for role, file in roles.items()}
 
 
 def _networks(coders: Mapping[CoderKind, OnnxModel]) -> Networks:
-    return Networks(**{name: _function(model) for name, model in coders.items()})
+    """Return models with one input and one output as functions of arrays."""
+
+    def function(model: OnnxModel) -> Callable[[Any], Any]:
+        (taken,), (given,) = model.signature.inputs, model.signature.outputs
+        return lambda rows: model({taken.name: rows})[given.name]
+
+    return Networks(**{name: function(model) for name, model in coders.items()})
 
 
-def _function(model: OnnxModel) -> Callable[[Any], Any]:
-    """A model with one input and one output as a function of arrays."""
-    (taken,), (given,) = model.signature.inputs, model.signature.outputs
-    return lambda rows: model({taken.name: rows})[given.name]
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raise BundleError if a bundle could not be written to `folder`: something else is there."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        _read_manifest(folder)
-    except BundleError as error:
-        raise BundleError(
-            f"{folder} is there already and is not a bundle that could be replaced ({error}); "
-            "choose another folder"
-        ) from error
+def _versions() -> dict[str, str]:
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("parity-models", "numpy", "onnxruntime", "onnx", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     """Put measured accuracies into the bundle's manifest, and return the bundle with them.
 
     Raises BundleError if the bundle on disk is no longer this one, if it cannot be written, and for
-    accuracies that are no numbers.
+    accuracies that are not finite.
     """
     return _with(bundle, "accuracies", accuracy=accuracy)
 
@@ -399,24 +383,43 @@ def with_calibration(bundle: Bundle, calibration: Mapping[StandIn, Calibration])
 def _with(bundle: Bundle, what: str, **measured: object) -> Bundle:
     if _read_manifest(bundle.path)[1] != bundle.digest:
         raise BundleError(f"{bundle.path} was replaced in the meantime; evaluate the new bundle")
-    manifest = msgspec.structs.replace(bundle.manifest, **measured)
-    encoded = encode_manifest(manifest)
+    path = bundle.path / MANIFEST
+    encoded = encode_manifest(msgspec.structs.replace(bundle.manifest, **measured))
     try:
-        decode_manifest(encoded)
+        manifest, digest = decode_manifest(encoded)
     except BundleError as error:
         raise BundleError(
             f"{what} that are NaN or infinite, of models that predict such values, are not put "
             f"into {bundle.path}: its {MANIFEST} {error}"
         ) from error
+    new = path.with_name(f".{path.name}.new")
     try:
-        replace_file(bundle.path / MANIFEST, encoded)
+        new.write_bytes(encoded)
+        new.replace(path)
     except OSError as error:
-        raise BundleError(f"cannot write {bundle.path / MANIFEST}: {error.strerror}") from error
-    return replace(bundle, manifest=manifest, digest=digest_of(encoded))
+        new.unlink(missing_ok=True)
+        raise BundleError(f"cannot write {path}: {error.strerror}") from error
+    return replace(bundle, manifest=manifest, digest=digest)
+
+
+# Files
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise BundleError if a bundle could not be written to `folder`: something else is there."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        _read_manifest(folder)
+    except BundleError as error:
+        raise BundleError(
+            f"{folder} exists and is not a bundle that could be replaced ({error}); "
+            "choose another folder"
+        ) from error
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """The manifest and its digest."""
+    """Return the manifest and its digest."""
     if not folder.exists():
         raise BundleError(f"there is no bundle at {folder}; make one with: parm parity")
     if not folder.is_dir():
@@ -424,38 +427,77 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     path = folder / MANIFEST
     if not path.exists():
         raise BundleError(f"{folder} is not a bundle: it holds no {MANIFEST}")
-    content = read_file(path, MAX_MANIFEST_BYTES)
+    content = _read_file(path, MAX_MANIFEST_BYTES)
+    with _about(path):
+        return decode_manifest(content)
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Say in errors which file is unsound."""
     try:
-        return decode_manifest(content), digest_of(content)
+        yield
     except BundleError as error:
         raise BundleError(f"{path} {error}") from error
 
 
-def _open_model(path: Path, named: ModelFile) -> OnnxModel:
-    """The model at `path`. Raises BundleError unless it is the one that the manifest names."""
-    content = read_stored(path, named)
+def _read_stored(path: Path, named: StoredFile) -> bytes:
+    """Return the content of the file at `path`. Raises BundleError unless it has the size and
+    sha256 that the manifest names."""
+    content = _read_file(path, MAX_MODEL_BYTES, named.size)
+    if hashlib.sha256(content).hexdigest() != named.sha256:
+        raise BundleError(
+            f"{path} is damaged or was changed: its sha256 is not the one in {MANIFEST}; "
+            "copy the bundle again or make it anew"
+        )
+    return content
+
+
+def _read_file(path: Path, most: int, size: int | None = None) -> bytes:
+    """Return the content of a regular file that does not lie, by links, outside its folder.
+
+    Raises BundleError for any other, for one of another `size`, or of more bytes than `most`, and
+    where it cannot be read.
+    """
     try:
-        return OnnxModel(content, signature=named.signature)
-    except ModelError as error:
-        raise BundleError(f"{path}: {error}") from error
+        if not path.resolve().is_relative_to(path.parent.resolve()):
+            raise BundleError(f"{path} links to a file outside the bundle; copy it into the bundle")
+        if not path.is_file():
+            raise BundleError(f"{path} is missing or not a file; copy the bundle again")
+        found = path.stat().st_size
+        if size is not None and found != size:
+            raise BundleError(
+                f"{path} has {found} bytes where {MANIFEST} promises {size}; it is incomplete or "
+                "was changed, copy the bundle again"
+            )
+        if found > most:
+            raise BundleError(f"{path} has {found} bytes; {most} are allowed at most")
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_envelope(folder: Path, manifest: Manifest) -> Envelope | None:
-    if manifest.envelope is None:
-        return None
-    path = folder / manifest.envelope.file
-    content = read_stored(path, manifest.envelope)
+def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Make `folder` hold `contents`, by file name, and nothing else, in one step.
+
+    Raises BundleError, with the folder as it was, where the system refuses.
+    """
     try:
-        envelope = decode_envelope(content, manifest.deployed.signature.inputs)
-    except BundleError as error:
-        raise BundleError(f"{path} {error}") from error
-    check_envelope(path, manifest, envelope)
-    return envelope
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in ("parity-models", "numpy", "onnxruntime", "onnx", "torch"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as aside:
+            new, old = Path(aside, "new"), Path(aside, "old")
+            new.mkdir()
+            for file, content in contents.items():
+                (new / file).write_bytes(content)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise BundleError(f"cannot write the bundle {folder}: {error.strerror}") from error

@@ -1,12 +1,12 @@
-"""The envelope of stand-ins: which queries are like those they learned from, and which outputs are
+"""The envelope of stand-ins: which queries are like their training queries, and which outputs are
 possible.
 
-Where a code's slots are not isolated, a query that is unlike all that a parity model has seen
-spoils the reconstructions of the queries that it is encoded with. Such queries are not encoded, and
-outputs that the deployed model would not give are dropped.
+Where a code's slots are not isolated, a query unlike all that a parity model has seen spoils the
+reconstructions of the queries that it is encoded with. Such queries are not encoded, and outputs
+that the deployed model would not give are dropped.
 
-Each input is judged by itself, without its padding. A query is unlike the training queries if one
-of its inputs is, or if it is longer than all of them. An input of numbers x becomes z, the
+Each input is judged alone, without its padding. A query is unlike the training queries if one of
+its inputs is, or if it is longer than all of them. An input of numbers x becomes z, the
 deviations of its values from their means; where an axis is dynamic, all values have one mean and
 one deviation. Four statistics of z are each compared with a limit that few training inputs exceed:
 
@@ -30,8 +30,8 @@ Both means count PRIOR usual values as well, so that chance does not make few id
 to lie between two limits.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Annotated, Any
@@ -52,7 +52,7 @@ ENVELOPE = "envelope.msgpack"
 
 MAX_PROJECTION = 9000
 """Weights of the projection at most: beyond about 9,200 OpenBLAS would start threads, which a
-server's frontend must not have beside its workers."""
+server's frontend must not have next to its workers."""
 
 DOT = 8192
 """The longest vectors whose products OpenBLAS computes on one thread."""
@@ -62,6 +62,13 @@ PRIOR = 8
 
 FARTHEST = 2**61
 """Ids lie between this and its negative."""
+
+Length = Annotated[int, msgspec.Meta(ge=0, le=2**28)]
+_Shape = Annotated[tuple[Length, ...], msgspec.Meta(max_length=32)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Id = Annotated[int, msgspec.Meta(ge=-FARTHEST, le=FARTHEST)]
+_Range = Annotated[tuple[_Id, ...], msgspec.Meta(min_length=1, max_length=2**16)]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,17 +80,17 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     distance: float
 
 
-@dataclass(frozen=True, eq=False)
-class Numbers:
+class Numbers(
+    msgspec.Struct, frozen=True, eq=False, dict=True, forbid_unknown_fields=True, tag="numbers"
+):
     """One input of numbers where stand-ins were trained.
 
-    `center` and `spread` (both of `shape`, or broadcast to it; of one value where an axis of
-    `shape` is dynamic, and so has a name) are mean and deviation of inputs; `components` (m,
-    values) the weighted principal components of their deviations, m may be 0; `limits` bound the
-    statistics. All arrays are float32.
+    `center` and `spread` are mean and deviation of inputs, and can be broadcast to their shape; of
+    one value where an axis is dynamic. `components` (m, values) are the weighted principal
+    components of their deviations, m may be 0; `limits` bound the statistics. All arrays are
+    float32.
     """
 
-    shape: tuple[int | str, ...]
     center: Floats
     spread: Floats
     components: Floats
@@ -109,8 +116,10 @@ class Numbers:
 
         One row at a time: products of vectors take less time than reductions of a small table.
         """
-        z = row.reshape(-1).astype(np.float32, copy=False) * self._scale
-        z -= self._shift
+        scale, shift = self._scaling
+        deviations = row.astype(np.float32, copy=False) * scale
+        deviations -= shift
+        z = deviations.reshape(-1)
         values = len(z)
         square = z * z
         dot = np.ndarray.dot if values <= DOT else _long_dot
@@ -124,17 +133,9 @@ class Numbers:
         return energy / values, tails / values, roughness / values, distance / values
 
     @cached_property
-    def _scale(self) -> Floats:
-        return self._flat(1 / self.spread)
-
-    @cached_property
-    def _shift(self) -> Floats:
-        return self._flat(self.center / self.spread)
-
-    def _flat(self, values: Array) -> Floats:
-        fixed = tuple(size for size in self.shape if isinstance(size, int))
-        shape = fixed if len(fixed) == len(self.shape) else (1,)
-        return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32).reshape(-1)
+    def _scaling(self) -> tuple[Floats, Floats]:
+        one = np.float32(1)
+        return one / self.spread, self.center / self.spread
 
 
 def _long_dot(a: Floats, b: Floats) -> Any:
@@ -149,8 +150,7 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most: float
 
 
-@dataclass(frozen=True, eq=False)
-class Ids:
+class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, forbid_unknown_fields=True, tag="ids"):
     """One input of ids where stand-ins were trained.
 
     They go from `low` to `high`, of which there is one, or one for each column. `table` (m,) and
@@ -158,8 +158,8 @@ class Ids:
     0. `surprise` and `paired` bound the means.
     """
 
-    low: tuple[int, ...]
-    high: tuple[int, ...]
+    low: _Range
+    high: _Range
     table: Floats
     pairs: Floats
     surprise: Bounds
@@ -222,29 +222,22 @@ def _mean(values: Floats, usual: float) -> float:
     return (float(values.sum()) + PRIOR * usual) / (values.size + PRIOR)
 
 
-@dataclass(frozen=True, eq=False)
-class Reach:
-    """The range of outputs: `low` and `high`, of `shape` or broadcast to it."""
-
-    shape: tuple[int, ...]
-    low: Floats
-    high: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True):
     """Inputs and outputs of a deployed model where its stand-ins were trained.
 
     `parts` describe the `inputs`, in their order; `longest` is the largest size along each dynamic
-    axis. `false_alarms` is the share of `held_out` honest queries that are called unlike.
+    axis. Outputs of `output_shape` lie between `low` and `high`, which can be broadcast to it.
+    `false_alarms` is the share of `held_out` honest queries that are rejected.
     """
 
     inputs: tuple[Tensor, ...]
     parts: tuple[Numbers | Ids, ...]
     longest: dict[str, int]
-    outputs: Reach
-    false_alarms: float
-    held_out: int
+    output_shape: _Shape
+    low: Floats
+    high: Floats
+    false_alarms: _Share
+    held_out: _Count
 
     @np.errstate(over="ignore", invalid="ignore")
     def unlike(self, queries: Batch) -> NDArray[np.bool_]:
@@ -262,12 +255,12 @@ class Envelope:
         return unlike
 
     def impossible(self, outputs: Array) -> NDArray[np.bool_]:
-        """Return for each of `outputs` (n, *output shape) whether the deployed model cannot give
+        """Return for each of `outputs` (n, *output_shape) whether the deployed model cannot give
         it: (n,).
 
         That is so if a value is not finite, or far outside the outputs for the training inputs.
         """
-        possible = (outputs >= self.outputs.low) & (outputs <= self.outputs.high)
+        possible = (outputs >= self.low) & (outputs <= self.high)
         return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
 
 
@@ -287,13 +280,6 @@ def contents(
 
 # In a bundle
 
-Length = Annotated[int, msgspec.Meta(ge=0, le=2**28)]
-_Shape = Annotated[tuple[Length, ...], msgspec.Meta(max_length=32)]
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Id = Annotated[int, msgspec.Meta(ge=-FARTHEST, le=FARTHEST)]
-_Range = Annotated[tuple[_Id, ...], msgspec.Meta(min_length=1, max_length=2**16)]
-
 
 class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An array of little-endian float32."""
@@ -302,68 +288,42 @@ class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     values: bytes
 
 
-class _Numbers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="numbers"):
-    center: _Array
-    spread: _Array
-    components: _Array
-    limits: Limits
-
-
-class _Ids(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ids"):
-    low: _Range
-    high: _Range
-    table: _Array
-    pairs: _Array
-    surprise: Bounds
-    paired: Bounds
-
-
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    inputs: tuple[Tensor, ...]
-    parts: tuple[_Numbers | _Ids, ...]
-    longest: dict[str, int]
-    output_shape: _Shape
-    low: _Array
-    high: _Array
-    false_alarms: _Share
-    held_out: _Count
-
-
 class _OneInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file of an envelope of one float32 input, as earlier versions wrote it."""
 
     shape: _Shape
     output_shape: _Shape
-    center: _Array
-    spread: _Array
-    components: _Array
+    center: Floats
+    spread: Floats
+    components: Floats
     limits: Limits
-    low: _Array
-    high: _Array
+    low: Floats
+    high: Floats
     false_alarms: _Share
     held_out: _Count
 
 
+def _load(kind: type[Any], stored: Any) -> Floats:
+    """Return a stored array. Raises ValueError for one that is unsound."""
+    found = msgspec.convert(stored, _Array)
+    if prod(found.shape) * 4 != len(found.values):
+        raise ValueError(f"an array of shape {list(found.shape)} has {len(found.values)} bytes")
+    array = np.frombuffer(found.values, "<f4").astype(np.float32).reshape(found.shape)
+    if not np.isfinite(array).all():
+        raise ValueError("the values of an array are not finite")
+    return array
+
+
 # Made here, and not by the threads that open bundles: see manifest.py.
-_FILE = msgspec.msgpack.Decoder(_File)
-_ONE_INPUT = msgspec.msgpack.Decoder(_OneInput)
+_ENVELOPE = msgspec.msgpack.Decoder(Envelope, dec_hook=_load)
+_ONE_INPUT = msgspec.msgpack.Decoder(_OneInput, dec_hook=_load)
 _FIELDS = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
     """Return the content of an envelope's file: MessagePack."""
-    outputs = envelope.outputs
     return msgspec.msgpack.encode(
-        _File(
-            envelope.inputs,
-            tuple(map(_stored, envelope.parts)),
-            envelope.longest,
-            outputs.shape,
-            _store(outputs.low),
-            _store(outputs.high),
-            envelope.false_alarms,
-            envelope.held_out,
-        )
+        envelope, enc_hook=lambda array: _Array(array.shape, array.astype("<f4").tobytes())
     )
 
 
@@ -374,53 +334,48 @@ def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
     """
     try:
         if "inputs" in _FIELDS.decode(content):
-            file = _FILE.decode(content)
+            envelope = _ENVELOPE.decode(content)
         else:
-            file = _of_one_input(_ONE_INPUT.decode(content), inputs)
+            envelope = _of_one_input(_ONE_INPUT.decode(content), inputs)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or not an envelope: {error}") from error
-    if len(file.parts) != len(file.inputs):
-        raise BundleError(f"describes {len(file.parts)} inputs of {len(file.inputs)}")
-    if set(file.longest) != {axis for tensor in file.inputs for axis in tensor.axes}:
-        raise BundleError(f"bounds the axes {sorted(file.longest)}, which are not its inputs'")
-    return Envelope(
-        file.inputs,
-        tuple(map(_loaded, file.inputs, file.parts)),
-        file.longest,
-        Reach(
-            file.output_shape,
-            _load("low", file.low, file.output_shape),
-            _load("high", file.high, file.output_shape),
-        ),
-        file.false_alarms,
-        file.held_out,
-    )
+    if len(envelope.parts) != len(envelope.inputs):
+        raise BundleError(f"describes {len(envelope.parts)} inputs of {len(envelope.inputs)}")
+    if set(envelope.longest) != {axis for tensor in envelope.inputs for axis in tensor.axes}:
+        raise BundleError(f"bounds the axes {sorted(envelope.longest)}, which are not its inputs'")
+    for tensor, part in zip(envelope.inputs, envelope.parts, strict=True):
+        if isinstance(part, Numbers):
+            _check_numbers(tensor, part)
+        else:
+            _check_ids(tensor, part)
+    for name, array in (("low", envelope.low), ("high", envelope.high)):
+        _check_shape(name, array, envelope.output_shape)
+    return envelope
 
 
-def _of_one_input(file: _OneInput, inputs: Sequence[Tensor]) -> _File:
+def _of_one_input(file: _OneInput, inputs: Sequence[Tensor]) -> Envelope:
     if [file.shape] != [each.shape for each in inputs]:
         needed = " and ".join(f"[{', '.join(map(str, each.shape))}]" for each in inputs)
         raise BundleError(
             f"is of inputs of shape {list(file.shape)}, the deployed model's have {needed}"
         )
-    numbers = _Numbers(file.center, file.spread, file.components, file.limits)
+    numbers = Numbers(file.center, file.spread, file.components, file.limits)
     rest = (file.output_shape, file.low, file.high, file.false_alarms, file.held_out)
-    return _File(tuple(inputs), (numbers,), {}, *rest)
+    return Envelope(tuple(inputs), (numbers,), {}, *rest)
 
 
-def _stored(part: Numbers | Ids) -> _Numbers | _Ids:
-    if isinstance(part, Numbers):
-        center, spread = _store(part.center), _store(part.spread)
-        return _Numbers(center, spread, _store(part.components), part.limits)
-    table, pairs = _store(part.table), _store(part.pairs)
-    return _Ids(part.low, part.high, table, pairs, part.surprise, part.paired)
+def _check_numbers(tensor: Tensor, part: Numbers) -> None:
+    shape = () if tensor.fixed is None else tensor.fixed.shape
+    for name, array in (("center", part.center), ("spread", part.spread)):
+        _check_shape(name, array, shape)
+    found = part.components.shape
+    if len(found) != 2 or (found[0] if tensor.axes else found[1] != prod(shape)):
+        raise BundleError(f"has components {list(found)} for inputs of shape {list(tensor.shape)}")
+    if not (part.spread > 0).all():
+        raise BundleError("has a spread that is not positive")
 
 
-def _loaded(tensor: Tensor, part: _Numbers | _Ids) -> Numbers | Ids:
-    if isinstance(part, _Numbers):
-        return _loaded_numbers(tensor, part)
-    table, pairs = _load("table", part.table), _load("pairs", part.pairs)
-    ids = Ids(part.low, part.high, table, pairs, part.surprise, part.paired)
+def _check_ids(tensor: Tensor, ids: Ids) -> None:
     columns = len(ids.low)
     fixed = None if tensor.fixed is None else prod(tensor.fixed.shape)
     if tensor.dtype.kind == "f" or len(ids.high) != columns or columns not in (1, fixed):
@@ -431,43 +386,11 @@ def _loaded(tensor: Tensor, part: _Numbers | _Ids) -> Numbers | Ids:
         raise BundleError(f"has no table of ids for {tensor}")
     if len(ids.pairs) and (columns > 1 or not tensor.shape):
         raise BundleError(f"has pairs of ids for {tensor}, which has no neighbours")
-    return ids
 
 
-def _loaded_numbers(tensor: Tensor, part: _Numbers) -> Numbers:
-    fixed = tuple(size for size in tensor.shape if isinstance(size, int))
-    fits = () if tensor.axes else fixed
-    numbers = Numbers(
-        tensor.shape,
-        _load("center", part.center, fits),
-        _load("spread", part.spread, fits),
-        _load("components", part.components),
-        part.limits,
-    )
-    found = numbers.components.shape
-    if len(found) != 2 or (found[0] if tensor.axes else found[1] != prod(fixed)):
-        raise BundleError(f"has components {list(found)} for inputs of shape {list(tensor.shape)}")
-    if not (numbers.spread > 0).all():
-        raise BundleError("has a spread that is not positive")
-    return numbers
-
-
-def _store(array: Floats) -> _Array:
-    return _Array(array.shape, array.astype("<f4").tobytes())
-
-
-def _load(name: str, stored: _Array, fits: tuple[int, ...] | None = None) -> Floats:
-    """Return a stored array, which can be broadcast to the shape `fits`, if that is given."""
-    if prod(stored.shape) * 4 != len(stored.values):
-        raise BundleError(f"has {len(stored.values)} bytes of {name} {list(stored.shape)}")
-    array = np.frombuffer(stored.values, "<f4").astype(np.float32).reshape(stored.shape)
-    if not np.isfinite(array).all():
-        raise BundleError(f"has values of {name} that are not finite")
-    if fits is not None:
-        try:
-            fitting = np.broadcast_shapes(stored.shape, fits) == fits
-        except ValueError:
-            fitting = False
-        if not fitting:
-            raise BundleError(f"has {name} of shape {list(stored.shape)} for {list(fits)}")
-    return array
+def _check_shape(name: str, array: Floats, shape: tuple[int, ...]) -> None:
+    """Raise BundleError unless `array` can be broadcast to `shape`."""
+    with contextlib.suppress(ValueError):
+        if np.broadcast_shapes(array.shape, shape) == shape:
+            return
+    raise BundleError(f"has {name} of shape {list(array.shape)} for {list(shape)}")

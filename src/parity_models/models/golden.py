@@ -1,9 +1,8 @@
-"""Golden queries: queries whose outputs are known, to recognise a model by.
+"""Golden queries: queries with known outputs, by which a model is recognised.
 
 An instance that runs another model, or whose memory or arithmetic is broken, answers them wrongly.
-A bundle stores some of each stand-in, with the outputs where it was made: on a processor whose
-arithmetic is another (as 8-bit products that saturate on some), what was calibrated is not what
-would be served, and the bundle is refused.
+A bundle stores some of each stand-in, with the outputs where it was made. On a processor with other
+arithmetic (such as 8-bit products that saturate) calibration does not hold: the bundle is refused.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from parity_models.errors import BundleError
 from parity_models.models.envelope import Envelope, Ids, Length, Numbers
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import Batch, Named, renamed, rows_in, take
-from parity_models.models.tensor import DATATYPES, Layout, TensorSpec
+from parity_models.models.signature import DATATYPES, Layout, TensorSpec
 from parity_models.roles import BACKUPS, DEPLOYED, parity_role
 
 Array = NDArray[Any]
@@ -53,10 +52,10 @@ def golden(
     models: Mapping[str, OnnxModel],
     count: int = GOLDEN,
 ) -> dict[str, tuple[Named, Named]]:
-    """Return golden queries and their outputs for each role that has a model here.
+    """Return golden queries and their outputs for each role of `models`.
 
-    Parity models get parity queries of the deployed model's, which lie as `queries` says. There are
-    `count` of each role, but fewer or none where `golden_queries` finds so.
+    Parity models get parity queries of the deployed model's, whose layout is `queries`. There are
+    `count` of each role, fewer or none where `golden_queries` finds no more.
     """
     rows = golden_rows(queries, envelope, max(count, 0 if code is None else code.k))
     asked: dict[str, Batch] = dict.fromkeys((DEPLOYED, *BACKUPS), take(rows, slice(count)))
@@ -112,21 +111,20 @@ def _joined(rows: list[Named]) -> Named:
 
 
 def golden_rows(queries: Layout, envelope: Envelope | None, count: int) -> Named:
-    """Return `count` queries that lie as `queries` says, far from the mean by the envelope, drawn
-    by a fixed seed.
+    """Return `count` queries of this layout, far from the envelope's mean, drawn by a fixed seed.
 
     Without an envelope, the mean is taken for 0 and the deviation for 1, and integers are 0 and 1:
     they may be indices. Ids are drawn from their range.
     """
-    parts = {} if envelope is None else dict(zip(_names(envelope), envelope.parts, strict=True))
+    parts: dict[str, Numbers | Ids] = {}
+    if envelope is not None:
+        parts = {
+            each.name: part for each, part in zip(envelope.inputs, envelope.parts, strict=True)
+        }
     return {
         spec.name: _rows(spec, parts.get(spec.name), count, _SEED + i)
         for i, spec in enumerate(queries.tensors)
     }
-
-
-def _names(envelope: Envelope) -> list[str]:
-    return [each.name for each in envelope.inputs]
 
 
 def _rows(spec: TensorSpec, part: Numbers | Ids | None, count: int, seed: int) -> Array:
@@ -157,42 +155,39 @@ def _rows(spec: TensorSpec, part: Numbers | Ids | None, count: int, seed: int) -
 # In a bundle
 
 
-class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     datatype: str
     shape: Annotated[tuple[Length, ...], msgspec.Meta(max_length=33)]
     values: bytes
 
-    @classmethod
-    def of(cls, array: Array) -> "_Tensor":
-        name = next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        return cls(name, array.shape, little.tobytes())
-
-    def array(self) -> Array:
-        dtype = DATATYPES.get(self.datatype)
-        if dtype is None or prod(self.shape) * dtype.itemsize != len(self.values):
-            raise BundleError("holds a tensor of another size than it says")
-        array = np.frombuffer(self.values, dtype.newbyteorder("<")).astype(dtype)
-        return array.reshape(self.shape)
-
 
 class _Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    inputs: dict[str, _Tensor]
-    outputs: dict[str, _Tensor]
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
 
 
-_FILE = msgspec.msgpack.Decoder(dict[str, _Case])
-"""Made here, and not by the threads that open bundles: see manifest.py."""
+def _store(array: Array) -> _Stored:
+    name = next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
+    return _Stored(name, array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes())
+
+
+def _load(kind: type[Any], stored: Any) -> Array:
+    found = msgspec.convert(stored, _Stored)
+    dtype = DATATYPES.get(found.datatype)
+    if dtype is None or prod(found.shape) * dtype.itemsize != len(found.values):
+        raise ValueError("a tensor has another size than it declares")
+    array = np.frombuffer(found.values, dtype.newbyteorder("<")).astype(dtype)
+    return array.reshape(found.shape)
+
+
+# Made here, and not by the threads that open bundles: see manifest.py.
+_FILE = msgspec.msgpack.Decoder(dict[str, _Case], dec_hook=_load)
 
 
 def encode_golden(found: Mapping[str, tuple[Named, Named]]) -> bytes:
     """Return the content of the file of golden queries and outputs, by role: MessagePack."""
-    return msgspec.msgpack.encode(
-        {
-            role: _Case(*({name: _Tensor.of(each[name]) for name in each} for each in both))
-            for role, both in found.items()
-        }
-    )
+    cases = {role: _Case(*both) for role, both in found.items()}
+    return msgspec.msgpack.encode(cases, enc_hook=_store)
 
 
 def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:
@@ -202,22 +197,18 @@ def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:
         cases = _FILE.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or holds no golden queries: {error}") from error
-    for role, model in models.items():
-        case = cases.get(role)
-        if case is None:
-            continue
-        inputs = {name: each.array() for name, each in case.inputs.items()}
+    for role in cases.keys() & models.keys():
         try:
-            found = model(inputs)
+            found = models[role](cases[role].inputs)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             raise BundleError(f"holds a query that the {role} model cannot run") from error
-        for name, stored in case.outputs.items():
-            if name not in found or not is_near(found[name], stored.array(), TOLERANCE):
+        for name, stored in cases[role].outputs.items():
+            if name not in found or not is_near(found[name], stored, TOLERANCE):
                 raise BundleError(
-                    f"says what the {role} model gave where the bundle was made, and here it gives "
-                    f"something else for {name!r}: this machine's processor or ONNX Runtime "
-                    "computes otherwise, so that its calibration does not hold; make the stand-in "
-                    "again on this kind of machine (parm protect)"
+                    f"shows that the {role} model gave another {name!r} where the bundle was made: "
+                    "this machine's processor or ONNX Runtime computes otherwise, so that its "
+                    "calibration does not hold; make the stand-in again on this kind of machine "
+                    "(parm protect)"
                 )
 
 

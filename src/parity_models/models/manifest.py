@@ -1,6 +1,6 @@
-"""The manifest of a bundle: its schema, and the JSON it is kept in.
+"""The manifest of a bundle: its schema, and the JSON file that holds it.
 
-Besides the fields of Manifest, the JSON object holds a `digest` over all of them, so that a
+Next to the fields of Manifest, the JSON object holds a `digest` over all of them, so that a
 changed manifest is noticed as surely as a changed model file.
 """
 
@@ -14,7 +14,6 @@ from parity_models.codes import CoderKind, CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.signature import Signature, Tensor
-from parity_models.models.tensor import TensorSpec
 from parity_models.roles import BACKUPS, Backup
 
 FORMAT: Final = "parity-models-bundle"
@@ -46,25 +45,15 @@ class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True):
     signature: Signature
     network: str
 
-    @property
-    def input(self) -> TensorSpec:
-        """The only input. Raises ModelError for a model with several, or a dynamic one."""
-        return self.signature.input
-
-    @property
-    def output(self) -> TensorSpec:
-        """The only output. Raises ModelError for a model with several, or a dynamic one."""
-        return self.signature.output
-
 
 class ParityFile(ModelFile, frozen=True, forbid_unknown_fields=True):
-    """The ONNX file of a parity model; `slotwise`: it runs on each slot of its input by itself."""
+    """The ONNX file of a parity model; `slotwise`: it runs on each slot of its input separately."""
 
     slotwise: bool = False
 
 
 class BackupFile(ModelFile, frozen=True, forbid_unknown_fields=True):
-    """The ONNX file of a backup; `slot`: it is one slot of the first parity model, by itself."""
+    """The ONNX file of a backup; `slot`: it is one slot of the first parity model."""
 
     slot: bool = False
 
@@ -72,7 +61,7 @@ class BackupFile(ModelFile, frozen=True, forbid_unknown_fields=True):
 class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
     """The file of the envelope of inputs that stand-ins learned from.
 
-    `false_alarms` is the share of `held_out` honest inputs that it calls unlike those.
+    `false_alarms` is the share of `held_out` honest inputs that it rejects.
     """
 
     false_alarms: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -80,15 +69,14 @@ class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Accuracies on the whole test set of the bundle's task.
+    """Accuracies on the whole test set of the bundle's task: values of `metric` over `queries`.
 
     `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone, and
-    `degraded_by_slot` the same for each of the k slots; `overall` is A_o by the fraction of
-    predictions that is unavailable, as text ("0.1"); `agreement` the share of reconstructions
-    that say the same as the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a
-    group's predictions unavailable at once. `backup_accuracies` are those of each
-    backup alone. All are values of `metric`, at most 1 (and not below 0 unless it is
-    R²), over `queries` queries. Without a code there are only A_a and the number of queries.
+    `degraded_by_slot` A_d of each of the k slots; `overall` is A_o by the fraction of predictions
+    that is unavailable, as text ("0.1"); `agreement` the share of reconstructions that agree with
+    the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a group's predictions
+    unavailable at once. `backup_accuracies` are those of each backup. Without a code there are
+    only A_a and the number of queries.
     """
 
     metric: str
@@ -137,28 +125,24 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return dict(zip(BACKUPS, self.backups, strict=False))
 
     @property
-    def batches_pay(self) -> bool:
-        """Whether the deployed model runs a BATCH in the time of two queries, or less.
-
-        Then the queries of one have their answers sooner, on average, than one after the other.
-        """
-        return self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
-
-    @property
     def batch(self) -> int:
-        """The default number of queries that run at once: a BATCH where that pays."""
-        return BATCH if self.batches_pay else 1
+        """The default number of queries that run at once.
+
+        It is a BATCH if the deployed model runs one in the time of two queries, or less: then
+        queries have their answers sooner, on average, than one after the other.
+        """
+        pays = self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
+        return BATCH if pays else 1
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of a bundle: the deployed model, its code and one parity model per row of it, and
-    perhaps backups, cheaper networks for the same queries, the fastest first.
+    backups, cheaper networks for the same queries, the fastest first.
 
-    `name` is the name under which the model is served. Without a code there are no parity
-    models. `imitated` is the output of the deployed model that stand-ins give; None: its only one.
-    `coders` are the networks of a learned encoder and decoder. `envelope` is there if a stand-in
-    was trained here. `calibration` says where stand-ins may answer, if it was measured. `files` are
-    further files kept beside the models. `versions` names the software that made the bundle.
+    `name` is the name under which the model is served. `imitated` is the output of the deployed
+    model that stand-ins give; None: its only one. `coders` are the networks of a learned encoder
+    and decoder. `envelope` is there if a stand-in was trained here. `calibration` holds the gates
+    of stand-ins, if they were measured. `versions` names the software that made the bundle.
     """
 
     format: Literal["parity-models-bundle"] = FORMAT
@@ -187,6 +171,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return "own" if self.deployed_training is None else self.deployed_training.task
 
     @property
+    def models(self) -> tuple[ModelFile, ...]:
+        """All ONNX files."""
+        return (self.deployed, *self.parity, *self.coders.values(), *self.backups)
+
+    @property
     def imitated_output(self) -> Tensor | None:
         """The output of the deployed model that stand-ins give; None where that is not said."""
         outputs = self.deployed.signature.outputs
@@ -208,8 +197,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
     )
 
 
-def decode_manifest(text: bytes) -> Manifest:
-    """Return the manifest in `text`. Raises BundleError, without the path, if it is unsound."""
+def decode_manifest(text: bytes) -> tuple[Manifest, str]:
+    """Return the manifest in `text`, and its digest. Raises BundleError, without the path, if it
+    is unsound."""
     try:
         content = msgspec.json.decode(text, type=dict[str, Any])
         header = msgspec.convert(content, _Header)
@@ -222,79 +212,48 @@ def decode_manifest(text: bytes) -> Manifest:
             f"has format version {header.format_version}, this software reads up to "
             f"{FORMAT_VERSION}; install a newer parity-models"
         )
-    digest = content.pop("digest", None)
-    expected = _digest(content)
+    digest, expected = content.pop("digest", None), _digest(content)
+    code = content.get("code")
     try:
-        manifest = msgspec.convert(_upgraded(content, header.format_version), Manifest)
+        _upgrade(content, header.format_version)
+        manifest = msgspec.convert(content, Manifest)
+        # msgspec ignores unknown fields of a dataclass.
+        for name in code.keys() - {each.name for each in fields(CodeSpec)} if code else ():
+            raise msgspec.ValidationError(f"Object contains unknown field `{name}` - at `$.code`")
     except msgspec.ValidationError as error:
         raise BundleError(f"does not follow the schema: {error}") from error
-    if manifest.code is not None:
-        unknown = content["code"].keys() - {field.name for field in fields(CodeSpec)}
-        if unknown:
-            raise BundleError(
-                f"does not follow the schema: Object contains unknown field "
-                f"`{min(unknown)}` - at `$.code`"
-            )
     if digest != expected:
         raise BundleError("was changed after it was written: its digest does not match")
-    return manifest
+    return manifest, expected
 
 
-def digest_of(text: bytes) -> str:
-    """Return the digest of a manifest that could be decoded: 64 hexadecimal digits."""
-    return msgspec.json.decode(text, type=_Digest).digest
-
-
-def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
-    """The content of a manifest as the newest format has it.
+def _upgrade(content: dict[str, Any], version: int) -> None:
+    """Bring the content of a manifest to the newest format.
 
     In format 2 there is one backup, or none. In format 1, a model also has an `input` and an
     `output` in place of a signature.
     """
-    if version in (1, 2):
-        content = _with_backups(dict(content, format_version=FORMAT_VERSION))
-    if version != 1:
-        return content
-    content["deployed"] = _with_signature(content.get("deployed"))
-    content["backups"] = [_with_signature(each) for each in content["backups"]]
-    parity, coders = content.get("parity"), content.get("coders")
-    if isinstance(parity, list):
-        content["parity"] = [_with_signature(each) for each in parity]
-    if isinstance(coders, dict):
-        content["coders"] = {name: _with_signature(each) for name, each in coders.items()}
-    return content
-
-
-def _with_backups(content: dict[str, Any]) -> dict[str, Any]:
-    """Lists in place of what is said of one backup."""
-    renamed = {"backup": "backups", "backup_training": "backup_trainings"}
-    content = _listed(content, renamed)
-    for part, names in (
-        ("accuracy", {"backup_accuracy": "backup_accuracies"}),
-        ("inference_times", {"backup": "backups"}),
+    if version not in (1, 2):
+        return
+    content["format_version"] = FORMAT_VERSION
+    for part, one, many in (
+        (content, "backup", "backups"),
+        (content, "backup_training", "backup_trainings"),
+        (content.get("accuracy"), "backup_accuracy", "backup_accuracies"),
+        (content.get("inference_times"), "backup", "backups"),
     ):
-        if isinstance(content.get(part), dict):
-            content[part] = _listed(content[part], names)
-    return content
-
-
-def _listed(content: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The content with a list, of one or none, under another name for each of these `names`."""
-    found = {name: value for name, value in content.items() if name not in names}
-    for name, many in names.items():
-        found[many] = [] if content.get(name) is None else [content[name]]
-    return found
-
-
-def _with_signature(model: Any) -> Any:
-    if not isinstance(model, dict) or not {"input", "output"} <= model.keys():
-        return model
-    rest = {name: value for name, value in model.items() if name not in ("input", "output")}
-    return {**rest, "signature": {"inputs": [model["input"]], "outputs": [model["output"]]}}
-
-
-class _Digest(msgspec.Struct):
-    digest: str
+        if isinstance(part, dict):
+            value = part.pop(one, None)
+            part[many] = [] if value is None else [value]
+    if version == 2:
+        return
+    parity, coders = content.get("parity"), content.get("coders")
+    models = [content.get("deployed"), *content["backups"]]
+    models += parity if isinstance(parity, list) else []
+    models += coders.values() if isinstance(coders, dict) else []
+    for model in models:
+        if isinstance(model, dict) and {"input", "output"} <= model.keys():
+            model["signature"] = {f"{role}s": [model.pop(role)] for role in ("input", "output")}
 
 
 class _Header(msgspec.Struct):
@@ -308,5 +267,5 @@ def _digest(content: dict[str, Any]) -> str:
 
 # msgspec prepares a class when it is first used, and another thread that uses it meanwhile ends
 # the process (msgspec 0.22). Bundles are opened by several threads at once.
-for _kind in (_Header, _Digest, Manifest):
+for _kind in (_Header, Manifest):
     msgspec.json.Decoder(_kind)

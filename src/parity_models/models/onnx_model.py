@@ -57,10 +57,15 @@ class OnnxModel:
     """
 
     def __init__(
-        self, model: Path | bytes, *, signature: Signature | None = None, threads: int = 1
+        self,
+        model: Path | bytes,
+        *,
+        signature: Signature | None = None,
+        threads: int = 1,
+        name: str = "it",
     ) -> None:
         content = model if isinstance(model, bytes) else read_model(model)
-        subject = "it" if isinstance(model, bytes) else str(model)
+        name = name if isinstance(model, bytes) else str(model)
         try:
             self._session = open_session(content, threads)
             if signature is None:
@@ -68,7 +73,7 @@ class OnnxModel:
             else:
                 _check_signature(self._session, signature)
         except ModelError as error:
-            raise ModelError(f"{subject} {error}") from error
+            raise ModelError(f"{name} {error}") from error
         self.signature = signature
         self._outputs = [each.name for each in signature.outputs]
 

@@ -29,8 +29,7 @@ from parity_models.models.onnx_model import (
     why_it_fails,
 )
 from parity_models.models.queries import Batch, axis_for, fit_tensors, pad, rows_in, sizes_in, take
-from parity_models.models.signature import Axis, Signature, Tensor
-from parity_models.models.tensor import Layout
+from parity_models.models.signature import Axis, Layout, Signature, Tensor
 
 Array = NDArray[Any]
 

@@ -1,11 +1,12 @@
-"""A model's signature: its named inputs and outputs, and which of their axes are dynamic.
+"""A model's signature: its named inputs and outputs, and how a row of them lies in memory.
 
-A query is one row of every input, and its prediction one row of every output. An axis that is
-dynamic has a name, a bound, and a few sizes that queries are padded to, its buckets: queries of one
-bucket are batched and coded together, others never are.
+A query is one row of every input, and its prediction one row of every output. A dynamic axis has a
+name, a bound, and a few sizes that queries are padded to, its buckets: only queries of one bucket
+are batched and coded together.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Annotated, Any, NamedTuple
@@ -15,48 +16,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import ModelError
-from parity_models.models.tensor import (
-    DATATYPES,
-    Layout,
-    Name,
-    Size,
-    TensorSpec,
-    check_datatype,
-    check_values,
-)
 
 Array = NDArray[Any]
 Sizes = tuple[int, ...]
 """The sizes of a signature's dynamic axes, in the order of their names in it."""
 
-MAX_BUCKETS = 16
-MAX_TENSORS = 64
+DATATYPES: dict[str, np.dtype[np.generic]] = {
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "BOOL": np.dtype(np.bool_),
+}
+"""The Open Inference Protocol's tensor data types that models here can have."""
+
+MAX_VALUES = 2**28
+"""Values of one row at most: 1 GiB of FP32."""
+
 MAX_ROW_BYTES = 2**31 - 1
 """Bytes of one row of all inputs, or of all outputs, at most."""
 
+MAX_BUCKETS = 16
+MAX_TENSORS = 64
 
-class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A dynamic axis: the sizes that queries are padded to, ascending; the last is its bound."""
+Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_VALUES)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
-    buckets: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=MAX_BUCKETS)]
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Name, data type (a key of DATATYPES) and shape of a tensor, without the batch axis."""
+
+    name: Name
+    datatype: str
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=32)]
 
     def __post_init__(self) -> None:
-        if list(self.buckets) != sorted(set(self.buckets)):
-            raise ValueError(f"the buckets {list(self.buckets)} do not ascend")
+        _check(self.datatype, self.shape)
 
     @property
-    def bound(self) -> int:
-        return self.buckets[-1]
+    def dtype(self) -> np.dtype[np.generic]:
+        return DATATYPES[self.datatype]
 
-    def bucket(self, size: int) -> int:
-        """Return the bucket of a size of 1 to the bound."""
-        return next(each for each in self.buckets if size <= each)
+    def zeros(self, rows: int) -> NDArray[np.generic]:
+        """Return a batch of `rows` rows of zeros: (rows, *shape)."""
+        return np.zeros((rows, *self.shape), self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.datatype} {list(self.shape)}"
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tensor of a model, whose `shape` (of one row) has names where axes are dynamic.
 
-    `padding` is the value that shorter rows are filled up with; it means nothing in an output.
+    Shorter rows of an input are filled up with the value `padding`.
     """
 
     name: Name
@@ -65,8 +84,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     padding: float = 0.0
 
     def __post_init__(self) -> None:
-        check_datatype(self.datatype)
-        check_values([each for each in self.shape if isinstance(each, int)])
+        _check(self.datatype, [each for each in self.shape if isinstance(each, int)])
         with np.errstate(all="ignore"):
             held = np.float64(self.padding).astype(self.dtype)
         if not (float(held) == self.padding or self.dtype.kind == "f"):
@@ -95,9 +113,118 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.name!r} {self.datatype} [{', '.join(map(str, self.shape))}]"
 
 
-def tensor_of(spec: TensorSpec) -> Tensor:
-    """Return a tensor without dynamic axes."""
-    return Tensor(spec.name, spec.datatype, spec.shape)
+def _check(datatype: str, shape: Sequence[int]) -> None:
+    if datatype not in DATATYPES:
+        raise ValueError(f"datatype {datatype!r} is not one of {', '.join(DATATYPES)}")
+    if prod(shape) > MAX_VALUES:
+        raise ValueError(f"a row of shape {list(shape)} has more than {MAX_VALUES} values")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one row of these `tensors` lies in memory: as one array.
+
+    A row of one tensor is an array of the tensor's shape. A row of several is a record, a NumPy
+    array of shape () with a field for each. A batch of rows has one axis more in front.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+
+    @cached_property
+    def is_record(self) -> bool:
+        return len(self.tensors) > 1
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        if not self.is_record:
+            return self.tensors[0].dtype
+        return np.dtype([(each.name, each.dtype, each.shape) for each in self.tensors], align=True)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return () if self.is_record else self.tensors[0].shape
+
+    @cached_property
+    def row_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @cached_property
+    def row_values(self) -> int:
+        return sum(prod(each.shape) for each in self.tensors)
+
+    def zeros(self, rows: int) -> Array:
+        """Return a batch of `rows` rows of zeros."""
+        return np.zeros((rows, *self.shape), self.dtype)
+
+    def draw(self, rng: "np.random.Generator", rows: int) -> dict[str, Array]:
+        """Return tensors (rows, *shape) that most models take: numbers from 0 to 1, integers 0 or
+        1."""
+        return {
+            each.name: rng.random((rows, *each.shape)).astype(each.dtype)
+            if each.dtype.kind == "f"
+            else rng.integers(0, 2, (rows, *each.shape)).astype(each.dtype)
+            for each in self.tensors
+        }
+
+    def fits(self, row: Array) -> bool:
+        """Return whether `row`, without a batch axis, is a row of these tensors."""
+        return row.shape == self.shape and row.dtype == self.dtype
+
+    def split(self, rows: Array) -> dict[str, Array]:
+        """Return the tensors (..., *shape) of a row or of a batch of rows, by name: views."""
+        if not self.is_record:
+            return {self.tensors[0].name: rows}
+        return {each.name: rows[each.name] for each in self.tensors}
+
+    def join(self, tensors: Mapping[str, Array]) -> Array:
+        """Return a batch of rows of the `tensors` (n, *shape), by name: of one, the array itself.
+
+        Raises ValueError for tensors of another shape.
+        """
+        first = self.tensors[0]
+        if not self.is_record:
+            return tensors[first.name]
+        rows = self.zeros(len(tensors[first.name]))
+        for each in self.tensors:
+            found, needed = tensors[each.name].shape, (len(rows), *each.shape)
+            if found != needed:
+                raise ValueError(f"{each.name!r} has shape {list(found)}, not {list(needed)}")
+            rows[each.name] = tensors[each.name]
+        return rows
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.tensors))
+
+
+def one_row(tensors: Mapping[str, Array]) -> Array:
+    """Return the tensors of one row, without a batch axis, as they lie in memory (see Layout)."""
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    fields = [(name, each.dtype, each.shape) for name, each in tensors.items()]
+    row = np.zeros((), np.dtype(fields, align=True))
+    for name, each in tensors.items():
+        row[name] = each
+    return row
+
+
+def tensors_in(rows: Array) -> list[Array]:
+    """Return the tensors (..., *shape) of a row or of a batch of rows, in their order: views."""
+    names = rows.dtype.names
+    return [rows] if names is None else [rows[name] for name in names]
+
+
+class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A dynamic axis: the sizes that queries are padded to, ascending; the last is its bound."""
+
+    buckets: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=MAX_BUCKETS)]
+
+    def __post_init__(self) -> None:
+        if list(self.buckets) != sorted(set(self.buckets)):
+            raise ValueError(f"the buckets {list(self.buckets)} do not ascend")
+
+    @property
+    def bound(self) -> int:
+        return self.buckets[-1]
 
 
 class Kind(NamedTuple):
@@ -120,19 +247,16 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     batch: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
 
     def __post_init__(self) -> None:
+        used = {axis for each in (*self.inputs, *self.outputs) for axis in each.axes}
+        for axis in used - self.axes.keys():
+            raise ValueError(f"axis {axis!r} is dynamic and has no bound")
+        for axis in self.axes.keys() - {axis for each in self.inputs for axis in each.axes}:
+            raise ValueError(f"axis {axis!r} is of no input")
+        bounds = {axis: each.bound for axis, each in self.axes.items()}
         for role, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             names = [each.name for each in tensors]
             if len(set(names)) != len(names):
                 raise ValueError(f"two {role} are called {max(names, key=names.count)!r}")
-        used = {axis for each in self.inputs for axis in each.axes}
-        for axis in {axis for each in (*self.inputs, *self.outputs) for axis in each.axes}:
-            if axis not in self.axes:
-                raise ValueError(f"axis {axis!r} is dynamic and has no bound")
-        for axis in self.axes:
-            if axis not in used:
-                raise ValueError(f"axis {axis!r} is of no input")
-        bounds = {axis: each.bound for axis, each in self.axes.items()}
-        for tensors in (self.inputs, self.outputs):
             specs = [each.at(bounds) for each in tensors]
             if sum(prod(each.shape) * each.dtype.itemsize for each in specs) > MAX_ROW_BYTES:
                 raise ValueError(f"a row has more than {MAX_ROW_BYTES} bytes")
@@ -140,7 +264,8 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     @classmethod
     def of(cls, input: TensorSpec, output: TensorSpec) -> "Signature":
         """Return the signature of a model with one input and one output, both of fixed shape."""
-        return cls((tensor_of(input),), (tensor_of(output),))
+        taken, given = (Tensor(each.name, each.datatype, each.shape) for each in (input, output))
+        return cls((taken,), (given,))
 
     @cached_property
     def plain(self) -> Kind | None:
@@ -170,20 +295,28 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
 
     def kind_of(self, row: Array) -> Kind:
         """Return the kind of a query (without a batch axis). Raises ValueError if there is none."""
-        plain = self.plain
-        if plain is not None:
-            if not plain.input.fits(row):
-                raise ValueError(f"takes {plain.input}, got {row.dtype} {list(row.shape)}")
-            return plain
-        kind = self.kind([self._size_in(row, *place) for place in self._places])
-        if not kind.input.fits(row):
+        kind = self.plain
+        if kind is None:
+            try:
+                tensors = [
+                    row if row.dtype.names is None else row[name] for name, _ in self._places
+                ]
+                sizes = [
+                    each.shape[at] for each, (_, at) in zip(tensors, self._places, strict=True)
+                ]
+            except (IndexError, KeyError, ValueError):
+                sizes = []
+            kind = self.kind(sizes) if sizes else None
+        if kind is None or not kind.input.fits(row):
             raise ValueError(f"takes {self}, got {row.dtype} {list(row.shape)}")
         return kind
 
     def bucket(self, sizes: Sequence[int]) -> Sizes:
         """Return the sizes that queries of these sizes, within bounds, are padded to."""
-        axes = self.axes.values()
-        return tuple(axis.bucket(size) for axis, size in zip(axes, sizes, strict=True))
+        return tuple(
+            next(each for each in axis.buckets if size <= each)
+            for axis, size in zip(self.axes.values(), sizes, strict=True)
+        )
 
     @cached_property
     def smallest(self) -> Kind:
@@ -210,18 +343,12 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         return {}
 
     @cached_property
-    def _places(self) -> tuple[tuple[str, int], ...]:
+    def _places(self) -> list[tuple[str, int]]:
         """For each dynamic axis an input that has it, and where."""
         places = {
             axis: (tensor.name, at) for tensor in self.inputs for axis, at in tensor.axes.items()
         }
-        return tuple(places[axis] for axis in self.axes)
-
-    def _size_in(self, row: Array, tensor: str, at: int) -> int:
-        try:
-            return int((row if row.dtype.names is None else row[tensor]).shape[at])
-        except (IndexError, KeyError, ValueError):
-            raise ValueError(f"takes {self}, got {row.dtype} {list(row.shape)}") from None
+        return [places[axis] for axis in self.axes]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.inputs))

@@ -28,9 +28,9 @@ def load_deployed(bundle: Bundle) -> nn.Module:
     Raises BundleError if its weights are not there or do not fit its network.
     """
     deployed = bundle.manifest.deployed
-    path = bundle.path / WEIGHTS
+    path, signature = bundle.path / WEIGHTS, deployed.signature
     with torch.device("meta"):  # without initial weights, which would be thrown away
-        network = build_network(deployed.network, deployed.input.shape, deployed.output.shape)
+        network = build_network(deployed.network, signature.input.shape, signature.output.shape)
     try:
         network.load_state_dict(load(path.read_bytes()), assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.models.golden import is_near
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import one_row, tensors_in
+from parity_models.models.signature import Signature, one_row, tensors_in
 from parity_models.roles import BACKUPS, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling import (
     Action,

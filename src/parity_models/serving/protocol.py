@@ -22,8 +22,7 @@ from msgspec import Meta, Raw, Struct
 from numpy.typing import NDArray
 
 from parity_models.models.queries import cut, padded
-from parity_models.models.signature import Sizes, Tensor
-from parity_models.models.tensor import DATATYPES, Layout, TensorSpec
+from parity_models.models.signature import DATATYPES, Layout, Sizes, Tensor, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from parity_models.codes import Code, CoderKind, CodeSpec, NamedShape
 from parity_models.errors import CodeError, TrainingError
 from parity_models.models.bundle import NewModel
-from parity_models.models.bundle_fit import code_over, is_slot, parity_inputs
+from parity_models.models.bundle_fit import is_slot, parity_inputs
 from parity_models.models.export import export, floats
 from parity_models.models.gate import confidences, suited
 from parity_models.models.networks import NETWORKS, family
@@ -110,7 +110,8 @@ def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
     signature = teacher.signature
     if teacher.plain:
         return Code(spec, signature.input.shape, teacher.output.shape)
-    code = code_over(spec, signature, teacher.output.shape)
+    shapes = {each.name: each.shape for each in signature.inputs}
+    code = Code(spec, shapes, teacher.output.shape)
     queries = signature.smallest.input
     code.encode([queries.split(queries.zeros(0))] * code.k)  # no rows: types count
     stacked: list[NamedShape] = [(code.k, *each.shape) for each in signature.inputs]

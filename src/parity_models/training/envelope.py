@@ -1,7 +1,6 @@
 """Fitting the envelope of stand-ins to the queries they are trained on, see `models.envelope`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
@@ -16,7 +15,6 @@ from parity_models.models.envelope import (
     Ids,
     Limits,
     Numbers,
-    Reach,
     contents,
 )
 from parity_models.models.queries import Batch, sizes_in
@@ -103,11 +101,12 @@ def fit_envelope(
         tuple(inputs),
         tuple(_fit(each, queries[each.name], sizes, share, mirrored) for each in inputs),
         {axis: int(found.max()) for axis, found in sizes.items()},
-        reach(outputs),
+        outputs.shape[1:],
+        *reach(outputs),
         0.0,
         len(next(iter(some.values()))),
     )
-    return replace(envelope, false_alarms=float(envelope.unlike(some).mean()))
+    return structs.replace(envelope, false_alarms=float(envelope.unlike(some).mean()))
 
 
 def _fit(tensor: Tensor, array: Array, sizes: Sizes, share: float, mirrored: bool) -> Numbers | Ids:
@@ -119,7 +118,7 @@ def _fit(tensor: Tensor, array: Array, sizes: Sizes, share: float, mirrored: boo
     numbers = array.astype(np.float32, copy=False)
     if tensor.axes:
         numbers, sizes = spaced(numbers, few), {a: spaced(each, few) for a, each in sizes.items()}
-        return fit_values(list(contents(tensor, numbers, sizes)), tensor.shape, share)
+        return fit_values(list(contents(tensor, numbers, sizes)), share)
     return fit_numbers(numbers, share, mirrored=mirrored)
 
 
@@ -133,21 +132,21 @@ def fit_numbers(inputs: Array, false_alarms: float, *, mirrored: bool = False) -
     channels = channel_axis(shape)
     alike = () if channels is None else tuple(set(range(1, some.ndim)) - {1 + channels})
     center, spread = _spread(some, alike, by_channel=channels is not None and values > EACH)
-    blank = Numbers(shape, center, spread, np.empty((0, values), np.float32), Limits(0, 0, 0, 0))
+    blank = Numbers(center, spread, np.empty((0, values), np.float32), Limits(0, 0, 0, 0))
     components = _components(blank, some)
     if len(components):
         measured = _measure_apart(blank, some)
     else:
         measured = _measure(blank, spaced(inputs, MEASURED))
-    return replace(blank, components=components, limits=_limits(measured, false_alarms))
+    return structs.replace(blank, components=components, limits=_limits(measured, false_alarms))
 
 
-def fit_values(rows: Sequence[Array], shape: tuple[int | str, ...], false_alarms: float) -> Numbers:
+def fit_values(rows: Sequence[Array], false_alarms: float) -> Numbers:
     """The same of float32 inputs of dynamic shape, whose values are of one kind."""
     values = np.concatenate([row.reshape(-1) for row in rows])
     center, spread = map(np.asarray, _spread(values, (), by_channel=False))
-    blank = Numbers(shape, center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
-    return replace(blank, limits=_limits(_measure(blank, rows), false_alarms))
+    blank = Numbers(center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
+    return structs.replace(blank, limits=_limits(_measure(blank, rows), false_alarms))
 
 
 def spaced(rows: Array, most: int) -> Array:
@@ -182,7 +181,7 @@ def _measure_apart(numbers: Numbers, rows: Array) -> Array:
     folds = np.array_split(rows, FOLDS)
     return np.concatenate(
         [
-            _measure(replace(numbers, components=_components(numbers, others)), fold)
+            _measure(structs.replace(numbers, components=_components(numbers, others)), fold)
             for i, fold in enumerate(folds)
             if len(others := np.concatenate(folds[:i] + folds[i + 1 :]))
         ]
@@ -224,19 +223,17 @@ def _components(numbers: Numbers, rows: Array) -> Array:
     return np.ascontiguousarray(weighted.T, np.float32)
 
 
-def reach(outputs: Array) -> Reach:
+def reach(outputs: Array) -> tuple[Array, Array]:
     """The range that outputs may have: that of F's `outputs` (n, *shape), widened on either side by
     its own width."""
-    shape = outputs.shape[1:]
-    one = prod(shape) > EACH
+    one = prod(outputs.shape[1:]) > EACH
     outputs = outputs[np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)]
     low = outputs.min(axis=None if one else 0)
     high = outputs.max(axis=None if one else 0)
     span = (high - low).astype(np.float64)
     span = np.maximum(span, 1e-3 * np.abs(outputs).max() + NEGLIGIBLE)
     most = np.finfo(np.float32).max
-    return Reach(
-        shape,
+    return (
         np.asarray(np.clip(low - span, -most, most), np.float32),
         np.asarray(np.clip(high + span, -most, most), np.float32),
     )
@@ -267,7 +264,7 @@ def _fit_ids(tensor: Tensor, array: Array, sizes: Sizes, share: float) -> Ids:
     ids = _counted(blank, array, here, paired)
     found = np.array(measured or [(ids.surprise.usual, ids.paired.usual)])
     sides = 4
-    return replace(
+    return structs.replace(
         ids,
         surprise=_bounds(found[:, 0], ids.surprise.usual, share / sides),
         paired=_bounds(found[:, 1], ids.paired.usual, share / sides),
@@ -307,12 +304,12 @@ def _counted(ids: Ids, array: Array, here: NDArray[np.bool_], paired: bool) -> I
     table, usual = _surprises(places[here], min(values, PLACES))
     surprise = structs.replace(ids.surprise, usual=usual)
     if not paired:
-        return replace(ids, table=table, surprise=surprise)
+        return structs.replace(ids, table=table, surprise=surprise)
     both = here[..., :-1] & here[..., 1:]
     found = ids.paired_places(places)[both]
     pairs, usual = _surprises(found, min(values * values, PAIRS))
     bounds = structs.replace(ids.paired, usual=usual)
-    return replace(ids, table=table, pairs=pairs, surprise=surprise, paired=bounds)
+    return structs.replace(ids, table=table, pairs=pairs, surprise=surprise, paired=bounds)
 
 
 def _surprises(places: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32], float]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from parity_models.errors import OptionError, UserError
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.models.queries import as_batch, check_queries, padded, sizes_in
-from parity_models.models.tensor import tensors_in
+from parity_models.models.signature import tensors_in
 from parity_models.tasks import choose_task, find_task, is_ours
 from parity_models.tasks.metrics import choose_metric
 from parity_models.tasks.task import Labels

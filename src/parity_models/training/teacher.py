@@ -21,9 +21,8 @@ from parity_models.models.export import export, floats
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import read_arrays, run_by_bucket
 from parity_models.models.servable import read_servable
-from parity_models.models.signature import Signature
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.models.signature import Tensor as NamedTensor
-from parity_models.models.tensor import TensorSpec
 from parity_models.models.weights import has_weights, load_deployed
 from parity_models.training.device import BATCH, Rows
 

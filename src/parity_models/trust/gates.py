@@ -11,7 +11,7 @@ from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
-from parity_models.models.tensor import tensors_in
+from parity_models.models.signature import tensors_in
 from parity_models.roles import BACKUPS, Source, source_of
 
 AGREEMENT: Final = 0.99

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fuzzing import fuzz
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import (
     InvalidRequestError,

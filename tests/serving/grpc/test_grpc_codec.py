@@ -16,8 +16,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 import parity_models.serving.grpc
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import DATATYPES, TensorSpec
+from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, RequestError, TooLargeError
 from parity_models.serving.grpc.codec import read_request, write_response

@@ -31,8 +31,7 @@ from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.emulation import Constant, FaultPlan, Kill
 from parity_models.errors import FaultPlanError, ServingError
 from parity_models.models.onnx_model import PinnedModel
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.metrics import Metrics

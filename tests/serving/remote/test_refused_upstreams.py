@@ -12,8 +12,7 @@ from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream, server_context
 from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import PinnedModel
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.clients import connecting
 from parity_models.serving.remote.fleet import Fleet as Upstreams

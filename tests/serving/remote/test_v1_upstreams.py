@@ -13,7 +13,7 @@ import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream
 from parity_models.errors import UserError
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import TensorSpec
 from parity_models.serving import v1
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from http_served import INFER, body, eventually, get, post, serving
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.protocol import read_request
 from parity_models.serving.served_model import GivenTensor, ServedModel, WantedOutput

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import DATATYPES, TensorSpec
+from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.serving.errors import RequestError, TooLargeError
 from parity_models.serving.protocol import read_request
 from parity_models.serving.served_model import ServedModel

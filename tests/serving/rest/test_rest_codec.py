@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from parity_models.models.tensor import DATATYPES
+from parity_models.models.signature import DATATYPES
 from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError
 from parity_models.serving.protocol import AskedOutput, InferRequest, read_request, write_response

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz
 from parity_models.emulation import Constant, FaultPlan
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.worker.wire import (
     Cancel,
     Exit,

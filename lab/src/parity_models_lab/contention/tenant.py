@@ -19,7 +19,7 @@ import uvloop
 from parity_models.emulation import FaultPlan
 from parity_models.errors import ParityModelsError, ServingError
 from parity_models.models.bundle import open_bundle
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import TensorSpec
 from parity_models.scheduling import DEPLOYED, SchedulerConfig
 from parity_models.scheduling.policies import NoRedundancy
 from parity_models.serving.engine import Placement
@@ -97,7 +97,9 @@ async def _serve(spec: _Spec) -> None:
             start = float(line)
             engine.inject_faults(FaultPlan(spec.seed, spec.tenant.service_time), start)
             course = arrivals(spec.tenant.rate, spec.seed)
-            load = asyncio.create_task(_ask(frontend, manifest.deployed.input, course, start))
+            load = asyncio.create_task(
+                _ask(frontend, manifest.deployed.signature.input, course, start)
+            )
             await commands.read()
             load.cancel()
     finally:

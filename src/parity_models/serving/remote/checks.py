@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
-from parity_models.models.tensor import tensors_in
+from parity_models.models.signature import tensors_in
 from parity_models.serving.protocol import ModelMetadata
 from parity_models.serving.remote.upstream import (
     Fault,

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Raw
 from numpy.typing import NDArray
 
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import TensorSpec
 from parity_models.serving import v1
 from parity_models.serving.client import (
     Client,

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
-from parity_models.models.signature import Kind, Signature, Tensor
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Kind, Signature, Tensor, TensorSpec
 from parity_models.serving.protocol import ModelMetadata, TensorMetadata
 
 MAX_CONCURRENCY = 1000

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.errors import ModelError
 from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel, check_sha256
-from parity_models.models.signature import Kind, Sizes
-from parity_models.models.tensor import tensors_in
+from parity_models.models.signature import Kind, Sizes, tensors_in
 from parity_models.serving.worker.wire import (
     AssignedModel,
     Failed,

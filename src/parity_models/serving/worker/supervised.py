@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from parity_models.emulation import FaultPlan
 from parity_models.errors import FaultPlanError, ServingError
-from parity_models.models.signature import Signature
-from parity_models.models.tensor import Layout
+from parity_models.models.signature import Layout, Signature
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.metrics import Metrics

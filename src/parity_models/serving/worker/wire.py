@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.emulation import FaultPlan
-from parity_models.models.signature import Signature, Sizes
-from parity_models.models.tensor import Layout
+from parity_models.models.signature import Layout, Signature, Sizes
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
