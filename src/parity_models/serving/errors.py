@@ -1,4 +1,4 @@
-"""What a request can end with instead of an answer. Each error carries its HTTP status."""
+"""The errors that a request can end with. Each carries its HTTP status."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ class RequestError(ParityModelsError):
     """A request that gets no answer.
 
     `retry_after`: seconds after which it can be expected to be served, if it is worth trying again.
-    `why` it was refused, if it was, is by default what its class says.
+    `why` it was refused, if it was, is by default that of its class.
     """
 
     status: ClassVar[int]
@@ -27,12 +27,11 @@ class RequestError(ParityModelsError):
 class InvalidRequestError(RequestError, UserError):
     """A request that does not follow the protocol or does not fit the model."""
 
-    status = 400
-    refused = Refused.INVALID
+    status, refused = 400, Refused.INVALID
 
 
 class UnauthorizedError(RequestError, UserError):
-    """A request without a token that the server takes. Nobody is told what is wrong with it."""
+    """A request without a valid token. Its text does not say what is wrong with it."""
 
     status = 401
 
@@ -43,22 +42,19 @@ class UnauthorizedError(RequestError, UserError):
 class ForbiddenError(RequestError, UserError):
     """A request that changes something, and that a web page has sent."""
 
-    status = 403
-    refused = Refused.FORBIDDEN
+    status, refused = 403, Refused.FORBIDDEN
 
 
 class NotFoundError(RequestError, UserError):
     """A model, a version or a path that is not here."""
 
-    status = 404
-    refused = Refused.NOT_FOUND
+    status, refused = 404, Refused.NOT_FOUND
 
 
 class ConnectError(RequestError, UserError):
     """A request to a proxy, which this server is not."""
 
-    status = 405
-    refused = Refused.CONNECT
+    status, refused = 405, Refused.CONNECT
 
 
 class MethodError(RequestError, UserError):
@@ -73,14 +69,13 @@ class MethodError(RequestError, UserError):
 
 
 class NotAcceptableError(RequestError, UserError):
-    """An answer that cannot be written in the form that was asked for."""
+    """An answer that cannot be written in the requested form."""
 
-    status = 406
-    refused = Refused.NOT_ACCEPTABLE
+    status, refused = 406, Refused.NOT_ACCEPTABLE
 
 
 class LateRequestError(RequestError, UserError):
-    """A request that did not come whole in time."""
+    """A request that was not complete in time."""
 
     status = 408
 
@@ -88,33 +83,29 @@ class LateRequestError(RequestError, UserError):
 class TooLargeError(RequestError, UserError):
     """A request with more bytes or rows than the server takes at once."""
 
-    status = 413
-    refused = Refused.COSTLY
+    status, refused = 413, Refused.COSTLY
 
 
 class EncodingError(RequestError, UserError):
     """A body in a content encoding that the server does not read."""
 
-    status = 415
-    refused = Refused.CONTENT_ENCODING
+    status, refused = 415, Refused.CONTENT_ENCODING
 
 
 class HeadTooLargeError(RequestError, UserError):
     """A request whose line and headers are longer than the server reads."""
 
-    status = 431
-    refused = Refused.HEAD_SIZE
+    status, refused = 431, Refused.HEAD_SIZE
 
 
 class TransferCodingError(RequestError, UserError):
     """A body in a transfer coding that the server does not read."""
 
-    status = 501
-    refused = Refused.TRANSFER_CODING
+    status, refused = 501, Refused.TRANSFER_CODING
 
 
 class InferenceError(RequestError):
-    """A query that every instance it was tried on failed to run."""
+    """A query that failed on every instance that it was tried on."""
 
     status = 500
 
@@ -122,8 +113,7 @@ class InferenceError(RequestError):
 class UnavailableError(RequestError):
     """A server that is starting or stopping and takes no queries."""
 
-    status = 503
-    refused = Refused.UNAVAILABLE
+    status, refused = 503, Refused.UNAVAILABLE
 
 
 class InternalError(RequestError):
@@ -133,23 +123,21 @@ class InternalError(RequestError):
 
 
 class PoisonError(RequestError):
-    """A query whose runs end the instances that they are tried on."""
+    """A query that ends the instances that run it."""
 
     status = 500
 
 
 class AbandonedError(RequestError):
-    """A query whose client has given up; nobody hears of it."""
+    """A query whose client has given up."""
 
     status = 499
 
 
 class OverloadedError(RequestError):
-    """A server that has so much to do or to hold that it takes no more for now. Unless it is known
-    when that is over, it is worth trying again soon."""
+    """An overloaded server. Unless it is known when that is over, it is worth trying again soon."""
 
-    status = 503
-    refused = Refused.ADMISSION
+    status, refused = 503, Refused.ADMISSION
 
     def __init__(
         self, message: str, *, retry_after: float | None = None, why: Refused | None = None

@@ -195,7 +195,8 @@ class Frontend:
         )
         self._failed_observers: set[Observer] = set()
         self._reports: deque[Callable[[], Sequence[Action]]] = deque()
-        self._wake_at = self._timer_at = 0.0
+        self._wake_at = WakeAt(0.0)
+        self._timer_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
@@ -216,7 +217,7 @@ class Frontend:
             Recycle: self._recycle,
             ForgetQueries: self._forget_queries,
             ForgetGroup: self._forget_group,
-            WakeAt: lambda action: self._set_timer(action.time),
+            WakeAt: self._set_timer,
         }
         self._export_gauges()
 
@@ -455,19 +456,21 @@ class Frontend:
             self._carry_out(self._scheduler.unit_verified(at, unit, right))
             return
         j, source = self._parity_rows.get(run.role), _SOURCES.get(run.role, Source.RECONSTRUCTION)
+        comparable = run.role != DEPLOYED
         for subject, output in zip(run.subjects, outputs, strict=True):
             if j is None:
                 request = self.in_flight.get(subject)
                 if request is not None:
                     made = Made(output, run.instance, request.tenant)
                     request.outputs[subject, source] = made
+                    comparable |= len(request.outputs) > 1
             elif subject in self._groups:
                 self._groups[subject].outputs[j] = Made(output, run.instance)
         refused: Collection[int] = ()
         if run.role in BACKUPS:
             refused = self._stand_ins.refused(source, run.subjects, outputs)
             self._refused(refused, source)
-        if self._has_stand_ins:
+        if comparable and self._has_stand_ins:
             try:
                 self._compare_outputs(run, outputs)
             except Exception:  # a user's own decoder may raise: queries have their answers still
@@ -525,7 +528,7 @@ class Frontend:
             sources = [_SOURCES[role] for role in BACKUPS if run.role in (DEPLOYED, role)]
             for query in run.subjects:
                 request = self.in_flight.get(query)
-                if request is None or len(request.outputs) < 2:
+                if request is None:
                     continue
                 for source in sources:
                     stand_in = request.outputs.get((query, source))
@@ -753,9 +756,9 @@ class Frontend:
 
     # Time
 
-    def _set_timer(self, time: float) -> None:
-        """Have the scheduler hear of the time at `time`, in place of what was set before."""
-        self._wake_at = time
+    def _set_timer(self, action: WakeAt) -> None:
+        """Report the time to the scheduler at this time, in place of what was set before."""
+        self._wake_at, time = action, action.time
         if self._timer is not None:
             if self._timer_at <= time:
                 return  # set anew when it fires: most are never waited for so long
@@ -769,7 +772,7 @@ class Frontend:
     def _on_timer(self) -> None:
         self._timer = None
         at = now()
-        if at < self._wake_at:
+        if at < self._wake_at.time:
             self._set_timer(self._wake_at)
         else:
             self._carry_out(self._scheduler.time_passed(at))

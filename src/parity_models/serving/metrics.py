@@ -1,8 +1,8 @@
-"""What a server counts and times, for Prometheus.
+"""Counters, gauges and histograms of a server, for Prometheus.
 
-What can be read off the scheduler (queues, instances, queries in flight) is read when somebody
-asks for /metrics; only events are counted as they happen. Every server has a registry of its
-own, so that several live in one process.
+What can be read off the scheduler (queues, instances, queries in flight) is read when /metrics is
+asked for; only events are counted as they happen. Every server has a registry of its own, so that
+several live in one process.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,48 +28,44 @@ Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
 class _ByRole(Collector):
-    """Makes the `family` of all `values`, with the `labels` that a role has."""
+    """A metric with a value for each role, read from `values` when it is asked for."""
 
     def __init__(
         self,
-        labels: Callable[[str], list[str]],
         family: Callable[[], GaugeMetricFamily | CounterMetricFamily],
+        labels: int,
         values: Callable[[], Mapping[str, float]],
     ) -> None:
-        self._labels = labels
         self._family = family
+        self._labels = labels
         self._values = values
 
     def collect(self) -> Iterable[Metric]:
         family = self._family()
         for role, value in self._values().items():
-            family.add_metric(self._labels(role), value)
+            family.add_metric([role] * self._labels, value)
         yield family
 
 
 class Metrics:
-    """The counters and histograms of one server. Times are in seconds.
+    """The metrics of one server. Times are in seconds.
 
     `bundle_digest` is that of the served bundle's manifest.
     """
 
     def __init__(self, bundle_digest: str = "") -> None:
         self.registry = CollectorRegistry()
-
         counter, gauge = partial(self._make, Counter), partial(self._make, Gauge)
         histogram = partial(self._make, Histogram)
 
         # Requests and connections
         self.requests = counter(
-            "parm_requests",
-            "Infer requests, by HTTP status (over gRPC, by the one it stands for).",
-            "code",
+            "parm_requests", "Infer requests, by HTTP status; gRPC's by its equivalent.", "code"
         )
         self.unauthorized = counter(
-            "parm_requests_unauthorized",
-            "Requests, for whatever, without a token that the server takes.",
+            "parm_requests_unauthorized", "Requests of any kind without a valid token."
         )
-        self.connections = gauge("parm_connections", "HTTP connections that are open.")
+        self.connections = gauge("parm_connections", "Open HTTP connections.")
         self.connections_ended = counter(
             "parm_connections_ended", "Connections refused, or ended, by limit.", "limit"
         )
@@ -77,20 +73,13 @@ class Metrics:
             "parm_refused", "Requests and connections refused, by why.", "why", known=Refused
         )
         self.bytes_in_flight = gauge(
-            "parm_bytes_in_flight",
-            "Bytes of requests under way and of answers that their clients have not read.",
+            "parm_bytes_in_flight", "Bytes of requests under way and of answers not yet read."
         )
         self.received = counter(
-            "parm_received_bytes",
-            "Bytes that clients sent, by protocol; over gRPC, those of messages.",
-            "protocol",
-            known=PROTOCOLS,
+            "parm_received_bytes", "Bytes from clients, by protocol.", "protocol", known=PROTOCOLS
         )
         self.sent = counter(
-            "parm_sent_bytes",
-            "Bytes of answers to clients, by protocol; over gRPC, those of messages.",
-            "protocol",
-            known=PROTOCOLS,
+            "parm_sent_bytes", "Bytes to clients, by protocol.", "protocol", known=PROTOCOLS
         )
 
         # Queries
@@ -101,12 +90,11 @@ class Metrics:
             known=[source for source in Source if source not in BACKUPS[1:]],
             buckets=_LATENCIES,
         )
+        self.latency: Callable[[Source], Histogram] = cache(self.latency_by_source.labels)
         self.failures = counter(
-            "parm_query_failures", "Queries that got no answer, by reason.", "reason", known=Reason
+            "parm_query_failures", "Queries without an answer, by reason.", "reason", known=Reason
         )
-        self.reconstructions = counter(
-            "parm_reconstructions", "Queries answered by a reconstruction."
-        )
+        self.reconstructions = counter("parm_reconstructions", "Queries that were reconstructed.")
         self.unlike = counter(
             "parm_queries_unlike",
             "Queries unlike those that stand-ins learned from, which are answered exactly.",
@@ -116,19 +104,12 @@ class Metrics:
             "From a coding group's first query to its closing.",
             buckets=_TIMINGS,
         )
-        self.encode = histogram(
-            "parm_encode_seconds", "Encoding one coding group.", buckets=_TIMINGS
-        )
-        self.decode = histogram(
-            "parm_decode_seconds", "Decoding one coding group.", buckets=_TIMINGS
-        )
+        self.encode = histogram("parm_encode_seconds", "Encoding a group.", buckets=_TIMINGS)
+        self.decode = histogram("parm_decode_seconds", "Decoding a group.", buckets=_TIMINGS)
         self.lag = gauge(
-            "parm_loop_lag_seconds",
-            "How long reports of instances and timers wait for the server's own process, lately.",
+            "parm_loop_lag_seconds", "How long reports and timers wait for this process, lately."
         )
-        self.process_busy = gauge(
-            "parm_process_busy", "The share of a core that the server's own process uses."
-        )
+        self.process_busy = gauge("parm_process_busy", "Share of a core that this process uses.")
         self.redundancy = gauge(
             "parm_redundancy",
             "1 for the state of redundant work: on, testing whether it helps, paused as it does "
@@ -138,11 +119,11 @@ class Metrics:
         )
         self.capacity = gauge(
             "parm_capacity_queries_per_second",
-            "Queries a second that admission takes the instances to answer at most; 0: not known.",
+            "Queries per second that admission expects the instances to answer; 0: unknown.",
         )
         self.deadline_margin = histogram(
             "parm_deadline_margin_seconds",
-            "From a query's answer to the deadline that it had.",
+            "From a query's answer to its deadline.",
             buckets=_LATENCIES,
         )
 
@@ -161,14 +142,12 @@ class Metrics:
             buckets=_LATENCIES,
         )
 
-        # How right stand-ins are
+        # Agreement of stand-ins
         self.compared = counter(
-            "parm_reconstructions_compared",
-            "Predictions compared with what would have been reconstructed in their place.",
+            "parm_reconstructions_compared", "Predictions compared with their reconstructions."
         )
         self.disagreements = counter(
-            "parm_reconstructions_disagreed",
-            "Compared reconstructions of another class: whose largest value is in another place.",
+            "parm_reconstructions_disagreed", "Compared reconstructions of another class."
         )
         self.reconstruction_error = histogram(
             "parm_reconstruction_error",
@@ -176,8 +155,7 @@ class Metrics:
             buckets=_ERRORS,
         )
         self.impossible = counter(
-            "parm_stand_in_outputs_impossible",
-            "Outputs of stand-ins that cannot be right, and answered nobody.",
+            "parm_stand_in_outputs_impossible", "Outputs of stand-ins that cannot be right."
         )
         self.refused_answers = counter(
             "parm_stand_in_answers_refused",
@@ -191,86 +169,56 @@ class Metrics:
             "source",
         )
         self.disagreed_answers = counter(
-            "parm_stand_in_answers_disagreed", "Those that did not say the same.", "source"
+            "parm_stand_in_answers_disagreed", "Those that disagreed.", "source"
         )
         self.gate_open = gauge(
-            "parm_gate_open",
-            "1: the stand-in may answer; 0: it agrees too seldom, and may not.",
-            "source",
+            "parm_gate_open", "1: the stand-in may answer; 0: it agrees too seldom.", "source"
         )
         self.gate_agreement = gauge(
-            "parm_gate_agreement",
-            "The share of the stand-in's answers that should say what the model says.",
-            "source",
+            "parm_gate_agreement", "The gate's calibrated agreement with the model.", "source"
         )
         self.gate_coverage = gauge(
-            "parm_gate_coverage",
-            "The share of calibration queries that the stand-in may answer.",
-            "source",
+            "parm_gate_coverage", "Share of calibration queries that pass the gate.", "source"
         )
 
         # Instances
         self.restarts = counter(
-            "parm_instance_restarts",
-            "Instances that joined after the start: lost ones that are back.",
+            "parm_instance_restarts", "Instances that joined after the start: lost ones, back."
         )
         self.recycled = counter(
-            "parm_instances_recycled",
-            "Instances that were replaced, by what was wrong with them.",
-            "reason",
-            known=RecycleReason,
+            "parm_instances_recycled", "Replaced instances.", "reason", known=RecycleReason
         )
         self.quarantined = counter(
             "parm_instance_quarantines",
             "Instances that answered a golden query wrongly, the latest of them by name.",
             "instance",
         )
-        self.verifications = counter(
-            "parm_verifications",
-            "Golden queries run on instances to see whether they answer rightly.",
-        )
+        self.verifications = counter("parm_verifications", "Golden queries run on instances.")
         self.ejections = counter(
-            "parm_upstream_ejections",
-            "Upstreams that got no units for a while, by what was wrong with them.",
-            "upstream",
-            "fault",
+            "parm_upstream_ejections", "Upstreams taken out for a while.", "upstream", "fault"
         )
         self.upstream_busy = counter(
-            "parm_upstream_busy",
-            "Units that upstreams turned away as they had enough to do.",
-            "upstream",
+            "parm_upstream_busy", "Units that upstreams refused as too many.", "upstream"
         )
 
-        # What went wrong inside
+        # Errors inside the server
         self.engine_errors = counter(
-            "parm_engine_errors",
-            "Errors within the engine that it got over, by what it was doing.",
-            "doing",
+            "parm_engine_errors", "Errors that the engine recovered from.", "doing"
         )
         self.messages_refused = counter(
-            "parm_messages_refused",
-            "Messages of workers that were refused, as malformed.",
-            "why",
-            known=("malformed",),
+            "parm_messages_refused", "Malformed messages of workers.", "why", known=("malformed",)
         )
         self.undone = counter(
             "parm_actions_failed", "Actions of the scheduler that could not be carried out."
         )
         self.observer_errors = counter(
-            "parm_observer_errors", "Errors of what watches the server, which hindered nobody."
+            "parm_observer_errors", "Errors of observers; queries are unaffected."
         )
         self.repairs = counter(
-            "parm_repairs",
-            "Differences between what the scheduler believed and what the engine had.",
+            "parm_repairs", "Differences between scheduler and engine that were repaired."
         )
-        self.build_info = gauge(
-            "parm_build_info",
-            "The software's version, and the digest of the bundle that it serves.",
-            "version",
-            "bundle_digest",
-        )
-        self.latency: Callable[[Source], Histogram] = cache(self.latency_by_source.labels)
-        self.build_info.labels(__version__, bundle_digest).set(1)
+        about = gauge("parm_build_info", "Version, and bundle digest.", "version", "bundle_digest")
+        about.labels(__version__, bundle_digest).set(1)
 
     def _make(
         self,
@@ -287,28 +235,20 @@ class Metrics:
             made.labels(value)
         return made
 
-    def refused(self, why: str, messages: int = 1) -> None:
-        """Count messages that were refused, as `why` says: malformed."""
-        if messages > 0:
-            self.messages_refused.labels(why).inc(messages)
-
     def certificate_expires(self, at: Callable[[], float]) -> None:
-        """There is a certificate that ends `at` this Unix time."""
-        name, text = (
-            "parm_certificate_expires_seconds",
-            "When the server's certificate ends (Unix).",
-        )
-        Gauge(name, text, registry=self.registry).set_function(at)
+        """Show when the server's certificate ends: `at` returns a Unix time."""
+        name = "parm_certificate_expires_seconds"
+        Gauge(name, "When the certificate ends (Unix).", registry=self.registry).set_function(at)
 
     def read(self, name: str, help_text: str, values: Callable[[], Mapping[str, int]]) -> None:
-        """A gauge by role, whose values are asked for when the metrics are."""
+        """Show a gauge by role, whose values are read when the metrics are."""
         # `work` is the name of the label until version 0.3.
         family = partial(GaugeMetricFamily, name, help_text, labels=["role", "work"])
-        self.registry.register(_ByRole(lambda role: [role, role], family, values))
+        self.registry.register(_ByRole(family, 2, values))
 
     def read_total(
         self, name: str, help_text: str, values: Callable[[], Mapping[str, float]]
     ) -> None:
-        """A counter by role, whose values are asked for when the metrics are."""
+        """Show a counter by role, whose values are read when the metrics are."""
         family = partial(CounterMetricFamily, name, help_text, labels=["role"])
-        self.registry.register(_ByRole(lambda role: [role], family, values))
+        self.registry.register(_ByRole(family, 1, values))

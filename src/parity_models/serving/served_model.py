@@ -1,4 +1,4 @@
-"""The served model as clients see it, and the checks of what they ask of it.
+"""The served model as clients see it, and the checks of their requests.
 
 Neutral to the protocol's transport: whatever carries a tensor (JSON, bytes after JSON, a
 protobuf message), its name, datatype and shape are checked here.
@@ -7,11 +7,12 @@ protobuf message), its name, datatype and shape are checked here.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from functools import cached_property
+from typing import NamedTuple
 
 from parity_models.models.signature import Signature, Sizes, Tensor
-from parity_models.scheduling import Source
-from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
+from parity_models.roles import Source
+from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.protocol import (
     GateMetadata,
     ModelMetadata,
@@ -22,15 +23,14 @@ from parity_models.serving.protocol import (
 from parity_models.serving.refusals import Refused
 
 VERSION = "1"
-"""What the version of a bundle is called that is served on its own."""
-
+"""The version of a bundle that is served on its own."""
 
 PLATFORM = "onnxruntime_onnx"
 """What runs the model, in the words of the protocol."""
 
 
 class GivenTensor(NamedTuple):
-    """What a request says of an input."""
+    """An input in a request."""
 
     name: str
     datatype: str
@@ -39,18 +39,15 @@ class GivenTensor(NamedTuple):
 
 
 class WantedOutput(NamedTuple):
-    """What a request says of an output that it asks for."""
+    """An output that a request asks for."""
 
     name: str
     shared_memory: bool
     classification: bool
 
 
-_Message = TypeVar("_Message", bound="GivenTensor | TensorMessage | WantedOutput | RequestedOutput")
-
-
 class Fitting(NamedTuple):
-    """What is known of a request that fits the model, without its tensors' values."""
+    """A request that fits the model, without its tensors' values."""
 
     rows: int
     sizes: Sizes
@@ -84,7 +81,7 @@ class ServedModel:
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What the server says of it."""
+        """The metadata by which the server describes it."""
         inputs, outputs = (
             tuple(TensorMetadata(each.name, each.datatype, _open_shape(each)) for each in tensors)
             for tensors in (self.signature.inputs, self.signature.outputs)
@@ -104,18 +101,26 @@ class ServedModel:
     @property
     def exact_outputs(self) -> tuple[str, ...]:
         """The outputs that the model alone gives: requests for one of them are served exact."""
-        names = (each.name for each in self.signature.outputs)
-        return tuple(name for name in names if name not in self.stood_in)
+        return tuple(name for name in self._outputs if name not in self.stood_in)
+
+    @cached_property
+    def _inputs(self) -> dict[str, Tensor]:
+        return {each.name: each for each in self.signature.inputs}
+
+    @cached_property
+    def _outputs(self) -> dict[str, Tensor]:
+        return {each.name: each for each in self.signature.outputs}
 
     def is_exact(self, outputs: Sequence[Tensor]) -> bool:
-        """Is a request for these outputs to be served exact, as stand-ins give only others?"""
-        return bool(self.stood_in) and not self.stood_in.issuperset(each.name for each in outputs)
+        """Return whether a request for these outputs is served exact, as stand-ins give only
+        others."""
+        return bool(self.stood_in) and not self.stood_in.issuperset([each.name for each in outputs])
 
     def parameters(self, sources: Sequence[Source]) -> dict[str, str]:
-        """What a response says of its rows, which have these `sources`: those and, where a stand-in
-        with a gate has answered, how often such an answer says what the model says."""
+        """Return a response's parameters on its rows: their `sources` and, where a stand-in with a
+        gate has answered, how often such an answer agrees with the model's."""
         said = {"source": ",".join(sources)}
-        if self.gates and any(source in self.gates for source in sources):
+        if self.gates and not self.gates.keys().isdisjoint(sources):
             said["agreement"] = ",".join(map(self._agreement, sources))
         return said
 
@@ -123,81 +128,89 @@ class ServedModel:
         gate = self.gates.get(source)
         return f"{gate.agreement:g}" if gate else "1" if source is Source.MODEL else ""
 
-    def check_model(self, name: str, version: str | None) -> None:
-        """Raises NotFoundError unless this model is meant (in whatever version, or its own)."""
-        if name != self.name:
-            raise NotFoundError(f"no model is called {name!r}; this server has {self.name!r}")
-        if version not in (None, "", self.version):
-            raise NotFoundError(
-                f"model {name!r} has no version {version!r}; it has version {self.version!r}"
-            )
-
     def check_request(
         self,
         inputs: Sequence[GivenTensor | TensorMessage],
         outputs: Sequence[WantedOutput | RequestedOutput],
     ) -> Fitting:
-        """Rows, sizes and outputs of a request with these inputs, for these outputs: all, if none.
+        """Return rows, sizes and outputs of a request with these inputs, for these outputs: all, if
+        none.
 
-        Raises InvalidRequestError if they are not the model's, each once, in the messages
-        themselves, and TooLargeError for too many rows.
+        Raises:
+            InvalidRequestError: They are not the model's, each once, in the messages themselves.
+            TooLargeError: There are too many rows.
+
         """
-        given = self._by_name("input", self.signature.inputs, inputs)
+        given: dict[str, GivenTensor | TensorMessage] = {}
+        for each in inputs:
+            given[each.name] = each
+        if len(given) != len(inputs) or given.keys() != self._inputs.keys():
+            self._refuse_names("input", self._inputs, [each.name for each in inputs])
         sizes: dict[str, int] = {}
         rows = 0
-        for tensor in self.signature.inputs:
-            found = given.get(tensor.name)
-            if found is None:
-                raise InvalidRequestError(f"input {tensor.name!r} is missing; give it once")
-            count = self._check_input(tensor, found, sizes)
+        for name, tensor in self._inputs.items():
+            count = self._check_input(tensor, given[name], sizes)
             if rows and count != rows:
                 raise InvalidRequestError(
-                    f"input {tensor.name!r} has {count} rows, input "
+                    f"input {name!r} has {count} rows, input "
                     f"{self.signature.inputs[0].name!r} has {rows}; give each as many"
                 )
             rows = count
         asked = self.signature.outputs
         if outputs:
-            wanted = self._by_name("output", asked, outputs)
-            of_name = {each.name: each for each in asked}
-            asked = tuple(of_name[name] for name in wanted)
+            names = [each.name for each in outputs]
+            if len(set(names)) != len(names) or not self._outputs.keys() >= set(names):
+                self._refuse_names("output", self._outputs, names)
+            asked = tuple([self._outputs[name] for name in names])
         for each in inputs:
-            self._check_storage(each.name, each.shared_memory)
+            if each.shared_memory:
+                raise self._in_shared_memory()
         for output in outputs:
-            self._check_storage(output.name, output.shared_memory, output.classification)
-        return Fitting(rows, tuple([sizes[axis] for axis in self.signature.axes]), asked)
-
-    def _by_name(
-        self, role: str, tensors: Sequence[Tensor], messages: Sequence[_Message]
-    ) -> dict[str, _Message]:
-        """The messages by the names of their tensors. Raises InvalidRequestError unless these are
-        the model's, each at most once."""
-        given = {each.name: each for each in messages}
-        known = [tensor.name for tensor in tensors]
-        for name in given:
-            if name not in known:
-                its = f"its {role} is" if len(known) == 1 else f"its {role}s are"
-                said = ", ".join(map(_said, tensors)) if role == "input" else _names(tensors)
+            if output.shared_memory:
+                raise self._in_shared_memory()
+            if output.classification:
                 raise InvalidRequestError(
-                    f"model {self.name!r} has no {role} {name!r}; {its} {said}"
+                    f"output {output.name!r} is requested as classifications; this server "
+                    "returns the tensor itself"
                 )
-        if len(given) != len(messages):
-            # In one pass: a request may name a great many.
-            ((name, times),) = Counter(each.name for each in messages).most_common(1)
-            again = f"given {times} times; give it once" if role == "input" else "requested twice"
-            raise InvalidRequestError(f"{role} {name!r} is {again}")
-        return given
+        return Fitting(rows, tuple(map(sizes.__getitem__, self.signature.axes)), asked)
+
+    def _refuse_names(self, role: str, tensors: Mapping[str, Tensor], given: list[str]) -> None:
+        """Raise InvalidRequestError for names that are not the model's, each once."""
+        for name in given:
+            if name not in tensors:
+                its = f"its {role} is" if len(tensors) == 1 else f"its {role}s are"
+                if role == "input":
+                    said = [
+                        f"{each.name!r}, {each.datatype} {list(_open_shape(each))}"
+                        for each in tensors.values()
+                    ]
+                else:
+                    said = list(map(repr, tensors))
+                raise InvalidRequestError(
+                    f"model {self.name!r} has no {role} {name!r}; {its} {', '.join(said)}"
+                )
+        # In one pass: a request may name a great many.
+        for name, times in Counter(given).most_common(1):
+            if times > 1:
+                again = f"given {times} times; give it once"
+                said_twice = again if role == "input" else "requested twice"
+                raise InvalidRequestError(f"{role} {name!r} is {said_twice}")
+        for name in tensors:
+            if name not in given:
+                raise InvalidRequestError(f"input {name!r} is missing; give it once")
 
     def _check_input(
         self, tensor: Tensor, given: GivenTensor | TensorMessage, sizes: dict[str, int]
     ) -> int:
-        """The number of rows of a tensor; takes down, or compares, the `sizes` of dynamic axes.
+        """Return the number of rows of a tensor; notes, or compares, the `sizes` of dynamic axes.
 
         Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.
         """
+        name = tensor.name
         if given.datatype != tensor.datatype:
             raise InvalidRequestError(
-                f"input {tensor.name!r} has datatype {tensor.datatype}, got {given.datatype!r}"
+                f"input {name!r} has datatype {tensor.datatype}, got {given.datatype!r}"
             )
         rows, *shape = given.shape or (0,)
         fits = len(shape) == len(tensor.shape)
@@ -205,11 +218,20 @@ class ServedModel:
             fits = fits and (each == size or isinstance(each, str))
         if not fits or rows < 1:
             raise InvalidRequestError(
-                f"input {tensor.name!r} has shape {list(_open_shape(tensor))} with one row or "
+                f"input {name!r} has shape {list(_open_shape(tensor))} with one row or "
                 f"more, got {list(given.shape)}"
             )
         for axis, at in tensor.axes.items() if self.signature.axes else ():
-            self._check_size(tensor.name, axis, shape[at], sizes)
+            size, bound = shape[at], self.signature.axes[axis].bound
+            if not 1 <= size <= bound:
+                raise InvalidRequestError(
+                    f"input {name!r} has {size} along {axis!r}; this server takes 1 to {bound}"
+                )
+            if sizes.setdefault(axis, size) != size:
+                raise InvalidRequestError(
+                    f"input {name!r} has {size} along {axis!r}, another input has {sizes[axis]}; "
+                    "pad them to one size"
+                )
         if rows > self.max_rows:
             raise TooLargeError(
                 f"the request has {rows} rows, this server takes up to {self.max_rows} at once "
@@ -218,42 +240,13 @@ class ServedModel:
             )
         return rows
 
-    def _check_size(self, tensor: str, axis: str, size: int, sizes: dict[str, int]) -> None:
-        bound = self.signature.axes[axis].bound
-        if not 1 <= size <= bound:
-            raise InvalidRequestError(
-                f"input {tensor!r} has {size} along {axis!r}; this server takes 1 to {bound}"
-            )
-        if sizes.setdefault(axis, size) != size:
-            raise InvalidRequestError(
-                f"input {tensor!r} has {size} along {axis!r}, another input has {sizes[axis]}; "
-                "pad them to one size"
-            )
-
-    def _check_storage(
-        self, tensor: str, shared_memory: bool, classification: bool = False
-    ) -> None:
-        """Raises InvalidRequestError for tensors that are not in the messages themselves."""
-        if shared_memory:
-            raise InvalidRequestError(
-                f"a tensor of model {self.name!r} is in shared memory, which this server neither "
-                "reads nor writes; leave it in the messages"
-            )
-        if classification:
-            raise InvalidRequestError(
-                f"output {tensor!r} is requested as classifications; this server "
-                "returns the tensor itself"
-            )
+    def _in_shared_memory(self) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"a tensor of model {self.name!r} is in shared memory, which this server neither "
+            "reads nor writes; leave it in the messages"
+        )
 
 
 def _open_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Its shape with the batch axis, where -1 is any size."""
+    """Return its shape with the batch axis, where -1 is any size."""
     return (-1, *(-1 if isinstance(each, str) else each for each in tensor.shape))
-
-
-def _said(tensor: Tensor) -> str:
-    return f"{tensor.name!r}, {tensor.datatype} {list(_open_shape(tensor))}"
-
-
-def _names(tensors: Sequence[Tensor]) -> str:
-    return ", ".join(repr(each.name) for each in tensors)

@@ -143,29 +143,29 @@ class OutputGate:
 
     def unlike(self, rows: Array) -> Sequence[int]:
         """Return the rows (n, *input shape) that the deployed model alone may answer."""
-        envelope, tensors = self._envelope, tensors_in(rows)
+        envelope = self._envelope
         if envelope is None:
-            return _places(_not_finite(rows))
-        names = (each.name for each in envelope.inputs)
-        return _places(envelope.unlike(dict(zip(names, tensors, strict=True))))
+            unlike = _not_finite(rows)
+        else:
+            names = [each.name for each in envelope.inputs]
+            unlike = envelope.unlike(dict(zip(names, tensors_in(rows), strict=True)))
+        return np.flatnonzero(unlike).tolist() if unlike.any() else ()
 
     def refused(self, source: Source, outputs: Array) -> Refused:
         """Return the rows of `outputs` (n, *output shape) that may not answer."""
         envelope, gate = self._envelope, self._gates.get(source)
         impossible = _not_finite(outputs) if envelope is None else envelope.impossible(outputs)
-        unsure = () if gate is None else _places(gate.refused(outputs))
-        return Refused(_places(impossible), unsure)
+        unsure = () if gate is None else np.flatnonzero(gate.refused(outputs)).tolist()
+        return Refused(np.flatnonzero(impossible).tolist(), unsure)
 
 
 def _not_finite(rows: Array) -> NDArray[np.bool_]:
+    """Return which rows (n, *shape), maybe records, have a value that is not finite: (n,)."""
     found = np.zeros(len(rows), np.bool_)
-    for tensor in tensors_in(rows):
+    for name in rows.dtype.names or (None,):
+        tensor = rows if name is None else rows[name]
         if tensor.dtype.kind == "f":
             finite = np.isfinite(tensor)
             if not finite.all():  # rare, so rows are rarely looked at one by one
                 found |= ~finite.reshape(len(rows), -1).all(axis=1)
     return found
-
-
-def _places(chosen: NDArray[np.bool_]) -> Sequence[int]:
-    return np.flatnonzero(chosen).tolist() if chosen.any() else ()

@@ -36,8 +36,7 @@ from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.runner import Device
-from parity_models.serving.worker.stream import WorkerStream
-from parity_models.serving.worker.wire import Assignment, Heartbeat, Hello, encode
+from parity_models.serving.worker.wire import Assignment, Heartbeat, Hello, WorkerStream, encode
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
 from served import until

@@ -1,6 +1,7 @@
 """A message is read or refused, whatever its frames."""
 
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +12,9 @@ from fuzzing import fuzz
 from parity_models.emulation import Constant, FaultPlan
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.worker.wire import (
+    CONTROL,
+    REPORT,
+    WORK,
     Cancel,
     Exit,
     Failed,
@@ -18,12 +22,11 @@ from parity_models.serving.worker.wire import (
     Heartbeat,
     Hello,
     InjectFaults,
+    Kind,
     MessageError,
     Unit,
-    control_of,
     encode,
-    report_of,
-    work_of,
+    read,
 )
 
 pytestmark = pytest.mark.slow
@@ -72,20 +75,19 @@ def headers(draw: st.DrawFn) -> bytes:
 @given(headers(), st.lists(st.binary(max_size=40), max_size=4))
 @fuzz(200)
 def test_a_message_is_read_or_refused(header: bytes, tensors: list[bytes]) -> None:
-    for read in (work_of, control_of, report_of):
+    kinds: tuple[Kind[Any], ...] = (WORK, CONTROL, REPORT)
+    for kind in kinds:
         with suppress(MessageError):
-            read([header, *tensors])
+            read(kind, [header, *tensors])
 
 
 @given(MESSAGES)
 @fuzz(50)
 def test_a_message_is_read_as_it_was_written(message: msgspec.Struct) -> None:
     tensors = [b"row"] if isinstance(message, Unit | Finished) else []
-    read = (
-        work_of
-        if isinstance(message, Unit | InjectFaults)
-        else report_of
-        if isinstance(message, Hello | Heartbeat | Finished | Failed)
-        else lambda frames: (control_of(frames),)
-    )
-    assert encode(read([encode(message), *tensors])[0]) == encode(message)
+    kind: Kind[Any] = REPORT
+    if isinstance(message, Unit | InjectFaults):
+        kind = WORK
+    elif isinstance(message, Cancel | Exit):
+        kind = CONTROL
+    assert encode(read(kind, [encode(message), *tensors])[0]) == encode(message)

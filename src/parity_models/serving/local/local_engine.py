@@ -17,20 +17,24 @@ from parity_models.errors import ParityModelsError, ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Parts, Placement
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.worker.stream import EngineStream
-from parity_models.serving.worker.supervised import SupervisedEngine, SupervisedInstance
+from parity_models.serving.worker.supervised import (
+    OnReport,
+    SupervisedEngine,
+    SupervisedInstance,
+)
 from parity_models.serving.worker.wire import (
+    REPORT,
     AssignedModel,
     Assignment,
     Cancel,
+    EngineStream,
     Exit,
     Frame,
     InjectFaults,
     MessageError,
-    Report,
     Unit,
     encode,
-    report_of,
+    read,
 )
 
 START_TIMEOUT = 60.0
@@ -55,7 +59,7 @@ class WorkerProcess(SupervisedInstance):
         name: str,
         models: Mapping[str, AssignedModel],
         placement: Placement,
-        on_report: Callable[[Report, Frame | None], None],
+        on_report: OnReport,
         metrics: Metrics,
         *,
         execute: Callable[..., Awaitable[Process]] = asyncio.create_subprocess_exec,
@@ -170,10 +174,10 @@ class WorkerProcess(SupervisedInstance):
         return stream
 
     def _on_message(self, frames: Sequence[Frame]) -> None:
-        self._on_report(*report_of(frames))
+        self._on_report(*read(REPORT, frames))
 
     def _on_malformed(self, error: MessageError) -> None:
-        self._metrics.refused("malformed")
+        self._metrics.messages_refused.labels("malformed").inc()
         self.kill(f"sent {error}")
 
 
@@ -262,7 +266,7 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         number: int,
         name: str,
         roles: frozenset[str],
-        on_report: Callable[[Report, Frame | None], None],
+        on_report: OnReport,
     ) -> WorkerProcess:
         assert self._copies is not None
         models = {role: self._copies.assigned[role] for role in sorted(roles)}

@@ -21,7 +21,7 @@ from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.serving.worker.runner import Runner, warm_model
-from parity_models.serving.worker.supervised import SupervisedInstance
+from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
 from parity_models.serving.worker.wire import (
     Cancel,
     Exit,
@@ -175,7 +175,7 @@ class ActorInstance(SupervisedInstance):
         name: str,
         models: Mapping[str, StoredModel],
         cpus: float,
-        on_report: Callable[[Report, Frame | None], None],
+        on_report: OnReport,
     ) -> None:
         super().__init__(number, name, frozenset(models), on_report)
         self._loop = asyncio.get_running_loop()
@@ -201,7 +201,7 @@ class ActorInstance(SupervisedInstance):
         """Have it load its models, and ping it until it ends; return why it ended."""
         try:
             hello, self.node = await self._actor.load.remote(self._models)
-            self._on_report(hello, None)
+            self._on_report(hello, ())
             while True:
                 await self._actor.ping.remote()
                 self.silence = 0
@@ -241,11 +241,11 @@ class ActorInstance(SupervisedInstance):
         error = result.exception()
         if error is None:
             report, outputs = result.result()
-            self._on_report(report, None if outputs is None else outputs.data)
+            self._on_report(report, () if outputs is None else (outputs.data,))
         elif isinstance(error, RayActorError):
             self.kill(f"ended: {_last_line(error)}")
         else:
-            self._on_report(Failed(unit, _last_line(error)), None)
+            self._on_report(Failed(unit, _last_line(error)), ())
 
 
 def _as_array(frame: Frame) -> Any:

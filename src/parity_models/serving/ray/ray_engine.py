@@ -6,7 +6,7 @@ is decided here, as for the processes of the local engine.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,7 @@ from parity_models.errors import ParityModelsError, UserError, install
 from parity_models.models.bundle import Bundle
 from parity_models.options import Option, Value
 from parity_models.serving.engine import Engine, Parts
-from parity_models.serving.worker.supervised import SupervisedEngine
-from parity_models.serving.worker.wire import Frame, Report
+from parity_models.serving.worker.supervised import OnReport, SupervisedEngine
 
 if TYPE_CHECKING:
     from parity_models.serving.ray.cluster import ActorInstance, StoredModel
@@ -113,7 +112,7 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
         number: int,
         name: str,
         roles: frozenset[str],
-        on_report: Callable[[Report, Frame | None], None],
+        on_report: OnReport,
     ) -> "ActorInstance":
         from parity_models.serving.ray.cluster import ActorInstance
 

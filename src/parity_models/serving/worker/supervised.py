@@ -48,6 +48,9 @@ LONG_SERVICE = 60.0
 GRACE = 1.0
 """Seconds instances are given to exit by themselves."""
 
+OnReport = Callable[[Report, Sequence[Frame]], None]
+"""Takes a report, and the frames of its tensors."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -66,9 +69,10 @@ class SupervisedInstance(ABC):
 
     `number` counts the engine's instances from 0 and is the same in every life; `name` is not.
     `joined` once it has said hello. `silence` is how many of the engine's ticks ago it was last
-    heard from. `why_killed` is set once it has been killed; later reports are ignored. `recycled`
-    if it was killed although nothing is known to be wrong with its process. Its reports go to
-    `on_report`, with the bytes of a unit's outputs.
+    heard from. `signatures` are those of its models, by role, once it has joined. `why_killed` is
+    set once it has been killed; later reports are ignored. `recycled` if it was killed although
+    nothing is known to be wrong with its process. Its reports go to `on_report`, with the bytes of
+    a unit's outputs.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class SupervisedInstance(ABC):
         number: int,
         name: str,
         roles: frozenset[str],
-        on_report: Callable[[Report, Frame | None], None],
+        on_report: OnReport,
     ) -> None:
         self.number = number
         self.name = name
@@ -88,7 +92,7 @@ class SupervisedInstance(ABC):
         self.silence = 0
         self.running: RunningUnit | None = None
         self._on_report = on_report
-        self._signatures: dict[str, Signature] = {}
+        self.signatures: Mapping[str, Signature] = {}
 
     @abstractmethod
     async def live(self) -> str:
@@ -117,27 +121,6 @@ class SupervisedInstance(ABC):
         """End it at once, or as soon as it has been started. The first `why` is reported."""
         self.why_killed = self.why_killed or why
         self._end()
-
-    def join(self, hello: Hello) -> None:
-        """Note that its models are ready."""
-        self._signatures = hello.models
-        self.joined = True
-
-    def run(self, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> str | None:
-        """Send it a unit. Return the reason if the unit does not fit it."""
-        signature = self._signatures.get(role)
-        if signature is None:
-            return f"instance {self.name} does not run {role}"
-        try:
-            kind = signature.plain or signature.kind_of(rows[0])
-        except ValueError as error:
-            return f"{role} {error}"
-        for row in rows:
-            if not kind.input.fits(row):
-                return f"{role} takes {kind.input}, got {row.dtype} {list(row.shape)}"
-        self.running = RunningUnit(unit, kind.output, len(rows))
-        self.send_unit(Unit(unit, role, kind.sizes), [bytes_of(row) for row in rows])
-        return None
 
 
 AnyInstance = TypeVar("AnyInstance", bound=SupervisedInstance)
@@ -195,7 +178,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         number: int,
         name: str,
         roles: frozenset[str],
-        on_report: Callable[[Report, Frame | None], None],
+        on_report: OnReport,
     ) -> AnyInstance:
         """Return an instance's next life, to be started."""
 
@@ -258,9 +241,21 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             return
         if its.running is not None:
             raise ValueError(f"instance {instance} still has unit {its.running.unit}")
-        wrong = its.run(unit, role, rows)
-        if wrong is not None:
-            self._loop.call_soon(self._listener.unit_failed, unit, wrong)
+        try:
+            if role not in its.signatures:
+                raise ValueError(f"instance {instance} does not run {role}")
+            signature, frames = its.signatures[role], []
+            kind = signature.plain or signature.kind_of(rows[0])
+            layout = kind.input
+            for row in rows:
+                if row.shape != layout.shape or row.dtype != layout.dtype:
+                    raise ValueError(f"takes {layout}, got {row.dtype} {list(row.shape)}")
+                frames.append(bytes_of(row))
+        except ValueError as error:
+            self._loop.call_soon(self._listener.unit_failed, unit, f"{role}: {error}")
+            return
+        its.running = RunningUnit(unit, kind.output, len(rows))
+        its.send_unit(Unit(unit, role, kind.sizes), frames)
 
     def cancel(self, instance: str, unit: int) -> None:
         its = self._instances.get(instance)
@@ -310,48 +305,45 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
 
     # Reports
 
-    def _report(self, name: str, report: Report, outputs: Frame | None) -> None:
+    def _on_report(self, name: str, report: Report, outputs: Sequence[Frame]) -> None:
         instance = self._instances.get(name)
         if instance is None or instance.why_killed is not None or self._stopping.is_set():
             return  # the report was in flight
         instance.silence = 0
+        running = instance.running
         try:
-            self._on_report(instance, report, outputs)
+            match report:
+                case Finished(unit, ended) if running is not None and running.unit == unit:
+                    instance.running = None
+                    try:
+                        rows = rows_of(outputs[0], running.output, running.rows)
+                    except MessageError as error:
+                        self._metrics.messages_refused.labels("malformed").inc()
+                        self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
+                        return
+                    at = ended if self.same_clock else None
+                    self._listener.unit_finished(unit, rows, ended=at)
+                case Failed(unit, detail) if running is not None and running.unit == unit:
+                    instance.running = None
+                    self._listener.unit_failed(unit, detail)
+                case Hello() if not instance.joined:
+                    self._join(instance, report)
         except Exception as error:  # such as a bug of the listener
             self._recovered("report", error)
             if not instance.joined:
                 instance.kill(f"could not join: {error}")
 
-    def _on_report(self, instance: AnyInstance, report: Report, outputs: Frame | None) -> None:
-        running = instance.running
-        match report:
-            case Finished(unit, ended) if running is not None and running.unit == unit:
-                instance.running = None
-                try:
-                    assert outputs is not None
-                    rows = rows_of(outputs, running.output, running.rows)
-                except MessageError as error:
-                    self._metrics.refused("malformed")
-                    self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
-                    return
-                self._listener.unit_finished(unit, rows, ended=ended if self.same_clock else None)
-            case Failed(unit, detail) if running is not None and running.unit == unit:
-                instance.running = None
-                self._listener.unit_failed(unit, detail)
-            case Hello() if not instance.joined:
-                instance.join(report)
-                if self._faults is not None:
-                    plan, start = self._faults
-                    instance.send(InjectFaults(plan, instance.number, start))
-                self._on_first_join(instance.number)
-                self._listener.instance_joined(instance.name, instance.roles, instance.node)
-
-    def _on_first_join(self, number: int) -> None:
-        if number in self._to_join:
-            self._to_join.remove(number)
+    def _join(self, instance: AnyInstance, hello: Hello) -> None:
+        instance.signatures, instance.joined = hello.models, True
+        if self._faults is not None:
+            plan, start = self._faults
+            instance.send(InjectFaults(plan, instance.number, start))
+        if instance.number in self._to_join:
+            self._to_join.remove(instance.number)
             self._slots.release()
             if not self._to_join and not self._started.done():
                 self._started.set_result(None)
+        self._listener.instance_joined(instance.name, instance.roles, instance.node)
 
     # Supervision
 
@@ -367,7 +359,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             began = self._loop.time()
             instance: AnyInstance | None = None
             try:
-                instance = self._make(number, name, roles, partial(self._report, name))
+                instance = self._make(number, name, roles, partial(self._on_report, name))
                 self._instances[name] = instance
                 why = await instance.live()
             except Exception as error:  # what is missing now may be available later

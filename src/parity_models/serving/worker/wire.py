@@ -1,13 +1,24 @@
-"""Messages between an engine and a worker process.
+"""Messages between an engine and a worker process, and the streams that carry them.
 
-A message is a msgpack header, one of the structs below, and raw tensors in frames of their own:
-a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled.
-Each worker has two streams (stream.py): `units` carries units, faults and results, in order;
-`control` carries heartbeats, and messages that must not wait for a unit to end.
+A message is a msgpack header, one of the structs below, and raw tensors in frames of their own: a
+frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled. Each
+worker has two streams, socket pairs, or TCP between namespaces: `units` carries units, faults and
+results, in order; `control` carries heartbeats, and messages that must not wait for a unit to end.
+
+A message passes from process to process directly, without a thread in between. Either end notices
+when the other is gone. On the stream, a message is the sizes of its frames, preceded by their
+number (little-endian, 8 bytes each), the tensors, and the header, which comes last so that tensors
+are aligned.
 """
 
+import os
+import select
+import socket
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextlib import suppress
+from struct import Struct, pack, unpack_from
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,11 +27,23 @@ from numpy.typing import NDArray
 from parity_models.emulation import FaultPlan
 from parity_models.models.signature import Layout, Signature, Sizes
 
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop  # which workers do without
+
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
 
+_NUMBER = Struct("<Q")
+_CHUNK = 2**16
+"""Bytes that are received at once."""
+_PARTS = 512
+"""Frames that are sent without being joined; the system takes 1,024."""
+
 Frame = bytes | memoryview
 """A part of a message."""
+
+
+# Messages
 
 
 class AssignedModel(msgspec.Struct, frozen=True):
@@ -38,9 +61,9 @@ class AssignedModel(msgspec.Struct, frozen=True):
 class Assignment(msgspec.Struct, frozen=True):
     """The worker's command line, as JSON.
 
-    `instance` names it to those who look at processes. `parent` is the engine's process: when that
-    is gone, so is the worker. `models` are its models, by role. `streams` are the descriptors of
-    its ends of the two streams, which it inherits; None: it connects to `address`, once for each.
+    `instance` names it in listings of processes. `parent` is the engine's process: when that is
+    gone, so is the worker. `models` are its models, by role. `streams` are the descriptors of its
+    ends of the two streams, which it inherits; None: it connects to `address`, once for each.
     `device`: see Placement.
     """
 
@@ -106,60 +129,47 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     detail: str
 
 
-Work = Unit | InjectFaults
-Control = Cancel | Exit
 Report = Hello | Heartbeat | Finished | Failed
+
+Message = TypeVar("Message")
 
 
 class MessageError(ValueError):
     """A malformed message; its text is for the log."""
 
 
+class Kind(Generic[Message]):
+    """The messages that one end of a stream reads, of which `with_tensors` has tensors."""
+
+    def __init__(self, decode: Callable[[Any], Message], with_tensors: type | None) -> None:
+        self.decode = decode
+        self.with_tensors = with_tensors
+
+
+WORK: Kind[Unit | InjectFaults] = Kind(
+    msgspec.msgpack.Decoder(Unit | InjectFaults).decode, with_tensors=Unit
+)
+CONTROL: Kind[Cancel | Exit] = Kind(
+    msgspec.msgpack.Decoder(Cancel | Exit).decode, with_tensors=None
+)
+REPORT: Kind[Report] = Kind(
+    msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed).decode, with_tensors=Finished
+)
+
 encode = msgspec.msgpack.Encoder().encode
 
-_Message = TypeVar("_Message")
-_decode_work: Callable[[Any], Work] = msgspec.msgpack.Decoder(Unit | InjectFaults).decode
-_decode_control: Callable[[Any], Control] = msgspec.msgpack.Decoder(Cancel | Exit).decode
-_decode_report: Callable[[Any], Report] = msgspec.msgpack.Decoder(
-    Hello | Heartbeat | Finished | Failed
-).decode
 
-
-def work_of(frames: Sequence[Frame]) -> tuple[Work, Sequence[Frame]]:
-    """Decode a message of the stream `units`: it, and the frames of a unit's rows.
-
-    Raises MessageError.
-    """
-    return _message(frames, _decode_work, Unit)
-
-
-def control_of(frames: Sequence[Frame]) -> Control:
-    """Decode a message of the stream `control`. Raises MessageError."""
-    message, _ = _message(frames, _decode_control, None)
-    return message
-
-
-def report_of(frames: Sequence[Frame]) -> tuple[Report, Frame | None]:
-    """Decode a report: it, and the frame of the outputs of one that is Finished.
-
-    Raises MessageError.
-    """
-    report, tensors = _message(frames, _decode_report, Finished)
-    if len(tensors) > 1:
-        raise MessageError(f"outputs come in one frame, not in {len(tensors)}")
-    return report, tensors[0] if tensors else None
-
-
-def _message(
-    frames: Sequence[Frame], decode: Callable[[Any], _Message], with_tensors: type | None
-) -> tuple[_Message, Sequence[Frame]]:
+def read(kind: Kind[Message], frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
+    """Decode a message: it, and the frames of its tensors. Raises MessageError."""
     header, *tensors = frames
     try:
-        message = decode(header)
+        message = kind.decode(header)
     except (ValueError, RecursionError) as error:  # msgspec's errors, and UnicodeDecodeError
         raise MessageError(f"a message that cannot be read: {error}") from error
-    if bool(tensors) != isinstance(message, with_tensors or ()):
+    if bool(tensors) != isinstance(message, kind.with_tensors or ()):
         raise MessageError(f"{type(message).__name__} with {len(tensors)} frames of tensors")
+    if isinstance(message, Finished) and len(tensors) > 1:
+        raise MessageError(f"outputs come in one frame, not in {len(tensors)}")
     return message, tensors
 
 
@@ -168,11 +178,9 @@ def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[np.generic]:
 
     Raises MessageError if the frame has another size.
     """
-    size = rows * layout.row_bytes
-    if memoryview(frame).nbytes != size:
-        raise MessageError(
-            f"{memoryview(frame).nbytes} bytes, where {rows} rows of {layout} have {size}"
-        )
+    size, found = rows * layout.row_bytes, memoryview(frame).nbytes
+    if found != size:
+        raise MessageError(f"{found} bytes, where {rows} rows of {layout} have {size}")
     values = np.frombuffer(frame, layout.dtype).reshape(rows, *layout.shape)
     # A message may begin at any address of a receive buffer.
     return values if values.flags.aligned else values.copy()
@@ -182,3 +190,167 @@ def bytes_of(rows: NDArray[Any]) -> memoryview:
     """Return the bytes of rows, without a copy where they are contiguous."""
     whole = np.ascontiguousarray(rows)
     return whole.data if rows.dtype.names is None else whole.view(np.uint8).data
+
+
+# Streams
+
+
+class EngineStream:
+    """The engine's end, on its event `loop`.
+
+    `on_message` is called with each message, `on_error` once if the stream is malformed, after
+    which nothing more is read. The end of the stream is not reported: the process ends as well.
+    """
+
+    def __init__(
+        self,
+        loop: "AbstractEventLoop",
+        end: socket.socket,
+        on_message: Callable[[Sequence[Frame]], None],
+        on_error: Callable[[MessageError], None],
+    ) -> None:
+        self._on_message = on_message
+        self._on_error = on_error
+        self._loop = loop
+        self._socket = end
+        self._socket.setblocking(False)
+        self._messages = Messages()
+        self._unsent = b""
+        loop.add_reader(end.fileno(), self._receive)
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send a message without waiting; the rest is sent once the socket accepts it."""
+        parts, size = parts_of(frames)
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._socket.sendmsg(parts)
+            except BlockingIOError:
+                pass
+            except OSError:  # the worker is gone, as its supervisor will notice
+                return
+        if sent < size:
+            if not self._unsent:
+                self._loop.add_writer(self._socket.fileno(), self._send_rest)
+            self._unsent += b"".join(parts)[sent:]
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+
+    def _send_rest(self) -> None:
+        try:
+            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent = b""
+        if not self._unsent:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._socket.fileno())
+            return
+        try:
+            for frames in self._messages.of(data):
+                self._on_message(frames)
+        except MessageError as error:
+            if self._socket.fileno() >= 0:
+                self._loop.remove_reader(self._socket.fileno())
+            self._on_error(error)
+
+
+class WorkerStream:
+    """The worker's end; its calls block."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        os.set_inheritable(end.fileno(), False)
+        self._messages = Messages()
+        self._received: deque[Sequence[Frame]] = deque()
+        self._poll = select.poll()
+        self._poll.register(end.fileno(), select.POLLIN)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds. Return whether there is something to receive."""
+        return bool(self._received or self._poll.poll(1000 * timeout))
+
+    def receive(self) -> Sequence[Frame]:
+        """Wait for the next message. Raises EOFError if the engine is gone."""
+        while not self._received:
+            try:
+                data = self._socket.recv(_CHUNK)
+            except OSError:
+                data = b""
+            if not data:
+                raise EOFError("the engine is gone")
+            self._received += self._messages.of(data)
+        return self._received.popleft()
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send a message, if the engine is still there."""
+        parts, size = parts_of(frames)
+        with suppress(OSError):
+            sent = self._socket.sendmsg(parts)
+            if sent < size:
+                self._socket.sendall(b"".join(parts)[sent:])
+
+
+def parts_of(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
+    """Return the bytes of a message, in pieces, and their number."""
+    parts: list[Frame] = []
+    for frame in frames[1:]:
+        parts.append(memoryview(frame).cast("B"))
+    parts.append(frames[0])
+    lengths = list(map(len, parts))
+    sizes = pack(f"<{len(parts) + 1}Q", len(parts), *lengths)
+    size = len(sizes) + sum(lengths)
+    return ([sizes, *parts] if len(parts) <= _PARTS else [sizes, b"".join(parts)]), size
+
+
+class Messages:
+    """Cuts messages out of a stream that arrives in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._needed = 0
+
+    def of(self, data: bytes) -> list[Sequence[Frame]]:
+        """Return the messages that are complete with this piece. Raises MessageError."""
+        messages: list[Sequence[Frame]] = []
+        stream: bytes | bytearray = data
+        if self._rest:
+            self._rest += data
+            stream = self._rest
+        if len(stream) < self._needed:
+            return messages
+        view = memoryview(stream)
+        self._rest, self._needed = bytearray(), 0
+        while len(view) >= _NUMBER.size:
+            (count,) = _NUMBER.unpack_from(view)
+            if not count:
+                raise MessageError("a message without a header")
+            at = self._needed = _NUMBER.size * (count + 1)
+            if len(view) < at:
+                break
+            sizes = unpack_from(f"<{count}Q", view, _NUMBER.size)
+            self._needed += sum(sizes)
+            if len(view) < self._needed:
+                break
+            frames = []
+            for size in sizes:
+                frames.append(view[at : at + size])
+                at += size
+            messages.append((frames[-1], *frames[:-1]))
+            view, self._needed = view[at:], 0
+        self._rest += view
+        return messages

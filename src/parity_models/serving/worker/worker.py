@@ -17,20 +17,20 @@ import msgspec
 
 from parity_models.errors import ModelError
 from parity_models.serving.worker.runner import Runner, load
-from parity_models.serving.worker.stream import WorkerStream
 from parity_models.serving.worker.wire import (
+    CONTROL,
     HEARTBEAT,
+    WORK,
     Assignment,
     Cancel,
-    Control,
     Exit,
     Heartbeat,
     Hello,
     InjectFaults,
     Unit,
-    control_of,
+    WorkerStream,
     encode,
-    work_of,
+    read,
 )
 
 
@@ -51,7 +51,7 @@ class Worker:
         Thread(target=self._control_loop, daemon=True).start()
         while True:
             try:
-                message, rows = work_of(self._units.receive())
+                message, rows = read(WORK, self._units.receive())
             except EOFError:
                 return
             match message:
@@ -73,16 +73,14 @@ class Worker:
                 due = time.monotonic() + HEARTBEAT
             elif self._control.wait(wait):
                 try:
-                    self._on_control(control_of(self._control.receive()))
+                    message, _ = read(CONTROL, self._control.receive())
                 except EOFError:
                     os._exit(0)
-
-    def _on_control(self, message: Control) -> None:
-        match message:
-            case Cancel(unit):
-                self._runner.cancel(unit)
-            case Exit():
-                os._exit(0)
+                match message:
+                    case Cancel(unit):
+                        self._runner.cancel(unit)
+                    case Exit():
+                        os._exit(0)
 
 
 def _streams(assigned: Assignment) -> tuple[WorkerStream, WorkerStream]:
