@@ -11,8 +11,8 @@ from engine_conformance import DEPLOYED, Events, Left
 from fake_upstream import FakeUpstream
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.fleet import Fleet as Upstreams
 from parity_models.serving.remote.remote_engine import RemoteEngine
+from parity_models.serving.remote.upstream import Fleet as Upstreams
 from parity_models.serving.remote.upstream import PredictionProtocol, Upstream
 
 WEIGHTS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)

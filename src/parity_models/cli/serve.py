@@ -27,7 +27,7 @@ from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
 from parity_models.serving.options import ENGINES, EngineChoice, ServeOptions
-from parity_models.serving.remote.fleet import FleetOptions
+from parity_models.serving.remote.upstream import FleetOptions
 from parity_models.serving.repository import Repository as ServedRepository
 from parity_models.serving.server import Server
 

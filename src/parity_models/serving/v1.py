@@ -225,11 +225,6 @@ def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
     return {name: _column(named, name) for name in outputs}
 
 
-def count_rows(data: Raw) -> int:
-    """The number of rows of a JSON array. Raises InvalidRequestError for anything else."""
-    return len(read_json(_ROWS, data, "predictions"))
-
-
 # Rows that are objects
 
 

@@ -14,7 +14,7 @@ import fake_upstream as fake
 from engine_conformance import Failed, Finished, Left
 from fake_upstream import FakeUpstream
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote import link
+from parity_models.serving.remote import remote_engine as link
 from upstream_engines import ROW, WEIGHTS, using
 
 UNITS = 8
@@ -71,30 +71,6 @@ async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
         assert "parm_upstream_ejections_total" not in {
             sample.name for family in metrics.registry.collect() for sample in family.samples
         }
-
-
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_a_long_rest_is_granted_while_half_of_the_instances_are_there(
-    model: Path, scheme: str
-) -> None:
-    async with (
-        FakeUpstream(scheme, WEIGHTS) as first,
-        FakeUpstream(scheme, WEIGHTS) as second,
-        FakeUpstream(scheme, WEIGHTS) as third,
-        using(model, first, second, third, concurrency=2) as (engine, events, _),
-    ):
-        rests = []
-        for number, each in enumerate((first, second, third)):
-            each.mode, each.retry_after = fake.BUSY, 3600
-            each.busy = 503 if scheme == "http" else grpc.StatusCode.RESOURCE_EXHAUSTED
-            engine.run(f"{number}.0", number, "deployed", [ROW])
-            event = await events.next()
-            assert isinstance(event, Failed)
-            rests.append(event.busy)
-        assert rests == pytest.approx([link.LONG_REST, link.MAX_REST, link.MAX_REST], rel=0.3)
-        second.mode = fake.AWAY
-        await asyncio.sleep(0.5)
-        assert len(engine.running()) == 6, "who rests for long counts as out"
 
 
 async def test_an_upstream_that_stays_busy_is_asked_less_and_less_often(model: Path) -> None:

@@ -10,9 +10,8 @@ import fake_upstream as fake
 from engine_conformance import Failed
 from fake_upstream import FakeUpstream
 from parity_models.serving.protocol import SOFTWARE
-from parity_models.serving.remote.link import SILENT
 from parity_models.serving.remote.upstream import PredictionProtocol
-from upstream_engines import HEALTH_INTERVAL, ROW, WEIGHTS, left, using
+from upstream_engines import ROW, WEIGHTS, using
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -88,44 +87,3 @@ async def test_others_are_busy_until_they_answer(
         upstream.release.set()
         await events.outputs(1)
         assert upstream.abandoned == 0
-
-
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_an_upstream_is_checked_that_answers_none_of_the_units_that_are_cancelled(
-    model: Path, scheme: str
-) -> None:
-    async with (
-        FakeUpstream(scheme, WEIGHTS, software=SOFTWARE) as upstream,
-        using(model, upstream, concurrency=4) as (engine, events, _),
-    ):
-        for unit in (1, 2):
-            assert events.nothing_more(), "it was checked too soon"
-            upstream.mode, asked = fake.HELD, upstream.asked
-            engine.run(f"0.{unit}", unit, "deployed", [ROW])
-            while upstream.asked == asked:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.6 * SILENT)
-            upstream.mode = fake.OTHER  # which a check finds
-            engine.cancel(f"0.{unit}", unit)
-            assert isinstance(await events.next(), Failed)
-            await asyncio.sleep(3 * HEALTH_INTERVAL)
-        assert await left(events, 4) == {"0.0", "0.1", "0.2", "0.3"}
-
-
-async def test_an_upstream_that_answers_between_cancelled_units_is_left_alone(model: Path) -> None:
-    async with (
-        FakeUpstream("grpc", WEIGHTS, software=SOFTWARE) as upstream,
-        using(model, upstream, concurrency=2) as (engine, events, _),
-    ):
-        asked = upstream.asked
-        for unit in range(1, 7, 2):
-            upstream.mode = fake.HELD
-            engine.run("0.0", unit, "deployed", [ROW])
-            await asyncio.sleep(SILENT / 2)
-            upstream.mode = fake.WELL
-            engine.cancel("0.0", unit)
-            assert isinstance(await events.next(), Failed)
-            engine.run("0.1", unit + 1, "deployed", [ROW])
-            await events.outputs(unit + 1)
-        assert upstream.asked == asked + 6
-        assert events.nothing_more()

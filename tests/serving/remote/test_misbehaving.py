@@ -14,9 +14,8 @@ from fake_upstream import FakeUpstream
 from parity_models.serving.client import ANONYMOUS
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import remote_engine as remote
-from parity_models.serving.remote.clients import RestClient
+from parity_models.serving.remote.clients import Connect, RestClient
 from parity_models.serving.remote.upstream import (
-    Connect,
     Upstream,
     UpstreamError,
     UpstreamModel,
@@ -155,7 +154,7 @@ class FailingClient(RestClient):
 def failing(clients: list[FailingClient]) -> Connect:
     """Makes clients that fail when they are told to."""
 
-    def connect(upstream: Upstream, max_answer: int) -> FailingClient:
+    def connect(upstream: Upstream, ca_file: Path | None, max_answer: int) -> FailingClient:
         clients.append(FailingClient(upstream.url, ANONYMOUS))
         return clients[-1]
 
@@ -175,7 +174,7 @@ async def test_what_nobody_foresaw_ejects_the_upstream_until_it_is_over(
         client.error, client.method = ZeroDivisionError("nobody foresaw this"), method
         if method == "infer":
             engine.run(instance, 1, "deployed", [ROW])
-        assert "nobody foresaw this" in await events.departure(instance)
+        assert "ZeroDivisionError" in await events.departure(instance)
         tries = caplog.text.count("Traceback")
         while caplog.text.count("Traceback") == tries:
             await asyncio.sleep(0.01)  # it is tried, and stays out
@@ -186,13 +185,13 @@ async def test_what_nobody_foresaw_ejects_the_upstream_until_it_is_over(
 
 @pytest.mark.parametrize("method", ["infer", "check_ready"])
 async def test_what_nobody_foresaw_of_an_upstream_ends_the_start(model: Path, method: str) -> None:
-    def connect(upstream: Upstream, max_answer: int) -> FailingClient:
+    def connect(upstream: Upstream, ca_file: Path | None, max_answer: int) -> FailingClient:
         client = FailingClient(upstream.url, ANONYMOUS)
         client.error, client.method = ZeroDivisionError("nobody foresaw this"), method
         return client
 
     async with FakeUpstream("http", WEIGHTS) as upstream:
-        with pytest.raises(UpstreamError, match="nobody foresaw this"):
+        with pytest.raises(UpstreamError, match="ZeroDivisionError"):
             await engine_for(model, upstream, connect=connect).start([DEPLOYED], Events())
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trustme
 from aiohttp import web
@@ -14,15 +15,15 @@ from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.clients import connecting
-from parity_models.serving.remote.fleet import Fleet as Upstreams
-from parity_models.serving.remote.fleet import parse_upstreams
+from parity_models.serving.remote.clients import connect
 from parity_models.serving.remote.remote_engine import RemoteEngine
+from parity_models.serving.remote.upstream import Fleet as Upstreams
 from parity_models.serving.remote.upstream import (
     PredictionProtocol,
     Upstream,
     UpstreamError,
     UpstreamModel,
+    parse_upstreams,
 )
 from ports import free_ports
 from upstream_engines import ROW, WEIGHTS, engine_for, using
@@ -122,9 +123,10 @@ async def test_names_and_versions_are_quoted_in_paths(protocol: PredictionProtoc
     async with TestServer(app, skip_url_asserts=True) as server:
         url = f"http://{server.host}:{server.port}"
         upstream = Upstream(url, {"deployed": "m"}, protocol=protocol)
-        client = connecting(None)(upstream, 1000)
+        client = connect(upstream, None, 1000)
         tensor = TensorSpec("x", "FP32", (2,))
-        await client.check_ready(UpstreamModel("a/b", Signature.of(tensor, tensor), "1/2?3 #4"))
+        signature, row = Signature.of(tensor, tensor), np.zeros(2, np.float32)
+        await client.check_ready(UpstreamModel("a/b", "1/2?3 #4", signature, row, row, ""))
         await client.close()
     (path,) = heard
     assert path.startswith(f"/{protocol}/models/a%2Fb/versions/1%2F2%3F3%20%234")
@@ -157,16 +159,16 @@ def test_urls_name_servers_and_models() -> None:
 @pytest.mark.parametrize(
     ("deployed", "parity", "reason"),
     [
-        (["a:8000"], [], "is no upstream"),
-        ([""], [], "is no upstream"),
-        (["ftp://a"], [], "is no upstream"),
-        (["http://a/v2/models"], [], "is no upstream"),
-        (["http://a?x=1"], [], "is no upstream"),
-        (["http://a?concurrency=x"], [], "is no upstream"),
+        (["a:8000"], [], "is not an upstream"),
+        ([""], [], "is not an upstream"),
+        (["ftp://a"], [], "is not an upstream"),
+        (["http://a/v2/models"], [], "is not an upstream"),
+        (["http://a?x=1"], [], "is not an upstream"),
+        (["http://a?concurrency=x"], [], "is not an upstream"),
         (["http://a?concurrency=0"], [], "must be from 1"),
         (["http://a?concurrency=2"], ["http://a?concurrency=3"], "with concurrency 2 and 3"),
-        (["http://user@a"], [], "is no upstream"),
-        (["http://a:port"], [], "is no URL"),
+        (["http://user@a"], [], "is not an upstream"),
+        (["http://a:port"], [], "is not a URL"),
         (["grpc://a"], [], "has no port"),
         (["http://a", "http://a"], [], "given twice"),
         (["http://a"], ["http://b/model"], "there are several for such servers: m-par"),

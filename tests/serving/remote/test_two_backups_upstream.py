@@ -15,7 +15,7 @@ from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import EngineChoice
-from parity_models.serving.remote.fleet import parse_upstreams
+from parity_models.serving.remote.upstream import parse_upstreams
 from parity_models.serving.server import ServeOptions, Server
 from served import WEIGHTS, predictions, queries, write_linear_bundle
 

@@ -18,11 +18,11 @@ from parity_models.serving import v1
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import tensor_from_json
-from parity_models.serving.remote.fleet import parse_upstreams
 from parity_models.serving.remote.upstream import (
     PredictionProtocol,
     Upstream,
     UpstreamError,
+    parse_upstreams,
 )
 from upstream_engines import ROW, WEIGHTS, engine_for, two, using
 
@@ -65,7 +65,6 @@ async def test_values_that_json_cannot_say_fail_their_unit_and_nobody_else(
     ("mode", "fault", "reason"),
     [
         (fake.NOISE, "garbage", "what cannot be read"),
-        (fake.SHORT, "garbage", "answered 0 predictions, where 1 were due"),
         (fake.HUGE, "garbage", "more than"),
         (fake.CUT, "unreachable", "cannot be reached"),
     ],
@@ -89,7 +88,7 @@ async def test_one_that_misbehaves_is_named_and_out_until_it_is_well(
         np.testing.assert_allclose(await events.outputs(2), ROW[np.newaxis] @ WEIGHTS, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", [fake.NULL, fake.ERROR])
+@pytest.mark.parametrize("mode", [fake.NULL, fake.SHORT, fake.ERROR])
 async def test_an_error_or_what_is_no_number_fails_the_unit(model: Path, mode: str) -> None:
     async with (
         FakeUpstream("http", WEIGHTS) as upstream,
@@ -144,7 +143,7 @@ def test_urls_and_options_say_which_protocol_is_spoken() -> None:
     ("deployed", "reason"),
     [
         (["http://a?protocol=v3"], "protocol=v1 or v2"),
-        (["http://a?protocol=v1&protocol=v1"], "is no upstream"),
+        (["http://a?protocol=v1&protocol=v1"], "is not an upstream"),
         (["grpc://a:1?protocol=v1"], "V1 is spoken over http and https alone"),
     ],
 )

@@ -11,8 +11,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.remote.fleet import fleet_of
-from parity_models.serving.remote.upstream import Upstream
+from parity_models.serving.remote.upstream import Upstream, fleet_of
 from parity_models.serving.repository import asked_version, options_of, scan, versions_in
 from repositories import write_version
 

@@ -1,17 +1,19 @@
-"""Clients of upstreams over HTTP, by V2 and V1, and the choice of one by an upstream's URL."""
+"""Clients of upstreams: what all share, and those over HTTP, by V2 and V1."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec import Raw
 from numpy.typing import NDArray
 
-from parity_models.models.signature import TensorSpec
+from parity_models.models.signature import Kind, Signature, Tensor, tensors_in
 from parity_models.serving import v1
 from parity_models.serving.client import (
     Client,
-    ClientError,
     Credentials,
     MalformedAnswerError,
     StatusError,
@@ -23,24 +25,22 @@ from parity_models.serving.protocol import (
     BINARY,
     SOFTWARE,
     ModelMetadata,
+    OutputTensor,
     ServerMetadata,
+    TensorMetadata,
     answer_limit,
     read_response,
-    tensor_from_json,
     write_request,
 )
 from parity_models.serving.remote.upstream import (
+    TOLERANCE,
     BusyError,
-    Connect,
     Fault,
     PredictionProtocol,
     UnitError,
     Upstream,
-    UpstreamClient,
     UpstreamError,
     UpstreamModel,
-    check_outputs,
-    tensors_of,
 )
 from parity_models.serving.request_log import REQUEST_ID
 
@@ -48,185 +48,295 @@ _AWAY = (502, 503, 504)
 """Statuses of a server that is starting or stopping, or of a gateway that has none behind it."""
 
 
-def connecting(ca_file: Path | None) -> Connect:
-    """Return a function that connects to upstreams, trusting the certificates in a PEM file, or
-    with None the system's.
+class UpstreamClient(ABC):
+    """Connections to one upstream, by one transport and protocol.
 
-    Raises UserError for a file that has no certificates.
+    Every method raises UpstreamError where the upstream is at fault, and BusyError where it is
+    busy. `abandons`: it gives up a unit whose `infer` is cancelled; others work on, or worse:
+    Triton 2.51 crashes now and then. `binary`: it reads binary data over REST.
+    """
+
+    abandons = False
+    binary = False
+
+    @abstractmethod
+    async def check_ready(self, model: UpstreamModel) -> None:
+        """Check that the model takes units now."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close all connections."""
+
+    @abstractmethod
+    async def _server(self) -> ServerMetadata:
+        """Return the server as it describes itself."""
+
+    @abstractmethod
+    async def _metadata(self, model: UpstreamModel) -> ModelMetadata:
+        """Return the model as the upstream describes it."""
+
+    @abstractmethod
+    async def _ask(
+        self,
+        model: UpstreamModel,
+        kind: Kind,
+        tensors: Mapping[str, NDArray[Any]],
+        headers: Mapping[str, str],
+    ) -> Sequence[OutputTensor]:
+        """Return the outputs for `tensors` (n, *shape), by input. Raises UnitError too."""
+
+    async def infer(
+        self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
+    ) -> NDArray[Any]:
+        """Run the model over n queries of one kind: (n, ...) predictions. Raises UnitError too.
+
+        `headers` go with the request; over gRPC, as metadata.
+        """
+        try:
+            kind = model.signature.kind_of(rows[0])
+        except ValueError as error:
+            raise UnitError(f"is of a model that {error}") from error
+        outputs = await self._ask(model, kind, kind.input.split(np.stack(rows)), headers)
+        given = {output.name: output for output in outputs}
+        arrays = {}
+        for spec in kind.output.tensors:
+            output = given.get(spec.name)
+            if output is None:
+                raise UpstreamError(Fault.GARBAGE, f"answered without output {spec.name!r}")
+            wanted = (len(rows), *spec.shape)
+            if output.datatype != spec.datatype or tuple(output.shape) != wanted:
+                raise UpstreamError(
+                    Fault.GARBAGE,
+                    f"answered {output.datatype[:20]} {list(output.shape)[:40]}, where "
+                    f"{spec.datatype} {list(wanted)} was due",
+                )
+            try:
+                arrays[spec.name] = output.array()
+            except InvalidRequestError as error:
+                if isinstance(output.data, Raw):  # JSON has no infinity, which may be the unit's
+                    raise UnitError(f"answered what is no {spec.datatype}: {error}") from error
+                raise unreadable(error) from error
+        if len(outputs) != len(arrays):
+            raise UpstreamError(Fault.GARBAGE, f"answered with {len(outputs)} outputs")
+        return kind.output.join(arrays)
+
+    async def check(self, model: UpstreamModel) -> tuple[str, ...] | None:
+        """Check that the upstream has the bundle's model and runs it, or raise UnitError too.
+
+        Return the model's versions where the upstream chooses one.
+        """
+        await self.check_ready(model)
+        about = await self.metadata(model)
+        if about is not None:
+            _check_metadata(about, model)
+        prediction = (await self.infer(model, [model.query], {}))[0, ...]
+        for predicted, expected in zip(
+            tensors_in(prediction), tensors_in(model.prediction), strict=True
+        ):
+            scale = float(np.abs(expected.astype(np.float64)).max())
+            off = float(np.abs(predicted.astype(np.float64) - expected).max())
+            if not off <= TOLERANCE * scale:
+                raise UpstreamError(
+                    Fault.MISMATCH,
+                    f"predicts something else with {model} than the bundle's model does: {off:.3g} "
+                    f"off, where the largest value is {scale:.3g}; make the bundle from what runs "
+                    "there",
+                )
+        if about is None or model.version is not None:
+            return None
+        return tuple(sorted(about.versions or ()))
+
+    async def metadata(self, model: UpstreamModel) -> ModelMetadata | None:
+        """Return the model as the upstream describes it; None if its protocol cannot ask."""
+        try:
+            about = await self._server()
+        except UpstreamError as error:
+            if error.fault is not Fault.MISMATCH:
+                raise
+            about = ServerMetadata()  # it does not describe itself; every server reads JSON
+        self.abandons = about.name == SOFTWARE
+        self.binary = BINARY in about.extensions
+        return await self._metadata(model)
+
+
+def unreadable(error: Exception) -> UpstreamError:
+    """Return the fault of an answer that does not follow the protocol."""
+    return UpstreamError(Fault.GARBAGE, f"answered what cannot be read: {error}")
+
+
+def _check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
+    """Raises UpstreamError, with the difference, unless the model is as described."""
+    signature = model.signature
+    for role, specs, wanted in (
+        ("input", about.inputs, signature.inputs),
+        ("output", about.outputs, signature.outputs),
+    ):
+        if len(specs) != len(wanted):
+            text = f"has {model} with {len(specs)} {role}s, not {len(wanted)}"
+            raise UpstreamError(Fault.MISMATCH, text)
+        given = {each.name: each for each in specs}
+        for tensor, other in zip(wanted, specs, strict=True):
+            found = given.get(tensor.name, other)
+            if not _is_same(found, tensor, signature):
+                raise UpstreamError(
+                    Fault.MISMATCH,
+                    f"has {model} with {role} {found.name!r} {found.datatype} "
+                    f"{list(found.shape)}, the bundle's has {tensor.name!r} {tensor.datatype} "
+                    f"[-1{''.join(f', {each}' for each in tensor.shape)}]",
+                )
+    if about.model_sha256 not in (None, model.sha256):
+        raise UpstreamError(
+            Fault.MISMATCH,
+            f"has another {model}: the sha256 of its file is {about.model_sha256[:64]}, the "
+            f"bundle's is {model.sha256}; make the bundle from what runs there",
+        )
+
+
+def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> bool:
+    """Return whether the tensor that an upstream describes can be the bundle's."""
+
+    def fits(axis: int, wanted: int | str) -> bool:
+        only = signature.axes[wanted].buckets if isinstance(wanted, str) else ()
+        return axis in (-1, wanted) or only == (axis,)
+
+    return (
+        (found.name, found.datatype) == (tensor.name, tensor.datatype)
+        and len(found.shape) == len(tensor.shape) + 1
+        and found.shape[0] == -1
+        and all(map(fits, found.shape[1:], tensor.shape))
+    )
+
+
+Connect = Callable[[Upstream, Path | None, int], UpstreamClient]
+"""Connects to an upstream, trusting the certificates of a PEM file, by default the system's; its
+answers have up to so many bytes."""
+
+
+def connect(upstream: Upstream, ca_file: Path | None, max_answer: int) -> UpstreamClient:
+    """Connect to an upstream by its URL and protocol.
+
+    Its certificate is trusted by those in the PEM file `ca_file`, by default the system's; an
+    answer over gRPC has up to `max_answer` bytes. Raises UserError for a file that has none.
     """
     credentials = Credentials(ca_file=ca_file)
+    scheme, address = upstream.url.split("://")
+    if scheme.startswith("http"):
+        kind = V1Client if upstream.protocol is PredictionProtocol.V1 else RestClient
+        return kind(upstream.url, credentials)
+    # Only now: fleets that speak HTTP need no gRPC.
+    from parity_models.serving.remote.grpc import GrpcClient
 
-    def connect(upstream: Upstream, max_answer: int) -> UpstreamClient:
-        scheme, address = upstream.url.split("://")
-        if upstream.protocol is PredictionProtocol.V1:
-            return V1Client(upstream.url, credentials)
-        if scheme in ("http", "https"):
-            return RestClient(upstream.url, credentials)
-        # Only now: fleets that speak HTTP need no gRPC.
-        from parity_models.serving.remote.grpc import GrpcClient
-
-        return GrpcClient(address, ca_file, max_answer, secure=scheme == "grpcs")
-
-    return connect
+    return GrpcClient(address, ca_file, max_answer, secure=scheme == "grpcs")
 
 
-class RestClient:
+@contextmanager
+def _faults(path: str = "") -> Iterator[None]:
+    """Translate the errors of a request to `path`; without one, of a unit's request."""
+    try:
+        yield
+    except StatusError as error:
+        status, text = error.status, error.text
+        if status == 429 or (status == 503 and not path):
+            raise BusyError(f"is busy ({status}): {text}", error.retry_after) from error
+        if status in _AWAY:
+            raise UpstreamError(Fault.NOT_READY, f"is not ready ({status}): {text}") from error
+        if path:
+            text = f"answered {status} to {path}: {text}"
+            raise UpstreamError(Fault.MISMATCH, text) from error
+        raise UnitError(f"answered {status}: {text}") from error
+    except (MalformedAnswerError, InvalidRequestError) as error:
+        raise unreadable(error) from error
+    except UnreachableError as error:
+        if error.exhausted:
+            raise BusyError(f"cannot be connected to for now: {error}") from error
+        raise UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error}") from error
+
+
+class RestClient(UpstreamClient):
     """An upstream over V2: binary tensor data both ways, or JSON where it reads no other."""
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         self._client = Client(url, credentials, retries=True)
-        self._binary = False
-        self.abandons = False
-
-    async def check_ready(self, model: UpstreamModel) -> None:
-        path = f"{model_path(model.name, model.version)}/ready"
-        try:
-            await self._client.ask("GET", path)
-        except ClientError as error:
-            raise _fault(error, path) from error
-
-    async def metadata(self, model: UpstreamModel) -> ModelMetadata:
-        try:
-            about = await self._client.server()
-        except ClientError as error:
-            fault = _fault(error, "/v2")
-            if not (isinstance(fault, UpstreamError) and fault.fault is Fault.MISMATCH):
-                raise fault from error
-            about = ServerMetadata()  # it does not describe itself; every server reads JSON
-        self._binary = BINARY in about.extensions
-        self.abandons = about.name == SOFTWARE  # others may work on, and still be busy
-        try:
-            return await self._client.model(model.name, model.version)
-        except ClientError as error:
-            raise _fault(error, model_path(model.name, model.version)) from error
-
-    async def infer(
-        self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
-    ) -> NDArray[Any]:
-        kind, tensors = tensors_of(rows, model.signature)
-        outputs = [spec.name for spec in kind.output.tensors]
-        id = headers.get(REQUEST_ID)
-        body, own = write_request(tensors, outputs, id=id, binary=self._binary)
-        path = f"{model_path(model.name, model.version)}/infer"
-        limit = answer_limit(len(rows) * kind.output.row_values)
-        try:
-            answer, length = await self._client.ask(
-                "POST", path, body, {**headers, **own}, limit=limit
-            )
-            response = read_response(answer, length)
-        except ClientError as error:
-            raise _fault(error) from error
-        except InvalidRequestError as error:
-            raise _unreadable(error) from error
-        found = check_outputs(response.outputs, kind, len(rows))
-        arrays = {}
-        for name, (_, output) in found.items():
-            try:
-                arrays[name] = output.array()
-            except InvalidRequestError as error:
-                if not isinstance(output.data, Raw):
-                    raise _unreadable(error) from error
-                # A value that JSON cannot say may be the unit's own.
-                text = f"answered what is no {output.datatype}: {error}"
-                raise UnitError(text) from error
-        return kind.output.join(arrays)
 
     async def close(self) -> None:
         await self._client.close()
 
+    async def check_ready(self, model: UpstreamModel) -> None:
+        path = f"{model_path(model.name, model.version)}/ready"
+        with _faults(path):
+            await self._client.ask("GET", path)
 
-class V1Client:
+    async def _server(self) -> ServerMetadata:
+        with _faults("/v2"):
+            return await self._client.server()
+
+    async def _metadata(self, model: UpstreamModel) -> ModelMetadata:
+        with _faults(model_path(model.name, model.version)):
+            return await self._client.model(model.name, model.version)
+
+    async def _ask(
+        self,
+        model: UpstreamModel,
+        kind: Kind,
+        tensors: Mapping[str, NDArray[Any]],
+        headers: Mapping[str, str],
+    ) -> Sequence[OutputTensor]:
+        outputs = [spec.name for spec in kind.output.tensors]
+        id = headers.get(REQUEST_ID)
+        body, own = write_request(tensors, outputs, id=id, binary=self.binary)
+        path = f"{model_path(model.name, model.version)}/infer"
+        limit = answer_limit(_rows(tensors) * kind.output.row_values)
+        with _faults():
+            answer, length = await self._client.ask(
+                "POST", path, body, {**headers, **own}, limit=limit
+            )
+            return read_response(answer, length).outputs
+
+
+class V1Client(RestClient):
     """An upstream over V1, where a prediction alone tells whether its model is the right one."""
-
-    abandons = False
-
-    def __init__(self, url: str, credentials: Credentials) -> None:
-        self._client = Client(url, credentials, retries=True)
 
     async def check_ready(self, model: UpstreamModel) -> None:
         path = _v1_path(model)
-        try:
+        with _faults(path):
             text, _ = await self._client.ask("GET", path)
-            not_ready = v1.says_not_ready(text)
-        except ClientError as error:
-            raise _fault(error, path) from error
-        except InvalidRequestError as error:
-            raise _unreadable(error) from error
-        if not_ready:
-            raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
+            if v1.says_not_ready(text):
+                raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
     async def metadata(self, model: UpstreamModel) -> None:
         return None
 
-    async def infer(
-        self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
-    ) -> NDArray[Any]:
-        kind, tensors = tensors_of(rows, model.signature)
+    async def _ask(
+        self,
+        model: UpstreamModel,
+        kind: Kind,
+        tensors: Mapping[str, NDArray[Any]],
+        headers: Mapping[str, str],
+    ) -> Sequence[OutputTensor]:
         try:
             body = v1.write_predict(tensors)
         except ValueError as error:
             raise UnitError(f"cannot be asked: {error}") from error
-        names = sum(len(spec.name.encode()) + 6 for spec in kind.output.tensors)
-        values = kind.output.row_values + len(kind.output.tensors) + names
-        headers = {**headers, "Content-Type": "application/json"}
-        try:
+        specs, rows = kind.output.tensors, _rows(tensors)
+        values = kind.output.row_values + sum(len(each.name.encode()) + 7 for each in specs)
+        with _faults():
             answer, _ = await self._client.ask(
                 "POST",
                 f"{_v1_path(model)}:predict",
                 body,
-                headers,
-                limit=answer_limit(len(rows) * values),
+                {**headers, "Content-Type": "application/json"},
+                limit=answer_limit(rows * values),
             )
-            columns = v1.read_predictions(answer, [spec.name for spec in kind.output.tensors])
-        except ClientError as error:
-            raise _fault(error) from error
-        except InvalidRequestError as error:
-            raise _unreadable(error) from error
-        return kind.output.join(
-            {
-                each.name: _column(columns[each.name], each, len(rows))
-                for each in kind.output.tensors
-            }
-        )
-
-    async def close(self) -> None:
-        await self._client.close()
+            columns = v1.read_predictions(answer, [each.name for each in specs])
+        return [
+            OutputTensor(each.name, each.datatype, (rows, *each.shape), columns[each.name])
+            for each in specs
+        ]
 
 
 def _v1_path(model: UpstreamModel) -> str:
     return model_path(model.name, model.version).replace("/v2/", "/v1/", 1)
 
 
-def _column(data: Raw, spec: TensorSpec, rows: int) -> NDArray[Any]:
-    try:
-        count = v1.count_rows(data)
-    except InvalidRequestError as error:
-        raise _unreadable(error) from error
-    if count != rows:
-        raise UpstreamError(Fault.GARBAGE, f"answered {count} predictions, where {rows} were due")
-    try:
-        return tensor_from_json(data, spec, rows, f"the data of output {spec.name!r}")
-    except InvalidRequestError as error:
-        raise UnitError(f"answered what is no {spec.datatype}: {error}") from error
-
-
-def _fault(error: ClientError, path: str = "") -> Exception:
-    """Translate a client's error; without a `path`, it is the answer to a unit."""
-    if isinstance(error, StatusError):
-        status, text = error.status, error.text
-        if status == 429 or (status == 503 and not path):
-            return BusyError(f"is busy ({status}): {text}", error.retry_after)
-        if status in _AWAY:
-            return UpstreamError(Fault.NOT_READY, f"is not ready ({status}): {text}")
-        if path:
-            return UpstreamError(Fault.MISMATCH, f"answered {status} to {path}: {text}")
-        return UnitError(f"answered {status}: {text}")
-    if isinstance(error, MalformedAnswerError):
-        return UpstreamError(Fault.GARBAGE, f"answered what cannot be read: {error}")
-    if isinstance(error, UnreachableError) and error.exhausted:
-        return BusyError(f"cannot be connected to for now: {error}")
-    return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error}")
-
-
-def _unreadable(error: InvalidRequestError) -> UpstreamError:
-    return UpstreamError(Fault.GARBAGE, f"answered what cannot be read: {error}")
+def _rows(tensors: Mapping[str, NDArray[Any]]) -> int:
+    return len(next(iter(tensors.values())))

@@ -1,6 +1,6 @@
 """An upstream over gRPC: raw tensor contents go there, raw or typed ones come back."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,25 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    ServerMetadataRequest,
     ServerMetadataResponse,
 )
 from parity_models.serving.grpc.service import MODEL_SHA256
 from parity_models.serving.protocol import (
-    SOFTWARE,
     ModelMetadata,
+    OutputTensor,
+    ServerMetadata,
     TensorMetadata,
     little_endian,
-    rows_from_bytes,
     size_in_bytes,
 )
+from parity_models.serving.remote.clients import UpstreamClient, unreadable
 from parity_models.serving.remote.upstream import (
     BusyError,
     Fault,
     UnitError,
     UpstreamError,
     UpstreamModel,
-    check_outputs,
-    tensors_of,
 )
 from parity_models.serving.request_log import REQUEST_ID
 
@@ -63,7 +63,7 @@ _OPTIONS = [
 ]
 
 
-class GrpcClient:
+class GrpcClient(UpstreamClient):
     """A connection to the server at `address` (host:port).
 
     An answer may have `max_answer` bytes. With `secure`, over TLS: the server is known by the
@@ -82,27 +82,26 @@ class GrpcClient:
             self._channel = grpc.aio.secure_channel(address, credentials, options)
         else:
             self._channel = grpc.aio.insecure_channel(address, options)
-        self.abandons = False
-        # Bytes both ways: what cannot be read is not gRPC's to log.
-        self._server = self._method("ServerMetadata")
-        self._ready = self._method("ModelReady")
-        self._metadata = self._method("ModelMetadata")
-        self._infer = self._method("ModelInfer")
+
+    async def close(self) -> None:
+        await self._channel.close()
 
     async def check_ready(self, model: UpstreamModel) -> None:
         request = ModelReadyRequest(name=model.name, version=model.version or "")
-        answer = await _answer(self._ready(request.SerializeToString()))
-        if not _read(ModelReadyResponse, answer).ready:
+        said, _ = await self._call("ModelReady", request, ModelReadyResponse)
+        if not said.ready:
             if model.version is not None:
-                await self.metadata(model)  # which fails if there is no such version
+                await self._metadata(model)  # which fails if there is no such version
             raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
-    async def metadata(self, model: UpstreamModel) -> ModelMetadata:
-        self.abandons = await self._is_this_software()
-        about = ModelMetadataRequest(name=model.name, version=model.version or "")
-        request = about.SerializeToString()
-        call = self._metadata(request)
-        said = _read(ModelMetadataResponse, await _answer(call))
+    async def _server(self) -> ServerMetadata:
+        request = ServerMetadataRequest()
+        about, _ = await self._call("ServerMetadata", request, ServerMetadataResponse)
+        return ServerMetadata(name=about.name)
+
+    async def _metadata(self, model: UpstreamModel) -> ModelMetadata:
+        request = ModelMetadataRequest(name=model.name, version=model.version or "")
+        said, call = await self._call("ModelMetadata", request, ModelMetadataResponse)
         sha256 = dict(await call.trailing_metadata() or ()).get(MODEL_SHA256)
         inputs, outputs = (
             tuple(TensorMetadata(each.name, each.datatype, tuple(each.shape)) for each in tensors)
@@ -111,20 +110,13 @@ class GrpcClient:
         hashed = sha256 if isinstance(sha256, str) else None
         return ModelMetadata(said.name, inputs, outputs, tuple(said.versions), model_sha256=hashed)
 
-    async def _is_this_software(self) -> bool:
-        """Others may not take a cancelled call well: Triton 2.51 crashes now and then."""
-        try:
-            about = _read(ServerMetadataResponse, await _answer(self._server(b"")))
-        except UpstreamError as error:
-            if error.fault is not Fault.MISMATCH:
-                raise
-            return False  # it does not say what it is
-        return bool(about.name == SOFTWARE)
-
-    async def infer(
-        self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
-    ) -> NDArray[Any]:
-        kind, tensors = tensors_of(rows, model.signature)
+    async def _ask(
+        self,
+        model: UpstreamModel,
+        kind: Kind,
+        tensors: Mapping[str, NDArray[Any]],
+        headers: Mapping[str, str],
+    ) -> Sequence[OutputTensor]:
         request = ModelInferRequest(
             model_name=model.name,
             model_version=model.version or "",
@@ -137,78 +129,77 @@ class GrpcClient:
         for spec in kind.output.tensors:
             request.outputs.add(name=spec.name)
         try:
-            metadata = tuple(headers.items())
-            answer = await self._infer(request.SerializeToString(), metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            _check_busy(error)
-            if error.code() is StatusCode.UNAVAILABLE:
-                # Said by a server with too much to do, or here, of a connection that is gone.
+            response, _ = await self._call("ModelInfer", request, ModelInferResponse, headers)
+        except BusyError as error:
+            if not error.certain:
                 await self.check_ready(model)
-                raise BusyError(f"is busy: {_text(error)}", certain=False) from error
-            if error.code() is StatusCode.CANCELLED:
-                raise _unreachable(error) from error
-            raise UnitError(f"answered {_text(error)}") from error
-        return kind.output.join(_outputs(_read(ModelInferResponse, answer), kind, len(rows)))
+            raise
+        try:
+            return _outputs(response, kind, len(array))
+        except InvalidRequestError as error:
+            raise unreadable(error) from error
 
-    async def close(self) -> None:
-        await self._channel.close()
+    async def _call(
+        self, name: str, request: Any, kind: Any, headers: Mapping[str, str] | None = None
+    ) -> tuple[Any, Any]:
+        """Return the answer, a message of this kind, and the call; `headers` are a unit's."""
+        # Bytes both ways: an unreadable answer is not gRPC's to log.
+        method: Any = self._channel.unary_unary(f"/{_SERVICE}/{name}")
+        call = method(request.SerializeToString(), metadata=tuple((headers or {}).items()))
+        try:
+            return kind.FromString(await call), call
+        except DecodeError as error:
+            raise unreadable(error) from error
+        except grpc.aio.AioRpcError as error:
+            raise _fault(error, is_unit=headers is not None) from error
 
-    def _method(self, name: str) -> Callable[..., grpc.aio.UnaryUnaryCall[bytes, bytes]]:
-        channel: Any = self._channel
-        method: Callable[..., grpc.aio.UnaryUnaryCall[bytes, bytes]]
-        method = channel.unary_unary(f"/{_SERVICE}/{name}")
-        return method
 
+def _outputs(response: Any, kind: Kind, rows: int) -> list[OutputTensor]:
+    """Return the outputs in a response: all raw, or all typed.
 
-def _outputs(response: Any, kind: Kind, rows: int) -> dict[str, NDArray[Any]]:
-    """The outputs in a response, by name: all raw, or all typed.
-
-    Raises UpstreamError for what they cannot be.
+    Raises InvalidRequestError for contents that do not fit.
     """
     raw = response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
-        raise UpstreamError(Fault.GARBAGE, f"answered with {len(raw)} raw output contents")
-    places = {output.name: place for place, output in enumerate(response.outputs)}
-    outputs = {}
-    for name, (spec, output) in check_outputs(response.outputs, kind, rows).items():
-        try:
-            if raw:
-                data = raw[places[name]]
-                if len(data) != size_in_bytes(spec, rows):
-                    raise InvalidRequestError(
-                        f"output {name!r} has {len(data)} bytes of data, where "
-                        f"{size_in_bytes(spec, rows)} were due"
-                    )
-                outputs[name] = rows_from_bytes(spec, rows, data)
-            else:
-                what = f"output {name!r}"
-                outputs[name] = tensor_from_contents(output.contents, spec, rows, what)
-        except InvalidRequestError as error:
-            raise UpstreamError(Fault.GARBAGE, f"answered what cannot be: {error}") from error
+        raise InvalidRequestError(f"there are {len(raw)} raw output contents")
+    specs = {spec.name: spec for spec in kind.output.tensors}
+    outputs = []
+    for place, output in enumerate(response.outputs):
+        data, spec = b"", specs.get(output.name)
+        if spec is not None and raw:
+            data, due = raw[place], size_in_bytes(spec, rows)
+            if len(data) != due:
+                raise InvalidRequestError(
+                    f"output {output.name!r} has {len(data)} bytes of data, where {due} were due"
+                )
+        elif spec is not None:
+            typed = tensor_from_contents(output.contents, spec, rows, f"output {output.name!r}")
+            data = little_endian(typed).tobytes()
+        shape = tuple(output.shape)
+        outputs.append(OutputTensor(output.name, output.datatype, shape, memoryview(data)))
     return outputs
 
 
-async def _answer(call: Awaitable[bytes]) -> bytes:
-    try:
-        answer = await call
-    except grpc.aio.AioRpcError as error:
-        _check_busy(error)
-        if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
-            raise _unreachable(error) from error
-        raise UpstreamError(Fault.MISMATCH, f"answered {_text(error)}") from error
-    return answer
-
-
-def _check_busy(error: grpc.aio.AioRpcError) -> None:
-    """Raises BusyError for what says that the server has too much to do."""
+def _fault(error: grpc.aio.AioRpcError, *, is_unit: bool) -> Exception:
+    code, text = error.code(), " ".join(f"{error.code().name}: {error.details()}".split())
+    text = text[:MAX_TEXT]
     after = _retry_info(dict(error.trailing_metadata() or ()).get(DETAILS, b""))
-    exhausted = error.code() is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in _text(error)
-    if exhausted or (error.code() is StatusCode.UNAVAILABLE and after is not None):
-        raise BusyError(f"is busy: {_text(error)}", after) from error
+    is_gone = code is StatusCode.UNAVAILABLE
+    exhausted = code is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in text
+    if exhausted or (is_gone and after is not None):
+        return BusyError(f"is busy: {text}", after)
+    if is_gone and is_unit:
+        # Said by a server with too much to do, or here, of a connection that is gone.
+        return BusyError(f"is busy: {text}", certain=False)
+    if is_gone or code is StatusCode.CANCELLED:
+        return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {text}")
+    if is_unit:
+        return UnitError(f"answered {text}")
+    return UpstreamError(Fault.MISMATCH, f"answered {text}")
 
 
 def _retry_info(details: str | bytes) -> float | None:
-    """The seconds that a serialized google.rpc.Status asks for; None where it does not
+    """Return the seconds that a serialized google.rpc.Status asks for; None where it does not
     (google/rpc/error_details.proto of googleapis; https://aip.dev/194)."""
     info = RetryInfo()
     try:
@@ -219,18 +210,3 @@ def _retry_info(details: str | bytes) -> float | None:
     except DecodeError:
         pass
     return None
-
-
-def _unreachable(error: grpc.aio.AioRpcError) -> UpstreamError:
-    return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {_text(error)}")
-
-
-def _text(error: grpc.aio.AioRpcError) -> str:
-    return " ".join(f"{error.code().name}: {error.details()}".split())[:MAX_TEXT]
-
-
-def _read(kind: Any, answer: bytes) -> Any:
-    try:
-        return kind.FromString(answer)
-    except DecodeError as error:
-        raise UpstreamError(Fault.GARBAGE, "answered what cannot be read") from error

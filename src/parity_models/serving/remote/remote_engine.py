@@ -1,54 +1,71 @@
-"""The remote engine: units run on servers that somebody else keeps up, over V2 or V1 of KServe.
+"""The remote engine: units run on servers that run already, over V2 or V1 of KServe's protocol.
 
-An upstream counts as `concurrency` instances. What makes one leave is that a unit finds the
-server gone, hung or answering garbage, or that its health check does. It is asked again, with a
-back-off, and its instances join again when it passes the checks of the start. So do those of one
-that is away at the start. Units answered with errors may be the units' own fault, so they only
-make it pass those checks in between. One that is busy stays, and is left alone for a while.
+An upstream counts as `concurrency` instances. They join when it has passed its checks: it is ready,
+has the bundle's models and predicts what they do. They leave when a unit finds it gone, hung or
+answering garbage, or its health check does; then it is checked again, with a back-off, until it
+passes. An upstream that is away at the start joins likewise. Units answered with errors may be the
+units' own fault, so too many in a row only have it checked. A busy one stays, and is left alone for
+a while.
 
-What load may look like (DOUBTS) never ejects more than half of the instances with one model. An
-instance that the scheduler has recycled leaves alone: its upstream is checked, and the others go on
-unless it fails. What upstreams say stays in the log: clients hear only which instance failed.
+Faults that load may look like (DOUBTS) never eject more than half of the instances with one model.
+An instance that the scheduler recycles leaves alone: its upstream is checked, and the others go on
+unless it fails. The words of upstreams stay in the log: clients hear only which instance failed.
 """
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import ServingError
+from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
-from parity_models.serving.remote.fleet import (
+from parity_models.serving.remote.upstream import (
+    TOLERANCE,
+    BusyError,
+    Fault,
     Fleet,
     FleetOptions,
+    UnitError,
+    Upstream,
+    UpstreamError,
+    UpstreamModel,
     check_for_several,
     fleet_of,
     options_of_model,
 )
-from parity_models.serving.remote.link import Link, Running, check_enough, fault_of, is_spared
-from parity_models.serving.remote.upstream import (
-    DOUBTS,
-    BusyError,
-    Connect,
-    Fault,
-    UnitError,
-    UpstreamError,
-    UpstreamModel,
-)
+
+if TYPE_CHECKING:
+    from parity_models.serving.remote.clients import Connect, UpstreamClient
+
+DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
+"""Faults that load may look like, or many upstreams have at once for a reason that they share."""
 
 MAX_FAILURES = 3
 """Units in a row that an upstream answers with errors until it is checked as at the start."""
 
-_BESIDE = 2**16
+MIN_REST, MAX_REST = 0.05, 5.0
+"""Seconds for which a busy upstream is left alone: at least, and at most."""
+
+FORGIVEN = 60.0
+"""Seconds without a recycled slot after which the next one is away for as short as the first."""
+
+LOG_INTERVAL = 1.0
+"""Minimum seconds between two errors of units of one upstream that are logged."""
+
+PATIENCE = 5.0
+"""Seconds an upstream has for a health check, and for each check before it is used."""
+
+_OVERHEAD = 2**16
 """Bytes that an answer may have besides its outputs."""
 
 _IS_OUT = "upstream %s %s; it gets no units until it is well"
@@ -57,17 +74,22 @@ _log = logging.getLogger(__name__)
 
 
 class RemoteEngine(Engine):
-    """Servers that run already: a fleet. They speak the Open Inference Protocol or V1.
+    """Runs units on upstreams: servers that run already.
 
-    `models` are the bundle's ONNX files, by role.
+    Upstreams must have the very models of the bundle, which is checked by their metadata and by a
+    prediction. `start` returns when every upstream has been checked, and raises UpstreamError if
+    one is not what it must be or a role has none that is there. Instance "u.s" is slot s of
+    upstream u, called "u.s.n" when it joins again.
 
-    Upstreams must have the very models of the bundle, which is checked by what they say of them
-    and by a prediction. `start` returns when every upstream has been checked, and raises
-    UpstreamError if one is not what it must be or a role has none that is there. Units have up to
-    `max_batch` rows. An upstream that has one for `unit_timeout` seconds is ejected. So is one that
-    does not say that it is ready, which it is asked every `health_interval` seconds. Instance "u.s"
-    is slot s of upstream u, called "u.s.n" when it joins again. `connect` makes the connections to
-    an upstream, by default as its URL and protocol say.
+    Args:
+        models: The bundle's ONNX files, by role.
+        fleet: The upstreams.
+        metrics: Count ejections and refusals.
+        max_batch: Maximum rows of a unit.
+        unit_timeout: Seconds after which an upstream that still has a unit is ejected.
+        health_interval: Seconds between health checks.
+        connect: Connects to an upstream; by default as its URL and protocol say.
+
     """
 
     name = "remote"
@@ -103,245 +125,412 @@ class RemoteEngine(Engine):
         max_batch: int,
         unit_timeout: float = 10.0,
         health_interval: float = 1.0,
-        connect: Connect | None = None,
+        connect: "Connect | None" = None,
     ) -> None:
         self._models = models
-        self._fleet = fleet
-        self._metrics = metrics
         self._max_batch = max_batch
-        self._unit_timeout = unit_timeout
-        self._health_interval = health_interval
         self._connect = connect
-        self._links: list[Link] = []
-        self._instances: dict[str, Link] = {}
+        self.fleet = fleet
+        self.metrics = metrics
+        self.unit_timeout = unit_timeout
+        self.health_interval = health_interval
+        self.versions: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """An upstream's URL, and the versions that all must have, by role."""
+        self._links: list[_Link] = []
         self._supervisors: list[asyncio.Task[None]] = []
 
-    # Engine
-
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        if list(roles) != self._fleet.roles:
+        if list(roles) != self.fleet.roles:
             raise ServingError("the instances to start are not those that the fleet has")
-        self._listener = listener
-        self._loop = asyncio.get_running_loop()
-        works_there = frozenset[str]().union(*roles)
-        self._checks = await asyncio.to_thread(Checks, self._models, works_there)
+        self.listener = listener
+        models = {
+            role: await asyncio.to_thread(_known, self._models[role])
+            for role in sorted(frozenset[str]().union(*roles))
+        }
         connect = self._connect
         if connect is None:
             # Imported late: other engines need no aiohttp.
-            from parity_models.serving.remote.clients import connecting
+            from parity_models.serving.remote import clients
 
-            connect = connecting(self._fleet.ca_file)
-        for upstream in self._fleet.upstreams:
-            models = self._checks.models_of(upstream)
-            row = max(model.signature.largest.output.row_bytes for model in models.values())
-            client = connect(upstream, _BESIDE + self._max_batch * row)
-            self._links.append(
-                Link(
-                    len(self._links),
-                    upstream,
-                    client,
-                    models,
-                    self._loop.create_future(),
-                    self._loop.create_future(),
-                )
-            )
-        self._supervisors = [asyncio.create_task(self._supervise(link)) for link in self._links]
+            connect = clients.connect
         try:
-            faults = await asyncio.gather(*(each.verdict for each in self._links))
-            check_enough(self._links, faults)
+            for upstream in self.fleet.upstreams:
+                there = {
+                    role: replace(models[role], name=name, version=upstream.version)
+                    for role, name in upstream.models.items()
+                }
+                for model in there.values():
+                    if model.signature.batch:
+                        raise UserError(
+                            f"the {model} takes {model.signature.batch} rows at once and no other "
+                            "number; serve it with the engine local, or export it with a free one"
+                        )
+                row = max(each.signature.largest.output.row_bytes for each in there.values())
+                client = connect(upstream, self.fleet.ca_file, _OVERHEAD + self._max_batch * row)
+                self._links.append(_Link(self, len(self._links), upstream, client, there))
+            faults = await asyncio.gather(*(link.check() for link in self._links))
+            self._check_enough(faults)
         except BaseException:
             await self.stop()
             raise
         for link, fault in zip(self._links, faults, strict=True):
-            if fault is not None:
-                _log.warning(_IS_OUT, link.upstream.url, fault)
+            if fault is None:
+                link.admit()
+            self._supervisors.append(asyncio.create_task(link.supervise(fault)))
+        await asyncio.sleep(0)  # until the listener has heard of the instances
+
+    def _check_enough(self, faults: Sequence[UpstreamError | None]) -> None:
+        """Raise UpstreamError for a fault that does not pass, or a role that no upstream runs."""
+        there = frozenset[str]()
+        for link, fault in zip(self._links, faults, strict=True):
+            if fault is None:
+                there |= link.upstream.roles
+            elif not fault.passes:
+                raise UpstreamError(fault.fault, f"{link.upstream.url} {fault}")
+        for link, fault in zip(self._links, faults, strict=True):
+            missing = link.upstream.roles - there
+            if fault is not None and missing:
+                text = f"no upstream that runs {min(missing)} is there: {link.upstream.url} {fault}"
+                raise UpstreamError(fault.fault, text)
+
+    def _link_of(self, instance: str) -> "_Link | None":
+        return next((link for link in self._links if instance in link.units), None)
 
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
-        link = self._instances.get(instance)
-        if link is None:
-            return
-        if instance in link.running:
-            raise ValueError(f"instance {instance} still has unit {link.running[instance].unit}")
-        model = link.models.get(role)
-        if model is None:
-            wrong = f"instance {instance} does not run {role}"
-            self._loop.call_soon(self._listener.unit_failed, unit, wrong)
-            return
-        task = self._loop.create_task(self._run(link, instance, unit, model, rows))
-        link.running[instance] = Running(unit, task, self._loop.time())
+        link = self._link_of(instance)
+        if link is not None:
+            link.run(instance, unit, role, rows)
 
     def cancel(self, instance: str, unit: int) -> None:
         """End the call if the upstream notices; others work on, and are busy until they answer."""
-        link = self._instances.get(instance)
-        if link is None or not link.client.abandons:
-            return
-        running = link.running.get(instance)
-        if running is not None and running.unit == unit:
-            link.cancelled(instance)
-            self._loop.call_soon(self._listener.unit_failed, unit, "was cancelled")
+        link = self._link_of(instance)
+        if link is not None and link.client.abandons:
+            link.cancel(instance, unit)
 
     def recycle(self, instance: str, why: str) -> None:
-        link = self._instances.get(instance)
+        link = self._link_of(instance)
         if link is not None:
-            self._leave(instance, f"is to be checked anew: {why}")
-            link.recycle(instance)
-            self._metrics.ejections.labels(link.upstream.url, Fault.RECYCLED).inc()
+            link.recycle(instance, why)
 
     def running(self) -> Mapping[str, int | None]:
-        return {
-            instance: link.running[instance].unit if instance in link.running else None
-            for instance, link in self._instances.items()
-        }
+        units = {name: unit for link in self._links for name, unit in link.units.items()}
+        return {instance: unit and unit.number for instance, unit in units.items()}
 
     @property
     def tolerance(self) -> float:
         return TOLERANCE
 
     async def stop(self) -> None:
+        links, self._links = self._links, []
         tasks = [*self._supervisors]
-        for link in self._links:
-            tasks += [running.task for running in link.running.values()]
+        tasks += [unit.task for link in links for unit in link.units.values() if unit is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._instances.clear()
-        for link in self._links:
-            link.verdict.cancel()
+        for link in links:
             await link.client.close()
-        self._links.clear()
+
+    def can_spare(self, link: "_Link") -> bool:
+        """Return whether half of the instances of each role would remain without this upstream."""
+        for role in link.upstream.roles if link.units else ():
+            alike = [each for each in self._links if role in each.upstream.roles]
+            left = sum(len(each.units) for each in alike if each is not link)
+            if 2 * left < sum(each.upstream.concurrency for each in alike):
+                return False
+        return True
+
+
+def _known(pinned: PinnedModel) -> UpstreamModel:
+    """Return a model as upstreams have to have it, known by a query and its prediction."""
+    model = pinned.load()
+    kind = model.signature.smallest
+    query = kind.input.draw(np.random.default_rng(0), 1)
+    return UpstreamModel(
+        "",
+        None,
+        model.signature,
+        kind.input.join(query)[0, ...],
+        kind.output.join(model(query))[0, ...],
+        pinned.sha256,
+    )
+
+
+class _Unit(NamedTuple):
+    number: int
+    task: asyncio.Task[None]
+
+
+class _Link:
+    """An upstream as the engine has it: in use or ejected, busy or not, and its units.
+
+    `units` has its instances that have joined and not left, each with its unit, if it has one.
+    `_doubted` is set where the upstream has to be checked while it is in use: it may be to blame
+    for errors, or a slot was recycled.
+    """
+
+    def __init__(
+        self,
+        engine: RemoteEngine,
+        number: int,
+        upstream: Upstream,
+        client: "UpstreamClient",
+        models: Mapping[str, UpstreamModel],
+    ) -> None:
+        self.upstream = upstream
+        self.client = client
+        self.units: dict[str, _Unit | None] = {}
+        self._engine = engine
+        self._number = number
+        self._models = models
+        self._loop = asyncio.get_running_loop()
+        self._watching: asyncio.Task[None] | None = None
+        self._fault: UpstreamError | None = None
+        """Why it is not in use."""
+        self._doubted = asyncio.Event()
+        self._failures = 0
+        self._kept_for: Fault | None = None
+        self._busy_until = 0.0
+        self._next_rest = MIN_REST
+        self._log_from = 0.0
+        self._lives: Counter[int] = Counter()
+        self._away: dict[int, float] = {}
+        """Slots that were recycled, and when each may come back."""
+        self._returns = Backoff(FORGIVEN)
+        self._recycled = 0.0
 
     # Units
 
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
+        had = self.units[instance]
+        if had is not None:
+            raise ValueError(f"instance {instance} still has unit {had.number}")
+        model = self._models.get(role)
+        if model is None:
+            wrong = f"instance {instance} does not run {role}"
+            self._loop.call_soon(self._engine.listener.unit_failed, unit, wrong)
+            return
+        task = self._loop.create_task(self._run(instance, unit, model, rows))
+        self.units[instance] = _Unit(unit, task)
+
     async def _run(
-        self,
-        link: Link,
-        instance: str,
-        unit: int,
-        model: UpstreamModel,
-        rows: Sequence[NDArray[Any]],
+        self, instance: str, unit: int, model: UpstreamModel, rows: Sequence[NDArray[Any]]
     ) -> None:
+        listener, timeout = self._engine.listener, self._engine.unit_timeout
         try:
-            if link.rest():
+            if self._rest():
                 raise BusyError("is busy still")
-            async with asyncio.timeout(self._unit_timeout):
-                outputs = await link.client.infer(model, rows, self._listener.headers_of(unit))
+            async with asyncio.timeout(timeout):
+                outputs = await self.client.infer(model, rows, listener.headers_of(unit))
         except BusyError as error:
-            rest = link.turned_away(error, is_spared=self._spares(link))
-            self._metrics.upstream_busy.labels(link.upstream.url).inc()
-            del link.running[instance]
-            self._listener.unit_failed(unit, f"instance {instance} is busy", busy=rest)
-        except UnitError as error:
-            link.failures += 1
-            if link.failures >= MAX_FAILURES:
-                link.doubted.set()
-            del link.running[instance]
-            self._listener.unit_failed(unit, link.failed(instance, error))
+            rest = self._turned_away(error)
+            self._engine.metrics.upstream_busy.labels(self.upstream.url).inc()
+            self.units[instance] = None
+            listener.unit_failed(unit, f"instance {instance} is busy", busy=rest)
         except Exception as error:
             if isinstance(error, TimeoutError):
-                text = f"had unit {unit} for more than {self._unit_timeout:g} s"
+                text = f"had unit {unit} for more than {timeout:g} s"
                 error = UpstreamError(Fault.TIMEOUT, text)
-            if not self._eject(link, error):
-                del link.running[instance]
-                self._listener.unit_failed(unit, link.failed(instance, error))
+            if isinstance(error, UnitError):
+                self._failures += 1
+                if self._failures >= MAX_FAILURES:
+                    self._doubted.set()
+            elif self._eject(error):
+                return
+            self.units[instance] = None
+            if self._loop.time() >= self._log_from:
+                self._log_from = self._loop.time() + LOG_INTERVAL
+                _log.warning("upstream %s, instance %s: %s", self.upstream.url, instance, error)
+            text = f"instance {instance} answered with an error, which the server's log has"
+            listener.unit_failed(unit, text)
         else:
-            link.well()
-            del link.running[instance]
-            self._listener.unit_finished(unit, outputs)
+            self._recovered()
+            self.units[instance] = None
+            listener.unit_finished(unit, outputs)
 
-    def _eject(self, link: Link, error: Exception) -> bool:
-        """Eject the upstream for what it has done, unless that is a doubt and more than half of
-        the instances with its models would be out. Return whether it was ejected."""
-        fault = fault_of(link.upstream.url, error)
-        if fault.fault in DOUBTS and not self._spares(link):
-            link.keep(fault)
-            return False
-        link.eject(fault)
-        return True
+    def cancel(self, instance: str, number: int) -> None:
+        unit = self.units[instance]
+        if unit is not None and unit.number == number:
+            unit.task.cancel()
+            self.units[instance] = None
+            self._loop.call_soon(self._engine.listener.unit_failed, number, "was cancelled")
 
-    def _spares(self, link: Link) -> bool:
-        return is_spared(link, self._links, self._instances.values())
+    def recycle(self, instance: str, why: str) -> None:
+        """Keep the slot of this instance out until the upstream has passed a check."""
+        self._leave(instance, f"is to be checked anew: {why}")
+        now = self._loop.time()
+        self._away[int(instance.split(".")[1])] = now + self._returns.after(now - self._recycled)
+        self._recycled = now
+        self._doubted.set()
+        self._engine.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
 
-    # Upstreams
+    def _turned_away(self, error: BusyError) -> float:
+        """Leave the upstream alone as long as it asks for, within bounds, or else for twice as long
+        as the last time. Returns the seconds from now."""
+        if not self._rest():
+            self._next_rest, rest = min(2 * self._next_rest, MAX_REST), self._next_rest
+            if error.after is not None:
+                rest = min(max(error.after, MIN_REST), MAX_REST)
+            self._busy_until = self._loop.time() + rest
+        if not error.certain:
+            self._doubted.set()
+        return max(self._rest(), 1e-3)
 
-    async def _supervise(self, link: Link) -> None:
-        url = link.upstream.url
-        backoff = Backoff()
-        reason = None
-        while True:
-            try:
-                await self._checks.check(url, link.client, link.models)
-            except Exception as error:
-                fault = fault_of(url, error)
-                if not link.verdict.done() and not fault.passes:
-                    link.verdict.set_exception(UpstreamError(fault.fault, f"{url} {fault}"))
-                    return
-                if not link.verdict.done():
-                    link.verdict.set_result(fault)
-                    self._metrics.ejections.labels(url, fault.fault).inc()
-                elif fault.fault is not reason:
-                    _log.warning(_IS_OUT, url, fault)
-                reason = fault.fault
-                await asyncio.sleep(backoff.after(0.0))
-                continue
-            began = self._loop.time()
-            link.admit()
-            for slot in range(link.upstream.concurrency):
-                self._join(link, slot)
-            if link.verdict.done():
-                _log.warning("upstream %s is well and gets units", url)
-            else:
-                link.verdict.set_result(None)
-            health = asyncio.create_task(self._watch(link))
-            try:
-                fault = await link.fault
-                reason = fault.fault
-            finally:
-                health.cancel()
-            for instance in [name for name, each in self._instances.items() if each is link]:
-                self._leave(instance, str(fault))
-            self._metrics.ejections.labels(url, reason).inc()
-            _log.warning(_IS_OUT, url, fault)
-            await asyncio.sleep(backoff.after(self._loop.time() - began))
+    def _rest(self) -> float:
+        """Return for how many seconds from now the upstream is to be left alone."""
+        return max(0.0, self._busy_until - self._loop.time())
 
-    def _join(self, link: Link, slot: int) -> None:
-        instance = link.instance(slot)
-        self._instances[instance] = link
+    def _recovered(self) -> None:
+        """It has run a unit, or passed its checks."""
+        self._failures = 0
+        self._next_rest = MIN_REST
+        self._kept_for = None
+
+    # Membership
+
+    def admit(self) -> None:
+        """Let its instances join: it has passed its checks."""
+        self._fault = None
+        self._recovered()
+        self._doubted.clear()
+        self._away.clear()
+        for slot in range(self.upstream.concurrency):
+            self._join(slot)
+
+    def _join(self, slot: int) -> None:
+        life = self._lives[slot]
+        self._lives[slot] += 1
+        instance = f"{self._number}.{slot}" + (f".{life}" if life else "")
+        self.units[instance] = None
+        roles, node = self.upstream.roles, self._engine.fleet.node(self.upstream)
         # Not called from here: a listener's mistake must not end the supervision.
-        roles, node = link.upstream.roles, self._fleet.node(link.upstream)
-        self._loop.call_soon(self._listener.instance_joined, instance, roles, node)
+        self._loop.call_soon(self._engine.listener.instance_joined, instance, roles, node)
 
     def _leave(self, instance: str, why: str) -> None:
         """The instance is gone, and its unit with it."""
-        link = self._instances.pop(instance)
-        running = link.running.pop(instance, None)
-        if running is not None:
-            running.task.cancel()
-        self._loop.call_soon(self._listener.instance_left, instance, why)
+        unit = self.units.pop(instance)
+        if unit is not None:
+            unit.task.cancel()
+        self._loop.call_soon(self._engine.listener.instance_left, instance, why)
 
-    async def _watch(self, link: Link) -> None:
+    def _eject(self, error: Exception) -> bool:
+        """Eject the upstream for its fault, unless that is a doubt and more than half of the
+        instances with its models would be out. Return whether it was ejected."""
+        fault, url = self._fault_of(error), self.upstream.url
+        if fault.fault in DOUBTS and not self._engine.can_spare(self):
+            if self._kept_for is not fault.fault:
+                self._kept_for = fault.fault
+                _log.warning(
+                    "upstream %s %s; it stays in use, as no more than half of the instances with "
+                    "its models are ejected for that",
+                    url,
+                    fault,
+                )
+            return False
+        if self._fault is None:
+            self._fault = fault
+            self._report(fault)
+            for instance in list(self.units):
+                self._leave(instance, str(fault))
+            if self._watching is not None:
+                self._watching.cancel()
+        return True
+
+    def _fault_of(self, error: Exception) -> UpstreamError:
+        """Return the fault that `error` shows; log an unforeseen error."""
+        if isinstance(error, UpstreamError):
+            return error
+        if isinstance(error, BusyError):
+            return UpstreamError(Fault.NOT_READY, f"cannot be checked: it {error}")
+        _log.error("upstream %s caused an unexpected error", self.upstream.url, exc_info=error)
+        text = f"caused an unexpected error: {type(error).__name__}"
+        return UpstreamError(Fault.GARBAGE, text)
+
+    # Supervision
+
+    async def supervise(self, fault: UpstreamError | None) -> None:
+        """Watch the upstream while it is well, and check it while it is not, for good.
+
+        `fault` is that of its first check; None: it has been admitted.
+        """
+        backoff = Backoff()
+        if fault is not None:
+            self._report(fault)
+        while True:
+            began = self._loop.time()
+            if fault is None:
+                self._watching = asyncio.create_task(self._watch())
+                try:
+                    await asyncio.wait((self._watching,))
+                finally:
+                    self._watching.cancel()
+            await asyncio.sleep(backoff.after(self._loop.time() - began))
+            before, fault = fault or self._fault, await self.check()
+            if fault is None:
+                _log.warning("upstream %s is well and gets units", self.upstream.url)
+                self.admit()
+            elif before is None or fault.fault is not before.fault:
+                _log.warning(_IS_OUT, self.upstream.url, fault)
+
+    def _report(self, fault: UpstreamError) -> None:
+        """Say that the upstream is out."""
+        _log.warning(_IS_OUT, self.upstream.url, fault)
+        self._engine.metrics.ejections.labels(self.upstream.url, fault.fault).inc()
+
+    async def _watch(self) -> None:
         """Eject the upstream when it does not say that it is ready, or is doubted with reason."""
-        while link.in_use:
+        while self._fault is None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._health_interval):
-                    await link.doubted.wait()
-            if link.rest():
-                await asyncio.sleep(link.rest())
+                async with asyncio.timeout(self._engine.health_interval):
+                    await self._doubted.wait()
+            await asyncio.sleep(self._rest())
+            now = self._loop.time()
+            due = [slot for slot, until in self._away.items() if until <= now]
             try:
-                if link.doubted.is_set() or link.due():
-                    link.failures = 0
-                    link.doubted.clear()
-                    await self._checks.check(link.upstream.url, link.client, link.models)
-                    for slot in link.due() if link.in_use else ():
-                        del link.away[slot]
-                        self._join(link, slot)
-                    continue
-                async with asyncio.timeout(PATIENCE):
-                    for model in link.models.values():
-                        await link.client.check_ready(model)
+                if self._doubted.is_set() or due:
+                    self._failures = 0
+                    self._doubted.clear()
+                    await self._check()
+                    for slot in due:
+                        del self._away[slot]
+                        self._join(slot)
+                else:
+                    async with asyncio.timeout(PATIENCE):
+                        for model in self._models.values():
+                            await self.client.check_ready(model)
             except BusyError as error:
-                link.turned_away(error, is_spared=self._spares(link))
+                self._turned_away(error)
             except TimeoutError:
                 text = f"did not say within {PATIENCE:g} s whether it is ready"
-                self._eject(link, UpstreamError(Fault.TIMEOUT, text))
+                self._eject(UpstreamError(Fault.TIMEOUT, text))
             except Exception as error:
-                self._eject(link, error)
+                self._eject(error)
+
+    async def check(self) -> UpstreamError | None:
+        """Return the fault of an upstream that is not what it must be, or cannot be checked."""
+        try:
+            await self._check()
+        except Exception as error:
+            return self._fault_of(error)
+        return None
+
+    async def _check(self) -> None:
+        """Raises UpstreamError unless the upstream has the bundle's models and runs them, and
+        BusyError if it cannot be checked for now."""
+        for role, model in self._models.items():
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    versions = await self.client.check(model)
+            except TimeoutError:
+                text = f"did not answer within {PATIENCE:g} s"
+                raise UpstreamError(Fault.TIMEOUT, text) from None
+            except UnitError as error:
+                text = f"cannot run {model}: it {error}"
+                raise UpstreamError(Fault.ERRORS, text) from error
+            if versions is None:
+                continue
+            other, others = self._engine.versions.setdefault(role, (self.upstream.url, versions))
+            if versions != others:
+                raise UpstreamError(
+                    Fault.MISMATCH,
+                    f"has versions {list(versions)} of {model}, {other} has {list(others)}",
+                )

@@ -1,17 +1,30 @@
-"""Upstreams: the servers a remote engine runs units on, and what it takes to talk to one."""
+"""Upstreams: the servers that a remote engine runs units on, by the URLs that users give."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import ServingError, UserError
-from parity_models.models.signature import Kind, Signature, Tensor, TensorSpec
-from parity_models.serving.protocol import ModelMetadata, TensorMetadata
+from parity_models.errors import OptionError, ServingError, UserError
+from parity_models.models.bundle import Bundle
+from parity_models.models.signature import Signature
+from parity_models.options import Option, Options, Value
+from parity_models.roles import BACKUPS, DEPLOYED, parity_role
+
+KINDS = ("deployed", "parity", "backup")
+"""The options that have URLs."""
+
+_SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "model": ".+", "version": ".+"}
+"""The parameters of a URL, with the pattern of each value."""
+
+TOLERANCE = 0.05
+"""How far an upstream's prediction may be from the bundle's, as a share of the largest value:
+room for other precisions, not for other weights."""
 
 MAX_CONCURRENCY = 1000
 
@@ -33,11 +46,7 @@ class Fault(StrEnum):
     ERRORS = "errors"
     MISMATCH = "mismatch"
     RECYCLED = "recycled"
-    """The scheduler has asked for it."""
-
-
-DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
-"""Faults that load may look like, or many upstreams have at once for a reason that they share."""
+    """The scheduler has recycled an instance."""
 
 
 AWAY = frozenset({Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT})
@@ -63,7 +72,7 @@ class UnitError(Exception):
 class BusyError(Exception):
     """An upstream that has enough to do; it asks to be left alone for `after` seconds.
 
-    None: for some time. `certain` is whether it says so, rather than that it is unavailable.
+    None: for some time. Where it is not `certain`, the upstream may be unavailable instead.
     """
 
     def __init__(self, text: str, after: float | None = None, *, certain: bool = True) -> None:
@@ -77,8 +86,8 @@ class Upstream:
     """A server at `url` (scheme://host:port), and the names its models have there, by role.
 
     It gets up to `concurrency` units at a time, and is asked for this `version` of its models, or
-    for that which it chooses. Raises UserError if the concurrency is out of range, or the
-    `protocol` is none of the URL's.
+    for the one that it chooses. Raises UserError if the concurrency is out of range, or the URL
+    cannot be for the `protocol`.
     """
 
     url: str
@@ -103,145 +112,272 @@ class Upstream:
     def roles(self) -> frozenset[str]:
         return frozenset(self.models)
 
-    @property
-    def host(self) -> str:
-        return urlsplit(self.url).hostname or ""
-
 
 @dataclass(frozen=True)
 class UpstreamModel:
-    """A model as an upstream has to have it, in this `version`, or in that which it chooses."""
+    """A model as an upstream has to have it, in this `version`, or in the one that it chooses.
+
+    It is known by the `sha256` of its file, and by the `prediction` for a `query`, both without a
+    batch axis.
+    """
 
     name: str
+    version: str | None
     signature: Signature
-    version: str | None = None
+    query: NDArray[Any]
+    prediction: NDArray[Any]
+    sha256: str
 
     def __str__(self) -> str:
         return f"model {self.name!r}" + (f" version {self.version}" if self.version else "")
 
 
-class Described(Protocol):
-    """A tensor as an answer describes it."""
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions(Options):
+    """Where the upstreams are. URLs are separated by commas; see `parse_upstreams`."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def datatype(self) -> str: ...
-    @property
-    def shape(self) -> Sequence[int]: ...
+    deployed: Annotated[
+        str | None,
+        Option(
+            "Servers that run the deployed model already, separated by "
+            "commas: http://HOST:PORT, https, grpc or grpcs, /MODEL where the model has another "
+            "name there, and ?concurrency=N, protocol=v1 and version=V joined by &.",
+            metavar="URLS",
+        ),
+    ] = None
+    parity: Annotated[
+        str | None,
+        Option(
+            "Likewise, of the parity model; it is called NAME-parity-0 where no MODEL is given. Of "
+            "several, NAME-parity-0, NAME-parity-1, ..., a server runs all, or the one that its "
+            "address names.",
+            metavar="URLS",
+        ),
+    ] = None
+    backup: Annotated[
+        str | None,
+        Option(
+            "Likewise, of the approximate backup, NAME-backup, or of several, NAME-backup, "
+            "NAME-backup-2, ...: a server runs all, or the one that its address names.",
+            metavar="URLS",
+        ),
+    ] = None
+    ca_file: Annotated[
+        str | None,
+        Option(
+            "The certificates to trust over https and grpcs, a PEM file; by default the system's.",
+            metavar="FILE",
+        ),
+    ] = None
 
 
-class UpstreamClient(Protocol):
-    """Connections to one upstream.
+@dataclass(frozen=True)
+class Fleet:
+    """Upstreams, and the PEM file of certificates to trust; None: the system's.
 
-    Every method raises UpstreamError where it is at fault, and BusyError where it is busy.
+    Raises UserError if there are no upstreams.
     """
 
+    upstreams: tuple[Upstream, ...]
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.upstreams:
+            raise OptionError("there is no upstream; give one or more with --deployed")
+
     @property
-    def abandons(self) -> bool:
-        """Whether the upstream gives up a unit whose `infer` is cancelled."""
+    def roles(self) -> list[frozenset[str]]:
+        """The roles of each instance; an upstream has as many as its concurrency, in order."""
+        return [each.roles for each in self.upstreams for _ in range(each.concurrency)]
 
-    async def check_ready(self, model: UpstreamModel) -> None:
-        """Check that the model takes units now."""
-
-    async def metadata(self, model: UpstreamModel) -> ModelMetadata | None:
-        """The model as the upstream describes it; None where its protocol has no way to ask."""
-
-    async def infer(
-        self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
-    ) -> NDArray[Any]:
-        """Run the model over queries of one kind: (n, ...) predictions. Raises UnitError too.
-
-        `headers` go with the request; over gRPC, as metadata.
-        """
-
-    async def close(self) -> None:
-        """Close all connections."""
+    def node(self, upstream: Upstream) -> str:
+        """Return the upstream's failure domain: its host, or itself if all share one."""
+        hosts = {urlsplit(each.url).hostname for each in self.upstreams}
+        return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
 
 
-Connect = Callable[[Upstream, int], UpstreamClient]
-"""Makes the connections to an upstream, which answers with up to so many bytes."""
+def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
+    """Return the fleet for the models of a bundle.
 
+    Raises:
+        UserError: `parse_upstreams` refuses the URLs, or the bundle does not have the models.
 
-def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
-    """Raises UpstreamError, with the difference, unless the model is what it has to be."""
-    signature = model.signature
-    for role, specs, wanted in (
-        ("input", about.inputs, signature.inputs),
-        ("output", about.outputs, signature.outputs),
-    ):
-        if len(specs) != len(wanted):
-            raise UpstreamError(
-                Fault.MISMATCH,
-                f"has {model} with {len(specs)} {role}s, not "
-                f"{'one' if len(wanted) == 1 else len(wanted)}",
-            )
-        given = {each.name: each for each in specs}
-        for tensor, other in zip(wanted, specs, strict=True):
-            found = given.get(tensor.name, other)
-            if not _is_same(found, tensor, signature):
-                raise UpstreamError(
-                    Fault.MISMATCH,
-                    f"has {model} with {role} {found.name!r} {found.datatype} "
-                    f"{list(found.shape)}, the bundle's has {tensor.name!r} {tensor.datatype} "
-                    f"[-1{''.join(f', {each}' for each in tensor.shape)}]",
-                )
-
-
-def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> bool:
-    """Return whether the tensor that an upstream describes can be the bundle's."""
-
-    def fits(axis: int, wanted: int | str) -> bool:
-        return axis in (-1, wanted) or (
-            isinstance(wanted, str) and signature.axes[wanted].buckets == (axis,)
+    """
+    if options.deployed is None:
+        raise OptionError(
+            "the engine remote needs the URLs of servers that run already; give those of the "
+            "deployed model with --deployed"
         )
+    code, backups = bundle.manifest.code, len(bundle.manifest.backups)
+    if options.parity is not None and code is None:
+        raise OptionError(
+            f"{bundle.path} has no parity model for the servers of --parity; make one "
+            f"with `parm parity --from {bundle.path} --out BUNDLE`"
+        )
+    if options.backup is not None and not backups:
+        raise OptionError(
+            f"{bundle.path} has no backup model for the servers of --backup; make one "
+            f"with `parm backup --from {bundle.path} --network linear --out BUNDLE`"
+        )
+    upstreams = parse_upstreams(
+        bundle.manifest.name,
+        code.r if code is not None else 0,
+        backups,
+        **{kind: urls.split(",") for kind, urls in _urls(options).items()},
+    )
+    return Fleet(upstreams, None if options.ca_file is None else Path(options.ca_file))
 
-    return (
-        (found.name, found.datatype) == (tensor.name, tensor.datatype)
-        and len(found.shape) == len(tensor.shape) + 1
-        and found.shape[0] == -1
-        and all(map(fits, found.shape[1:], tensor.shape))
+
+def _urls(options: FleetOptions) -> dict[str, str]:
+    given = {kind: getattr(options, kind) for kind in KINDS}
+    return {kind: urls for kind, urls in given.items() if urls is not None}
+
+
+def check_for_several(options: FleetOptions) -> None:
+    """Raise UserError for URLs that name one model or one version, where there may be several."""
+    for url in ",".join(_urls(options).values()).split(","):
+        _, path, settings = _split(url)
+        if any("{model}" not in name for name in (path, settings.get("model", "")) if name):
+            raise UserError(
+                f"{url!r} names one model, and a repository may have several: write {{model}} in "
+                "its place, or give such URLs in the serve.toml of the model"
+            )
+        if "version" in settings:
+            raise UserError(
+                f"leave out the version of {url!r}: each version of a repository is asked for as "
+                "such, or is part of its model's name upstream, as {version}"
+            )
+
+
+def options_of_model(
+    given: Mapping[str, Value], own: Mapping[str, Value], bundle: Bundle, model: str, version: str
+) -> Mapping[str, Value]:
+    """Return the options for a version of a repository's model.
+
+    They are those `given` for all models, as far as the bundle has such models, and the model's
+    `own`. In URLs, {model} and {version} stand for these; a URL without them is of models called
+    after `model`, in this `version`.
+    """
+    lacks = {"parity": bundle.manifest.code is None, "backup": not bundle.manifest.backups}
+    options = {each: value for each, value in given.items() if not lacks.get(each)} | dict(own)
+
+    def filled(url: str) -> str:
+        _, path, settings = _split(url)
+        if not path:
+            settings = {"model": "{model}"} | settings
+        if "{version}" not in f"{path}{settings.get('model', '')}":
+            settings.setdefault("version", "{version}")
+        query = "&".join(f"{name}={value}" for name, value in settings.items())
+        whole = f"{url.strip().partition('?')[0]}?{query}"
+        return whole.replace("{model}", quote(model, safe="")).replace("{version}", quote(version))
+
+    for kind in KINDS:
+        if kind in options:
+            options[kind] = ",".join(map(filled, str(options[kind]).split(",")))
+    return options
+
+
+def parse_upstreams(
+    name: str,
+    r: int,
+    backups: int = 1,
+    *,
+    deployed: Sequence[str],
+    parity: Sequence[str] = (),
+    backup: Sequence[str] = (),
+) -> tuple[Upstream, ...]:
+    """Return the upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
+
+    Where a URL has no path, the deployed model is called `name`, or as `?model=` says, and parity
+    models and backups are called after it, NAME-parity-0 and NAME-backup, NAME-backup-2, ..., as by
+    `parm export`. Of several parity models or backups a server runs all, or the one whose usual
+    name is its path. A server in several lists runs several models.
+
+    Args:
+        name: The usual name of the deployed model.
+        r: The number of parity models.
+        backups: The number of backups.
+        deployed: URLs of servers of the deployed model.
+        parity: Of the parity models.
+        backup: Of the backups.
+
+    Raises:
+        UserError: A URL is wrong, given twice, or contradicts another, or one of the parity models
+            has no server and another has.
+
+    """
+    models: dict[str, dict[str, str]] = {}
+    settings: dict[str, dict[str, str]] = {}
+    parities = [parity_role(j) for j in range(r)]
+    of_kinds: list[tuple[Sequence[str], Sequence[str]]] = [
+        (deployed, [DEPLOYED]),
+        (parity, parities),
+        (backup, BACKUPS[:backups]),
+    ]
+    for roles, url in ((roles, url) for urls, roles in of_kinds for url in urls):
+        base, path, own = _split(url)
+        called = own.pop("model", name)
+        named = {role: called if role == DEPLOYED else f"{called}-{role}" for role in roles}
+        if path and len(roles) == 1:
+            named = {roles[0]: path}
+        elif path:
+            usual = ", ".join(named.values())
+            named = {role: each for role, each in named.items() if each == path}
+            if not named:
+                raise UserError(
+                    f"{url!r} names a model, and there are several for such servers: {usual}; name "
+                    "one of these, or leave out the path where a server runs all of them"
+                )
+        there = models.setdefault(base, {})
+        if there.keys() & named.keys():
+            raise UserError(f"{base} is given twice; more units at a time are {base}?concurrency=2")
+        there |= named
+        before = settings.setdefault(base, {})
+        for each, value in own.items():
+            if before.setdefault(each, value) != value:
+                raise UserError(f"{base} is given with {each} {before[each]} and {value}")
+    lacking = [role for role in parities if not any(role in each for each in models.values())]
+    if parity and lacking:
+        raise OptionError(
+            f"no server of --parity runs {name}-{lacking[0]}, and a code needs all its parity "
+            "models; give one that does"
+        )
+    return tuple(
+        Upstream(
+            base,
+            named,
+            int(settings[base].get("concurrency", 1)),
+            PredictionProtocol(settings[base].get("protocol", PredictionProtocol.V2)),
+            settings[base].get("version"),
+        )
+        for base, named in models.items()
     )
 
 
-def tensors_of(
-    rows: Sequence[NDArray[Any]], signature: Signature
-) -> tuple[Kind, dict[str, NDArray[Any]]]:
-    """The kind of some queries, and their tensors (n, *shape), by input.
-
-    Raises UnitError if one does not fit.
-    """
+def _split(url: str) -> tuple[str, str, dict[str, str]]:
+    """Return scheme://host:port, the model named after it or "", and the URL's settings."""
     try:
-        kind = signature.kind_of(rows[0])
+        parts = urlsplit(url.strip())
+        port = parts.port
     except ValueError as error:
-        raise UnitError(f"is of a model that {error}") from error
-    for each in rows:
-        if not kind.input.fits(each):
-            raise UnitError(f"input {kind.input} got {each.dtype} {list(each.shape)}")
-    return kind, kind.input.split(np.stack(rows))
-
-
-def check_outputs(
-    outputs: Sequence[Described], kind: Kind, rows: int
-) -> dict[str, tuple[TensorSpec, Any]]:
-    """The outputs of an answer to `rows` rows, with what each has to be, by name.
-
-    Raises UpstreamError unless they are the model's, each once, of its type and shape.
-    """
-    given = {output.name: output for output in outputs}
-    found = {}
-    for spec in kind.output.tensors:
-        output = given.get(spec.name)
-        if output is None:
-            raise UpstreamError(Fault.GARBAGE, f"answered without output {spec.name!r}")
-        wanted = (rows, *spec.shape)
-        if output.datatype != spec.datatype or tuple(output.shape) != wanted:
-            raise UpstreamError(
-                Fault.GARBAGE,
-                f"answered {output.datatype[:20]} {list(output.shape)[:40]}, where "
-                f"{spec.datatype} {list(wanted)} was due",
-            )
-        found[spec.name] = spec, output
-    if len(outputs) != len(found):
-        raise UpstreamError(Fault.GARBAGE, f"answered with {len(outputs)} outputs")
-    return found
+        raise UserError(f"{url!r} is not a URL: {error}") from error
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    settings, path = dict(pairs), unquote(parts.path.strip("/"))
+    if (
+        parts.scheme not in ("http", "https", "grpc", "grpcs")
+        or not parts.hostname
+        or len(pairs) != len(settings)
+        or not all(re.fullmatch(_SETTINGS.get(name, "(?!)"), value) for name, value in pairs)
+        or parts.fragment
+        or parts.username
+        or "/" in path
+    ):
+        raise UserError(
+            f"{url!r} is not an upstream; it is like http://host:8000, https://host, "
+            "grpc://host:8001 or grpcs://host:8001, with /MODEL after it where the model has "
+            "another name, ?concurrency=N for N units at a time, ?protocol=v1 or v2 for what it "
+            "speaks, and ?version=V for a version of its models"
+        )
+    if port is None and parts.scheme.startswith("grpc"):
+        raise UserError(f"{url!r} has no port; gRPC has no usual one")
+    return f"{parts.scheme}://{parts.netloc}", path, settings
