@@ -27,8 +27,8 @@ _HOMES = {
     "protection.comparison": ("Comparison", "simulate"),
     "protection.options": ("Goal", "SimulationOptions"),
     "protection.plan": ("Plans", "plan"),
-    "protection.protect": ("Protected", "protect"),
-    "protection.search_options": ("SearchOptions",),
+    "protection.protect": ("Protected", "SearchOptions", "protect"),
+    "protection.rehearse": ("Rehearsal", "rehearse"),
     "scheduling.choice": ("PolicyChoice",),
     "scheduling.policies": (
         "Adaptive",

@@ -15,8 +15,10 @@ from parity_models.protection.options import SimulationOptions as SimulationOpti
 from parity_models.protection.plan import Plans as Plans
 from parity_models.protection.plan import plan as plan
 from parity_models.protection.protect import Protected as Protected
+from parity_models.protection.protect import SearchOptions as SearchOptions
 from parity_models.protection.protect import protect as protect
-from parity_models.protection.search_options import SearchOptions as SearchOptions
+from parity_models.protection.rehearse import Rehearsal as Rehearsal
+from parity_models.protection.rehearse import rehearse as rehearse
 from parity_models.scheduling.choice import PolicyChoice as PolicyChoice
 from parity_models.scheduling.policies import Adaptive as Adaptive
 from parity_models.scheduling.policies import ApproximateBackup as ApproximateBackup

@@ -15,7 +15,7 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.models.bundle import with_calibration
 from parity_models.models.gate import Calibration, GateLevel
-from parity_models.protection.options import Goal
+from parity_models.protection.options import Goal, SimulationOptions
 from parity_models.protection.plan import Planner, Plans, plan
 from parity_models.protection.scene import Service, service_of
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
@@ -54,7 +54,6 @@ def test_all_policies_meet_the_same_load_and_the_stand_in_has_the_lowest_tail(
     assert plans["hedging"].agreement == 1.0
     adaptive = plans["adaptive"]
     assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
-    assert adaptive.stand_in == "backup"
     assert "--policy adaptive --instances 4" in adaptive.flags
 
 
@@ -105,7 +104,6 @@ def test_a_parity_model_is_planned_with_its_own_time() -> None:
     (adaptive,) = (
         each for each in planner(quick, instances=6).plans().plans if each.policy.name == "adaptive"
     )
-    assert adaptive.stand_in == "parity model"
     assert adaptive.outcome.units[role] > 0
     assert adaptive.outcome.stood_in > 0
     assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
@@ -130,7 +128,7 @@ def test_what_further_rows_add_is_measured_and_taken_out_of_recorded_times(
     weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
     bundle = linear_bundle(tmp_path, weights, backup=weights)
     kept = recording(rows=3.0)
-    found = service_of(bundle, None, kept, 4)
+    found = service_of(bundle, SimulationOptions(max_batch=4), recording=kept)
     assert found.added.keys() == {DEPLOYED, BACKUP}
     further = found.added[DEPLOYED]
     assert 0 <= further < 1  # of a model that takes next to nothing
@@ -159,7 +157,7 @@ def test_a_recording_has_load_times_and_contention(tmp_path: Path) -> None:
     weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
     bundle = linear_bundle(tmp_path, weights, backup=weights)
     kept = recording()
-    found = service_of(bundle, None, kept, 1)
+    found = service_of(bundle, SimulationOptions(max_batch=1), recording=kept)
     assert found.seconds[DEPLOYED] == pytest.approx(0.01)
     assert found.overhead == 0
     assert found.seconds[BACKUP] < 0.1
@@ -213,15 +211,15 @@ def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here:
 def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
     bundle = linear_bundle(tmp_path, weights, backup=weights)
-    ungated = service_of(bundle, None, None, 1)
+    ungated = service_of(bundle, SimulationOptions(max_batch=1))
     assert (ungated.coverage, ungated.agreement) == ({}, None)
     level = GateLevel(0.99, 0.0, coverage=0.8, agreement=0.995)
     calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
     bundle = with_calibration(bundle, {"backup": calibration})
-    found = service_of(bundle, None, None, 1)
+    found = service_of(bundle, SimulationOptions(max_batch=1))
     assert (found.coverage, found.agreement) == ({"backup": 0.8}, 0.995)
     with pytest.raises(UserError, match=r"0\.999"):
-        service_of(bundle, 0.999, None, 1)
+        service_of(bundle, SimulationOptions(agreement=0.999, max_batch=1))
 
 
 def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:

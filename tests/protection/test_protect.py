@@ -2,27 +2,47 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from commands import invoke
 from onnx_models import linear_model, output_of
+from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
-from parity_models.models.bundle import open_bundle
+from parity_models.models.bundle import InferenceTimes, open_bundle
+from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.protection.advice import Protection, Simulations, advise
-from parity_models.protection.protect import Protected, protect
+from parity_models.protection.advice import Protection, Simulations, able, advise
+from parity_models.protection.finalists import Finalist, measure
+from parity_models.protection.options import Scenario
+from parity_models.protection.protect import (
+    Prepared,
+    Protected,
+    SearchOptions,
+    prepare,
+    protect,
+    write_protected,
+)
 from parity_models.protection.scene import Outcome, standard_contention
-from parity_models.protection.search_options import SearchOptions
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.training import Callbacks
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
+from parity_models.serving.deployment import Deployment
+from parity_models.serving.options import ServeOptions
+from parity_models.training import Callbacks, Queries, open_teacher
 from parity_models.training.callbacks import Searching
+from parity_models.training.candidates import Proposal
+from parity_models.training.recipes import Budget
+from text_models import TextModel, write_text_folder
 
 SHAPE = (6,)
 INPUTS = np.random.default_rng(0).normal(size=(3000, *SHAPE)).astype(np.float32)
 QUICK = ("--minutes", "0.15", "--agreement", "0.1", "--extra-work", "1")
+PAIRS = CodeSpec("stack", "separate", 2)
+LEVEL = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +68,35 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
         assert said in result.output
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest
-    assert manifest.backups
-    assert manifest.calibration
-    assert manifest.accuracy is not None
-    assert manifest.envelope is not None
+    assert manifest.backups or manifest.parity
+    assert None not in (manifest.calibration, manifest.accuracy, manifest.envelope)
     found = json.loads((folder / "found.json").read_text())
     assert found["plans"][0]["name"] == "no redundancy"
     assert all(each["interval"][0] <= each["agreement"] for each in found["finalists"])
-    model, backup = (
-        OnnxModel(each)
-        for each in (bundle.deployed_path, folder / "bundle" / manifest.backups[0].file)
-    )
-    same = output_of(model, INPUTS).argmax(axis=1) == output_of(backup, INPUTS).argmax(axis=1)
-    measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
-    assert min(abs(same.mean() - each) for each in measured) < 0.1
+    if manifest.backups:
+        backup = OnnxModel(folder / "bundle" / manifest.backups[0].file)
+        own = output_of(OnnxModel(bundle.deployed_path), INPUTS).argmax(axis=1)
+        same = (output_of(backup, INPUTS).argmax(axis=1) == own).mean()
+        measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
+        assert min(abs(same - each) for each in measured) < 0.1
     assert not list((folder / "bundle.protect").glob("*"))
     assert found["recommended"] in {each["name"] for each in found["plans"]}
+
+
+@pytest.mark.slow
+def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
+    write_text_folder(tmp_path, TextModel())
+    found = protect(
+        tmp_path / "deployed",
+        tmp_path / "inputs.npz",
+        out=tmp_path / "protected",
+        output="logits",
+        minutes=0.2,
+        agreement=0.3,
+        extra_work=10,
+    )
+    assert found.manifest.backups
+    assert isinstance(found.envelope(), Envelope)
 
 
 def searched(
@@ -129,20 +162,106 @@ def test_too_few_queries_are_refused(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def plan(name: str, p99: float, extra: float) -> Protection:
-    outcome = Outcome(1.0, p99, p99, 1.0, 0.0, 0.0, {}, {}, 1.0, 0.5)
-    return Protection(name, (), PolicyChoice("equal-resources"), outcome, extra)
+# Finalists are written
 
 
-def test_where_nothing_keeps_within_the_work_the_nearest_is_named() -> None:
-    plans = [plan("near", 2.0, 0.3), plan("far", 1.0, 0.6)]
+@pytest.fixture(scope="module")
+def prepared(folder: Path) -> Iterator[Prepared]:
+    queries = Queries.of(INPUTS[:1400], calibration=INPUTS[1400:1700], test=INPUTS[1700:])
+    with open_teacher(folder / "model.onnx", INPUTS) as teacher:
+        yield prepare(teacher, queries, SearchOptions(agreement=LEVEL), Callbacks())
+
+
+@pytest.mark.slow
+def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    candidates = [
+        prepared.lesson.candidate(Proposal("mlp@0.25", PAIRS, 1.0)),
+        prepared.lesson.candidate(Proposal("linear", None, 0.2)),
+    ]
+    for each in candidates:
+        each.fit(Budget(seconds=3.0), tmp_path / f"{each.proposal.slug}.checkpoint", options={})
+    deployed = prepared.lesson.teacher.bundle
+    base, finalists = measure(
+        candidates, deployed, prepared.measured, LEVEL, [1, 4], tmp_path / "bundles"
+    )
+    assert base.keys() == {1, 4}
+    for chosen, stand_in, role in zip(
+        finalists, ("reconstruction", "backup"), (parity_role(0), BACKUP), strict=True
+    ):
+        times = InferenceTimes(1.0, None, (), 1.5)
+        bundle = write_protected(prepared, chosen, times, tmp_path / stand_in)
+        manifest = bundle.manifest
+        assert manifest.code == chosen.code
+        assert list(manifest.calibration.values()) == [chosen.gate]
+        assert manifest.inference_times is not None
+        assert manifest.inference_times.deployed_batch == 1.5
+        assert chosen.ms[1] in (
+            manifest.inference_times.parity,
+            *manifest.inference_times.backups,
+        )
+        served = Deployment(bundle, ServeOptions(agreement=LEVEL))
+        assert served.choice.name == "adaptive"
+        assert served.roles[0] == {DEPLOYED, role}
+        assert served.model.gates.keys() == {stand_in}
+
+
+# Simulations and advice
+
+
+def finalist(
+    name: str, *, share: float = 0.2, covered: float = 0.9, coded: bool = False
+) -> Finalist:
+    proposal = SimpleNamespace(code=PAIRS if coded else None)
+    candidate: Any = SimpleNamespace(name=name, proposal=proposal, seconds=1.0)
+    none: Any = None
+    return Finalist(candidate, none, {1: 25 * share}, share, 0.9, None, None, covered, None)
+
+
+def plan(name: str, p99: float, extra: float = 0.05, one: Finalist | None = None) -> Protection:
+    outcome = Outcome(1.0, p99, 2 * p99, 1.0, 0.1, 0.0, {}, {}, 1.0, 0.5)
+    return Protection(name, one, None, outcome, extra)
+
+
+def test_where_no_stand_in_keeps_within_the_work_the_nearest_is_named() -> None:
+    tried = [[plan("near", 2.0, 0.3)], [plan("far", 1.0, 0.6)]]
     with pytest.raises(UserError, match=r"nearest is near, with 0\.300; give --extra-work 0\.3"):
-        advise(plans, plans, [plan("none", 3.0, 0.0)], SearchOptions(extra_work=0.1))
+        advise(tried, [plan("none", 3.0, 0.0)], 0.1)
+
+
+def test_where_no_stand_in_may_answer_the_nearest_is_named() -> None:
+    good, useless = finalist("good"), finalist("useless", covered=0.0)
+    assert able([good, useless], 0.99) == [good]
+    with pytest.raises(UserError, match=r"in 0\.99 of cases: the nearest is useless"):
+        able([useless], 0.99)
+
+
+def test_of_plans_that_differ_by_chance_the_stand_in_that_saves_most_is_taken() -> None:
+    without = plan("no redundancy", 9.0, 0.0)
+    slow, fast = finalist("slow", share=0.5), finalist("fast", share=0.1)
+    tried = [[plan("slow", 2.0, one=slow)], [plan("fast", 2.05, one=fast)]]
+    assert advise(tried, [without], 0.1).plan.name == "fast"
+    tried[1] = [plan("fast", 2.5, one=fast)]
+    advice = advise(tried, [without], 0.1)
+    assert advice.plan.name == "slow"
+    tried[1] = [plan("fast", 1.0, 0.4, fast), plan("fast", 2.5, one=fast)]
+    assert "To do better: fast" in advise(tried, [without], 0.1).sentences[-1]
+
+
+def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> None:
+    tried = [[plan("backup", 2.0, one=finalist("backup"))]]
+    without = plan("no redundancy", 9.0, 0.0)
+    for p99, helps in ((3.0, True), (2.05, False), (1.5, False)):
+        advice = advise(tried, [without, plan("hedging", p99)], 0.1)
+        assert advice.helps == helps
+        said = "Recommended: " if helps else "No stand-in helps here: hedging does as well"
+        assert advice.sentences[0].startswith(said)
 
 
 @pytest.mark.slow
 def test_simulations_are_as_long_as_there_is_time_for_and_hedging_beats_nothing() -> None:
-    simulations = Simulations(SearchOptions(), {1: 25.0}, 0.0, 1)
+    simulations = Simulations(Scenario(), 0.1, {1: 25.0}, 0.0, 1)
     assert simulations.scene.queries == 3000
     assert simulations.scene.rate == pytest.approx(0.5 * 12 / 0.0254, rel=0.05)
     assert simulations.without.extra_work == pytest.approx(0, abs=0.01)
@@ -155,11 +274,26 @@ def test_simulations_are_as_long_as_there_is_time_for_and_hedging_beats_nothing(
 
 
 @pytest.mark.slow
+def test_stand_ins_are_simulated_each_with_its_time_and_its_coverage() -> None:
+    simulations = Simulations(Scenario(load=0.3), 1.0, {1: 25.0}, 0.0, 1)
+    p99 = {}
+    for one in (
+        finalist("parity", share=0.8, coded=True),
+        finalist("quick", share=0.08),
+        finalist("unsure", share=0.08, covered=0.05),
+    ):
+        (found,) = simulations.with_stand_in(one)
+        p99[one.name] = found.p99_ms
+    assert p99["quick"] < p99["parity"] < simulations.without.p99_ms
+    assert p99["quick"] < p99["unsure"]
+
+
+@pytest.mark.slow
 def test_batches_are_simulated_with_their_times() -> None:
-    busy = SearchOptions(load=0.95, contention="{}")
-    alone = Simulations(busy, {1: 25.0, 4: 100.0}, 0.0, 1)
-    dear = Simulations(busy, {1: 25.0, 4: 100.0}, 0.0, 1, max_batch=4)
-    cheap = Simulations(busy, {1: 25.0, 4: 28.0}, 0.0, 1, max_batch=4)
+    busy = Scenario(load=0.95, contention="{}")
+    alone = Simulations(busy, 0.1, {1: 25.0, 4: 100.0}, 0.0, 1)
+    dear = Simulations(busy, 0.1, {1: 25.0, 4: 100.0}, 0.0, 1, max_batch=4)
+    cheap = Simulations(busy, 0.1, {1: 25.0, 4: 28.0}, 0.0, 1, max_batch=4)
     assert alone.scene.rate == dear.scene.rate == cheap.scene.rate
     assert cheap.without.p99_ms < 0.8 * alone.without.p99_ms < 1.2 * dear.without.p99_ms
     # In batches work is less; only what redundancy adds is more work.

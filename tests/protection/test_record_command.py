@@ -12,7 +12,7 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.emulation import FaultPlan
 from parity_models.load.recorder import record
 from parity_models.models.bundle import Bundle
-from parity_models.protection.rehearsal import Harm, faults_of
+from parity_models.protection.rehearse import Fault
 from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
@@ -72,9 +72,9 @@ def test_a_rehearsal_shows_the_tails_and_who_answers(
     assert alone["answers"] + alone["failed"] == helped["answers"] + helped["failed"] > 0
 
 
-@pytest.mark.parametrize("harm", Harm)
-def test_only_the_first_instance_is_harmed(harm: Harm) -> None:
-    plan = faults_of(harm, 3.0, 0.02)
+@pytest.mark.parametrize("fault", Fault)
+def test_only_the_first_instance_has_the_fault(fault: Fault) -> None:
+    plan = fault.plan(3.0, 0.02)
     plan.check(1)
     assert plan != FaultPlan()
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from commands import Here, assert_refused, parm
 from onnx_models import linear_model
 from parity_models.models.bundle import open_bundle
-from parity_models.protection.protect import Prepared, prepare
-from parity_models.protection.search_options import SearchOptions
+from parity_models.protection.protect import Prepared, SearchOptions, prepare
 from parity_models.training import Callbacks, Queries, open_teacher
 from parity_models.training.candidates import Proposal
 from parity_models.training.search import Done, Search, Searched, SearchFolder

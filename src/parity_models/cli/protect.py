@@ -2,14 +2,12 @@
 
 from typing import Annotated
 
-from rich.console import Console
-
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Only
 from parity_models.cli.main import STARTED
 from parity_models.cli.training import Inputs, Model, Out
+from parity_models.protection.protect import SearchOptions
 from parity_models.protection.protect import protect as protect_model
-from parity_models.protection.search_options import SearchOptions
 from parity_models.training import progress_bars
 
 
@@ -39,16 +37,13 @@ def protect(
 
     Backups and parity models of several sizes learn from the model's own predictions; labels are
     not needed. Candidates that others beat are dropped, the others are trained for longer,
-    calibrated, timed, and simulated under your load: each alone, the best backup and the best
-    parity model together, and the two best backups. The one with the lowest p99 within --extra-work
-    is written, or two if they are better than one by more than chance. Ctrl-C ends the search early
-    and writes the best so far; --resume continues.
+    calibrated, timed, and simulated under your load. The one with the lowest p99 within
+    --extra-work is written. Ctrl-C ends the search early and writes the best so far; --resume
+    continues.
     """
     with progress_bars() as bars:
         found = protect_model(
             model, inputs, out=out, callbacks=bars, began=STARTED, options=options
         )
-    for part in found.report.explained:
-        Console().print(part, soft_wrap=isinstance(part, str))
     found.show()
     write_json(json, found.report.as_json())

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle, open_bundle
@@ -17,9 +16,9 @@ from parity_models.protection.scene import (
     Outcome,
     Scene,
     Service,
+    outcome_table,
     recording_of,
-    scene_of,
-    service_for,
+    service_of,
 )
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import SingleQueue
@@ -48,10 +47,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison(Printed):
-    """The policies of a comparison, the one without redundancy first, and the scene they meet.
+    """The policies of a comparison, the one without redundancy first, and their scene.
 
-    Of policies with another dispatch rule than its single queue, the one without redundancy is
-    there with that rule, too: so much of their gain is the rule's.
+    For every dispatch rule other than the single queue, the policy without redundancy is there with
+    that rule, too: its gain is the rule's.
     """
 
     scene: Scene
@@ -59,44 +58,28 @@ class Comparison(Printed):
 
     @property
     def parts(self) -> Sequence[RenderableType]:
-        """A table, and what of each gain is the dispatch rule's."""
-        scene, without = self.scene, self.policies[0]
-        table = Table(
-            title=f"simulated: {scene.instances:,} instances, {scene.queries:,} queries at "
-            f"{scene.rate:,.4g}/s",
-            title_justify="left",
-            caption="times in ms; copies: further runs of the model for each query; busy: "
-            "time of instances for each query",
-            caption_justify="left",
-            pad_edge=False,
+        """A table, and the dispatch rule's part of each gain."""
+        scene, without = self.scene, self.policies[0].outcome
+        title = (
+            f"{scene.instances:,} instances, {scene.queries:,} queries at {scene.rate:,.4g} per "
+            "second"
         )
-        table.add_column("policy")
-        for heading in ("p50", "p99", "p99.9", "copies", "stood in", "busy", "failed"):
-            table.add_column(heading, justify="right")
-        for each in self.policies:
-            found = each.outcome
-            table.add_row(
-                each.name,
-                *(f"{ms:.1f}" for ms in (found.p50_ms, found.p99_ms, found.p999_ms)),
-                f"{found.copied:.1%}",
-                f"{found.stood_in:.1%}",
-                f"{found.busy_ms:.2f}",
-                f"{1 - found.answered:.1%}",
-            )
         rules = {
-            each.dispatch: each for each in self.policies if each.policy.name == NoRedundancy.name
+            each.dispatch: each.outcome
+            for each in self.policies
+            if each.policy.name == NoRedundancy.name
         }
         said = []
         for each in self.policies:
-            gain = without.outcome.p99_ms - each.outcome.p99_ms
+            gain = without.p99_ms - each.outcome.p99_ms
             alone = rules.get(each.dispatch, without)
             if each.policy.name != NoRedundancy.name and alone is not without and gain > 0:
-                of_rule = min(gain, without.outcome.p99_ms - alone.outcome.p99_ms)
+                of_rule = max(0.0, min(gain, without.p99_ms - alone.p99_ms))
                 said.append(
                     f"{each.name}: p99 is {gain:.1f} ms lower than without redundancy; "
-                    f"{max(0.0, of_rule):.1f} ms of it is the dispatch rule's, {each.dispatch}."
+                    f"{of_rule:.1f} ms of it is the dispatch rule's, {each.dispatch}."
                 )
-        return [table, *said]
+        return [outcome_table(title, ((x.name, x.outcome, ()) for x in self.policies)), *said]
 
 
 def simulate(
@@ -135,23 +118,20 @@ def simulate(
     recording = recording_of(chosen)
     if chosen.backup_time is None:
         code = code or CODE
-    service = service_for(opened, chosen, code, recording)
-    scene = scene_of(service, chosen, chosen, queries=QUERIES, recording=recording)
+    service = service_of(opened, chosen, code=code, recording=recording)
+    scene = Scene.of(service, chosen, queries=QUERIES, recording=recording)
     asked = [
         each if isinstance(each, PolicyChoice) else PolicyChoice.parse(each)
-        for each in policies or ()
+        for each in policies or _usual(service)
     ]
-    asked = asked or [PolicyChoice(name) for name in _usual(service)]
-    compared = [(each, _rule(each, service)) for each in asked]
+    rules = [SingleQueue.name, *(_rule(each, service) for each in asked)]
     baselines = [
         PolicyChoice(NoRedundancy.name, dispatch=None if rule == SingleQueue.name else rule)
-        for rule in dict.fromkeys([SingleQueue.name, *(rule for _, rule in compared)])
+        for rule in dict.fromkeys(rules)
     ]
-    choices = list({repr(each): each for each in [*baselines, *asked]}.values())
-    return Comparison(
-        scene,
-        tuple(Compared(each, _rule(each, service), scene.outcome(each)) for each in choices),
-    )
+    choices = {repr(each): each for each in [*baselines, *asked]}.values()
+    compared = [Compared(each, _rule(each, service), scene.outcome(each)) for each in choices]
+    return Comparison(scene, tuple(compared))
 
 
 def _usual(service: Service) -> list[str]:

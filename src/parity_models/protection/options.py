@@ -1,4 +1,4 @@
-"""The options of comparisons and plans: a workload, a cluster, a service, and a goal."""
+"""The options of simulations: a workload on a cluster, a service, and a goal."""
 
 from dataclasses import dataclass
 from math import inf
@@ -11,8 +11,8 @@ INSTANCES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload(Options):
-    """The queries that arrive, in simulations. Times in seconds."""
+class Scenario(Options):
+    """The queries that arrive in simulations, and the instances that serve them."""
 
     load: Annotated[
         float,
@@ -26,26 +26,11 @@ class Workload(Options):
         float | None,
         Option("Queries per second, in place of --load.", above=0, at_most=1e6, excludes="load"),
     ] = None
-    arrivals: Annotated[
-        str | None,
-        Option(
-            "In place of both: queries arrive at the times in this file, one number of seconds per "
-            "line, in order; the first at once.",
-            metavar="FILE",
-            excludes="rate",
-        ),
-    ] = None
     queries: Annotated[
         int | None,
         Option("Queries of each simulation.", at_least=1000, at_most=10_000_000),
     ] = None
     seed: Annotated[int, Option("Fixes all that is random.", at_least=0, at_most=2**32 - 1)] = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster(Options):
-    """The instances that queries run on, in simulations."""
-
     instances: Annotated[int | None, Option("Instances in all.", at_least=1, at_most=100_000)] = (
         None
     )
@@ -77,8 +62,11 @@ class Cluster(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceOptions(Options):
-    """The models' times, where no bundle says them, or a server was recorded. Times in seconds."""
+class SimulationOptions(Scenario):
+    """The options of a comparison of policies: a scenario, and a service without a bundle.
+
+    Times in seconds.
+    """
 
     service_time: Annotated[
         float | None,
@@ -122,17 +110,9 @@ class ServiceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulationOptions(Workload, Cluster, ServiceOptions):
-    """The options of a comparison of policies."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Goal(SimulationOptions):
     """The tail that a service is sized for, and the options of its simulation. Times in seconds."""
 
-    p50: Annotated[
-        float | None, Option("Half of the answers come within this time.", unit=SECONDS, above=0)
-    ] = None
     p99: Annotated[
         float | None, Option("99 % of the answers come within this time.", unit=SECONDS, above=0)
     ] = None
@@ -150,9 +130,7 @@ class Goal(SimulationOptions):
     ] = 0.3
 
     @property
-    def limits_ms(self) -> tuple[float, float, float]:
-        """The most that p50, p99 and p99.9 may be, in milliseconds."""
-        p50, p99, p999 = (
-            inf if each is None else 1e3 * each for each in (self.p50, self.p99, self.p999)
-        )
-        return p50, p99, p999
+    def limits_ms(self) -> tuple[float, float]:
+        """The upper bounds of p99 and p99.9, in milliseconds."""
+        p99, p999 = (inf if each is None else 1e3 * each for each in (self.p99, self.p999))
+        return p99, p999

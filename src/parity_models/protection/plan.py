@@ -1,4 +1,4 @@
-"""A policy and a number of instances for a goal and a load, by simulation: `plan`."""
+"""The policy and the number of instances for a goal and a load, by simulation: `plan`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -6,9 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, open_bundle
@@ -16,13 +14,14 @@ from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.protection.options import Goal
 from parity_models.protection.scene import (
+    ALIKE,
     Outcome,
     Scene,
     Service,
     contention_of,
+    outcome_table,
     recording_of,
-    scene_of,
-    service_for,
+    service_of,
 )
 from parity_models.roles import BACKUPS, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
@@ -32,36 +31,29 @@ from parity_models.simulation.recording import Recording
 QUERIES = 20_000
 """Queries of one simulation, by default."""
 
-LESS_URGENT = 5.0
-"""By how much the urgency is divided where redundant work leaves too little headroom."""
-
 HEDGING: tuple[dict[str, float], ...] = ({}, {"hedge_quantile": 0.8, "hedge_budget": 0.3})
-"""The options with which hedging is tried: the defaults, which are the best of those measured where
+"""The options with which hedging is tried: the defaults, which were the best measured where
 instances have little to spare, and the best ones elsewhere."""
 
-MOST_TIMES, MOST_INSTANCES = 4, 1000
-"""Instances at most that are tried: so many times what the load takes, and so many."""
+MAX_FACTOR, MAX_INSTANCES = 4, 1000
+"""The most instances that are tried: as a multiple of what the load takes, and in all."""
 
 ANSWERED = 0.999
 """The share of queries that have to be answered."""
 
-ALIKE = 1.05
-"""Two p99, or two busy times, of which one is at most so many times the other differ by chance."""
-
 OnTried = Callable[[str], None]
-"""Called with what is simulated next."""
+"""Called with the plan that is simulated next."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """A policy with so many instances, and its outcome.
 
-    `stand_in` names what answers besides the model. `agreement` is the share of all answers that
-    are the model's; None: unknown. `missed` says what of the goal is not met.
+    `agreement` is the share of all answers that are the model's; None: unknown. `missed` are the
+    parts of the goal that are not met.
     """
 
     policy: PolicyChoice
-    stand_in: str
     instances: int
     outcome: Outcome
     agreement: float | None
@@ -75,7 +67,7 @@ class Plan:
 
     @property
     def flags(self) -> str:
-        """The options of parm serve that serve so."""
+        """The options of parm serve for this plan."""
         dispatch = self.policy.dispatch
         return (
             f"--policy {self.name} --instances {self.instances} --max-batch {self.max_batch}"
@@ -87,8 +79,7 @@ class Plan:
 class Plans(Printed):
     """All `plans` that were tried for a goal, and the `best` one that fits; None: none fits.
 
-    `enough` is the plan with the fewest instances that fits, where the instances that there are
-    do not do.
+    `enough` is the plan with the fewest instances that fits, where the given instances are too few.
     """
 
     service: Service
@@ -102,11 +93,11 @@ class Plans(Printed):
 
     @property
     def nearest(self) -> Plan:
-        """The plan that is above the goal by the smallest factor."""
+        """The plan that exceeds the goal by the smallest factor."""
 
         def beyond(plan: Plan) -> float:
             found = plan.outcome
-            reached = (found.p50_ms, found.p99_ms, found.p999_ms)
+            reached = (found.p99_ms, found.p999_ms)
             late = [ms / limit for ms, limit in zip(reached, self.goal.limits_ms, strict=True)]
             used = (1 - found.idle) / (1 - self.goal.headroom)
             return max(*late, used, ANSWERED / max(1e-9, found.answered))
@@ -131,21 +122,21 @@ class Plans(Printed):
             f"{found.p99_ms:.1f}, p99.9 {found.p999_ms:.1f} ms; {found.busy_ms:.1f} ms of an "
             f"instance for each query, {found.idle:.0%} idle."
         )
-        if best.stand_in == "none" and self.service.stand_ins:
+        if not best.policy.policy.needs_stand_in and self.service.stand_ins:
             said += "\nThe goal is met without a stand-in."
         return said + f"\nServe it with: parm serve {self.bundle or 'BUNDLE'} {best.flags}"
 
     @property
     def parts(self) -> Sequence[RenderableType]:
         """The times that were simulated, a table of plans, and the advice."""
-        seconds = self.service.seconds
+        service, seconds = self.service, self.service.seconds
         order = sorted(seconds, key=lambda role: (role != DEPLOYED, role in BACKUPS, role))
         times = ", ".join(f"{role} {1e3 * seconds[role]:.2f} ms" for role in order)
         said = [f"A unit takes: {times}. Load: {self.rate:.4g} queries/s."]
-        if self.service.max_batch > 1:
+        if service.max_batch > 1:
             said.append(
-                f"Each further query in a unit, of up to {self.service.max_batch}, adds "
-                f"{self.service.added.get(DEPLOYED, 0.0):.0%} to the time of the model."
+                f"Each further query in a unit, of up to {service.max_batch}, adds "
+                f"{service.added.get(DEPLOYED, 0.0):.0%} to the time of the model."
             )
         if (recording := self.recording) is not None:
             said.append(
@@ -153,36 +144,14 @@ class Plans(Printed):
                 f"p99.9 {recording.p999_ms:.1f} ms at {recording.rate:.4g} queries/s, with "
                 f"{recording.instances} instances."
             )
-        return [*said, self._table(), self.advice]
+        rows = ((each.name, each.outcome, _further(each)) for each in self.plans)
+        table = outcome_table("", rows, ("inst.", "idle", "agrees", "misses"))
+        return [*said, table, self.advice]
 
-    def _table(self) -> Table:
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            padding=0,
-            caption="simulated; times in ms",
-            caption_justify="right",
-        )
-        table.add_column("policy", overflow="fold")
-        table.add_column("stand-in", overflow="fold")
-        headings = ("inst.", "p50", "p99", "p99.9", "busy a\nquery", "idle", "agrees", "stood\nin")
-        for heading in (*headings, "copies"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("misses", overflow="fold")
-        for plan in self.plans:
-            found = plan.outcome
-            table.add_row(
-                plan.name,
-                plan.stand_in,
-                str(plan.instances),
-                *(f"{ms:.1f}" for ms in (found.p50_ms, found.p99_ms, found.p999_ms)),
-                f"{found.busy_ms:.1f}",
-                f"{found.idle:.0%}",
-                "?" if plan.agreement is None else f"{plan.agreement:.1%}",
-                f"{found.stood_in:.1%}",
-                f"{found.copied:.1%}",
-                ", ".join(plan.missed),
-            )
-        return table
+
+def _further(plan: Plan) -> Sequence[str]:
+    agrees = "?" if plan.agreement is None else f"{plan.agreement:.1%}"
+    return str(plan.instances), f"{plan.outcome.idle:.0%}", agrees, ", ".join(plan.missed)
 
 
 def plan(
@@ -195,14 +164,14 @@ def plan(
 ) -> Plans:
     """Find the policy and the number of instances that serve a load within a goal.
 
-    For example, of numbers alone: plan(service_time=0.02, rate=200, p99=0.05). Policies are
+    For example, from numbers alone: plan(service_time=0.02, rate=200, p99=0.05). Policies are
     simulated by the scheduler that serves, with the times of the bundle's models, of numbers, or of
-    a recorded server. Without `instances`, as few as will do are looked for.
+    a recorded server. Without `instances`, the fewest that suffice are searched for.
 
     Args:
         bundle: The bundle to be served, or its folder. Without one, give `service_time`; with a
             `backup_time`, plans with a backup are tried, too.
-        on_tried: Called with what is simulated next.
+        on_tried: Called with the plan that is simulated next.
         options: All of Goal at once, in place of some by name.
         **given: Fields of Goal: limits, workload, cluster and service; times in seconds.
 
@@ -214,14 +183,13 @@ def plan(
             more instances are needed than can be simulated.
     """
     goal = gather(Goal, options, given)
-    if goal.rate is None and goal.recorded is None and goal.arrivals is None:
+    if goal.rate is None and goal.recorded is None:
         raise UserError("there is no load to plan for; give --rate, or --recorded")
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
     recording = recording_of(goal)
-    service = service_for(opened, goal, None, recording)
-    return Planner(service, goal, recording, on_tried).plans(
-        None if opened is None else opened.path
-    )
+    service = service_of(opened, goal, recording=recording)
+    planner = Planner(service, goal, recording, on_tried)
+    return planner.plans(None if opened is None else opened.path)
 
 
 class Planner:
@@ -239,57 +207,41 @@ class Planner:
         self._recording = recording
         self._on_tried = on_tried
         few = replace(goal, instances=goal.instances or 1, contention=None)
-        self._scene = scene_of(service, few, few, queries=QUERIES, recording=recording)
+        self._scene = Scene.of(service, few, queries=QUERIES, recording=recording)
         recorded = None if recording is None else recording.rate
         self.rate = goal.rate or recorded or self._scene.rate
         self._tried: dict[tuple[str, str, int], Plan] = {}
 
     @property
     def least(self) -> int:
-        """The instances that the load and the headroom need at least."""
+        """The fewest instances that the load and the headroom need."""
         return max(1, ceil(self.rate * self._service.query / (1 - self._goal.headroom)))
 
     def plans(self, bundle: Path | None = None) -> Plans:
-        """Try the policies, with as many instances as there are, or as few as will do."""
-        if self.least > MOST_INSTANCES:
+        """Try the policies with the given instances or, without, with as few as suffice."""
+        if self.least > MAX_INSTANCES:
             raise UserError(
                 f"{self.rate:g} queries/s of {1e3 * self._service.query:.1f} ms take "
-                f"{self.least:,} instances, more than the {MOST_INSTANCES:,} that are simulated; "
+                f"{self.least:,} instances, more than the {MAX_INSTANCES:,} that are simulated; "
                 "plan for a part of the load"
             )
-        instances, enough = self._goal.instances, None
-        if instances is None:
-            plans = [self._fewest(each) for each in self._choices()]
-            best = _best(plans)
-        else:
-            plans = [self._plan(each, instances) for each in self._choices()]
-            plans += self._less_urgent(plans)
-            best = _best(plans)
-            if best is None:
-                enough = _best([self._fewest(each) for each in self._choices()])
-        return Plans(
-            self._service,
-            self._goal,
-            self.rate,
-            tuple(plans),
-            best,
-            enough,
-            bundle,
-            self._recording,
-        )
-
-    def _choices(self) -> list[PolicyChoice]:
-        """The policies to try, the simplest first."""
-        choices = [
+        choices = [  # the simplest first
             PolicyChoice(EqualResources.name),
             *(PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING),
+            *[PolicyChoice(Adaptive.name)] * bool(self._service.stand_ins),
         ]
-        return choices + [PolicyChoice(Adaptive.name)] * bool(self._service.stand_ins)
+        given, enough = self._goal.instances, None
+        plans = [self._plan(each, given) if given else self._fewest(each) for each in choices]
+        best = _best(plans)
+        if best is None and given:
+            enough = _best([self._fewest(each) for each in choices])
+        found = (self._goal, self.rate, tuple(plans), best, enough, bundle, self._recording)
+        return Plans(self._service, *found)
 
     def _fewest(self, choice: PolicyChoice) -> Plan:
-        """Plan with the fewest instances that will do, or else the most that are tried."""
+        """Plan with the fewest instances that suffice, or else the most that are tried."""
         low, high = self.least, self.least
-        most = min(MOST_INSTANCES, MOST_TIMES * self.least + 2)
+        most = min(MAX_INSTANCES, MAX_FACTOR * self.least + 2)
         plan = self._plan(choice, high)
         while plan.missed and high < most:
             low, high = high + 1, min(most, ceil(1.5 * high) + (high == 1))
@@ -305,16 +257,6 @@ class Planner:
                 high, plan = middle, tried
         return plan
 
-    def _less_urgent(self, plans: Iterable[Plan]) -> list[Plan]:
-        """A policy with an urgency asks less often where it leaves too little headroom."""
-        found = []
-        for plan in plans:
-            urgency = plan.policy.written_out().get("urgency")
-            if urgency is not None and plan.outcome.idle < self._goal.headroom:
-                less = {**plan.policy.options, "urgency": urgency / LESS_URGENT}
-                found.append(self._plan(replace(plan.policy, options=less), plan.instances))
-        return found
-
     def _plan(self, choice: PolicyChoice, instances: int) -> Plan:
         key = (choice.name, str(choice.options), instances)
         if key not in self._tried:
@@ -324,28 +266,15 @@ class Planner:
 
     def _simulated(self, choice: PolicyChoice, instances: int) -> Plan:
         service, goal = self._service, self._goal
-        scene: Scene = replace(
-            self._scene,
-            instances=instances,
-            contention=contention_of(goal, service, instances, self._recording),
-        )
-        outcome = scene.outcome(choice)
-        stand_in, agreement = "none", 1.0 if not choice.policy.needs_stand_in else None
-        if choice.policy.needs_stand_in:
-            stand_ins = service.stand_ins
-            parity = ["parity model"] * (stand_ins.code is not None)
-            stand_in = " and ".join([*parity, *stand_ins.backups])
-            if service.agreement is not None:
-                agreement = 1 - outcome.stood_in * (1 - service.agreement)
-        return Plan(
-            choice,
-            stand_in,
-            instances,
-            outcome,
-            agreement,
-            _missed(goal, outcome),
-            service.max_batch,
-        )
+        contention = contention_of(goal, service, instances, self._recording)
+        scene = replace(self._scene, instances=instances, contention=contention)
+        outcome, agreement = scene.outcome(choice), service.agreement
+        if not choice.policy.needs_stand_in:
+            agreement = 1.0
+        elif agreement is not None:
+            agreement = 1 - outcome.stood_in * (1 - agreement)
+        missed = _missed(goal, outcome)
+        return Plan(choice, instances, outcome, agreement, missed, service.max_batch)
 
 
 def _counted(instances: int) -> str:
@@ -353,8 +282,8 @@ def _counted(instances: int) -> str:
 
 
 def _missed(goal: Goal, outcome: Outcome) -> tuple[str, ...]:
-    reached = (outcome.p50_ms, outcome.p99_ms, outcome.p999_ms)
-    limits = zip(("p50", "p99", "p99.9"), reached, goal.limits_ms, strict=True)
+    reached = (outcome.p99_ms, outcome.p999_ms)
+    limits = zip(("p99", "p99.9"), reached, goal.limits_ms, strict=True)
     missed = [f"{name} {ms:.1f} ms" for name, ms, limit in limits if ms > limit]
     if outcome.idle < goal.headroom:
         missed.append(f"{outcome.idle:.0%} idle")
@@ -364,9 +293,9 @@ def _missed(goal: Goal, outcome: Outcome) -> tuple[str, ...]:
 
 
 def _best(plans: Iterable[Plan]) -> Plan | None:
-    """Of those that fit: the fewest instances, then the least work, then the lowest p99.
+    """Return the plan with the fewest instances, the least work and the lowest p99 of all that fit.
 
-    Where these differ by no more than chance, it is the simplest, which comes first.
+    Of those that differ by no more than chance it is the simplest, which comes first.
     """
     fit = [plan for plan in plans if not plan.missed]
     if not fit:

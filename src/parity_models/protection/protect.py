@@ -1,7 +1,7 @@
-"""From a deployed model and unlabelled queries to a bundle with the best stand-ins, in some time.
+"""From a deployed model and unlabelled queries to a bundle with the best stand-in, in some time.
 
-Measure the model; propose candidates; train them by successive halving; calibrate and measure the
-finalists; simulate them under the user's load; recommend; write.
+Search for stand-ins; measure the finalists; serve the model in a calm run; simulate all under the
+user's load; choose; write.
 """
 
 import time
@@ -9,22 +9,22 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import RenderableType
 from rich.table import Table
 
-from parity_models.evaluation.accuracy import Interval, too_few
+from parity_models.evaluation.accuracy import too_few
+from parity_models.evaluation.calibration import check_levels
 from parity_models.evaluation.judging import GivenInputs
 from parity_models.models.bundle import Bundle, InferenceTimes
 from parity_models.models.inference_time import batch_time
 from parity_models.models.manifest import BATCH
 from parity_models.models.networks.queried import NO_QUERIES
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.options import gather
+from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.protection.advice import (
     Advice,
@@ -32,22 +32,17 @@ from parity_models.protection.advice import (
     Simulations,
     able,
     advise,
-    two_backups,
-    two_together,
 )
 from parity_models.protection.calm_run import ServingOverheads, measure_serving
-from parity_models.protection.finalists import (
-    SLOTS,
-    Entry,
-    Finalist,
-    Measured,
-    in_slots,
-    measure,
-    times_of,
+from parity_models.protection.finalists import Finalist, Measured, measure
+from parity_models.protection.options import INSTANCES, Scenario
+from parity_models.protection.scene import (
+    Scene,
+    Service,
+    contention_of,
+    offered,
+    outcome_table,
 )
-from parity_models.protection.options import INSTANCES
-from parity_models.protection.scene import Scene, Service, contention_of, offered
-from parity_models.protection.search_options import SearchOptions
 from parity_models.roles import DEPLOYED
 from parity_models.tasks.metrics import OutputKind
 from parity_models.training.bundling import (
@@ -58,11 +53,11 @@ from parity_models.training.bundling import (
     write_measured,
 )
 from parity_models.training.callbacks import Callbacks
-from parity_models.training.candidates import Proposal
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.networks import queried_of
+from parity_models.training.options import TeachingOptions
 from parity_models.training.proposals import Costs, families, propose, propose_named
 from parity_models.training.queries import Queries, find_queries
 from parity_models.training.recipes import RunOptions
@@ -80,51 +75,81 @@ from parity_models.training.train import training_of
 GROUP = 4
 """Queries of the largest groups that are tried."""
 
-FEWEST = 64
-"""Queries that something can be learned from."""
-
-FEWEST_GIVEN = 100
-"""The fewest of the user's, so that FEWEST are left to learn from and 8 for validation."""
+FEWEST, FEWEST_GIVEN = 64, 100
+"""The fewest queries to learn from, and of the user's, a tenth of which each is held out."""
 
 TEACHING = 0.25
-"""The share of the time that the model may take to predict what is learned from."""
+"""The largest share of the time in which the model predicts for the queries to learn from."""
 
 JUDGING, CALIBRATING = 2_000, 10_000
-"""Queries at most that candidates are judged by during the search, and that the report is made of;
-and that gates are calibrated with."""
+"""The most queries that candidates are judged by, and that gates are calibrated with."""
 
 FINISHING, MOST_FINISHING = 22.0, 0.4
-"""Seconds for what comes after the search, at least, besides running the finalists; of all at most
-this share."""
+"""Seconds after the search besides running the finalists, and the largest share of the time."""
 
-PROPOSALS = 2.0
-"""It takes so many times as long as to propose candidates, as it exports and times as many."""
+LEAST_SEARCHING = 0.1
+"""The smallest share of the time for the search, even if what comes before it took too long."""
 
-SERVED = (0.08, 4.0, 15.0)
-"""The share of the time for a calm run of a server, from when on it is worth its start, and at
-most, in seconds."""
+SERVED, STARTING = (0.08, 4.0, 15.0), 4.0
+"""The share of the time for a calm run of a server, the least seconds that are worth its start, and
+the most; and the seconds that server and client take to start and to end."""
 
-STARTING = 4.0
-"""Seconds that the server and its client take to start, and to end."""
+REPORTED = ("name", "ms", "share", "agreement", "interval", "accuracy", "covered")
+"""The fields of a finalist in reports for programs."""
 
 REPEATED = 2
 """Simulations of each stand-in, on average: one that takes too much work is tried again."""
 
-LEAST_SEARCHING = 0.1
-"""The search has this share of the time, even if what comes before it took too long."""
-
 WRITING, MOST_WRITING = 3.0, 0.3
-"""Seconds of these for what comes after the simulations; at most this share."""
+"""Seconds after the simulations, and the largest share of what is left then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(TeachingOptions, Scenario):
+    """The options of a search for stand-ins, and of the load that these are simulated under."""
+
+    minutes: Annotated[
+        float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
+    ] = 10.0
+    extra_work: Annotated[
+        float,
+        Option(
+            "Redundant work that is allowed for each query, on average, in runs of the deployed "
+            "model.",
+            above=0,
+            at_most=10,
+        ),
+    ] = 0.1
+    agreement: Annotated[
+        float,
+        Option(
+            "Minimum calibrated agreement with the model for stand-in answers.",
+            above=0,
+            below=1,
+            unit=SHARE,
+        ),
+    ] = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_levels([self.agreement])
+
+    @property
+    def serving_seconds(self) -> float:
+        """The seconds for the calm run of a server; 0: none."""
+        share, least, most = SERVED
+        seconds = min(most, share * 60 * self.minutes)
+        return seconds if seconds >= least else 0.0
 
 
 @dataclass(frozen=True)
 class Report(Printed):
     """All that was measured in a search.
 
-    `base` are the deployed model's milliseconds by batch size, `overheads` what serving takes
-    besides, if there was time to measure it; `accuracy` is the model's own where there are labels,
-    `plans` all that were simulated, each in the same `scene`. `interrupted`: the search was cut
-    off, and can be resumed.
+    `base` are the deployed model's milliseconds by batch size, `overheads` those of serving, if
+    there was time to measure them; `accuracy` is the model's own where there are labels. `plans`
+    are all that were simulated in the `scene`, `dropped` the reasons against other candidates.
+    `interrupted`: the search was cut off, and can be resumed.
     """
 
     metric: str
@@ -143,11 +168,17 @@ class Report(Printed):
     @property
     def parts(self) -> Sequence[RenderableType]:
         """Tables of the stand-ins found and of the simulations, and the advice."""
-        notes = [sentence] if (sentence := too_few(self.test_queries)) else []
-        return [self._frontier(), *notes, self._simulated(), *self.advice.sentences]
+        title = f"{self.scene.queries:,} queries"
+        if (batch := max(self.base)) > 1:
+            title += f", batches of up to {batch}"
+        rows = ((plan.name, plan.outcome, (f"{plan.extra_work:.1%}",)) for plan in self.plans)
+        notes = [said] if (said := too_few(self.test_queries)) else []
+        measured = [] if self.overheads is None else [str(self.overheads)]
+        simulated = outcome_table(title, rows, ("extra\nwork",))
+        return [self._found(), *notes, simulated, *measured, *self.advice.sentences]
 
-    def _frontier(self) -> Table:
-        """Time against agreement and coverage, the fastest first; * are on the frontier."""
+    def _found(self) -> Table:
+        """Time against agreement and coverage, the fastest first."""
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
         times = ["ms" if batch == 1 else f"ms/{batch}" for batch in self.base]
@@ -157,116 +188,55 @@ class Report(Printed):
         own = [] if self.accuracy is None else [f"{100 * self.accuracy:.1f}"]
         base = (f"{ms:.3f}" for ms in self.base.values())
         table.add_row("the model, F", *base, "1.00", "100", "", *own)
-        best = on_frontier(self.finalists)
         for each in sorted(self.finalists, key=lambda one: one.share):
-            accuracy = "" if each.accuracy is None else f"{100 * each.accuracy:.1f}"
+            low, high = each.interval or (0.0, 0.0)
+            span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else "(too few)"
             table.add_row(
-                f"{each.name}{' *' if each.name in best else ''}",
+                each.name,
                 *(f"{each.ms[batch]:.3f}" for batch in self.base),
                 f"{each.share:.2f}",
-                f"{100 * each.agreement:.1f} {_span(each.interval)}",
+                f"{100 * each.agreement:.1f} {span}",
                 f"{100 * each.covered:.1f}",
-                *[accuracy for _ in labelled],
+                *([] if each.accuracy is None else [f"{100 * each.accuracy:.1f}"]),
             )
         table.caption = "in brackets: intervals that hold the true value in 95 of 100 cases"
         return table
-
-    def _simulated(self) -> Table:
-        title = f"simulated, {self.scene.queries:,} queries"
-        if (batch := max(self.base)) > 1:
-            title += f", batches of up to {batch}"
-        table = Table(title=title, title_justify="left")
-        table.add_column("plan", min_width=24)
-        for heading in ("p50 ms", "p99", "p99.9", "copies", "stood in", "extra work"):
-            table.add_column(heading, justify="right")
-        for plan in self.plans:
-            found = plan.outcome
-            table.add_row(
-                plan.name,
-                *(f"{ms:.2f}" for ms in (found.p50_ms, found.p99_ms, found.p999_ms)),
-                f"{found.copied:.1%}",
-                f"{found.stood_in:.1%}",
-                f"{plan.extra_work:.1%}",
-            )
-        table.caption = None if self.overheads is None else str(self.overheads)
-        return table
-
-    @property
-    def explained(self) -> Sequence[RenderableType]:
-        """Why each candidate that is not among the finalists was dropped, and why two or one."""
-        table = Table(title="dropped", title_justify="left", show_lines=True)
-        table.add_column("candidate")
-        table.add_column("because")
-        for name, why in self.dropped.items():
-            table.add_row(name, why)
-        return [*([table] if self.dropped else []), *self.advice.together]
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it, for programs."""
         scene = self.scene
         return {
-            "model_ms": {str(batch): ms for batch, ms in self.base.items()},
+            "model_ms": self.base,
             "model_accuracy": self.accuracy,
-            "served": None if self.overheads is None else msgspec.to_builtins(self.overheads),
+            "served": self.overheads,
             "metric": self.metric,
             "output_kind": self.output_kind,
             "finalists": [
-                {
-                    "name": each.name,
-                    "ms": {str(batch): ms for batch, ms in each.ms.items()},
-                    "share": each.share,
-                    "agreement": each.agreement,
-                    "interval": each.interval,
-                    "accuracy": each.accuracy,
-                    "covered": each.covered,
-                    "training_seconds": each.candidate.seconds,
-                }
-                for each in self.finalists
+                {name: getattr(each, name) for name in REPORTED} for each in self.finalists
             ],
             "test_queries": self.test_queries,
             "scene": {
                 "rate": scene.rate,
                 "instances": scene.instances,
                 "queries": scene.queries,
-                "warm_up": scene.warm_up,
                 "seed": scene.seed,
-                "contention": msgspec.to_builtins(scene.contention),
+                "contention": scene.contention,
             },
             "recommended": self.advice.plan.name,
             "helps": self.advice.helps,
             "plans": [
                 {
                     "name": plan.name,
-                    "stand_ins": [each.name for each in plan.finalists],
-                    **msgspec.to_builtins(plan.outcome),
+                    "outcome": plan.outcome,
                     "extra_work": plan.extra_work,
                     "urgency": plan.urgency,
                 }
                 for plan in self.plans
             ],
             "dropped": self.dropped,
-            "advice": list(self.advice.sentences),
-            "together": list(self.advice.together),
+            "advice": self.advice.sentences,
             "interrupted": self.interrupted,
         }
-
-
-def _span(interval: Interval | None) -> str:
-    return "(too few)" if interval is None else f"({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
-
-
-def on_frontier(finalists: Sequence[Finalist]) -> set[str]:
-    """Return the names of those that none is faster than and agrees as often as."""
-    return {
-        one.name
-        for one in finalists
-        if not any(
-            other.share <= one.share
-            and other.agreement >= one.agreement
-            and (other.share, -other.agreement) != (one.share, -one.agreement)
-            for other in finalists
-        )
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,9 +271,7 @@ def protect(
 
     Backups and parity models of several sizes learn from the model's own predictions; labels are
     not needed. Those that others beat are dropped, the others are trained for longer, calibrated,
-    timed, and simulated under the user's load: each alone, the best backup and the best parity
-    model together, and the two best backups. Two are taken only if they are better than one by
-    more than chance.
+    timed, and simulated under the user's load.
 
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
@@ -318,7 +286,7 @@ def protect(
             where they are times.
 
     Returns:
-        The bundle with the stand-ins that have the lowest p99 within the extra work, and the
+        The bundle with the stand-in that has the lowest p99 within the extra work, and the
         report. Ctrl-C ends the search, and the best so far is written; next to `out`, in the folder
         OUT.protect, is what is needed to resume.
 
@@ -330,8 +298,9 @@ def protect(
         UserError: For options out of range; and, naming the nearest, if no stand-in reaches the
             agreement or keeps within the extra work; nothing is written then.
     """
-    began = time.monotonic() if began is None else began
     chosen = gather(SearchOptions, options, given)
+    end = (time.monotonic() if began is None else began) + 60 * chosen.minutes
+    said, out = callbacks or Callbacks(), Path(out).resolve()
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         queries = find_queries(
             teacher,
@@ -343,40 +312,16 @@ def protect(
             k=GROUP,
             least=FEWEST_GIVEN,
         )
-        return protect_model(teacher, queries, out, chosen, callbacks, began)
-
-
-def protect_model(
-    teacher: Teacher,
-    queries: Queries,
-    out: Path | str,
-    options: SearchOptions,
-    callbacks: Callbacks | None = None,
-    began: float | None = None,
-) -> Protected:
-    """Search with these `queries`; see `protect`."""
-    began = time.monotonic() if began is None else began
-    callbacks, out = callbacks or Callbacks(), Path(out).resolve()
-    check_place(out)
-    # A file that cannot be read is refused before anything is trained.
-    contention_of(options, Service({DEPLOYED: 1.0}), options.instances or INSTANCES)
-    total = 60 * options.minutes
-    prepared = prepare(teacher, queries, options, callbacks)
-    folder = SearchFolder(out.with_name(f"{out.name}.protect"))
-    prepared_at = time.monotonic()
-    if options.resume:
-        searched = folder.read(prepared.options)
-    else:
-        searched = Searched(prepared.options, tuple(_proposals(prepared)))
-        folder.begin(searched)
-    search = Search(prepared.lesson, searched, folder, callbacks)
-    now, end = time.monotonic(), began + total
-    left = end - _finishing(total, now - prepared_at, prepared) - now
-    found = search.run(max(left, LEAST_SEARCHING * total))
-    finished = _finish(prepared, found, out, options, callbacks, end)
-    if not found.interrupted:
-        folder.clear()
-    return finished
+        check_place(out)
+        # A file that cannot be read is refused before anything is trained.
+        contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
+        prepared = prepare(teacher, queries, chosen, said)
+        folder = SearchFolder(out.with_name(f"{out.name}.protect"))
+        found = _search(prepared, folder, chosen, said, end)
+        finished = _finish(prepared, found, out, chosen, said, end)
+        if not found.interrupted:
+            folder.clear()
+        return finished
 
 
 @dataclass(frozen=True)
@@ -437,81 +382,58 @@ def prepare(
 def _affordable(
     queries: Queries, row_seconds: float, options: SearchOptions, callbacks: Callbacks
 ) -> Queries:
-    """Return a part of the queries that the model can predict in the time that there is."""
-    validated = _some(len(queries.validation), JUDGING)
-    labels = queries.validation_labels
-    queries = replace(
-        queries,
-        validation=queries.validation[validated],
-        validation_labels=None if labels is None else labels[validated],
-    )
-    if queries.calibration is not None:
-        some = _some(len(queries.calibration), CALIBRATING)
-        queries = replace(queries, calibration=queries.calibration[some])
-    if queries.test is not None:
-        tested, labels = _some(len(queries.test), JUDGING), queries.test_labels
-        queries = replace(
-            queries,
-            test=queries.test[tested],
-            test_labels=None if labels is None else labels[tested],
-        )
-    ways = 1 + queries.hflip
-    most = max(FEWEST, int(TEACHING * 60 * options.minutes / (ways * row_seconds)))
+    """Return the part of the queries that the model can predict in time."""
+
+    def some(rows: Any, most: int) -> Any:
+        """Draw at most so many rows, in their order."""
+        if rows is None or len(rows) <= most:
+            return rows
+        return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
+
+    most = TEACHING * 60 * options.minutes / ((1 + queries.hflip) * row_seconds)
+    most = max(FEWEST, int(most))
     if len(queries.train) > most:
         callbacks.say(
             f"the model takes too long to predict for all {len(queries.train):,} queries: {most:,} "
             "are learned from; give more --minutes for more"
         )
-        queries = replace(queries, train=queries.train[_some(len(queries.train), most)])
-    return queries
+    return replace(
+        queries,
+        train=some(queries.train, most),
+        validation=some(queries.validation, JUDGING),
+        validation_labels=some(queries.validation_labels, JUDGING),
+        calibration=some(queries.calibration, CALIBRATING),
+        test=some(queries.test, JUDGING),
+        test_labels=some(queries.test_labels, JUDGING),
+    )
 
 
-def _some(rows: int, most: int) -> NDArray[np.int64]:
-    """Draw at most so many places of `rows`, in their order."""
-    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
-
-
-def _proposals(prepared: Prepared) -> list[Proposal]:
-    lesson, teacher = prepared.lesson, prepared.lesson.teacher
-    if not teacher.plain:
-        return propose_named(teacher, lesson.queried, prepared.measured.sizes)[0]
-    model = OnnxModel(teacher.bundle.deployed_path)
-    return propose(Costs(model, families(model.signature.input.shape)))
-
-
-def _finishing(total: float, proposing: float, prepared: Prepared) -> float:
-    """Return the seconds of the `total` for what comes after the search."""
-    # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
-    coded = 0 if prepared.lesson.teacher.plain else len(SLOTS)
-    running = (FINALISTS + coded + 1) * prepared.measuring
-    serving = _serving(total)
-    serving += STARTING if serving else 0.0
-    return min(max(FINISHING, PROPOSALS * proposing) + running + serving, MOST_FINISHING * total)
-
-
-def _serving(total: float) -> float:
-    """Return the seconds of the `total` for the calm run of a server; 0: none."""
-    share, least, most = SERVED
-    seconds = min(most, share * total)
-    return seconds if seconds >= least else 0.0
-
-
-def _overheads(
-    deployed: Bundle,
-    ms: float,
+def _search(
     prepared: Prepared,
+    folder: SearchFolder,
     options: SearchOptions,
     callbacks: Callbacks,
-    left: float,
-) -> ServingOverheads | None:
-    """Measure what serving takes, unless that would leave the simulations too little time."""
-    seconds = _serving(60 * options.minutes)
-    if not seconds or left < 2 * (seconds + STARTING):
-        return None
-    instances = options.instances or INSTANCES
-    rate = offered(options, Service({DEPLOYED: ms / 1e3}), instances)
-    sizes = prepared.measured.sizes
-    return measure_serving(deployed, sizes, ms, rate, instances, seconds, callbacks.say)
+    end: float,
+) -> Found:
+    """Search for as long as leaves enough time until `end` for what comes after it."""
+    lesson, teacher = prepared.lesson, prepared.lesson.teacher
+    if options.resume:
+        searched = folder.read(prepared.options)
+    else:
+        if teacher.plain:
+            model = OnnxModel(teacher.bundle.deployed_path)
+            proposals = propose(Costs(model, families(model.signature.input.shape)))
+        else:
+            proposals = propose_named(teacher, lesson.queried, prepared.measured.sizes)[0]
+        searched = Searched(prepared.options, tuple(proposals))
+        folder.begin(searched)
+    # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
+    running = (FINALISTS + 1) * prepared.measuring
+    serving = options.serving_seconds + STARTING * (options.serving_seconds > 0)
+    total = 60 * options.minutes
+    finishing = min(FINISHING + running + serving, MOST_FINISHING * total)
+    search = Search(lesson, searched, folder, callbacks)
+    return search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
 
 
 def _finish(
@@ -522,36 +444,39 @@ def _finish(
     callbacks: Callbacks,
     end: float,
 ) -> Protected:
-    """Measure, simulate, recommend and write."""
+    """Measure, simulate, choose and write."""
     lesson, measured = prepared.lesson, prepared.measured
     deployed = lesson.teacher.bundle
     batches = sorted({1, options.max_batch or BATCH})
-    with TemporaryDirectory() as temporary:
-        entries = [Entry(each.proposal, each.exported(), each) for each in found.finalists]
-        coded, refused = in_slots(entries, lesson.teacher)
+    with TemporaryDirectory() as folder:
         base, finalists = measure(
-            [*entries, *coded], deployed, measured, options.agreement, batches, Path(temporary)
+            found.finalists, deployed, measured, options.agreement, batches, Path(folder)
         )
     own = deployed.stored(deployed.manifest.deployed)
     of_batch = base[BATCH] if BATCH in base else batch_time(own, measured.sizes)
     times = InferenceTimes(base[1], None, (), of_batch)
-    capable = able(finalists, options)
-    now = time.monotonic()
-    overheads = _overheads(deployed, base[1], prepared, options, callbacks, end - now)
+    capable = able(finalists, options.agreement)
+    overheads, seconds = None, options.serving_seconds
+    if seconds and end - time.monotonic() > 2 * (seconds + STARTING):
+        instances = options.instances or INSTANCES
+        rate = offered(options, Service({DEPLOYED: base[1] / 1e3}), instances)
+        overheads = measure_serving(
+            deployed, measured.sizes, base[1], rate, instances, seconds, callbacks.say
+        )
     left = max(0.0, end - time.monotonic())
-    # Each by itself, two together of either sort, and hedging.
-    count = REPEATED * (len(capable) + 2) + 1
     left -= min(WRITING, MOST_WRITING * left)
-    max_batch = options.max_batch or times.batch
-    simulations = Simulations(options, base, left, count, max_batch, overheads)
+    simulations = Simulations(
+        options,
+        options.extra_work,
+        base,
+        left,
+        REPEATED * len(capable) + 1,
+        options.max_batch or times.batch,
+        overheads,
+    )
     others = [simulations.without, simulations.hedging()]
-    tried = [simulations.with_stand_ins(each) for each in capable]
-    alone = [each[-1] for each in tried]
-    for company in (two_together(alone, options), two_backups(alone, options)):
-        if company:
-            tried.append(simulations.with_stand_ins(*company))
-    plans, at_full = [each[-1] for each in tried], [each[0] for each in tried]
-    advice = advise(plans, at_full, others, options)
+    tried = [simulations.with_stand_in(each) for each in capable]
+    advice = advise(tried, others, options.extra_work)
     report = Report(
         measured.metric,
         lesson.data.output_kind,
@@ -559,56 +484,44 @@ def _finish(
         overheads,
         measured.accuracy,
         finalists,
-        [*others, *plans],
+        [*others, *(each[-1] for each in tried)],
         simulations.scene,
         advice,
-        found.dropped | refused,
+        found.dropped,
         len(measured.test),
         found.interrupted,
     )
-    bundle = write_protected(prepared, advice.plan.finalists, times, out)
-    return Protected(**vars(bundle), report=report, flags=_flags(options, advice))
-
-
-def _flags(options: SearchOptions, advice: Advice) -> str:
-    """Return the options of parm serve for the recommended plan."""
-    policy = "" if advice.plan.urgency is None else f"adaptive@urgency={advice.plan.urgency:g}"
-    given = {"agreement": options.agreement, "max-batch": options.max_batch, "policy": policy}
-    return "".join(f" --{name} {value}" for name, value in given.items() if value)
+    assert advice.plan.finalist is not None
+    bundle = write_protected(prepared, advice.plan.finalist, times, out)
+    urgency = advice.plan.urgency
+    flags = {
+        "agreement": options.agreement,
+        "max-batch": options.max_batch,
+        "policy": None if urgency is None else f"adaptive@urgency={urgency:g}",
+    }
+    said = "".join(f" --{name} {value}" for name, value in flags.items() if value)
+    return Protected(**vars(bundle), report=report, flags=said)
 
 
 def write_protected(
-    prepared: Prepared, chosen: Sequence[Finalist], times: InferenceTimes, out: Path
+    prepared: Prepared, chosen: Finalist, times: InferenceTimes, out: Path
 ) -> Bundle:
-    """Write the deployed model and what was `chosen` to `out`, whole or not at all.
+    """Write the deployed model, of these `times`, and the `chosen` stand-in to `out`.
 
-    Chosen are backups or a parity model or one of each; `times` are those of the deployed model.
-    Without a backup among them, the parity model's slot is one, if it may answer.
+    Writes a whole bundle or nothing.
     """
-    lesson = prepared.lesson
-    teacher, queries = lesson.teacher, prepared.measured.queries
+    lesson, queries = prepared.lesson, prepared.measured.queries
+    teacher, candidate, made = lesson.teacher, chosen.candidate, chosen.exported
     task = teacher.bundle.manifest.task
+    training = training_of(candidate, queries, task, lesson.seed)
     parity, backups = ParityPart(), list[BackupPart]()
-    for each in chosen:
-        training = training_of(each.candidate, queries, task, lesson.seed)
-        if each.coded:
-            gate = each.calibration.get("reconstruction")
-            parity = ParityPart(each.proposal.code, each.exported, training, gate)
-        else:
-            assert each.exported.backup is not None
-            gate = each.calibration.get("backup")
-            backups.append(BackupPart(each.exported.backup, training, gate))
-    slot = parity.models.backup
-    if not backups and slot is not None and chosen[0].has_slot:
-        backups = [BackupPart(slot, None, chosen[0].calibration.get("backup"))]
-    # The narrower envelope: that of one which did not learn from mirrored queries, if there is one.
-    data = min((each.candidate.data for each in chosen), key=lambda each: each.mirrored)
-    contents = contents_of(
-        teacher.bundle,
-        parity,
-        backups,
-        envelope_of(data, teacher),
-        times=times_of(chosen, times),
-    )
-    metric = prepared.measured.metric
-    return write_measured(out, contents, queries, metric, calibrated=True)[0]
+    if chosen.code is not None:
+        parity = ParityPart(chosen.code, made, training, chosen.gate)
+        times = msgspec.structs.replace(times, parity=chosen.ms[1])
+    else:
+        assert made.backup is not None
+        backups = [BackupPart(made.backup, training, chosen.gate)]
+        times = msgspec.structs.replace(times, backups=(chosen.ms[1],))
+    envelope = envelope_of(candidate.data, teacher)
+    contents = contents_of(teacher.bundle, parity, backups, envelope, times=times)
+    return write_measured(out, contents, queries, prepared.measured.metric, calibrated=True)[0]

@@ -1,0 +1,281 @@
+"""A rehearsal of a failure: `rehearse` serves a bundle with a faulty instance.
+
+The same queries meet the same fault twice: once with the model alone on all instances, once with
+the bundle's stand-ins. Everything is real, and on this machine.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+import uvloop
+from numpy.typing import NDArray
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from parity_models.emulation import Constant, FaultPlan, Kill, Pauses, Slowdowns
+from parity_models.errors import UserError
+from parity_models.evaluation.judging import GivenInputs, load_queries
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.queries import padded, sizes_in
+from parity_models.printed import Printed
+from parity_models.roles import BACKUPS, Source
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import EqualResources
+from parity_models.serving.deployment import default_policy, stand_ins_of
+from parity_models.serving.errors import RequestError
+from parity_models.serving.server import ServeOptions, Server
+
+CALM, LEARNED = 0.4, 150
+"""The share of each run before the fault, and the fewest queries, from which the policy learns."""
+
+MEASURED = 30
+"""Queries by which the time of the model is measured."""
+
+MAX_RATE = 200.0
+"""The most queries per second: this machine does everything else, too."""
+
+LOADED = 0.3
+"""The largest offered load, as a share of what the instances can carry."""
+
+DRAWN = 64
+"""Random queries where none are given."""
+
+
+class Fault(StrEnum):
+    """A fault of one instance."""
+
+    KILL = "kill"
+    """It is killed, and comes back, twice a second."""
+    STOP = "stop"
+    """It is stopped for a moment, again and again, as in a long garbage collection."""
+    SLOW = "slow"
+    """Its units take far longer, as beside a noisy neighbour."""
+
+    def plan(self, seconds: float, usual: float) -> FaultPlan:
+        """Return the plan of this fault of the first instance, where a query takes `usual`."""
+        match self:
+            case Fault.KILL:
+                times = np.arange(0.01, max(seconds, 0.02), 0.5)
+                return FaultPlan(kills=tuple(Kill(0, float(at)) for at in times))
+            case Fault.STOP:
+                length = Constant(max(0.1, 10 * usual))
+                return FaultPlan(pauses=Pauses(max(0.2, 20 * usual), length, workers=(0,)))
+            case Fault.SLOW:
+                delay = Constant(max(0.05, 10 * usual))
+                return FaultPlan(slowdowns=Slowdowns(0.0, 3600.0, delay, workers=(0,)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The answers of one run during the fault, by source, and the latencies in ms.
+
+    `failed` queries had no answer.
+    """
+
+    policy: str
+    answers: int
+    sources: Mapping[str, int]
+    failed: int
+    p50_ms: float
+    p99_ms: float
+    longest_ms: float
+
+
+@dataclass(frozen=True)
+class Rehearsal(Printed):
+    """Both runs of a rehearsal, without stand-ins and with them, at `rate` queries per second."""
+
+    fault: Fault
+    usual_ms: float
+    rate: float
+    without: Run
+    with_stand_ins: Run
+
+    @property
+    def parts(self) -> Sequence[RenderableType]:
+        """A table of both runs, and a sentence on the stand-ins."""
+        done = {Fault.KILL: "killed", Fault.STOP: "stopped now and then", Fault.SLOW: "slow"}
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=0,
+            title=f"one instance is {done[self.fault]}; a query takes {self.usual_ms:.1f} ms, "
+            f"{self.rate:.0f} are asked a second",
+            title_justify="left",
+            caption="times in ms",
+            caption_justify="right",
+        )
+        table.add_column("policy", overflow="fold")
+        runs = (self.without, self.with_stand_ins)
+        sources = [
+            source
+            for source in Source
+            if source not in BACKUPS[1:] or any(run.sources.get(source) for run in runs)
+        ]
+        for heading in ("p50", "p99", "longest", *map(str, sources), "failed"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for run in runs:
+            table.add_row(
+                run.policy,
+                *(f"{ms:.1f}" for ms in (run.p50_ms, run.p99_ms, run.longest_ms)),
+                *(f"{run.sources.get(source, 0):,}" for source in sources),
+                f"{run.failed:,}",
+            )
+        return [table, self._said()]
+
+    def _said(self) -> str:
+        run = self.with_stand_ins
+        stood_in = sum(run.sources.get(each, 0) for each in Source if each.stands_in)
+        if stood_in:
+            return f"{stood_in:,} of {run.answers:,} answers were a stand-in's."
+        if self.fault is Fault.KILL:
+            return (
+                "The stand-in answered nothing: a query whose instance dies is run again at once, "
+                "and none was late enough; try --fault stop."
+            )
+        return (
+            "The stand-in answered nothing: no query was late enough, a copy was as good, or the "
+            "stand-in was not sure; give queries like yours with --inputs, or another --fault."
+        )
+
+
+def rehearse(
+    bundle: Bundle | Path | str,
+    inputs: GivenInputs | None = None,
+    /,
+    *,
+    fault: str = Fault.STOP,
+    instances: int = 4,
+    seconds: float = 4.0,
+    on_run: Callable[[str], None] = lambda text: None,
+) -> Rehearsal:
+    """Serve a bundle with a faulty instance, with stand-ins and without, and compare.
+
+    The load leaves the instances idle most of the time. Runs take longer than `seconds` where the
+    policy needs that to see 150 queries before the fault.
+
+    Args:
+        bundle: A bundle with a stand-in, or its folder.
+        inputs: Queries: a file or a folder, an array (n, *query_shape), or an array for each input
+            by name. By default random ones, of which a stand-in may not be confident.
+        fault: The fault of one instance: kill, stop (now and then) or slow.
+        instances: The instances of each run.
+        seconds: The duration of each run.
+        on_run: Called with a description of each run before it starts.
+
+    Returns:
+        The answers of both runs during the fault. It prints as a table.
+
+    Raises:
+        UserError: For a bundle without a stand-in, or if no query is answered.
+        DataError: For queries that do not fit.
+        ServingError: If a server cannot start.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if not stand_ins_of(opened):
+        raise UserError(
+            f"{opened.path} has no stand-in to see at work; find one with: parm protect"
+        )
+    signature = opened.manifest.deployed.signature
+    if inputs is None:
+        queries = signature.largest.input
+        rows = queries.join(queries.draw(np.random.default_rng(0), DRAWN))
+    else:
+        batch = load_queries(inputs, opened)
+        sizes = sizes_in(batch, signature.inputs)
+        rows = padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])
+    return run_apart(_rehearse(opened, rows, Fault(fault), instances, seconds, on_run))
+
+
+T = TypeVar("T")
+
+
+def run_apart(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, in another thread where this one has an event loop that runs."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return uvloop.run(main)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(uvloop.run, main).result()
+
+
+async def _rehearse(
+    bundle: Bundle,
+    rows: NDArray[Any],
+    fault: Fault,
+    instances: int,
+    seconds: float,
+    on_run: Callable[[str], None],
+) -> Rehearsal:
+    options = ServeOptions(port=0, deadline=5.0, instances=1, policy=PolicyChoice("none"))
+    async with Server(bundle, options) as server:
+        found = [await _ask(server, rows[i % len(rows)]) for i in range(MEASURED)]
+    usual = median(ms for ms, _ in filter(None, found)) / 1e3
+    rate = min(MAX_RATE, LOADED * instances / usual)
+    calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
+    rng = np.random.default_rng(0)
+    count = max(1, round(rate * (calm + faulty)))
+    times = np.cumsum(rng.exponential(1 / rate, count)).tolist()
+    schedule = list(zip(times, rng.integers(0, len(rows), count).tolist(), strict=True))
+    runs = []
+    for policy in (EqualResources.name, default_policy(bundle)):
+        on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
+        options = ServeOptions(
+            policy=PolicyChoice(policy),
+            instances=instances,
+            faults=fault.plan(faulty, usual),
+            port=0,
+            deadline=5.0,
+        )
+        async with Server(bundle, options) as server:
+            runs.append(await _run(server, policy, rows, schedule, calm))
+    return Rehearsal(fault, 1e3 * usual, rate, *runs)
+
+
+async def _run(
+    server: Server,
+    policy: str,
+    rows: NDArray[Any],
+    schedule: Sequence[tuple[float, int]],
+    fault_at: float,
+) -> Run:
+    began = time.monotonic()
+    calm = True
+    asked = []
+    for at, row in schedule:
+        await asyncio.sleep(began + at - time.monotonic())
+        if calm and at >= fault_at:
+            calm = False
+            server.deployment.begin_faults()
+        query = asyncio.ensure_future(_ask(server, rows[row], began + at))
+        if not calm:
+            asked.append(query)
+    ended = await asyncio.gather(*asked)
+    found = [each for each in ended if each is not None]
+    if not found:
+        raise UserError(f"no query was answered with the policy {policy}")
+    p50, p99, longest = np.quantile([ms for ms, _ in found], (0.5, 0.99, 1.0)).tolist()
+    sources = Counter(source for _, source in found)
+    return Run(policy, len(found), sources, len(ended) - len(found), p50, p99, longest)
+
+
+async def _ask(
+    server: Server, row: NDArray[Any], due: float | None = None
+) -> tuple[float, str] | None:
+    """Return the milliseconds since the query was due, and the source of its answer, if any."""
+    due = time.monotonic() if due is None else due
+    try:
+        answers = await server.deployment.frontend.infer(row[np.newaxis])
+    except RequestError:
+        return None
+    return 1e3 * (time.monotonic() - due), str(answers.sources[0])
