@@ -1,20 +1,47 @@
-"""Pictures of latency distributions."""
+"""Pictures: their style, and latency distributions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
 
 COLOURS = ("#c44e00", "#0068a8", "#2b8a3e", "#7b3fa0")
-"""Told apart in print and with colour-blind eyes."""
+"""Distinguishable in print and by colour-blind readers."""
 INK, FAINT = "#222222", "#8a8a8a"
+PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
 SHARES = {0.5: "p50", 0.1: "p90", 0.01: "p99", 0.001: "p99.9"}
 """Share of queries that take longer than a percentile, and the percentile's name."""
+
+
+def style() -> AbstractContextManager[None]:
+    """Set the fonts and colours of a picture while the context lasts."""
+    return mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK})
+
+
+@contextmanager
+def one_panel(path: Path, size: tuple[float, float], note: str = "") -> Iterator[Axes]:
+    """Write what is drawn on these axes as a PNG, with a note below it; `size` in inches."""
+    with style():
+        figure = Figure(figsize=size, dpi=140, layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes
+        save(figure, path, note)
+
+
+def save(figure: Figure, path: Path, note: str = "") -> None:
+    """Write a picture, with a note below it."""
+    width = round(figure.get_figwidth() * 13)
+    figure.supxlabel(fill(note, width), fontsize=8, color=FAINT, x=0.01, ha="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def plot_latency(
@@ -24,9 +51,7 @@ def plot_latency(
 
     `latencies_ms` (n,) by label; p50 and p99.9 of each are marked. `note` stands below.
     """
-    with mpl.rc_context({"font.size": 11, "axes.edgecolor": FAINT, "text.color": INK}):
-        figure = Figure(figsize=(9, 5.2), dpi=160, layout="constrained")
-        axes = figure.add_subplot()
+    with one_panel(path, (9, 5.2), note) as axes:
         floor = 0.5 / max(len(values) for values in latencies_ms.values())
         longest = max(float(np.quantile(values, 0.9997)) for values in latencies_ms.values())
         for share, name in SHARES.items():
@@ -64,8 +89,5 @@ def plot_latency(
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("latency in ms, from the scheduled send to the answer")
         axes.set_ylabel("share of queries that took longer")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper right", edgecolor="none", framealpha=1)
         axes.set_title(title, loc="left", fontweight="bold")
-        figure.supxlabel(fill(note, 118), fontsize=8.5, color=FAINT, x=0.01, ha="left")
-        figure.savefig(path)

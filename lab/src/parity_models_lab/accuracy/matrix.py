@@ -16,11 +16,6 @@ from parity_models.options import Value
 from parity_models.tasks import choose_task
 from parity_models.training.networks import named_network
 from parity_models.training.recipes import check_recipe
-from parity_models_lab.accuracy.training_free import (
-    BerrutCode,
-    NestedRegressionCode,
-    TrainingFreeCode,
-)
 
 FILES = resources.files("parity_models_lab.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
@@ -31,7 +26,7 @@ R = Annotated[int, Meta(ge=1, le=3)]
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a training goes on; with neither, for as long as its network's recipe says."""
+    """The length of a training; by default that of its network's recipe."""
 
     seconds: Seconds | None = None
     epochs: Epochs | None = None
@@ -63,18 +58,13 @@ class CodeCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.decoder_options or {},
         )
 
-    @property
-    def pair(self) -> str:
-        """What people call it: the two coders, their options, and, unless it is the usual one, the
-        recipe."""
+    def __str__(self) -> str:
         given = {**self.spec.encoder_options, **self.spec.decoder_options}
         options = "".join(f", {name} {value}" for name, value in given.items())
         recipe = "" if self.recipe == "distilled" else f", {self.recipe} recipe"
         network = "" if self.network is None else f", {self.network}"
-        return f"{self.encoder} + {self.decoder}{options}{recipe}{network}"
-
-    def __str__(self) -> str:
-        return f"{self.pair}, k={self.k}" + (f", r={self.r}" if self.r > 1 else "")
+        parities = f", r={self.r}" if self.r > 1 else ""
+        return f"{self.encoder} + {self.decoder}{options}{recipe}{network}, k={self.k}{parities}"
 
 
 class BackupCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,13 +79,9 @@ class BackupCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class FreeCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A code that needs no training."""
 
-    code: Literal["berrut", "nercc"]
+    code: Literal["berrut"]
     k: K = 2
     r: R = 1
-
-    def build(self) -> TrainingFreeCode:
-        kind = BerrutCode if self.code == "berrut" else NestedRegressionCode
-        return kind(self.k, self.r)
 
     def __str__(self) -> str:
         return f"{self.code}, k={self.k}, r={self.r}"
@@ -140,8 +126,6 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 networks += [] if code.network is None else [code.network]
             for network in networks:
                 named_network(network)  # refuses names that there are not
-            for free in cell.free:
-                free.build()
 
 
 def load_matrix(name: str) -> Matrix:

@@ -1,34 +1,38 @@
-"""Codes that need no parity model: k queries become k + r coded queries, all run on F itself.
+"""Berrut coding, the baseline that needs no parity model: all coded queries run on F itself."""
 
-They are linear in the queries and in the outputs: a matrix (k + r, k) encodes, and for every set of
-outputs that arrived a matrix (k, arrived) decodes. Coded queries are not the queries of the group,
-so answers are decoded whether or not anything is unavailable.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes.coder import namespace
-from parity_models.codes.encoders import require_floating
-from parity_models.errors import CodeError, UndecodableError
+from parity_models.codes.encoders.encoder import require_floating
+from parity_models.codes.weights import some_sets
+from parity_models.errors import CodeError, DataError, UndecodableError
+from parity_models.evaluation.accuracy import FRACTIONS
+from parity_models.evaluation.outputs import BATCH, draw_groups
+from parity_models.tasks.metrics import score
 
 Array = Any
 """A numpy.ndarray or a torch.Tensor."""
 Matrix = NDArray[np.float64]
 
 
-class TrainingFreeCode(ABC):
-    """Encodes k queries into `coded` = k + r, so that r outputs of F may be unavailable.
+class BerrutCode:
+    """Berrut's rational interpolant in both directions, for any F.
+
+    (ApproxIFER: Soleymani et al., AAAI 2022.) k queries become `coded` = k + r, so that r outputs
+    of F may be unavailable. Coded queries are the values, at k + r Chebyshev points of the second
+    kind, of the interpolant through the queries at k points of the first. Signs alternate over the
+    outputs that arrived, which keeps the decoding interpolant free of poles. Coded queries are not
+    the queries of the group, so all answers are decoded, whether or not anything is unavailable.
 
     Raises CodeError for a k below 2 or a negative r.
     """
 
-    name: ClassVar[str]
+    name = "berrut"
 
     def __init__(self, k: int, r: int) -> None:
         if k < 2 or r < 0:
@@ -36,16 +40,13 @@ class TrainingFreeCode(ABC):
         self.k = k
         self.r = r
         self.coded = k + r
+        self._queries = np.cos((2 * np.arange(k) + 1) * np.pi / (2 * k))
+        self._outputs = np.cos(np.arange(self.coded) * np.pi / (self.coded - 1))
 
     @cached_property
     def encoding(self) -> Matrix:
         """The weights (k + r, k) of the queries in each coded query."""
-        return self._matrix(_chebyshev(self.k), _lobatto(self.coded))
-
-    @property
-    def overhead(self) -> float:
-        """Work beyond one query per query."""
-        return self.r / self.k
+        return _interpolant(self._queries, self._outputs)
 
     def encode(self, queries: Sequence[Array]) -> list[Array]:
         """Turn k floating-point arrays (*batch, *query_shape) into k + r of the same shape.
@@ -58,9 +59,9 @@ class TrainingFreeCode(ABC):
         return [_combine(weights, queries) for weights in self.encoding]
 
     def decode(self, outputs: Sequence[Array | None]) -> list[Array]:
-        """Approximate F(X_1) .. F(X_k), from k + r arrays (*batch, *output_shape); None is missing.
+        """Approximate F(X_1) .. F(X_k), from k + r arrays (*batch, *output_shape) or None.
 
-        Raises UndecodableError if fewer than k are here.
+        Raises UndecodableError if fewer than k are available.
         """
         arrived = [i for i, output in enumerate(outputs) if output is not None]
         if len(arrived) < self.k:
@@ -68,113 +69,84 @@ class TrainingFreeCode(ABC):
                 f"the {self.name} code cannot decode k={self.k} predictions from {len(arrived)} "
                 f"of {self.coded} coded outputs; wait for {self.k}"
             )
-        decoding = self._matrix(_lobatto(self.coded)[arrived], _chebyshev(self.k), decoding=True)
         here = [outputs[i] for i in arrived]
+        decoding = _interpolant(self._outputs[arrived], self._queries)
         return [_combine(weights, here) for weights in decoding]
 
-    @abstractmethod
-    def _matrix(self, nodes: Matrix, points: Matrix, *, decoding: bool = False) -> Matrix:
-        """Return the matrix (points, nodes) from values at the nodes to values at the points."""
+    def accuracies(
+        self,
+        run: Callable[[Array], Array],
+        inputs: Array,
+        labels: Array,
+        metric: str = "top-1",
+        seed: int = 0,
+    ) -> tuple[float, tuple[float, ...], dict[str, float]]:
+        """Measure the code on an F.
+
+        All sets of up to r of a group's outputs are taken as unavailable in turn, or, where these
+        are very many, some drawn by `seed`.
+
+        Args:
+            run: F, from (n, *query shape) to (n, *output shape).
+            inputs: Queries (n, *query shape), drawn by `seed` into groups; only full ones count.
+            labels: (n, ...).
+            metric: The score of answers.
+            seed: Fixes the groups.
+
+        Returns:
+            The accuracy with all outputs available; with 1, 2, .. r of them unavailable; and, by
+            the fraction of outputs that is unavailable, that of all answers, as all of a group's
+            answers suffer alike.
+
+        Raises:
+            DataError: There are fewer inputs than k, or another number of labels.
+
+        """
+        if len(inputs) != len(labels):
+            raise DataError(f"there are {len(inputs)} inputs but {len(labels)} labels")
+        if len(inputs) < self.k:
+            raise DataError(f"there are {len(inputs)} inputs; this needs {self.k} at least")
+        groups = draw_groups(len(inputs), self.k, seed)[: len(inputs) // self.k]
+        outputs: list[list[Array]] = [[] for _ in range(self.coded)]
+        for start in range(0, len(groups), BATCH):
+            coded = self.encode([inputs[rows] for rows in groups[start : start + BATCH].T])
+            for queries, parts in zip(coded, outputs, strict=True):
+                parts.append(run(queries))
+        whole = [np.concatenate(parts) for parts in outputs]
+
+        def accuracy(sets: Iterable[Sequence[int]]) -> float:
+            answers, right = [], []
+            for lost in sets:
+                here = [None if i in lost else output for i, output in enumerate(whole)]
+                for slot, answer in enumerate(self.decode(here)):
+                    answers.append(answer)
+                    right.append(labels[groups][:, slot])
+            return score(metric, np.concatenate(answers), np.concatenate(right))
+
+        available = accuracy([()])
+        degraded = tuple(
+            accuracy(some_sets(self.coded, number, seed)) for number in range(1, self.r + 1)
+        )
+        suffer = {f: 1 - (1 - f) ** self.coded for f in FRACTIONS} if degraded else {}
+        overall = {str(f): (1 - s) * available + s * degraded[0] for f, s in suffer.items()}
+        return available, degraded, overall
 
 
-class BerrutCode(TrainingFreeCode):
-    """Berrut's rational interpolant in both directions, for any F.
-
-    (ApproxIFER: Soleymani et al., AAAI 2022.) Coded queries are the values, at k + r Chebyshev
-    points of the second kind, of the interpolant through the queries at k points of the first.
-    Signs alternate over the outputs that arrived, which keeps the decoding interpolant free of
-    poles.
-    """
-
-    name = "berrut"
-
-    def _matrix(self, nodes: Matrix, points: Matrix, *, decoding: bool = False) -> Matrix:
-        signs = np.where(np.arange(len(nodes)) % 2, -1.0, 1.0)
-        distances = points[:, None] - nodes
-        at_node = np.isclose(distances, 0, atol=1e-12)
-        terms = signs / np.where(at_node, 1, distances)
-        terms = np.where(at_node.any(axis=1, keepdims=True), at_node, terms)
-        values: Matrix = terms / terms.sum(axis=1, keepdims=True)
-        return values
+def _interpolant(nodes: Matrix, points: Matrix) -> Matrix:
+    """Return the matrix (points, nodes) from values at the nodes to values at the points."""
+    signs = np.where(np.arange(len(nodes)) % 2, -1.0, 1.0)
+    distances = points[:, None] - nodes
+    at_node = np.isclose(distances, 0, atol=1e-12)
+    terms = signs / np.where(at_node, 1, distances)
+    terms = np.where(at_node.any(axis=1, keepdims=True), at_node, terms)
+    values: Matrix = terms / terms.sum(axis=1, keepdims=True)
+    return values
 
 
-class NestedRegressionCode(TrainingFreeCode):
-    """Smoothing splines in both directions, for any F (NeRCC: Moradi, Maddah-Ali, 2024).
-
-    As BerrutCode, with natural cubic smoothing splines in place of interpolants: `smooth_in`
-    and `smooth_out` weigh the curvature of the encoding and of the decoding spline against
-    their squared errors at the points. Raises CodeError if one of them is negative.
-    """
-
-    name = "nercc"
-
-    def __init__(self, k: int, r: int, smooth_in: float = 0.0, smooth_out: float = 0.0) -> None:
-        if smooth_in < 0 or smooth_out < 0:
-            raise CodeError(f"smoothing is 0 or more, not {smooth_in} and {smooth_out}")
-        super().__init__(k, r)
-        self._smooth_in = smooth_in
-        self._smooth_out = smooth_out
-
-    def _matrix(self, nodes: Matrix, points: Matrix, *, decoding: bool = False) -> Matrix:
-        return smoothing_spline(nodes, points, self._smooth_out if decoding else self._smooth_in)
-
-
-def _combine(weights: NDArray[np.float64], arrays: Sequence[Array]) -> Array:
-    """Σ weights_i arrays_i, in the arrays' precision, without the terms that are zero."""
+def _combine(weights: Matrix, arrays: Sequence[Array]) -> Array:
+    """Return Σ weights_i arrays_i, in the arrays' precision, without the terms that are zero."""
     first, *rest = map(int, np.flatnonzero(weights))
     total = arrays[first] * float(weights[first])
     for i in rest:
         total = total + arrays[i] * float(weights[i])
     return total
-
-
-def _chebyshev(n: int) -> Matrix:
-    """n Chebyshev points of the first kind, inside (-1, 1), falling."""
-    return np.cos((2 * np.arange(n) + 1) * np.pi / (2 * n))
-
-
-def _lobatto(n: int) -> Matrix:
-    """n Chebyshev points of the second kind, -1 and 1 among them, falling."""
-    return np.cos(np.arange(n) * np.pi / (n - 1))
-
-
-def smoothing_spline(nodes: Matrix, points: Matrix, smoothness: float) -> Matrix:
-    """The matrix (points, nodes) from values at `nodes` to the smoothing spline's at `points`.
-
-    The spline g minimises Σ (values - g(nodes))² + smoothness · ∫ g''²: an interpolant for 0,
-    the line of least squares in the limit. Beyond the outer nodes it is a line. `nodes` are two
-    or more, all different, in any order. (Green, Silverman, 1994, chapter 2.)
-    """
-    order = np.argsort(nodes)
-    x = nodes[order]
-    n, gaps = len(x), np.diff(x)
-    # Second differences Q (n, n-2), and R (n-2, n-2), in which second derivatives solve R s = Qᵀg.
-    q = np.zeros((n, n - 2))
-    inner = np.arange(n - 2)
-    q[inner, inner] = 1 / gaps[:-1]
-    q[inner + 1, inner] = -1 / gaps[:-1] - 1 / gaps[1:]
-    q[inner + 2, inner] = 1 / gaps[1:]
-    r = np.diag((gaps[:-1] + gaps[1:]) / 3)
-    r += np.diag(gaps[1:-1] / 6, 1) + np.diag(gaps[1:-1] / 6, -1)
-    bends = np.zeros((n, n))
-    bends[1:-1] = np.linalg.solve(r + smoothness * q.T @ q, q.T)
-    values = np.eye(n) - smoothness * q @ bends[1:-1]
-    result = np.zeros((len(points), n))
-    result[:, order] = _evaluate(x, values, bends, points)
-    return result
-
-
-def _evaluate(x: Matrix, values: Matrix, bends: Matrix, points: Matrix) -> Matrix:
-    """The natural cubic spline at `points`, from its values and second derivatives at `x`."""
-    inside = np.clip(points, x[0], x[-1])
-    i = np.clip(np.searchsorted(x, inside), 1, len(x) - 1)
-    gap = (x[i] - x[i - 1])[:, None]
-    right = (inside - x[i - 1])[:, None] / gap
-    left = 1 - right
-    cubic = (left**3 - left) * bends[i - 1] + (right**3 - right) * bends[i]
-    at = left * values[i - 1] + right * values[i] + cubic * gap**2 / 6
-    steepness = (values[i] - values[i - 1]) / gap + (
-        (1 - 3 * left**2) * bends[i - 1] + (3 * right**2 - 1) * bends[i]
-    ) * gap / 6
-    result: Matrix = at + (points - inside)[:, None] * steepness
-    return result

@@ -11,9 +11,8 @@ from rich.console import Console
 from parity_models.errors import ContentionError, UserError
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
-from parity_models_lab.accuracy.results import ModelResults
-from parity_models_lab.accuracy.run import MatrixRun
-from parity_models_lab.accuracy.tables import write_model, write_overview
+from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
+from parity_models_lab.accuracy.report import plot_models, write_model
 from parity_models_lab.contention.namespaces import check_privileges
 from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
@@ -185,16 +184,17 @@ def accuracy(
     matrix = load_matrix(preset)
     check_out(out)
     console = Console(stderr=True, highlight=False)
-    run = MatrixRun(matrix, work, seed, lambda text: console.print(text, markup=False))
     done: dict[str, ModelResults] = {}
     try:
-        for model in run.results():
+        for model in measure_matrix(
+            matrix, work, seed, lambda text: console.print(text, markup=False)
+        ):
             done[str(model.cell)] = model
     finally:
         for model in done.values():
             print_rows(str(model.cell), write_model(out, model))
         if done:
-            write_overview(out, list(done.values()))
+            plot_models(out / "models.png", list(done.values()))
 
 
 def _say_how_long(trials: Sequence[Trial], cache: TrialCache) -> None:

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from textwrap import fill
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,9 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarF
 
 from parity_models.simulation.overheads import SHARES
 from parity_models_lab.latency.trial import TrialResult
-from parity_models_lab.plots import COLOURS, FAINT, INK
-
-PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
+from parity_models_lab.plots import FAINT, PALETTE, save, style
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def plot_experiment(
     a meaning, else dashes are simulated.
     Lines are simulated, markers are real runs. The distributions are those at position `cdf_at`.
     """
-    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
+    with style():
         figure = Figure(figsize=(13.5, 4.8), dpi=140, layout="constrained")
         along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
         for line, colour in zip(lines, cycle(PALETTE), strict=False):
@@ -94,30 +90,23 @@ def plot_experiment(
         save(figure, path, note)
 
 
-def save(figure: Figure, path: Path, note: str) -> None:
-    """Write a picture, with a note below it."""
-    figure.supxlabel(fill(note, 170), fontsize=8, color=FAINT, x=0.01, ha="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
 def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str, *, joined: bool) -> None:
-    for results, style, of in (
+    for results, look, of in (
         (line.simulated, "-" if joined else "_", "p50_ms"),
         (line.simulated, "--" if joined else "_", "p999_ms"),
         (line.real, "o", "p50_ms"),
         (line.real, "^", "p999_ms"),
     ):
         here = [(x, getattr(y, of)) for x, y in zip(xs, results, strict=True) if y is not None]
-        size = 16 if style == "_" else None
-        axes.plot([x for x, _ in here], [y for _, y in here], style, color=colour, ms=size, mew=2)
+        size = 16 if look == "_" else None
+        axes.plot([x for x, _ in here], [y for _, y in here], look, color=colour, ms=size, mew=2)
     axes.plot([], [], "-", color=colour, label=line.label)
 
 
 def _draw_distribution(axes: Axes, line: Line, at: int, colour: str) -> None:
-    for result, style, width in (
+    for result, look, width in (
         (line.simulated[at], "--" if line.real[at] else "-", 1.0),
         (line.real[at], "-", 1.8),
     ):
         if result is not None:
-            axes.plot(result.quantiles_ms, 1 - np.asarray(SHARES), style, color=colour, lw=width)
+            axes.plot(result.quantiles_ms, 1 - np.asarray(SHARES), look, color=colour, lw=width)

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from parity_models_lab.latency.figures import PALETTE, Line, save
-from parity_models_lab.plots import FAINT, INK
+from parity_models_lab.latency.figures import Line
+from parity_models_lab.plots import FAINT, INK, PALETTE, save, style
 
 PERCENTILES = {"p99": "p99_ms", "p99.9": "p999_ms"}
 MARKS = "o^sDvP*X<>ph"
@@ -64,7 +63,7 @@ def plot_frontier(
 
     Lines of one family have one mark; the frontier is drawn as steps.
     """
-    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
+    with style():
         figure = Figure(figsize=(4 * len(labels) + 2, 7), dpi=140, layout="constrained")
         panels = figure.subplots(len(PERCENTILES), len(labels), squeeze=False, sharex="col")
         for row, (name, of) in zip(panels, PERCENTILES.items(), strict=True):

@@ -1,0 +1,386 @@
+"""Trains and measures the cells of an accuracy matrix; results and bundles are kept on disk."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import date
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Literal, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
+from parity_models.codes import Code, CodeSpec
+from parity_models.errors import BundleError, TrainingError
+from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
+from parity_models.evaluation.outputs import Outputs, predictor
+from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
+from parity_models.roles import Backup
+from parity_models.tasks import Dataset, choose_task
+from parity_models.tasks.metrics import score
+from parity_models.training import Callbacks, Trained, TrainingOptions, progress_bars, train
+from parity_models_lab.accuracy.matrix import (
+    BackupCell,
+    Budget,
+    CodeCell,
+    DeployedCell,
+    FreeCell,
+    Matrix,
+)
+from parity_models_lab.accuracy.training_free import BerrutCode
+from parity_models_lab.deployed import queries_of, train_deployed
+from parity_models_lab.results import ResultCache
+from parity_models_lab.tasks import make_boxes, make_speech
+
+Floats = NDArray[np.float32]
+Result = TypeVar("Result")
+
+MAKERS: dict[str, Callable[..., int]] = {"boxes": make_boxes, "speech": make_speech}
+TIMED = 200
+"""Groups that are encoded and decoded; times are medians, in microseconds."""
+VERSION = 4
+"""Part of every key: raised when what a cell measures changes."""
+
+
+class Approach(msgspec.Struct, frozen=True):
+    """The measurements of one way to answer unavailable predictions.
+
+    `overhead` is work beyond one run of F per query, in runs of F. `available` is the accuracy of
+    all answers with no output unavailable; `degraded` that of answers to queries whose own
+    prediction is unavailable, with 1, 2, .. of a group's outputs unavailable; `overall` that of all
+    answers, by the fraction of outputs that is unavailable. `encode_us` and `decode_us` are for a
+    group, `seconds` of training; None where nothing is coded or trained. `cell`: of parity models.
+    """
+
+    name: str
+    overhead: float
+    available: float
+    degraded: tuple[float, ...]
+    overall: dict[str, float]
+    encode_us: float | None = None
+    decode_us: float | None = None
+    agreement: float | None = None
+    relative_time: float | None = None
+    seconds: float | None = None
+    cell: CodeCell | None = None
+
+
+class DeployedResult(msgspec.Struct, frozen=True):
+    """A deployed model, measured on the whole test set; `sha256` is that of its ONNX file."""
+
+    sha256: str
+    metric: str
+    available: float
+    queries: int
+    epochs: int
+    seconds: float
+    date: str
+
+
+class ModelResults(msgspec.Struct, frozen=True):
+    """All that was measured for one deployed model, so far."""
+
+    cell: DeployedCell
+    deployed: DeployedResult
+    approaches: tuple[Approach, ...]
+
+
+def plain_approach(name: str, overhead: float, available: float, degraded: float) -> Approach:
+    """Return an approach that answers each query apart, with accuracy `degraded`."""
+    overall = {str(f): (1 - f) * available + f * degraded for f in FRACTIONS}
+    return Approach(name, overhead, available, (degraded,), overall)
+
+
+def measure_matrix(
+    matrix: Matrix, work: Path, seed: int, tell: Callable[[str], None]
+) -> Iterator[ModelResults]:
+    """Measure the cells of a matrix.
+
+    Args:
+        matrix: The cells.
+        work: The folder for results, bundles and made data; a later run goes on from there.
+        seed: Fixes weights, the order of data, and groups.
+        tell: Progress callback.
+
+    Yields:
+        After every measurement, all results of its deployed model so far.
+
+    Raises:
+        DataError: Data are missing or cannot be made. Nothing has been trained then.
+        CodeError: A code does not fit the data. Nothing has been trained then.
+        KeyboardInterrupt: A training was interrupted.
+
+    """
+    cache = ResultCache(work / "results")
+    cells = sum(1 + len(one.codes) + len(one.backups) + len(one.free) for one in matrix.deployed)
+    done = 0
+
+    def measured(
+        kind: type[Result],
+        what: str,
+        key: str,
+        measure: Callable[[], Result],
+        holds: Callable[[Result], bool] = lambda _: True,
+    ) -> Result:
+        nonlocal done
+        done += 1
+        result = cache.get(key, kind)
+        if result is None or not holds(result):
+            tell(f"[{done}/{cells}] {what}")
+            result = measure()
+            cache.put(key, result)
+        return result
+
+    models = [_MeasuredModel(cell, work, seed) for cell in matrix.deployed]
+    for model in models:
+        model.prepare()
+    for model in models:
+        cell, name = model.cell, str(model.cell)
+        deployed = measured(DeployedResult, name, model.key, model.deploy, model.holds)
+        default = cache.get(model.key_of("default"), Approach) or model.default()
+        cache.put(model.key_of("default"), default)
+        so_far = ModelResults(cell, deployed, (default,))
+        yield so_far
+        further: list[tuple[CodeCell | BackupCell | FreeCell, Callable[[], Approach]]] = [
+            *((code, partial(model.code, code)) for code in cell.codes),
+            *((backup, partial(model.backup, backup)) for backup in cell.backups),
+            *((free, partial(model.free, free)) for free in cell.free),
+        ]
+        for one, measure in further:
+            found = measured(Approach, f"{name}: {one}", model.key_of(one), measure)
+            so_far = ModelResults(cell, deployed, (*so_far.approaches, found))
+            yield so_far
+
+
+class _MeasuredModel:
+    """A deployed model and its data, and the measurements that can be made of it."""
+
+    def __init__(self, cell: DeployedCell, work: Path, seed: int) -> None:
+        self.cell = cell
+        self._work = work
+        self._seed = seed
+        self._task = choose_task(cell.task)
+        self._made = None if cell.made is None else work / "data" / cell.made
+
+    @cached_property
+    def key(self) -> str:
+        """A name for the deployed model, by its data and training."""
+        cell = self.cell
+        own = (cell.task, cell.network, cell.recipe, cell.seconds, cell.epochs)
+        return _key_of(own, self._seed, _digest(self._data))
+
+    def key_of(self, what: object) -> str:
+        """Return a name for a result of this trained model, by its cell or a word."""
+        return _key_of(self.key, self._bundle.manifest.deployed.sha256, type(what).__name__, what)
+
+    def holds(self, deployed: DeployedResult) -> bool:
+        """Return whether the model that was measured is still on disk."""
+        try:
+            return open_bundle(self._folder(self.key)).manifest.deployed.sha256 == deployed.sha256
+        except BundleError:
+            return False
+
+    def prepare(self) -> None:
+        """Make data that are missing. Raises DataError without data, CodeError for bad codes."""
+        if self._made is not None and not self._made.exists():
+            with tqdm(desc=f"making {self._made.name}", unit="") as bar:
+
+                def progress(made: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(made - bar.n)
+
+                MAKERS[self._made.name](self._made, progress=progress)
+        shapes = self._data.input_shape, self._data.output_shape
+        for cell in self.cell.codes:
+            Code(cell.spec, *shapes)
+
+    def deploy(self) -> DeployedResult:
+        """Train the deployed model and measure it."""
+        cell = self.cell
+
+        def train_it(out: Path, options: TrainingOptions, bars: Callbacks) -> Trained:
+            return train_deployed(
+                self._task,
+                self._data,
+                cell.network,
+                out,
+                options,
+                recipe=cell.recipe,
+                callbacks=bars,
+            )
+
+        trained = self._train(self.key, cell, train_it)
+        return DeployedResult(
+            trained.manifest.deployed.sha256,
+            self._task.metric,
+            self._available,
+            len(self._data.test),
+            trained.fitted.epochs,
+            trained.fitted.seconds,
+            date.today().isoformat(),
+        )
+
+    def code(self, cell: CodeCell) -> Approach:
+        """Train a code's parity models and measure them."""
+        bundle = self._train_stand_in(cell, cell.network, cell.spec, cell.recipe)
+        test = self._data.test
+        outputs = Outputs(bundle, test.inputs, seed=self._seed)
+        accuracy = measure_accuracy(outputs, test.labels, metric=self._task.metric)
+        code = with_accuracy(bundle, accuracy).code()
+        assert code is not None
+        time = relative_time(bundle, "parity")
+        return Approach(
+            str(cell),
+            cell.r / cell.k * time,
+            accuracy.available_accuracy,
+            accuracy.degraded_by_unavailable,
+            accuracy.overall,
+            *coding_times(code, test.inputs),
+            accuracy.agreement,
+            time,
+            bundle.fitted.seconds,
+            cell,
+        )
+
+    def backup(self, cell: BackupCell) -> Approach:
+        """Train an approximate backup and measure it."""
+        bundle = self._train_stand_in(cell, cell.network, None)
+        predictions = predictor(bundle.backup_paths[0])(self._data.test.inputs)
+        degraded = score(self._task.metric, predictions, self._data.test.labels)
+        time = relative_time(bundle, "backup")
+        return plain_approach(str(cell), time, self._available, degraded)
+
+    def free(self, cell: FreeCell) -> Approach:
+        """Measure a code that needs no training."""
+        code, test = BerrutCode(cell.k, cell.r), self._data.test
+        run = predictor(self._bundle.deployed_path)
+        found = code.accuracies(run, test.inputs, test.labels, self._task.metric, self._seed)
+        rows = [test.inputs[row : row + 1] for row in range(code.coded)]
+        decode = [partial(code.decode, [None, *map(run, rows[1:])])] * TIMED
+        encode = [partial(code.encode, rows[: code.k])] * TIMED
+        return Approach(str(cell), cell.r / cell.k, *found, _median_us(encode), _median_us(decode))
+
+    def default(self) -> Approach:
+        """Measure one answer for every unavailable prediction: the mean of the validation set's.
+
+        (Crankshaw et al., Clipper, NSDI 2017.)
+        """
+        run, test = predictor(self._bundle.deployed_path), self._data.test
+        mean = run(self._data.validation.inputs).mean(axis=0)
+        answers = np.broadcast_to(mean, (len(test), *mean.shape))
+        degraded = score(self._task.metric, answers, test.labels)
+        return plain_approach("default prediction", 0.0, self._available, degraded)
+
+    @cached_property
+    def _data(self) -> Dataset:
+        return self._task.load(self._made)
+
+    @cached_property
+    def _bundle(self) -> Bundle:
+        """The deployed model's, once it has been trained."""
+        return open_bundle(self._folder(self.key))
+
+    @cached_property
+    def _available(self) -> float:
+        predictions = predictor(self._bundle.deployed_path)(self._data.test.inputs)
+        return score(self._task.metric, predictions, self._data.test.labels)
+
+    def _folder(self, key: str) -> Path:
+        return self._work / "bundles" / key
+
+    def _train_stand_in(
+        self,
+        cell: CodeCell | BackupCell,
+        network: str | None,
+        code: CodeSpec | None,
+        recipe: str = "distilled",
+    ) -> Trained:
+        queries = queries_of(self._task, self._data)
+
+        def train_it(out: Path, options: TrainingOptions, bars: Callbacks) -> Trained:
+            return train(self._bundle, queries, out, network, code, options, recipe, callbacks=bars)
+
+        return self._train(self.key_of(cell), cell, train_it)
+
+    def _train(
+        self,
+        key: str,
+        budget: Budget,
+        train_it: Callable[[Path, TrainingOptions, Callbacks], Trained],
+    ) -> Trained:
+        """Train into the bundle of this key, going on from where a run was cut off."""
+        out = self._folder(key)
+        shutil.rmtree(out, ignore_errors=True)  # a bundle without its result, perhaps damaged
+        out.parent.mkdir(parents=True, exist_ok=True)
+        cut_off = out.with_name(f"{out.name}.checkpoint").exists()
+        options = TrainingOptions(
+            epochs=budget.epochs, seconds=budget.seconds, seed=self._seed, resume=cut_off
+        )
+        with progress_bars() as bars:
+            try:
+                trained = train_it(out, options, bars)
+            except TrainingError:
+                if not cut_off:
+                    raise
+                # The checkpoint is of another version's training.
+                trained = train_it(out, replace(options, resume=False), bars)
+        if trained.fitted.interrupted:
+            raise KeyboardInterrupt
+        return trained
+
+
+def coding_times(code: Code, inputs: Floats) -> tuple[float, float]:
+    """Return the µs to encode k queries of `inputs` (n, *query_shape), and to decode one
+    unavailable prediction of a group."""
+    predictions = [None, *[np.ones((1, *code.output_shape), np.float32)] * (code.k - 1)]
+    outputs = [np.ones((1, *code.parity_output_shape), np.float32)] * code.r
+    decode = [partial(code.decode, predictions, outputs)] * TIMED
+    name = next(iter(code.query_shapes))
+    groups = np.resize(np.arange(len(inputs)), (TIMED, code.k))
+    encode = (
+        partial(code.encode, [{name: inputs[row : row + 1]} for row in group]) for group in groups
+    )
+    return _median_us(encode), _median_us(decode)
+
+
+def relative_time(bundle: Bundle, role: Literal["parity", Backup]) -> float:
+    """Return the inference time of the bundle's parity models or of a backup over the deployed
+    model's; 1 where it was not measured."""
+    times = bundle.manifest.inference_times
+    if times is None:
+        return 1.0
+    taken = times.parity if role == "parity" else times.of_backups.get(role)
+    return 1.0 if taken is None else taken / times.deployed
+
+
+def _median_us(calls: Iterable[Callable[[], object]]) -> float:
+    took = []
+    for call in calls:
+        began = perf_counter()
+        call()
+        took.append(perf_counter() - began)
+    return 1e6 * median(took)
+
+
+def _key_of(*what: object) -> str:
+    """Return a name for a result by all that determines it, this package's version included."""
+    described = msgspec.json.encode((VERSION, version("parity-models"), what), order="sorted")
+    return hashlib.sha256(described).hexdigest()[:24]
+
+
+def _digest(data: Dataset) -> str:
+    """Return a digest of the data's queries, labels and splits."""
+    content = hashlib.sha256(msgspec.json.encode(data.classes))
+    for split in (data.train, data.validation, data.test):
+        for array in (split.inputs, split.labels):
+            content.update(f"{array.dtype} {array.shape}".encode())
+            content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()
