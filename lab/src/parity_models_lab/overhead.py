@@ -81,8 +81,7 @@ async def measure_overhead(
     *,
     instances: int,
     against: Sequence[str] = (),
-    rounds: int = ROUNDS,
-    seconds: float = SECONDS,
+    quick: bool = False,
 ) -> list[Row]:
     """Serve a bundle on the local engine, and compare it with other servers of the same model.
 
@@ -91,8 +90,7 @@ async def measure_overhead(
         policy: The name of the server's policy.
         instances: Instances of the deployed model.
         against: URLs of servers that run already, http://HOST:PORT or http://HOST:PORT/MODEL.
-        rounds: Turns of each server and number of clients.
-        seconds: How long each turn lasts.
+        quick: Take fewer and shorter turns.
 
     Returns:
         A row for calls in process, then one for each number of clients and server; times in ms.
@@ -111,7 +109,8 @@ async def measure_overhead(
             pids = frozenset((server.pid, *descendants(server.pid)))
             ours = Target(server.url, _request(server.url, name, bundle, row), pids)
             # Nothing else is due on this event loop, so the measurement may block it.
-            return _measure(OnnxModel(bundle.deployed_path), row, [ours, *others], rounds, seconds)
+            effort = (3, 0.1) if quick else (ROUNDS, SECONDS)
+            return _measure(OnnxModel(bundle.deployed_path), row, [ours, *others], *effort)
 
 
 def _measure(

@@ -9,7 +9,6 @@ from parity_models.cli.main import command_line, run
 COMMANDS = {
     "Begin": {
         "demo": "Train, serve under injected slowdowns, and compare the tails.",
-        "data": "Show the data of tasks, and make synthetic data.",
         "train": "Train a model to serve, if you do not have one.",
     },
     "Reproduce": {
@@ -18,9 +17,8 @@ COMMANDS = {
         "accuracy": "Train and compare codes and baselines over tasks and networks.",
     },
     "Measure": {
-        "overhead": "Measure what serving a request costs.",
+        "overhead": "Measure the cost of a request.",
         "path": "Count the files and calls that a request takes.",
-        "encode": "Measure what encoding and decoding cost.",
     },
     "Break": {
         "chaos": "Serve under load and faults; account for every query.",
@@ -29,13 +27,6 @@ COMMANDS = {
     },
 }
 """Subcommands with their help, as in `parity_models.cli.main`."""
-
-_MODULES = {
-    **dict.fromkeys(("latency", "validation", "accuracy"), "reproduce"),
-    **dict.fromkeys(COMMANDS["Measure"], "measure"),
-    **dict.fromkeys(COMMANDS["Break"], "harm"),
-}
-"""Of commands that share a module."""
 
 
 def main() -> None:
@@ -55,4 +46,5 @@ def _parm_lab() -> None:
 
 
 def _module_of(name: str) -> str:
-    return f"parity_models_lab.cli.{_MODULES.get(name, name)}"
+    measured = name in COMMANDS["Measure"] or name in COMMANDS["Break"]
+    return f"parity_models_lab.cli.{'measure' if measured else 'reproduce'}"

@@ -1,17 +1,19 @@
-"""parm-lab overhead, path, encode: what the parts of coded serving cost."""
+"""parm-lab overhead, path, chaos, overload, attack: the cost and the reliability of serving."""
 
 import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from parity_models.models.bundle import open_bundle
+from parity_models.options import MINUTES, SECONDS, Option
 from parity_models.scheduling.policies import NoRedundancy
-from parity_models_lab.encode import measure_encode
-from parity_models_lab.overhead import ROUNDS, SECONDS, measure_overhead
+from parity_models_lab.chaos.server import Engine
+from parity_models_lab.overhead import measure_overhead
 from parity_models_lab.path import count_path
-from parity_models_lab.results import check_out, print_rows, write_result
+from parity_models_lab.results import Row, check_out, print_rows, write_result
 
 Out = Annotated[
     Path | None, typer.Option(help="Write the result to this folder, too.", metavar="DIR")
@@ -49,21 +51,17 @@ def overhead(
     One client, then 16, send one row at a time over bare sockets that are kept open. Servers and
     calls take turns. Latencies in ms; processor time is that of all the server's processes.
     """
-    _check(out)
     rows = asyncio.run(
         measure_overhead(
             None if bundle is None else open_bundle(bundle),
             policy,
             instances=instances,
             against=() if against is None else against.split(","),
-            rounds=3 if quick else ROUNDS,
-            seconds=0.1 if quick else SECONDS,
+            quick=quick,
         )
     )
     title = f"One row a request, policy {policy}, instances {instances}"
-    print_rows(title, rows)
-    if out is not None:
-        write_result(out / "overhead.json", title, rows)
+    _report(title, rows, out, "overhead.json")
 
 
 def path(out: Out = None) -> None:
@@ -72,38 +70,141 @@ def path(out: Out = None) -> None:
     Serves a generated MLP with the default policy, and counts with the profiler on the event
     loop's thread. Shows the median of requests sent one after the other.
     """
-    _check(out)
     rows = count_path()
     calls = sum(int(str(row["calls"])) for row in rows)
     title = f"{len(rows)} files and {calls} calls for a request"
+    _report(title, rows, out, "path.json")
+
+
+def _report(title: str, rows: list[Row], out: Path | None, name: str) -> None:
     print_rows(title, rows)
     if out is not None:
-        write_result(out / "path.json", title, rows)
+        write_result(out / name, title, rows)
 
 
-def encode(
-    bundle: Annotated[
-        Path | None,
+ChaosOut = Annotated[Path, typer.Option(help="The folder for results and logs.", metavar="DIR")]
+EngineName = Annotated[Engine, typer.Option("--engine", help="What runs the models.")]
+Seed = Annotated[int, typer.Option(help="Fixes the course of events and the load.", min=0)]
+Quick = Annotated[bool, typer.Option("--quick", help="Take seconds, not minutes.")]
+RESULTS = Path("runs/chaos")
+
+
+def chaos(
+    engine: EngineName = Engine.LOCAL,
+    minutes: Annotated[
+        float, Option("About how long.", unit=MINUTES, typed="min", at_least=0.01)
+    ] = 5.0,
+    seed: Seed = 0,
+    rate: Annotated[float, typer.Option(help="Requests a second, of 2.8 queries.", min=1)] = 70.0,
+    out: ChaosOut = RESULTS,
+    events: Annotated[
+        str | None,
         typer.Option(
-            help="Measure this bundle's code; by default every code that is not learned.",
-            metavar="BUNDLE",
+            help="Only these, separated by commas; lab/notes/reliability.md lists them.",
+            metavar="EVENT,...",
         ),
     ] = None,
-    out: Out = None,
+    quick: Quick = False,
 ) -> None:
-    """Compare encoding and decoding with copying one query.
+    """Serve under load and faults; account for every query.
 
-    By default a query is 3x224x224 float32. Every call works on another group's memory, more of it
-    than the processor's cache holds, as in a server; `cached` has all of it in the cache.
+    A server process of its own, clients over HTTP and gRPC, and a course of kills, pauses, lies,
+    rude clients and absurd inputs, drawn from the seed. Exits with 1 if a query did not get one
+    right answer or one clear error.
     """
-    _check(out)
-    rows = measure_encode(None if bundle is None else open_bundle(bundle))
-    title = "Median µs for a group"
+    from parity_models_lab.chaos.chaos import run_chaos
+
+    check_out(out)
+    console = Console(stderr=True, highlight=False)
+    found = asyncio.run(
+        run_chaos(
+            engine,
+            minutes=minutes,
+            seed=seed,
+            rate=rate,
+            folder=out / f"chaos-{engine}",
+            events=events.split(",") if events else (),
+            quick=quick,
+            tell=console.print,
+        )
+    )
+    title = f"Chaos on the engine {engine}, seed {seed}"
+    print_rows(title, found.rows)
+    write_result(
+        out / f"chaos-{engine}.json",
+        title,
+        found.rows,
+        queries=found.queries,
+        failed=found.failed,
+        failures=found.failures,
+        memory_MiB=found.memory,
+    )
+    for failure in found.failures:
+        console.print(failure, markup=False)
+    typer.echo(f"{found.queries:,} queries, {found.failed:,} failures.")
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def overload(
+    engine: EngineName = Engine.LOCAL,
+    seconds: Annotated[
+        float, Option("Of each load, at least.", unit=SECONDS, typed="s", at_least=1)
+    ] = 10.0,
+    seed: Seed = 0,
+    out: ChaosOut = RESULTS,
+    quick: Quick = False,
+) -> None:
+    """Send 1.2 to 5 times the load that a server can carry.
+
+    Deadlines are from 0.1 to 10 s, with and without clients that give up.
+    """
+    from parity_models_lab.chaos.overload import DEADLINES, FACTORS, run_overload
+
+    check_out(out)
+
+    async def run() -> list[Row]:
+        loads = run_overload(
+            engine,
+            folder=out / f"overload-{engine}",
+            seed=seed,
+            seconds=3.0 if quick else seconds,
+            factors=(3.0,) if quick else FACTORS,
+            deadlines=(1.0,) if quick else DEADLINES,
+        )
+        return [row async for row in loads]
+
+    rows = asyncio.run(run())
+    title = f"Overload on the engine {engine}"
     print_rows(title, rows)
-    if out is not None:
-        write_result(out / "encode.json", title, rows)
+    write_result(out / f"overload-{engine}.json", title, rows)
 
 
-def _check(out: Path | None) -> None:
-    if out is not None:
-        check_out(out)
+def attack(
+    victims: Annotated[
+        int, typer.Option(help="Queries of victims beside each attacker.", min=10)
+    ] = 800,
+    seed: Seed = 0,
+    out: ChaosOut = RESULTS,
+    quick: Quick = False,
+) -> None:
+    """Attack other clients' reconstructions by absurd inputs.
+
+    The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
+    predictions, beside honest partners and attackers, with the bundle's envelope and without.
+    """
+    from parity_models.tasks import find_task
+    from parity_models_lab.chaos.attack import run_attack
+
+    check_out(out)
+    rows = run_attack(
+        find_task("digits"),
+        out / "attack",
+        victims=100 if quick else victims,
+        seed=seed,
+        seconds=5.0 if quick else None,
+        tell=Console(stderr=True, highlight=False).print,
+    )
+    title = "Agreement of victims' reconstructions with the model"
+    print_rows(title, rows)
+    write_result(out / "attack.json", title, rows)

@@ -1,4 +1,4 @@
-"""parm-lab latency, validation, accuracy: the paper's figures, and ours beyond them."""
+"""parm-lab demo, train, latency, validation, accuracy: the paper's figures, and ours."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -8,12 +8,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
+from parity_models.cli.flags import Only
 from parity_models.errors import ContentionError, UserError
+from parity_models.evaluation.judging import evaluate
+from parity_models.models.networks import NETWORKS
+from parity_models.tasks import TASKS, choose_task, find_task
+from parity_models.training import TrainingOptions, progress_bars
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
 from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
 from parity_models_lab.accuracy.report import plot_models, write_model
 from parity_models_lab.contention.namespaces import check_privileges
+from parity_models_lab.demo import run_demo
+from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
 from parity_models_lab.latency.real_trial import Laboratory
@@ -219,3 +227,97 @@ def _network(name: str | None) -> Emulation | None:
     if name not in known:
         raise UserError(f"--network is {', '.join(known)}, not {name!r}")
     return known[name]
+
+
+def train(
+    task: Annotated[
+        str,
+        typer.Option(
+            help=f"The task to learn: {', '.join(TASKS.names)}, or package.module:Class for a task "
+            "of your own.",
+            metavar="TASK",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR")],
+    network: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
+            "(resnet18@0.25), or package.module:name for one of your own.",
+            metavar="NETWORK",
+        ),
+    ] = "mlp",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="usual is the best known here; published trains with the paper's optimiser, to "
+            "compare with.",
+            metavar="[usual|published]",
+        ),
+    ] = "usual",
+    *,
+    options: Annotated[
+        TrainingOptions, Only("epochs", "seconds", "seed", "device", "data_dir", "resume")
+    ],
+) -> None:
+    """Train a model to serve, if you do not have one.
+
+    Writes a bundle without a code: the model as ONNX, its weights, and how it was trained.
+    `parm parity --from DIR` then makes it resilient. The epoch that does best on a validation
+    set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
+    next to DIR lets you --resume.
+    """
+    learned = choose_task(task)
+    dataset = learned.load(None if options.data_dir is None else Path(options.data_dir))
+    with progress_bars() as bars:
+        trained = train_deployed(
+            learned, dataset, network, out, options, recipe=recipe, callbacks=bars
+        )
+    evaluate(trained, task=task, data_dir=options.data_dir).show()
+    for sentence in trained.ending:
+        typer.echo(sentence)
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="The folder for the bundle, results and the plot.", metavar="DIR")
+    ] = Path("demo"),
+    task: Annotated[str, typer.Option(help="The task to train for.", metavar="TASK")] = "digits",
+    seed: Annotated[
+        int, typer.Option(help="Fixes training, load and faults.", min=0, max=2**32 - 1)
+    ] = 0,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Train, serve under injected slowdowns and a kill, and compare the tails.
+
+    Trains a deployed and a parity model on real data, then serves them twice on this machine,
+    with the same number of workers, the same load and the same injected faults: once with all
+    workers on the deployed model (equal resources), once with the policy parity. Takes about two
+    minutes on two cores.
+    """
+    summary = run_demo(out, find_task(task), seed=seed, data_dir=data_dir, tell=typer.echo)
+    rows = []
+    for name, report in summary.policies.items():
+        assert report.latency is not None  # a demo without an answer has no summary
+        latency = report.latency
+        rows.append(
+            {
+                "policy": name.replace("_", " "),
+                "p50": latency.p50_ms,
+                "p99": latency.p99_ms,
+                "p99.9": latency.p999_ms,
+                "gap": latency.gap_ms,
+                "answers": report.answered,
+                "errors": sum(report.errors.values()),
+                "stood in": summary.stood_in(name),
+                "accuracy": report.accuracy,
+            }
+        )
+    print_rows("Latencies in ms", rows)
+    equal, parity = (float(str(row["gap"])) for row in rows)
+    typer.echo(
+        f"The gap between p99.9 and the median is {equal / parity:.1f} times smaller with parity "
+        f"models. See {out / 'latency.png'}; serve it: parm serve {out / 'bundle'}"
+    )

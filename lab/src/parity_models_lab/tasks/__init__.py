@@ -10,11 +10,7 @@ from parity_models_lab.tasks.make_boxes import make_boxes
 from parity_models_lab.tasks.make_speech import make_speech
 from parity_models_lab.tasks.speech import SmallSpeechCommands, SpeechCommands
 
-PAPERS = (Cifar10, Cifar100, CatsVsDogs, SpeechCommands, SmallSpeechCommands, Localization)
-"""The tasks here."""
-
 __all__ = [
-    "PAPERS",
     "CatsVsDogs",
     "Cifar10",
     "Cifar100",

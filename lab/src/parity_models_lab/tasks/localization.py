@@ -2,7 +2,7 @@
 
 (C. Wah et al.: The Caltech-UCSD Birds-200-2011 Dataset.) `images.txt` numbers the images,
 `bounding_boxes.txt` gives each one's box in pixels (x, y, width, height),
-`train_test_split.txt` says which are for training. `parm-lab data synth-boxes` makes such a folder.
+`train_test_split.txt` says which are for training. `make_boxes` makes such a folder.
 """
 
 import math
@@ -38,8 +38,7 @@ class Localization(ImageTask):
     places = ("CUB_200_2011", "localization", "")
     needs = (
         f"a folder CUB_200_2011 there with {IMAGES}, {BOXES}, {SPLIT} and {PICTURES}/ (from "
-        "https://www.vision.caltech.edu/datasets/cub_200_2011), or make one with parm-lab data "
-        "synth-boxes"
+        "https://www.vision.caltech.edu/datasets/cub_200_2011)"
     )
 
     def holds(self, folder: Path) -> bool:

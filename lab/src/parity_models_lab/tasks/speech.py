@@ -1,6 +1,6 @@
 """Google Speech Commands: one-second words, one folder of WAV files for each.
 
-(P. Warden: Speech Commands, 2018.) `parm-lab data synth-speech` makes such a folder. Files are
+(P. Warden: Speech Commands, 2018.) `make_speech` makes such a folder. Files are
 called SPEAKER_nohash_N.wav, and a hash of the speaker says which split they are in, so that no
 speaker is in two of them.
 """
@@ -50,8 +50,7 @@ class SpeechCommands(FolderTask):
     places = ("speech_commands", "speech_commands_v0.02", "speech_commands_v0.01", "")
     needs = (
         "a folder speech_commands there with one folder of WAV files for each word (from "
-        "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz), or make one with parm "
-        "data synth-speech"
+        "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz)"
     )
 
     def holds(self, folder: Path) -> bool:
