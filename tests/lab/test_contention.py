@@ -23,10 +23,12 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Served, served
 from parity_models.serving.server import ServeOptions
+from parity_models_lab.contention import processor
 from parity_models_lab.contention.apply import Contended, contended
-from parity_models_lab.contention.namespaces import NAMES, PREFIX, configure
+from parity_models_lab.contention.namespaces import NAMES, PREFIX
 from parity_models_lab.contention.network import star
 from parity_models_lab.contention.plan import Contention, Hogs, Tenant
+from parity_models_lab.contention.processor import ROOT, quota
 from parity_models_lab.contention.transfers import Network
 from served import predictions, queries, until, write_linear_bundle
 
@@ -220,7 +222,9 @@ ABORTED = """
 import asyncio, sys
 from pathlib import Path
 from parity_models_lab.contention.apply import contended
+from parity_models_lab.contention import processor
 from parity_models_lab.contention.plan import Contention
+from parity_models_lab.contention.processor import ROOT, quota
 from parity_models_lab.contention.transfers import Network
 
 async def main():
@@ -254,7 +258,7 @@ def in_a_process_of_its_own() -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @needs_root
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_contention_whose_owner_ends(number: signal.Signals) -> None:
     with in_a_process_of_its_own() as (process, frontend):
         process.send_signal(number)
@@ -284,13 +288,30 @@ def is_dead(pid: int) -> bool:
         return True
 
 
-@needs_root
-def test_networks_of_running_processes_are_left_alone() -> None:
-    with in_a_process_of_its_own() as (_, frontend), star(Network(shuffles=0), 1):
-        assert frontend in own_namespaces()
+# A slower processor
+
+COMPUTE = """
+import time
+end = time.perf_counter() + 1
+while time.perf_counter() < end:
+    pass
+print(time.process_time())
+"""
 
 
-@needs_root
-def test_a_network_that_cannot_be_had_says_why() -> None:
-    with pytest.raises(ContentionError, match="cannot set the network up"):
-        configure("ip", ["link add name x type no-such-type"])
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="it needs root")
+def test_a_group_gets_its_quota_and_leaves_nothing() -> None:
+    with quota(0.2) as group:
+        group.begin()
+        command = (*group.prefix, sys.executable, "-c", COMPUTE)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert group.group.exists()
+    assert 0.1 < float(done.stdout) < 0.4
+    assert not group.group.exists()
+
+
+def test_without_control_groups_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "ROOT", ROOT / "nowhere" / "at all")
+    with pytest.raises(ContentionError, match="needs root and cgroup v1"), quota(0.5):
+        pass

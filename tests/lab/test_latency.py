@@ -1,0 +1,658 @@
+"""Latency experiments: their files, settings, plans, simulated and real trials, and reports."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commands import Here, assert_refused
+from own_coders import DECODER, ENCODER
+from own_policy import POLICY, RULE
+from parity_models.emulation import ColdStart, Constant, Degradation, LogNormal
+from parity_models.errors import UserError
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.training import TrainingOptions
+from parity_models_lab.latency.experiment import (
+    Experiment,
+    experiment_names,
+    figures_of,
+    load_experiment,
+)
+from parity_models_lab.latency.figures import Line
+from parity_models_lab.latency.frontier import Spot, frontier, spots
+from parity_models_lab.latency.real_trial import Laboratory
+from parity_models_lab.latency.reproduce_latency import (
+    PRESETS,
+    TUNING,
+    Plan,
+    expected_seconds,
+    kept,
+    why_invalid,
+)
+from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import (
+    PARTS,
+    Emulation,
+    Mode,
+    Trial,
+    TrialResult,
+    result_of,
+    simulate_trial,
+)
+from parity_models_lab.latency.validation import (
+    Compared,
+    calm_trial,
+    compare,
+    overheads_between,
+    rows_of,
+    summary,
+)
+from parity_models_lab.results import TrialCache
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+SIMULATED = """
+title = "Small"
+axis = "load"
+points = [{ load = 0.3 }, { load = 0.6 }]
+simulated_queries = 1000
+warm_up = 100
+[setting]
+instances = 4
+[[series]]
+label = "equal resources"
+policy = { name = "equal-resources" }
+[[series]]
+label = "adaptive parity"
+policy = { name = "adaptive" }
+"""
+
+TUNED = """
+title = "Tuned"
+axis = "load"
+points = [{ load = 0.3 }, { load = 0.6 }]
+[setting]
+instances = 4
+[[series]]
+label = "equal resources"
+policy = { name = "equal-resources" }
+[[series]]
+label = "hedging, tuned"
+policy = { name = "hedging", hedge_budget = 1.0 }
+tuned = { hedge_quantile = [0.5, 0.9], dispatch = ["single-queue", "latency-aware"] }
+"""
+
+SWEPT = TUNED.replace("tuned = {", "swept = { k = [2, 4],").replace(
+    '"load"', '"load"\npicture = "cost"\nsimulated_queries = 300', 1
+)
+
+
+def written(folder: Path, text: str) -> Experiment:
+    (folder / "mine.toml").write_text(text)
+    return load_experiment(str(folder / "mine.toml"))
+
+
+def trial_of(policy: str = "equal-resources", mode: Mode = Mode.SIMULATED, **setting: Any) -> Trial:
+    return Trial(
+        mode=mode,
+        setting=msgspec.convert({"shuffles": 0} | setting, Setting),
+        policy=PolicyChoice(policy),
+        queries=4000,
+        warm_up=100,
+        seed=0,
+    )
+
+
+def of(p99: float, p999: float, busy: float | None = None, errors: int = 0) -> TrialResult:
+    """A result with these latencies in ms."""
+    found = result_of(np.full(100, 0.01), errors, {"model": 100}, busy_ms=busy)
+    return msgspec.structs.replace(found, p99_ms=p99, p999_ms=p999)
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_experiment_of_the_package_compares_with_equal_resources(name: str) -> None:
+    experiment = load_experiment(name)
+    assert experiment.series[0].choice.name == "equal-resources"
+    for point in range(len(experiment.points)):
+        for series in experiment.series:
+            setting = experiment.at(point, series)
+            setting.simulated_faults(0, 10.0).check(setting.all_instances)
+            contention = setting.contention(0, links=True)
+            if contention is not None and not setting.hogs:
+                contention.check(setting.all_instances)
+
+
+def test_the_paper_s_settings_are_those_of_the_paper() -> None:
+    experiment = load_experiment("9a")
+    setting = experiment.at(4, experiment.series[0])
+    assert (setting.instances, setting.parity_instances, setting.k) == (12, 6, 2)
+    assert (setting.queries_per_second, setting.shuffles) == (270, 4)
+
+
+def test_all_is_every_figure_but_those_that_take_long() -> None:
+    everyone = figures_of(["all", "9a"])
+    assert {"late", "speed", "million", "validation"}.isdisjoint(everyone)
+    assert everyone.count("9a") == 1
+    plans = [
+        Plan(name, load_experiment(name), PRESETS["quick"], 0, Emulation.NOTHING)
+        for name in everyone
+    ]
+    trials = [trial for plan in plans for trial in (*plan.tuning_trials(), *plan.all_trials())]
+    assert expected_seconds(trials) < 30 * 60
+    with pytest.raises(UserError, match=r"mine/load\.toml is called like another"):
+        figures_of(["mine/load.toml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "reason"),
+    [
+        (SIMULATED, ("axis", "axes"), "it has no .axes.; did you mean axis"),
+        (SIMULATED, ('axis = "load"', 'axis = "colour"'), "does not say what colour is"),
+        (SIMULATED, ("load = 0.6 }", "load = 1, colour = 1 }"), "it has no .colour.; there are"),
+        (SIMULATED, ("load = 0.6", "rate = 5"), "does not say what load is"),
+        (SIMULATED, ("instances = 4", "instances = 0"), "instances must be 1 or more, got 0"),
+        (SIMULATED, ("equal-resources", "equal"), "there is no policy .equal."),
+        (SIMULATED, ("[[series]]", "[[series"), "it is no TOML: .* .at line 9"),
+        (SIMULATED, ("warm_up = 100", "undisturbed = [2]"), "undisturbed names point 2; there are"),
+        (TUNED, ("[0.5, 0.9]", "[]"), "must have 1 or more elements"),
+        (TUNED, ("[0.5, 0.9]", "[0.5, 1.5]"), "hedge_quantile must be between 0 and 1"),
+        (TUNED, ("hedge_quantile = [", "copies = ["), "no option of the policy hedging"),
+        (TUNED, ("equal resources", "hedging, tuned"), "two series have one label"),
+        (SWEPT, ("k = [2, 4]", "k = [2, 400]"), "k must be 9 or less, got 400"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(
+    text: str, change: tuple[str, str], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        written(tmp_path, text.replace(*change))
+
+
+def test_points_may_be_named_in_words(tmp_path: Path) -> None:
+    words = SIMULATED.replace('"load"', '"kind"').replace("{ load", '{ kind = "this", load')
+    experiment = written(tmp_path, words)
+    assert (experiment.labels, experiment.xs) == (["this", "this"], [0.0, 1.0])
+    with pytest.raises(UserError, match="no setting 'kind'"):
+        written(tmp_path, words.replace('kind = "this"', "kind = 3"))
+
+
+def test_a_swept_series_is_one_for_each_combination(tmp_path: Path) -> None:
+    experiment = written(tmp_path, SWEPT)
+    assert len(experiment.series) == 1 + 2 * 2 * 2
+    last = experiment.series[-1]
+    assert last.label == "hedging, tuned (k=4, hedge_quantile=0.9, dispatch=latency-aware)"
+    assert last.family == "hedging, tuned"
+    assert last.choice.options == {"hedge_budget": 1.0, "hedge_quantile": 0.9}
+    assert experiment.at(1, last).k == 4
+
+
+# Settings
+
+
+def test_real_and_simulated_runs_meet_the_same_disturbances() -> None:
+    calm = Setting(shuffles=0)
+    assert calm.contention(0, links=True) is None
+    for changes, outside, drawn in (
+        ({"shuffles": 4}, "network", "shuffles"),
+        ({"tenants": 3}, "tenant", "neighbours"),
+        ({"hogs": 1}, "hogs", "slowdowns"),
+        ({"pause_every": 5.0, "nodes": 3}, "pauses", "pauses"),
+    ):
+        setting = msgspec.structs.replace(calm, **changes)
+        contention = setting.contention(0, links=True)
+        assert getattr(contention, outside) is not None
+        assert getattr(setting.simulated_faults(0, 60.0), drawn) is not None
+        assert getattr(setting.faults(0, 60.0), drawn) is None
+    setting = Setting(
+        shuffles=0, slow_every=9.0, degraded_sets=5, cold_factor=4.0, generations=(1.0, 1.7)
+    )
+    real = setting.faults(0, 60.0)
+    assert real == setting.simulated_faults(0, 60.0)
+    assert (real.degradation, real.cold_start) == (Degradation(5, 20.0, 6.0), ColdStart(4.0, 5.0))
+    assert real.slowdowns is not None
+
+
+def test_another_tenant_shares_the_same_machines_in_real_and_simulated_runs() -> None:
+    setting = Setting(shuffles=0, tenants=3)
+    neighbours = setting.simulated_faults(5, 60.0).neighbours
+    contention = setting.contention(5, links=True)
+    assert neighbours is not None
+    assert contention is not None
+    assert list(neighbours.workers) == contention.shared(setting.all_instances)
+
+
+def test_one_instance_is_killed_every_so_many_seconds() -> None:
+    kills = Setting(kill_every=2.0).faults(0, 60.0).kills
+    assert [kill.at for kill in kills] == [2.0 * (i + 1) for i in range(30)]
+    assert len({kill.worker for kill in kills}) > 5
+    assert Setting(kill_every=2.0).faults(0, 60.0).kills == kills
+
+
+def test_a_load_is_a_share_of_what_instances_carry_on_average() -> None:
+    setting = Setting(load=0.5, service=LogNormal(0.02, 1.0))
+    assert setting.queries_per_second == pytest.approx(0.5 * 12 / (0.02 * exp(0.5)))
+    alike, unequal = (Setting(load=0.5, generations=each) for each in ((), (1.0, 2.0)))
+    assert unequal.queries_per_second == pytest.approx(alike.queries_per_second * 0.75)
+    assert unequal.carried == pytest.approx(0.5)
+    bursty = trial_of(burst=3.0, burst_length=5.0)
+    assert bursty.seconds == pytest.approx(bursty.arrivals()[-1], rel=0.05)
+    assert bursty.seconds < trial_of().seconds
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"slow_every": 1.0, "hogs": 1}, "leave out slow_every"),
+        ({"burst": 2.0, "burst_length": 30.0}, "make burst_length shorter"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=reason):
+        trial_of(**change)
+
+
+# Simulated trials
+
+
+@pytest.mark.slow
+def test_each_disturbance_makes_the_tail_longer() -> None:
+    calm = simulate_trial(trial_of())
+    assert simulate_trial(trial_of()) == calm
+    for change in (
+        {"degraded_sets": 5, "degraded_turn": 2.0},
+        {"nodes": 3, "slow_every": 5.0, "slow_factor": 4.0},
+        {"burst": 4.0, "burst_every": 5.0, "burst_length": 1.0},
+        {"kill_every": 0.5, "cold_factor": 5.0},
+        {"generations": [1.0, 1.7]},
+    ):
+        assert simulate_trial(trial_of(**change)).p99_ms > 1.3 * calm.p99_ms, change
+
+
+def test_trials_that_differ_in_anything_have_different_names() -> None:
+    asked = trial_of("adaptive")
+    other = PolicyChoice("adaptive", dispatch="single-queue")
+    changes = ({"mode": Mode.REAL}, {"seed": 1}, {"policy": other}, {"queries": 501})
+    keys = {msgspec.structs.replace(asked, **change).key for change in changes}
+    assert len({asked.key, *keys}) == 1 + len(changes)
+    usual = PolicyChoice("adaptive", dispatch="latency-aware")
+    assert msgspec.structs.replace(asked, policy=usual).key == asked.key
+
+
+def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Path) -> None:
+    cache = TrialCache(tmp_path)
+    cache.keep(trial_of(), of(1, 2))
+    assert cache.find(trial_of()) == of(1, 2)
+    assert cache.find(trial_of("none")) is None
+    for file in tmp_path.iterdir():
+        file.write_text(file.read_text()[:-5])
+    assert cache.find(trial_of()) is None
+
+
+def test_a_policy_keeps_its_latency_in_the_parts_near_the_undisturbed() -> None:
+    calm = result_of(np.full(PARTS * 10, 0.02), 0, {})
+    course = np.full(PARTS * 10, 0.02)
+    course[: PARTS * 10 // 4] = 0.031
+    assert kept(calm, calm) == 1.0
+    assert kept(result_of(course, 0, {}), calm) == 0.75
+
+
+def test_a_simulated_server_on_a_slower_processor_is_slower_until_the_run_is_invalid() -> None:
+    def at(speed: float, load: float = 0.5) -> Trial:
+        trial = trial_of(load=load, service={"type": "constant", "seconds": 0.025}, speed=speed)
+        return msgspec.structs.replace(trial, queries=1500)
+
+    ideal, full, quarter = (simulate_trial(at(speed)) for speed in (0, 1, 0.25))
+    assert ideal.p50_ms < full.p50_ms < quarter.p50_ms
+    assert full.p99_ms < quarter.p99_ms
+    assert ideal.lag_ms is None
+    assert not why_invalid(full, at(1).setting)
+    busy = simulate_trial(at(0.25, load=0.9))
+    assert why_invalid(busy, at(0.25).setting) == "the server was its own bottleneck"
+    late = msgspec.structs.replace(full, send_delay_p99_ms=1.5)
+    assert why_invalid(late, at(1).setting) == "the load generator was late"
+
+
+# Tuning
+
+ALIKE = {
+    (quantile, rule): of(50, 60)
+    for quantile in (0.5, 0.9)
+    for rule in ("single-queue", "latency-aware")
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "result", "quantile", "rule"),
+    [
+        ("", of(55, 59), 0.9, "latency-aware"),
+        ('tuned_by = "p99"\n', of(55, 59), 0.5, "single-queue"),
+        ("", of(10, 10, errors=1), 0.5, "single-queue"),
+    ],
+)
+def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
+    change: str, result: TrialResult, quantile: float, rule: str, tmp_path: Path
+) -> None:
+    """Options with which queries fail are worse than all others."""
+    plan = Plan("t", written(tmp_path, TUNED + change), PRESETS["quick"], 0, Emulation.NOTHING)
+    trials = plan.tuning_trials()
+    assert len({trial.key for trial in trials}) == len(trials) == 2 * 2 * 2
+    cache = TrialCache(tmp_path / "trials")
+    results = ALIKE | {(0.9, "latency-aware"): result}
+    for trial in trials:
+        assert (trial.mode, trial.policy.options["hedge_budget"]) == (Mode.SIMULATED, 1.0)
+        where = (trial.policy.options["hedge_quantile"], str(trial.policy.dispatch))
+        cache.keep(trial, results[where])
+    tuned = [trial for _, trial in plan.tuned(cache).trials(plan.experiment.series[1])]
+    assert {trial.mode for trial in tuned} == set(Mode)
+    for trial in tuned:
+        assert trial.policy.options == {"hedge_budget": 1.0, "hedge_quantile": quantile}
+        assert trial.policy.dispatch == rule
+
+
+def test_simulations_that_options_are_chosen_by_are_of_bounded_length(tmp_path: Path) -> None:
+    long = TUNED.replace("[setting]", "simulated_queries = 1000000\n[setting]")
+    plan = Plan("tuned", written(tmp_path, long), PRESETS["quick"], 0, None)
+    assert {trial.queries for trial in plan.tuning_trials()} == {TUNING}
+    assert {trial.queries for trial in plan.all_trials()} == {1_000_000}
+
+
+# The frontier of tail latency against busy time
+
+
+def line(label: str, result: TrialResult | None) -> Line:
+    return Line(label, [result], [None], family=label)
+
+
+LINES = [
+    line("equal resources", of(100, 0, busy=25)),
+    line("cheap", of(90, 0, busy=24)),
+    line("neither", of(60, 0, busy=31)),
+    line("failing", of(10, 0, busy=10, errors=1)),
+    line("not run", None),
+]
+
+
+def test_extra_is_beyond_the_first_series_and_those_that_fail_more_are_left_out() -> None:
+    found = {spot.line.label: (round(spot.extra, 2), spot.ms) for spot in spots(LINES, 0, "p99_ms")}
+    assert found == {"equal resources": (0.0, 100), "cheap": (-0.04, 90), "neither": (0.24, 60)}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
+def test_every_series_is_on_the_frontier_or_no_better_than_one_on_it(
+    places: list[tuple[int, int]],
+) -> None:
+    there = [Spot(LINES[0], float(extra), float(ms)) for extra, ms in places]
+    best = frontier(there)
+    for spot in there:
+        assert any(each.extra <= spot.extra and each.ms <= spot.ms for each in best)
+    for one, other in pairwise(best):
+        assert one.extra < other.extra
+        assert one.ms > other.ms
+
+
+# The command
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "out" / "mine.json").read_text())["rows"]
+    return rows
+
+
+def latency(lab_here: Here, folder: Path, *more: object) -> str:
+    places = ("--out", folder / "out", "--work", folder / "work")
+    done = lab_here("latency", "--figure", folder / "mine.toml", *(more or NO_REAL_RUNS), *places)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+NO_REAL_RUNS = ("--network", "none")
+
+
+@pytest.mark.slow
+def test_it_writes_rows_and_pictures_and_reuses_earlier_runs(
+    lab_here: Here, tmp_path: Path
+) -> None:
+    written(tmp_path, SIMULATED.replace("warm_up", "undisturbed = [0]\nwarm_up"))
+    assert "simulated:" in latency(lab_here, tmp_path)
+    result = json.loads((tmp_path / "out" / "mine.json").read_text())
+    assert result["command"].startswith("parm-lab latency --figure")
+    assert result["queries"] == {"real": 2000, "simulated": 1000}
+    at = [(row["load"], row["policy"], row["run"]) for row in result["rows"]]
+    assert at == [
+        (load, policy, "simulated")
+        for load in ("0.3", "0.6")
+        for policy in ("equal resources", "adaptive parity")
+    ]
+    for row in result["rows"]:
+        assert 0 < row["p50"] <= row["p99"] <= row["p99.9"]
+        assert (row["failed"], row["kept"] <= 1) == (0, True)
+    assert (tmp_path / "out" / "mine.png").read_bytes().startswith(b"\x89PNG")
+    assert "simulated:" not in latency(lab_here, tmp_path)
+
+
+@pytest.mark.slow
+def test_it_tunes_before_it_runs_and_draws_costs(lab_here: Here, tmp_path: Path) -> None:
+    written(tmp_path, TUNED.replace("[setting]", "simulated_queries = 300\n[setting]"))
+    latency(lab_here, tmp_path)
+    tuned = "hedging, tuned (hedge_quantile=0."
+    assert any(row["policy"].startswith(tuned) for row in rows_in(tmp_path))
+    written(tmp_path, SWEPT)
+    latency(lab_here, tmp_path)
+    assert (tmp_path / "out" / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("mistake", ["--preset huge", "--figure 99z", "--network wireless"])
+def test_mistakes_end_with_2_and_one_line(lab_here: Here, mistake: str, tmp_path: Path) -> None:
+    assert_refused(lab_here("latency", *mistake.split(), "--work", tmp_path), "")
+
+
+OWN = f"""
+title = "One's own"
+axis = "load"
+points = [{{ load = 0.3 }}]
+real_queries = 100
+simulated_queries = 300
+warm_up = 20
+
+[setting]
+instances = 2
+shuffles = 0
+service = {{ type = "constant", seconds = 0.004 }}
+encoder = "{ENCODER}"
+decoder = "{DECODER}"
+encoder_options = {{ gain = 3.0 }}
+decoder_options = {{ divisor = 3.0 }}
+
+[[series]]
+label = "own policy"
+policy = {{ name = "{POLICY}", again_after = 0.0001, dispatch = "{RULE}", scans = 3 }}
+
+[[series]]
+label = "own policy, hardly ever"
+policy = {{ name = "{POLICY}", again_after = 9.0 }}
+real = false
+
+[[series]]
+label = "own code"
+policy = {{ name = "parity" }}
+setting = {{ slow_every = 0.2, slow_spell = 0.1, slow_factor = 20.0 }}
+"""
+
+
+@pytest.mark.slow
+def test_policies_and_codes_of_one_s_own_run_and_their_options_count(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SUPPORT)  # where their modules are found, by servers as well
+    train_briefly(tmp_path / "work", written(tmp_path, OWN))
+    latency(lab_here, tmp_path, "--network", "emulated")
+    rows = {(row["policy"], row["run"]): row for row in rows_in(tmp_path)}
+    assert rows["own policy", "simulated"]["work"] > 1.5
+    assert rows["own policy, hardly ever", "simulated"]["work"] == 1
+    assert rows["own policy", "real"]["failed"] == 0
+    for run in ("real", "simulated"):
+        assert rows["own code", run]["stood in"] > 0
+    for wrong, reason in [
+        (("again_after = 9.0", "again_after = 10.0"), "again_after must be above 0 and 9 s"),
+        (("gain = 3.0", "gain = 0.0"), "gain must be above 0"),
+        (("scans = 3", "scan = 3"), "did you mean scans"),
+    ]:
+        with pytest.raises(UserError, match=reason):
+            written(tmp_path, OWN.replace(*wrong))
+
+
+# Real trials
+
+
+def train_briefly(work: Path, experiment: Experiment) -> None:
+    """Train all that an experiment needs, so that its command need not train for longer."""
+    brief = Laboratory(work / "bundles", training=TrainingOptions(epochs=6))
+    for trial in Plan("", experiment, PRESETS["quick"], 0, Emulation.NOTHING).all_trials():
+        brief.bundle_for(trial)
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    """Keeps its bundles, so that these are trained once."""
+    bundles = tmp_path_factory.mktemp("work") / "bundles"
+    return Laboratory(bundles, training=TrainingOptions(epochs=6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "network", "changes"),
+    [
+        ("adaptive", Emulation.SHUFFLES, {}),
+        ("none", Emulation.SHUFFLES, {"kill_every": 100.0, "pause_every": 5.0}),
+        ("none", Emulation.EVERYTHING, {"tenants": 3, "hogs": 1, "pause_every": 5.0}),
+        (
+            "adaptive",
+            Emulation.SHUFFLES,
+            {
+                "burst": 3.0,
+                "burst_every": 1.0,
+                "burst_length": 0.5,
+                "nodes": 2,
+                "generations": (1.0, 3.0),
+            },
+        ),
+    ],
+)
+def test_a_real_trial_serves_and_asks_under_disturbances(
+    policy: str, network: Emulation, changes: dict[str, Any], laboratory: Laboratory
+) -> None:
+    """A policy without redundancy has the first instances; the others' kills are left out."""
+    trial = trial_of(policy, Mode.REAL, instances=2, load=0.3, shuffles=1, **changes)
+    trial = msgspec.structs.replace(trial, network=network, queries=100, warm_up=20, seed=9)
+    assert trial.workers == (2 if policy == "none" else 3)
+    result = laboratory.run(trial)
+    assert (result.answered, result.errors, sum(result.sources.values())) == (100, 0, 100)
+    assert result.accuracy is not None
+    assert result.accuracy > 0.8
+    assert result.busy_ms is not None
+    assert result.busy_ms > 25
+    assert result.p50_ms > 25
+
+
+# Validation
+
+
+@pytest.mark.parametrize(("tail", "close"), [(114, True), (116, False), (84, False)])
+def test_a_simulation_is_close_if_every_percentile_is_within_15_percent(
+    tail: float, close: bool
+) -> None:
+    def result(p50: float, tail: float) -> TrialResult:
+        latencies = np.full(1000, p50 / 1e3)
+        latencies[-20:] = tail / 1e3
+        return result_of(latencies, 0, {"model": 1000})
+
+    compared = Compared("hedging", result(25, 100), result(26, tail))
+    assert compared.close is close
+    assert compared.off("p99") == pytest.approx(tail / 100 - 1)
+
+
+def ran(ms: float, busy: float) -> TrialResult:
+    return result_of(np.full(1000, ms / 1e3), 0, {"model": 1000}, busy_ms=busy)
+
+
+@pytest.mark.parametrize(
+    ("real", "held", "outside"), [(ran(30, 27.5), 1.5, 2.5), (ran(25, 24), 0, 0)]
+)
+def test_overheads_hold_an_instance_or_an_answer(
+    real: TrialResult, held: float, outside: float
+) -> None:
+    calm = calm_trial(trial_of(mode=Mode.REAL))
+    took = overheads_between(calm, real, lambda _: ran(26, 26))
+    assert took.held_ms == held
+    np.testing.assert_allclose(took.outside_ms, outside)
+
+
+@pytest.mark.parametrize(("p50", "waited"), [(7.4, 1.0), (30.0, 2.0), (5.0, 0.0)])
+def test_of_what_is_computed_a_query_waits_for_what_it_took_longer(
+    p50: float, waited: float
+) -> None:
+    service = msgspec.to_builtins(Constant(0.005))
+    trial = trial_of(mode=Mode.REAL, instances=2, rate=1, service=service, computing=True)
+    calm = calm_trial(msgspec.structs.replace(trial, queries=1000))
+    real = msgspec.structs.replace(ran(p50, 6.4), workers_ms=6.0, serving_ms=2.0)
+    took = overheads_between(calm, real, simulate_trial)
+    assert took.unit_ms == pytest.approx(1)
+    assert took.held_ms == pytest.approx(0, abs=0.05)  # 5 for the model, 1 besides, 0.4 on the way
+    assert took.serving_ms == pytest.approx(waited, abs=0.05)
+    assert took.serving_ms + took.unseen_ms == pytest.approx(2)
+    again = simulate_trial(msgspec.structs.replace(calm, mode=Mode.SIMULATED, **took._asdict()))
+    beside = took.unseen_ms  # on a machine of one core a unit shares it with that
+    assert again.p50_ms == pytest.approx(max(p50, 6.4), abs=beside + 0.2)
+
+
+def test_every_policy_of_every_point_is_run_both_ways_with_the_options_tuned_there(
+    tmp_path: Path,
+) -> None:
+    cache = TrialCache(tmp_path / "trials")
+    ran: list[Trial] = []
+
+    def run(trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            ran.append(trial)
+            best = trial.policy.options.get("hedge_quantile") == 0.9
+            cache.keep(trial, of(40, 50) if best else of(50, 60))
+
+    experiment = load_experiment("validation")
+    plan = Plan("validation", experiment, PRESETS["quick"], 3, Emulation.NOTHING)
+    points = compare(plan, [0, 1], 1000, run, cache)
+    hedged = [trial for trial in ran if trial.mode is Mode.REAL and trial.policy.name == "hedging"]
+    assert {trial.policy.options["hedge_quantile"] for trial in hedged} == {0.9}
+    assert len({trial.key for trial in ran if trial.setting.quiet_links}) == 4
+    assert {trial.network for trial in ran} == {Emulation.NOTHING}
+    count = 2 * len(experiment.series)
+    assert summary(points) == f"Within 15% at p50, p99, p99.9: {count} of {count} policies."
+    assert len(list(rows_of(points))) == count
+
+
+@pytest.mark.slow
+def test_validation_compares_every_policy(
+    lab_here: Here, laboratory: Laboratory, tmp_path: Path
+) -> None:
+    small = 'instances = 2\nservice = { type = "constant", seconds = 0.01 }'
+    text = SIMULATED.replace("{ load = 0.3 }, ", "").replace("instances = 4", small)
+    work = laboratory.folder.parent
+    train_briefly(work, written(tmp_path, text))
+    done = lab_here(
+        "validation", "--figure", tmp_path / "mine.toml", "--network", "drawn", "--queries", "100",
+        "--out", tmp_path / "out", "--work", work,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "validation.json").read_text())
+    assert [row["policy"] for row in result["rows"]] == ["equal resources", "adaptive parity"]
+    assert result["overheads"][0]["held"] >= 0
