@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from parity_models.emulation import Constant, Pauses
-from parity_models.errors import ContentionError, ServingError
+from parity_models.errors import BundleError, ContentionError
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Served, served
@@ -210,8 +210,8 @@ async def test_a_server_beside_another_tenant_answers(tmp_path: Path) -> None:
     assert not any(Path(device).exists() for device in shared)
 
 
-async def test_another_tenant_that_does_not_start_is_told_of(tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match=r"the other tenant did not start: .*no-bundle"):
+async def test_a_bundle_that_another_tenant_cannot_serve_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no-bundle"):
         async with contended(Contention(tenant=Tenant()), WORKERS, tmp_path / "no-bundle"):
             pass
 

@@ -26,11 +26,9 @@ from parity_models_lab.latency.experiment import (
     figures_of,
     load_experiment,
 )
-from parity_models_lab.latency.figures import Line
-from parity_models_lab.latency.frontier import Spot, frontier, spots
+from parity_models_lab.latency.figures import Line, Spot, frontier, spots
 from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import (
-    PRESETS,
     TUNING,
     Plan,
     expected_seconds,
@@ -144,10 +142,7 @@ def test_all_is_every_figure_but_those_that_take_long() -> None:
     everyone = figures_of(["all", "9a"])
     assert {"late", "speed", "million", "validation"}.isdisjoint(everyone)
     assert everyone.count("9a") == 1
-    plans = [
-        Plan(name, load_experiment(name), PRESETS["quick"], 0, Emulation.NOTHING)
-        for name in everyone
-    ]
+    plans = [Plan(name, load_experiment(name), 0, Emulation.NOTHING) for name in everyone]
     trials = [trial for plan in plans for trial in (*plan.tuning_trials(), *plan.all_trials())]
     assert expected_seconds(trials) < 30 * 60
     with pytest.raises(UserError, match=r"mine/load\.toml is called like another"):
@@ -344,7 +339,7 @@ def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
     change: str, result: TrialResult, quantile: float, rule: str, tmp_path: Path
 ) -> None:
     """Options with which queries fail are worse than all others."""
-    plan = Plan("t", written(tmp_path, TUNED + change), PRESETS["quick"], 0, Emulation.NOTHING)
+    plan = Plan("t", written(tmp_path, TUNED + change), 0, Emulation.NOTHING)
     trials = plan.tuning_trials()
     assert len({trial.key for trial in trials}) == len(trials) == 2 * 2 * 2
     cache = TrialCache(tmp_path / "trials")
@@ -362,7 +357,7 @@ def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
 
 def test_simulations_that_options_are_chosen_by_are_of_bounded_length(tmp_path: Path) -> None:
     long = TUNED.replace("[setting]", "simulated_queries = 1000000\n[setting]")
-    plan = Plan("tuned", written(tmp_path, long), PRESETS["quick"], 0, None)
+    plan = Plan("tuned", written(tmp_path, long), 0, None)
     assert {trial.queries for trial in plan.tuning_trials()} == {TUNING}
     assert {trial.queries for trial in plan.all_trials()} == {1_000_000}
 
@@ -452,7 +447,7 @@ def test_it_tunes_before_it_runs_and_draws_costs(lab_here: Here, tmp_path: Path)
     assert (tmp_path / "out" / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("mistake", ["--preset huge", "--figure 99z", "--network wireless"])
+@pytest.mark.parametrize("mistake", ["--figure 99z", "--network wireless"])
 def test_mistakes_end_with_2_and_one_line(lab_here: Here, mistake: str, tmp_path: Path) -> None:
     assert_refused(lab_here("latency", *mistake.split(), "--work", tmp_path), "")
 
@@ -518,7 +513,7 @@ def test_policies_and_codes_of_one_s_own_run_and_their_options_count(
 def train_briefly(work: Path, experiment: Experiment) -> None:
     """Train all that an experiment needs, so that its command need not train for longer."""
     brief = Laboratory(work / "bundles", training=TrainingOptions(epochs=6))
-    for trial in Plan("", experiment, PRESETS["quick"], 0, Emulation.NOTHING).all_trials():
+    for trial in Plan("", experiment, 0, Emulation.NOTHING).all_trials():
         brief.bundle_for(trial)
 
 
@@ -629,7 +624,7 @@ def test_every_policy_of_every_point_is_run_both_ways_with_the_options_tuned_the
             cache.keep(trial, of(40, 50) if best else of(50, 60))
 
     experiment = load_experiment("validation")
-    plan = Plan("validation", experiment, PRESETS["quick"], 3, Emulation.NOTHING)
+    plan = Plan("validation", experiment, 3, Emulation.NOTHING)
     points = compare(plan, [0, 1], 1000, run, cache)
     hedged = [trial for trial in ran if trial.mode is Mode.REAL and trial.policy.name == "hedging"]
     assert {trial.policy.options["hedge_quantile"] for trial in hedged} == {0.9}

@@ -26,7 +26,6 @@ from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
 from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import (
-    PRESETS,
     Plan,
     collect,
     draw,
@@ -57,9 +56,6 @@ def latency(
             metavar="FIGURE",
         ),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="How much is run.", metavar=f"[{'|'.join(PRESETS)}]")
-    ] = "quick",
     out: Out = Path("lab/results/latency"),
     work: WorkFolder = Path("runs/latency"),
     network: Annotated[
@@ -89,11 +85,9 @@ def latency(
     the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
     interrupted run goes on where it stopped.
     """
-    if preset not in PRESETS:
-        raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
     shuffles = _network(network)
     plans = [
-        Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles, speed)
+        Plan(name, load_experiment(name), seed, shuffles, speed)
         for name in figures_of(list(figure or ["all"]))
     ]
     check_out(out)
@@ -163,7 +157,7 @@ def validation(
         _say_how_long(trials, cache)
         run_trials(trials, cache, Laboratory(work / "bundles").run)
 
-    plan = Plan(figure, experiment, PRESETS["quick"], seed, known[network])
+    plan = Plan(figure, experiment, seed, known[network])
     compared = validating.compare(plan, points, queries, run, cache)
     rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
     about = {"contention": network, "queries": queries, "overheads": overheads}

@@ -9,10 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle, islice
-from pathlib import Path
 from threading import Event, Thread
 from types import FrameType
 from typing import NoReturn
@@ -26,15 +25,13 @@ from parity_models_lab.contention.network import FRONTEND_ADDRESS, Star, star
 from parity_models_lab.contention.pauses import pause_workers, steps
 from parity_models_lab.contention.plan import Contention
 from parity_models_lab.contention.shuffles import start_shuffles
-from parity_models_lab.contention.tenant import tenant
 
 
 class Spec(msgspec.Struct):
-    """What to do, to how many workers; `bundle` is what another tenant serves."""
+    """The plan, and the number of workers."""
 
     plan: Contention
     workers: int
-    bundle: str
 
 
 class Ready(msgspec.Struct):
@@ -57,18 +54,10 @@ def _run(spec: Spec) -> None:
     with ExitStack() as stack:
         network = stack.enter_context(star(plan.network, workers)) if plan.network else None
         prefix = _inside(network.frontend) if network else ()
-        shared = plan.shared(workers)
-        placements = _placements(plan, workers, network, _devices(shared))
+        placements = _placements(plan, workers, network)
         waiting: list[subprocess.Popen[str]] = []
         if plan.hogs is not None:
             waiting += stack.enter_context(hogs(plan.hogs, plan.seed))
-        if plan.tenant is not None:
-            beside = [placements[machine] for machine in shared]
-            waiting.append(
-                stack.enter_context(
-                    tenant(plan.tenant, plan.seed, Path(spec.bundle), beside, prefix)
-                )
-            )
         tell(msgspec.json.encode(Ready(prefix, placements)).decode())
         if line := sys.stdin.readline():
             begin = msgspec.json.decode(line, type=Begin)
@@ -97,9 +86,12 @@ def _threads(plan: Contention, workers: int, network: Star | None, begin: Begin)
             thread.join()
 
 
-def _placements(
-    plan: Contention, workers: int, network: Star | None, devices: dict[int, str]
-) -> tuple[Placement, ...]:
+def _placements(plan: Contention, workers: int, network: Star | None) -> tuple[Placement, ...]:
+    # The tenant shares a device with each of its neighbours: a file without a name.
+    devices = {
+        machine: f"/proc/{os.getpid()}/fd/{os.memfd_create(f'device {machine}')}"
+        for machine in plan.shared(workers)
+    }
     cores = list(islice(cycle(plan.hogs.cores), workers)) if plan.hogs else None
     placements = []
     for worker in range(workers):
@@ -113,14 +105,6 @@ def _placements(
 
 def _inside(namespace: str) -> tuple[str, ...]:
     return ("ip", "netns", "exec", namespace)
-
-
-def _devices(machines: Iterable[int]) -> dict[int, str]:
-    """A device for each machine: a file without a name, gone with this process."""
-    return {
-        machine: f"/proc/{os.getpid()}/fd/{os.memfd_create(f'device {machine}')}"
-        for machine in machines
-    }
 
 
 def _write(process: subprocess.Popen[str], line: str) -> None:

@@ -47,7 +47,7 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `tuned` are options with values to choose from: at each point, anew, the policy has those with
     which simulations have the lowest latency `tuned_by`; where it is run for real it has them as
     well. `swept` are options, or fields of the setting, with values that make a series of each
-    combination, of this `family`. `real`: whether the quick preset runs it for real, too.
+    combination, of this `family`. `real`: whether it is run for real, too.
     """
 
     label: str
@@ -105,10 +105,10 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A figure: the policies of `series` over the `points` of `axis`.
 
     A point names what it changes in `setting`. The axis is a field of Setting; or it is not, and
-    points say in words what they are on it. `real` are the points that the quick preset runs for
-    real, by position; it simulates all of them. `real_queries` and `simulated_queries` say
-    otherwise than the quick preset how long its runs are, and `warm_up` how many queries of each
-    come first and are not counted. `apart`: not among `all` figures.
+    points say in words what they are on it. `real` are the points that are run for real, by
+    position; all are simulated. `real_queries` and `simulated_queries` are the lengths of runs, and
+    `warm_up` the number of queries that come first and are not counted. `apart`: not among `all`
+    figures.
     `undisturbed` are the points, by position, that those which follow are compared with: for how
     much of the time p99 stays near theirs.
     """

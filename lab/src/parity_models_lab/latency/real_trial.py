@@ -19,7 +19,7 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Computed, Served, served
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.scheduling import BACKUP, Source
+from parity_models.scheduling import Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task, find_task
@@ -174,10 +174,10 @@ class Laboratory:
         or of which it uses what it has."""
         policy, has = trial.policy.policy, trial.setting.stand_ins
         if policy.needs_backup or (policy.needs_stand_in and "parity" not in has):
-            return self._with_backups(self._deployed, trial)
+            return self._with_backup(self._deployed)
         bundle = self._bundle(trial.setting.code)
         both = policy.needs_stand_in and "backup" in has
-        return self._with_backups(bundle, trial) if both else bundle
+        return self._with_backup(bundle) if both else bundle
 
     def _bundle(self, code: CodeSpec) -> Bundle:
         """The deployed model with parity models for `code`, trained once."""
@@ -197,19 +197,16 @@ class Laboratory:
             queries = Queries.of(inputs, code.k)
             return train(self._deployed, queries, path, None, code, self.training)
 
-    def _with_backups(self, bundle: Bundle, trial: Trial) -> Bundle:
-        """The bundle with as many backups as the setting has, trained once."""
-        own = bundle is not self._deployed
-        roles = trial.setting.backup_roles
-        path = self.folder / (f"{bundle.path.name}-{roles[-1]}" if own else roles[-1])
+    def _with_backup(self, bundle: Bundle) -> Bundle:
+        """Return the bundle with a backup, trained once."""
+        path = self.folder / (
+            "backup" if bundle is self._deployed else f"{bundle.path.name}-backup"
+        )
         try:
             return open_bundle(path, bundle.allowed)
         except BundleError:
             queries = Queries.of(self._dataset.train.inputs)
-            for role in roles:
-                further = role != BACKUP
-                bundle = train(bundle, queries, path, NETWORK, None, self.training, keep=further)
-            return bundle
+            return train(bundle, queries, path, NETWORK, None, self.training)
 
 
 def _on_nodes(placements: Sequence[Placement], trial: Trial) -> tuple[Placement, ...]:

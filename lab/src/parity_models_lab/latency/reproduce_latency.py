@@ -15,30 +15,14 @@ from tqdm import tqdm
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.experiment import Experiment, Picture, Series, TunedBy
-from parity_models_lab.latency.figures import Line, plot_experiment
-from parity_models_lab.latency.frontier import plot_frontier
+from parity_models_lab.latency.figures import Line, plot_experiment, plot_frontier
 from parity_models_lab.latency.setting import Setting, mean_of
 from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.results import INVALID, Row, TrialCache
 
-
-@dataclass(frozen=True)
-class Preset:
-    """How much is run: counted queries of a real and of a simulated trial, and which are real.
-
-    A quick preset takes experiments at their word: which points are real, and how many queries.
-    """
-
-    real_queries: int
-    simulated_queries: int
-    quick: bool
-    warm_up: int = 500
-
-
-PRESETS = {
-    "quick": Preset(real_queries=2_000, simulated_queries=10_000, quick=True),
-    "paper": Preset(real_queries=20_000, simulated_queries=100_000, quick=False),
-}
+REAL_QUERIES, SIMULATED_QUERIES, WARM_UP = 2_000, 10_000, 500
+"""The queries of a real and of a simulated trial, and those before them that are not counted, where
+the experiment does not say otherwise."""
 
 START = 0.35
 SIMULATED = 8e-5
@@ -51,14 +35,13 @@ TUNING = 50_000
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of one experiment under a preset; `figure` is how it was asked for.
+    """The trials of one experiment; `figure` is its name or file.
 
     `chosen` are the options of tuned series, by label and point, once they are known.
     """
 
     figure: str
     experiment: Experiment
-    preset: Preset
     seed: int
     network: Emulation | None
     speed: float = 0.0
@@ -101,33 +84,18 @@ class Plan:
         """(position on the axis, trial) of a series, simulated and real."""
         for point in range(len(self.experiment.points)):
             yield point, self._trial(Mode.SIMULATED, series, point)
-            if self.network is not None and self.is_real(series, point):
+            real = series.real and point in self.experiment.real
+            if real and self.network is not None:
                 yield point, self._trial(Mode.REAL, series, point)
 
     def all_trials(self) -> list[Trial]:
         return [trial for series in self.experiment.series for _, trial in self.trials(series)]
 
-    def is_real(self, series: Series, point: int) -> bool:
-        """Is this run for real, unless all is simulated?"""
-        if self.preset.quick or self.experiment.apart:
-            return series.real and point in self.experiment.real
-        return True
-
     def queries(self, mode: Mode) -> int:
-        """How many are counted in each run."""
-        preset, experiment = self.preset, self.experiment
-        usual, special = (
-            (preset.real_queries, experiment.real_queries)
-            if mode is Mode.REAL
-            else (preset.simulated_queries, experiment.simulated_queries)
-        )
-        return usual if special is None else special if preset.quick else max(usual, special)
-
-    @property
-    def warm_up(self) -> int:
-        """How many queries of each run come first and are not counted."""
-        usual, special = self.preset.warm_up, self.experiment.warm_up
-        return special if special is not None and self.preset.quick else usual
+        """Return the number of queries that are counted in each run."""
+        if mode is Mode.REAL:
+            return self.experiment.real_queries or REAL_QUERIES
+        return self.experiment.simulated_queries or SIMULATED_QUERIES
 
     def _tuned_points(self, points: Sequence[int] | None) -> Iterator[tuple[Series, int]]:
         everywhere = range(len(self.experiment.points)) if points is None else points
@@ -149,7 +117,7 @@ class Plan:
             setting=msgspec.structs.replace(self.experiment.at(point, series), speed=self.speed),
             policy=self.choice(series, point),
             queries=self.queries(mode),
-            warm_up=self.warm_up,
+            warm_up=WARM_UP if self.experiment.warm_up is None else self.experiment.warm_up,
             seed=self.seed,
             network=self.network or Emulation.NOTHING,
         )

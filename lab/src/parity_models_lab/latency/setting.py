@@ -34,7 +34,7 @@ from parity_models.emulation import (
     Uniform,
 )
 from parity_models.options import Value
-from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.simulation import Antagonist, Cores
 from parity_models.simulation.overheads import Overheads
 from parity_models_lab.contention.plan import Contention, Hogs, Tenant
@@ -58,13 +58,6 @@ SLOWED, SERVING, PER_UNIT = 2, 1.05e-3, 0.6e-3
 server and client) and for a unit (by a worker), as measured in real trials at full speed."""
 
 
-class FurtherBackup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A backup besides the first: how long it runs, and the share of queries it may answer."""
-
-    service: Distribution
-    coverage: Annotated[float, Meta(ge=0, le=1)]
-
-
 class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one run meets, whatever the policy. Times in seconds.
 
@@ -78,8 +71,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     and simulations have no such processes. `encoder` and
     `decoder`, with their options, are the code's; without a word on it the encoder is the decoder's
     usual one. Stand-ins may answer a share `coverage` of the queries, drawn for each. `stand_ins`
-    are those that the bundle has for a policy that can do with either; `further_backups` come after
-    its backup.
+    are those that the bundle has for a policy that can use either.
 
     Contention, of which there may be several kinds; 0 is none:
     `shuffles` background transfers run at all times, through the links that queries take. Where
@@ -122,7 +114,6 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     speed: Annotated[float, Meta(ge=0, le=1)] = 0.0
     stand_ins: Annotated[tuple[StandInKind, ...], Meta(min_length=1)] = ("parity",)
     coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    further_backups: Annotated[tuple[FurtherBackup, ...], Meta(max_length=len(BACKUPS) - 1)] = ()
     shuffles: Annotated[int, Meta(ge=0, le=100_000)] = 4
     quiet_links: bool = False
     transfer: Distribution = Uniform(0.7, 1.4)
@@ -188,11 +179,6 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
     @property
-    def backup_roles(self) -> tuple[str, ...]:
-        """Those of the bundle's backups, if it has any."""
-        return BACKUPS[: 1 + len(self.further_backups)]
-
-    @property
     def queries_per_second(self) -> float:
         """Outside of bursts."""
         if self.rate is not None:
@@ -226,14 +212,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """What real and simulated workers obey alike: service times, and kills for `seconds`."""
         rng = Random(f"{seed}/kills")
         kills = ceil(seconds / self.kill_every) if self.kill_every else 0
-        further = dict(zip(BACKUPS[1:], self.further_backups, strict=False))
         return FaultPlan(
             seed=seed,
             service_time=self.service,
-            service_times={
-                BACKUP: self.backup_service,
-                **{role: each.service for role, each in further.items()},
-            },
+            service_times={BACKUP: self.backup_service},
             computing=self.computing,
             slowdowns=self._slowdowns,
             generations=self.generations,
@@ -246,7 +228,6 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 ColdStart(self.cold_factor, self.cold_length) if self.cold_factor != 1 else None
             ),
             coverage=self.coverage,
-            coverages={role: each.coverage for role, each in further.items()},
             kills=tuple(
                 Kill(rng.randrange(self.all_instances), self.kill_every * (i + 1))
                 for i in range(kills)

@@ -11,7 +11,7 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code
 from parity_models.emulation import Constant
 from parity_models.errors import UserError
-from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
+from parity_models.scheduling import BACKUP, DEPLOYED, SchedulerConfig, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, SOURCES, Cores, Simulation, simulate
@@ -94,7 +94,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         """What the bundle has for the policy."""
         has = self.setting.stand_ins
         code = self.code if "parity" in has or self.policy.policy.needs_code else None
-        return StandIns(code, self.setting.backup_roles if "backup" in has else ())
+        return StandIns(code, (BACKUP,) if "backup" in has else ())
 
     @property
     def cores(self) -> Cores | None:
