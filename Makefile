@@ -9,7 +9,7 @@ SERVERS := .servers
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo lint docs docs-serve check test explore format dist protos clean
+.PHONY: help setup servers demo lint docs docs-serve check quick-tests test tests explore format dist protos clean
 
 # By the marks of tests, which pyproject.toml lists.
 QUICK := not slow and not servers and not ray and not root
@@ -20,32 +20,37 @@ help: ## Show what can be made
 # What the demo needs, and no more.
 DEMO := $(VENV)/.demo
 $(DEMO): pyproject.toml lab/pyproject.toml constraints.txt
-	test -e $(INSTALLED) || $(PYTHON) -m venv $(VENV)
+	test -e $(MADE) || $(PYTHON) -m venv $(VENV)
 	test -e $(INSTALLED) || $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e . -e lab
 	touch $@
 
-$(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt
+# An environment with a new pip, which installs everything else, into other environments, too.
+MADE := $(VENV)/.made
+$(MADE):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt | $(MADE)
 	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[grpc,remote,tls,train,bench,ray,otel,examples,docs,dev]' -e lab
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv
 
 # Apart from .venv, as their pins are others. Triton needs nothing of what its wheel asks for.
-$(SERVERS)/.triton: tests/servers/triton.txt | $(INSTALLED)
+$(SERVERS)/.triton: tests/servers/triton.txt | $(MADE)
 	rm -rf $(SERVERS)/triton
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SERVERS)/triton -r $<
 	touch $@
 
-$(SERVERS)/.mlserver: tests/servers/mlserver.txt | $(INSTALLED)
+$(SERVERS)/.mlserver: tests/servers/mlserver.txt | $(MADE)
 	rm -rf $(SERVERS)/mlserver
 	$(BIN)/python -m venv --without-pip $(SERVERS)/mlserver
 	$(BIN)/python -m pip --python $(SERVERS)/mlserver/bin/python install --quiet --no-compile -r $<
 	touch $@
 
-$(SERVERS)/.kserve: tests/servers/kserve.txt | $(INSTALLED)
+$(SERVERS)/.kserve: tests/servers/kserve.txt | $(MADE)
 	rm -rf $(SERVERS)/kserve
 	$(BIN)/python -m venv --without-pip $(SERVERS)/kserve
 	$(BIN)/python -m pip --python $(SERVERS)/kserve/bin/python install --quiet --no-compile -r $<
@@ -69,18 +74,23 @@ docs: setup ## Build the documentation into build/site, with warnings as errors
 docs-serve: setup ## Show the documentation at http://127.0.0.1:8080 while it is written
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8080
 
-# What waits for the disk and the network leaves a core to the others.
-check: setup ## Lint, documentation and the quick tests, in under three minutes
-	$(MAKE) --jobs 2 lint docs
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q -m "$(QUICK)"
+# Lint, documentation and tests run side by side: what waits for the disk leaves a core to the others.
+check: setup ## Lint, documentation and the quick tests, in 90 seconds
+	$(MAKE) --jobs 3 lint docs quick-tests
+
+quick-tests: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -q -m "$(QUICK)"
 
 # Ray's tests are apart, as a cluster beside two workers of other tests would starve. Two beside each other keep
 # two cores busy; those of a cluster of several nodes come first in their worker, in which no other may be yet.
-test: setup ## Lint, documentation, all tests
-	$(MAKE) --jobs 2 lint docs servers
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not ray"
+test: ## Lint, documentation, all tests
+	$(MAKE) --jobs 4 setup servers
+	$(MAKE) --jobs 3 lint docs tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ray \
 	  $$(grep -rl mark.ray tests | sort)
+
+tests: setup servers
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not ray"
 
 explore: setup ## The tests of properties, with inputs that no run has tried before
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m "hypothesis and not ray" --hypothesis-profile explore

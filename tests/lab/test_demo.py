@@ -56,7 +56,7 @@ def test_the_demo_leaves_a_bundle_a_summary_and_a_picture(
     assert accuracy.degraded_accuracy is not None
     assert summary["degraded_accuracy"] == accuracy.degraded_accuracy > 0.8
     assert set(summary) == {"policies", "available_accuracy", "degraded_accuracy"}
-    assert set(summary["policies"]) == {"equal_resources", "parity"}
+    assert set(summary["policies"]) == {"equal resources", "parity"}
     for policy in summary["policies"].values():
         report = msgspec.convert(policy, LoadReport)
         assert report.latency is not None
@@ -71,7 +71,7 @@ def test_every_query_is_answered_in_both_runs_though_a_worker_is_killed(
     for policy in policies.values():
         assert (policy["answered"], policy["errors"]) == (300, {})
         assert policy["accuracy"] > 0.8
-    assert set(policies["equal_resources"]["sources"]) == {"model"}
+    assert set(policies["equal resources"]["sources"]) == {"model"}
     assert policies["parity"]["sources"]["reconstruction"]["count"] > 0
 
 

@@ -37,6 +37,7 @@ def test_mistakes_exit_with_2_and_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_path_of_a_request_is_counted_by_file(
     lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ from PIL import Image
 from parity_models.errors import DataError
 from parity_models.tasks import find_task
 from parity_models_lab.tasks import (
-    CatsVsDogs,
     Cifar10,
     Cifar100,
     Localization,
@@ -97,7 +96,7 @@ def test_the_pickled_version_of_cifar_is_not_read(tmp_path: Path) -> None:
         Cifar10().load(tmp_path)
 
 
-# Cats vs dogs
+# Pictures
 
 
 def write_picture(path: Path, size: tuple[int, int] = (20, 10)) -> None:
@@ -105,34 +104,11 @@ def write_picture(path: Path, size: tuple[int, int] = (20, 10)) -> None:
     Image.fromarray(RANDOM.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
 
 
-@pytest.mark.parametrize("layout", ["cats-vs-dogs/{}/{}.png", "PetImages/{}/{}.jpg"])
-def test_cats_and_dogs_are_read_from_usual_layouts(tmp_path: Path, layout: str) -> None:
-    for kind in ("cat", "dog"):
-        named = kind.capitalize() if "Pet" in layout else kind
-        for number in range(10):
-            write_picture(tmp_path / layout.format(named, number))
-    data = CatsVsDogs(CatsVsDogs.Options(side=16)).load(tmp_path)
-    assert [len(split) for split in (data.train, data.validation, data.test)] == [15, 1, 4]
-    assert (data.input_shape, data.classes) == ((3, 16, 16), ("cat", "dog"))
-    everything = np.concatenate([data.train.labels, data.validation.labels, data.test.labels])
-    assert np.bincount(everything).tolist() == [10, 10]
-
-
-def test_the_broken_pictures_of_the_usual_archive_are_left_out(tmp_path: Path) -> None:
-    for kind, broken in (("Cat", "666.jpg"), ("Dog", "11702.jpg")):
-        for number in range(3):
-            write_picture(tmp_path / "PetImages" / kind / f"{number}.jpg")
-        (tmp_path / "PetImages" / kind / broken).touch()
-    data = CatsVsDogs(CatsVsDogs.Options(side=16)).load(tmp_path)
-    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 6
-
-
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
-    for kind in ("cat", "dog"):
-        write_picture(tmp_path / kind / "1.png")
-    (tmp_path / "dog" / "2.jpg").write_bytes(b"\xff\xd8 and nothing")
-    with pytest.raises(DataError, match=r"dog/2\.jpg cannot be read as an image"):
-        CatsVsDogs().load(tmp_path)
+    write_birds(tmp_path)
+    (tmp_path / "images" / "001.Bird" / "2.png").write_bytes(b"\xff\xd8 and nothing")
+    with pytest.raises(DataError, match=r"2\.png cannot be read as an image"):
+        Localization().load(tmp_path)
 
 
 # Localization

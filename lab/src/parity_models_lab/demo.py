@@ -19,7 +19,7 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, report_of
 from parity_models.load.result import LoadResult
 from parity_models.load.served import served
-from parity_models.models.bundle import Accuracy, Bundle, with_accuracy
+from parity_models.models.bundle import Bundle, with_accuracy
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, Parity
@@ -28,6 +28,7 @@ from parity_models.tasks import Dataset, Task
 from parity_models.training import Trained, TrainingOptions, progress_bars, train
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.plots import plot_latency
+from parity_models_lab.results import Row
 
 NETWORK = "mlp"
 CODE = CodeSpec("stack", "separate", k=2)
@@ -45,7 +46,7 @@ class Scenario:
 
     instances: int = 6
     rate: float = 250.0
-    queries: int = 10_000
+    queries: int = 7_500
     warm_up: int = 500
     slowdowns: Slowdowns = SLOWDOWNS
     max_group_wait: float = 0.005
@@ -86,11 +87,26 @@ class DemoSummary(msgspec.Struct, frozen=True):
     available_accuracy: float
     degraded_accuracy: float
 
-    def stood_in(self, policy: str) -> float:
-        """Return the share of answers that were reconstructions."""
-        report = self.policies[policy]
-        rebuilt = report.sources.get(Source.RECONSTRUCTION)
-        return rebuilt.count / report.answered if rebuilt else 0.0
+    def rows(self) -> list[Row]:
+        """Return a row for each policy; latencies in ms."""
+        rows: list[Row] = []
+        for name, report in self.policies.items():
+            assert report.latency is not None  # a demo without an answer has no summary
+            rebuilt = report.sources.get(Source.RECONSTRUCTION)
+            rows.append(
+                {
+                    "policy": name,
+                    "p50": report.latency.p50_ms,
+                    "p99": report.latency.p99_ms,
+                    "p99.9": report.latency.p999_ms,
+                    "gap": report.latency.gap_ms,
+                    "answers": report.answered,
+                    "errors": sum(report.errors.values()),
+                    "stood in": rebuilt.count / report.answered if rebuilt else 0.0,
+                    "accuracy": report.accuracy,
+                }
+            )
+        return rows
 
 
 def run_demo(
@@ -117,7 +133,9 @@ def run_demo(
     dataset = task.load(data_dir)
     tell(f"Training on {task.name}: {len(dataset.train):,} queries, network {NETWORK}, {CODE}.")
     bundle = train_bundle(out / "bundle", task, dataset, options)
-    accuracy = _evaluate(bundle, task, dataset)
+    test = dataset.test
+    accuracy = measure_accuracy(Outputs(bundle, test.inputs), test.labels, metric=task.metric)
+    with_accuracy(bundle, accuracy)
     assert accuracy.degraded_accuracy is not None
     tell(
         f"Deployed model: {accuracy.available_accuracy:.2%} right. Reconstructions alone: "
@@ -134,7 +152,7 @@ def run_demo(
     (out / "summary.json").write_bytes(text + b"\n")
     plot_latency(
         out / "latency.png",
-        {_words(name): result.latency[result.answered] * 1e3 for name, result in results.items()},
+        {name: result.latency[result.answered] * 1e3 for name, result in results.items()},
         "Same instances, same load, same faults",
         f"{scenario.describe()} Data: {task.name}; model: {NETWORK}; code: {CODE}.",
     )
@@ -164,13 +182,6 @@ def _finished(trained: Trained) -> Bundle:
     return trained
 
 
-def _evaluate(bundle: Bundle, task: Task, dataset: Dataset) -> Accuracy:
-    test = dataset.test
-    accuracy = measure_accuracy(Outputs(bundle, test.inputs), test.labels, metric=task.metric)
-    with_accuracy(bundle, accuracy)
-    return accuracy
-
-
 def _serve(
     bundle: Bundle,
     task: Task,
@@ -189,7 +200,7 @@ def _serve(
             port=0,
         )
         for name, policy in (
-            ("equal_resources", PolicyChoice(EqualResources.name)),
+            ("equal resources", PolicyChoice(EqualResources.name)),
             ("parity", PolicyChoice(Parity.name, coded)),
         )
     }
@@ -210,7 +221,7 @@ def _serve(
         results = asyncio.run(_compare(bundle, servers, load, tell))
     for name, result in results.items():
         if not result.answered.any():
-            raise LoadError(f"{_words(name)}: no query was answered: {result.errors()}")
+            raise LoadError(f"{name}: no query was answered: {result.errors()}")
     return load, results
 
 
@@ -220,12 +231,8 @@ async def _compare(
     """Offer the load to each server in turn; its faults begin when the counted load does."""
     results = {}
     for name, options in servers.items():
-        tell(f"Serving: {_words(name)}.")
+        tell(f"Serving: {name}.")
         async with served(bundle.path, options) as server:
             here = replace(load, url=server.url)
             results[name] = await offer_load_from_own_process(here, server.begin_faults)
     return results
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

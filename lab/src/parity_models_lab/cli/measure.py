@@ -181,9 +181,6 @@ def overload(
 
 
 def attack(
-    victims: Annotated[
-        int, typer.Option(help="Queries of victims beside each attacker.", min=10)
-    ] = 800,
     seed: Seed = 0,
     out: ChaosOut = RESULTS,
     quick: Quick = False,
@@ -191,7 +188,7 @@ def attack(
     """Attack other clients' reconstructions by absurd inputs.
 
     The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
-    predictions, beside honest partners and attackers, with the bundle's envelope and without.
+    predictions, next to honest partners and attackers, with the bundle's envelope and without.
     """
     from parity_models.tasks import find_task
     from parity_models_lab.chaos.attack import run_attack
@@ -200,7 +197,6 @@ def attack(
     rows = run_attack(
         find_task("digits"),
         out / "attack",
-        victims=100 if quick else victims,
         seed=seed,
         seconds=5.0 if quick else None,
         tell=Console(stderr=True, highlight=False).print,

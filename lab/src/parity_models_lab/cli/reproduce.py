@@ -292,23 +292,7 @@ def demo(
     minutes on two cores.
     """
     summary = run_demo(out, find_task(task), seed=seed, data_dir=data_dir, tell=typer.echo)
-    rows = []
-    for name, report in summary.policies.items():
-        assert report.latency is not None  # a demo without an answer has no summary
-        latency = report.latency
-        rows.append(
-            {
-                "policy": name.replace("_", " "),
-                "p50": latency.p50_ms,
-                "p99": latency.p99_ms,
-                "p99.9": latency.p999_ms,
-                "gap": latency.gap_ms,
-                "answers": report.answered,
-                "errors": sum(report.errors.values()),
-                "stood in": summary.stood_in(name),
-                "accuracy": report.accuracy,
-            }
-        )
+    rows = summary.rows()
     print_rows("Latencies in ms", rows)
     equal, parity = (float(str(row["gap"])) for row in rows)
     typer.echo(

@@ -3,7 +3,6 @@
 Commands take them as `parity_models_lab.tasks:Cifar10`.
 """
 
-from parity_models_lab.tasks.cats_dogs import CatsVsDogs
 from parity_models_lab.tasks.cifar import Cifar10, Cifar100
 from parity_models_lab.tasks.localization import Localization
 from parity_models_lab.tasks.make_boxes import make_boxes
@@ -11,7 +10,6 @@ from parity_models_lab.tasks.make_speech import make_speech
 from parity_models_lab.tasks.speech import SmallSpeechCommands, SpeechCommands
 
 __all__ = [
-    "CatsVsDogs",
     "Cifar10",
     "Cifar100",
     "Localization",
