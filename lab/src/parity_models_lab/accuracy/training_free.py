@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes.coder import namespace
-from parity_models.codes.encoders.encoder import require_floating
+from parity_models.codes.encoders import require_floating
 from parity_models.codes.weights import some_sets
 from parity_models.errors import CodeError, DataError, UndecodableError
 from parity_models.evaluation.accuracy import FRACTIONS

@@ -100,7 +100,7 @@ async def _tenant(
     )
     loads: list[asyncio.Task[object]] = []
     with NamedTemporaryFile(suffix=".npy") as queries:
-        np.save(queries, manifest.deployed.input.zeros(1))
+        np.save(queries, manifest.deployed.signature.input.zeros(1))
         queries.flush()
         async with served(bundle, options, prefix) as server:
             load = LoadSpec(
