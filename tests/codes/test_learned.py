@@ -20,7 +20,7 @@ from parity_models.training import TrainingOptions
 from parity_models.training.problems import CodedNetworks
 from parity_models_lab.deployed import train_deployed
 from served import ServerProcess
-from trainings import evaluate, train_backup, train_parity
+from trainings import evaluate, train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -77,22 +77,6 @@ def test_a_learned_decoder_decodes_what_subtraction_does(
         np.testing.assert_array_equal(decoded[slot], value + 1)
         np.testing.assert_array_equal(seen[0][:, slot, :-1], value)
         assert not seen[0][:, slot, -1].any()
-
-
-@pytest.mark.parametrize(
-    ("spec", "shape", "reason"),
-    [
-        (CodeSpec("convolution", "separate", 2), (8,), "needs images"),
-        (
-            CodeSpec("mlp", "separate", 2, 1, {"network": 1}),
-            (8,),
-            "network is no option of the encoder mlp",
-        ),
-    ],
-)
-def test_senseless_codes_are_refused(spec: CodeSpec, shape: tuple[int, ...], reason: str) -> None:
-    with pytest.raises(CodeError, match=reason):
-        Code(spec, shape, (10,))
 
 
 def test_a_code_without_its_network_knows_masks_and_shapes_only() -> None:
@@ -178,19 +162,6 @@ def test_the_bundle_encodes_as_training_does(
     np.testing.assert_allclose(alone["input"], parity["input"][0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_backup_keeps_the_coders(trained: Bundle, digits: Dataset, tmp_path: Path) -> None:
-    written = train_backup(
-        trained,
-        "linear",
-        digits.train.inputs,
-        tmp_path / "with-backup",
-        TrainingOptions(epochs=1),
-        validation=digits.validation,
-    )
-    assert written.manifest.coders == trained.manifest.coders
-    assert open_bundle(written.path).code() is not None
-
-
 def test_learned_coders_serve_without_a_failure(trained: Bundle, digits: Dataset) -> None:
     rows = digits.test.inputs[:6]
     coded = ("--policy", "parity@max-group-wait=1")
@@ -233,20 +204,3 @@ def test_bundles_whose_coders_do_not_fit_the_code_are_refused(tmp_path: Path) ->
             write_bundle(
                 tmp_path / "bundle", deployed=model, parity=[model], coders=coders, code=spec
             )
-
-
-def test_a_coder_that_was_changed_is_noticed(tmp_path: Path) -> None:
-    model = linear(tmp_path, (6,), (3,))
-    bundle = write_bundle(
-        tmp_path / "bundle",
-        deployed=model,
-        parity=[model],
-        coders={"encoder": linear(tmp_path, (2, 6), (1, 6))},
-        code=CodeSpec("mlp", "subtraction", 2),
-    )
-    path = bundle.path / "encoder.onnx"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(BundleError, match=r"encoder.onnx is damaged or was changed"):
-        open_bundle(bundle.path)

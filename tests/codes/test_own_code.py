@@ -13,30 +13,11 @@ import pytest
 from commands import Here, assert_refused, parm
 from own_coders import DECODER, ENCODER, Amplified
 from parity_models.codes import Code, CodeSpec
-from parity_models.errors import BundleError, CodeError, UserError
+from parity_models.errors import BundleError, CodeError
 from parity_models.models.bundle import open_bundle
-from parity_models_lab.accuracy.matrix import load_matrix
-from parity_models_lab.latency.experiment import load_experiment
 from served import INPUTS, write_linear_bundle
 
 OWN = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})
-CODE = f"""
-encoder = "{ENCODER}"
-decoder = "{DECODER}"
-encoder_options = {{ gain = %s }}
-decoder_options = {{ divisor = 3.0 }}
-"""
-EXPERIMENT = f"""
-title = "One's own"
-axis = "load"
-points = [{{ load = 0.3 }}]
-series = [{{ label = "own", policy = {{ name = "parity" }} }}]
-
-[setting]{CODE}"""
-MATRIX = """
-title = "One's own"
-deployed = [{ task = "digits", network = "mlp", codes = [CELL] }]
-""".replace("CELL", "{" + CODE.strip().replace("\n", ", ") + "}")
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +116,3 @@ def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Pat
         (("--decoder", "atenuated"), "there is no decoder 'atenuated'"),
     ]:
         assert_refused(parm_here(*command, *coders, *wrong), reason)
-
-
-def test_it_is_in_an_experiment_file_and_in_a_matrix(tmp_path: Path) -> None:
-    file = tmp_path / "own.toml"
-    file.write_text(EXPERIMENT % "3.0")
-    experiment = load_experiment(str(file))
-    expected = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 3.0}, {"divisor": 3.0})
-    assert experiment.at(0, experiment.series[0]).code == expected
-    file.write_text(EXPERIMENT % "-3.0")
-    with pytest.raises(UserError, match="gain must be above 0"):
-        load_experiment(str(file))
-    file.write_text(MATRIX % "3.0")
-    (cell,) = load_matrix(str(file)).deployed[0].codes
-    assert cell.spec == expected
-    assert "gain 3" in str(cell)
-    file.write_text(MATRIX % "-3.0")
-    with pytest.raises(UserError, match="gain must be above 0"):
-        load_matrix(str(file))

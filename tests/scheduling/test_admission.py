@@ -18,15 +18,6 @@ from parity_models.scheduling.policies import ApproximateBackup
 from scheduling_world import ORIGINALS, World
 
 
-def test_the_oldest_query_is_run_first() -> None:
-    world = learned()
-    world.arrive(1)
-    (older,) = world.arrive(1)
-    world.arrive(1)
-    world.finish("a")
-    assert world.running["a"].subjects == (older,)
-
-
 def test_abandoned_queries_do_not_have_others_refused() -> None:
     world = learned(run=0.2, instances="abc", deadline=10.0)
     for _ in range(300):
@@ -142,19 +133,6 @@ def test_what_may_still_be_answered_otherwise_is_kept() -> None:
     assert not world.failures
     world.finish("cheap")
     assert world.answers[soon] is Source.BACKUP
-
-
-def test_the_only_query_is_run_as_long_as_it_is_not_due() -> None:
-    """A late clock: its last chance has passed while its instance was busy."""
-    world = learned()
-    world.arrive(1)
-    (last,) = world.arrive(1, deadline=world.now + 3.5)
-    world.stall(3.0)
-    world.finish("a")
-    assert world.running["a"].subjects == (last,)
-    world.stall(0.1)
-    world.finish("a")
-    assert world.answers[last] is Source.MODEL
 
 
 def test_instances_that_hang_are_counted_as_slow() -> None:

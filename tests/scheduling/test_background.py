@@ -8,7 +8,6 @@ from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
     Action,
-    Cancel,
     Compare,
     Encode,
     ForgetGroup,
@@ -23,10 +22,8 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.policies import (
     Adaptive,
-    ApproximateBackup,
     EqualResources,
     Pool,
-    Replication,
     StandIns,
 )
 from scheduling_world import World, code
@@ -78,22 +75,6 @@ def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:
     answer(world)
     assert comparisons(world) == [BACKUP]
     world.pass_time(EVERY)
-    answer(world)
-    assert comparisons(world) == [BACKUP, BACKUP]
-
-
-def test_what_runs_on_to_be_compared_is_compared_instead() -> None:
-    world = world_of(adaptive(backup=True), instances=3)
-    world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))  # all are compared
-    answer(world)
-    world.pass_time(EVERY)
-    (query,) = world.arrive(1)
-    world.pass_time(6.0)
-    assert {run.role for run in world.running.values()} == {DEPLOYED, BACKUP}
-    world.finish(next(name for name, run in world.running.items() if run.role == DEPLOYED))
-    assert world.answers[query] is Source.MODEL
-    assert comparisons(world) == [BACKUP]
-    finish_all(world)
     answer(world)
     assert comparisons(world) == [BACKUP, BACKUP]
 
@@ -251,36 +232,3 @@ def test_all_do_while_their_gate_is_closed() -> None:
     assert compared(world, 3) == [1, 2, 3]
     world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, True))
     assert compared(world, ONE_IN) == [3]
-
-
-@pytest.mark.parametrize("how", ["finish", "fail", "leave"])
-def test_one_at_a_time_until_it_is_over(how: str) -> None:
-    policy = ApproximateBackup()
-    world = World(Scheduler(policy, SchedulerConfig(compare_one_in=1)))
-    for instance in "abc":
-        world.join(instance, frozenset({DEPLOYED}))
-    for instance in "xyz":
-        world.join(instance, frozenset({BACKUP}))
-    world.arrive(2)
-    for instance in "ab":
-        world.finish(instance)
-    assert [run.role for run in world.running.values()] == [BACKUP] * 2
-    first, second = world.running
-    assert world.compared == {world.running[first].unit}
-    assert world.cancelled == {world.running[second].unit}
-    getattr(world, how)(first)
-    world.arrive(1)
-    world.finish(next(each for each, run in world.running.items() if run.role == DEPLOYED))
-    assert len(world.compared) == 2
-
-
-def test_copies_are_always_cancelled() -> None:
-    policy = Replication(Replication.Options(copies=2))
-    world = World(Scheduler(policy, SchedulerConfig(compare_one_in=1)))
-    for instance in "ab":
-        world.join(instance, frozenset({DEPLOYED}))
-    world.arrive(1)
-    world.finish("a")
-    assert [type(action) for action in world.log if isinstance(action, Cancel | Compare)] == [
-        Cancel
-    ]

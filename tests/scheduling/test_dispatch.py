@@ -1,4 +1,4 @@
-"""Which instance each dispatch rule gives a unit to."""
+"""The instance that each dispatch rule gives a unit to."""
 
 from collections import Counter
 
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from parity_models.scheduling import DEPLOYED, NoRedundancy, Scheduler
 from parity_models.scheduling.dispatch import (
-    RULES,
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
@@ -17,32 +16,35 @@ from parity_models.scheduling.dispatch import (
 )
 from parity_models.scheduling.work import Task
 from parity_models_lab.latency.competitors import Prequal, Probe, ProbePool
+from policies import EVERY_RULE
 from scheduling_world import ORIGINALS, World
 
 
+def world_of(rule: type[Dispatch], instances: int) -> World:
+    world = World(Scheduler(NoRedundancy(), dispatch=rule()))
+    for number in range(instances):
+        world.join(f"{number}", ORIGINALS)
+    return world
+
+
 def test_round_robin_takes_turns_and_moves_what_waits_when_an_instance_leaves() -> None:
-    world = World(Scheduler(NoRedundancy(), dispatch=RoundRobin()))
-    for instance in ("a", "b"):
-        world.join(instance, ORIGINALS)
+    world = world_of(RoundRobin, 2)
     world.arrive(4)
-    world.finish("a")
-    assert world.running["a"].subjects == (2,)
-    world.leave("b")
-    world.finish("a")
-    world.finish("a")
-    world.finish("a")
+    world.finish("0")
+    assert world.running["0"].subjects == (2,)
+    world.leave("1")
+    for _ in range(3):
+        world.finish("0")
     assert len(world.answers) == 4
 
 
 def test_power_of_two_choices_prefers_the_shorter_queue() -> None:
-    world = World(Scheduler(NoRedundancy(), dispatch=PowerOfTwoChoices()))
-    for instance in ("a", "b"):
-        world.join(instance, ORIGINALS)
+    world = world_of(PowerOfTwoChoices, 2)
     world.arrive(2)
-    assert set(world.running) == {"a", "b"}
+    assert set(world.running) == {"0", "1"}
 
 
-@pytest.mark.parametrize("rule", list(RULES), ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
 def test_instances_to_avoid_get_a_task_only_while_no_others_are_up(rule: type[Dispatch]) -> None:
     dispatch = rule(rule.Options())
     avoided = {"a", "b"}
@@ -83,22 +85,6 @@ def test_an_idle_instance_takes_a_task_unless_others_that_are_up_suit_it_better(
     assert [instance for instance, _ in dispatch.assign(1)] == [idle] * (idle in suited)
 
 
-def test_latency_aware_takes_the_recently_slow_last() -> None:
-    world = World(Scheduler(NoRedundancy(), dispatch=LatencyAware()))
-    for instance in ("slow", "fast"):
-        world.join(instance, ORIGINALS)
-    world.arrive(2)
-    world.pass_time(0.1)
-    world.finish("fast")
-    world.pass_time(0.9)
-    world.finish("slow")
-    for _ in range(3):
-        world.arrive(1)
-        assert set(world.running) == {"fast"}
-        world.pass_time(0.1)
-        world.finish("fast")
-
-
 def served_in_turn(world: World, queries: int, slow: str) -> Counter[str]:
     """One query at a time; the slow instance takes a second, others a tenth."""
     runs: Counter[str] = Counter()
@@ -111,24 +97,15 @@ def served_in_turn(world: World, queries: int, slow: str) -> Counter[str]:
     return runs
 
 
-def test_prequal_avoids_the_recently_slow() -> None:
-    world = World(Scheduler(NoRedundancy(), dispatch=Prequal()))
-    for number in range(8):
-        world.join(f"{number}", ORIGINALS)
+@pytest.mark.parametrize(("rule", "most"), [(LatencyAware, 0), (Prequal, 400 / 8 / 4)])
+def test_rules_that_know_latencies_avoid_the_recently_slow(
+    rule: type[Dispatch], most: float
+) -> None:
+    world = world_of(rule, 8)
     served_in_turn(world, 100, slow="3")
     later = served_in_turn(world, 400, slow="3")
-    assert later["3"] < 400 / 8 / 4
-    assert len(later) > 4, "probing draws from all of them"
-
-
-def test_prequal_avoids_the_busy_though_they_be_fast() -> None:
-    fast = Probe("fast", rif=3, run_time=0.01)
-    slow = Probe("slow", rif=0, run_time=1.0)
-    pool = ProbePool(size=16, hot=0.5)
-    for probe in (slow, fast):
-        pool.add(probe, 16)
-    pool.add(Probe("other", rif=0, run_time=2.0), 16)
-    assert pool.best(pool.probes) is slow
+    assert later["3"] <= most
+    assert rule is not Prequal or len(later) > 4, "probing draws from all of them"
 
 
 def test_prequal_takes_the_fastest_of_the_cold_and_the_least_busy_if_all_are_hot() -> None:
@@ -139,34 +116,14 @@ def test_prequal_takes_the_fastest_of_the_cold_and_the_least_busy_if_all_are_hot
     assert pool.best([slow, quick]) is quick
     busy, busier = Probe("busy", 5, 1.0), Probe("busier", 6, 0.1)
     assert pool.best([busier, busy]) is busy
-
-
-def test_a_probe_that_was_used_counts_one_more_in_flight_and_leaves_when_used_up() -> None:
-    pool = ProbePool(size=16, hot=0.9)
-    probe = Probe("a", 0, 1.0)
-    pool.add(probe, 16)
-    pool.use(probe, budget=2)
-    assert (probe.rif, probe.latency) == (1, 2.0)
-    assert pool.probes == [probe]
-    pool.use(probe, budget=2)
-    assert pool.probes == []
-
-
-def test_the_oldest_and_the_worst_probe_leave_by_turns() -> None:
-    pool = ProbePool(size=16, hot=0.9)
-    for number, run_time in enumerate((1.0, 2.0, 9.0, 3.0)):
-        pool.add(Probe(f"{number}", 0, run_time), 16)
-    pool.thin_out()
-    assert [probe.instance for probe in pool.probes] == ["1", "2", "3"]
-    pool.thin_out()
-    assert [probe.instance for probe in pool.probes] == ["1", "3"]
+    assert pool.best([busy, slow]) is slow
 
 
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 5), st.integers(0, 3))),
     st.integers(2, 4),
 )
-def test_a_pool_holds_one_probe_of_each_instance_and_no_more_than_its_size(
+def test_prequal_keeps_one_probe_of_each_instance_and_no_more_than_its_size(
     steps: list[tuple[str, int, int]], size: int
 ) -> None:
     pool = ProbePool(size, hot=0.8)

@@ -16,7 +16,6 @@ from parity_models.emulation import (
     Uniform,
 )
 from parity_models.scheduling import (
-    BACKUP,
     DEPLOYED,
     EqualResources,
     NoRedundancy,
@@ -25,19 +24,11 @@ from parity_models.scheduling import (
     Scheduler,
     SchedulerConfig,
 )
-from parity_models.scheduling.dispatch import (
-    Dispatch,
-    LatencyAware,
-    PowerOfTwoChoices,
-    RoundRobin,
-    SingleQueue,
-)
-from parity_models.scheduling.policies import Adaptive, Replication, StandIns
+from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.policies import Replication
 from parity_models.simulation import Simulation, simulate
-from parity_models_lab.latency.competitors import Prequal
-from scheduling_world import ORIGINALS, World, code
-
-RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
+from policies import EVERY_RULE
+from scheduling_world import ORIGINALS, World
 
 
 def experienced(
@@ -56,7 +47,7 @@ def experienced(
     return world
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EVERY_RULE)
 def test_a_unit_that_takes_far_longer_than_units_do_has_its_instance_replaced(
     rule: type[Dispatch],
 ) -> None:
@@ -87,17 +78,14 @@ def test_it_is_told_before_its_query_expires(seconds: float, deadline: float) ->
     assert query in world.answers
 
 
-def test_a_deadline_however_short_has_no_instance_replaced_within_half_a_second() -> None:
+def test_no_unit_has_hung_within_half_a_second_or_while_run_times_are_unknown() -> None:
     world = experienced(4, deadline=0.1)
     world.arrive(1)
     world.pass_time(0.5)
     assert not world.recycled
-
-
-def test_nothing_is_told_before_it_is_known_how_long_units_take() -> None:
     world = World(Scheduler(NoRedundancy()))
-    world.join("a", ORIGINALS)
-    world.join("b", ORIGINALS)
+    for instance in "ab":
+        world.join(instance, ORIGINALS)
     world.arrive(2)
     world.pass_time(30.0)
     assert not world.recycled
@@ -180,39 +168,30 @@ def test_who_ran_beside_poison_and_then_alone_on_a_slow_instance_is_not_taken_fo
 
 
 MILDER = {
-    "shuffles": FaultPlan(
+    "shuffles and slowdowns": FaultPlan(
         seed=1,
         shuffles=Shuffles(4, 12, Exponential(1.0), Uniform(0.02, 0.06)),
-        service_time=LogNormal(0.02, 0.1),
-    ),
-    "slowdowns": FaultPlan(
-        seed=1,
         slowdowns=Slowdowns(4.0, 1.0, Uniform(0.02, 0.06)),
         service_time=LogNormal(0.02, 0.1),
     ),
     "10 times as slow for long": FaultPlan(seed=1, slowdowns=Slowdowns(20.0, 20.0, Constant(0.2))),
-    "10 times as slow always": FaultPlan(seed=1, slowdowns=Slowdowns(0.0, 1.0, Constant(0.2))),
     "pauses": FaultPlan(seed=1, pauses=Pauses(10.0, Exponential(0.1))),
     "wild run times": FaultPlan(seed=1, service_time=LogNormal(0.02, 1.0)),
 }
 
 
 @pytest.mark.parametrize("plan", MILDER)
-@pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.slow
-def test_slow_instances_are_not_replaced(plan: str, adaptive: bool) -> None:
+def test_slow_instances_are_not_replaced(plan: str) -> None:
     simulation = Simulation(
-        arrivals=poisson_arrivals(60.0, 5000 if adaptive else 20_000, seed=2),
+        arrivals=poisson_arrivals(60.0, 20_000, seed=2),
         instances=12,
         parity_instances=0,
         service={DEPLOYED: Constant(0.02)},
         faults=MILDER[plan],
         config=SchedulerConfig(deadline=10.0),
     )
-    result = simulate(
-        simulation, Adaptive(StandIns(code(), (BACKUP,))) if adaptive else EqualResources()
-    )
-    assert not result.recycled
+    assert not simulate(simulation, EqualResources()).recycled
 
 
 @pytest.mark.parametrize("factor", [10, 40])
@@ -229,15 +208,6 @@ def test_a_slowness_that_begins_suddenly_replaces_few(factor: int) -> None:
             world.leave(instance)
             world.join(f"again-{replaced}", ORIGINALS)
     assert replaced == 0
-
-
-def test_at_most_half_are_out_whoever_ended_the_others() -> None:
-    world = experienced(8, deadline=1000.0)
-    for ended_by_the_engine in ("0", "1", "2"):
-        world.leave(ended_by_the_engine)
-    world.arrive(5)
-    world.pass_time(20.0)
-    assert len(world.recycled) == 1
 
 
 @pytest.mark.parametrize("there", [2, 3, 4])

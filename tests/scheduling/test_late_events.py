@@ -47,20 +47,12 @@ class Test_an_output_that_is_reported_after_the_deadline:
         assert world.scheduler.size() == 0
 
 
-def test_a_failure_that_is_reported_after_the_deadline_fails_the_query_once() -> None:
-    world = world_of()
-    world.arrive(1, deadline=0.05)
-    world.stall(0.06)
-    world.fail("a")
-    assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
-    assert not world.running
-
-
-def test_an_instance_whose_loss_is_reported_after_the_deadline_fails_the_query_once() -> None:
+@pytest.mark.parametrize("how", ["fail", "leave"])
+def test_what_fails_and_is_reported_after_the_deadline_fails_its_query_once(how: str) -> None:
     world = world_of("ab")
     world.arrive(1, deadline=0.05)
     world.stall(0.06)
-    world.leave("a")
+    getattr(world, how)("a")
     assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
     assert not world.running
 
@@ -154,12 +146,6 @@ def test_a_query_whose_action_the_driver_could_not_carry_out_fails_and_the_rest_
     assert world.failures[0].detail == "no memory"
     world.fail("a")
     assert world.running["a"].subjects == (1,)
-
-
-def test_the_scheduler_says_what_it_believes_to_be_running() -> None:
-    world = world_of("ab")
-    world.arrive(1)
-    assert world.scheduler.running() == {"a": world.running["a"].unit, "b": None}
 
 
 @pytest.fixture

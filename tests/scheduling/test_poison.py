@@ -1,67 +1,27 @@
 """Queries of death end three instances at most, and nobody fails with them."""
 
-from collections.abc import Callable
 from random import Random
 
 import pytest
 
-from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
     Fail,
     NoRedundancy,
-    Parity,
-    Policy,
     Reason,
     Run,
     Scheduler,
     SchedulerConfig,
 )
-from parity_models.scheduling.dispatch import (
-    Dispatch,
-    LatencyAware,
-    PowerOfTwoChoices,
-    RoundRobin,
-    SingleQueue,
-)
-from parity_models.scheduling.policies import (
-    Adaptive,
-    ApproximateBackup,
-    Hedging,
-    Pool,
-    Replication,
-    StandIns,
-)
+from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.policies import Hedging
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query
-from parity_models_lab.latency.competitors import Prequal, Tied
+from policies import EVERY_RULE, every_policy
 from scheduling_world import LOG, ORIGINALS, STRICT, World, code
 
-RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
-
-
-def adaptive(code: Code) -> Policy:
-    random, run_times = Random(1), RunTimes()
-    for _ in range(1000):
-        run_times.add(0.001 + 0.002 * random.expovariate(1), finished=True)
-    return Adaptive(StandIns(code, (BACKUP,)), run_times=run_times)
-
-
-POLICIES: dict[str, Callable[[Code], Policy]] = {
-    "none": lambda code: NoRedundancy(),
-    "replication": lambda code: Replication(Replication.Options(copies=2)),
-    "three copies": lambda code: Replication(Replication.Options(copies=3)),
-    "hedging": lambda code: Hedging(Hedging.Options(hedge_delay=0.001, hedge_budget=1.0)),
-    "tied": lambda code: Tied(Tied.Options(tied_delay=0.001)),
-    "backup": lambda code: ApproximateBackup(),
-    "parity": lambda code: Parity(code, Parity.Options(max_group_wait=0.001)),
-    "dedicated parity": lambda code: Parity(
-        code, Parity.Options(pool=Pool.DEDICATED, max_group_wait=0.001)
-    ),
-    "adaptive": adaptive,
-}
+POLICIES = every_policy(0.001)
 
 
 def poisoned(world: World, run: Run, poison: set[int]) -> bool:
@@ -97,7 +57,7 @@ def serve(world: World, random: Random, poison: set[int]) -> int:
     [(policy, 2, 1) for policy in POLICIES]
     + [(policy, k, r) for policy in ("parity", "adaptive") for k, r in ((2, 2), (3, 1))],
 )
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize("max_batch", [1, 4])
 def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
     policy: str, k: int, r: int, rule: type[Dispatch], max_batch: int
@@ -148,18 +108,6 @@ def test_no_copy_runs_beside_a_suspect() -> None:
     assert len(world.running) == 1
     world.pass_time(1.0)
     assert len(world.running) == 1
-
-
-def test_a_suspect_is_answered_as_ever_if_its_instance_was_lost_by_chance() -> None:
-    world = World(Scheduler(Parity(code(), Parity.Options(max_group_wait=0.0))), code())
-    for i in range(3):
-        world.join(f"{i}", ORIGINALS)
-    world.arrive(2)
-    world.leave("0")
-    for instance in list(world.running):
-        world.finish(instance)
-    assert len(world.answers) == 2
-    assert world.scheduler.size() == 0 or not world.members
 
 
 def test_an_instance_that_was_broken_when_a_query_began_is_held_against_nobody() -> None:

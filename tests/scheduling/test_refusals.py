@@ -1,4 +1,4 @@
-"""What a stand-in says and may not be given answers nobody, and the policy hears of it."""
+"""What a stand-in says and may not be given answers nobody, and the policy hears of it once."""
 
 from parity_models.scheduling import BACKUP, Parity, Reason, Scheduler, Source
 from parity_models.scheduling.policies import ApproximateBackup
@@ -7,50 +7,13 @@ from parity_models.scheduling.work import Query
 from scheduling_world import BOTH, ORIGINALS, World, code
 
 
-def test_a_reconstruction_that_cannot_be_right_answers_nobody() -> None:
-    world = World(Scheduler(Parity(code())), code(), wrong=(0, 1))
-    for instance in "abc":
-        world.join(instance, BOTH)
-    first, second = world.arrive(2)
-    slow, other, parity = world.running
-    world.finish(other)
-    world.finish(parity)
-    assert world.answers == {second: Source.MODEL}
-    world.finish(slow)
-    assert world.answers == {second: Source.MODEL, first: Source.MODEL}
-
-
-def test_a_query_whose_reconstruction_is_wrong_fails_at_its_deadline() -> None:
-    world = World(Scheduler(Parity(code())), code(), wrong=(0, 1))
-    for instance in "abc":
-        world.join(instance, BOTH)
-    (first, _) = world.arrive(2)
-    _, other, parity = world.running
-    world.finish(parity)
-    world.finish(other)
-    world.pass_time(11.0)
-    assert world.failures[first].reason is Reason.DEADLINE_EXCEEDED
-
-
-def test_outputs_that_cannot_be_right_reconstruct_nothing() -> None:
-    world = World(Scheduler(Parity(code())), code())
-    for instance in "abc":
-        world.join(instance, BOTH)
-    world.arrive(2)
-    *_, parity = world.running
-    run = world.running.pop(parity)
-    world.do(world.scheduler.unit_finished(world.now, run.unit, run.subjects))
-    assert not world.answers
-
-
 class Refusals:
-    """Mixed into a policy: remembers what it is told of refusals."""
+    """Mixed into a policy: remembers the refusals that it hears of."""
 
-    refusals: list[int]
+    refusals: tuple[int, ...] = ()
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
-        assert source in (Source.BACKUP, Source.RECONSTRUCTION)
-        self.refusals = [*getattr(self, "refusals", []), query.id]
+        self.refusals += (query.id,)
 
 
 class TellingParity(Refusals, Parity):
@@ -61,19 +24,45 @@ class TellingBackup(Refusals, ApproximateBackup):
     name = "telling-backup"
 
 
-def test_a_policy_is_told_whose_reconstruction_is_refused() -> None:
+def parity_world(*wrong: int) -> tuple[World, TellingParity]:
+    """Three instances run two queries and their parity query."""
     policy = TellingParity(code())
-    world = World(Scheduler(policy), code(), wrong=(0,))
+    world = World(Scheduler(policy), code(), wrong=wrong)
     for instance in "abc":
         world.join(instance, BOTH)
-    first, second = world.arrive(2)
-    *_, parity = world.running
+    world.arrive(2)
+    return world, policy
+
+
+def test_a_reconstruction_that_cannot_be_right_answers_nobody() -> None:
+    world, policy = parity_world(0, 1)
+    slow, other, parity = world.running
+    world.finish(other)
     world.finish(parity)
-    assert policy.refusals == [first]
-    assert world.answers == {second: Source.RECONSTRUCTION}
+    assert world.answers == {1: Source.MODEL}
+    assert policy.refusals == (0,)
+    world.finish(slow)
+    assert world.answers == {1: Source.MODEL, 0: Source.MODEL}
 
 
-def test_a_policy_is_told_once_whose_backup_is_refused() -> None:
+def test_a_query_whose_reconstruction_is_wrong_fails_at_its_deadline() -> None:
+    world, policy = parity_world(0)
+    world.finish(list(world.running)[2])
+    assert world.answers == {1: Source.RECONSTRUCTION}
+    assert policy.refusals == (0,)
+    world.pass_time(11.0)
+    assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
+
+
+def test_outputs_that_cannot_be_right_reconstruct_nothing() -> None:
+    world, _ = parity_world()
+    *_, parity = world.running
+    run = world.running.pop(parity)
+    world.do(world.scheduler.unit_finished(world.now, run.unit, run.subjects))
+    assert not world.answers
+
+
+def test_a_backup_that_may_not_answer_is_refused_once() -> None:
     policy = TellingBackup()
     world = World(Scheduler(policy))
     world.join("a", ORIGINALS)
@@ -81,7 +70,7 @@ def test_a_policy_is_told_once_whose_backup_is_refused() -> None:
     (query,) = world.arrive(1)
     backup = world.running.pop("b")
     world.do(world.scheduler.unit_finished(world.now, backup.unit, backup.subjects))
-    assert policy.refusals == [query]
+    assert policy.refusals == (query,)
     assert not world.answers
     world.finish("a")
     assert world.answers == {query: Source.MODEL}

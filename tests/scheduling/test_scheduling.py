@@ -43,7 +43,7 @@ def setups(draw: st.DrawFn) -> Setup:
     return draw_verification(draw_setup(choose), choose)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(setups(), STEPS)
 def test_every_query_is_answered_once_or_failed_once_and_nothing_is_left(
     setup: Setup, steps: list[tuple[str, int]]
@@ -59,7 +59,7 @@ def test_so_it_is_in_long_histories_of_all_kinds(seeds: range) -> None:
         check_nothing_is_left(run_history(setup, steps), setup.code.k)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(setups(), STEPS)
 def test_the_same_events_give_the_same_actions(setup: Setup, steps: list[tuple[str, int]]) -> None:
     assert run_history(setup, steps).log == run_history(setup, steps).log
@@ -68,7 +68,7 @@ def test_the_same_events_give_the_same_actions(setup: Setup, steps: list[tuple[s
 LOGS = """
 from random import Random
 from histories import history, run_history
-print([run_history(*history(Random(seed))).log for seed in range(130, 140)])
+print([run_history(*history(Random(seed))).log for seed in range(130, 134)])
 """
 
 
@@ -85,7 +85,7 @@ def test_so_they_do_in_every_process() -> None:
     assert one == other
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(setups(), STEPS)
 def test_where_all_instances_share_a_node_all_is_as_where_they_name_none(
     setup: Setup, steps: list[tuple[str, int]]
@@ -95,21 +95,21 @@ def test_where_all_instances_share_a_node_all_is_as_where_they_name_none(
 
 
 @pytest.mark.parametrize("pool", list(Pool))
-def test_twenty_thousand_queries_leave_no_more_behind_than_a_hundred(pool: Pool) -> None:
+def test_five_thousand_queries_leave_no_more_behind_than_a_hundred(pool: Pool) -> None:
     policy = Parity(code(), Parity.Options(pool=pool, max_group_wait=0.5))
     world = World(Scheduler(policy, SchedulerConfig(max_batch=2)), code(), 2)
     for i, roles in enumerate(policy.roles(4, 2)):
         world.join(f"{i}", roles)
     sizes = []
-    for round_ in range(4000):
+    for round_ in range(1000):
         world.arrive(5)
         world.pass_time(0.01)
         while world.running:
             world.finish(next(iter(world.running)))
         world.log.clear()
-        if round_ in (20, 3999):
+        if round_ in (20, 999):
             sizes.append(world.scheduler.size())
-    assert len(world.answers) == 20_000
+    assert len(world.answers) == 5000
     assert sizes[1] <= sizes[0]
     assert len(world.inputs) <= 3
 
@@ -154,18 +154,6 @@ class Test_originals:
         assert not world.failures
         world.arrive(1)
         assert set(world.failures) == {3}
-
-    def test_of_which_a_copy_runs_do_not_wait(self) -> None:
-        world = World(
-            Scheduler(Replication(Replication.Options(copies=2)), SchedulerConfig(max_queue=1))
-        )
-        world.join("a", ORIGINALS)
-        world.arrive(1)
-        world.arrive(1)
-        assert not world.failures
-        world.fail("a")
-        world.arrive(1)
-        assert set(world.failures) == {2}
 
     def test_fail_at_their_own_deadline_when_no_instance_comes(self) -> None:
         world = World(Scheduler(NoRedundancy()))

@@ -1,11 +1,8 @@
 """Instances that answer wrongly are found by golden queries, at once where they are suspected."""
 
-from collections.abc import Iterator
-from itertools import cycle
+from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from parity_models.scheduling import (
     DEPLOYED,
@@ -17,19 +14,26 @@ from parity_models.scheduling import (
     SchedulerConfig,
     parity_role,
 )
-from parity_models.scheduling.dispatch import (
-    Dispatch,
-    LatencyAware,
-    PowerOfTwoChoices,
-    RoundRobin,
-    SingleQueue,
-)
+from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.health import State
-from parity_models_lab.latency.competitors import Prequal
+from policies import EVERY_RULE
 from scheduling_world import BOTH, ORIGINALS, World, code
-from verified_pool import pool, verify_all
 
-RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
+
+def pool(
+    instances: int = 2, verify_every: int = 3, rule: type[Dispatch] = SingleQueue, batch: int = 1
+) -> World:
+    """Instances that answer golden queries."""
+    config = SchedulerConfig(max_batch=batch, verify_every=verify_every)
+    world = World(Scheduler(NoRedundancy(), config, rule()), max_batch=batch)
+    for i in range(instances):
+        world.join(f"{i}", ORIGINALS)
+    return world
+
+
+def verify_all(world: World) -> None:
+    while world.verifying:
+        world.verify(next(iter(world.verifying)))
 
 
 def states(world: World) -> dict[str, State]:
@@ -86,7 +90,7 @@ class Test_an_instance_that_joins:
         assert world.recycled["0"].reason is RecycleReason.HUNG
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EVERY_RULE)
 class Test_an_instance_at_work:
     def test_is_verified_after_so_many_queries_and_gets_no_unit_meanwhile(
         self, rule: type[Dispatch]
@@ -177,106 +181,6 @@ def test_a_golden_query_that_hits_a_busy_instance_is_asked_later() -> None:
     assert not world.recycled
 
 
-OFTEN = ["finish", "right"]
-SELDOM = ["arrive", "arrive", "fail", "leave", "join", "time", "wrong", "stuck", "again", "compare"]
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(OFTEN * 3 + SELDOM),
-        st.integers(0, 1000),
-    ),
-    max_size=100,
-)
-
-
-class Steps:
-    """What may happen to a world, and in it."""
-
-    def __init__(self, world: World, roles: Iterator[frozenset[str]]) -> None:
-        self.world, self.roles = world, roles
-        self.verified: list[int] = []
-
-    def take(self, number: int, step: str, choice: int) -> None:
-        """Take a step, where it can be taken; `choice` says of what."""
-        world, busy = self.world, sorted(self.world.running)
-        if step == "arrive":
-            world.arrive(1 + choice % 5)
-        elif step == "finish" and busy:
-            world.finish(busy[choice % len(busy)])
-        elif step == "fail" and busy:
-            world.fail(busy[choice % len(busy)])
-        elif step == "leave" and world.roles:
-            world.leave(sorted(world.roles)[choice % len(world.roles)])
-        elif step == "join":
-            world.join(f"joined-{number}", next(self.roles))
-        elif step == "time":
-            world.pass_time(choice / 200)
-        elif step == "compare" and world.roles:
-            instance = sorted(world.roles)[choice % len(world.roles)]
-            for _ in range(choice % 7):
-                world.compare(instance, agreed=choice % 3 == 0)
-        elif step in ("right", "wrong", "stuck") and world.verifying:
-            self.verify(step, sorted(world.verifying)[choice % len(world.verifying)])
-        elif step == "again" and self.verified:
-            unit = self.verified[choice % len(self.verified)]
-            world.do(world.scheduler.unit_verified(world.now, unit, choice % 2 == 0))
-            world.do(world.scheduler.unit_finished(world.now, unit))
-
-    def verify(self, step: str, instance: str) -> None:
-        self.verified.append(self.world.verifying[instance].unit)
-        if step == "stuck":
-            self.world.fail_to_verify(instance)
-        else:
-            self.world.verify(instance, right=step == "right")
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    rule=st.sampled_from(RULES),
-    coded=st.booleans(),
-    verify_every=st.integers(1, 4),
-    max_batch=st.integers(1, 3),
-    steps=STEPS,
-)
-def test_whatever_happens_no_instance_is_lost_and_no_query_has_no_end(
-    rule: type[Dispatch],
-    coded: bool,
-    verify_every: int,
-    max_batch: int,
-    steps: list[tuple[str, int]],
-) -> None:
-    policy = Parity(code(), Parity.Options(max_group_wait=0.5)) if coded else NoRedundancy()
-    config = SchedulerConfig(max_batch=max_batch, verify_every=verify_every)
-    world = World(Scheduler(policy, config, rule()), code(), max_batch)
-    roles = cycle(policy.roles(3, 1))
-    for i in range(4):
-        world.join(f"{i}", next(roles))
-    happening = Steps(world, roles)
-    for number, (step, choice) in enumerate(steps):
-        happening.take(number, step, choice)
-    for _ in range(1000):
-        liars = [name for name, action in world.recycled.items() if action.reason in OVER]
-        for name in liars:
-            world.leave(name)
-        if world.verifying:
-            world.verify(min(world.verifying))
-        elif world.running:
-            world.finish(min(world.running))
-        else:
-            world.pass_time(1.0)
-        if world.now > 200 and not world.running and not world.verifying:
-            break
-    assert world.answers.keys() | world.failures.keys() == set(range(world.arrived))
-    assert set(states(world).values()) <= {State.UP}
-    before = len(world.answers)
-    world.arrive(1)
-    if any(DEPLOYED in roles for roles in world.roles.values()):
-        world.finish(min(world.running))
-        assert len(world.answers) == before + 1
-
-
-OVER = (RecycleReason.QUARANTINED, RecycleReason.HUNG)
-
-
 def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
     world = World(Scheduler(NoRedundancy(), SchedulerConfig(verify_every=3)))
     for instance, node in (("0", "a"), ("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):
@@ -292,3 +196,94 @@ def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
     assert world.verifying.keys() == beside
     verify_all(world)
     assert {state for name, state in world.scheduler.instances() if name != "0"} == {State.UP}
+
+
+def comparisons(
+    world: World, random: Random, rates: dict[str, float], count: int
+) -> dict[str, list[int]]:
+    """Compare instances drawn at random, that disagree at these rates; when was each verified?"""
+    verified: dict[str, list[int]] = {name: [] for name in rates}
+    names = list(rates)
+    for number in range(count):
+        name = names[int(random.random() * len(names))]
+        world.compare(name, agreed=random.random() >= rates[name])
+        if name in world.verifying:
+            verified[name].append(number)
+            verify_all(world)
+            world.log.clear()
+    return verified
+
+
+@pytest.mark.parametrize("instances", [2, 6, 50])
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_honest_instances_are_hardly_ever_suspected(instances: int, rate: float) -> None:
+    world = pool(instances, verify_every=10**9)
+    verify_all(world)
+    rates = {f"{i}": rate for i in range(instances)}
+    verified = comparisons(world, Random(1), rates, 30_000)
+    assert sum(map(len, verified.values())) <= 1
+
+
+@pytest.mark.parametrize("instances", [3, 6, 50])
+def test_inputs_that_drift_make_nobody_suspected(instances: int) -> None:
+    world = pool(instances, verify_every=10**9)
+    verify_all(world)
+    random, suspected = Random(2), 0
+    for rate in [0.05, 0.6] * 20:
+        rates = {f"{i}": rate for i in range(instances)}
+        verified = comparisons(world, random, rates, 1000)
+        suspected += sum(map(len, verified.values()))
+    assert suspected <= 20, "once for each time that all of them got worse"
+
+
+@pytest.mark.parametrize("instances", [2, 6, 50])
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+def test_another_models_weights_are_suspected_within_30_comparisons(
+    instances: int, rate: float
+) -> None:
+    found = []
+    for seed in range(9):
+        world = pool(instances, verify_every=10**9)
+        verify_all(world)
+        random = Random(seed)
+        rates = {f"{i}": rate for i in range(instances)}
+        comparisons(world, random, rates, 1000)
+        rates["0"] = 0.9
+        verified = comparisons(world, random, rates, 60 * instances)
+        assert verified["0"]
+        found.append(verified["0"][0] / instances)
+    assert sorted(found)[len(found) // 2] < 30
+
+
+@pytest.mark.parametrize("batch", [1, 6, 64])
+def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None:
+    world = pool(6, verify_every=100, batch=batch)
+    verify_all(world)
+    lies = 0
+    while "0" not in world.recycled:
+        world.arrive(6 * batch)
+        for instance in list(world.running):
+            lies += len(world.running[instance].subjects) if instance == "0" else 0
+            world.finish(instance)
+        for instance in list(world.verifying):
+            world.verify(instance, right=instance != "0")
+        assert lies < 100 + batch
+
+
+def test_a_work_is_verified_after_so_many_queries_of_its_own() -> None:
+    config = SchedulerConfig(verify_every=4)
+    world = World(Scheduler(Parity(code()), config), code())
+    world.join("a", ORIGINALS)
+    world.join("b", BOTH)
+    verify_all(world)
+    seen = []
+    for number in range(1, 9):
+        world.arrive(2)
+        while world.running or world.verifying:
+            if "b" in world.verifying:
+                seen.append((number, world.verifying["b"].role))
+            if world.verifying:
+                world.verify(max(world.verifying))
+            else:
+                world.finish(max(world.running))
+    assert seen == [(number, role) for number in (4, 8) for role in (DEPLOYED, parity_role(0))]

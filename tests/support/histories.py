@@ -31,6 +31,7 @@ from parity_models.scheduling.dispatch import (
     RoundRobin,
     SingleQueue,
 )
+from parity_models.scheduling.health import State
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
@@ -317,3 +318,8 @@ def check_nothing_is_left(world: World, k: int) -> None:
     assert world.predictions <= world.inputs
     assert not world.members
     assert not world.parity_outputs
+    assert {state for _, state in scheduler.instances()} <= {State.UP, State.SUSPECTED}
+    if any(DEPLOYED in roles for roles in world.roles.values()):
+        (last,) = world.arrive(1)
+        while last not in world.answers:
+            world.finish(min(world.running))
