@@ -1,15 +1,17 @@
-"""The manifests for Kubernetes are what Kubernetes takes, and ask for what the server does."""
+"""The manifests and the chart are what Kubernetes takes, and ask for what the server does."""
 
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import kubernetes_validate
 import pytest
 import yaml
 
 from commands import Here, assert_refused
+from parity_models import __version__
 from service_monitors import check_service_monitor
 
 pytestmark = pytest.mark.slow
@@ -18,31 +20,53 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 OWN_KINDS = {"InferenceService", "Kustomization", "RayService", "ServiceMonitor", "ServingRuntime"}
 """Kinds that Kubernetes does not have by itself."""
 
+CHART = EXAMPLES / "helm" / "parity-models"
+ALL: dict[str, Any] = {
+    "image": {"tag": "mine"},
+    "bundle": {"existingClaim": "models"},
+    "tls": {"secretName": "certificate"},
+    "tokens": {"secretName": "clients"},
+    "autoscaling": {"enabled": True},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "server": {"shutdownDelay": 2.5, "extraArgs": ["--policy=hedging"]},
+}
+NONE: dict[str, Any] = {
+    "podDisruptionBudget": {"enabled": False},
+    "networkPolicy": {"enabled": False},
+}
+"""Everything that can be switched on, and off."""
 
-def documents() -> list[tuple[str, dict[str, Any]]]:
+
+def validate(document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, "1.30", strict=True)
+
+
+# Manifests
+
+
+def documents() -> list[Any]:
     return [
-        (f"{path.relative_to(EXAMPLES)}: {document['kind']}", document)
+        pytest.param(document, id=f"{path.relative_to(EXAMPLES)}: {document['kind']}")
         for path in sorted(EXAMPLES.rglob("*.yaml"))
-        if "helm" not in path.parts  # templates, in test_helm_chart.py
+        if "helm" not in path.parts
         for document in yaml.safe_load_all(path.read_text())
         if "apiVersion" in document and document["kind"] not in OWN_KINDS
     ]
 
 
-DEPLOYMENTS = [each for each in documents() if each[0].endswith("Deployment")]
+DEPLOYMENTS = [each for each in documents() if each.id.endswith("Deployment")]
 
 
-@pytest.mark.parametrize(("name", "document"), documents())
-def test_kubernetes_takes_the_manifests(name: str, document: dict[str, Any]) -> None:
-    kubernetes_validate.validate(document, "1.30", strict=True)
+@pytest.mark.parametrize("document", documents())
+def test_kubernetes_takes_the_manifests(document: dict[str, Any]) -> None:
+    validate(document)
 
 
 def test_kubernetes_takes_the_containers_of_kserve_s_runtime() -> None:
     """The rest of the runtime is KServe's own, in test_kserve.py."""
     runtime = yaml.safe_load((EXAMPLES / "kserve" / "servingruntime.yaml").read_text())
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": runtime["metadata"]}
-    pod["spec"] = {"containers": runtime["spec"]["containers"]}
-    kubernetes_validate.validate(pod, "1.30", strict=True)
+    validate({**pod, "spec": {"containers": runtime["spec"]["containers"]}})
 
 
 def test_the_prometheus_operator_takes_the_monitor() -> None:
@@ -53,33 +77,110 @@ def test_the_prometheus_operator_takes_the_monitor() -> None:
         check_service_monitor(monitor)
 
 
-def test_the_dockerfile_has_nothing_to_be_said_against() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     file = EXAMPLES.parent / "Dockerfile"
     done = subprocess.run([hadolint, file], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize(("name", "deployment"), DEPLOYMENTS)
-def test_the_server_of_a_deployment_starts(
-    name: str, deployment: dict[str, Any], parm_here: Here, tmp_path: Path
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+def test_the_server_of_a_deployment_starts_and_has_time_to_shut_down(
+    deployment: dict[str, Any], parm_here: Here, tmp_path: Path
 ) -> None:
     """Its options are read before its bundle, which is not here."""
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    program, command, _ = container["command"]
-    assert program == "parm"
-    assert_refused(
-        parm_here(command, tmp_path / "none", *container["args"]), "there is no bundle at"
-    )
-
-
-@pytest.mark.parametrize(("name", "deployment"), DEPLOYMENTS)
-def test_a_pod_has_time_to_shut_down(name: str, deployment: dict[str, Any]) -> None:
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
+    program, command, _ = container["command"]
+    assert program == "parm"
+    refused = parm_here(command, tmp_path / "none", *container["args"])
+    assert_refused(refused, "there is no bundle at")
     options = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
     takes = float(options["shutdown-delay"]) + float(options["deadline"])
     assert pod["terminationGracePeriodSeconds"] >= takes + 5
     probe = container["readinessProbe"]
     noticed = probe["periodSeconds"] * (probe["failureThreshold"] + 1)
     assert float(options["shutdown-delay"]) > noticed
+
+
+# The chart
+
+
+def rendered(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The manifests of the chart, by their kinds."""
+    with helm_python.Chart.load(CHART) as chart:
+        texts = chart.render(values, name="demo", namespace="serving")
+    found = [
+        document
+        for name, text in texts.items()
+        if name.endswith(".yaml")
+        for document in yaml.safe_load_all(text)
+        if document
+    ]
+    return {each["kind"]: each for each in found}
+
+
+def container(manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    (only,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+@pytest.mark.parametrize("values", [{}, ALL, NONE], ids=["as it is", "all", "none"])
+def test_kubernetes_takes_the_manifests_of_the_chart(values: dict[str, Any]) -> None:
+    manifests = rendered(values)
+    for kind, manifest in manifests.items():
+        (check_service_monitor if kind == "ServiceMonitor" else validate)(manifest)
+    assert {"Deployment", "Service", "Pod"} <= set(manifests)
+    for kind in ("NetworkPolicy", "PodDisruptionBudget"):
+        assert (kind in manifests) == (values != NONE)
+    for kind in ("HorizontalPodAutoscaler", "ServiceMonitor"):
+        assert (kind in manifests) == (values == ALL)
+
+
+def test_the_chart_passes_lint_and_is_of_this_version() -> None:
+    report = helm_python.lint(CHART, ALL, strict=True)
+    assert not report["errors"]
+    assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert about["version"] == about["appVersion"] == __version__
+    assert container(rendered({}))["image"].endswith(f":{__version__}")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"instances": 4}, "instances"),
+        ({"server": {"extraArgs": ["policy"]}}, "/server/extraArgs/0"),
+        ({"service": {"http": 70000}}, "/service/http"),
+    ],
+)
+def test_values_that_cannot_be_are_named(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=named):
+        rendered(values)
+
+
+def test_the_server_of_the_chart_starts_and_has_time_to_shut_down(
+    parm_here: Here, tmp_path: Path
+) -> None:
+    extra = {"extraArgs": ["--policy=hedging"], "shutdownDelay": 20.5, "deadline": 3}
+    manifests = rendered({"server": extra})
+    server = container(manifests)
+    program, command, folder = server["command"]
+    assert (program, folder) == ("parm", "/models/bundle")
+    assert_refused(parm_here(command, tmp_path / "none", *server["args"]), "there is no bundle at")
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= 20.5 + 3 + 5
+
+
+def test_secrets_are_mounted_where_the_server_reads_them() -> None:
+    manifests = rendered(ALL)
+    server = container(manifests)
+    mounts = {each["mountPath"] for each in server["volumeMounts"]}
+    files = [each.partition("=")[2] for each in server["args"] if "=/etc/parm/" in each]
+    assert len(files) == 3
+    assert {str(Path(each).parent) for each in files} <= mounts
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server[probe]["httpGet"]["scheme"] == "HTTPS"
+    test = manifests["Pod"]["spec"]["containers"][0]["command"][2]
+    assert "https://demo-parity-models:8000" in test

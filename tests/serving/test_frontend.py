@@ -30,16 +30,6 @@ async def test_every_row_is_answered_by_the_model_in_its_place() -> None:
         assert answers.sources == [Source.MODEL] * 5
 
 
-async def test_rows_reach_the_engine_without_a_copy() -> None:
-    async with serving(NoRedundancy()) as (frontend, engine):
-        rows = queries(2)
-        request = await asked(frontend.infer(rows))
-        assert [np.shares_memory(rows, unit.rows[0]) for unit in engine.units] == [True] * 2
-        for unit in list(engine.units):
-            engine.finish(unit)
-        await request
-
-
 async def test_a_query_on_a_slow_instance_is_answered_by_its_reconstruction() -> None:
     async with serving(Parity(CODE)) as (frontend, engine):
         rows = queries(2)
@@ -88,17 +78,6 @@ async def test_queries_are_taken_between_start_and_drain_only() -> None:
     engine.finish(engine.units[0])
     assert (await request).sources == [Source.MODEL]
     await drained
-
-
-async def test_a_frontend_that_is_stopped_undrained_lets_nobody_wait() -> None:
-    engine = Puppet()
-    frontend = Frontend(engine, NoRedundancy(), SchedulerConfig(), SIGNATURE, None, Metrics())
-    await frontend.start([frozenset({DEPLOYED})])
-    request = await asked(frontend.infer(queries(3)))
-    await frontend.stop()
-    assert engine.stopped
-    with pytest.raises(UnavailableError, match="stopped"):
-        await request
 
 
 async def test_a_server_without_an_instance_of_the_model_is_not_ready() -> None:
@@ -157,14 +136,3 @@ async def test_a_request_one_row_of_which_fails_is_given_up_whole() -> None:
         with pytest.raises(InferenceError):
             await request
         assert frontend.queue_depths() == {DEPLOYED: 0}
-
-
-async def test_a_request_that_nobody_waits_for_disturbs_no_other() -> None:
-    async with serving(Parity(CODE)) as (frontend, engine):
-        abandoned = await asked(frontend.infer(queries(1)))
-        request = await asked(frontend.infer(queries(1)))
-        abandoned.cancel()
-        await settle()
-        for unit in list(engine.units):
-            engine.finish(unit)
-        assert (await request).sources == [Source.MODEL]

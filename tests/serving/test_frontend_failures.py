@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from parity_models.scheduling import DEPLOYED, NoRedundancy, Parity, Policy, Source
 from parity_models.scheduling.policies import Pool
 from parity_models.serving.errors import (
-    DeadlineError,
     InferenceError,
     InternalError,
     PoisonError,
@@ -45,19 +43,6 @@ async def test_a_query_that_fails_everywhere_fails_with_the_last_reason() -> Non
             await request
 
 
-async def test_a_deadline_that_passes_while_a_unit_s_end_is_reported_loses_nothing() -> None:
-    async with serving(NoRedundancy(), instances=1, parity_instances=0) as (frontend, engine):
-        hurried = await asked(frontend.infer(queries(1), timeout=0.02))
-        waiting = await asked(frontend.infer(queries(1)))
-        time.sleep(0.03)  # the event loop is busy beyond the deadline
-        engine.finish(engine.units[0])
-        assert engine.units, "the next query has been given to the instance"
-        engine.finish(engine.units[0])
-        assert (await waiting).sources == [Source.MODEL]
-        await asyncio.gather(hurried, return_exceptions=True)
-        assert metric(frontend, "parm_actions_failed_total") == 0
-
-
 async def test_an_end_that_is_reported_twice_or_too_late_changes_nothing() -> None:
     async with serving(NoRedundancy(), instances=1, parity_instances=0) as (frontend, engine):
         request = await asked(frontend.infer(queries(1)))
@@ -69,24 +54,6 @@ async def test_an_end_that_is_reported_twice_or_too_late_changes_nothing() -> No
         engine.listener.unit_finished(unit.id, np.zeros((1, 3), np.float32))
         engine.listener.instance_left("0", "again")
         assert (await request).sources == [Source.MODEL]
-
-
-@pytest.mark.slow
-async def test_a_thousand_requests_can_fail_at_the_same_moment() -> None:
-    async with serving(NoRedundancy(), max_queue=10_000, deadline=0.5) as (frontend, engine):
-        requests = [asyncio.ensure_future(frontend.infer(queries(2))) for _ in range(2000)]
-        await asyncio.sleep(0)
-        time.sleep(0.6)  # the loop is held up until all are late
-        results = await asyncio.gather(*requests, return_exceptions=True)
-        assert {type(result) for result in results} <= {DeadlineError}
-        assert metric(frontend, "parm_actions_failed_total") == 0
-        for unit in list(engine.units):
-            engine.finish(unit)
-        answer = asyncio.ensure_future(frontend.infer(queries(1)))
-        await settle()
-        for unit in list(engine.units):
-            engine.finish(unit)
-        assert len((await answer).sources) == 1
 
 
 class Faulty(Observer):

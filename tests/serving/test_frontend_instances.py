@@ -1,8 +1,5 @@
 """Instances that lie, queries that end instances, and how long instances are busy."""
 
-import asyncio
-import time
-
 import numpy as np
 import pytest
 
@@ -85,23 +82,3 @@ def test_poison_is_forgotten_after_a_while_and_only_so_much_is_remembered() -> N
     poison.check(np.array([[0], [400]], np.float32), 1.0)
     with pytest.raises(PoisonError):
         poison.check(np.array([[1499]], np.float32), 1.0)
-
-
-async def test_the_time_that_instances_are_busy_is_counted_until_units_end() -> None:
-    async with serving(NoRedundancy()) as (frontend, engine):
-        before = time.monotonic()
-        request = await asked(frontend.infer(queries(2)))
-        assert frontend.busy_seconds() == {DEPLOYED: 0.0}
-        first, second = engine.units
-        await asyncio.sleep(0.02)
-        engine.finish(first)
-        once = frontend.busy_seconds()[DEPLOYED]
-        assert 0.02 <= once <= time.monotonic() - before
-        engine.listener.unit_failed(second.id, "the model raised")
-        assert frontend.busy_seconds()[DEPLOYED] >= 2 * 0.02
-        engine.finish(engine.units[-1])
-        await request
-        counted = frontend.metrics.registry.get_sample_value(
-            "parm_instance_busy_seconds_total", {"role": DEPLOYED}
-        )
-        assert counted == frontend.busy_seconds()[DEPLOYED]

@@ -8,10 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from onnx_models import linear_model, output_of
-from parity_models.codes import Code, CodeSpec
+from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.models.envelope import Envelope
 from parity_models.models.export import floats
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
@@ -27,25 +26,6 @@ STACK = CodeSpec("stack", "separate", 2)
 NONE = ServeOptions(policy=PolicyChoice("none"))
 
 
-@pytest.mark.parametrize(
-    ("encoder", "decoder", "isolated"),
-    [
-        ("stack", "separate", True),
-        ("concatenation", "separate", True),
-        ("stack", "subtraction", False),
-        ("sum", "subtraction", False),
-        ("sum", "mlp", False),
-        ("mlp", "separate", False),
-        ("convolution", "separate", False),
-    ],
-)
-def test_a_code_says_whether_it_keeps_slots_apart(
-    encoder: str, decoder: str, isolated: bool
-) -> None:
-    code = Code(CodeSpec(encoder, decoder, 2), (1, 8, 8), (3,))
-    assert code.isolated is isolated
-
-
 def apart() -> NDArray[np.float32]:
     """Weights (8, 6) of a linear parity model for two slots that runs on each by itself."""
     weights = np.zeros((8, 6), np.float32)
@@ -53,28 +33,19 @@ def apart() -> NDArray[np.float32]:
     return weights
 
 
-def write(folder: Path, weights: NDArray[np.float32] | None, **claims: Any) -> Bundle:
+def write(folder: Path, weights: NDArray[np.float32], backup: Any = None, **claims: Any) -> Bundle:
+    """A bundle of linear models; `backup` weights are claimed to be one slot's."""
     linear_model(folder / "deployed.onnx", (4,), (3,))
     linear_model(folder / "parity.onnx", (8,), (2, 3), weights)
+    backups = []
+    if backup is not None:
+        linear_model(folder / "backup.onnx", (4,), (3,), backup)
+        backups = [NewModel(folder / "backup.onnx", "linear", slot=True)]
     return write_bundle(
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
         parity=[NewModel(folder / "parity.onnx", "linear", **claims)],
-        code=STACK,
-    )
-
-
-def with_backup(
-    folder: Path, weights: NDArray[np.float32], *, slot: bool, slotwise: bool = True
-) -> Bundle:
-    linear_model(folder / "deployed.onnx", (4,), (3,))
-    linear_model(folder / "parity.onnx", (8,), (2, 3), apart())
-    linear_model(folder / "backup.onnx", (4,), (3,), weights)
-    return write_bundle(
-        folder / "bundle",
-        deployed=NewModel(folder / "deployed.onnx", "linear"),
-        parity=[NewModel(folder / "parity.onnx", "linear", slotwise=slotwise)],
-        backups=[NewModel(folder / "backup.onnx", "linear", slot=slot)],
+        backups=backups,
         code=STACK,
     )
 
@@ -86,16 +57,9 @@ def test_a_bundle_is_isolated_if_its_code_and_its_parity_models_keep_slots_apart
     opened = open_bundle(tmp_path / "bundle")
     assert opened.isolated
     assert opened.stored(opened.manifest.parity[0]).slotwise
-
-
-def test_a_parity_model_of_which_nothing_is_known_is_not_taken_for_isolated(tmp_path: Path) -> None:
-    assert not write(tmp_path, apart()).isolated
-
-
-def test_a_bundle_without_a_code_is_isolated(tmp_path: Path) -> None:
-    linear_model(tmp_path / "deployed.onnx", (4,), (3,))
-    model = NewModel(tmp_path / "deployed.onnx", "linear")
-    assert write_bundle(tmp_path / "bundle", deployed=model).isolated
+    assert not write(tmp_path, apart()).isolated, "nothing is known of this parity model"
+    alone = NewModel(tmp_path / "deployed.onnx", "linear")
+    assert write_bundle(tmp_path / "alone", deployed=alone).isolated
 
 
 @pytest.mark.parametrize("leak", [1.0, 1e-30])
@@ -125,51 +89,48 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     assert code is not None
     assert path is not None
     alone, parity = OnnxModel(path), OnnxModel(one.parity_paths[0])
-    groups = [{"input": inputs[:50]}, {"input": inputs[50:100]}]
-    outputs = output_of(parity, code.encode(groups)[0])
-    np.testing.assert_allclose(output_of(alone, inputs[:50]), outputs[:, 0], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(
-        output_of(alone, inputs[50:100]), outputs[:, 1], rtol=1e-4, atol=1e-4
-    )
+    halves = inputs[:50], inputs[50:100]
+    outputs = output_of(parity, code.encode([{"input": each} for each in halves])[0])
+    for slot, half in enumerate(halves):
+        np.testing.assert_allclose(output_of(alone, half), outputs[:, slot], rtol=1e-4, atol=1e-4)
     # It goes with its parity model: another one has a slot of its own.
     again = train_parity(one, STACK, inputs, tmp_path / "again", once, network="mlp")
     assert not again.manifest.backups
 
 
 def test_a_backup_that_answers_otherwise_cannot_be_called_a_slot(tmp_path: Path) -> None:
-    written = with_backup(tmp_path, apart()[:4, :3], slot=True)
+    slot = apart()[:4, :3]
+    written = write(tmp_path, apart(), slot, slotwise=True)
     (backup,) = open_bundle(written.path).manifest.backups
     assert written.stored(backup).slot
-    with pytest.raises(BundleError, match=r"backup\.onnx is marked as one slot"):
-        with_backup(tmp_path, 1.01 * apart()[:4, :3], slot=True)
-    with pytest.raises(BundleError, match=r"backup\.onnx is marked as one slot"):
-        with_backup(tmp_path, apart()[:4, :3], slot=True, slotwise=False)
-
-
-def _envelope(inputs: NDArray[Any], outputs: NDArray[Any]) -> Envelope:
-    queries = {"input": inputs}
-    return fit_envelope([floats((4,))], queries, queries, outputs)
+    for weights, slotwise in ((1.01 * slot, True), (slot, False)):
+        with pytest.raises(BundleError, match=r"backup\.onnx is marked as one slot"):
+            write(tmp_path, apart(), weights, slotwise=slotwise)
 
 
 @pytest.mark.parametrize("screened", [True, False])
-@pytest.mark.parametrize("code", [STACK, CodeSpec("sum", "subtraction", 2)])
+@pytest.mark.parametrize("isolated", [True, False])
 def test_a_server_says_that_a_bundle_without_an_envelope_lets_queries_spoil_others(
-    tmp_path: Path, code: CodeSpec, screened: bool
+    tmp_path: Path, isolated: bool, screened: bool
 ) -> None:
     inputs = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
-    weights = np.ones((4, 3), np.float32)
+    weights, queries = np.ones((4, 3), np.float32), {"input": inputs}
     linear_model(tmp_path / "deployed.onnx", (4,), (3,), weights)
-    parity = (tmp_path / "deployed.onnx", False)
-    if code is STACK:
-        linear_model(tmp_path / "parity.onnx", (8,), (2, 3), apart())
-        parity = (tmp_path / "parity.onnx", True)
+    linear_model(tmp_path / "parity.onnx", (8,), (2, 3), apart())
+    envelope = fit_envelope([floats((4,))], queries, queries, inputs @ weights)
     bundle = write_bundle(
         tmp_path / "bundle",
         deployed=NewModel(tmp_path / "deployed.onnx", "linear"),
-        parity=[NewModel(parity[0], "linear", slotwise=parity[1])],
-        code=code,
-        envelope=_envelope(inputs, inputs @ weights) if screened else None,
+        parity=[
+            NewModel(
+                tmp_path / f"{'parity' if isolated else 'deployed'}.onnx",
+                "linear",
+                slotwise=isolated,
+            )
+        ],
+        code=STACK if isolated else CodeSpec("sum", "subtraction", 2),
+        envelope=envelope if screened else None,
     )
     said = [note for note in Deployment(bundle, ServeOptions()).notes if "spoil" in note]
-    assert len(said) == (not screened and not bundle.isolated)
+    assert len(said) == (not screened and not isolated)
     assert not [note for note in Deployment(bundle, NONE).notes if "spoil" in note]

@@ -1,12 +1,8 @@
 """Models of several inputs and outputs, of any datatype and of unequal lengths, are served as they
 are: over REST and gRPC, and whatever dies."""
 
-import asyncio
-import os
 import re
-import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +16,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from parity_models.errors import LoadError
-from parity_models.load import LoadSpec
-from parity_models.load.generator import offer_load
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.queries import cut, padded
 from parity_models.models.servable import read_servable
-from parity_models.scheduling import Source
 from parity_models.serving.server import ServeOptions, Server
-from served import ServerProcess, until
+from served import ServerProcess
 from text_models import expected, texts, write_text_bundle
 
 pytestmark = pytest.mark.slow
@@ -87,18 +79,6 @@ def test_a_client_may_ask_for_some_outputs(client: Any) -> None:
     assert answer.as_numpy("hidden") is None
 
 
-def test_inputs_come_in_any_order_and_form(server: ServerProcess) -> None:
-    queries = texts(2, 6)
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
-        ids, mask = inputs(client, queries, binary_data=True)
-        (plain,) = inputs(client, {"mask": queries["mask"]}, binary_data=False)
-        for given in ([mask, ids], [ids, plain], [plain, ids]):
-            answer = client.infer("model", given)
-            np.testing.assert_allclose(
-                answer.as_numpy("hidden"), expected(queries)["hidden"], rtol=1e-4, atol=1e-5
-            )
-
-
 async def test_half_precision_bytes_and_truths_go_through_workers(tmp_path: Path) -> None:
     kinds: dict[str, tuple[int, list[str | int | None]]] = {
         "half": (TensorProto.FLOAT16, ["n", 3]),
@@ -131,18 +111,6 @@ async def test_half_precision_bytes_and_truths_go_through_workers(tmp_path: Path
                 np.testing.assert_array_equal(found[f"same_{name}"], values)
 
 
-def test_the_v1_protocol_names_inputs_and_outputs(server: ServerProcess) -> None:
-    queries = texts(2, 6)
-    wanted = expected(queries)
-    rows = [{name: values[i].tolist() for name, values in queries.items()} for i in range(2)]
-    answer = httpx.post(f"{server.url}/v1/models/model:predict", json={"instances": rows}).json()
-    for i, row in enumerate(answer["predictions"]):
-        np.testing.assert_allclose(row["logits"], wanted["logits"][i], rtol=1e-4, atol=1e-5)
-        assert np.shape(row["hidden"]) == (6, 8)
-    unnamed = httpx.post(f"{server.url}/v1/models/model:predict", json={"instances": [[1, 2]]})
-    assert "has the inputs ids, mask; name each" in unnamed.json()["error"]
-
-
 def test_metadata_tells_dynamic_axes_and_exact_outputs(server: ServerProcess) -> None:
     about = httpx.get(f"{server.url}/v2/models/model").json()
     assert about["inputs"] == [
@@ -171,67 +139,3 @@ def test_what_does_not_fit_the_signature_is_refused(client: Any, change: Any, re
     queries = texts(2, 4)
     with pytest.raises(InferenceServerException, match=re.escape(reason)):
         client.infer("model", inputs(client, change(queries["ids"], queries["mask"])))
-
-
-@pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize("batch", [1, 3])
-async def test_a_load_sends_each_query_at_its_own_length(
-    server: ServerProcess, tmp_path: Path, binary: bool, batch: int
-) -> None:
-    queries = texts(20, 16)
-    labels = expected(queries)["logits"].argmax(axis=1)
-    np.savez(tmp_path / "queries.npz", labels=labels, ids=queries["ids"], mask=queries["mask"])
-    spec = LoadSpec(
-        url=server.url,
-        inputs=str(tmp_path / "queries.npz"),
-        binary=binary,
-        output="logits",
-        batch=batch,
-        rate=200,
-        queries=30,
-    )
-    result = await offer_load(spec, lambda: None)
-    assert result.answered.all()
-    exact = result.came_from(Source.MODEL)
-    assert (result.score[exact] == 1).all()
-    with pytest.raises(LoadError, match="has no output 'scores'; it has logits, hidden"):
-        await offer_load(replace(spec, output="scores"), lambda: None)
-    with pytest.raises(LoadError, match="'hidden' has no fixed shape"):
-        await offer_load(replace(spec, output="hidden"), lambda: None)
-
-
-def test_queries_of_unequal_length_survive_workers_that_are_killed(
-    server: ServerProcess,
-) -> None:
-    before = server.workers()
-
-    async def ask(client: httpx.AsyncClient, number: int) -> None:
-        queries = texts(1, 1 + number % 16, seed=number)
-        tensors = [
-            {"name": name, "datatype": "INT64", "shape": each.shape, "data": each.ravel().tolist()}
-            for name, each in queries.items()
-        ]
-        message = {
-            "inputs": tensors,
-            "outputs": [{"name": "logits"}],
-            "parameters": {"redundancy": "exact"},
-        }
-        response = await client.post(INFER, json=message)
-        assert response.status_code == 200, response.text
-        (output,) = response.json()["outputs"]
-        np.testing.assert_allclose(
-            output["data"], expected(queries)["logits"][0], rtol=1e-3, atol=1e-4
-        )
-
-    async def load() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            asked = []
-            for number in range(150):
-                asked.append(asyncio.create_task(ask(client, number)))
-                if number == 50:
-                    os.kill(before[0], signal.SIGKILL)
-                await asyncio.sleep(0.002)
-            await asyncio.gather(*asked)
-
-    asyncio.run(load())
-    until(lambda: before[0] not in server.workers(), "it was not killed")

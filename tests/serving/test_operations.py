@@ -115,23 +115,6 @@ def test_every_alert_says_what_is_wrong_and_the_guide_what_to_do() -> None:
         assert f"`{rule['alert']}`" in GUIDE, rule["alert"]
 
 
-def test_panels_of_the_dashboard_do_not_overlap_and_say_what_they_show() -> None:
-    taken: set[tuple[int, int]] = set()
-    ids = [panel["id"] for panel in dashboard()["panels"]]
-    assert len(set(ids)) == len(ids)
-    for panel in dashboard()["panels"]:
-        place = panel["gridPos"]
-        cells = {
-            (place["x"] + column, place["y"] + line)
-            for column in range(place["w"])
-            for line in range(place["h"])
-        }
-        assert not cells & taken
-        assert max(column for column, _ in cells) < 24
-        taken |= cells
-        assert panel["type"] == "row" or panel["description"]
-
-
 # Ports, paths and options
 
 

@@ -13,11 +13,10 @@ import pytest
 from commands import Here, assert_refused
 from own_engine import ENGINE, FACELESS
 from own_policy import POLICY
-from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.options import ENGINES, EngineChoice
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, predictions, queries, write_linear_bundle
 
@@ -30,16 +29,6 @@ SUPPORT = Path(__file__).parent.parent / "support"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_linear_bundle(tmp_path_factory.mktemp("own"))
-
-
-async def test_it_runs_what_the_policy_sends(bundle: Path) -> None:
-    engine = EngineChoice(ENGINE, {"called": "mine"})
-    options = ServeOptions(engine=engine, port=0, instances=3)
-    async with Server(open_bundle(bundle), options) as server:
-        rows = queries(20)
-        answers = await server.deployment.frontend.infer(rows)
-        np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
-        assert server.deployment.frontend.instances_up()["deployed"] >= 3
 
 
 async def test_the_engine_of_the_guide_serves(
@@ -98,9 +87,3 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
 def test_an_engine_says_what_has_no_effect_with_it(bundle: Path, parm_here: Here) -> None:
     said = f"leave --ui out with the engine {FACELESS}: its servers have no page"
     assert_refused(parm_here("serve", bundle, "--engine", FACELESS, "--ui"), said)
-
-
-def test_an_engine_takes_the_faults_that_it_says_it_takes(bundle: Path) -> None:
-    with pytest.raises(UserError, match="faults are not for the engine remote"):
-        ServeOptions(faults=FaultPlan(), engine=EngineChoice("remote", {"deployed": "http://a:1"}))
-    assert [each.name for each in ENGINES if each.takes_faults] == ["local", "ray"]

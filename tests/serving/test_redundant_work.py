@@ -126,14 +126,6 @@ def test_a_parity_query_answers_whom_it_reconstructs() -> None:
     assert counted.of("parity") == {"sent": 1, "answered": 2}
 
 
-def test_what_is_cancelled_is_not_wasted() -> None:
-    counted = Counted()
-    counted.act(ORIGINAL, BACKUP, PARITY, Cancel("c", 3), Cancel("d", 4))
-    counted.end(BACKUP, PARITY)
-    for kind in ("backup", "parity"):
-        assert counted.of(kind) == {"sent": 1, "cancelled": 1}
-
-
 def test_what_is_compared_is_neither_wasted_nor_cancelled() -> None:
     counted = Counted()
     counted.act(ORIGINAL, BACKUP, Compare("c", 3))
@@ -156,20 +148,6 @@ def test_what_the_gate_refuses_is_counted() -> None:
     counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetGroup(9))
     for kind in ("backup", "parity"):
         assert counted.of(kind) == {"sent": 1, "refused": 1, "wasted": 1}
-
-
-def test_each_backup_is_a_kind_of_its_own() -> None:
-    counted = Counted()
-    better = Run("d", 4, "backup-2", (2,))
-    counted.act(ORIGINAL, BACKUP, better)
-    counted.end(BACKUP)
-    counted.work.refused([2], Source.BACKUP)
-    counted.end(better)
-    counted.act(Answer(2, Source.BACKUP_2), Answer(1, Source.MODEL))
-    assert counted.of("backup") == {"sent": 1, "refused": 1, "wasted": 1}
-    assert counted.of("backup-2") == {"sent": 1, "answered": 1}
-    counted.end(ORIGINAL)
-    assert counted.work.remembered == 0
 
 
 def test_runs_are_timed_by_role_and_class_of_instance() -> None:

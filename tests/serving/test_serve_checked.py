@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +12,13 @@ import pytest
 
 from onnx_models import linear_model
 from parity_models import __version__
-from parity_models.codes import Code, CodeSpec
+from parity_models.codes import CodeSpec
 from parity_models.emulation import FaultPlan, Lie
-from parity_models.errors import BundleError, ModelError
+from parity_models.errors import ModelError
 from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle, write_bundle
-from parity_models.scheduling import DEPLOYED, Source
+from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of, model_files
-from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.server import ServeOptions, Server
 
 pytestmark = pytest.mark.slow
@@ -54,26 +51,6 @@ def delete(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [replace, overwrite, delete])
-async def test_a_restarted_worker_runs_what_the_others_run(
-    tmp_path: Path, change: Callable[[Path], None]
-) -> None:
-    write(tmp_path, 1)
-    async with Server(open_bundle(tmp_path / "bundle"), PARITY) as server:
-        engine = server.deployment.engine
-        assert isinstance(engine, LocalEngine)
-        change(tmp_path)
-        os.kill(engine.pids()["0"], signal.SIGKILL)
-        async with asyncio.timeout(60):
-            while not {"1", "0.1"} <= engine.running().keys():
-                await asyncio.sleep(0.01)
-        rows = np.ones((20, 4), np.float32)
-        for _ in range(5):
-            answers = await server.deployment.frontend.infer(rows)
-            assert set(answers.sources) <= {Source.MODEL, Source.RECONSTRUCTION}
-            np.testing.assert_allclose(answers.outputs, 4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("change", [replace, overwrite, delete])
 async def test_a_bundle_that_changes_before_the_start_is_not_served(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
@@ -82,26 +59,6 @@ async def test_a_bundle_that_changes_before_the_start_is_not_served(
     change(tmp_path)
     with pytest.raises(ModelError, match=r"deployed.onnx was changed|cannot read .*deployed.onnx"):
         await server.start()
-
-
-def test_coders_are_what_was_checked_or_an_error(tmp_path: Path) -> None:
-    code = Code(CodeSpec("mlp", "separate", 2), (4,), (2,))
-    shapes = code.network_shapes["encoder"]
-    linear_model(tmp_path / "encoder.onnx", *shapes)
-    linear_model(tmp_path / "model.onnx", (4,), (2,))
-    linear_model(tmp_path / "parity.onnx", code.parity_shape, code.parity_output_shape)
-    bundle = write_bundle(
-        tmp_path / "bundle",
-        deployed=NewModel(tmp_path / "model.onnx", "linear"),
-        parity=[NewModel(tmp_path / "parity.onnx", "linear")],
-        coders={"encoder": NewModel(tmp_path / "encoder.onnx", "mlp")},
-        code=code.spec,
-    )
-    assert bundle.code() is not None
-    weights = linear_model(bundle.path / "encoder.onnx", *shapes)
-    linear_model(bundle.path / "encoder.onnx", *shapes, -weights)
-    with pytest.raises(BundleError, match=r"encoder.onnx is damaged or was changed"):
-        bundle.code()
 
 
 async def test_the_digest_of_the_bundle_is_told(tmp_path: Path) -> None:

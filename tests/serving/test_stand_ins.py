@@ -128,27 +128,8 @@ async def test_answered_queries_are_encoded_for_nobody_but_the_comparison() -> N
         assert counted(frontend.metrics) == pytest.approx((2, 0, 0), abs=1e-5)
 
 
-async def test_a_parity_unit_that_is_lost_is_not_waited_for() -> None:
-    async with serving(Parity(CODE, DEDICATED), compare_one_in=ONE_IN) as (frontend, engine):
-        for number in range(1, 2 * ONE_IN + 1):
-            await answer_group(frontend, engine)
-            (parity,) = engine.units
-            if number == ONE_IN:
-                engine.lose(parity.instance, "another")
-            else:
-                engine.finish(parity)
-        assert counted(frontend.metrics)[0] == 2
-
-
 def test_who_made_what_is_compared_is_told_whether_it_agreed() -> None:
     told: list[tuple[str, bool]] = []
     comparison, _ = comparing(SEPARATE, told=told)
     comparison.group_over(1, [Made(A, "0"), Made(B, "1")], [Made(np.stack([A, A]), "2")])
     assert told == [("0", True), ("2", True), ("1", False), ("2", False)]
-
-
-def test_one_comparison_without_a_number_does_not_spoil_the_sum_of_errors() -> None:
-    comparison, metrics = comparing(CODE)
-    comparison.group_over(1, made(A, np.full(3, 3e38, np.float32)), made(np.full(3, np.inf)))
-    comparison.group_over(2, made(A, B), made(A + B))
-    assert counted(metrics)[2] == pytest.approx(0, abs=1e-6)

@@ -7,9 +7,8 @@ comparison with the instances that made the two outputs.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +27,12 @@ Outputs = Sequence[Made | None]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Sample:
+class _Sample(NamedTuple):
     """A unit of a stand-in that runs on to be compared, and the predictions for its subjects: of a
     group that is over, or of a backup's query."""
 
-    unit: int
-    subjects: frozenset[int]
-    predictions: dict[int, Outputs] = field(default_factory=dict)
+    run: Run
+    predictions: dict[int, Outputs]
 
 
 class StandIns:
@@ -99,15 +96,10 @@ class StandIns:
 
     # Comparisons
 
-    def compare(self, source: Source, stand_in: Made, prediction: Made) -> None:
-        """Compare a stand-in's output with the model's prediction for the same query."""
-        self._count(source, stand_in.output, prediction, {stand_in.instance, prediction.instance})
-
     def sample(self, run: Run, predictions: Mapping[int, Made]) -> None:
         """Compare this unit, which runs on for nothing else, once it has finished; `predictions`
         are those that are here of a backup's queries."""
-        here: dict[int, Outputs] = {query: (made,) for query, made in predictions.items()}
-        self._sample = _Sample(run.unit, frozenset(run.subjects), here)
+        self._sample = _Sample(run, {query: (made,) for query, made in predictions.items()})
 
     def group_over(self, group: int, predictions: Outputs, parities: Outputs) -> None:
         """Compare a group that no query waits for any more, if it is one of `one_in`."""
@@ -116,13 +108,13 @@ class StandIns:
             is_due = self._with_parity % self._one_in == 0
             if is_due or not self._watch.is_open(Source.RECONSTRUCTION):
                 self._compare_group(predictions, parities)
-        elif self._sample is not None and group in self._sample.subjects:
+        elif self._sample is not None and group in self._sample.run.subjects:
             self._sample.predictions[group] = predictions
 
     def finished(self, row: int | None, run: Run, outputs: NDArray[Any]) -> None:
         """A unit of a stand-in has finished: a parity unit of this `row` of the code, or None."""
         sample = self._sample
-        if sample is None or sample.unit != run.unit:
+        if sample is None or sample.run.unit != run.unit:
             return
         self._sample = None
         for subject, output in zip(run.subjects, outputs, strict=True):
@@ -138,7 +130,7 @@ class StandIns:
 
     def lost(self, unit: int) -> None:
         """This unit will not finish."""
-        if self._sample is not None and self._sample.unit == unit:
+        if self._sample is not None and self._sample.run.unit == unit:
             self._sample = None
 
     def _compare_group(self, predictions: Outputs, parities: Outputs) -> None:
@@ -155,24 +147,24 @@ class StandIns:
             if not self._code.decodable(available, here)[slot]:
                 continue
             with np.errstate(all="ignore"):
-                reconstruction = self._code.decode(others, parity_outputs)[slot]
+                reconstruction = Made(self._code.decode(others, parity_outputs)[slot], "")
                 size = float(np.linalg.norm(prediction.output))
-                off = float(np.linalg.norm(reconstruction - prediction.output))
+                off = float(np.linalg.norm(reconstruction.output - prediction.output))
                 error = off / size if size > 0 else 0.0
                 if isfinite(error):  # else the sum of errors would be lost for good
                     self._metrics.reconstruction_error.observe(error)
-                makers = {made.instance for made in (prediction, *parities) if made is not None}
-                agreed = self._count(Source.RECONSTRUCTION, reconstruction, prediction, makers)
+                source = Source.RECONSTRUCTION
+                agreed = self.compare(source, reconstruction, prediction, *filter(None, parities))
             self._metrics.compared.inc()
             self._metrics.disagreements.inc(not agreed)
 
-    def _count(
-        self, source: Source, output: NDArray[Any], prediction: Made, makers: set[str]
-    ) -> bool:
-        """Count a comparison, for the gate only if the output may answer. Return whether the two
-        agreed."""
-        agreed = self._watch.agree(source, output, prediction.output)
-        if not self._gate.refused(source, output[np.newaxis]).unsure:
+    def compare(self, source: Source, stand_in: Made, prediction: Made, *parities: Made) -> bool:
+        """Compare a stand-in's output with the model's prediction for the same query; for the gate
+        only if the output may answer. `parities` are those a reconstruction is from. Return whether
+        the two agreed."""
+        makers = {made.instance for made in (*(parities or (stand_in,)), prediction)}
+        agreed = self._watch.agree(source, stand_in.output, prediction.output)
+        if not self._gate.refused(source, stand_in.output[np.newaxis]).unsure:
             self._metrics.compared_answers.labels(source).inc()
             if not agreed:
                 self._metrics.disagreed_answers.labels(source).inc()

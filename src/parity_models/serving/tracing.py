@@ -7,9 +7,8 @@
       encode, decode       of the coding group that the query is in
 
 A request to an upstream is beneath the run, or stand-in, of the first query in its unit that has
-one. Only requests that are sampled have any. They say which version of which model they are of; a
-canary's request has runs of two. This module needs OpenTelemetry: it is imported where somebody
-asks for spans.
+one. Only requests that are sampled have any. Spans name the version of the model. This module needs
+OpenTelemetry: it is imported where spans are asked for.
 """
 
 import time
@@ -23,9 +22,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from parity_models import __version__
+from parity_models.roles import BACKUPS, DEPLOYED, Source
 from parity_models.scheduling import (
-    BACKUPS,
-    DEPLOYED,
     Action,
     Answer,
     Decode,
@@ -33,7 +31,6 @@ from parity_models.scheduling import (
     Fail,
     ForgetGroup,
     Run,
-    Source,
     Verify,
 )
 from parity_models.serving.frontend import Frontend
@@ -43,7 +40,7 @@ from parity_models.serving.served_model import ServedModel
 
 
 def exporting() -> TracerProvider:
-    """Sends spans to a collector over OTLP, as the variables OTEL_... say."""
+    """Return a provider that exports spans over OTLP, as the variables OTEL_... say."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "parity-models"}))
@@ -86,7 +83,7 @@ class Tracing:
 
 
 class QuerySpans(Observer):
-    """Makes spans of what happens to `requests`, by query; each says what is `about` them all."""
+    """Makes spans of what happens to `requests`, by query; each has the attributes `about`."""
 
     def __init__(
         self, tracer: Tracer, about: Mapping[str, str], requests: Mapping[int, InFlight]
@@ -102,29 +99,35 @@ class QuerySpans(Observer):
 
     @property
     def remembered(self) -> int:
-        """How much it remembers of what is under way: nothing, when nothing is."""
+        """The size of what it remembers of work in flight: 0 when nothing is in flight."""
         return len(self._units) + len(self._queued) + len(self._members)
-
-    # Observer
 
     def acted(self, now: float, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Run():
                     self._run(now, action)
-                case Encode() if any(map(self._span, action.members)):
+                case Encode() if any(map(self._span_of, action.members)):
                     self._members[action.group] = action.members
                 case ForgetGroup():
                     self._members.pop(action.group, None)
                 case Answer() | Fail():
-                    self._ended(action)
+                    self._queued.discard(action.query)
+                    span = self._span_of(action.query)
+                    if span is None:
+                        continue
+                    if isinstance(action, Fail):
+                        span.set_status(Status(StatusCode.ERROR, action.reason))
+                    elif action.source is not Source.MODEL:
+                        span.add_event("answered", {"parm.source": action.source})
 
     def encoded(self, began: float, ended: float, action: Encode) -> None:
-        self._coded("encode", began, ended, action.members)
+        for query in action.members:
+            self._add(query, "encode", began, ended)
 
     def decoded(self, began: float, ended: float, action: Decode) -> None:
-        slots = [action.members[slot] for slot in action.slots]
-        self._coded("decode", began, ended, slots)
+        for slot in action.slots:
+            self._add(action.members[slot], "decode", began, ended)
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         for span in self._units.pop(unit.unit, ()):
@@ -138,67 +141,45 @@ class QuerySpans(Observer):
             inject(headers, set_span_in_context(span))
         return headers
 
-    # Spans
-
     def _run(self, now: float, run: Run) -> None:
         is_own = run.role == DEPLOYED
-        queries = run.subjects if is_own or run.role in BACKUPS else self._of_groups(run)
+        queries: Sequence[int] = run.subjects
+        if not is_own and run.role not in BACKUPS:
+            queries = [query for group in queries for query in self._members.get(group, ())]
+        attributes: dict[str, str | int] = {
+            **self._about,
+            "parm.role": run.role,
+            "parm.instance": run.instance,
+            "parm.batch": len(run.subjects),
+        }
         spans = []
         for query in queries:
-            parent = self._span(query)
+            parent = self._span_of(query)
             if parent is None:
                 continue
             if is_own and query not in self._queued:
                 self._queued.add(query)
-                self._whole(parent, "queue", self._requests[query].arrived, now)
-            of_unit: dict[str, str | int] = {
-                "parm.role": run.role,
-                "parm.instance": run.instance,
-                "parm.batch": len(run.subjects),
-            }
+                self._add(query, "queue", self._requests[query].arrived, now)
+            name, context = "run" if is_own else "stand-in", set_span_in_context(parent)
+            start = self._at(now)
             spans.append(
-                self._tracer.start_span(
-                    "run" if is_own else "stand-in",
-                    set_span_in_context(parent),
-                    attributes={**self._about, **of_unit},
-                    start_time=self._at(now),
-                )
+                self._tracer.start_span(name, context, attributes=attributes, start_time=start)
             )
         if spans:
             self._units[run.unit] = spans
 
-    def _of_groups(self, run: Run) -> Sequence[int]:
-        return [query for group in run.subjects for query in self._members.get(group, ())]
+    def _add(self, query: int, name: str, began: float, ended: float) -> None:
+        """Add a whole span to that of the query's request, if there is one."""
+        parent = self._span_of(query)
+        if parent is not None:
+            context, start = set_span_in_context(parent), self._at(began)
+            span = self._tracer.start_span(name, context, attributes=self._about, start_time=start)
+            span.end(self._at(ended))
 
-    def _ended(self, action: Answer | Fail) -> None:
-        self._queued.discard(action.query)
-        span = self._span(action.query)
-        if span is None:
-            return
-        if isinstance(action, Fail):
-            span.set_status(Status(StatusCode.ERROR, action.reason))
-        elif action.source is not Source.MODEL:
-            span.add_event("answered", {"parm.source": action.source})
-
-    def _coded(self, name: str, began: float, ended: float, queries: Sequence[int]) -> None:
-        for query in queries:
-            parent = self._span(query)
-            if parent is not None:
-                self._whole(parent, name, began, ended)
-
-    def _whole(self, parent: Span, name: str, began: float, ended: float) -> None:
-        context = set_span_in_context(parent)
-        span = self._tracer.start_span(
-            name, context, attributes=self._about, start_time=self._at(began)
-        )
-        span.end(self._at(ended))
-
-    def _span(self, query: int) -> Span | None:
-        """The span of the query's request, if it is sampled and under way."""
-        asked = self._requests.get(query)
-        span: Span | None = None
-        if asked is not None and asked.request is not None:
-            span = asked.request.span
+    def _span_of(self, query: int) -> Span | None:
+        """Return the span of the query's request, if it is sampled and under way."""
+        found = self._requests.get(query)
+        span: Span | None = found.request.span if found and found.request else None
         return span if span is not None and span.is_recording() else None
 
     def _at(self, monotonic: float) -> int:

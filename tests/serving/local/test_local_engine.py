@@ -5,15 +5,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-import uvloop
 from numpy.typing import NDArray
 
 from engine_conformance import (
@@ -27,7 +24,7 @@ from engine_conformance import (
     row,
 )
 from local_engines import FOREVER, PATIENT, running
-from onnx_models import linear_model, moody_model, shrinking_model
+from onnx_models import moody_model, shrinking_model
 from parity_models.emulation import Constant, FaultPlan, Kill
 from parity_models.errors import FaultPlanError, ServingError
 from parity_models.models.onnx_model import PinnedModel
@@ -77,37 +74,11 @@ async def test_a_finished_unit_says_when_its_worker_ran_it(model: Path) -> None:
         assert before <= report.ended <= time.monotonic()
 
 
-async def test_large_rows_arrive_whole(tmp_path: Path) -> None:
-    size = 1_000_000
-    weights = np.zeros((size, 1), np.float32)
-    weights[[0, size // 2, -1]] = 1
-    linear_model(tmp_path / "m.onnx", (size,), (1,), weights)
-    rows = np.arange(2 * size, dtype=np.float32).reshape(2, size)
-    async with running(tmp_path / "m.onnx") as (engine, events):
-        engine.run("0", 1, "deployed", list(rows))
-        np.testing.assert_allclose(await events.outputs(1), rows @ weights)
-
-
 async def test_outputs_that_do_not_fit_the_signature_fail_the_unit(tmp_path: Path) -> None:
     shrinking_model(tmp_path / "m.onnx")
     async with running(tmp_path / "m.onnx") as (engine, events):
         engine.run("0", 1, "deployed", [row(-1, 0), row(1, 0)])
         assert "gave float32 [1, 2] for 2 rows" in await events.failure(1)
-
-
-async def test_rows_and_roles_that_do_not_fit_fail_the_unit(model: Path) -> None:
-    async with running(model) as (engine, events):
-        for unit, (role, bad, reason) in enumerate(
-            [
-                ("deployed", row(0, 0, 0), r"got float32 [3]"),
-                ("deployed", np.zeros(2, np.int32), r"got int32 [2]"),
-                ("parity-0", row(0, 0), "instance 0 does not run parity-0"),
-            ]
-        ):
-            engine.run("0", unit, role, [row(0, 0), bad])
-            assert reason in await events.failure(unit)
-        engine.run("0", 9, "deployed", [row(0, 1)])
-        assert (await events.outputs(9)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("running_for", [0.0, 0.05])
@@ -119,26 +90,6 @@ async def test_a_cancelled_unit_ends_early_and_is_reported(model: Path, running_
         assert await events.failure(1) == "cancelled"
         engine.run("0", 2, "deployed", [row(0, 5)])
         assert (await events.outputs(2)).shape == (1, 2)
-
-
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_asyncio_and_uvloop_work_alike(
-    model: Path, run: Callable[[Coroutine[Any, Any, None]], None]
-) -> None:
-    async def life() -> None:
-        async with running(model, [DEPLOYED, DEPLOYED]) as (engine, events):
-            engine.run("0", 1, "deployed", [row(0, FOREVER)])
-            engine.run("1", 2, "deployed", [row(0, FOREVER)])
-            os.kill(engine.pids()["0"], signal.SIGKILL)
-            assert "signal 9" in await events.departure("0")
-            engine.cancel("1", 2)
-            await events.failure(2)
-            assert await events.next() == Joined("0.1", DEPLOYED)
-            for unit in range(3, 100):
-                engine.run("0.1", unit, "deployed", [row(0, unit)])
-                assert (await events.outputs(unit))[0, 1] == unit
-
-    run(life())
 
 
 async def test_workers_ignore_signals(model: Path) -> None:
@@ -225,12 +176,6 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(model
             engine.inject_faults(FaultPlan(kills=(Kill(1, 0.0),)))
 
 
-async def test_an_engine_that_was_not_started_for_faults_takes_none(model: Path) -> None:
-    async with running(model) as (engine, _):
-        with pytest.raises(FaultPlanError, match="was not started for faults"):
-            engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
-
-
 async def test_workers_start_one_at_a_time_if_told_to(model: Path) -> None:
     engine = LocalEngine(models(model), **PATIENT, starts_at_once=1)
     starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
@@ -307,10 +252,3 @@ def waiting_for(path: Path) -> int:
     """How many processes wait for the lock on a file."""
     locks = Path("/proc/locks").read_text().splitlines()
     return sum(" -> FLOCK" in lock and f":{path.stat().st_ino} " in lock for lock in locks)
-
-
-async def test_workers_run_by_the_command_they_are_given(model: Path) -> None:
-    core = min(os.sched_getaffinity(0))
-    placed = [Placement(("taskset", "--cpu-list", str(core)))]
-    async with running(model, placements=placed) as (engine, _):
-        assert os.sched_getaffinity(engine.pids()["0"]) == {core}

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -117,92 +116,6 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
         engine.run(joined.instance, 1, "deployed", [row(0, 5)])
         await events.outputs(1)
         assert list(engine.pids()) == [joined.instance]
-
-
-async def test_a_process_that_is_not_watched_exits(
-    model: Path,
-) -> None:
-    begun: list[asyncio.subprocess.Process] = []
-
-    async def second_unwatched(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(*arguments, **options)
-        begun.append(process)
-        if len(begun) == 2:
-            raise OSError(errno.EMFILE, "no descriptor to watch the process by")
-        return process
-
-    worker = partial(WorkerProcess, execute=second_unwatched)
-    async with running(model, worker=worker) as (engine, events):
-        os.kill(engine.pids()["0"], signal.SIGKILL)
-        await events.departure("0")
-        assert (await events.arrival()).instance == "0.2"
-        async with asyncio.timeout(60):
-            assert await begun[1].wait() == 0
-        assert events.nothing_more()
-
-
-def test_without_descriptors_a_worker_is_back_as_soon_as_there_are_some(
-    model: Path, temporary: Path
-) -> None:
-    script = """
-import asyncio, os, pathlib, resource, signal, sys, time, uvloop
-import engine_conformance as e, local_engines as t
-
-def take(hogs):
-    try:
-        while True:
-            hogs.append(os.open("/dev/null", os.O_RDONLY))
-    except OSError:
-        return hogs
-
-async def main():
-    async with t.running(pathlib.Path(sys.argv[1]), [e.DEPLOYED] * 2) as (engine, events):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-        hogs = take([])
-        os.kill(engine.pids()["0"], signal.SIGKILL)
-        await events.departure("0")
-        end = time.monotonic() + 1.0
-        while time.monotonic() < end:
-            take(hogs)
-            await asyncio.sleep(0.003)
-        engine.run("1", 1, "deployed", [e.row(0, 5)])
-        await events.outputs(1)
-        assert events.nothing_more()
-        for hog in hogs:
-            os.close(hog)
-        joined = await events.arrival()
-        engine.run(joined.instance, 2, "deployed", [e.row(0, 5)])
-        await events.outputs(2)
-        assert sorted(engine.pids()) == sorted(["1", joined.instance])
-        children = pathlib.Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-        assert len(children.read_text().split()) == 2
-{asyncio.__name__}.run(main())
-"""
-    for loop in ("asyncio", "uvloop"):
-        subprocess.run(
-            [sys.executable, "-c", script.replace("{asyncio.__name__}", loop), model],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)},
-            check=True,
-            timeout=120,
-        )
-
-
-async def test_an_instance_that_is_recycled_repeatedly_restarts_later_each_time(
-    model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with running(model) as (engine, events):
-        instance = "0"
-        for _ in range(3):
-            await asyncio.sleep(LONG_RUN / 2)
-            engine.recycle(instance, "answered wrongly")
-            assert await events.departure(instance) == "answered wrongly"
-            instance = (await events.arrival()).instance
-    pauses = [
-        record.args[-1]
-        for record in caplog.records
-        if "is restarted in" in record.msg and isinstance(record.args, tuple)
-    ]
-    assert pauses == [FIRST, 2 * FIRST, 4 * FIRST]
 
 
 def test_the_pause_before_a_restart_grows_until_a_run_was_long() -> None:

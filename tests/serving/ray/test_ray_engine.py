@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import ray
 
@@ -21,7 +20,6 @@ from engine_conformance import (
     Finished,
     Fleet,
     row,
-    started,
 )
 from onnx_models import linear_model, moody_model
 from parity_models.emulation import Constant, FaultPlan
@@ -85,15 +83,6 @@ def fleet(cluster: None, tmp_path: Path) -> RayFleet:
 
 class TestRayEngine(EngineConformance):
     """The engine does what every engine does."""
-
-
-async def test_large_rows_and_outputs_arrive_whole(cluster: None, tmp_path: Path) -> None:
-    size = 500_000
-    linear_model(tmp_path / "m.onnx", (size,), (1,), np.ones((size, 1), np.float32))
-    rows = np.random.default_rng(1).integers(0, 3, (2, size)).astype(np.float32)
-    async with started(RayFleet(tmp_path / "m.onnx")) as (engine, events, first, _):
-        engine.run(first, 1, "deployed", list(rows))
-        np.testing.assert_allclose(await events.outputs(1), rows.sum(1, keepdims=True))
 
 
 async def test_a_cancelled_unit_ends_early_and_a_hung_one_ends_its_instance(

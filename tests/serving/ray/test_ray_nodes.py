@@ -1,7 +1,6 @@
 """A Ray cluster of several machines, one of which is lost under load."""
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
-from parity_models_lab.contention.namespaces import configure
 from ray_cluster import Client, eventually
-from ray_nodes import BRIDGE, Cluster, ray_nodes, remove_stale_bridges
+from ray_nodes import Cluster, ray_nodes
 from served import write_linear_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.root, pytest.mark.timeout(900)]
@@ -24,7 +22,7 @@ async def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes
     bundle = open_bundle(write_linear_bundle(tmp_path))
     # Six instances, two on each node, which has room for no more.
     options = ServeOptions(
-        instances=4,
+        instances=6,
         policy=PolicyChoice("parity"),
         engine=EngineChoice("ray", {"address": "auto"}),
         port=0,
@@ -50,16 +48,3 @@ def lose_a_node(cluster: Cluster, client: Client) -> None:
         client.more()
     assert client.metric("parm_query_failures_total") == 0
     assert client.metric("parm_query_latency_seconds_count") == client.answered
-
-
-def test_the_bridge_of_a_process_that_was_killed_is_removed() -> None:
-    no_process = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
-    stale, own = f"{BRIDGE}{no_process}", f"{BRIDGE}{os.getpid()}"
-    for bridge in (stale, own):
-        configure("ip", [f"link add {bridge} type bridge"])
-    try:
-        remove_stale_bridges()
-        assert not Path("/sys/class/net", stale).exists()
-        assert Path("/sys/class/net", own).exists()
-    finally:
-        configure("ip", [f"link del {own}"])

@@ -56,18 +56,6 @@ async def test_a_load_that_fails_ends_no_retry(tmp_path: Path, version: str) -> 
         await until(lambda: repository.versions("one") == ["2"])
 
 
-async def test_a_load_that_nobody_waits_for_is_not_undone_by_a_retry(tmp_path: Path) -> None:
-    async with late(tmp_path / "models") as repository:
-        Late.trouble = None
-        load = asyncio.create_task(repository.load("one", {"version": "1"}))
-        await asyncio.sleep(0)
-        load.cancel()
-        await until(lambda: repository.versions("one") == ["1"])
-        tries = Late.tries
-        await asyncio.sleep(0.5)
-        assert (repository.versions("one"), Late.tries) == (["1"], tries)
-
-
 async def test_what_is_unloaded_is_not_tried_again(tmp_path: Path) -> None:
     async with late(tmp_path / "models") as repository:
         with pytest.raises(InvalidRequestError):
