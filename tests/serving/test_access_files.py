@@ -9,7 +9,7 @@ import pytest
 from access_files import HASHED, HOST, OTHER, TOKEN, Files
 from commands import Here, assert_refused
 from parity_models.errors import UserError
-from parity_models.serving.access import MIN_TOKEN, Tokens, WatchedFiles, refresh
+from parity_models.serving.access import MIN_TOKEN, Reread, Tokens
 from parity_models.serving.certificate import Certificate
 from served import write_linear_bundle
 
@@ -57,37 +57,36 @@ def test_a_wrong_file_leaves_in_force_what_was_read_before(
     before = certificate.context
     files.key.write_text("nothing")
     files.tokens.write_text("short\n")
-    refresh(certificate)
-    refresh(tokens)
+    certificate.refresh()
+    tokens.refresh()
     assert certificate.context is before
     assert tokens.admits(f"Bearer {TOKEN}")
     assert caplog.text.count("stays in force") == 2
     assert "short" not in caplog.text
     files.renew()
-    refresh(certificate)
+    certificate.refresh()
     assert certificate.context is not before
 
 
 def test_what_could_not_be_read_is_read_again_and_said_once(
     files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Unlucky:
+    class Unlucky(Reread):
         """Cannot read its files, for a reason of the machine's, so often."""
 
-        def __init__(self, times: int) -> None:
-            self.files = WatchedFiles(files.tokens)
-            self.times = times
+        times = 0
 
         def read(self) -> None:
             self.times -= 1
             if self.times >= 0:
                 raise OSError(EMFILE, "Too many open files")
 
-    unlucky = Unlucky(3)
+    unlucky = Unlucky(files.tokens)
+    unlucky.times = 3
     files.tokens.write_text(f"{OTHER}\n{TOKEN}\n")
     with caplog.at_level("INFO"):
         for _ in range(6):
-            refresh(unlucky)
+            unlucky.refresh()
     assert unlucky.times == -1
     assert caplog.text.count("stays in force") == caplog.text.count("was read again") == 1
 

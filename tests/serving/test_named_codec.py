@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Layout, Signature, TensorSpec
+from parity_models.models.signature import DATATYPES, Layout, Signature
 from parity_models.scheduling import Source
 from parity_models.serving import protocol, v1
 from parity_models.serving.grpc import codec as grpc_codec
@@ -89,6 +89,6 @@ def test_over_v1_to_an_upstream_which_is_this_software(sent: Sent) -> None:
     content, _ = v1.write_predictions(model, asked, answers)
     columns = v1.read_predictions(msgspec.json.encode(content), list(queries))
     for name, array in queries.items():
-        spec = TensorSpec(name, DATATYPE_NAMES[array.dtype], array.shape[1:])
-        found = protocol.tensor_from_json(columns[name], spec, len(array), name)
+        datatype = DATATYPE_NAMES[array.dtype]
+        found = protocol.array_from_json(columns[name], datatype, array.shape, name)
         np.testing.assert_array_equal(found, array)

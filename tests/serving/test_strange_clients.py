@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
-import grpc
 import httpx
 import numpy as np
 import pytest
@@ -65,31 +64,6 @@ def test_rows_that_are_no_numbers_leave_those_beside_them_right(server: ServerPr
         outputs = client.infer("model", [triton_input(rows)]).as_numpy("output")
     good = [0, 2, 3, 5, 6, 8]
     np.testing.assert_allclose(outputs[good], predictions(rows[good]), rtol=1e-4, atol=1e-6)
-
-
-def test_calls_that_are_opened_and_left_hold_nothing(
-    server: ServerProcess, http: httpx.Client
-) -> None:
-    before, end = given_up(server), Event()
-
-    def nothing() -> Iterator[bytes]:
-        end.wait(60)
-        yield from ()
-
-    channels = [
-        grpc.insecure_channel(server.grpc_address, [("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(4)
-    ]
-    methods: list[grpc.StreamUnaryMultiCallable[bytes, bytes]]
-    methods = [channel.stream_unary(INFER) for channel in channels]
-    calls = [method.future(nothing()) for method in methods]
-    until(lambda: server.metric("parm_bytes_in_flight") > 0, "no call arrives")
-    for channel in channels:
-        channel.close()
-    end.set()
-    assert {call.code() for call in calls} == {grpc.StatusCode.CANCELLED}
-    until(lambda: given_up(server) == before + len(calls), "calls are under way still")
-    assert_answers(server, http)
 
 
 def test_streams_that_are_reset_as_soon_as_they_are_opened_keep_nobody_waiting(

@@ -7,11 +7,10 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 from parity_models.errors import OptionError, UserError
 from parity_models.options import Option, Options
@@ -98,37 +97,64 @@ class Access(Options):
         return None if self.tokens is None else Tokens(Path(self.tokens))
 
 
-class Tokens:
+class Reread:
+    """What was read from files, and is read again when they change.
+
+    What is wrong with them then is logged, once, and what was read before stays in force.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self._paths = paths
+        self._trouble = ""
+        self._seen = [_stamp(path) for path in paths]
+        self.read()
+
+    def read(self) -> None:
+        """Read the files. Raises UserError, and leaves all as it was, where they are wrong."""
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed, or could not be read the last time: it may be
+        well now though no file changes, as the server may have lacked descriptors."""
+        before, self._seen = self._seen, [_stamp(path) for path in self._paths]
+        if self._seen == before and not self._trouble:
+            return
+        names = " and ".join(map(str, self._paths))
+        try:
+            self.read()
+        except Exception as error:  # such as a file that was removed while it was read
+            if (trouble := str(error) or repr(error)) != self._trouble:
+                _log.error("what was read from %s before stays in force: %s", names, trouble)
+            self._trouble = trouble
+        else:
+            self._trouble = ""
+            _log.info("%s changed and was read again", names)
+
+
+class Tokens(Reread):
     """Who may ask: one token a line in the file `path`, or `sha256:` and the SHA-256 of one in hex.
 
     Empty lines and those that begin with # say nothing. Raises UserError for a file that cannot be
     read or has no token, and for lines that are none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.files = WatchedFiles(path)
-        self.read()
-
     def read(self) -> None:
-        """Read the file. Raises UserError as the constructor does; then the tokens of before
-        hold."""
-        digests = []
-        for number, line in enumerate(read_text(self._path, "the file of tokens").splitlines(), 1):
+        digests, (path,) = [], self._paths
+        for number, line in enumerate(read_text(path, "the file of tokens").splitlines(), 1):
             token = line.strip()
             if not token or token.startswith("#"):
                 continue
             hashed = _HASHED.fullmatch(token)
             if hashed is None and not _TOKEN.fullmatch(token):
                 raise UserError(
-                    f"line {number} of {self._path} is no token: write {MIN_TOKEN} or more of the "
+                    f"line {number} of {path} is no token: write {MIN_TOKEN} or more of the "
                     "characters A-Z a-z 0-9 . _ ~ + / -, or sha256: and 64 hex digits"
                 )
             digests.append(bytes.fromhex(hashed[1]) if hashed else _digest(token))
         if not digests:
-            raise UserError(f"{self._path} has no token, so nobody could ask; write one a line")
+            raise UserError(f"{path} has no token, so nobody could ask; write one a line")
         if len(digests) > MAX_TOKENS:
-            raise UserError(f"{self._path} has {len(digests)} tokens, and may have {MAX_TOKENS}")
+            raise UserError(f"{path} has {len(digests)} tokens, and may have {MAX_TOKENS}")
         self._digests = tuple(digests)
 
     def admits(self, authorization: str | None) -> bool:
@@ -145,33 +171,6 @@ class Tokens:
 
 def _digest(token: str) -> bytes:
     return sha256(token.encode("utf-8", "surrogateescape")).digest()
-
-
-class Reread(Protocol):
-    """What was read from files, and can be again."""
-
-    files: "WatchedFiles"
-
-    def read(self) -> None:
-        """Read the files. Raises UserError, and leaves all as it was, where they are wrong."""
-
-
-class WatchedFiles:
-    """Some files, and whether they have changed since the last look."""
-
-    def __init__(self, *paths: Path) -> None:
-        self.paths = paths
-        self.trouble = ""
-        """Why they could not be read; empty if they could be."""
-        self._seen = self._stamps()
-
-    def changed(self) -> bool:
-        """Has one been written, replaced or removed since this was asked last?"""
-        before, self._seen = self._seen, self._stamps()
-        return self._seen != before
-
-    def _stamps(self) -> Sequence[object]:
-        return [_stamp(path) for path in self.paths]
 
 
 def _stamp(path: Path) -> object:
@@ -191,28 +190,9 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{what}, {path}, cannot be read: {why}") from error
 
 
-def refresh(watched: Reread) -> None:
-    """Read its files again if they have changed, or could not be read; what is wrong with them is
-    logged, once, and what was read before holds on."""
-    files = watched.files
-    if not files.changed() and not files.trouble:
-        return
-    names = " and ".join(map(str, files.paths))
-    try:
-        watched.read()
-    except Exception as error:  # such as a file that was removed while it was read
-        if (trouble := str(error) or repr(error)) != files.trouble:
-            _log.error("what was read from %s before stays in force: %s", names, trouble)
-        # It may be well the next time, though no file changes: the server may lack descriptors.
-        files.trouble = trouble
-    else:
-        files.trouble = ""
-        _log.info("%s changed and was read again", names)
-
-
 async def watch(*all_watched: Reread) -> None:
     """Look after them until cancelled."""
     while True:
         await asyncio.sleep(CHECK_INTERVAL)
         for each in all_watched:
-            refresh(each)
+            each.refresh()

@@ -15,7 +15,7 @@ from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -38,6 +38,8 @@ TOKEN = "PARM_TOKEN"
 
 MAX_ANSWER = 2**20
 """Bytes that an answer without tensors may have."""
+
+_T = TypeVar("_T")
 
 _CA_FILE = "PARM_CA_FILE"
 
@@ -146,7 +148,7 @@ class Client:
         retries: bool = False,
     ) -> None:
         self.url = check_address(url)
-        self._retries = retries
+        self._retries = int(retries)
         writes = aiohttp.TraceConfig()
         writes.on_request_chunk_sent.append(_before_write)
         headers = {"Accept-Encoding": "identity"}
@@ -189,13 +191,23 @@ class Client:
         `going_out` is called right before the request is written. Raises a ClientError; of another
         status than 200, StatusError.
         """
+        url = URL(self.url + path, encoded=True)
         try:
-            try:
-                return await self._try(method, path, body, headers, limit, going_out)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError):
-                if not self._retries:
-                    raise
-                return await self._try(method, path, body, headers, limit, going_out)
+            for retries in range(self._retries, -1, -1):
+                try:
+                    async with self._session.request(
+                        method,
+                        url,
+                        data=body,
+                        headers=headers,
+                        allow_redirects=False,
+                        trace_request_ctx=going_out,
+                    ) as response:
+                        content = await _read(response, limit)
+                    break
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
+                    if not retries:
+                        raise
         except aiohttp.ClientConnectorError as error:
             exhausted = error.os_error.errno in _EXHAUSTED
             raise UnreachableError(_reason(error), exhausted=exhausted) from error
@@ -203,33 +215,13 @@ class Client:
             raise MalformedAnswerError(f"does not speak HTTP: {error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UnreachableError(str(error) or type(error).__name__) from error
+        if response.status == 200:
+            return content, response.headers.get(HEADER_LENGTH)
+        text = " ".join(content[:_MAX_TEXT].decode(errors="replace").split())
+        after = retry_after(response.headers.get("Retry-After", ""))
+        raise StatusError(response.status, text, after)
 
-    async def _try(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str] | None,
-        limit: int,
-        going_out: Callable[[], None] | None,
-    ) -> tuple[bytes, str | None]:
-        url = URL(self.url + path, encoded=True)
-        async with self._session.request(
-            method,
-            url,
-            data=body,
-            headers=headers,
-            allow_redirects=False,
-            trace_request_ctx=going_out,
-        ) as response:
-            content = await _read(response, limit)
-            if response.status == 200:
-                return content, response.headers.get(HEADER_LENGTH)
-            text = " ".join(content[:_MAX_TEXT].decode(errors="replace").split())
-            after = retry_after(response.headers.get("Retry-After", ""))
-            raise StatusError(response.status, text, after)
-
-    async def decode(self, decoder: msgspec.json.Decoder[Any], method: str, path: str) -> Any:
+    async def decode(self, decoder: msgspec.json.Decoder[_T], method: str, path: str) -> _T:
         """The answer to a request without a body, decoded. Raises a ClientError."""
         content, _ = await self.ask(method, path)
         try:
@@ -239,13 +231,11 @@ class Client:
 
     async def server(self) -> ServerMetadata:
         """The server as it describes itself. Raises a ClientError."""
-        found: ServerMetadata = await self.decode(_SERVER, "GET", "/v2")
-        return found
+        return await self.decode(_SERVER, "GET", "/v2")
 
     async def model(self, name: str, version: str | None = None) -> ModelMetadata:
         """A model as the server describes it. Raises a ClientError."""
-        found: ModelMetadata = await self.decode(_MODEL, "GET", model_path(name, version))
-        return found
+        return await self.decode(_MODEL, "GET", model_path(name, version))
 
     async def models(self) -> list[str]:
         """The names of the models that the server lists. Raises a ClientError."""

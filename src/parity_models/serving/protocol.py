@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -22,12 +23,12 @@ from msgspec import Meta, Raw, Struct
 from numpy.typing import NDArray
 
 from parity_models.models.queries import cut, padded
-from parity_models.models.signature import DATATYPES, Layout, Sizes, Tensor, TensorSpec
+from parity_models.models.signature import DATATYPES, Sizes, Tensor, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 
 if TYPE_CHECKING:
-    from parity_models.serving.served_model import Fitting, ServedModel
+    from parity_models.serving.served_model import ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of a JSON object that binary data follows."""
@@ -39,7 +40,10 @@ BINARY = "binary_tensor_data"
 """The name of the extension for tensors as binary data."""
 
 JSON_OBJECT = 64 * 2**10
-"""Bytes that a request's JSON object may have besidess the values of a tensor."""
+"""Bytes that a request's JSON object may have besides the values of its tensors."""
+
+MAX_TENANT = 128
+"""Characters of a tenant's name."""
 
 NO_DATA = Raw()
 """The data of a tensor that has none in the JSON."""
@@ -48,7 +52,7 @@ _JSON_VALUE = 64
 """Bytes that a value of a request may take in JSON, with commas, brackets and indentation."""
 
 _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
-"""Bytes that a number may take in an answer's JSON, and those that it may have besidess."""
+"""Bytes that a number may take in an answer's JSON, and those that it may have besides."""
 
 _SMALL = 4096
 """Bytes of JSON that may be kept in memory along with a tensor."""
@@ -155,8 +159,8 @@ class RequestParameters(Struct, omit_defaults=True):
 
     timeout: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     binary_data_output: bool | None = None
-    redundancy: Raw = NO_DATA
-    tenant: Raw = NO_DATA
+    redundancy: str | None = None
+    tenant: str | None = None
 
 
 class RequestMessage(Struct, omit_defaults=True):
@@ -180,7 +184,7 @@ class ResponseMessage(Struct, omit_defaults=True, kw_only=True):
 
 _REQUEST = msgspec.json.Decoder(RequestMessage)
 _RESPONSE = msgspec.json.Decoder(ResponseMessage)
-_ANYTHING = msgspec.json.Decoder(object)
+_name = attrgetter("name")
 _NO_TENSOR, _NO_OUTPUT, _NO_REQUEST = TensorParameters(), OutputParameters(), RequestParameters()
 
 # Servers
@@ -199,7 +203,8 @@ class InferRequest:
 
     `id` is the client's, if it gave one. `timeout` in seconds; `outputs` are those of the answer.
     `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
-    of the model's dynamic axes, before queries were padded.
+    of the model's dynamic axes, before queries were padded. `by_row`: a request of V1 has a value
+    for each row, and so has its answer.
     """
 
     id: str | None
@@ -221,53 +226,66 @@ def read_request(
     is much larger than its tensor. Raises a RequestError (mostly InvalidRequestError) that says
     what is wrong and what is expected.
     """
-    end = len(body) if header_length is None else _object_end(header_length, len(body))
-    if end > JSON_OBJECT:
-        _check_size(body, end, model)
+    end = None if header_length is None else _object_end(header_length, len(body))
+    if end is None and len(body) > JSON_OBJECT:
+        check_json_size(body, model)
+    elif end is not None and JSON_OBJECT < end < len(body):
+        raise TooLargeError(
+            f"the JSON object before the binary data has {end} bytes; it may have {JSON_OBJECT}"
+        )
     # A view, since slicing bytes would copy what may be a body of JSON data.
     message = read_json(_REQUEST, memoryview(body)[:end], "the request")
+    return request_of(message, model, body, end)
+
+
+def request_of(
+    message: RequestMessage, model: "ServedModel", body: bytes | bytearray, end: int | None = None
+) -> InferRequest:
+    """The request of the message in `body`; binary data begins at `end`, if there can be any.
+
+    Raises a RequestError.
+    """
     fitting = model.check_request(message.inputs, message.outputs or ())
     # The number of rows is known here, and no tensor has been decoded yet.
-    kind = model.signature.kind(fitting.sizes)
-    specs = {spec.name: spec for spec in kind.input.tensors}
-    sizes = []
+    rows, specs = fitting.rows, model.signature.kind(fitting.sizes).input.tensors
+    spec_of = dict(zip(map(_name, specs), specs, strict=True))
+    places, at = [], len(body) if end is None else end
     for tensor in message.inputs:
-        sizes.append(_binary_size(tensor, specs[tensor.name], fitting.rows, header_length))
-    if header_length is not None:
-        _check_rest(message, sizes, len(body) - end)
+        spec = spec_of[tensor.name]
+        size = _binary_size(tensor, spec, rows, end)
+        places.append((spec, tensor.data, at, size))
+        at += size or 0
+    if at != len(body):
+        names = [spec.name for spec, _, _, size in places if size is not None]
+        raise _wrong_rest(names, len(body) - (end or 0), at - (end or 0))
     tensors = {}
-    for tensor, size in zip(message.inputs, sizes, strict=True):
-        spec = specs[tensor.name]
+    for spec, text, at, size in places:
+        shape = (rows, *spec.shape)
         if size is None:
             what = f"the data of input {spec.name!r}"
-            check_json_size(tensor.data, spec, fitting.rows, what)
-            tensors[spec.name] = tensor_from_json(tensor.data, spec, fitting.rows, what)
+            tensors[spec.name] = array_from_json(text, spec.datatype, shape, what)
             continue
-        data: bytes | memoryview = memoryview(body).toreadonly()[end : end + size]
+        data: bytes | memoryview = memoryview(body).toreadonly()[at : at + size]
         if len(body) - size > max(size, _SMALL):
             data = bytes(data)  # a view would keep all of the body alive for these few bytes
-        tensors[spec.name] = rows_from_bytes(spec, fitting.rows, data)
-        end += size
-    rows = padded(tensors, model.signature, fitting.sizes)
-    outputs = _asked_outputs(message, fitting.outputs)
-    return request_with(message.parameters, model, rows, fitting, outputs, message.id)
-
-
-def request_with(
-    parameters: RequestParameters | None,
-    model: "ServedModel",
-    rows: NDArray[Any],
-    fitting: "Fitting",
-    outputs: Sequence[AskedOutput],
-    id: str | None = None,
-) -> InferRequest:
-    """The request for `rows`, with the parameters of its message. Raises InvalidRequestError."""
-    exact, timeout, tenant = model.is_exact(fitting.outputs), None, None
-    if parameters is not None:
-        exact |= exact_from(_short_value(parameters.redundancy, "redundancy"))
-        timeout = parameters.timeout / 1e6 if parameters.timeout else None
-        tenant = tenant_from(_short_value(parameters.tenant, "tenant"))
-    return InferRequest(id, rows, timeout, outputs, exact, tenant, fitting.sizes)
+        tensors[spec.name] = array_from_bytes(data, spec.datatype, shape, spec.name)
+    parameters = message.parameters or _NO_REQUEST
+    usual, outputs = bool(parameters.binary_data_output), []
+    for output, wanted in zip_longest(fitting.outputs, message.outputs or ()):
+        binary = ((wanted and wanted.parameters) or _NO_OUTPUT).binary_data
+        outputs.append(AskedOutput(output, usual if binary is None else binary))
+    exact, tenant = model.is_exact(fitting.outputs), parameters.tenant
+    if parameters.redundancy is not None:
+        exact = exact_from(parameters.redundancy) or exact
+    return InferRequest(
+        message.id,
+        padded(tensors, model.signature, fitting.sizes),
+        parameters.timeout / 1e6 if parameters.timeout else None,
+        outputs,
+        exact,
+        None if tenant is None else tenant_from(tenant),
+        fitting.sizes,
+    )
 
 
 def write_response(
@@ -307,59 +325,37 @@ def write_response(
     return b"".join((header, *binary)), len(header)
 
 
-_SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,18})\s*[,\]]')
-_SHAPE_WITHIN = 4096
-"""Bytes at a message's beginning and end that are searched for the shape, before or after the
-data."""
-
-
-def _check_size(body: bytes | bytearray, end: int, model: "ServedModel") -> None:
-    """Raises TooLargeError for a JSON object that is larger than its tensor can be, as far as that
-    can be seen without decoding it: decoding blocks all other requests."""
-    if end < len(body):
+def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:
+    """Raises TooLargeError for a body of JSON that is larger than that of any request, as decoding
+    it blocks all other requests: that has more bytes, or more values in them, each of which takes
+    many times its bytes once it is read."""
+    values, rows = model.max_values, f"{model.max_rows} rows of {model.signature.largest.input}"
+    most = _JSON_VALUE * values + 2 * JSON_OBJECT
+    if len(body) > most:
+        raise TooLargeError(f"the request has {len(body)} bytes of JSON; {rows} take up to {most}")
+    most, commas = values + JSON_OBJECT, body.count(b",")
+    if commas > most:
         raise TooLargeError(
-            f"the JSON object before the binary data has {end} bytes; it may have {JSON_OBJECT}"
+            f"the request has {commas + 1} values in its JSON; {rows} take up to {most}"
         )
-    within = body[:_SHAPE_WITHIN] + body[-_SHAPE_WITHIN:]
-    # In JSON a quote inside a string is escaped, so this is a key. If there are several, any of
-    # them may be the input's.
-    shapes = [int(match[1]) for match in _SHAPE.finditer(within)]
-    rows = min(max(shapes, default=model.max_rows), model.max_rows)
-    whole = memoryview(body)
-    check_json_size(whole, model.signature.largest.input, rows, "the request", 2 * JSON_OBJECT)
 
 
-def _asked_outputs(message: RequestMessage, outputs: Sequence[Tensor]) -> Sequence[AskedOutput]:
-    """The outputs of the answer, each as the request wants it written."""
-    usual = bool((message.parameters or _NO_REQUEST).binary_data_output)
-    asked = []
-    for tensor, wanted in zip_longest(outputs, message.outputs or ()):
-        said = ((wanted and wanted.parameters) or _NO_OUTPUT).binary_data
-        asked.append(AskedOutput(tensor, usual if said is None else said))
-    return asked
-
-
-def _binary_size(
-    tensor: TensorMessage, spec: TensorSpec, rows: int, header_length: str | None
-) -> int | None:
+def _binary_size(tensor: TensorMessage, spec: TensorSpec, rows: int, end: int | None) -> int | None:
     """The bytes of an input's binary data; None if it has JSON data. Raises InvalidRequestError."""
-    size = (tensor.parameters or _NO_TENSOR).binary_data_size
-    if size is None and not tensor.data:
+    size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+    if (size is None) != bool(tensor.data):
+        has = "neither data nor" if size is None else "both data and"
         raise InvalidRequestError(
-            f"input {tensor.name!r} has neither data nor a binary_data_size; give one of them"
+            f"input {tensor.name!r} has {has} a binary_data_size; give one of them"
         )
     if size is None:
         return None
-    if tensor.data:
-        raise InvalidRequestError(
-            f"input {tensor.name!r} has both data and a binary_data_size; give one of them"
-        )
-    if header_length is None:
+    if end is None:
         raise InvalidRequestError(
             f"input {tensor.name!r} has a binary_data_size, which needs the header "
             "Inference-Header-Content-Length"
         )
-    expected = size_in_bytes(spec, rows)
+    expected = rows * prod(spec.shape) * spec.dtype.itemsize
     if size != expected:
         raise InvalidRequestError(
             f"input {tensor.name!r} has a binary_data_size of {size}; {spec.datatype} of shape "
@@ -368,24 +364,14 @@ def _binary_size(
     return size
 
 
-def _check_rest(message: RequestMessage, sizes: Sequence[int | None], rest: int) -> None:
-    """Raises InvalidRequestError unless `rest` bytes are what the binary inputs take."""
-    expected = sum(size or 0 for size in sizes)
-    if rest == expected:
-        return
-    binary = [t.name for t, size in zip(message.inputs, sizes, strict=True) if size is not None]
+def _wrong_rest(binary: Sequence[str], rest: int, expected: int) -> InvalidRequestError:
+    """The error of a body in which `rest` bytes follow the JSON, as inputs have other data."""
     if not binary:
-        raise InvalidRequestError(
+        return InvalidRequestError(
             f"{rest} bytes follow the JSON object, but no input has a binary_data_size"
         )
     said = f"input {binary[0]!r} takes" if len(binary) == 1 else f"inputs {binary} take"
-    raise InvalidRequestError(f"{rest} bytes follow the JSON object; {said} {expected}")
-
-
-MAX_TENANT = 128
-"""Characters of a tenant's name."""
-
-_REDUNDANCY = {None: False, "any": False, "exact": True}
+    return InvalidRequestError(f"{rest} bytes follow the JSON object; {said} {expected}")
 
 
 def exact_from(value: object) -> bool:
@@ -393,11 +379,11 @@ def exact_from(value: object) -> bool:
 
     Raises InvalidRequestError for other values than its two.
     """
-    if value is not None and (not isinstance(value, str) or value not in _REDUNDANCY):
+    if value not in (None, "any", "exact"):
         raise InvalidRequestError(
             f"the parameter redundancy is 'any' or 'exact', got {_shown(value)}"
         )
-    return _REDUNDANCY[value]
+    return value == "exact"
 
 
 def tenant_from(value: object, what: str = "the parameter tenant") -> str | None:
@@ -416,19 +402,6 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _short_value(text: Raw, parameter: str) -> object:
-    """The value of a parameter, of whatever type; None if it is empty. Raises InvalidRequestError
-    for a longer one than a parameter can be: decoded, it could be many times as large."""
-    if not text:
-        return None
-    size = len(memoryview(text))
-    if size > JSON_OBJECT:
-        raise InvalidRequestError(
-            f"the parameter {parameter} has {size} bytes of JSON; it may have {JSON_OBJECT}"
-        )
-    return read_json(_ANYTHING, text, f"the parameter {parameter}")
-
-
 # Clients
 
 
@@ -445,8 +418,8 @@ class OutputTensor(NamedTuple):
         tensor."""
         what = f"the data of output {self.name!r}"
         if isinstance(self.data, Raw):
-            return _array_from_json(self.data, self.datatype, self.shape, what)
-        return _array_from_bytes(self.data, self.datatype, self.shape, self.name)
+            return array_from_json(self.data, self.datatype, self.shape, what)
+        return array_from_bytes(self.data, self.datatype, self.shape, self.name)
 
 
 class InferAnswer(NamedTuple):
@@ -555,17 +528,13 @@ def size_in_bytes(spec: TensorSpec, rows: int) -> int:
     return rows * prod(spec.shape) * spec.dtype.itemsize
 
 
-def rows_from_bytes(spec: TensorSpec, rows: int, data: bytes | memoryview) -> NDArray[Any]:
-    """A read-only view of `data`, which has the right size, as (rows, *shape).
-
-    Raises InvalidRequestError for bytes that are no values of the tensor's datatype.
-    """
-    return _array_from_bytes(data, spec.datatype, (rows, *spec.shape), spec.name)
-
-
-def _array_from_bytes(
+def array_from_bytes(
     data: bytes | memoryview, datatype: str, shape: tuple[int, ...], name: str
 ) -> NDArray[Any]:
+    """A read-only view of `data`, which has the right size, as an array of this shape.
+
+    Raises InvalidRequestError for bytes that are no values of the datatype.
+    """
     if datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise InvalidRequestError(f"tensor {name!r} is BOOL and has bytes other than 0, 1")
     return np.frombuffer(data, _LITTLE_ENDIAN[DATATYPES[datatype]]).reshape(shape)
@@ -609,41 +578,11 @@ def _object_end(header_length: str, size: int) -> int:
     return int(header_length)
 
 
-def check_json_size(
-    text: Raw | memoryview,
-    spec: TensorSpec | Layout,
-    rows: int,
-    what: str,
-    besides: int = JSON_OBJECT,
-) -> None:
-    """Raises TooLargeError for more JSON than `rows` rows and so many bytes `besides` can be: for
-    more bytes, or for more values in them, as each takes many times its bytes once it is read."""
-    view = memoryview(text)
-    if len(view) <= besides:
-        return
-    values = rows * (spec.row_values if isinstance(spec, Layout) else prod(spec.shape))
-    most = _JSON_VALUE * values + besides
-    if len(view) > most:
-        raise TooLargeError(
-            f"{what} has {len(view)} bytes of JSON; {rows} rows of {spec} take up to {most}"
-        )
-    most = values + besides // 2
-    commas = np.count_nonzero(np.frombuffer(view, np.uint8) == ord(","))
-    if commas > most:
-        raise TooLargeError(
-            f"{what} has {commas + 1} values in its JSON; {rows} rows of {spec} take up to {most}"
-        )
-
-
-def tensor_from_json(data: Raw, spec: TensorSpec, rows: int, what: str) -> NDArray[Any]:
-    """The tensor (rows, *shape of spec) in JSON `data`, flat or nested, not to be written to.
+def array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    """The array of this shape in JSON `data`, flat or nested, not to be written to.
 
     Raises InvalidRequestError, which calls it `what`.
     """
-    return _array_from_json(data, spec.datatype, (rows, *spec.shape), what)
-
-
-def _array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str) -> NDArray[Any]:
     nested = _NESTED.match(memoryview(data)) is not None
     decoder = _data_decoder(datatype, len(shape) if nested else 1)
     values = read_json(decoder, data, what)

@@ -20,8 +20,6 @@ class Refused(StrEnum):
     DESCRIPTORS = "descriptors"
     MAX_RPCS = "max_rpcs"
     STREAMS = "streams"
-    SLOW_MESSAGES = "slow_messages"
-    NO_MESSAGE = "no_message"
     MAX_BODY = "max_body"
     MAX_IN_FLIGHT = "max_in_flight"
     MAX_QUEUE = "max_queue"

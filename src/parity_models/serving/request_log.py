@@ -7,9 +7,12 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity_models.serving.logs import ACCESS
+
+if TYPE_CHECKING:
+    from parity_models.serving.metrics import Metrics
 
 REQUEST_ID = "x-request-id"
 """The header, and the gRPC metadata key, of a request's id, both ways."""
@@ -42,14 +45,14 @@ class RequestLog:
     """A request from when its head came: `id` is the client's, or one that is made here.
 
     `id_in_body` is the protocol's own id, which counts where there is no header. Once it is
-    answered, `sources` are those of its rows, and `model` and `version` say who answered. `span` is
-    that of OpenTelemetry which describes it, if it is sampled, and `trace_id` the trace that it is
-    part of (W3C Trace Context), in hex, if any.
+    answered, `sources` are those of its rows, and `model` and `version` say who answered; `metrics`
+    count it, if that has some of its own. `span` is that of OpenTelemetry which describes it, if it
+    is sampled, and `trace_id` the trace that it is part of (W3C Trace Context), in hex, if any.
     """
 
     __slots__ = (
-        *("_began", "_is_given", "_trace", "id", "method", "model", "path", "sources", "span"),
-        *("trace_id", "version"),
+        *("_began", "_is_given", "_trace", "id", "method", "metrics", "model", "path", "sources"),
+        *("span", "trace_id", "version"),
     )
 
     def __init__(
@@ -67,6 +70,7 @@ class RequestLog:
         self._began = time.monotonic()
         self.sources: Sequence[str] = ()
         self.model = self.version = ""
+        self.metrics: Metrics | None = None
         self.span: Any = None
         found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
         self.trace_id = "" if found is None else found[1]

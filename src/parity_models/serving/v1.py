@@ -17,22 +17,23 @@ import numpy as np
 from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
-from parity_models.models.queries import cut, padded
+from parity_models.models.queries import cut
 from parity_models.models.signature import Tensor
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.in_flight import Result
 from parity_models.serving.protocol import (
+    JSON_OBJECT,
     NO_DATA,
-    AskedOutput,
     InferRequest,
+    RequestMessage,
     RequestParameters,
+    TensorMessage,
     check_finite,
     check_json_size,
     read_json,
-    request_with,
-    tensor_from_json,
+    request_of,
 )
-from parity_models.serving.served_model import GivenTensor, ServedModel
+from parity_models.serving.served_model import ServedModel
 
 SOURCE, AGREEMENT = b"x-parm-source", b"x-parm-agreement"
 """Headers for what the other protocol says in its `parameters`: V1 has no place for it."""
@@ -76,25 +77,17 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
 
     Raises a RequestError that says what is wrong and what is expected.
     """
-    whole = memoryview(body)
-    check_json_size(whole, model.signature.largest.input, model.max_rows, "the request")
-    message = read_json(_PREDICT, whole, "the request")
+    if len(body) > JSON_OBJECT:
+        check_json_size(body, model)
+    message = read_json(_PREDICT, memoryview(body), "the request")
     by_row = bool(message.instances)
     if by_row == bool(message.inputs):
         raise InvalidRequestError(
             "a request has either instances, a list of rows, or inputs, all rows as one tensor"
         )
-    what = "instances" if by_row else "inputs"
     data = _of_rows(message.instances, model) if by_row else _of_tensors(message.inputs, model)
-    given = [_given(each, data[each.name]) for each in model.signature.inputs]
-    fitting = model.check_request(given, ())
-    tensors = {}
-    for spec in model.signature.kind(fitting.sizes).input.tensors:
-        check_json_size(data[spec.name], spec, fitting.rows, "the request")
-        tensors[spec.name] = tensor_from_json(data[spec.name], spec, fitting.rows, what)
-    rows = padded(tensors, model.signature, fitting.sizes)
-    outputs = [AskedOutput(each, False) for each in fitting.outputs]
-    asked = request_with(message.parameters, model, rows, fitting, outputs)
+    inputs = tuple(_message(each, data[each.name]) for each in model.signature.inputs)
+    asked = request_of(RequestMessage(inputs, parameters=message.parameters), model, body)
     return replace(asked, by_row=by_row)
 
 
@@ -167,8 +160,8 @@ def _check_names(named: Mapping[str, Raw], model: ServedModel) -> None:
         )
 
 
-def _given(tensor: Tensor, data: Raw) -> GivenTensor:
-    """An input as the data describe it: its dynamic axes are as long as the first lists there."""
+def _message(tensor: Tensor, data: Raw) -> TensorMessage:
+    """An input of these data: its dynamic axes are as long as the first lists there."""
     rows = read_json(_ROWS, data, "the rows")
     shape = [len(rows)]
     first: Any = rows[0] if rows else None
@@ -179,7 +172,7 @@ def _given(tensor: Tensor, data: Raw) -> GivenTensor:
         inner = [] if first is None else read_json(_ROWS, first, f"the data of {tensor.name!r}")
         shape.append(len(inner))
         first = inner[0] if inner else None
-    return GivenTensor(tensor.name, tensor.datatype, shape, False)
+    return TensorMessage(tensor.name, tensor.datatype, tuple(shape), data=data)
 
 
 # Clients

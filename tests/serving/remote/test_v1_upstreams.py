@@ -13,11 +13,10 @@ import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream
 from parity_models.errors import UserError
-from parity_models.models.signature import TensorSpec
 from parity_models.serving import v1
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.protocol import tensor_from_json
+from parity_models.serving.protocol import array_from_json
 from parity_models.serving.remote.upstream import (
     PredictionProtocol,
     Upstream,
@@ -126,7 +125,7 @@ async def test_one_that_is_busy_is_left_alone_as_it_asks(model: Path) -> None:
 def test_whatever_it_answers_is_read_or_refused(answer: bytes) -> None:
     with suppress(InvalidRequestError):
         rows = v1.read_predictions(answer, ["y"])["y"]
-        assert tensor_from_json(rows, TensorSpec("y", "FP32", (2,)), 2, "y").shape == (2, 2)
+        assert array_from_json(rows, "FP32", (2, 2), "y").shape == (2, 2)
 
 
 def test_urls_and_options_say_which_protocol_is_spoken() -> None:

@@ -94,56 +94,6 @@ def test_pipelined_requests_are_answered_in_order_up_to_a_number(run: Loop) -> N
     run(test())
 
 
-@pytest.mark.parametrize(
-    ("text", "status", "reason"),
-    [
-        (b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "not HTTP/1.1"),
-        (b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400, "not HTTP/1.1"),
-        (b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400, "not HTTP/1.1"),
-        (b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400, "not HTTP/1.1"),
-        (b"Content-Length: +3\r\n\r\nabc", 400, "not HTTP/1.1"),
-        (b"Content-Length: 3, 3\r\n\r\nabc", 400, "not HTTP/1.1"),
-        (b"Content-Length : 3\r\n\r\nabc", 400, "not HTTP/1.1"),
-        (b"Transfer-Encoding: identity\r\n\r\nabc", 501, "'identity' is not read here"),
-        (b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, "'gzip, chunked'"),
-        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, ""),
-        (b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "not HTTP/1.1"),
-        (b"X: a\r\n b\r\nContent-Length: 0\r\n\r\n", 400, "not HTTP/1.1"),
-        (b"Content-Length: 0\r\n\r\nCONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 405, "no proxy"),
-        (b"X: a\nContent-Length: 0\r\n\r\n", 400, "not HTTP/1.1"),
-    ],
-)
-async def test_what_could_be_read_in_two_ways_ends_the_connection(
-    text: bytes, status: int, reason: str
-) -> None:
-    async with serving() as served:
-        client = await served.connect()
-        client.send(f"POST {INFER} HTTP/1.1\r\nHost: x\r\n".encode(), text, get())
-        if status == 405:
-            assert (await client.answer())[0] == 400
-        got, error = await asyncio.wait_for(client.error(), 20)
-        assert got == status
-        assert reason in error
-        assert served.echo.asked == 0
-
-
-def test_a_refusal_says_when_to_try_again_in_whole_seconds(run: Loop) -> None:
-    async def test() -> None:
-        async with serving() as served:
-            client = await served.connect()
-            for seconds, all_of_them in ((0.01, {1}), (1.0, {1}), (2.5, {2, 3})):
-                told = []
-                for _ in range(100):
-                    client.send(post(body(-seconds, 0, 0, 0)))
-                    status, headers, _ = await client.answer()
-                    assert status == 503
-                    told.append(int(headers["retry-after"]))
-                assert set(told) == all_of_them
-                assert abs(sum(told) / 100 - max(1, seconds)) < 0.25, "their mean is the estimate"
-
-    run(test())
-
-
 PIECES = st.lists(
     st.sampled_from(
         [

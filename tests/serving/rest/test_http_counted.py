@@ -1,6 +1,5 @@
 """What is refused over HTTP is counted, by the limit that it met or by what is wrong with it."""
 
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -80,30 +79,6 @@ async def test_what_json_cannot_say_is_counted() -> None:
         status, _, content = await client.answer()
         assert (status, b"not finite" in content) == (406, True)
         assert refused(served) == {"not_acceptable": 1}
-
-
-async def test_rows_beyond_the_limit_are_counted_and_told_its_name() -> None:
-    async with serving() as served:
-        client = await served.connect()
-        head = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [2001, 4], "data": ['
-        client.send(post(head + b",".join([b"0"] * 8004) + b"]}]}"))
-        status, _, content = await client.answer()
-        assert (status, b"takes up to 2000 at once (max_queue)" in content) == (413, True)
-        assert refused(served) == {"max_queue": 1}
-
-
-async def test_more_requests_ahead_of_their_answers_than_are_taken_are_counted() -> None:
-    async with serving() as served:
-        served.echo.may.clear()
-        client = await served.connect()
-        client.send(post(body()) * 70)
-        await eventually(lambda: refused(served) == {"pipelined": 1}, "nothing is refused")
-        served.echo.may.set()
-        answers = [await client.answer() for _ in range(66)]
-        assert [status for status, _, _ in answers] == [200] * 65 + [400]
-        assert b"at most 64 requests" in answers[-1][2]
-        await asyncio.sleep(0)
-        assert served.counted("parm_requests_total", code="400") == 1
 
 
 @pytest.mark.parametrize("rows", [1, 2000])

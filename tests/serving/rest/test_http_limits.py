@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import socket
 
 import pytest
-import uvloop
 
 from http_served import INFER, Loop, body, eventually, get, post, serving
 
@@ -148,30 +146,3 @@ def test_silent_connections_beyond_the_limit_keep_nobody_from_the_answer(run: Lo
             assert (await first.answer())[0] == 200
 
     run(test())
-
-
-def test_1100_connections_at_once_are_served_or_refused_and_all_recovers() -> None:
-    async def test() -> None:
-        async with serving(head_timeout=600) as served:
-            address = ("127.0.0.1", served.port)
-            sockets = [socket.socket() for _ in range(1100)]
-            for each in sockets:
-                each.setblocking(False)
-                await asyncio.get_running_loop().sock_connect(each, address)
-            await eventually(lambda: served.server.connections >= 1024, "too few get in")
-            statuses = []
-            for each in (*sockets[:3], sockets[1023], sockets[1024], sockets[1039]):
-                each.setblocking(False)
-                await asyncio.get_running_loop().sock_sendall(each, get("/v2"))
-                answer = await asyncio.get_running_loop().sock_recv(each, 1000)
-                statuses.append(int(answer.split()[1]))
-            assert statuses == [200] * 4 + [503] * 2
-            assert served.server.connections <= 1024 + 16
-            for each in sockets:
-                each.close()
-            await eventually(lambda: not served.server.connections, "connections are left")
-            client = await served.connect()
-            client.send(get())
-            assert (await client.answer())[0] == 200
-
-    uvloop.run(test())

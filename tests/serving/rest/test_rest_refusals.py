@@ -8,10 +8,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tritonclient.http as triton
-from tritonclient.utils import InferenceServerException
 
-from rest_requests import INFER, assert_served, binary_request, changed, triton_input
+from rest_requests import INFER, assert_served, binary_request, changed
 from served import INPUTS, ServerProcess, queries
 
 pytestmark = pytest.mark.slow
@@ -60,19 +58,6 @@ def test_what_is_not_there_is_named(
     response = http.request(method, path)
     assert response.status_code == status
     assert reason in response.json()["error"]
-
-
-def test_tritonclient_tells_the_reason(client: triton.InferenceServerClient) -> None:
-    shared = triton.InferInput("input", [1, INPUTS], "FP32")
-    shared.set_shared_memory("region", INPUTS * 4)
-    classes = triton.InferRequestedOutput("output", class_count=3)
-    for model, tensor, outputs, reason in [
-        ("resnet", triton_input(queries(1)), None, "no model is called 'resnet'"),
-        ("model", shared, None, "shared memory"),
-        ("model", triton_input(queries(1)), [classes], "classifications"),
-    ]:
-        with pytest.raises(InferenceServerException, match=reason):
-            client.infer(model, [tensor], outputs=outputs)
 
 
 def test_bodies_beyond_the_limit_get_413_however_they_come(http: httpx.Client) -> None:

@@ -1,6 +1,5 @@
 """The V1 prediction protocol, as TensorFlow Serving, KServe and Vertex AI speak it."""
 
-import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -55,12 +54,6 @@ async def test_inputs_are_answered_by_outputs(served: Served, inputs: Any) -> No
     assert answer.json() == {"outputs": ROWS}
 
 
-async def test_bodies_may_be_compressed(served: Served) -> None:
-    body = gzip.compress(json.dumps({"instances": ROWS}).encode())
-    answer = await ask(served, PREDICT, body, headers={"Content-Encoding": "gzip"})
-    assert answer.json() == {"predictions": ROWS}
-
-
 async def test_models_say_whether_they_are_ready(served: Served) -> None:
     assert (await ask(served, "/v1/models")).json() == {"models": ["model"]}
     for path in ("/v1/models/model", "/v1/models/model/versions/1"):
@@ -97,16 +90,6 @@ async def test_mistakes_are_told(served: Served, message: Any, wrong: str) -> No
     assert answer.status_code == 400
     assert wrong in answer.json()["error"]
     assert served.counted("parm_requests_total", code="400") == 1
-
-
-async def test_a_body_that_is_too_large_is_refused(served: Served) -> None:
-    assert (await ask(served, PREDICT, b" " * 20_001)).status_code == 413
-
-
-def test_more_rows_than_a_request_may_have_are_refused() -> None:
-    body = json.dumps({"instances": [[0, 0, 0, 0]] * (MODEL.max_rows + 1)}).encode()
-    with pytest.raises(RequestError, match="this server takes up to 2000 at once"):
-        read_predict(body, MODEL)
 
 
 def test_parameters_say_what_they_say_in_the_other_protocol() -> None:

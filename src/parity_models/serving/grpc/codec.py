@@ -18,17 +18,17 @@ from parity_models.models.signature import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc.inference_pb2 import (
-    InferParameter,
     InferTensorContents,
     ModelInferRequest,
     ModelInferResponse,
+    RepositoryModelLoadRequest,
 )
 from parity_models.serving.protocol import (
     AskedOutput,
     InferRequest,
+    array_from_bytes,
     exact_from,
     little_endian,
-    rows_from_bytes,
     size_in_bytes,
     tenant_from,
 )
@@ -74,8 +74,14 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
     )
     raw = len(message.raw_input_contents) > 0
     specs = model.signature.kind(fitting.sizes).input.tensors
-    read = _from_raw if raw else _from_contents
-    tensors = read(message, {spec.name: spec for spec in specs}, fitting.rows)
+    spec_of = {spec.name: spec for spec in specs}
+    if raw:
+        tensors = _from_raw(message, spec_of, fitting.rows)
+    else:
+        tensors = {}
+        for each in message.inputs:
+            spec, what = spec_of[each.name], f"input {each.name!r}"
+            tensors[each.name] = tensor_from_contents(each.contents, spec, fitting.rows, what)
     # Raw contents are all outputs' or none's.
     raw = raw or any(each.datatype not in _FIELDS for each in fitting.outputs)
     return InferRequest(
@@ -83,8 +89,8 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
         padded(tensors, model.signature, fitting.sizes),
         _timeout(message),
         [AskedOutput(each, raw) for each in fitting.outputs],
-        exact_from(_parameter(message, "redundancy")) or model.is_exact(fitting.outputs),
-        tenant_from(_parameter(message, "tenant")),
+        exact_from(parameter_of(message, "redundancy")) or model.is_exact(fitting.outputs),
+        tenant_from(parameter_of(message, "tenant")),
         fitting.sizes,
     )
 
@@ -129,19 +135,8 @@ def _from_raw(
                 f"raw_input_contents of input {name!r} has {len(data)} bytes; {spec.datatype} of "
                 f"shape {[rows, *spec.shape]} takes {expected}"
             )
-        tensors[name] = rows_from_bytes(spec, rows, data)
+        tensors[name] = array_from_bytes(data, spec.datatype, (rows, *spec.shape), name)
     return tensors
-
-
-def _from_contents(
-    message: ModelInferRequest, specs: Mapping[str, TensorSpec], rows: int
-) -> dict[str, NDArray[Any]]:
-    return {
-        each.name: tensor_from_contents(
-            each.contents, specs[each.name], rows, f"input {each.name!r}"
-        )
-        for each in message.inputs
-    }
 
 
 def tensor_from_contents(
@@ -179,7 +174,7 @@ def _timeout(message: ModelInferRequest) -> float | None:
     """Seconds, from the parameter in microseconds; 0 is none."""
     if "timeout" not in message.parameters:
         return None
-    microseconds = _parameter(message, "timeout")
+    microseconds = parameter_of(message, "timeout")
     if type(microseconds) is not int or microseconds < 0:
         raise InvalidRequestError(
             "the parameter timeout is a number of microseconds, 0 or more, as int64_param"
@@ -187,10 +182,10 @@ def _timeout(message: ModelInferRequest) -> float | None:
     return microseconds / 1e6 if microseconds else None
 
 
-def _parameter(message: ModelInferRequest, name: str) -> object:
+def parameter_of(message: ModelInferRequest | RepositoryModelLoadRequest, name: str) -> object:
     """The parameter's value, of whatever type it has; None if it is not there or empty."""
     if name not in message.parameters:
         return None
-    parameter: InferParameter = message.parameters[name]
+    parameter = message.parameters[name]
     kind = parameter.WhichOneof("parameter_choice")
     return None if kind is None else getattr(parameter, kind)

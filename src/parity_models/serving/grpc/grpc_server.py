@@ -1,47 +1,122 @@
 """The Open Inference Protocol over gRPC, on the event loop of the models it serves.
 
-Beside the protocol's own service it has grpc.health.v1 and reflection, as gRPC tools expect.
-Errors have the texts of REST, and the status codes that stand for its statuses.
+Next to the protocol's own service it has grpc.health.v1 and reflection, as gRPC tools expect.
+Errors have the texts of REST, and the status codes that stand for its statuses. The sizes of
+messages, connections and their times are bounded by gRPC itself.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+from grpc.aio import ServicerContext
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from parity_models import __version__
 from parity_models.errors import UserError
 from parity_models.serving.access import Tokens
-from parity_models.serving.errors import UnauthorizedError
-from parity_models.serving.grpc.calls import RESERVE, Calls, Context, code_of
-from parity_models.serving.grpc.inference_pb2 import DESCRIPTOR
-from parity_models.serving.grpc.service import HEALTH, SERVICE, Health, InferenceService, handlers
+from parity_models.serving.errors import (
+    AbandonedError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    RequestError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from parity_models.serving.grpc import inference_pb2 as pb
+from parity_models.serving.grpc.codec import parameter_of, read_request, write_response
 from parity_models.serving.http import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
-from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models
+from parity_models.serving.metrics import GRPC, Metrics
+from parity_models.serving.models import Models, ServedVersion
+from parity_models.serving.protocol import SOFTWARE
 from parity_models.serving.refusals import Refused
+from parity_models.serving.request_log import (
+    CURRENT,
+    REQUEST_ID,
+    TRACEPARENT,
+    TRACESTATE,
+    RequestLog,
+)
+from parity_models.serving.tenancy import with_tenant
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
 
-_MAX_MESSAGE = 2**31 - 1
-"""The largest limit of a message, in bytes, that gRPC takes."""
+_log = logging.getLogger(__name__)
 
-_MAX_MILLISECONDS = 2**31 - 1
-"""The longest time that gRPC takes."""
+Context = ServicerContext[Any, Any]
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+BUNDLE_DIGEST, MODEL_SHA256 = "bundle-digest", "model-sha256"
+"""The trailing metadata of ServerMetadata and ModelMetadata that name the bundle and the hash of
+the deployed model's file."""
+
+QUARANTINED, EXACT_OUTPUTS = "quarantined-instances", "exact-outputs"
+"""Likewise, the instances that were found to answer wrongly, the latest last, and the outputs that
+no stand-in gives, each percent-encoded."""
+
+DETAILS = "grpc-status-details-bin"
+"""The trailing metadata that has a google.rpc.Status."""
+
+MAX_TEXT, MAX_WIRE = 1000, 3000
+"""Characters of an error that surely go through, and their bytes on the wire: they travel in a
+header, with a client's names in them."""
+
+MAX_BESIDES = 64 * 2**10
+"""Bytes that a message may have besides the values of its tensors: names, shapes, parameters."""
+
+RESERVE = 100
+"""Calls beyond their limit that are let in far enough to be refused, and calls that ask for the
+server's health, which a busy server answers too."""
+
+_VALUE = 10
+"""The most bytes that a value takes in a message."""
+
+_MAX_INT = 2**31 - 1
+"""The largest limit of a message, in bytes, and the longest time, in ms, that gRPC takes."""
 
 _MAX_AGE, _AGE_GRACE = 600.0, 120.0
 """Seconds after which clients are asked to connect anew, and those that calls then have to end. No
 answer stays unread for longer."""
 
-_OPEN = (f"/{SERVICE.full_name}/ServerLive", f"/{SERVICE.full_name}/ServerReady")
-"""Methods that need no token, as those of health."""
+_HEALTH_INTERVAL = 0.2
+"""Seconds between two looks at the readiness that somebody watches."""
 
+_QUIET = ("ServerLive", "ServerReady")
+"""Methods that are called again and again: they are in no access log, and need no token."""
+
+_CODES = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    404: StatusCode.NOT_FOUND,
+    406: StatusCode.FAILED_PRECONDITION,
+    413: StatusCode.RESOURCE_EXHAUSTED,
+    499: StatusCode.CANCELLED,
+    500: StatusCode.INTERNAL,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+
+_Request = TypeVar("_Request", bound=Message)
 _Handler = Any
 """grpc.RpcMethodHandler, which is generic in its stub alone."""
 
@@ -68,13 +143,28 @@ class GrpcServer:
             options=_options(limits),
             maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
         )
-        calls = Calls(limits, budget, unsent=metrics.refusals.labels(Refused.NO_MESSAGE).inc)
         self._stopping = asyncio.Event()
-        service, health = InferenceService(models, metrics), Health(models, calls, self._stopping)
-        for each in handlers(service, health, calls, metrics, tracing):
-            self._server.add_generic_rpc_handlers((each,))
+        service = InferenceService(models, metrics, limits, budget, tracing)
+        own: dict[str, _Handler] = {}
+        for method in SERVICE.methods:
+            own[method.name] = grpc.unary_unary_rpc_method_handler(
+                partial(service.answer, method.name),
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+        health = Health(models, metrics, limits.max_connections, self._stopping)
+        write = health_pb2.HealthCheckResponse.SerializeToString
+        others: dict[str, _Handler] = {
+            "Check": grpc.unary_unary_rpc_method_handler(health.check, response_serializer=write),
+            "Watch": grpc.unary_stream_rpc_method_handler(health.watch, response_serializer=write),
+        }
+        for name, handlers in ((SERVICE.full_name, own), (HEALTH, others)):
+            handler = grpc.method_handlers_generic_handler(name, handlers)
+            self._server.add_generic_rpc_handlers((handler,))
         names = (SERVICE.full_name, HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server, _reflected_pool())
+        pool = DescriptorPool()  # with all the services there are
+        for file in (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+            pool.AddSerializedFile(file.serialized_pb)
+        reflection.enable_server_reflection(names, self._server, pool)
 
     async def start(self, host: str, port: int, tls: grpc.ServerCredentials | None = None) -> str:
         """Listen there (port 0: any that is free); return the URL, as grpc://127.0.0.1:8001, or
@@ -102,60 +192,371 @@ class GrpcServer:
         await self._server.stop(GRACE)
 
 
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    """The limits that gRPC itself keeps; those of headers and of pings are its own defaults."""
+    times = {
+        "server_handshake_timeout": limits.head_timeout,
+        "max_connection_idle": limits.idle_timeout,
+        "max_connection_age": _MAX_AGE,
+        "max_connection_age_grace": _AGE_GRACE,
+        # A client that is gone or has stopped is found, whatever call or answer it left.
+        "keepalive_time": limits.idle_timeout,
+        "keepalive_timeout": limits.head_timeout,
+    }
+    return [
+        ("grpc.max_receive_message_length", min(limits.max_body, _MAX_INT)),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),
+        *((f"grpc.{name}_ms", min(ceil(time * 1e3), _MAX_INT)) for name, time in times.items()),
+    ]
+
+
 class _TokenCheck(grpc.aio.ServerInterceptor):
-    """Refuses calls whose metadata `authorization` holds none of the `tokens`, unread."""
+    """Refuses calls whose metadata `authorization` holds none of the `tokens`."""
 
     def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
         self._tokens = tokens
         self._metrics = metrics
-        self._refusing: _Handler = grpc.stream_unary_rpc_method_handler(_refuse)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         details: grpc.HandlerCallDetails,
     ) -> _Handler:
-        method = str(details.method)
-        if method in _OPEN or method.startswith(f"/{HEALTH}/"):
+        service, _, method = str(details.method).strip("/").partition("/")
+        if service == HEALTH or (service == SERVICE.full_name and method in _QUIET):
             return await continuation(details)
         shown = [value for key, value in details.invocation_metadata if key == "authorization"]
         if len(shown) == 1 and self._tokens.admits(str(shown[0])):
             return await continuation(details)
         self._metrics.unauthorized.inc()
-        return self._refusing
+        return grpc.unary_unary_rpc_method_handler(_refuse_unauthorized)
 
 
-async def _refuse(messages: AsyncIterator[bytes], context: Context) -> NoReturn:
+async def _refuse_unauthorized(data: bytes, context: Context) -> NoReturn:
     error = UnauthorizedError()
     await context.abort(code_of(error), str(error))
     raise AssertionError("abort raises")
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
-    """The limits that gRPC itself keeps; those of headers and of pings are its own defaults."""
-    return [
-        ("grpc.max_receive_message_length", min(limits.max_body, _MAX_MESSAGE)),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_allowed_incoming_connections", limits.max_connections),
-        ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),
-        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.head_timeout)),
-        ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_timeout)),
-        ("grpc.max_connection_age_ms", _milliseconds(_MAX_AGE)),
-        ("grpc.max_connection_age_grace_ms", _milliseconds(_AGE_GRACE)),
-        # A client that is gone or has stopped is found, whatever call or answer it left.
-        ("grpc.keepalive_time_ms", _milliseconds(limits.idle_timeout)),
-        ("grpc.keepalive_timeout_ms", _milliseconds(limits.head_timeout)),
-    ]
+class InferenceService:
+    """The methods of GRPCInferenceService, by their names there, which raise RequestErrors, and
+    `answer`, which calls them."""
+
+    def __init__(
+        self,
+        models: Models,
+        metrics: Metrics,
+        limits: Limits,
+        budget: ByteBudget,
+        tracing: "Tracing | None" = None,
+    ) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._budget = budget
+        self._tracing = tracing
+        self._max_rpcs = limits.max_rpcs
+        self._rpcs = 0
+
+    async def answer(self, name: str, data: bytes, context: Context) -> Message:
+        """Answer a call of this method, and log it; ModelInfer is counted, and traced.
+
+        gRPC itself would log every request that cannot be read, and send the text of any exception
+        to the client.
+        """
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        given = metadata.get(REQUEST_ID)
+        log = RequestLog("gRPC", name, given, metadata.get(TRACEPARENT), metadata.get(TRACESTATE))
+        CURRENT.set(log)
+        is_inference = name == "ModelInfer"
+        self._metrics.received.labels(GRPC).inc(len(data))
+        span = self._tracing.request(log, metadata) if is_inference and self._tracing else None
+        status, code = 500, StatusCode.INTERNAL
+        try:
+            if given is not None:
+                await context.send_initial_metadata(((REQUEST_ID, log.id),))
+            with span or nullcontext():
+                if is_inference:
+                    answer: Message = await self.infer(data, context, log)
+                else:
+                    if len(data) > MAX_BESIDES:
+                        raise _too_large(len(data), "without a tensor it has", MAX_BESIDES)
+                    kind = GetMessageClass(SERVICE.methods_by_name[name].input_type)
+                    answer = await getattr(self, name)(read_message(kind, data), context)
+            status, code = 200, StatusCode.OK
+        except RequestError as error:
+            status, code = error.status, code_of(error)
+            await refuse(context, error, self._metrics)
+        except asyncio.CancelledError:
+            status, code = AbandonedError.status, StatusCode.CANCELLED
+            raise
+        except Exception as error:
+            _log.error("a gRPC request failed", exc_info=error)
+            text = "the server failed to handle the request; its log says why"
+            await abort(context, code, text)
+        finally:
+            if name not in _QUIET:
+                log.ended(code.name)
+            if is_inference:
+                (log.metrics or self._metrics).requests.labels(status).inc()
+        size = answer.ByteSize()
+        self._metrics.sent.labels(GRPC).inc(size)
+        # grpc's stubs name a class of callbacks, where it takes any function.
+        context.add_done_callback(partial(self._hold, -size))  # type: ignore[arg-type]
+        self._hold(size)
+        return answer
+
+    def _hold(self, size: int, _: object = None) -> None:
+        self._budget.held += size
+
+    @contextmanager
+    def _holding(self, size: int) -> Iterator[None]:
+        """Take a place among the calls, and so many bytes from the budget. Raises OverloadedError
+        if there are too few."""
+        if self._rpcs >= self._max_rpcs:
+            raise OverloadedError(
+                f"the server takes at most {self._max_rpcs:,} gRPC calls at a time (max_rpcs); "
+                "try again later",
+                why=Refused.MAX_RPCS,
+            )
+        if self._budget.held + size > self._budget.most:
+            raise self._budget.exceeded(size)
+        self._rpcs += 1
+        self._hold(size)
+        try:
+            yield
+        finally:
+            self._hold(-size)
+            self._rpcs -= 1
+
+    async def infer(self, data: bytes, context: Context, log: RequestLog) -> pb.ModelInferResponse:
+        """Answer ModelInfer, given its message, whose bytes count against the budget."""
+        with self._holding(len(data)):
+            largest = self._models.largest
+            if largest is None:
+                raise NotFoundError("this server has no model that takes requests; load one")
+            most = MAX_BESIDES + _VALUE * largest.max_values
+            if len(data) > most:
+                raise _too_large(len(data), "the largest request that this server takes has", most)
+            message = read_message(pb.ModelInferRequest, data)
+            # Nothing may be awaited from here on until the frontend is asked.
+            version = self._models.find(message.model_name, message.model_version or None)
+            model = version.model
+            log.metrics = version.metrics
+            asked = read_request(message, model)
+            asked = with_tenant(asked, model.tenant_header, partial(_metadata, context))
+            del data, message
+            limits = (asked.timeout, context.time_remaining())
+            timeout = min((each for each in limits if each is not None), default=None)
+            if asked.id is not None:
+                log.id_in_body(asked.id)
+            result = await version.frontend.infer(
+                asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
+            )
+            log.model, log.version, log.sources = model.name, model.version, result.sources
+            return write_response(model, asked, result.outputs, result.sources)
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> Message:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> Message:
+        return pb.ServerReadyResponse(ready=not self._models.why_unready)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> Message:
+        if self._models.only is not None:
+            _name_bundle(self._models.only, context)
+        return pb.ServerMetadataResponse(
+            name=SOFTWARE, version=__version__, extensions=self._models.extensions
+        )
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> Message:
+        try:
+            version = self._models.find(request.name, request.version or None)
+        except UnavailableError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=version.frontend.ready)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> Message:
+        version = self._models.find(request.name, request.version or None)
+        _name_bundle(version, context)
+        about = version.model.metadata
+        response = pb.ModelMetadataResponse(
+            name=about.name, versions=self._models.versions(about.name), platform=about.platform
+        )
+        for each in about.inputs:
+            response.inputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
+        for each in about.outputs:
+            response.outputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
+        return response
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: Context
+    ) -> Message:
+        response = pb.RepositoryIndexResponse()
+        for each in self._models.index():
+            if each.state == "READY" or not request.ready:
+                response.models.add(
+                    name=each.name, version=each.version, state=each.state, reason=each.reason
+                )
+        return response
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> Message:
+        given = {name: parameter_of(request, name) for name in request.parameters}
+        await self._models.load(request.model_name, given)
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> Message:
+        await self._models.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
 
-def _milliseconds(seconds: float) -> int:
-    return min(ceil(seconds * 1e3), _MAX_MILLISECONDS)
+class Health:
+    """grpc.health.v1: whether the server is ready, asked once or watched until it stops, on at most
+    `max_watches` streams at a time."""
+
+    def __init__(
+        self, models: Models, metrics: Metrics, max_watches: int, stopping: asyncio.Event
+    ) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._max_watches = max_watches
+        self._watches = 0
+        self._stopping = stopping
+
+    async def check(self, data: bytes, context: Context) -> Message:
+        try:
+            unknown = _unknown_service(data)
+            if unknown is not None:
+                raise NotFoundError(f"this server has no service {unknown[:80]!r}")
+        except RequestError as error:
+            await refuse(context, error, self._metrics)
+        return self._status()
+
+    async def watch(self, data: bytes, context: Context) -> AsyncIterator[Message]:
+        self._watches += 1
+        try:
+            if self._watches > self._max_watches:
+                raise OverloadedError(
+                    f"the server takes at most {self._max_watches:,} streams of health at a time "
+                    "(max_connections); try again later",
+                    why=Refused.STREAMS,
+                )
+            if _unknown_service(data) is not None:
+                response = health_pb2.HealthCheckResponse
+                yield response(status=response.SERVICE_UNKNOWN)
+                return
+            last = None
+            while True:
+                stopping, status = self._stopping.is_set(), self._status()
+                if status != last:
+                    yield status
+                    last = status
+                if stopping:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_HEALTH_INTERVAL):
+                        await self._stopping.wait()
+        except RequestError as error:
+            await refuse(context, error, self._metrics)
+        finally:
+            self._watches -= 1
+
+    def _status(self) -> Message:
+        response = health_pb2.HealthCheckResponse
+        ready = not self._models.why_unready and not self._stopping.is_set()
+        return response(status=response.SERVING if ready else response.NOT_SERVING)
 
 
-def _reflected_pool() -> DescriptorPool:
-    """A pool that has all the services there are."""
-    pool = DescriptorPool()
-    for file in (DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
-        pool.AddSerializedFile(file.serialized_pb)
-    return pool
+def _unknown_service(data: bytes) -> str | None:
+    """The service that is asked for, if there is none of that name."""
+    service = read_message(health_pb2.HealthCheckRequest, data).service
+    return None if service in ("", SERVICE.full_name) else service
+
+
+def read_message(request: type[_Request], data: bytes) -> _Request:
+    """Raises InvalidRequestError for what is no such message."""
+    try:
+        return request.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(f"the request is no {request.DESCRIPTOR.full_name}") from error
+
+
+def _too_large(size: int, what: str, most: int) -> TooLargeError:
+    return TooLargeError(
+        f"the message has {size} bytes; {what} at most {most}; send several requests"
+    )
+
+
+def _name_bundle(version: ServedVersion, context: Context) -> None:
+    """Name the bundle that is served, its model and the instances that answered wrongly, for which
+    the protocol's messages have no room."""
+    model = version.model
+    about = {
+        BUNDLE_DIGEST: model.digest,
+        MODEL_SHA256: model.sha256,
+        EXACT_OUTPUTS: ",".join(map(quote, model.exact_outputs)),
+        QUARANTINED: ",".join(version.frontend.quarantined),
+    }
+    context.set_trailing_metadata(tuple((key, value) for key, value in about.items() if value))
+
+
+def _metadata(context: Context, key: str) -> Sequence[str]:
+    """All values of the metadata that the client sent under `key`, which is in lower case."""
+    return [str(value) for each, value in context.invocation_metadata() or () if each == key]
+
+
+# Errors
+
+
+def code_of(error: RequestError) -> StatusCode:
+    """The error's status code in gRPC: RESOURCE_EXHAUSTED where there is too much to do, else what
+    stands for its HTTP status."""
+    if isinstance(error, OverloadedError):
+        return StatusCode.RESOURCE_EXHAUSTED
+    return _CODES.get(error.status, StatusCode.INTERNAL)
+
+
+def text_of(error: RequestError) -> str:
+    """The error's text for clients, cut to what a header holds."""
+    text = str(error)[:MAX_TEXT]
+    size = 0
+    for at, character in enumerate(text):
+        # gRPC writes what is no printable ASCII as %XX, byte by byte.
+        is_plain = " " <= character <= "~" and character != "%"
+        size += 1 if is_plain else 3 * len(character.encode(errors="replace"))
+        if size > MAX_WIRE:
+            return text[:at]
+    return text
+
+
+async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoReturn:
+    """End a call with this error, and count it; a google.rpc.Status has RetryInfo where it is known
+    when it is worth trying again (google/rpc/error_details.proto of googleapis)."""
+    if error.why is not None:
+        metrics.refusals.labels(error.why).inc()
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    if error.retry_after is not None:
+        status = Status(code=code_of(error).value[0], message=text_of(error))
+        delay = Duration()
+        delay.FromMilliseconds(ceil(error.retry_after * 1e3))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+        metadata = ((DETAILS, status.SerializeToString()),)
+    await abort(context, code_of(error), text_of(error), metadata)
+
+
+async def abort(
+    context: Context, code: StatusCode, text: str, metadata: tuple[tuple[str, bytes], ...] = ()
+) -> NoReturn:
+    """End a call with this status; it is no error if its client has just gone."""
+    try:
+        await context.abort(code, text, metadata)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # gRPC would log it
+        raise asyncio.CancelledError from error

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from parity_models.models.signature import Kind
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.grpc.calls import DETAILS
 from parity_models.serving.grpc.codec import tensor_from_contents
+from parity_models.serving.grpc.grpc_server import DETAILS, MODEL_SHA256
 from parity_models.serving.grpc.inference_pb2 import (
     DESCRIPTOR,
     ModelInferRequest,
@@ -26,7 +26,6 @@ from parity_models.serving.grpc.inference_pb2 import (
     ServerMetadataRequest,
     ServerMetadataResponse,
 )
-from parity_models.serving.grpc.service import MODEL_SHA256
 from parity_models.serving.protocol import (
     ModelMetadata,
     OutputTensor,
