@@ -57,7 +57,7 @@ def test_while_help_reaches_the_queries_nobody_is_left_alone() -> None:
 
 def test_harmful_redundancy_stops_within_seconds_at_100_queries_a_second() -> None:
     stream = Stream(0.3, 0.1)
-    assert stream.until(Redundancy.PAUSED, within=8) < 8
+    assert stream.until(Redundancy.PAUSED, within=10) < 10
 
 
 @pytest.mark.parametrize("late", [0.05, 0.5, 1.0])
@@ -114,7 +114,7 @@ def test_no_more_tasks_are_sent_than_the_budget_has() -> None:
 
 
 def slow_server(world_now: float, scheduler: Scheduler, lag: float) -> None:
-    for step in range(200):
+    for step in range(1000):
         scheduler.process_measured(world_now + step / 1000, lag, 0.5)
 
 

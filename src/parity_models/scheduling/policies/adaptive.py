@@ -19,6 +19,7 @@ query is late that has used up half of its time. Recently slow instances take la
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Annotated
 
 from parity_models.options import Option
@@ -37,6 +38,12 @@ from parity_models.scheduling.work import Query, Task, Unit
 
 BURST = 20.0
 """Redundant tasks that may be sent at once after a time in which few were."""
+
+OLDEST, RESERVE = 2.0, 12.0
+"""So many of them are kept for queries older than this many median run times."""
+
+HELD_UP = 0.001
+"""Seconds by which an alarm is late if the driver's process was held up."""
 
 Offer = tuple[float, str, Callable[[], None]]
 """What it is worth to send a query to a role, and how it is sent."""
@@ -146,12 +153,15 @@ class Adaptive(Policy):
 
     def _look_at(self, port: Port, query: Query, at: float) -> None:
         if query.id not in self._kept:  # else it is answered soon
-            port.set_alarm(query, at, partial(self._look, port, query))
+            port.set_alarm(query, at, partial(self._look, port, query, max(at, port.now)))
 
     # What is at risk is answered otherwise
 
-    def _look(self, port: Port, query: Query) -> None:
+    def _look(self, port: Port, query: Query, due: float) -> None:
         """Send the most beneficial; look again after a median run time if nothing is worth it."""
+        if port.now > due + HELD_UP:  # and so were reports, one of which may answer it
+            port.set_alarm(query, port.now + HELD_UP, partial(self._look, port, query, inf))
+            return
         tasks = self._asked.get(query.id, [query.original])
         runs = [task for task in tasks if task.unit is not None]
         if query.crashes or len(runs) >= self.MOST:
@@ -165,7 +175,9 @@ class Adaptive(Policy):
                 self._look_at(port, query, helps_from)
             return
         worth, role, send = NONE
-        if not port.front_door.is_bottleneck and self._budget.is_left and port.redundancy_on:
+        oldest = port.now - query.arrived > OLDEST * self._risk.benefit.median
+        allowed = port.redundancy_on and not port.front_door.is_bottleneck
+        if allowed and self._budget.is_left(0.0 if oldest else RESERVE):
             offers = self._offers(port, query, tasks, newest)
             worth, role, send = max(offers, key=lambda offer: offer[0], default=NONE)
         if worth > 0:

@@ -18,10 +18,9 @@ class Budget:
         """A query arrived, for which this part of the share is allowed."""
         self._saved = min(self._burst, self._saved + part * self._share)
 
-    @property
-    def is_left(self) -> bool:
-        """Whether a task may be sent."""
-        return self._saved >= 1
+    def is_left(self, reserve: float) -> bool:
+        """Whether a task may be sent, and so many more could be."""
+        return self._saved >= 1 + reserve
 
     def spend(self) -> bool:
         """Pay for a task. Return whether it may be sent."""

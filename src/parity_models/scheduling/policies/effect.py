@@ -8,10 +8,11 @@ does, the load that it makes included, and no cause has to be known.
 
 A test ends when the shares differ by CLEAR standard errors, which takes a second or two at 100
 queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
-if fewer of the helped queries are late, by a standard error at least. Then it goes on, and the next
-test comes after FIRST seconds at the earliest, then after twice as many, and so on. If it does not
-help, only a part of the budget is used, LITTLE, for those that are latest; and if that does not
-help either, nothing is sent. What was given up is tested again after FIRST seconds, and after each
+if fewer of the helped queries are late, by a standard error at least. It also goes on if no more
+than TOLERATED of the helped are late by then, and not more of them than of the others, by a standard
+error. The next test comes after FIRST seconds at the earliest, then after twice as many, and so on.
+If redundancy does not help, only a part of the budget is used, LITTLE, for those that are latest;
+and if that does not help either, nothing is sent. What was given up is tested again after FIRST seconds, and after each
 further failure in twice that time.
 
 Queries that a test leaves alone are helped once they count as late. So a test costs them no more
@@ -22,8 +23,8 @@ from math import inf, sqrt
 
 from parity_models.scheduling.front_door import Redundancy
 
-WINDOW, TOLERATED = 100, 0.02
-"""A test begins if a larger share than TOLERATED of the last WINDOW queries is late."""
+WINDOW, TOLERATED = 200, 0.03
+"""A test begins once a larger share than TOLERATED of WINDOW queries is late."""
 
 SLICE, SLICE_QUERIES = 0.25, 10
 """The length of a slice in seconds, and the queries that it has at least."""
@@ -50,7 +51,7 @@ class Effect:
     def __init__(self) -> None:
         self.state = Redundancy.ON
         self.part = 1.0
-        self._limit = 0.0
+        self._limit, self._known_from = 0.0, inf
         self._counted = self._late = 0
         self._test_from, self._raise_from = 0.0, inf
         self._interval = self._pause = self._rise = FIRST
@@ -94,14 +95,18 @@ class Effect:
                     self._judge(now)
         elif self.state is Redundancy.ON and limit > 0:
             self._limit = limit
+            self._known_from = min(self._known_from, now)
+            if now - latency < self._known_from:
+                return  # it arrived before anything could be sent for it
             self._counted += 1
             self._late += latency > limit
-            if self._counted == WINDOW:
-                if self._late > TOLERATED * WINDOW and now >= self._test_from:
-                    self._begin_test()
+            if self._late > TOLERATED * WINDOW and now >= self._test_from:
+                self._begin_test()
+            elif self._counted >= WINDOW:
                 self._counted = self._late = 0
 
     def _begin_test(self) -> None:
+        self._counted = self._late = 0
         self._results = {True: [0, 0], False: [0, 0]}
         self._slice_until, self._slice_left = 0.0, 0
         self.state = Redundancy.TESTING
@@ -118,7 +123,8 @@ class Effect:
             return
         self._kinds.clear()
         self.state = Redundancy.ON
-        if better > error:
+        few = late <= TOLERATED * helped and better >= -error
+        if better > error or few:
             self._test_from = now + self._interval
             self._interval = min(LONGEST, 2 * self._interval)
             self._pause = FIRST
