@@ -1,22 +1,21 @@
-"""Whether redundancy helps, judged by what it does and not by a model of it.
+"""Judge redundancy by its measured effect, not by a model of it.
 
-A query is *late* if it is unanswered at the age by which a stand-in that was asked in time would
-have answered. While help reaches the queries, few are late. Once more than TOLERATED of the last
-WINDOW queries are, there is a test: queries are helped or left alone in alternating short slices,
-by their arrival, and the shares that are late are compared. Slices see everything that redundancy
-does, the load that it makes included, and no cause has to be known.
+A query is *late* if it is unanswered at the age by which a stand-in asked in time would have
+answered. While help reaches queries, few are late. Once more than TOLERATED of WINDOW queries are
+late, a test begins: in short alternating slices of time, arriving queries are helped or left alone,
+and the shares that are late are compared. Slices see every effect of redundancy, including the load
+it adds, and no cause has to be known.
 
 A test ends when the shares differ by CLEAR standard errors, which takes a second or two at 100
 queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
-if fewer of the helped queries are late, by a standard error at least. It also goes on if no more
-than TOLERATED of the helped are late by then, and not more of them than of the others, by a standard
-error. The next test comes after FIRST seconds at the earliest, then after twice as many, and so on.
-If redundancy does not help, only a part of the budget is used, LITTLE, for those that are latest;
-and if that does not help either, nothing is sent. What was given up is tested again after FIRST seconds, and after each
-further failure in twice that time.
+if fewer helped queries than unhelped ones are late, by at least one standard error, or if no more
+than TOLERATED of the helped are late and the unhelped are not better off. Then the next test comes
+after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise only a part of
+the budget is used, LITTLE, for the latest queries; if that does not help either, nothing is sent.
+What was given up is tested again after FIRST seconds, and after twice as long with each failure.
 
-Queries that a test leaves alone are helped once they count as late. So a test costs them no more
-than the time of a stand-in, and only where help does not reach them anyway.
+Queries that a test leaves alone are helped once they are late. So a test costs them no more than
+the time of a stand-in, and only where help was not reaching queries anyway.
 """
 
 from math import inf, sqrt
