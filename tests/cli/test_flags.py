@@ -91,14 +91,10 @@ def test_an_engine_has_the_options_after_its_name_and_those_of_flags(
     ("text", "wrong"),
     [
         ("max-bach = 2", "has an unknown key 'max-bach'; did you mean max-batch?"),
-        ("max_batch = 2", "did you mean max-batch?"),
         ("[limits]\nmax-body = 2", "unknown key 'limits'; tables like [limits] have no place"),
         ("tokens = { file = 'a' }", "'tokens in "),
-        ("config = 'other.toml'", "has an unknown key 'config'"),
         ("port = 8000.5", "must be a whole number, got 8000.5"),
-        ("port = true", "must be a whole number, got True"),
         ("port = 70000", "must be from 0 to 65535, got 70000"),
-        ("port = 70000", "'port in "),
         ("deadline = 'soon'", "or a time with a unit, as 50ms"),
         ("policy = 'adaptive@hedge-delay=3'", "is no option of the policy adaptive but of hedging"),
         ("port = ", "is not TOML"),
@@ -152,10 +148,13 @@ def test_help_of_each_command_says_what_to_type() -> None:
             assert option.metavar not in ("TEXT", "PATH"), (name, option.name)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize(
-    ("typed", "completed"),
-    [("parm ser", "serve"), ("parm serve --max-b", "--max-batch"), ("parm eval", "evaluate")],
+    ("shell", "typed", "completed"),
+    [
+        ("bash", "parm ser", "serve"),
+        ("zsh", "parm serve --max-b", "--max-batch"),
+        ("fish", "parm eval", "evaluate"),
+    ],
 )
 def test_shells_complete_commands_and_options(
     parm_here: Here, monkeypatch: pytest.MonkeyPatch, shell: str, typed: str, completed: str

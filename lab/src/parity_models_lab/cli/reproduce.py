@@ -1,7 +1,6 @@
 """parm-lab demo, train, latency, validation, accuracy: the paper's figures, and ours."""
 
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +26,8 @@ from parity_models_lab.latency.experiment import experiment_names, figures_of, l
 from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import (
     Plan,
-    collect,
     draw,
-    expected_seconds,
-    missing,
+    lines_of,
     rows_of,
     run_trials,
 )
@@ -93,17 +90,16 @@ def latency(
     check_out(out)
     cache = TrialCache(work / "trials")
     tuning = [trial for plan in plans for trial in plan.tuning_trials()]
-    _say_how_long([*tuning, *(trial for plan in plans for trial in plan.all_trials())], cache)
     laboratory = Laboratory(work / "bundles")
     run_trials(tuning, cache, laboratory.run)
     plans = [plan.tuned(cache) for plan in plans]
     run_trials([trial for plan in plans for trial in plan.all_trials()], cache, laboratory.run)
     for plan in plans:
-        result = collect(plan, cache)
-        title, rows = plan.experiment.title, list(rows_of(result))
+        lines = lines_of(plan, cache)
+        title, rows = plan.experiment.title, list(rows_of(plan, lines))
         queries = {str(mode): plan.queries(mode) for mode in Mode}
         write_result(out / f"{plan.name}.json", title, rows, figure=plan.figure, queries=queries)
-        draw(result, out / f"{plan.name}.png")
+        draw(plan, lines, out / f"{plan.name}.png")
         print_rows(title, rows)
 
 
@@ -154,7 +150,6 @@ def validation(
     cache = TrialCache(work / "trials")
 
     def run(trials: Sequence[Trial]) -> None:
-        _say_how_long(trials, cache)
         run_trials(trials, cache, Laboratory(work / "bundles").run)
 
     plan = Plan(figure, experiment, seed, known[network])
@@ -197,17 +192,6 @@ def accuracy(
             print_rows(str(model.cell), write_model(out, model))
         if done:
             plot_models(out / "models.png", list(done.values()))
-
-
-def _say_how_long(trials: Sequence[Trial], cache: TrialCache) -> None:
-    """Say how long it takes to run what the cache does not hold."""
-    if to_run := missing(trials, cache):
-        real = sum(trial.mode is Mode.REAL for trial in to_run)
-        minutes = ceil(expected_seconds(to_run) / 60)
-        Console(stderr=True, highlight=False).print(
-            f"{real} real and {len(to_run) - real} simulated runs: about {minutes} min. Interrupt "
-            "it at any time; the same command goes on where it stopped.",
-        )
 
 
 def _network(name: str | None) -> Emulation | None:

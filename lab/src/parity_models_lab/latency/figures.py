@@ -1,6 +1,6 @@
 """Pictures of latency experiments: along an axis, and against the time that instances are busy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -11,51 +11,40 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
 from parity_models.simulation.overheads import SHARES
+from parity_models_lab.latency.experiment import Experiment
 from parity_models_lab.latency.trial import TrialResult
 from parity_models_lab.plots import FAINT, INK, PALETTE, save, style
+
+NOTE = (
+    "Lines are simulated, marks are real runs; p50 solid and round, p99.9 dashed and triangular. "
+    "Distributions: real ones solid, simulated ones dashed beside them."
+)
+COST_NOTE = "Simulated; each mark is one setting of a policy's options."
 
 
 @dataclass(frozen=True)
 class Line:
     """A series: results by position on the axis, None where there is none.
 
-    `chosen` are the options that a tuned series has at each position. Lines that differ in one
-    policy's options alone are of one `family`. `instances`: how many there are at each position,
-    with those that redundancy adds.
+    `labels` name it at each position, with its tuned options there. Lines that differ in one
+    policy's options alone are of one `family`.
     """
 
     label: str
     simulated: Sequence[TrialResult | None]
     real: Sequence[TrialResult | None]
-    chosen: Sequence[Mapping[str, object]] = ()
+    labels: Sequence[str] = ()
     family: str = ""
-    instances: Sequence[int] = ()
-
-    def label_at(self, point: int) -> str:
-        """The label, with the options that were chosen there."""
-        chosen = self.chosen[point] if self.chosen else {}
-        said = ", ".join(f"{name}={value}" for name, value in chosen.items())
-        return f"{self.label} ({said})" if said else self.label
 
 
-def plot_experiment(
-    path: Path,
-    title: str,
-    axis: str,
-    xs: Sequence[float],
-    labels: Sequence[str],
-    lines: Sequence[Line],
-    cdf_at: int,
-    note: str,
-    *,
-    joined: bool,
-) -> None:
-    """Write a PNG: p50 (solid) and p99.9 (dashed) over `xs`, and distributions at one of them.
+def plot_experiment(path: Path, experiment: Experiment, lines: Sequence[Line], cdf_at: int) -> None:
+    """Write a PNG: p50 (solid) and p99.9 (dashed) along the axis, and distributions at one point.
 
-    `labels` are what the `xs` are called; they are `joined` by lines if what is between them has
-    a meaning, else dashes are simulated.
-    Lines are simulated, markers are real runs. The distributions are those at position `cdf_at`.
+    Lines are simulated, markers are real runs; where points are words, dashes are simulated. The
+    distributions are those at position `cdf_at`.
     """
+    axis, xs, labels = experiment.axis, experiment.xs, experiment.labels
+    joined = not experiment.in_words
     with style():
         figure = Figure(figsize=(13.5, 4.8), dpi=140, layout="constrained")
         along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
@@ -69,7 +58,7 @@ def plot_experiment(
         along.set_xticks(xs, labels)
         along.set_xlabel(axis)
         along.set_ylabel("latency in ms")
-        along.set_title(title, loc="left", fontweight="bold")
+        along.set_title(experiment.title, loc="left", fontweight="bold")
         figure.legend(
             *along.get_legend_handles_labels(),
             loc="outside right upper",
@@ -87,7 +76,7 @@ def plot_experiment(
         for axes in (along, across):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
-        save(figure, path, note)
+        save(figure, path, NOTE)
 
 
 def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str, *, joined: bool) -> None:
@@ -158,13 +147,12 @@ def frontier(of: Sequence[Spot]) -> list[Spot]:
     return best
 
 
-def plot_frontier(
-    path: Path, title: str, axis: str, labels: Sequence[str], lines: Sequence[Line], note: str
-) -> None:
+def plot_frontier(path: Path, experiment: Experiment, lines: Sequence[Line]) -> None:
     """Write a PNG with a column for each of the axis' points and a row for each percentile.
 
     Lines of one family have one mark; the frontier is drawn as steps.
     """
+    axis, labels = experiment.axis, experiment.labels
     with style():
         figure = Figure(figsize=(4 * len(labels) + 2, 7), dpi=140, layout="constrained")
         panels = figure.subplots(len(PERCENTILES), len(labels), squeeze=False, sharex="col")
@@ -181,8 +169,8 @@ def plot_frontier(
             fontsize=8,
             edgecolor="none",
         )
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        save(figure, path, note)
+        figure.suptitle(experiment.title, x=0.01, ha="left", fontweight="bold")
+        save(figure, path, COST_NOTE)
 
 
 def _draw_costs(axes: Axes, lines: Sequence[Line], point: int, of: str) -> None:

@@ -1,6 +1,5 @@
 """The paper's latency figures, and ours: their trials, tables and pictures."""
 
-import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +23,6 @@ REAL_QUERIES, SIMULATED_QUERIES, WARM_UP = 2_000, 10_000, 500
 """The queries of a real and of a simulated trial, and those before them that are not counted, where
 the experiment does not say otherwise."""
 
-START = 0.35
-SIMULATED = 8e-5
-"""Seconds that a real trial takes for each instance besides its load's, and a simulated one for
-each query, roughly."""
-
 TUNING = 50_000
 """Queries of a simulation by which options are chosen, at most."""
 
@@ -49,13 +43,13 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The name of its files."""
         speed = f"-speed-{self.speed:g}" if self.speed else ""
         seed = f"-seed-{self.seed}" if self.seed else ""
         return f"{Path(self.figure).stem}{speed}{seed}"
 
     def tuning_trials(self, points: Sequence[int] | None = None) -> list[Trial]:
-        """The simulations by which options of tuned series are chosen, at all or some points."""
+        """Return the simulations that tune options, at all or some points."""
         return [
             trial
             for series, point in self._tuned_points(points)
@@ -63,9 +57,8 @@ class Plan:
         ]
 
     def tuned(self, cache: TrialCache, points: Sequence[int] | None = None) -> "Plan":
-        """This plan with the best options of each tuned series at all or some points, as the tuning
-        trials have found, which have been run. Options with which queries fail are worse than
-        others."""
+        """Return this plan with the best options of tuned series at all or some points, by tuning
+        trials that have been run. Options with which queries fail are worse than all others."""
         chosen = {}
         for series, point in self._tuned_points(points):
             by = {TunedBy.P99: "p99_ms", TunedBy.P999: "p999_ms"}[series.tuned_by]
@@ -77,11 +70,11 @@ class Plan:
         return replace(self, chosen=chosen)
 
     def choice(self, series: Series, point: int) -> PolicyChoice:
-        """The policy of a series at a point, tuned as far as that is known."""
+        """Return the policy of a series at a point, tuned as far as that is known."""
         return self.chosen.get((series.label, point), series.choice)
 
     def trials(self, series: Series) -> Iterator[tuple[int, Trial]]:
-        """(position on the axis, trial) of a series, simulated and real."""
+        """Yield (position on the axis, trial) of a series, simulated and real."""
         for point in range(len(self.experiment.points)):
             yield point, self._trial(Mode.SIMULATED, series, point)
             real = series.real and point in self.experiment.real
@@ -123,27 +116,11 @@ class Plan:
         )
 
 
-def missing(trials: Sequence[Trial], cache: TrialCache) -> list[Trial]:
-    """Those of the trials, each once, that the cache does not hold."""
-    return list({trial.key: trial for trial in trials if cache.find(trial) is None}.values())
-
-
-def expected_seconds(trials: Sequence[Trial]) -> float:
-    """How long it takes to run the trials, roughly."""
-    real = sum(
-        START * trial.setting.all_instances + trial.seconds
-        for trial in trials
-        if trial.mode is Mode.REAL
-    )
-    simulated = sum(trial.queries for trial in trials if trial.mode is Mode.SIMULATED)
-    return real + SIMULATED * simulated / (os.cpu_count() or 1)
-
-
 def run_trials(
     trials: Sequence[Trial], cache: TrialCache, run_real: Callable[[Trial], TrialResult]
 ) -> None:
-    """Run what the cache does not hold: the simulated on all cores, then the real in turn."""
-    to_run = missing(trials, cache)
+    """Run the trials that the cache lacks: the simulated on all cores, then the real in turn."""
+    to_run = {trial.key: trial for trial in trials if cache.find(trial) is None}.values()
     simulated = [trial for trial in to_run if trial.mode is Mode.SIMULATED]
     with (
         tqdm(total=len(simulated), desc="simulated", disable=not simulated) as bar,
@@ -177,77 +154,58 @@ def _dated(
     return msgspec.structs.replace(result, date=date.today().isoformat(), seconds=seconds)
 
 
-@dataclass(frozen=True)
-class FigureResult:
-    """An experiment's results: a line for each series."""
-
-    plan: Plan
-    lines: tuple[Line, ...]
-
-    def line(self, label: str) -> Line | None:
-        """The series with this label, if there is one."""
-        return next((line for line in self.lines if line.label == label), None)
-
-
-def collect(plan: Plan, cache: TrialCache) -> FigureResult:
-    """Gather the results of a plan whose trials have been run."""
+def lines_of(plan: Plan, cache: TrialCache) -> list[Line]:
+    """Return a line for each series of a plan whose trials have been run."""
+    points = range(len(plan.experiment.points))
     lines = []
     for series in plan.experiment.series:
         results: dict[Mode, list[TrialResult | None]] = {
-            mode: [None] * len(plan.experiment.points) for mode in Mode
+            mode: [None] * len(points) for mode in Mode
         }
         for point, trial in plan.trials(series):
             results[trial.mode][point] = cache.find(trial)
-        options = [
-            plan.choice(series, point).written_out() for point in range(len(plan.experiment.points))
-        ]
-        chosen = [{name: each[name] for name in series.tuned} for each in options]
-        simulated, real = results[Mode.SIMULATED], results[Mode.REAL]
+        labels = []
+        for point in points:
+            options = plan.choice(series, point).written_out()
+            chosen = ", ".join(f"{name}={options[name]}" for name in series.tuned)
+            labels.append(f"{series.label} ({chosen})" if chosen else series.label)
         family = series.family or series.label
-        instances = [
-            plan.experiment.at(point, series).all_instances
-            for point in range(len(plan.experiment.points))
-        ]
-        lines.append(Line(series.label, simulated, real, chosen, family, instances))
-    return FigureResult(plan, tuple(lines))
+        lines.append(
+            Line(series.label, results[Mode.SIMULATED], results[Mode.REAL], labels, family)
+        )
+    return lines
 
-
-NOTE = (
-    "Lines are simulated, marks are real runs; p50 solid and round, p99.9 dashed and triangular. "
-    "Distributions: real ones solid, simulated ones dashed beside them."
-)
-COST_NOTE = "Simulated; each mark is one setting of a policy's options."
 
 SEND_DELAY_MS = 1.0
-"""How late a load generator may send, at p99."""
+"""Maximum p99 of how late a load generator sends."""
 
 LAG = 0.1
-"""How long reports may wait for the server, on average, as a share of the service time."""
+"""Maximum mean time that reports wait for the server, as a share of the service time."""
 
 NEAR = 1.5
-"""How many times the undisturbed p99 still counts as near it."""
+"""Multiples of the undisturbed p99 that still count as near it."""
 
 
-def rows_of(result: FigureResult) -> Iterator[Row]:
+def rows_of(plan: Plan, lines: Sequence[Line]) -> Iterator[Row]:
     """Yield a row for each point, series and kind of run; latencies in ms.
 
     `shrinks` is the first series' gap divided by this one's. `kept`, in figures with undisturbed
     points, is the share of the run in which p99 is near the first series' undisturbed one.
     """
-    experiment = result.plan.experiment
+    experiment = plan.experiment
     for mode in Mode:
-        columns = [line.real if mode is Mode.REAL else line.simulated for line in result.lines]
+        columns = [line.real if mode is Mode.REAL else line.simulated for line in lines]
         for point, label in enumerate(experiment.labels):
             baseline = columns[0][point]
             before = [each for each in experiment.undisturbed if each <= point]
             calm = columns[0][max(before)] if before else None
-            for series, line, results in zip(experiment.series, result.lines, columns, strict=True):
+            for series, line, results in zip(experiment.series, lines, columns, strict=True):
                 here = results[point]
                 if here is None:
                     continue
                 yield {
                     experiment.axis: label,
-                    "policy": line.label_at(point),
+                    "policy": line.labels[point],
                     "run": str(mode),
                     "p50": here.p50_ms,
                     "p99": here.p99_ms,
@@ -266,8 +224,8 @@ def rows_of(result: FigureResult) -> Iterator[Row]:
 
 
 def why_invalid(result: TrialResult, setting: Setting) -> str:
-    """Return why a run says nothing of its policy: who offers or takes its queries was too late.
-    Empty if it is valid."""
+    """Return why a run says nothing of its policy, as generator or server was too late; empty if it
+    is valid."""
     if (result.send_delay_p99_ms or 0.0) > SEND_DELAY_MS:
         return "the load generator was late"
     if (result.lag_ms or 0.0) > LAG * mean_of(setting.service) * 1e3:
@@ -280,27 +238,15 @@ def kept(here: TrialResult, calm: TrialResult) -> float:
     return sum(ms <= NEAR * calm.p99_ms for ms in here.course_ms) / len(here.course_ms)
 
 
-def draw(result: FigureResult, path: Path) -> None:
+def draw(plan: Plan, lines: Sequence[Line], path: Path) -> None:
     """Draw a figure's picture; distributions are those of the last point run for real, if any."""
-    experiment = result.plan.experiment
+    experiment = plan.experiment
     if experiment.picture is Picture.COST:
-        plot_frontier(
-            path, experiment.title, experiment.axis, experiment.labels, result.lines, COST_NOTE
-        )
-        return
-    real = [
-        point
-        for point in range(len(experiment.points))
-        if any(line.real[point] is not None for line in result.lines)
-    ]
-    plot_experiment(
-        path,
-        experiment.title,
-        experiment.axis,
-        experiment.xs,
-        experiment.labels,
-        result.lines,
-        real[-1] if real else len(experiment.points) - 1,
-        NOTE,
-        joined=not experiment.in_words,
-    )
+        plot_frontier(path, experiment, lines)
+    else:
+        real = [
+            point
+            for point in range(len(experiment.points))
+            if any(line.real[point] is not None for line in lines)
+        ]
+        plot_experiment(path, experiment, lines, real[-1] if real else len(experiment.points) - 1)
