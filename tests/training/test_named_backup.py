@@ -12,8 +12,7 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.queries import pad
 from parity_models.training import TrainingOptions
-from parity_models.training.queries import rows_of
-from parity_models.training.teacher import teacher_of
+from parity_models.training.teacher import rows_of, teacher_of
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
 from trainings import train_backup
 

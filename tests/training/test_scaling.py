@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from parity_models.codes import CodeSpec
+from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.outputs import predictor
 from parity_models.models.networks import MLP, Linear
 from parity_models.training import TrainingOptions
-from parity_models.training.networks import Factory
-from parity_models.training.scaling import Scaled, channel_axis, plain, scaled
+from parity_models.training.networks import Factory, parity_network
+from parity_models.training.scaling import Scaled, calibrate_last_layer, channel_axis, scaled
 from trainings import evaluate, train_backup, train_parity
-
-pytestmark = pytest.mark.slow
 
 SCALES = np.array([1e-2, 1, 30, 4e3, 0.5, 200])
 OFFSETS = np.array([0, -5, 1e3, 1e4, 7, 0])
@@ -30,6 +28,7 @@ class Prices(nn.Module):
         return 2e5 + 1e5 * rows @ torch.linspace(-1, 1, 12).reshape(6, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [("stack", "separate"), ("sum", "subtraction")])
 def test_queries_and_predictions_of_any_scale_are_learned(
     code: tuple[str, str], tmp_path: Path
@@ -49,18 +48,11 @@ def test_queries_and_predictions_of_any_scale_are_learned(
     assert measured > 0.95
 
 
-def test_a_learned_encoder_trains_beside_scaled_models(tmp_path: Path) -> None:
-    spec, settings = CodeSpec("mlp", "subtraction", 2), TrainingOptions(epochs=2)
-    fitted = train_parity(
-        Prices(), spec, RAW, tmp_path, settings, network="mlp", metric="r2"
-    ).fitted
-    assert fitted.epochs == 2
-
-
 def own(kind: type[MLP] | type[Linear]) -> Factory:
     return lambda takes, gives: kind(takes, gives)
 
 
+@pytest.mark.slow
 def test_what_starts_from_the_deployed_models_weights_is_not_scaled(tmp_path: Path) -> None:
     deployed = MLP((6,), (1,))
     for spec, expected in (("sum", False), ("stack", True)):
@@ -81,11 +73,12 @@ def test_scaling_moves_into_the_first_and_the_last_layer(network: nn.Module) -> 
     targets = 1e4 * torch.randn(len(rows), 2, 3) + 7e4
     module = scaled(network, rows, targets, None)
     assert isinstance(module, Scaled)
-    moved = plain(module, (6,))
+    moved = module.folded((6,))
     assert type(moved) is type(network)
     torch.testing.assert_close(moved(rows), module(rows), rtol=1e-3, atol=1.0)
     far = scaled(network, rows + 1e8, targets, None)
-    assert plain(far, (6,)) is far
+    assert isinstance(far, Scaled)
+    assert far.folded((6,)) is far
 
 
 def test_what_is_scaled_already_is_left_alone() -> None:
@@ -94,7 +87,7 @@ def test_what_is_scaled_already_is_left_alone() -> None:
     module = scaled(network, 255 * pictures, None, 0)
     assert isinstance(module, Scaled)
     assert module.shift.shape == (3, 1, 1)
-    assert plain(module, (3, 8, 8)) is module
+    assert module.folded((3, 8, 8)) is module
     assert float(module(255 * pictures).std()) == pytest.approx(1, abs=0.05)
 
 
@@ -131,6 +124,31 @@ def test_each_channel_has_a_scale(
     assert module.shift.shape == module.inverse.shape == kept
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 11), (2, 25), (25, 2)])
+def test_one_slot_is_a_scaled_network_for_one_query(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    name = "resnet-small" if len(shape) == 3 else "resnet-1d"
+    network = parity_network(name, Code(CodeSpec("stack", "separate", 3), shape, (10,))).make()
+    stacked = (3 * shape[0], *shape[1:])
+    inputs, targets = 100 * torch.randn(16, *stacked), 100 * torch.randn(16, 3, 10)
+    module = scaled(network, inputs, targets, channel_axis(stacked))
+    assert isinstance(module, Scaled)
+    module(inputs)
+    slot = module.eval().slot().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(slot(inputs[:, : shape[0]]), module(inputs)[:, 0])
+
+
+def test_outputs_start_with_the_mean_and_deviation_of_their_targets() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 2))
+    inputs, targets = torch.randn(200, 5), torch.randn(200, 2) * torch.tensor([3.0, 700.0]) + 50
+    calibrate_last_layer(network, inputs, targets)
+    outputs = network(inputs)
+    torch.testing.assert_close(outputs.mean(dim=0), targets.mean(dim=0), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(outputs.std(dim=0), targets.std(dim=0), rtol=1e-3, atol=1e-2)
+
+
 class Blurred(nn.Module):
     """Maps that vary within, hardly at one edge, and not at all at the other."""
 
@@ -153,6 +171,7 @@ def layers(takes: tuple[int, ...], gives: tuple[int, ...]) -> nn.Module:
     )
 
 
+@pytest.mark.slow
 def test_maps_that_hardly_vary_at_an_edge_are_learned(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).normal(size=(600, 3, 8, 8)).astype(np.float32)
     settings = TrainingOptions(epochs=12)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import export, floats
+from parity_models.models.networks import Queried
 from parity_models.models.queries import check_queries
 from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
@@ -29,10 +30,10 @@ from parity_models.training.device import (
     run_reduced,
 )
 from parity_models.training.fit import fit
-from parity_models.training.networks import named_network
+from parity_models.training.networks import single_network
 from parity_models.training.options import TrainingOptions
-from parity_models.training.queries import Queries
-from parity_models.training.recipes import Budget, Recipe, RunOptions, as_published, recipe_for
+from parity_models.training.recipes import Budget, Recipe, RunOptions, as_published
+from parity_models.training.teacher import Queries
 from parity_models.training.train import Trained, check_run
 
 LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
@@ -68,11 +69,11 @@ def train_deployed(
     check_queries({"input": dataset.train.inputs}, "training inputs")
     check_run(out, options)
     device = choose_device(options.device)
-    named = named_network(network)
+    plan = single_network(network, Queried.of(shapes[0]), shapes[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        module = place(named.build(*shapes, (1, 1)), device)
-    chosen = _recipe(recipe_for(named.kind, "deployed", dataset.input_shape), recipe)
+        module = place(plan.make(), device)
+    chosen = _recipe(plan.recipe, recipe)
     mirrored = chosen.mirror and task.flips
     said: RunOptions = {"network": network, **chosen.options, "mirror": mirrored}
     steps = chosen.steps_per_epoch(len(dataset.train))

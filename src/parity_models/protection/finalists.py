@@ -21,7 +21,7 @@ from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
 from parity_models.tasks.metrics import labels_from, score
 from parity_models.training.candidates import Candidate, Exported, saving
-from parity_models.training.queries import Queries
+from parity_models.training.teacher import Queries
 
 
 @dataclass(frozen=True)

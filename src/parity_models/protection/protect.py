@@ -22,8 +22,6 @@ from parity_models.evaluation.judging import GivenInputs
 from parity_models.models.bundle import Bundle, InferenceTimes
 from parity_models.models.inference_time import batch_time
 from parity_models.models.manifest import BATCH
-from parity_models.models.networks.queried import NO_QUERIES
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.protection.advice import (
@@ -56,20 +54,11 @@ from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.networks import queried_of
 from parity_models.training.options import TeachingOptions
-from parity_models.training.proposals import Costs, families, propose, propose_named
-from parity_models.training.queries import Queries, find_queries
+from parity_models.training.proposals import propose
 from parity_models.training.recipes import RunOptions
-from parity_models.training.search import (
-    FINALISTS,
-    Found,
-    Lesson,
-    Search,
-    Searched,
-    SearchFolder,
-)
-from parity_models.training.teacher import Model, Teacher, open_teacher
+from parity_models.training.search import FINALISTS, Found, Lesson, Search
+from parity_models.training.teacher import Model, Queries, Teacher, find_queries, open_teacher
 from parity_models.training.train import training_of
 
 GROUP = 4
@@ -302,25 +291,17 @@ def protect(
     end = (time.monotonic() if began is None else began) + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
-        queries = find_queries(
-            teacher,
-            inputs,
-            task=chosen.task,
-            data_dir=chosen.data_dir,
-            metric=chosen.metric,
-            hflip=chosen.hflip,
-            k=GROUP,
-            least=FEWEST_GIVEN,
-        )
+        queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
         check_place(out)
         # A file that cannot be read is refused before anything is trained.
         contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
         prepared = prepare(teacher, queries, chosen, said)
-        folder = SearchFolder(out.with_name(f"{out.name}.protect"))
-        found = _search(prepared, folder, chosen, said, end)
+        folder = out.with_name(f"{out.name}.protect")
+        search = Search(prepared.lesson, folder, prepared.options, said)
+        found = _search(prepared, search, chosen, end)
         finished = _finish(prepared, found, out, chosen, said, end)
         if not found.interrupted:
-            folder.clear()
+            search.clear()
         return finished
 
 
@@ -363,9 +344,9 @@ def prepare(
         f"the model's predictions are {data.output_kind}, judged by {data.metric}; it took "
         f"{now - began:.0f} s to predict for {len(queries.train):,} queries to learn from"
     )
-    queried = NO_QUERIES if teacher.plain else queried_of(teacher, queries.train)
+    queried = teacher.describe(queries.train)
     judging = row_seconds * len(queries.validation)
-    lesson = Lesson(teacher, model, data, options.agreement, options.seed, queried, judging)
+    lesson = Lesson(teacher, model, data, queried, options.agreement, options.seed, judging)
     determining: RunOptions = {
         "model": teacher.sha256,
         "inputs": sha256,
@@ -408,31 +389,18 @@ def _affordable(
     )
 
 
-def _search(
-    prepared: Prepared,
-    folder: SearchFolder,
-    options: SearchOptions,
-    callbacks: Callbacks,
-    end: float,
-) -> Found:
+def _search(prepared: Prepared, search: Search, options: SearchOptions, end: float) -> Found:
     """Search for as long as leaves enough time until `end` for what comes after it."""
-    lesson, teacher = prepared.lesson, prepared.lesson.teacher
     if options.resume:
-        searched = folder.read(prepared.options)
+        search.resume()
     else:
-        if teacher.plain:
-            model = OnnxModel(teacher.bundle.deployed_path)
-            proposals = propose(Costs(model, families(model.signature.input.shape)))
-        else:
-            proposals = propose_named(teacher, lesson.queried, prepared.measured.sizes)[0]
-        searched = Searched(prepared.options, tuple(proposals))
-        folder.begin(searched)
+        lesson = prepared.lesson
+        search.begin(propose(lesson.teacher, lesson.queried, prepared.measured.sizes))
     # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
     running = (FINALISTS + 1) * prepared.measuring
     serving = options.serving_seconds + STARTING * (options.serving_seconds > 0)
     total = 60 * options.minutes
     finishing = min(FINISHING + running + serving, MOST_FINISHING * total)
-    search = Search(lesson, searched, folder, callbacks)
     return search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
 
 

@@ -3,8 +3,7 @@
 from parity_models.training.callbacks import Callbacks, progress_bars
 from parity_models.training.fit import Fitted, Progress
 from parity_models.training.options import TrainingOptions
-from parity_models.training.queries import Queries
-from parity_models.training.teacher import open_teacher, teacher_of
+from parity_models.training.teacher import Queries, open_teacher, teacher_of
 from parity_models.training.train import Trained, backup, parity, train
 
 __all__ = [

@@ -28,7 +28,7 @@ from parity_models.models.signature import Sizes
 from parity_models.roles import BACKUPS
 from parity_models.training.callbacks import OnMeasured
 from parity_models.training.candidates import Exported
-from parity_models.training.queries import Queries
+from parity_models.training.teacher import Queries
 from parity_models.writable import why_not_writable
 
 

@@ -1,15 +1,13 @@
-"""A stand-in in training: its networks, the problem they learn, its worth, and its ONNX files."""
+"""A stand-in in training: its networks, the problem they learn, its score, and its ONNX files."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.codes import Code, CoderKind, CodeSpec, NamedShape
@@ -18,39 +16,26 @@ from parity_models.models.bundle import NewModel
 from parity_models.models.bundle_fit import is_slot, parity_inputs
 from parity_models.models.export import export, floats
 from parity_models.models.gate import confidences, suited
-from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import NamedModule
-from parity_models.models.networks.queried import NO_QUERIES, Queried
-from parity_models.models.networks.slotwise import Slotwise, Stacked, copy_weights
+from parity_models.models.networks.queried import Queried
+from parity_models.models.networks.slotwise import Slot, Slotwise
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.signature import Signature
 from parity_models.models.signature import Tensor as NamedTensor
-from parity_models.tasks.metrics import OutputKind, agreement_for
+from parity_models.tasks.metrics import agreement_for
 from parity_models.training.device import computing, place
 from parity_models.training.distillation import (
+    PLAINLY,
     SQUARED_ERROR,
     TEMPERATURE,
     DistillationData,
     served,
 )
 from parity_models.training.fit import Fitted, OnProgress, fit
-from parity_models.training.networks import (
-    Factory,
-    NetworkPlan,
-    backup_network,
-    parity_network,
-)
-from parity_models.training.problems import (
-    CodedNetworks,
-    Imitation,
-    Problem,
-    Reconstruction,
-)
-from parity_models.training.recipes import Budget, RunOptions, draw_as_published
-from parity_models.training.scaling import one_slot, plain, unscaled
+from parity_models.training.networks import Factory, build_models, parity_network, single_network
+from parity_models.training.problems import CodedNetworks, Distillation, Imitation, Reconstruction
+from parity_models.training.recipes import Budget, RunOptions
+from parity_models.training.scaling import Scaled
 from parity_models.training.teacher import Teacher
-
-Array = NDArray[Any]
 
 STACKED = {"new_axis": True}
 """The options of the stack encoder that joins queries of any shape and type."""
@@ -131,7 +116,8 @@ class Candidate:
     """A stand-in in training, and how good it is: 0 until it is `trained`.
 
     Its networks are built at once, so that ones that do not fit are refused early; `learn_from`
-    gives it what it learns. `score` is the metric's, `covered` the share of queries that it may
+    gives it the queries and predictions. A code's networks start from the weights of `model`, F,
+    where layers are alike. `score` is the metric's, `covered` the share of queries that it may
     answer as it looks; `judging` is how many seconds it takes to be judged. Raises CodeError and
     TrainingError for a code and a network that cannot be.
     """
@@ -142,54 +128,47 @@ class Candidate:
         teacher: Teacher,
         model: nn.Module,
         device: torch.device,
+        queried: Queried,
         *,
         seed: int = 0,
-        queried: Queried = NO_QUERIES,
         style: str = "distilled",
         factory: Factory | None = None,
     ) -> None:
         self.proposal = proposal
-        self.score = 0.0
-        self.covered = 0.0
-        self.seconds = 0.0
+        self.score = self.covered = self.seconds = self.judging = 0.0
         self.epochs = 0
         self.trained = False
-        self.judging = 0.0
-        self._teacher = teacher
-        self._seed = seed
+        self._teacher, self._seed = teacher, seed
         self._foreign = teacher.foreign
         self._code = None if proposal.code is None else code_for(proposal.code, teacher)
         network = factory or proposal.network
-        plan = self._plan(network, queried, style)
-        self.recipe = plan.recipe
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._module = place(self._build(plan, model), device)
-
-    def _plan(self, network: str | Factory, queried: Queried, style: str) -> NetworkPlan:
-        if self._code is None or not self._teacher.plain:
-            return backup_network(network, self._teacher, lambda: queried)
-        return parity_network(network, self._code, style)
-
-    def _build(self, plan: NetworkPlan, model: nn.Module) -> nn.Module:
-        """Build the networks; those of a code start from the weights of `model` where alike."""
-        if self._code is None or not self._teacher.plain:
-            return plan.make()
-        start = None if plan.recipe.style == "published" else model
-        models, started = build_models(plan, self._code.r, start)
-        self._foreign = self._foreign and start is not None and not started
-        return CodedNetworks(models, self._code)
+            module: nn.Module
+            if self._code is None or not teacher.plain:
+                plan = single_network(network, queried, teacher.output.shape)
+                module = plan.make()
+            else:
+                plan = parity_network(network, self._code, style)
+                start = None if plan.recipe.style == "published" else model
+                models, started = build_models(plan, self._code.r, start)
+                self._foreign = self._foreign and start is not None and not started
+                module = CodedNetworks(models, self._code)
+            self._module = place(module, device)
+        self.recipe = plan.recipe
 
     def learn_from(self, data: DistillationData) -> None:
         """Set the queries and predictions to learn from."""
         data = data.for_recipe(mirror=self.recipe.mirror)
-        module, recipe = self._module, self.recipe
-        self._problem: Problem
+        module, foreign = self._module, self._foreign
+        self._problem: Distillation
         if isinstance(module, CodedNetworks):
-            data = _decodable(data, module.code)
-            self._problem = Reconstruction(module, data, recipe, foreign=self._foreign)
+            if not module.code.decoder.reads_off:
+                # It computes with predictions, so they are learned as F gives them.
+                data = data.learned_as(PLAINLY.get(data.output_kind, data.output_kind))
+            self._problem = Reconstruction(module, data, self.recipe, foreign=foreign)
         else:
-            self._problem = Imitation(module, data, recipe, foreign=self._foreign)
+            self._problem = Imitation(module, data, self.recipe, foreign=foreign)
         self.data = data
 
     @property
@@ -241,7 +220,6 @@ class Candidate:
         began: float | None = None,
     ) -> Fitted:
         """Train within the `budget`, by default the recipe's, and be no worse than before."""
-        known = self.score if self.trained else None
         with computing(self.recipe.threaded):
             fitted = fit(
                 self._problem,
@@ -253,7 +231,7 @@ class Candidate:
                 resume=resume,
                 on_progress=on_progress,
                 began=began,
-                known=known,
+                known=self.score if self.trained else None,
             )
         self.score = fitted.score
         self.seconds += fitted.seconds
@@ -269,15 +247,16 @@ class Candidate:
         share of those that agree.
         """
         began = time.monotonic()
-        answers, predictions = self._problem.answers()
+        given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
+        predictions = self.data.held_out.predictions.cpu().numpy()[rows]
         self.judging = time.monotonic() - began
         agreed = agreement_for(self.data.metric, predictions)
-        same = agreed(answers, predictions)
-        confidence = suited(agreed.kind, answers)
+        same = agreed(given, predictions)
+        confidence = suited(agreed.kind, given)
         if confidence == "none":
             self.covered = float(same.mean())
             return
-        order = np.argsort(-confidences(confidence, answers), kind="stable")
+        order = np.argsort(-confidences(confidence, given), kind="stable")
         right = np.cumsum(same[order]) / np.arange(1, len(order) + 1)
         enough = np.flatnonzero(right >= level)
         self.covered = float((enough[-1] + 1) / len(order)) if len(enough) else 0.0
@@ -292,56 +271,68 @@ class Candidate:
         self._problem.module.load_state_dict(weights)
         self._problem.module.eval()
 
+    # Export
+
     def exported(self) -> Exported:
         """Export what goes into a bundle."""
-        module, kind = self._problem.module, self.data.output_kind
+        module, teacher, network = self._problem.module, self._teacher, self.proposal.network
         if isinstance(module, CodedNetworks):
-            return _export_coded(module, self.proposal.network, kind)
-        backup = self._export_backup(module)
+            return self._export_coded(module, module.code)
+        if isinstance(module, NamedModule):
+            signature = teacher.stand_in()
+            content = self._export(module, signature.inputs, teacher.output.name)
+            backup = NewModel(content, network, signature=signature)
+        else:
+            queries = floats(teacher.signature.input.shape)
+            backup = NewModel(self._export(module, [queries]), network)
         return Exported(backup=backup) if self._code is None else self.in_slots(self._code, backup)
 
     def in_slots(self, code: Code, backup: NewModel) -> Exported:
         """Export the parity model that runs this backup, exported as `backup`, in each slot of
         `code`; queries are of named inputs."""
-        model = self._export_stacked(_Slots(self._problem.module, code.k), code, slotwise=True)
-        slot = NewModel(
-            backup.onnx, f"{backup.network}, one slot", slot=True, signature=backup.signature
-        )
+        teacher, network, module = self._teacher, self.proposal.network, self._problem.module
+        if not isinstance(module, NamedModule):
+            raise TrainingError(f"{network} makes no module for named inputs; choose another")
+        output = NamedTensor(teacher.output.name, teacher.output.datatype, code.parity_output_shape)
+        inputs = parity_inputs(code, teacher.signature)
+        signature = msgspec.structs.replace(teacher.signature, inputs=inputs, outputs=(output,))
+        content = self._export(_Slots(module, code.k), inputs, output.name)
+        model = NewModel(content, network, slotwise=True, signature=signature)
+        name = f"{backup.network}, one slot"
+        slot = NewModel(backup.onnx, name, slot=True, signature=backup.signature)
         return Exported([model], {}, slot)
 
-    def _export_backup(self, module: nn.Module) -> NewModel:
-        teacher, network = self._teacher, self.proposal.network
-        kind, dtype = self.data.output_kind, teacher.output.dtype
-        if isinstance(module, NamedModule):
-            signature = teacher.stand_in()
-            module = served(module.served(), kind, dtype)
-            content = export(module, signature.inputs, teacher.output.name)
-            return NewModel(content, network, signature=signature)
-        query_shape = teacher.signature.input.shape
-        module = served(plain(module, query_shape), kind, dtype)
-        return NewModel(export(module, [floats(query_shape)]), network)
-
-    def _export_stacked(self, module: nn.Module, code: Code, *, slotwise: bool = False) -> NewModel:
-        """Export a parity model for k queries of named inputs, stacked along a new axis."""
+    def _export_coded(self, module: CodedNetworks, code: Code) -> Exported:
         network = self.proposal.network
-        if not isinstance(module, NamedModule | _Slots):
-            raise TrainingError(f"{network} makes no module for named inputs; choose another")
-        teacher = self._teacher
-        signature = stacked_signature(code, teacher)
-        module = served(module.served(), self.data.output_kind, teacher.output.dtype)
-        content = export(module, signature.inputs, teacher.output.name)
-        return NewModel(content, network, slotwise=slotwise, signature=signature)
+        models, slots = [], []
+        for each in module:
+            inner = each.network if isinstance(each, Scaled) else each
+            if isinstance(inner, Slotwise):
+                slots.append(each.slot() if isinstance(each, Scaled) else Slot(inner))
+            content = self._export(each, [floats(code.parity_shape)])
+            models.append(NewModel(content, network, slotwise=isinstance(inner, Slotwise)))
+        coders: dict[CoderKind, NewModel] = {
+            name: NewModel(export(module.coders[name], [floats(taken)]), f"{name} of {code.spec}")
+            for name, (taken, _) in code.network_shapes.items()
+        }
+        if slots:
+            content = self._export(slots[0], [floats(code.query_shape)])
+            if is_slot(code, OnnxModel(models[0].onnx), OnnxModel(content)):
+                slot = NewModel(content, f"{network}, one slot", slot=True)
+                return Exported(models, coders, slot)
+        return Exported(models, coders)
+
+    def _export(self, module: nn.Module, inputs: Sequence[NamedTensor], *output: str) -> bytes:
+        """Export a module as it is served: with valid answers, in the data type of F's output."""
+        if isinstance(module, NamedModule):
+            module = module.served()
+        elif isinstance(module, Scaled):
+            module = module.folded(inputs[0].at({}).shape)
+        module = served(module, self.data.output_kind, self._teacher.output.dtype)
+        return export(module, inputs, *output)
 
 
-def stacked_signature(code: Code, teacher: Teacher) -> Signature:
-    """Return the inputs and the output of a parity model over named inputs."""
-    output = NamedTensor(teacher.output.name, teacher.output.datatype, code.parity_output_shape)
-    return msgspec.structs.replace(
-        teacher.signature, inputs=parity_inputs(code, teacher.signature), outputs=(output,)
-    )
-
-
-class _Slots(nn.Module):
+class _Slots(NamedModule):
     """Takes k queries (n, k, *shape) of each input, gives the answers (n, k, ...) of `network`."""
 
     def __init__(self, network: nn.Module, k: int) -> None:
@@ -350,74 +341,12 @@ class _Slots(nn.Module):
         self._k = k
 
     def served(self) -> nn.Module:
-        """Return the module as it is exported."""
-        network = self._network
-        return _Slots(network.served() if isinstance(network, NamedModule) else network, self._k)
+        assert isinstance(self._network, NamedModule)
+        return _Slots(self._network.served(), self._k)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         outputs: Tensor = self._network(*(each.flatten(0, 1) for each in inputs))
         return outputs.reshape(-1, self._k, *outputs.shape[1:])
-
-
-def _export_coded(module: CodedNetworks, network: str, kind: OutputKind) -> Exported:
-    code, float32 = module.code, np.dtype(np.float32)
-    models = [
-        NewModel(
-            export(
-                served(plain(one, code.parity_shape), kind, float32), [floats(code.parity_shape)]
-            ),
-            network,
-            slotwise=isinstance(unscaled(one), Slotwise),
-        )
-        for one in module
-    ]
-    coders: dict[CoderKind, NewModel] = {
-        name: NewModel(export(module.coders[name], [floats(taken)]), f"{name} of {code.spec}")
-        for name, (taken, _) in code.network_shapes.items()
-    }
-    slot = one_slot(next(iter(module)))
-    if slot is None:
-        return Exported(models, coders)
-    content = export(served(slot, kind, float32), [floats(code.query_shape)])
-    if not is_slot(code, OnnxModel(models[0].onnx), OnnxModel(content)):
-        return Exported(models, coders)
-    return Exported(models, coders, NewModel(content, f"{network}, one slot", slot=True))
-
-
-def _decodable(data: DistillationData, code: Code) -> DistillationData:
-    """Return `data` as the models of `code` can learn them.
-
-    A decoder that does not read predictions off computes with them. So they are learned as F gives
-    them, and parity models are served without a softmax or a normalisation.
-    """
-    if code.decoder.reads_off:
-        return data
-    plainly: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
-    return data.learned_as(plainly.get(data.output_kind, data.output_kind))
-
-
-def build_models(
-    network: NetworkPlan, r: int, deployed: nn.Module | None
-) -> tuple[nn.ModuleList, bool]:
-    """Build r parity models, and say whether they start from weights of the `deployed` model.
-
-    They do where layers are alike. Without `deployed`, networks of this package start from random
-    weights drawn as the paper's code draws them.
-    """
-    models = nn.ModuleList(network.make() for _ in range(r))
-    if deployed is None:
-        if family(network.name) in NETWORKS.names:  # a user's own is drawn as they like
-            models.apply(draw_as_published)
-        return models, False
-    started = False
-    places = prod(network.places)
-    for j, model in enumerate(models):
-        if isinstance(model, Stacked):
-            alike = model.start_from(deployed, first=j == 0)
-        else:  # the head begins with the weights for the mean of the places
-            alike = copy_weights(model, deployed, places)
-        started = started or alike
-    return models, started
 
 
 def saving(covered: float, share: float) -> float:

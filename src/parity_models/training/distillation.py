@@ -1,4 +1,4 @@
-"""What stand-ins learn: the deployed model's predictions, and the losses that compare with them.
+"""The deployed model's predictions that stand-ins learn, and the losses that compare with them.
 
 (Distillation: Hinton, Vinyals, Dean, 2015.)
 """
@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from parity_models.errors import DataError, ModelError
 from parity_models.models.envelope import Envelope
-from parity_models.models.networks.slotwise import Stacked
 from parity_models.tasks.metrics import (
     OutputKind,
     PredictionKind,
@@ -24,8 +23,7 @@ from parity_models.tasks.metrics import (
 )
 from parity_models.training.device import Rows, predict
 from parity_models.training.envelope import fit_envelope
-from parity_models.training.queries import Queries
-from parity_models.training.teacher import Teacher
+from parity_models.training.teacher import Queries, Teacher
 
 TEMPERATURE = 2.0
 """Softens the predictions that are distilled."""
@@ -39,6 +37,10 @@ SMALLEST = 1e-6
 
 TRIED = 8
 """Rows that are predicted together and one by one."""
+
+PLAINLY: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
+"""The kinds as which predictions are learned that decoders compute with: as F gives them, so parity
+models are served without a softmax or a normalisation."""
 
 
 @dataclass(frozen=True)
@@ -246,26 +248,3 @@ def _deviations(predictions: Tensor) -> Tensor:
         return each.square().mean().sqrt().clamp_min(1e-6).expand_as(each)
     largest = each.max().clamp_min(1e-6)
     return torch.where(each > 1e-6 * largest, each, largest)
-
-
-def calibrate_last_layer(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-    """Have `module` start with outputs of the mean and deviation of its `targets` (n, ...).
-
-    Changes the weights and bias of its last layer, if that is a full one with a bias. (For the sum
-    of boxes that starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
-    """
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    slots = module.k if isinstance(module, Stacked) else 1
-    if not layers or layers[-1].out_features * slots != targets[0].numel():
-        return
-    last = layers[-1]
-    if last.bias is None:
-        return
-    width = last.out_features
-    wanted = targets.reshape(-1, width)
-    with torch.no_grad():
-        outputs = module.train()(inputs).reshape(-1, width)
-        spread = outputs.std(dim=0, correction=0).clamp_min(1e-6)
-        ratio = wanted.std(dim=0, correction=0) / spread
-        last.weight *= ratio[:, None]
-        last.bias.copy_(wanted.mean(dim=0) + ratio * (last.bias - outputs.mean(dim=0)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.networks.perceptrons import FullLayers
-from parity_models.models.networks.slotwise import Slot, Slotwise
+from parity_models.models.networks.slotwise import Slot, Slotwise, Stacked
 
 NEAR, NARROW, WIDE = 2.0, 0.2, 5.0
 """Inputs are left unscaled if every mean is nearer to 0 than NEAR, every deviation is below WIDE,
@@ -32,7 +32,8 @@ MOST = 2**26
 
 
 def channel_axis(query_shape: tuple[int, ...]) -> int | None:
-    """The axis of a query along which values differ in kind; None: each value is of its own kind.
+    """Return the axis of a query along which values differ in kind; None: each value is of its own
+    kind.
 
     It is the axis of channels in images. In sequences it is the shorter axis, or the first of two
     equal ones.
@@ -45,7 +46,8 @@ def channel_axis(query_shape: tuple[int, ...]) -> int | None:
 def scaled(
     network: nn.Module, inputs: Tensor, targets: Tensor | None, channels: int | None
 ) -> nn.Module:
-    """`network` with its inputs standardised and, if there are `targets`, its outputs scaled back.
+    """Return `network` with its inputs standardised and, if there are `targets`, its outputs scaled
+    back.
 
     To standardise is to subtract the mean and divide by the deviation. For inputs these are taken
     from `inputs` (n, *input_shape): one pair for each index along the axis `channels`, or one for
@@ -60,9 +62,8 @@ def scaled(
             return network
         shift, deviation = torch.zeros_like(shift), torch.ones_like(deviation)
     if targets is None:
-        offset, scale = shift.new_zeros(()), shift.new_ones(())
-    else:
-        offset, scale, _ = _spread(targets, ())
+        return Scaled(network, shift, 1 / deviation, shift.new_ones(()), shift.new_zeros(()))
+    offset, scale, _ = _spread(targets, ())
     return Scaled(network, shift, 1 / deviation, scale, offset)
 
 
@@ -88,6 +89,33 @@ class Scaled(nn.Module):
         outputs: Tensor = self.network((input - self.shift) * self.inverse)
         return outputs * self.scale + self.offset
 
+    def slot(self) -> "Scaled":
+        """Return the first slot of a Slotwise network as a network for one query alone."""
+        assert isinstance(self.network, Slotwise)
+        rows = self.network.query_shape[0]
+        shift, inverse = (
+            each[:rows] if each.ndim and len(each) == self.network.k * rows else each
+            for each in (self.shift, self.inverse)
+        )
+        scale, offset = (each[0] if each.ndim else each for each in (self.scale, self.offset))
+        return Scaled(Slot(self.network), shift, inverse, scale, offset)
+
+    @torch.no_grad()
+    def folded(self, input_shape: tuple[int, ...]) -> nn.Module:
+        """Return the network with the scaling in its first and last layers if these can do it."""
+        exact = (self.shift * self.inverse).abs().max() <= EXACT
+        if not isinstance(self.network, FullLayers) or not exact:
+            return self
+        network = deepcopy(self.network)
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+        first, last = layers[0], layers[-1]
+        first.weight *= self.inverse.expand(input_shape).reshape(-1)
+        first.bias.sub_(first.weight @ self.shift.expand(input_shape).reshape(-1))
+        scale = self.scale.expand(network.output_shape).reshape(-1)
+        last.weight *= scale[:, None]
+        last.bias.copy_(last.bias * scale + self.offset.expand(network.output_shape).reshape(-1))
+        return network
+
 
 class Rescaled(NamedModule):
     """`network`, whose outputs are times `scale` plus `offset`."""
@@ -102,8 +130,9 @@ class Rescaled(NamedModule):
         self.register_buffer("offset", offset)
 
     @classmethod
-    def towards(cls, network: NamedModule, targets: Tensor) -> "Rescaled":
-        """With outputs in deviations of `targets` (n, *output_shape), around their mean."""
+    def towards(cls, network: nn.Module, targets: Tensor) -> "Rescaled":
+        """Return one with outputs in deviations of `targets` (n, *output_shape), around their
+        mean."""
         offset, scale, _ = _spread(targets, ())
         return cls(network, scale, offset)
 
@@ -116,49 +145,30 @@ class Rescaled(NamedModule):
         return Rescaled(self.network.served(), self.scale, self.offset)
 
 
-def one_slot(module: nn.Module) -> nn.Module | None:
-    """The first slot of `module` as a network for one query alone, with its scaling if it has any;
-    None if the network is not Slotwise."""
-    network = unscaled(module)
-    if not isinstance(network, Slotwise):
-        return None
-    slot = Slot(network)
-    if not isinstance(module, Scaled):
-        return slot
-    rows = network.query_shape[0]
-    shift, inverse = (
-        each[:rows] if each.ndim and len(each) == network.k * rows else each
-        for each in (module.shift, module.inverse)
-    )
-    scale, offset = (each[0] if each.ndim else each for each in (module.scale, module.offset))
-    return Scaled(slot, shift, inverse, scale, offset)
+def calibrate_last_layer(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    """Have `module` start with outputs of the mean and deviation of its `targets` (n, ...).
 
-
-def unscaled(module: nn.Module) -> nn.Module:
-    """The network that `scaled` made `module` of, or `module`."""
-    return module.network if isinstance(module, Scaled) else module
-
-
-@torch.no_grad()
-def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    """`module`, with its scaling folded into the first and last layers where they can do it."""
-    if not isinstance(module, Scaled) or not isinstance(module.network, FullLayers):
-        return module
-    if (module.shift * module.inverse).abs().max() > EXACT:
-        return module
-    network = deepcopy(module.network)
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    first, last = layers[0], layers[-1]
-    first.weight *= module.inverse.expand(input_shape).reshape(-1)
-    first.bias.sub_(first.weight @ module.shift.expand(input_shape).reshape(-1))
-    scale = module.scale.expand(network.output_shape).reshape(-1)
-    last.weight *= scale[:, None]
-    last.bias.copy_(last.bias * scale + module.offset.expand(network.output_shape).reshape(-1))
-    return network
+    Changes the weights and bias of its last layer, if that is a full one with a bias. (For the sum
+    of boxes that starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    slots = module.k if isinstance(module, Stacked) else 1
+    if not layers or layers[-1].out_features * slots != targets[0].numel():
+        return
+    last = layers[-1]
+    if last.bias is None:
+        return
+    wanted = targets.reshape(-1, last.out_features)
+    with torch.no_grad():
+        outputs = module.train()(inputs).reshape(wanted.shape)
+        spread = outputs.std(dim=0, correction=0).clamp_min(1e-6)
+        ratio = wanted.std(dim=0, correction=0) / spread
+        last.weight *= ratio[:, None]
+        last.bias.copy_(wanted.mean(dim=0) + ratio * (last.bias - outputs.mean(dim=0)))
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of one.
+    """Return mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of one.
 
     The axes stay, with a length of 1. The reach is the largest distance of a value from the mean.
     Where values never vary, deviation and reach are 1.

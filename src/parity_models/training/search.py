@@ -1,25 +1,24 @@
 """The search for the best stand-ins: ever fewer candidates are trained for ever longer.
 
 (Successive halving: Jamieson, Talwalkar, AISTATS 2016.) Each rung has a share of the time, which
-its candidates divide evenly. Between rungs, candidates that others beat are dropped (`keep`). The
-rest continue from where they were, with a new cycle of the learning rate. The state is kept in a
-folder, from which a search that was cut off is resumed.
+its candidates divide evenly. Between rungs, candidates that others beat are dropped. The rest
+continue from where they were, with a new cycle of the learning rate. The state is kept in a folder,
+from which a search that was cut off is resumed.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.queried import NO_QUERIES, Queried
+from parity_models.models.networks.queried import Queried
 from parity_models.training.callbacks import Callbacks, Searching
 from parity_models.training.candidates import Candidate, Proposal
 from parity_models.training.distillation import DistillationData
@@ -57,31 +56,16 @@ networks of microseconds were measured at up to a tenth more than estimated."""
 STATE = "search.json"
 
 
-class Judged(Protocol):
-    """A candidate after some training, as `keep` sees it."""
-
-    @property
-    def score(self) -> float: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def coded(self) -> bool: ...
-    @property
-    def share(self) -> float: ...
-    @property
-    def saving(self) -> float: ...
-
-
-def keep(
-    judged: Sequence[Judged], most: int, margin: float = MARGINS[-1], least: int = 1
-) -> tuple[list[int], dict[int, str]]:
-    """Choose at most `most` of the candidates, 2 or more, to be trained further.
+def drop(
+    judged: Sequence[Candidate], most: int, margin: float = MARGINS[-1], least: int = 1
+) -> dict[int, str]:
+    """Choose all but at most `most` of the candidates, 2 or more, to be trained no further.
 
     A candidate is dropped if another is no slower and scores better by more than `margin`. If fewer
     than `least` are left, the best of the dropped ones come back: they may learn more slowly. Of
     those left, the best backup and the best parity model that are not slower than F stay, and then
     those that save most. If there is room for two or more of these, the best backup that is surely
-    not slower is one of them. Returns the places of those kept, and for the others why not.
+    not slower is one of them. Returns the places of those dropped, and why.
     """
     dropped: dict[int, str] = {}
     for place, one in enumerate(judged):
@@ -96,20 +80,21 @@ def keep(
                 f"{best.name} is no slower ({best.share:.2f} of the model's time, not "
                 f"{one.share:.2f}) and scores {best.score:.1%}, not {one.score:.1%}"
             )
-    slower = sorted(dropped, key=lambda place: -judged[place].score)
+
+    def score(place: int) -> float:
+        return judged[place].score
+
+    slower = sorted(dropped, key=score, reverse=True)
     for place in slower[: max(0, least - (len(judged) - len(dropped)))]:
         del dropped[place]
     left = [place for place in range(len(judged)) if place not in dropped]
     fast = [place for place in left if judged[place].share <= SLACK] or left
-    anchors = {
-        max(those, key=lambda place: judged[place].score)
-        for coded in (False, True)
-        if (those := [place for place in fast if judged[place].coded == coded])
-    }
-    ranked = sorted(left, key=lambda place: (place not in anchors, -judged[place].saving))
     backups = [place for place in fast if not judged[place].coded]
+    coded = [place for place in fast if judged[place].coded]
+    anchors = {max(those, key=score) for those in (backups, coded) if those}
+    ranked = sorted(left, key=lambda place: (place not in anchors, -judged[place].saving))
     surely = [place for place in backups if judged[place].share <= SURELY]
-    best_of_them = max(surely, key=lambda place: judged[place].score, default=None)
+    best_of_them = max(surely, key=score, default=None)
     room = len(anchors) + 1
     if best_of_them in ranked[room:]:
         ranked.remove(best_of_them)
@@ -120,7 +105,7 @@ def keep(
             f"{most} others are worth more: it saves {one.saving:.2f} of the model's time for a "
             f"late query (score {one.score:.1%}, {one.share:.2f} of the time)"
         )
-    return sorted(ranked[:most]), dropped
+    return dropped
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -132,109 +117,35 @@ class Done(msgspec.Struct, frozen=True):
     epochs: int
 
 
-class Searched(msgspec.Struct, frozen=True):
+class Searched(msgspec.Struct):
     """The proposals, all that determines the search, and each candidate after each rung."""
 
     options: RunOptions
-    proposals: tuple[Proposal, ...]
+    proposals: tuple[Proposal, ...] = ()
     done: dict[str, tuple[Done, ...]] = {}
-
-
-class SearchFolder:
-    """The folder of one search. Raises TrainingError where it cannot be written or read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def begin(self, searched: Searched) -> None:
-        """Start anew, and remove what another search left."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot make the folder {self.path}: {error.strerror}") from error
-        self.clear()
-        self.write(searched)
-
-    def clear(self) -> None:
-        """Remove all that only resuming needs."""
-        for pattern in ("*.safetensors", "*.checkpoint", "*.new", STATE):
-            for file in self.path.glob(pattern):
-                file.unlink(missing_ok=True)
-
-    def read(self, options: RunOptions) -> Searched:
-        """Return the state of a search with these `options`."""
-        path = self.path / STATE
-        try:
-            searched = msgspec.json.decode(path.read_bytes(), type=Searched)
-        except FileNotFoundError as error:
-            raise TrainingError(
-                f"there is nothing to resume in {self.path}; run without --resume"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{path} is damaged ({error}); run without --resume") from error
-        changed = [name for name, was in searched.options.items() if options.get(name) != was]
-        if changed:
-            flags = " and another ".join(f"--{name}" for name in changed)
-            raise TrainingError(
-                f"the search in {self.path} was begun with another {flags}; resume it with the "
-                "same, or begin anew without --resume"
-            )
-        return searched
-
-    def write(self, searched: Searched) -> None:
-        """Keep the state."""
-        beside = self.path / f"{STATE}.new"
-        try:
-            beside.write_bytes(msgspec.json.encode(searched))
-            beside.replace(self.path / STATE)
-        except OSError as error:
-            raise TrainingError(f"cannot write {self.path}: {error.strerror}") from error
-
-    def checkpoint(self, proposal: Proposal, rung: int) -> Path:
-        """Return the file of a training that is not over."""
-        return self.path / f"{proposal.slug}.{rung}.checkpoint"
-
-    def save(self, proposal: Proposal, weights: dict[str, Tensor]) -> None:
-        """Keep a candidate's weights."""
-        try:
-            save_tensors(self._weights(proposal), weights)
-        except OSError as error:
-            raise TrainingError(f"cannot write {self.path}: {error.strerror}") from error
-
-    def load(self, proposal: Proposal) -> dict[str, Tensor]:
-        """Return the weights that were kept."""
-        path = self._weights(proposal)
-        try:
-            weights: dict[str, Tensor] = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{path} is damaged ({error}); run without --resume") from error
-        return weights
-
-    def _weights(self, proposal: Proposal) -> Path:
-        return self.path / f"{proposal.slug}.safetensors"
 
 
 @dataclass(frozen=True)
 class Lesson:
     """All that the candidates of a search have in common.
 
-    `model` is F as a module, `level` the agreement that is wanted, `judging` how many seconds F
-    takes for the queries that candidates are judged by.
+    `model` is F as a module, `queried` describes its queries, `level` is the agreement that is
+    wanted, `judging` how many seconds F takes for the queries that candidates are judged by.
     """
 
     teacher: Teacher
     model: nn.Module
     data: DistillationData
+    queried: Queried
     level: float
     seed: int
-    queried: Queried = NO_QUERIES
     judging: float = 0.0
 
     def candidate(self, proposal: Proposal) -> Candidate:
         """Build the networks of a proposal."""
         device: torch.device = self.data.inputs.device
         candidate = Candidate(
-            proposal, self.teacher, self.model, device, seed=self.seed, queried=self.queried
+            proposal, self.teacher, self.model, device, self.queried, seed=self.seed
         )
         candidate.learn_from(self.data)
         candidate.judging = proposal.share * self.judging
@@ -254,19 +165,63 @@ class Found:
 
 
 class Search:
-    """One search among candidates; `searched` is the state to continue from."""
+    """One search among candidates, whose state is in `folder`; `options` determine it.
+
+    `begin` or `resume` comes first, then `run`. Raises TrainingError where the folder cannot be
+    written or read.
+    """
 
     def __init__(
-        self, lesson: Lesson, searched: Searched, folder: SearchFolder, callbacks: Callbacks
+        self, lesson: Lesson, folder: Path, options: RunOptions, callbacks: Callbacks
     ) -> None:
+        self.state = Searched(options)
         self._lesson = lesson
-        self._searched = searched
         self._folder = folder
         self._callbacks = callbacks
-        self._resumed = dict(searched.done)
+        self._resumed: dict[str, tuple[Done, ...]] = {}
         self._dropped: dict[str, str] = {}
         self._interrupted = False
         self._began = self._seconds = 0.0
+
+    def begin(self, proposals: Sequence[Proposal]) -> None:
+        """Start anew with these proposals, and remove what another search left."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot make the folder {self._folder}: {error.strerror}"
+            ) from error
+        self.clear()
+        self.state.proposals = tuple(proposals)
+        self._write()
+
+    def resume(self) -> None:
+        """Continue from the state in the folder, which has to be of a search with these options."""
+        path = self._folder / STATE
+        try:
+            state = msgspec.json.decode(path.read_bytes(), type=Searched)
+        except FileNotFoundError as error:
+            raise TrainingError(
+                f"there is nothing to resume in {self._folder}; run without --resume"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path} is damaged ({error}); run without --resume") from error
+        options = self.state.options
+        changed = [name for name, was in state.options.items() if options.get(name) != was]
+        if changed:
+            flags = " and another ".join(f"--{name}" for name in changed)
+            raise TrainingError(
+                f"the search in {self._folder} was begun with another {flags}; resume it with the "
+                "same, or begin anew without --resume"
+            )
+        self.state = state
+        self._resumed = dict(state.done)
+
+    def clear(self) -> None:
+        """Remove all that only resuming needs."""
+        for pattern in ("*.safetensors", "*.checkpoint", "*.new", STATE):
+            for file in self._folder.glob(pattern):
+                file.unlink(missing_ok=True)
 
     def run(self, seconds: float) -> Found:
         """Train for so many more seconds, but each candidate once at least.
@@ -294,7 +249,7 @@ class Search:
         in it before."""
         entrants: list[Candidate] = []
         left = RUNGS[0] * self._seconds
-        for proposal in self._searched.proposals:
+        for proposal in self.state.proposals:
             left -= max(LEAST_SECONDS, JUDGED * proposal.share * self._lesson.judging)
             if left >= 0 or len(entrants) < 2 or proposal.slug in self._resumed:
                 entrants.append(self._lesson.candidate(proposal))
@@ -342,13 +297,17 @@ class Search:
         candidate.seconds, candidate.epochs = found.seconds, found.epochs
         candidate.trained = True
         if rung == len(done) - 1:
-            candidate.load(self._folder.load(candidate.proposal))
+            path = self._weights(candidate.proposal)
+            try:
+                candidate.load(load_file(path))
+            except (OSError, SafetensorError) as error:
+                raise TrainingError(f"{path} is damaged ({error}); run without --resume") from error
         return True
 
     def _train(self, candidate: Candidate, rung: int, seconds: float, report: OnProgress) -> None:
         """Train for so many seconds, in which the candidate is judged, too."""
         proposal, lesson, first = candidate.proposal, self._lesson, not candidate.trained
-        checkpoint = self._folder.checkpoint(proposal, rung)
+        checkpoint = self._folder / f"{proposal.slug}.{rung}.checkpoint"
         fitted = candidate.fit(
             Budget(seconds=max(SHORTEST, seconds - candidate.judging)),
             checkpoint,
@@ -362,12 +321,25 @@ class Search:
         self._interrupted = fitted.interrupted
         if fitted.interrupted:
             return
-        self._folder.save(proposal, candidate.weights)
+        try:
+            save_tensors(self._weights(proposal), candidate.weights)
+        except OSError as error:
+            raise TrainingError(f"cannot write {self._folder}: {error.strerror}") from error
         now = Done(candidate.score, candidate.covered, candidate.seconds, candidate.epochs)
-        done = {proposal.slug: (*self._searched.done.get(proposal.slug, ()), now)}
-        self._searched = msgspec.structs.replace(self._searched, done=self._searched.done | done)
-        self._folder.write(self._searched)
+        self.state.done[proposal.slug] = (*self.state.done.get(proposal.slug, ()), now)
+        self._write()
         checkpoint.unlink(missing_ok=True)
+
+    def _weights(self, proposal: Proposal) -> Path:
+        return self._folder / f"{proposal.slug}.safetensors"
+
+    def _write(self) -> None:
+        new = self._folder / f"{STATE}.new"
+        try:
+            new.write_bytes(msgspec.json.encode(self.state))
+            new.replace(self._folder / STATE)
+        except OSError as error:
+            raise TrainingError(f"cannot write {self._folder}: {error.strerror}") from error
 
     def _reporting(self, where: Searching, slot: float) -> OnProgress:
         """Return a callback that turns reports of a training into reports of the search."""
@@ -377,20 +349,17 @@ class Search:
             passed = before + progress.spent * slot
             scores = [each for each in (where.best, progress.best) if each is not None]
             self._callbacks.on_search(
-                Searching(
-                    min(1.0, passed / self._seconds),
-                    max(0.0, self._seconds - passed),
-                    where.name,
-                    where.rung,
-                    where.tried,
-                    where.of,
-                    max(scores, default=None),
+                replace(
+                    where,
+                    spent=min(1.0, passed / self._seconds),
+                    seconds_left=max(0.0, self._seconds - passed),
+                    best=max(scores, default=None),
                 )
             )
 
         return report
 
     def _keep(self, candidates: list[Candidate], most: int, rung: int) -> list[Candidate]:
-        kept, dropped = keep(candidates, most, MARGINS[rung], LEAST[rung])
+        dropped = drop(candidates, most, MARGINS[rung], LEAST[rung])
         self._dropped |= {candidates[place].name: why for place, why in dropped.items()}
-        return [candidates[place] for place in kept]
+        return [each for place, each in enumerate(candidates) if place not in dropped]

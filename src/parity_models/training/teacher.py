@@ -1,5 +1,6 @@
-"""The deployed model that stand-ins imitate: opened as a bundle, and run as a torch module."""
+"""The deployed model that stand-ins imitate, and the queries that they learn from."""
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,17 +15,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from parity_models.errors import BundleError, DataError, ModelError, TrainingError, UserError
-from parity_models.evaluation.judging import GivenInputs
+from parity_models.errors import (
+    BundleError,
+    DataError,
+    ModelError,
+    OptionError,
+    TrainingError,
+    UserError,
+)
+from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.export import export, floats
+from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.queries import read_arrays, run_by_bucket
+from parity_models.models.queries import (
+    as_batch,
+    check_queries,
+    padded,
+    read_arrays,
+    run_by_bucket,
+    sizes_in,
+)
 from parity_models.models.servable import read_servable
-from parity_models.models.signature import Signature, TensorSpec
+from parity_models.models.signature import Signature, TensorSpec, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.models.weights import has_weights, load_deployed
+from parity_models.tasks import choose_task, find_task, is_ours
+from parity_models.tasks.metrics import choose_metric
+from parity_models.tasks.task import Labels
 from parity_models.training.device import BATCH, Rows
+from parity_models.training.options import TeachingOptions
+
+Array = NDArray[Any]
 
 Model = Bundle | Path | str | nn.Module
 """A bundle, the path of one or of an ONNX file, or a module."""
@@ -34,6 +56,9 @@ OnPredicted = Callable[[int], None]
 
 OWN = "own"
 """The network's name, in manifests, of a model that this package did not build."""
+
+HELD_OUT = 10
+"""One of so many of the user's inputs is held out for each purpose."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +90,22 @@ class Teacher:
         return self.bundle.manifest.deployed.sha256
 
     def stand_in(self, datatype: str | None = None) -> Signature:
-        """The signature of a stand-in for single queries, by default with the output's datatype."""
+        """Return the signature of a stand-in for single queries, by default with the output's
+        datatype."""
         output = NamedTensor(self.output.name, datatype or self.output.datatype, self.output.shape)
         return msgspec.structs.replace(self.signature, outputs=(output,))
 
+    def describe(self, rows: Array) -> Queried:
+        """Describe the inputs, by `rows` of queries and the model's graph unless it is `plain`."""
+        if self.plain:
+            return Queried.of(self.signature.input.shape)
+        content = self.bundle.content(self.bundle.manifest.deployed)
+        batch = as_batch(rows, self.signature)
+        return describe(batch, self.signature, content, self.output.name)
+
     def network(self, on_predicted: OnPredicted | None = None) -> nn.Module:
-        """The deployed model as a module: its network if there are weights, else in ONNX Runtime.
+        """Return the deployed model as a module: its network if there are weights, else in ONNX
+        Runtime.
 
         Raises BundleError for weights that do not fit the network they are said to be of.
         """
@@ -84,22 +119,64 @@ class Teacher:
         return _InOnnxRuntime(self, on_predicted)
 
 
+class _InOnnxRuntime(nn.Module):
+    """One output of a deployed model in ONNX Runtime, each query run at its own size.
+
+    It can predict, but has no weights to start from.
+    """
+
+    def __init__(self, teacher: Teacher, on_predicted: OnPredicted | None) -> None:
+        super().__init__()
+        path, signature = teacher.bundle.deployed_path, teacher.signature
+        self._model = OnnxModel(path, signature=signature, threads=torch.get_num_threads())
+        self._teacher = teacher
+        self._on_predicted = on_predicted
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Map the inputs' tensors (n, ...), in their order, to (n, *output_shape), on their device.
+
+        Raises DataError for queries that it cannot run, and for predictions that are not finite:
+        nothing can be learned from those.
+        """
+        signature, name = self._teacher.signature, self._teacher.output.name
+        arrays = Rows(tensors).arrays(signature)
+        run = self._model.predict
+        outputs = run_by_bucket(run, arrays, signature, name, BATCH, self._on_predicted)
+        if not np.isfinite(outputs).all():
+            raise DataError(
+                "the deployed model predicts NaN or infinite values for some of the inputs; "
+                "leave those out, or check that inputs are scaled as the model expects them"
+            )
+        return torch.from_numpy(outputs.astype(np.float32, copy=False)).to(tensors[0].device)
+
+
 def teacher_of(
     bundle: Bundle, output: str | None = None, module: nn.Module | None = None
 ) -> Teacher:
-    """The deployed model of `bundle` as stand-ins learn it, by the `output` called so.
+    """Return the deployed model of `bundle` as stand-ins learn it, by the `output` called so.
 
     `output` None is the one that the bundle names. Raises UserError for an output that the model
     does not have, where nothing says which of several it is, and where stand-ins that are there
     imitate another; ModelError for an output that cannot be imitated, or a model without a free
     batch axis.
     """
-    bundle = _imitating(bundle, output)
-    signature, chosen = bundle.manifest.deployed.signature, bundle.manifest.imitated_output
+    manifest, signature = bundle.manifest, bundle.manifest.deployed.signature
+    names = ", ".join(each.name for each in signature.outputs)
+    if output is not None and output != manifest.imitated:
+        if output not in [each.name for each in signature.outputs]:
+            raise UserError(f"the model has no output {output!r}; it has {names}")
+        if manifest.imitated is not None and (manifest.parity or manifest.backups):
+            raise UserError(
+                f"the bundle has stand-ins for the output {manifest.imitated!r}; all of a bundle "
+                "imitate one, so leave --output out or begin with a bundle without stand-ins"
+            )
+        manifest = msgspec.structs.replace(manifest, imitated=output)
+        bundle = replace(bundle, manifest=manifest)
+    chosen = manifest.imitated_output
     if chosen is None:
         raise UserError(
-            f"the model has the outputs {', '.join(each.name for each in signature.outputs)}; name "
-            "the one that stand-ins imitate with --output NAME"
+            f"the model has the outputs {names}; name the one that stand-ins imitate with --output "
+            "NAME"
         )
     fixed = chosen.fixed
     if fixed is None or fixed.dtype.kind != "f":
@@ -121,21 +198,6 @@ def teacher_of(
     return Teacher(bundle, fixed, plain, module)
 
 
-def _imitating(bundle: Bundle, output: str | None) -> Bundle:
-    manifest = bundle.manifest
-    if output is None or output == manifest.imitated:
-        return bundle
-    names = [each.name for each in manifest.deployed.signature.outputs]
-    if output not in names:
-        raise UserError(f"the model has no output {output!r}; it has {', '.join(names)}")
-    if manifest.imitated is not None and (manifest.parity or manifest.backups):
-        raise UserError(
-            f"the bundle has stand-ins for the output {manifest.imitated!r}; all of a bundle "
-            "imitate one, so leave --output out or begin with a bundle without stand-ins"
-        )
-    return replace(bundle, manifest=msgspec.structs.replace(manifest, imitated=output))
-
-
 @contextmanager
 def open_teacher(
     model: Model,
@@ -150,40 +212,41 @@ def open_teacher(
     `teacher_of`, `allow_code` as for `open_bundle`. Raises BundleError or ModelError for what
     cannot be deployed.
     """
+    signature: Signature | None = None
+    module = model if isinstance(model, nn.Module) else None
     if isinstance(model, Bundle):
         yield teacher_of(model, output)
         return
     if isinstance(model, nn.Module):
         if inputs is None or isinstance(inputs, str | Path | Mapping):
             raise UserError("give the inputs of a torch module as one array")
-        content, signature = _exported(model, np.shape(inputs)[1:]), None
+        content = _exported(model, np.shape(inputs)[1:])
+    elif Path(model).is_dir():
+        yield teacher_of(open_bundle(model, allow_code), output)
+        return
     else:
-        path = Path(model)
-        if path.is_dir():
-            yield teacher_of(open_bundle(path, allow_code), output)
-            return
-        content, signature = _read(path, inputs)
+        queries = None if inputs is None else _arrays(inputs)
+        content, signature = read_servable(Path(model), queries=queries)
     with TemporaryDirectory() as folder:
+        deployed = NewModel(content, OWN, signature=signature)
         try:
-            bundle = write_bundle(
-                Path(folder, "deployed"), deployed=NewModel(content, OWN, signature=signature)
-            )
+            bundle = write_bundle(Path(folder, "deployed"), deployed=deployed)
         except BundleError as error:
             raise ModelError(f"the deployed model cannot be used: {error}") from error
-        yield teacher_of(bundle, output, model if isinstance(model, nn.Module) else None)
+        yield teacher_of(bundle, output, module)
 
 
-def _read(path: Path, inputs: GivenInputs | None) -> tuple[bytes, Signature]:
-    if inputs is None or (isinstance(inputs, str | Path) and Path(inputs).is_dir()):
-        return read_servable(path)
+def _arrays(inputs: GivenInputs) -> dict[str, Array] | None:
+    """Return the inputs if these tell how large dynamic axes become."""
     if isinstance(inputs, str | Path):
+        if Path(inputs).is_dir():
+            return None
         queries = read_arrays(Path(inputs))
     else:
         named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
         queries = {name: np.asarray(each) for name, each in named.items()}
-    if any(not each.size for each in queries.values()):
-        return read_servable(path)  # too few queries are refused by those who count them
-    return read_servable(path, queries=queries)
+    # Too few queries are refused by those who count them.
+    return queries if all(each.size for each in queries.values()) else None
 
 
 def _exported(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
@@ -201,40 +264,110 @@ def _exported(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
     return content
 
 
-class _InOnnxRuntime(nn.Module):
-    """One output of a deployed model in ONNX Runtime, each query run at its own size.
+# Queries
 
-    It can predict, but has no weights to start from.
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries to learn from, and others that choose the best epoch, calibrate gates and test.
+
+    They are (n, *query_shape), or rows of one kind of the model's signature; there may be none for
+    calibration and tests. Without labels the deployed model's predictions count as right. `metric`
+    None is the one that suits the predictions. With `hflip` a query turned left to right is as good
+    a query.
     """
 
-    def __init__(self, teacher: Teacher, on_predicted: OnPredicted | None) -> None:
-        super().__init__()
-        self._model = OnnxModel(
-            teacher.bundle.deployed_path,
-            signature=teacher.signature,
-            threads=torch.get_num_threads(),
+    train: Array
+    validation: Array
+    validation_labels: Labels | None = None
+    calibration: Array | None = None
+    test: Array | None = None
+    test_labels: Labels | None = None
+    metric: str | None = None
+    hflip: bool = False
+
+    @classmethod
+    def of(cls, inputs: Array, k: int = 1, **fields: Any) -> "Queries":
+        """Hold out some of the `inputs`, k or more, for validation, and none for the rest."""
+        order = np.random.default_rng(0).permutation(len(inputs))
+        rest, drawn = np.split(order, [len(inputs) - max(k, len(inputs) // HELD_OUT)])
+        return cls(inputs[rest], inputs[drawn], **fields)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the queries to learn from."""
+        content = hashlib.sha256()
+        for each in tensors_in(self.train):
+            content.update(np.ascontiguousarray(each).data)
+        return content.hexdigest()
+
+    def check(self, teacher: Teacher, least: int) -> None:
+        """Raise DataError unless there are `least` or more finite queries that differ, both for
+        training and for validation, and UserError for a metric that does not fit."""
+        choose_metric(self.metric, teacher.output.shape)
+        for inputs, what in ((self.train, "training"), (self.validation, "validation")):
+            batch = as_batch(inputs, teacher.signature, f"the {what} inputs")
+            check_queries(batch, f"{what} inputs", least)
+
+
+def find_queries(
+    teacher: Teacher,
+    inputs: GivenInputs | None,
+    options: TeachingOptions,
+    *,
+    k: int = 1,
+    least: int = 1,
+) -> Queries:
+    """Return the user's `inputs`, or those of a task: that of the options, or of the model.
+
+    Of the user's, a tenth each is held out for validation, calibration and tests. Raises UserError
+    if there are none, or both, and DataError if they are fewer than `least` or too few for groups
+    of k.
+    """
+    training = teacher.bundle.manifest.deployed_training
+    shape, task, metric = teacher.output.shape, options.task, options.metric
+    if inputs is not None:
+        if task is not None:
+            raise UserError("give either a task or inputs, not both")
+        if options.hflip and not teacher.plain:
+            raise OptionError("--hflip is for images; the model takes other queries")
+        if metric is None and training is not None and is_ours(training.task):
+            metric = find_task(training.task).metric
+        choose_metric(metric, shape)
+        found = rows_of(teacher, inputs, least=max(least, 3 * k))
+        order = np.random.default_rng(1).permutation(len(found))
+        tenth = len(found) // HELD_OUT
+        tested = max(k, tenth)
+        rest, calibrated, test = np.split(order, [len(found) - tested - tenth, len(found) - tested])
+        held_out = {"calibration": found[calibrated], "test": found[test]}
+        return Queries.of(found[rest], k, metric=metric, hflip=options.hflip, **held_out)
+    if not teacher.plain:
+        raise UserError(
+            f"the model takes {teacher.signature}; give its queries as inputs, an array for each "
+            "input, in Python or in an .npz file"
         )
-        self._teacher = teacher
-        self._on_predicted = on_predicted
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """The inputs' tensors (n, ...), in their order, to (n, *output_shape), on their device.
-
-        Raises DataError for queries that it cannot run, and for predictions that are not finite:
-        nothing can be learned from those.
-        """
-        outputs = self._run(tensors)
-        if not np.isfinite(outputs).all():
-            raise DataError(
-                "the deployed model predicts NaN or infinite values for some of the inputs; "
-                "leave those out, or check that inputs are scaled as the model expects them"
-            )
-        return torch.from_numpy(outputs.astype(np.float32, copy=False)).to(tensors[0].device)
-
-    def _run(self, tensors: tuple[Tensor, ...]) -> NDArray[Any]:
-        signature = self._teacher.signature
-        arrays = Rows(tensors).arrays(signature)
-        name = self._teacher.output.name
-        return run_by_bucket(
-            self._model.predict, arrays, signature, name, BATCH, self._on_predicted
+    if task is None and training is None:
+        raise UserError(
+            "nothing says what queries the deployed model gets; give some as inputs, an array, an "
+            ".npy file or a folder; labels are not needed"
         )
+    chosen = choose_task(task) if task else find_task(training.task if training else "")
+    data = chosen.load(None if options.data_dir is None else Path(options.data_dir))
+    validation, calibration = data.validation.part(k)
+    return Queries(
+        data.train.inputs,
+        validation.inputs,
+        validation.labels,
+        calibration,
+        data.test.inputs,
+        data.test.labels,
+        choose_metric(metric or chosen.metric, shape),
+        options.hflip or chosen.flips,
+    )
+
+
+def rows_of(teacher: Teacher, inputs: GivenInputs, least: int) -> Array:
+    """Return queries as rows of one kind, those of unequal length padded to one."""
+    batch, signature = load_queries(inputs, teacher.bundle, least), teacher.signature
+    sizes = sizes_in(batch, signature.inputs)
+    return padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])

@@ -10,20 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import RenderableType
 
-from parity_models.codes import Code, CodeSpec
+from parity_models.codes import CodeSpec
 from parity_models.evaluation.judging import Evaluation, GivenInputs
 from parity_models.evaluation.tables import inference_table, slowdown
 from parity_models.models.bundle import Bundle, Training
-from parity_models.models.export import export, floats
-from parity_models.models.inference_time import inference_times
-from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.queried import NO_QUERIES, Queried
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
-from parity_models.models.signature import Sizes
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.training.bundling import (
@@ -37,16 +30,22 @@ from parity_models.training.bundling import (
     write_measured,
 )
 from parity_models.training.callbacks import Callbacks
-from parity_models.training.candidates import STACKED, Candidate, Proposal, code_for
+from parity_models.training.candidates import STACKED, Candidate, Proposal
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Fitted
-from parity_models.training.networks import Factory, named_network, parity_network, queried_of
+from parity_models.training.networks import Factory, find_network
 from parity_models.training.options import TrainingOptions
-from parity_models.training.proposals import SLACK, fits, ladder, propose_named
-from parity_models.training.queries import Queries, find_queries
+from parity_models.training.proposals import propose_network
 from parity_models.training.recipes import Budget, check_recipe
-from parity_models.training.teacher import Model, Teacher, open_teacher, teacher_of
+from parity_models.training.teacher import (
+    Model,
+    Queries,
+    Teacher,
+    find_queries,
+    open_teacher,
+    teacher_of,
+)
 
 BEST = CodeSpec("stack", "separate", 2)
 PUBLISHED = CodeSpec("sum", "subtraction", 2)
@@ -145,7 +144,7 @@ def parity(
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         if spec.encoder == "stack" and not spec.encoder_options and not teacher.plain:
             spec = replace(spec, encoder_options=STACKED)
-        queries = _queries(teacher, inputs, chosen, spec.k)
+        queries = find_queries(teacher, inputs, chosen, k=spec.k)
         return train(teacher, queries, out, network, spec, chosen, recipe, callbacks=callbacks)
 
 
@@ -189,7 +188,7 @@ def backup(
     check_run(out, chosen)
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         held = teacher.bundle.manifest.code
-        queries = _queries(teacher, inputs, chosen, 1 if held is None else held.k)
+        queries = find_queries(teacher, inputs, chosen, k=1 if held is None else held.k)
         return train(teacher, queries, out, network, None, chosen, keep=keep, callbacks=callbacks)
 
 
@@ -197,20 +196,6 @@ def check_run(out: Path | str, options: TrainingOptions) -> None:
     """Raise BundleError if `out` is no place for a bundle, TrainingError for a missing device."""
     check_place(Path(out).resolve())
     choose_device(options.device)
-
-
-def _queries(
-    teacher: Teacher, inputs: GivenInputs | None, options: TrainingOptions, k: int
-) -> Queries:
-    return find_queries(
-        teacher,
-        inputs,
-        task=options.task,
-        data_dir=options.data_dir,
-        metric=options.metric,
-        hflip=options.hflip,
-        k=k,
-    )
 
 
 def train(
@@ -231,51 +216,58 @@ def train(
     """
     teacher = deployed if isinstance(deployed, Teacher) else teacher_of(deployed)
     callbacks, out = callbacks or Callbacks(), Path(out).resolve()
+    bundle = teacher.bundle
     check_place(out)
     if keep:
-        check_room(teacher.bundle)
+        check_room(bundle)
     queries.check(teacher, 1 if code is None else code.k)
-    queried = NO_QUERIES if teacher.plain else queried_of(teacher, queries.train)
+    queried = teacher.describe(queries.train)
     sizes = commonest(queries.train, teacher.signature)
     if network is None:
         assert code is not None
-        network = _default_network(teacher, code, queried, sizes)
+        network = propose_network(teacher, code, queried, sizes)
         callbacks.say(f"parity network: {network}")
     began, device = time.monotonic(), choose_device(options.device)
     model = place(teacher.network(callbacks.on_predicted), device)
-    name, factory = (network, None) if isinstance(network, str) else (None, network)
     candidate = Candidate(
-        Proposal(name or named_network(network).name, code),
+        Proposal(find_network(network)[0], code),
         teacher,
         model,
         device,
+        queried,
         seed=options.seed,
-        queried=queried,
         style=style,
-        factory=factory,
+        factory=None if isinstance(network, str) else network,
     )
     queries = replace(queries, hflip=queries.hflip and candidate.recipe.mirror)
-    data = distill(model, teacher, queries, device, options.output_kind)
-    candidate.learn_from(data)
+    candidate.learn_from(distill(model, teacher, queries, device, options.output_kind))
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    task = teacher.bundle.manifest.task
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(
         None if budget == Budget() else budget,
         checkpoint,
-        options={"task": task, "inputs": queries.sha256, "seed": options.seed},
+        options={"task": bundle.manifest.task, "inputs": queries.sha256, "seed": options.seed},
         resume=options.resume,
         on_progress=callbacks.on_training,
         began=began,
     )
-    training = training_of(candidate, queries, task, options.seed)
-    contents = _contents(teacher, candidate, training, sizes, keep=keep)
-    bundle, evaluation = write_measured(
-        out, contents, queries, data.metric, on_measured=callbacks.on_measured
-    )
+    made, envelope = candidate.exported(), envelope_of(candidate.data, teacher)
+    training = training_of(candidate, queries, bundle.manifest.task, options.seed)
+    parity, backups = parity_of(bundle), backups_of(bundle)
+    if made.parity:
+        parity = ParityPart(code, made, training)
+        backups = [each for each in backups if not each.model.slot]
+        if made.backup is not None and not backups:
+            backups = [BackupPart(made.backup)]
+    elif made.backup is not None:
+        backups = [*(backups if keep else ()), BackupPart(made.backup, training)]
+        envelope = bundle.envelope() or envelope  # that of a parity model, as more depends on it
+    contents = contents_of(bundle, parity, backups, envelope, sizes=sizes)
+    metric, on_measured = candidate.data.metric, callbacks.on_measured
+    written, evaluation = write_measured(out, contents, queries, metric, on_measured=on_measured)
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)
-    return Trained(**vars(bundle), fitted=fitted, evaluation=evaluation)
+    return Trained(**vars(written), fitted=fitted, evaluation=evaluation)
 
 
 def training_of(candidate: Candidate, queries: Queries, task: str, seed: int) -> Training:
@@ -290,61 +282,3 @@ def training_of(candidate: Candidate, queries: Queries, task: str, seed: int) ->
         device=str(candidate.data.inputs.device),
         recipe=candidate.options,
     )
-
-
-def _contents(
-    teacher: Teacher, candidate: Candidate, training: Training, sizes: Sizes, *, keep: bool
-) -> dict[str, Any]:
-    """Return the contents of the bundle with a new stand-in."""
-    bundle, made = teacher.bundle, candidate.exported()
-    envelope = envelope_of(candidate.data, teacher)
-    backups = backups_of(bundle)
-    if candidate.coded:
-        backups = [each for each in backups if not each.model.slot]
-        if made.backup is not None and not backups:
-            backups = [BackupPart(made.backup)]
-        parity = ParityPart(candidate.proposal.code, made, training)
-        return contents_of(bundle, parity, backups, envelope, sizes=sizes)
-    assert made.backup is not None
-    backups = [*(backups if keep else ()), BackupPart(made.backup, training)]
-    # The envelope of a parity model stays: more depends on it.
-    return contents_of(
-        bundle, parity_of(bundle), backups, bundle.envelope() or envelope, sizes=sizes
-    )
-
-
-def _default_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: Sizes) -> str:
-    """Choose the network of parity models where none is named.
-
-    It is the deployed model's if the bundle holds its weights, which training then starts from.
-    Else it is the most capable that takes no longer than the deployed model for one query, by times
-    measured here, or the fastest if all take longer: a slower one would make its instances a
-    bottleneck.
-    """
-    code = code_for(spec, teacher)
-    if not teacher.plain:
-        proposed, _ = propose_named(teacher, queried, sizes)
-        backups = [each for each in proposed if each.code is None]
-        fast = [each for each in backups if code.k * each.share <= SLACK]
-        return (fast or backups[-1:])[0].network
-    network = teacher.bundle.manifest.deployed.network
-    if not teacher.foreign and family(network) in NETWORKS.names:
-        return network
-    names = [name for name in ladder(code.query_shape) if fits(name, code)]
-    reference = OnnxModel(teacher.bundle.deployed_path)
-    fits_at, above = 0, len(names)
-    while above - fits_at > 1:
-        middle = (fits_at + above) // 2
-        if _is_slower(names[middle], code, reference):
-            above = middle
-        else:
-            fits_at = middle
-    return names[fits_at]
-
-
-def _is_slower(network: str, code: Code, reference: OnnxModel) -> bool:
-    with torch.random.fork_rng(devices=[]):
-        module = parity_network(network, code).make()
-    model = OnnxModel(export(module, [floats(code.parity_shape)]))
-    ours, theirs = inference_times([model, reference])
-    return ours > SLACK * theirs

@@ -14,7 +14,7 @@ from parity_models.documents import content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.options import Value
 from parity_models.tasks import choose_task
-from parity_models.training.networks import named_network
+from parity_models.training.networks import find_network
 from parity_models.training.recipes import check_recipe
 
 FILES = resources.files("parity_models_lab.accuracy") / "matrices"
@@ -125,7 +125,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 check_recipe(code.recipe, code.spec)
                 networks += [] if code.network is None else [code.network]
             for network in networks:
-                named_network(network)  # refuses names that there are not
+                find_network(network)  # refuses names that there are not
 
 
 def load_matrix(name: str) -> Matrix:

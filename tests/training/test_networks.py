@@ -1,0 +1,282 @@
+"""Networks of parity models: which they are for a code, how they begin, and the user's own."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from own_coders import ABREAST, DECODER, LISTED, PILED
+from own_models import STACK, Parm
+from own_stacked import ATTENDING, PLAIN, Group
+from parity_models.codes import Code, CodeSpec, MLPEncoder
+from parity_models.errors import TrainingError, UserError
+from parity_models.models.bundle import open_bundle
+from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, build_network
+from parity_models.models.networks.queried import Shape
+from parity_models.models.networks.slotwise import Slotwise
+from parity_models.registry import load_own
+from parity_models.training.networks import build_models, parity_network
+from parity_models.training.problems import CodedNetworks
+from parity_models.training.recipes import recipe_for
+from parity_models.training.scaling import calibrate_last_layer
+
+SUM = CodeSpec("sum", "subtraction", 2)
+ACROSS = CodeSpec("stack", "separate", 2, encoder_options={"axis": 1})
+TILES = CodeSpec("concatenation", "separate", 2)
+SEQUENCE, IMAGE = (3, 40), (1, 16, 16)
+CODE = Code(STACK, (1, 8, 8), (10,))
+
+
+def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
+    torch.manual_seed(0)
+    return parity_network(network, Code(spec, shape, (10,))).make()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "network", "expected"),
+    [
+        (STACK, (1, 9, 9), "resnet-small", Slotwise),
+        (CodeSpec("stack", "subtraction", 2), (1, 9, 9), "resnet-small", SmallResNet),
+        (ACROSS, (1, 9, 9), "resnet-small", SmallResNet),
+        (TILES, (1, 9, 9), "resnet-small", SmallResNet),
+        (CodeSpec("stack", "separate", 8), (1, 6, 6), "resnet-small", SmallResNet),  # too small
+        (CodeSpec(PILED, LISTED, 3), IMAGE, "resnet-small", Slotwise),
+        (STACK, SEQUENCE, "resnet-1d", Slotwise),
+        (STACK, SEQUENCE, "mlp", MLP),
+        (SUM, SEQUENCE, "resnet-1d", SequenceResNet),
+        (STACK, (1, 8, 8), PLAIN, Slotwise),
+    ],
+    ids=str,
+)
+def test_stacked_queries_that_are_read_off_are_answered_each_by_itself(
+    spec: CodeSpec, shape: Shape, network: str, expected: type[nn.Module]
+) -> None:
+    assert isinstance(built(network, spec, shape), expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "network", "places"),
+    [
+        (SUM, (1, 28, 28), "resnet-small", (7, 7)),
+        (CodeSpec("convolution", "separate", 2), (1, 28, 28), "resnet-small", (7, 7)),
+        (SUM, (1, 4, 64), "resnet-small", (1, 8)),
+        (SUM, (1, 36, 400), "resnet-small", (5, 8)),
+        (SUM, (1, 28, 28), "resnet18", (1, 1)),
+        (SUM, (40,), "mlp", (1, 1)),
+        (CodeSpec("stack", "subtraction", 2), (1, 28, 28), "resnet-small", (1, 1)),
+        (CodeSpec("concatenation", "subtraction", 2), (1, 28, 28), "resnet-small", (1, 1)),
+        (CodeSpec("concatenation", "separate", 4), (1, 28, 28), "resnet-small", (2, 2)),
+        (CodeSpec(ABREAST, LISTED, 2), IMAGE, "resnet18", (1, 2)),
+        (CodeSpec(ABREAST, "subtraction", 2), IMAGE, "resnet18", (1, 1)),
+    ],
+    ids=str,
+)
+def test_places_are_seen_apart_where_images_are_overlaid_and_tiles_where_they_are_read_off(
+    spec: CodeSpec, shape: Shape, network: str, places: tuple[int, int]
+) -> None:
+    code = Code(spec, shape, (10,))
+    chosen = parity_network(network, code)
+    assert chosen.places == places
+    outputs = chosen.make()(torch.zeros(2, *code.parity_shape))
+    assert outputs.shape == (2, *code.parity_output_shape)
+
+
+def test_the_published_network_averages_its_whole_map() -> None:
+    code = Code(SUM, (1, 28, 28), (10,))
+    assert parity_network("resnet-small", code, "published").places == (1, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (2, 64, 32)])
+def test_a_model_that_sees_places_apart_starts_as_the_deployed_model(shape: Shape) -> None:
+    deployed = build_network("resnet-small", shape, (10,)).eval()
+    network = parity_network("resnet-small", Code(SUM, shape, (10,)))
+    assert network.places != (1, 1)
+    (parity,), started = build_models(network, 1, deployed)
+    assert started
+    queries = torch.randn(3, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(parity.eval()(queries), deployed(queries))
+
+
+def test_at_most_four_pixels_are_folded_and_short_sequences_are_refused() -> None:
+    network = built("resnet-small", CodeSpec("stack", "separate", 10), (3, 32, 32))
+    assert isinstance(network, Slotwise)
+    assert network.block == (2, 2)
+    assert network(torch.zeros(2, 30, 32, 32)).shape == (2, 10, 10)
+    with pytest.raises(TrainingError, match="at least 8 steps here"):
+        built("resnet-1d", CodeSpec("stack", "separate", 8), (3, 20))
+
+
+@pytest.mark.parametrize("decoder", ["subtraction", "mlp", DECODER])
+def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: str) -> None:
+    sums = Code(CodeSpec("sum", decoder, 2), IMAGE, (10,))
+    usual = recipe_for(SmallResNet, "parity", sums.parity_shape)
+    recipe = parity_network("resnet-small", sums).recipe
+    assert usual.mirror
+    assert (recipe.epochs, recipe.mirror) == (4 * usual.epochs, False)
+    for spec in (STACK, CodeSpec(PILED, LISTED, 2)):
+        assert parity_network("resnet-small", Code(spec, IMAGE, (10,))).recipe == usual
+
+
+# The user's own classes
+
+
+def test_a_network_is_built_for_the_code_with_its_options_and_grid() -> None:
+    plan = parity_network(f"{ATTENDING}@units=5", CODE)
+    network = plan.make()
+    assert isinstance(network, Group)
+    assert (network.first.out_features, plan.places, plan.recipe.epochs) == (5, (2, 1), 3)
+
+
+def test_it_says_whether_it_starts_from_the_deployed_model() -> None:
+    plan = parity_network(ATTENDING, Code(CodeSpec("stack", "separate", 2, 2), (1, 8, 8), (10,)))
+    (first, second), started = build_models(plan, 2, nn.Flatten())
+    assert isinstance(first, Group)
+    assert isinstance(second, Group)
+    assert started
+    assert bool((first.last.bias == 7).all())
+    assert not bool((second.last.bias == 7).any())
+
+
+@pytest.mark.parametrize("network", ["resnet-small", ATTENDING])
+def test_a_last_layer_is_calibrated_for_all_slots(network: str) -> None:
+    stacked = built(network, STACK, (1, 8, 8))
+    inputs, targets = torch.randn(64, 2, 8, 8), 5 + 3 * torch.randn(64, 2, 10)
+    calibrate_last_layer(stacked, inputs, targets)
+    outputs = stacked.train()(inputs)
+    if network == ATTENDING:
+        torch.testing.assert_close(outputs.mean((0, 1)), targets.mean((0, 1)))
+    else:
+        torch.testing.assert_close(outputs.flatten(0, 1).std(0), targets.flatten(0, 1).std(0))
+
+
+def test_codes_that_it_does_not_support_are_refused_in_its_own_words() -> None:
+    with pytest.raises(TrainingError, match="attending takes 6 images at most, not 8"):
+        built(ATTENDING, CodeSpec("stack", "separate", 8), (1, 8, 8))
+
+
+class OwnEncoder(MLPEncoder):
+    """A learned encoder of this package, with another network."""
+
+    name = "own-encoder"
+
+    def new_network(self) -> Any:
+        return nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.Unflatten(1, (1, 16)))
+
+
+def test_a_learned_encoder_is_the_network_that_it_makes() -> None:
+    code = Code(CodeSpec(f"{__name__}:OwnEncoder", "subtraction", 2), (16,), (3,))
+    assert isinstance(CodedNetworks(nn.ModuleList(), code).coders["encoder"], nn.Sequential)
+
+
+@pytest.mark.slow
+def test_an_own_network_is_trained_and_bundled_like_this_packages(
+    parm: Parm, tmp_path: Path
+) -> None:
+    parm(
+        "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle --encoder "
+        f"stack --decoder separate --parity-network {ATTENDING}@units=16 --epochs 2"
+    )
+    (parity,) = open_bundle(tmp_path / "bundle").manifest.parity
+    assert (parity.network, parity.slotwise) == (f"{ATTENDING}@units=16", False)
+
+
+# The user's own functions
+
+FACTORIES = """
+from torch import nn
+
+def good(input_shape, output_shape, grid=(1, 1)):
+    assert grid == (2, 1) or grid == (1, 2) or grid == (1, 1)
+    return Own(input_shape, output_shape)
+
+class Own(nn.Module):
+    def __init__(self, input_shape, output_shape):
+        super().__init__()
+        self.shape = output_shape
+        self.layer = nn.LazyLinear(output_shape[0] * output_shape[1])
+
+    def forward(self, queries):
+        return self.layer(queries.flatten(1)).reshape(-1, *self.shape)
+
+def fails(input_shape, output_shape):
+    raise ZeroDivisionError("no")
+
+def nothing(input_shape, output_shape):
+    return None
+
+def few(input_shape):
+    return nn.Identity()
+
+def wrong(input_shape, output_shape):
+    return nn.Flatten()
+
+def picky(input_shape, output_shape):
+    return nn.Linear(3, 4)
+
+def fixed(input_shape, output_shape):
+    return Fixed(input_shape, output_shape)
+
+class Fixed(Own):
+    def forward(self, queries):
+        return super().forward(queries).reshape(len(queries), *self.shape)
+
+number = 4
+"""
+
+
+@pytest.mark.slow
+def test_a_network_may_come_from_a_function_in_the_current_folder(
+    parm: Parm, tmp_path: Path
+) -> None:
+    (tmp_path / "mine_good.py").write_text(FACTORIES)
+    parm(
+        "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle "
+        "--encoder concatenation --parity-network mine_good:good --epochs 2"
+    )
+    (parity,) = open_bundle(tmp_path / "bundle").manifest.parity
+    assert parity.network == "mine_good:good"
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("absent_package.module:f", "there is no module 'absent_package' here or installed"),
+        ("mine:absent", "mine.py) has no 'absent'"),
+        ("mine:", "is not of the form package.module:name"),
+        (":f", "is not of the form package.module:name"),
+        ("broken:f", "importing broken failed: SyntaxError"),
+        ("mine:number", "mine:number is 4, not a function"),
+        ("mine:fails", "mine:fails((2, 8, 8), (2, 10)) failed: ZeroDivisionError: no"),
+        ("mine:few", "failed: TypeError"),
+        ("mine:nothing", "mine:nothing made NoneType, not a torch.nn.Module"),
+        ("mine:wrong", "gives (2, 128) for 2 inputs, where (2, 2, 10) is needed"),
+        ("mine:picky", "cannot take inputs of shape (2, 8, 8): RuntimeError"),
+        (
+            "mine:fixed",
+            "cannot be served from ONNX: ModelError: it has input 'input' of shape [2, 2, 8, 8]",
+        ),
+        ("nobody", "there is no network 'nobody'; there are"),
+    ],
+)
+def test_functions_that_make_no_network_for_the_code_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("mine", None)
+    (tmp_path / "mine.py").write_text(FACTORIES)
+    (tmp_path / "broken.py").write_text("def f(:")
+    with pytest.raises(UserError) as error:
+        parity_network(reference, CODE).make()
+    assert reason in str(error.value)
+
+
+def test_code_is_loaded_only_by_a_name_of_the_right_form() -> None:
+    assert load_own("math:pi") == pytest.approx(3.14159, abs=1e-5)
+    for reference in ["math", "math:", ":pi", "math:pi:e", "math:__import__('os')"]:
+        with pytest.raises(UserError, match="is not of the form"):
+            load_own(reference)
