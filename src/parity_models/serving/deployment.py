@@ -24,8 +24,7 @@ from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.watch import feed_of
+from parity_models.serving.page.feed import Feed, feed_of
 from parity_models.serving.protocol import GateMetadata
 from parity_models.serving.served_model import VERSION, ServedModel
 from parity_models.trust.gates import OutputGate, choose_gates, ungated

@@ -23,7 +23,7 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.page.routes import Page
+from parity_models.serving.page.feed import Page
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest.asgi import AsgiApp
 from parity_models.serving.rest.messages import Request, Response

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -14,6 +15,8 @@ from repositories import write_version
 from served import ServerProcess
 
 pytestmark = pytest.mark.slow
+
+TOKEN = "a-token-of-the-server"
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def test_it_shows_that_an_instance_was_killed_and_is_back(
     expect(page.locator(".cell")).to_have_count(3)
 
 
-def test_what_it_shows_is_said_to_those_who_cannot_see_it(page: Page) -> None:
+def test_a_screen_reader_gets_all_that_it_shows(page: Page) -> None:
     expect(page.get_by_role("heading", name="Instances")).to_be_visible()
     expect(page.get_by_role("listitem").filter(has_text="up").first).to_be_visible()
     charts = page.get_by_role("img").and_(page.locator(".chart"))
@@ -76,3 +79,53 @@ def test_a_model_of_a_repository_is_chosen_and_stays_chosen(
         page.reload()
         expect(page.get_by_role("heading", name="version 3 ready")).to_be_visible()
         expect(page.locator("#server .side")).to_have_count(1)
+
+
+# With tokens
+
+
+@pytest.fixture(scope="module")
+def guarded(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    tokens = tmp_path_factory.mktemp("access") / "tokens"
+    tokens.write_text(TOKEN)
+    options = ("--ui", "--tokens", str(tokens), "--policy", "none", "--instances", "1")
+    with ServerProcess(bundle, *options) as server:
+        yield server
+
+
+def test_the_page_s_files_are_open_and_the_server_s_state_is_not(guarded: ServerProcess) -> None:
+    for path in ("/ui/", "/ui/page.js", "/ui/feed.js"):
+        assert httpx.get(guarded.url + path).status_code == 200
+    for path in ("/ui/about", "/ui/events", "/ui/control", "/ui/other", "/ui/../metrics"):
+        assert httpx.get(guarded.url + path).status_code == 401
+    bearing = {"Authorization": f"Bearer {TOKEN}"}
+    assert httpx.get(f"{guarded.url}/ui/about", headers=bearing).json()["title"] == "model"
+    elsewhere = {"Host": "evil.example"}
+    assert httpx.get(f"{guarded.url}/ui/", headers=elsewhere).status_code == 403
+
+
+def test_a_token_after_the_address_is_taken_and_taken_away_from_there(
+    guarded: ServerProcess, browser: Browser
+) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{guarded.url}/ui/#token={TOKEN}")
+    expect(page.locator(".badge")).to_have_text("ready")
+    assert TOKEN not in page.url
+    page.reload()
+    expect(page.locator(".badge")).to_have_text("ready")
+    assert not any(TOKEN in url for url in asked[1:])
+    page.close()
+
+
+def test_a_token_is_asked_for_until_it_is_right(guarded: ServerProcess, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(f"{guarded.url}/ui/")
+    page.get_by_label("Token").fill("a-wrong-token")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_label("does not take this token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.locator(".badge")).to_have_text("ready")
+    expect(page.locator("form")).to_have_count(0)
+    page.close()

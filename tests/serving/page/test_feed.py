@@ -1,4 +1,4 @@
-"""Who watches gets frames, at a bounded cost."""
+"""Watchers get frames, at a bounded cost."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -16,19 +16,20 @@ class Frame(Struct):
 
 
 class Sampled:
-    """Numbers its frames: a whole one says at = -1."""
+    """Numbers its frames: a whole one says at = -1. One that is `broken` cannot be made."""
 
-    def __init__(self) -> None:
-        self.frames = 0
-        self.ticks = 0
+    def __init__(self, broken: int = 0) -> None:
+        self.frames = self.ticks = 0
+        self.broken = broken
 
     def tick(self) -> None:
         self.ticks += 1
 
     def frame(self, *, whole: bool) -> Frame:
         self.frames += not whole
-        at = -1.0 if whole else float(self.frames)
-        return Frame(at)
+        if not whole and self.frames == self.broken:
+            raise ValueError("cannot be read")
+        return Frame(-1.0 if whole else float(self.frames))
 
 
 async def read(events: AsyncGenerator[bytes, None]) -> float:
@@ -59,42 +60,33 @@ async def test_a_watcher_that_does_not_keep_up_gets_a_whole_frame_next() -> None
     assert await read(slow) == -1
     feed.sample()
     assert await read(slow) == 7
+    for _ in range(6):
+        feed.sample()
+    feed.close()
+    assert [event async for event in slow] == []
 
 
 async def test_without_watchers_no_frames_are_made() -> None:
     sampled = Sampled()
     feed = Feed(sampled)
-    watcher = feed.follow()
-    await read(watcher)
-    feed.sample()
-    await watcher.aclose()
-    made, ticks = sampled.frames, sampled.ticks
-    feed.sample()
-    assert (sampled.frames, sampled.ticks) == (made, ticks + 1)
-
-
-async def test_a_feed_has_room_for_so_many_watchers() -> None:
-    feed = Feed(Sampled())
     watchers = [feed.follow() for _ in range(MAX_WATCHERS)]
     for watcher in watchers:
         assert not feed.full
         await read(watcher)
     assert feed.full
-    await watchers[0].aclose()
+    feed.sample()
+    for watcher in watchers:
+        await watcher.aclose()
     assert not feed.full
+    made, ticks = sampled.frames, sampled.ticks
+    feed.sample()
+    assert (sampled.frames, sampled.ticks) == (made, ticks + 1)
 
 
 async def test_a_frame_that_cannot_be_made_is_logged_and_the_next_one_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Broken(Sampled):
-        def frame(self, *, whole: bool) -> Frame:
-            if not whole and self.frames == 0:
-                self.frames = 1
-                raise ValueError("cannot be read")
-            return super().frame(whole=whole)
-
-    feed = Feed(Broken())
+    feed = Feed(Sampled(broken=1))
     feed.start()
     watcher = feed.follow()
     assert await read(watcher) == -1

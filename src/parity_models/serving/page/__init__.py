@@ -1,5 +1,5 @@
 """The live page: observes a server, and shows it in a browser. It changes nothing.
 
-`watch` keeps what happened, without I/O or clocks, and makes frames of it; `feed` sends the frames
-to browsers; `routes` serves them, and the page's files.
+`watch` keeps what happened, without I/O or clocks, and makes frames of it; `feed` sends the frames,
+and the page's files, to browsers.
 """

@@ -1,17 +1,36 @@
-"""Sends frames to browsers as server-sent events, each made once for all of them.
+"""The page over HTTP: its files, and frames as server-sent events, each made once for all browsers.
 
 While nobody watches, the server is sampled once a second, so that the charts have a past. A watcher
 that does not keep up misses frames, and then gets a whole one.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
+
+Only requests from this machine, to one of its own names, are answered, whatever token they show: a
+foreign page whose name is made to lead here (DNS rebinding) is refused.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Protocol
+from functools import partial
+from importlib.resources import files
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+
+from parity_models.serving.page.watch import Watch
+from parity_models.serving.rest.messages import (
+    Handler,
+    Headers,
+    Request,
+    Response,
+    error_response,
+    json_response,
+)
+
+if TYPE_CHECKING:
+    from parity_models.serving.frontend import Frontend
 
 WATCHED = 0.25
 """Seconds between two frames."""
@@ -24,6 +43,24 @@ MAX_WATCHERS = 32
 
 _BEHIND = 4
 """Frames that may wait for a watcher."""
+
+_TYPES = {
+    "html": b"text/html; charset=utf-8",
+    "js": b"text/javascript; charset=utf-8",
+    "css": b"text/css; charset=utf-8",
+    "svg": b"image/svg+xml",
+}
+
+_SAFE: Headers = (
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+)
+
+_EVENTS: Headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
+
+_HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +82,6 @@ class Feed:
         self._sampled = sampled
         self._watchers: set[asyncio.Queue[bytes | None]] = set()
         self._sampling: asyncio.Task[None] | None = None
-        self._closed = False
 
     @property
     def full(self) -> bool:
@@ -58,7 +94,6 @@ class Feed:
 
     def close(self) -> None:
         """End the streams of all watchers."""
-        self._closed = True
         if self._sampling is not None:
             self._sampling.cancel()
         for watcher in self._watchers:
@@ -71,17 +106,15 @@ class Feed:
         watcher: asyncio.Queue[bytes | None] = asyncio.Queue(_BEHIND)
         self._watchers.add(watcher)
         try:
-            yield _event(self._sampled.frame(whole=True))
-            while not self._closed:
+            yield self._event(whole=True)
+            while True:
                 behind = watcher.full()
                 event = await watcher.get()
+                while behind and event is not None and not watcher.empty():
+                    event = watcher.get_nowait()
                 if event is None:
                     return
-                if behind:
-                    while not watcher.empty():
-                        watcher.get_nowait()
-                    event = _event(self._sampled.frame(whole=True))
-                yield event
+                yield self._event(whole=True) if behind else event
         finally:
             self._watchers.discard(watcher)
 
@@ -90,10 +123,13 @@ class Feed:
         if not self._watchers:
             self._sampled.tick()
             return
-        event = _event(self._sampled.frame(whole=False))
+        event = self._event(whole=False)
         for watcher in self._watchers:
             with suppress(asyncio.QueueFull):
                 watcher.put_nowait(event)
+
+    def _event(self, *, whole: bool) -> bytes:
+        return b"data: " + msgspec.json.encode(self._sampled.frame(whole=whole)) + b"\n\n"
 
     async def _sample_forever(self) -> None:
         while True:
@@ -104,5 +140,64 @@ class Feed:
                 _log.exception("the live page could not be kept up to date")
 
 
-def _event(frame: msgspec.Struct) -> bytes:
-    return b"data: " + msgspec.json.encode(frame) + b"\n\n"
+def feed_of(frontend: "Frontend", *, model: str, policy: str) -> Feed:
+    """Return the feed of a frontend that is not started yet."""
+    watch = Watch(frontend, frontend.in_flight, model=model, policy=policy)
+    frontend.observers.append(watch)
+    return Feed(watch)
+
+
+class Page:
+    """The routes of a page.
+
+    Args:
+        title: The page's title.
+        feed: Returns the feed that the parameters of an address name; None if it is not there now.
+        repository: Whether that is the feed of one of a repository's models.
+
+    """
+
+    def __init__(
+        self, title: str, feed: Callable[[Mapping[str, str]], Feed | None], *, repository: bool
+    ) -> None:
+        self._feed = feed
+        index = Response(308, b"", ((b"location", b"/ui/"),))
+        about = json_response({"title": title, "repository": repository}, headers=_SAFE)
+        self._answers = {"/ui": index, "/ui/about": about}
+        self._files = []
+        for file in (files(__package__) / "static").iterdir():
+            media_type = _TYPES.get(file.name.rpartition(".")[2])
+            if media_type is not None:
+                path = "/ui/" + file.name.replace("index.html", "")
+                headers = ((b"content-type", media_type), *_SAFE)
+                self._answers[path] = Response(200, file.read_bytes(), headers)
+                self._files.append(path)
+
+    @property
+    def open_paths(self) -> Collection[str]:
+        """The paths of the page's own files, which say nothing about a server. They need no token:
+        a browser must load them before it can show one."""
+        return ("/ui", *self._files)
+
+    def routes(self) -> dict[str, tuple[str, Handler]]:
+        """Return method and handler by path, for Rest."""
+        paths = (*self._answers, "/ui/events")
+        return {path: ("GET", partial(self._handle, path)) for path in paths}
+
+    async def _handle(self, path: str, request: Request) -> Response:
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        except ValueError:
+            host = None
+        if not request.is_local or host not in _HERE:
+            text = "the live page is for this machine: open it as http://127.0.0.1:PORT/ui/"
+            return error_response(text, 403)
+        if path in self._answers:
+            return self._answers[path]
+        asked = parse_qs(urlsplit(request.target).query)
+        feed = self._feed({name: values[0] for name, values in asked.items()})
+        if feed is None:
+            return error_response("this model or version is not running; try again soon", 503)
+        if feed.full:
+            return error_response("too many watch already; close another page", 503)
+        return Response(200, b"", _EVENTS, None if request.method == "HEAD" else feed.follow())

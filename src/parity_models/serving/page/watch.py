@@ -1,18 +1,21 @@
 """The watch: keeps what an operator wants to know of a server, and makes frames of it.
 
-It observes, without I/O: what happens comes with its time (monotonic, in seconds), and the rest is
-read off the frontend and its metrics when a frame is made. A frame has the present state and what
-is new since the one before; the first that a browser gets has all that is kept. New items may come
-twice: points are known by their time, events by their number.
+It observes, without I/O: events come with their time (monotonic, in seconds), and the rest is read
+off the frontend and its metrics when a frame is made. A frame has the present state and what is new
+since the one before; the first that a browser gets has all that is kept. New items may come twice:
+points are known by their time, events by their number.
 """
 
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log
+from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec import Struct
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from parity_models.scheduling import (
@@ -28,13 +31,19 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.health import State
 from parity_models.serving.in_flight import Observer
-from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.instances import InstanceView, PageInstances
-from parity_models.serving.page.latencies import MINUTES, Latencies, Percentiles, Tail
 
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Frontend
     from parity_models.serving.in_flight import InFlight
+
+NOW, MINUTES = 10, 300
+"""Seconds that count as now, and those that are remembered."""
+
+WIDTH = 0.02
+"""The width of a latency's bucket, as a share of the latency at which it begins."""
+
+SHORTEST, LONGEST = 1e-6, 1e4
+"""Seconds; latencies beyond count as these."""
 
 KEPT = 200
 """Events that are kept."""
@@ -51,6 +60,18 @@ MAX_INSTANCES = 400
 STEP = 1.0
 """Seconds between two points of the charts."""
 
+SLOW = 2.0
+"""An instance is slow if its units take this many times as long as those of others."""
+
+WEIGHT = 0.2
+"""The weight of the latest unit in an instance's usual run time."""
+
+REMEMBERED = 60.0
+"""Seconds for which an instance that is gone is shown if nothing replaces it."""
+
+MAX_GONE = 64
+"""Maximum number of instances that are gone and shown."""
+
 _REDUNDANCY = {
     Redundancy.ON: "on, as the policy decides",
     Redundancy.TESTING: "on and off in turns, to test whether it shortens latencies",
@@ -58,6 +79,41 @@ _REDUNDANCY = {
     Redundancy.BOTTLENECK: "stopped, as the server's own process is the bottleneck",
     Redundancy.OFF: "switched off",
 }
+
+
+class Percentiles(Struct, frozen=True):
+    """Of `count` latencies, in milliseconds."""
+
+    count: int
+    p50: float
+    p99: float
+    p999: float
+
+
+class Tail(Struct, frozen=True):
+    """Latencies of the last seconds, and of the last minutes; None where there were none."""
+
+    now: Percentiles | None = None
+    minutes: Percentiles | None = None
+
+
+class InstanceView(Struct, frozen=True):
+    """An instance.
+
+    `state` is up, suspected, ejected, verifying or gone. It is `slow` if its units take longer than
+    those of others. `running` is the role of its unit, which it has had for `since_ms`; units of
+    that role take it `usual_ms`. `why` is said of one that is gone.
+    """
+
+    name: str
+    node: str
+    roles: tuple[str, ...]
+    state: str
+    slow: bool
+    running: str
+    since_ms: float
+    usual_ms: float
+    why: str
 
 
 class Event(Struct, frozen=True):
@@ -78,7 +134,6 @@ class GateView(Struct, frozen=True):
 
     source: str
     level: float
-    coverage: float
     open: bool
     compared: int
     agreed: int
@@ -116,6 +171,83 @@ class Frame(Struct, frozen=True):
     points: tuple[Point, ...]
 
 
+class Latencies:
+    """Counts of latencies in seconds, in buckets; a second counts once it is over.
+
+    A time earlier than one before counts as that one.
+    """
+
+    def __init__(self) -> None:
+        buckets = 1 + int(log(LONGEST / SHORTEST) / log(1 + WIDTH))
+        self._counts = np.zeros((MINUTES + 1, buckets), np.int32)
+        """By second, modulo as many as are kept, and bucket."""
+        self._second = 0
+
+    def add(self, now: float, latency: float) -> None:
+        """Add a latency that became known at the time `now`."""
+        self._turn(now)
+        bounded = min(max(latency, SHORTEST), LONGEST)
+        bucket = int(log(bounded / SHORTEST) / log(1 + WIDTH))
+        self._counts[self._second % (MINUTES + 1), bucket] += 1
+
+    def tail(self, now: float) -> Tail:
+        """Return the percentiles at the time `now`, each accurate to half a bucket."""
+        self._turn(now)
+        return Tail(self._percentiles(NOW), self._percentiles(MINUTES))
+
+    def _turn(self, now: float) -> None:
+        """Forget the seconds that are too long ago."""
+        passed = int(now) - self._second
+        if passed > 0:
+            first = self._second + 1 + max(0, passed - MINUTES - 1)
+            self._counts[np.arange(first, int(now) + 1) % (MINUTES + 1)] = 0
+            self._second = int(now)
+
+    def _percentiles(self, seconds: int) -> Percentiles | None:
+        rows = np.arange(self._second - seconds, self._second) % (MINUTES + 1)
+        counts = self._counts[rows].sum(axis=0).cumsum()
+        total = int(counts[-1])
+        if not total:
+            return None
+        ranks = np.ceil(total * np.array([0.5, 0.99, 0.999]))
+        buckets = np.searchsorted(counts, ranks)
+        return Percentiles(total, *(1e3 * SHORTEST * (1 + WIDTH) ** (buckets + 0.5)).tolist())
+
+
+@dataclass(slots=True, eq=False)
+class _Instance:
+    name: str
+    node: str
+    roles: frozenset[str]
+    usual: dict[str, float] = field(default_factory=dict)
+    """The usual run time of units in seconds, by role."""
+    role: str = ""
+    """Of the unit that it has, if any."""
+    unit: int = 0
+    began: float = 0.0
+    """When it was given its unit, or when it left."""
+    why: str = ""
+    """Why it left; empty while it is up."""
+
+    def view(self, now: float, state: str, typical: Mapping[str, float]) -> InstanceView:
+        """Return what is shown of it, where units of all instances take a `typical` time."""
+        since = now - self.began if self.role or self.why else 0.0
+        takes = {role: usual for role, usual in self.usual.items() if role in typical}
+        if self.role in typical:
+            takes[self.role] = max(since, takes.get(self.role, 0.0))
+        return InstanceView(
+            self.name,
+            self.node,
+            tuple(sorted(self.roles)),
+            "gone" if self.why else state,
+            any(took > SLOW * typical[role] for role, took in takes.items()) and not self.why,
+            self.role,
+            1e3 * since,
+            1e3 * self.usual.get(self.role or min(self.usual, default=""), 0.0),
+            self.why,
+        )
+
+
 class _Totals(Struct, frozen=True):
     at: float
     asked: int
@@ -125,9 +257,11 @@ class _Totals(Struct, frozen=True):
 
 
 class Watch(Observer):
-    """Observes `frontend`, whose requests under way are `requests`, by query.
+    """Observes `frontend`, whose requests in flight are `requests`, by query.
 
     Args:
+        frontend: Its state is read when a frame is made.
+        requests: The requests in flight.
         model: The model's name, as the page shows it.
         policy: The policy's name.
         clock: Returns monotonic seconds.
@@ -151,12 +285,13 @@ class Watch(Observer):
         self._policy = policy
         self._clock = clock
         self._epoch = time.time() - clock() if epoch is None else epoch
-        self.instances = PageInstances()
         self.answers: Counter[str] = Counter()
         """Queries answered, by source."""
         self.failures: Counter[str] = Counter()
         """Queries that failed, by reason."""
         self.events: deque[Event] = deque(maxlen=KEPT)
+        self._instances: dict[str, _Instance] = {}
+        self._gone: deque[_Instance] = deque(maxlen=MAX_GONE)
         self._latencies = Latencies()
         self._roles: set[str] = set()
         self._last_number = 0
@@ -173,10 +308,11 @@ class Watch(Observer):
     def acted(self, now: float, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Run():
-                    self.instances.started(now, action.instance, action.unit, action.role)
-                case Verify():
-                    self.instances.started(now, action.instance, action.unit, VERIFYING)
+                case Run() | Verify():
+                    instance = self._instances.get(action.instance)
+                    if instance is not None:
+                        role = action.role if isinstance(action, Run) else VERIFYING
+                        instance.role, instance.unit, instance.began = role, action.unit, now
                 case Answer():
                     self.answers[action.source] += 1
                     self._latencies.add(now, now - self._requests[action.query].arrived)
@@ -194,17 +330,33 @@ class Watch(Observer):
         self, now: float, instance: str, roles: frozenset[str], node: str | None
     ) -> None:
         self._roles |= roles
-        before = self.instances.joined(instance, roles, node)
-        if before is not None:
-            self._happened(now, "joined", f"instance {instance} is up, in place of {before}")
+        self._instances[instance] = _Instance(instance, node or "", roles)
+        alike = [each for each in self._gone if each.roles == roles]
+        if alike:
+            family = instance.partition(".")[0]
+            before = max(
+                alike, key=lambda each: (each.name.partition(".")[0] == family, each.node == node)
+            )
+            self._gone.remove(before)
+            self._happened(now, "joined", f"instance {instance} is up, in place of {before.name}")
 
     def instance_left(self, now: float, instance: str, why: str) -> None:
-        self.instances.left(now, instance, why)
+        left = self._instances.pop(instance, None)
+        if left is not None:
+            left.began, left.role, left.why = now, "", why
+            self._gone.append(left)
         self._ejected.discard(instance)
         self._happened(now, "left", f"instance {instance} left: it {why}")
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
-        self.instances.ended(now, unit.instance, unit.unit, finished=finished)
+        instance = self._instances.get(unit.instance)
+        if instance is None or instance.unit != unit.unit or not instance.role:
+            return
+        if finished and instance.role in instance.roles:
+            took = now - instance.began
+            usual = instance.usual.get(instance.role, took)
+            instance.usual[instance.role] = usual + WEIGHT * (took - usual)
+        instance.role = ""
 
     def _happened(self, now: float, kind: str, text: str) -> None:
         self._last_number += 1
@@ -218,8 +370,18 @@ class Watch(Observer):
         took = now - before.at
         if took < STEP:
             return
-        self._states(now, frontend.states())
-        self._gates(now, self._read_gates())
+        ejected = {name for name, each in frontend.states().items() if each is State.EJECTED}
+        closed = {gate.source for gate in self._gates() if not gate.open}
+        for name in sorted(ejected - self._ejected):
+            self._happened(now, "ejected", f"instance {name} gets no work for a while")
+        for name in sorted(self._ejected - ejected):
+            self._happened(now, "back", f"instance {name} is back")
+        for source in sorted(closed - self._closed):
+            text = f"the {source} is out of service: it agrees with the model too seldom"
+            self._happened(now, "gate closed", text)
+        for source in sorted(self._closed - closed):
+            self._happened(now, "gate open", f"the {source} answers again")
+        self._ejected, self._closed = ejected, closed
         self._before = totals = _Totals(
             now,
             frontend.asked,
@@ -232,7 +394,7 @@ class Watch(Observer):
                 self._epoch + now,
                 (totals.asked - before.asked) / took,
                 sum(frontend.queue_depths().values()),
-                min(1.0, (totals.busy - before.busy) / took / max(1, len(self.instances))),
+                min(1.0, (totals.busy - before.busy) / took / max(1, len(self._instances))),
                 {
                     source: (count - before.answers[source]) / took
                     for source, count in totals.answers.items()
@@ -245,59 +407,62 @@ class Watch(Observer):
     def frame(self, *, whole: bool) -> Frame:
         """Return the present state with what is new, or, if `whole`, with all that is kept."""
         self.tick()
-        now = self._clock()
+        now, frontend = self._clock(), self._frontend
         since, last = (0.0, 0) if whole else self._sent
         if not whole:
             self._sent = now, self._last_number
-        instances = self.instances.views(now, self._frontend.states())
+        instances = self.views(now)
+        redundancy = f"redundant work: {_REDUNDANCY[frontend.redundancy]}"
+        if frontend.redundancy is Redundancy.BOTTLENECK:
+            redundancy += f"; reports wait {frontend.lag * 1e3:.1f} ms"
+        redundant: dict[str, dict[str, int]] = {}
+        for labels, value in _samples(frontend.metrics.redundant):
+            redundant.setdefault(labels["kind"], {})[labels["fate"]] = int(value)
         return Frame(
             at=self._epoch + now,
             model=self._model,
             policy=self._policy,
-            ready=self._frontend.ready,
+            ready=frontend.ready,
             instances=tuple(instances[:MAX_INSTANCES]),
             further_instances=max(0, len(instances) - MAX_INSTANCES),
             latest=self._points[-1] if self._points else None,
             answered=self._latencies.tail(now),
-            gates=self._read_gates(),
-            redundancy=_redundancy(self._frontend),
-            redundant=_redundant(self._frontend.metrics.redundant),
+            gates=self._gates(),
+            redundancy=redundancy,
+            redundant={kind: fates for kind, fates in redundant.items() if any(fates.values())},
             events=tuple(event for event in self.events if event.number > last),
             points=tuple(point for point in self._points if point.at >= self._epoch + since),
         )
 
-    def _states(self, now: float, states: Mapping[str, State]) -> None:
-        ejected = {name for name, state in states.items() if state is State.EJECTED}
-        for name in sorted(ejected - self._ejected):
-            self._happened(now, "ejected", f"instance {name} gets no work for a while")
-        for name in sorted(self._ejected - ejected):
-            self._happened(now, "back", f"instance {name} is back")
-        self._ejected = ejected
+    def views(self, now: float) -> list[InstanceView]:
+        """Return all instances that are up, and those that are gone and not replaced."""
+        states = self._frontend.states()
+        times: dict[str, list[float]] = {}
+        for instance in self._instances.values():
+            for role, usual in instance.usual.items():
+                times.setdefault(role, []).append(usual)
+        typical = {role: median(each) for role, each in times.items() if len(each) > 1}
+        there = [*self._instances.values()]
+        there += [each for each in self._gone if now - each.began < REMEMBERED]
+        return [each.view(now, str(states.get(each.name, State.UP)), typical) for each in there]
 
-    def _gates(self, now: float, gates: Sequence[GateView]) -> None:
-        closed = {gate.source for gate in gates if not gate.open}
-        for source in sorted(closed - self._closed):
-            why = "it agrees with the model too seldom"
-            self._happened(now, "gate closed", f"the {source} is out of service: {why}")
-        for source in sorted(self._closed - closed):
-            self._happened(now, "gate open", f"the {source} answers again")
-        self._closed = closed
-
-    def _read_gates(self) -> tuple[GateView, ...]:
+    def _gates(self) -> tuple[GateView, ...]:
         """Return the gates, and the stand-ins that have none."""
         metrics = self._frontend.metrics
-        is_open, levels = _by_source(metrics.gate_open), _by_source(metrics.gate_agreement)
-        coverages, compared = (
-            _by_source(metrics.gate_coverage),
-            _by_source(metrics.compared_answers),
+        is_open, levels, compared, disagreed = (
+            {labels["source"]: value for labels, value in _samples(each)}
+            for each in (
+                metrics.gate_open,
+                metrics.gate_agreement,
+                metrics.compared_answers,
+                metrics.disagreed_answers,
+            )
         )
-        disagreed = _by_source(metrics.disagreed_answers)
         stand_ins = {str(source_of(role)) for role in self._roles - {DEPLOYED}}
         return tuple(
             GateView(
                 source,
                 levels.get(source, 0.0),
-                coverages.get(source, 1.0),
                 bool(is_open.get(source, 1.0)),
                 int(compared.get(source, 0)),
                 int(compared.get(source, 0) - disagreed.get(source, 0)),
@@ -306,35 +471,10 @@ class Watch(Observer):
         )
 
 
-def _samples(metric: Collector) -> Sequence[tuple[dict[str, str], float]]:
-    families: Sequence[Metric] = list(metric.collect())
+def _samples(metric: Collector) -> list[tuple[dict[str, str], float]]:
     return [
         (sample.labels, sample.value)
-        for family in families
+        for family in metric.collect()
         for sample in family.samples
         if not sample.name.endswith("_created")
     ]
-
-
-def _by_source(metric: Collector) -> dict[str, float]:
-    return {labels["source"]: value for labels, value in _samples(metric)}
-
-
-def _redundancy(frontend: "Frontend") -> str:
-    words, state = _REDUNDANCY[frontend.redundancy], frontend.redundancy
-    wait = f"; reports wait {frontend.lag * 1e3:.1f} ms" if state is Redundancy.BOTTLENECK else ""
-    return f"redundant work: {words}{wait}"
-
-
-def _redundant(metric: Collector) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for labels, value in _samples(metric):
-        found.setdefault(labels["kind"], {})[labels["fate"]] = int(value)
-    return {kind: fates for kind, fates in found.items() if any(fates.values())}
-
-
-def feed_of(frontend: "Frontend", *, model: str, policy: str) -> Feed:
-    """Return the feed of a frontend that is not started yet."""
-    watch = Watch(frontend, frontend.in_flight, model=model, policy=policy)
-    frontend.observers.append(watch)
-    return Feed(watch)

@@ -1,9 +1,9 @@
-// Charts over the last minutes (uPlot), each with a sentence for who cannot see it.
+// Charts over the last minutes (uPlot), each with a sentence for those who cannot see it.
 
 import { el, ms, rate } from "./dom.js";
 
 const HEIGHT = 170;
-
+const COUNTS = [1, 5, 10, 50, 100, 500, 1000, 5000];
 const LATENCY = [
   ["p50", "--ink", [], (point) => point.answered?.p50],
   ["p99", "--model", [], (point) => point.answered?.p99],
@@ -11,16 +11,16 @@ const LATENCY = [
 ];
 const LOAD = [
   ["asked /s", "--ink", [], (point) => point.asked],
-  ["by stand-ins /s", "--standin", [], (point) => standIns(point)],
+  ["by stand-ins /s", "--standin", [], standIns],
   ["failed /s", "--bad", [], (point) => point.failed],
   ["queue", "--model", [5, 4], (point) => point.queued],
 ];
 
-export const latencyChart = () => new Chart("Latency, ms", LATENCY, true, (point) =>
+export const latencyChart = () => new Chart("Latency, ms", LATENCY, { distr: 3 }, {}, (point) =>
   `p99 is ${ms(point.answered?.p99)} ms, p99.9 ${ms(point.answered?.p999)} ms`);
 
-export const loadChart = () => new Chart("Load and queue", LOAD, false, (point) =>
-  `${rate(point.asked)} queries a second, ${point.queued} tasks wait`);
+export const loadChart = () => new Chart("Load and queue", LOAD, { range: fromZero }, { incrs: COUNTS },
+  (point) => `${rate(point.asked)} queries a second, ${point.queued} tasks wait`);
 
 function standIns(point) {
   return Object.entries(point.answers)
@@ -29,21 +29,26 @@ function standIns(point) {
 }
 
 class Chart {
-  constructor(title, series, logarithmic, say) {
-    this.series = series;
-    this.logarithmic = logarithmic;
-    this.say = say;
+  constructor(title, series, scale, axis, say) {
+    Object.assign(this, { series, scale, axis, say, points: [] });
     this.frame = el("div", { className: "chart", role: "img" });
     this.element = el("figure", {}, el("figcaption", {}, title), this.frame);
     this.ending = new AbortController();
-    new ResizeObserver(() => this.resize()).observe(this.frame);
-    matchMedia("(prefers-color-scheme: dark)")
-      .addEventListener("change", () => this.rebuild(), { signal: this.ending.signal });
+    new ResizeObserver(() =>
+      this.plot?.setSize({ width: this.frame.clientWidth, height: HEIGHT })).observe(this.frame);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.remove();
+      this.show(this.points);
+    }, { signal: this.ending.signal });
   }
 
-  // It is shown no more, and nothing is to keep it.
+  // It is not shown any more, and nothing is to keep it.
   end() {
     this.ending.abort();
+    this.remove();
+  }
+
+  remove() {
     this.plot?.destroy();
     this.plot = null;
   }
@@ -65,24 +70,14 @@ class Chart {
     this.plot = new uPlot({
       width: this.frame.clientWidth || 320,
       height: HEIGHT,
-      scales: { x: { time: true }, y: this.logarithmic ? { distr: 3 } : { range: fromZero } },
-      axes: [{ ...axis, values: (plot, times) => times.map(clock) }, { ...axis, size: 48, ...(this.logarithmic ? {} : { incrs: [1, 5, 10, 50, 100, 500, 1000, 5000] }) }],
+      scales: { x: { time: true }, y: this.scale },
+      axes: [{ ...axis, values: (plot, times) => times.map(clock) }, { ...axis, size: 48, ...this.axis }],
       legend: { live: false },
       cursor: { show: false },
       series: [{}, ...this.series.map(([label, stroke, dash]) => ({
         label, stroke: colour(stroke), width: 2, dash, points: { show: false },
       }))],
     }, data, this.frame);
-  }
-
-  rebuild() {
-    this.plot?.destroy();
-    this.plot = null;
-    this.show(this.points ?? []);
-  }
-
-  resize() {
-    this.plot?.setSize({ width: this.frame.clientWidth, height: HEIGHT });
   }
 }
 

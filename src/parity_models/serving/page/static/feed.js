@@ -32,48 +32,42 @@ export async function ask(url, options = {}) {
 }
 
 // Shows a form until a token has been typed into it.
-function typed(wrong) {
+async function typed(wrong) {
   const input = el("input", { type: "password", id: "token", required: true, autocomplete: "off" });
   const text = wrong ? "The server does not take this token. Another one: " : "Token ";
   const form = el("form", { id: "login" },
     el("label", { htmlFor: "token" }, text), input, " ", el("button", {}, "Show"));
   document.querySelector("header").append(form);
   input.focus();
-  return new Promise((done) => {
+  await new Promise((done) => {
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      sessionStorage.setItem(KEY, input.value.trim());
-      form.remove();
       done();
     });
   });
+  sessionStorage.setItem(KEY, input.value.trim());
+  form.remove();
 }
 
 // Follows a server, connection after connection, until the signal (of an AbortController) ends it.
 export async function follow(url, show, away, signal) {
-  for (;;) {
+  while (!signal.aborted) {
     const state = { points: [], events: [] };
     for await (const data of events(url, signal)) {
       merge(state, JSON.parse(data));
       show(state);
     }
-    if (signal?.aborted) return;
-    away();
-    await new Promise((done) => setTimeout(done, RETRY));
+    if (!signal.aborted) away();
+    await new Promise((done) => { setTimeout(done, RETRY); });
   }
 }
 
 // The data of server-sent events, until they end. Not by EventSource, which sends no token.
 async function* events(url, signal) {
+  const answer = await ask(url, { signal }).catch(() => null); // there is no server
+  if (!answer?.ok) return;
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
-  let reader;
-  try {
-    const answer = await ask(url, { signal });
-    if (!answer.ok) return;
-    reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  } catch {
-    return; // there is no server, or it is not followed any more
-  }
   for (;;) {
     const piece = await reader.read().catch(() => ({ done: true }));
     if (piece.done) return;

@@ -4,7 +4,6 @@ import { latencyChart, loadChart } from "./charts.js";
 import { block, el, fill, ms, percent, rate, table, write } from "./dom.js";
 import { Instances } from "./instances.js";
 
-const KEPT = 100;
 const FATES = ["sent", "answered", "refused", "compared", "cancelled", "wasted"];
 
 export class Server {
@@ -74,8 +73,8 @@ export class Server {
   }
 
   showSources(answers) {
-    const total = Object.values(answers).reduce((sum, count) => sum + count, 0);
     const parts = Object.entries(answers).filter(([, count]) => count > 0);
+    const total = parts.reduce((sum, [, count]) => sum + count, 0);
     const words = parts.map(([source, count]) => `${source} ${percent(count / total)}`).join(", ");
     const text = words || "no answers in the last second";
     if (this.sources.getAttribute("aria-label") === text) return;
@@ -94,20 +93,18 @@ export class Server {
       return [open, `${source}: ${share}${gate}${open ? "" : " · GATE CLOSED"}`];
     });
     if (lines.length === 0) lines.push([true, "no stand-in answers with this policy"]);
-    while (this.gates.children.length > lines.length) this.gates.lastChild.remove();
-    lines.forEach(([open, text], number) => {
-      const item = this.gates.children[number] ?? this.gates.appendChild(el("li"));
-      write(item, text);
-      item.dataset.state = open ? "up" : "ejected";
-    });
+    const key = lines.join("\n");
+    if (this.gates.dataset.key === key) return;
+    this.gates.dataset.key = key;
+    this.gates.replaceChildren(...lines.map(([open, text]) =>
+      el("li", { "data-state": open ? "up" : "ejected" }, text)));
   }
 
   showEvents(events) {
-    const latest = events.slice(-KEPT).reverse();
-    const key = latest.map((event) => event.number).join();
-    if (this.events.dataset.key === key) return;
+    const key = events.at(-1)?.number;
+    if (this.events.dataset.key === String(key)) return;
     this.events.dataset.key = key;
-    this.events.replaceChildren(...latest.map((event) => el("li", { "data-kind": event.kind },
+    this.events.replaceChildren(...events.toReversed().map((event) => el("li", { "data-kind": event.kind },
       el("time", {}, new Date(1000 * event.at).toLocaleTimeString()), " ", el("span", {}, event.text))));
   }
 }
