@@ -15,7 +15,7 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.scheduling.policies import ApproximateBackup
-from scheduling_world import ORIGINALS, World
+from scheduling_world import ORIGINALS, World, world_of
 
 
 def test_abandoned_queries_do_not_have_others_refused() -> None:
@@ -117,8 +117,7 @@ def test_what_can_no_longer_be_in_time_makes_room_for_others() -> None:
 
 
 def test_what_may_still_be_answered_otherwise_is_kept() -> None:
-    world = World(Scheduler(ApproximateBackup()))
-    world.join("a", ORIGINALS)
+    world = world_of("a", ApproximateBackup())
     world.join("cheap", frozenset({BACKUP}))
     for _ in range(10):
         world.arrive(1)
@@ -149,9 +148,7 @@ def test_instances_that_hang_are_counted_as_slow() -> None:
 
 
 def test_capacity_is_what_instances_really_answer_and_unknown_at_first() -> None:
-    world = World(Scheduler(NoRedundancy()))
-    for instance in "ab":
-        world.join(instance, ORIGINALS)
+    world = world_of("ab")
     assert world.scheduler.capacity(world.now) == 0
     for _ in range(10):
         world.arrive(2)

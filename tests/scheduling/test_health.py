@@ -19,7 +19,7 @@ from parity_models.scheduling import (
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.health import State
 from policies import EVERY_RULE
-from scheduling_world import ORIGINALS, World
+from scheduling_world import ORIGINALS, World, world_of
 
 INSTANCES = 6
 SERVICE, FAILING_FAST = 0.01, 0.0005
@@ -148,8 +148,7 @@ def test_those_that_are_busy_for_long_count_as_out(
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
-    world = World(Scheduler(NoRedundancy(), dispatch=rule()))
-    world.join("bad", ORIGINALS)
+    world = world_of(("bad",), dispatch=rule())
     serve(world, 100, 0.01)
     assert not world.recycled
     assert world.scheduler.instances() == [("bad", State.SUSPECTED)]
@@ -176,9 +175,7 @@ def test_instances_are_found_failing_beside_failing_inputs(rule: type[Dispatch])
 
 
 def test_batch_mates_of_an_input_that_fails_are_answered() -> None:
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_batch=4)), max_batch=4)
-    for i in range(4):
-        world.join(f"{i}", ORIGINALS)
+    world = world_of("0123", max_batch=4)
     world.arrive(4)  # one batch each
     world.arrive(4)
     for _ in range(100):
@@ -199,9 +196,7 @@ def test_cancelled_units_are_held_against_nobody() -> None:
 
 
 def test_failing_fast_does_not_make_an_instance_look_fast() -> None:
-    world = World(Scheduler(NoRedundancy(), dispatch=LatencyAware()))
-    for instance in ("fails", "works"):
-        world.join(instance, ORIGINALS)
+    world = world_of(("fails", "works"), dispatch=LatencyAware())
     world.arrive(2)
     world.pass_time(0.02)
     world.finish("works")

@@ -18,26 +18,22 @@ from parity_models.emulation import (
 from parity_models.scheduling import (
     DEPLOYED,
     EqualResources,
-    NoRedundancy,
     Reason,
     RecycleReason,
-    Scheduler,
     SchedulerConfig,
 )
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.policies import Replication
 from parity_models.simulation import Simulation, simulate
 from policies import EVERY_RULE
-from scheduling_world import ORIGINALS, World
+from scheduling_world import ORIGINALS, World, world_of
 
 
 def experienced(
     instances: int, seconds: float = 0.01, rule: type[Dispatch] = SingleQueue, **config: Any
 ) -> World:
     """Instances that have run units that took so long."""
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config), rule()))
-    for i in range(instances):
-        world.join(f"{i}", ORIGINALS)
+    world = world_of(map(str, range(instances)), dispatch=rule(), **config)
     for _ in range(120):
         world.arrive(instances)
         while world.running:
@@ -83,9 +79,7 @@ def test_no_unit_has_hung_within_half_a_second_or_while_run_times_are_unknown() 
     world.arrive(1)
     world.pass_time(0.5)
     assert not world.recycled
-    world = World(Scheduler(NoRedundancy()))
-    for instance in "ab":
-        world.join(instance, ORIGINALS)
+    world = world_of("ab")
     world.arrive(2)
     world.pass_time(30.0)
     assert not world.recycled
@@ -142,9 +136,7 @@ def test_a_query_that_hangs_instances_is_poison() -> None:
 
 def test_who_ran_beside_poison_and_then_alone_on_a_slow_instance_is_not_taken_for_it() -> None:
     policy = Replication(Replication.Options(copies=2))
-    world = World(Scheduler(policy, SchedulerConfig(max_batch=2)), max_batch=2)
-    for i in range(4):
-        world.join(f"{i}", ORIGINALS)
+    world = world_of("0123", policy, max_batch=2)
     for _ in range(120):
         world.arrive(2)
         world.pass_time(0.01)

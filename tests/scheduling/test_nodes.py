@@ -27,7 +27,7 @@ from parity_models.scheduling.dispatch import (
 )
 from parity_models.scheduling.policies import Replication
 from policies import every_policy
-from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, world_of
 
 
 @dataclass
@@ -205,9 +205,7 @@ def test_queries_that_all_run_on_one_node_leave_one_open_group_behind() -> None:
 def test_a_rule_that_places_on_arrival_places_no_copy_beside_its_original(
     rule: type[Dispatch],
 ) -> None:
-    world = World(Scheduler(Replication(Replication.Options(copies=2)), dispatch=rule()))
-    for instance in ("a", "b", "c"):
-        world.join(instance, ORIGINALS)
+    world = world_of(("a", "b", "c"), Replication(Replication.Options(copies=2)), dispatch=rule())
     world.arrive(30)
     runs: dict[int, list[str]] = {}
     while world.running:

@@ -19,7 +19,7 @@ from parity_models.scheduling.policies import Hedging
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
 from policies import EVERY_RULE, every_policy
-from scheduling_world import LOG, ORIGINALS, STRICT, World, code
+from scheduling_world import LOG, ORIGINALS, STRICT, World, code, world_of
 
 POLICIES = every_policy(0.001)
 
@@ -84,8 +84,7 @@ def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
 
 
 def test_what_was_lost_together_is_tried_alone() -> None:
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_batch=4)), max_batch=4)
-    world.join("a", ORIGINALS)
+    world = world_of("a", max_batch=4)
     world.arrive(4)
     world.leave("a")
     for i in range(2):
@@ -96,9 +95,7 @@ def test_what_was_lost_together_is_tried_alone() -> None:
 
 
 def test_no_copy_runs_beside_a_suspect() -> None:
-    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=1.0))))
-    for i in range(4):
-        world.join(f"{i}", ORIGINALS)
+    world = world_of("0123", Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=1.0)))
     world.arrive(1)
     world.pass_time(0.15)
     first, second = world.running
@@ -111,8 +108,7 @@ def test_no_copy_runs_beside_a_suspect() -> None:
 
 
 def test_an_instance_that_was_broken_when_a_query_began_is_held_against_nobody() -> None:
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(deadline=100.0)))
-    world.join("0", ORIGINALS)
+    world = world_of("0", deadline=100.0)
     (query,) = world.arrive(1)
     for i in range(3):
         world.turn_away(f"{i}", 0.1)
@@ -127,9 +123,7 @@ def test_an_instance_that_was_broken_when_a_query_began_is_held_against_nobody()
 @pytest.mark.parametrize("finished", [True, False])
 def test_what_instances_had_before_hides_no_query_of_death(finished: bool) -> None:
     """They have finished it, or it was cancelled: their last clients hung up."""
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(deadline=100.0)))
-    for i in range(8):
-        world.join(f"{i}", ORIGINALS)
+    world = world_of("01234567", deadline=100.0)
     before = world.arrive(8)
     if not finished:
         world.abandon(*before)
@@ -149,8 +143,7 @@ def test_what_instances_had_before_hides_no_query_of_death(finished: bool) -> No
 
 
 def test_no_query_is_excused_for_ever() -> None:
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(deadline=1000.0)))
-    world.join("0", ORIGINALS)
+    world = world_of("0", deadline=1000.0)
     (poison,) = world.arrive(1)
     for i in range(20):
         if poison in world.failures:

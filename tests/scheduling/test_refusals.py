@@ -4,7 +4,7 @@ from parity_models.scheduling import BACKUP, Parity, Reason, Scheduler, Source
 from parity_models.scheduling.policies import ApproximateBackup
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
-from scheduling_world import BOTH, ORIGINALS, World, code
+from scheduling_world import BOTH, World, code, world_of
 
 
 class Refusals:
@@ -64,8 +64,7 @@ def test_outputs_that_cannot_be_right_reconstruct_nothing() -> None:
 
 def test_a_backup_that_may_not_answer_is_refused_once() -> None:
     policy = TellingBackup()
-    world = World(Scheduler(policy))
-    world.join("a", ORIGINALS)
+    world = world_of("a", policy)
     world.join("b", frozenset({BACKUP}))
     (query,) = world.arrive(1)
     backup = world.running.pop("b")

@@ -30,7 +30,7 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.scheduling.policies import Pool, Replication
-from scheduling_world import ORIGINALS, World, code
+from scheduling_world import ORIGINALS, World, code, world_of
 
 STEPS = st.lists(st.tuples(st.sampled_from(STEP_NAMES), st.integers(0, 1000)), max_size=80)
 
@@ -116,8 +116,7 @@ def test_five_thousand_queries_leave_no_more_behind_than_a_hundred(pool: Pool) -
 
 class Test_originals:
     def test_go_out_at_once_and_oldest_first(self) -> None:
-        world = World(Scheduler(NoRedundancy()))
-        world.join("a", ORIGINALS)
+        world = world_of("a")
         world.arrive(3)
         assert world.running["a"].subjects == (0,)
         world.finish("a")
@@ -125,8 +124,7 @@ class Test_originals:
         assert world.answers == {0: Source.MODEL}
 
     def test_share_a_batch_only_with_their_own_kind(self) -> None:
-        world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_batch=3)), max_batch=3)
-        world.join("a", ORIGINALS)
+        world = world_of("a", max_batch=3)
         world.arrive(1, "audio")
         world.arrive(1, "image")
         world.arrive(1, "text")
@@ -135,8 +133,7 @@ class Test_originals:
         assert world.running["a"].subjects == (1, 3, 4)
 
     def test_are_refused_when_the_queue_is_full_all_or_none(self) -> None:
-        world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_queue=2)))
-        world.join("a", ORIGINALS)
+        world = world_of("a", max_queue=2)
         world.arrive(1)
         world.arrive(1)
         world.arrive(2)
@@ -145,10 +142,7 @@ class Test_originals:
         assert world.scheduler.pending == 2
 
     def test_wait_once_however_many_copies_do(self) -> None:
-        world = World(
-            Scheduler(Replication(Replication.Options(copies=3)), SchedulerConfig(max_queue=2))
-        )
-        world.join("a", ORIGINALS)
+        world = world_of("a", Replication(Replication.Options(copies=3)), max_queue=2)
         world.arrive(1)
         world.arrive(2)
         assert not world.failures
@@ -156,8 +150,7 @@ class Test_originals:
         assert set(world.failures) == {3}
 
     def test_fail_at_their_own_deadline_when_no_instance_comes(self) -> None:
-        world = World(Scheduler(NoRedundancy()))
-        world.join("a", ORIGINALS)
+        world = world_of("a")
         world.arrive(1, deadline=3.0)
         world.leave("a")
         world.pass_time(2.9)
@@ -167,16 +160,14 @@ class Test_originals:
         assert world.scheduler.size() == 0
 
     def test_are_retried_elsewhere_when_their_instance_is_lost(self) -> None:
-        world = World(Scheduler(NoRedundancy()))
-        world.join("a", ORIGINALS)
+        world = world_of("a")
         world.arrive(2)
         world.leave("a")
         world.join("b", ORIGINALS)
         assert world.running["b"].subjects == (0,)
 
     def test_keep_away_from_an_instance_that_failed_them_while_there_are_others(self) -> None:
-        world = World(Scheduler(NoRedundancy()))
-        world.join("bad", ORIGINALS)
+        world = world_of(("bad",))
         world.arrive(1)
         world.join("good", ORIGINALS)
         world.arrive(1)
@@ -188,8 +179,7 @@ class Test_originals:
     def test_are_tried_elsewhere_at_once_when_turned_away_by_an_instance_that_then_rests(
         self,
     ) -> None:
-        world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_attempts=1)))
-        world.join("busy", ORIGINALS)
+        world = world_of(("busy",), max_attempts=1)
         world.arrive(1)
         for other in ("b", "c"):
             world.join(other, ORIGINALS)
@@ -208,8 +198,7 @@ class Test_originals:
         assert not world.failures
 
     def test_fail_after_as_many_attempts_as_allowed(self) -> None:
-        world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_attempts=2)))
-        world.join("a", ORIGINALS)
+        world = world_of("a", max_attempts=2)
         world.arrive(1)
         world.fail("a")
         world.fail("a")

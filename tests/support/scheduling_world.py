@@ -5,8 +5,9 @@ every action against it, so that any history run through it is a test of the inv
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.scheduling import (
@@ -21,15 +22,19 @@ from parity_models.scheduling import (
     Fail,
     ForgetGroup,
     ForgetQueries,
+    NoRedundancy,
+    Policy,
     Recycle,
     Run,
     Scheduler,
+    SchedulerConfig,
     Source,
     Verify,
     WakeAt,
     parity_role,
     source_of,
 )
+from parity_models.scheduling.dispatch import Dispatch
 
 ORIGINALS = frozenset({DEPLOYED})
 PARITIES = frozenset({parity_role(0)})
@@ -312,3 +317,20 @@ class World:
 
     def _wakeat(self, wake: WakeAt) -> None:
         self.wake_at = wake.time
+
+
+def world_of(
+    instances: Iterable[str],
+    policy: Policy | None = None,
+    *,
+    roles: frozenset[str] = ORIGINALS,
+    code: Code | None = None,
+    dispatch: Dispatch | None = None,
+    **config: Any,
+) -> World:
+    """A world with these instances; `config` is the scheduler's."""
+    scheduler = Scheduler(policy or NoRedundancy(), SchedulerConfig(**config), dispatch)
+    world = World(scheduler, code, config.get("max_batch", 1))
+    for instance in instances:
+        world.join(instance, roles)
+    return world

@@ -1,10 +1,9 @@
 """Admission: a query is taken only if it can be expected to be answered in time.
 
-A server that takes more than it can answer answers nothing in time: everything waits until it is
-late, and is run all the same. So a query is refused at once if the queries that wait before it
-leave it no time to run. That time follows from the measured rate of the instances: the queries that
-ended, for each second that instances spent on the deployed model. Copies, failed and cancelled
-units, and units that still run count as time spent.
+A server that takes more than it can answer answers nothing in time. So a query is refused at once
+if the queries that wait before it leave it no time to run. That time follows from the measured rate
+of the instances: the queries that ended, for each second that instances spent on the deployed
+model. Copies, failed and cancelled units, and units that still run count as time spent.
 
 A queue may absorb a burst; one that never empties only makes everybody late. While the queue has
 not been empty for a second, a query is taken only if its wait is short: the controlled delay of
@@ -12,8 +11,7 @@ Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Contr
 ACM Queue 10(5), 2012).
 
 If nothing waits and there are idle instances for all queries of a request, they are always taken,
-and where nothing has run for a while, nothing is expected. So no estimate, however wrong, locks the
-server up: what runs corrects it.
+and an idle server forgets its estimates. So no estimate, however wrong, locks the server up.
 """
 
 from dataclasses import dataclass
@@ -25,15 +23,11 @@ from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import SchedulerConfig, Unit
 
 STANDING, STANDING_RUNS = 1.0, 20
-"""A queue is *standing* if it has not been empty for the longer of these: seconds, and median run
-times."""
+"""A queue is *standing* if it has not been empty for this many seconds and median run times."""
 
-SHORT, SHORT_RUNS, LEAST_RUNS = 0.5, 20, 3
+SHORT, SHORT_RUNS, LEAST_RUNS, SHORT_SHARE = 0.5, 20, 3, 0.05
 """The longest wait allowed in a standing queue: SHORT_RUNS median run times, but at most SHORT
-seconds. LEAST_RUNS median run times are always allowed, and so is SHORT_SHARE."""
-
-SHORT_SHARE = 0.05
-"""This share of the time that the query has left is always allowed, too."""
+seconds. LEAST_RUNS median run times are always allowed, and this share of the time left."""
 
 SLACK = 1.2
 """The factor by which waits are overestimated, as they vary."""
@@ -47,11 +41,8 @@ KNOWN = 5
 FORGOTTEN = 10.0
 """Seconds after which an idle server no longer knows how long queries take."""
 
-NO_INSTANCES_RETRY = 1.0
-"""Seconds after which an instance may be up again, where none is."""
-
-LEAST_RETRY = 0.1
-"""Seconds that a refused query stays away at the least."""
+NO_INSTANCES_RETRY, LEAST_RETRY = 1.0, 0.1
+"""Seconds until a retry where no instance is up, and at least."""
 
 
 @dataclass(frozen=True, slots=True)

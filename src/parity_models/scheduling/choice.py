@@ -55,19 +55,19 @@ class PolicyChoice:
         return POLICIES.find(self.name)
 
     @property
-    def rule(self) -> type[Dispatch] | None:
-        """The class of the dispatch rule, where one is asked for."""
+    def _rule(self) -> type[Dispatch] | None:
         return None if self.dispatch is None else RULES.find(self.dispatch)
 
     @property
     def _settings(self) -> tuple[Options, Options | None]:
         """The checked options of the policy and of the dispatch rule."""
-        rule = self.rule
-        names = [] if rule is None else _names(rule)
-        others = self.options.keys() - _names(self.policy)
-        theirs = {name for name in others if get_close_matches(name, names, 1)}
-        of_policy = {name: value for name, value in self.options.items() if name not in theirs}
-        of_rule = {name: value for name, value in self.options.items() if name in theirs}
+        rule, of_policy, of_rule = self._rule, dict(self.options), {}
+        if rule is not None:
+            own = {each.name for each in declared_in(self.policy.Options)}
+            names = [each.name for each in declared_in(rule.Options)]
+            for name in self.options:
+                if name not in own and get_close_matches(name, names, 1):
+                    of_rule[name] = of_policy.pop(name)
         settings = POLICIES.options(self.name, of_policy)
         return settings, None if rule is None else RULES.options(str(self.dispatch), of_rule)
 
@@ -87,7 +87,7 @@ class PolicyChoice:
             raise UserError(f"the policy {self.name} needs a code or a backup, and there is none")
         of_policy, of_rule = self._settings
         policy = self.policy.build(of_policy, stand_ins)
-        return policy, policy.dispatch() if self.rule is None else self.rule(of_rule)
+        return policy, policy.dispatch() if self._rule is None else self._rule(of_rule)
 
 
 def choose(name: str, given: Mapping[str, Any]) -> PolicyChoice:
@@ -104,7 +104,3 @@ def declared_options(policy: str, dispatch: str | None = None) -> list[OptionFie
     """Return the options of a policy and of a dispatch rule. Raises UserError for other names."""
     of_rule = [] if dispatch is None else declared_in(RULES.find(dispatch).Options)
     return declared_in(POLICIES.find(policy).Options) + of_rule
-
-
-def _names(kind: type[Policy] | type[Dispatch]) -> set[str]:
-    return {declared.name for declared in declared_in(kind.Options)}

@@ -3,7 +3,7 @@
 import heapq
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
@@ -133,13 +133,14 @@ class Dispatch(ABC):
     def _take_batch(self, queue: Queue, instance: str, max_batch: int) -> list[Task]:
         """Take the oldest tasks that may share a batch on this instance."""
         batch: list[Task] = []
+        nodes = self.nodes if self._nodes is None else self._nodes
         for looked_at, task in enumerate(queue):
             if batch:
                 if looked_at >= SCAN * (max_batch + 1):
                     break
                 if task.alone or task.kind != batch[0].kind or _clash(task, batch):
                     continue
-            restricted = self._nodes != 0 or task.failed_on or task.avoid
+            restricted = nodes or task.failed_on or task.avoid
             if restricted and not self._may_run(task, instance):
                 continue
             batch.append(task)
@@ -151,10 +152,6 @@ class Dispatch(ABC):
             self.depths[task.role] -= 1
         return batch
 
-    def _may_run(self, task: Task, instance: str) -> bool:
-        """Return whether this idle instance may take the task, or others should."""
-        return True
-
     # Which instances suit a task
 
     def _suited(self, task: Task) -> Sequence[str]:
@@ -164,42 +161,37 @@ class Dispatch(ABC):
         task is to run apart from; is on a node that does not either; and is not to be avoided. A
         condition that no instance meets is dropped.
         """
-        suited = self.up[task.role]
-        taken = self._taken(task)
-        if not (taken or task.failed_on or task.avoid):
-            return suited
-        for worse in self._worse(task, taken):
+        suited: Sequence[str] = self.up[task.role]
+        for worse in self._objections(task):
             suited = [instance for instance in suited if not worse(instance)] or suited
         return suited
 
-    def _is_suited(self, task: Task, instance: str) -> bool:
-        """Return whether the instance, which can run the task, is among the `_suited`.
+    def _may_run(self, task: Task, instance: str) -> bool:
+        """Return whether this idle instance, which can run the task, is among the `_suited`.
 
         Does not list them: a queue may be long, and instances many.
         """
         up, applied = self.up[task.role], []
-        for worse in self._worse(task, self._taken(task)):
+        for worse in self._objections(task):
             if not worse(instance):
                 applied.append(worse)
             elif any(not (worse(each) or any(one(each) for one in applied)) for each in up):
                 return False
         return True
 
-    def _worse(self, task: Task, taken: Set[str]) -> tuple[Callable[[str], bool], ...]:
+    def _objections(self, task: Task) -> list[Callable[[str], bool]]:
         """Return what makes an instance less suited than others, the worst first."""
+        others = (each for tasks in task.apart for each in tasks if each is not task)
+        taken = self._instances_of(others)
+        if not (taken or task.failed_on or task.avoid):
+            return []
         nodes = self._nodes_of(taken)
-        return (
+        return [
             task.failed_on.__contains__,
             taken.__contains__,
             lambda instance: self._node[instance] in nodes,
             task.avoid.__contains__,
-        )
-
-    def _taken(self, task: Task) -> set[str]:
-        """Return the instances with tasks that this one is to run apart from."""
-        return self._instances_of(
-            each for tasks in task.apart for each in tasks if each is not task
-        )
+        ]
 
     def _instances_of(self, tasks: Iterable[Task]) -> set[str]:
         return {task.instance for task in tasks if task.instance is not None}
@@ -281,12 +273,6 @@ class SingleQueue(Dispatch):
                 if assigned is None:
                     break
                 yield assigned
-
-    def _may_run(self, task: Task, instance: str) -> bool:
-        beside = self.nodes and self._node[instance] in self._nodes_of(self._taken(task))
-        if beside or instance in task.failed_on or instance in task.avoid:
-            return self._is_suited(task, instance)
-        return True
 
     def _add_idle(self, instance: str, rank: float) -> None:
         self._turn += 1
@@ -443,6 +429,9 @@ class InstanceQueues(Dispatch):
                 yield instance, batch
             elif any(self._queues[instance].values()):
                 self._ready[instance] = None
+
+    def _may_run(self, task: Task, instance: str) -> bool:
+        return True  # that was decided when it was placed
 
     def _next_batch(self, instance: str, max_batch: int) -> list[Task]:
         needed = DEPLOYED in self._roles[instance] and len(self._idle) <= self.reserve

@@ -68,14 +68,13 @@ class Outliers:
     """
 
     WINDOW = 100
-    """The latest events, of all instances together, from which p is estimated. A longer window
-    follows a sudden rise of p more slowly, and meanwhile honest instances stand out."""
+    """The latest events, of all instances, from which p is estimated. A longer window follows a
+    sudden rise of p more slowly, and meanwhile honest instances stand out."""
 
     STANDS_OUT = 14.0
     """The sum from which an instance stands out. An honest one reaches it at most once in e^14
-    events, 1.2 million (Lorden, Procedures for reacting to a change in distribution, Annals of
-    Mathematical Statistics 1971). If the others never do badly, 4 bad events in a row reach it.
-    """
+    events (Lorden, Procedures for reacting to a change in distribution, Annals of Mathematical
+    Statistics 1971). If the others never do badly, 4 bad events in a row reach it."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -133,29 +132,21 @@ class Outliers:
 class RunLimit:
     """The longest that a unit of one role may run before it counts as hung. Times in seconds.
 
-    Chosen by simulation (tests/scheduling/test_hung.py; units of 20 ms): under shuffles, slowdowns,
-    pauses of 0.1, 0.3 and 1 s on average, units 10 times as slow for minutes and run times of
-    log-normal sigma 1, no instance is replaced in 20,000 queries, at factors of 5 to 20 alike. The
-    largest leaves most room for a slowness that begins suddenly on all instances, and raises the
-    limit once the first slow units finish.
+    That is FACTOR times the longest of the last WINDOW to twice as many units, once KNOWN of them
+    have finished; or the share BEFORE_DEADLINE of the deadline, so before queries expire, but then
+    at least LEAST_FACTOR times the longest. Every unit gets AT_LEAST, or the share OF_DEADLINE of
+    the deadline if that is less, but never less than SHORTEST: a machine may be busy for a moment.
+
+    By simulation (tests/scheduling/test_hung.py; units of 20 ms), factors of 5 to 20 replace no
+    instance in 20,000 queries under shuffles, slowdowns, pauses of up to 1 s and run times of
+    log-normal sigma 1. The largest leaves most room for a slowness that begins suddenly on all
+    instances.
     """
 
-    FACTOR = 20
-    """A unit hangs once it has run this many times as long as the longest recent unit."""
-
+    FACTOR, LEAST_FACTOR = 20, 5
     AT_LEAST, SHORTEST, OF_DEADLINE = 1.0, 0.5, 0.5
-    """Every unit gets AT_LEAST seconds, or the share OF_DEADLINE of the deadline if that is less,
-    but never less than SHORTEST seconds: a machine may be busy with something else for a moment."""
-
-    BEFORE_DEADLINE, LEAST_FACTOR = 0.75, 5
-    """A unit counts as hung at the share BEFORE_DEADLINE of the deadline, so before its queries
-    expire, but not before LEAST_FACTOR times the longest recent unit."""
-
-    KNOWN = 100
-    """Units that must have finished before any counts as hung."""
-
-    WINDOW = 500
-    """The longest unit is that of the last WINDOW to twice as many units."""
+    BEFORE_DEADLINE = 0.75
+    KNOWN, WINDOW = 100, 500
 
     def __init__(self) -> None:
         self._count = 0
@@ -196,8 +187,8 @@ class Member:
     sound: bool = True
     """It has finished its last unit."""
     over: bool = False
-    doubted: bool = False
-    doubted_until: float = 0.0
+    doubt: Timer | None = None
+    """It takes last until then."""
     suspected: bool = False
     verifying: bool = False
     to_verify: list[str] = field(default_factory=list)
@@ -219,7 +210,7 @@ class Member:
             return State.VERIFYING
         if not self.is_in:
             return State.EJECTED
-        return State.SUSPECTED if self.suspected or self.doubted else State.UP
+        return State.SUSPECTED if self.suspected or self.doubt else State.UP
 
 
 class Health:
@@ -260,7 +251,7 @@ class Health:
     def left(self, instance: str) -> None:
         """An instance is gone."""
         member = self._members.pop(instance)
-        self._port.cancel_timer(member.timer)
+        self._port.cancel_timer(member.timer, member.doubt)
         if member.is_in:
             self._dispatch.leave(instance)
         now = self._port.now
@@ -277,7 +268,8 @@ class Health:
 
     def _put_out(self, member: Member) -> None:
         self._dispatch.leave(member.name)
-        member.is_in = member.doubted = False
+        self._port.cancel_timer(member.doubt)
+        member.is_in, member.doubt = False, None
 
     def _may_lose(self, member: Member) -> bool:
         """Return whether at most half of the instances of each role would be out without it."""
@@ -324,7 +316,7 @@ class Health:
             member.proven += 1
             if member.proven == PROVEN:
                 member.back_off = BACK_OFF
-            if member.doubted and self._failures.is_clear(member.name):
+            if member.doubt is not None and self._failures.is_clear(member.name):
                 self._trust(member)
         elif rest == 0:
             self._did_badly(member, unit)
@@ -387,11 +379,10 @@ class Health:
             self._port.recycle(member.name, RecycleReason.FAILING, why)
             self._back_off(member)
             return growth
-        member.doubted_until = self._port.now + DOUBT
-        if not member.doubted:
-            member.doubted = True
+        self._port.cancel_timer(member.doubt)
+        if member.doubt is None:
             self._dispatch.doubt(member.name)
-            self._port.set_timer(member.doubted_until, partial(self._doubt_over, member))
+        member.doubt = self._port.set_timer(self._port.now + DOUBT, partial(self._trust, member))
         return growth
 
     def _back_off(self, member: Member, rest: float = 0.0) -> None:
@@ -403,18 +394,10 @@ class Health:
             member.on_probation = True
             member.back_off = min(2 * member.back_off, LONGEST_BACK_OFF)
 
-    def _doubt_over(self, member: Member) -> None:
-        if self._members.get(member.name) is not member or not member.doubted:
-            return
-        if self._port.now < member.doubted_until:
-            self._port.set_timer(member.doubted_until, partial(self._doubt_over, member))
-        else:
-            self._trust(member)
-
     def _trust(self, member: Member) -> None:
-        member.doubted = False
-        if member.is_in:
-            self._dispatch.trust(member.name)
+        self._port.cancel_timer(member.doubt)
+        member.doubt = None
+        self._dispatch.trust(member.name)
 
     # Hanging: its unit is over the limit at two looks
 
