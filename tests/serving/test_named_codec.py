@@ -15,7 +15,7 @@ from parity_models.serving import protocol, v1
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.in_flight import Result
-from parity_models.serving.served_model import ServedModel
+from parity_models.serving.models import ServedModel
 from signatures import axes_of, tensors, values
 
 Sent = tuple[ServedModel, dict[str, NDArray[Any]]]

@@ -17,8 +17,7 @@ from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import ServedVersion
-from parity_models.serving.served_model import ServedModel
+from parity_models.serving.models import ServedModel, ServedVersion
 
 SPEC = TensorSpec("x", "FP32", (4,))
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -17,9 +17,8 @@ from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import ServedVersion
+from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.rest.service import Rest
-from parity_models.serving.served_model import ServedModel
 
 MODEL = ServedModel(
     "model", Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("y", "FP32", (4,))), 2000

@@ -6,7 +6,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from parity_models.models.signature import DATATYPES, Signature, TensorSpec
-from parity_models.serving.served_model import ServedModel
+from parity_models.serving.models import ServedModel
 
 
 def model_of(array: NDArray[Any]) -> ServedModel:

@@ -1,4 +1,4 @@
-"""What answers queries: the frontend, engines, and the servers of the protocol."""
+"""Serving: the frontend, engines, and the servers of the protocol."""
 
 import os
 

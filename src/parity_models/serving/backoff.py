@@ -1,4 +1,4 @@
-"""How long to wait before something that ended is started again."""
+"""The back-off before something that ended is started again."""
 
 FIRST = 0.1
 LONGEST = 10.0

@@ -22,11 +22,10 @@ from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, 
 from parity_models.serving.engine import Parts
 from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import ServedVersion
+from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed, feed_of
 from parity_models.serving.protocol import GateMetadata
-from parity_models.serving.served_model import VERSION, ServedModel
 from parity_models.trust.gates import OutputGate, choose_gates, ungated
 
 if TYPE_CHECKING:

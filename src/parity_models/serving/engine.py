@@ -84,7 +84,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an engine is built from: the bundle's models, by role, and a server's settings.
+    """The parts of an engine: the bundle's models, by role, and a server's settings.
 
     A unit has up to `max_batch` rows, and its instance `unit_timeout` seconds for it. `placements`
     say where each instance is to run; none: all next to the server. Faults can be injected only
@@ -215,8 +215,8 @@ class Engine(ABC):
     @property
     @abstractmethod
     def tolerance(self) -> float:
-        """How far an output may be from that of the same model in this process, as a share of the
-        largest value: room for other hardware and precisions, not for other weights."""
+        """The largest difference from an output of the same model in this process, as a share of
+        the largest value: room for other hardware and precisions, not for other weights."""
 
     @abstractmethod
     async def stop(self) -> None:

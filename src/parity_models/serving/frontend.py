@@ -157,13 +157,13 @@ class Frontend:
         refuses: Callable[[int, Source], bool] = lambda query, source: False,
     ) -> None:
         self.metrics = metrics
-        """What it counts."""
+        """The metrics that it updates."""
         self.observers: list[Observer] = []
         """Hear what it does; to be added before the start."""
         self.in_flight: dict[int, InFlight] = {}
         """The request of each query that is remembered, by the query's id."""
         self.asked = 0
-        """How many queries it has been asked so far."""
+        """The number of queries so far."""
         self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
         """The instances that answered a golden query wrongly, the latest last."""
         self._engine = engine
@@ -396,12 +396,12 @@ class Frontend:
 
     @property
     def lag(self) -> float:
-        """How long reports and timers wait for this process, in seconds: a moving average."""
+        """Seconds that reports and timers wait for this process: a moving average."""
         return self._scheduler.front_door.lag
 
     @property
     def mean_lag(self) -> float:
-        """How long reports and timers waited for this process, in seconds on average."""
+        """Seconds that reports and timers waited for this process, on average."""
         return self._scheduler.front_door.mean_lag
 
     def states(self) -> dict[str, State]:

@@ -1,4 +1,4 @@
-"""What the server logs, and in which form: lines for people, or JSON objects.
+"""The log of the server: lines for people, or JSON objects.
 
 The standard library's logging with a formatter of its own, not structlog: gRPC, asyncio and Ray log
 through it in any case, so all lines get the same form without a bridge.
@@ -24,7 +24,7 @@ ACCESS = "parity_models.access"
 """The logger of requests."""
 
 _WAITING = 10_000
-"""Lines that may wait to be written; where nobody reads them, further ones are dropped."""
+"""Lines that may wait to be written; further ones are dropped."""
 
 _REPEATS, _WITHIN = 20, 10.0
 """Of the warnings and errors from one place in the code, so many are logged in so many seconds."""
@@ -38,7 +38,7 @@ class LogFormat(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """What is logged: this, and what is worse."""
+    """The least severe level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -48,7 +48,7 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Logging(Options):
-    """What is logged, on standard error, and whether requests are traced."""
+    """Logging to standard error, and tracing of requests."""
 
     log_format: Annotated[
         LogFormat, Option("Lines for people, or a JSON object a line, for machines.")
@@ -88,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Handler(QueueHandler):
-    """Hands lines to a thread that writes them, so that a slow reader of the log slows nobody."""
+    """Hands lines to a thread that writes them, so that a slow reader does not slow requests."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         record.message = record.getMessage()

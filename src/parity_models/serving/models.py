@@ -1,21 +1,268 @@
-"""The models that a server serves, as its protocols ask for them: one of them, or a repository.
+"""The models of a server, as clients see them, and the checks of their requests.
 
-A name may have several versions. A request is answered by one of them, as a whole: it is chosen
-when the request is read, and nothing is awaited between the two.
+A server has one model, or a repository. A name may have several versions. A request is answered by
+one of them, as a whole: it is chosen when the request is read, and nothing is awaited between the
+two. Whatever carries a tensor (JSON, bytes after JSON, a protobuf message), its name, datatype and
+shape are checked here.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from parity_models.serving.errors import InvalidRequestError, NotFoundError
+from parity_models.models.signature import Signature, Sizes, Tensor
+from parity_models.roles import Source
+from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
 from parity_models.serving.in_flight import Result
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.protocol import ModelMetadata
-from parity_models.serving.served_model import ServedModel
+from parity_models.serving.protocol import (
+    GateMetadata,
+    ModelMetadata,
+    RequestedOutput,
+    TensorMessage,
+    TensorMetadata,
+)
+from parity_models.serving.refusals import Refused
+
+VERSION = "1"
+"""The version of a bundle that is served on its own."""
+
+PLATFORM = "onnxruntime_onnx"
+"""The protocol's name for what runs the model."""
+
+
+_NAME = attrgetter("name")
+
+
+class GivenTensor(NamedTuple):
+    """An input in a request."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    shared_memory: bool
+
+
+class WantedOutput(NamedTuple):
+    """An output that a request asks for."""
+
+    name: str
+    shared_memory: bool
+    classification: bool
+
+
+class Fitting(NamedTuple):
+    """A request that fits the model, without its tensors' values."""
+
+    rows: int
+    sizes: Sizes
+    outputs: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Name and signature of the served model; a request holds up to `max_rows` queries.
+
+    `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
+    the digest of the bundle's manifest, where the model is of a bundle; `sha256`: the hash of the
+    model's file. `gates`: those of its stand-ins, by the source of their answers. `stood_in`: the
+    names of the outputs that stand-ins give.
+    """
+
+    name: str
+    signature: Signature
+    max_rows: int
+    tenant_header: str | None = None
+    digest: str | None = None
+    sha256: str | None = None
+    gates: Mapping[Source, GateMetadata] = field(default_factory=dict)
+    stood_in: frozenset[str] = frozenset()
+    version: str = VERSION
+
+    @property
+    def max_values(self) -> int:
+        """The most values that the tensors of a request have."""
+        return self.max_rows * self.signature.largest.input.row_values
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """The metadata by which the server describes it."""
+        inputs, outputs = (
+            tuple(TensorMetadata(each.name, each.datatype, _open_shape(each)) for each in tensors)
+            for tensors in (self.signature.inputs, self.signature.outputs)
+        )
+        return ModelMetadata(
+            self.name,
+            inputs,
+            outputs,
+            (self.version,),
+            PLATFORM,
+            self.digest,
+            self.sha256,
+            {str(source): gate for source, gate in self.gates.items()},
+            self.exact_outputs,
+        )
+
+    @property
+    def exact_outputs(self) -> tuple[str, ...]:
+        """The outputs that the model alone gives: requests for one of them are served exact."""
+        return tuple(name for name in self._outputs if name not in self.stood_in)
+
+    @cached_property
+    def _inputs(self) -> dict[str, Tensor]:
+        return {each.name: each for each in self.signature.inputs}
+
+    @cached_property
+    def _outputs(self) -> dict[str, Tensor]:
+        return {each.name: each for each in self.signature.outputs}
+
+    def is_exact(self, outputs: Sequence[Tensor]) -> bool:
+        """Return whether a request for these outputs is served exact, as stand-ins give only
+        others."""
+        return bool(self.stood_in) and not self.stood_in.issuperset(map(_NAME, outputs))
+
+    def parameters(self, sources: Sequence[Source]) -> dict[str, str]:
+        """Return a response's parameters on its rows: their `sources` and, where a stand-in with a
+        gate has answered, how often such an answer agrees with the model's."""
+        said = {"source": ",".join(sources)}
+        if self.gates and not self.gates.keys().isdisjoint(sources):
+            said["agreement"] = ",".join(map(self._agreement, sources))
+        return said
+
+    def _agreement(self, source: Source) -> str:
+        gate = self.gates.get(source)
+        return f"{gate.agreement:g}" if gate else "1" if source is Source.MODEL else ""
+
+    def check_request(
+        self,
+        inputs: Sequence[GivenTensor | TensorMessage],
+        outputs: Sequence[WantedOutput | RequestedOutput],
+    ) -> Fitting:
+        """Return rows, sizes and outputs of a request with these inputs, for these outputs: all, if
+        none.
+
+        Raises:
+            InvalidRequestError: They are not the model's, each once, in the messages themselves.
+            TooLargeError: There are too many rows.
+
+        """
+        given: dict[str, GivenTensor | TensorMessage] = {}
+        for each in inputs:
+            given[each.name] = each
+        if len(given) != len(inputs) or given.keys() != self._inputs.keys():
+            self._refuse_names("input", self._inputs, [each.name for each in inputs])
+        sizes: dict[str, int] = {}
+        rows = 0
+        for name, tensor in self._inputs.items():
+            count = self._check_input(tensor, given[name], sizes)
+            if rows and count != rows:
+                raise InvalidRequestError(
+                    f"input {name!r} has {count} rows, input "
+                    f"{self.signature.inputs[0].name!r} has {rows}; give each as many"
+                )
+            rows = count
+        asked = self.signature.outputs
+        if outputs:
+            names = [each.name for each in outputs]
+            if len(set(names)) != len(names) or not self._outputs.keys() >= set(names):
+                self._refuse_names("output", self._outputs, names)
+            asked = tuple([self._outputs[name] for name in names])
+        for each in inputs:
+            if each.shared_memory:
+                raise self._in_shared_memory()
+        for output in outputs:
+            if output.shared_memory:
+                raise self._in_shared_memory()
+            if output.classification:
+                raise InvalidRequestError(
+                    f"output {output.name!r} is requested as classifications; this server "
+                    "returns the tensor itself"
+                )
+        return Fitting(rows, tuple(map(sizes.__getitem__, self.signature.axes)), asked)
+
+    def _refuse_names(self, role: str, tensors: Mapping[str, Tensor], given: list[str]) -> None:
+        """Raise InvalidRequestError for names that are not the model's, each once."""
+        for name in given:
+            if name not in tensors:
+                its = f"its {role} is" if len(tensors) == 1 else f"its {role}s are"
+                if role == "input":
+                    said = [
+                        f"{each.name!r}, {each.datatype} {list(_open_shape(each))}"
+                        for each in tensors.values()
+                    ]
+                else:
+                    said = list(map(repr, tensors))
+                raise InvalidRequestError(
+                    f"model {self.name!r} has no {role} {name!r}; {its} {', '.join(said)}"
+                )
+        # In one pass: a request may name a great many.
+        for name, times in Counter(given).most_common(1):
+            if times > 1:
+                again = f"given {times} times; give it once"
+                said_twice = again if role == "input" else "requested twice"
+                raise InvalidRequestError(f"{role} {name!r} is {said_twice}")
+        for name in tensors:
+            if name not in given:
+                raise InvalidRequestError(f"input {name!r} is missing; give it once")
+
+    def _check_input(
+        self, tensor: Tensor, given: GivenTensor | TensorMessage, sizes: dict[str, int]
+    ) -> int:
+        """Return the number of rows of a tensor; notes, or compares, the `sizes` of dynamic axes.
+
+        Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.
+        """
+        name = tensor.name
+        if given.datatype != tensor.datatype:
+            raise InvalidRequestError(
+                f"input {name!r} has datatype {tensor.datatype}, got {given.datatype!r}"
+            )
+        rows, *shape = given.shape or (0,)
+        fits = len(shape) == len(tensor.shape)
+        for each, size in zip(tensor.shape, shape, strict=False):
+            fits = fits and (each == size or isinstance(each, str))
+        if not fits or rows < 1:
+            raise InvalidRequestError(
+                f"input {name!r} has shape {list(_open_shape(tensor))} with one row or "
+                f"more, got {list(given.shape)}"
+            )
+        for axis, at in tensor.axes.items() if self.signature.axes else ():
+            size, bound = shape[at], self.signature.axes[axis].bound
+            if not 1 <= size <= bound:
+                raise InvalidRequestError(
+                    f"input {name!r} has {size} along {axis!r}; this server takes 1 to {bound}"
+                )
+            if sizes.setdefault(axis, size) != size:
+                raise InvalidRequestError(
+                    f"input {name!r} has {size} along {axis!r}, another input has {sizes[axis]}; "
+                    "pad them to one size"
+                )
+        if rows > self.max_rows:
+            raise TooLargeError(
+                f"the request has {rows} rows, this server takes up to {self.max_rows} at once "
+                "(max_queue); send several requests",
+                why=Refused.MAX_QUEUE,
+            )
+        return rows
+
+    def _in_shared_memory(self) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"a tensor of model {self.name!r} is in shared memory, which this server neither "
+            "reads nor writes; leave it in the messages"
+        )
+
+
+def _open_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return its shape with the batch axis, where -1 is any size."""
+    return (-1, *(-1 if isinstance(each, str) else each for each in tensor.shape))
+
 
 REPOSITORY = "model_repository"
 """The protocol extension by which models are listed, loaded and unloaded."""

@@ -1,4 +1,4 @@
-"""How to serve: the engines by name, and every option of a server, checked."""
+"""The engines by name, and every option of a server, checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class EngineChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """How to serve a bundle. Times in seconds, sizes in bytes.
+    """The options of a server. Times in seconds, sizes in bytes.
 
     `policy` None: the bundle's `default_policy`. `engine` runs the models. `default_prediction`
     answers queries that would fail at their deadline: a row of output, or one value for all of it.

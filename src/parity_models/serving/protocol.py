@@ -28,7 +28,7 @@ from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 
 if TYPE_CHECKING:
-    from parity_models.serving.served_model import ServedModel
+    from parity_models.serving.models import ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of a JSON object that binary data follows."""

@@ -44,9 +44,9 @@ class RedundantWork:
         self._units: dict[int, tuple[float, Sequence[Task]]] = {}
         """When a unit began, and its redundant tasks."""
         self._originals: dict[int, int] = {}
-        """How many units of the deployed model run, or have finished, for an unresolved query."""
+        """Units of the deployed model that run, or have finished, for each unresolved query."""
         self._running: Counter[Task] = Counter()
-        """How many redundant tasks run."""
+        """Redundant tasks that run."""
         self._gone: set[Task] = set()
         """Those of them whose query is resolved, or whose group is forgotten."""
         self._unused: Counter[Task] = Counter()

@@ -27,10 +27,9 @@ from parity_models.serving.backoff import Backoff
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
+from parity_models.serving.models import REPOSITORY, VERSION, IndexEntry, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed
-from parity_models.serving.served_model import VERSION, ServedModel
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing

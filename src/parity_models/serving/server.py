@@ -22,13 +22,13 @@ from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
+from parity_models.serving.models import GivenTensor
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest.asgi import AsgiApp
 from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.service import Rest, metrics_response
-from parity_models.serving.served_model import GivenTensor
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

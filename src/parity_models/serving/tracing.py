@@ -35,8 +35,8 @@ from parity_models.scheduling import (
 )
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.in_flight import InFlight, Observer
+from parity_models.serving.models import ServedModel
 from parity_models.serving.request_log import RequestLog
-from parity_models.serving.served_model import ServedModel
 
 
 def exporting() -> TracerProvider:

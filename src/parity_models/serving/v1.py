@@ -21,6 +21,7 @@ from parity_models.models.queries import cut
 from parity_models.models.signature import Tensor
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.in_flight import Result
+from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import (
     JSON_OBJECT,
     NO_DATA,
@@ -33,7 +34,6 @@ from parity_models.serving.protocol import (
     read_json,
     request_of,
 )
-from parity_models.serving.served_model import ServedModel
 
 SOURCE, AGREEMENT = b"x-parm-source", b"x-parm-agreement"
 """Headers for what the other protocol says in its `parameters`: V1 has no place for it."""

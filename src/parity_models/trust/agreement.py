@@ -1,4 +1,4 @@
-"""Does a stand-in still agree with the model as often as its gate promises? A sequential test.
+"""A sequential test of whether a stand-in still agrees with the model as its gate promises.
 
 Every comparison multiplies a likelihood ratio: how much likelier is the result if the odds of
 disagreement are ODDS times those of the level, than if they are those of the level. A test begins
@@ -22,7 +22,7 @@ from parity_models.tasks.metrics import Agreement
 from parity_models.trust.gates import ChosenGate
 
 ODDS: Final = 3.0
-"""How many times worse than at the level the odds of disagreement are to be detected soon."""
+"""The factor by which odds of disagreement above those of the level are detected soon."""
 
 FALSELY: Final = 1e-6
 """The probability that a test closes the gate though the agreement is at its level."""

@@ -1,4 +1,4 @@
-"""May this output answer? The gates of a server's stand-ins, and what stand-ins are kept from."""
+"""The gates of a server's stand-ins: which of their outputs may answer, and for which inputs."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass

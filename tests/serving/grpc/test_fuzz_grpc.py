@@ -21,9 +21,8 @@ from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
 from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import ServedVersion
+from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.protocol import MAX_TENANT
-from parity_models.serving.served_model import ServedModel
 
 WIDTH = 3
 SPEC = TensorSpec("x", "FP32", (WIDTH,))

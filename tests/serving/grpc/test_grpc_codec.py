@@ -21,8 +21,8 @@ from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, RequestError, TooLargeError
 from parity_models.serving.grpc.codec import read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
+from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import AskedOutput, InferRequest
-from parity_models.serving.served_model import ServedModel
 
 FIELDS = {
     "b": "bool_contents",

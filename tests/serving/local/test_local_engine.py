@@ -1,19 +1,28 @@
-"""The local engine runs units on worker processes, as an engine should."""
+"""The local engine runs units on worker processes, replaces those that end, and leaves nothing."""
 
 import asyncio
+import errno
+import json
 import os
+import select
 import signal
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
+import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from engine_conformance import (
+    BOTH,
     DEPLOYED,
     SLOW,
     EngineConformance,
@@ -24,11 +33,12 @@ from engine_conformance import (
     row,
 )
 from local_engines import FOREVER, PATIENT, running
-from onnx_models import moody_model, shrinking_model
+from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.emulation import Constant, FaultPlan, Kill
-from parity_models.errors import FaultPlanError, ServingError
+from parity_models.errors import FaultPlanError, ModelError, ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature, TensorSpec
+from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.metrics import Metrics
@@ -39,6 +49,10 @@ from parity_models.serving.worker.wire import Finished as WorkerFinished
 from served import until
 
 pytestmark = pytest.mark.slow
+
+
+def models(path: Path) -> dict[str, PinnedModel]:
+    return {"deployed": PinnedModel.of(path)}
 
 
 class LocalFleet(Fleet):
@@ -61,6 +75,9 @@ class TestLocalEngine(EngineConformance):
     def fleet(self, tmp_path: Path) -> LocalFleet:
         moody_model(tmp_path / "m.onnx")
         return LocalFleet(tmp_path / "m.onnx")
+
+
+# Units
 
 
 async def test_a_finished_unit_says_when_its_worker_ran_it(model: Path) -> None:
@@ -90,14 +107,6 @@ async def test_a_cancelled_unit_ends_early_and_is_reported(model: Path, running_
         assert await events.failure(1) == "cancelled"
         engine.run("0", 2, "deployed", [row(0, 5)])
         assert (await events.outputs(2)).shape == (1, 2)
-
-
-async def test_workers_ignore_signals(model: Path) -> None:
-    async with running(model) as (engine, events):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(engine.pids()["0"], number)
-        engine.run("0", 1, "deployed", [row(0, 5)])
-        assert (await events.outputs(1)).shape == (1, 2)
 
 
 async def test_a_listener_that_raises_gets_the_next_report(model: Path) -> None:
@@ -176,29 +185,7 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(model
             engine.inject_faults(FaultPlan(kills=(Kill(1, 0.0),)))
 
 
-async def test_workers_start_one_at_a_time_if_told_to(model: Path) -> None:
-    engine = LocalEngine(models(model), **PATIENT, starts_at_once=1)
-    starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
-    most = 0
-    while not starting.done():
-        most = max(most, len(engine.pids()) - len(engine.running()))
-        await asyncio.sleep(0.001)
-    assert len(engine.running()) == 3
-    assert most == 1
-    await engine.stop()
-
-    stopped = LocalEngine(models(model), **PATIENT, starts_at_once=1)
-    starting = asyncio.create_task(stopped.start([DEPLOYED] * 3, Events()))
-    while not stopped.pids():
-        await asyncio.sleep(0.001)
-    starting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await starting
-    assert not stopped.pids()
-
-
-def models(path: Path) -> dict[str, PinnedModel]:
-    return {"deployed": PinnedModel.of(path)}
+# Placements
 
 
 async def test_workers_with_a_link_use_tcp(model: Path) -> None:
@@ -235,20 +222,252 @@ async def test_placements_that_cannot_be_are_refused(
 
 async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "device"
+
+    def waiting() -> int:
+        locks = Path("/proc/locks").read_text().splitlines()
+        inode = f":{path.stat().st_ino} "
+        return sum(" -> FLOCK" in lock and inode in lock for lock in locks)
+
     shared = [Placement(device=str(path))] * 2
     async with running(model, [DEPLOYED] * 2, placements=shared) as (engine, events):
         with Device(str(path)):
             for instance in "01":
                 engine.run(instance, int(instance), "deployed", [row(0, 5)])
-            await asyncio.to_thread(
-                until, lambda: waiting_for(path) == 2, "they do not both wait for the device"
-            )
+            await asyncio.to_thread(until, lambda: waiting() == 2, "they do not both wait")
             assert events.nothing_more()
-        reports = [await events.next() for _ in shared]
-        assert all(isinstance(each, Finished) for each in reports)
+        assert {type(await events.next()) for _ in shared} == {Finished}
 
 
-def waiting_for(path: Path) -> int:
-    """How many processes wait for the lock on a file."""
-    locks = Path("/proc/locks").read_text().splitlines()
-    return sum(" -> FLOCK" in lock and f":{path.stat().st_ino} " in lock for lock in locks)
+# Starts
+
+
+async def test_workers_start_one_at_a_time_if_told_to(model: Path) -> None:
+    engine = LocalEngine(models(model), **PATIENT, starts_at_once=1)
+    starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
+    most = 0
+    while not starting.done():
+        most = max(most, len(engine.pids()) - len(engine.running()))
+        await asyncio.sleep(0.001)
+    assert len(engine.running()) == 3
+    assert most == 1
+    await engine.stop()
+
+
+class TooLarge(PinnedModel):
+    """A model for which the disk has no room."""
+
+    def copy_to(self, file: IO[bytes]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_what_cannot_be_started_is_refused(
+    model: Path, tmp_path: Path, temporary: Path
+) -> None:
+    engine = LocalEngine({"deployed": PinnedModel.of(model)})
+    with pytest.raises(ServingError, match="at least one instance"):
+        await engine.start([], Events())
+    with pytest.raises(ServingError, match="no model was given to run as parity-0"):
+        await engine.start([BOTH], Events())
+    with pytest.raises(ServingError, match="No space left on device; set TMPDIR"):
+        await LocalEngine({"deployed": TooLarge.of(model)}).start([DEPLOYED], Events())
+    linear_model(model, (2,), (2,))
+    with pytest.raises(ModelError, match=r"m.onnx was changed since it was checked: its sha256"):
+        await engine.start([DEPLOYED], Events())
+    assert not list(temporary.iterdir())
+
+
+async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
+    model: Path, tmp_path: Path, temporary: Path
+) -> None:
+    (tmp_path / "bad.onnx").write_bytes(model.read_bytes()[:-30])
+    both = {**models(model), "parity-0": PinnedModel.of(tmp_path / "bad.onnx")}
+    engine = LocalEngine(both)
+    with pytest.raises(ServingError, match="is it a complete ONNX file") as error:
+        await engine.start([DEPLOYED, BOTH, DEPLOYED], Events())
+    assert "worker 1" in str(error.value)
+    assert "bad.onnx" in str(error.value)
+    assert not engine.pids()
+    assert not list(temporary.iterdir())
+
+
+# Replacements
+
+
+async def test_a_silent_worker_and_one_with_a_hung_unit_are_replaced(model: Path) -> None:
+    async with running(model, heartbeat_timeout=1.0) as (engine, events):
+        os.kill(engine.pids()["0"], signal.SIGSTOP)
+        assert await events.departure("0") == "was not heard from for 1 s"
+        assert await events.next() == Joined("0.1", DEPLOYED)
+    async with running(model, unit_timeout=0.5) as (engine, events):
+        for number in (signal.SIGINT, signal.SIGTERM):  # which it ignores
+            os.kill(engine.pids()["0"], number)
+        engine.run("0", 1, "deployed", [row(0, FOREVER)])
+        assert await events.departure("0") == "had unit 1 for more than 0.5 s"
+        assert await events.next() == Joined("0.1", DEPLOYED)
+
+
+TOO_MANY = OSError(errno.EMFILE, "Too many open files")
+
+
+def no_sockets(errors: list[Exception]) -> type[WorkerProcess]:
+    """Workers for which the system has no sockets, as often as there are `errors`."""
+
+    class Lacking(WorkerProcess):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            if errors:
+                raise errors.pop(0)
+            super().__init__(*arguments, **options)
+
+    return Lacking
+
+
+def no_process(errors: list[Exception]) -> type[WorkerProcess]:
+    """Likewise, no processes."""
+
+    class Lacking(WorkerProcess):
+        async def live(self) -> str:
+            if errors:
+                raise errors.pop(0)
+            return await super().live()
+
+    return Lacking
+
+
+def no_memory(errors: list[Exception]) -> type[WorkerProcess]:
+    """Likewise, no memory, which shows when they have joined."""
+
+    class Lacking(WorkerProcess):
+        async def live(self) -> str:
+            if not errors:
+                return await super().live()
+            living = asyncio.create_task(super().live())
+            while not self.joined:
+                await asyncio.sleep(0.01)
+            living.cancel()
+            raise errors.pop(0)
+
+    return Lacking
+
+
+@pytest.mark.parametrize(
+    ("lacking", "lacks"),
+    [
+        (no_sockets, [TOO_MANY, MemoryError()]),
+        (no_process, [TOO_MANY, BlockingIOError()]),
+        (no_memory, [MemoryError()]),
+    ],
+)
+async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
+    model: Path,
+    lacking: Callable[[list[Exception]], type[WorkerProcess]],
+    lacks: list[Exception],
+) -> None:
+    errors: list[Exception] = []
+    async with running(model, worker=lacking(errors)) as (engine, events):
+        errors += lacks
+        os.kill(engine.pids()["0"], signal.SIGKILL)
+        await events.departure("0")
+        joined = await events.arrival()
+        if lacking is no_memory:  # this one had joined when it failed
+            assert "could not be run" in await events.departure(joined.instance)
+            joined = await events.arrival()
+        assert not errors
+        engine.run(joined.instance, 1, "deployed", [row(0, 5)])
+        await events.outputs(1)
+        assert list(engine.pids()) == [joined.instance]
+
+
+def test_the_pause_before_a_restart_grows_until_a_run_was_long() -> None:
+    backoff = Backoff()
+    pauses = [backoff.after(0.5) for _ in range(20)]
+    assert pauses[0] == FIRST
+    assert all(later == min(2 * earlier, LONGEST) for earlier, later in pairwise(pauses))
+    assert pauses[-1] == LONGEST
+    assert backoff.after(LONG_RUN) == FIRST
+    assert backoff.after(0.5) == 2 * FIRST
+
+
+def replace(path: Path) -> None:
+    linear_model(path.with_name("other.onnx"), (2,), (2,), np.full((2, 2), 7, np.float32))
+    path.with_name("other.onnx").replace(path)
+
+
+def overwrite(path: Path) -> None:
+    linear_model(path, (2,), (2,), np.full((2, 2), 7, np.float32))
+
+
+@pytest.mark.parametrize("change", [replace, overwrite, Path.unlink])
+async def test_workers_run_the_pinned_content_after_the_file_changes(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    model = tmp_path / "m.onnx"
+    linear_model(model, (2,), (2,), np.eye(2, dtype=np.float32))
+    async with running(model) as (engine, events):
+        change(model)
+        os.kill(engine.pids()["0"], signal.SIGKILL)
+        await events.departure("0")
+        joined = await events.arrival()
+        engine.run(joined.instance, 1, "deployed", [row(3, 5)])
+        np.testing.assert_array_equal(await events.outputs(1), [[3, 5]])
+
+
+# The end
+
+
+async def test_stop_leaves_nothing_behind(model: Path, temporary: Path) -> None:
+    async with running(model, [DEPLOYED] * 3) as (engine, events):
+        engine.run("0", 1, "deployed", [row(0, FOREVER)])
+        os.kill(engine.pids()["1"], signal.SIGSTOP)
+        os.kill(engine.pids()["2"], signal.SIGKILL)
+        await events.departure("2")
+        pids = list(engine.pids().values())
+        await engine.stop()
+        assert events.nothing_more()
+        assert not engine.pids()
+        assert not list(temporary.iterdir())
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+        await engine.stop()
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(
+    model: Path, temporary: Path, at_once: int | None
+) -> None:
+    engine = LocalEngine(models(model), starts_at_once=at_once)
+    start = asyncio.create_task(engine.start([DEPLOYED] * 2, Events()))
+    while not engine.pids():
+        await asyncio.sleep(0)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert not engine.pids()
+    assert not list(temporary.iterdir())
+
+
+def test_no_worker_outlives_a_killed_engine(model: Path, temporary: Path) -> None:
+    script = """
+import asyncio, json, pathlib, sys, local_engines as t, engine_conformance as e
+async def main():
+    async with t.running(pathlib.Path(sys.argv[1]), [e.DEPLOYED] * 2) as (engine, _):
+        engine.run("1", 1, "deployed", [e.row(0, t.FOREVER)])
+        print(json.dumps(engine.pids()), flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+    engine = subprocess.Popen(
+        [sys.executable, "-c", script, model],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)},
+    )
+    try:
+        assert engine.stdout is not None
+        workers = [os.pidfd_open(pid) for pid in json.loads(engine.stdout.readline()).values()]
+    finally:
+        engine.kill()
+        engine.communicate()
+    for worker in workers:
+        select.select([worker], [], [])  # readable once the process has ended
+        os.close(worker)
+    assert not list(temporary.iterdir())

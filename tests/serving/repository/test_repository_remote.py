@@ -9,10 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fleet_servers import Parm
 from repositories import write_version
 from served import ServerProcess, until
-from served_repositories import Load, Repository, ask
+from served_repositories import Load, Repository
 
 pytestmark = pytest.mark.slow
 
@@ -92,22 +91,3 @@ def test_a_version_that_upstreams_lack_is_refused_and_the_old_one_goes_on(
     assert "cannot be loaded: " in response.json()["error"]
     assert "other-9" in response.json()["error"]
     assert front.infer("other") == before
-
-
-def test_a_model_whose_server_comes_late_is_served_then(tmp_path: Path) -> None:
-    bundle = write_version(tmp_path / "models", "another", "1")
-    with Parm(bundle) as upstream:
-        upstream.kill()
-        with ServerProcess(
-            *("--repository", str(tmp_path / "models"), "--deployed", upstream.url),
-        ) as server:
-            (entry,) = httpx.post(f"{server.url}/v2/repository/index").json()
-            assert entry["state"] != "READY"
-            assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
-            upstream.start()
-            until(
-                lambda: httpx.get(f"{server.url}/v2/health/ready", verify=False).status_code == 200,
-                "its server is there, and it is not served",
-                PATIENCE,
-            )
-            assert ask(server.url, "another")["model_version"] == "1"

@@ -8,8 +8,8 @@ import pytest
 from http_served import INFER, body, eventually, get, post, serving
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
+from parity_models.serving.models import GivenTensor, ServedModel, WantedOutput
 from parity_models.serving.protocol import read_request
-from parity_models.serving.served_model import GivenTensor, ServedModel, WantedOutput
 from parity_models.serving.v1 import read_predict
 
 X = TensorSpec("x", "FP32", (64,))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.serving.errors import RequestError, TooLargeError
+from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import read_request
-from parity_models.serving.served_model import ServedModel
 from rest_bodies import model_of, request
 
 

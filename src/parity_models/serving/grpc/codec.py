@@ -23,6 +23,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferResponse,
     RepositoryModelLoadRequest,
 )
+from parity_models.serving.models import GivenTensor, ServedModel, WantedOutput
 from parity_models.serving.protocol import (
     AskedOutput,
     InferRequest,
@@ -32,7 +33,6 @@ from parity_models.serving.protocol import (
     size_in_bytes,
     tenant_from,
 )
-from parity_models.serving.served_model import GivenTensor, ServedModel, WantedOutput
 
 _FIELDS = {
     "BOOL": "bool_contents",

@@ -219,20 +219,14 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         *,
         placements: Sequence[Placement] = (),
         heartbeat_timeout: float = 2.0,
-        unit_timeout: float = 10.0,
-        metrics: Metrics | None = None,
-        allows_faults: bool = False,
-        starts_at_once: int | None = None,
         worker: Callable[..., WorkerProcess] = WorkerProcess,
+        **supervision: Any,
     ) -> None:
         super().__init__(
             models,
             heartbeat_timeout=heartbeat_timeout,
             join_timeout=START_TIMEOUT,
-            unit_timeout=unit_timeout,
-            metrics=metrics,
-            allows_faults=allows_faults,
-            starts_at_once=starts_at_once,
+            **supervision,
         )
         self._worker = worker
         self._placements = placements
@@ -289,7 +283,7 @@ class ModelCopies:
     def __init__(self, models: Mapping[str, PinnedModel]) -> None:
         self._files: list[IO[bytes]] = []
         self.assigned: dict[str, AssignedModel] = {}
-        """What a worker needs to load each of them, by role."""
+        """The assignment of each of them to a worker, by role."""
         copied: dict[str, int] = {}
         try:
             for role, model in models.items():

@@ -146,7 +146,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         *,
         heartbeat_timeout: float,
         join_timeout: float,
-        unit_timeout: float,
+        unit_timeout: float = 10.0,
         metrics: Metrics | None = None,
         allows_faults: bool = False,
         starts_at_once: int | None = None,
