@@ -39,7 +39,7 @@ MAX_BYTES = 1 << 20
 
 
 def content_of(file: "Traversable", most: int = MAX_BYTES) -> bytes:
-    """What is in a file. Raises OSError, and ValueError for one of more than `most` bytes."""
+    """Read a file. Raises OSError, and ValueError for one of more than `most` bytes."""
     with file.open("rb") as stream:
         content: bytes = stream.read(most + 1)
     if len(content) > most:
@@ -90,7 +90,7 @@ def as_struct(document: Any, kind: type[T]) -> T:
 
 
 def _malformed(content: bytes, said: str) -> str:
-    """What is wrong with text that is no JSON."""
+    """Return a description of malformed JSON."""
     if "truncated" in said:
         return "it is no JSON: it ends too early; is a bracket or a quote not closed?"
     found = re.fullmatch(r"JSON is malformed: (.*) \(byte (\d+)\)", said)
@@ -185,7 +185,7 @@ def _flat(kind: inspect.Type) -> Iterator[inspect.Type]:
 
 
 def _below(kind: inspect.Type, step: str | int) -> Iterator[inspect.Type]:
-    """What may be at a step below a place of this type."""
+    """Yield the types at a step below a place of this type."""
     match kind:
         case inspect.StructType():
             if step == kind.tag_field:

@@ -20,7 +20,7 @@ def parity_role(j: int) -> str:
 
 
 class Source(StrEnum):
-    """Where an answer came from."""
+    """Sources of answers."""
 
     MODEL = "model"
     RECONSTRUCTION = "reconstruction"

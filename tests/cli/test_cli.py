@@ -166,7 +166,7 @@ sys.meta_path.insert(0, Absent())
 def test_the_serving_path_runs_without_torch() -> None:
     script = f"""{NO_TORCH}
 import importlib, pkgutil
-rooms = "codes evaluation faults load scheduling serving simulation tasks trust"
+rooms = "codes emulation evaluation load scheduling serving simulation tasks trust"
 for room in rooms.split():
     package = importlib.import_module(f"parity_models.{{room}}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):

@@ -37,7 +37,7 @@ SLOWDOWNS = Slowdowns(mean_between=10.0, mean_length=0.2, delay=Uniform(0.04, 0.
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What both runs meet: instances, load and faults. Times in seconds, `rate` per second.
+    """The instances, load and faults of both runs. Times in seconds, `rate` per second.
 
     Each worker has `slowdowns`, by uniform delays. Worker 0 is killed at half time. `parity_delay`
     is a few times the median latency, so that only what is late costs parity work: all the workers
@@ -190,7 +190,7 @@ def _serve(
     seed: int,
     tell: Callable[[str], None],
 ) -> tuple[LoadSpec, dict[str, LoadResult]]:
-    """What was asked, and what came of it, by policy. Raises LoadError without a single answer."""
+    """Return the load, and its results by policy. Raises LoadError without a single answer."""
     coded = {"max_group_wait": scenario.max_group_wait, "parity_delay": scenario.parity_delay}
     servers = {
         name: ServeOptions(

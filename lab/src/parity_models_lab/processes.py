@@ -13,7 +13,7 @@ _LISTENS = "0A"
 
 
 def processes_at(port: int) -> set[int]:
-    """Ids of this machine's processes that listen on a TCP port, with their descendants; none
+    """Return this machine's processes that listen on a TCP port, with their descendants; none
     where that cannot be known: for a server elsewhere, or of another user."""
     wanted = {
         f"socket:[{fields[9]}]"
@@ -29,7 +29,7 @@ def processes_at(port: int) -> set[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The process's children, theirs, and so on; without it."""
+    """Return the process's children, theirs, and so on; without it."""
     found = []
     todo = [pid]
     while todo:
@@ -42,7 +42,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time that these processes have had so far, all their threads together."""
+    """Return the user and system time of these processes so far, of all their threads."""
     ticks = 0
     for pid in pids:
         with suppress(OSError):
@@ -52,7 +52,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def command_line(pid: int) -> str:
-    """What the process was started as, or calls itself; empty if it is gone."""
+    """Return the process's command line; empty if it is gone."""
     try:
         typed = (_PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
@@ -61,7 +61,7 @@ def command_line(pid: int) -> str:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that it has in use; 0 if it is gone."""
+    """Return its resident bytes; 0 if it is gone."""
     try:
         pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
     except OSError:
@@ -70,13 +70,13 @@ def resident(pid: int) -> int:
 
 
 def limit_descriptors(pid: int, most: int) -> None:
-    """Let it have so many descriptors at most; children that it starts likewise."""
+    """Limit the descriptors of a process, and of the children that it starts."""
     with suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 
 
 def send(pid: int, number: signal.Signals) -> bool:
-    """Send a signal; False if there is no such process any more."""
+    """Send a signal; return False if the process is gone."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -85,7 +85,7 @@ def send(pid: int, number: signal.Signals) -> bool:
 
 
 def _sockets() -> Iterator[list[str]]:
-    """The fields of each TCP socket of this machine, as /proc/net/tcp has them."""
+    """Yield the fields of each TCP socket of this machine, as /proc/net/tcp has them."""
     for name in ("tcp", "tcp6"):
         with suppress(OSError):
             for line in (_PROC / "net" / name).read_text().splitlines()[1:]:

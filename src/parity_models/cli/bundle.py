@@ -11,7 +11,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, check_replaceable, write_bundle
 from parity_models.models.queries import read_arrays
 from parity_models.models.servable import read_servable
-from parity_models.models.signature import Axis, Signature
+from parity_models.models.signature import Axis
 from parity_models.options import Option
 
 NETWORK = "own"
@@ -64,26 +64,10 @@ def bundle(
     may be added; calibrate them afterwards with parm calibrate.
     """
     check_replaceable(out.resolve())
-    signature, written = _write(
-        model, out, inputs, axis or (), padding or (), backup or (), output, name
-    )
-    typer.echo("\n".join([*_said(signature), f"wrote {written}"]))
-
-
-def _write(
-    model: Path,
-    out: Path,
-    inputs: Path | None,
-    axis: Sequence[str],
-    padding: Sequence[str],
-    backups: Sequence[Path],
-    output: str | None,
-    name: str,
-) -> tuple[Signature, Path]:
     queries = None if inputs is None else read_arrays(inputs)
-    axes, paddings = _axes(axis), _paddings(padding)
-    content, signature = read_servable(model, axes, paddings, queries)
-    read = [read_servable(each, signature.axes, paddings) for each in backups]
+    paddings = _paddings(padding or ())
+    content, signature = read_servable(model, _axes(axis or ()), paddings, queries)
+    read = [read_servable(each, signature.axes, paddings) for each in backup or ()]
     written = write_bundle(
         out,
         deployed=NewModel(content, NETWORK, signature=signature),
@@ -91,19 +75,15 @@ def _write(
         imitated=output,
         name=name,
     )
-    return signature, written.path
-
-
-def _said(signature: Signature) -> Sequence[str]:
-    lines = [f"input {each}" for each in signature.inputs]
-    lines += [f"output {each}" for each in signature.outputs]
-    lines += [
-        f"axis {axis!r} is padded to {', '.join(map(str, each.buckets))}"
-        for axis, each in signature.axes.items()
-    ]
+    for tensor in signature.inputs:
+        typer.echo(f"input {tensor}")
+    for tensor in signature.outputs:
+        typer.echo(f"output {tensor}")
+    for each, sizes in signature.axes.items():
+        typer.echo(f"axis {each!r} is padded to {', '.join(map(str, sizes.buckets))}")
     if signature.batch:
-        lines.append(f"its batch axis is fixed to {signature.batch}: no stand-in can answer for it")
-    return lines
+        typer.echo(f"the batch axis is fixed to {signature.batch}: no stand-in can answer for it")
+    typer.echo(f"wrote {written.path}")
 
 
 def _axes(texts: Sequence[str]) -> dict[str, Axis | int]:

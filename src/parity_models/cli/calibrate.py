@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from parity_models.cli.accuracy import rows_bar
-from parity_models.cli.common import AllowCode, BundleFolder
+from parity_models.cli.common import AllowCode, BundleFolder, rows_bar
 from parity_models.evaluation.calibration import LEVELS
 from parity_models.evaluation.judging import calibrate as calibrate_bundle
 from parity_models.options import SHARE, Option

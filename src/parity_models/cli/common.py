@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+from rich.console import Console
+from rich.progress import Progress as Bar
 
 from parity_models.cli.flags import argument
 from parity_models.errors import UserError
 from parity_models.options import Option
+
+Progress = Callable[[int, int], None]
+"""Called with the rows that were done, and all of them."""
 
 OWN = "or your own as package.module:Class"
 
@@ -98,3 +103,16 @@ def on_signals(callback: Callable[[], None]) -> Iterator[None]:
 def hangups_count() -> bool:
     """Return whether SIGHUP ends this process, as it was not started to outlive its terminal."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
+@contextmanager
+def rows_bar(what: str) -> Iterator[Progress]:
+    """Show how many rows are done, on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(rows: int, total: int) -> None:
+            bar.update(task, advance=rows, total=total)
+
+        yield advance

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from parity_models.cli.accuracy import rows_bar
-from parity_models.cli.common import AllowCode, BundleFolder, Json, write_json
+from parity_models.cli.common import AllowCode, BundleFolder, Json, rows_bar, write_json
 from parity_models.evaluation.judging import evaluate as evaluate_bundle
 from parity_models.options import Option
 from parity_models.tasks import METRICS

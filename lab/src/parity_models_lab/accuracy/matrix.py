@@ -108,7 +108,7 @@ class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one report compares."""
+    """The deployed models that one report compares."""
 
     title: str
     deployed: tuple[DeployedCell, ...]

@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 
 class Ending(StrEnum):
-    """How a request ended."""
+    """Endings of requests."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -111,7 +111,7 @@ class Page:
 
 
 class Ledger:
-    """What was sent and how it ended, on a page for each kind of event."""
+    """All requests and their endings, on a page for each kind of event."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}

@@ -34,7 +34,7 @@ STARTS = 3
 
 
 class Engine(StrEnum):
-    """What runs the instances."""
+    """Engines that run the instances."""
 
     LOCAL = "local"
     RAY = "ray"

@@ -23,7 +23,7 @@ _LOOK = 0.05
 
 @contextmanager
 def hogs(plan: Hogs, seed: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of a plan, which await the time to start on their standard input."""
+    """Run a plan's processes, which await the time to start on their standard input."""
     spec = msgspec.json.encode(plan).decode()
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -59,7 +59,7 @@ def _hog(plan: Hogs, seed: int, number: int, start: float, parent: int) -> None:
 
 
 def main(core: str, seed: str, number: str, spec: str) -> None:
-    """Take what there is to have of a core, from the time on that a line says that comes in."""
+    """Keep a core busy from the time on that a line of standard input gives."""
     parent = os.getppid()
     os.sched_setaffinity(0, {int(core)})
     if start := sys.stdin.readline():

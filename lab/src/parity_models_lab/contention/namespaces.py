@@ -38,7 +38,7 @@ def check_privileges() -> None:
 
 
 def configure(tool: str, commands: Sequence[str], namespace: str | None = None) -> None:
-    """Have `ip` or `tc` carry out commands in order; ContentionError with its words if not."""
+    """Let `ip` or `tc` execute commands. Raises ContentionError with its message if it fails."""
     arguments = [tool, *(("-n", namespace) if namespace else ()), "-batch", "-"]
     done = subprocess.run(arguments, input="\n".join(commands), capture_output=True, text=True)
     if done.returncode:
@@ -47,7 +47,7 @@ def configure(tool: str, commands: Sequence[str], namespace: str | None = None) 
 
 @contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """Let this thread be in a namespace; sockets opened meanwhile belong there ever after."""
+    """Move this thread into a namespace; sockets opened meanwhile stay there."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         there = os.open(NAMES / namespace, os.O_RDONLY)
@@ -71,12 +71,12 @@ def _enter(namespace: int) -> None:
 
 
 def own_prefix() -> str:
-    """How the names begin that this process gives."""
+    """Return the prefix of the names that this process gives."""
     return f"{PREFIX}{os.getpid()}-{_started(os.getpid())}-"
 
 
 def abandoned() -> list[str]:
-    """The namespaces whose maker has ended."""
+    """Return the namespaces whose maker has ended."""
     names = [path.name for path in NAMES.glob(f"{PREFIX}*-*-*")]
     return [name for name in names if not _is_running(*name.split("-")[1:3])]
 
@@ -86,7 +86,7 @@ def _is_running(pid: str, started: str) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a running process began, in ticks since boot: with its id it is told from any other.
+    """Return the start of a running process, in ticks since boot, which with its id identifies it.
 
     None if there is no such process, or nothing but its exit status.
     """
@@ -116,7 +116,7 @@ def remove(names: Sequence[str]) -> None:
 
 
 def processes_in(names: Sequence[str]) -> list[int]:
-    """The ids of the processes in these namespaces."""
+    """Return the ids of the processes in these namespaces."""
     inodes = set()
     for name in names:
         with suppress(OSError):

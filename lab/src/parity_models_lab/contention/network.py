@@ -43,7 +43,7 @@ class Star:
     machines: tuple[str, ...]
 
     def connect(self, source: int, target: int) -> tuple[socket.socket, socket.socket]:
-        """The two ends of a new TCP connection between two machines; OSError if it fails."""
+        """Return both ends of a new TCP connection between machines. Raises OSError if it fails."""
         with inside(self.machines[target]):
             listener = socket.create_server((machine_address(target), 0))
         with listener:
@@ -61,13 +61,13 @@ class Star:
 
 
 def machine_address(machine: int) -> str:
-    """The address of a machine of the star."""
+    """Return the address of a machine of the star."""
     return f"198.18.{1 + machine // 250}.{1 + machine % 250}"
 
 
 @contextmanager
 def star(network: Network, machines: int) -> Iterator[Star]:
-    """Such a network while the context lasts. Raises ContentionError if it cannot be made.
+    """Make such a network while the context lasts. Raises ContentionError if it cannot be made.
 
     What earlier ones have left because their process was killed is removed first.
     """

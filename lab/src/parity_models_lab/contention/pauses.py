@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 def steps(pauses: Pauses, workers: int, seed: int) -> Iterator[Step]:
-    """The course of all workers' pauses, in the order of time, without end."""
+    """Yield the course of all workers' pauses, in order of time, without end."""
     chosen = range(workers) if pauses.workers is None else pauses.workers
     return heapq.merge(*(_steps_of(pauses, worker, seed) for worker in chosen))
 
@@ -78,7 +78,7 @@ def _send(process: int, signal: Signals) -> None:
 
 
 def _find_worker(server: int, number: int) -> int | None:
-    """A pidfd of the server's worker with this number, if one is up."""
+    """Return a pidfd of the server's worker with this number, if one is up."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             process = os.pidfd_open(int(path.name))
@@ -97,7 +97,7 @@ def _find_worker(server: int, number: int) -> int | None:
 
 
 def _assignment(command_line: Path) -> Assignment | None:
-    """What a worker has on its command line; None if it is no worker's."""
+    """Return the assignment on a worker's command line; None for other processes."""
     try:
         last = command_line.read_bytes().rstrip(b"\0").rpartition(b"\0")[2]
         return msgspec.json.decode(last, type=Assignment)

@@ -78,7 +78,7 @@ class Contention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
 
     def shared(self, workers: int) -> list[int]:
-        """Of so many workers, those that share a machine with the other tenant's instances."""
+        """Return the workers, of so many, that share a machine with another tenant's instances."""
         if self.tenant is None:
             return []
         return sorted(Random(f"{self.seed}/machines").sample(range(workers), self.tenant.instances))

@@ -1,8 +1,7 @@
-"""The process that all contention comes from, and that takes all of it away.
+"""The process that makes all contention, and removes it.
 
-It sets up what the plan asks for, tells where workers are to run, begins when it is told to, and
-cleans up when its standard input ends: whatever becomes of the one who started it, nothing is
-left behind.
+It sets up the plan, says where workers are to run, begins on command, and cleans up when its
+standard input ends, so that nothing is left behind, however its parent ends.
 """
 
 import os
@@ -118,7 +117,7 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def main(spec: str) -> int:
-    """Do as the JSON `spec` says; tell Ready, or why not, on standard output."""
+    """Do as the JSON `spec` says; write Ready, or an error, to standard output."""
     signal.signal(signal.SIGTERM, _exit)
     return exit_code(lambda: _run(msgspec.json.decode(spec, type=Spec)))
 

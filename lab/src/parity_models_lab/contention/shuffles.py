@@ -28,7 +28,7 @@ _RESET = struct.pack("ii", 1, 0)
 def start_shuffles(
     network: Network, machines: Star, seed: int, start: float, stop: Event
 ) -> list[Thread]:
-    """Let all lanes begin at `start` of time.monotonic(); they end soon after `stop` is set."""
+    """Start all lanes at `start` of time.monotonic(); they end soon after `stop` is set."""
     lanes = [
         Thread(
             target=_run_lane,

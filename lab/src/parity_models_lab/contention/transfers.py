@@ -46,7 +46,7 @@ class Leg(NamedTuple):
 
 
 def legs(network: Network, machines: int, seed: int, lane: int) -> Iterator[Leg]:
-    """The course of a lane between so many machines, without end."""
+    """Yield the course of a lane between so many machines, without end."""
     rng = Random(f"{seed}/shuffle {lane}")
     at = 0.0
     while True:

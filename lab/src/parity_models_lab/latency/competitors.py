@@ -34,7 +34,7 @@ RUNS = 5
 
 @dataclass
 class Probe:
-    """What an instance said when it was asked: requests in flight (RIF), and its run time."""
+    """An instance's answer to a probe: requests in flight (RIF), and its run time."""
 
     instance: str
     rif: int
@@ -43,12 +43,12 @@ class Probe:
 
     @property
     def latency(self) -> float:
-        """How long a further task would take there: those before it run first."""
+        """The latency of a further task there, which runs after all others."""
         return (self.rif + 1) * self.run_time
 
 
 class ProbePool:
-    """The probes that may still be used, the oldest first, and which RIF counts as hot."""
+    """The probes that may still be used, the oldest first, and the RIF that counts as hot."""
 
     def __init__(self, size: int, hot: float) -> None:
         self._size = size
@@ -59,7 +59,7 @@ class ProbePool:
         self._worst_next = False
 
     def add(self, probe: Probe, size: int) -> None:
-        """Put in a probe, in place of an older one of its instance; at most `size` are kept."""
+        """Add a probe, in place of an older one of its instance; at most `size` are kept."""
         self.forget(probe.instance)
         self.probes.append(probe)
         del self.probes[: -min(size, self._size)]
@@ -78,7 +78,7 @@ class ProbePool:
         return min(among, key=lambda probe: probe.rif)
 
     def use(self, probe: Probe, budget: float) -> None:
-        """A task goes there: it has one more in flight than it said. Used up, a probe leaves."""
+        """Count a task that goes there; a probe that is used up leaves."""
         probe.rif += 1
         probe.uses += 1
         if probe.uses >= budget:
@@ -100,7 +100,7 @@ class ProbePool:
         return self._ranked[min(len(self._ranked) - 1, int(self._hot * len(self._ranked)))]
 
     def _worst(self) -> Probe:
-        """A hot probe of the highest RIF, or, if all are cold, the one of the highest latency."""
+        """Return a hot probe of the highest RIF, or, if all are cold, of the highest latency."""
         threshold = self._threshold
         hot = [probe for probe in self.probes if probe.rif > threshold]
         if hot:
@@ -132,7 +132,7 @@ class Prequal(InstanceQueues):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Dispatch.Options):
-        """What can be set."""
+        """The options."""
 
         prequal_probes: Annotated[
             int, Option("Instances probed for each task.", at_least=1, at_most=1000)
@@ -202,7 +202,7 @@ class Prequal(InstanceQueues):
         return chosen
 
     def _budget(self, size: int, instances: int) -> float:
-        """How often a probe may be used: equation 1 of the paper."""
+        """Return how often a probe may be used: equation 1 of the paper."""
         new = (1 - size / instances) * self._options.prequal_probes - REMOVED
         return max(1.0, (1 + DELTA) / new) if new > 0 else inf
 
@@ -223,7 +223,7 @@ class Tied(Policy):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
-        """What can be set."""
+        """The options."""
 
         tied_delay: Annotated[
             float,

@@ -21,7 +21,7 @@ FILES = resources.files("parity_models_lab.latency") / "experiments"
 
 
 class Picture(StrEnum):
-    """What an experiment's picture shows."""
+    """Kinds of pictures."""
 
     AXIS = "axis"
     """Median and p99.9 along the axis."""
@@ -34,7 +34,7 @@ Value = bool | int | float | str
 
 
 class TunedBy(StrEnum):
-    """Which latency the options of a tuned series are chosen by: the lowest."""
+    """Latencies that tuning minimises."""
 
     P99 = "p99"
     P999 = "p99.9"
@@ -61,7 +61,7 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def choice(self) -> PolicyChoice:
-        """The policy, checked; untuned. Raises UserError for one that cannot be."""
+        """The policy, checked; untuned. Raises UserError for an impossible one."""
         return self._with({})
 
     @property
@@ -73,7 +73,7 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
 
     def swept_out(self) -> list["Series"]:
-        """A series for each combination of what is `swept`; itself where nothing is."""
+        """Return a series for each combination of swept values; itself where nothing is swept."""
         if not self.swept:
             return [self]
         found = []
@@ -127,7 +127,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     undisturbed: tuple[int, ...] = ()
 
     def at(self, point: int, series: Series) -> Setting:
-        """The setting of a series at a point."""
+        """Return the setting of a series at a point."""
         changes = self.setting | self.points[point] | series.setting
         if self.in_words:
             del changes[self.axis]
@@ -135,17 +135,17 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def in_words(self) -> bool:
-        """Are the points names, not numbers?"""
+        """Whether the points are words, not numbers."""
         return self.axis not in Setting.__struct_fields__
 
     @property
     def labels(self) -> list[str]:
-        """What the points are called."""
+        """The names of the points."""
         return [_label(point[self.axis]) for point in self.points]
 
     @property
     def xs(self) -> list[float]:
-        """Where the points are on the axis."""
+        """The points' places on the axis."""
         if self.in_words:
             return [float(index) for index in range(len(self.points))]
         return [float(point[self.axis]) for point in self.points]
@@ -180,7 +180,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def experiment_names() -> list[str]:
-    """The experiments that come with the package."""
+    """Return the experiments that come with the package."""
     return sorted(file.name.removesuffix(".toml") for file in FILES.iterdir() if _is_toml(file))
 
 
@@ -211,7 +211,7 @@ def load_experiment(name: str) -> Experiment:
 
 
 def figures_of(names: list[str]) -> list[str]:
-    """Those that `names` stand for: `all` is every experiment that is not apart.
+    """Return the experiments of these names; `all` is every one that is not apart.
 
     Raises UserError for a file whose result would be taken for another one's, as it has the name
     of a figure or of another file.

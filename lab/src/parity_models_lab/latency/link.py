@@ -111,7 +111,7 @@ class Link:
         self._used = 0.0
 
     def arrival(self, now: float, size: int) -> float:
-        """When the last of `size` bytes that are sent now is there."""
+        """Return the arrival of the last of `size` bytes that are sent now."""
         self._rest(now)
         unsent = ceil(size / SEGMENT)
         flying: deque[tuple[float, int, int]] = deque()
@@ -143,7 +143,7 @@ class Link:
         return self._used
 
     def message(self, now: float) -> float:
-        """When a message of one segment that is sent now, by a connection of its own, is there."""
+        """Return the arrival of a message of one segment sent now by a connection of its own."""
         timeout = TIMEOUT
         while (there := self._pass(now, 1)) is None:
             now += timeout
@@ -210,7 +210,7 @@ class Link:
         return sum(each.window for each in self._running)
 
     def _pass(self, time: float, segments: int) -> float | None:
-        """When these segments, sent as one parcel, are there; None if they are lost."""
+        """Return the arrival of these segments, sent as one parcel; None if they are lost."""
         self._advance(time)
         size = segments * SEGMENT
         takes = size / self._rate
@@ -253,7 +253,7 @@ class Link:
         return self._recover(probed + TIMEOUT, 0, missing)
 
     def _recover(self, time: float, told: int, missing: int) -> float:
-        """When the `missing` segments are there that are sent from `time` on.
+        """Return the arrival of the `missing` segments, sent from `time` on.
 
         For those `told` that have arrived, as many can be sent; one more in each round.
         """

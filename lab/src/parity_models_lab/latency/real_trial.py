@@ -180,7 +180,7 @@ class Laboratory:
         return self._with_backup(bundle) if both else bundle
 
     def _bundle(self, code: CodeSpec) -> Bundle:
-        """The deployed model with parity models for `code`, trained once."""
+        """Return the deployed model with parity models for `code`, trained once."""
         options = {**code.encoder_options, **code.decoder_options}
         words = (
             code.encoder,
@@ -210,14 +210,14 @@ class Laboratory:
 
 
 def _on_nodes(placements: Sequence[Placement], trial: Trial) -> tuple[Placement, ...]:
-    """The placements of a trial's workers, on its nodes."""
+    """Return the placements of a trial's workers, on its nodes."""
     there = placements or (Placement(),) * trial.workers
     nodes = trial.setting.nodes
     return tuple(replace(each, node=str(slot % nodes)) for slot, each in enumerate(there))
 
 
 def _spared(faults: FaultPlan, workers: int) -> FaultPlan:
-    """The plan for a policy with fewer instances: it is spared what the others would have met."""
+    """Return the plan for a policy with fewer instances, without the faults of the others."""
     kills = tuple(kill for kill in faults.kills if kill.worker < workers)
     neighbours = faults.neighbours
     if neighbours is not None:
@@ -231,7 +231,7 @@ def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
 
 
 async def _busy_by(seconds: float, server: Served) -> float:
-    """How long instances have been busy so many seconds from now."""
+    """Return the busy time of instances so many seconds from now."""
     await asyncio.sleep(seconds)
     return await server.busy_seconds()
 

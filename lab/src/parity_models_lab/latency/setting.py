@@ -59,7 +59,7 @@ server and client) and for a unit (by a worker), as measured in real trials at f
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one run meets, whatever the policy. Times in seconds.
+    """The conditions of a run, whatever the policy. Times in seconds.
 
     `instances` run the deployed model. Every policy except `none` has extra instances:
     instances * r / k of them, rounded up. The offered load is `rate` in queries
@@ -204,12 +204,12 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return Bursts(self.burst, self.burst_every, self.burst_length)
 
     def seconds(self, queries: int) -> float:
-        """How long it takes so many queries to arrive, about."""
+        """Return the seconds in which so many queries arrive, about."""
         seconds = queries / self.queries_per_second
         return seconds if self.bursts is None else float(self.bursts.compress(np.array(seconds)))
 
     def faults(self, seed: int, seconds: float) -> FaultPlan:
-        """What real and simulated workers obey alike: service times, and kills for `seconds`."""
+        """Return the plan of real and simulated workers: service times, and kills for `seconds`."""
         rng = Random(f"{seed}/kills")
         kills = ceil(seconds / self.kill_every) if self.kill_every else 0
         return FaultPlan(
@@ -235,13 +235,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
     def drawn_shuffles(self) -> Shuffles | None:
-        """Background transfers as delays, where there are no links."""
+        """Return background transfers as delays, where there are no links."""
         if not self.shuffles:
             return None
         return Shuffles(self.shuffles, self.all_instances, self.transfer, self.delay)
 
     def contention(self, seed: int, *, links: bool) -> Contention | None:
-        """The contention that is made outside of real workers; on the network only if `links`."""
+        """Return the contention made outside of real workers; on the network only if `links`."""
         plan = Contention(
             seed=seed,
             network=self._network if links else None,
@@ -252,7 +252,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return None if plan == Contention(seed=seed) else plan
 
     def links(self) -> Callable[[int], Links] | None:
-        """The links of simulated runs, which real ones are shaped to."""
+        """Return the links of simulated runs, to which real ones are shaped."""
         network = self._network
         if network is None or self.all_instances == 1:
             return None
@@ -262,7 +262,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return partial(Links, network, self.all_instances, row)
 
     def simulated_cores(self, overheads: Overheads) -> Cores | None:
-        """What models compute on, if they do."""
+        """Return the cores that models compute on, if they do."""
         if not self.computing:
             return None
         cores = range(self.cores or len(os.sched_getaffinity(0)))
@@ -270,7 +270,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return overheads.cores(len(cores), tuple(hogs), pinned=bool(hogs))
 
     def slow_cores(self) -> Cores:
-        """What server, client and workers compute on where the processor has a `speed`."""
+        """Return the cores of server, client and workers where the processor has a `speed`."""
         quota = SLOWED * self.speed if self.speed < 1 else inf
         return Cores(SLOWED, SERVING, unit=PER_UNIT, waiting=not self.computing, quota=quota)
 
@@ -327,7 +327,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def mean_of(distribution: Distribution) -> float:
-    """The mean of what is drawn."""
+    """Return the distribution's mean."""
     match distribution:
         case Constant(seconds):
             return seconds

@@ -23,7 +23,7 @@ PARTS = 40
 
 
 class Mode(StrEnum):
-    """How a trial is run."""
+    """Modes of trials."""
 
     REAL = "real"
     """Worker processes, a server and a load generator; service times are emulated by waiting."""
@@ -32,7 +32,7 @@ class Mode(StrEnum):
 
 
 class Emulation(StrEnum):
-    """How much of the contention of a real trial is drawn delays in workers.
+    """The part of a real trial's contention that workers emulate by drawn delays.
 
     Simulated shuffles are transfers over links for NOTHING, else drawn delays, too.
     """
@@ -46,7 +46,7 @@ class Emulation(StrEnum):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run. `queries` are counted, after `warm_up` that are not but for all else alike.
+    """One run: `queries` that are counted, after `warm_up` that are not.
 
     `held_ms`: how long a simulated unit holds its instance besides what is simulated otherwise.
     `outside_ms`: what a simulated answer takes besides queue and instance, as quantiles at
@@ -69,7 +69,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Names the trial by its content."""
+        """A name for the trial, by its content."""
         _, dispatch = self.policy.build(self.stand_ins)
         policy = self.policy.written_out() | {"dispatch": self.policy.dispatch or dispatch.name}
         content = msgspec.to_builtins(self) | {"policy": policy}
@@ -77,11 +77,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """How long queries arrive."""
+        """The seconds during which queries arrive."""
         return self.setting.seconds(self.warm_up + self.queries)
 
     def arrivals(self) -> NDArray[np.float64]:
-        """When queries arrive: (warm_up + queries,) seconds, in order."""
+        """Return the times of arrival: (warm_up + queries,) seconds, in order."""
         rate, bursts = self.setting.queries_per_second, self.setting.bursts
         return poisson_arrivals(rate, self.warm_up + self.queries, self.seed, bursts)
 
@@ -91,14 +91,14 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stand_ins(self) -> StandIns:
-        """What the bundle has for the policy."""
+        """The bundle's stand-ins for the policy."""
         has = self.setting.stand_ins
         code = self.code if "parity" in has or self.policy.policy.needs_code else None
         return StandIns(code, (BACKUP,) if "backup" in has else ())
 
     @property
     def cores(self) -> Cores | None:
-        """Those that a simulation has: as it is set, or, where contention is real, as real runs."""
+        """The cores of a simulation: as set, or, where contention is real, those of real runs."""
         setting = self.setting
         if setting.speed:
             return setting.slow_cores()
@@ -109,12 +109,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def workers(self) -> int:
-        """How many of the setting's instances the policy has: all of them, but for none."""
+        """The number of instances that the policy has: all of the setting's, but for `none`."""
         return len(self._roles)
 
     @property
     def extra(self) -> int:
-        """How many of them run stand-ins only."""
+        """The number of them that run stand-ins only."""
         return sum(DEPLOYED not in roles for roles in self._roles)
 
     @property
@@ -163,7 +163,7 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float | None = None
 
     def share(self, source: Source) -> float:
-        """The share of answers that came from `source`."""
+        """Return the share of answers from `source`."""
         return self.sources.get(source, 0) / self.answered
 
 

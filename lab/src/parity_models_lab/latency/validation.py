@@ -37,13 +37,13 @@ class Compared:
     simulated: TrialResult
 
     def off(self, percentile: str) -> float:
-        """How far the simulated latency is from the real one, as a share of that."""
+        """Return the error of the simulated latency, as a share of the real one."""
         of = PERCENTILES[percentile]
         return float(getattr(self.simulated, of) / getattr(self.real, of) - 1)
 
     @property
     def close(self) -> bool:
-        """Is every percentile within CLOSE?"""
+        """Whether every percentile is within CLOSE."""
         return all(abs(self.off(percentile)) <= CLOSE for percentile in PERCENTILES)
 
 
@@ -163,7 +163,7 @@ def calm_trial(trial: Trial) -> Trial:
 def overheads_between(
     calm: Trial, real: TrialResult, simulated: Callable[[Trial], TrialResult]
 ) -> Overheads:
-    """What a calm trial, whose `real` result is given, took besides what its simulation takes."""
+    """Return the overheads of a calm trial: its `real` result less its simulation."""
     imagined = msgspec.structs.replace(calm, mode=Mode.SIMULATED)
 
     def took(known: Overheads) -> Observed:

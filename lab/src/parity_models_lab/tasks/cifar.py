@@ -22,7 +22,7 @@ VALIDATION = 10
 
 
 class Cifar(FolderTask):
-    """What the two have in common. The label is the last of `label_bytes` bytes."""
+    """The format that both share. The label is the last of `label_bytes` bytes."""
 
     flips = True
     label_bytes: int

@@ -6,20 +6,28 @@
 """
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import Dataset, Split, hold_out, normalised
-from parity_models_lab.tasks.images import ImageTask, read_images
+from parity_models.options import Option
+from parity_models.tasks.task import Dataset, FolderTask, Split, hold_out, normalised
 
 IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
 PICTURES = "images"
 MEAN, DEVIATION = 0.45, 0.25
-LARGEST = 64 << 20
+LONGEST = 64 << 20
 """Bytes of a list."""
+LARGEST = 100_000_000
+"""Pixels of an image: a small file may claim to be one that fills the memory."""
+THREADS = 8
+"""Pillow decodes outside the interpreter's lock."""
 
 OUTSIDE = 0.05
 """The share of an image by which its box may reach beyond it; then it ends where the image does."""
@@ -28,8 +36,20 @@ VALIDATION = 10
 """One of so many training images is held out."""
 
 
-class Localization(ImageTask):
-    """Boxes are left, top, right, bottom, as shares of the image's width and height."""
+class Localization(FolderTask):
+    """Boxes are left, top, right, bottom, as shares of the image's width and height.
+
+    Images are squeezed into squares.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(FolderTask.Options):
+        """The options."""
+
+        side: Annotated[
+            int,
+            Option("Height and width that images are squeezed into.", at_least=8, at_most=1024),
+        ] = 64
 
     name = "localization"
     about = "the box around the object in an image, 64x64"
@@ -58,7 +78,7 @@ class Localization(ImageTask):
         for path in paths:
             if not path.resolve().is_relative_to(root.resolve()):
                 raise DataError(f"{folder / IMAGES} names a file outside {root}: {path}")
-        pixels, sizes = read_images(paths, self.options.side)
+        pixels, sizes = _read_images(paths, self.options.side)
         labels = np.array(
             [
                 _edges(boxes[number], size, folder / BOXES)
@@ -79,8 +99,8 @@ class Localization(ImageTask):
 
 
 def _read_list(path: Path, fields: int) -> dict[str, list[str]]:
-    """Lines of an image's number and so many `fields`, by number."""
-    if path.stat().st_size > LARGEST:
+    """Return the lines of an image's number and so many `fields`, by number."""
+    if path.stat().st_size > LONGEST:
         raise DataError(f"{path} is larger than a list of images can be; fetch it again")
     lines = {}
     for line in path.read_text("utf-8", "replace").splitlines():
@@ -108,3 +128,38 @@ def _edges(box: list[str], size: tuple[int, int], path: Path) -> NDArray[np.floa
             "it again"
         )
     return inside
+
+
+def _read_images(
+    paths: Sequence[Path], side: int
+) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
+    """Return all images, squeezed into (n, 3, side, side), and their original (width, height).
+
+    Raises DataError with the path of an image that cannot be read.
+    """
+    pixels = np.empty((len(paths), 3, side, side), np.uint8)
+
+    def read(row: int) -> tuple[int, int]:
+        pixels[row], size = _read_image(paths[row], side)
+        return size
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return pixels, list(pool.map(read, range(len(paths))))
+
+
+def _read_image(path: Path, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    from PIL import Image  # here: evaluation and serving do without it
+
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            if size[0] * size[1] > LARGEST:
+                raise DataError(f"{path} claims to have {size[0]}x{size[1]} pixels; take it out")
+            image.draft("RGB", (2 * side, 2 * side))  # JPEG: decoded no larger than is of use
+            small = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = " ".join(str(error).split())
+        raise DataError(
+            f"{path} cannot be read as an image ({why}); fetch it again or take it out"
+        ) from error
+    return np.asarray(small).transpose(2, 0, 1), size

@@ -80,7 +80,7 @@ def make_boxes(
 
 
 def _draw(split: Split, random: np.random.Generator) -> tuple[NDArray[Any], int]:
-    """A garment's pixels (height, width) from 0 to 1, cut to where it is, and its class."""
+    """Return a garment's pixels (height, width) from 0 to 1, cropped, and its class."""
     row = random.integers(len(split))
     pixels = split.inputs[row, 0] * FashionMnist.deviation + FashionMnist.mean
     rows, columns = (np.flatnonzero((pixels > 0.1).any(axis=axis)) for axis in (1, 0))
@@ -91,7 +91,7 @@ def _draw(split: Split, random: np.random.Generator) -> tuple[NDArray[Any], int]
 
 
 def _clutter(split: Split, random: np.random.Generator) -> NDArray[Any]:
-    """A canvas (SIDE, SIDE, 3) from 0 to 1 with shapes and scraps on a shaded ground."""
+    """Return a canvas (SIDE, SIDE, 3) from 0 to 1 with shapes and scraps on a shaded ground."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     slope = random.uniform(-0.5, 0.5, (2, 1, 1, 3))
     canvas = random.uniform(0.1, 0.8, 3) + slope[0] * x[..., None] + slope[1] * y[..., None]

@@ -117,7 +117,7 @@ def _draw_speakers(count: int, seed: int) -> list[_Speaker]:
 
 
 def _speak(word: str, speaker: _Speaker, random: np.random.Generator) -> NDArray[np.float64]:
-    """Samples (n,) at 16 kHz, without the silence around the word."""
+    """Return samples (n,) at 16 kHz, without the silence around the word."""
     pitch = round(speaker.pitch + random.uniform(-5, 5))
     pace = round(speaker.pace * random.uniform(0.9, 1.1))
     command = [PROGRAM, "-D", "--stdout", "-v", speaker.voice, "-p", str(pitch), "-s", str(pace)]
@@ -144,7 +144,7 @@ def _resample(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
 
 
 def _place(sound: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int16]:
-    """One second with the sound somewhere in it, at some loudness, in some noise."""
+    """Return a second with the sound somewhere in it, at some loudness, in some noise."""
     sound = sound[:RATE]
     second = np.zeros(RATE)
     start = random.integers(RATE - len(sound) + 1)
@@ -158,7 +158,7 @@ def _place(sound: NDArray[np.float64], random: np.random.Generator) -> NDArray[n
 
 
 def _noise(random: np.random.Generator) -> NDArray[np.float64]:
-    """Noise (16000,) of power 1, between white and brown."""
+    """Return noise (16000,) of power 1, between white and brown."""
     spectrum = np.fft.rfft(random.standard_normal(RATE))
     spectrum[1:] /= np.arange(1, len(spectrum)) ** random.uniform(0, 1)
     spectrum[0] = 0

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Progress = Callable[[int, int], None]
-"""Told how many files are made, and how many there will be."""
+"""Called with the number of files made, and of all files."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 def run_all(
     work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None
 ) -> list[Result]:
-    """What `work` makes of all `items`, by a thread for each core."""
+    """Return the results of `work` for all `items`, by a thread for each core."""
     results = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:

@@ -80,7 +80,7 @@ class SpeechCommands(FolderTask):
         return Split(np.concatenate(chunks), labels)
 
     def queries(self, seconds: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Queries (n, 1, frequencies, times) for sounds (n, 16000)."""
+        """Return queries (n, 1, frequencies, times) for sounds (n, 16000)."""
         return _as_queries(spectrogram(seconds))
 
 
@@ -97,7 +97,7 @@ class SmallSpeechCommands(SpeechCommands):
 
 
 def part_of(file: str) -> Part:
-    """The split that a file belongs to, by its speaker: the dataset's own rule."""
+    """Return the split of a file by its speaker: the dataset's own rule."""
     speaker = file.split("_nohash_")[0]
     largest = 2**27 - 1
     number = int(hashlib.sha1(speaker.encode(), usedforsecurity=False).hexdigest(), 16)
@@ -108,7 +108,7 @@ def part_of(file: str) -> Part:
 
 
 def spectrogram(seconds: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Powers (n, 161, 101) in Hann windows of 20 ms, every 10 ms, of sounds (n, 16000)."""
+    """Return powers (n, 161, 101) in Hann windows of 20 ms, every 10 ms, of sounds (n, 16000)."""
     padded = np.pad(seconds.astype(np.float32), ((0, 0), (WINDOW // 2, WINDOW // 2)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[:, ::STEP]
     spectra = np.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32), axis=-1)
@@ -116,7 +116,7 @@ def spectrogram(seconds: NDArray[np.int16]) -> NDArray[np.float32]:
 
 
 def mel_filters() -> NDArray[np.float32]:
-    """Weights (40, 161) of frequencies in triangular bands, evenly spaced in mel."""
+    """Return weights (40, 161) of frequencies in triangular bands, evenly spaced in mel."""
     top = 2595 * np.log10(1 + RATE / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, MEL_BANDS + 2) / 2595) - 1)
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -135,7 +135,7 @@ def mel_filters() -> NDArray[np.float32]:
 
 
 def read_second(path: Path) -> NDArray[np.int16]:
-    """The first second in `path`, (16000,), padded with silence if it is shorter.
+    """Return the first second in `path`, (16000,), padded with silence if it is shorter.
 
     Raises DataError for a file that is no WAV file of this kind.
     """
@@ -172,7 +172,7 @@ def write_wav(path: Path, samples: NDArray[np.int16]) -> None:
 
 
 def _as_queries(powers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logarithms of powers (n, ...), each query's to mean 0 and deviation 1."""
+    """Return logarithms of powers (n, ...), each query's to mean 0 and deviation 1."""
     logs = np.log(powers + np.float32(SILENT))[:, None]
     rest = tuple(range(1, logs.ndim))
     logs -= logs.mean(axis=rest, keepdims=True)
@@ -181,7 +181,7 @@ def _as_queries(powers: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _words(folder: Path) -> tuple[str, ...]:
-    """The words in `folder`, by the alphabet: its folders that hold WAV files."""
+    """Return the words in `folder`, sorted: its folders that hold WAV files."""
     if not folder.is_dir():
         return ()
     return tuple(
