@@ -15,9 +15,6 @@ from parity_models.cli.flags import argument
 from parity_models.errors import UserError
 from parity_models.options import Option
 
-Progress = Callable[[int, int], None]
-"""Called with the rows that were done, and all of them."""
-
 OWN = "or your own as package.module:Class"
 
 BundleFolder = Annotated[Path, argument("The bundle's folder.", "BUNDLE")]
@@ -106,7 +103,7 @@ def hangups_count() -> bool:
 
 
 @contextmanager
-def rows_bar(what: str) -> Iterator[Progress]:
+def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show how many rows are done, on stderr if that is a terminal."""
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:

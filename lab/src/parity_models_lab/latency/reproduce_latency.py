@@ -76,10 +76,10 @@ class Plan:
     def trials(self, series: Series) -> Iterator[tuple[int, Trial]]:
         """Yield (position on the axis, trial) of a series, simulated and real."""
         for point in range(len(self.experiment.points)):
-            yield point, self._trial(Mode.SIMULATED, series, point)
+            yield point, self.trial(Mode.SIMULATED, series, point)
             real = series.real and point in self.experiment.real
             if real and self.network is not None:
-                yield point, self._trial(Mode.REAL, series, point)
+                yield point, self.trial(Mode.REAL, series, point)
 
     def all_trials(self) -> list[Trial]:
         return [trial for series in self.experiment.series for _, trial in self.trials(series)]
@@ -97,14 +97,15 @@ class Plan:
                 yield series, point
 
     def _candidates(self, series: Series, point: int) -> list[Trial]:
-        trial = self._trial(Mode.SIMULATED, series, point)
+        trial = self.trial(Mode.SIMULATED, series, point)
         queries = min(trial.queries, TUNING)
         return [
             msgspec.structs.replace(trial, policy=choice, queries=queries)
             for choice in series.candidates
         ]
 
-    def _trial(self, mode: Mode, series: Series, point: int) -> Trial:
+    def trial(self, mode: Mode, series: Series, point: int) -> Trial:
+        """Return the trial of a series at a point."""
         return Trial(
             mode=mode,
             setting=msgspec.structs.replace(self.experiment.at(point, series), speed=self.speed),

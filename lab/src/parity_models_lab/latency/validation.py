@@ -67,47 +67,29 @@ def compare(
     run(plan.tuning_trials(points))
     plan = plan.tuned(cache, points)
     experiment = plan.experiment
-    real = [
-        [
-            Trial(
-                mode=Mode.REAL,
-                setting=experiment.at(point, series),
-                policy=plan.choice(series, point),
-                queries=queries,
-                warm_up=500,
-                seed=plan.seed,
-                network=plan.network or Emulation.NOTHING,
-            )
-            for series in experiment.series
-        ]
-        for point in points
-    ]
-    calm = [calm_trial(trials[0]) for trials in real]
-    run([*calm, *(trial for trials in real for trial in trials)])
 
     def result(trial: Trial) -> TrialResult:
         run([trial])
         return cache[trial]
 
-    further = [overheads_between(each, cache[each], result) for each in calm]
-    simulated = [
-        [msgspec.structs.replace(each, mode=Mode.SIMULATED, **took._asdict()) for each in trials]
-        for trials, took in zip(real, further, strict=True)
-    ]
-    run([trial for trials in simulated for trial in trials])
-    labels = [series.label for series in experiment.series]
-    return [
-        Point(
-            experiment.labels[point],
-            trials[0].setting,
-            took,
-            tuple(
-                Compared(label, cache[trial], cache[other])
-                for label, trial, other in zip(labels, trials, others, strict=True)
-            ),
+    found = []
+    for point in points:
+        real = [
+            msgspec.structs.replace(plan.trial(Mode.REAL, series, point), queries=queries)
+            for series in experiment.series
+        ]
+        calm = calm_trial(real[0])
+        run([calm, *real])
+        overheads = overheads_between(calm, cache[calm], result)
+        changes = {"mode": Mode.SIMULATED, **overheads._asdict()}
+        simulated = [msgspec.structs.replace(trial, **changes) for trial in real]
+        run(simulated)
+        compared = tuple(
+            Compared(series.label, cache[trial], cache[other])
+            for series, trial, other in zip(experiment.series, real, simulated, strict=True)
         )
-        for point, trials, others, took in zip(points, real, simulated, further, strict=True)
-    ]
+        found.append(Point(experiment.labels[point], real[0].setting, overheads, compared))
+    return found
 
 
 def rows_of(points: Sequence[Point]) -> Iterator[Row]:
