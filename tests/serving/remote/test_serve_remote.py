@@ -1,21 +1,41 @@
 """`parm serve` in front of servers that run the models already: real ones, one of them killed."""
 
+import asyncio
 import re
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from commands import Here, assert_refused
-from fake_upstream import BUSY, HUNG, WELL, FakeUpstream
+from fake_upstream import BUSY, HELD, HUNG, WELL, FakeUpstream
 from fleet_servers import PATIENTLY, Parm, kill_and_mend
+from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
-from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.codes import CodeSpec
+from parity_models.errors import UserError
+from parity_models.models.bundle import (
+    Bundle,
+    NewModel,
+    open_bundle,
+    with_calibration,
+    write_bundle,
+)
+from parity_models.models.gate import EVERYTHING, Calibration, GateLevel
+from parity_models.options import Value
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import EngineChoice
+from parity_models.serving.request_log import MAX_ID, RequestLog, headers_for
 from parity_models.serving.server import ServeOptions, Server
 from served import (
     INPUTS,
@@ -26,6 +46,7 @@ from served import (
     queries,
     write_linear_bundle,
 )
+from upstream_engines import WEIGHTS as SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +139,7 @@ REFUSED = [
 ]
 
 
-def test_what_does_not_fit_is_refused_with_the_difference(
+def test_fleets_that_do_not_fit_are_refused_with_the_difference(
     bundle: Path, alone: Path, tmp_path: Path, parm_here: Here
 ) -> None:
     linear_model(tmp_path / "other.onnx", (INPUTS,), (OUTPUTS,))
@@ -139,3 +160,167 @@ def test_what_does_not_fit_is_refused_with_the_difference(
             refused = parm_here("serve", "--port", "0", *spelled.split())
             assert_refused(refused, reason)
             assert refused.stderr.count("\n") == 1
+
+
+# Two backups
+
+
+def gate(threshold: float) -> Calibration:
+    """Of outputs with this confidence; it expects to let through four of five."""
+    level = GateLevel(0.9, threshold, 0.8, 0.9)
+    return Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
+
+
+@pytest.mark.slow
+async def test_a_better_backup_answers_where_the_first_one_may_not(
+    tmp_path: Path,
+) -> None:
+    written = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=2))
+    bundle = with_calibration(written, {"backup": gate(1e9), "backup-2": gate(EVERYTHING)})
+    alone = [
+        write_bundle(
+            tmp_path / f"{number}-alone",
+            deployed=NewModel(written.path / file.file, "alone"),
+            parity=[],
+            code=None,
+        ).path
+        for number, file in enumerate(bundle.manifest.backups)
+    ]
+    names = ("model-backup", "model-backup-2")
+    with Parm(alone[0], "--name", names[0]) as fast, Parm(alone[1], "--name", names[1]) as better:
+        async with FakeUpstream("http", WEIGHTS) as model:
+            upstreams: dict[str, Value] = {
+                "deployed": f"{model.url}?concurrency=4",
+                "backup": f"{fast.url}/{names[0]}?concurrency=4,"
+                f"{better.grpc_url}/{names[1]}?concurrency=4",
+            }
+            options = ServeOptions(
+                policy=PolicyChoice("adaptive"),
+                deadline=4.0,
+                port=0,
+                engine=EngineChoice("remote", upstreams),
+            )
+            async with Server(bundle, options) as server:
+                model.mode = HUNG
+                rows = queries(1)
+                answers = await server.deployment.frontend.infer(rows)
+                assert answers.sources == [Source.BACKUP_2]
+                np.testing.assert_allclose(answers.outputs, 3 * predictions(rows), rtol=1e-3)
+                for kind, fate in (("backup", "refused"), ("backup-2", "answered")):
+                    of = {"kind": kind, "fate": fate}
+                    count = server.deployment.metrics.registry.get_sample_value(
+                        "parm_redundant_tasks_total", of
+                    )
+                    assert count == 1
+
+
+def test_the_first_backup_is_what_approximate_backup_needs(tmp_path: Path) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=2))
+    upstreams = {"deployed": "http://a", "backup": "http://b/model-backup-2"}
+    engine = EngineChoice("remote", upstreams)
+    assert Deployment(bundle, ServeOptions(port=0, engine=engine)).roles[1] == {"backup-2"}
+    policy = PolicyChoice("approximate-backup")
+    with pytest.raises(UserError, match="approximate-backup needs instances that run backup, and"):
+        Deployment(bundle, ServeOptions(port=0, engine=engine, policy=policy))
+
+
+# Ids and traces
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED = f"00-{TRACE}-{PARENT}-01"
+ROW = [0.5] * FEATURES
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Bundle:
+    return linear_bundle(tmp_path, SMALL, [SMALL], CodeSpec("sum", "subtraction", 2))
+
+
+@asynccontextmanager
+async def in_front(
+    bundle: Bundle, policy: str, traces: TracerProvider | None = None, **urls: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    engine = EngineChoice("remote", dict(urls))
+    options = ServeOptions(policy=PolicyChoice(policy), engine=engine, port=0)
+    async with (
+        Server(bundle, options, traces) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
+
+
+async def ask(client: httpx.AsyncClient, **headers: str) -> None:
+    tensor = {"name": "input", "shape": [1, FEATURES], "datatype": "FP32", "data": ROW}
+    answer = await client.post(
+        "/v2/models/model/infer", json={"inputs": [tensor]}, headers=dict(headers)
+    )
+    assert answer.is_success, answer.text
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_an_upstream_gets_the_request_s_id_and_the_client_s_trace_as_they_came(
+    linear: Bundle, scheme: str
+) -> None:
+    async with (
+        FakeUpstream(scheme, SMALL) as upstream,
+        in_front(linear, "none", deployed=f"{upstream.url}/model") as client,
+    ):
+        state = {"tracestate": "vendor=x"}
+        await ask(client, **{"x-request-id": "mine", "traceparent": SAMPLED} | state)
+        heard = upstream.heard[-1]
+        assert heard["x-request-id"] == "mine"
+        assert (heard["traceparent"], heard["tracestate"]) == (SAMPLED, "vendor=x")
+        await ask(client, traceparent="00-nonsense")
+        assert "traceparent" not in upstream.heard[-1]
+        assert upstream.heard[-1]["x-request-id"] != "mine"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_with_spans_what_an_upstream_does_is_beneath_the_run(
+    linear: Bundle, scheme: str
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with (
+        FakeUpstream(scheme, SMALL) as upstream,
+        in_front(linear, "none", provider, deployed=f"{upstream.url}/model") as client,
+    ):
+        await ask(client, traceparent=SAMPLED)
+        version, trace, parent, flags = upstream.heard[-1]["traceparent"].split("-")
+    spans: list[Any] = list(exporter.get_finished_spans())  # their types say that all may be None
+    (run,) = (span for span in spans if span.name == "run")
+    assert (version, trace, flags) == ("00", TRACE, "01")
+    assert int(parent, 16) == run.context.span_id
+
+
+async def test_a_parity_query_is_for_the_requests_of_all_its_group(linear: Bundle) -> None:
+    async with (
+        FakeUpstream("http", SMALL) as model,
+        FakeUpstream("http", SMALL) as parity,
+        in_front(
+            linear,
+            "parity",
+            deployed=f"{model.url}/model?concurrency=2",
+            parity=f"{parity.url}/model",
+        ) as client,
+    ):
+        model.mode = HELD
+        asking = [asyncio.create_task(ask(client, **{"x-request-id": each})) for each in "ab"]
+        while not any("x-request-id" in each for each in parity.heard):
+            await asyncio.sleep(0.01)
+        model.release.set()
+        await asyncio.gather(*asking)
+        (told,) = (each["x-request-id"] for each in parity.heard if "x-request-id" in each)
+        assert sorted(told.split(",")) == ["a", "b"]
+
+
+def test_ids_are_joined_as_far_as_there_is_room_and_of_traces_the_first_is_taken() -> None:
+    logs = [RequestLog("GET", "/", letter * 60) for letter in "abc"]
+    logs += [RequestLog("GET", "/", "d", SAMPLED), RequestLog("GET", "/", "e", SAMPLED[:-1] + "0")]
+    told = headers_for([*logs, logs[0]])
+    assert told == {
+        "x-request-id": ",".join(("a" * 60, "b" * 60, "d", "e")),
+        "traceparent": SAMPLED,
+    }
+    assert len(told["x-request-id"]) <= MAX_ID
+    assert headers_for([]) == {}

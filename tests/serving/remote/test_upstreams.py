@@ -1,5 +1,7 @@
-"""What is refused of a fleet: other models, strange certificates, URLs that are none."""
+"""Fleets by their URLs, and what is refused of them: other models, strange certificates."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import trustme
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
@@ -14,11 +18,14 @@ from fake_upstream import FakeUpstream, server_context
 from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature, TensorSpec
+from parity_models.serving import v1
+from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.protocol import OutputTensor
 from parity_models.serving.remote.clients import connect
 from parity_models.serving.remote.remote_engine import RemoteEngine
-from parity_models.serving.remote.upstream import Fleet as Upstreams
 from parity_models.serving.remote.upstream import (
+    Fleet,
     PredictionProtocol,
     Upstream,
     UpstreamError,
@@ -28,11 +35,15 @@ from parity_models.serving.remote.upstream import (
 from ports import free_ports
 from upstream_engines import ROW, WEIGHTS, engine_for, using
 
+V1 = PredictionProtocol.V1
+VALUES = st.recursive(st.none() | st.floats() | st.text(max_size=3), st.lists)
+ANSWERS = st.fixed_dictionaries(
+    {"predictions": VALUES | st.lists(st.dictionaries(st.just("y"), VALUES))}
+)
+
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_upstreams_that_are_not_what_they_must_be_are_refused(
-    model: Path, scheme: str
-) -> None:
+async def test_upstreams_that_are_not_as_they_must_be_are_refused(model: Path, scheme: str) -> None:
     (port,) = free_ports(1)
 
     async def refusal(*upstreams: FakeUpstream | Upstream) -> str:
@@ -41,19 +52,19 @@ async def test_upstreams_that_are_not_what_they_must_be_are_refused(
             for one in upstreams
         )
         models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model))
-        engine = RemoteEngine(models, Upstreams(each), Metrics(), max_batch=1)
+        engine = RemoteEngine(models, Fleet(each), Metrics(), max_batch=1)
         with pytest.raises(UpstreamError) as error:
             await engine.start([one.roles for one in each], Events())
         return str(error.value)
 
-    nobody = Upstream(f"{scheme}://127.0.0.1:{port}", {"deployed": "model"})
-    text = await refusal(nobody)
+    away = Upstream(f"{scheme}://127.0.0.1:{port}", {"deployed": "model"})
+    text = await refusal(away)
     assert "no upstream that runs deployed is there" in text
     assert f"127.0.0.1:{port} cannot be reached" in text
     async with FakeUpstream(scheme, WEIGHTS) as good:
-        also = Upstream(nobody.url, {"deployed": "model", "parity-0": "model"})
+        also = Upstream(away.url, {"deployed": "model", "parity-0": "model"})
         assert "no upstream that runs parity-0 is there" in await refusal(good, also)
-        assert "nobody" in await refusal(Upstream(good.url, {"deployed": "nobody"}))
+        assert "nowhere" in await refusal(Upstream(good.url, {"deployed": "nowhere"}))
         async with FakeUpstream(scheme, WEIGHTS, versions=("2",)) as newer:
             text = await refusal(good, newer)
             assert "has versions ['" in text
@@ -71,13 +82,47 @@ async def test_upstreams_that_are_not_what_they_must_be_are_refused(
         assert "ready" in await refusal(good)
 
 
-async def test_works_must_be_the_fleet_s(model: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "reason"), [(fake.OTHER, "predicts something else"), (fake.AWAY, "is not ready")]
+)
+async def test_over_v1_a_model_is_known_by_its_predictions(
+    model: Path, mode: str, reason: str
+) -> None:
     async with FakeUpstream("http", WEIGHTS) as upstream:
+        async with using(model, upstream, protocol=V1) as (engine, events, instance):
+            engine.run(instance, 1, "deployed", [ROW, -ROW])
+            expected = np.stack([ROW, -ROW]) @ WEIGHTS
+            np.testing.assert_allclose(await events.outputs(1), expected, rtol=1e-5)
+            assert upstream.heard[-1]["content-type"] == "application/json"
+            assert upstream.heard[-1]["x-request-id"] == "of-1"
+        upstream.mode = mode
+        with pytest.raises(UpstreamError, match=reason):
+            await engine_for(model, upstream, protocol=V1).start([DEPLOYED], Events())
+
+
+@pytest.mark.slow
+@given(st.binary() | st.text().map(str.encode) | ANSWERS.map(json.dumps).map(str.encode))
+def test_any_answer_over_v1_is_read_or_refused(answer: bytes) -> None:
+    with suppress(InvalidRequestError):
+        rows = v1.read_predictions(answer, ["y"])["y"]
+        assert OutputTensor("y", "FP32", (2, 2), rows).array().shape == (2, 2)
+
+
+async def test_the_instances_are_those_of_the_fleet(model: Path) -> None:
+    async with FakeUpstream("http", WEIGHTS) as one, FakeUpstream("http", WEIGHTS) as two:
         with pytest.raises(ServingError, match="not those that the fleet has"):
-            await engine_for(model, upstream).start([DEPLOYED] * 2, Events())
-
-
-# TLS
+            await engine_for(model, one).start([DEPLOYED] * 2, Events())
+        # A node is a host, or where all share one, an upstream.
+        for name, nodes in [
+            ("127.0.0.1", {one.url, two.url}),
+            ("localhost", {"127.0.0.1", "localhost"}),
+        ]:
+            two.url = two.url.replace("127.0.0.1", name)
+            engine, events = engine_for(model, one, two, concurrency=2), Events()
+            await engine.start([DEPLOYED] * 4, events)
+            joined = [(await events.arrival()).node for _ in range(4)]
+            await engine.stop()
+            assert set(joined) == nodes
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
@@ -107,9 +152,6 @@ async def test_tls_to_an_upstream_is_trusted_by_its_authority_alone(
             await engine.start([DEPLOYED], Events())
 
 
-# URLs
-
-
 @pytest.mark.parametrize("protocol", PredictionProtocol)
 async def test_names_and_versions_are_quoted_in_paths(protocol: PredictionProtocol) -> None:
     heard = []
@@ -132,58 +174,68 @@ async def test_names_and_versions_are_quoted_in_paths(protocol: PredictionProtoc
     assert path.startswith(f"/{protocol}/models/a%2Fb/versions/1%2F2%3F3%20%234")
 
 
+# URLs
+
+
 def test_urls_name_servers_and_models() -> None:
     both, other, second, third = parse_upstreams(
         "m",
         1,
-        deployed=["http://a:8000", "grpc://b:8001/resnet?concurrency=4&version=3"],
-        parity=["http://a:8000?concurrency=3", "https://c/my%20parity"],
+        deployed=["http://a:8000", "grpc://b:8001/resnet?concurrency=4&version=3&protocol=v2"],
+        parity=["http://a:8000?concurrency=3&protocol=v1", "https://c/my%20parity"],
         backup=["http://a:8000", "http://d?model=n"],
     )
-    assert both == Upstream(
-        "http://a:8000", {"deployed": "m", "parity-0": "m-parity-0", "backup": "m-backup"}, 3
-    )
+    names = {"deployed": "m", "parity-0": "m-parity-0", "backup": "m-backup"}
+    assert both == Upstream("http://a:8000", names, 3, V1)
+    assert both.models.keys() == names.keys()
     assert other == Upstream("grpc://b:8001", {"deployed": "resnet"}, 4, version="3")
     assert second == Upstream("https://c", {"parity-0": "my parity"})
     assert third == Upstream("http://d", {"backup": "n-backup"})
-    assert both.models.keys() == {"deployed", "parity-0", "backup"}
-    assert Upstreams((other, second)).roles == [frozenset({"deployed"})] * 4 + [
-        frozenset({"parity-0"})
-    ]
+    roles = [frozenset({"deployed"})] * 4 + [frozenset({"parity-0"})]
+    assert Fleet((other, second)).roles == roles
+
+
+def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
     (_, two) = parse_upstreams("m", 2, deployed=["http://a"], parity=["http://b"])
     assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
-    (_, two) = parse_upstreams("m", 0, 2, deployed=["http://a"], backup=["http://b"])
+    (_, one, two) = parse_upstreams(
+        "m", 0, 2, deployed=["http://a"], backup=["http://b/m-backup-2", "http://c"]
+    )
+    assert one.models == {"backup-2": "m-backup-2"}
     assert two.models == {"backup": "m-backup", "backup-2": "m-backup-2"}
+    (both,) = parse_upstreams(
+        "m", 2, deployed=["http://a"], parity=["http://a/m-parity-1", "http://a/m-parity-0"]
+    )
+    assert both.models == {"deployed": "m", "parity-1": "m-parity-1", "parity-0": "m-parity-0"}
 
 
 @pytest.mark.parametrize(
     ("deployed", "parity", "reason"),
     [
-        (["a:8000"], [], "is not an upstream"),
-        ([""], [], "is not an upstream"),
-        (["ftp://a"], [], "is not an upstream"),
-        (["http://a/v2/models"], [], "is not an upstream"),
-        (["http://a?x=1"], [], "is not an upstream"),
-        (["http://a?concurrency=x"], [], "is not an upstream"),
-        (["http://a?concurrency=0"], [], "must be from 1"),
-        (["http://a?concurrency=2"], ["http://a?concurrency=3"], "with concurrency 2 and 3"),
-        (["http://user@a"], [], "is not an upstream"),
-        (["http://a:port"], [], "is not a URL"),
-        (["grpc://a"], [], "has no port"),
-        (["http://a", "http://a"], [], "given twice"),
-        (["http://a"], ["http://b/model"], "there are several for such servers: m-par"),
+        *(
+            (url, "", "is not an upstream")
+            for url in ("a:8000", "", "ftp://a", "http://a/v2/models", "http://a?x=1")
+        ),
+        *(
+            (f"http://{url}", "", "is not an upstream")
+            for url in ("a?concurrency=x", "user@a", "a?protocol=v1&protocol=v1", "a?protocol=v3")
+        ),
+        ("http://a:port", "", "is not a URL"),
+        ("http://a?concurrency=0", "", "must be from 1 to 1000, got 0"),
+        ("http://a?concurrency=10000", "", "must be from 1 to 1000, got 10000"),
+        ("http://a?concurrency=2", "http://a?concurrency=3", "with concurrency 2 and 3"),
+        ("grpc://a", "", "has no port"),
+        ("grpc://a:1?protocol=v1", "", "V1 is spoken over http and https alone"),
+        ("http://a,http://a", "", "http://a is given twice"),
+        ("http://a", "http://b,http://b/m-parity-0", "http://b is given twice"),
+        ("http://a", "http://b/x", r"'http://b/x' names a model, .* m-parity-0, m-parity-1; "),
+        ("http://a", "http://b/m-parity-1", "parity runs m-parity-0, and a code needs all"),
     ],
 )
-def test_urls_that_are_none_are_refused(
-    deployed: list[str], parity: list[str], reason: str
-) -> None:
+def test_urls_that_cannot_be_a_fleet_are_refused(deployed: str, parity: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        parse_upstreams("m", 2, deployed=deployed, parity=parity)
-
-
-def test_fleets_have_bounds() -> None:
-    for concurrency in (0, 10_000):
-        with pytest.raises(UserError, match="concurrency of http://a must be from 1"):
-            Upstream("http://a", {"deployed": "m"}, concurrency)
+        parse_upstreams(
+            "m", 2, deployed=deployed.split(","), parity=parity.split(",") if parity else ()
+        )
     with pytest.raises(UserError, match="there is no upstream"):
-        Upstreams(())
+        Fleet(())

@@ -1,21 +1,27 @@
-"""KServe's own model server behind a server of ours, and KServe's SDK in front of it."""
+"""Real servers upstream: Tritons and MLServer, which load what `parm export` writes, and KServe's.
+
+Some are killed. KServe's SDK is also a client in front.
+"""
 
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import tritonclient.http
 
-from fleet_servers import PATIENCE, TESTS
+from fleet_servers import PATIENCE, PATIENTLY, TESTS, MLServer, Parm, Triton, kill_and_mend
 from parity_models.models.bundle import open_bundle
-from parity_models.serving.options import EngineChoice
-from parity_models.serving.server import ServeOptions, Server
+from parity_models.serving.options import EngineChoice, ServeOptions
+from parity_models.serving.remote.export import Format, export_repository
+from parity_models.serving.server import Server
 from ports import free_ports
 from served import WEIGHTS, ServerProcess, predictions, queries, until, write_linear_bundle
+from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 
 pytestmark = pytest.mark.servers
 
@@ -26,6 +32,93 @@ EXAMPLE = TESTS.parent / "examples" / "kserve" / "client.py"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_bundle(tmp_path_factory.mktemp("text"))
+
+
+def exported(bundle: Path, text: Path, format: Format, folder: Path) -> Path:
+    repository = folder / "repository"
+    export_repository(open_bundle(bundle), format, repository)
+    add_to_repository(text, format, repository)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def tritons(
+    bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Triton]]:
+    repository = exported(bundle, text, Format.TRITON, tmp_path_factory.mktemp("triton"))
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Triton(repository)) for _ in range(3)]
+        for server in servers:
+            server.wait_until_ready()
+        yield servers
+
+
+def test_a_triton_loads_what_is_exported(tritons: list[Triton]) -> None:
+    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{tritons[0].port}") as client:
+        rows = queries(5)
+        tensor = tritonclient.http.InferInput("input", list(rows.shape), "FP32")
+        for model in ("model", "model-parity-0"):
+            result = client.infer(model, [tensor.set_data_from_numpy(rows)])
+            np.testing.assert_allclose(
+                result.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
+            )
+
+
+async def test_a_triton_runs_a_model_of_several_inputs_and_any_length(
+    text: Path, tritons: list[Triton]
+) -> None:
+    await assert_served_upstream(text, tritons[0].url, tritons[1].grpc_url)
+
+
+def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(
+    bundle: Path, tritons: list[Triton]
+) -> None:
+    """Over REST and over gRPC; each runs both models."""
+    first, second, third = tritons
+    urls = f"{first.url},{second.grpc_url},{third.url}"
+    with ServerProcess(
+        *(str(bundle), "--deployed", urls, "--parity", urls),
+        *("--policy", "parity", "--grpc-port", "0"),
+        *PATIENTLY,
+    ) as front:
+        kill_and_mend(front, [first, second], 3)
+
+
+@pytest.fixture(scope="module")
+def mlserver(
+    bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MLServer]:
+    folder = tmp_path_factory.mktemp("mlserver")
+    with MLServer(exported(bundle, text, Format.MLSERVER, folder)) as server:
+        server.wait_until_ready()
+        yield server
+
+
+async def test_an_mlserver_runs_a_model_of_several_inputs_and_any_length(
+    text: Path, mlserver: MLServer
+) -> None:
+    await assert_served_upstream(text, mlserver.url, mlserver.grpc_url)
+
+
+def test_an_mlserver_killed_under_load_fails_no_request_and_comes_back(
+    bundle: Path, mlserver: MLServer
+) -> None:
+    """Beside a server of this software. It takes queries as JSON data over REST, and parity
+    queries over gRPC."""
+    with (
+        Parm(bundle) as other,
+        ServerProcess(
+            *(str(bundle), "--policy", "parity", "--grpc-port", "0"),
+            *("--deployed", f"{other.url},{mlserver.url}", "--parity", mlserver.grpc_url),
+            *PATIENTLY,
+        ) as front,
+    ):
+        kill_and_mend(front, [mlserver], 2)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,583 @@
+"""Upstreams that misbehave or are busy, over each protocol, and what the remote engine does."""
+
+import asyncio
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import fake_upstream as fake
+from engine_conformance import DEPLOYED, Events, Failed, Finished, Joined, Left
+from fake_upstream import FakeUpstream
+from parity_models.serving.client import ANONYMOUS
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.protocol import SOFTWARE
+from parity_models.serving.remote import remote_engine as remote
+from parity_models.serving.remote.clients import RestClient
+from parity_models.serving.remote.upstream import (
+    PredictionProtocol,
+    Upstream,
+    UpstreamError,
+    UpstreamModel,
+)
+from upstream_engines import ROW, WEIGHTS, engine_for, left, two, using
+
+UNITS = 8
+"""More units at a time than an engine keeps connections when it has none."""
+
+V1, V2 = PredictionProtocol.V1, PredictionProtocol.V2
+HTTP = [("http", V1), ("http", V2)]
+WIRES = [*HTTP, ("grpc", V2)]
+ERROR = "answered with an error, which the server's log has"
+
+
+def ejections(metrics: Metrics, upstream: FakeUpstream, fault: str) -> float | None:
+    labels = {"upstream": upstream.url, "fault": fault}
+    return metrics.registry.get_sample_value("parm_upstream_ejections_total", labels)
+
+
+async def asked(upstream: FakeUpstream, count: int) -> None:
+    """Wait until the upstream has been asked for so many units, those of checks among them."""
+    while upstream.asked < count:
+        await asyncio.sleep(0.01)
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("scheme", "protocol", "mode", "fault", "reason"),
+    [
+        *((*wire, fake.NOISE, "garbage", "what cannot be read") for wire in WIRES),
+        *((*wire, fake.HUGE, "garbage", "more than") for wire in HTTP),
+        *((*wire, fake.CUT, "unreachable", "cannot be reached") for wire in HTTP),
+        ("http", V2, fake.SHORT, "garbage", "15 bytes of data, where 16 were due"),
+        ("grpc", V2, fake.SHORT, "garbage", "15 bytes of data, where 16 were due"),
+    ],
+)
+@pytest.mark.slow
+async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
+    model: Path,
+    scheme: str,
+    protocol: PredictionProtocol,
+    mode: str,
+    fault: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = Metrics()
+    async with (
+        two(scheme) as (upstream, other),
+        using(model, upstream, other, metrics=metrics, protocol=protocol) as (
+            engine,
+            events,
+            first,
+        ),
+    ):
+        upstream.mode = mode
+        engine.run(first, 1, "deployed", [ROW])
+        assert reason in await events.departure(first)
+        assert ejections(metrics, upstream, fault) == 1
+        assert f"{upstream.url} " in caplog.text
+        assert reason in caplog.text
+        await asked(upstream, upstream.asked + 2)  # it is tried, and stays out
+        assert events.nothing_more()
+        upstream.mode = fake.WELL
+        joined = await events.arrival()
+        assert joined.instance != first
+        engine.run(joined.instance, 2, "deployed", [ROW])
+        np.testing.assert_allclose(await events.outputs(2), ROW[np.newaxis] @ WEIGHTS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_an_upstream_that_hangs_is_out(model: Path, scheme: str) -> None:
+    async with (
+        two(scheme) as (upstream, other),
+        using(model, upstream, other, unit_timeout=0.1) as (engine, events, instance),
+    ):
+        upstream.mode = fake.HUNG
+        engine.run(instance, 1, "deployed", [ROW])
+        assert "had unit 1 for more than 0.1 s" in await events.departure(instance)
+
+
+@pytest.mark.parametrize(("scheme", "protocol"), WIRES)
+async def test_errors_fail_units_and_too_many_in_a_row_eject(
+    model: Path, scheme: str, protocol: PredictionProtocol, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        two(scheme) as (upstream, other),
+        using(model, upstream, other, protocol=protocol) as (engine, events, instance),
+    ):
+        upstream.mode = fake.ERROR
+        for unit in range(1, remote.MAX_FAILURES):
+            engine.run(instance, unit, "deployed", [ROW])
+            # The upstream's words are for the operator: a client hears them from here.
+            assert await events.failure(unit) == f"instance {instance} {ERROR}"
+        assert f"{upstream.url}, instance {instance}: answered" in caplog.text
+        assert "not today" in caplog.text
+        upstream.mode = fake.WELL
+        engine.run(instance, 10, "deployed", [ROW])
+        await events.outputs(10)
+        upstream.mode = fake.ERROR
+        for unit in range(11, 11 + remote.MAX_FAILURES):
+            engine.run(instance, unit, "deployed", [ROW])
+            await events.failure(unit)
+        assert "cannot run model 'model'" in await events.departure(instance)
+
+
+@pytest.mark.parametrize(("scheme", "protocol"), WIRES)
+async def test_units_that_are_wrong_themselves_eject_no_upstream(
+    model: Path, scheme: str, protocol: PredictionProtocol
+) -> None:
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as upstream,
+        using(model, upstream, protocol=protocol) as (engine, events, instance),
+    ):
+        upstream.mode = fake.PICKY
+        for unit in range(1, 3 * remote.MAX_FAILURES + 1):
+            engine.run(instance, unit, "deployed", [ROW])
+            assert ERROR in await events.failure(unit)
+        await asked(upstream, 1 + 3 * remote.MAX_FAILURES + 1)  # it is checked, and stays in
+        engine.run(instance, 20, "deployed", [ROW / 10])
+        await events.outputs(20)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "mode", "reason"),
+    [
+        ("grpc", {}, fake.HUGE, "larger than max"),
+        ("json", {}, fake.SHORT, "has shape"),
+        ("json", {}, fake.NULL, "cannot be read"),
+        ("http", {"protocol": V1}, fake.SHORT, "has shape"),
+        ("http", {"protocol": V1}, fake.NULL, "cannot be read"),
+    ],
+)
+async def test_an_answer_that_may_be_the_unit_s_fault_fails_the_unit_alone(
+    model: Path,
+    scheme: str,
+    options: dict[str, Any],
+    mode: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    binary, scheme = scheme != "json", scheme.replace("json", "http")
+    async with (
+        FakeUpstream(scheme, WEIGHTS, binary=binary) as upstream,
+        using(model, upstream, **options) as (engine, events, instance),
+    ):
+        rows = np.array([ROW, -ROW / 3])
+        engine.run(instance, 1, "deployed", list(rows))
+        np.testing.assert_allclose(await events.outputs(1), rows @ WEIGHTS, rtol=1e-5)
+        upstream.mode = mode
+        engine.run(instance, 2, "deployed", list(rows))
+        assert ERROR in await events.failure(2)
+        assert reason in caplog.text
+        upstream.mode = fake.WELL
+        engine.run(instance, 3, "deployed", [ROW])
+        await events.outputs(3)
+        assert events.nothing_more()
+
+
+async def test_values_that_json_cannot_say_fail_their_unit_unsent(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream, protocol=V1) as (engine, events, instance),
+    ):
+        before = upstream.asked
+        engine.run(instance, 1, "deployed", [np.full_like(ROW, np.nan)])
+        assert ERROR in await events.failure(1)
+        assert "not finite, which JSON, and so V1, cannot say" in caplog.text
+        assert upstream.asked == before
+
+
+class FailingClient(RestClient):
+    """Raises an error from `method`, where there is one; `failed` counts how often."""
+
+    method = ""
+    failed = 0
+
+    async def check_ready(self, model: UpstreamModel) -> None:
+        self._fail("check_ready")
+        await super().check_ready(model)
+
+    async def infer(self, *arguments: Any) -> NDArray[Any]:
+        self._fail("infer")
+        return await super().infer(*arguments)
+
+    def _fail(self, method: str) -> None:
+        if method == self.method:
+            self.failed += 1
+            raise ZeroDivisionError("unforeseen")
+
+
+@pytest.mark.parametrize("method", ["infer", "check_ready"])
+async def test_an_unforeseen_error_ejects_the_upstream_until_it_is_over(
+    model: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients: list[FailingClient] = []
+
+    def connect(upstream: Upstream, ca_file: Path | None, max_answer: int) -> FailingClient:
+        clients.append(FailingClient(upstream.url, ANONYMOUS))
+        return clients[-1]
+
+    async with FakeUpstream("http", WEIGHTS) as upstream:
+        async with using(model, upstream, connect=connect) as (engine, events, instance):
+            (client,) = clients
+            client.method = method
+            if method == "infer":
+                engine.run(instance, 1, "deployed", [ROW])
+            assert "ZeroDivisionError" in await events.departure(instance)
+            assert "unforeseen" in caplog.text
+            while client.failed < 3:
+                await asyncio.sleep(0.01)  # it is tried, and stays out
+            assert events.nothing_more()
+            client.method = ""
+            await events.arrival()
+        FailingClient.method = method
+        try:
+            with pytest.raises(UpstreamError, match="ZeroDivisionError"):
+                await engine_for(model, upstream, connect=connect).start([DEPLOYED], Events())
+        finally:
+            FailingClient.method = ""
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_an_idle_upstream_that_is_not_ready_is_ejected_and_checked_before_it_is_back(
+    model: Path, scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        two(scheme) as (upstream, other),
+        using(model, upstream, other) as (_, events, instance),
+    ):
+        upstream.mode = fake.AWAY
+        assert "ready" in await events.departure(instance)
+        upstream.mode = fake.OTHER
+        while "predicts something else" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert events.nothing_more()
+        upstream.mode = fake.WELL
+        await events.arrival()
+
+
+async def test_an_upstream_that_is_away_at_the_start_joins_when_it_is_there(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    async with FakeUpstream("http", WEIGHTS) as here, FakeUpstream("grpc", WEIGHTS) as away:
+        away.mode = fake.AWAY
+        engine, events = engine_for(model, here, away, metrics=metrics), Events()
+        await engine.start([DEPLOYED] * 2, events)
+        try:
+            first = await events.arrival()
+            assert engine.running() == {first.instance: None}
+            while "says that model 'model' is not ready" not in caplog.text:
+                await asyncio.sleep(0.01)
+            assert ejections(metrics, away, "not ready") == 1
+            away.mode = fake.WELL
+            second = await events.arrival()
+            for unit, each in enumerate((first, second)):
+                engine.run(each.instance, unit, "deployed", [ROW])
+                await events.outputs(unit)
+        finally:
+            await engine.stop()
+
+
+@pytest.mark.parametrize("mode", [fake.AWAY, fake.ERROR, fake.HUNG])
+@pytest.mark.slow
+async def test_no_more_than_half_are_ejected_for_doubts(
+    model: Path, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as one,
+        FakeUpstream("http", WEIGHTS) as two,
+        FakeUpstream("http", WEIGHTS) as three,
+        using(model, one, two, three, unit_timeout=0.3) as (engine, events, _),
+    ):
+        for each in (one, two, three):
+            each.mode = mode
+        gone: set[str] = set()
+        for unit in range(30):
+            instance = f"{unit % 3}.0"
+            if instance not in gone and mode != fake.AWAY:
+                engine.run(instance, unit, "deployed", [ROW])
+                while isinstance(event := await events.next(), Left):
+                    gone.add(event.instance)
+                    if event.instance == instance:
+                        break
+                else:
+                    assert isinstance(event, Failed)
+        while "stays in use" not in caplog.text:
+            await asyncio.sleep(0.01)
+        gone |= {"0.0", "1.0", "2.0"} - engine.running().keys()
+        assert len(gone) == 1
+
+
+async def test_upstreams_that_are_unreachable_are_out_however_many_they_are(model: Path) -> None:
+    async with FakeUpstream("http", WEIGHTS) as one:
+        other = FakeUpstream("http", WEIGHTS)
+        await other.__aenter__()
+        async with using(model, one, other) as (engine, events, _):
+            one.mode = fake.AWAY
+            await events.departure("0.0")
+            await other.__aexit__(None, None, None)
+            await events.departure("1.0")
+            assert engine.running() == {}
+
+
+# Busy
+
+
+@pytest.mark.parametrize(
+    ("scheme", "protocol", "busy", "retry_after", "rest"),
+    [
+        ("http", V2, 503, None, remote.MIN_REST),
+        ("http", V2, 503, "1.5", 1.5),
+        ("http", V2, 429, "3600", remote.MAX_REST),
+        ("http", V2, 429, "-1", remote.MIN_REST),
+        ("http", V2, 503, "Fri, 31 Dec 2999 23:59:59 GMT", remote.MAX_REST),
+        ("http", V2, 503, "soon", remote.MIN_REST),
+        ("http", V1, 429, "2.0", 2.0),
+        ("grpc", V2, grpc.StatusCode.RESOURCE_EXHAUSTED, None, remote.MIN_REST),
+        ("grpc", V2, grpc.StatusCode.RESOURCE_EXHAUSTED, 1.5, 1.5),
+        ("grpc", V2, grpc.StatusCode.UNAVAILABLE, 1.5, 1.5),
+        ("grpc", V2, grpc.StatusCode.UNAVAILABLE, None, remote.MIN_REST),
+    ],
+)
+async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
+    model: Path, scheme: str, protocol: PredictionProtocol, busy: Any, retry_after: Any, rest: float
+) -> None:
+    metrics = Metrics()
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as upstream,
+        using(model, upstream, metrics=metrics, concurrency=3, protocol=protocol) as (
+            engine,
+            events,
+            _,
+        ),
+    ):
+        upstream.mode = fake.HELD
+        engine.run("0.0", 1, "deployed", [ROW])
+        await asked(upstream, 2)
+        upstream.mode, upstream.busy, upstream.retry_after = fake.BUSY, busy, retry_after
+        engine.run("0.1", 2, "deployed", [ROW])
+        first = await events.next()
+        assert isinstance(first, Failed)
+        assert first.detail == "instance 0.1 is busy"
+        assert 0 < first.busy <= rest
+        if rest > 1:
+            # Its other slots take nothing meanwhile, either, and it is not even asked.
+            before = upstream.asked
+            engine.run("0.2", 3, "deployed", [ROW])
+            second = await events.next()
+            assert isinstance(second, Failed)
+            assert 0 < second.busy <= first.busy
+            assert upstream.asked == before
+        upstream.release.set()
+        await events.outputs(1)
+        assert events.nothing_more()
+        assert engine.running() == {"0.0": None, "0.1": None, "0.2": None}
+        value = metrics.registry.get_sample_value
+        assert (value("parm_upstream_busy_total", {"upstream": upstream.url}) or 0) >= 1
+        assert ejections(metrics, upstream, "not ready") is None
+
+
+async def test_an_upstream_that_stays_busy_is_asked_less_and_less_often(model: Path) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        upstream.mode = fake.BUSY
+        rests = []
+        for unit in range(4):
+            engine.run(instance, unit, "deployed", [ROW])
+            event = await events.next()
+            assert isinstance(event, Failed)
+            rests.append(event.busy)
+            await asyncio.sleep(event.busy)
+        assert rests[0] <= 0.05
+        assert rests[3] > 0.05
+        upstream.mode = fake.WELL
+        engine.run(instance, 5, "deployed", [ROW])
+        await events.outputs(5)
+
+
+async def test_out_of_descriptors_no_upstream_is_at_fault(model: Path) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream, concurrency=UNITS) as (engine, events, _),
+    ):
+        upstream.mode = fake.HELD
+        with no_further_descriptors():
+            for unit in range(UNITS):
+                engine.run(f"0.{unit}", unit, "deployed", [ROW])
+            first = await events.next()
+        assert isinstance(first, Failed)
+        assert first.busy > 0
+        upstream.mode = fake.WELL
+        upstream.release.set()
+        rest = [await events.next() for _ in range(UNITS - 1)]
+        assert all(isinstance(each, Failed | Finished) for each in rest), rest
+        await asyncio.sleep(first.busy)
+        engine.run(f"0.{first.unit}", UNITS, "deployed", [ROW])
+        await events.outputs(UNITS)
+
+
+@contextmanager
+def no_further_descriptors() -> Iterator[None]:
+    """Let this process open nothing meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Cancelled
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
+    model: Path, scheme: str
+) -> None:
+    async with (
+        FakeUpstream(scheme, WEIGHTS, software=SOFTWARE) as upstream,
+        using(model, upstream, concurrency=2) as (engine, events, _),
+    ):
+        upstream.mode = fake.HELD
+        before = upstream.asked
+        engine.run("0.0", 9, "deployed", [ROW])
+        engine.cancel("0.0", 9)  # before it was sent
+        assert isinstance(await events.next(), Failed)
+        engine.run("0.0", 1, "deployed", [ROW])
+        engine.run("0.1", 2, "deployed", [ROW])
+        await asked(upstream, before + 2)
+        engine.cancel("0.0", 99)
+        engine.cancel("0.0", 1)
+        assert engine.running() == {"0.0": None, "0.1": 2}
+        engine.cancel("0.0", 1)
+        event = await events.next()
+        assert isinstance(event, Failed)
+        assert (event.unit, event.busy) == (1, 0.0)
+        while upstream.abandoned < 1:
+            await asyncio.sleep(0.01)
+        upstream.mode = fake.WELL
+        engine.run("0.0", 3, "deployed", [ROW])
+        await events.outputs(3)
+        upstream.release.set()
+        await events.outputs(2)
+        assert (upstream.asked, upstream.abandoned) == (before + 3, 1)
+        assert events.nothing_more()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "protocol", "software"),
+    [*((*wire, "triton") for wire in WIRES), ("grpc", V2, None)],
+)
+async def test_other_software_is_busy_until_it_answers(
+    model: Path, scheme: str, protocol: PredictionProtocol, software: str | None
+) -> None:
+    async with (
+        FakeUpstream(scheme, WEIGHTS, software=software) as upstream,
+        using(model, upstream, protocol=protocol) as (engine, events, instance),
+    ):
+        upstream.mode = fake.HELD
+        engine.run(instance, 1, "deployed", [ROW])
+        await asked(upstream, upstream.asked + 1)
+        engine.cancel(instance, 1)
+        assert engine.running() == {instance: 1}
+        upstream.release.set()
+        await events.outputs(1)
+        assert upstream.abandoned == 0
+
+
+# Recycled
+
+
+async def test_a_recycled_slot_leaves_with_its_unit_and_comes_back_alone(model: Path) -> None:
+    metrics = Metrics()
+    async with (
+        two("http") as (one, other),
+        using(model, one, other, concurrency=4, metrics=metrics) as (engine, events, _),
+    ):
+        one.mode = fake.HELD
+        engine.run("0.1", 1, "deployed", [ROW])
+        engine.run("0.2", 2, "deployed", [ROW])
+        await asked(one, 3)
+        one.mode = fake.WELL
+        engine.recycle("0.1", "hung")
+        engine.recycle("0.1", "hung")
+        engine.recycle("1.3", "fails units")
+        assert engine.running().keys() == {"0.0", "0.2", "0.3", "1.0", "1.1", "1.2"}
+        assert await left(events, 2) == {"0.1", "1.3"}
+        assert ejections(metrics, one, "recycled") == 1
+        assert {(await events.arrival()).instance for _ in range(2)} == {"0.1.1", "1.3.1"}
+        assert engine.running()["0.2"] == 2
+        one.release.set()
+        await events.outputs(2)
+        assert len(engine.running()) == 8
+        assert events.nothing_more()
+
+
+async def test_an_upstream_whose_slot_answered_wrongly_is_ejected_if_it_fails_the_check(
+    model: Path,
+) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream, concurrency=3) as (engine, events, _),
+    ):
+        upstream.mode = fake.OTHER
+        engine.recycle("0.1", "answered wrongly")
+        assert await left(events, 3) == {"0.0", "0.1", "0.2"}
+        assert engine.running() == {}
+        upstream.mode = fake.WELL
+        await events.arrival()
+
+
+async def test_recycled_slots_count_among_those_that_are_out(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        two("http") as (one, other),
+        using(model, one, other, concurrency=2) as (engine, events, _),
+    ):
+        one.mode = fake.AWAY
+        other.mode = fake.BUSY  # neither passes a check, nor is that held against it
+        other.retry_after = 0
+        engine.recycle("1.0", "hung")
+        assert await left(events, 1) == {"1.0"}
+        while "stays in use" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert engine.running().keys() == {"0.0", "0.1", "1.1"}, "one is needed, away or not"
+        other.mode = fake.WELL
+        gone: set[str] = set()
+        back: set[str] = set()
+        while len(gone) < 2:
+            event = await events.next()
+            if isinstance(event, Left):
+                gone.add(event.instance)
+            elif isinstance(event, Joined):
+                back.add(event.instance)
+        assert (back, gone) == ({"1.0.1"}, {"0.0", "0.1"})
+
+
+async def test_stop_ends_all_units(model: Path) -> None:
+    async with FakeUpstream("http", WEIGHTS) as upstream:
+        engine, events = engine_for(model, upstream, concurrency=3), Events()
+        await engine.start([DEPLOYED] * 3, events)
+        instances = {(await events.arrival()).instance for _ in range(3)}
+        assert len(instances) == 3
+        upstream.mode = fake.HUNG
+        for unit, instance in enumerate(sorted(instances)):
+            engine.run(instance, unit, "deployed", [ROW])
+        await asked(upstream, 1 + 3)  # one to check it
+        await engine.stop()
+        assert events.nothing_more()
