@@ -1,16 +1,26 @@
-"""A bundle opens as it was written, and is written whole or not at all."""
+"""A bundle opens as it was written, is written whole or not at all, and refused if unsound."""
 
+import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
-from onnx_models import output_of
+from fuzzing import fuzz, mutated
+from onnx_models import Described, graph_model, linear_model
+from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import (
     Bundle,
@@ -22,8 +32,28 @@ from parity_models.models.bundle import (
     write_bundle,
 )
 from parity_models.models.gate import Calibration
-from parity_models.models.onnx_model import OnnxModel
-from whole_bundle import ACCURACY, CODE, FILES, TRAINING, tamper
+from whole_bundle import ACCURACY, CODE, FILES, TRAINING, tamper, write
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Linear models by shape: 4 to 3 as deployed.onnx, and 8 to 2x3 as parity.onnx."""
+    folder = tmp_path_factory.mktemp("models")
+    linear_model(folder / "deployed.onnx", (4,), (3,))
+    linear_model(folder / "parity.onnx", (8,), (2, 3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with all that one can hold."""
+    return write(tmp_path_factory.mktemp("original") / "bundle", models)
+
+
+@pytest.fixture
+def bundle(original: Bundle, tmp_path: Path) -> Path:
+    """A copy of the original, to be damaged."""
+    return Path(shutil.copytree(original.path, tmp_path / "bundle"))
 
 
 def test_a_bundle_opens_as_it_was_written(original: Bundle) -> None:
@@ -70,37 +100,6 @@ def test_the_first_bundles_of_a_process_may_be_opened_by_several_threads_at_once
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_models_of_a_bundle_run_batches_of_any_size(original: Bundle) -> None:
-    deployed = OnnxModel(original.deployed_path)
-    (parity,) = [OnnxModel(path, threads=2) for path in original.parity_paths]
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(9, 4)).astype(np.float32)
-    together = output_of(deployed, rows)
-    assert together.shape == (9, 3)
-    np.testing.assert_allclose(together[2:3], output_of(deployed, rows[2:3]), rtol=1e-6)
-    assert output_of(parity, rng.normal(size=(5, 8)).astype(np.float32)).shape == (5, 2, 3)
-
-
-def test_a_bundle_of_only_a_deployed_model_has_no_code(models: Path, tmp_path: Path) -> None:
-    write_bundle(tmp_path / "b", deployed=NewModel(models / "deployed.onnx", "linear"))
-    opened = open_bundle(tmp_path / "b")
-    assert opened.code() is None
-    assert opened.parity_paths == ()
-    assert not opened.backup_paths
-    assert opened.manifest.name == "model"
-
-
-def test_a_manifest_from_before_there_were_backups_opens(bundle: Path) -> None:
-    def change(content: dict[str, Any]) -> None:
-        del content["backups"], content["backup_trainings"]
-        del content["accuracy"]["backup_accuracies"]
-
-    tamper(bundle, change)
-    manifest = open_bundle(bundle).manifest
-    assert not manifest.backups
-    assert manifest.accuracy == ACCURACY
-
-
 def _one_backup(content: dict[str, Any]) -> None:
     """As in formats 1 and 2."""
     (content["backup"],) = content.pop("backups")
@@ -123,6 +122,36 @@ def test_a_bundle_of_format_2_opens_with_its_one_backup(bundle: Path) -> None:
     assert found.accuracy is not None
     assert found.accuracy.backup_accuracies == (0.7,)
     assert found.inference_times == InferenceTimes(2.0, 2.0, (0.5,))
+
+
+def test_a_bundle_of_format_1_opens_as_it_did(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["format_version"] = 1
+        del content["imitated"]
+        _one_backup(content)
+        models = [content["deployed"], content["backup"], *content["parity"]]
+        for model in [*models, *content["coders"].values()]:
+            signature = model.pop("signature")
+            for role in ("input", "output"):
+                (tensor,) = signature[f"{role}s"]
+                model[role] = {key: tensor[key] for key in ("name", "datatype", "shape")}
+
+    now = open_bundle(bundle).manifest
+    tamper(bundle, change)
+    assert open_bundle(bundle).manifest == now
+
+
+def test_a_manifest_of_before_backups_and_envelopes_opens(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        del content["backups"], content["backup_trainings"]
+        del content["accuracy"]["backup_accuracies"]
+        del content["envelope"], content["parity"][0]["slotwise"]
+
+    tamper(bundle, change)
+    opened = open_bundle(bundle)
+    assert (opened.manifest.backups, opened.manifest.accuracy) == ((), ACCURACY)
+    assert not opened.isolated
+    assert opened.envelope() is None
 
 
 def test_a_bundle_has_up_to_four_backups_in_their_order(models: Path, tmp_path: Path) -> None:
@@ -148,40 +177,12 @@ def test_a_bundle_has_up_to_four_backups_in_their_order(models: Path, tmp_path: 
         )
 
 
-def test_a_bundle_of_format_1_opens_as_it_did(bundle: Path) -> None:
-    def change(content: dict[str, Any]) -> None:
-        content["format_version"] = 1
-        del content["imitated"]
-        _one_backup(content)
-        models = [content["deployed"], content["backup"], *content["parity"]]
-        for model in [*models, *content["coders"].values()]:
-            signature = model.pop("signature")
-            for role in ("input", "output"):
-                (tensor,) = signature[f"{role}s"]
-                model[role] = {key: tensor[key] for key in ("name", "datatype", "shape")}
-
-    now = open_bundle(bundle).manifest
-    tamper(bundle, change)
-    assert open_bundle(bundle).manifest == now
-
-
-def test_a_manifest_from_before_there_were_envelopes_opens_and_is_not_isolated(
-    bundle: Path,
-) -> None:
-    def change(content: dict[str, Any]) -> None:
-        del content["envelope"], content["parity"][0]["slotwise"]
-
-    tamper(bundle, change)
-    opened = open_bundle(bundle)
-    assert not opened.isolated
-    assert opened.envelope() is None
-
-
-def test_a_bundle_replaces_a_bundle_and_leaves_nothing_beside_it(
-    bundle: Path, models: Path
-) -> None:
+def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models: Path) -> None:
     written = write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
-    assert open_bundle(bundle) == written
+    opened = open_bundle(bundle)
+    assert opened == written
+    assert (opened.code(), opened.parity_paths, opened.backup_paths) == (None, (), ())
+    assert opened.manifest.name == "model"
     assert {path.name for path in bundle.iterdir()} == {"deployed.onnx", "manifest.json"}
     assert list(bundle.parent.iterdir()) == [bundle]
 
@@ -222,27 +223,293 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(models: Path, tmp_pat
     assert write_bundle(tmp_path / "empty", deployed=deployed).path == tmp_path / "empty"
 
 
-def test_accuracy_is_put_into_the_manifest_in_one_step(bundle: Path) -> None:
+def test_what_was_measured_is_put_into_the_manifest_in_one_step(bundle: Path, models: Path) -> None:
     accuracy = msgspec.structs.replace(ACCURACY, degraded_accuracy=0.85)
     updated = with_accuracy(open_bundle(bundle), accuracy)
     assert updated.manifest.accuracy == accuracy
     assert open_bundle(bundle) == updated
     assert {path.name for path in bundle.iterdir()} == set(FILES)
-
-
-def test_a_gate_that_does_not_fit_the_predictions_is_refused(bundle: Path) -> None:
-    opened = open_bundle(bundle)
     boxes = Calibration("boxes", 0.5, "none", 10, 0.05)
-    with_calibration(opened, {"reconstruction": boxes})
+    with_calibration(updated, {"reconstruction": boxes})
     with pytest.raises(BundleError, match="the gate of the reconstruction is one of boxes"):
+        open_bundle(bundle)
+    write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
+    with pytest.raises(BundleError, match="was replaced in the meantime"):
+        with_accuracy(updated, ACCURACY)
+    assert open_bundle(bundle).manifest.accuracy is None
+
+
+# Damaged
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_is_cut_short_or_missing_is_refused_by_name(bundle: Path, file: str) -> None:
+    path = bundle / file
+    whole = path.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BundleError, match=f"{file}.*(damaged|incomplete)"):
+            open_bundle(bundle)
+    path.unlink()
+    with pytest.raises(BundleError, match=file):
         open_bundle(bundle)
 
 
-def test_accuracy_of_a_bundle_that_is_no_longer_there_is_refused(
-    bundle: Path, models: Path
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.slow
+def test_a_flipped_bit_anywhere_changes_nothing_or_is_refused_by_name(
+    bundle: Path, original: Bundle, file: str
 ) -> None:
-    before = open_bundle(bundle)
-    write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
-    with pytest.raises(BundleError, match="was replaced in the meantime"):
-        with_accuracy(before, ACCURACY)
-    assert open_bundle(bundle).manifest.accuracy is None
+    path = bundle / file
+    whole = path.read_bytes()
+    unnoticed = 0
+    for position in range(0, len(whole), 1 + len(whole) // 400):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            opened = open_bundle(bundle)
+        except BundleError as error:
+            refusal = str(error)
+        else:
+            refusal = file
+            unnoticed += opened.manifest == original.manifest
+        assert file in refusal
+    blanks = sum(byte in b" \n" for byte in whole) if file == "manifest.json" else 0
+    assert unnoticed <= blanks
+
+
+def test_what_is_no_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    for path, reason in [
+        (tmp_path / "nowhere", "there is no bundle at"),
+        (tmp_path, "is not a bundle: it holds no manifest.json"),
+        (bundle / "manifest.json", "is a file; give the folder"),
+    ]:
+        with pytest.raises(BundleError, match=reason):
+            open_bundle(path)
+
+
+@given(st.binary(max_size=300) | st.sampled_from([b"[" * 10**5, b'{"format":' * 10**5]))
+def test_any_bytes_for_a_manifest_are_refused(original: Bundle, content: bytes) -> None:
+    path = original.path.with_name("noise")
+    path.mkdir(exist_ok=True)
+    (path / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"manifest.json is damaged or not a bundle's manifest"):
+        open_bundle(path)
+
+
+def test_links_and_pipes_that_leave_the_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "blobs").mkdir()
+    (bundle / "deployed.onnx").rename(bundle / "blobs" / "1")
+    (bundle / "deployed.onnx").symlink_to("blobs/1")
+    (tmp_path / "latest").symlink_to(bundle)
+    assert open_bundle(tmp_path / "latest").manifest.name == "clothes"
+    for file in ("golden.msgpack", "parity-0.onnx", "manifest.json"):
+        (bundle / file).rename(tmp_path / file)
+        (bundle / file).symlink_to(tmp_path / file)
+        with pytest.raises(BundleError, match=f"{file} links to a file outside the bundle"):
+            open_bundle(bundle)
+        (tmp_path / file).replace(bundle / file)
+    (bundle / "deployed.onnx").unlink()
+    os.mkfifo(bundle / "deployed.onnx")
+    with pytest.raises(BundleError, match=r"deployed.onnx is missing or not a file"):
+        open_bundle(bundle)
+
+
+# Changed and signed again
+
+
+def put(content: Any, place: str, value: object) -> None:
+    """Put `value` at `place`, a path like "parity/0/file"."""
+    *way, last = [int(key) if key.isdigit() else key for key in place.split("/")]
+    for key in way:
+        content = content[key]
+    content[last] = value
+
+
+def places(content: Any, prefix: str = "") -> list[str]:
+    """The paths of all values in `content`."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    found = []
+    for key, value in items:
+        found.append(f"{prefix}{key}")
+        if isinstance(value, dict | list):
+            found += places(value, f"{prefix}{key}/")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        ("format", "zip", "has format 'zip', not 'parity-models-bundle'"),
+        ("format_version", 4, "format version 4, .* reads up to 3; install a newer"),
+        ("format_version", 0, "format_version"),
+        ("colour", "red", "unknown field `colour`"),
+        ("deployed/colour", "red", r"unknown field `colour` - at `\$.deployed`"),
+        ("code/colour", "red", r"unknown field `colour` - at `\$.code`"),
+        ("deployed/size", "279", r"Expected `int`, got `str` - at `\$.deployed.size`"),
+        ("deployed/sha256", "0" * 64, "deployed.onnx is damaged or was changed"),
+        ("deployed/file", "../deployed.onnx", r"\$.deployed.file"),
+        ("deployed/file", "deployed.onnx\n", r"\$.deployed.file"),
+        ("deployed/signature/inputs/0/datatype", "FP8", "'FP8' is not one of FP16, FP32"),
+        ("deployed/signature/inputs/0/shape", [10**30], r"\$.deployed.signature.inputs"),
+        ("deployed/signature/inputs/0/shape", [2**14, 2**15], "has more than 268435456 values"),
+        ("deployed/signature/inputs/0/shape", [2**28], "parity queries are too large"),
+        (
+            "deployed/signature/inputs/0/name",
+            "image",
+            "deployed.onnx has input 'input' .*'image' .* is promised",
+        ),
+        ("deployed/signature/outputs/0/datatype", "INT64", "decoders compute with predictions"),
+        (
+            "parity/0/signature/outputs/0/name",
+            "logits",
+            "parity-0.onnx has output .*'logits' .* is promised",
+        ),
+        ("parity/0/signature/inputs/0/shape", [4], r"needs FP32 \[8\]"),
+        ("code", None, "names 1 parity models where its code needs 0"),
+        (
+            "backups/0/signature/inputs/0/shape",
+            [5],
+            r"a backup for the deployed model needs FP32 \[4\]",
+        ),
+        ("code/k", 3, r"needs FP32 \[12\]"),
+        ("code/k", 1, "names a code that cannot be built: k must be 2 or more"),
+        ("code/encoder", "product", "names a code that cannot be built: there is no encoder"),
+        ("code/encoder_options", {"axis": 9}, "have no axis 9"),
+        (
+            "code/encoder_options",
+            {"colour": 1},
+            "colour is no option of the encoder stack; it has axis, new_axis",
+        ),
+        ("accuracy/available_accuracy", 1.5, r"\$.accuracy.available_accuracy"),
+        ("deployed_training/recipe/flips", [], r"\$.deployed_training.recipe"),
+    ],
+)
+def test_a_manifest_that_promises_something_else_is_refused_with_the_reason(
+    bundle: Path, place: str, value: object, reason: str
+) -> None:
+    tamper(bundle, lambda content: put(content, place, value))
+    with pytest.raises(BundleError, match=reason):
+        open_bundle(bundle)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**65), 2**65)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@pytest.mark.slow
+@given(st.data())
+def test_a_manifest_with_any_value_replaced_opens_or_is_refused(
+    original: Bundle, data: st.DataObject
+) -> None:
+    path = original.path.with_name("replaced")
+    shutil.copytree(original.path, path, dirs_exist_ok=True)
+
+    def change(content: dict[str, Any]) -> None:
+        put(content, data.draw(st.sampled_from(places(content))), data.draw(JSON))
+
+    tamper(path, change)
+    with suppress(BundleError):
+        open_bundle(path)
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_forged_models_are_refused_or_run(original: Bundle, data: st.DataObject) -> None:
+    """The manifest names the size and the hash of a model that is mutated."""
+    path = original.path.with_name("forged")
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(original.path, path)
+    content = (path / "deployed.onnx").read_bytes()
+    # The first bytes describe the graph; weights follow.
+    changed = data.draw(mutated(st.just(content[:300]))) + content[300:]
+    (path / "deployed.onnx").write_bytes(changed)
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["deployed"] |= {"sha256": sha256(changed).hexdigest(), "size": len(changed)}
+
+    tamper(path, change)
+    with suppress(BundleError):
+        open_bundle(path)
+
+
+# Models
+
+FLOAT = TensorProto.FLOAT
+
+
+IDENTITY = helper.make_node("Identity", ["input"], ["output"])
+
+
+def save(nodes: list[onnx.NodeProto], input: Described, output: Described) -> bytes:
+    return graph_model(nodes, {"input": input}, {"output": output}, opsets={"nobody.knows": 1})
+
+
+def external(folder: Path) -> Path:
+    """A model whose weights lie beside it in a file of their own."""
+    linear_model(folder / "inner.onnx", (4,), (3,))
+    model = onnx.load(folder / "inner.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == "weights":
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros((4, 3), np.float32), "weights"))
+    path = folder / "outer.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path) -> None:
+    row, fixed, free = (FLOAT, ["n", 2]), (FLOAT, [1, 2]), (FLOAT, ["n", "m"])
+    text, huge = (TensorProto.STRING, ["n", 2]), (FLOAT, ["n", 2**40])
+    strange = helper.make_node("Strange", ["input"], ["output"], domain="nobody.knows")
+    rows_of_its_own = [
+        helper.make_node("NonZero", ["input"], ["where"]),
+        helper.make_node("Cast", ["where"], ["columns"], to=FLOAT),
+        helper.make_node("Transpose", ["columns"], ["output"]),
+    ]
+    cases: list[tuple[Path | bytes, str]] = [
+        (b"", "cannot be loaded by ONNX Runtime"),
+        (b"noise" * 100, "cannot be loaded by ONNX Runtime"),
+        (tmp_path / "absent.onnx", "absent.onnx is missing"),
+        (external(tmp_path), "keeps its weights in another file"),
+        ((tmp_path / "outer.onnx").read_bytes(), "keeps its weights in another file"),
+        (save([IDENTITY], input=fixed, output=fixed), "without a free batch axis"),
+        (save([IDENTITY], input=free, output=free), "only the batch axis may be free"),
+        (
+            save([IDENTITY], input=text, output=text),
+            "of strings, which have no fixed number of bytes",
+        ),
+        (save([IDENTITY], input=huge, output=huge), "is too large"),
+        (save([strange], input=row, output=row), "uses an operator that ONNX Runtime lacks"),
+        (
+            save(rows_of_its_own, input=row, output=row),
+            r"gives 'output' of shape \(0, 2\) where it declares",
+        ),
+    ]
+    for model, reason in cases:
+        with pytest.raises(BundleError, match=reason):
+            write_bundle(tmp_path / "bundle", deployed=NewModel(model, "any"))
+        assert not (tmp_path / "bundle").exists()
+
+
+def test_a_code_that_cannot_encode_the_model_s_datatype_is_refused(tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["input"], ["output"], to=TensorProto.FLOAT)
+    content = save(
+        [cast], input=(TensorProto.INT64, ["n", 4]), output=(TensorProto.FLOAT, ["n", 4])
+    )
+    model = NewModel(content, "cast")
+    with pytest.raises(BundleError, match="needs floating point, got int64"):
+        write_bundle(
+            tmp_path / "bundle",
+            deployed=model,
+            parity=[model],
+            code=CodeSpec("sum", "subtraction", 2),
+        )

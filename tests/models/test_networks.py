@@ -62,11 +62,9 @@ def check_export(network: nn.Module, inputs: Shape, outputs: Shape) -> None:
     [
         ("linear", (3, 4, 5), (2, 10), (1, 1)),
         ("mlp", (1, 28, 28), (10,), (1, 1)),
-        ("mlp", (13,), (1,), (1, 1)),
         ("resnet-small", (1, 28, 28), (2, 10), (1, 2)),
         ("resnet-small", (3, 33, 20), (4, 10), (2, 2)),
         ("resnet-1d", (50, 3), (2, 4), (1, 1)),
-        ("resnet-1d", (6, 1, 8), (1,), (1, 1)),
         ("resnet18@0.03", (1, 28, 28), (2, 10), (1, 2)),
         ("resnet18@0.03", (3, 70, 64), (4,), (1, 1)),
     ],
@@ -112,12 +110,10 @@ def test_published_networks_have_their_published_size(name: str, parameters: int
     [
         ("perceptron", (4,), (1, 1), "[Tt]here are linear, mlp"),
         ("resnet-small", (784,), (1, 1), "takes images"),
-        ("resnet-small", (1, 3, 8), (1, 1), "at least 4x4"),
         ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
         ("resnet-1d", (3, 4, 20), (1, 1), "takes sequences"),
         ("resnet-1d", (7, 3), (1, 1), "at least 8 steps"),
         ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
-        ("resnet18@", (3, 28, 28), (1, 1), "width of resnet18 must be a number, got ''"),
         ("resnet18@nan", (3, 28, 28), (1, 1), "width of resnet18 must be above 0 and 4 or less"),
         ("resnet18@height=2", (3, 28, 28), (1, 1), "height is no option .*; it has width"),
         ("text", (1, 8, 8), (1, 1), "text takes one input of ids"),
@@ -164,9 +160,7 @@ def slotwise(k: int, shape: Shape) -> Slotwise:
     return Slotwise(k, shape, lambda folded: build_network(name, folded, (10,)))
 
 
-@pytest.mark.parametrize(
-    ("k", "shape"), [(2, (1, 28, 28)), (3, (3, 9, 11)), (8, (1, 28, 28)), (3, (40, 3))]
-)
+@pytest.mark.parametrize(("k", "shape"), [(3, (3, 9, 11)), (8, (1, 28, 28)), (3, (40, 3))])
 @pytest.mark.slow
 def test_slotwise_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape) -> None:
     stacked = (k * shape[0], *shape[1:])

@@ -1,15 +1,23 @@
-"""Batches of queries: read, checked, padded and cut."""
+"""Batches of queries: read as they stand or refused with the reason, checked, padded and cut."""
 
+import io
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from PIL import Image
 
 from parity_models.errors import DataError
 from parity_models.models.queries import (
+    LARGEST,
     as_batch,
     axis_for,
     check_queries,
@@ -42,12 +50,6 @@ def test_an_npz_file_holds_an_array_for_each_input(tmp_path: Path) -> None:
     assert (fitting["ids"] == ids).all()
 
 
-def test_the_only_input_may_have_any_name(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.array([[1, 2]], np.int32))
-    fitting = fit_tensors(read_arrays(tmp_path / "a.npy"), (IDS,), "a")
-    assert fitting["ids"].dtype == np.int64
-
-
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
@@ -56,7 +58,6 @@ def test_the_only_input_may_have_any_name(tmp_path: Path) -> None:
         ({"ids": [1], "mask": [[1]]}, r"'ids' in data has rows of shape \[\]"),
         ({"ids": [[1]], "mask": [[1, 1]]}, "along the axis 'length' that they share"),
         ({"ids": [[1]], "mask": [[1], [1]]}, "unequal numbers of rows"),
-        ({"ids": [["a"]], "mask": [[1]]}, "'ids' in data is <U1"),
         ({"ids": [[True]], "mask": [[1]]}, "'ids' in data is bool"),
     ],
 )
@@ -69,11 +70,10 @@ def test_what_does_not_fit_is_refused(arrays: dict[str, object], why: str) -> No
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({"ids": np.zeros((2, 1)), "mask": np.zeros((3, 1))}, "is float64|unequal numbers"),
         ({"ids": np.zeros((0, 1), int), "mask": np.zeros((0, 1), int)}, "too few: give 1 or more"),
         ({"ids": np.ones((2, 9), int), "mask": np.ones((2, 9), int)}, "9 along 'length'"),
         ({"ids": np.ones((2, 3), int), "mask": np.ones((2, 3), int)}, "are the same"),
-        ({"ids": np.array([None])}, "holds object, not numbers"),
+        ({"ids": np.array([None])}, "damaged or not an .npz file .*Object arrays"),
     ],
 )
 def test_a_file_without_sound_inputs_is_refused(
@@ -142,4 +142,172 @@ def test_padded_rows_hold_each_query_and_nothing_else(
 
 def test_a_row_of_the_buckets_size_is_not_copied() -> None:
     x = np.ones((3, 8), np.int64)
-    assert pad({"ids": x}, Signature((IDS,), (SCORES,), TEXT.axes), [8])["ids"] is x
+    same = pad({"ids": x}, Signature((IDS,), (SCORES,), TEXT.axes), [8])["ids"]
+    assert np.shares_memory(same, x)
+
+
+RNG = np.random.default_rng(0)
+SHAPE = (3, 4, 5)
+QUERIES = RNG.normal(size=(7, *SHAPE)).astype(np.float32)
+WITH_NAN = np.where(QUERIES[3, 1, 2, 3] == QUERIES, np.nan, QUERIES)
+PIXELS = RNG.integers(0, 256, size=(7, *SHAPE), dtype=np.uint8)
+
+
+def load_inputs(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The queries of a model with one float32 input."""
+    output = Tensor("output", "FP32", (1,))
+    return read_batch(path, Signature((Tensor("input", "FP32", shape),), (output,)))["input"]
+
+
+def saved(folder: Path, array: NDArray[Any], name: str = "inputs.npy") -> Path:
+    np.save(folder / name, array)
+    return folder / name
+
+
+# Files of arrays and folders of images
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
+        lambda shape: arrays_of.arrays(
+            np.float32, shape, elements=st.floats(-1e6, 1e6, width=32, allow_nan=False)
+        )
+    )
+)
+def test_floats_are_taken_as_they_are(tmp_path: Path, array: NDArray[np.float32]) -> None:
+    assume(len(array) == 1 or (array != array[0]).any())
+    read = load_inputs(saved(tmp_path, array), array.shape[1:])
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, array)
+
+
+def test_other_floats_become_float32_and_bytes_become_shares(tmp_path: Path) -> None:
+    cases: list[tuple[NDArray[Any], NDArray[Any]]] = [
+        (QUERIES.astype(np.float64), QUERIES),
+        (np.asfortranarray(QUERIES), QUERIES),
+        (QUERIES.astype(">f4"), QUERIES),
+        (PIXELS, PIXELS / np.float32(255)),
+    ]
+    for array, expected in cases:
+        read = load_inputs(saved(tmp_path, array), SHAPE)
+        assert read.dtype == np.float32
+        assert read.flags.c_contiguous
+        np.testing.assert_array_equal(read, expected)
+
+
+def test_an_archive_holds_one_array_or_one_that_is_called_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, anything=QUERIES)
+    np.testing.assert_array_equal(load_inputs(path, SHAPE), QUERIES)
+    np.savez_compressed(path, inputs=QUERIES, labels=np.arange(7))
+    np.testing.assert_array_equal(load_inputs(path, SHAPE), QUERIES)
+    np.savez(path, x=QUERIES, y=QUERIES)
+    with pytest.raises(DataError, match="holds x, y; call the array to be read 'inputs'"):
+        load_inputs(path, SHAPE)
+
+
+def test_a_folder_is_read_in_the_order_of_names_whatever_it_holds(tmp_path: Path) -> None:
+    saved(tmp_path, QUERIES, "a.npy")
+    saved(tmp_path, QUERIES[0], "c.npy")
+    (tmp_path / "b").mkdir()
+    Image.fromarray(PIXELS[0].transpose(1, 2, 0)).save(tmp_path / "b" / "one.png")
+    (tmp_path / "README").write_text("not a query")
+    read = load_inputs(tmp_path, SHAPE)
+    np.testing.assert_array_equal(
+        read, np.concatenate([QUERIES, PIXELS[:1] / np.float32(255), QUERIES[:1]])
+    )
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_images_get_the_channels_that_the_model_takes(
+    tmp_path: Path, channels: int, mode: str
+) -> None:
+    image = Image.fromarray(PIXELS[0].transpose(1, 2, 0))
+    image.save(tmp_path / "image.png")
+    expected = np.asarray(image.convert(mode)).reshape(4, 5, channels).transpose(2, 0, 1)
+    read = load_inputs(tmp_path, (channels, 4, 5))
+    np.testing.assert_array_equal(read[0], expected / np.float32(255))
+    with pytest.raises(DataError, match="is an image, but the model takes queries of shape"):
+        load_inputs(tmp_path, (2, 4, 5))
+
+
+def cut(path: Path, length: int) -> Path:
+    path.write_bytes(path.read_bytes()[:length])
+    return path
+
+
+def image(folder: Path, width: int, height: int) -> Path:
+    Image.new("RGB", (width, height)).save(folder / "image.png")
+    return folder
+
+
+def written(folder: Path, name: str, content: bytes) -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def claiming(shape: tuple[int, ...]) -> bytes:
+    """An .npy file that says it holds far more than it does."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue()
+
+
+REFUSED: list[tuple[Callable[[Path], Path], str]] = [
+    (lambda folder: folder / "absent.npy", "there is no .*absent.npy"),
+    (lambda folder: written(folder, "x.csv", b"1,2"), "not an .npy or .npz file"),
+    (lambda folder: folder, "holds no .npy files and no images"),
+    (lambda folder: written(folder, "x.npy", b"noise" * 99), "damaged or not an .npy file"),
+    (lambda folder: written(folder, "x.npz", b"noise" * 99), "damaged or not an .npz file"),
+    (lambda folder: cut(saved(folder, QUERIES), 600), "damaged or not an .npy file"),
+    (lambda folder: written(folder, "x.npy", claiming((2**40, 3, 4, 5))), "damaged or not an .npy"),
+    (lambda folder: saved(folder, np.array([{}, []], object)), "damaged or not an .npy file"),
+    (lambda folder: saved(folder, np.array(["a"])), "not numbers"),
+    (lambda folder: saved(folder, QUERIES.astype(np.int64)), "holds int64; save floating point"),
+    (lambda folder: saved(folder, QUERIES[:0]), "there are 0 inputs in .*, too few"),
+    (lambda folder: saved(folder, QUERIES[0]), "rows of shape .*; the model takes"),
+    (
+        lambda folder: saved(folder, np.where(QUERIES[3, 1, 2, 3] == QUERIES, np.nan, QUERIES)),
+        "NaN or infinite values, first in row 3",
+    ),
+    (lambda folder: saved(folder, np.full((2, *SHAPE), 1e300)), "first in row 0"),
+    (lambda folder: saved(folder, QUERIES[:, :2]).parent, r"queries of shape \(3, 4, 5\)"),
+    (lambda folder: image(folder, 6, 4), "has 6x4 pixels, the model takes 5x4; resize it"),
+    (lambda folder: cut(image(folder, 5, 4) / "image.png", 40).parent, "damaged or not an image"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), REFUSED)
+def test_inputs_that_cannot_be_are_refused(
+    make: Callable[[Path], Path], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        load_inputs(make(tmp_path), SHAPE)
+
+
+def test_a_folder_that_is_too_large_is_refused_before_memory_is_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    saved(tmp_path, QUERIES, "a.npy")
+    rows = LARGEST // QUERIES[0].nbytes
+    hole = open_memmap(tmp_path / "b.npy", "w+", QUERIES.dtype, (rows, *SHAPE))
+    del hole  # a file without content, which takes no place on disk
+    with pytest.raises(DataError, match=f"{tmp_path} holds .* {LARGEST} are read at most"):
+        load_inputs(tmp_path, SHAPE)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(st.data())
+@pytest.mark.slow
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / data.draw(st.sampled_from(["x.npy", "x.npz"]))
+    np.save(path, QUERIES) if path.suffix == ".npy" else np.savez(path, QUERIES)
+    content = bytearray(path.read_bytes())
+    for position in data.draw(st.lists(st.integers(0, 200), max_size=4)):
+        content[position] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with suppress(DataError):
+        assert load_inputs(path, SHAPE).shape[1:] == SHAPE

@@ -1,27 +1,35 @@
-"""Any ONNX model becomes a bundle: its signature is complete, or what is missing is said."""
+"""An ONNX file or torch module becomes a bundle as it is, is made batchable, or is refused."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+import torch
+from onnx import TensorProto, helper
+from torch import nn
 
 from commands import Here, assert_refused
-from onnx_models import output_of
-from parity_models.errors import BundleError, ModelError
+from onnx_models import Described, graph_model, linear_model, output_of
+from parity_models.codes import CodeSpec
+from parity_models.errors import BundleError, ModelError, UserError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis, Signature, Tensor
 from text_models import BUCKETS, expected, texts, write_text_bundle
+from trainings import ONCE, train_parity
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 IDENTITY = helper.make_node("Identity", ["x"], ["y"])
-Described = tuple[int, list[Any]]
+LESS_THE_SUM = [
+    helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1),
+    helper.make_node("Sub", ["x", "sum"], ["y"]),
+]
+STACK = CodeSpec("stack", "separate", 2)
+ROWS = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
 
 
 def graph(
@@ -29,20 +37,14 @@ def graph(
     nodes: list[onnx.NodeProto],
     inputs: dict[str, Described],
     outputs: dict[str, Described],
+    opsets: dict[str, int] | None = None,
     **constants: object,
 ) -> Path:
-    made = [
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in each.items()]
-        for each in (inputs, outputs)
-    ]
-    weights = [numpy_helper.from_array(np.array(each), name) for name, each in constants.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", made[0], made[1], weights),
-        ir_version=10,
-        opset_imports=[helper.make_opsetid("", 18)],
-    )
-    onnx.save(model, path)
+    path.write_bytes(graph_model(nodes, inputs, outputs, constants, opsets))
     return path
+
+
+# A transformer: records, dynamic axes
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +53,17 @@ def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_transformer_has_its_axes_found_in_inputs_and_outputs(text_bundle: Path) -> None:
-    manifest = open_bundle(text_bundle).manifest
-    assert manifest.deployed.signature == Signature(
+def test_dynamic_axes_are_found_and_each_bucket_is_predicted(text_bundle: Path) -> None:
+    bundle = open_bundle(text_bundle)
+    deployed = bundle.manifest.deployed
+    assert deployed.signature == Signature(
         (Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",))),
         (Tensor("logits", "FP32", (3,)), Tensor("hidden", "FP32", ("length", 8))),
         {"length": BUCKETS},
     )
-    assert manifest.imitated == "logits"
-
-
-def test_it_predicts_records_of_each_bucket(text_bundle: Path) -> None:
-    bundle = open_bundle(text_bundle)
-    model = bundle.pinned(bundle.manifest.deployed).load()
+    with pytest.raises(ModelError, match="where this works with one input of fixed shape"):
+        _ = deployed.signature.input
+    model = bundle.pinned(deployed).load()
     for size in BUCKETS.buckets:
         queries = texts(5, size)
         outputs = model(queries)
@@ -71,6 +71,7 @@ def test_it_predicts_records_of_each_bucket(text_bundle: Path) -> None:
             np.testing.assert_allclose(outputs[name], values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_of_queries_or_a_bound_gives_buckets(text_bundle: Path) -> None:
     model = text_bundle.parent / "text.onnx"
     _, signature = read_servable(model, {"length": 100})
@@ -79,111 +80,8 @@ def test_a_file_of_queries_or_a_bound_gives_buckets(text_bundle: Path) -> None:
     assert signature.axes["length"].bound == 12
 
 
-def test_what_is_fixed_to_one_row_is_freed_or_run_alone(tmp_path: Path) -> None:
-    one: Described = (FLOAT, [1, 3])
-    path = graph(tmp_path / "a.onnx", [IDENTITY], {"x": one}, {"y": one})
-    assert read_servable(path)[1].batch == 0
-    total = helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1)
-    less = helper.make_node("Sub", ["x", "sum"], ["y"])
-    path = graph(tmp_path / "b.onnx", [total, less], {"x": one}, {"y": one}, axes=[0])
-    content, signature = read_servable(path)
-    assert signature.batch == 1
-    model = OnnxModel(content, signature=signature)
-    assert (output_of(model, np.ones((5, 3), np.float32)) == 0).all()
-    fixed = NewModel(content, "own", signature=signature)
-    write_bundle(tmp_path / "bundle", deployed=fixed)
-    assert open_bundle(tmp_path / "bundle").manifest.deployed.signature.batch == 1
-    with pytest.raises(BundleError, match="served exact; leave the stand-ins out"):
-        write_bundle(tmp_path / "other", deployed=fixed, backups=[fixed])
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_fixed_batch_of_several_is_filled_up(tmp_path: Path) -> None:
-    four: Described = (FLOAT, [4, 3])
-    content, signature = read_servable(
-        graph(tmp_path / "a.onnx", [IDENTITY], {"x": four}, {"y": four})
-    )
-    rows = np.arange(27, dtype=np.float32).reshape(9, 3)
-    assert (output_of(OnnxModel(content, signature=signature), rows) == rows).all()
-
-
-def test_models_that_cannot_be_served_are_refused_in_a_sentence(
-    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path, free, row = Path("m.onnx"), (FLOAT, ["n", "m"]), (FLOAT, ["n", 3])
-    total = helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1)
-    less = helper.make_node("Sub", ["x", "sum"], ["y"])
-    half = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2], strides=[2])
-    add = helper.make_node("Add", ["x", "z"], ["y"])
-    text = (TensorProto.STRING, ["n", 3])
-    cases: list[tuple[Callable[[], object], list[str], str]] = [
-        (
-            lambda: graph(path, [IDENTITY], {"x": free}, {"y": free}),
-            [],
-            "has an axis 'm' of no fixed size",
-        ),
-        (lambda: None, ["--axis", "m=8,4"], "ascending, not 'm=8,4'"),
-        (
-            lambda: None,
-            ["--axis", "m=8,a"],
-            "ascending, not 'm=8,a' (sizes are whole",
-        ),
-        (lambda: None, ["--axis", "m=0"], "whole numbers of 1 or more"),
-        (lambda: None, ["--axis", "m=99999999999"], "cannot be served with axes of that size: a"),
-        (lambda: None, ["--axis", "m=8", "--axis", "q=8"], "has no dynamic axis 'q'"),
-        (lambda: None, ["--axis", "m=8", "--padding", "q=1"], "has no input 'q' to be padded"),
-        (lambda: None, ["--inputs", "none.npz"], "there is no none.npz"),
-        (lambda: None, ["--inputs", "rows.npy"], "rows of shape [2, 2]"),
-        (
-            lambda: graph(path, [total, less], {"x": row}, {"y": row}, axes=[0]),
-            [],
-            "depends on the other rows of the batch",
-        ),
-        (
-            lambda: graph(path, [IDENTITY], {"x": text}, {"y": text}),
-            [],
-            "of strings, which have no fixed number of bytes",
-        ),
-        (
-            lambda: graph(path, [add], {"x": (FLOAT, [1, 3]), "z": row}, {"y": row}),
-            [],
-            "the first axis of every input must be the batch axis",
-        ),
-        (
-            lambda: graph(
-                path,
-                [half],
-                {"x": (FLOAT, ["n", 2, "m"])},
-                {"y": (FLOAT, ["n", 2, "half"])},
-            ),
-            ["--axis", "m=8"],
-            "only an axis as large as an input's can be cut back",
-        ),
-    ]
-    np.save("rows.npy", np.zeros((4, 2, 2), np.float32))
-    for make, arguments, reason in cases:
-        make()
-        assert_refused(parm_here("bundle", path, "--out", "bundle", *arguments), reason)
-    assert not Path("bundle").exists()
-
-
-def test_an_axis_longer_than_the_model_takes_is_said_with_the_way_out(
-    parm_here: Here, tmp_path: Path
-) -> None:
-    free = (FLOAT, ["n", "m"])
-    place = helper.make_node("Add", ["x", "places"], ["y"])
-    zeros = np.zeros(4, np.float32)
-    path = graph(tmp_path / "m.onnx", [place], {"x": free}, {"y": free}, places=zeros)
-    refused = parm_here("bundle", path, "--axis", "m=8", "--out", tmp_path / "bundle")
-    why = "Attempting to broadcast an axis by a dimension other than 1. 4 by 8"
-    what_to_do = "if that is longer than it takes, give a smaller bound, --axis m=SIZE"
-    assert_refused(refused, f"{why}; {what_to_do}")
-    assert "onnxruntime" not in refused.stderr, "a place in the source of ONNX Runtime"
-    assert not (tmp_path / "bundle").exists()
-
-
-def test_parm_bundle_says_what_it_made(parm_here: Here, tmp_path: Path, text_bundle: Path) -> None:
+@pytest.mark.slow
+def test_parm_bundle_reports_the_bundle(parm_here: Here, tmp_path: Path, text_bundle: Path) -> None:
     models = text_bundle.parent
     made = parm_here(
         "bundle", models / "text.onnx", "--axis", "length=4,8,16", "--backup",
@@ -194,7 +92,8 @@ def test_parm_bundle_says_what_it_made(parm_here: Here, tmp_path: Path, text_bun
     assert open_bundle(tmp_path / "bundle").manifest.backups
 
 
-def test_its_backup_is_evaluated_and_calibrated_on_queries_of_several_inputs(
+@pytest.mark.slow
+def test_its_backup_is_evaluated_and_calibrated_on_records(
     parm_here: Here, tmp_path: Path, text_bundle: Path
 ) -> None:
     bundle = tmp_path / "bundle"
@@ -215,14 +114,189 @@ def test_its_backup_is_evaluated_and_calibrated_on_queries_of_several_inputs(
     assert (calibration.kind, calibration.queries) == ("classes", 400)
 
 
+@pytest.mark.slow
 def test_a_backup_of_another_output_is_refused(text_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(text_bundle)
     manifest = bundle.manifest
-    assert manifest.backups
     deployed, backup = bundle.stored(manifest.deployed), bundle.stored(manifest.backups[0])
     with pytest.raises(BundleError, match="does not name the output that its backup imitates"):
         write_bundle(tmp_path / "b", deployed=deployed, backups=[backup])
     with pytest.raises(BundleError, match="has no fixed shape"):
         write_bundle(tmp_path / "b", deployed=deployed, backups=[backup], imitated="hidden")
-    with pytest.raises(ModelError, match="where this works with one input of fixed shape"):
-        _ = bundle.manifest.deployed.signature.input
+
+
+# Batch axes
+
+
+@pytest.mark.parametrize("shape", [[1, -1], [1, 6], [-1, 6]])
+def test_a_batch_axis_fixed_to_one_is_freed(tmp_path: Path, shape: list[int]) -> None:
+    reshape = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    one, flat = (FLOAT, [1, 2, 3]), (FLOAT, [1, 6])
+    path = graph(tmp_path / "m.onnx", [reshape], {"x": one}, {"y": flat}, shape=np.array(shape))
+    content, signature = read_servable(path)
+    assert signature.batch == 0
+    np.testing.assert_array_equal(output_of(OnnxModel(content), ROWS.reshape(-1, 2, 3)), ROWS)
+
+
+def test_a_model_that_cannot_be_freed_is_run_row_by_row(tmp_path: Path) -> None:
+    one: Described = (FLOAT, [1, 3])
+    path = graph(tmp_path / "b.onnx", LESS_THE_SUM, {"x": one}, {"y": one}, axes=[0])
+    content, signature = read_servable(path)
+    assert signature.batch == 1
+    model = OnnxModel(content, signature=signature)
+    assert (output_of(model, np.ones((5, 3), np.float32)) == 0).all()
+    fixed = NewModel(content, "own", signature=signature)
+    write_bundle(tmp_path / "bundle", deployed=fixed)
+    assert open_bundle(tmp_path / "bundle").manifest.deployed.signature.batch == 1
+    with pytest.raises(BundleError, match="served exact; leave the stand-ins out"):
+        write_bundle(tmp_path / "other", deployed=fixed, backups=[fixed])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_fixed_batch_of_several_is_filled_up(tmp_path: Path) -> None:
+    four: Described = (FLOAT, [4, 3])
+    path = graph(tmp_path / "a.onnx", [IDENTITY], {"x": four}, {"y": four})
+    content, signature = read_servable(path)
+    rows = np.arange(27, dtype=np.float32).reshape(9, 3)
+    assert (output_of(OnnxModel(content, signature=signature), rows) == rows).all()
+
+
+# Weights in other files
+
+
+def test_weights_next_to_a_model_are_taken_in(tmp_path: Path) -> None:
+    path = tmp_path / "inside" / "model.onnx"
+    path.parent.mkdir()
+    weights = linear_model(path, (6,), (3,))
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w", size_threshold=0)
+    content, signature = read_servable(path)
+    found = output_of(OnnxModel(content, signature=signature), ROWS)
+    np.testing.assert_allclose(found, ROWS @ weights, rtol=1e-4)
+    (path.parent / "w").rename(tmp_path / "w")
+    with pytest.raises(ModelError, match=r"the weights of .*model\.onnx are in another file"):
+        read_servable(path)
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "../w" if entry.key == "location" else entry.value
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="in another file that cannot be read"):
+        read_servable(path)
+
+
+# What cannot be served or imitated
+
+
+def test_models_that_cannot_be_served_are_refused_in_a_sentence(
+    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, free, row = Path("m.onnx"), (FLOAT, ["n", "m"]), (FLOAT, ["n", 3])
+    half = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2], strides=[2])
+    add = helper.make_node("Add", ["x", "z"], ["y"])
+    place = helper.make_node("Add", ["x", "places"], ["y"])
+    text = (TensorProto.STRING, ["n", 3])
+    pooled: dict[str, Described] = {"x": (FLOAT, ["n", 2, "m"])}
+    one_and_free: dict[str, Described] = {"x": (FLOAT, [1, 3]), "z": row}
+    cases: list[tuple[Callable[[], object], list[str], str]] = [
+        (
+            lambda: graph(path, [IDENTITY], {"x": free}, {"y": free}),
+            [],
+            "has an axis 'm' of no fixed size",
+        ),
+        (lambda: None, ["--axis", "m=8,a"], "ascending, not 'm=8,a' (sizes are whole"),
+        (lambda: None, ["--axis", "m=0"], "whole numbers of 1 or more"),
+        (lambda: None, ["--axis", "m=99999999999"], "cannot be served with axes of that size: a"),
+        (lambda: None, ["--axis", "m=8", "--axis", "q=8"], "has no dynamic axis 'q'"),
+        (lambda: None, ["--axis", "m=8", "--padding", "q=1"], "has no input 'q' to be padded"),
+        (lambda: None, ["--inputs", "none.npz"], "there is no none.npz"),
+        (lambda: None, ["--inputs", "rows.npy"], "rows of shape [2, 2]"),
+        (
+            lambda: graph(path, LESS_THE_SUM, {"x": row}, {"y": row}, axes=[0]),
+            [],
+            "depends on the other rows of the batch",
+        ),
+        (
+            lambda: graph(path, [IDENTITY], {"x": text}, {"y": text}),
+            [],
+            "of strings, which have no fixed number of bytes",
+        ),
+        (
+            lambda: graph(path, [add], one_and_free, {"y": row}),
+            [],
+            "the first axis of every input must be the batch axis",
+        ),
+        (
+            lambda: graph(path, [half], pooled, {"y": (FLOAT, ["n", 2, "half"])}),
+            ["--axis", "m=8"],
+            "only an axis as large as an input's can be cut back",
+        ),
+        (
+            lambda: graph(path, [place], {"x": free}, {"y": free}, places=np.zeros(4, "f")),
+            ["--axis", "m=8"],
+            "Attempting to broadcast an axis by a dimension other than 1. 4 by 8; if that is "
+            "longer than it takes, give a smaller bound, --axis m=SIZE",
+        ),
+    ]
+    np.save("rows.npy", np.zeros((4, 2, 2), np.float32))
+    for make, arguments, reason in cases:
+        make()
+        refused = parm_here("bundle", path, "--out", "bundle", *arguments)
+        assert_refused(refused, reason)
+        assert "onnxruntime" not in refused.stderr, "a place in the source of ONNX Runtime"
+    assert not Path("bundle").exists()
+
+
+def test_models_that_cannot_be_imitated_are_refused_in_a_sentence(
+    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, row, whole = Path("m.onnx"), (FLOAT, ["n", 6]), (INT64, ["n", 6])
+    eight = (FLOAT, [8, 6])
+    add = helper.make_node("Add", ["x", "z"], ["y"])
+    two = helper.make_node("Identity", ["x"], ["z"])
+    strange = helper.make_node("Strange", ["x"], ["y"], domain="nobody.knows")
+    cast = helper.make_node("Cast", ["x"], ["y"], to=FLOAT)
+    np.save("rows.npy", ROWS)
+    one: tuple[dict[str, Described], dict[str, Described]] = {"x": row}, {"y": row}
+    makers: list[tuple[Callable[[], object], str]] = [
+        (lambda: None, "cannot read m.onnx: No such file"),
+        (lambda: path.write_bytes(b"noise" * 9), "is not an ONNX file"),
+        (lambda: path.write_bytes(b""), "m.onnx"),
+        (lambda: graph(path, [add], {"x": row, "z": row}, {"y": row}), "an .npz file with"),
+        (lambda: graph(path, [IDENTITY, two], {"x": row}, {"y": row, "z": row}), "--output NAME"),
+        (lambda: graph(path, [cast], {"x": whole}, {"y": row}), "the model takes 'x' INT64"),
+        (
+            lambda: graph(path, [IDENTITY], {"x": eight}, {"y": eight}),
+            "8 rows at once and no other number",
+        ),
+        (
+            lambda: graph(path, [strange], *one, {"nobody.knows": 1}),
+            "uses an operator that ONNX Runtime lacks",
+        ),
+        (lambda: graph(path, [IDENTITY], *one, {"": 999}), "is of an opset of ai.onnx newer than"),
+    ]
+    for make, reason in makers:
+        make()
+        refused = parm_here("parity", "--model", path, "--inputs", "rows.npy", "--out", "bundle")
+        assert_refused(refused, reason)
+    assert not Path("bundle").exists()
+
+
+@pytest.mark.slow
+def test_modules_that_cannot_be_deployed_are_refused(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return rows + 1, rows - 1
+
+    class Whole(nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows.long()
+
+    for module, reason in [
+        (nn.Linear(5, 2), "cannot be exported to ONNX for queries of shape"),
+        (Two(), "--output NAME"),
+        (Whole(), "cannot be imitated"),
+    ]:
+        with pytest.raises(UserError, match=reason):
+            train_parity(module, STACK, ROWS, tmp_path / "bundle", ONCE)

@@ -98,16 +98,6 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     assert not again.manifest.backups
 
 
-def test_a_backup_that_answers_otherwise_cannot_be_called_a_slot(tmp_path: Path) -> None:
-    slot = apart()[:4, :3]
-    written = write(tmp_path, apart(), slot, slotwise=True)
-    (backup,) = open_bundle(written.path).manifest.backups
-    assert written.stored(backup).slot
-    for weights, slotwise in ((1.01 * slot, True), (slot, False)):
-        with pytest.raises(BundleError, match=r"backup\.onnx is marked as one slot"):
-            write(tmp_path, apart(), weights, slotwise=slotwise)
-
-
 @pytest.mark.parametrize("screened", [True, False])
 @pytest.mark.parametrize("isolated", [True, False])
 def test_a_server_says_that_a_bundle_without_an_envelope_lets_queries_spoil_others(

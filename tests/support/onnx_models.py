@@ -108,6 +108,32 @@ def shrinking_model(path: Path) -> None:
     _write(path, nodes, constants, (2,), (2,))
 
 
+Described = tuple[int, list[Any]]
+"""Data type and shape of a tensor; free axes have names."""
+
+
+def graph_model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Described],
+    outputs: Mapping[str, Described],
+    constants: Mapping[str, object] | None = None,
+    opsets: Mapping[str, int] | None = None,
+) -> bytes:
+    """Return a model of these nodes, sound or not."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, *each) for name, each in inputs.items()],
+        [helper.make_tensor_value_info(name, *each) for name, each in outputs.items()],
+        [numpy_helper.from_array(np.array(each), name) for name, each in (constants or {}).items()],
+    )
+    imports = [helper.make_opsetid(*each) for each in {"": 18, **(opsets or {})}.items()]
+    content: bytes = helper.make_model(
+        graph, ir_version=10, opset_imports=imports
+    ).SerializeToString()
+    return content
+
+
 def _write(
     path: Path,
     nodes: Sequence[onnx.NodeProto],

@@ -13,10 +13,9 @@ from torch.nn import functional
 
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import NewModel, Training, write_bundle
-from parity_models.models.export import export, floats
+from parity_models.models.export import WEIGHTS, export, floats, save_weights
 from parity_models.models.networks import Queried
 from parity_models.models.queries import check_queries
-from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
 from parity_models.tasks.metrics import PredictionKind
 from parity_models.training.callbacks import Callbacks

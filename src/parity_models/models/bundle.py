@@ -32,9 +32,9 @@ from parity_models.codes import Code, CoderKind, CodeSpec, Networks
 from parity_models.errors import BundleError, ModelError
 from parity_models.models.bundle_fit import (
     check_batches,
-    check_claims,
     check_envelope,
     check_fit,
+    check_slotwise,
     code_of,
 )
 from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
@@ -137,8 +137,7 @@ class Bundle:
 
     def stored(self, model: ModelFile) -> NewModel:
         """Return a model of this bundle, to be put into another."""
-        slotwise = isinstance(model, ParityFile) and model.slotwise
-        slot = isinstance(model, BackupFile) and model.slot
+        slotwise, slot = (getattr(model, mark, False) for mark in ("slotwise", "slot"))
         return NewModel(self.path / model.file, model.network, slotwise, slot, model.signature)
 
     def content(self, stored: StoredFile) -> bytes:
@@ -242,8 +241,8 @@ def write_bundle(
 
     Raises:
         BundleError: for that, for models that do not fit each other or the code, for parity models
-            marked slotwise or a backup marked as a slot of one that are not, for more backups than
-            a bundle may have, and when the disk refuses.
+            marked slotwise that are not, for more backups than a bundle may have, and when the disk
+            refuses.
 
     """
     folder = Path(path).resolve()
@@ -287,7 +286,7 @@ def write_bundle(
         check_fit(manifest, allowed)
     coding = {kind: new.models[each.file] for kind, each in manifest.coders.items()}
     built = code_of(manifest, allowed, _networks(coding))
-    check_claims(manifest, new.models, built)
+    check_slotwise(manifest, new.models, built)
     if envelope is not None:
         with _about(folder / ENVELOPE):
             check_envelope(manifest, envelope)

@@ -21,9 +21,6 @@ Query = dict[str, Array]
 BOX = (4,)
 """The shape of a box: its edges."""
 
-ROUNDING = 1e-4
-"""The largest difference between two computations of the same, as a share of the largest output."""
-
 TRIED = 8
 """Groups that are tried of each slot, as well as those with extreme values in it."""
 
@@ -204,9 +201,9 @@ def check_batches(model: OnnxModel) -> None:
                 )
 
 
-def check_claims(manifest: Manifest, models: Mapping[str, OnnxModel], code: Code | None) -> None:
-    """Raise BundleError unless parity models marked slotwise treat slots separately, and backups
-    marked as one slot answer as the first parity model does in it. `models` are by file."""
+def check_slotwise(manifest: Manifest, models: Mapping[str, OnnxModel], code: Code | None) -> None:
+    """Raise BundleError unless parity models marked slotwise, of all `models` by file, treat the
+    slots of the code separately."""
     for parity in manifest.parity:
         if not (parity.slotwise and code is not None and code.isolated):
             continue
@@ -215,18 +212,6 @@ def check_claims(manifest: Manifest, models: Mapping[str, OnnxModel], code: Code
             raise BundleError(
                 f"{parity.file} is marked slotwise, but what is in slot {leak[0]} changes the "
                 f"prediction for slot {leak[1]}; leave slotwise out"
-            )
-    first = manifest.parity[0] if manifest.parity else None
-    for backup in manifest.backups:
-        if backup.slot and not (
-            code is not None
-            and first is not None
-            and first.slotwise
-            and is_slot(code, models[first.file], models[backup.file])
-        ):
-            raise BundleError(
-                f"{backup.file} is marked as one slot of the parity model, but answers otherwise "
-                "than the first of that; leave slot out"
             )
 
 
@@ -247,30 +232,6 @@ def find_leak(code: Code, queries: Layout, model: OnnxModel) -> tuple[int, int] 
                 if other != slot and not np.array_equal(before[other], after[other], True):
                     return slot, other
     return None
-
-
-def is_slot(code: Code, parity: OnnxModel, backup: OnnxModel) -> bool:
-    """Return whether `backup` answers a query as `parity` does in the first slot of `code`.
-
-    As nearly as rounding allows: outputs of a batch of one need not be bit by bit those of a larger
-    one.
-    """
-    if not code.isolated:
-        return False
-    rng = np.random.default_rng(0)
-    queries = backup.signature.smallest.input
-    for _ in range(TRIED):
-        group = [queries.draw(rng, 1) for _ in range(code.k)]
-        # The code has the deployed model's names of inputs, the backup perhaps others.
-        named = [dict(zip(code.query_shapes, each.values(), strict=True)) for each in group]
-        expected = _predictions(code, parity, named)[0]
-        (found,) = backup(group[0]).values()
-        most = float(np.abs(expected).max(initial=0.0))
-        if found.shape != expected.shape:
-            return False
-        if not np.abs(found - expected).max(initial=0.0) <= ROUNDING * most:
-            return False
-    return True
 
 
 def _predictions(code: Code, model: OnnxModel, queries: list[Query]) -> dict[int, Array]:

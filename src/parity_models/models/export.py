@@ -1,4 +1,4 @@
-"""From a torch network to an ONNX model that takes batches of any size."""
+"""A torch network as an ONNX model that takes batches of any size, and as weights in a bundle."""
 
 import inspect
 import logging
@@ -8,12 +8,20 @@ from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import nn
 
+from parity_models.errors import BundleError
+from parity_models.models.bundle import Bundle
+from parity_models.models.networks import build_network
 from parity_models.models.signature import Tensor
 
 INPUT, OUTPUT = "input", "output"
-"""Names of the tensors of a model with one input, where nothing else is said."""
+"""Default names of the tensors of a model with one input."""
+
+WEIGHTS = "deployed.safetensors"
+"""The file of the deployed model's weights in a bundle, which parity models start from."""
 
 
 def floats(shape: tuple[int, ...]) -> Tensor:
@@ -68,3 +76,31 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def save_weights(network: nn.Module) -> bytes:
+    """Return the content of a safetensors file with the network's weights."""
+    return save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
+
+
+def has_weights(bundle: Bundle) -> bool:
+    """Whether `bundle` holds the deployed model's weights, as those of parm-lab train do."""
+    return WEIGHTS in (stored.file for stored in bundle.manifest.files)
+
+
+def load_deployed(bundle: Bundle) -> nn.Module:
+    """Return the deployed model of `bundle` as a network, in evaluation mode.
+
+    Raises BundleError if its weights are not there or do not fit its network.
+    """
+    deployed = bundle.manifest.deployed
+    path, signature = bundle.path / WEIGHTS, deployed.signature
+    with torch.device("meta"):  # without initial weights, which would be thrown away
+        network = build_network(deployed.network, signature.input.shape, signature.output.shape)
+    try:
+        network.load_state_dict(load(path.read_bytes()), assign=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise BundleError(
+            f"{path} does not fit the network {deployed.network} that the bundle names: {error}"
+        ) from error
+    return network.eval()

@@ -1,8 +1,7 @@
 """The gate: a stand-in answers only where it can be expected to agree with the deployed model.
 
 A stand-in's confidence in an output is compared with a threshold that was calibrated on held-out
-queries (`evaluation.calibration`), for each of some levels of agreement. A bundle holds a
-Calibration for each of its stand-ins.
+queries (`evaluation.calibration`), for each of some levels of agreement.
 """
 
 from collections.abc import Sequence
@@ -73,15 +72,11 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def at_most(self, level: float) -> GateLevel | None:
         """Return the highest calibrated level that is not above `level`."""
-        return max((each for each in self.levels if each.level <= level), key=_level, default=None)
+        return next((each for each in reversed(self.levels) if each.level <= level), None)
 
     def at_least(self, level: float) -> GateLevel | None:
         """Return the lowest calibrated level that is not below `level`, which promises as much."""
-        return min((each for each in self.levels if each.level >= level), key=_level, default=None)
-
-
-def _level(each: GateLevel) -> float:
-    return each.level
+        return next((each for each in self.levels if each.level >= level), None)
 
 
 class Gates(Printed, dict[StandIn, Calibration]):

@@ -55,7 +55,7 @@ def golden(
     """Return golden queries and their outputs for each role of `models`.
 
     Parity models get parity queries of the deployed model's, whose layout is `queries`. There are
-    `count` of each role, fewer or none where `golden_queries` finds no more.
+    `count` of each role, fewer or none where the model cannot run them.
     """
     rows = golden_rows(queries, envelope, max(count, 0 if code is None else code.k))
     asked: dict[str, Batch] = dict.fromkeys((DEPLOYED, *BACKUPS), take(rows, slice(count)))
@@ -67,29 +67,24 @@ def golden(
         ]
         asked |= {parity_role(j): parity for j, parity in enumerate(code.encode(slots))}
     found = {
-        role: golden_queries(models[role], count, batch)
+        role: _golden_queries(models[role], count, batch)
         for role, batch in asked.items()
         if role in models
     }
     return {role: both for role, both in found.items() if both is not None}
 
 
-def golden_queries(
-    model: OnnxModel, count: int = GOLDEN, queries: Batch | None = None
-) -> tuple[Named, Named] | None:
+def _golden_queries(model: OnnxModel, count: int, queries: Batch) -> tuple[Named, Named] | None:
     """Return up to `count` queries, by the model's inputs, and the model's outputs for them.
 
-    They are taken from `queries`, by default `golden_rows` without an envelope. Each is run alone,
-    as instances will run it. Queries that the model cannot run, or with outputs that are not
-    finite, are left out. None if no query is left, or if outputs differ from run to run: such a
-    model cannot be recognised by its outputs.
+    They are taken from `queries`, or zeros. Each is run alone, as instances will run it. Queries
+    that the model cannot run, or with outputs that are not finite, are left out. None if no query
+    is left, or if outputs differ from run to run: such a model cannot be recognised.
     """
     layout = model.signature.smallest.input
-    queries = golden_rows(layout, None, count) if queries is None else queries
-    queries = renamed(queries, model.signature)
-    kept: list[Named] = []
-    outputs: list[Named] = []
-    each = (take(queries, slice(i, i + 1)) for i in range(rows_in(queries)))
+    rows = renamed(queries, model.signature)
+    kept: list[tuple[Named, Named]] = []
+    each = (take(rows, slice(i, i + 1)) for i in range(rows_in(rows)))
     for row in (*each, layout.split(layout.zeros(1))):
         if len(kept) == count:
             break
@@ -101,13 +96,14 @@ def golden_queries(
         if not all(np.array_equal(output[name], again[name], equal_nan=True) for name in output):
             return None
         if all(each.dtype.kind != "f" or np.isfinite(each).all() for each in output.values()):
-            kept.append(row)
-            outputs.append(output)
-    return (_joined(kept), _joined(outputs)) if kept else None
-
-
-def _joined(rows: list[Named]) -> Named:
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+            kept.append((row, output))
+    if not kept:
+        return None
+    inputs, outputs = (
+        {name: np.concatenate([each[name] for each in part]) for name in part[0]}
+        for part in zip(*kept, strict=True)
+    )
+    return inputs, outputs
 
 
 def golden_rows(queries: Layout, envelope: Envelope | None, count: int) -> Named:

@@ -31,10 +31,8 @@ def measure_models(
     timed = (deployed, *backups, *parity[:1])
     models = [OnnxModel(each.onnx, signature=each.signature) for each in timed]
     own, *others = inference_times(models, sizes=sizes)
-    of_backups, of_parity = others[: len(backups)], others[len(backups) :]
-    return InferenceTimes(
-        own, of_parity[0] if of_parity else None, tuple(of_backups), batch_time(deployed, sizes)
-    )
+    of_parity = others.pop() if parity else None
+    return InferenceTimes(own, of_parity, tuple(others), batch_time(deployed, sizes))
 
 
 def batch_time(deployed: NewModel, sizes: Sizes | None = None) -> float:

@@ -5,55 +5,40 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError, ModelError
-from parity_models.models.signature import Signature, Tensor
+from parity_models.models.signature import DATATYPES, Signature, Tensor
 
 Array = NDArray[Any]
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest ONNX file: protobuf goes no further."""
 
-CHUNK = 2**20
-"""Bytes that are copied at a time."""
-
 FATAL_ONLY = 4
 """The severity that ONNX Runtime logs: its other messages repeat its exceptions."""
 
 _LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
-"""ONNX Runtime's messages about operators that it lacks."""
+"""ONNX Runtime's messages about missing operators."""
 
 _NO_FOLDER = "/dev/null/external-data"
 
-_DATATYPES = {
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(bool)": "BOOL",
-}
+_DATATYPES = {f"tensor({name.lower()})": name for name in DATATYPES}
+_DATATYPES |= {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
 
 
 class OnnxModel:
     """An ONNX file whose inputs and outputs have a batch axis in front.
 
-    `model` is the file's path or its content. Its `signature` is given where the file does not say
-    all of it: bounds of dynamic axes, the sizes of outputs, a batch axis that is not free. Only the
-    file itself is read: weights kept in further files are refused, since nothing vouches for those.
-    `threads` compute within one call; they hold no core while they wait, which would ruin the speed
-    of other processes. Raises ModelError for a file that cannot be read or is not such a model.
+    `model` is the file's path or its content, called `name` in errors. Its `signature` is given
+    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs, a batch
+    axis that is not free. Only the file itself is read: weights in further files are refused, as
+    nothing vouches for those. `threads` compute within one call; they hold no core while they wait.
+    Raises ModelError for a file that cannot be read or is not such a model.
     """
 
     def __init__(
@@ -108,9 +93,9 @@ class OnnxModel:
         return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model on queries of a user's.
+        """Run the model on a user's queries.
 
-        Raises DataError for those that the model cannot run, such as ids that it has no vector for.
+        Raises DataError for those that it cannot run, such as ids without an embedding.
         """
         try:
             return self(batch)
@@ -153,21 +138,6 @@ class PinnedModel:
     def load(self) -> OnnxModel:
         """Return the model. Raises ModelError if it cannot be read or has changed."""
         return OnnxModel(self.read(), signature=self.signature)
-
-    def copy_to(self, file: IO[bytes]) -> None:
-        """Write the content, piece by piece, into an open file. Raises ModelError as `read` does,
-        and OSError where `file` cannot be written."""
-        digest = hashlib.sha256()
-        try:
-            source = self.path.open("rb")
-        except OSError as error:
-            raise ModelError(f"cannot read {self.path}: {error.strerror}") from error
-        with source:
-            while piece := source.read(CHUNK):
-                digest.update(piece)
-                file.write(piece)
-        file.flush()
-        check_sha256(self.path, self.sha256, digest.hexdigest())
 
 
 def check_sha256(name: object, expected: str, found: str) -> None:
@@ -257,7 +227,7 @@ def declared(session: onnxruntime.InferenceSession) -> tuple[list[Declared], lis
 
 
 def make_signature(inputs: Sequence[Tensor], outputs: Sequence[Tensor], **more: Any) -> Signature:
-    """Return the signature of these tensors. Raises ModelError where there cannot be such a one."""
+    """Return the signature of these tensors. Raises ModelError for an impossible one."""
     try:
         return Signature(tuple(inputs), tuple(outputs), **more)
     except ValueError as error:

@@ -1,17 +1,14 @@
-"""Batches of queries: an array (n, ...) for each named input, whatever a model takes.
+"""Batches of queries: an array (n, ...) for each named input of a model.
 
     inputs.npz   ids (n, 128) int64, mask (n, 128) int64
 
-Rows of a batch are padded to one size along dynamic axes. The real size of a row ends behind the
+Rows of a batch are padded to one size along dynamic axes. The real size of a row ends after the
 last place at which an input with that axis holds something other than its padding value.
 """
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import prod
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +17,7 @@ from parity_models.errors import DataError
 from parity_models.models.signature import Axis, Signature, Sizes, Tensor
 
 Array = NDArray[Any]
+Integers = NDArray[np.int64]
 Batch = Mapping[str, Array]
 """A batch of n queries: an array (n, ...) for each input by name, in the signature's order."""
 
@@ -35,10 +33,7 @@ STEP = 8
 """Buckets are multiples of this, except for the bound of an axis."""
 
 LARGEST = 1 << 34
-"""Bytes of values that are read from all files together: larger data are given in part."""
-
-FLOAT32 = 4
-"""Bytes of a value, whatever it is stored as."""
+"""Bytes that are read from all files together."""
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -46,9 +41,6 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 CHECKED = 4096
 """Rows that are checked together."""
-
-
-# Batches
 
 
 def rows_in(batch: Batch) -> int:
@@ -62,8 +54,8 @@ def take(batch: Batch, which: slice | Array) -> Named:
 
 
 def renamed(batch: Batch, signature: Signature) -> Named:
-    """Return a batch by the names of the signature's inputs, in their order: the inputs of
-    stand-ins may be called otherwise than the deployed model's."""
+    """Return a batch under the names of the signature's inputs, in their order: the inputs of
+    stand-ins may have other names than the deployed model's."""
     names = [each.name for each in signature.inputs]
     return dict(zip(names, batch.values(), strict=True))
 
@@ -71,7 +63,9 @@ def renamed(batch: Batch, signature: Signature) -> Named:
 def as_batch(
     inputs: ArrayLike | Mapping[str, ArrayLike], signature: Signature, what: str = "inputs"
 ) -> Named:
-    """Return `inputs` as a batch for a model.
+    """Return `inputs` as a batch for a model, in the order and datatypes of its inputs.
+
+    Numbers are converted where that changes none of them.
 
     Args:
         inputs: an array (n, ...) for each input by name, or the array of a model's only input; or
@@ -84,32 +78,25 @@ def as_batch(
 
     """
     if not isinstance(inputs, Mapping):
-        inputs = np.asarray(inputs)
-        if inputs.dtype.names is not None:
-            return as_batch({name: inputs[name] for name in inputs.dtype.names}, signature, what)
-        inputs = {signature.inputs[0].name if len(signature.inputs) == 1 else "inputs": inputs}
-    return fit_inputs({name: np.asarray(each) for name, each in inputs.items()}, signature, what)
-
-
-def fit_inputs(arrays: Batch, signature: Signature, what: str) -> Named:
-    """Return the arrays in the order and datatypes of the signature's inputs.
-
-    An array for the only input may have any name. Numbers are converted where that changes none of
-    them. Raises DataError as `as_batch`, also for sizes beyond the bound of an axis.
-    """
-    fitting = fit_tensors(arrays, signature.inputs, what)
+        array = np.asarray(inputs)
+        fields = array.dtype.names
+        inputs = {"inputs": array} if fields is None else {name: array[name] for name in fields}
+    named = {name: np.asarray(each) for name, each in inputs.items()}
+    fitting = fit_tensors(named, signature.inputs, what)
     for axis, sizes in sizes_in(fitting, signature.inputs).items():
-        bound = signature.axes[axis].bound
-        if sizes.max(initial=0) > bound:
+        most, bound = sizes.max(initial=0), signature.axes[axis].bound
+        if most > bound:
             raise DataError(
-                f"{what} holds a query of {sizes.max()} along {axis!r}; the model takes {bound} at "
-                "most"
+                f"{what} holds a query of {most} along {axis!r}; the model takes {bound} at most"
             )
     return fitting
 
 
 def fit_tensors(arrays: Batch, inputs: Sequence[Tensor], what: str) -> Named:
-    """Return the arrays for these inputs as `fit_inputs` does, however long dynamic axes are."""
+    """Return the arrays for these inputs as `as_batch` does, however long dynamic axes are.
+
+    An array for the only input may have any name.
+    """
     if len(inputs) == len(arrays) == 1:
         arrays = {inputs[0].name: next(iter(arrays.values()))}
     names = [each.name for each in inputs]
@@ -121,33 +108,19 @@ def fit_tensors(arrays: Batch, inputs: Sequence[Tensor], what: str) -> Named:
     fitting = {each.name: _fit(arrays[each.name], each, what) for each in inputs}
     counts = {name: len(array) for name, array in fitting.items()}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name!r} {count}" for name, count in counts.items())
-        raise DataError(f"{what} holds inputs of unequal numbers of rows ({said})")
-    _check_axes(fitting, inputs, what)
-    return fitting
-
-
-def check_queries(batch: Batch, what: str, least: int = 1) -> None:
-    """Raise DataError unless there are `least` queries, all finite, and several differ."""
-    rows = rows_in(batch)
-    if rows < least:
-        raise DataError(f"there are {rows} {what}, too few: give {least} or more")
-    for start in range(0, rows, CHECKED):
-        for array in batch.values():
-            if array.dtype.kind != "f":
-                continue
-            some = array[start : start + CHECKED]
-            sound = np.isfinite(some).reshape(len(some), -1).all(axis=1)
-            if not sound.all():
+        found = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+        raise DataError(f"{what} holds inputs of unequal numbers of rows ({found})")
+    seen: dict[str, tuple[str, int]] = {}
+    for tensor in inputs:
+        for axis, at in tensor.axes.items():
+            size = fitting[tensor.name].shape[at + 1]
+            other, expected = seen.setdefault(axis, (tensor.name, size))
+            if size != expected:
                 raise DataError(
-                    f"the {what} hold NaN or infinite values, first in row "
-                    f"{start + int(sound.argmin())}; leave such rows out"
+                    f"{tensor.name!r} and {other!r} in {what} have {size} and {expected} along "
+                    f"the axis {axis!r} that they share; pad them to one size"
                 )
-    if rows > 1 and all((array == array[:1]).all() for array in batch.values()):
-        raise DataError(
-            f"all {what} are the same, so they teach and tell nothing; give queries that differ, "
-            "as the deployed model gets them"
-        )
+    return fitting
 
 
 def _fit(array: Array, tensor: Tensor, what: str) -> Array:
@@ -171,27 +144,34 @@ def _fit(array: Array, tensor: Tensor, what: str) -> Array:
     return converted
 
 
-def _check_axes(batch: Batch, inputs: Sequence[Tensor], what: str) -> None:
-    """Raise DataError unless inputs that share a dynamic axis have one size there."""
-    seen: dict[str, tuple[str, int]] = {}
-    for tensor in inputs:
-        for axis, at in tensor.axes.items():
-            size = batch[tensor.name].shape[at + 1]
-            other, expected = seen.setdefault(axis, (tensor.name, size))
-            if size != expected:
+def check_queries(batch: Batch, what: str, least: int = 1) -> None:
+    """Raise DataError unless there are `least` queries, all finite, and several differ."""
+    rows = rows_in(batch)
+    if rows < least:
+        raise DataError(f"there are {rows} {what}, too few: give {least} or more")
+    for array in batch.values():
+        for start in range(0, rows if array.dtype.kind == "f" else 0, CHECKED):
+            some = array[start : start + CHECKED]
+            sound = np.isfinite(some).reshape(len(some), -1).all(axis=1)
+            if not sound.all():
                 raise DataError(
-                    f"{tensor.name!r} and {other!r} in {what} have {size} and {expected} along "
-                    f"the axis {axis!r} that they share; pad them to one size"
+                    f"the {what} hold NaN or infinite values, first in row "
+                    f"{start + int(sound.argmin())}; leave such rows out"
                 )
+    if rows > 1 and all((array == array[:1]).all() for array in batch.values()):
+        raise DataError(
+            f"all {what} are the same, so nothing can be learned from them; give queries that "
+            "differ, as the deployed model gets them"
+        )
 
 
 # Sizes along dynamic axes
 
 
-def sizes_in(batch: Batch, inputs: Sequence[Tensor]) -> dict[str, NDArray[np.int64]]:
+def sizes_in(batch: Batch, inputs: Sequence[Tensor]) -> dict[str, Integers]:
     """Return the real size of each row along each dynamic axis of `inputs`: by axis, (n,), 1 or
     more."""
-    found: dict[str, NDArray[np.int64]] = {}
+    found: dict[str, Integers] = {}
     for tensor in inputs:
         array = batch[tensor.name]
         for axis, at in tensor.axes.items():
@@ -203,7 +183,7 @@ def sizes_in(batch: Batch, inputs: Sequence[Tensor]) -> dict[str, NDArray[np.int
     return found
 
 
-def axis_for(sizes: NDArray[np.int64], bound: int | None = None) -> Axis:
+def axis_for(sizes: Integers, bound: int | None = None) -> Axis:
     """Return an axis whose buckets suit queries of these sizes (n,), up to `bound`, or the largest.
 
     Raises DataError if a size is beyond the bound.
@@ -212,10 +192,8 @@ def axis_for(sizes: NDArray[np.int64], bound: int | None = None) -> Axis:
     bound = most if bound is None else bound
     if most > bound:
         raise DataError(f"a query has size {most}, beyond the bound {bound}; raise the bound")
-    chosen = {bound}
-    for share in SHARES:
-        size = int(np.quantile(sizes, share, method="higher"))
-        chosen.add(min(bound, -(-size // STEP) * STEP))
+    quantiles = np.quantile(sizes, SHARES, method="higher").tolist()
+    chosen = {bound, *(min(bound, -(-int(size) // STEP) * STEP) for size in quantiles)}
     return Axis(tuple(sorted(chosen)))
 
 
@@ -223,21 +201,17 @@ def pad(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Named:
     """Return a batch in the bucket that these sizes are padded to.
 
     The arrays have these sizes or larger ones along the signature's dynamic axes; what is beyond
-    is cut off. An array that has the bucket's shape is returned as it is.
+    is cut off.
     """
     kind = signature.kind(signature.bucket(sizes))
-    named = dict(zip(signature.axes, sizes, strict=True))
     full: Named = {}
     for tensor, spec in zip(signature.inputs, kind.input.tensors, strict=True):
-        array = batch[tensor.name]
-        if array.shape[1:] == spec.shape and all(
-            named[axis] == spec.shape[at] for axis, at in tensor.axes.items()
-        ):
-            full[tensor.name] = array
-            continue
-        kept = _kept(tensor, named)
-        full[tensor.name] = np.full((len(array), *spec.shape), tensor.padding, spec.dtype)
-        full[tensor.name][kept] = array[kept]
+        kept = _kept(tensor, signature, sizes)
+        array = batch[tensor.name][kept]
+        if array.shape[1:] != spec.shape:
+            array = np.full((len(array), *spec.shape), tensor.padding, spec.dtype)
+            array[kept] = batch[tensor.name][kept]
+        full[tensor.name] = array
     return full
 
 
@@ -254,18 +228,15 @@ def cut(outputs: Array, signature: Signature, sizes: Sequence[int]) -> Named:
     if signature.plain is not None:
         return signature.plain.output.split(outputs)
     kind = signature.kind(signature.bucket(sizes))
-    named = dict(zip(signature.axes, sizes, strict=True))
     tensors = kind.output.split(outputs)
     for tensor in signature.outputs if kind.sizes != tuple(sizes) else ():
-        tensors[tensor.name] = tensors[tensor.name][_kept(tensor, named)]
+        tensors[tensor.name] = tensors[tensor.name][_kept(tensor, signature, sizes)]
     return tensors
 
 
-def _kept(tensor: Tensor, sizes: Mapping[str, int]) -> tuple[slice, ...]:
-    return (slice(None), *(slice(sizes.get(cast(str, each))) for each in tensor.shape))
-
-
-# Runs by bucket
+def _kept(tensor: Tensor, signature: Signature, sizes: Sequence[int]) -> tuple[slice, ...]:
+    named = dict(zip(signature.axes, sizes, strict=True))
+    return (slice(None), *(slice(named.get(cast(str, each))) for each in tensor.shape))
 
 
 def run_by_bucket(
@@ -291,11 +262,13 @@ def run_by_bucket(
 
     """
     parts, places = [], []
-    for rows, sizes in _buckets(batch, signature, most):
-        parts.append(run(pad(take(batch, rows), signature, sizes))[output])
-        places.append(rows)
-        if on_rows is not None:
-            on_rows(len(rows))
+    for alike, sizes in _by_bucket(batch, signature):
+        for start in range(0, len(alike), most):
+            rows, some = alike[start : start + most], sizes[start : start + most]
+            parts.append(run(pad(take(batch, rows), signature, some.max(axis=0).tolist()))[output])
+            places.append(rows)
+            if on_rows is not None:
+                on_rows(len(rows))
     joined = np.concatenate(parts)
     found = np.empty_like(joined)
     found[np.concatenate(places)] = joined
@@ -304,34 +277,22 @@ def run_by_bucket(
 
 def commonest(queries: ArrayLike | Batch, signature: Signature) -> Sizes:
     """Return the buckets of the dynamic axes that most of these queries fall into."""
-    kinds = _kinds(as_batch(queries, signature), signature)[1]
-    each, counts = np.unique(kinds, axis=0, return_counts=True) if kinds.size else ([()], [1])
-    chosen = each[int(np.argmax(counts))]
-    axes = signature.axes.values()
-    return tuple(axis.buckets[int(place)] for axis, place in zip(axes, chosen, strict=True))
+    buckets = _by_bucket(as_batch(queries, signature), signature)
+    _, sizes = max(buckets, key=lambda each: len(each[0]))
+    return signature.bucket(sizes.max(axis=0).tolist())
 
 
-def _kinds(batch: Batch, signature: Signature) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The size of each query along each dynamic axis, and the place of its bucket: (n, axes)."""
+def _by_bucket(batch: Batch, signature: Signature) -> Iterator[tuple[Integers, Integers]]:
+    """Yield the rows of each bucket that queries fall into, and their sizes (rows, axes)."""
     named = sizes_in(batch, signature.inputs)
     sizes = np.array([named[axis] for axis in signature.axes], np.int64).T
     sizes = sizes.reshape(rows_in(batch), -1)
     kinds = sizes.copy()
     for i, axis in enumerate(signature.axes.values()):
         kinds[:, i] = np.searchsorted(axis.buckets, sizes[:, i])
-    return sizes, kinds
-
-
-def _buckets(
-    batch: Batch, signature: Signature, most: int
-) -> Iterator[tuple[NDArray[np.int64], list[int]]]:
-    """At most `most` rows of one bucket, and their largest sizes."""
-    sizes, kinds = _kinds(batch, signature)
     for kind in np.unique(kinds, axis=0) if kinds.size else kinds[:1]:
         rows = np.flatnonzero((kinds == kind).all(axis=1))
-        for start in range(0, len(rows), most):
-            some = rows[start : start + most]
-            yield some, sizes[some].max(axis=0).tolist()
+        yield rows, sizes[rows]
 
 
 # Files
@@ -344,7 +305,7 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
     .npy file that of the only input. In a folder, for one floating-point input, every .npy file
     holds a query or a batch and every image is a query, in the order of their names. Unsigned bytes
     for floating-point inputs, as the pixels of images, become 0 to 1; other integers are refused
-    there, for there is no telling what the model expects.
+    there, as the scale that the model expects is unknown.
 
     Raises:
         DataError: the files cannot be read or do not fit, or `check_queries` refuses the queries.
@@ -355,19 +316,18 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
         arrays: Named = {inputs[0].name: _read_folder(path, inputs)}
     else:
         arrays = read_arrays(path)
-        if len(inputs) == 1 and len(arrays) > 1:
-            if "inputs" not in arrays and inputs[0].name not in arrays:
+        if len(inputs) == 1:
+            names = ("inputs", inputs[0].name) if len(arrays) > 1 else tuple(arrays)
+            chosen = next((name for name in names if name in arrays), None)
+            if chosen is None:
                 raise DataError(
                     f"{path} holds {', '.join(arrays)}; call the array to be read 'inputs'"
                 )
-            name = "inputs" if "inputs" in arrays else inputs[0].name
-            arrays = {inputs[0].name: arrays[name]}
-        elif len(inputs) == len(arrays) == 1:
-            arrays = {inputs[0].name: next(iter(arrays.values()))}
+            arrays = {inputs[0].name: arrays[chosen]}
         for each in inputs:
             if each.name in arrays and each.dtype.kind == "f":
                 arrays[each.name] = _as_floats(arrays[each.name], each.dtype, path)
-    batch = fit_inputs(arrays, signature, f"{path}")
+    batch = as_batch(arrays, signature, f"{path}")
     check_queries(batch, f"inputs in {path}", least)
     return batch
 
@@ -376,69 +336,36 @@ def read_arrays(path: Path, *, labels: bool = False) -> Named:
     """Read the arrays of an .npz file, or the array of an .npy file as "inputs".
 
     An array called "labels" is left out beside others, unless `labels` is set. Nothing is
-    unpickled. Raises DataError for a file that cannot be read, holds objects, or more
-    values than LARGEST bytes.
+    unpickled. Raises DataError for a file that cannot be read, does not hold numbers, or is larger
+    than LARGEST.
     """
-    if path.suffix == ".npy":
-        with _readable(path, "an .npy"):
-            with path.open("rb") as file:
-                _check_header(file, path)
-            return {"inputs": np.load(path, mmap_mode="r", allow_pickle=False)}
-    if path.suffix != ".npz":
-        if not path.exists():
-            raise DataError(f"there is no {path}; give an .npy file, an .npz file or a folder")
+    if not path.exists():
+        raise DataError(f"there is no {path}; give an .npy file, an .npz file or a folder")
+    if path.suffix not in (".npy", ".npz"):
         raise DataError(
             f"{path} is not an .npy or .npz file; save an array with numpy.save(file, array)"
         )
-    arrays: Named = {}
-    with _readable(path, "an .npz"), zipfile.ZipFile(path) as archive:
-        size = 0
-        for member in archive.namelist():
-            name = member.removesuffix(".npy")
-            if name == LABELS and not labels and len(archive.namelist()) > 1:
-                continue
-            with archive.open(member) as file:
-                size += _check_header(file, path)
-            _check_size(size, path)
-            with archive.open(member) as file:
-                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if path.suffix == ".npy":
+            arrays: Named = {"inputs": loaded}
+        else:
+            with loaded:
+                _check_size(sum(each.file_size for each in loaded.zip.infolist()), path)
+                left_out = {LABELS} if len(loaded.files) > 1 and not labels else set()
+                arrays = {name: loaded[name] for name in loaded.files if name not in left_out}
+    except DataError:
+        raise
+    except PermissionError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # NumPy's parser raises anything
+        raise DataError(f"{path} is damaged or not an {path.suffix} file ({error})") from error
+    for array in arrays.values():
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{path} holds {array.dtype}, not numbers; save it as float32")
     if not arrays:
         raise DataError(f"{path} holds no inputs; save one array for each input of the model")
     return arrays
-
-
-@contextmanager
-def _readable(path: Path, kind: str) -> Iterator[None]:
-    """Raise DataError for whatever reading a damaged file raises (NumPy's parser: anything)."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(
-            f"there is no {path}; give an .npy file, an .npz file or a folder"
-        ) from error
-    except PermissionError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:
-        raise DataError(f"{path} is damaged or not {kind} file ({error})") from error
-
-
-def _check_header(file: IO[bytes], path: Path) -> int:
-    """Refuse an array by its header, before memory is taken for it. Return its bytes."""
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in read:
-        raise DataError(f"{path} has format version {version}; save it with numpy.save")
-    shape, _, dtype = read[version](file)
-    if dtype.kind not in "fiub":
-        raise DataError(f"{path} holds {dtype}, not numbers; save it as float32")
-    size = prod(shape) * max(dtype.itemsize, FLOAT32)
-    _check_size(size, path)
-    return size
 
 
 def _check_size(size: int, path: Path) -> None:
@@ -447,6 +374,7 @@ def _check_size(size: int, path: Path) -> None:
 
 
 def _as_floats(array: Array, dtype: np.dtype[Any], path: Path) -> Array:
+    _check_size(array.nbytes, path)
     if array.dtype == np.uint8:
         pixels: Array = array.astype(dtype) / dtype.type(255)
         return pixels
@@ -472,24 +400,21 @@ def _read_folder(folder: Path, inputs: Sequence[Tensor]) -> Array:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in (".npy", *IMAGES) or not path.is_file():
             continue
-        part = _read_part(path, spec.shape)
-        size += part.size * FLOAT32
+        if path.suffix == ".npy":
+            part = read_arrays(path)["inputs"]  # not in memory yet
+            part = part[None] if part.shape == spec.shape else part
+            if part.ndim == 0 or part.shape[1:] != spec.shape:
+                raise DataError(
+                    f"{path} has shape {part.shape}; the model takes queries of shape {spec.shape}"
+                )
+        else:
+            part = _read_image(path, spec.shape)
+        size += part.nbytes
         _check_size(size, folder)
         parts.append(_as_floats(part, spec.dtype, path))
     if not parts:
         raise DataError(f"{folder} holds no .npy files and no images ({', '.join(IMAGES)})")
     return np.concatenate(parts)
-
-
-def _read_part(path: Path, shape: tuple[int, ...]) -> Array:
-    """Return what a file of a folder holds, (n, *shape): arrays are not in memory yet."""
-    if path.suffix != ".npy":
-        return _read_image(path, shape)
-    part = read_arrays(path)["inputs"]
-    part = part[None] if part.shape == shape else part
-    if part.shape[1:] != shape or part.ndim == 0:
-        raise DataError(f"{path} has shape {part.shape}; the model takes queries of shape {shape}")
-    return part
 
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -56,7 +56,7 @@ def read_servable(
     """Return the content of the ONNX file at `path`, and the model's signature.
 
     Args:
-        path: the file; weights in further files beside it are taken in.
+        path: the file; weights in further files next to it are taken in.
         axes: buckets of dynamic axes by name, or their bounds; others are read off `queries`.
         padding: the values by which shorter rows of inputs are filled up; 0 by default.
         queries: arrays (n, ...) by input.
@@ -101,7 +101,7 @@ def _with_weights(path: Path, content: bytes) -> bytes:
         why = " ".join(str(error).split())
         raise ModelError(
             f"the weights of {path} are in another file that cannot be read ({why}); copy that "
-            "file beside it, or export with torch.onnx.export(..., external_data=False)"
+            "file next to it, or export with torch.onnx.export(..., external_data=False)"
         ) from error
     except EncodeError as error:
         raise ModelError(
@@ -111,19 +111,18 @@ def _with_weights(path: Path, content: bytes) -> bytes:
 
 
 def _batch_of(inputs: Sequence[Declared]) -> int:
-    """The number of rows that the model takes at once; 0: any."""
+    """Return the number of rows that the model takes at once; 0: any."""
     if not inputs:
         raise ModelError("has no inputs; export it with one or more")
-    firsts = {each.shape[0] if each.shape else 1 for each in inputs}
+    firsts = {each.shape[0] if each.shape else "none" for each in inputs}
     fixed = {first for first in firsts if isinstance(first, int)}
-    if not fixed and all(each.shape for each in inputs):
-        return 0
-    if len(fixed) == 1 and len(fixed) == len(firsts) and all(each.shape for each in inputs):
-        return fixed.pop()
-    said = ", ".join(map(str, inputs))
-    raise ModelError(
-        f"has {said}; the first axis of every input must be the batch axis, free or of one size"
-    )
+    if len(firsts) > len(fixed) > 0 or len(fixed) > 1 or not all(each.shape for each in inputs):
+        found = ", ".join(map(str, inputs))
+        raise ModelError(
+            f"has {found}; the first axis of every input must be the batch axis, free or of one "
+            "size"
+        )
+    return next(iter(fixed), 0)
 
 
 def _input_tensors(inputs: Sequence[Declared], padding: dict[str, float]) -> list[Tensor]:
@@ -153,13 +152,13 @@ def _axes(
     found: dict[str, Axis] = {}
     for tensor in inputs:
         for axis in tensor.axes:
-            said = given.get(axis)
-            if isinstance(said, Axis):
-                found[axis] = said
+            bound = given.get(axis)
+            if isinstance(bound, Axis):
+                found[axis] = bound
             elif axis in sizes:
-                found[axis] = axis_for(sizes[axis], said)
-            elif said is not None:
-                found[axis] = Axis(tuple(sorted({max(1, said // part) for part in PARTS})))
+                found[axis] = axis_for(sizes[axis], bound)
+            elif bound is not None:
+                found[axis] = Axis(tuple(sorted({max(1, bound // part) for part in PARTS})))
             else:
                 raise ModelError(
                     f"has an axis {axis!r} of no fixed size, in input {tensor}; bound it, with "
@@ -179,7 +178,7 @@ def _output_shapes(
     axes: Mapping[str, Axis],
     rows: int,
 ) -> list[Tensor]:
-    """The outputs, with the sizes of their axes as batches of so many rows show."""
+    """Return the outputs, with the sizes of their axes as found by running so many rows."""
 
     def shapes_at(sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
         try:
@@ -204,14 +203,15 @@ def _output_shapes(
         smaller = shapes_at({**bounds, name: bound // 2})
         for output, shape, one, other in zip(outputs, found, largest, smaller, strict=True):
             for i, (size, less) in enumerate(zip(one, other, strict=False)):
-                if size != less:
-                    if (size, less) != (bound, bound // 2):
-                        raise ModelError(
-                            f"has {output}, whose axis {i} is {less} where {name!r} is "
-                            f"{bound // 2}, and {size} where it is {bound}; only an axis as large "
-                            "as an input's can be cut back"
-                        )
-                    shape[i] = name
+                if size == less:
+                    continue
+                if (size, less) != (bound, bound // 2):
+                    raise ModelError(
+                        f"has {output}, whose axis {i} is {less} where {name!r} is {bound // 2}, "
+                        f"and {size} where it is {bound}; only an axis as large as an input's can "
+                        "be cut back"
+                    )
+                shape[i] = name
     for output, one in zip(outputs, largest, strict=True):
         if not one or one[0] != rows:
             raise ModelError(
@@ -254,7 +254,7 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
 
 
 def _free_batch(content: bytes, signature: Signature) -> bytes | None:
-    """The model, whose batch axis is fixed to 1, with a free one; None if that changes
+    """Return the model, whose batch axis is fixed to 1, with a free one; None if that changes
     predictions."""
     model = onnx.load_model_from_string(content)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -90,7 +90,7 @@ class Rows:
 
     @classmethod
     def of(cls, rows: Array, signature: Signature, device: torch.device) -> "Rows":
-        """Return rows of one kind of the signature's (see models.tensor.Layout) on the device."""
+        """Return rows of one kind of the signature's (see signature.Layout) on the device."""
         arrays = signature.kind_of(rows[0, ...]).input.split(rows)
         tensors = (torch.from_numpy(_indexable(arrays[each.name])) for each in signature.inputs)
         on_device = tuple(each.to(device) for each in tensors)

@@ -25,7 +25,7 @@ from parity_models.errors import (
 )
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.models.export import export, floats
+from parity_models.models.export import export, floats, has_weights, load_deployed
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import (
@@ -39,7 +39,6 @@ from parity_models.models.queries import (
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Signature, TensorSpec, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
-from parity_models.models.weights import has_weights, load_deployed
 from parity_models.tasks import choose_task, find_task, is_ours
 from parity_models.tasks.metrics import choose_metric
 from parity_models.tasks.task import Labels
@@ -101,7 +100,7 @@ class Teacher:
             return Queried.of(self.signature.input.shape)
         content = self.bundle.content(self.bundle.manifest.deployed)
         batch = as_batch(rows, self.signature)
-        return describe(batch, self.signature, content, self.output.name)
+        return describe(batch, self.signature, content)
 
     def network(self, on_predicted: OnPredicted | None = None) -> nn.Module:
         """Return the deployed model as a module: its network if there are weights, else in ONNX

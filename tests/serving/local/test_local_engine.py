@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -256,7 +256,7 @@ async def test_workers_start_one_at_a_time_if_told_to(model: Path) -> None:
 class TooLarge(PinnedModel):
     """A model for which the disk has no room."""
 
-    def copy_to(self, file: IO[bytes]) -> None:
+    def read(self) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -39,21 +39,31 @@ class WeightedSum(nn.Module):
         return torch.einsum("rk,nk...->nr...", self.weights, queries)
 
 
-class PerceptronEncoder(nn.Module):
-    """(n, k, *shape) to (n, r, *shape): the sum, and what a perceptron makes of all k queries.
+class CorrectedSum(nn.Module):
+    """(n, k, *shape) to (n, r, *shape): the sum, and a `correction` learned from all k queries."""
 
-    Raises TrainingError for queries that are too large.
-    """
+    def __init__(self, k: int, r: int, *correction: nn.Module) -> None:
+        super().__init__()
+        self.sum = WeightedSum(k, r)
+        self.correction = nn.Sequential(*correction)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        parities: Tensor = self.sum(queries) + self.correction(queries)
+        return parities
+
+
+class PerceptronEncoder(CorrectedSum):
+    """The correction is a perceptron's. Raises TrainingError for queries that are too large."""
 
     def __init__(self, k: int, r: int, shape: Shape) -> None:
-        super().__init__()
         if (k + r) * prod(shape) * HIDDEN > MAX_WEIGHTS:
             raise TrainingError(
                 f"the mlp encoder would need more than {MAX_WEIGHTS:,} weights for k={k} queries "
                 f"of shape {shape}; use the convolution, stack or sum encoder"
             )
-        self.sum = WeightedSum(k, r)
-        self.correction = nn.Sequential(
+        super().__init__(
+            k,
+            r,
             nn.Flatten(),
             nn.Linear(k * prod(shape), HIDDEN),
             nn.ReLU(),
@@ -61,34 +71,19 @@ class PerceptronEncoder(nn.Module):
             nn.Unflatten(1, (r, *shape)),
         )
 
-    def forward(self, queries: Tensor) -> Tensor:
-        parities: Tensor = self.sum(queries) + self.correction(queries)
-        return parities
 
-
-class DilatedEncoder(nn.Module):
-    """(n, k, *shape) to (n, r, *shape): the sum, and what dilated convolutions make of k images."""
+class DilatedEncoder(CorrectedSum):
+    """The correction is that of dilated convolutions over k images."""
 
     def __init__(self, k: int, r: int, shape: Shape) -> None:
-        super().__init__()
-        self.sum = WeightedSum(k, r)
         layers: list[nn.Module] = [nn.Flatten(1, 2)]
         before = k * shape[0]
         for dilation in DILATIONS:
-            layers += [
-                nn.Conv2d(before, CHANNELS, 3, padding=dilation, dilation=dilation),
-                nn.ReLU(),
-            ]
+            layers.append(nn.Conv2d(before, CHANNELS, 3, padding=dilation, dilation=dilation))
+            layers.append(nn.ReLU())
             before = CHANNELS
-        layers += [
-            _zeroed(nn.Conv2d(before, r * shape[0], 1)),
-            nn.Unflatten(1, (r, shape[0])),
-        ]
-        self.correction = nn.Sequential(*layers)
-
-    def forward(self, queries: Tensor) -> Tensor:
-        parities: Tensor = self.sum(queries) + self.correction(queries)
-        return parities
+        layers.append(_zeroed(nn.Conv2d(before, r * shape[0], 1)))
+        super().__init__(k, r, *layers, nn.Unflatten(1, (r, shape[0])))
 
 
 class PerceptronDecoder(nn.Module):

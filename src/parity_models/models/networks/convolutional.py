@@ -1,8 +1,8 @@
 """Residual networks for images and for sequences (He et al., CVPR 2016)."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
 from math import ceil, prod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,38 +16,72 @@ from parity_models.models.networks.slotwise import as_images, image_shape
 
 Pair = tuple[int, int]
 
-IMAGE_STAGES, SEQUENCE_STAGES = (16, 32, 64), (32, 64, 128)
-"""Channels of each stage; all but the first halve height and width, or the steps."""
-
-SMALLEST = 4
-"""Rows and columns of the smallest image that three stages can shrink."""
-
-SIZE, LEAST_STEPS = 5, 8
-"""Steps that a convolution over time sees at once, and those of the shortest sequence."""
+SMALLEST, LEAST_STEPS = 4, 8
+"""Rows and columns of the smallest image, and steps of the shortest sequence, of small networks."""
 
 PIXELS, MAX_PLACES = 4, 8
 """The side of one pooling cell in pixels, and the most rows and columns of cells."""
 
 
-class SmallResNet(Scalable, nn.Module):
-    """Three stages of one residual block with 16, 32 and 64 channels, times `width`.
+class _Small(Scalable, nn.Module):
+    """Three stages of one residual block, of `channels` times `width`.
 
-    Takes images (n, channels, height, width), gives (n, *output_shape). The last feature map is
-    averaged over each cell of `grid` (rows, columns), by default over the whole image.
+    Convolutions see `size` rows and columns at once; the second and third stage shrink the feature
+    map by `stride`. It is averaged over each cell of `grid` (rows, columns) in the end.
     """
 
-    name = "resnet-small"
-    deployed = Effort(6, 128, 1e-2, 5e-2, mirror=True, threaded=True)
-    parity = Effort(10, 64, 1e-2, 5e-2, mirror=True, threaded=True)
+    channels: ClassVar[tuple[int, ...]]
+    size: ClassVar[Pair]
+    stride: ClassVar[Pair]
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
         return cls(queried.shape, outputs, queried.grid, options.width)
 
+    def __init__(
+        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.check(input_shape, grid)
+        self.input_shape, self.output_shape, self.grid = input_shape, output_shape, grid
+        first, second, third = (times(width, each) for each in self.channels)
+        self.stem = convolution(image_shape(input_shape)[0], first, self.size)
+        self.stages = nn.Sequential(
+            _Block(first, first, self.size, (1, 1)),
+            _Block(first, second, self.size, self.stride),
+            _Block(second, third, self.size, self.stride),
+        )
+        self.head = nn.Linear(third * prod(grid), prod(output_shape))
+
+    @classmethod
+    @abstractmethod
+    def check(cls, shape: Shape, grid: Grid) -> None:
+        """Raise TrainingError for inputs of a shape that it cannot take."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        images = as_images(input, self.input_shape)
+        features = self.stages(functional.relu(self.stem(images)))
+        pooled = functional.adaptive_avg_pool2d(features, self.grid)
+        output: Tensor = self.head(pooled.flatten(1))
+        return output.reshape(-1, *self.output_shape)
+
+
+class SmallResNet(_Small):
+    """A residual network for small images (n, channels, height, width)."""
+
+    name = "resnet-small"
+    deployed = Effort(6, 128, 1e-2, 5e-2, mirror=True, threaded=True)
+    parity = Effort(10, 64, 1e-2, 5e-2, mirror=True, threaded=True)
+    channels, size, stride = (16, 32, 64), (3, 3), (2, 2)
+
+    @classmethod
+    def check(cls, shape: Shape, grid: Grid) -> None:
+        check_image(shape, grid, cls.name, SMALLEST)
+
     @classmethod
     def parity_grid(cls, code: Code) -> Grid:
         """Return the grid of pooling cells: finer where the encoder overlays images, so that the
-        network can tell where a feature is."""
+        network knows where a feature is."""
         return super().parity_grid(code) if code.encoder.apart else places(code.parity_shape)
 
     @classmethod
@@ -55,89 +89,32 @@ class SmallResNet(Scalable, nn.Module):
         small = queried.is_array and is_small(queried.shape)
         return (f"{cls.name}@0.5", cls.name) if small else ()
 
-    def __init__(
-        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
-    ) -> None:
-        super().__init__()
-        check_image(input_shape, grid, self.name, SMALLEST)
-        self.output_shape = output_shape
-        self.grid = grid
-        self.channels = [times(width, each) for each in IMAGE_STAGES]
-        self.stem = convolution(input_shape[0], self.channels[0], (3, 3))
-        self.stages = residual_stages(self.channels, (3, 3), (2, 2))
-        self.head = nn.Linear(self.channels[-1] * prod(grid), prod(output_shape))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.leave(self.stages(self.enter(input)))
+class SequenceResNet(_Small):
+    """A residual network for sequences: sensors, sounds, prices over time.
 
-    def enter(self, input: Tensor) -> Tensor:
-        """Return the input of the stages, from images."""
-        return functional.relu(self.stem(input))
-
-    def leave(self, features: Tensor) -> Tensor:
-        """Return the network's outputs, from the output of the stages."""
-        pooled = functional.adaptive_avg_pool2d(features, self.grid)
-        output: Tensor = self.head(pooled.flatten(1))
-        return output.reshape(-1, *self.output_shape)
-
-
-class SequenceResNet(Scalable, nn.Module):
-    """Three stages of one residual block with 32, 64 and 128 channels, times `width`, convolved
-    over time.
-
-    Takes sequences (n, channels, time) or (n, time, channels), whichever axis is the longer being
-    time, or images of one row, (n, channels, 1, time); gives (n, *output_shape). The last feature
-    map is averaged over time.
+    Takes (n, channels, time) or (n, time, channels), whichever axis is the longer being time, or
+    images of one row, (n, channels, 1, time).
     """
 
     name = "resnet-1d"
     deployed = Effort(15, 128, 1e-2, 5e-2, mirror=False, threaded=True)
     parity = Effort(20, 64, 1e-2, 5e-2, mirror=False, threaded=True)
+    channels, size, stride = (32, 64, 128), (1, 5), (1, 2)
 
     @classmethod
-    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return cls(queried.shape, outputs, options.width)
+    def check(cls, shape: Shape, grid: Grid) -> None:
+        image = image_shape(shape)
+        if len(image) != 3 or image[1] != 1 or image[2] < LEAST_STEPS:
+            raise TrainingError(
+                "resnet-1d takes sequences of shape (channels, time) or (time, channels), at "
+                f"least {LEAST_STEPS} steps here, not inputs of shape {shape}; use mlp"
+            )
 
     @classmethod
     def proposals(cls, queried: Queried) -> tuple[str, ...]:
         sequence = queried.is_array and len(queried.shape) == 2
         return (f"{cls.name}@0.5", cls.name) if sequence else ()
-
-    def __init__(self, input_shape: Shape, output_shape: Shape, width: float = 1.0) -> None:
-        super().__init__()
-        image = image_shape(input_shape)
-        if len(image) != 3 or image[1] != 1 or image[2] < LEAST_STEPS:
-            raise TrainingError(
-                "resnet-1d takes sequences of shape (channels, time) or (time, channels), at "
-                f"least {LEAST_STEPS} steps here, not inputs of shape {input_shape}; use mlp"
-            )
-        self.input_shape = input_shape
-        self.output_shape = output_shape
-        channels = [times(width, each) for each in SEQUENCE_STAGES]
-        self.stem = convolution(image[0], channels[0], (1, SIZE))
-        self.stages = residual_stages(channels, (1, SIZE), (1, 2))
-        self.head = nn.Linear(channels[-1], prod(output_shape))
-
-    def forward(self, input: Tensor) -> Tensor:
-        images = as_images(input, self.input_shape)
-        features = self.stages(functional.relu(self.stem(images)))
-        output: Tensor = self.head(features.mean((2, 3)))
-        return output.reshape(-1, *self.output_shape)
-
-
-def residual_stages(channels: Sequence[int], size: Pair, stride: Pair) -> nn.Sequential:
-    """Return one residual block for each number of `channels`; the first keeps its number.
-
-    `size` is the rows and columns of each convolution. All blocks but the first shrink the feature
-    map by `stride`.
-    """
-    pairs = zip((channels[0], *channels), channels, strict=False)
-    return nn.Sequential(
-        *(
-            _Block(before, after, size, stride if i else (1, 1))
-            for i, (before, after) in enumerate(pairs)
-        )
-    )
 
 
 class _Block(nn.Module):

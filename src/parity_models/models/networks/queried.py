@@ -59,15 +59,11 @@ class QueriedInput:
 class Queried:
     """All inputs, in the deployed model's order: a sequence of QueriedInput.
 
-    `content` is the model's ONNX file and `output` its output that stand-ins imitate, for networks
-    that look into the model. `grid` are the rows and columns of tiles in images that concatenation
-    made: networks that average their last feature map do so tile by tile.
+    `grid` are the rows and columns of tiles in images that concatenation made: networks that
+    average their last feature map do so tile by tile.
     """
 
     inputs: tuple[QueriedInput, ...] = ()
-    signature: Signature | None = None
-    content: bytes = b""
-    output: str = ""
     grid: Grid = (1, 1)
 
     @classmethod
@@ -106,21 +102,18 @@ class Queried:
 NO_QUERIES = Queried()
 
 
-def describe(
-    queries: Batch, signature: Signature, content: bytes = b"", output: str = ""
-) -> Queried:
+def describe(queries: Batch, signature: Signature, content: bytes = b"") -> Queried:
     """Describe the inputs of a deployed model by some queries.
 
     Args:
         queries: an array (n, ...) for each input.
         signature: the deployed model's.
         content: its ONNX file, in which embeddings of integers are looked for.
-        output: the output that stand-ins imitate.
 
     """
     tables = find_tables(content, list(queries)) if content else {}
     inputs = tuple(_describe(each, queries, signature.inputs, tables) for each in signature.inputs)
-    return Queried(inputs, signature, content, output)
+    return Queried(inputs)
 
 
 def _describe(

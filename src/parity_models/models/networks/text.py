@@ -1,5 +1,6 @@
 """A network for texts: ids of words, and a mask of their padding."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any
@@ -24,9 +25,9 @@ class Text(Network):
     """A bag of words and of hashed n-grams, and a perceptron of one hidden layer on it.
 
     (fastText: Joulin et al., EACL 2017; deep averaging: Iyyer et al., ACL 2015.) Words begin with
-    the vectors that the deployed model looks them up in, where they were found, and each has a
-    weight that is learned. Takes ids (n, length), a mask of that shape if there is one, and inputs
-    that are always the same. For serving, words are looked up as they enter the hidden layer.
+    the deployed model's embeddings, where they were found, and each has a weight that is learned.
+    Takes ids (n, length), a mask of that shape if there is one, and inputs that are always the
+    same.
     """
 
     name = "text"
@@ -92,89 +93,61 @@ class BagOfWords(NamedModule):
         self, options: Text.Options, ids: QueriedInput, at: int, mask: int | None, outputs: Shape
     ) -> None:
         super().__init__()
-        self.options, self.at, self.mask, self.outputs = options, at, mask, outputs
+        self.dropout, self.buckets = options.dropout, options.buckets
+        self.at, self.mask, self.outputs = at, mask, outputs
         self.padding = ids.tensor.padding
         units, self.values = options.units, ids.values
         table = None if ids.table is None else torch.from_numpy(ids.table)
         # Not among the weights that are kept: it is the deployed model's.
         self.register_buffer("table", table, persistent=False)
         self.words = nn.Embedding(ids.values, units) if table is None else None
-        self.enter = nn.Linear(units if table is None else table.shape[1], units)
+        self.enter: nn.Module = nn.Linear(units if table is None else table.shape[1], units)
         self.weights = nn.Embedding(ids.values, 1)
         nn.init.zeros_(self.weights.weight)
+        self.orders = range(1, options.ngrams + 1)
         self.grams = nn.Embedding(options.buckets, units) if options.ngrams else None
         if self.grams is not None:
             nn.init.zeros_(self.grams.weight)
         self.leave = nn.Linear(units, prod(outputs))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        ids, here = known(inputs, self.at, self.mask, self.padding, self.values)
-        if self.training and self.options.dropout:
-            here = here * (torch.rand_like(here) >= self.options.dropout)
+        ids = inputs[self.at].long()
+        here = (ids != int(self.padding) if self.mask is None else inputs[self.mask]).float()
+        ids = ids.clamp(0, self.values - 1)
+        if self.training and self.dropout:
+            here = here * (torch.rand_like(here) >= self.dropout)
         weights = self.weights(ids).squeeze(-1).exp() * here
         shares = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-        vectors = self.words(ids) if self.words else functional.embedding(ids, self._table)
-        hidden = self.enter(_pool(shares, vectors))
-        if self.grams is not None:
-            single = hashed(ids, here, 1, self.options.buckets)[0]
-            hidden = hidden + _pool(shares, self.grams(single))
-            for order in range(2, self.options.ngrams + 1):
-                hidden = hidden + _mean(self.grams, ids, here, order, self.options.buckets)
+        hidden = self.enter(_pool(shares, self._vectors(ids)))
+        for order in self.orders:
+            assert self.grams is not None
+            places, whole = hashed(ids, here, order, self.buckets)
+            if order > 1:
+                shares = whole / whole.sum(1, keepdim=True).clamp(min=1.0)
+            hidden = hidden + _pool(shares, self.grams(places))
         outputs: Tensor = self.leave(hidden.relu())
         return outputs.reshape(-1, *self.outputs)
 
-    @property
-    def _table(self) -> Tensor:
-        assert self.table is not None
-        return self.table
-
-    def served(self) -> nn.Module:
-        return _Served(self)
-
-
-class _Served(nn.Module):
-    """A bag whose words are looked up as what they add to the hidden layer, times their weight, and
-    that weight."""
+    def _vectors(self, ids: Tensor) -> Tensor:
+        table = self.words.weight if self.words is not None else self.table
+        assert table is not None
+        return functional.embedding(ids, table)
 
     @torch.no_grad()
-    def __init__(self, bag: BagOfWords) -> None:
-        super().__init__()
-        self.options, self.at, self.mask, self.padding = bag.options, bag.at, bag.mask, bag.padding
-        self.values, self.outputs = bag.values, bag.outputs
-        vectors = bag.words.weight if bag.words else bag._table
-        entering = bag.enter(vectors)
-        if bag.grams is not None:
-            ids = torch.arange(bag.values)[None]
-            single = hashed(ids, torch.ones_like(ids), 1, bag.options.buckets)[0]
-            entering = entering + bag.grams(single[0])
-        weights = bag.weights.weight.exp()
-        self.words = nn.Parameter(torch.cat([entering * weights, weights], dim=1))
-        self.grams = bag.grams
-        self.leave = bag.leave
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        ids, here = known(inputs, self.at, self.mask, self.padding, self.values)
-        pooled = _pool(here, functional.embedding(ids, self.words))
-        hidden = pooled[:, :-1] / pooled[:, -1:].clamp(min=1e-6)
-        for order in range(2, self.options.ngrams + 1):
-            assert self.grams is not None
-            hidden = hidden + _mean(self.grams, ids, here, order, self.options.buckets)
-        outputs: Tensor = self.leave(hidden.relu())
-        return outputs.reshape(-1, *self.outputs)
-
-
-def known(
-    inputs: tuple[Tensor, ...], at: int, mask: int | None, padding: float, values: int
-) -> tuple[Tensor, Tensor]:
-    """The ids, none beyond what there are, and 1 where there is one, 0 where there is padding."""
-    ids = inputs[at].long()
-    here = ids != int(padding) if mask is None else inputs[mask]
-    return ids.clamp(0, values - 1), here.float()
+    def served(self) -> nn.Module:
+        """Return the bag with each word looked up as what it adds to the hidden layer."""
+        ids = torch.arange(self.values, device=self.weights.weight.device)
+        table = self.enter(self._vectors(ids))
+        if self.grams is not None:
+            table = table + self.grams(hashed(ids, ids, 1, self.buckets)[0])
+        bag = deepcopy(self)
+        bag.table, bag.words, bag.enter, bag.orders = table, None, nn.Identity(), self.orders[1:]
+        return bag
 
 
 def hashed(ids: Tensor, here: Tensor, order: int, buckets: int) -> tuple[Tensor, Tensor]:
-    """For each place (n, length) the bucket of the n-gram of this order that begins there, and 1
-    where all of it is there."""
+    """Return for each place (n, length) the bucket of the n-gram of this order that begins there,
+    and 1 where all of it is there."""
     total, whole = ids * FACTORS[0], here
     for behind in range(1, order):
         ids, here = _next(ids), _next(here)
@@ -189,10 +162,3 @@ def _next(values: Tensor) -> Tensor:
 def _pool(shares: Tensor, vectors: Tensor) -> Tensor:
     """(n, length) and (n, length, units) to (n, units)."""
     return torch.bmm(shares.unsqueeze(1), vectors).squeeze(1)
-
-
-def _mean(table: nn.Embedding, ids: Tensor, here: Tensor, order: int, buckets: int) -> Tensor:
-    """The mean vector of the n-grams of this order: (n, units)."""
-    places, whole = hashed(ids, here, order, buckets)
-    shares = whole / whole.sum(1, keepdim=True).clamp(min=1.0)
-    return _pool(shares, table(places))

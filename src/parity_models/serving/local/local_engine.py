@@ -305,7 +305,8 @@ class ModelCopies:
         try:
             file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
             self._files.append(file)
-            model.copy_to(file)
+            file.write(model.read())
+            file.flush()
         except OSError as error:
             raise ServingError(
                 f"cannot keep a copy of {model.path} among temporary files: "
