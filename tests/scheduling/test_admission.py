@@ -11,11 +11,10 @@ from parity_models.scheduling import (
     Reason,
     Run,
     Scheduler,
-    SchedulerConfig,
     Source,
 )
 from parity_models.scheduling.policies import ApproximateBackup
-from scheduling_world import ORIGINALS, World, world_of
+from scheduling_world import World, world_of
 
 
 def test_abandoned_queries_do_not_have_others_refused() -> None:
@@ -34,9 +33,7 @@ def test_abandoned_queries_do_not_have_others_refused() -> None:
 
 def learned(run: float = 1.0, instances: str = "a", **config: Any) -> World:
     """A world whose instances have run some queries, for so many seconds each."""
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config)))
-    for instance in instances:
-        world.join(instance, ORIGINALS)
+    world = world_of(instances, **config)
     for _ in range(10):
         world.arrive(1)
         world.pass_time(run)

@@ -1,34 +1,23 @@
 """Events that are reported late, twice, or for what is gone lose nothing."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from parity_models.scheduling import (
-    NoRedundancy,
     Policy,
     Reason,
     Run,
-    Scheduler,
-    SchedulerConfig,
     Source,
 )
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
-from scheduling_world import LOG, ORIGINALS, STRICT, World
-
-
-def world_of(instances: str = "a", policy: Policy | None = None, **config: Any) -> World:
-    world = World(Scheduler(policy or NoRedundancy(), SchedulerConfig(deadline=3.0, **config)))
-    for instance in instances:
-        world.join(instance, ORIGINALS)
-    return world
+from scheduling_world import LOG, ORIGINALS, STRICT, world_of
 
 
 class Test_an_output_that_is_reported_after_the_deadline:
     def test_answers_its_query_and_the_instance_goes_on(self) -> None:
-        world = world_of()
+        world = world_of("a", deadline=3.0)
         world.arrive(1, deadline=0.05)
         world.arrive(1)
         world.stall(0.06)
@@ -37,7 +26,7 @@ class Test_an_output_that_is_reported_after_the_deadline:
         assert world.running["a"].subjects == (1,)
 
     def test_comes_too_late_if_its_timer_was_reported(self) -> None:
-        world = world_of()
+        world = world_of("a", deadline=3.0)
         world.arrive(1, deadline=0.05)
         world.end("a")
         world.pass_time(0.06)
@@ -49,7 +38,7 @@ class Test_an_output_that_is_reported_after_the_deadline:
 
 @pytest.mark.parametrize("how", ["fail", "leave"])
 def test_what_fails_and_is_reported_after_the_deadline_fails_its_query_once(how: str) -> None:
-    world = world_of("ab")
+    world = world_of("ab", deadline=3.0)
     world.arrive(1, deadline=0.05)
     world.stall(0.06)
     getattr(world, how)("a")
@@ -58,7 +47,7 @@ def test_what_fails_and_is_reported_after_the_deadline_fails_its_query_once(how:
 
 
 def test_a_query_that_arrives_after_its_deadline_is_never_run() -> None:
-    world = world_of()
+    world = world_of("a", deadline=3.0)
     world.stall(1.0)
     world.arrive(1, deadline=0.5)
     assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
@@ -67,7 +56,7 @@ def test_a_query_that_arrives_after_its_deadline_is_never_run() -> None:
 
 
 def test_what_has_expired_takes_no_place_from_those_who_arrive() -> None:
-    world = world_of(max_queue=1)
+    world = world_of("a", deadline=3.0, max_queue=1)
     world.arrive(1)
     world.arrive(1, deadline=0.5)
     world.stall(1.0)
@@ -76,7 +65,7 @@ def test_what_has_expired_takes_no_place_from_those_who_arrive() -> None:
 
 
 def test_events_that_say_nothing_new_are_ignored() -> None:
-    world = world_of()
+    world = world_of("a", deadline=3.0)
     scheduler = world.scheduler
     world.arrive(1)
     unit = world.running["a"].unit
@@ -96,7 +85,7 @@ def test_events_that_say_nothing_new_are_ignored() -> None:
 
 
 def test_a_clock_that_goes_back_is_taken_to_stand_still() -> None:
-    world = world_of()
+    world = world_of("a", deadline=3.0)
     world.pass_time(5.0)
     world.arrive(1)
     world.now = 0.0
@@ -107,7 +96,7 @@ def test_a_clock_that_goes_back_is_taken_to_stand_still() -> None:
 
 
 def test_an_instance_that_left_while_it_rested_and_is_back_runs_one_unit_at_a_time() -> None:
-    world = world_of()
+    world = world_of("a", deadline=3.0)
     world.arrive(1)
     world.turn_away("a", 1.0)
     world.leave("a")
@@ -119,7 +108,7 @@ def test_an_instance_that_left_while_it_rested_and_is_back_runs_one_unit_at_a_ti
 
 class Test_a_query_that_its_client_abandons:
     def test_leaves_the_queue(self) -> None:
-        world = world_of()
+        world = world_of("a", deadline=3.0)
         world.arrive(2)
         world.abandon(1)
         assert world.failures[1].reason is Reason.ABANDONED
@@ -128,8 +117,7 @@ class Test_a_query_that_its_client_abandons:
         assert world.scheduler.size() == 0
 
     def test_has_its_unit_cancelled_if_nobody_else_needs_it(self) -> None:
-        world = world_of(max_batch=2)
-        world.max_batch = 2
+        world = world_of("a", deadline=3.0, max_batch=2)
         world.arrive(2)
         assert world.running["a"].subjects == (0, 1)
         world.abandon(0)
@@ -139,7 +127,7 @@ class Test_a_query_that_its_client_abandons:
 
 
 def test_a_query_whose_action_the_driver_could_not_carry_out_fails_and_the_rest_goes_on() -> None:
-    world = world_of()
+    world = world_of("a", deadline=3.0)
     world.arrive(2)
     world.do(world.scheduler.queries_failed(world.now, [0], "no memory"))
     assert world.failures[0].reason is Reason.INTERNAL
@@ -179,7 +167,7 @@ def test_a_policy_that_raises_loses_no_instance_and_no_query(hook: str) -> None:
     policy = Faulty()
     if hook in ("predicted", "unit_ended", "urgent", "resolved"):
         setattr(policy, hook, policy._raise)
-    world = world_of("ab", policy)
+    world = world_of("ab", policy, deadline=3.0)
     world.arrive(3)
     world.pass_time(0.2)
     for _ in range(5):

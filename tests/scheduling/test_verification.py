@@ -17,17 +17,22 @@ from parity_models.scheduling import (
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.health import State
 from policies import EVERY_RULE
-from scheduling_world import BOTH, ORIGINALS, World, code
+from scheduling_world import BOTH, ORIGINALS, World, code, world_of
 
 
 def pool(
-    instances: int = 2, verify_every: int = 3, rule: type[Dispatch] = SingleQueue, batch: int = 1
+    instances: int,
+    verify_every: int = 3,
+    rule: type[Dispatch] = SingleQueue,
+    batch: int = 1,
+    *,
+    verified: bool = True,
 ) -> World:
-    """Instances that answer golden queries."""
-    config = SchedulerConfig(max_batch=batch, verify_every=verify_every)
-    world = World(Scheduler(NoRedundancy(), config, rule()), max_batch=batch)
-    for i in range(instances):
-        world.join(f"{i}", ORIGINALS)
+    """Instances that answer golden queries, and have answered the first ones if `verified`."""
+    names = map(str, range(instances))
+    world = world_of(names, dispatch=rule(), max_batch=batch, verify_every=verify_every)
+    if verified:
+        verify_all(world)
     return world
 
 
@@ -59,7 +64,7 @@ class Test_an_instance_that_joins:
         assert states(world) == {"a": State.UP}
 
     def test_gets_none_if_it_answers_wrongly(self) -> None:
-        world = pool(1)
+        world = pool(1, verified=False)
         world.verify("0", right=False)
         assert world.recycled["0"].reason is RecycleReason.QUARANTINED
         assert world.recycled["0"].why == "answered a golden query of the role deployed wrongly"
@@ -74,7 +79,7 @@ class Test_an_instance_that_joins:
         assert "1" in world.running
 
     def test_is_tried_again_after_a_while_if_it_does_not_answer(self) -> None:
-        world = pool(1)
+        world = pool(1, verified=False)
         for _ in range(3):
             world.fail_to_verify("0")
             assert "0" not in world.verifying
@@ -85,7 +90,7 @@ class Test_an_instance_that_joins:
         assert "0" in world.running
 
     def test_is_replaced_if_its_golden_query_is_lost(self) -> None:
-        world = pool(1)
+        world = pool(1, verified=False)
         world.pass_time(15.0)
         assert world.recycled["0"].reason is RecycleReason.HUNG
 
@@ -96,7 +101,6 @@ class Test_an_instance_at_work:
         self, rule: type[Dispatch]
     ) -> None:
         world = pool(1, verify_every=3, rule=rule)
-        verify_all(world)
         world.arrive(10)
         for _ in range(3):
             world.finish("0")
@@ -107,7 +111,6 @@ class Test_an_instance_at_work:
 
     def test_gets_no_more_units_once_it_has_lied(self, rule: type[Dispatch]) -> None:
         world = pool(2, verify_every=3, rule=rule)
-        verify_all(world)
         world.arrive(20)
         while "0" not in world.verifying:
             world.finish("0")
@@ -119,7 +122,6 @@ class Test_an_instance_at_work:
 
     def test_is_back_if_its_golden_query_fails(self, rule: type[Dispatch]) -> None:
         world = pool(1, verify_every=1, rule=rule)
-        verify_all(world)
         world.arrive(2)
         world.finish("0")
         world.fail_to_verify("0")
@@ -131,7 +133,6 @@ class Test_an_instance_at_work:
         self, rule: type[Dispatch]
     ) -> None:
         world = pool(3, verify_every=1000, rule=rule)
-        verify_all(world)
         for _ in range(100):
             for instance in ("0", "1"):
                 world.compare(instance, agreed=True)
@@ -146,7 +147,6 @@ class Test_an_instance_at_work:
 
     def test_is_verified_after_its_present_unit_if_it_has_one(self, rule: type[Dispatch]) -> None:
         world = pool(2, verify_every=1000, rule=rule)
-        verify_all(world)
         world.arrive(2)
         for _ in range(50):
             world.compare("0", agreed=True)
@@ -160,7 +160,7 @@ class Test_an_instance_at_work:
 
 
 def test_golden_queries_take_turns() -> None:
-    world = pool(1, verify_every=1)
+    world = pool(1, verify_every=1, verified=False)
     seen = [world.verifying["0"].probe]
     verify_all(world)
     for _ in range(3):
@@ -172,7 +172,7 @@ def test_golden_queries_take_turns() -> None:
 
 
 def test_a_golden_query_that_hits_a_busy_instance_is_asked_later() -> None:
-    world = pool(1, verify_every=1)
+    world = pool(1, verify_every=1, verified=False)
     unit = world.verifying.pop("0").unit
     world.do(world.scheduler.unit_failed(world.now, unit, "is busy", busy=2.0))
     assert not world.verifying
@@ -214,20 +214,17 @@ def comparisons(
     return verified
 
 
-@pytest.mark.parametrize("instances", [2, 6, 50])
-@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize(("instances", "rate"), [(2, 0.01), (6, 0.1), (50, 0.5)])
 def test_honest_instances_are_hardly_ever_suspected(instances: int, rate: float) -> None:
     world = pool(instances, verify_every=10**9)
-    verify_all(world)
     rates = {f"{i}": rate for i in range(instances)}
     verified = comparisons(world, Random(1), rates, 30_000)
     assert sum(map(len, verified.values())) <= 1
 
 
 @pytest.mark.parametrize("instances", [3, 6, 50])
-def test_inputs_that_drift_make_nobody_suspected(instances: int) -> None:
+def test_inputs_that_drift_make_no_instance_suspected(instances: int) -> None:
     world = pool(instances, verify_every=10**9)
-    verify_all(world)
     random, suspected = Random(2), 0
     for rate in [0.05, 0.6] * 20:
         rates = {f"{i}": rate for i in range(instances)}
@@ -236,15 +233,13 @@ def test_inputs_that_drift_make_nobody_suspected(instances: int) -> None:
     assert suspected <= 20, "once for each time that all of them got worse"
 
 
-@pytest.mark.parametrize("instances", [2, 6, 50])
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize(("instances", "rate"), [(2, 0.02), (6, 0.1), (50, 0.3)])
 def test_another_models_weights_are_suspected_within_30_comparisons(
     instances: int, rate: float
 ) -> None:
     found = []
     for seed in range(9):
         world = pool(instances, verify_every=10**9)
-        verify_all(world)
         random = Random(seed)
         rates = {f"{i}": rate for i in range(instances)}
         comparisons(world, random, rates, 1000)
@@ -258,7 +253,6 @@ def test_another_models_weights_are_suspected_within_30_comparisons(
 @pytest.mark.parametrize("batch", [1, 6, 64])
 def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None:
     world = pool(6, verify_every=100, batch=batch)
-    verify_all(world)
     lies = 0
     while "0" not in world.recycled:
         world.arrive(6 * batch)

@@ -61,7 +61,7 @@ class BackgroundComparison:
         self._ids = count(-1, -1)  # those of policies are above 0
 
     def takes(self, unit: Unit) -> bool:
-        """Return whether a unit that nobody needs any more finishes, to be compared.
+        """Return whether a unit that is not needed any more finishes, to be compared.
 
         If so, an answered query that has not started is given up for it.
         """

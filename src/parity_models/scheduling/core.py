@@ -172,7 +172,7 @@ class Scheduler(Port):
         """An instance has run a unit; the driver holds its outputs.
 
         The outputs for the subjects `unusable` cannot be right, or are rejected: a stand-in's
-        answers nobody, and a prediction of the deployed model is the answer to its own query only.
+        answers no query, and a prediction of the deployed model answers its own query only.
         `ended_at` is when the instance was done, by this clock, if it says so: the report has
         waited since.
         """
@@ -213,7 +213,7 @@ class Scheduler(Port):
         """
         self.now = max(self.now, now)
         known = self.units.get(unit)
-        if known is not None and self._end_unit(known, self.now, finished=False, rest=busy):
+        if known is not None and self._end_unit(known, self.now, rest=busy):
             self._try_again(known, detail, turned_away=busy > 0)
         return self._turn()
 
@@ -260,13 +260,11 @@ class Scheduler(Port):
         if instance not in self.unit_on:
             return self._turn()
         unit = self.unit_on.pop(instance)
-        if unit is not None:
-            self._take_off(unit, self.now)
+        for task in unit.tasks if unit is not None else ():
+            task.unit = task.instance = None
         self._health.left(instance)
-        if unit is not None and unit.tasks:
-            self._on_unit_end(unit, finished=False)
-            if not unit.is_comparison:
-                self._poison.lost(unit)
+        if unit is not None and self._end_unit(unit, self.now, lost=True):
+            self._poison.lost(unit)
         return self._turn()
 
     def unit_verified(self, now: float, unit: int, right: bool) -> list[Action]:
@@ -274,7 +272,7 @@ class Scheduler(Port):
         self.now = max(self.now, now)
         known = self.units.get(unit)
         if known is not None and not known.tasks:
-            self._take_off(known, self.now)
+            del self.units[unit]
             self.unit_on[known.instance] = None
             self._health.verified(known, right=right)
         return self._turn()
@@ -403,15 +401,20 @@ class Scheduler(Port):
             waited = f"no answer within {self.now - query.arrived:.3f} s"
             self.fail(query, Reason.DEADLINE_EXCEEDED, waited)
 
-    def _on_end(self, query: Query) -> None:
+    def _end_query(self, query: Query) -> None:
+        del self.queries[query.id]
         if query.id in self._waiting:
             self._waiting.remove(query.id)
         else:
             self._admission.queries_ended += 1
+        self.cancel_timer(query.timer, query.alarm)
+        for task in query.tasks:
+            self.drop(task)
         try:
             self._policy.resolved(self, query)
         except Exception as error:
             self._on_error(error, ())
+        self.release(query.id)
 
     # Units
 
@@ -441,26 +444,36 @@ class Scheduler(Port):
     def _runs_on(self, unit: Unit) -> bool:
         return self._background.takes(unit)
 
-    def _take_off(self, unit: Unit, ended_at: float) -> None:
+    def _end_unit(
+        self,
+        unit: Unit,
+        ended_at: float,
+        *,
+        finished: bool = False,
+        rest: float = 0.0,
+        lost: bool = False,
+    ) -> bool:
+        """Take a unit off its instance, which then rests, or is `lost`. Return whether queries need
+        it: it was no golden query and no comparison."""
         del self.units[unit.id]
         unit.took = ended_at - unit.started
+        if not lost:
+            self.unit_on[unit.instance] = None
+            if not unit.tasks:
+                self._health.not_verified(unit, rest=rest)
+                return False
+            self._health.ended(unit, finished=finished, rest=rest)
         for task in unit.tasks:
             task.unit = task.instance = None
-
-    def _end_unit(self, unit: Unit, ended_at: float, *, finished: bool, rest: float = 0.0) -> bool:
-        """Take a unit off its instance, which then rests. Return whether queries need it: it was no
-        golden query and no comparison."""
-        del self.units[unit.id]
-        self.unit_on[unit.instance] = None
-        unit.took = ended_at - unit.started
-        if not unit.tasks:
-            self._health.not_verified(unit, rest=rest)
+        if unit.is_original:
+            self._admission.ended(self.now, unit, finished=finished)
+        if unit.is_comparison or not unit.tasks:
             return False
-        self._health.ended(unit, finished=finished, rest=rest)
-        for task in unit.tasks:
-            task.unit = task.instance = None
-        self._on_unit_end(unit, finished=finished)
-        return not unit.is_comparison
+        try:
+            self._policy.unit_ended(self, unit, finished=finished)
+        except Exception as error:
+            self._on_error(error, ())
+        return True
 
     def _try_again(self, unit: Unit, detail: str, *, turned_away: bool) -> None:
         """Try the tasks of a failed unit again, unless that has been done as often as it may."""
@@ -482,16 +495,6 @@ class Scheduler(Port):
             if query is not None and not any(copy.wanted for copy in query.tasks):
                 tried = f"tried {tries} times; the last time: {detail}"
                 self.fail(query, Reason.INSTANCES_FAILED, tried)
-
-    def _on_unit_end(self, unit: Unit, *, finished: bool) -> None:
-        if unit.is_original:
-            self._admission.ended(self.now, unit, finished=finished)
-        if unit.is_comparison:
-            return
-        try:
-            self._policy.unit_ended(self, unit, finished=finished)
-        except Exception as error:
-            self._on_error(error, ())
 
     # The turn
 

@@ -118,8 +118,8 @@ class Dispatch(ABC):
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         """Take tasks for idle instances, as long as there are both: (instance, batch) pairs."""
 
-    def beside(self, task: Task, others: Iterable[Task]) -> bool:
-        """Return whether one of the others is on this task's node, as far as is settled."""
+    def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
+        """Return whether one of the others runs, or is placed to run, on this task's node."""
         at = task.instance
         return at in self._node and self._node[at] in self._nodes_of(self._instances_of(others))
 

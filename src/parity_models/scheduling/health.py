@@ -8,7 +8,7 @@ dispatched to it:
     over        it hung, or gave a wrong answer to a golden query, and is being replaced
 
 At most half of the instances of a role are out for failing or hanging. That counts those that left
-and are not back, whoever ended them, and those that are busy for long. An instance that gave a
+and are not back, for whatever reason, and those that are busy for long. An instance that gave a
 wrong answer is out whatever the others are: a wrong answer is worse than none. Those on its node
 are verified next, as they may be wrong for the same reason. See docs/explanation/health.md.
 """
@@ -443,7 +443,7 @@ class Health:
         if not right:
             why = f"answered a golden query of the role {unit.role} wrongly"
             self._replace(member, RecycleReason.QUARANTINED, why)
-            self._suspect_beside(member)
+            self._suspect_node_of(member)
         elif not member.over:
             self._verify_next(member)
 
@@ -482,7 +482,7 @@ class Health:
         if self._verify_every and member.is_in and self._dispatch.occupy(member.name):
             self._verify_again(member)
 
-    def _suspect_beside(self, wrong: Member) -> None:
+    def _suspect_node_of(self, wrong: Member) -> None:
         others = self._members.values()
         if wrong.node is None or all(each.node == wrong.node for each in others):
             return  # a node that all share tells nothing

@@ -70,7 +70,7 @@ class Poison:
             port.tell((query.id,), policy.urgent, port, query)
 
     def retry(self) -> None:
-        """Queue or fail those that were set aside, as far as it is known which is to be done."""
+        """Queue or fail those that were set aside, where it is known which."""
         port = self._port
         for query, task in reversed(list(self.set_aside.items())):
             if query.id in port.queries:

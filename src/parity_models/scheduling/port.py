@@ -74,12 +74,12 @@ class Port(ABC):
         self._last_unit = 0
 
     @abstractmethod
-    def _on_end(self, query: Query) -> None:
-        """The query has just been answered or failed."""
+    def _end_query(self, query: Query) -> None:
+        """The query is answered or failed: stop all that it has waited for."""
 
     @abstractmethod
     def _runs_on(self, unit: Unit) -> bool:
-        """Return whether a unit that nobody needs any more runs on, to be compared."""
+        """Return whether a unit that is not needed any more runs on, to be compared."""
 
     # Questions
 
@@ -96,9 +96,9 @@ class Port(ABC):
         """Return how many instances are up that can run this role."""
         return len(self.dispatch.up[role])
 
-    def beside(self, task: Task, others: Iterable[Task]) -> bool:
+    def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
         """Return whether one of the others runs, or is placed to run, on this task's node."""
-        return self.dispatch.beside(task, others)
+        return self.dispatch.shares_node(task, others)
 
     # Tasks
 
@@ -144,7 +144,7 @@ class Port(ABC):
         self._held_back[role] += 1
 
     def drop(self, task: Task) -> None:
-        """Take a task that nobody needs from its queue, or cancel its unit if it was the last."""
+        """Take a task that is not needed from its queue, or cancel its unit if it was the last."""
         if not task.wanted:
             return
         task.wanted = False
@@ -282,14 +282,6 @@ class Port(ABC):
         if not self._holds[query]:
             del self._holds[query]
             self._forgotten.append(query)
-
-    def _end_query(self, query: Query) -> None:
-        del self.queries[query.id]
-        self.cancel_timer(query.timer, query.alarm)
-        for task in query.tasks:
-            self.drop(task)
-        self._on_end(query)
-        self.release(query.id)
 
     # Instances
 

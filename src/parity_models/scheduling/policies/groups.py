@@ -247,7 +247,7 @@ class CodingGroups:
         for group in groups:
             if original.unit and any(task.unit is original.unit for task in group.units):
                 continue  # a batch with two members would hold up both
-            if port.nodes < self._code.k or not port.beside(original, group.units):
+            if port.nodes < self._code.k or not port.shares_node(original, group.units):
                 return group
         group = CodingGroup(next(self._ids), query.kind, query.tenant)
         groups.append(group)
