@@ -157,7 +157,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --inputs DATA/narrow.npz --rate 9", f"takes rows of float32 [{INPUTS}]"),
     ("URL --model nonesuch --inputs DATA/queries.npz --rate 9", "has no model 'nonesuch'"),
     ("http://127.0.0.1:1 --inputs DATA/queries.npz --rate 9", "127.0.0.1:1: Connection refused"),
-    ("localhost --inputs DATA/queries.npz --rate 9", "is no server's address"),
+    ("localhost --inputs DATA/queries.npz --rate 9", "is not a server's address"),
     ("URL --inputs DATA/queries.npz --rate 9 --json DATA", "cannot write"),
 ]
 

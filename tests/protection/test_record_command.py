@@ -52,7 +52,7 @@ async def test_a_running_server_is_recorded_and_compares_though_nothing_is_late(
 def test_nobody_at_the_address_is_said_in_a_sentence(bundle: Bundle, parm_here: Here) -> None:
     of = ("plan", bundle.path, "--p99", "50ms", "--recorded")
     assert_refused(parm_here(*of, "http://127.0.0.1:1"), "no server answers at")
-    assert_refused(parm_here(*of, "ftp://nonsense"), "no server's address")
+    assert_refused(parm_here(*of, "ftp://nonsense"), "not a server's address")
 
 
 def test_a_rehearsal_shows_the_tails_and_who_answers(

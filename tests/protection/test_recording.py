@@ -125,7 +125,7 @@ def test_a_recording_is_contention_and_so_is_a_fault_plan(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://here", "http://"])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match="no server's address"):
+    with pytest.raises(UserError, match="not a server's address"):
         metrics_of(url)
 
 

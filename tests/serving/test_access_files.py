@@ -95,9 +95,9 @@ def test_what_could_not_be_read_is_read_again_and_said_once(
     ("text", "wrong"),
     [
         ("# none\n", "has no token"),
-        ("x" * (MIN_TOKEN - 1), "line 1 of .* is no token"),
-        (f"{TOKEN}\ntwo words that are long\n", "line 2 of .* is no token"),
-        ("sha256:1234", "line 1 of .* is no token"),
+        ("x" * (MIN_TOKEN - 1), "line 1 of .* is not a token"),
+        (f"{TOKEN}\ntwo words that are long\n", "line 2 of .* is not a token"),
+        ("sha256:1234", "line 1 of .* is not a token"),
         ("\n".join(f"{TOKEN}-{number}" for number in range(1001)), "1001 tokens, and may have"),
     ],
 )

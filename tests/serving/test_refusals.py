@@ -17,10 +17,6 @@ def test_whole_seconds_are_on_average_what_they_were(seconds: float) -> None:
     assert sum(told) / len(told) == pytest.approx(seconds, abs=0.02)
 
 
-def test_nobody_is_told_to_come_back_at_once() -> None:
-    assert {whole_seconds(seconds / 100) for seconds in range(100)} == {1}
-
-
 def test_where_no_time_is_known_clients_come_back_at_different_ones() -> None:
     told = {OverloadedError("too much").retry_after for _ in range(20)}
     assert len(told) == 20

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from ssl import SSLContext
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,14 @@ class Echo:
 class Served:
     """A server over an echo, and what a test needs to know of it."""
 
-    def __init__(self, limits: Limits, echo: Echo) -> None:
+    def __init__(
+        self, limits: Limits, echo: Echo, tls: Callable[[], SSLContext] | None = None
+    ) -> None:
         self.echo = echo
         self.metrics = Metrics()
         self.budget = ByteBudget(limits.max_in_flight)
         rest = Rest(ServedVersion(echo, MODEL), self.metrics, limits, self.budget)
-        self.server = HttpServer(rest, self.metrics)
+        self.server = HttpServer(rest, self.metrics, tls)
         self.metrics.connections.set_function(lambda: self.server.connections)
         self.metrics.bytes_in_flight.set_function(lambda: self.budget.held)
         self.socket = listen("127.0.0.1", 0)
@@ -69,8 +72,9 @@ class Served:
         self.port = self.socket.getsockname()[1]
         self.server.start(self.socket)
 
-    async def connect(self) -> "Client":
-        return Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**24))
+    async def connect(self, tls: SSLContext | None = None) -> "Client":
+        here = ("127.0.0.1", self.port)
+        return Client(*await asyncio.open_connection(*here, limit=2**24, ssl=tls))
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -109,8 +113,10 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(echo: Echo | None = None, **limits: Any) -> AsyncIterator[Served]:
-    served = Served(Limits(**limits), echo or Echo())
+async def serving(
+    echo: Echo | None = None, tls: Callable[[], SSLContext] | None = None, **limits: Any
+) -> AsyncIterator[Served]:
+    served = Served(Limits(**limits), echo or Echo(), tls)
     try:
         yield served
     finally:
@@ -148,6 +154,3 @@ def post(content: bytes, more: str = "", path: str = INFER, version: str = "1.1"
 
 def get(path: str = "/v2/health/live", more: str = "", method: str = "GET") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode()
-
-
-Loop = Callable[[Coroutine[Any, Any, None]], None]

@@ -1,4 +1,4 @@
-"""Who may use a server, and where: TLS, bearer tokens (RFC 6750), and a port for metrics.
+"""Access to a server: TLS, bearer tokens (RFC 6750), tenants, and a port for metrics.
 
 Certificate and tokens are files that are read again when they change.
 """
@@ -21,59 +21,50 @@ if TYPE_CHECKING:
 MAX_PORT = 2**16 - 1
 
 HEALTH = ("/v2/health/live", "/v2/health/ready")
-"""The paths that anybody may ask."""
+"""The paths that need no token."""
 
 METRICS = "/metrics"
 
 CHALLENGE = b"Bearer"
-"""What the header WWW-Authenticate of a refusal says."""
+"""The header WWW-Authenticate of a refusal."""
 
 MIN_TOKEN = 16
-"""Characters that a token has at the least: shorter ones can be guessed."""
+"""Minimum length of a token: shorter ones can be guessed."""
 
 MAX_TOKENS = 1000
-"""Tokens that a file may have: a client's is compared with all of them."""
+"""Maximum number of tokens in a file: a client's is compared with all of them."""
 
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _TOKEN = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*")
 
+_HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}", re.ASCII)
+
 CHECK_INTERVAL = 1.0
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access(Options):
-    """Who may ask a server, and where. Raises UserError for options that do not fit together."""
+    """Access to a server; changed files are read again.
+
+    Raises UserError for options that do not fit together.
+    """
 
     tls_cert: Annotated[
-        str | None,
-        Option(
-            "A file with the server's certificate, and those that it rests on, in PEM: HTTP and "
-            "gRPC are spoken over TLS. Read again when it changes.",
-            metavar="FILE",
-        ),
+        str | None, Option("The certificate chain in PEM, for HTTP and gRPC.", metavar="FILE")
     ] = None
     tls_key: Annotated[
-        str | None, Option("The file with the certificate's private key, in PEM.", metavar="FILE")
+        str | None, Option("The certificate's private key in PEM.", metavar="FILE")
     ] = None
     tokens: Annotated[
         str | None,
-        Option(
-            "A file with the bearer tokens of those who may ask, one a line, each as it is or as "
-            "sha256: and its SHA-256 in hex. Read again when it changes.",
-            metavar="FILE",
-        ),
+        Option("Bearer tokens of clients, one a line, or sha256: and its hash.", metavar="FILE"),
     ] = None
     metrics_port: Annotated[
         int | None,
-        Option(
-            "Answer /metrics on this port instead, beside /v2/health, without TLS and tokens; 0 "
-            "takes any that is free.",
-            at_least=0,
-            at_most=MAX_PORT,
-        ),
+        Option("Port for /metrics, without TLS and tokens; 0: any.", at_least=0, at_most=MAX_PORT),
     ] = None
 
     def __post_init__(self) -> None:
@@ -87,7 +78,7 @@ class Access(Options):
         """The certificate, if there is one. Raises UserError if it cannot be used."""
         if self.tls_cert is None or self.tls_key is None:
             return None
-        # Only now: whoever does not use TLS need not wait for it.
+        # Imported here: it needs an extra.
         from parity_models.serving.certificate import Certificate
 
         return Certificate(Path(self.tls_cert), Path(self.tls_key))
@@ -98,9 +89,9 @@ class Access(Options):
 
 
 class Reread:
-    """What was read from files, and is read again when they change.
+    """The content of files, read again when they change.
 
-    What is wrong with them then is logged, once, and what was read before stays in force.
+    An error is then logged once, and the content from before stays in force.
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -132,10 +123,10 @@ class Reread:
 
 
 class Tokens(Reread):
-    """Who may ask: one token a line in the file `path`, or `sha256:` and the SHA-256 of one in hex.
+    """The tokens in a file: one a line, or `sha256:` and the SHA-256 of one in hex.
 
-    Empty lines and those that begin with # say nothing. Raises UserError for a file that cannot be
-    read or has no token, and for lines that are none.
+    Empty lines and lines that begin with # are ignored. Raises UserError for a file that cannot be
+    read or has no token, and for invalid lines.
     """
 
     def read(self) -> None:
@@ -147,18 +138,20 @@ class Tokens(Reread):
             hashed = _HASHED.fullmatch(token)
             if hashed is None and not _TOKEN.fullmatch(token):
                 raise UserError(
-                    f"line {number} of {path} is no token: write {MIN_TOKEN} or more of the "
+                    f"line {number} of {path} is not a token: write {MIN_TOKEN} or more of the "
                     "characters A-Z a-z 0-9 . _ ~ + / -, or sha256: and 64 hex digits"
                 )
             digests.append(bytes.fromhex(hashed[1]) if hashed else _digest(token))
         if not digests:
-            raise UserError(f"{path} has no token, so nobody could ask; write one a line")
+            raise UserError(
+                f"{path} has no token, so every request would be refused; write one a line"
+            )
         if len(digests) > MAX_TOKENS:
             raise UserError(f"{path} has {len(digests)} tokens, and may have {MAX_TOKENS}")
         self._digests = tuple(digests)
 
     def admits(self, authorization: str | None) -> bool:
-        """Does this header hold one of the tokens? The time it takes does not depend on which."""
+        """Return whether this header holds one of the tokens, in constant time."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             return False
@@ -186,13 +179,27 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"{what}, {path}, cannot be read: {why}") from error
 
 
 async def watch(*all_watched: Reread) -> None:
-    """Look after them until cancelled."""
+    """Refresh them every CHECK_INTERVAL until cancelled."""
     while True:
         await asyncio.sleep(CHECK_INTERVAL)
         for each in all_watched:
             each.refresh()
+
+
+def tenant_header(name: str) -> str:
+    """The name of the header that names tenants, in lower case.
+
+    Raises UserError if HTTP or gRPC cannot carry it.
+    """
+    lower = name.lower()
+    if _HEADER.fullmatch(lower) is None or lower.startswith("grpc-") or lower.endswith("-bin"):
+        raise OptionError(
+            f"--tenant-header is the name of a header: letters, digits, '-', '_' and "
+            f"'.', at most 100, and neither grpc-... nor ...-bin; got {name!r}"
+        )
+    return lower

@@ -57,11 +57,11 @@ class Certificate(Reread):
         self._ends = min(each.not_valid_after_utc for each in certificates)
 
     def ends(self) -> float:
-        """When the first of the certificates ends, in seconds since 1970."""
+        """Return when the first of the certificates expires, in seconds since 1970."""
         return self._ends.timestamp()
 
     def grpc_credentials(self) -> "grpc.ServerCredentials":
-        """What a gRPC server needs to show the certificate, whichever is the newest."""
+        """Return credentials with which a gRPC server shows the newest certificate."""
         import grpc
 
         shown = self._pem

@@ -1,7 +1,7 @@
 """A client of servers of the Open Inference Protocol over HTTP.
 
-The remote engine asks its upstreams by it, the load generator the server that it measures, and
-tests and experiments any. Answers are read up to a limit, whatever a server sends.
+The remote engine, the load generator, the lab and tests use it. The size of answers is limited,
+whatever a server sends.
 """
 
 import os
@@ -125,7 +125,7 @@ class StatusError(ClientError):
 
     @property
     def hint(self) -> str:
-        """Advice for users; empty if there is none."""
+        """Advice for users, or an empty string."""
         if self.status != 401:
             return ""
         return f"; the server wants a token that it knows; give one as the variable {TOKEN}"
@@ -136,7 +136,7 @@ class Client:
 
     Servers close theirs after five seconds or more. With `retries`, a request on a connection that
     its server has just closed is sent again. Made on the event loop that it is used on. Raises
-    UserError for what is no server's address.
+    UserError for an invalid address.
     """
 
     def __init__(
@@ -259,14 +259,14 @@ def model_path(name: str, version: str | None = None) -> str:
 
 
 def check_address(url: str) -> str:
-    """A server's address, without a slash at its end. Raises UserError for what is none."""
+    """A server's address, without a slash at its end. Raises UserError for another URL."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # half an IPv6 address, or a port that is none
+    except ValueError:  # half an IPv6 address, or an invalid port
         usable = False
     if not usable:
-        raise UserError(f"{url!r} is no server's address; it must be like http://127.0.0.1:8000")
+        raise UserError(f"{url!r} is not a server's address; it must be like http://127.0.0.1:8000")
     return url.rstrip("/")
 
 
@@ -308,7 +308,7 @@ async def _before_write(
 
 
 def _reason(error: aiohttp.ClientConnectorError) -> str:
-    """Why a connection failed, in the words of the system or of TLS."""
+    """The reason that the system or TLS gives for a failed connection."""
     cause = error.os_error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {cause.verify_message}"

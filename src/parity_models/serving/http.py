@@ -46,8 +46,8 @@ MAX_HEAD = 64 * 2**10
 """Approximate limit, in bytes, of a request's line and headers."""
 
 MAX_PIPELINED, _PAUSE = 64, 4
-"""Requests of one connection that may wait for the answers to those before them, and those that
-wait when it is no longer read."""
+"""Maximum number of pipelined requests that wait for an answer, and the number at which their
+connection is no longer read."""
 
 GRACE, LAST_MOMENT = 5, 0.2
 """Seconds that a stopping server gives clients for the rest of a message, and for one that is on
@@ -121,8 +121,7 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         # The connection
         self._ended = self._lingers = False
-        """Whether data from the client is ignored, and whether there may be much of it."""
-        self._dropped = 0
+        """Data from the client is ignored; the client may still be sending a body."""
         self._reading = True
         self._writable = asyncio.Event()
         self._writable.set()
@@ -135,8 +134,8 @@ class HttpConnection(asyncio.Protocol):
     # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
-        peer = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
+        peer = (transport.get_extra_info("peername") or ("",))[0].removeprefix("::ffff:")
         self._is_local = peer == "::1" or peer.startswith("127.")
         self._wait_since = time.monotonic()
 
@@ -157,11 +156,6 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._server.received += len(data)
-        if self._ended:  # clients may send on for a while, but not without end
-            self._dropped += len(data)
-            if self._dropped > 2 * self._server.limits.max_body:
-                self.abort()
-            return
         while data and not self._ended:
             self._head += len(data)
             try:
@@ -175,7 +169,7 @@ class HttpConnection(asyncio.Protocol):
             except httptools.HttpParserError as error:
                 self._unreadable(error)
         if self._begun and self._head > MAX_HEAD and not self._ended:
-            self._fail(_head_too_long())
+            self._refuse(_head_too_long())
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -190,7 +184,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it has no request, whole or in part."""
+        """Return whether it has no request, whole or in part."""
         return not (self._begun or self._busy or self._waiting)
 
     def end(self, seconds: float = _PARTING) -> None:
@@ -218,7 +212,9 @@ class HttpConnection(asyncio.Protocol):
             elif now >= self._unread_since + self._server.limits.write_timeout:
                 self._server.ended("write timeout")
                 self.abort()
-        if now >= self._closes:
+        if now >= self._closes + self._server.limits.write_timeout:
+            self.abort()
+        elif now >= self._closes:
             self._transport.close()
         limit = self._limit()
         if (limit, self._requests) != self._wait:
@@ -247,31 +243,31 @@ class HttpConnection(asyncio.Protocol):
             self._server.ended(limit.replace("_", " "))
             what = "headers" if self._arriving is None else "body"
             text = f"the request's {what} did not come whole within the {limit} of {seconds:g} s"
-            self._fail(LateRequestError(text, why=Refused(limit)))
+            self._refuse(LateRequestError(text, why=Refused(limit)))
         else:
             self._server.ended("idle timeout")
             self.end()
 
     def _set_unread(self, size: int) -> None:
-        """Count the bytes of answers that the client has not read; it has to take some in time."""
+        """Charge unread answers to the budget, and restart their timeout."""
         self._rest.budget.held += size - self._unread
         self._unread, self._unread_since = size, time.monotonic()
 
     # Refusals
 
-    def _refuse(self, answer: Response, *, lingers: bool = True) -> None:
-        """Make this answer the connection's last; `lingers`: the client may be sending still."""
-        request = self._arriving or Request.unread()
+    def _refuse(self, why: RequestError | Response, *, lingers: bool = True) -> None:
+        """Let the request that arrives end with this error, or answer, and the connection with it;
+        `lingers`: the client may be sending still."""
+        request = self._arriving
+        if isinstance(why, RequestError):
+            if request is None or request.answer is not None:  # then it was counted
+                request = Request.unread()
+            why = self._rest.refused(request, why)
+        request = request or Request.unread()
         request.release()
-        request.keeps, request.answer = False, answer
+        request.keeps, request.answer = False, why
         self._lingers = lingers
-        self._take(request)
-
-    def _fail(self, error: RequestError) -> None:
-        """Let the request that arrives end with this error, and the connection with it."""
-        if self._arriving is None or self._arriving.answer is not None:  # then it was counted
-            self._arriving = Request.unread()
-        self._refuse(self._rest.refused(self._arriving, error))
+        self._answer_next(request)
 
     def _unreadable(self, error: httptools.HttpParserError) -> None:
         """End the connection as the parser, or a callback of it, has failed."""
@@ -281,14 +277,14 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(cause, _RefusedError):
             self._refuse(cause.answer)
         elif isinstance(cause, RequestError):
-            self._fail(cause)
-        elif isinstance(error, httptools.HttpParserCallbackError):
+            self._refuse(cause)
+        elif cause is not None:
             _log.error("a request could not be read", exc_info=error)
             text = "the server failed to read the request; its log says why"
             self._refuse(error_response(text, 500))
         else:
             text = f"this is not HTTP/1.1 as it should be: {error}"
-            self._fail(InvalidRequestError(text, why=Refused.HTTP))
+            self._refuse(InvalidRequestError(text, why=Refused.HTTP))
 
     # Callbacks of the parser
 
@@ -346,7 +342,7 @@ class HttpConnection(asyncio.Protocol):
             text = f"a connection takes at most {MAX_PIPELINED} requests ahead of their answers"
             raise InvalidRequestError(text, why=Refused.PIPELINED)
         assert self._arriving is not None
-        self._take(self._arriving)
+        self._answer_next(self._arriving)
 
     def _framing(self) -> bytes:
         """A head that says of a body what the request that arrives says."""
@@ -358,16 +354,13 @@ class HttpConnection(asyncio.Protocol):
 
     # Answers
 
-    def _take(self, request: Request) -> None:
-        """Answer a request now, or when its turn has come."""
-        self._arriving, self._begun, self._head = None, False, 0
-        self._requests += 1
-        self._ended = self._ended or not request.keeps
-        self._waiting.append(request)
-        self._answer_next()
-
-    def _answer_next(self) -> None:
-        """Answer waiting requests, as far as the client reads."""
+    def _answer_next(self, whole: Request | None = None) -> None:
+        """Answer waiting requests, as far as the client reads, after one that has come whole."""
+        if whole is not None:
+            self._arriving, self._begun, self._head = None, False, 0
+            self._requests += 1
+            self._ended = self._ended or not whole.keeps
+            self._waiting.append(whole)
         while self._waiting and self._busy is None and self._writable.is_set():
             self._busy = request = self._waiting.popleft()
             if request.answer is not None:
@@ -403,7 +396,8 @@ class HttpConnection(asyncio.Protocol):
         last = not request.keeps or (self._server.closing and not more)
         content = response.content
         lines = [_STATUS_LINES[response.status], self._server.date]
-        lines += [b"%b: %b" % header for header in response.headers]
+        for header in response.headers:
+            lines.append(b"%b: %b" % header)
         if request.log is not None:
             lines.append(b"x-request-id: %b" % request.log.id.encode())
         if response.pieces is None:
@@ -445,13 +439,13 @@ def _check_head(request: Request, is_old: bool) -> None:
     host = request.headers.get("host", "" if is_old else None)
     coding = request.headers.get("transfer-encoding")
     if request.method == "CONNECT":
-        raise ConnectError("this is no proxy")
+        raise ConnectError("this server is not a proxy")
     if host is None:
         text = "a request of HTTP/1.1 has a Host header, this one has none"
     elif "host" in request.repeated:
         text = f"a request has one Host header, this one has {len(request.repeated['host'])}"
     elif _HOST.fullmatch(host) is None:
-        text = f"the Host header {host[:40]!r} is no host with or without a port"
+        text = f"the Host header {host[:40]!r} is not a host with an optional port"
     elif is_old and coding is not None:
         text = "HTTP/1.0 knows no Transfer-Encoding; send a Content-Length"
     elif not request.target.isascii():
@@ -499,7 +493,7 @@ class HttpServer:
         for name in ("head_timeout", "body_timeout", "idle_timeout", "write_timeout"):
             self._tick = min(self._tick, getattr(limits, name) / 4)
         self.closing = False
-        """Whether every answer is the last of its connection."""
+        """Every answer is the last of its connection."""
         self.received = self.sent = 0
         """Bytes from clients and to them, since they were last added to the metrics."""
         self.date = b""
@@ -531,8 +525,8 @@ class HttpServer:
         self.closing = True
 
     async def stop(self, grace: float = GRACE) -> None:
-        """Accept no more than those that wait for it, and end all connections: idle ones after a
-        moment, the others after the answers that are under way, or `grace` seconds."""
+        """Accept the backlog, then nothing more, and end all connections: idle ones after a moment,
+        the others after their answers, or `grace` seconds."""
         self.closing = True
         self._acceptor.cancel()
         await asyncio.wait((self._acceptor,))

@@ -22,6 +22,10 @@ LEAST_CONNECTIONS = 16
 _log = logging.getLogger(__name__)
 
 
+def _seconds(help: str) -> Option:
+    return Option(help, unit=SECONDS, typed="s", above=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits(Options):
     """Bounds of what clients can make a server hold. Times in seconds, sizes in bytes.
@@ -31,73 +35,38 @@ class Limits(Options):
 
     max_connections: Annotated[
         int,
-        Option(
-            "Connections at a time, of HTTP and of gRPC each; further ones are refused.",
-            at_least=1,
-        ),
+        Option("Connections at a time, of HTTP and of gRPC each; more are refused.", at_least=1),
     ] = 1024
     max_rpcs: Annotated[
         int, Option("gRPC calls for predictions at a time; more are refused.", at_least=1)
     ] = 1024
     max_body: Annotated[
-        int,
-        Option(
-            "MiB that a request's body may have; more is refused.",
-            unit=BYTES,
-            above=0,
-        ),
+        int, Option("MiB that a request's body may have; more is refused.", unit=BYTES, above=0)
     ] = 64 * 2**20
     max_in_flight: Annotated[
         int,
         Option(
-            "MiB that the bodies of all requests that are read or under way may have together; "
-            "more are refused (503).",
-            unit=BYTES,
-            above=0,
+            "MiB of all requests' bodies together; more are refused (503).", unit=BYTES, above=0
         ),
     ] = 2**30
-    head_timeout: Annotated[
-        float,
-        Option(
-            "In what time a request's headers have to come, from its first byte, or the "
-            "connection's opening, on.",
-            unit=SECONDS,
-            typed="s",
-            above=0,
-        ),
-    ] = 10.0
-    body_timeout: Annotated[
-        float,
-        Option("In what time the body has to come after them.", unit=SECONDS, typed="s", above=0),
-    ] = 30.0
-    write_timeout: Annotated[
-        float,
-        Option("How long a client may leave an answer unread.", unit=SECONDS, typed="s", above=0),
-    ] = 30.0
-    idle_timeout: Annotated[
-        float,
-        Option(
-            "How long an idle connection is kept for another request.",
-            unit=SECONDS,
-            typed="s",
-            above=0,
-        ),
-    ] = 75.0
+    head_timeout: Annotated[float, _seconds("Timeout for receiving a request's headers.")] = 10.0
+    body_timeout: Annotated[float, _seconds("Timeout for receiving a request's body.")] = 30.0
+    write_timeout: Annotated[float, _seconds("Timeout for a client to read an answer.")] = 30.0
+    idle_timeout: Annotated[float, _seconds("Timeout of a connection without a request.")] = 75.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_in_flight < self.max_body:
             held, body = (size / SCALES["MiB"] for size in (self.max_in_flight, self.max_body))
             raise OptionError(
-                f"--max-in-flight ({held:g} MiB) must not be below "
-                f"--max-body ({body:g} MiB), else the largest request could never be "
-                "taken"
+                f"--max-in-flight ({held:g} MiB) must not be below --max-body ({body:g} MiB), else "
+                "the largest request could never be taken"
             )
 
 
 class ByteBudget:
-    """The bytes of all requests in flight, over whatever protocol, up to `most`: `held` now, which
-    whoever holds bytes adds to and subtracts from."""
+    """The bytes of all requests in flight, at most `most`. Holders add their bytes to `held`, and
+    subtract them again."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -144,8 +113,5 @@ def allow_descriptors(connections: int, workers: int) -> None:
             "this process may open %d files, and %d connections and %d workers may need %d: "
             "further connections will be refused; raise the limit (ulimit -n, LimitNOFILE) or "
             "lower --max-connections",
-            possible,
-            connections,
-            workers,
-            needed,
+            *(possible, connections, workers, needed),
         )

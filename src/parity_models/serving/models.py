@@ -41,23 +41,6 @@ PLATFORM = "onnxruntime_onnx"
 _NAME = attrgetter("name")
 
 
-class GivenTensor(NamedTuple):
-    """An input in a request."""
-
-    name: str
-    datatype: str
-    shape: Sequence[int]
-    shared_memory: bool
-
-
-class WantedOutput(NamedTuple):
-    """An output that a request asks for."""
-
-    name: str
-    shared_memory: bool
-    classification: bool
-
-
 class Fitting(NamedTuple):
     """A request that fits the model, without its tensors' values."""
 
@@ -142,8 +125,8 @@ class ServedModel:
 
     def check_request(
         self,
-        inputs: Sequence[GivenTensor | TensorMessage],
-        outputs: Sequence[WantedOutput | RequestedOutput],
+        inputs: Sequence[TensorMessage],
+        outputs: Sequence[RequestedOutput],
     ) -> Fitting:
         """Return rows, sizes and outputs of a request with these inputs, for these outputs: all, if
         none.
@@ -153,7 +136,7 @@ class ServedModel:
             TooLargeError: There are too many rows.
 
         """
-        given: dict[str, GivenTensor | TensorMessage] = {}
+        given: dict[str, TensorMessage] = {}
         for each in inputs:
             given[each.name] = each
         if len(given) != len(inputs) or given.keys() != self._inputs.keys():
@@ -175,7 +158,8 @@ class ServedModel:
                 self._refuse_names("output", self._outputs, names)
             asked = tuple([self._outputs[name] for name in names])
         for each in inputs:
-            if each.shared_memory:
+            storage = each.parameters
+            if storage is not None and storage.shared_memory_region is not None:
                 raise self._in_shared_memory()
         for output in outputs:
             if output.shared_memory:
@@ -212,9 +196,7 @@ class ServedModel:
             if name not in given:
                 raise InvalidRequestError(f"input {name!r} is missing; give it once")
 
-    def _check_input(
-        self, tensor: Tensor, given: GivenTensor | TensorMessage, sizes: dict[str, int]
-    ) -> int:
+    def _check_input(self, tensor: Tensor, given: TensorMessage, sizes: dict[str, int]) -> int:
         """Return the number of rows of a tensor; notes, or compares, the `sizes` of dynamic axes.
 
         Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.

@@ -11,13 +11,12 @@ from parity_models.options import SECONDS, SHARE, Option, Value, check_declared
 from parity_models.registry import Registry
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.access import MAX_PORT, Access
+from parity_models.serving.access import MAX_PORT, Access, tenant_header
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.limits import Limits
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.remote.remote_engine import RemoteEngine
-from parity_models.serving.tenancy import tenant_header
 
 UNIT_TIMEOUT = 10.0
 """Seconds that a unit may always take, however short the deadline."""

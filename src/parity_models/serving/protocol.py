@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over REST: its messages, for those who write and those who read them.
+"""The messages of the Open Inference Protocol over REST, in both directions.
 
 A request is a JSON object whose inputs hold their data as (flat or nested, row-major) JSON arrays
 or, with the binary tensor data extension, leave it to the bytes after the object: then the header
@@ -10,7 +10,7 @@ Triton's docs/protocol/extension_binary_data.md.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import zip_longest
 from math import prod
@@ -28,7 +28,7 @@ from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 
 if TYPE_CHECKING:
-    from parity_models.serving.models import ServedModel
+    from parity_models.serving.models import Fitting, ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of a JSON object that binary data follows."""
@@ -52,7 +52,7 @@ _JSON_VALUE = 64
 """Bytes that a value of a request may take in JSON, with commas, brackets and indentation."""
 
 _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
-"""Bytes that a number may take in an answer's JSON, and those that it may have besides."""
+"""Maximum bytes of a number in an answer's JSON, and of everything else in it."""
 
 _SMALL = 4096
 """Bytes of JSON that may be kept in memory along with a tensor."""
@@ -126,13 +126,9 @@ class TensorMessage(Struct, omit_defaults=True):
     parameters: TensorParameters | None = None
     data: Raw = NO_DATA
 
-    @property
-    def shared_memory(self) -> bool:
-        return self.parameters is not None and self.parameters.shared_memory_region is not None
-
 
 class OutputParameters(Struct, omit_defaults=True):
-    """How an output is to be written."""
+    """The parameters of a requested output."""
 
     binary_data: bool | None = None
     shared_memory_region: str | None = None
@@ -235,16 +231,6 @@ def read_request(
         )
     # A view, since slicing bytes would copy what may be a body of JSON data.
     message = read_json(_REQUEST, memoryview(body)[:end], "the request")
-    return request_of(message, model, body, end)
-
-
-def request_of(
-    message: RequestMessage, model: "ServedModel", body: bytes | bytearray, end: int | None = None
-) -> InferRequest:
-    """The request of the message in `body`; binary data begins at `end`, if there can be any.
-
-    Raises a RequestError.
-    """
     fitting = model.check_request(message.inputs, message.outputs or ())
     # The number of rows is known here, and no tensor has been decoded yet.
     rows, specs = fitting.rows, model.signature.kind(fitting.sizes).input.tensors
@@ -252,7 +238,11 @@ def request_of(
     places, at = [], len(body) if end is None else end
     for tensor in message.inputs:
         spec = spec_of[tensor.name]
-        size = _binary_size(tensor, spec, rows, end)
+        size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+        due = rows * prod(spec.shape) * spec.dtype.itemsize
+        if (size is None) != bool(tensor.data) or size not in (None, due) or (size and end is None):
+            due_text = f"{spec.datatype} of shape {[rows, *spec.shape]} takes {due} bytes"
+            raise _wrong_data(tensor, size, end, due_text)
         places.append((spec, tensor.data, at, size))
         at += size or 0
     if at != len(body):
@@ -269,21 +259,35 @@ def request_of(
         if len(body) - size > max(size, _SMALL):
             data = bytes(data)  # a view would keep all of the body alive for these few bytes
         tensors[spec.name] = array_from_bytes(data, spec.datatype, shape, spec.name)
+    return request_of(message, model, fitting, tensors)
+
+
+def request_of(
+    message: RequestMessage,
+    model: "ServedModel",
+    fitting: "Fitting",
+    tensors: Mapping[str, NDArray[Any]],
+) -> InferRequest:
+    """The request in a message that fits the model, with these tensors, by input.
+
+    Raises InvalidRequestError for parameters that are none.
+    """
     parameters = message.parameters or _NO_REQUEST
     usual, outputs = bool(parameters.binary_data_output), []
     for output, wanted in zip_longest(fitting.outputs, message.outputs or ()):
         binary = ((wanted and wanted.parameters) or _NO_OUTPUT).binary_data
         outputs.append(AskedOutput(output, usual if binary is None else binary))
     exact, tenant = model.is_exact(fitting.outputs), parameters.tenant
-    if parameters.redundancy is not None:
-        exact = exact_from(parameters.redundancy) or exact
+    if parameters.redundancy not in (None, "any", "exact"):
+        given = _shown(parameters.redundancy)
+        raise InvalidRequestError(f"the parameter redundancy is 'any' or 'exact', got {given}")
     return InferRequest(
         message.id,
         padded(tensors, model.signature, fitting.sizes),
         parameters.timeout / 1e6 if parameters.timeout else None,
         outputs,
-        exact,
-        None if tenant is None else tenant_from(tenant),
+        exact or parameters.redundancy == "exact",
+        None if tenant is None else tenant_from(tenant, "the parameter tenant"),
         fitting.sizes,
     )
 
@@ -306,7 +310,7 @@ def write_response(
         message = TensorMessage(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if is_binary:
             message.parameters = TensorParameters(values.nbytes)
-            binary.append(little_endian(values).data)
+            binary.append(np.ascontiguousarray(values, _LITTLE_ENDIAN[values.dtype]).data)
         else:
             check_finite(values, spec.name, "binary data (binary_data_output)")
             message.data = Raw(msgspec.json.encode(values.ravel().tolist()))
@@ -340,28 +344,20 @@ def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:
         )
 
 
-def _binary_size(tensor: TensorMessage, spec: TensorSpec, rows: int, end: int | None) -> int | None:
-    """The bytes of an input's binary data; None if it has JSON data. Raises InvalidRequestError."""
-    size = None if tensor.parameters is None else tensor.parameters.binary_data_size
-    if (size is None) != bool(tensor.data):
-        has = "neither data nor" if size is None else "both data and"
-        raise InvalidRequestError(
-            f"input {tensor.name!r} has {has} a binary_data_size; give one of them"
-        )
+def _wrong_data(
+    tensor: TensorMessage, size: int | None, end: int | None, due: str
+) -> InvalidRequestError:
+    """The error of an input without JSON or binary data, with both, or with other binary data."""
+    text = f"input {tensor.name!r} has "
     if size is None:
-        return None
-    if end is None:
-        raise InvalidRequestError(
-            f"input {tensor.name!r} has a binary_data_size, which needs the header "
-            "Inference-Header-Content-Length"
-        )
-    expected = rows * prod(spec.shape) * spec.dtype.itemsize
-    if size != expected:
-        raise InvalidRequestError(
-            f"input {tensor.name!r} has a binary_data_size of {size}; {spec.datatype} of shape "
-            f"{[rows, *spec.shape]} takes {expected} bytes"
-        )
-    return size
+        text += "neither data nor a binary_data_size; give one of them"
+    elif tensor.data:
+        text += "both data and a binary_data_size; give one of them"
+    elif end is None:
+        text += "a binary_data_size, which needs the header Inference-Header-Content-Length"
+    else:
+        text += f"a binary_data_size of {size}; {due}"
+    return InvalidRequestError(text)
 
 
 def _wrong_rest(binary: Sequence[str], rest: int, expected: int) -> InvalidRequestError:
@@ -374,27 +370,34 @@ def _wrong_rest(binary: Sequence[str], rest: int, expected: int) -> InvalidReque
     return InvalidRequestError(f"{rest} bytes follow the JSON object; {said} {expected}")
 
 
-def exact_from(value: object) -> bool:
-    """Whether the parameter redundancy asks for the model's own answers alone.
-
-    Raises InvalidRequestError for other values than its two.
-    """
-    if value not in (None, "any", "exact"):
-        raise InvalidRequestError(
-            f"the parameter redundancy is 'any' or 'exact', got {_shown(value)}"
-        )
-    return value == "exact"
-
-
-def tenant_from(value: object, what: str = "the parameter tenant") -> str | None:
-    """The tenant's name in `what`, None if there is none. Raises InvalidRequestError."""
-    if value is None:
-        return None
+def tenant_from(value: object, what: str) -> str:
+    """The tenant's name in `what`. Raises InvalidRequestError for another value."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_TENANT:
         raise InvalidRequestError(
             f"{what} is a string of 1 to {MAX_TENANT} characters, got {_shown(value)}"
         )
     return value
+
+
+def with_tenant(asked: InferRequest, header: str, given: Sequence[str]) -> InferRequest:
+    """The request, with the tenant that a header, of which these values are given, names.
+
+    The operator chose the header, so a request without it has no known tenant and is served exact,
+    whatever its parameters say: queries that are encoded together can influence, and learn about,
+    each other. Raises InvalidRequestError where the header is given twice, is not a tenant's name
+    or contradicts the parameter.
+    """
+    if len(given) > 1:
+        raise InvalidRequestError(f"the header {header} is given {len(given)} times; give it once")
+    if not given:
+        return replace(asked, exact=True, tenant=None)
+    tenant = tenant_from(given[0], f"the header {header}")
+    if asked.tenant not in (None, tenant):
+        raise InvalidRequestError(
+            f"the parameter tenant is {asked.tenant!r} and the header {header} is {tenant!r}; "
+            "leave out the parameter"
+        )
+    return replace(asked, tenant=tenant)
 
 
 def _shown(value: object) -> str:
@@ -485,8 +488,8 @@ def answer_limit(values: int) -> int:
 def read_response(body: bytes, header_length: str | None) -> InferAnswer:
     """Read an answer's body; `header_length` is its Inference-Header-Content-Length, if any.
 
-    Raises InvalidRequestError for a body that does not follow the protocol. Whether the outputs are
-    those that were asked for is not checked, and no JSON data is decoded.
+    Raises InvalidRequestError for a body that does not follow the protocol. The outputs are not
+    compared with the request, and JSON data is not decoded.
     """
     end = _object_end(header_length, len(body)) if header_length else len(body)
     message = read_json(_RESPONSE, memoryview(body)[:end], "the answer")
@@ -520,7 +523,7 @@ _LITTLE_ENDIAN: dict[np.dtype[Any], np.dtype[Any]] = {
     dtype: dtype if dtype == (little := dtype.newbyteorder("<")) else little
     for dtype in DATATYPES.values()
 }
-"""How values are written. One object per type: NumPy compares and hashes a new one anew."""
+"""The little-endian dtype of each dtype, made once: NumPy is slow to compare and hash new ones."""
 
 
 def size_in_bytes(spec: TensorSpec, rows: int) -> int:
@@ -563,7 +566,7 @@ def read_json(decoder: msgspec.json.Decoder[_T], text: Raw | memoryview, what: s
 def _object_end(header_length: str, size: int) -> int:
     """Where the JSON object in a body of `size` bytes ends, by the header that says its length.
 
-    Raises InvalidRequestError for what is no length, or more than there is.
+    Raises InvalidRequestError unless it is a length within the body.
     """
     # Digits beyond a few thousand are no int to Python.
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 20):

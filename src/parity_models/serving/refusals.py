@@ -1,4 +1,4 @@
-"""Why requests are refused, for those who count that, and when they may be sent again."""
+"""Reasons for refusing requests, as metrics count them, and times to retry after."""
 
 import random
 from enum import StrEnum
@@ -11,7 +11,7 @@ _RANDOM = Random()
 
 
 class Refused(StrEnum):
-    """Why a request, or a connection, is refused: the limit that it met, or what is wrong with it.
+    """The reason for refusing a request or a connection: the limit that it met, or its mistake.
 
     These are all that there are: what a client sends never becomes a label of a metric.
     """

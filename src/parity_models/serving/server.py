@@ -22,9 +22,9 @@ from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
-from parity_models.serving.models import GivenTensor
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
+from parity_models.serving.protocol import TensorMessage
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest.asgi import AsgiApp
 from parity_models.serving.rest.messages import Request, Response
@@ -231,7 +231,7 @@ class Server:
             tensor = tensors.get(name)  # None: unknown input; check_request reports it
             arrays[name] = _as_array(name, values, None if tensor is None else tensor.dtype)
             datatype = "" if tensor is None else tensor.datatype
-            given.append(GivenTensor(name, datatype, arrays[name].shape, shared_memory=False))
+            given.append(TensorMessage(name, datatype, arrays[name].shape))
         fitting = model.check_request(given, ())
         rows = padded(arrays, signature, fitting.sizes)
         exact = exact or model.is_exact(fitting.outputs)

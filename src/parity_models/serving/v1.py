@@ -29,6 +29,7 @@ from parity_models.serving.protocol import (
     RequestMessage,
     RequestParameters,
     TensorMessage,
+    array_from_json,
     check_finite,
     check_json_size,
     read_json,
@@ -87,8 +88,13 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
         )
     data = _of_rows(message.instances, model) if by_row else _of_tensors(message.inputs, model)
     inputs = tuple(_message(each, data[each.name]) for each in model.signature.inputs)
-    asked = request_of(RequestMessage(inputs, parameters=message.parameters), model, body)
-    return replace(asked, by_row=by_row)
+    fitting = model.check_request(inputs, ())
+    tensors = {}
+    for each in model.signature.kind(fitting.sizes).input.tensors:
+        shape, what = (fitting.rows, *each.shape), f"the data of input {each.name!r}"
+        tensors[each.name] = array_from_json(data[each.name], each.datatype, shape, what)
+    whole = RequestMessage(inputs, parameters=message.parameters)
+    return replace(request_of(whole, model, fitting, tensors), by_row=by_row)
 
 
 def write_predictions(
@@ -179,8 +185,10 @@ def _message(tensor: Tensor, data: Raw) -> TensorMessage:
 
 
 def says_not_ready(text: bytes) -> bool:
-    """Whether a model's status says that it is not ready. Raises InvalidRequestError for what is
-    no status."""
+    """Return whether a model's status says that it is not ready.
+
+    Raises InvalidRequestError for another message.
+    """
     status = read_json(_STATUS, memoryview(text), "the status")
     states = [each.state for each in status.model_version_status]
     return str(status.ready).lower() == "false" or (bool(states) and "AVAILABLE" not in states)
@@ -204,7 +212,7 @@ def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
 def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
     """The rows of each output in an answer as one array, whether they are named or not.
 
-    Raises InvalidRequestError for what is no answer.
+    Raises InvalidRequestError for another message.
     """
     predictions = read_json(_PREDICTIONS, memoryview(body), "the answer").predictions
     named = _named_rows(predictions, "predictions")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -142,36 +141,6 @@ def test_typed_contents_are_answered_with_typed_contents(channel: grpc.Channel) 
     assert not response.raw_output_contents
     values = np.array(response.outputs[0].contents.fp32_contents).reshape(2, OUTPUTS)
     np.testing.assert_allclose(values, predictions(batch), rtol=1e-4, atol=1e-6)
-
-
-def test_rest_and_grpc_give_the_same_answer(
-    server: ServerProcess, client: triton.InferenceServerClient
-) -> None:
-    batch = queries(5)
-    over_grpc = client.infer("model", [triton_input(batch)]).as_numpy("output")
-    tensor = {
-        "name": "input",
-        "shape": batch.shape,
-        "datatype": "FP32",
-        "data": batch.ravel().tolist(),
-    }
-    answer = httpx.post(f"{server.url}/v2/models/model/infer", json={"inputs": [tensor]}).json()
-    np.testing.assert_allclose(
-        over_grpc.ravel(), answer["outputs"][0]["data"], rtol=1e-4, atol=1e-6
-    )
-
-
-def test_requests_over_grpc_count_by_the_status_that_rest_would_give(
-    server: ServerProcess, client: triton.InferenceServerClient
-) -> None:
-    def count(status: int) -> float:
-        return server.metric(rf'parm_requests_total\{{code="{status}"\}}')
-
-    before = count(200), count(404)
-    client.infer("model", [triton_input(queries(1))])
-    with pytest.raises(InferenceServerException):
-        client.infer("other", [triton_input(queries(1))])
-    assert (count(200), count(404)) == (before[0] + 1, before[1] + 1)
 
 
 # The standard services

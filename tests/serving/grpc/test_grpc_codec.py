@@ -2,14 +2,12 @@
 
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -18,30 +16,15 @@ from numpy.typing import NDArray
 import parity_models.serving.grpc
 from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.scheduling import Source
-from parity_models.serving.errors import InvalidRequestError, RequestError, TooLargeError
-from parity_models.serving.grpc.codec import read_request, write_response
+from parity_models.serving.errors import InvalidRequestError, TooLargeError
+from parity_models.serving.grpc.codec import _FIELDS, read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import AskedOutput, InferRequest
 
-FIELDS = {
-    "b": "bool_contents",
-    "i1": "int_contents",
-    "i2": "int_contents",
-    "i4": "int_contents",
-    "i8": "int64_contents",
-    "u1": "uint_contents",
-    "u2": "uint_contents",
-    "u4": "uint_contents",
-    "u8": "uint64_contents",
-    "f4": "fp32_contents",
-    "f8": "fp64_contents",
-}
-"""By a dtype's kind and size."""
-
 
 def field_of(array: NDArray[Any]) -> str:
-    return FIELDS["b" if array.dtype == bool else array.dtype.str[1:]]
+    return _FIELDS[datatype_of(array)]
 
 
 def datatype_of(array: NDArray[Any]) -> str:
@@ -216,26 +199,6 @@ def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
     ]:
         asked = read_request(with_parameter("timeout", **{kind: value}), model_of(ARRAY))
         assert asked.timeout == seconds
-
-
-def test_redundancy_and_tenant_are_parameters_of_a_request() -> None:
-    def asked(name: str, **value: Any) -> tuple[bool, str | None]:
-        read = read_request(with_parameter(name, **value), model_of(ARRAY))
-        return read.exact, read.tenant
-
-    assert asked("other", int64_param=1) == (False, None)
-    assert asked("redundancy", string_param="any") == (False, None)
-    assert asked("redundancy", string_param="exact") == (True, None)
-    assert asked("tenant", string_param="é" * 128) == (False, "é" * 128)
-
-
-@given(st.data())
-def test_no_bytes_are_fatal(data: st.DataObject) -> None:
-    whole = bytearray(request(ARRAY, raw=data.draw(st.booleans())).SerializeToString())
-    for _ in range(data.draw(st.integers(1, 5))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    with suppress(RequestError, DecodeError):
-        read_request(ModelInferRequest.FromString(bytes(whole)), model_of(ARRAY))
 
 
 def test_what_comes_from_the_proto_is_up_to_date(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,7 +22,6 @@ from served import (
     OUTPUTS,
     ServerProcess,
     nothing_left_of,
-    predictions,
     queries,
     until,
     write_linear_bundle,
@@ -70,19 +68,6 @@ def test_overload_and_deadlines_have_their_codes(bundle: Path) -> None:
         until(given_up, "the query waits on")
         until(lambda: server.metric("parm_units_in_flight") == 0, "the instance is busy still")
         infer(server.grpc_address, 5)
-
-
-def test_a_killed_worker_fails_no_request(bundle: Path) -> None:
-    with (
-        ServerProcess(str(bundle), "--grpc-port", "0", "--instances", "2") as server,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        requests = [pool.submit(infer, server.grpc_address, seed) for seed in range(50)]
-        os.kill(server.workers()[0], signal.SIGKILL)
-        for seed, request in enumerate(requests):
-            output = request.result().as_numpy("output")
-            np.testing.assert_allclose(output, predictions(queries(1, seed)), rtol=1e-3, atol=1e-5)
-        until(lambda: server.metric("parm_instance_restarts_total") == 1, "nothing came back")
 
 
 def test_a_signal_lets_requests_end_and_refuses_new_ones(bundle: Path) -> None:

@@ -1,20 +1,12 @@
-"""The event loops that the HTTP layer is tested on, and a server with clients for each module."""
+"""A server with clients for each module."""
 
-import asyncio
 from collections.abc import Iterator
 
 import httpx
 import pytest
 import tritonclient.http as triton
-import uvloop
 
-from http_served import Loop
 from served import ServerProcess, write_linear_bundle
-
-
-@pytest.fixture(params=["uvloop", "asyncio"])
-def run(request: pytest.FixtureRequest) -> Loop:
-    return uvloop.run if request.param == "uvloop" else asyncio.run
 
 
 @pytest.fixture(scope="module")

@@ -168,18 +168,3 @@ def test_messages_that_are_json_but_wrong_say_what_is_wrong(
     if answer.status_code != 200:
         assert answer.status_code in ALLOWED, body
         assert answer.json()["error"], body
-
-
-@fuzz(60)
-@given(st.binary(max_size=200), st.integers(-5, 5), st.integers(-5, 5))
-def test_binary_data_that_does_not_fit_is_refused(
-    http: httpx.Client, junk: bytes, longer: int, claimed: int
-) -> None:
-    size = max(0, ROW.nbytes + longer)
-    parameters = {"binary_data_size": ROW.nbytes + claimed}
-    head = json.dumps(infer(parameters=parameters) | {}).encode()
-    body = head + (junk * ROW.nbytes + bytes(size))[:size]
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    answer = http.post(INFER, content=body, headers=headers)
-    assert answer.status_code == 400, body
-    assert answer.json()["error"]

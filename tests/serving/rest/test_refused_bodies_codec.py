@@ -1,7 +1,5 @@
 """What does not fit the model, or is no message, is refused with the reason."""
 
-from contextlib import suppress
-
 import msgspec
 import numpy as np
 import pytest
@@ -15,15 +13,11 @@ from parity_models.serving.protocol import read_request
 from rest_bodies import model_of, request
 
 
-@pytest.mark.parametrize("order", ["shape first", "data first", "no shape"])
-def test_json_far_larger_than_its_tensor_is_refused_unread(order: str) -> None:
+def test_json_far_larger_than_any_request_is_refused_unread() -> None:
     array = np.zeros((1, 64), np.float32)
-    # Whoever reads it finds that it is no JSON.
-    data, shape = b'"data":[' + b"0.5," * 2**21 + b",0]", b'"shape":[1,64]'
-    if order == "no shape":
-        shape = b'"name":"x"' + b" " * 5000 + b',"shape":[1,64],"more":"' + b"x" * 5000 + b'"'
-    pair = (shape, data) if order == "shape first" else (data, shape)
-    body = b'{"inputs":[{"name":"x","datatype":"FP32",' + b",".join(pair) + b"}]}"
+    # Reading it would find that it is no JSON.
+    data = b'"shape":[1,64],"data":[' + b"0.5," * 2**21 + b",0]"
+    body = b'{"inputs":[{"name":"x","datatype":"FP32",' + data + b"}]}"
     with pytest.raises(TooLargeError, match=r"of JSON; .* rows of .* take up to"):
         read_request(body, None, model_of(array))
 
@@ -52,44 +46,29 @@ def bad(**changes: object) -> dict[str, object]:
         ({"inputs": []}, "input 'x' is missing"),
         ({"inputs": [{**X, "data": DATA}] * 2}, "given 2 times"),
         (bad(name="y"), "no input 'y'; its input is 'x', FP32 [-1, 3]"),
-        (bad(name=3), "Expected `str`"),
         (bad(datatype="FP64"), "has datatype FP32, got 'FP64'"),
-        (bad(datatype="BYTES"), "has datatype FP32, got 'BYTES'"),
         (bad(shape=[]), "one row or more, got []"),
-        (bad(shape=[3]), "got [3]"),
-        (bad(shape=[2, 4]), "got [2, 4]"),
         (bad(shape=[2, 3, 1]), "got [2, 3, 1]"),
         (bad(shape=[0, 3], data=[]), "one row or more, got [0, 3]"),
-        (bad(shape=[-2, 3]), "got [-2, 3]"),
         (bad(shape=[2.0, 3]), "Expected `int`"),
-        (bad(shape="2,3"), "Expected `array`"),
         (bad(shape=[10**30, 3]), "takes up to 5 at once"),
         (bad(shape=[6, 3]), "takes up to 5 at once"),
         (bad(data=DATA[1:]), "has shape [5]; it must be flat, with 6 elements"),
-        (bad(data=[]), "has shape [0]"),
         (bad(data=[DATA]), "nested as [2, 3]"),
-        (bad(data=[[1, 2], [3, 4], [5, 6]]), "has shape [3, 2]"),
         (bad(data=[[1, 2, 3], [4, 5]]), "ragged"),
         (bad(data=[[1, 2, 3], 4]), "Expected `array`, got `int` - at `$[1]`"),
-        (bad(data=[[[1], [2], [3]], [[4], [5], [6]]]), "Expected `float`, got `array`"),
         (bad(data=["1", 2, 3, 4, 5, 6]), "Expected `float`, got `str`"),
-        (bad(data=[True, 2, 3, 4, 5, 6]), "Expected `float`, got `bool`"),
-        (bad(data=[None, 2, 3, 4, 5, 6]), "Expected `float`, got `null`"),
         (bad(data=[1e39, 2, 3, 4, 5, 6]), "Expected `float` <= 3.4028"),
         (bad(data="AAAA"), "Expected `array`, got `str`"),
-        (bad(data=None), "Expected `array`, got `null`"),
         ({"inputs": [X]}, "neither data nor a binary_data_size"),
         (bad(parameters={"binary_data_size": 24}), "both data and a binary_data_size"),
         (bad(parameters={"binary_data_size": "24"}), "Expected `int | null`"),
         (bad(parameters={"shared_memory_region": "r"}), "shared memory"),
-        (bad(parameters=[]), "Expected `object | null`"),
-        ({**bad(), "id": 7}, "Expected `str | null`"),
         ({**bad(), "outputs": [{"name": "z"}]}, "no output 'z'; its output is 'y'"),
         ({**bad(), "outputs": [{"name": "y"}] * 2}, "requested twice"),
         ({**bad(), "outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classific"),
         ({**bad(), "parameters": {"timeout": -1}}, "Expected `int` >= 0"),
         ({**bad(), "parameters": {"timeout": 10**400}}, "Expected `int` <= 9223372036854775807"),
-        ({**bad(), "parameters": {"timeout": "1"}}, "Expected `int | null`"),
         ({**bad(), "parameters": {"redundancy": "none"}}, "'any' or 'exact', got 'none'"),
         ({**bad(), "parameters": {"redundancy": True}}, "Expected `str | null`, got `bool`"),
         (
@@ -97,7 +76,6 @@ def bad(**changes: object) -> dict[str, object]:
             "null`, got `array`",
         ),
         ({**bad(), "parameters": {"tenant": ""}}, "1 to 128 characters, got ''"),
-        ({**bad(), "parameters": {"tenant": "t" * 129}}, "1 to 128 characters, got 'ttt"),
         ({**bad(), "parameters": {"tenant": 7}}, "Expected `str | null`, got `int`"),
     ],
 )
@@ -203,26 +181,3 @@ def test_binary_booleans_are_zeros_and_ones() -> None:
 def test_arbitrary_bytes_are_refused_with_a_reason(body: bytes, length: str | None) -> None:
     with pytest.raises(RequestError):
         read_request(body, length, model_of(np.zeros((1, 2), np.float32)))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=8,
-)
-FIELDS = ["name", "shape", "datatype", "data", "parameters"]
-
-
-@given(
-    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
-    st.dictionaries(st.sampled_from(["inputs", "outputs", "id", "parameters"]), JSON, max_size=2),
-)
-def test_a_mangled_request_is_read_or_refused_and_nothing_else(
-    tensor: dict[str, object], message: dict[str, object]
-) -> None:
-    array = np.zeros((1, 2), np.float32)
-    model = model_of(array)
-    whole = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
-    body = msgspec.json.encode({"inputs": [{**whole, **tensor}], **message})
-    with suppress(RequestError):
-        assert read_request(body, None, model).rows.shape == (1, 2)

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,15 +57,6 @@ async def test_all_who_wait_get_what_is_written_once() -> None:
     assert await written.ask() == 3
 
 
-async def test_who_asks_now_and_then_waits_for_nothing() -> None:
-    written = Written(0.008)
-    for asked in range(1, 100):
-        written.now += 1.0
-        before = written.now
-        assert await written.ask() == asked
-        assert written.now - before == pytest.approx(written.seconds)
-
-
 async def test_waiting_for_the_metrics_of_others_costs_nothing() -> None:
     written = Written(0.001, waiting=0.3)
     for asked in range(1, 1000):
@@ -87,14 +77,3 @@ async def test_each_format_has_an_answer_of_its_own() -> None:
     written = Written(1.0)
     answers = await asyncio.gather(written.ask(), written.ask(OPEN_METRICS), written.ask())
     assert answers[0] == answers[2] != answers[1]
-
-
-async def test_versions_that_nobody_has_heard_of_are_no_formats_of_their_own() -> None:
-    written = Written(1.0)
-    accepted = [
-        f"{kind}; version=1.0.0.{number}, {kind};version=9.{number}.0"
-        for number in range(100)
-        for kind in ("text/plain", "application/openmetrics-text")
-    ]
-    await asyncio.gather(*map(written.ask, accepted))
-    assert written.times == 1

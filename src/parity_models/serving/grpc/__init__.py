@@ -5,7 +5,7 @@ from importlib import import_module
 
 from parity_models.errors import needs
 
-# Workers are other programs, so nobody needs gRPC in a forked process: without this it would write
+# Workers are other programs, so no forked process needs gRPC: without this it would write
 # a line to stderr for each that starts. gRPC reads it when it is imported first.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 

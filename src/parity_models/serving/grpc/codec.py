@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.queries import cut, padded
+from parity_models.models.queries import cut
 from parity_models.models.signature import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError
@@ -23,15 +23,19 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferResponse,
     RepositoryModelLoadRequest,
 )
-from parity_models.serving.models import GivenTensor, ServedModel, WantedOutput
+from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import (
-    AskedOutput,
     InferRequest,
+    OutputParameters,
+    RequestedOutput,
+    RequestMessage,
+    RequestParameters,
+    TensorMessage,
+    TensorParameters,
     array_from_bytes,
-    exact_from,
     little_endian,
+    request_of,
     size_in_bytes,
-    tenant_from,
 )
 
 _FIELDS = {
@@ -62,19 +66,17 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
     expected.
     """
-    fitting = model.check_request(
-        [
-            GivenTensor(each.name, each.datatype, each.shape, _SHARED in each.parameters)
-            for each in message.inputs
-        ],
-        [
-            WantedOutput(each.name, _SHARED in each.parameters, "classification" in each.parameters)
-            for each in message.outputs
-        ],
-    )
     raw = len(message.raw_input_contents) > 0
-    specs = model.signature.kind(fitting.sizes).input.tensors
-    spec_of = {spec.name: spec for spec in specs}
+    inputs = [
+        TensorMessage(each.name, each.datatype, tuple(each.shape), _storage(each))
+        for each in message.inputs
+    ]
+    outputs = [
+        RequestedOutput(each.name, OutputParameters(None, *_asked_of(each)))
+        for each in message.outputs
+    ]
+    fitting = model.check_request(inputs, outputs)
+    spec_of = {each.name: each for each in model.signature.kind(fitting.sizes).input.tensors}
     if raw:
         tensors = _from_raw(message, spec_of, fitting.rows)
     else:
@@ -84,15 +86,10 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
             tensors[each.name] = tensor_from_contents(each.contents, spec, fitting.rows, what)
     # Raw contents are all outputs' or none's.
     raw = raw or any(each.datatype not in _FIELDS for each in fitting.outputs)
-    return InferRequest(
-        message.id or None,
-        padded(tensors, model.signature, fitting.sizes),
-        _timeout(message),
-        [AskedOutput(each, raw) for each in fitting.outputs],
-        exact_from(parameter_of(message, "redundancy")) or model.is_exact(fitting.outputs),
-        tenant_from(parameter_of(message, "tenant")),
-        fitting.sizes,
-    )
+    redundancy, tenant = (parameter_of(message, name) for name in ("redundancy", "tenant"))
+    parameters = RequestParameters(_timeout(message), raw, redundancy, tenant)
+    whole = RequestMessage(tuple(inputs), message.id or None, parameters, tuple(outputs) or None)
+    return request_of(whole, model, fitting, tensors)
 
 
 def write_response(
@@ -170,19 +167,29 @@ def tensor_from_contents(
     return array.reshape(rows, *spec.shape)
 
 
-def _timeout(message: ModelInferRequest) -> float | None:
-    """Seconds, from the parameter in microseconds; 0 is none."""
+def _storage(tensor: Any) -> TensorParameters | None:
+    return TensorParameters(shared_memory_region="") if _SHARED in tensor.parameters else None
+
+
+def _asked_of(output: Any) -> tuple[str | None, int | None]:
+    """The shared memory, and the classes, that an output is asked for."""
+    parameters = output.parameters
+    return "" if _SHARED in parameters else None, 1 if "classification" in parameters else None
+
+
+def _timeout(message: ModelInferRequest) -> int | None:
+    """The parameter timeout, in microseconds."""
     if "timeout" not in message.parameters:
         return None
-    microseconds = parameter_of(message, "timeout")
-    if type(microseconds) is not int or microseconds < 0:
+    timeout: object = parameter_of(message, "timeout")
+    if type(timeout) is not int or timeout < 0:
         raise InvalidRequestError(
             "the parameter timeout is a number of microseconds, 0 or more, as int64_param"
         )
-    return microseconds / 1e6 if microseconds else None
+    return timeout
 
 
-def parameter_of(message: ModelInferRequest | RepositoryModelLoadRequest, name: str) -> object:
+def parameter_of(message: ModelInferRequest | RepositoryModelLoadRequest, name: str) -> Any:
     """The parameter's value, of whatever type it has; None if it is not there or empty."""
     if name not in message.parameters:
         return None

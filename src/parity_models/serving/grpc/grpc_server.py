@@ -7,7 +7,7 @@ messages, connections and their times are bounded by gRPC itself.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from math import ceil
@@ -45,7 +45,7 @@ from parity_models.serving.http import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import GRPC, Metrics
 from parity_models.serving.models import Models, ServedVersion
-from parity_models.serving.protocol import SOFTWARE
+from parity_models.serving.protocol import SOFTWARE, with_tenant
 from parity_models.serving.refusals import Refused
 from parity_models.serving.request_log import (
     CURRENT,
@@ -54,7 +54,6 @@ from parity_models.serving.request_log import (
     TRACESTATE,
     RequestLog,
 )
-from parity_models.serving.tenancy import with_tenant
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -346,7 +345,10 @@ class InferenceService:
             model = version.model
             log.metrics = version.metrics
             asked = read_request(message, model)
-            asked = with_tenant(asked, model.tenant_header, partial(_metadata, context))
+            if (header := model.tenant_header) is not None:
+                metadata = context.invocation_metadata() or ()
+                given = [str(value) for key, value in metadata if key == header]
+                asked = with_tenant(asked, header, given)
             del data, message
             limits = (asked.timeout, context.time_remaining())
             timeout = min((each for each in limits if each is not None), default=None)
@@ -474,17 +476,17 @@ class Health:
 
 
 def _unknown_service(data: bytes) -> str | None:
-    """The service that is asked for, if there is none of that name."""
+    """Return the name of the service that is asked for, if it is unknown."""
     service = read_message(health_pb2.HealthCheckRequest, data).service
     return None if service in ("", SERVICE.full_name) else service
 
 
 def read_message(request: type[_Request], data: bytes) -> _Request:
-    """Raises InvalidRequestError for what is no such message."""
+    """Decode a message. Raises InvalidRequestError for other bytes."""
     try:
         return request.FromString(data)
     except DecodeError as error:
-        raise InvalidRequestError(f"the request is no {request.DESCRIPTOR.full_name}") from error
+        raise InvalidRequestError(f"the request is not a {request.DESCRIPTOR.full_name}") from error
 
 
 def _too_large(size: int, what: str, most: int) -> TooLargeError:
@@ -506,11 +508,6 @@ def _name_bundle(version: ServedVersion, context: Context) -> None:
     context.set_trailing_metadata(tuple((key, value) for key, value in about.items() if value))
 
 
-def _metadata(context: Context, key: str) -> Sequence[str]:
-    """All values of the metadata that the client sent under `key`, which is in lower case."""
-    return [str(value) for each, value in context.invocation_metadata() or () if each == key]
-
-
 # Errors
 
 
@@ -527,7 +524,7 @@ def text_of(error: RequestError) -> str:
     text = str(error)[:MAX_TEXT]
     size = 0
     for at, character in enumerate(text):
-        # gRPC writes what is no printable ASCII as %XX, byte by byte.
+        # gRPC writes other than printable ASCII as %XX, byte by byte.
         is_plain = " " <= character <= "~" and character != "%"
         size += 1 if is_plain else 3 * len(character.encode(errors="replace"))
         if size > MAX_WIRE:
@@ -553,7 +550,7 @@ async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoR
 async def abort(
     context: Context, code: StatusCode, text: str, metadata: tuple[tuple[str, bytes], ...] = ()
 ) -> NoReturn:
-    """End a call with this status; it is no error if its client has just gone."""
+    """End a call with this status, also if its client has just gone."""
     try:
         await context.abort(code, text, metadata)
     except grpc.aio.AbortError:

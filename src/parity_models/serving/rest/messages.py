@@ -110,24 +110,11 @@ class Request:
             return self.repeated[name]
         return [self.headers[name]] if name in self.headers else []
 
-    def expect(self, size: int, max_body: int, budget: ByteBudget) -> None:
-        """Let a body come, of the declared `size`, or 0: more than `max_body` bytes, or than there
-        is room for, is refused before any of it is read.
-
-        A size that is only declared takes no room: a few clients that declare much and send nothing
-        would keep out all others. Raises TooLargeError or OverloadedError.
-        """
-        self.max_body, self.budget = max_body, budget
-        if size > max_body:
-            raise self._too_large()
-        if budget.held + size > budget.most:
-            raise budget.exceeded(size)
-
     def add(self, piece: bytes) -> None:
         """Add a piece to the body. Raises TooLargeError or OverloadedError."""
         size, budget = len(piece), self.budget
         if len(self.body) + size > self.max_body:
-            raise self._too_large()
+            raise self.too_large()
         if budget.held + size > budget.most:
             raise budget.exceeded(size)
         budget.held += size
@@ -184,7 +171,8 @@ class Request:
         self.held -= compressed
         self.budget.held -= compressed
 
-    def _too_large(self) -> TooLargeError:
+    def too_large(self) -> TooLargeError:
+        """The error of a request whose body is larger than `max_body`."""
         return TooLargeError(
             f"the body is larger than the {self.max_body} bytes this server takes at once "
             "(max_body); send fewer rows at once",

@@ -42,6 +42,7 @@ from parity_models.serving.protocol import (
     ServerMetadata,
     read_json,
     read_request,
+    with_tenant,
     write_response,
 )
 from parity_models.serving.request_log import ACCESS_LOG, CURRENT
@@ -53,7 +54,6 @@ from parity_models.serving.rest.messages import (
     json_response,
     refusal,
 )
-from parity_models.serving.tenancy import with_tenant
 from parity_models.serving.v1 import read_predict, status_of, write_predictions
 
 if TYPE_CHECKING:
@@ -169,12 +169,23 @@ class Rest:
         request.is_v1 = asks == ":predict"
         request.inference = request.is_v1 or asks == "/infer"
         if asks in ("/load", "/unload"):
-            _refuse_pages(request)
+            # Any site's page can reach this server from a browser in its network.
+            if "origin" in request.headers:
+                raise ForbiddenError(
+                    "web pages load and unload no models here; a request of your own has no header "
+                    "Origin"
+                )
         elif found is not None and asks not in ("/ready", ""):
             self._models.find(request.model, request.version)
         if request.inference and "content-encoding" in request.headers:
             request.check_encoding()
-        request.expect(size, self.limits.max_body, self.budget)
+        # A size that is only declared takes no room: a few clients that declare much and send
+        # nothing would keep out all others.
+        request.max_body, request.budget = self.limits.max_body, self.budget
+        if size > request.max_body:
+            raise request.too_large()
+        if self.budget.held + size > self.budget.most:
+            raise self.budget.exceeded(size)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
@@ -240,7 +251,7 @@ class Rest:
         else:
             asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
         if model.tenant_header is not None:
-            asked = with_tenant(asked, model.tenant_header, request.values)
+            asked = with_tenant(asked, model.tenant_header, request.values(model.tenant_header))
         if log is not None and asked.id is not None:
             log.id_in_body(asked.id)
         result = await version.frontend.infer(
@@ -333,15 +344,6 @@ def _path_of_url(target: str) -> str:
         raise InvalidRequestError(f"the request's target is not a URL: {error}") from error
 
 
-def _refuse_pages(request: Request) -> None:
-    """Raises ForbiddenError for a request from a web page: any site's page can reach this server
-    from a browser in its network."""
-    if "origin" in request.headers:
-        raise ForbiddenError(
-            "web pages load and unload no models here; a request of your own has no header Origin"
-        )
-
-
 def _readiness(about: Mapping[str, Any], trouble: str) -> Response:
     if not trouble:
         return json_response({**about, "ready": True})
@@ -361,7 +363,7 @@ _VERSIONS = ("0.0.1", "0.0.4", "1.0.0", "2.0.0")
 
 
 def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
-    """How metrics are written for this request, and the media type: one of a few, whatever versions
+    """The encoder and the media type of metrics for this request: one of a few, whatever versions
     it accepts, as their names would become part of the media type."""
     known = []
     for media_type in request.headers.get("accept", "").split(","):
