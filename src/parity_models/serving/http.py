@@ -29,6 +29,7 @@ from parity_models.serving.errors import (
     AbandonedError,
     ConnectError,
     HeadTooLargeError,
+    InternalError,
     InvalidRequestError,
     LateRequestError,
     OverloadedError,
@@ -37,7 +38,7 @@ from parity_models.serving.errors import (
 )
 from parity_models.serving.metrics import HTTP, Metrics
 from parity_models.serving.refusals import Refused
-from parity_models.serving.rest.messages import Request, Response, error_response, refusal
+from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.service import Rest
 
 _log = logging.getLogger(__name__)
@@ -87,23 +88,15 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 """A valid Host header (RFC 3986, sections 3.2.2 and 3.2.3)."""
 
 
-class _RefusedError(Exception):
-    """Raised in the parser's callbacks: this answer is the connection's last."""
-
-    def __init__(self, answer: Response) -> None:
-        self.answer = answer
-
-
 class HttpConnection(asyncio.Protocol):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
-    With `refused`, that is its one answer, to anything but the question whether the server is
-    alive.
+    With `refused`, it has that one answer to any request but that for the server's liveness.
     """
 
     _transport: asyncio.Transport
 
-    def __init__(self, server: "HttpServer", refused: Response | None = None) -> None:
+    def __init__(self, server: "HttpServer", refused: RequestError | None = None) -> None:
         self._server = server
         self._rest = server.rest
         self._refused = refused
@@ -255,17 +248,14 @@ class HttpConnection(asyncio.Protocol):
 
     # Refusals
 
-    def _refuse(self, why: RequestError | Response, *, lingers: bool = True) -> None:
-        """Let the request that arrives end with this error, or answer, and the connection with it;
-        `lingers`: the client may be sending still."""
+    def _refuse(self, error: RequestError, *, lingers: bool = True) -> None:
+        """Let the request that arrives end with this error, and the connection with it; `lingers`:
+        the client may be sending still."""
         request = self._arriving
-        if isinstance(why, RequestError):
-            if request is None or request.answer is not None:  # then it was counted
-                request = Request.unread()
-            why = self._rest.refused(request, why)
-        request = request or Request.unread()
+        if request is None or request.answer is not None:  # then it was counted
+            request = Request.unread()
         request.release()
-        request.keeps, request.answer = False, why
+        request.keeps, request.answer = False, self._rest.refused(request, error)
         self._lingers = lingers
         self._answer_next(request)
 
@@ -274,14 +264,11 @@ class HttpConnection(asyncio.Protocol):
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
         if self._ended:  # what is wrong comes after the last request that is read
             return
-        if isinstance(cause, _RefusedError):
-            self._refuse(cause.answer)
-        elif isinstance(cause, RequestError):
+        if isinstance(cause, RequestError):
             self._refuse(cause)
         elif cause is not None:
             _log.error("a request could not be read", exc_info=error)
-            text = "the server failed to read the request; its log says why"
-            self._refuse(error_response(text, 500))
+            self._refuse(InternalError("the server failed to read the request; its log says why"))
         else:
             text = f"this is not HTTP/1.1 as it should be: {error}"
             self._refuse(InvalidRequestError(text, why=Refused.HTTP))
@@ -313,20 +300,19 @@ class HttpConnection(asyncio.Protocol):
         headers, is_old = request.headers, parser.get_http_version() == "1.0"
         self._upgrades = "upgrade" in headers and parser.should_upgrade()
         size = int(headers.get("content-length", "0"))
-        if self._refused is not None and request.target != HEALTH[0]:
-            request.answer = self._refused
-        else:
-            _check_head(request, is_old)
-            try:
-                self._rest.begin(request, size)
-            except RequestError as error:
-                request.answer = self._rest.refused(request, error)
         expects = "expect" in headers and headers["expect"].lower() == "100-continue"
-        if request.answer is None:
+        if self._refused is not None and request.target != HEALTH[0]:
+            raise self._refused
+        _check_head(request, is_old)
+        try:
+            self._rest.begin(request, size)
+        except RequestError as error:
+            if "transfer-encoding" in headers or size > _SMALL or (expects and size):
+                raise
+            request.answer = self._rest.refused(request, error)
+        else:
             if expects and not is_old:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif "transfer-encoding" in headers or size > _SMALL or (expects and size):
-            raise _RefusedError(request.answer)
 
     def on_body(self, piece: bytes) -> None:
         self._head = 0
@@ -619,8 +605,8 @@ class HttpServer:
             accepted.close()
             self.lost(connection)
 
-    def _refusal(self, descriptor: int) -> Response | None:
-        """The answer to a new connection with this file descriptor, if it is one too many."""
+    def _refusal(self, descriptor: int) -> RequestError | None:
+        """The error of a new connection with this file descriptor, if it is one too many."""
         most = self.limits.max_connections
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if len(self._connections) - len(self._refusing) >= most:
@@ -633,8 +619,7 @@ class HttpServer:
         else:
             return None
         self.ended(why)
-        self._metrics.refusals.labels(why).inc()
-        return refusal(OverloadedError(f"{text}; try again later", why=why))
+        return OverloadedError(f"{text}; try again later", why=why)
 
     # Now and then
 

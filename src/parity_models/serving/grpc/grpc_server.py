@@ -486,7 +486,9 @@ def read_message(request: type[_Request], data: bytes) -> _Request:
     try:
         return request.FromString(data)
     except DecodeError as error:
-        raise InvalidRequestError(f"the request is not a {request.DESCRIPTOR.full_name}") from error
+        raise InvalidRequestError(
+            f"the request cannot be read as {request.DESCRIPTOR.full_name}"
+        ) from error
 
 
 def _too_large(size: int, what: str, most: int) -> TooLargeError:
