@@ -144,7 +144,15 @@ def logged_alone() -> Iterator[None]:
     LOG.addHandler(STRICT)
 
 
-HOOKS = ("arrived", "starts", "predicted", "unit_ended", "urgent", "resolved", "alarm")
+HOOKS = (
+    "arrived",
+    "starts",
+    "on_prediction",
+    "unit_ended",
+    "on_loss_or_deadline",
+    "resolved",
+    "alarm",
+)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -165,7 +173,7 @@ def test_a_policy_that_raises_loses_no_instance_and_no_query(hook: str) -> None:
             raise RuntimeError("a bug")
 
     policy = Faulty()
-    if hook in ("predicted", "unit_ended", "urgent", "resolved"):
+    if hook in ("on_prediction", "unit_ended", "on_loss_or_deadline", "resolved"):
         setattr(policy, hook, policy._raise)
     world = world_of("ab", policy, deadline=3.0)
     world.arrive(3)

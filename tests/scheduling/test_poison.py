@@ -182,7 +182,7 @@ def test_random_kills_fail_nobody() -> None:
 
 def test_a_policy_that_raises_when_an_instance_is_lost_fails_its_query_alone() -> None:
     class Broken(NoRedundancy):
-        def suspected(self, port: Port, query: Query) -> None:
+        def on_suspected_poison(self, port: Port, query: Query) -> None:
             raise RuntimeError("a bug")
 
     scheduler = Scheduler(Broken())

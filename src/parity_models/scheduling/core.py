@@ -195,7 +195,7 @@ class Scheduler(Port):
                 continue
             if usable:
                 try:
-                    policy.predicted(self, task)
+                    policy.on_prediction(self, task)
                 except Exception as error:
                     self._on_error(error, (task.subject,))
             query = self.queries.get(task.subject)
@@ -387,7 +387,7 @@ class Scheduler(Port):
         self._expire(query)
 
     def _expire(self, query: Query) -> None:
-        self.tell((query.id,), self._policy.urgent, self, query)
+        self.tell((query.id,), self._policy.on_loss_or_deadline, self, query)
         self._expire_unless_decoding(query)
 
     def _expire_unless_decoding(self, query: Query) -> None:
@@ -489,7 +489,7 @@ class Scheduler(Port):
                 task.alone = task.alone or tries - task.turned_away > 1
                 self.queue_again(task)
                 if query is not None:
-                    self.tell((query.id,), self._policy.urgent, self, query)
+                    self.tell((query.id,), self._policy.on_loss_or_deadline, self, query)
                 continue
             task.wanted = False
             if query is not None and not any(copy.wanted for copy in query.tasks):

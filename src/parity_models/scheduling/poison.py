@@ -49,7 +49,7 @@ class Poison:
         suspects: dict[Query, bool] = {}
         for task in unit.tasks:
             held = unit.sound
-            for query_id in policy.carries(task):
+            for query_id in policy.inputs_of(task):
                 query = port.queries.get(query_id)
                 if query is not None and query not in suspects:
                     suspects[query] = held = unit.sound or query.excused_crashes >= EXCUSED
@@ -63,11 +63,11 @@ class Poison:
         for query, held in suspects.items():
             if held and len(suspects) == 1:
                 query.solo_crashes += HUNG if unit.hung else ENDED
-            port.tell((query.id,), policy.suspected, port, query)
+            port.tell((query.id,), policy.on_suspected_poison, port, query)
             kept = self._keep_one(query)
             if kept is not None or _is_poison(query):
                 self.set_aside[query] = kept
-            port.tell((query.id,), policy.urgent, port, query)
+            port.tell((query.id,), policy.on_loss_or_deadline, port, query)
 
     def retry(self) -> None:
         """Queue or fail those that were set aside, where it is known which."""
@@ -108,7 +108,7 @@ class Poison:
         could cost too many instances."""
         if any(task.unit for task in query.tasks):
             return True
-        exposed = self._policy.exposes(self._port, query)
+        exposed = self._policy.copies_in_flight(self._port, query)
         return exposed > 0 and query.crashes + exposed >= ENOUGH
 
 

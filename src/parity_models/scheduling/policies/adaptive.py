@@ -47,7 +47,7 @@ HELD_UP = 0.001
 
 Offer = tuple[float, str, Callable[[], None]]
 """What it is worth to send a query to a role, and how it is sent."""
-NONE: Offer = (0.0, DEPLOYED, lambda: None)
+NO_OFFER: Offer = (0.0, DEPLOYED, lambda: None)
 
 
 class Adaptive(Policy):
@@ -60,7 +60,7 @@ class Adaptive(Policy):
     name = "adaptive"
     needs_stand_in = True
 
-    MOST = 3
+    MAX_TASKS = 3
     """How many tasks of a query run at most: one that is slow wherever it runs is slow itself, and
     one that ends instances is not to end more of them."""
 
@@ -102,11 +102,11 @@ class Adaptive(Policy):
         )
         self._budget = Budget(options.budget, BURST)
         self._effect = Effect()
-        self._alone: dict[int, Query] = {}
+        self._unassisted: dict[int, Query] = {}
         """The queries whose original runs, and nothing else; the oldest first."""
         self._asked: dict[int, list[Task]] = {}
         """All tasks of each query for which something was sent, the original first."""
-        self._kept: dict[int, Source] = {}
+        self._early_answers: dict[int, Source] = {}
         """The queries of which a backup's answer is here, not given yet, and from which."""
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
@@ -132,14 +132,14 @@ class Adaptive(Policy):
         if query is None:
             return
         if task is query.original and query.id not in self._asked:
-            self._alone.pop(query.id, None)  # it ran before, and failed
-            self._alone[query.id] = query
+            self._unassisted.pop(query.id, None)  # it ran before, and failed
+            self._unassisted[query.id] = query
         self._watch(port, query, task)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         if task.role not in BACKUPS:
             self._groups.redundancy_starts(port, task)
-        for query_id in self.carries(task):
+        for query_id in self.inputs_of(task):
             query = port.queries.get(query_id)
             if query is not None:
                 self._watch(port, query, task)
@@ -149,22 +149,22 @@ class Adaptive(Policy):
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
         at = (port.now + query.due) / 2 if age is None else began + age + port.front_door.lag
-        self._look_at(port, query, at)
+        self._reconsider_at(port, query, at)
 
-    def _look_at(self, port: Port, query: Query, at: float) -> None:
-        if query.id not in self._kept:  # else it is answered soon
-            port.set_alarm(query, at, partial(self._look, port, query, max(at, port.now)))
+    def _reconsider_at(self, port: Port, query: Query, at: float) -> None:
+        if query.id not in self._early_answers:  # else it is answered soon
+            port.set_alarm(query, at, partial(self._reconsider, port, query, max(at, port.now)))
 
     # What is at risk is answered otherwise
 
-    def _look(self, port: Port, query: Query, due: float) -> None:
+    def _reconsider(self, port: Port, query: Query, due: float) -> None:
         """Send the most beneficial; look again after a median run time if nothing is worth it."""
         if port.now > due + HELD_UP:  # and so were reports, one of which may answer it
-            port.set_alarm(query, port.now + HELD_UP, partial(self._look, port, query, inf))
+            port.set_alarm(query, port.now + HELD_UP, partial(self._reconsider, port, query, inf))
             return
         tasks = self._asked.get(query.id, [query.original])
         runs = [task for task in tasks if task.unit is not None]
-        if query.crashes or len(runs) >= self.MOST:
+        if query.crashes or len(runs) >= self.MAX_TASKS:
             return  # one that may end instances is tried alone
         newest = max(runs, key=_started, default=None)
         if newest is None and query.original.instance is None:
@@ -172,20 +172,20 @@ class Adaptive(Policy):
         helps_from = self._effect.helps_from(query.id, query.arrived)
         if port.now < helps_from:
             if helps_from < query.due:
-                self._look_at(port, query, helps_from)
+                self._reconsider_at(port, query, helps_from)
             return
-        worth, role, send = NONE
+        worth, role, send = NO_OFFER
         oldest = port.now - query.arrived > OLDEST * self._risk.benefit.median
         allowed = port.redundancy_on and not port.front_door.is_bottleneck
         if allowed and self._budget.is_left(0.0 if oldest else RESERVE):
             offers = self._offers(port, query, tasks, newest)
-            worth, role, send = max(offers, key=lambda offer: offer[0], default=NONE)
+            worth, role, send = max(offers, key=lambda offer: offer[0], default=NO_OFFER)
         if worth > 0:
             send()
         else:
             port.held_back(role)
             again = self._risk.benefit.median or (query.due - port.now) / 2
-            self._look_at(port, query, port.now + again)
+            self._reconsider_at(port, query, port.now + again)
 
     def _offers(
         self, port: Port, query: Query, tasks: Sequence[Task], newest: Task | None
@@ -221,7 +221,7 @@ class Adaptive(Policy):
         company: list[Query] = []
         # No two of one batch: one instance would hold up both.
         units = {None, *(task.unit for task in tasks)}
-        for other in self._alone.values():
+        for other in self._unassisted.values():
             late = port.now - _started(other.original) >= self._risk.late
             if not late or len(company) >= len(self._rows) - 1:
                 break
@@ -256,13 +256,13 @@ class Adaptive(Policy):
         if query.id not in self._asked:
             self._asked[query.id] = []
             port.keep_apart(query, self._asked[query.id])
-            self._alone.pop(query.id, None)
+            self._unassisted.pop(query.id, None)
         return self._asked[query.id]
 
     # Answers
 
-    def predicted(self, port: Port, task: Task) -> None:
-        self._groups.predicted(port, task)
+    def on_prediction(self, port: Port, task: Task) -> None:
+        self._groups.on_prediction(port, task)
         query = port.queries.get(task.subject)
         if self._rows and query is not None and not query.exact and not query.crashes:
             self._groups.keep(port, query)
@@ -273,15 +273,15 @@ class Adaptive(Policy):
             self._groups.redundancy_finished(port, task)
         elif query is not None and task.role in query.backups:
             self._risk.stand_ins[task.role].answered(usable=True, again=query.refusals > 0)
-            self._give(port, query, source_of(task.role))
+            self._deliver(port, query, source_of(task.role))
 
-    def _give(self, port: Port, query: Query, source: Source) -> None:
+    def _deliver(self, port: Port, query: Query, source: Source) -> None:
         """Answer with what this backup says, as soon as it may be given."""
         given = self._risk.given(_started(query.original))
         if port.now >= given:
             port.answer(query, source)
         else:
-            self._kept[query.id] = source
+            self._early_answers[query.id] = source
             port.set_alarm(query, given, partial(port.answer, query, source))
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
@@ -293,34 +293,36 @@ class Adaptive(Policy):
     def resolved(self, port: Port, query: Query) -> None:
         now = port.now
         self._effect.ended(now, query.id, now - query.arrived, self._risk.helped_by)
-        self._alone.pop(query.id, None)
-        self._kept.pop(query.id, None)
+        self._unassisted.pop(query.id, None)
+        self._early_answers.pop(query.id, None)
         self._drop_backups(port, self._asked.pop(query.id, ()))
         if query.decoding:
             self._risk.stand_ins[PARITY].answered(usable=True, again=query.refusals > 0)
         self._groups.resolved(port, query)
 
-    def urgent(self, port: Port, query: Query) -> None:
-        if query.id in self._kept:
-            port.answer(query, self._kept[query.id])
+    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
+        if query.id in self._early_answers:
+            port.answer(query, self._early_answers[query.id])
         else:
-            self._groups.urgent(port, query)
+            self._groups.on_loss_or_deadline(port, query)
 
-    def carries(self, task: Task) -> Collection[int]:
-        return (task.subject,) if task.role in BACKUPS else self._groups.carries(task)
+    def inputs_of(self, task: Task) -> Collection[int]:
+        return (task.subject,) if task.role in BACKUPS else self._groups.inputs_of(task)
 
-    def exposes(self, port: Port, query: Query) -> int:
+    def copies_in_flight(self, port: Port, query: Query) -> int:
         tasks = self._asked.get(query.id, ())
         return sum(task.unit is not None and task.role != DEPLOYED for task in tasks)
 
-    def suspected(self, port: Port, query: Query) -> None:
+    def on_suspected_poison(self, port: Port, query: Query) -> None:
         queued = [task for task in self._asked.get(query.id, ()) if task.unit is None]
         self._drop_backups(port, queued)
-        self._groups.suspected(port, query)
+        self._groups.on_suspected_poison(port, query)
         for task in queued:
-            for other in map(port.queries.get, self.carries(task)):
+            for other in map(port.queries.get, self.inputs_of(task)):
                 if other is not None and other is not query:
-                    self._look_at(port, other, port.now)  # what was sent for it will not start
+                    self._reconsider_at(
+                        port, other, port.now
+                    )  # what was sent for it will not start
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         self._risk.budget = self._effect.part * self._options.budget

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.policies.answer_rule import AnswerOptions
 from parity_models.scheduling.policies.erasures import StandIns
-from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.policies.policy import AnswerOptions, Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
@@ -54,11 +53,11 @@ class ApproximateBackup(Policy):
         else:
             port.set_alarm(query, due, answer)
 
-    def exposes(self, port: Port, query: Query) -> int:
+    def copies_in_flight(self, port: Port, query: Query) -> int:
         backup = self._backups.get(query.id)
         return backup is not None and backup.unit is not None
 
-    def suspected(self, port: Port, query: Query) -> None:
+    def on_suspected_poison(self, port: Port, query: Query) -> None:
         backup = self._backups.get(query.id)
         if backup is not None and backup.unit is None:
             port.drop(backup)
@@ -66,7 +65,7 @@ class ApproximateBackup(Policy):
     def may_answer(self, port: Port, query: Query) -> bool:
         return query.id in self._backups
 
-    def urgent(self, port: Port, query: Query) -> None:
+    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         if query.alarm is not None:
             port.answer(query, Source.BACKUP)
 

@@ -146,7 +146,7 @@ class CodingGroups:
         if self.of(query) is None:
             self._join(port, query)
 
-    def predicted(self, port: Port, task: Task) -> None:
+    def on_prediction(self, port: Port, task: Task) -> None:
         group = None if task.group is None else self._groups.get(task.group)
         if group is None:
             return
@@ -167,7 +167,7 @@ class CodingGroups:
             group.parities[group.tasks.index(task)] = True
             self._decode(port, group)
 
-    def urgent(self, port: Port, query: Query) -> None:
+    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         group = self.of(query)
         if group is not None:
             self._decode(port, group, urgent=query.id)
@@ -192,17 +192,17 @@ class CodingGroups:
                 self._no_longer_open(other)
                 self._end(port, other)
 
-    def carries(self, task: Task) -> Collection[int]:
+    def inputs_of(self, task: Task) -> Collection[int]:
         if task.role == DEPLOYED:
             return (task.subject,)
         group = self._groups.get(task.subject)
         return group.members if group else ()
 
-    def exposes(self, port: Port, query: Query) -> int:
+    def copies_in_flight(self, port: Port, query: Query) -> int:
         group = self.of(query)
         return sum(task.unit is not None for task in group.tasks) if group else 0
 
-    def suspected(self, port: Port, query: Query) -> None:
+    def on_suspected_poison(self, port: Port, query: Query) -> None:
         group = self.of(query)
         if group is None or group.suspected:
             return

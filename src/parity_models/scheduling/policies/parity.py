@@ -5,26 +5,39 @@ reconstructed is answered once it has waited `stand_in_delay`; one whose instanc
 own deadline is here, never waits.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
 from parity_models.options import SECONDS, Option
-from parity_models.scheduling.actions import DEPLOYED
-from parity_models.scheduling.policies.answer_rule import AnswerOptions
-from parity_models.scheduling.policies.coded import CodedPolicy, Pool
-from parity_models.scheduling.policies.erasures import Erasures
+from parity_models.scheduling.actions import DEPLOYED, parity_role
+from parity_models.scheduling.policies.erasures import Erasures, StandIns
 from parity_models.scheduling.policies.groups import CodingGroups
+from parity_models.scheduling.policies.margin import Margin
+from parity_models.scheduling.policies.policy import AnswerOptions, Policy
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.work import Unit
+from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.work import Query, Task, Unit
 
 
-class Parity(CodedPolicy):
+class Pool(StrEnum):
+    """Where parity models run."""
+
+    DEDICATED = "dedicated"
+    """On instances of their own, as in the paper."""
+    SHARED = "shared"
+    """On every instance, at lower priority than originals: spare capacity only (margin.py)."""
+
+
+class Parity(Policy):
     """The parity policy; see above. `code` says k, r and what is decodable."""
 
     name = "parity"
+    needs_code = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(AnswerOptions, CodedPolicy.Options):
+    class Options(AnswerOptions, Policy.Options):
         """What can be set."""
 
         pool: Annotated[
@@ -55,15 +68,58 @@ class Parity(CodedPolicy):
 
     def __init__(self, code: Erasures, options: Options | None = None) -> None:
         options = options or self.Options()
-        groups = CodingGroups(
+        self.asks = StandIns(code)
+        self._code = code
+        self._pool = options.pool
+        self._groups = CodingGroups(
             code,
             max_wait=options.max_group_wait,
             parity_delay=options.parity_delay,
             stand_in_delay=options.stand_in_delay,
         )
-        super().__init__(code, groups, options.pool)
+        self._run_times = RunTimes()
+        self._margin = Margin(self._run_times)
+
+    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        parity = frozenset(parity_role(j) for j in range(self._code.r))
+        deployed = frozenset({DEPLOYED})
+        if self._pool is Pool.SHARED:
+            return [deployed | parity] * (instances + parity_instances)
+        return [deployed] * instances + [parity] * parity_instances
+
+    def arrived(self, port: Port, query: Query) -> None:
+        port.keep_idle(self._margin.kept(len(port.queries)))
+        self._groups.arrived(port, query)
+
+    def on_prediction(self, port: Port, task: Task) -> None:
+        self._groups.on_prediction(port, task)
+
+    def starts(self, port: Port, task: Task) -> None:
+        self._groups.starts(port, task)
+
+    def redundancy_starts(self, port: Port, task: Task) -> None:
+        self._groups.redundancy_starts(port, task)
+
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        self._groups.redundancy_finished(port, task)
+
+    def inputs_of(self, task: Task) -> Collection[int]:
+        return self._groups.inputs_of(task)
+
+    def copies_in_flight(self, port: Port, query: Query) -> int:
+        return self._groups.copies_in_flight(port, query)
+
+    def on_suspected_poison(self, port: Port, query: Query) -> None:
+        self._groups.on_suspected_poison(port, query)
+
+    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
+        self._groups.on_loss_or_deadline(port, query)
+
+    def resolved(self, port: Port, query: Query) -> None:
+        self._margin.answered(port.now - query.arrived)
+        self._groups.resolved(port, query)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         if unit.role == DEPLOYED:
-            self.margin.ran(unit, port.max_batch)
-            self.run_times.add(port.now - unit.started, finished=finished)
+            self._margin.ran(unit, port.max_batch)
+            self._run_times.add(port.now - unit.started, finished=finished)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from parity_models import options
+from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED, Source
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.front_door import Redundancy
@@ -64,7 +65,7 @@ class Policy:
     def arrived(self, port: Port, query: Query) -> None:
         """A query was admitted; its original is queued and will be dispatched after this."""
 
-    def predicted(self, port: Port, task: Task) -> None:
+    def on_prediction(self, port: Port, task: Task) -> None:
         """The deployed model's prediction for this task is here; its answer, if it still needs
         one, follows."""
 
@@ -80,25 +81,25 @@ class Policy:
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         """An instance has run this unit to its end, or, not `finished`, will run it no further."""
 
-    def carries(self, task: Task) -> Collection[int]:
+    def inputs_of(self, task: Task) -> Collection[int]:
         """The queries whose input the task carries."""
         return (task.subject,)
 
-    def exposes(self, port: Port, query: Query) -> int:
+    def copies_in_flight(self, port: Port, query: Query) -> int:
         """How many redundant tasks run that carry the query's input."""
         return 0
 
-    def suspected(self, port: Port, query: Query) -> None:
+    def on_suspected_poison(self, port: Port, query: Query) -> None:
         """The query may end instances: start no redundant work with its input any more."""
 
     def may_answer(self, port: Port, query: Query) -> bool:
         """May redundant work under way still answer this query, which waits for an instance?
 
-        By default what `exposes` counts may.
+        By default what `copies_in_flight` counts may.
         """
-        return self.exposes(port, query) > 0
+        return self.copies_in_flight(port, query) > 0
 
-    def urgent(self, port: Port, query: Query) -> None:
+    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         """The query's instance failed or its deadline is here: answer it now if that can be."""
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
@@ -107,3 +108,18 @@ class Policy:
 
     def resolved(self, port: Port, query: Query) -> None:
         """The query has just been answered or failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(options.Options):
+    """The options of policies that answer from stand-ins."""
+
+    stand_in_delay: Annotated[
+        float,
+        Option(
+            "How long a query waits for the model before a stand-in answers it; 0: whichever is "
+            "ready first answers.",
+            unit=SECONDS,
+            at_least=0,
+        ),
+    ] = 0.0
