@@ -24,7 +24,6 @@ from parity_models.protection.rehearse import run_apart
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
 from parity_models.serving.server import ServeOptions
-from parity_models.simulation.overheads import SHARES
 
 PER_CORE = 2
 """The most instances for each core of this machine."""
@@ -37,6 +36,9 @@ SERVING = 0.002
 
 FEWEST, WARM_UP = 200, 0.1
 """Queries that say something of the tail, and the share of further ones that come first."""
+
+QUANTILES = 201
+"""Quantiles of the time outside of queue and instance, equally spaced."""
 
 ROWS = 64
 """Different queries, repeated."""
@@ -53,7 +55,7 @@ class ServingOverheads:
     """The overheads that a calm run of so many answered `queries` measured, in ms.
 
     A unit holds its instance for `held_ms` longer than the model runs, the time that it waits for a
-    core included. `outside_ms` are the quantiles, at SHARES, of the rest of a query's latency.
+    core included. `outside_ms` are quantiles, equally spaced, of the rest of a query's latency.
     Others `failed`.
     """
 
@@ -64,11 +66,11 @@ class ServingOverheads:
 
     def overloaded(self, ms: float) -> bool:
         """Return whether queries queued or failed, where a unit takes `ms`."""
-        latency = ms + self.held_ms + float(np.interp(0.5, SHARES, self.outside_ms))
+        latency = ms + self.held_ms + float(np.quantile(self.outside_ms, 0.5))
         return self.failed > 0 or latency > OVERLOADED * (ms + 1e3 * SERVING)
 
     def __str__(self) -> str:
-        p50, p99 = np.interp((0.5, 0.99), SHARES, self.outside_ms)
+        p50, p99 = np.quantile(self.outside_ms, (0.5, 0.99))
         return (
             f"with the overheads of a calm server here, over {self.queries:,} queries: "
             f"{self.held_ms:.2f} ms on an instance, {p50:.2f} elsewhere ({p99:.2f} at p99)"
@@ -157,7 +159,8 @@ async def _serve(bundle: Path, instances: int, load: LoadSpec, ms: float) -> Ser
     answered = result.answered
     if not answered.any():
         raise LoadError(f"no query was answered: {result.errors()}")
-    outside = np.quantile(1e3 * result.latency[answered], SHARES) - busy_ms
+    shares = np.linspace(0, 1, QUANTILES)
+    outside = np.quantile(1e3 * result.latency[answered], shares) - busy_ms
     count = int(answered.sum())
     return ServingOverheads(
         max(0.0, busy_ms - ms),

@@ -33,9 +33,11 @@ from parity_models.serving.deployment import (
     stand_ins_of,
 )
 from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
-from parity_models.simulation.overheads import DISPATCH, with_outside
 from parity_models.simulation.recording import Recording, load_contention, read_recording
 from parity_models.trust.gates import choose_gates
+
+DISPATCH = 0.0004
+"""Seconds that a unit takes besides its run: the engine's round trip."""
 
 SPREAD = 0.05
 """The standard deviation of the logarithm of undisturbed run times."""
@@ -61,8 +63,8 @@ class Service:
     Units have up to `max_batch` queries, and each after the first adds a share `added` to their
     time, by role. `coverage` is the share of queries that each gated stand-in may answer, by
     source; a share `agreement` of the answers of the worst of them is the model's (None: unknown).
-    Answers take some time outside of queue and instance, of which `outside_ms` are the quantiles at
-    SHARES.
+    Answers take some time outside of queue and instance, of which `outside_ms` are quantiles at
+    equally spaced shares.
     """
 
     seconds: Mapping[str, float]
@@ -323,7 +325,10 @@ class Scene:
             raise UserError(
                 "no query was answered in the simulation: offer less --load, or other --contention"
             )
-        ms = with_outside(latencies[answered], service.outside_ms, self.seed) * 1e3
+        ms = latencies[answered] * 1e3
+        if outside := service.outside_ms:
+            shares = np.random.default_rng((self.seed, 2)).random(len(ms))
+            ms += np.interp(shares, np.linspace(0, 1, len(outside)), outside)
         p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
         busy = sum(result.busy.values())
         span = float(self.arrivals[-1] - self.arrivals[self.warm_up])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,6 @@ from parity_models.scheduling import (
     WakeAt,
 )
 from parity_models.scheduling.dispatch import Dispatch
-from parity_models.simulation.cores import Cores, CpuModel, Job
 
 SOURCES = tuple(Source)
 """The sources that the numbers in SimulationResult.sources stand for."""
@@ -57,16 +56,6 @@ GC_THRESHOLD = 100_000
 looking for them after 700 objects, as usual, takes a tenth of its time."""
 
 
-class Links(Protocol):
-    """The network links of one run, by which units reach instances. Times must not decrease."""
-
-    def arrival(self, slot: int, now: float, role: str, rows: int) -> float:
-        """Return when a unit of so many rows that is sent now reaches the instance."""
-
-    def message(self, slot: int, now: float) -> float:
-        """Return when a short message that is sent now reaches the instance."""
-
-
 @dataclass(frozen=True)
 class Simulation:
     """A workload and the instances that it meets. Times in seconds.
@@ -76,9 +65,7 @@ class Simulation:
     named takes as long as DEPLOYED. Each row of a unit after the first adds a share `further_rows`
     of that, by role; by default nothing, as on an accelerator that is not full. `overhead` is added
     to every unit (the engine's round trip). `restart` is how long an instance that was killed or
-    recycled is away. Units travel over the `links` that a seed makes, if there are any. With
-    `cores`, instances share these, and service times are seconds of a core. Instance i is on node
-    i modulo `nodes`; None: each has a node to itself.
+    recycled is away. Instance i is on node i modulo `nodes`; None: each has a node to itself.
 
     An instance stops computing a unit when it hears that the unit is cancelled, as with the local
     engine. A unit on its way arrives nevertheless, and faults hold it.
@@ -89,8 +76,6 @@ class Simulation:
     parity_instances: int
     service: Mapping[str, Distribution]
     faults: FaultPlan = field(default_factory=FaultPlan)
-    links: Callable[[int], Links] | None = None
-    cores: Cores | None = None
     restart: float = 1.0
     overhead: float = 0.0
     nodes: int | None = None
@@ -123,6 +108,7 @@ def simulate(
     policy: Policy,
     dispatch: Dispatch | None = None,
     progress: Callable[[int], None] | None = None,
+    driver: "Callable[..., Driver] | None" = None,
 ) -> SimulationResult:
     """Run a simulation to its end.
 
@@ -131,6 +117,7 @@ def simulate(
         policy: The redundancy policy.
         dispatch: The dispatch rule, by default the policy's.
         progress: Called now and then with the number of queries that have arrived.
+        driver: A subclass of Driver that simulates more of a machine.
 
     Returns:
         The fate of each query, and the work that was done.
@@ -138,13 +125,12 @@ def simulate(
     thresholds = gc.get_threshold()
     gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
     try:
-        driver = Driver if simulation.cores is None else _DriverOnCores
-        return driver(simulation, policy, dispatch, progress).run()
+        return (driver or Driver)(simulation, policy, dispatch, progress).run()
     finally:
         gc.set_threshold(*thresholds)
 
 
-class _Instance:
+class Instance:
     """A simulated instance: number `slot` of the plan, in its `life`-th incarnation."""
 
     def __init__(self, slot: int, roles: frozenset[str], faults: WorkerFaults | None) -> None:
@@ -159,20 +145,18 @@ class _Instance:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
     """A unit on its way to an instance, or there.
 
-    It was `sent`, arrives (`there`) and `ends`; the end is unknown while it computes on a core that
-    others may come to (`job`). It is `over` once the instance has ended it.
+    It was `sent`, arrives (`there`) and `ends`; `over` once the instance has ended it.
     """
 
     run: Run
-    instance: _Instance
+    instance: Instance
     counted: bool
     sent: float
     there: float = inf
     ends: float = inf
-    job: Job | None = None
     over: bool = False
 
 
@@ -199,8 +183,8 @@ class Driver:
         self._ended = 0
         self._wake_time: float | None = None
         self._decoded: list[Decode] = []
-        self._instances: dict[str, _Instance] = {}
-        self._running: dict[int, _Running] = {}
+        self._instances: dict[str, Instance] = {}
+        self._running: dict[int, Running] = {}
         self._do: dict[type[Action], Callable[[Any], None]] = {
             Run: self._run,
             Verify: self._verify,
@@ -214,11 +198,10 @@ class Driver:
         plan = simulation.faults
         faulty = plan != FaultPlan(seed=plan.seed)
         transfers = Transfers(plan.shuffles, plan.seed) if plan.shuffles else None
-        self._links = simulation.links(plan.seed) if simulation.links else None
         roles = policy.roles(simulation.instances, simulation.parity_instances)
         for slot, role in enumerate(roles):
             faults = WorkerFaults(plan, slot, transfers) if faulty else None
-            instance = _Instance(slot, role, faults)
+            instance = Instance(slot, role, faults)
             self._join(instance)
             if plan.kills or plan.random_kills:
                 self._await_kill(instance, plan.kill_times(slot))
@@ -304,21 +287,21 @@ class Driver:
             self._wake_time = None
             self._hear(lambda: self._carry_out(self._scheduler.time_passed(self._now)))
 
-    def _join(self, instance: _Instance) -> None:
+    def _join(self, instance: Instance) -> None:
         self._instances[instance.name] = instance
         nodes = self._simulation.nodes
         node = None if nodes is None else str(instance.slot % nodes)
         joined = self._scheduler.instance_joined(self._now, instance.name, instance.roles, node)
         self._carry_out(joined)
 
-    def _await_kill(self, instance: _Instance, times: Iterator[float]) -> None:
+    def _await_kill(self, instance: Instance, times: Iterator[float]) -> None:
         """Kill the instance at the first of the times at which it is there."""
         at = next((time for time in times if time >= self._now), None)
         if at is not None:
             then = partial(self._await_kill, instance, times)
             self._at(at, partial(self._replace, instance, then))
 
-    def _replace(self, instance: _Instance, then: Callable[[], None] | None = None) -> None:
+    def _replace(self, instance: Instance, then: Callable[[], None] | None = None) -> None:
         """The instance leaves, and joins again under another name."""
         if self._instances.pop(instance.name, None) is None:  # it has left already
             if then is not None:
@@ -327,7 +310,7 @@ class Driver:
         self._carry_out(self._scheduler.instance_left(self._now, instance.name))
         self._at(self._now + self._simulation.restart, partial(self._return, instance, then))
 
-    def _return(self, instance: _Instance, then: Callable[[], None] | None) -> None:
+    def _return(self, instance: Instance, then: Callable[[], None] | None) -> None:
         instance.life += 1
         self._join(instance)
         if then is not None:
@@ -341,29 +324,29 @@ class Driver:
             units, rows = self._result.units, self._result.rows
             units[run.role] = units.get(run.role, 0) + 1
             rows[run.role] = rows.get(run.role, 0) + len(run.subjects)
-        running = _Running(run, self._instances[run.instance], counted, self._now)
+        running = Running(run, self._instances[run.instance], counted, self._now)
         self._running[run.unit] = running
         self._send(running)
 
-    def _send(self, running: _Running) -> None:
+    def _send(self, running: Running) -> None:
         """The server has sent the unit to its instance."""
         run = running.run
         running.there = self._there(running.instance, run.role, len(run.subjects))
         self._begin(running)
 
-    def _begin(self, running: _Running) -> None:
+    def _begin(self, running: Running) -> None:
         """The unit arrives at `running.there`."""
         run = running.run
         self._release(running, running.there + self._takes(run.role, len(run.subjects)))
 
-    def _release(self, running: _Running, done: float) -> None:
+    def _release(self, running: Running, done: float) -> None:
         """The unit is done, and ends when faults let it."""
         run, faults = running.run, running.instance.faults
         ends = done if faults is None else faults.release(running.there, done, run.role)
         running.ends = ends + self._simulation.overhead
         self._at(running.ends, partial(self._end_unit, running))
 
-    def _end_unit(self, running: _Running, *, finished: bool = True) -> None:
+    def _end_unit(self, running: Running, *, finished: bool = True) -> None:
         """The instance is done with the unit, and reports it."""
         if running.over:
             return
@@ -376,7 +359,7 @@ class Driver:
         )
         self._hear(report, of_unit=True)
 
-    def _count(self, running: _Running, ends: float) -> None:
+    def _count(self, running: Running, ends: float) -> None:
         if running.counted:
             busy, role = self._result.busy, running.run.role
             busy[role] = busy.get(role, 0.0) + ends - running.sent
@@ -385,12 +368,9 @@ class Driver:
         running = self._running.get(cancel.unit)
         if running is None:
             return
-        heard = self._now
-        if self._links is not None:
-            heard = self._links.message(running.instance.slot, heard)
-        self._stop(running, max(heard, running.there))
+        self._stop(running, max(self._heard(running.instance), running.there))
 
-    def _stop(self, running: _Running, at: float) -> None:
+    def _stop(self, running: Running, at: float) -> None:
         """The instance hears at this time that its unit is cancelled."""
         if running.instance.faults is not None:
             at = running.instance.faults.cut(at)
@@ -407,11 +387,13 @@ class Driver:
             ends = instance.faults.release(there, ends, role)
         self._at(ends + self._simulation.overhead, partial(self._verified, verify.unit))
 
-    def _there(self, instance: _Instance, role: str, rows: int) -> float:
+    def _there(self, instance: Instance, role: str, rows: int) -> float:
         """Return when a unit of this role that is sent now arrives."""
-        if self._links is None:
-            return self._now
-        return self._links.arrival(instance.slot, self._now, role, rows)
+        return self._now
+
+    def _heard(self, instance: Instance) -> float:
+        """Return when the instance hears a message that is sent now."""
+        return self._now
 
     def _takes(self, role: str, rows: int) -> float:
         simulation, service = self._simulation, self._simulation.service
@@ -438,97 +420,3 @@ class Driver:
     def _wake_at(self, wake: WakeAt) -> None:
         self._wake_time = wake.time
         self._at(wake.time, partial(self._wake, wake.time))
-
-
-class _DriverOnCores(Driver):
-    """A driver in which models, server and client compute on the same cores.
-
-    The time of a unit shows only when it is done, and the scheduler hears everything through the
-    server's one thread.
-    """
-
-    def __init__(self, simulation: Simulation, *others: Any) -> None:
-        assert simulation.cores is not None
-        self._cores = simulation.cores
-        self._cpu = CpuModel(self._cores, simulation.faults.seed, self._at)
-        super().__init__(simulation, *others)
-
-    def _ask(self, done: Callable[[], None]) -> None:
-        if self._cores.unseen:
-            self._cpu.least_busy(self._now).start(self._now, self._cores.unseen, lambda now: None)
-        received = partial(self._serve, done, 1 / 8)
-        self._cpu.client.do(self._now, self._cores.serving / 4, received)
-
-    def _respond(self, done: Callable[[], None]) -> None:
-        work = self._cores.serving / 4
-        sent = partial(self._cpu.client.do, work=work, done=lambda now: done())
-        self._cpu.server.do(self._now, self._cores.serving / 8, sent)
-
-    def _hear(self, done: Callable[[], None], *, of_unit: bool = False) -> None:
-        self._serve(done, of_unit / 8, self._now)
-
-    def _serve(self, done: Callable[[], None], share: float, now: float) -> None:
-        self._cpu.server.do(now, share * self._cores.serving, lambda now: done())
-
-    def _send(self, running: _Running) -> None:
-        self._serve(partial(super()._send, running), 1 / 8, self._now)
-
-    def _begin(self, running: _Running) -> None:
-        self._at(running.there, partial(self._compute, running))
-
-    def _compute(self, running: _Running) -> None:
-        run, instance = running.run, running.instance
-        if run.unit not in self._running or run.instance not in self._instances:
-            return  # it was cancelled, or its instance is gone
-        work, unit = self._takes(run.role, len(run.subjects)), self._cores.unit
-        if instance.faults is not None:
-            work += instance.faults.computing_time(running.there, run.role)
-        if self._cores.waiting:
-            self._run_on(running, unit / 2, partial(self._wait, running, work))
-        else:
-            self._run_on(running, work + unit, partial(self._release, running))
-
-    def _run_on(self, running: _Running, work: float, done: Callable[[float], None]) -> None:
-        running.job = self._cpu.run(self._now, running.instance.slot, work, done)
-
-    def _wait(self, running: _Running, service: float, now: float) -> None:
-        """The unit's accelerator is at work; then the instance computes once more."""
-        faults, ends = running.instance.faults, now + service
-        if faults is not None:
-            ends = faults.release(now, ends, running.run.role)
-        running.ends = ends
-        self._at(ends, partial(self._waited, running))
-
-    def _waited(self, running: _Running) -> None:
-        if not running.over:
-            self._run_on(running, self._cores.unit / 2, partial(self._finished, running))
-
-    def _finished(self, running: _Running, now: float) -> None:
-        running.ends = now + self._simulation.overhead
-        self._at(running.ends, partial(self._end_unit, running))
-
-    def _stop(self, running: _Running, at: float) -> None:
-        self._at(at, partial(self._on_cancel, running))
-
-    def _on_cancel(self, running: _Running) -> None:
-        """The instance hears that its unit is cancelled."""
-        job, faults, waiting = running.job, running.instance.faults, self._cores.waiting
-        if running.run.unit not in self._running or running.over or job is None:
-            return
-        computing = not job.stopped
-        self._cpu.stop(self._now, job)
-        ends = self._now
-        if faults is not None:
-            if computing and not waiting:
-                faults.release(running.there, ends, running.run.role)
-            if not (computing and waiting):
-                ends = faults.cut(ends)
-        if computing or ends < running.ends:
-            running.ends = ends + self._simulation.overhead
-            self._at(running.ends, partial(self._end_unit, running, finished=False))
-
-    def _replace(self, instance: _Instance, then: Callable[[], None] | None = None) -> None:
-        for running in self._running.values():
-            if running.instance is instance and running.job is not None:
-                self._cpu.stop(self._now, running.job)
-        super()._replace(instance, then)

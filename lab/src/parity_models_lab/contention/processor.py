@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parity_models.errors import ContentionError
-from parity_models.simulation.cores import PERIOD
+from parity_models_lab.latency.cores import PERIOD
 
 ROOT = Path("/sys/fs/cgroup/cpu")
 GRACE = 5.0

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
-from parity_models.simulation.overheads import SHARES
 from parity_models_lab.latency.experiment import Experiment
+from parity_models_lab.latency.overheads import SHARES
 from parity_models_lab.latency.trial import TrialResult
 from parity_models_lab.plots import FAINT, INK, PALETTE, save, style
 

@@ -23,8 +23,10 @@ from collections import deque
 from collections.abc import Mapping
 from math import ceil
 from random import Random
+from typing import Any
 
 from parity_models.roles import DEPLOYED
+from parity_models.simulation.simulator import Driver, Instance
 from parity_models_lab.contention.transfers import Leg, Network, Traffic
 
 SEGMENT, FRAME = 1448, 1514
@@ -292,3 +294,21 @@ class Links:
     def message(self, slot: int, now: float) -> float:
         """Return when a short message that is sent now reaches the instance."""
         return self._links[slot].message(now)
+
+
+class DriverOnLinks(Driver):
+    """A driver in which units and messages travel over `links`, if there are any."""
+
+    def __init__(self, links: Links | None, *simulated: Any) -> None:
+        self._links = links
+        super().__init__(*simulated)
+
+    def _there(self, instance: Instance, role: str, rows: int) -> float:
+        if self._links is None:
+            return self._now
+        return self._links.arrival(instance.slot, self._now, role, rows)
+
+    def _heard(self, instance: Instance) -> float:
+        if self._links is None:
+            return self._now
+        return self._links.message(instance.slot, self._now)

@@ -1,8 +1,7 @@
 """What one run of a latency experiment meets, whatever the policy."""
 
 import os
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from math import ceil, exp, inf, prod
 from random import Random
 from statistics import fmean
@@ -11,8 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
-from parity_models.arrivals import Bursts
 from parity_models.codes import DECODERS, Code, CodeSpec
 from parity_models.emulation import (
     ColdStart,
@@ -35,11 +34,11 @@ from parity_models.emulation import (
 )
 from parity_models.options import Value
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
-from parity_models.simulation import Antagonist, Cores
-from parity_models.simulation.overheads import Overheads
 from parity_models_lab.contention.plan import Contention, Hogs, Tenant
 from parity_models_lab.contention.transfers import Network
+from parity_models_lab.latency.cores import Antagonist, Cores
 from parity_models_lab.latency.link import Links
+from parity_models_lab.latency.overheads import Overheads
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
@@ -56,6 +55,22 @@ OUTPUT_SHAPE = (10,)
 SLOWED, SERVING, PER_UNIT = 2, 1.05e-3, 0.6e-3
 """The cores of a machine with a `speed`, and the seconds that one of them computes for a query (by
 server and client) and for a unit (by a worker), as measured in real trials at full speed."""
+
+
+@dataclass(frozen=True)
+class Bursts:
+    """Arrivals come `factor` times as often for `length` seconds, until every `every` seconds."""
+
+    factor: float
+    every: float
+    length: float
+
+    def compress(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`times` (n,) at a constant rate, those in bursts the closer together for it."""
+        calm = self.every - self.length
+        cycle, into = np.divmod(times, calm + self.length * self.factor)
+        within = np.where(into < calm, into, calm + (into - calm) / self.factor)
+        return np.asarray(cycle * self.every + within)
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -251,7 +266,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
         return None if plan == Contention(seed=seed) else plan
 
-    def links(self) -> Callable[[int], Links] | None:
+    def links(self, seed: int) -> Links | None:
         """Return the links of simulated runs, to which real ones are shaped."""
         network = self._network
         if network is None or self.all_instances == 1:
@@ -259,7 +274,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         code = Code(self.code, QUERY_SHAPE, OUTPUT_SHAPE)
         row = {DEPLOYED: 4 * prod(QUERY_SHAPE)}
         row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
-        return partial(Links, network, self.all_instances, row)
+        return Links(network, self.all_instances, row, seed)
 
     def simulated_cores(self, overheads: Overheads) -> Cores | None:
         """Return the cores that models compute on, if they do."""

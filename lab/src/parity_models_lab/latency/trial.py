@@ -1,6 +1,8 @@
 """One run of a latency experiment, real or simulated, and what came of it."""
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 
 import msgspec
@@ -11,11 +13,14 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code
 from parity_models.emulation import Constant
 from parity_models.errors import UserError
+from parity_models.protection.scene import DISPATCH
 from parity_models.scheduling import BACKUP, DEPLOYED, SchedulerConfig, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
-from parity_models.simulation import FAILED, SOURCES, Cores, Simulation, simulate
-from parity_models.simulation.overheads import DISPATCH, SHARES, Overheads, with_outside
+from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
+from parity_models_lab.latency.cores import Cores, DriverOnCores
+from parity_models_lab.latency.link import DriverOnLinks
+from parity_models_lab.latency.overheads import SHARES, Overheads, with_outside
 from parity_models_lab.latency.setting import Setting
 
 PARTS = 40
@@ -51,7 +56,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     `held_ms`: how long a simulated unit holds its instance besides what is simulated otherwise.
     `outside_ms`: what a simulated answer takes besides queue and instance, as quantiles at
     SHARES; nothing if there are none. `serving_ms`, `unseen_ms` and `unit_ms` are what is computed
-    besides units, where these are computed: see `simulation.Cores`.
+    besides units, where these are computed: see `Cores`.
     """
 
     mode: Mode
@@ -83,7 +88,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     def arrivals(self) -> NDArray[np.float64]:
         """Return the times of arrival: (warm_up + queries,) seconds, in order."""
         rate, bursts = self.setting.queries_per_second, self.setting.bursts
-        return poisson_arrivals(rate, self.warm_up + self.queries, self.seed, bursts)
+        times = poisson_arrivals(rate, self.warm_up + self.queries, self.seed)
+        return times if bursts is None else bursts.compress(times)
 
     @property
     def code(self) -> Code:
@@ -227,15 +233,17 @@ def simulate_trial(
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
         faults=setting.simulated_faults(trial.seed, trial.seconds, links=links),
-        links=setting.links() if links else None,
-        cores=trial.cores,
         overhead=DISPATCH + trial.held_ms / 1e3,
         nodes=setting.nodes or None,
         config=config or trial.config,
         seed=trial.seed,
         warm_up=trial.warm_up,
     )
-    result = simulate(simulation, *trial.policy.build(trial.stand_ins))
+    ways = setting.links(trial.seed) if links else None
+    driver: Callable[..., Driver] = partial(DriverOnLinks, ways)
+    if trial.cores is not None:
+        driver = partial(DriverOnCores, trial.cores, ways)
+    result = simulate(simulation, *trial.policy.build(trial.stand_ins), driver=driver)
     sources = result.sources[trial.warm_up :]
     answered = sources != FAILED
     counts = {

@@ -13,7 +13,7 @@ import numpy as np
 from parity_models.emulation import Constant
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
-from parity_models.simulation.overheads import SHARES, Observed, Overheads
+from parity_models_lab.latency.overheads import SHARES, Observed, Overheads
 from parity_models_lab.latency.reproduce_latency import Plan
 from parity_models_lab.latency.setting import Setting, mean_of
 from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult

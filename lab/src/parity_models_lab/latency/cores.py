@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from random import Random
+from typing import Any
 
 from parity_models.emulation import Exponential, Spells
+from parity_models.simulation import Simulation
+from parity_models.simulation.simulator import Instance, Running
+from parity_models_lab.latency.link import DriverOnLinks, Links
 
 At = Callable[[float, Callable[[], None]], None]
 """Schedules a callback for a time."""
@@ -241,3 +245,105 @@ class _Core:
         self._await()
         for job in done:
             job.done(now)
+
+
+class DriverOnCores(DriverOnLinks):
+    """A driver in which models, server and client compute on the same cores.
+
+    The time of a unit shows only when it is done, and the scheduler hears everything through the
+    server's one thread.
+    """
+
+    def __init__(
+        self, cores: Cores, links: Links | None, simulation: Simulation, *others: Any
+    ) -> None:
+        self._cores = cores
+        self._cpu = CpuModel(cores, simulation.faults.seed, self._at)
+        self._jobs: dict[int, Job] = {}  # by unit, of those that run
+        super().__init__(links, simulation, *others)
+
+    def _ask(self, done: Callable[[], None]) -> None:
+        if self._cores.unseen:
+            self._cpu.least_busy(self._now).start(self._now, self._cores.unseen, lambda now: None)
+        received = partial(self._serve, done, 1 / 8)
+        self._cpu.client.do(self._now, self._cores.serving / 4, received)
+
+    def _respond(self, done: Callable[[], None]) -> None:
+        work = self._cores.serving / 4
+        sent = partial(self._cpu.client.do, work=work, done=lambda now: done())
+        self._cpu.server.do(self._now, self._cores.serving / 8, sent)
+
+    def _hear(self, done: Callable[[], None], *, of_unit: bool = False) -> None:
+        self._serve(done, of_unit / 8, self._now)
+
+    def _serve(self, done: Callable[[], None], share: float, now: float) -> None:
+        self._cpu.server.do(now, share * self._cores.serving, lambda now: done())
+
+    def _send(self, running: Running) -> None:
+        self._serve(partial(super()._send, running), 1 / 8, self._now)
+
+    def _begin(self, running: Running) -> None:
+        self._at(running.there, partial(self._compute, running))
+
+    def _compute(self, running: Running) -> None:
+        run, instance = running.run, running.instance
+        if run.unit not in self._running or run.instance not in self._instances:
+            return  # it was cancelled, or its instance is gone
+        work, unit = self._takes(run.role, len(run.subjects)), self._cores.unit
+        if instance.faults is not None:
+            work += instance.faults.computing_time(running.there, run.role)
+        if self._cores.waiting:
+            self._run_on(running, unit / 2, partial(self._wait, running, work))
+        else:
+            self._run_on(running, work + unit, partial(self._release, running))
+
+    def _run_on(self, running: Running, work: float, done: Callable[[float], None]) -> None:
+        job = self._cpu.run(self._now, running.instance.slot, work, done)
+        self._jobs[running.run.unit] = job
+
+    def _wait(self, running: Running, service: float, now: float) -> None:
+        """The unit's accelerator is at work; then the instance computes once more."""
+        faults, ends = running.instance.faults, now + service
+        if faults is not None:
+            ends = faults.release(now, ends, running.run.role)
+        running.ends = ends
+        self._at(ends, partial(self._waited, running))
+
+    def _waited(self, running: Running) -> None:
+        if not running.over:
+            self._run_on(running, self._cores.unit / 2, partial(self._finished, running))
+
+    def _finished(self, running: Running, now: float) -> None:
+        running.ends = now + self._simulation.overhead
+        self._at(running.ends, partial(self._end_unit, running))
+
+    def _end_unit(self, running: Running, *, finished: bool = True) -> None:
+        super()._end_unit(running, finished=finished)
+        self._jobs.pop(running.run.unit, None)
+
+    def _stop(self, running: Running, at: float) -> None:
+        self._at(at, partial(self._on_cancel, running))
+
+    def _on_cancel(self, running: Running) -> None:
+        """The instance hears that its unit is cancelled."""
+        job, waiting = self._jobs.get(running.run.unit), self._cores.waiting
+        faults = running.instance.faults
+        if running.run.unit not in self._running or running.over or job is None:
+            return
+        computing = not job.stopped
+        self._cpu.stop(self._now, job)
+        ends = self._now
+        if faults is not None:
+            if computing and not waiting:
+                faults.release(running.there, ends, running.run.role)
+            if not (computing and waiting):
+                ends = faults.cut(ends)
+        if computing or ends < running.ends:
+            running.ends = ends + self._simulation.overhead
+            self._at(running.ends, partial(self._end_unit, running, finished=False))
+
+    def _replace(self, instance: Instance, then: Callable[[], None] | None = None) -> None:
+        for unit, running in self._running.items():
+            if running.instance is instance and unit in self._jobs:
+                self._cpu.stop(self._now, self._jobs[unit])
+        super()._replace(instance, then)

@@ -6,10 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.simulation.cores import Antagonist, Cores
-
-DISPATCH = 0.0004
-"""Seconds that a unit takes besides its run: the engine's round trip."""
+from parity_models_lab.latency.cores import Antagonist, Cores
 
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept where all of them matter."""

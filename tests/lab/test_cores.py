@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from parity_models.emulation import Constant, Exponential, FaultPlan, LogNormal,
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
-from parity_models.simulation import FAILED, Antagonist, Cores, Simulation, simulate
-from parity_models.simulation.cores import CpuModel, Job
+from parity_models.simulation import FAILED, Simulation, SimulationResult, simulate
+from parity_models_lab.latency.cores import Antagonist, Cores, CpuModel, DriverOnCores, Job
 
 
 class Calendar:
@@ -142,33 +143,31 @@ def test_a_quota_stops_all_until_the_next_period() -> None:
     assert ended == [pytest.approx(0.0115)] * 2
 
 
-def scene(cores: Cores | None, faults: FaultPlan | None = None) -> Simulation:
-    return Simulation(
+def simulated(
+    policy: str, cores: Cores | None, faults: FaultPlan | None = None
+) -> SimulationResult:
+    simulation = Simulation(
         poisson_arrivals(40 if faults else 100, 3000, 1),
         4,
         2,
         {DEPLOYED: LogNormal(0.02, 0.3), "backup": Constant(0.005)},
         faults or FaultPlan(),
-        cores=cores,
         overhead=0.0004,
         seed=3,
         warm_up=100,
     )
+    built = PolicyChoice(policy).build(StandIns(None, ("backup",) * (policy == "adaptive")))
+    driver = None if cores is None else partial(DriverOnCores, cores, None)
+    return simulate(simulation, *built, driver=driver)
 
 
 POLICIES = ("equal-resources", "hedging", "adaptive")
 
 
-def choice(name: str) -> tuple[PolicyChoice, StandIns]:
-    has = StandIns(None, ("backup",)) if name == "adaptive" else StandIns()
-    return PolicyChoice(name), has
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_a_core_for_everyone_all_is_as_if_there_were_none(policy: str) -> None:
-    chosen, has = choice(policy)
-    alone = simulate(scene(None), *chosen.build(has))
-    shared = simulate(scene(Cores(6, pinned=True)), *chosen.build(has))
+    alone = simulated(policy, None)
+    shared = simulated(policy, Cores(6, pinned=True))
     np.testing.assert_allclose(np.sort(shared.latencies), np.sort(alone.latencies), rtol=0.01)
     assert shared.units == pytest.approx(alone.units, rel=0.02)
     assert shared.busy == pytest.approx(alone.busy, rel=1e-3)
@@ -185,28 +184,24 @@ def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: st
     )
     hogs = (Antagonist(0, 1.0, 0.5), Antagonist(1, 0.0, 1.0))
     cores = Cores(2, 0.001, 0.0005, 0.0005, pinned=True, antagonists=hogs)
-    chosen, has = choice(policy)
-    result = simulate(scene(cores, faults), *chosen.build(has))
+    result = simulated(policy, cores, faults)
     failed = result.sources == FAILED
     assert failed.mean() < 0.01
     assert (result.latencies[~failed] > 0).all()
-    again = simulate(scene(cores, faults), *chosen.build(has))
+    again = simulated(policy, cores, faults)
     np.testing.assert_array_equal(result.latencies, again.latencies)
 
 
 def test_fewer_cores_make_a_longer_tail() -> None:
-    chosen, has = choice("equal-resources")
     p99 = [
-        np.quantile(simulate(scene(Cores(count)), *chosen.build(has)).latencies, 0.99)
-        for count in (6, 3)
+        np.quantile(simulated("equal-resources", Cores(count)).latencies, 0.99) for count in (6, 3)
     ]
     assert p99[1] > 1.2 * p99[0]
 
 
 def test_on_slow_cores_what_a_slow_server_adds_to_every_query_is_seen() -> None:
-    chosen, has = choice("equal-resources")
     p50 = [
-        float(np.median(simulate(scene(cores), *chosen.build(has)).latencies))
+        float(np.median(simulated("equal-resources", cores).latencies))
         for cores in (None, Cores(2, 0.004, unit=0.001, waiting=True))
     ]
     assert 0.005 < p50[1] - p50[0] < 0.02
