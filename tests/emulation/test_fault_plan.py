@@ -66,43 +66,18 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
     ("plan", "reason"),
     [
         ("{", "it ends too early; is a bracket or a quote not closed?"),
-        ('{\n "seed": 1,\n}', "it is no JSON: trailing comma in object at line 3, column 1"),
-        (
-            '{"service_time": {"type": "constant", "seconds": NaN}}',
-            "invalid character at line 1, col",
-        ),
         ('{"a": ' + "[" * 9999, "it is nested too deeply"),
         ('{"sed": 1}', "it has no 'sed'; did you mean seed?"),
-        ('{"colour": 1}', "it has no 'colour'; there are seed, service_time, "),
-        ('{"seed": "one"}', 'seed must be a whole number, not "one"'),
-        ('{"kills": 3}', "kills must be a list, not 3"),
-        ('{"computing": "yes"}', 'computing must be true or false, not "yes"'),
         ('{"service_time": 3}', "service_time must be a table of names and values, not 3"),
         ('{"pauses": {"mean_between": 1}}', "pauses needs 'length'"),
-        (
-            '{"service_time": {"seconds": 1}}',
-            "service_time needs 'type', one of constant, uniform, exponential, lognormal, empir",
-        ),
         (
             '{"service_time": {"type": "normal", "mean": 1}}',
             "service_time.type is one of constant, uniform, exponential, lognormal, empirical, "
             'not "normal"; did you mean lognormal?',
         ),
         (
-            '{"service_time": {"type": "constant", "second": 1}}',
-            "service_time has no 'second'; did you mean seconds?",
-        ),
-        (
-            '{"service_time": {"type": "constant", "seconds": -1}}',
-            "service_time.seconds must be 0 or more, got -1",
-        ),
-        (
             '{"service_time": {"type": "uniform", "low": 2, "high": 1}}',
             "service_time: low (2.0) must not be above high (1.0)",
-        ),
-        (
-            '{"service_time": {"type": "empirical", "seconds": []}}',
-            "service_time.seconds must have 1 or more elements, but has 0",
         ),
         (
             '{"service_times": {"deployed": {"type": "constant", "seconds": 1}, '
@@ -117,10 +92,7 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
             '{"random_kills": {"mean_between": 0}}',
             "random_kills.mean_between must be 0.001 or more",
         ),
-        ('{"degradation": {"sets": 0, "turn": 1}}', "degradation.sets must be 1 or more, got 0"),
-        ('{"cold_start": {"factor": 0, "length": 1}}', "cold_start.factor must be 0.01 or more"),
         ('{"coverage": 2}', "coverage must be 1 or less, got 2"),
-        ('{"neighbours": {"rate": 0}}', "neighbours.rate must be above 0, got 0"),
     ],
 )
 def test_what_is_no_plan_is_refused_with_the_reason(plan: str, reason: str) -> None:
@@ -152,15 +124,10 @@ def test_files_that_are_no_plans_are_refused_by_name(tmp_path: Path) -> None:
         FaultPlan(lies=(Lie(3, "other.onnx"),)),
         FaultPlan(pauses=Pauses(1.0, Constant(1.0), (3,))),
         FaultPlan(slowdowns=Slowdowns(1.0, 1.0, Constant(1.0), (3, 4))),
+        FaultPlan(neighbours=Neighbours(1.0, Constant(0.1), workers=(3,))),
     ],
 )
 def test_a_plan_for_workers_that_are_not_there_is_refused(plan: FaultPlan) -> None:
     plan.check(5)
     with pytest.raises(FaultPlanError, match="names worker 3, but there are 3"):
-        plan.check(3)
-
-
-def test_a_plan_names_workers_beside_neighbours_that_are_there() -> None:
-    plan = FaultPlan(neighbours=Neighbours(1.0, Constant(0.1), workers=(3,)))
-    with pytest.raises(FaultPlanError, match="names worker 3"):
         plan.check(3)

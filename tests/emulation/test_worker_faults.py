@@ -1,8 +1,10 @@
 """What goes wrong, and when, is decided by the plan alone."""
 
+import pickle
 from itertools import islice
-from random import Random
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,9 @@ from parity_models.emulation import (
     Neighbours,
     Pauses,
     RandomKills,
+    Shuffles,
     Slowdowns,
+    Transfers,
     Uniform,
     WorkerFaults,
 )
@@ -103,10 +107,12 @@ def test_no_faults_before_they_begin_and_none_without_a_plan() -> None:
     assert WorkerFaults(FaultPlan(), 0).release(0.5, 0.8) == 0.8
 
 
-def test_a_service_time_covers_the_computation_and_is_never_shorter() -> None:
-    faults = WorkerFaults(FaultPlan(service_time=Constant(0.02)), 0)
-    assert faults.release(1.0, 1.001) == pytest.approx(1.02)
+def test_a_service_time_is_a_minimum_and_may_depend_on_the_role() -> None:
+    plan = FaultPlan(service_time=Constant(0.02), service_times={"backup": Constant(0.01)})
+    faults = WorkerFaults(plan, 0)
+    assert faults.release(1.0, 1.001, "deployed") == pytest.approx(1.02)
     assert faults.release(2.0, 2.5) == 2.5
+    assert faults.release(3.0, 3.0, "backup") == pytest.approx(3.01)
 
 
 def test_slowdowns_delay_only_the_workers_they_are_for_and_only_for_spells() -> None:
@@ -185,28 +191,6 @@ def test_kills_come_in_order_and_are_the_worker_s_own() -> None:
     assert list(random.kill_times(2)) == []
 
 
-def test_another_seed_is_another_course_of_events() -> None:
-    def course(seed: int) -> list[tuple[float, float]]:
-        plan = FaultPlan(seed=seed, pauses=Pauses(0.5, Exponential(0.1)))
-        return work_through(WorkerFaults(plan, 0), [(0.1, 0.01)] * 50)
-
-    assert course(1) == course(1) != course(2)
-
-
-def test_measured_times_are_drawn_alike() -> None:
-    rng = Random(1)
-    drawn = [Empirical((0.01, 0.02, 0.02, 0.5)).draw(rng) for _ in range(4000)]
-    shares = [drawn.count(seconds) / len(drawn) for seconds in (0.01, 0.02, 0.5)]
-    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
-
-
-def test_works_have_service_times_of_their_own() -> None:
-    plan = FaultPlan(service_time=Constant(0.02), service_times={"backup": Constant(0.01)})
-    worker = WorkerFaults(plan, 0)
-    assert worker.release(1.0, 1.0, "deployed") == pytest.approx(1.02)
-    assert worker.release(2.0, 2.0, "backup") == pytest.approx(2.01)
-
-
 def test_a_unit_computes_for_its_service_time_only_where_the_plan_says_so() -> None:
     waiting = FaultPlan(service_time=LogNormal(0.02, 0.5))
     computing = FaultPlan(service_time=LogNormal(0.02, 0.5), computing=True)
@@ -216,6 +200,10 @@ def test_a_unit_computes_for_its_service_time_only_where_the_plan_says_so() -> N
     took = worker.computing_time(1.0, "deployed")
     assert took > 0
     assert worker.release(1.0, 1.0 + took, "deployed") == pytest.approx(1.0 + took)
+    twice = WorkerFaults(
+        FaultPlan(service_time=Constant(1.0), computing=True, generations=(2.0,)), 0
+    )
+    assert twice.computing_time(1.0, "deployed") == 2.0
 
 
 def test_of_two_units_on_a_shared_accelerator_one_waits() -> None:
@@ -240,3 +228,86 @@ def test_a_lie_is_of_one_worker_one_work_and_one_spell() -> None:
     assert told == [[], ["other.onnx"], ["other.onnx"], []]
     assert liar.files(3.0, "parity-0") == []
     assert WorkerFaults(plan, 0).files(3.0, "deployed") == []
+
+
+# Workers that are slower for a time
+
+UNIT = FaultPlan(service_time=Constant(1.0))
+
+
+def takes(plan: FaultPlan, worker: int, *times: float) -> list[float]:
+    """How long units that begin at these times take."""
+    faults = WorkerFaults(plan, worker)
+    return [round(faults.release(time, time) - time, 6) for time in times]
+
+
+def test_workers_of_a_slower_generation_take_a_multiple_of_the_time() -> None:
+    plan = msgspec.structs.replace(UNIT, generations=(1.0, 1.7))
+    assert [takes(plan, worker, 0.0)[0] for worker in range(4)] == [1.0, 1.7, 1.0, 1.7]
+
+
+def test_a_rotating_set_degrades_slowly_and_is_then_as_new() -> None:
+    plan = msgspec.structs.replace(UNIT, degradation=Degradation(sets=5, turn=20.0, factor=6.0))
+    assert takes(plan, 0, 0.0, 10.0, 19.0, 20.0, 50.0, 110.0) == [1.0, 3.5, 5.75, 1.0, 1.0, 3.5]
+    assert takes(plan, 6, 10.0, 30.0) == [1.0, 3.5]
+
+
+def test_a_worker_is_cold_after_a_kill_and_warms_up() -> None:
+    kills = (Kill(0, 10.0), Kill(0, 30.0), Kill(1, 5.0))
+    plan = msgspec.structs.replace(UNIT, kills=kills, cold_start=ColdStart(5.0, 4.0))
+    assert takes(plan, 0, 9.0, 10.0, 12.0, 20.0, 30.0) == [1.0, 5.0, 3.0, 1.0, 5.0]
+    assert takes(plan, 0, 12.0) == [3.0], "a new process knows as much"
+    assert takes(plan, 2, 10.0) == [1.0]
+
+
+def test_factors_multiply_and_apply_to_what_really_ran_where_nothing_is_emulated() -> None:
+    twice = FaultPlan(generations=(2.0,), slowdowns=Slowdowns(0.0, 1.0, Constant(0.5), factor=3.0))
+    assert WorkerFaults(twice, 0).release(1.0, 1.1) == pytest.approx(1.0 + 0.1 * 6 + 0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pauses": Pauses(5.0, Constant(1.0), nodes=3)},
+        {"slowdowns": Slowdowns(5.0, 1.0, Constant(1.0), nodes=3)},
+    ],
+)
+def test_workers_of_one_node_have_spells_together(change: dict[str, Any]) -> None:
+    plan = msgspec.structs.replace(UNIT, **change)
+    courses = [takes(plan, worker, *(2.0 * step for step in range(200))) for worker in range(6)]
+    assert courses[0] == courses[3]
+    assert courses[0] != courses[1] != courses[2] != courses[0]
+
+
+# Shuffles
+
+SHUFFLES = Shuffles(transfers=4, workers=18, length=Uniform(low=0.5, high=2), delay=Constant(0.05))
+
+
+def test_as_many_transfers_run_at_all_times_as_the_plan_says_and_move_about() -> None:
+    transfers, seen = Transfers(SHUFFLES, seed=1), set()
+    for tenth in range(1, 300):
+        active = [transfers.active(worker, tenth / 10) for worker in range(18)]
+        assert sum(active) == 2 * SHUFFLES.transfers
+        seen |= {worker for worker in range(18) if active[worker]}
+    assert len(seen) == 18
+
+
+def test_of_transfers_between_other_workers_nothing_is_remembered() -> None:
+    everyone, alone = Transfers(SHUFFLES, seed=1), Transfers(SHUFFLES, seed=1, only=5)
+    sizes = []
+    for tenth in range(1000):
+        assert alone.active(5, tenth / 10) == everyone.active(5, tenth / 10)
+        sizes.append(len(pickle.dumps(alone)))
+    assert sizes[999] < sizes[100] + 500
+
+
+def test_a_unit_is_delayed_for_each_transfer_whether_the_course_is_shared_or_not() -> None:
+    plan = FaultPlan(seed=3, shuffles=SHUFFLES)
+    shared = Transfers(SHUFFLES, plan.seed)
+    for worker in range(18):
+        alone, together = WorkerFaults(plan, worker), WorkerFaults(plan, worker, shared)
+        for began in (0.5, 1.5, 7.0):
+            delay = alone.release(began, began) - began
+            assert delay == together.release(began, began) - began
+            assert delay == pytest.approx(0.05 * round(delay / 0.05))
