@@ -4,8 +4,6 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +78,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
         measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
         assert min(abs(same - each) for each in measured) < 0.1
     assert not list((folder / "bundle.protect").glob("*"))
-    assert found["recommended"] in {each["name"] for each in found["plans"]}
+    assert found["advice"]["plan"]["name"] in {each["name"] for each in found["plans"]}
 
 
 @pytest.mark.slow
@@ -187,14 +185,14 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
         candidates, deployed, prepared.measured, LEVEL, [1, 4], tmp_path / "bundles"
     )
     assert base.keys() == {1, 4}
-    for chosen, stand_in, role in zip(
+    for (chosen, trained), stand_in, role in zip(
         finalists, ("reconstruction", "backup"), (parity_role(0), BACKUP), strict=True
     ):
         times = InferenceTimes(1.0, None, (), 1.5)
-        bundle = write_protected(prepared, chosen, times, tmp_path / stand_in)
+        bundle = write_protected(prepared, chosen, trained, times, tmp_path / stand_in)
         manifest = bundle.manifest
         assert manifest.code == chosen.code
-        assert list(manifest.calibration.values()) == [chosen.gate]
+        assert list(manifest.calibration.values()) == [trained.gate]
         assert manifest.inference_times is not None
         assert manifest.inference_times.deployed_batch == 1.5
         assert chosen.ms[1] in (
@@ -213,10 +211,8 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
 def finalist(
     name: str, *, share: float = 0.2, covered: float = 0.9, coded: bool = False
 ) -> Finalist:
-    proposal = SimpleNamespace(code=PAIRS if coded else None)
-    candidate: Any = SimpleNamespace(name=name, proposal=proposal, seconds=1.0)
-    none: Any = None
-    return Finalist(candidate, none, {1: 25 * share}, share, 0.9, None, None, covered, None)
+    code = PAIRS if coded else None
+    return Finalist(name, code, {1: 25 * share}, share, 0.9, None, None, covered)
 
 
 def plan(name: str, p99: float, extra: float = 0.05, one: Finalist | None = None) -> Protection:

@@ -46,4 +46,4 @@ def protect(
             model, inputs, out=out, callbacks=bars, began=STARTED, options=options
         )
     found.show()
-    write_json(json, found.report.as_json())
+    write_json(json, found.report)

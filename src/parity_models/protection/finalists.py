@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from parity_models.training.teacher import Queries
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trained candidate, measured.
+    """The measurements of a trained candidate: parity models of a `code`, or a backup.
 
     `ms` are milliseconds of a run by batch size, `share` those of the smallest as a share of the
     model's. `agreement` is the score with the deployed model's predictions as labels, on queries
@@ -35,35 +35,27 @@ class Finalist:
     answer; 0 where that level was not shown.
     """
 
-    candidate: Candidate
-    exported: Exported
+    name: str
+    code: CodeSpec | None
     ms: dict[int, float]
     share: float
     agreement: float
     interval: Interval | None
     accuracy: float | None
     covered: float
-    gate: Calibration | None
-
-    @property
-    def name(self) -> str:
-        """The name in reports."""
-        return self.candidate.name
-
-    @property
-    def code(self) -> CodeSpec | None:
-        """The code of parity models; None for a backup."""
-        return self.candidate.proposal.code
-
-    @property
-    def training_seconds(self) -> float:
-        """The duration of its training."""
-        return self.candidate.seconds
 
     @property
     def saving(self) -> float:
         """How much sooner late queries are answered than by a copy, in F's times, on average."""
         return saving(self.covered, self.share)
+
+
+class Trained(NamedTuple):
+    """A candidate as it is written: its models, and its gate, if it could be calibrated."""
+
+    candidate: Candidate
+    exported: Exported
+    gate: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,7 @@ def measure(
     level: float,
     batches: Sequence[int],
     folder: Path,
-) -> tuple[dict[int, float], list[Finalist]]:
+) -> tuple[dict[int, float], list[tuple[Finalist, Trained]]]:
     """Measure trained candidates against the deployed model.
 
     Args:
@@ -117,7 +109,7 @@ def measure(
         folder: A folder for bundles that are needed meanwhile.
 
     Returns:
-        The milliseconds of the deployed model by batch size, and the finalists.
+        The milliseconds of the deployed model by batch size, and each candidate's measurements.
     """
     exported = [each.exported() for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
@@ -154,7 +146,7 @@ def _judge(
     level: float,
     ms: dict[int, float],
     share: float,
-) -> Finalist:
+) -> tuple[Finalist, Trained]:
     queries, metric = measured.queries, measured.metric
     stand_in: StandIn = "reconstruction" if exported.parity else "backup"
     gate = reached = None
@@ -169,14 +161,14 @@ def _judge(
     accuracy = None
     if queries.test_labels is not None:
         accuracy = score(metric, answers.outputs, queries.test_labels[answers.rows])
-    return Finalist(
-        candidate,
-        exported,
+    finalist = Finalist(
+        candidate.name,
+        candidate.proposal.code,
         ms,
         share,
         score(metric, answers.outputs, right),
         score_interval(metric, answers.outputs, right),
         accuracy,
         0.0 if reached is None else reached.coverage,
-        gate,
     )
+    return finalist, Trained(candidate, exported, gate)

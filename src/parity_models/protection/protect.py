@@ -32,10 +32,9 @@ from parity_models.protection.advice import (
     advise,
 )
 from parity_models.protection.calm_run import ServingOverheads, measure_serving
-from parity_models.protection.finalists import Finalist, Measured, measure
+from parity_models.protection.finalists import Finalist, Measured, Trained, measure
 from parity_models.protection.options import INSTANCES, Scenario
 from parity_models.protection.scene import (
-    Scene,
     Service,
     contention_of,
     offered,
@@ -82,9 +81,6 @@ LEAST_SEARCHING = 0.1
 SERVED, STARTING = (0.08, 4.0, 15.0), 4.0
 """The share of the time for a calm run of a server, the least seconds that are worth its start, and
 the most; and the seconds that server and client take to start and to end."""
-
-REPORTED = ("name", "ms", "share", "agreement", "interval", "accuracy", "covered")
-"""The fields of a finalist in reports for programs."""
 
 REPEATED = 2
 """Simulations of each stand-in, on average: one that takes too much work is tried again."""
@@ -135,20 +131,23 @@ class SearchOptions(TeachingOptions, Scenario):
 class Report(Printed):
     """All that was measured in a search.
 
-    `base` are the deployed model's milliseconds by batch size, `overheads` those of serving, if
+    `model_ms` are the deployed model's milliseconds by batch size, `overheads` those of serving, if
     there was time to measure them; `accuracy` is the model's own where there are labels. `plans`
-    are all that were simulated in the `scene`, `dropped` the reasons against other candidates.
-    `interrupted`: the search was cut off, and can be resumed.
+    are all that were simulated, of so many `queries` at a `rate` per second on some `instances`;
+    `dropped` are the reasons against other candidates. `interrupted`: the search was cut off, and
+    can be resumed.
     """
 
     metric: str
     output_kind: OutputKind
-    base: dict[int, float]
+    model_ms: dict[int, float]
     overheads: ServingOverheads | None
     accuracy: float | None
     finalists: list[Finalist]
     plans: list[Protection]
-    scene: Scene
+    queries: int
+    rate: float
+    instances: int
     advice: Advice
     dropped: dict[str, str]
     test_queries: int
@@ -157,8 +156,8 @@ class Report(Printed):
     @property
     def parts(self) -> Sequence[RenderableType]:
         """Tables of the stand-ins found and of the simulations, and the advice."""
-        title = f"{self.scene.queries:,} queries"
-        if (batch := max(self.base)) > 1:
+        title = f"{self.queries:,} queries"
+        if (batch := max(self.model_ms)) > 1:
             title += f", batches of up to {batch}"
         rows = ((plan.name, plan.outcome, (f"{plan.extra_work:.1%}",)) for plan in self.plans)
         notes = [said] if (said := too_few(self.test_queries)) else []
@@ -170,19 +169,19 @@ class Report(Printed):
         """Time against agreement and coverage, the fastest first."""
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
-        times = ["ms" if batch == 1 else f"ms/{batch}" for batch in self.base]
+        times = ["ms" if batch == 1 else f"ms/{batch}" for batch in self.model_ms]
         labelled = [] if self.accuracy is None else [self.metric]
         for heading in [*times, "of F", "agrees", "may answer", *labelled]:
             table.add_column(heading, justify="right")
         own = [] if self.accuracy is None else [f"{100 * self.accuracy:.1f}"]
-        base = (f"{ms:.3f}" for ms in self.base.values())
+        base = (f"{ms:.3f}" for ms in self.model_ms.values())
         table.add_row("the model, F", *base, "1.00", "100", "", *own)
         for each in sorted(self.finalists, key=lambda one: one.share):
             low, high = each.interval or (0.0, 0.0)
             span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else "(too few)"
             table.add_row(
                 each.name,
-                *(f"{each.ms[batch]:.3f}" for batch in self.base),
+                *(f"{each.ms[batch]:.3f}" for batch in self.model_ms),
                 f"{each.share:.2f}",
                 f"{100 * each.agreement:.1f} {span}",
                 f"{100 * each.covered:.1f}",
@@ -190,42 +189,6 @@ class Report(Printed):
             )
         table.caption = "in brackets: intervals that hold the true value in 95 of 100 cases"
         return table
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all of it, for programs."""
-        scene = self.scene
-        return {
-            "model_ms": self.base,
-            "model_accuracy": self.accuracy,
-            "served": self.overheads,
-            "metric": self.metric,
-            "output_kind": self.output_kind,
-            "finalists": [
-                {name: getattr(each, name) for name in REPORTED} for each in self.finalists
-            ],
-            "test_queries": self.test_queries,
-            "scene": {
-                "rate": scene.rate,
-                "instances": scene.instances,
-                "queries": scene.queries,
-                "seed": scene.seed,
-                "contention": scene.contention,
-            },
-            "recommended": self.advice.plan.name,
-            "helps": self.advice.helps,
-            "plans": [
-                {
-                    "name": plan.name,
-                    "outcome": plan.outcome,
-                    "extra_work": plan.extra_work,
-                    "urgency": plan.urgency,
-                }
-                for plan in self.plans
-            ],
-            "dropped": self.dropped,
-            "advice": self.advice.sentences,
-            "interrupted": self.interrupted,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,9 +380,10 @@ def _finish(
     deployed = lesson.teacher.bundle
     batches = sorted({1, options.max_batch or BATCH})
     with TemporaryDirectory() as folder:
-        base, finalists = measure(
+        base, measurements = measure(
             found.finalists, deployed, measured, options.agreement, batches, Path(folder)
         )
+    finalists = [each for each, _ in measurements]
     own = deployed.stored(deployed.manifest.deployed)
     of_batch = base[BATCH] if BATCH in base else batch_time(own, measured.sizes)
     times = InferenceTimes(base[1], None, (), of_batch)
@@ -453,14 +417,16 @@ def _finish(
         measured.accuracy,
         finalists,
         [*others, *(each[-1] for each in tried)],
-        simulations.scene,
+        simulations.scene.queries,
+        simulations.scene.rate,
+        simulations.scene.instances,
         advice,
         found.dropped,
         len(measured.test),
         found.interrupted,
     )
-    assert advice.plan.finalist is not None
-    bundle = write_protected(prepared, advice.plan.finalist, times, out)
+    chosen = next(each for each in measurements if each[0] is advice.plan.finalist)
+    bundle = write_protected(prepared, *chosen, times, out)
     urgency = advice.plan.urgency
     flags = {
         "agreement": options.agreement,
@@ -472,23 +438,23 @@ def _finish(
 
 
 def write_protected(
-    prepared: Prepared, chosen: Finalist, times: InferenceTimes, out: Path
+    prepared: Prepared, chosen: Finalist, trained: Trained, times: InferenceTimes, out: Path
 ) -> Bundle:
     """Write the deployed model, of these `times`, and the `chosen` stand-in to `out`.
 
     Writes a whole bundle or nothing.
     """
     lesson, queries = prepared.lesson, prepared.measured.queries
-    teacher, candidate, made = lesson.teacher, chosen.candidate, chosen.exported
+    teacher, (candidate, made, gate) = lesson.teacher, trained
     task = teacher.bundle.manifest.task
     training = training_of(candidate, queries, task, lesson.seed)
     parity, backups = ParityPart(), list[BackupPart]()
     if chosen.code is not None:
-        parity = ParityPart(chosen.code, made, training, chosen.gate)
+        parity = ParityPart(chosen.code, made, training, gate)
         times = msgspec.structs.replace(times, parity=chosen.ms[1])
     else:
         assert made.backup is not None
-        backups = [BackupPart(made.backup, training, chosen.gate)]
+        backups = [BackupPart(made.backup, training, gate)]
         times = msgspec.structs.replace(times, backups=(chosen.ms[1],))
     envelope = envelope_of(candidate.data, teacher)
     contents = contents_of(teacher.bundle, parity, backups, envelope, times=times)
