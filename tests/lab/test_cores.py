@@ -168,7 +168,8 @@ POLICIES = ("equal-resources", "hedging", "adaptive")
 def test_with_a_core_for_everyone_all_is_as_if_there_were_none(policy: str) -> None:
     alone = simulated(policy, None)
     shared = simulated(policy, Cores(6, pinned=True))
-    np.testing.assert_allclose(np.sort(shared.latencies), np.sort(alone.latencies), rtol=0.01)
+    found, wanted = (np.quantile(each.latencies, (0.1, 0.5, 0.9, 0.99)) for each in (shared, alone))
+    np.testing.assert_allclose(found, wanted, rtol=0.02)
     assert shared.units == pytest.approx(alone.units, rel=0.02)
     assert shared.busy == pytest.approx(alone.busy, rel=1e-3)
 

@@ -46,6 +46,7 @@ def test_a_run_in_which_queries_queued_or_failed_is_no_calm_one() -> None:
     assert ServingOverheads(0.76, queued, 300).overloaded(0.24)
 
 
+@pytest.mark.slow
 def test_a_calm_server_tells_what_it_takes_besides_the_model(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))
     said: list[str] = []
@@ -57,6 +58,7 @@ def test_a_calm_server_tells_what_it_takes_besides_the_model(tmp_path: Path) -> 
     assert found.outside_ms[-1] > 0
 
 
+@pytest.mark.slow
 def test_queries_of_several_inputs_are_asked_too_and_beside_a_running_loop(tmp_path: Path) -> None:
     bundle = open_bundle(write_text_bundle(tmp_path))
     sizes: Sizes = tuple(4 for _ in bundle.manifest.deployed.signature.axes)
@@ -77,6 +79,7 @@ def test_too_few_queries_say_nothing_of_a_tail(tmp_path: Path) -> None:
     assert said == []
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_served_here_is_a_sentence(tmp_path: Path) -> None:
     path = write_linear_bundle(tmp_path, coded=False)
     opened = open_bundle(path)
@@ -87,6 +90,7 @@ def test_a_model_that_cannot_be_served_here_is_a_sentence(tmp_path: Path) -> Non
     assert said[0].startswith("the model could not be served here, to measure the overheads:")
 
 
+@pytest.mark.slow
 def test_what_serving_takes_is_part_of_what_is_simulated() -> None:
     alone = simulated(None).without.outcome
     nothing = (0.0, 0.0)

@@ -109,7 +109,6 @@ def test_a_recording_is_contention_and_so_is_a_fault_plan(tmp_path: Path) -> Non
     file = tmp_path / "recording.json"
     file.write_bytes(msgspec.json.format(msgspec.json.encode(recording()), indent=2))
     assert load_contention(str(file)) == recording().contention
-    assert load_contention(str(file)) == recording().contention
     file.write_text('{"pauses": {"mean_between": 1, "length": {"type": "constant", "seconds": 1}}}')
     assert load_contention(str(file)).pauses is not None
     for content, said in (

@@ -50,7 +50,7 @@ class Plan:
     """A policy with so many instances, and its outcome.
 
     `agreement` is the share of all answers that are the model's; None: unknown. `missed` are the
-    parts of the goal that are not met.
+    parts of the goal that are not met, and `excess` is the factor by which the worst is not.
     """
 
     policy: PolicyChoice
@@ -58,6 +58,7 @@ class Plan:
     outcome: Outcome
     agreement: float | None
     missed: tuple[str, ...]
+    excess: float
     max_batch: int
 
     @property
@@ -94,15 +95,7 @@ class Plans(Printed):
     @property
     def nearest(self) -> Plan:
         """The plan that exceeds the goal by the smallest factor."""
-
-        def beyond(plan: Plan) -> float:
-            found = plan.outcome
-            reached = (found.p99_ms, found.p999_ms)
-            late = [ms / limit for ms, limit in zip(reached, self.goal.limits_ms, strict=True)]
-            used = (1 - found.idle) / (1 - self.goal.headroom)
-            return max(*late, used, ANSWERED / max(1e-9, found.answered))
-
-        return min(self.plans, key=beyond)
+        return min(self.plans, key=lambda plan: plan.excess)
 
     @property
     def advice(self) -> str:
@@ -235,8 +228,8 @@ class Planner:
         best = _best(plans)
         if best is None and given:
             enough = _best([self._fewest(each) for each in choices])
-        found = (self._goal, self.rate, tuple(plans), best, enough, bundle, self._recording)
-        return Plans(self._service, *found)
+        goal, recording = self._goal, self._recording
+        return Plans(self._service, goal, self.rate, tuple(plans), best, enough, bundle, recording)
 
     def _fewest(self, choice: PolicyChoice) -> Plan:
         """Plan with the fewest instances that suffice, or else the most that are tried."""
@@ -273,23 +266,21 @@ class Planner:
             agreement = 1.0
         elif agreement is not None:
             agreement = 1 - outcome.stood_in * (1 - agreement)
-        missed = _missed(goal, outcome)
-        return Plan(choice, instances, outcome, agreement, missed, service.max_batch)
+        p99, p999 = goal.limits_ms
+        used = (1 - outcome.idle) / (1 - goal.headroom)
+        factors = {
+            f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / p99,
+            f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / p999,
+            f"{outcome.idle:.0%} idle": used,
+            f"{1 - outcome.answered:.1%} without an answer": ANSWERED / outcome.answered,
+        }
+        missed = tuple(said for said, factor in factors.items() if factor > 1)
+        excess = max(factors.values())
+        return Plan(choice, instances, outcome, agreement, missed, excess, service.max_batch)
 
 
 def _counted(instances: int) -> str:
     return "1 instance" if instances == 1 else f"{instances} instances"
-
-
-def _missed(goal: Goal, outcome: Outcome) -> tuple[str, ...]:
-    reached = (outcome.p99_ms, outcome.p999_ms)
-    limits = zip(("p99", "p99.9"), reached, goal.limits_ms, strict=True)
-    missed = [f"{name} {ms:.1f} ms" for name, ms, limit in limits if ms > limit]
-    if outcome.idle < goal.headroom:
-        missed.append(f"{outcome.idle:.0%} idle")
-    if outcome.answered < ANSWERED:
-        missed.append(f"{1 - outcome.answered:.1%} without an answer")
-    return tuple(missed)
 
 
 def _best(plans: Iterable[Plan]) -> Plan | None:

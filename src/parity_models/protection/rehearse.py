@@ -105,15 +105,11 @@ class Rehearsal(Printed):
     def parts(self) -> Sequence[RenderableType]:
         """A table of both runs, and a sentence on the stand-ins."""
         done = {Fault.KILL: "killed", Fault.STOP: "stopped now and then", Fault.SLOW: "slow"}
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            padding=0,
-            title=f"one instance is {done[self.fault]}; a query takes {self.usual_ms:.1f} ms, "
-            f"{self.rate:.0f} are asked a second",
-            title_justify="left",
-            caption="times in ms",
-            caption_justify="right",
+        said = (
+            f"one instance is {done[self.fault]}; a query takes {self.usual_ms:.1f} ms, "
+            f"{self.rate:.0f} are asked a second; times in ms"
         )
+        table = Table(box=box.SIMPLE_HEAD, padding=0, title=said, title_justify="left")
         table.add_column("policy", overflow="fold")
         runs = (self.without, self.with_stand_ins)
         sources = [
