@@ -94,7 +94,7 @@ def test_where_nothing_fits_the_nearest_is_named_and_how_many_instances_are_enou
     calm = {"p99": 0.2, "headroom": 0.5, "contention": "{}"}
     few = planner(known(backup=False), instances=1, **calm).plans()
     assert few.best is None
-    assert "equal-resources fits with 2 instances" in few.advice
+    assert "equal-resources fits with 3 instances" in few.advice
 
 
 def test_a_parity_model_is_planned_with_its_own_time() -> None:
