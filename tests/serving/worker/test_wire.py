@@ -16,7 +16,6 @@ from parity_models.serving.worker.wire import (
     REPORT,
     WORK,
     Cancel,
-    Exit,
     Failed,
     Finished,
     Heartbeat,
@@ -45,7 +44,6 @@ MESSAGES: st.SearchStrategy[msgspec.Struct] = st.one_of(
     st.builds(Unit, UNITS, ROLES, st.lists(UNITS, max_size=3).map(tuple)),
     st.builds(Cancel, UNITS),
     st.builds(InjectFaults, st.just(PLAN), st.integers(-5, 5), st.floats()),
-    st.builds(Exit),
     st.builds(Hello, st.dictionaries(ROLES, st.builds(Signature.of, SPECS, SPECS), max_size=2)),
     st.builds(Heartbeat),
     st.builds(Finished, UNITS, st.floats(0, 9)),
@@ -88,6 +86,6 @@ def test_a_message_is_read_as_it_was_written(message: msgspec.Struct) -> None:
     kind: Kind[Any] = REPORT
     if isinstance(message, Unit | InjectFaults):
         kind = WORK
-    elif isinstance(message, Cancel | Exit):
+    elif isinstance(message, Cancel):
         kind = CONTROL
     assert encode(read(kind, [encode(message), *tensors])[0]) == encode(message)

@@ -28,7 +28,6 @@ from parity_models.serving.worker.wire import (
     Assignment,
     Cancel,
     EngineStream,
-    Exit,
     Frame,
     InjectFaults,
     MessageError,
@@ -125,7 +124,7 @@ class WorkerProcess(SupervisedInstance):
     def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
         self._units.send([encode(unit), *rows])
 
-    def send(self, message: Cancel | Exit | InjectFaults) -> None:
+    def send(self, message: Cancel | InjectFaults) -> None:
         stream = self._units if isinstance(message, InjectFaults) else self._control
         stream.send([encode(message)])
 

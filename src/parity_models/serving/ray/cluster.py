@@ -24,7 +24,6 @@ from parity_models.serving.worker.runner import Runner, warm_model
 from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
 from parity_models.serving.worker.wire import (
     Cancel,
-    Exit,
     Failed,
     Frame,
     Hello,
@@ -215,14 +214,12 @@ class ActorInstance(SupervisedInstance):
             lambda result: self._from_thread(self._on_result, unit.unit, result)
         )
 
-    def send(self, message: Cancel | Exit | InjectFaults) -> None:
+    def send(self, message: Cancel | InjectFaults) -> None:
         match message:
             case Cancel(unit):
                 self._actor.cancel.remote(unit)
             case InjectFaults(plan, worker, start):
                 self._actor.inject.remote(plan, worker, time.monotonic() - start)
-            case Exit():
-                self.kill("was stopped")
 
     def _end(self) -> None:
         self._killed.set()

@@ -26,7 +26,6 @@ from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.wire import (
     Cancel,
-    Exit,
     Failed,
     Finished,
     Frame,
@@ -44,9 +43,6 @@ TICK = 0.1
 
 LONG_SERVICE = 60.0
 """Seconds after which an instance that is recycled counts as one that served well."""
-
-GRACE = 1.0
-"""Seconds instances are given to exit by themselves."""
 
 OnReport = Callable[[Report, Sequence[Frame]], None]
 """Takes a report, and the frames of its tensors."""
@@ -110,7 +106,7 @@ class SupervisedInstance(ABC):
         """Send it a unit, without waiting."""
 
     @abstractmethod
-    def send(self, message: Cancel | Exit | InjectFaults) -> None:
+    def send(self, message: Cancel | InjectFaults) -> None:
         """Send it a message, without waiting."""
 
     @abstractmethod
@@ -219,20 +215,15 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._timer.cancel()
         for kill in self._kills:
             kill.cancel()
+        # They have no state, and whatever their units' outcome is, it is not needed any more.
         for instance in self._instances.values():
-            if instance.joined:
-                instance.send(Exit())
-            else:
-                instance.kill("was stopped")
-        supervisors = self._supervisors
+            instance.kill("was stopped")
         try:
-            if supervisors:
-                _, supervisors = await asyncio.wait(supervisors, timeout=GRACE)
-            if supervisors:
-                self._kill_all()
-                await asyncio.wait(supervisors)
+            if self._supervisors:
+                await asyncio.wait(self._supervisors)
         finally:
-            self._kill_all()
+            for instance in self._instances.values():
+                instance.kill("was stopped")
             await self._release()
 
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
@@ -383,6 +374,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             _log.warning("worker %s %s; it is restarted in %.1f s", name, why, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
+            if self._stopping.is_set():
                 return
 
     async def _cleanup(self, instance: AnyInstance | None) -> None:
@@ -392,10 +384,6 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 await instance.cleanup()
             except Exception as error:
                 self._recovered("clean up", error)
-
-    def _kill_all(self) -> None:
-        for instance in self._instances.values():
-            instance.kill("was stopped")
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)

@@ -100,10 +100,6 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     unit: int
 
 
-class Exit(msgspec.Struct, frozen=True, tag=True):
-    """End the process."""
-
-
 class Hello(msgspec.Struct, frozen=True, tag=True):
     """The worker is warm; `models` are the signatures of its models, by role."""
 
@@ -149,9 +145,7 @@ class Kind(Generic[Message]):
 WORK: Kind[Unit | InjectFaults] = Kind(
     msgspec.msgpack.Decoder(Unit | InjectFaults).decode, with_tensors=Unit
 )
-CONTROL: Kind[Cancel | Exit] = Kind(
-    msgspec.msgpack.Decoder(Cancel | Exit).decode, with_tensors=None
-)
+CONTROL: Kind[Cancel] = Kind(msgspec.msgpack.Decoder(Cancel).decode, with_tensors=None)
 REPORT: Kind[Report] = Kind(
     msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed).decode, with_tensors=Finished
 )

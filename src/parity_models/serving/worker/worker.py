@@ -1,8 +1,8 @@
 """A worker process: an instance of the local engine.
 
 One thread receives a unit, computes, reports, and does nothing else: no query passes from thread to
-thread. A second thread does what cannot wait for a unit to end: it sends heartbeats, cancels units,
-and exits on request.
+thread. A second thread does what cannot wait for a unit to end: it sends heartbeats, and cancels
+units.
 """
 
 import os
@@ -22,8 +22,6 @@ from parity_models.serving.worker.wire import (
     HEARTBEAT,
     WORK,
     Assignment,
-    Cancel,
-    Exit,
     Heartbeat,
     Hello,
     InjectFaults,
@@ -76,11 +74,7 @@ class Worker:
                     message, _ = read(CONTROL, self._control.receive())
                 except EOFError:
                     os._exit(0)
-                match message:
-                    case Cancel(unit):
-                        self._runner.cancel(unit)
-                    case Exit():
-                        os._exit(0)
+                self._runner.cancel(message.unit)
 
 
 def _streams(assigned: Assignment) -> tuple[WorkerStream, WorkerStream]:
