@@ -21,7 +21,7 @@ from parity_models.evaluation.judging import calibrate
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
-from parity_models.tasks.metrics import SAME_BOX, Agreement, agreement_for
+from parity_models.tasks.metrics import SAME_BOX, agreement_for
 from parity_models.tasks.task import Split
 
 Floats = NDArray[np.float64]
@@ -118,12 +118,6 @@ def test_confidence_orders_the_surest_and_refuses_what_is_not_finite() -> None:
         gate = Gate(kind, GateLevel(0.9, -1e9, 1.0, 1.0))
         outputs = np.array([[1.0, np.nan], [np.inf, 0.0], [0.5, 0.5]])
         assert gate.refused(outputs).tolist() == [True, True, False]
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (3, 5)])
-def test_predictions_of_any_shape_can_be_compared(shape: tuple[int, ...]) -> None:
-    outputs = np.random.default_rng(0).normal(size=(4, *shape))
-    assert Agreement("classes", 0.0)(outputs, outputs).tolist() == [True] * 4
 
 
 def test_outputs_agree_that_are_of_the_same_class_or_near() -> None:

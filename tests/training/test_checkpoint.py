@@ -1,4 +1,4 @@
-"""Training survives interruption, and goes on from nothing but its own checkpoint."""
+"""Training survives interruption, and continues from nothing but its own checkpoint."""
 
 import os
 import signal
@@ -21,17 +21,20 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("network", ["mlp", "resnet-small"])
-def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
+def test_a_run_that_was_cut_off_continues_as_if_it_had_not_been(
     train: Train, tmp_path: Path, network: str
 ) -> None:
     with pytest.raises(MemoryError):
         train(network=network, epochs=3, report=fail_at(2 / 3, MemoryError()))
     assert not (tmp_path / "bundle").exists()
-    told: list[int] = []
+    with safe_open(tmp_path / "bundle.checkpoint", "pt") as file:
+        run = msgspec.json.decode(file.metadata()["run"])
+    assert (run["epochs"], run["options"]["code"]) == (2, str(STACK))
+    epochs: list[int] = []
     resumed = train(
-        network=network, epochs=3, resume=True, report=lambda progress: told.append(progress.epoch)
+        network=network, epochs=3, resume=True, report=lambda each: epochs.append(each.epoch)
     )
-    assert min(told) == 3
+    assert min(epochs) == 3
     assert weights(resumed) == weights(train(network=network, epochs=3, name="uninterrupted"))
     assert not (tmp_path / "bundle.checkpoint").exists()
 
@@ -43,16 +46,13 @@ def test_an_interrupt_leaves_the_best_so_far_and_can_be_resumed(train: Train) ->
     accuracy = evaluate(open_bundle(stopped.path), DIGITS.test.inputs, DIGITS.test.labels)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.7
-    resumed = train(epochs=22, resume=True)
-    assert not resumed.fitted.interrupted
-    assert not resumed.fitted.resumable
-    assert resumed.fitted.epochs == 22
+    fitted = train(epochs=22, resume=True).fitted
+    assert (fitted.interrupted, fitted.resumable, fitted.epochs) == (False, False, 22)
 
 
 def test_an_interrupt_before_the_first_epoch_still_leaves_a_bundle(train: Train) -> None:
     stopped = train(epochs=100, report=fail_at(0, KeyboardInterrupt()))
-    assert stopped.fitted.interrupted
-    assert not stopped.fitted.resumable
+    assert (stopped.fitted.interrupted, stopped.fitted.resumable) == (True, False)
     assert open_bundle(stopped.path).code() is not None
 
 
@@ -66,8 +66,7 @@ def test_ctrl_c_on_the_command_line_writes_the_bundle_and_says_so(tmp_path: Path
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as process:
-        checkpoint = tmp_path / "model.checkpoint"
-        while not checkpoint.exists():
+        while not (tmp_path / "model.checkpoint").exists():
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -78,32 +77,20 @@ def test_ctrl_c_on_the_command_line_writes_the_bundle_and_says_so(tmp_path: Path
     assert open_bundle(out).manifest.accuracy is not None
 
 
-def test_a_checkpoint_is_refused_by_a_run_with_other_options(train: Train) -> None:
+def test_a_checkpoint_that_is_missing_damaged_or_of_another_run_is_refused(
+    train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(epochs=4, resume=True)
     with pytest.raises(MemoryError):
         train(epochs=4, report=fail_at(1 / 4, MemoryError()))
     with pytest.raises(TrainingError, match="seed 0, now 1"):
         train(epochs=4, resume=True, seed=1)
     with pytest.raises(TrainingError, match="code stack"):
         train(CodeSpec("sum", "subtraction", 2), epochs=4, resume=True)
-
-
-def test_a_checkpoint_that_is_missing_or_damaged_is_refused(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="nothing to resume"):
-        train(epochs=4, resume=True)
-    with pytest.raises(MemoryError):
-        train(epochs=4, report=fail_at(1 / 4, MemoryError()))
     checkpoint = tmp_path / "bundle.checkpoint"
     content = checkpoint.read_bytes()
     for damaged in (b"", content[: len(content) // 2], b"\xff" * 100):
         checkpoint.write_bytes(damaged)
         with pytest.raises(TrainingError, match="damaged"):
             train(epochs=4, resume=True)
-
-
-def test_a_checkpoint_holds_tensors_and_json_alone(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(MemoryError):
-        train(epochs=4, report=fail_at(2 / 4, MemoryError()))
-    with safe_open(tmp_path / "bundle.checkpoint", "pt") as file:
-        run = msgspec.json.decode(file.metadata()["run"])
-    assert run["epochs"] == 2
-    assert run["options"]["code"] == str(STACK)

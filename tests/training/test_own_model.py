@@ -1,22 +1,30 @@
 """A model that this package did not make: opened, imitated without labels, or refused."""
 
 import json
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from onnx_models import output_of
-from own_models import DIGITS, STACK, Parm
-from parity_models.evaluation.tables import slowdown
-from parity_models.models.bundle import InferenceTimes, NewModel, open_bundle, write_bundle
+from commands import invoke
+from onnx_models import linear_model, output_of
+from own_models import DIGITS, ROWS, STACK, Parm
+from parity_models.errors import DataError, ModelError, TrainingError
+from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import Callbacks, TrainingOptions
+from served import ServerProcess
 from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
+
+Shape = tuple[int, ...]
 
 
 def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
@@ -47,14 +55,14 @@ def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
         "evaluate bundle --inputs {digits}/test.npy --labels {digits}/labels.npy --json right.json"
     )
     right = json.loads((tmp_path / "right.json").read_text())
-    assert right["metric"] == "top-1"
-    assert right["queries"] == 400
+    assert (right["metric"], right["queries"]) == ("top-1", 400)
     assert right["available_accuracy"] < 1
     assert right["degraded_accuracy"] > 0.75
     parm("evaluate bundle --inputs {digits}/test.npy --json alike.json")
     alike = json.loads((tmp_path / "alike.json").read_text())
     assert alike["degraded_accuracy"] == right["agreement"]
     assert (alike["task"], alike["available_accuracy"]) == (None, 1)
+    assert {each["stand_in"] for each in alike["gates"]} == {"reconstruction"}
 
     parm(
         "backup --from bundle --network linear --inputs {digits}/inputs.npy --out bundle "
@@ -62,44 +70,16 @@ def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
     )
     backed = open_bundle(tmp_path / "bundle").manifest
     assert backed.accuracy is not None
-    assert backed.accuracy.backup_accuracies
     assert backed.accuracy.backup_accuracies[0] > 0.9
     assert backed.inference_times is not None
     assert len(backed.inference_times.backups) == 1
     assert backed.calibration["reconstruction"] == manifest.calibration["reconstruction"]
     assert [each.level for each in backed.calibration["backup"].levels][:1] == [0.9]
-    assert {each["stand_in"] for each in alike["gates"]} == {"reconstruction"}
-
-
-def test_a_bundle_may_be_given_inputs_of_ones_own_for_another_code(
-    parm: Parm, digits: Path, tmp_path: Path
-) -> None:
-    write_bundle("plain", deployed=NewModel(digits / "model.onnx", "mine"))
-    parm(
-        "parity --from plain --inputs {digits}/inputs.npy --out other --k 3 --encoder sum "
-        "--decoder subtraction --parity-network linear --epochs 20"
-    )
-    accuracy = open_bundle(tmp_path / "other").manifest.accuracy
-    assert accuracy is not None
-    assert accuracy.agreement is not None
-    assert accuracy.agreement > 0.7
-
-
-class Nearest(nn.Module):
-    """Two numbers per row: no classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 2)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.layer(rows)
-        return outputs
 
 
 def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = Nearest().train()
+    module = nn.Linear(6, 2).train()
     rows = np.random.default_rng(1).normal(size=(800, 6)).astype(np.float32)
     outcome = train_parity(
         module, STACK, rows, tmp_path / "b", TrainingOptions(epochs=40), network="mlp", metric="r2"
@@ -111,6 +91,8 @@ def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:
     accuracy = evaluate(outcome, rows[:50], expected, metric="r2")
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.8
+    with np.errstate(over="ignore"), pytest.raises(DataError, match="gives NaN or infinite values"):
+        evaluate(outcome, rows * np.float32(3e38), expected, metric="r2")
 
 
 def test_a_path_in_python_is_an_onnx_file_or_a_bundle(digits: Path, tmp_path: Path) -> None:
@@ -122,19 +104,163 @@ def test_a_path_in_python_is_an_onnx_file_or_a_bundle(digits: Path, tmp_path: Pa
     )
     assert sum(predicted) >= len(inputs)
     again = train_parity(str(once.path), STACK, inputs, tmp_path / "b", network="linear")
-    parities = [one.manifest.parity[0].sha256 for one in (once, again)]
-    assert parities[0] == parities[1]
-    backed = train_backup(again, "linear", inputs, tmp_path / "c")
-    assert backed.backup_paths
+    assert once.manifest.parity[0].sha256 == again.manifest.parity[0].sha256
+    assert train_backup(again, "linear", inputs, tmp_path / "c").backup_paths
 
 
-def test_a_parity_model_slower_than_the_deployed_model_is_told(
-    digits: Path, tmp_path: Path
+def test_the_example_leads_to_a_served_bundle(parm: Parm, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "own_model.py"
+    commands = [line.strip() for line in example.read_text().splitlines()[2:6]]
+    assert commands[0] == "python examples/own_model.py own"
+    program: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example.read_text(), example, "exec"), program)
+    program["main"](Path("own"))
+    assert commands[1].endswith(" --seconds 30")
+    parm(commands[1].removeprefix("parm ").removesuffix("--seconds 30") + "--epochs 1")
+    parm(commands[2].removeprefix("parm "))
+    accuracy = open_bundle("own/bundle").manifest.accuracy
+    assert accuracy is not None
+    assert accuracy.available_accuracy > 0.9
+    assert commands[3] == "parm serve own/bundle --instances 4"
+    rows = np.load("own/test.npy")[:2]
+    data = {"name": "image", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
+    with ServerProcess("own/bundle", "--instances", "1") as server:
+        url = f"{server.url}/v2/models/model/infer"
+        answer = httpx.post(url, json={"inputs": [data]}, timeout=30).json()
+    assert answer["outputs"][0]["shape"] == [2, 10]
+
+
+# Refusals and warnings
+
+
+@pytest.mark.parametrize(
+    ("inputs", "arguments", "reason"),
+    [
+        (ROWS[:5], "", "there are 5 inputs in rows.npy, too few: give 6 or more"),
+        (ROWS, "--k 32", "there are 60 inputs in rows.npy, too few: give 96 or more"),
+        (ROWS[:, :5], "", "has rows of shape [5]; the model takes 'input' FP32 [6]"),
+        (np.where(ROWS > 2, np.nan, ROWS), "", "hold NaN or infinite values"),
+        (np.ones_like(ROWS), "", "all inputs in rows.npy are the same"),
+        (ROWS, "--encoder concatenation", "concatenation needs images"),
+        (ROWS, "--encoder sum", "could not tell the slots apart"),
+        (ROWS, "--k 1", "k must be 2 or more"),
+        (ROWS, "--metric magic", "no metric is called 'magic'"),
+        (ROWS, "--metric iou", "iou judges boxes"),
+        (1e36 * np.abs(ROWS), "", "predicts NaN or infinite values"),
+        (ROWS, "--out /proc/bundle", "nothing can be written to /proc"),
+        (ROWS, "--out model.onnx/bundle", "nothing can be written to"),
+    ],
+)
+def test_inputs_and_options_that_do_not_fit_are_refused(
+    parm: Parm, tmp_path: Path, inputs: NDArray[np.float32], arguments: str, reason: str
 ) -> None:
-    for parity, expected in [(1.0, None), (3.0, 3.0), (None, None)]:
-        bundle = write_bundle(
-            tmp_path / "bundle",
-            deployed=NewModel(digits / "model.onnx", "own"),
-            inference_times=InferenceTimes(1.0, parity),
-        )
-        assert slowdown(open_bundle(bundle.path)) == expected
+    linear_model(tmp_path / "model.onnx", (6,), (3,), np.full((6, 3), 1e3, np.float32))
+    np.save("rows.npy", inputs)
+    command = "parity --model model.onnx --inputs rows.npy --out bundle --parity-network mlp "
+    assert reason in parm(command + arguments, code=2)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_options_that_contradict_each_other_are_refused(parm: Parm, digits: Path) -> None:
+    write_bundle("plain", deployed=NewModel(digits / "model.onnx", "own"))
+    np.save("alike.npy", np.ones((4, *DIGITS.train.inputs.shape[1:]), np.float32))
+    for arguments, reason in [
+        ("parity --out b", "Missing option"),
+        ("parity --model {digits}/model.onnx --out b", "give some as inputs"),
+        ("backup --from plain --network linear --out b", "give some as inputs"),
+        ("evaluate plain", "give queries with --inputs"),
+        ("evaluate plain --labels {digits}/labels.npy", "labels and a metric belong to inputs"),
+        (
+            "evaluate plain --inputs {digits}/inputs.npy --labels {digits}/labels.npy",
+            "holds 400 labels for 1200 inputs",
+        ),
+        ("evaluate plain --inputs {digits}/labels.npy", "save floating point"),
+        ("evaluate plain --inputs alike.npy", "all inputs in alike.npy are the same"),
+    ]:
+        assert reason in parm(arguments, code=2)
+
+
+class Centred(nn.Module):
+    """Its prediction for a row depends on the other rows."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows - rows.mean(dim=0)
+
+
+def test_models_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> None:
+    constant = nn.Linear(6, 3)
+    nn.init.zeros_(constant.weight)
+    with pytest.raises(DataError, match="predicts the same for all inputs"):
+        train_parity(constant, STACK, ROWS, tmp_path / "b", network="linear")
+    with pytest.raises(ModelError, match="depends on the others in its batch"):
+        train_parity(Centred(), STACK, ROWS, tmp_path / "b", network="linear")
+
+
+def filled(value: float, takes: Shape, gives: Shape) -> nn.Module:
+    layer = nn.Linear(prod(takes), prod(gives))
+    nn.init.constant_(layer.weight, value)
+    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, gives))
+
+
+def zeros(takes: Shape, gives: Shape) -> nn.Module:
+    return filled(0.0, takes, gives)
+
+
+def diverged(takes: Shape, gives: Shape) -> nn.Module:
+    return filled(float("nan"), takes, gives)
+
+
+class Diverging(nn.Module):
+    """Learns for an epoch, and is not finite from the first step of the next one on."""
+
+    def __init__(self, input_shape: Shape, output_shape: Shape) -> None:
+        super().__init__()
+        self.layer = nn.Linear(input_shape[0], output_shape[0] * output_shape[1])
+        self.shape, self.judged, self.stepped = output_shape, False, False
+
+    def train(self, mode: bool = True) -> "Diverging":
+        self.judged = self.judged or (not mode and self.stepped)
+        return super().train(mode)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        self.stepped = self.stepped or self.training
+        outputs: torch.Tensor = self.layer(rows).unflatten(1, self.shape)
+        return outputs * float("nan") if self.training and self.judged else outputs
+
+
+def test_a_training_that_diverges_ends_at_its_best_epoch_or_writes_nothing(tmp_path: Path) -> None:
+    ten, model = TrainingOptions(epochs=10, device="cpu"), nn.Linear(6, 3)
+    fitted = train_parity(model, STACK, ROWS, tmp_path / "b", ten, network=Diverging).fitted
+    assert fitted.diverged
+    assert (fitted.best_epoch, fitted.epochs) == (1, 2)
+    with pytest.raises(TrainingError, match="the training diverged"):
+        train_parity(model, STACK, ROWS, tmp_path / "c", network=diverged)
+    assert not (tmp_path / "c").exists()
+
+
+def test_labels_of_values_may_be_whole_numbers(parm: Parm, tmp_path: Path) -> None:
+    weights = np.arange(6, dtype=np.float32)[:, None]
+    linear_model(tmp_path / "model.onnx", (6,), (1,), weights)
+    rows = np.random.default_rng(1).integers(0, 9, (90, 6)).astype(np.float32)
+    np.save("rows.npy", rows)
+    parm("parity --model model.onnx --inputs rows.npy --out b --epochs 2 --parity-network linear")
+    for labels in (rows @ weights, (rows @ weights)[:, 0]):
+        for kind in (np.uint8, np.int64, np.float64):
+            np.save("labels.npy", labels.astype(kind))
+            parm("evaluate b --inputs rows.npy --labels labels.npy --json out.json")
+            found = json.loads(Path("out.json").read_text())
+            assert found["available_accuracy"] == pytest.approx(1, abs=1e-3)
+
+
+def test_worthless_stand_ins_are_warned_about(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("few.npy", DIGITS.train.inputs[:40])
+    more = ["--inputs", "few.npy", "--seconds", "1e-6", "--network", f"{__name__}:zeros"]
+    result = invoke("parity", "--model", str(digits / "model.onnx"), "--out", "b", *more)
+    assert result.exit_code == 0, result.output
+    assert "reconstruction is no better than the same prediction for every" in result.stdout
+    result = invoke("backup", "--from", "b", "--out", "backed", *more)
+    assert result.exit_code == 0, result.output
+    assert "the backup is no better than the same prediction for every query" in result.stdout

@@ -19,9 +19,16 @@ from parity_models.training import Callbacks, Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, Proposal, saving
 from parity_models.training.distillation import distill
 from parity_models.training.fit import save_tensors
-from parity_models.training.proposals import SLACK, Costs, propose_by
-from parity_models.training.search import MARGINS, Done, Lesson, Search, Searched
-from slow_network import PREDICTING
+from parity_models.training.search import (
+    MARGINS,
+    SLACK,
+    Costs,
+    Done,
+    Lesson,
+    Search,
+    Searched,
+    propose_by,
+)
 
 Shape = tuple[int, ...]
 INPUTS = np.random.default_rng(0).normal(size=(1400, 6)).astype(np.float32)
@@ -74,50 +81,42 @@ def test_so_many_are_kept_if_there_are_so_many(judged: list[One], most: int, lea
     assert len(drop(judged, most, least=least)[0]) >= min(most, least, len(judged))
 
 
-def test_the_best_that_is_not_slower_than_the_model_is_kept_whatever_it_saves() -> None:
-    judged = [
-        One("as slow", 1.0, 0.99, 0.0),
-        One("half", 0.5, 0.95, 0.4),
-        One("tenth", 0.1, 0.90, 0.6),
-        One("slower", 2.0, 1.0, 0.0),
-    ]
-    kept, dropped = drop(judged, 2)
-    assert kept == [0, 2]
-    assert "2 others are worth more" in dropped[1]
-
-
-def test_the_best_that_is_surely_not_slower_is_kept_next_to_one_that_may_be() -> None:
-    judged = [
-        One("as large as the model", 0.98, 0.99, 0.01),
-        One("half", 0.6, 0.97, 0.1),
-        One("tiny", 0.1, 0.8, 0.7),
-        One("small", 0.2, 0.9, 0.6),
-    ]
-    assert drop(judged, 3)[0] == [0, 1, 2]
-    assert drop(judged, 2)[0] == [0, 2]
-
-
-def test_slow_learners_are_kept_while_there_is_room() -> None:
-    judged = [
-        One("fast, and has learned all it can", 0.03, 0.88, 0.7),
-        One("slow", 0.05, 0.82, 0.5),
-        One("slower", 0.1, 0.66, 0.1),
-        One("hardly begun", 0.25, 0.15, 0.0),
-    ]
-    kept, dropped = drop(judged, 4, least=3)
-    assert kept == [0, 1, 2]
-    assert "is no slower" in dropped[3]
-    assert drop(judged, 4)[0] == [0]
-
-
-def test_the_best_of_both_kinds_are_kept() -> None:
-    judged = [
-        One("parity", 0.9, 0.978, 0.1, coded=True),
-        One("other parity", 0.87, 0.96, 0.13, coded=True),
-        One("backup", 0.97, 0.976, 0.03),
-        One("fast backup", 0.45, 0.89, 0.5),
-    ]
-    assert drop(judged, 3)[0] == [0, 2, 3]
+@pytest.mark.parametrize(
+    ("judged", "most", "least", "kept"),
+    [
+        # The best that is not slower than the model is kept, however little it saves.
+        ([(1.0, 0.99, 0.0), (0.5, 0.95, 0.4), (0.1, 0.90, 0.6), (2.0, 1.0, 0.0)], 2, 1, [0, 2]),
+        # So is the best that is surely not slower, if there is room.
+        ([(0.98, 0.99, 0.01), (0.6, 0.97, 0.1), (0.1, 0.8, 0.7), (0.2, 0.9, 0.6)], 3, 1, [0, 1, 2]),
+        ([(0.98, 0.99, 0.01), (0.6, 0.97, 0.1), (0.1, 0.8, 0.7), (0.2, 0.9, 0.6)], 2, 1, [0, 2]),
+        # Slow learners are kept while there is room.
+        (
+            [(0.03, 0.88, 0.7), (0.05, 0.82, 0.5), (0.1, 0.66, 0.1), (0.25, 0.15, 0)],
+            4,
+            3,
+            [0, 1, 2],
+        ),
+        ([(0.03, 0.88, 0.7), (0.05, 0.82, 0.5), (0.1, 0.66, 0.1), (0.25, 0.15, 0)], 4, 1, [0]),
+        # The best of both kinds are kept.
+        (
+            [
+                (0.9, 0.978, 0.1, True),
+                (0.87, 0.96, 0.13, True),
+                (0.97, 0.976, 0),
+                (0.45, 0.89, 0.5),
+            ],
+            3,
+            1,
+            [0, 2, 3],
+        ),
+    ],
+)
+def test_the_most_useful_candidates_are_kept(
+    judged: list[tuple[Any, ...]], most: int, least: int, kept: list[int]
+) -> None:
+    found, dropped = drop([One("it", *each) for each in judged], most, least=least)
+    assert found == kept
+    assert all("is no slower" in why or "are worth more" in why for why in dropped.values())
 
 
 def test_a_stand_in_saves_time_for_the_queries_it_may_answer() -> None:
@@ -287,18 +286,6 @@ def test_when_the_time_is_over_each_was_trained_once_and_continues_when_resumed(
     after = resumed(lesson, tmp_path).state
     assert_kept(before, after)
     assert sum(map(len, after.done.values())) > 2
-
-
-@pytest.mark.slow
-def test_a_candidate_that_takes_longer_to_judge_than_there_is_time_is_trained_once(
-    lesson: Lesson, tmp_path: Path
-) -> None:
-    started = begun(lesson, tmp_path, "slow_network:SlowToPredict")
-    # Of this the last round has half, in which it is judged neither once nor twice.
-    found = started.run(2 * PREDICTING)
-    assert [each.name for each in found.finalists] == ["backup slow_network:SlowToPredict"]
-    [done] = started.state.done.values()
-    assert len(done) == 1
 
 
 @pytest.mark.slow

@@ -42,23 +42,22 @@ from parity_models.protection.scene import (
 )
 from parity_models.roles import DEPLOYED
 from parity_models.tasks.metrics import OutputKind
-from parity_models.training.bundling import (
-    BackupPart,
-    ParityPart,
-    check_place,
-    contents_of,
-    write_measured,
-)
 from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.options import TeachingOptions
-from parity_models.training.proposals import propose
 from parity_models.training.recipes import RunOptions
-from parity_models.training.search import FINALISTS, Found, Lesson, Search
+from parity_models.training.search import FINALISTS, Found, Lesson, Search, propose
 from parity_models.training.teacher import Model, Queries, Teacher, find_queries, open_teacher
-from parity_models.training.train import training_of
+from parity_models.training.train import (
+    BackupPart,
+    ParityPart,
+    check_place,
+    contents_of,
+    training_of,
+    write_measured,
+)
 
 GROUP = 4
 """Queries of the largest groups that are tried."""

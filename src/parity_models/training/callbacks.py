@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -68,23 +68,26 @@ def progress_bars() -> Iterator[Callbacks]:
         bars.close()
 
 
-@dataclass
 class _Bars:
-    _name: str = ""
-    _bar: "tqdm[Any] | None" = None
-    _interval: float = field(default_factory=lambda: 0.2 if sys.stderr.isatty() else 10.0)
+    """At most one bar at a time: a report of another kind ends the one before it."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._bar: tqdm[Any] | None = None
 
     def _show(self, name: str, **options: Any) -> "tqdm[Any]":
-        """Return the bar called so; the one before it ends."""
+        """Return the bar called so."""
         if self._bar is None or self._name != name:
             self.close()
             self._name = name
-            self._bar = tqdm(desc=name, mininterval=self._interval, **options)
+            interval = 0.2 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(desc=name, mininterval=interval, **options)
         return self._bar
 
-    def _advance(self, name: str, spent: float, said: list[str]) -> None:
+    def _advance(self, name: str, spent: float, left: float | None, *said: str) -> None:
         bar = self._show(name, total=1.0, bar_format=LAYOUT)
-        bar.set_postfix_str(", ".join(said), refresh=False)
+        first = [] if left is None else [f"{tqdm.format_interval(left)} left"]
+        bar.set_postfix_str(", ".join([*first, *said]), refresh=False)
         bar.update(max(0.0, spent - bar.n))
 
     def predicted(self, rows: int) -> None:
@@ -92,20 +95,15 @@ class _Bars:
 
     def training(self, progress: Progress) -> None:
         said = [f"epoch {progress.epoch}"]
-        if progress.seconds_left is not None:
-            said.insert(0, f"{tqdm.format_interval(progress.seconds_left)} left")
         if progress.score is not None and progress.best is not None:
             said.append(f"score {progress.score:.1%} (best {progress.best:.1%})")
-        self._advance("training", progress.spent, said)
+        self._advance("training", progress.spent, progress.seconds_left, *said)
 
-    def search(self, searching: Searching) -> None:
-        said = [
-            f"{tqdm.format_interval(searching.seconds_left)} left",
-            f"round {searching.rung + 1}, {searching.name} ({searching.tried} of {searching.of})",
-        ]
-        if searching.best is not None:
-            said.append(f"best {searching.best:.1%}")
-        self._advance("search", searching.spent, said)
+    def search(self, found: Searching) -> None:
+        said = [f"round {found.rung + 1}, {found.name} ({found.tried} of {found.of})"]
+        if found.best is not None:
+            said.append(f"best {found.best:.1%}")
+        self._advance("search", found.spent, found.seconds_left, *said)
 
     def measured(self, rows: int, total: int) -> None:
         bar = self._show("measuring", unit="row", unit_scale=True)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -27,13 +27,18 @@ from parity_models.training.distillation import (
     SQUARED_ERROR,
     TEMPERATURE,
     DistillationData,
-    served,
+    Served,
 )
 from parity_models.training.fit import Fitted, OnProgress, fit
 from parity_models.training.networks import Factory, build_models, parity_network, single_network
-from parity_models.training.problems import CodedNetworks, Distillation, Imitation, Reconstruction
+from parity_models.training.problems import (
+    CodedNetworks,
+    Distillation,
+    Imitation,
+    Reconstruction,
+    Scaled,
+)
 from parity_models.training.recipes import Budget, RunOptions
-from parity_models.training.scaling import Scaled
 from parity_models.training.teacher import Teacher
 
 STACKED = {"new_axis": True}
@@ -284,12 +289,13 @@ class Candidate:
         else:
             queries = floats(teacher.signature.input.shape)
             backup = NewModel(self._export(module, [queries]), network)
-        return Exported(backup=backup) if self._code is None else self.in_slots(self._code, backup)
+        if self._code is None:
+            return Exported(backup=backup)
+        return self._in_slots(module, self._code, backup)
 
-    def in_slots(self, code: Code, backup: NewModel) -> Exported:
-        """Export the parity model that runs this backup, exported as `backup`, in each slot of
-        `code`; queries are of named inputs."""
-        teacher, network, module = self._teacher, self.proposal.network, self._problem.module
+    def _in_slots(self, module: nn.Module, code: Code, backup: NewModel) -> Exported:
+        """Export the parity model that runs a backup for named inputs in each slot of `code`."""
+        teacher, network = self._teacher, self.proposal.network
         if not isinstance(module, NamedModule):
             raise TrainingError(f"{network} makes no module for named inputs; choose another")
         output = NamedTensor(teacher.output.name, teacher.output.datatype, code.parity_output_shape)
@@ -297,9 +303,7 @@ class Candidate:
         signature = msgspec.structs.replace(teacher.signature, inputs=inputs, outputs=(output,))
         content = self._export(_Slots(module, code.k), inputs, output.name)
         model = NewModel(content, network, slotwise=True, signature=signature)
-        name = f"{backup.network}, one slot"
-        slot = NewModel(backup.onnx, name, slot=True, signature=backup.signature)
-        return Exported([model], {}, slot)
+        return Exported([model], {}, replace(backup, network=f"{network}, one slot", slot=True))
 
     def _export_coded(self, module: CodedNetworks, code: Code) -> Exported:
         network = self.proposal.network
@@ -326,7 +330,9 @@ class Candidate:
             module = module.served()
         elif isinstance(module, Scaled):
             module = module.folded(inputs[0].at({}).shape)
-        module = served(module, self.data.output_kind, self._teacher.output.dtype)
+        kind, dtype = self.data.output_kind, self._teacher.output.dtype
+        if kind in PLAINLY or dtype != np.float32:
+            module = Served(module, kind, dtype)
         return export(module, inputs, *output)
 
 

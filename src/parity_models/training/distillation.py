@@ -16,7 +16,6 @@ from parity_models.errors import DataError, ModelError
 from parity_models.models.envelope import Envelope
 from parity_models.tasks.metrics import (
     OutputKind,
-    PredictionKind,
     choose_output_kind,
     is_map,
     labels_from,
@@ -64,11 +63,9 @@ class OutputTransform:
         return cls(kind, scale.square().mean().sqrt() if kind == "embeddings" else scale)
 
     @property
-    def compared_as(self) -> PredictionKind:
-        """The kind of prediction that the loss treats outputs as."""
-        if self.kind in ("logits", "probabilities"):
-            return "classes"
-        return "boxes" if self.kind == "boxes" else "values"
+    def of_classes(self) -> bool:
+        """Whether outputs are scores of classes, and not values."""
+        return self.kind in ("logits", "probabilities")
 
     def targets(self, predictions: Tensor) -> Tensor:
         """Return the targets of outputs, given F's `predictions` (..., *output_shape)."""
@@ -83,7 +80,7 @@ class OutputTransform:
         Of classes it is the Kullback-Leibler divergence of softened predictions, of others the
         squared error in units of `scale`.
         """
-        if self.compared_as == "classes":
+        if self.of_classes:
             each = functional.kl_div(
                 functional.log_softmax(outputs / TEMPERATURE, dim=-1),
                 functional.log_softmax(targets / TEMPERATURE, dim=-1),
@@ -97,7 +94,7 @@ class OutputTransform:
 
     def at_scale(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return a loss that holds outputs for classes (n, ...) at their targets' scale, else 0."""
-        if self.compared_as == "classes":
+        if self.of_classes:
             return SQUARED_ERROR * functional.mse_loss(outputs, targets)
         return outputs.new_zeros(())
 
@@ -106,14 +103,15 @@ class OutputTransform:
         return _answers(self.kind, outputs)
 
 
-def served(network: nn.Module, kind: OutputKind, dtype: np.dtype[Any]) -> nn.Module:
-    """Return `network` as it is served: with answers of `kind`, in the data type `dtype`."""
-    if kind not in ("probabilities", "embeddings") and dtype == np.float32:
-        return network
-    return _Served(network, kind, dtype)
+def _answers(kind: OutputKind, outputs: Tensor) -> Tensor:
+    if kind == "probabilities":
+        return outputs.softmax(dim=-1)
+    return functional.normalize(outputs, dim=-1) if kind == "embeddings" else outputs
 
 
-class _Served(nn.Module):
+class Served(nn.Module):
+    """`network` as it is served: with answers of `kind`, in the data type `dtype`."""
+
     def __init__(self, network: nn.Module, kind: OutputKind, dtype: np.dtype[Any]) -> None:
         super().__init__()
         self._network = network
@@ -122,12 +120,6 @@ class _Served(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return _answers(self._kind, self._network(*inputs)).to(self._dtype)
-
-
-def _answers(kind: OutputKind, outputs: Tensor) -> Tensor:
-    if kind == "probabilities":
-        return outputs.softmax(dim=-1)
-    return functional.normalize(outputs, dim=-1) if kind == "embeddings" else outputs
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from parity_models.models.envelope import (
 )
 from parity_models.models.queries import Batch, sizes_in
 from parity_models.models.signature import Tensor
-from parity_models.training.scaling import channel_axis
 
 Array = NDArray[Any]
 Sizes = Mapping[str, NDArray[np.int64]]
@@ -39,9 +38,7 @@ MEASURED = 20_000
 EACH = 4096
 """Inputs of more values are described by channel where they have channels."""
 
-FEWEST_COMPONENTS, MOST_COMPONENTS = 4, 32
-FOLDS = 4
-"""Inputs are split into this many folds; those of one are measured by components of the others."""
+FEWEST_COMPONENTS, MOST_COMPONENTS, FOLDS = 4, 32, 4
 
 OUTLYING = 0.005
 """The share of values, at either end, that may be outliers."""
@@ -56,11 +53,8 @@ images, count as if they varied this much."""
 
 NEGLIGIBLE = 1e-6
 
-WIDEST = 2**20
-"""Integers that span a wider range than this are numbers, not ids."""
-
-LARGEST = 2**53
-"""Integers larger than this are numbers, too."""
+WIDEST, LARGEST = 2**20, 2**53
+"""Integers that span a wider range, or are larger, are numbers, not ids."""
 
 MOST_COLUMNS = 256
 """A row of more integers than this is a sequence: its columns are not told apart."""
@@ -110,21 +104,25 @@ def fit_envelope(
 
 
 def _fit(tensor: Tensor, array: Array, sizes: Sizes, share: float, mirrored: bool) -> Numbers | Ids:
-    """Fit one input, an `array` (n, ...)."""
-    few = FITTED // max(1, prod(array.shape[1:]))
-    if _are_ids(array):
-        array, sizes = spaced(array, few), {axis: spaced(each, few) for axis, each in sizes.items()}
+    """Fit one input, an `array` (n, ...), with limits that call at most a `share` of honest inputs
+    unlike."""
+    values, ids = prod(array.shape[1:]), _are_ids(array)
+    if not (ids or tensor.axes):
+        return _fit_numbers(array.astype(np.float32, copy=False), share, mirrored)
+    few = FITTED // max(1, values)
+    array, sizes = spaced(array, few), {axis: spaced(each, few) for axis, each in sizes.items()}
+    if ids:
         return _fit_ids(tensor, array, sizes, share)
-    numbers = array.astype(np.float32, copy=False)
-    if tensor.axes:
-        numbers, sizes = spaced(numbers, few), {a: spaced(each, few) for a, each in sizes.items()}
-        return fit_values(list(contents(tensor, numbers, sizes)), share)
-    return fit_numbers(numbers, share, mirrored=mirrored)
+    # Where an axis is dynamic, all values are of one kind.
+    rows = list(contents(tensor, array.astype(np.float32, copy=False), sizes))
+    every = np.concatenate([row.reshape(-1) for row in rows])
+    center, spread = map(np.asarray, _spread(every, (), by_channel=False))
+    blank = Numbers(center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
+    return structs.replace(blank, limits=_limits(_measure(blank, rows), share))
 
 
-def fit_numbers(inputs: Array, false_alarms: float, *, mirrored: bool = False) -> Numbers:
-    """What float32 `inputs` (n, *shape) are like, with limits that call at most a share
-    `false_alarms` of honest inputs unlike."""
+def _fit_numbers(inputs: Array, share: float, mirrored: bool) -> Numbers:
+    """Fit float32 inputs (n, *shape) of fixed shape."""
     shape, values = inputs.shape[1:], prod(inputs.shape[1:])
     some = np.random.default_rng(0).permutation(spaced(inputs, FITTED // values))
     if mirrored:
@@ -134,28 +132,39 @@ def fit_numbers(inputs: Array, false_alarms: float, *, mirrored: bool = False) -
     center, spread = _spread(some, alike, by_channel=channels is not None and values > EACH)
     blank = Numbers(center, spread, np.empty((0, values), np.float32), Limits(0, 0, 0, 0))
     components = _components(blank, some)
-    if len(components):
-        measured = _measure_apart(blank, some)
-    else:
+    if not len(components):
         measured = _measure(blank, spaced(inputs, MEASURED))
-    return structs.replace(blank, components=components, limits=_limits(measured, false_alarms))
+    else:  # each fold by components that are fitted to the others
+        folds = np.array_split(some, FOLDS)
+        parts = []
+        for i, fold in enumerate(folds):
+            others = np.concatenate(folds[:i] + folds[i + 1 :])
+            if len(others):
+                known = structs.replace(blank, components=_components(blank, others))
+                parts.append(_measure(known, fold))
+        measured = np.concatenate(parts)
+    return structs.replace(blank, components=components, limits=_limits(measured, share))
 
 
-def fit_values(rows: Sequence[Array], false_alarms: float) -> Numbers:
-    """The same of float32 inputs of dynamic shape, whose values are of one kind."""
-    values = np.concatenate([row.reshape(-1) for row in rows])
-    center, spread = map(np.asarray, _spread(values, (), by_channel=False))
-    blank = Numbers(center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
-    return structs.replace(blank, limits=_limits(_measure(blank, rows), false_alarms))
+def channel_axis(query_shape: tuple[int, ...]) -> int | None:
+    """Return the axis of a query along which values differ in kind; None: each value is of its own
+    kind.
+
+    It is the axis of channels in images. In sequences it is the shorter axis, or the first of two
+    equal ones.
+    """
+    if len(query_shape) < 2:
+        return None
+    return int(len(query_shape) == 2 and query_shape[1] < query_shape[0])
 
 
 def spaced(rows: Array, most: int) -> Array:
-    """At most `most` rows of all, but not fewer than 2 (if there are), evenly spaced."""
+    """Return at most `most` rows of all, but not fewer than 2 (if there are), evenly spaced."""
     return rows[:: ceil(len(rows) / max(most, 2))]
 
 
 def _spread(rows: Array, alike: tuple[int, ...], *, by_channel: bool) -> tuple[Array, Array]:
-    """Mean and deviation of each value of `rows` (n, ...), or of channels, without outliers.
+    """Return mean and deviation of each value of `rows` (n, ...), or of channels, without outliers.
 
     The axes `alike` hold values of one kind.
     """
@@ -176,18 +185,6 @@ def _spread(rows: Array, alike: tuple[int, ...], *, by_channel: bool) -> tuple[A
     return center[0].astype(np.float32), spread[0].astype(np.float32)
 
 
-def _measure_apart(numbers: Numbers, rows: Array) -> Array:
-    """The four numbers (n, 4) of each of `rows`, by components fitted to rows of other folds."""
-    folds = np.array_split(rows, FOLDS)
-    return np.concatenate(
-        [
-            _measure(structs.replace(numbers, components=_components(numbers, others)), fold)
-            for i, fold in enumerate(folds)
-            if len(others := np.concatenate(folds[:i] + folds[i + 1 :]))
-        ]
-    )
-
-
 def _measure(numbers: Numbers, rows: Iterable[Array]) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         return np.array([numbers.measure(row) for row in rows])
@@ -206,7 +203,7 @@ def _limits(measured: Array, false_alarms: float) -> Limits:
 
 
 def _components(numbers: Numbers, rows: Array) -> Array:
-    """Weighted principal components (m, values) of the deviations of `rows` (n, *shape).
+    """Return weighted principal components (m, values) of the deviations of `rows` (n, *shape).
 
     Less the squares of its projections onto them, the energy of an input is what is unlike `rows`.
     """
@@ -224,8 +221,8 @@ def _components(numbers: Numbers, rows: Array) -> Array:
 
 
 def reach(outputs: Array) -> tuple[Array, Array]:
-    """The range that outputs may have: that of F's `outputs` (n, *shape), widened on either side by
-    its own width."""
+    """Return the range that outputs may have: that of F's `outputs` (n, *shape), widened on either
+    side by its own width."""
     one = prod(outputs.shape[1:]) > EACH
     outputs = outputs[np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)]
     low = outputs.min(axis=None if one else 0)
@@ -272,7 +269,7 @@ def _fit_ids(tensor: Tensor, array: Array, sizes: Sizes, share: float) -> Ids:
 
 
 def _content(tensor: Tensor, array: Array, sizes: Sizes) -> NDArray[np.bool_]:
-    """Which values of an input's `array` (n, ...) are no padding."""
+    """Return which values of an input's `array` (n, ...) are no padding."""
     here = np.ones(array.shape, np.bool_)
     for axis, at in tensor.axes.items():
         shape = [1] * array.ndim
@@ -285,8 +282,8 @@ def _content(tensor: Tensor, array: Array, sizes: Sizes) -> NDArray[np.bool_]:
 def _range(
     tensor: Tensor, array: Array, here: NDArray[np.bool_]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The least and the largest ids: of each column if columns and their values are few, else of
-    all together."""
+    """Return the least and the largest ids: of each column if columns and their values are few,
+    else of all together."""
     if not tensor.axes and prod(array.shape[1:]) <= MOST_COLUMNS:
         columns = array.reshape(len(array), -1)
         low, high = columns.min(axis=0).tolist(), columns.max(axis=0).tolist()
@@ -297,7 +294,7 @@ def _range(
 
 
 def _counted(ids: Ids, array: Array, here: NDArray[np.bool_], paired: bool) -> Ids:
-    """`ids` with tables of those in an `array` (n, ...) that are `here`."""
+    """Return `ids` with tables of those in an `array` (n, ...) that are `here`."""
     places = ids.places(array)
     here = here.reshape(places.shape)
     values = sum(ids.high) - sum(ids.low) + len(ids.low)
@@ -313,8 +310,8 @@ def _counted(ids: Ids, array: Array, here: NDArray[np.bool_], paired: bool) -> I
 
 
 def _surprises(places: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32], float]:
-    """-ln p of each of `size` places, p being its share in `places`; and the mean of that over
-    `places`. Several ids may share a place."""
+    """Return -ln p of each of `size` places, p being its share in `places`, and the mean of that
+    over `places`. Several ids may share a place."""
     counts = np.bincount(places % size, minlength=size)
     seen = max(1, len(places))
     table = -np.log((counts + UNSEEN) / (seen + UNSEEN * size))
@@ -322,7 +319,8 @@ def _surprises(places: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32
 
 
 def _bounds(found: NDArray[np.float64], usual: float, share: float) -> Bounds:
-    """The range that means may have: all of those `found` (n,), without a `share` at either end."""
+    """Return the range that means may have: all of those `found` (n,), without a `share` at either
+    end."""
     middle = float(np.median(found))
     low = float(np.quantile(found, share, method="lower"))
     high = float(np.quantile(found, 1 - share, method="higher"))

@@ -15,24 +15,16 @@ class TeachingOptions(Options):
     task: Annotated[
         str | None,
         Option(
-            "The task whose queries to learn from, or package.module:Class for one of your own; by "
-            "default the one that the deployed model was trained on.",
+            "The task whose queries to learn from; by default that of the deployed model.",
             metavar="TASK",
         ),
     ] = None
     data_dir: Annotated[
-        str | None,
-        Option(
-            "The folder of the task's data; by default $PARM_DATA and the usual places.",
-            metavar="DIR",
-        ),
+        str | None, Option("The folder of the task's data; by default $PARM_DATA.", metavar="DIR")
     ] = None
     output: Annotated[
         str | None,
-        Option(
-            "The output that stand-ins imitate, of several; by default the bundle's.",
-            metavar="OUTPUT",
-        ),
+        Option("The output that stand-ins imitate; by default the bundle's.", metavar="OUTPUT"),
     ] = None
     metric: Annotated[
         str | None,
@@ -45,22 +37,17 @@ class TeachingOptions(Options):
     output_kind: Annotated[
         str | None,
         Option(
-            f"The kind of predictions: {', '.join(OUTPUT_KINDS)}. By default told from them.",
+            f"The kind of predictions: {', '.join(OUTPUT_KINDS)}. By default as they look.",
             metavar="KIND",
         ),
     ] = None
-    hflip: Annotated[
-        bool, Option("Train on queries turned left to right as well, which are as good.")
-    ] = False
+    hflip: Annotated[bool, Option("Train on queries flipped horizontally as well.")] = False
     seed: Annotated[
         int, Option("Fixes initial weights and order of data.", at_least=0, at_most=2**32 - 1)
     ] = 0
     device: Annotated[
         str | None,
-        Option(
-            "Train on this: cpu, cuda, cuda:1, mps. By default the fastest there is.",
-            metavar="NAME",
-        ),
+        Option("The device that trains: cpu, cuda, cuda:1, mps. By default the fastest."),
     ] = None
     resume: Annotated[bool, Option("Continue a run that was cut off.")] = False
 
@@ -76,18 +63,9 @@ class TrainingOptions(TeachingOptions):
 
     epochs: Annotated[
         int | None,
-        Option(
-            "End after so many passes over the data; by default what suits the network on two "
-            "cores, unless --seconds is given.",
-            at_least=1,
-        ),
+        Option("End after so many passes over the data; by default by network.", at_least=1),
     ] = None
     seconds: Annotated[
         float | None,
-        Option(
-            "End after so much time; the learning rate is annealed to fit.",
-            unit=SECONDS,
-            typed="s",
-            above=0,
-        ),
+        Option("End after so much time.", unit=SECONDS, typed="s", above=0),
     ] = None

@@ -1,7 +1,7 @@
 """Recipes: the optimiser, effort and style that a network is trained with."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil, cos, pi
 from typing import Literal, get_args
 
@@ -17,10 +17,8 @@ from parity_models.models.networks.queried import Shape
 RunOptions = dict[str, str | int | float | bool]
 """All that determines a run's result besides chance, by name."""
 
-LEAST_STEPS = 2000
-"""Steps that a run takes by default, if its data is so small that its epochs have few."""
-
-LEAST_STEPS_PER_EPOCH = 16
+LEAST_STEPS, LEAST_STEPS_PER_EPOCH = 2000, 16
+"""Steps that a run and an epoch take by default, if the data is so small that they would be few."""
 
 WARM_UP = 0.2
 """The share of the budget after which the learning rate is reached."""
@@ -29,8 +27,6 @@ SUMS_EPOCHS = 4
 """Learning sums of predictions takes this many times as many epochs as learning each apart."""
 
 PUBLISHED_ENCODERS = ("sum", "concatenation")
-
-Use = Literal["deployed", "parity"]
 
 Style = Literal["distilled", "published"]
 """How parity models learn: from decoded predictions, or as in the publication."""
@@ -59,14 +55,9 @@ class Recipe(Effort):
 
     @property
     def options(self) -> RunOptions:
-        """What of the recipe determines a run's result, by name."""
-        return {
-            "batch": self.batch,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "mirror": self.mirror,
-            "style": self.style,
-        }
+        """The part of the recipe that determines a run's result, by name."""
+        names = ("batch", "learning_rate", "weight_decay", "mirror", "style")
+        return {name: value for name, value in asdict(self).items() if name in names}
 
     def optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimiser of `weights`."""
@@ -96,10 +87,12 @@ class Recipe(Effort):
         return Budget(epochs=max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch)))
 
 
-def recipe_for(kind: type[Network] | None, use: Use, inputs: Shape) -> Recipe:
+def recipe_for(
+    kind: type[Network] | None, use: Literal["deployed", "parity"], inputs: Shape
+) -> Recipe:
     """Return the recipe of a network as a deployed model or a backup of one, or as a parity model.
 
-    A network that says nothing, as a function of the user's own, gets what suits its inputs.
+    A network without settings, as a function of the user's own, gets what suits its inputs.
     """
     usual = SmallResNet if len(inputs) == 3 else MLP
     effort = getattr(kind, use, None) or getattr(usual, use)
@@ -112,9 +105,8 @@ def check_recipe(style: str, spec: CodeSpec) -> None:
         raise TrainingError(
             f"no recipe is called {style!r}; there are {', '.join(get_args(Style))}"
         )
-    if style != "published":
-        return
-    if spec.encoder not in PUBLISHED_ENCODERS or spec.decoder != "subtraction":
+    published = spec.encoder in PUBLISHED_ENCODERS and spec.decoder == "subtraction"
+    if style == "published" and not published:
         raise TrainingError(
             f"the published recipe is for {' and '.join(PUBLISHED_ENCODERS)} with subtraction, not "
             f"{spec.encoder} with {spec.decoder}; leave --recipe out for the best known here"
@@ -124,16 +116,16 @@ def check_recipe(style: str, spec: CodeSpec) -> None:
 def parity_recipe(recipe: Recipe, style: str, code: Code) -> Recipe:
     """Return `recipe` for a code, or in the published style (Kosaian et al., SOSP 2019, 4.1).
 
-    Raises TrainingError for another style, and for codes that were not published.
+    Raises TrainingError as `check_recipe` does.
     """
     check_recipe(style, code.spec)
-    if style == "distilled":
-        if not code.decoder.sums:
-            return recipe
-        # Sums of predictions are never learned to the end; those of mirrored queries are more.
-        return replace(recipe, epochs=SUMS_EPOCHS * recipe.epochs, mirror=False)
-    published = replace(as_published(recipe), epochs=150)
-    return published if code.k == 2 else replace(published, batch=32)
+    if style == "published":
+        published = replace(as_published(recipe), epochs=150)
+        return published if code.k == 2 else replace(published, batch=32)
+    if not code.decoder.sums:
+        return recipe
+    # Sums of predictions are never learned to the end; those of mirrored queries are more.
+    return replace(recipe, epochs=SUMS_EPOCHS * recipe.epochs, mirror=False)
 
 
 def as_published(recipe: Recipe) -> Recipe:

@@ -1,0 +1,170 @@
+"""Stand-ins learn from queries of named inputs: integers, several inputs, lengths that vary."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from commands import invoke
+from onnx_models import output_of
+from own_coders import DECODER, ENCODER, LISTED, PILED
+from parity_models.codes import CodeSpec
+from parity_models.errors import CodeError, DataError, TrainingError, UserError
+from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.models.envelope import Envelope
+from parity_models.models.export import export
+from parity_models.models.queries import pad
+from parity_models.models.signature import Signature, Tensor
+from parity_models.training.candidates import STACKED, code_for
+from parity_models.training.teacher import rows_of, teacher_of
+from text_models import WORDS, TextModel, expected, texts, write_text_folder
+from trainings import train_backup, train_parity
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text model of two outputs, a bundle of it, and queries of any length."""
+    made = tmp_path_factory.mktemp("named")
+    write_text_folder(made, TextModel())
+    return made
+
+
+def command(name: str, folder: Path, out: Path, *more: str) -> tuple[str, ...]:
+    queries = ("--inputs", str(folder / "inputs.npz"), "--out", str(out))
+    return (name, "--from", str(folder / "deployed"), *queries, *more)
+
+
+@pytest.mark.slow
+def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    out, more = tmp_path / "backed", ("--network", "text@units=32", "--epochs", "8")
+    result = invoke(*command("backup", folder, out, "--output", "logits", *more))
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(out)
+    manifest, signature = bundle.manifest, bundle.manifest.deployed.signature
+    assert manifest.imitated == "logits"
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.backup_accuracies[0] > 0.85
+    assert manifest.calibration["backup"].levels
+    backup = bundle.pinned(manifest.backups[0]).load()
+    queries = texts(200, 4)
+    wider = {name: np.pad(each, ((0, 0), (0, 12))) for name, each in queries.items()}
+    short = output_of(backup, pad(queries, signature, [4]))
+    long = output_of(backup, pad(wider, signature, [16]))
+    np.testing.assert_allclose(long, short, rtol=1e-3, atol=1e-4)
+    agreed = short.argmax(axis=1) == expected(queries)["logits"].argmax(axis=1)
+    assert agreed.mean() > 0.8
+    beyond = {**queries, "ids": queries["ids"] + WORDS}  # ids that do not exist
+    assert np.isfinite(output_of(backup, pad(beyond, signature, [4]))).all()
+    envelope = bundle.envelope()
+    assert isinstance(envelope, Envelope)
+    assert envelope.unlike(texts(500, 16, 1)).mean() <= 0.02
+    assert envelope.unlike(beyond).all()
+
+
+@pytest.mark.slow
+def test_parm_parity_stacks_ids_and_answers_each_slot_as_the_backup_in_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    more = ("--output", "logits", "--network", "text@units=32", "--epochs", "8", "--k", "3")
+    result = invoke(*command("parity", folder, out, *more))
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(out)
+    accuracy = bundle.manifest.accuracy
+    assert bundle.isolated
+    assert isinstance(bundle.envelope(), Envelope)
+    assert [each.slot for each in bundle.manifest.backups] == [True]
+    assert accuracy is not None
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.degraded_accuracy > 0.85
+    assert accuracy.backup_accuracies[0] == pytest.approx(accuracy.degraded_accuracy, abs=0.01)
+    assert len(accuracy.degraded_by_slot) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "rows", "error", "message"),
+    [
+        ("mlp", 50, TrainingError, "choose text"),
+        ("text@units=0", 50, TrainingError, "units"),
+        ("text", 1, DataError, "too few"),
+    ],
+)
+def test_networks_and_queries_that_do_not_fit_are_refused(
+    folder: Path, tmp_path: Path, network: str, rows: int, error: type[Exception], message: str
+) -> None:
+    deployed = teacher_of(open_bundle(folder / "deployed"), "logits").bundle
+    inputs = rows_of(teacher_of(deployed), folder / "inputs.npz", 1)[:rows]
+    with pytest.raises(error, match=message):
+        train_backup(deployed, network, inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "name the one that stand-ins imitate with --output"),
+        (("--output", "pooled"), "no output 'pooled'; it has logits, hidden"),
+        (("--output", "hidden"), "cannot be imitated"),
+        (
+            ("--output", "logits", "--encoder", "sum", "--decoder", "subtraction"),
+            "of input 'ids': the sum encoder",
+        ),
+        (("--output", "logits", "--r", "2"), "use r=1"),
+    ],
+)
+def test_outputs_and_codes_that_do_not_fit_are_refused(
+    folder: Path, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        invoke(*command("parity", folder, tmp_path / "out", *more))
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+# The user's own encoders and decoders
+
+
+class _Mean(nn.Module):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors.mean(1)
+
+
+@pytest.mark.slow
+def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models(tmp_path: Path) -> None:
+    signature = Signature((Tensor("ids", "INT32", (8,)),), (Tensor("scores", "FP32", (3,)),))
+    model = export(nn.Sequential(nn.Embedding(9, 3), _Mean()), signature.inputs, "scores")
+    bundle = write_bundle(tmp_path / "b", deployed=NewModel(model, "own", signature=signature))
+    teacher = teacher_of(bundle)
+    own = code_for(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), teacher)
+    ours = code_for(CodeSpec("stack", "separate", 2, 1, STACKED), teacher)
+    assert own.parity_shapes == ours.parity_shapes
+    code_for(CodeSpec("stack", "separate", 2, 1, {"axis": 0, **STACKED}), teacher)
+    for wrong in (
+        CodeSpec(PILED, LISTED, 2),
+        CodeSpec("stack", "separate", 2, 1, {"axis": 1, **STACKED}),
+        CodeSpec("stack", "mlp", 2, 1, STACKED),
+    ):
+        with pytest.raises(CodeError, match="along a new first axis"):
+            code_for(wrong, teacher)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "kind"),
+    [(PILED, LISTED, "probabilities"), (ENCODER, DECODER, "logits")],
+)
+def test_probabilities_that_are_read_off_are_learned_as_such(
+    encoder: str, decoder: str, kind: str, tmp_path: Path
+) -> None:
+    inputs = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).numpy()
+    model, spec = nn.Sequential(nn.Linear(12, 10), nn.Softmax(-1)), CodeSpec(encoder, decoder, 2)
+    outcome = train_parity(model, spec, inputs, tmp_path / "out", network="linear")
+    training = outcome.manifest.parity_training
+    assert training is not None
+    assert training.recipe["output_kind"] == kind
