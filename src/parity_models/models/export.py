@@ -85,22 +85,23 @@ def save_weights(network: nn.Module) -> bytes:
 
 def has_weights(bundle: Bundle) -> bool:
     """Whether `bundle` holds the deployed model's weights, as those of parm-lab train do."""
-    return WEIGHTS in (stored.file for stored in bundle.manifest.files)
+    return WEIGHTS in bundle.manifest.stored
 
 
 def load_deployed(bundle: Bundle) -> nn.Module:
     """Return the deployed model of `bundle` as a network, in evaluation mode.
 
-    Raises BundleError if its weights are not there or do not fit its network.
+    The bundle has weights. Raises BundleError if they do not fit its network, or have changed.
     """
-    deployed = bundle.manifest.deployed
-    path, signature = bundle.path / WEIGHTS, deployed.signature
+    deployed, content = bundle.manifest.deployed, bundle.content(bundle.manifest.stored[WEIGHTS])
+    signature = deployed.signature
     with torch.device("meta"):  # without initial weights, which would be thrown away
         network = build_network(deployed.network, signature.input.shape, signature.output.shape)
     try:
-        network.load_state_dict(load(path.read_bytes()), assign=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        network.load_state_dict(load(content), assign=True)
+    except (SafetensorError, RuntimeError) as error:
         raise BundleError(
-            f"{path} does not fit the network {deployed.network} that the bundle names: {error}"
+            f"{bundle.path / WEIGHTS} does not fit the network {deployed.network} that the bundle "
+            f"names: {error}"
         ) from error
     return network.eval()

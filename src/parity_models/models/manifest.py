@@ -176,6 +176,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return (self.deployed, *self.parity, *self.coders.values(), *self.backups)
 
     @property
+    def stored(self) -> dict[str, StoredFile]:
+        """The further files, by name."""
+        return {each.file: each for each in self.files}
+
+    @property
     def imitated_output(self) -> Tensor | None:
         """The output of the deployed model that stand-ins give; None where that is not said."""
         outputs = self.deployed.signature.outputs

@@ -79,18 +79,14 @@ class OnnxModel:
         size = self.signature.batch
         if not size:
             return self._run(batch, options)
-        parts = []
-        rows = len(next(iter(batch.values())))
+        parts, rows = [], len(next(iter(batch.values())))
         for start in range(0, rows, size):
-            taken = min(size, rows - start)
-            whole = {
-                name: np.concatenate([part, np.repeat(part[-1:], size - taken, axis=0)])
-                for name, each in batch.items()
-                if len(part := each[start : start + size])
-            }
-            outputs = self._run(whole, options)
-            parts.append({name: each[:taken] for name, each in outputs.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+            # The last row fills up the last batch.
+            which = np.minimum(np.arange(start, start + size), rows - 1)
+            parts.append(self._run({name: each[which] for name, each in batch.items()}, options))
+        return {
+            name: np.concatenate([part[name] for part in parts])[:rows] for name in self._outputs
+        }
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on a user's queries.
@@ -246,7 +242,7 @@ def _declared(role: str, node: Any) -> Declared:
 
 
 def _fixed_signature(session: onnxruntime.InferenceSession) -> Signature:
-    """The signature of a model that has a free batch axis in front and no other free axis."""
+    """Return the signature of a model with a free batch axis in front and no other free axis."""
     inputs, outputs = declared(session)
     return make_signature(list(map(_fixed, inputs)), list(map(_fixed, outputs)))
 
@@ -280,17 +276,10 @@ def _check_signature(session: onnxruntime.InferenceSession, promised: Signature)
                 f"{', '.join(map(str, tensors))} is promised"
             )
         for tensor in tensors:
-            if not _can_be(named[tensor.name], tensor, promised.batch):
-                raise ModelError(f"has {named[tensor.name]}, where {tensor} is promised")
-
-
-def _can_be(found: Declared, tensor: Tensor, batch: int) -> bool:
-    shape = (batch or None, *tensor.shape)
-    return (
-        found.datatype == tensor.datatype
-        and len(found.shape) == len(shape)
-        and all(
-            not isinstance(size, int) or size == wanted
-            for size, wanted in zip(found.shape, shape, strict=True)
-        )
-    )
+            one, shape = named[tensor.name], (promised.batch or None, *tensor.shape)
+            fits = one.datatype == tensor.datatype and len(one.shape) == len(shape)
+            if not fits or any(
+                isinstance(size, int) and size != wanted
+                for size, wanted in zip(one.shape, shape, strict=True)
+            ):
+                raise ModelError(f"has {one}, where {tensor} is promised")

@@ -262,7 +262,15 @@ def _free_batch(content: bytes, signature: Signature) -> bytes | None:
         if value.name not in weights and value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = BATCH
     del model.graph.value_info[:]
-    _free_reshapes(model.graph, weights)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            weights[node.output[0]] = node.attribute[0].t
+        elif node.op_type == "Reshape" and node.input[1] in weights:
+            shape = weights[node.input[1]]
+            sizes = numpy_helper.to_array(shape).copy()
+            if sizes.ndim == 1 and sizes.size and sizes[0] == 1:
+                sizes[0] = 0 if -1 in sizes[1:] else -1  # 0 stands for the axis as it comes in
+                shape.CopyFrom(numpy_helper.from_array(sizes, shape.name))
     freed: bytes = model.SerializeToString()
     try:
         together = OnnxModel(freed, signature=msgspec.structs.replace(signature, batch=0))
@@ -276,22 +284,3 @@ def _free_batch(content: bytes, signature: Signature) -> bytes | None:
         for name, each in other.items()
     )
     return freed if same else None
-
-
-def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto]) -> None:
-    """Let reshapes to a fixed batch of 1 keep the batch they get."""
-    constants = {
-        node.output[0]: node.attribute[0].t
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].HasField("t")
-    }
-    for node in graph.node:
-        if node.op_type != "Reshape":
-            continue
-        shape = {**constants, **weights}.get(node.input[1])
-        if shape is None:
-            continue
-        sizes = numpy_helper.to_array(shape).copy()
-        if sizes.ndim == 1 and sizes.size and sizes[0] == 1:
-            sizes[0] = 0 if -1 in sizes[1:] else -1  # 0 stands for the axis as it comes in
-            shape.CopyFrom(numpy_helper.from_array(sizes, shape.name))

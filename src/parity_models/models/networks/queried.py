@@ -99,9 +99,6 @@ class Queried:
         return ", ".join(str(each.tensor) for each in self)
 
 
-NO_QUERIES = Queried()
-
-
 def describe(queries: Batch, signature: Signature, content: bytes = b"") -> Queried:
     """Describe the inputs of a deployed model by some queries.
 
