@@ -455,7 +455,7 @@ def save(nodes: list[onnx.NodeProto], input: Described, output: Described) -> by
 
 
 def external(folder: Path) -> Path:
-    """A model whose weights lie beside it in a file of their own."""
+    """Return a model whose weights are in another file."""
     linear_model(folder / "inner.onnx", (4,), (3,))
     model = onnx.load(folder / "inner.onnx")
     for tensor in model.graph.initializer:

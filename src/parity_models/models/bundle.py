@@ -303,7 +303,7 @@ def write_bundle(
 class _Contents:
     """The `files` of a new bundle, by name, each once, and its `models`.
 
-    What cannot be put into a bundle is a BundleError.
+    Raises BundleError for content that a bundle cannot hold.
     """
 
     def __init__(self) -> None:

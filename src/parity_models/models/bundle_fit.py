@@ -1,5 +1,7 @@
-"""Checks of a bundle: its models fit each other, the code and the manifest, and claims about slots
-are true. What does not fit is a BundleError without the path."""
+"""Checks of a bundle: its models fit each other and the code, and slotwise models keep slots apart.
+
+Errors are BundleErrors without the path.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

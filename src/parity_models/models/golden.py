@@ -24,7 +24,7 @@ from parity_models.roles import BACKUPS, DEPLOYED, parity_role
 Array = NDArray[Any]
 
 GOLDEN = 8
-"""Golden queries of a model. Units that one of them leaves at 0 are lit by others."""
+"""Golden queries of a model: several, as each leaves some units at 0."""
 
 STORED = 2
 """Golden queries of each stand-in that a bundle holds."""
@@ -39,8 +39,8 @@ FAR = 3.0
 """Deviations from the mean, at most, of every value of a golden query; half of it at least."""
 
 RUNS = (1, 4, 16, 64)
-"""Neighbours that have the same sign, in one golden query after the other: fine and coarse ones
-light different units (measured: the isolation page of the laboratory's results)."""
+"""Lengths of runs of values with the same sign, in one golden query after the other: fine and
+coarse ones activate different units."""
 
 _SEED = 12
 

@@ -182,7 +182,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def imitated_output(self) -> Tensor | None:
-        """The output of the deployed model that stand-ins give; None where that is not said."""
+        """The output of the deployed model that stand-ins give; None if it is not named."""
         outputs = self.deployed.signature.outputs
         if self.imitated is None:
             return outputs[0] if len(outputs) == 1 else None

@@ -73,7 +73,7 @@ class OnnxModel:
             The outputs (n, ...) by name.
 
         Raises:
-            Exception: ONNX Runtime's errors, for which there is no closer class.
+            Exception: ONNX Runtime's errors, which share no base class but this.
 
         """
         size = self.signature.batch

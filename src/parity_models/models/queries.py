@@ -24,7 +24,7 @@ Batch = Mapping[str, Array]
 Named = dict[str, Array]
 
 LABELS = "labels"
-"""The array of an .npz file that is no input."""
+"""The array of an .npz file that holds labels."""
 
 SHARES = (0.5, 0.75, 0.95, 1.0)
 """The shares of queries that fit into the buckets that are chosen."""
@@ -335,7 +335,7 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
 def read_arrays(path: Path, *, labels: bool = False) -> Named:
     """Read the arrays of an .npz file, or the array of an .npy file as "inputs".
 
-    An array called "labels" is left out beside others, unless `labels` is set. Nothing is
+    An array called "labels" next to others is left out, unless `labels` is set. Nothing is
     unpickled. Raises DataError for a file that cannot be read, does not hold numbers, or is larger
     than LARGEST.
     """

@@ -289,7 +289,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             Layout(tuple(each.at(named) for each in self.inputs)),
             Layout(tuple(each.at(named) for each in self.outputs)),
         )
-        if sizes == self.bucket(sizes):  # of others there is no end
+        if sizes == self.bucket(sizes):  # the number of others is unbounded
             self._kinds[sizes] = kind
         return kind
 
