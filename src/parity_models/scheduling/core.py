@@ -10,18 +10,18 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   query for a parity model. It is queued, then running as part of a unit, then over.
 - A *unit* is the batch of tasks that one instance runs. An instance runs one unit at a time.
   The tasks of a failed unit, or of an instance that left, go back to the head of the queue.
-- A *node* is what instances fail with: their machine. A query and its copies, and the units of a
+- A *node* is a machine, whose instances fail together. A query and its copies, and the units of a
   coding group, run on different nodes, as far as there are instances on enough of them.
-- The *policy* (policies/) decides what is sent besides the originals and when an answer can be
-  had otherwise. It acts through the port (port.py), which is this scheduler's state and verbs.
+- The *policy* (policies/) decides what is sent besides the originals, and when a stand-in answers.
+  It acts through the port (port.py), which is this scheduler's state and verbs.
 - *Holds* count who may still need a query's tensors: the query itself while pending, its coding
   group, the padding kept for lonely queries. When the last is released, the driver forgets them.
 
 States of a query, and what moves it on:
 
-    waiting    no task of it runs. Admission (admission.py) has taken it; the dispatch rule
-               (dispatch.py) gives its original to an instance. Once it is too late to start it, it
-               makes room if others wait as well.
+    waiting    no task of it runs. `Admission` has taken it; the dispatch rule (dispatch.py) gives
+               its original to an instance. Once it is too late to start it, it makes room if
+               others wait as well.
     running    a task of it runs. If that fails or its instance is lost, it waits again, up to
                max_attempts times, or is tried alone as a suspect (poison.py).
     decoding   it is being reconstructed, until the driver reports `decoded`.
@@ -29,36 +29,43 @@ States of a query, and what moves it on:
                whatever can be had (the policy is asked for it), else by the default prediction, or
                fails.
 
-A turn: an event first says what it says, then timers that are due fire, then idle instances get
-tasks; the last two by turns until nothing more happens. Health (health.py) hears of every unit and
-decides which instances the dispatch rule has.
+A turn: the event takes effect, then timers that are due fire, then idle instances get tasks; the
+last two alternate until nothing more happens. Health (health.py) sees every unit and decides which
+instances the dispatch rule has.
 """
 
 import heapq
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import partial
+from itertools import count
+from math import inf
 from operator import attrgetter
+from random import Random
 
 from parity_models.scheduling.actions import (
     BACKUPS,
     DEPLOYED,
     Action,
+    Compare,
+    Encode,
     Fail,
+    ForgetGroup,
     ForgetQueries,
     Reason,
     Run,
     Source,
     WakeAt,
+    parity_role,
     source_of,
 )
-from parity_models.scheduling.admission import Admission
-from parity_models.scheduling.background import BackgroundComparison
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.health import Health, State
 from parity_models.scheduling.poison import Poison
+from parity_models.scheduling.policies.erasures import StandIns, rows_needed
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
+from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query, SchedulerConfig, Task, Unit
 
 _SUBJECT = attrgetter("subject")
@@ -126,8 +133,7 @@ class Scheduler(Port):
         )
         if refusal is not None:
             for query_id in queries:
-                why = (refusal.reason, refusal.detail, refusal.retry_after)
-                self._actions.append(Fail(query_id, *why))
+                self._actions.append(Fail(query_id, *refusal))
                 self._forgotten.append(query_id)
             return self._turn()
         # Once it is too late to start it, it makes room for others.
@@ -543,3 +549,278 @@ class Scheduler(Port):
             if callback is not None:
                 self._timers_live -= 1
                 callback()
+
+
+Refusal = tuple[Reason, str, float]
+"""Why a query is not taken: the reason, a detail, and after how many seconds to try again, which is
+jittered so that not all come at once."""
+
+
+class Admission:
+    """Estimates how long queries wait and run, and refuses those that cannot be in time.
+
+    A server that takes more than it can answer answers nothing in time. So a query is refused at
+    once if the queries that wait before it leave it no time to run. That time follows from the
+    measured rate of the instances: the queries that ended, for each second that instances spent on
+    the deployed model. Copies, failed and cancelled units, and units that still run count as time
+    spent; preemptible units do not.
+
+    A queue may absorb a burst; one that never empties only makes everybody late. While the queue
+    has not been empty for a second, a query is taken only if its wait is short: the controlled
+    delay of Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling
+    Queue Delay, ACM Queue 10(5), 2012).
+
+    If nothing waits and there are idle instances for all queries of a request, they are always
+    taken, and an idle server forgets its estimates. So no estimate, however wrong, locks the server
+    up. Times in seconds.
+    """
+
+    STANDING, STANDING_RUNS = 1.0, 20
+    """A queue is *standing* if it has not been empty for this many seconds and median run times."""
+
+    SHORT, SHORT_RUNS, LEAST_RUNS, SHORT_SHARE = 0.5, 20, 3, 0.05
+    """The longest wait allowed in a standing queue: SHORT_RUNS median run times, but at most SHORT
+    seconds. LEAST_RUNS median run times are always allowed, and this share of the time left."""
+
+    SLACK = 1.2
+    """The factor by which waits are overestimated, as they vary."""
+
+    LONG_RUN = 0.9
+    """The quantile of run times that a query is expected not to exceed."""
+
+    KNOWN = 5
+    """The units that must have ended before anything is estimated from them."""
+
+    FORGOTTEN = 10.0
+    """Seconds after which an idle server no longer knows how long queries take."""
+
+    NO_INSTANCES_RETRY, LEAST_RETRY = 1.0, 0.1
+    """Seconds until a retry where no instance is up, and at least."""
+
+    def __init__(self, config: SchedulerConfig, dispatch: Dispatch) -> None:
+        self._config = config
+        self._dispatch = dispatch
+        self._random = Random(0)
+        self._runs = RecentDurations(window=100, every=self.KNOWN)
+        self.typical_run = 0.0
+        """The median run time; 0 while it is unknown."""
+        self.queries_ended = 0.0
+        """The queries that did not wait and were answered or failed; old ones count less."""
+        self._units = 0
+        self._running = 0
+        self._spent = 0.0
+        self._spent_until = 0.0
+        self._empty_at = 0.0
+        self._last_end = 0.0
+
+    def spend(self, now: float, started: int = 0) -> None:
+        """Count the time that instances have spent; so many more of them run from now on."""
+        self._spent += self._running * (now - self._spent_until)
+        self._spent_until = now
+        self._running += started
+
+    def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
+        """A unit has ended."""
+        self._spent += self._running * (now - self._spent_until)
+        self._spent_until = self._last_end = now
+        self._running -= 1
+        self._units += 1
+        # The last units of each instance count: those of 100 at least.
+        newest = 1 / max(100, 4 * len(self._dispatch.up[DEPLOYED]))
+        self._spent -= newest * self._spent
+        self.queries_ended -= newest * self.queries_ended
+        if finished and self._runs.add(unit.took):
+            self.typical_run = self._runs.quantile(0.5) or 0.0
+
+    def refusal(
+        self, now: float, due: float, queries: int, *, waiting: int, lag: float
+    ) -> Refusal | None:
+        """Return why these queries, which are due at one time, are not taken; None: they are.
+
+        `waiting` queries wait for instances. Besides, everything waits for `lag` seconds for the
+        server's own process.
+        """
+        max_queue = self._config.max_queue
+        if not waiting:
+            self._empty_at = now
+            room = self._dispatch.idle_for(DEPLOYED) * self._config.max_batch
+            if queries <= min(room, max_queue):
+                return None
+        instances = len(self._dispatch.up[DEPLOYED])
+        if not instances:
+            detail = "no instance of the model is up; try again later"
+            return Reason.NO_INSTANCES, detail, self._jittered(self.NO_INSTANCES_RETRY)
+        rate = self.capacity(now)
+        if waiting + queries > max_queue:
+            detail = f"{waiting} queries wait, and at most {max_queue} may (max_queue)"
+            return self._overloaded(detail, waiting / rate if rate else 0.0)
+        if not rate:
+            return None
+        left = due - now
+        run, long_run = self.typical_run, self._runs.quantile(self.LONG_RUN) or 0.0
+        wait = waiting / rate
+        # The last of them starts after those before it, once a unit that runs has ended.
+        takes = lag + self.SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
+        short = max(
+            min(self.SHORT, self.SHORT_RUNS * run), self.LEAST_RUNS * run, self.SHORT_SHARE * left
+        )
+        standing = now - self._empty_at
+        if takes > left:
+            beyond = takes - left
+            until = f"an answer takes {takes:.3f} s, and is due in {left:.3f} s"
+        elif standing > max(self.STANDING, self.STANDING_RUNS * run) and wait > short:
+            beyond = wait - short
+            until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"
+        else:
+            return None
+        if queries > 1:
+            until = f"{queries} queries at once are many: {until}"
+        there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
+        return self._overloaded(f"{until}: {there}", beyond)
+
+    def capacity(self, now: float) -> float:
+        """Return how many queries a second the instances answer while all are busy; 0: unknown."""
+        self.spend(now)
+        if self._units < self.KNOWN or not self._spent or not self.queries_ended:
+            return 0.0
+        if not self._running and now - self._last_end > self.FORGOTTEN:
+            return 0.0
+        return len(self._dispatch.up[DEPLOYED]) * self.queries_ended / self._spent
+
+    def _overloaded(self, detail: str, seconds: float) -> Refusal:
+        detail = f"{detail}; try again later"
+        return Reason.OVERLOADED, detail, self._jittered(max(self.LEAST_RETRY, seconds))
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * self._random.uniform(1, 2)
+
+
+class BackgroundComparison:
+    """Compares stand-ins with the model in the background, so their accuracy is always known.
+
+    Most queries are answered before the output of their stand-in is here, and its unit is
+    cancelled. One in `compare_one_in` of these units finishes, and its outputs are compared with
+    the model's predictions; while the gate of their source is closed, all that can, so that it
+    opens again soon.
+
+    Where nothing is late, no stand-in is asked. So at most once in `compare_every` seconds, a query
+    that the deployed model has just answered runs on a stand-in as well, only to be compared. The
+    stand-ins take turns; those of which no instance is up are passed over. For a parity model that
+    takes as many answered queries as are in a group, of one kind and tenant.
+
+    It costs little: one unit at a time is compared. An answered query runs only if an instance is
+    idle at once and no query waits; it is never tried again, and nothing is kept of it once it
+    runs. Times in seconds.
+    """
+
+    def __init__(self, port: Port, stand_ins: StandIns) -> None:
+        self._port = port
+        self._every = port.config.compare_every
+        self.closed: set[Source] = set()
+        """The sources whose gate is closed."""
+        self._not_needed = 0
+        self._compared: int | None = None
+        """The unit that is compared, or was last."""
+        self._sizes = dict.fromkeys(stand_ins.backups, 1)
+        """How many queries a task of each role takes; the next role first."""
+        code = stand_ins.code
+        if code is not None and rows_needed(code)[:1] == [1]:
+            self._sizes[parity_role(0)] = code.k
+        self.due = 0.0 if self._every > 0 and self._sizes else inf
+        """When an answered query is to be compared next."""
+        self._first = True
+        self._kept: list[int] = []
+        """Answered queries that wait for as many others as are in a group."""
+        self._sharers: tuple[Hashable, Hashable] = (None, None)
+        self._since = 0.0
+        self.task: Task | None = None
+        """What is queued, only to be compared."""
+        self._ids = count(-1, -1)  # those of policies are above 0
+
+    def takes(self, unit: Unit) -> bool:
+        """Return whether a unit that is not needed any more finishes, to be compared.
+
+        If so, an answered query that has not started is given up for it.
+        """
+        if unit.role == DEPLOYED:
+            return False
+        self._not_needed += 1
+        is_due = self._not_needed % self._port.config.compare_one_in == 0
+        if self._is_busy or not (is_due or source_of(unit.role) in self.closed):
+            return False
+        self._compared = unit.id
+        self.give_up()
+        return True
+
+    def answered(self, query: Query) -> None:
+        """The deployed model's prediction for this query is here, and a comparison is due."""
+        port, now = self._port, self._port.now
+        if self._first:
+            self._first, self.due = False, now + self._every
+            return
+        if self.task is not None or self._is_busy:
+            return
+        if query.exact or query.exact_only or query.crashes:
+            return
+        role = next(iter(self._sizes))
+        if not port.up(role):
+            self._turn()
+        elif port.dispatch.idle_for(role) and not port.queued(DEPLOYED):
+            self._keep(query)
+            if len(self._kept) == self._sizes[role]:
+                subject = query.id if role in BACKUPS else next(self._ids)
+                self.task = Task(role, subject, query.kind, preemptible=True, alone=True)
+                self.task.comparing = True
+                port.dispatch.add(self.task)
+
+    def starts(self, unit: Unit, run: Run) -> list[Encode | Run | Compare | ForgetGroup]:
+        """The task that was queued is about to run as `run`. Return what is to be done, in order.
+
+        The predictions are taken at `Compare`, so that nothing is kept from then on.
+        """
+        (task,) = unit.tasks
+        task.wanted = False  # it is not tried again
+        self._compared = unit.id
+        actions: list[Encode | Run | Compare | ForgetGroup] = [run, Compare(unit.instance, unit.id)]
+        if task.role not in BACKUPS:
+            encode = Encode(task.subject, tuple(self._kept), 0.0)
+            actions = [encode, *actions, ForgetGroup(task.subject)]
+        self.task = None
+        self.due = self._port.now + self._every
+        self._turn()
+        return actions
+
+    def give_up(self) -> None:
+        """Give up what is queued, and has not started at once."""
+        if self.task is not None:
+            self._port.dispatch.remove(self.task)
+            self.task.wanted = False
+            self.task = None
+            self._release()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a unit runs that is compared."""
+        return self._compared in self._port.units
+
+    def _keep(self, query: Query) -> None:
+        sharers = (query.kind, query.tenant)
+        if self._kept and sharers != self._sharers:
+            if self._port.now < self._since + self._every:
+                return  # others of the same may yet come
+            self._release()
+        if not self._kept:
+            self._sharers, self._since = sharers, self._port.now
+        self._port.hold(query.id)
+        self._kept.append(query.id)
+
+    def _release(self) -> None:
+        for query in self._kept:
+            self._port.release(query)
+        self._kept.clear()
+
+    def _turn(self) -> None:
+        """Make another stand-in the next."""
+        self._release()
+        role = next(iter(self._sizes))
+        self._sizes[role] = self._sizes.pop(role)

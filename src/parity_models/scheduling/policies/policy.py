@@ -30,7 +30,7 @@ class Policy:
     needs_stand_in: ClassVar[bool] = False
 
     asks = StandIns()
-    """The stand-ins that it asks, compared with the model now and then (background.py)."""
+    """The stand-ins that it asks, compared with the model now and then (BackgroundComparison)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
