@@ -46,6 +46,7 @@ from parity_models.scheduling.actions import (
     BACKUPS,
     DEPLOYED,
     Action,
+    Answer,
     Compare,
     Encode,
     Fail,
@@ -208,7 +209,8 @@ class Scheduler(Port):
             if query is not None:
                 if self.now >= self._background.due:
                     self._background.answered(query)
-                self.answer(query, Source.MODEL)
+                self._actions.append(Answer(query.id, Source.MODEL))
+                self._end_query(query)
         return self._turn()
 
     def unit_failed(self, now: float, unit: int, detail: str, *, busy: float = 0.0) -> list[Action]:
@@ -425,7 +427,9 @@ class Scheduler(Port):
     # Units
 
     def _start(self, instance: str, tasks: list[Task]) -> None:
-        unit = self.begin(instance, tasks[0].role, tasks)
+        self._last_unit += 1
+        unit = Unit(self._last_unit, instance, tasks[0].role, tasks, self.now)
+        self.units[unit.id] = self.unit_on[instance] = unit
         unit.is_original = unit.role == DEPLOYED and not tasks[0].preemptible
         unit.is_comparison = tasks[0].comparing
         if unit.is_original:

@@ -123,13 +123,6 @@ class Dispatch(ABC):
         at = task.instance
         return at in self._node and self._node[at] in self._nodes_of(self._instances_of(others))
 
-    def _enqueue(self, queue: Queue, task: Task, *, first: bool) -> None:
-        queue[task] = None
-        if first:
-            queue.move_to_end(task, last=False)
-        task.queue = queue
-        self.depths[task.role] += 1
-
     def _take_batch(self, queue: Queue, instance: str, max_batch: int) -> list[Task]:
         """Take the oldest tasks that may share a batch on this instance."""
         batch: list[Task] = []
@@ -262,7 +255,11 @@ class SingleQueue(Dispatch):
         if queue is None:
             queue = OrderedDict()
             self._queues = dict(sorted([*self._queues.items(), (key, queue)]))
-        self._enqueue(queue, task, first=first)
+        queue[task] = None
+        if first:
+            queue.move_to_end(task, last=False)
+        task.queue = queue
+        self.depths[task.role] += 1
 
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         if not any(self._idle.values()):
@@ -400,19 +397,22 @@ class InstanceQueues(Dispatch):
         return sum(role in self._roles[instance] for instance in self._idle)
 
     def add(self, task: Task, *, first: bool = False) -> None:
-        suited = self._suited(task)
-        if not suited:
-            self._enqueue(self._homeless, task, first=first)
-            return
-        if self._doubted:
-            trusted = [instance for instance in suited if instance not in self._doubted]
-            if any(each in self._idle and each not in self._ready for each in trusted):
-                suited = trusted
-        key = (task.preemptible, task.role == DEPLOYED, task.role)
-        task.instance = self._choose(suited, key)
-        self._enqueue(self._queues[task.instance][key], task, first=first)
-        if task.instance in self._idle:
-            self._ready[task.instance] = None
+        suited, queue = self._suited(task), self._homeless
+        if suited:
+            if self._doubted:
+                trusted = [instance for instance in suited if instance not in self._doubted]
+                if any(each in self._idle and each not in self._ready for each in trusted):
+                    suited = trusted
+            key = (task.preemptible, task.role == DEPLOYED, task.role)
+            task.instance = self._choose(suited, key)
+            queue = self._queues[task.instance][key]
+            if task.instance in self._idle:
+                self._ready[task.instance] = None
+        queue[task] = None
+        if first:
+            queue.move_to_end(task, last=False)
+        task.queue = queue
+        self.depths[task.role] += 1
 
     def remove(self, task: Task) -> None:
         instance = task.instance

@@ -212,8 +212,11 @@ class Port(ABC):
         """
         if query.alarm is not None:
             self.cancel_timer(query.alarm)
+        query.alarm = Timer(partial(self.tell, (query.id,), callback))
+        self._timers_set += 1
+        self._timers_live += 1
         at = max(at, self.now + LEAST_DELAY)
-        query.alarm = self._start_timer(at, partial(self.tell, (query.id,), callback))
+        heapq.heappush(self._timers, (at, self._timers_set, query.alarm))
 
     def tell(
         self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
@@ -285,16 +288,11 @@ class Port(ABC):
 
     # Instances
 
-    def begin(self, instance: str, role: str, tasks: list[Task]) -> Unit:
-        """Put a unit on an idle instance: these tasks, or a golden query of the role."""
-        self._last_unit += 1
-        unit = Unit(self._last_unit, instance, role, tasks, self.now)
-        self.units[unit.id] = self.unit_on[instance] = unit
-        return unit
-
     def verify(self, instance: str, role: str, probe: int) -> Unit:
         """Have an instance that gets nothing else answer a golden query of a role."""
-        unit = self.begin(instance, role, [])
+        self._last_unit += 1
+        unit = Unit(self._last_unit, instance, role, [], self.now)
+        self.units[unit.id] = self.unit_on[instance] = unit
         self._actions.append(Verify(instance, unit.id, role, probe))
         return unit
 
