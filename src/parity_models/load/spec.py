@@ -29,7 +29,10 @@ class LoadSpec(Options):
 
     Queries are drawn from the file `inputs` (see `Queries.read`) and sent in requests of `batch`.
     The first `warm_up` queries are not counted; the `queries` after them are, or those due in the
-    next `duration` seconds; all three are rounded up to whole requests.
+    next `duration` seconds; all three are rounded up to whole requests. Requests ask for `output`
+    alone, or for all, and that or the first is judged by `metric`. A request fails `timeout`
+    seconds after it was due; one that is due while its process has as many `connections` in flight
+    is not sent, and counts as an error.
 
     Raises:
         UserError: A value is out of range, there are no `inputs`, or not exactly one of `rate` and
@@ -54,16 +57,8 @@ class LoadSpec(Options):
     labels: Annotated[
         str | None, Option("The right answers to --inputs, an .npy file.", metavar="FILE")
     ] = None
-    metric: Annotated[str, Option("The metric of answers, by the labels.", metavar="NAME")] = (
-        "top-1"
-    )
-    output: Annotated[
-        str | None,
-        Option(
-            "Ask for this output alone; by default for all, and the first is judged.",
-            metavar="NAME",
-        ),
-    ] = None
+    metric: str = "top-1"
+    output: str | None = None
     batch: Annotated[int, Option("Queries (rows) in a request.", at_least=1, at_most=4096)] = 1
     rate: Annotated[
         float | None,
@@ -91,33 +86,14 @@ class LoadSpec(Options):
             above=0,
         ),
     ] = None
-    warm_up: Annotated[
-        int, Option("Queries sent first, and not counted.", at_least=0, at_most=MAX_QUERIES)
-    ] = 0
+    warm_up: Annotated[int, Option("Queries not counted.", at_least=0, at_most=MAX_QUERIES)] = 0
     processes: Annotated[
         int,
         Option("Generator processes, which take turns in sending.", at_least=1, at_most=64),
     ] = 1
     # `select`, and with it a precise clock, carries about this many connections.
-    connections: Annotated[
-        int,
-        Option(
-            "Maximum number of requests in flight per process; one that is due beyond that is not "
-            "sent and counts as an error.",
-            at_least=1,
-            at_most=512,
-        ),
-    ] = 256
-    timeout: Annotated[
-        float,
-        Option(
-            "Time after which a request fails, from when it was due.",
-            unit=SECONDS,
-            typed="s",
-            at_least=1e-3,
-            at_most=600,
-        ),
-    ] = 10.0
+    connections: Annotated[int, Option("Requests in flight.", at_least=1, at_most=512)] = 256
+    timeout: Annotated[float, Option("Seconds.", at_least=1e-3, at_most=600)] = 10.0
     seed: Annotated[int, Option("Fixes arrivals and queries.", at_least=0, at_most=2**63)] = 0
 
     def __post_init__(self) -> None:

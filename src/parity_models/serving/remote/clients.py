@@ -167,23 +167,22 @@ def unreadable(error: Exception) -> UpstreamError:
 def _check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
     """Raises UpstreamError, with the difference, unless the model is as described."""
     signature = model.signature
-    for role, specs, wanted in (
+    for role, found, wanted in (
         ("input", about.inputs, signature.inputs),
         ("output", about.outputs, signature.outputs),
     ):
-        if len(specs) != len(wanted):
-            text = f"has {model} with {len(specs)} {role}s, not {len(wanted)}"
-            raise UpstreamError(Fault.MISMATCH, text)
-        given = {each.name: each for each in specs}
-        for tensor, other in zip(wanted, specs, strict=True):
-            found = given.get(tensor.name, other)
-            if not _is_same(found, tensor, signature):
-                raise UpstreamError(
-                    Fault.MISMATCH,
-                    f"has {model} with {role} {found.name!r} {found.datatype} "
-                    f"{list(found.shape)}, the bundle's has {tensor.name!r} {tensor.datatype} "
-                    f"[-1{''.join(f', {each}' for each in tensor.shape)}]",
-                )
+        given = {each.name: each for each in found}
+        if len(given) == len(found) == len(wanted) and all(
+            each.name in given and _is_same(given[each.name], each, signature) for each in wanted
+        ):
+            continue
+        theirs = ", ".join(f"{each.name!r} {each.datatype} {list(each.shape)}" for each in found)
+        ours = ", ".join(
+            f"{each.name!r} {each.datatype} [{', '.join(map(str, (-1, *each.shape)))}]"
+            for each in wanted
+        )
+        text = f"has {model} with {role} {theirs}, the bundle's has {ours}"
+        raise UpstreamError(Fault.MISMATCH, text)
     if about.model_sha256 not in (None, model.sha256):
         raise UpstreamError(
             Fault.MISMATCH,
@@ -200,7 +199,7 @@ def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> boo
         return axis in (-1, wanted) or only == (axis,)
 
     return (
-        (found.name, found.datatype) == (tensor.name, tensor.datatype)
+        found.datatype == tensor.datatype
         and len(found.shape) == len(tensor.shape) + 1
         and found.shape[0] == -1
         and all(map(fits, found.shape[1:], tensor.shape))

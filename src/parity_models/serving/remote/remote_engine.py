@@ -76,10 +76,9 @@ _log = logging.getLogger(__name__)
 class RemoteEngine(Engine):
     """Runs units on upstreams: servers that run already.
 
-    Upstreams must have the very models of the bundle, which is checked by their metadata and by a
-    prediction. `start` returns when every upstream has been checked, and raises UpstreamError if
-    one is not what it must be or a role has none that is there. Instance "u.s" is slot s of
-    upstream u, called "u.s.n" when it joins again.
+    `start` returns when every upstream has been checked, and raises UpstreamError if one is not
+    what it must be or a role has none that is there. Instance "u.s" is slot s of upstream u, called
+    "u.s.n" when it joins again.
 
     Args:
         models: The bundle's ONNX files, by role.
