@@ -1,4 +1,4 @@
-"""A server of the Open Inference Protocol, REST or gRPC, and V1, that can be told to misbehave."""
+"""A server of the Open Inference Protocol, REST or gRPC, and V1, that misbehaves on demand."""
 
 import asyncio
 import json

@@ -310,17 +310,17 @@ async def test_a_parity_query_is_for_the_requests_of_all_its_group(linear: Bundl
             await asyncio.sleep(0.01)
         model.release.set()
         await asyncio.gather(*asking)
-        (told,) = (each["x-request-id"] for each in parity.heard if "x-request-id" in each)
-        assert sorted(told.split(",")) == ["a", "b"]
+        (given,) = (each["x-request-id"] for each in parity.heard if "x-request-id" in each)
+        assert sorted(given.split(",")) == ["a", "b"]
 
 
 def test_ids_are_joined_as_far_as_there_is_room_and_of_traces_the_first_is_taken() -> None:
     logs = [RequestLog("GET", "/", letter * 60) for letter in "abc"]
     logs += [RequestLog("GET", "/", "d", SAMPLED), RequestLog("GET", "/", "e", SAMPLED[:-1] + "0")]
-    told = headers_for([*logs, logs[0]])
-    assert told == {
+    given = headers_for([*logs, logs[0]])
+    assert given == {
         "x-request-id": ",".join(("a" * 60, "b" * 60, "d", "e")),
         "traceparent": SAMPLED,
     }
-    assert len(told["x-request-id"]) <= MAX_ID
+    assert len(given["x-request-id"]) <= MAX_ID
     assert headers_for([]) == {}

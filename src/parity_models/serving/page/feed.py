@@ -1,6 +1,6 @@
 """The page over HTTP: its files, and frames as server-sent events, each made once for all browsers.
 
-While nobody watches, the server is sampled once a second, so that the charts have a past. A watcher
+Without watchers, the server is sampled once a second, so that the charts have a past. A watcher
 that does not keep up misses frames, and then gets a whole one.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 
@@ -36,7 +36,7 @@ WATCHED = 0.25
 """Seconds between two frames."""
 
 UNWATCHED = 1.0
-"""Seconds between two samples while nobody watches."""
+"""Seconds between two samples without watchers."""
 
 MAX_WATCHERS = 32
 """Watchers at a time; more are refused."""
@@ -69,7 +69,7 @@ class Sampled(Protocol):
     """The source of frames."""
 
     def tick(self) -> None:
-        """Sample what is sampled even if nobody watches."""
+        """Sample what is sampled without watchers, too."""
 
     def frame(self, *, whole: bool) -> msgspec.Struct:
         """Return the present state with what is new, or, if `whole`, with all that is kept."""

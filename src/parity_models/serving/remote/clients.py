@@ -114,7 +114,9 @@ class UpstreamClient(ABC):
                 arrays[spec.name] = output.array()
             except InvalidRequestError as error:
                 if isinstance(output.data, Raw):  # JSON has no infinity, which may be the unit's
-                    raise UnitError(f"answered what is no {spec.datatype}: {error}") from error
+                    raise UnitError(
+                        f"answered values that are not {spec.datatype}: {error}"
+                    ) from error
                 raise unreadable(error) from error
         if len(outputs) != len(arrays):
             raise UpstreamError(Fault.GARBAGE, f"answered with {len(outputs)} outputs")

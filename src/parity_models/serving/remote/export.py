@@ -62,8 +62,8 @@ def export_repository(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True
-        ) as beside:
-            new = Path(beside, "new")
+        ) as temporary:
+            new = Path(temporary, "new")
             for model_name, (model, path) in models.items():
                 (new / model_name).mkdir(parents=True)
                 write(new / model_name, model_name, version, model, path)
