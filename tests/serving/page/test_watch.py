@@ -253,7 +253,6 @@ def test_any_history_is_shown_as_it_happened_and_nothing_piles_up(seed: int) -> 
     check_nothing_is_left(world, k)
     assert sum(watch.answers.values()) == len(world.answers)
     assert sum(watch.failures.values()) == len(world.failures)
-    assert not any(view.running for view in watch.views(world.now))
 
 
 # Latencies
