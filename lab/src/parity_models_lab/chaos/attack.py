@@ -31,15 +31,14 @@ HONEST = "honest partner"
 
 
 def run_attack(
-    task: Task, folder: Path, *, seed: int = 0, seconds: float | None, tell: Callable[[str], None]
+    task: Task, folder: Path, options: TrainingOptions, tell: Callable[[str], None]
 ) -> list[Row]:
     """Train a bundle, and reconstruct its test set next to each partner.
 
     Args:
         task: The task whose queries are attacked.
         folder: For bundles.
-        seed: Fixes weights and queries.
-        seconds: Of training of each model; None for as long as its recipe says.
+        options: Of both trainings; the seed fixes queries as well.
         tell: Progress callback.
 
     Returns:
@@ -52,12 +51,12 @@ def run_attack(
     # Threads would wait for each other longer than a step of so small a network takes.
     torch.set_num_threads(1)
     tell("training a deployed and a parity model")
-    options, data = TrainingOptions(seed=seed, seconds=seconds), task.load()
+    data = task.load()
     deployed = train_deployed(task, data, NETWORK, folder / "deployed", options)
     bundle = train(deployed, queries_of(task, data), folder / "with", None, CODE, options)
     bare, victims = without_envelope(bundle, folder / "without"), data.test.inputs
     rows: list[Row] = []
-    beside = partners(victims, len(victims), np.random.default_rng(seed))
+    beside = partners(victims, len(victims), np.random.default_rng(options.seed))
     for name, queries in beside.items():
         agreement, kept_out = compute(bundle, victims, queries)
         without, _ = compute(bare, victims, queries)

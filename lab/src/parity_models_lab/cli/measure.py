@@ -191,15 +191,15 @@ def attack(
     predictions, next to honest partners and attackers, with the bundle's envelope and without.
     """
     from parity_models.tasks import find_task
+    from parity_models.training import TrainingOptions
     from parity_models_lab.chaos.attack import run_attack
 
     check_out(out)
     rows = run_attack(
         find_task("digits"),
         out / "attack",
-        seed=seed,
-        seconds=5.0 if quick else None,
-        tell=Console(stderr=True, highlight=False).print,
+        TrainingOptions(seed=seed, seconds=5.0 if quick else None),
+        Console(stderr=True, highlight=False).print,
     )
     title = "Agreement of victims' reconstructions with the model"
     print_rows(title, rows)
