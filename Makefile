@@ -4,17 +4,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVERS := .servers
 
-# Python keeps what it has compiled, even where the environment says not to, as in many containers:
-# each process would compile PyTorch again, which takes longer than all else that it does.
+# Python caches bytecode, even where the environment forbids it, as in many containers: each process would
+# compile PyTorch again, which takes longer than anything else.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers demo lint docs docs-serve check quick-tests test tests explore format dist protos clean
 
-# By the marks of tests, which pyproject.toml lists.
+# Marks of tests, which pyproject.toml lists.
 QUICK := not slow and not servers and not ray and not root
 
-help: ## Show what can be made
+help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # What the demo needs, and no more.
@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt | $(MADE)
 
 setup: $(INSTALLED) ## Install everything into .venv
 
-# Apart from .venv, as their pins are others. Triton needs nothing of what its wheel asks for.
+# Apart from .venv, as their pins differ. Triton needs none of its dependencies.
 $(SERVERS)/.triton: tests/servers/triton.txt | $(MADE)
 	rm -rf $(SERVERS)/triton
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SERVERS)/triton -r $<
@@ -67,7 +67,7 @@ lint: setup ## Format check, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Material announces a successor; the pages are built by what is pinned.
+# Material announces a successor; the pinned versions build the pages.
 docs: setup ## Build the documentation into build/site, with warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

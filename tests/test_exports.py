@@ -26,5 +26,4 @@ def test_the_stub_names_what_is_exported() -> None:
 
 def test_what_is_not_exported_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        # The mistake that is tested.
-        parity_models.nonsense  # type: ignore[attr-defined]  # noqa: B018
+        parity_models.nonsense  # type: ignore[attr-defined]  # noqa: B018  # the mistake under test

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -83,8 +84,8 @@ def _with_flags(entry: Any) -> Any:
         entry(**values)
 
     run.__doc__, run.__name__ = entry.__doc__, entry.__name__
-    # As inspect documents it, which Typer reads; functions do not declare it in typeshed.
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    # Typer reads it as inspect documents it.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # not in typeshed
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
@@ -103,7 +104,7 @@ def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
         parser=None if is_flag else _parser(field),
         **_PLAIN,
     )
-    kind: Any = list[field.kind] if field.several else field.kind  # type: ignore[name-defined]
+    kind: Any = GenericAlias(list, field.kind) if field.several else field.kind
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, TrainingError
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
