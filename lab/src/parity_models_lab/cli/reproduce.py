@@ -81,7 +81,8 @@ def latency(
     the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
     interrupted run goes on where it stopped.
     """
-    shuffles = _network(network)
+    known = {"shaped": Emulation.NOTHING, "emulated": Emulation.SHUFFLES, "none": None}
+    shuffles = known[_choose(network, list(known))]
     plans = [
         Plan(name, load_experiment(name), seed, shuffles, speed)
         for name in figures_of(list(figure or ["all"]))
@@ -106,14 +107,6 @@ def validation(
     figure: Annotated[
         str, typer.Option(help="The experiment whose policies are run.", metavar="FIGURE")
     ] = "validation",
-    point: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="A position on its axis, from 0; may be given several times. By default all.",
-            min=0,
-            show_default=False,
-        ),
-    ] = None,
     queries: Annotated[int, typer.Option(help="Queries of each run.", min=100)] = 20_000,
     network: Annotated[
         str | None,
@@ -131,33 +124,24 @@ def validation(
 ) -> None:
     """Compare the simulator with real runs, policy by policy.
 
-    What the real system adds to queue and service time is measured first. Writes validation.json.
+    The overheads of the real system are measured first. Writes validation.json.
     """
     experiment = load_experiment(figure)
     check_out(out)
-    points = list(range(len(experiment.points))) if point is None else point
-    if max(points) >= len(experiment.points):
-        raise UserError(
-            f"{figure} has {len(experiment.points)} points; the last is number "
-            f"{len(experiment.points) - 1}"
-        )
     known = {"shaped": Emulation.NOTHING, "drawn": Emulation.EVERYTHING}
-    if network is not None and network not in known:
-        raise UserError(f"--network is {', '.join(known)}, not {network!r}")
-    if network is None:
-        network = "shaped" if _network(None) is Emulation.NOTHING else "drawn"
+    network = _choose(network, list(known))
     cache = TrialCache(work / "trials")
 
     def run(trials: Sequence[Trial]) -> None:
         run_trials(trials, cache, Laboratory(work / "bundles").run)
 
     plan = Plan(figure, experiment, seed, known[network])
-    compared = validating.compare(plan, points, queries, run, cache)
+    compared = validating.compare(plan, range(len(experiment.points)), queries, run, cache)
     rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
     about = {"contention": network, "queries": queries, "overheads": overheads}
     write_result(out / "validation.json", experiment.title, rows, **about)
     print_rows(experiment.title, rows)
-    print_rows("What serving takes besides, in ms", overheads)
+    print_rows("Overheads of serving, in ms", overheads)
     typer.echo(validating.summary(compared))
 
 
@@ -193,17 +177,18 @@ def accuracy(
             plot_models(out / "models.png", list(done.values()))
 
 
-def _network(name: str | None) -> Emulation | None:
-    known = {"shaped": Emulation.NOTHING, "emulated": Emulation.SHUFFLES, "none": None}
-    if name is None:
+def _choose(network: str | None, known: Sequence[str]) -> str:
+    """Return the value of --network: by default the first known one where that is possible, else
+    the second. Raises UserError for unknown ones."""
+    if network is None:
         try:
             check_privileges()
         except ContentionError:
-            return Emulation.SHUFFLES
-        return Emulation.NOTHING
-    if name not in known:
-        raise UserError(f"--network is {', '.join(known)}, not {name!r}")
-    return known[name]
+            return known[1]
+        return known[0]
+    if network not in known:
+        raise UserError(f"--network is {', '.join(known)}, not {network!r}")
+    return network
 
 
 def train(
