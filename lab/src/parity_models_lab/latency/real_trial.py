@@ -241,10 +241,9 @@ def _sum_up(result: LoadResult, warm_up: int, busy: float | None) -> TrialResult
     answered = result.answered[warm_up:]
     if not answered.any():
         raise LoadError(f"no query was answered: {result.errors()}; offer less load")
-    return result_of(
-        result.latency[warm_up:][answered],
-        int((~answered).sum()),
-        {str(source): int(result.came_from(source)[warm_up:].sum()) for source in Source},
+    sources = {str(source): int(result.came_from(source)[warm_up:].sum()) for source in Source}
+    return msgspec.structs.replace(
+        result_of(result.latency[warm_up:][answered], int((~answered).sum()), sources),
         busy_ms=None if busy is None else busy / len(answered) * 1e3,
         accuracy=float(result.score[warm_up:][answered].mean()),
         send_delay_p99_ms=float(np.nanquantile(result.send_delay[warm_up:], 0.99) * 1e3),

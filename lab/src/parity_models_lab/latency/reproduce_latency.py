@@ -1,11 +1,8 @@
 """The paper's latency figures, and ours: their trials, tables and pictures."""
 
-import resource
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from datetime import date
 from pathlib import Path
 
 import msgspec
@@ -127,7 +124,7 @@ def run_trials(
         tqdm(total=len(simulated), desc="simulated", disable=not simulated) as bar,
         ProcessPoolExecutor() as pool,
     ):
-        futures = {pool.submit(_simulate, trial): trial for trial in simulated}
+        futures = {pool.submit(simulate_trial, trial): trial for trial in simulated}
         try:
             for future in as_completed(futures):
                 cache.keep(futures[future], future.result())
@@ -137,22 +134,7 @@ def run_trials(
             raise
     real = [trial for trial in to_run if trial.mode is Mode.REAL]
     for trial in tqdm(real, desc="real", disable=not real):
-        cache.keep(trial, _dated(run_real, trial, time.monotonic))
-
-
-def _simulate(trial: Trial) -> TrialResult:
-    result = _dated(simulate_trial, trial, time.process_time)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return msgspec.structs.replace(result, memory_mb=peak)
-
-
-def _dated(
-    run: Callable[[Trial], TrialResult], trial: Trial, clock: Callable[[], float]
-) -> TrialResult:
-    began = clock()
-    result = run(trial)
-    seconds = clock() - began
-    return msgspec.structs.replace(result, date=date.today().isoformat(), seconds=seconds)
+        cache.keep(trial, run_real(trial))
 
 
 def lines_of(plan: Plan, cache: TrialCache) -> list[Line]:

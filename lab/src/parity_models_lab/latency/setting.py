@@ -198,19 +198,9 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Outside of bursts."""
         if self.rate is not None:
             return self.rate
-        return self.load * self._capacity
-
-    @property
-    def carried(self) -> float:
-        """The offered load as a share of what `instances` alone can carry."""
-        return self.queries_per_second / self._capacity
-
-    @property
-    def _capacity(self) -> float:
-        """Queries a second that `instances` alone can carry."""
         paces = self.generations or (1.0,)
         share = fmean(1 / paces[each % len(paces)] for each in range(self.instances))
-        return self.instances * self.max_batch * share / mean_of(self.service)
+        return self.load * self.instances * self.max_batch * share / mean_of(self.service)
 
     @property
     def bursts(self) -> Bursts | None:

@@ -141,15 +141,11 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     together; `busy_ms` how long instances were busy with them, `workers_ms` how long workers
     computed, `serving_ms` server and client, all for each query; `accuracy` is that of the answers;
     `send_delay_p99_ms` how late the load generator sent, `lag_ms` how long reports and timers
-    waited for the server's process on average. None where the mode does not
-    know. `date` says when it was run, `seconds` for how long (a simulation: how much of a core's
-    time it took), `memory_mb` what a simulation's process took at most.
+    waited for the server's process on average. None where the mode does not know.
     """
 
     p50_ms: float
-    mean_ms: float
     p99_ms: float
-    p995_ms: float
     p999_ms: float
     gap_ms: float
     quantiles_ms: tuple[float, ...]
@@ -164,26 +160,13 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     lag_ms: float | None = None
     workers_ms: float | None = None
     serving_ms: float | None = None
-    date: str = ""
-    seconds: float = 0.0
-    memory_mb: float | None = None
 
     def share(self, source: Source) -> float:
         """Return the share of answers from `source`."""
         return self.sources.get(source, 0) / self.answered
 
 
-def result_of(
-    latencies: NDArray[np.float64],
-    errors: int,
-    sources: dict[str, int],
-    *,
-    work: float | None = None,
-    busy_ms: float | None = None,
-    accuracy: float | None = None,
-    send_delay_p99_ms: float | None = None,
-    lag_ms: float | None = None,
-) -> TrialResult:
+def result_of(latencies: NDArray[np.float64], errors: int, sources: dict[str, int]) -> TrialResult:
     """Sum up the `latencies` (n,) in seconds of answered queries, in the order of arrival.
 
     Raises UserError if there are none.
@@ -191,27 +174,18 @@ def result_of(
     if not len(latencies):
         raise UserError("no query was answered, so there are no latencies: offer less load")
     ms = latencies * 1e3
-    p50, p99, p995, p999 = np.quantile(ms, [0.5, 0.99, 0.995, 0.999]).tolist()
+    p50, p99, p999 = np.quantile(ms, [0.5, 0.99, 0.999]).tolist()
+    parts = np.array_split(ms, min(PARTS, len(ms)))
     return TrialResult(
         p50_ms=p50,
-        mean_ms=float(ms.mean()),
         p99_ms=p99,
-        p995_ms=p995,
         p999_ms=p999,
         gap_ms=p999 - p50,
         quantiles_ms=tuple(np.quantile(ms, SHARES).round(3).tolist()),
-        course_ms=tuple(
-            float(np.quantile(part, 0.99).round(3))
-            for part in np.array_split(ms, min(PARTS, len(ms)))
-        ),
+        course_ms=tuple(float(np.quantile(part, 0.99).round(3)) for part in parts),
         answered=len(ms),
         errors=errors,
         sources=sources,
-        work=work,
-        busy_ms=busy_ms,
-        accuracy=accuracy,
-        send_delay_p99_ms=send_delay_p99_ms,
-        lag_ms=lag_ms,
     )
 
 
@@ -251,10 +225,11 @@ def simulate_trial(
         for source in Source
         if np.any(sources == SOURCES.index(source))
     }
-    return result_of(
-        with_outside(result.latencies[trial.warm_up :][answered], trial.outside_ms, trial.seed),
-        int(np.sum(~answered)),
-        counts,
+    latencies = result.latencies[trial.warm_up :][answered]
+    return msgspec.structs.replace(
+        result_of(
+            with_outside(latencies, trial.outside_ms, trial.seed), int(np.sum(~answered)), counts
+        ),
         work=sum(result.units.values()) / trial.queries,
         busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
         lag_ms=result.lag * 1e3 if trial.cores else None,
