@@ -9,7 +9,7 @@ Flags, variables, keys of files and reference pages are derived from that:
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from enum import StrEnum
 from math import inf, isfinite
@@ -37,10 +37,16 @@ TIMES = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, 
 
 _TIME = re.compile(rf"([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*({'|'.join(TIMES)})?", re.IGNORECASE)
 _NAMES = {"ms": "milliseconds", "s": "seconds", "min": "minutes"}
-_KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
-Value = bool | int | float | str | dict[str, float]
+Value = bool | int | float | str
 """The value of an option in a file."""
 
 
@@ -125,8 +131,8 @@ class Option:
 class OptionField:
     """A declared option.
 
-    `kind` is its type: bool, int, float, str, Path, dict (amounts by name) or a StrEnum, or, with
-    `several`, that of each value. With `optional`, its default is None: not given.
+    `kind` is its type: bool, int, float, str, Path or a StrEnum, or, with `several`, that of each
+    value. With `optional`, its default is None: not given.
     """
 
     name: str
@@ -150,11 +156,8 @@ class OptionField:
             return f"[{'|'.join(self.kind)}]"
         by_unit = {"ms": "MILLISECONDS", "s": "SECONDS", "min": "MINUTES", "MiB": "MIB"}
         share = "SHARE" if self.option.unit == SHARE else None
-        return self.option.metavar or by_unit.get(self.option.typed_in) or share or self._metavar
-
-    @property
-    def _metavar(self) -> str | None:
-        return "NAME=AMOUNT,..." if self.kind is dict else _METAVARS.get(self.kind)
+        unit = by_unit.get(self.option.typed_in) or share
+        return self.option.metavar or unit or _METAVARS.get(self.kind)
 
     def parse(self, written: Any) -> Any:
         """Return the value that a user wrote, in the option's unit.
@@ -182,20 +185,15 @@ class OptionField:
                 return read_time(written, self.option.typed_in)
             if self.kind is bool:
                 return {"true": True, "false": False}[written.lower()]
-            if self.kind is dict:
-                return {name: float(amount) for name, amount in _pairs(written)}
             if self.option.unit == SHARE and written.endswith("%"):
                 return float(written.removesuffix("%")) / 100
             number = float if self.option.typed_in else self.kind
             return number(written) if self.kind in (int, float) else written
         except (ValueError, KeyError):
             pass
-        if self.kind is dict:
-            raise UserError(f"must be amounts by name, as gpu=1,disk=0.5, got {written!r}")
         if self.option.unit == SHARE:
             raise UserError(f"must be a share, as 30% or 0.3, got {written!r}")
-        kind = "true or false" if self.kind is bool else _KINDS[self.kind]
-        raise UserError(f"must be {kind}, got {written!r}")
+        raise UserError(f"must be {_KINDS[self.kind]}, got {written!r}")
 
     def check(self, value: Any) -> Any:
         """Return the value in the option's type.
@@ -216,27 +214,13 @@ class OptionField:
         if self.kind is Path and isinstance(value, str):
             value = Path(value)
         if not isinstance(value, self.kind) or isinstance(value, bool) != (self.kind is bool):
-            kinds = {bool: "true or false", dict: "amounts by name", **_KINDS}
-            raise UserError(f"must be {kinds[self.kind]}, got {value!r}")
-        if isinstance(value, dict) and not all(0 <= each < inf for each in value.values()):
-            raise UserError(f"must be amounts of 0 or more by name, got {value}")
+            raise UserError(f"must be {_KINDS[self.kind]}, got {value!r}")
         if isinstance(value, int | float) and not self.option.allows(value):
             is_share = self.option.unit == SHARE
             within = self.option.range_in("" if is_share else self.option.unit, 1)
             hint = "; 0.99, or 99%, stands for 99 of 100" if is_share else ""
             raise UserError(f"must be {within}, got {value:g}{hint}")
         return value
-
-
-def _pairs(written: str) -> Iterator[tuple[str, str]]:
-    """The pairs of NAME=AMOUNT,... Raises ValueError for anything else."""
-    seen = set()
-    for pair in written.split(","):
-        name, amount = pair.split("=")
-        if name in seen:
-            raise ValueError(name)
-        seen.add(name)
-        yield name.strip(), amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,8 +267,7 @@ def declared_by(name: str, hint: Any, default: Any) -> OptionField | None:
     (plain,) = types - {NoneType}
     several = get_origin(plain) is list
     plain = get_args(plain)[0] if several else plain
-    plain = dict if plain == dict[str, float] else plain
-    if plain not in (bool, int, float, str, dict, Path) and not issubclass(plain, StrEnum):
+    if plain not in _KINDS and not issubclass(plain, StrEnum):
         raise TypeError(f"{name} cannot be a {plain}")
     return OptionField(name, plain, optional, several, default, option)
 

@@ -39,13 +39,8 @@ class Only:
 def command_of(entry: Any) -> Any:
     """Return the Typer command that calls `entry` with the options that its signature declares.
 
-    With a parameter `config`, the options may also come from that file and from variables. An
-    `entry` may be a Typer with commands of its own.
+    With a parameter `config`, the options may also come from that file and from variables.
     """
-    if isinstance(entry, typer.Typer):
-        for command in entry.registered_commands:
-            command.callback = _with_flags(command.callback)
-        return typer.main.get_command(entry)
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     configured = "config" in inspect.signature(entry).parameters
     settings = {"auto_envvar_prefix": PREFIX} if configured else {}
