@@ -2,11 +2,10 @@
 
 from collections import Counter
 from difflib import get_close_matches
-from enum import StrEnum
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,24 +19,8 @@ from parity_models_lab.latency.setting import Setting
 FILES = resources.files("parity_models_lab.latency") / "experiments"
 
 
-class Picture(StrEnum):
-    """Kinds of pictures."""
-
-    AXIS = "axis"
-    """Median and p99.9 along the axis."""
-    COST = "cost"
-    """p99 and p99.9 against the time that instances are busy for them, at each point."""
-
-
 Value = bool | int | float | str
 """What an option may be set to."""
-
-
-class TunedBy(StrEnum):
-    """Latencies that tuning minimises."""
-
-    P99 = "p99"
-    P999 = "p99.9"
 
 
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +38,7 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     setting: dict[str, Any] = {}
     real: bool = True
     tuned: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
-    tuned_by: TunedBy = TunedBy.P999
+    tuned_by: Literal["p99", "p99.9"] = "p99.9"
     swept: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
     family: str = ""
 
@@ -109,6 +92,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     position; all are simulated. `real_queries` and `simulated_queries` are the lengths of runs, and
     `warm_up` the number of queries that come first and are not counted. `apart`: not among `all`
     figures.
+    `picture`: median and p99.9 along the axis, or p99 and p99.9 against instances' busy time.
     `undisturbed` are the points, by position, that those which follow are compared with: for how
     much of the time p99 stays near theirs.
     """
@@ -119,7 +103,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     series: tuple[Series, ...]
     setting: dict[str, Any] = {}
     real: tuple[int, ...] = (0,)
-    picture: Picture = Picture.AXIS
+    picture: Literal["axis", "cost"] = "axis"
     real_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
     simulated_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
     warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None

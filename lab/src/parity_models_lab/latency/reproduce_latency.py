@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models_lab.latency.experiment import Experiment, Picture, Series, TunedBy
-from parity_models_lab.latency.figures import Line, plot_experiment, plot_frontier
+from parity_models_lab.latency.experiment import Experiment, Series
+from parity_models_lab.latency.figures import PERCENTILES, Line, plot_experiment, plot_frontier
 from parity_models_lab.latency.setting import Setting, mean_of
 from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.results import INVALID, Row, TrialCache
@@ -58,7 +58,7 @@ class Plan:
         trials that have been run. Options with which queries fail are worse than all others."""
         chosen = {}
         for series, point in self._tuned_points(points):
-            by = {TunedBy.P99: "p99_ms", TunedBy.P999: "p999_ms"}[series.tuned_by]
+            by = PERCENTILES[series.tuned_by]
             best = min(
                 ((cache[trial], trial) for trial in self._candidates(series, point)),
                 key=lambda run: (run[0].errors, getattr(run[0], by)),
@@ -224,7 +224,7 @@ def kept(here: TrialResult, calm: TrialResult) -> float:
 def draw(plan: Plan, lines: Sequence[Line], path: Path) -> None:
     """Draw a figure's picture; distributions are those of the last point run for real, if any."""
     experiment = plan.experiment
-    if experiment.picture is Picture.COST:
+    if experiment.picture == "cost":
         plot_frontier(path, experiment, lines)
     else:
         real = [
