@@ -45,7 +45,7 @@ def test_the_program_of_the_readme_protects_serves_and_simulates(folder: Path) -
         [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for said in ("agreement", "coverage", "stood in", "hedging", "adaptive"):
+    for said in ("agreement", "coverage", "stood", "hedging", "adaptive"):
         assert said in done.stdout
     assert len(re.findall(r"Source\.\w+|model|backup|reconstruction", done.stdout)) > 2
     assert pm.open_bundle(folder / "bundle").gates
