@@ -70,6 +70,7 @@ def test_pauses_of_all_workers_come_in_the_order_of_time() -> None:
     assert {step.worker for step in few} == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "complaint"),
     [
