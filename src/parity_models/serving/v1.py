@@ -74,10 +74,7 @@ _NAMED = msgspec.json.Decoder(dict[str, Raw])
 
 
 def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
-    """The request in a body.
-
-    Raises a RequestError that says what is wrong and what is expected.
-    """
+    """Read a request's body. Raises a RequestError."""
     if len(body) > JSON_OBJECT:
         check_json_size(body, model)
     message = read_json(_PREDICT, memoryview(body), "the request")
@@ -86,7 +83,7 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
         raise InvalidRequestError(
             "a request has either instances, a list of rows, or inputs, all rows as one tensor"
         )
-    data = _of_rows(message.instances, model) if by_row else _of_tensors(message.inputs, model)
+    data = _data_of(message.instances or message.inputs, by_row, model)
     inputs = tuple(_message(each, data[each.name]) for each in model.signature.inputs)
     fitting = model.check_request(inputs, ())
     tensors = {}
@@ -130,40 +127,26 @@ def status_of(model: ServedModel, ready: bool) -> dict[str, Any]:
     return {"name": model.name, "ready": ready, "model_version_status": [version]}
 
 
-def _of_rows(instances: Raw, model: ServedModel) -> dict[str, Raw]:
-    """The rows of each input as one array, whether they are named or not."""
-    named = _named_rows(instances, "instances")
-    if named is None:
-        return _the_input(instances, model)
-    for row in named:
-        _check_names(row, model)
-    return {name: _column(named, name) for name in named[0]}
-
-
-def _of_tensors(inputs: Raw, model: ServedModel) -> dict[str, Raw]:
-    if not _is_object(inputs):
-        return _the_input(inputs, model)
-    named = read_json(_NAMED, inputs, "inputs")
-    _check_names(named, model)
-    return named
-
-
-def _the_input(data: Raw, model: ServedModel) -> dict[str, Raw]:
-    """The data of a model's only input, which needs no name."""
-    first, *others = model.signature.inputs
-    if others:
-        names = ", ".join(each.name for each in model.signature.inputs)
-        raise InvalidRequestError(f"model {model.name!r} has the inputs {names}; name each")
-    return {first.name: data}
-
-
-def _check_names(named: Mapping[str, Raw], model: ServedModel) -> None:
+def _data_of(given: Raw, by_row: bool, model: ServedModel) -> dict[str, Raw]:
+    """The data of each input, all its rows as one array, whether inputs are named or not."""
     names = [each.name for each in model.signature.inputs]
-    if sorted(named) != sorted(names):
-        has = f"the one input {names[0]!r}" if len(names) == 1 else f"the inputs {sorted(names)}"
-        raise InvalidRequestError(
-            f"the inputs of a row are {sorted(named)}; model {model.name!r} has {has}"
-        )
+    if by_row:
+        named = _named_rows(given, "instances")
+    else:
+        named = [read_json(_NAMED, given, "inputs")] if _is_object(given) else None
+    if named is None:
+        if len(names) > 1:
+            raise InvalidRequestError(
+                f"model {model.name!r} has the inputs {', '.join(names)}; name each"
+            )
+        return {names[0]: given}
+    has = f"the one input {names[0]!r}" if len(names) == 1 else f"the inputs {sorted(names)}"
+    for row in named:
+        if sorted(row) != sorted(names):
+            raise InvalidRequestError(
+                f"the inputs of a row are {sorted(row)}; model {model.name!r} has {has}"
+            )
+    return {name: _column(named, name) for name in names} if by_row else named[0]
 
 
 def _message(tensor: Tensor, data: Raw) -> TensorMessage:
