@@ -56,14 +56,6 @@ except grpc.RpcError as error:
 """Asks the server at its argument what it reads, and says how that ends."""
 
 
-async def test_an_answer_is_held_until_it_is_read() -> None:
-    async with serving() as (served, infer):
-        served.frontend.go.set()
-        served.frontend.widen = 10_000
-        await infer(request(10))
-        await until(lambda: served.budget.held == 0)
-
-
 async def test_connections_beyond_the_limit_are_closed() -> None:
     async with serving(max_connections=2) as (served, infer), AsyncExitStack() as stack:
         served.frontend.go.set()

@@ -3,36 +3,16 @@
 import gzip
 import json
 import zlib
-from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from rest_requests import INFER, assert_served, binary_request, changed
-from served import INPUTS, ServerProcess, queries
+from served import ServerProcess, queries
 
 pytestmark = pytest.mark.slow
 
 MAX_BODY = 2**20
-
-
-@pytest.mark.parametrize(
-    "number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e39", "1" + "0" * 400]
-)
-def test_numbers_that_are_not_finite_get_400_in_json_and_are_served_exact_in_binary(
-    http: httpx.Client, number: str
-) -> None:
-    text = json.dumps(changed(data=[0.5] * INPUTS)).replace("0.5", number, 1)
-    response = http.post(INFER, content=text)
-    assert response.status_code == 400
-    assert "data of input" in response.json()["error"] or "the request" in response.json()["error"]
-    rows = queries(1)
-    rows[0, 5] = float(number) if "e" not in number and len(number) < 20 else np.inf
-    response = http.post(INFER, **binary_request(rows))
-    assert response.status_code == 200
-    assert b'"source":"model"' in response.content
-    assert_served(http)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +41,8 @@ def test_what_is_not_there_is_named(
 
 
 def test_bodies_beyond_the_limit_get_413_however_they_come(http: httpx.Client) -> None:
-    zeros = bytes(MAX_BODY + 1)
-    cases: list[tuple[Any, dict[str, str]]] = [
-        (zeros, {}),
-        (iter([zeros[: MAX_BODY // 2]] * 3), {}),
-        (gzip.compress(bytes(100 * MAX_BODY)), {"Content-Encoding": "gzip"}),
-    ]
-    for content, headers in cases:
+    bomb = gzip.compress(bytes(100 * MAX_BODY))
+    for content, headers in ((bytes(MAX_BODY + 1), {}), (bomb, {"Content-Encoding": "gzip"})):
         response = http.post(INFER, content=content, headers=headers)
         assert response.status_code == 413
         assert f"larger than the {MAX_BODY} bytes" in response.json()["error"]
