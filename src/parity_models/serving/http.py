@@ -570,7 +570,11 @@ class HttpServer:
                 self.ended("descriptors")
                 await asyncio.sleep(_RETRY)
                 continue
-            self._on_accept(accepted)
+            try:
+                self._on_accept(accepted)
+            except Exception:  # the next client can be accepted all the same
+                _log.exception("a connection could not be accepted")
+                accepted.close()
             while len(self._refusing) >= _REFUSED:
                 self._left.clear()
                 await self._left.wait()
