@@ -60,11 +60,6 @@ class Served:
         apart = {"grpc.use_local_subchannel_pool": 1, "grpc.max_receive_message_length": -1}
         return grpc.aio.insecure_channel(self.address, [*(apart | options).items()])
 
-    def ended(self, reason: str) -> float:
-        labels = {"limit": reason}
-        name = "parm_connections_ended_total"
-        return self.metrics.registry.get_sample_value(name, labels) or 0
-
     def refused(self, why: str) -> float:
         labels = {"why": why}
         return self.metrics.registry.get_sample_value("parm_refused_total", labels) or 0
