@@ -253,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
         the client may be sending still."""
         request = self._arriving
         if request is None or request.answer is not None:  # then it was counted
-            request = Request.unread()
+            request = Request("", "", ())
         request.release()
         request.keeps, request.answer = False, self._rest.refused(request, error)
         self._lingers = lingers
@@ -384,7 +384,7 @@ class HttpConnection(asyncio.Protocol):
         lines = [_STATUS_LINES[response.status], self._server.date]
         for header in response.headers:
             lines.append(b"%b: %b" % header)
-        if request.log is not None:
+        if request.method:
             lines.append(b"x-request-id: %b" % request.log.id.encode())
         if response.pieces is None:
             lines.append(b"content-length: %d" % len(content))

@@ -79,9 +79,11 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _send(response: Response, request: Request, send: Send) -> None:
-    headers = [*response.headers, (b"content-length", b"%d" % len(response.content))]
-    if request.log is not None:
-        headers.append((REQUEST_ID.encode(), request.log.id.encode()))
+    headers = [
+        *response.headers,
+        (b"content-length", b"%d" % len(response.content)),
+        (REQUEST_ID.encode(), request.log.id.encode()),
+    ]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     content = b"" if request.method == "HEAD" else response.content
     await send({"type": "http.response.body", "body": content})

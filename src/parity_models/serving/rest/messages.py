@@ -18,7 +18,6 @@ from parity_models.serving.errors import (
     UnauthorizedError,
 )
 from parity_models.serving.limits import ByteBudget
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.refusals import Refused, whole_seconds
 from parity_models.serving.request_log import REQUEST_ID, TRACEPARENT, TRACESTATE, RequestLog
 
@@ -52,19 +51,19 @@ class Response:
 
 
 class Request:
-    """A request: `target` as it was sent, `headers` by their names in lower case.
+    """A request: `target` as it was sent, `headers` by their names in lower case. One without a
+    `method` has no head that was read, and no id.
 
     Values of a name that is `repeated` are joined by commas, and are there one by one. The service
     sets `handler` when it has found what the request is for, the `model` and `version` that it
-    names, and whether it is an `inference`, over V1 or not; those are counted in `metrics`, once it
-    is known who answers. Its carrier sets `is_local`, if it comes from this machine, `keeps`, if
-    the connection goes on after it, and `answer`, where its head was enough to refuse it. The
-    `body` comes in pieces; its bytes are held from the `budget`.
+    names, and whether it is an `inference`, over V1 or not. Its carrier sets `is_local`, if it
+    comes from this machine, `keeps`, if the connection goes on after it, and `answer`, where its
+    head was enough to refuse it. The `body` comes in pieces; its bytes are held from the `budget`.
     """
 
     __slots__ = (
         *("answer", "body", "budget", "handler", "headers", "held", "inference", "is_local"),
-        *("is_v1", "keeps", "log", "max_body", "method", "metrics", "model", "repeated"),
+        *("is_v1", "keeps", "log", "max_body", "method", "model", "repeated"),
         *("target", "version"),
     )
 
@@ -80,7 +79,7 @@ class Request:
                 headers[key] += f", {text}"
             else:
                 headers[key] = text
-        self.log: RequestLog | None = RequestLog(
+        self.log = RequestLog(
             method,
             target,
             headers.get(REQUEST_ID),
@@ -91,18 +90,10 @@ class Request:
         self.model = ""
         self.version: str | None = None
         self.inference = self.is_local = self.is_v1 = False
-        self.metrics: Metrics | None = None
         self.keeps = True
         self.answer: Response | None = None
         self.body: bytes | bytearray = b""
         self.held, self.budget, self.max_body = 0, _NOTHING, 0
-
-    @classmethod
-    def unread(cls) -> "Request":
-        """A request whose head was not read, and that has no id."""
-        request = cls("", "", ())
-        request.log = None
-        return request
 
     def values(self, name: str) -> Sequence[str]:
         """All values of a header, as they were given."""

@@ -193,7 +193,7 @@ class Rest:
         log = request.log
         CURRENT.set(log)
         try:
-            if self._tracing is None or not request.inference or log is None:
+            if self._tracing is None or not request.inference:
                 response = await request.handler(request)
             else:
                 with self._tracing.request(log, request.headers):
@@ -204,8 +204,8 @@ class Rest:
         except RequestError as error:
             return self.refused(request, error)
         except Exception as error:
-            id = log and log.id
-            _log.error("%s %s failed, id=%s", request.method, request.target, id, exc_info=error)
+            text = "%s %s failed, id=%s"
+            _log.error(text, request.method, request.target, log.id, exc_info=error)
             response = error_response(
                 "the server failed to handle the request; its log says why", 500
             )
@@ -226,10 +226,10 @@ class Rest:
     def _ended(self, request: Request, status: int) -> None:
         """Count, and log, a request that has its answer."""
         log = request.log
-        if ACCESS_LOG.isEnabledFor(logging.INFO) and log is not None and log.path not in _QUIET:
+        if ACCESS_LOG.isEnabledFor(logging.INFO) and log.method and log.path not in _QUIET:
             log.ended(status)
         if request.inference:
-            (request.metrics or self._metrics).requests.labels(status).inc()
+            (log.metrics or self._metrics).requests.labels(status).inc()
 
     def _check_token(self, tokens: Tokens, request: Request) -> None:
         """Raises UnauthorizedError for a request that shows none of the tokens."""
@@ -244,21 +244,20 @@ class Rest:
             await request.decompress()
         # The version that answers is chosen here; nothing is awaited before it is asked.
         version = self._models.find(request.model, request.version)
-        request.metrics = version.metrics
         model, log = version.model, request.log
+        log.metrics = version.metrics
         if request.is_v1:
             asked = read_predict(request.body, model)
         else:
             asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
         if model.tenant_header is not None:
             asked = with_tenant(asked, model.tenant_header, request.values(model.tenant_header))
-        if log is not None and asked.id is not None:
+        if asked.id is not None:
             log.id_in_body(asked.id)
         result = await version.frontend.infer(
             asked.rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
         )
-        if log is not None:
-            log.model, log.version, log.sources = model.name, model.version, result.sources
+        log.model, log.version, log.sources = model.name, model.version, result.sources
         if request.is_v1:
             content, headers = write_predictions(model, asked, result)
             return json_response(content, headers=headers)
