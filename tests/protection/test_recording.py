@@ -113,7 +113,7 @@ def test_a_recording_is_contention_and_so_is_a_fault_plan(tmp_path: Path) -> Non
     assert load_contention(str(file)).pauses is not None
     for content, said in (
         ("nothing", "is not a fault plan"),
-        ('{"format": "parity-models-recording"}', "is no recording"),
+        ('{"format": "parity-models-recording"}', "is not a recording"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=said):

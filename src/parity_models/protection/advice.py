@@ -18,7 +18,7 @@ LEAST_QUERIES, MOST_QUERIES = 3_000, 40_000
 """Queries of one simulation."""
 
 ADAPTIVE = 3
-"""How many times as long as one without redundancy a simulation of adaptive takes, about."""
+"""The time of a simulation of adaptive, as a multiple of one without redundancy."""
 
 LESS_URGENT, TRIES = 5.0, 3
 """The divisor of the urgency that keeps within the extra work, and how often it is applied."""

@@ -46,7 +46,7 @@ class Finalist:
 
     @property
     def saving(self) -> float:
-        """How much sooner late queries are answered than by a copy, in F's times, on average."""
+        """The mean time that a late query saves over a copy, in runs of the model."""
         return saving(self.covered, self.share)
 
 

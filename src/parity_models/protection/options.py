@@ -77,7 +77,7 @@ class SimulationOptions(Scenario):
     backup_time: Annotated[
         float | None,
         Option(
-            "Median time of a backup, where there is no bundle; by default there is none.",
+            "Median time of a backup, without a bundle; by default there is none.",
             unit=SECONDS,
             above=0,
         ),
@@ -85,7 +85,7 @@ class SimulationOptions(Scenario):
     coverage: Annotated[
         float,
         Option(
-            "The share of queries that stand-ins may answer, where there is no bundle.",
+            "The share of queries that stand-ins may answer, without a bundle.",
             at_least=0,
             at_most=1,
             unit=SHARE,

@@ -245,7 +245,7 @@ def protect(
         DataError: For queries that do not fit.
         ModelError: For a model that cannot be deployed.
         TrainingError: For a search that cannot be resumed.
-        BundleError: If `out` is no place for a bundle.
+        BundleError: A bundle cannot be written to `out`.
         UserError: For options out of range; and, naming the nearest, if no stand-in reaches the
             agreement or keeps within the extra work; nothing is written then.
     """
@@ -269,7 +269,7 @@ def protect(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What candidates learn from and are measured by, and the options that determine the search.
+    """The data that candidates learn from and are measured by, and the options of the search.
 
     `measuring` are the seconds that the deployed model took for the queries of `measured`.
     """

@@ -59,7 +59,7 @@ class Fault(StrEnum):
     STOP = "stop"
     """It is stopped for a moment, again and again, as in a long garbage collection."""
     SLOW = "slow"
-    """Its units take far longer, as beside a noisy neighbour."""
+    """Its units take far longer, as with a noisy neighbour."""
 
     def plan(self, seconds: float, usual: float) -> FaultPlan:
         """Return the plan of this fault of the first instance, where a query takes `usual`."""

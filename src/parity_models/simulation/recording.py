@@ -1,8 +1,8 @@
-"""A recording of a running server: how long its units took, and when it was asked.
+"""Recordings of running servers: run times of units, and arrivals of queries.
 
-It is made of the server's metrics (`parm plan --recorded URL`), and is the input of simulations of
-a server that exists. Metrics tell how long units took, not which instance was slow for
-how long: so the delays that simulated units meet are drawn for each by itself.
+A recording is made from a server's metrics (`parm plan --recorded URL`) and is the input of
+simulations. Metrics do not tell which instance was slow for how long, so the delays of simulated
+units are drawn independently.
 """
 
 from pathlib import Path
@@ -25,13 +25,13 @@ from parity_models.errors import UserError
 from parity_models.scheduling import DEPLOYED
 
 MAX_BYTES = 1 << 24
-"""A longer file is not read."""
+"""The largest file that is read."""
 
 POINTS = 1001
-"""Quantiles by which the times of a role are kept."""
+"""The quantiles of the run times of a role."""
 
 RARELY = 86_400.0
-"""Seconds between two kills at most that are simulated."""
+"""The longest mean time between two simulated kills, in seconds."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
@@ -39,9 +39,9 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long `units` units of a role took, from when an instance was given one to its outputs.
+    """The run times of `units` units of a role, from their dispatch to their outputs.
 
-    `quantiles` are their times in seconds at equally spaced shares, from 0 to 1.
+    `quantiles` are in seconds, at equally spaced shares from 0 to 1.
     """
 
     units: Annotated[int, msgspec.Meta(ge=1)]
@@ -54,19 +54,19 @@ class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def median(self) -> float:
-        """In seconds."""
+        """The median run time in seconds."""
         return float(np.quantile(self.quantiles, 0.5))
 
 
 class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a server did for some `seconds`.
+    """A server's metrics over some `seconds`.
 
-    `instances` of the deployed model were up. `ended` are how many queries ended in each of some
-    steps of `step` seconds; `rows` how many queries a unit of the deployed model had, on average.
-    `runs` are by role. `answers` counts answers by source; `failed` queries had none. `p50_ms`,
-    `p99_ms` and `p999_ms` are of the latencies of all answers. `busy` is how long instances were
-    busy, in seconds, and `restarts` how many were replaced. `compared` answers of stand-ins were
-    compared with the model's, and `agreed` said the same.
+    `instances` of the deployed model were up. `ended` counts the queries that ended in each step of
+    `step` seconds; `rows` is the mean number of queries in a unit of the deployed model. `runs` are
+    by role. `answers` counts answers by source; `failed` queries had none. `p50_ms`, `p99_ms` and
+    `p999_ms` are quantiles of latency. Instances were `busy` for so many seconds, and `restarts` of
+    them were replaced. Of the stand-ins' answers that were `compared` with the model's, so many
+    `agreed`.
     """
 
     format: Literal["parity-models-recording"] = "parity-models-recording"
@@ -97,13 +97,16 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def rate(self) -> float:
-        """Queries a second."""
+        """Queries per second."""
         return sum(self.ended) / self.seconds
 
     @property
     def contention(self) -> FaultPlan:
-        """What held units up: by how much longer than the median units of the deployed model took,
-        drawn for each unit; and kills, as often as instances were replaced."""
+        """The contention as a fault plan.
+
+        Each unit is delayed by the excess of a run of the deployed model over the median. Kills are
+        as frequent as restarts were.
+        """
         runs = self.runs[DEPLOYED]
         median = runs.median
         delays = Empirical(tuple(max(0.0, each - median) for each in runs.quantiles))
@@ -115,9 +118,9 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return FaultPlan(slowdowns=always, random_kills=kills)
 
     def arrivals(self, queries: int, seed: int, rate: float | None = None) -> NDArray[np.float64]:
-        """Times (queries,) in seconds at which queries arrive as they did there, over and over.
+        """Return times (queries,) in seconds of queries that arrive as recorded, repeated.
 
-        With a `rate` in queries a second, they arrive so much more or less often on average.
+        With a `rate`, in queries per second, all are scaled to that mean.
         """
         rng = np.random.default_rng(seed)
         factor = 1.0 if rate is None else rate / self.rate
@@ -140,22 +143,22 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def read_recording(path: Path) -> Recording:
-    """The recording in a file. Raises UserError for anything else."""
+    """Read the recording in a file. Raises UserError for another file."""
     return decode_recording(_read(path), str(path))
 
 
 def decode_recording(content: bytes, name: str) -> Recording:
-    """The recording in `content`, of a file of this name. Raises UserError for anything else."""
+    """Decode the `content` of a file of this name. Raises UserError if it is not a recording."""
     try:
         return read_json(content, Recording)
     except ValueError as error:
         raise UserError(
-            f"{name} is no recording: {error}; `parm plan --recorded URL --json FILE` makes one"
+            f"{name} is not a recording: {error}; `parm plan --recorded URL --json FILE` makes one"
         ) from error
 
 
 def load_contention(source: str) -> FaultPlan:
-    """The contention in a file: a fault plan, or a recording of a server.
+    """Read the contention in a file: a fault plan, or a recording of a server.
 
     Raises UserError or FaultPlanError for a file that is neither, or cannot be read.
     """
@@ -172,4 +175,4 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no recording: {error}") from error
+        raise UserError(f"{path} is not a recording: {error}") from error
