@@ -215,14 +215,18 @@ async def _rehearse(
 ) -> Rehearsal:
     options = ServeOptions(port=0, deadline=5.0, instances=1, policy=PolicyChoice("none"))
     async with Server(bundle, options) as server:
-        found = [await _ask(server, rows[i % len(rows)]) for i in range(MEASURED)]
-    usual = median(ms for ms, _ in filter(None, found)) / 1e3
+        times = []
+        for number in range(MEASURED):
+            began = time.monotonic()
+            await server.deployment.frontend.infer(rows[number % len(rows)][np.newaxis])
+            times.append(time.monotonic() - began)
+    usual = median(times)
     rate = min(MAX_RATE, LOADED * instances / usual)
     calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
     rng = np.random.default_rng(0)
     count = max(1, round(rate * (calm + faulty)))
-    times = np.cumsum(rng.exponential(1 / rate, count)).tolist()
-    schedule = list(zip(times, rng.integers(0, len(rows), count).tolist(), strict=True))
+    arrivals = np.cumsum(rng.exponential(1 / rate, count)).tolist()
+    schedule = list(zip(arrivals, rng.integers(0, len(rows), count).tolist(), strict=True))
     runs = []
     for policy in (EqualResources.name, default_policy(bundle)):
         on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
@@ -246,17 +250,15 @@ async def _run(
     fault_at: float,
 ) -> Run:
     began = time.monotonic()
-    calm = True
-    asked = []
+    calm, asked = 0, []
     for at, row in schedule:
         await asyncio.sleep(began + at - time.monotonic())
-        if calm and at >= fault_at:
-            calm = False
+        if at < fault_at:
+            calm += 1
+        elif calm == len(asked):
             server.deployment.begin_faults()
-        query = asyncio.ensure_future(_ask(server, rows[row], began + at))
-        if not calm:
-            asked.append(query)
-    ended = await asyncio.gather(*asked)
+        asked.append(asyncio.ensure_future(_ask(server, rows[row], began + at)))
+    ended = (await asyncio.gather(*asked))[calm:]
     found = [each for each in ended if each is not None]
     if not found:
         raise UserError(f"no query was answered with the policy {policy}")
@@ -265,11 +267,8 @@ async def _run(
     return Run(policy, len(found), sources, len(ended) - len(found), p50, p99, longest)
 
 
-async def _ask(
-    server: Server, row: NDArray[Any], due: float | None = None
-) -> tuple[float, str] | None:
+async def _ask(server: Server, row: NDArray[Any], due: float) -> tuple[float, str] | None:
     """Return the milliseconds since the query was due, and the source of its answer, if any."""
-    due = time.monotonic() if due is None else due
     try:
         answers = await server.deployment.frontend.infer(row[np.newaxis])
     except RequestError:
