@@ -252,12 +252,9 @@ class Planner:
 
     def _plan(self, choice: PolicyChoice, instances: int) -> Plan:
         key = (choice.name, str(choice.options), instances)
-        if key not in self._tried:
-            self._on_tried(f"{choice.name}, {instances} instances")
-            self._tried[key] = self._simulated(choice, instances)
-        return self._tried[key]
-
-    def _simulated(self, choice: PolicyChoice, instances: int) -> Plan:
+        if key in self._tried:
+            return self._tried[key]
+        self._on_tried(f"{choice.name}, {instances} instances")
         service, goal = self._service, self._goal
         contention = contention_of(goal, service, instances, self._recording)
         scene = replace(self._scene, instances=instances, contention=contention)
@@ -267,16 +264,17 @@ class Planner:
         elif agreement is not None:
             agreement = 1 - outcome.stood_in * (1 - agreement)
         p99, p999 = goal.limits_ms
-        used = (1 - outcome.idle) / (1 - goal.headroom)
         factors = {
             f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / p99,
             f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / p999,
-            f"{outcome.idle:.0%} idle": used,
+            f"{outcome.idle:.0%} idle": (1 - outcome.idle) / (1 - goal.headroom),
             f"{1 - outcome.answered:.1%} without an answer": ANSWERED / outcome.answered,
         }
         missed = tuple(said for said, factor in factors.items() if factor > 1)
         excess = max(factors.values())
-        return Plan(choice, instances, outcome, agreement, missed, excess, service.max_batch)
+        plan = Plan(choice, instances, outcome, agreement, missed, excess, service.max_batch)
+        self._tried[key] = plan
+        return plan
 
 
 def _counted(instances: int) -> str:

@@ -250,7 +250,8 @@ async def _run(
     fault_at: float,
 ) -> Run:
     began = time.monotonic()
-    calm, asked = 0, []
+    calm = 0
+    asked: list[asyncio.Future[tuple[float, str] | None]] = []
     for at, row in schedule:
         await asyncio.sleep(began + at - time.monotonic())
         if at < fault_at:
