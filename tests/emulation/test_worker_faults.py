@@ -70,14 +70,6 @@ def work_through(
     return history
 
 
-@given(PLANS, UNITS, st.integers(0, 5))
-def test_the_same_plan_does_the_same_to_the_same_work(
-    plan: FaultPlan, units: list[tuple[float, float]], worker: int
-) -> None:
-    history = work_through(WorkerFaults(plan, worker), units)
-    assert history == work_through(WorkerFaults(plan, worker), units)
-
-
 @given(PLANS, UNITS, st.integers(0, 40))
 def test_a_restarted_worker_goes_on_where_its_predecessor_would_be(
     plan: FaultPlan, units: list[tuple[float, float]], lived: int

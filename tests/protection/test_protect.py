@@ -1,7 +1,6 @@
 """One command leads from a model and unlabelled queries to a bundle with the best stand-in."""
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from parity_models.protection.finalists import Finalist, measure
 from parity_models.protection.options import Scenario
 from parity_models.protection.protect import (
     Prepared,
-    Protected,
     SearchOptions,
     prepare,
     protect,
@@ -31,7 +29,6 @@ from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.training import Callbacks, Queries, open_teacher
-from parity_models.training.callbacks import Searching
 from parity_models.training.candidates import Proposal
 from parity_models.training.recipes import Budget
 from text_models import TextModel, write_text_folder
@@ -95,42 +92,6 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
     )
     assert found.manifest.backups
     assert isinstance(found.envelope(), Envelope)
-
-
-def searched(
-    folder: Path, out: str, interrupt: int | None, *, resume: bool = False
-) -> tuple[Protected, list[Searching]]:
-    """A search that Ctrl-C ends in this rung."""
-    seen: list[Searching] = []
-
-    def watch(searching: Searching) -> None:
-        seen.append(searching)
-        if interrupt is not None and searching.rung == interrupt:
-            signal.raise_signal(signal.SIGINT)
-
-    found = protect(
-        folder / "model.onnx",
-        INPUTS,
-        out=folder / out,
-        callbacks=Callbacks(on_search=watch),
-        minutes=0.2,
-        agreement=0.05,
-        extra_work=1.0,
-        resume=resume,
-    )
-    return found, seen
-
-
-@pytest.mark.slow
-def test_ctrl_c_writes_the_best_so_far_and_the_search_can_be_resumed(folder: Path) -> None:
-    found, _ = searched(folder, "cut", 1)
-    assert found.report.interrupted
-    assert open_bundle(folder / "cut").manifest.calibration
-    assert (folder / "cut.protect" / "search.json").exists()
-    again, seen = searched(folder, "cut", None, resume=True)
-    assert not again.report.interrupted
-    assert seen[0].rung == 1  # what was done is not done again
-    assert not (folder / "cut.protect" / "search.json").exists()
 
 
 @pytest.mark.parametrize(

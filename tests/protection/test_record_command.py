@@ -10,9 +10,10 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.emulation import FaultPlan
+from parity_models.errors import UserError
 from parity_models.load.recorder import record
 from parity_models.models.bundle import Bundle
-from parity_models.protection.rehearse import Fault
+from parity_models.protection.rehearse import Fault, rehearse
 from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
@@ -82,3 +83,5 @@ def test_only_the_first_instance_has_the_fault(fault: Fault) -> None:
 def test_without_a_stand_in_there_is_nothing_to_rehearse(tmp_path: Path, parm_here: Here) -> None:
     alone = linear_bundle(tmp_path, np.ones((FEATURES, CLASSES), np.float32))
     assert_refused(parm_here("rehearse", str(alone.path)), "has no stand-in to see at work")
+    with pytest.raises(UserError, match="must be one of kill, stop, slow, got 'burn'"):
+        rehearse(alone, fault="burn")

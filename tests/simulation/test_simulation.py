@@ -191,17 +191,6 @@ def test_stand_ins_answer_no_query_beyond_their_coverage(policy: Callable[[], Po
     assert answered(msgspec.structs.replace(SLOW, coverages=each_half)) == half
 
 
-def test_each_stand_in_has_a_coverage_and_the_same_queries_are_hard_for_all() -> None:
-    plan = msgspec.structs.replace(HALF, coverages={"backup": 0.8})
-    refused = {
-        source: {query for query in range(10_000) if plan.refuses(query, source)}
-        for source in (Source.BACKUP, Source.RECONSTRUCTION)
-    }
-    assert len(refused[Source.BACKUP]) == pytest.approx(2_000, abs=200)
-    assert len(refused[Source.RECONSTRUCTION]) == pytest.approx(5_000, abs=200)
-    assert refused[Source.BACKUP] < refused[Source.RECONSTRUCTION]
-
-
 def test_work_during_the_warm_up_is_not_counted() -> None:
     whole = simulate(workload(queries=1000, faults=FaultPlan()), EqualResources())
     assert whole.units == {DEPLOYED: 1000}

@@ -172,10 +172,12 @@ def rehearse(
         The answers of both runs during the fault. It prints as a table.
 
     Raises:
-        UserError: For a bundle without a stand-in, or if no query is answered.
+        UserError: For a bundle without a stand-in, another fault, or if no query is answered.
         DataError: For queries that do not fit.
         ServingError: If a server cannot start.
     """
+    if fault not in list(Fault):
+        raise UserError(f"fault must be one of {', '.join(Fault)}, got {fault!r}")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if not stand_ins_of(opened):
         raise UserError(
