@@ -24,8 +24,8 @@ from parity_models.evaluation.accuracy import (
     share_interval,
     worthless,
 )
+from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
-from parity_models.evaluation.tables import accuracy_table, gate_table
 from parity_models.models.bundle import Accuracy, Bundle
 
 SUM = CodeSpec("sum", "subtraction", 2)

@@ -1,6 +1,5 @@
 """Networks of parity models: which they are for a code, how they begin, and the user's own."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,50 +169,27 @@ def test_an_own_network_is_trained_and_bundled_like_this_packages(
 
 # The user's own functions
 
-FACTORIES = """
-from torch import nn
 
-def good(input_shape, output_shape, grid=(1, 1)):
-    assert grid == (2, 1) or grid == (1, 2) or grid == (1, 1)
-    return Own(input_shape, output_shape)
+class Fixed(nn.Linear):
+    """Takes batches of two alone, once it is exported."""
 
-class Own(nn.Module):
-    def __init__(self, input_shape, output_shape):
-        super().__init__()
-        self.shape = output_shape
-        self.layer = nn.LazyLinear(output_shape[0] * output_shape[1])
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.reshape(2, 128)).reshape(2, 2, 10)
 
-    def forward(self, queries):
-        return self.layer(queries.flatten(1)).reshape(-1, *self.shape)
 
-def fails(input_shape, output_shape):
-    raise ZeroDivisionError("no")
+def good(takes: Shape, gives: Shape, grid: tuple[int, int] = (1, 1)) -> nn.Module:
+    assert grid in ((2, 1), (1, 2), (1, 1))
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(gives[0] * gives[1]), nn.Unflatten(1, gives))
 
-def nothing(input_shape, output_shape):
-    return None
-
-def wrong(input_shape, output_shape):
-    return nn.Flatten()
-
-def picky(input_shape, output_shape):
-    return nn.Linear(3, 4)
-
-def fixed(input_shape, output_shape):
-    return Fixed(input_shape, output_shape)
-
-class Fixed(Own):
-    def forward(self, queries):
-        return super().forward(queries).reshape(len(queries), *self.shape)
 
 number = 4
-"""
 
 
 @pytest.mark.slow
 def test_a_network_may_come_from_a_function_in_the_current_folder(
     parm: Parm, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine_good.py").write_text(FACTORIES)
+    (tmp_path / "mine_good.py").write_text(f"from {__name__} import good")
     parm(
         "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle "
         "--encoder concatenation --parity-network mine_good:good --epochs 2"
@@ -223,33 +199,31 @@ def test_a_network_may_come_from_a_function_in_the_current_folder(
 
 
 @pytest.mark.parametrize(
-    ("reference", "reason"),
+    ("network", "reason"),
     [
         ("absent_package.module:f", "there is no module 'absent_package' here or installed"),
-        ("mine:absent", "mine.py) has no 'absent'"),
+        (f"{__name__}:absent", "test_networks.py) has no 'absent'"),
         ("broken:f", "importing broken failed: SyntaxError"),
-        ("mine:number", "mine:number is 4, not a function"),
-        ("mine:fails", "mine:fails((2, 8, 8), (2, 10)) failed: ZeroDivisionError: no"),
-        ("mine:nothing", "mine:nothing made NoneType, not a torch.nn.Module"),
-        ("mine:wrong", "gives (2, 128) for 2 inputs, where (2, 2, 10) is needed"),
-        ("mine:picky", "cannot take inputs of shape (2, 8, 8): RuntimeError"),
+        (f"{__name__}:number", "test_networks:number is 4, not a function"),
+        ("nobody", "there is no network 'nobody'; there are"),
+        (lambda takes, gives: 1 / 0, "((2, 8, 8), (2, 10)) failed: ZeroDivisionError: division"),
+        (lambda takes: nn.Identity(), "failed: TypeError"),
+        (lambda takes, gives: None, "made NoneType, not a torch.nn.Module"),
+        (lambda takes, gives: nn.Flatten(), "gives (2, 128) for 2 inputs, where (2, 2, 10) is"),
+        (lambda takes, gives: nn.Linear(3, 4), "cannot take inputs of shape (2, 8, 8): Runtime"),
         (
-            "mine:fixed",
+            lambda takes, gives: Fixed(128, 20),
             "cannot be served from ONNX: ModelError: it has input 'input' of shape [2, 2, 8, 8]",
         ),
-        ("nobody", "there is no network 'nobody'; there are"),
     ],
 )
 def test_functions_that_make_no_network_for_the_code_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Any, reason: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("mine", None)
-    (tmp_path / "mine.py").write_text(FACTORIES)
     (tmp_path / "broken.py").write_text("def f(:")
     with pytest.raises(UserError) as error:
-        parity_network(reference, CODE).make()
+        parity_network(network, CODE).make()
     assert reason in str(error.value)
 
 

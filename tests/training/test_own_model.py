@@ -92,7 +92,7 @@ def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.8
     with np.errstate(over="ignore"), pytest.raises(DataError, match="gives NaN or infinite values"):
-        evaluate(outcome, rows * np.float32(3e38), expected, metric="r2")
+        evaluate(outcome, rows[:50] * np.float32(3e38), expected, metric="r2")
 
 
 def test_a_path_in_python_is_an_onnx_file_or_a_bundle(digits: Path, tmp_path: Path) -> None:

@@ -173,18 +173,6 @@ def test_a_model_that_nothing_is_faster_than_still_gets_a_proposal(
 
 
 @pytest.mark.slow
-def test_narrow_networks_take_as_long_as_they_are_measured_to(
-    model: Callable[[Shape], OnnxModel],
-) -> None:
-    """Where running a session is most of the time, a narrow network takes hardly more than the
-    fastest, however many layers it has."""
-    costs = Costs(model((6,)), lambda models: [2.0, 0.9, 0.9, 2.0])
-    assert costs.share("mlp@0.05", None) == pytest.approx(0.45)
-    half = [each.network for each in propose_by(costs) if each.code is None]
-    assert any(each.startswith("mlp@") for each in half)
-
-
-@pytest.mark.slow
 def test_a_wider_network_costs_more_and_one_that_cannot_take_the_queries_nothing(
     costs: Callable[[Shape], Costs],
 ) -> None:

@@ -301,44 +301,20 @@ class Squares(Task):
         ]
         inputs = np.array(inside, np.float32)[:, None] + random.normal(0, 0.1, (900, 1, 12, 12))
         labels = np.stack([left, top, left + 5, top + 5], axis=1) / 12
-        return split(Split(inputs.astype(np.float32), labels.astype(np.float32)))
-
-
-class Tones(Task):
-    """Which of three tones is in 48 noisy samples of two channels?"""
-
-    name = "tones"
-    metric = "top-1"
-
-    def load(self, folder: Path | None = None) -> Dataset:
-        random = np.random.default_rng(0)
-        labels = random.integers(0, 3, 900)
-        cycles, phase = 3 + 2 * labels[:, None, None], random.uniform(0, 7, (900, 1, 2))
-        wave = np.sin(2 * np.pi * cycles * np.arange(48)[:, None] / 48 + phase)
-        noisy = (wave + random.normal(0, 0.7, wave.shape)).astype(np.float32)
-        return split(Split(noisy, labels), "low", "middle", "high")
-
-
-def split(every: Split, *classes: str) -> Dataset:
-    train, validation, test = (every.take(r) for r in np.split(np.arange(900), [700, 800]))
-    return Dataset(train, validation, test, classes)
+        every = Split(inputs.astype(np.float32), labels.astype(np.float32))
+        train, validation, test = (every.take(r) for r in np.split(np.arange(900), [700, 800]))
+        return Dataset(train, validation, test)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "network", "epochs"), [(Squares(), "mlp", 40), (Tones(), "resnet-1d", 6)]
-)
-def test_boxes_and_sequences_are_learned_and_reconstructed(
-    task: Task, network: str, epochs: int, tmp_path: Path
-) -> None:
-    data, settings = task.load(), TrainingOptions(epochs=epochs)
-    deployed = train_deployed(task, data, network, tmp_path / "f", settings)
+def test_boxes_are_learned_and_reconstructed(tmp_path: Path) -> None:
+    data, settings = Squares().load(), TrainingOptions(epochs=40)
+    deployed = train_deployed(Squares(), data, "mlp", tmp_path / "f", settings)
     bundle = train_parity(
         deployed, STACK, data.train.inputs, tmp_path / "p", settings,
-        validation=data.validation, metric=task.metric, hflip=task.flips,
+        validation=data.validation, metric="iou", hflip=True,
     )  # fmt: skip
-    assert bundle.manifest.parity[0].network == network
-    accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric=task.metric)
+    accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric="iou")
     assert accuracy.degraded_accuracy is not None
     assert accuracy.available_accuracy > 0.7
     assert accuracy.degraded_accuracy > 0.7 * accuracy.available_accuracy

@@ -54,9 +54,8 @@ from parity_models.training.train import (
     BackupPart,
     ParityPart,
     check_place,
-    contents_of,
     training_of,
-    write_measured,
+    write_stand_ins,
 )
 
 GROUP = 4
@@ -456,5 +455,7 @@ def write_protected(
         backups = [BackupPart(made.backup, training, gate)]
         times = msgspec.structs.replace(times, backups=(chosen.ms[1],))
     envelope = envelope_of(candidate.data, teacher)
-    contents = contents_of(teacher.bundle, parity, backups, envelope, times=times)
-    return write_measured(out, contents, queries, prepared.measured.metric, calibrated=True)[0]
+    metric, own = prepared.measured.metric, teacher.bundle
+    return write_stand_ins(
+        out, own, parity, backups, envelope, queries, metric, times=times, calibrated=True
+    )[0]

@@ -17,9 +17,14 @@ from rich.console import RenderableType
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, TrainingError
 from parity_models.evaluation.calibration import calibrate_gates
-from parity_models.evaluation.judging import Evaluation, GivenInputs, judge
+from parity_models.evaluation.judging import (
+    Evaluation,
+    GivenInputs,
+    inference_table,
+    judge,
+    slowdown,
+)
 from parity_models.evaluation.outputs import Outputs
-from parity_models.evaluation.tables import inference_table, slowdown
 from parity_models.models.bundle import (
     Bundle,
     InferenceTimes,
@@ -270,9 +275,17 @@ def train(
     elif made.backup is not None:
         backups = [*(backups if keep else ()), BackupPart(made.backup, training)]
         envelope = bundle.envelope() or envelope  # that of a parity model, as more depends on it
-    contents = contents_of(bundle, parity, backups, envelope, sizes=sizes)
-    metric, on_measured = candidate.data.metric, callbacks.on_measured
-    written, evaluation = write_measured(out, contents, queries, metric, on_measured=on_measured)
+    written, evaluation = write_stand_ins(
+        out,
+        bundle,
+        parity,
+        backups,
+        envelope,
+        queries,
+        candidate.data.metric,
+        sizes=sizes,
+        on_measured=callbacks.on_measured,
+    )
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)
     return Trained(**vars(written), fitted=fitted, evaluation=evaluation)
@@ -351,19 +364,27 @@ def backups_of(bundle: Bundle) -> list[BackupPart]:
     ]
 
 
-def contents_of(
+def write_stand_ins(
+    out: Path,
     deployed: Bundle,
     parity: ParityPart,
     backups: Sequence[BackupPart],
     envelope: Envelope,
+    queries: Queries,
+    metric: str,
     *,
     sizes: Sizes | None = None,
     times: InferenceTimes | None = None,
-) -> dict[str, Any]:
-    """Return the arguments of `write_bundle` for a deployed model and stand-ins.
+    calibrated: bool = False,
+    on_measured: OnMeasured | None = None,
+) -> tuple[Bundle, Evaluation | None]:
+    """Write a bundle of a deployed model and stand-ins, with gates and accuracy; return it, and how
+    it fares.
 
     The fastest backup comes first. Where no `times` are given, with those of the backups in their
-    order here, models are timed for queries of these `sizes`.
+    order here, models are timed for queries of these `sizes`. Gates are made by the queries for
+    calibration, unless the stand-ins are `calibrated`; accuracy is measured on those for tests, if
+    there are any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
     times = times or measure_models(
@@ -376,7 +397,7 @@ def contents_of(
     for role, (_, backup) in zip(BACKUPS, pairs, strict=False):
         if backup.gate is not None:
             gates[role] = backup.gate
-    return {
+    contents: dict[str, Any] = {
         "deployed": model,
         "parity": parity.models.parity,
         "coders": parity.models.coders,
@@ -388,35 +409,17 @@ def contents_of(
         "parity_training": parity.training,
         "backup_trainings": [each.training for _, each in pairs],
         "inference_times": msgspec.structs.replace(times, backups=tuple(ms for ms, _ in pairs)),
-        "calibration": gates,
         "envelope": envelope,
         "files": {each.file: deployed.path / each.file for each in manifest.files},
     }
-
-
-def write_measured(
-    out: Path,
-    contents: dict[str, Any],
-    queries: Queries,
-    metric: str,
-    *,
-    calibrated: bool = False,
-    on_measured: OnMeasured | None = None,
-) -> tuple[Bundle, Evaluation | None]:
-    """Write a bundle of the `contents`, with its gates and accuracy; return it, and how it fares.
-
-    Gates are made by the queries for calibration, unless it is `calibrated` already; accuracy is
-    measured on those for tests, if there are any.
-    """
-    gates, evaluation = contents["calibration"], None
+    evaluation = accuracy = None
     with TemporaryDirectory() as folder:
-        draft = write_bundle(Path(folder, "draft"), **contents)
-        found = queries.calibration
+        draft, found = write_bundle(Path(folder, "draft"), **contents), queries.calibration
         if not calibrated and found is not None and len(found):
             gates = calibrate_gates(Outputs(draft, found, progress=on_measured), metric=metric)
         if queries.test is not None:
             outputs = Outputs(draft, queries.test, progress=on_measured)
             evaluation = judge(outputs, queries.test_labels, metric, gates)
-    accuracy = None if evaluation is None else evaluation.accuracy
-    bundle = write_bundle(out, **contents | {"calibration": gates, "accuracy": accuracy})
+            accuracy = evaluation.accuracy
+    bundle = write_bundle(out, **contents, calibration=gates, accuracy=accuracy)
     return bundle, None if evaluation is None else replace(evaluation, bundle=bundle)
