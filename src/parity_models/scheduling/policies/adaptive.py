@@ -1,19 +1,17 @@
-"""The adaptive policy: what is late is asked of the best stand-in there is.
+"""The adaptive policy: late queries are answered by the best stand-in available.
 
-Every query runs on the deployed model. While it does, its age is watched. Once it is at risk
-(risk.py), on a slow instance perhaps at once, the most beneficial of these is sent, by one rule
-(benefit.py) and what is measured of each:
+Every query runs on the deployed model. Once it is at risk (risk.py), which may be at once on a slow
+instance, the most beneficial of these tasks is sent, by one rule (benefit.py):
 
-    a backup, for this query alone; if it is refused, one that comes after it, which is better;
-    a parity query of this one and of others that are late, filled up with answered ones;
-    an exact copy, which is all that an exact query gets, or one whose stand-in's answer was
-    refused.
+    a backup, for this query alone; if its answer is refused, the next better backup;
+    a parity query of this and other late queries, padded with answered ones;
+    an exact copy: the only choice for an exact query and after a stand-in's answer was refused.
 
-If that is late as well, the next is sent, by the same rule. What a backup says before its query is
-late is kept until then. Nothing of this is preemptible: it is for the oldest queries. It is dear
-while the load is high, and nothing is sent under overload. As long as no run times are known, a
-query is late that has used up half of its time. Recently slow instances take last
-(dispatch.LatencyAware), and nothing of this as long as others are up.
+If that task is late as well, the next one is sent by the same rule. A backup's answer that arrives
+before its query is late is held until then. Redundant tasks are not preemptible, as they serve the
+oldest queries; their price rises with the load. While no run times are known, a query is at risk
+once half of its time is used up. Recently slow instances get work last (dispatch.LatencyAware), and
+no redundant work while others are up. effect.py stops what does not help.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -46,26 +44,22 @@ HELD_UP = 0.001
 """Seconds by which an alarm is late if the driver's process was held up."""
 
 Offer = tuple[float, str, Callable[[], None]]
-"""What it is worth to send a query to a role, and how it is sent."""
+"""The worth of sending a query to a role, and how it is sent."""
 NO_OFFER: Offer = (0.0, DEPLOYED, lambda: None)
 
 
 class Adaptive(Policy):
-    """Stand-ins and copies for late queries, as run times, load and the gate tell; see above.
+    """Send stand-ins and copies for late queries; see above.
 
-    `run_times`, of the deployed model, are what is known to begin with; by default nothing. Times
-    in seconds.
+    `run_times` are run times of the deployed model known in advance. Times in seconds.
     """
 
     name = "adaptive"
     needs_stand_in = True
 
     MAX_TASKS = 3
-    """How many tasks of a query run at most: one that is slow wherever it runs is slow itself, and
-    one that ends instances is not to end more of them."""
-
-    RISK = Risk
-    """What decides from which ages on queries are at risk, and what it is worth to ask."""
+    """The most tasks of a query that run at once: a query that is slow everywhere is slow itself,
+    and one that crashes instances should not crash more of them."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
@@ -74,14 +68,14 @@ class Adaptive(Policy):
         urgency: Annotated[
             float,
             Option(
-                "What a second of waiting is worth to a query that is a median run time late, in "
-                "seconds of an idle instance. More: asked earlier and more often.",
+                "Worth of a second of waiting to a query that is a median run time late, in "
+                "seconds of an idle instance. More asks earlier and more often.",
                 above=0,
             ),
         ] = 100.0
         budget: Annotated[
             float,
-            Option("Redundant tasks a query, on average, at most.", above=0, at_most=1),
+            Option("Redundant tasks per query, on average, at most.", above=0, at_most=1),
         ] = 0.1
 
     def __init__(
@@ -97,17 +91,15 @@ class Adaptive(Policy):
         self._groups = CodingGroups(self._code, max_wait=None)
         roles = [*stand_ins.backups, *[PARITY] * bool(self._rows)]
         self._options = options = options or self.Options()
-        self._risk = self.RISK(
-            options.urgency, run_times or RunTimes(every=100), roles, options.budget
-        )
+        self._risk = Risk(options.urgency, run_times or RunTimes(every=100), roles, options.budget)
         self._budget = Budget(options.budget, BURST)
         self._effect = Effect()
         self._unassisted: dict[int, Query] = {}
-        """The queries whose original runs, and nothing else; the oldest first."""
+        """The queries of which only the original runs, oldest first."""
         self._asked: dict[int, list[Task]] = {}
-        """All tasks of each query for which something was sent, the original first."""
+        """All tasks of each query that has redundant ones, the original first."""
         self._early_answers: dict[int, Source] = {}
-        """The queries of which a backup's answer is here, not given yet, and from which."""
+        """The sources of backup answers that are held until their queries are late."""
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
@@ -119,7 +111,7 @@ class Adaptive(Policy):
     def redundancy(self, port: Port) -> Redundancy:
         return Redundancy.BOTTLENECK if port.front_door.is_bottleneck else self._effect.state
 
-    # What runs is watched
+    # Watch queries
 
     def arrived(self, port: Port, query: Query) -> None:
         self._effect.arrived(port.now, query.id)
@@ -145,7 +137,7 @@ class Adaptive(Policy):
                 self._watch(port, query, task)
 
     def _watch(self, port: Port, query: Query, task: Task) -> None:
-        """Look at the query once this task of it is at risk."""
+        """Reconsider the query once this task of it is at risk."""
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
         at = (port.now + query.due) / 2 if age is None else began + age + port.front_door.lag
@@ -155,20 +147,20 @@ class Adaptive(Policy):
         if query.id not in self._early_answers:  # else it is answered soon
             port.set_alarm(query, at, partial(self._reconsider, port, query, max(at, port.now)))
 
-    # What is at risk is answered otherwise
+    # Help queries at risk
 
     def _reconsider(self, port: Port, query: Query, due: float) -> None:
-        """Send the most beneficial; look again after a median run time if nothing is worth it."""
-        if port.now > due + HELD_UP:  # and so were reports, one of which may answer it
+        """Send the most beneficial task; if none is worth it, try again after a median run time."""
+        if port.now > due + HELD_UP:  # reports were held up as well; they come first
             port.set_alarm(query, port.now + HELD_UP, partial(self._reconsider, port, query, inf))
             return
         tasks = self._asked.get(query.id, [query.original])
         runs = [task for task in tasks if task.unit is not None]
         if query.crashes or len(runs) >= self.MAX_TASKS:
-            return  # one that may end instances is tried alone
+            return  # a query that may crash instances is tried alone
         newest = max(runs, key=_started, default=None)
         if newest is None and query.original.instance is None:
-            return  # it waits in the queue, as all else would, and is looked at once it runs
+            return  # other tasks would wait in the same queue; it is reconsidered once it runs
         helps_from = self._effect.helps_from(query.id, query.arrived)
         if port.now < helps_from:
             if helps_from < query.due:
@@ -190,16 +182,16 @@ class Adaptive(Policy):
     def _offers(
         self, port: Port, query: Query, tasks: Sequence[Task], newest: Task | None
     ) -> Iterator[Offer]:
-        """What may be sent for the query now; of what is worth the same, the cheapest first."""
+        """Yield the tasks that may be sent for the query now, the cheapest first."""
         risk, taken, queued = self._risk, [task.role for task in tasks], port.queued(DEPLOYED)
 
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
-            if not risk.late:  # as nothing is known: once each, while nothing waits
+            if not risk.late:  # nothing is known yet: each once, while nothing waits
                 return float(not queued and role not in taken[1:])
             choice = risk.choice(role, rows, again=query.refusals > 0)
             saved = risk.saved(port, choice, query, newest)
             saved += sum(risk.saved(port, choice, each, each.original) for each in company)
-            # Who waits now will be as late as this query was when it began.
+            # Queries that wait now will be as late as this one was when it began.
             waited = max(0.0, _started(query.original) - query.arrived)
             lateness = 1 + waited / risk.benefit.median
             waiting = lateness * queued / max(1, port.up(DEPLOYED))
@@ -217,9 +209,9 @@ class Adaptive(Policy):
                 yield worth(PARITY, rows, members[1:]), PARITY, send
 
     def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
-        """Other queries that are late, as many as there are places for in a parity query."""
+        """Return other late queries, as many as fit into a parity query."""
         company: list[Query] = []
-        # No two of one batch: one instance would hold up both.
+        # No two of one batch, as one instance would hold up both.
         units = {None, *(task.unit for task in tasks)}
         for other in self._unassisted.values():
             late = port.now - _started(other.original) >= self._risk.late
@@ -250,8 +242,10 @@ class Adaptive(Policy):
             self._tasks(port, query).extend(group.tasks)
 
     def _tasks(self, port: Port, query: Query) -> list[Task]:
-        """All tasks of the query, which run apart. Something is sent for it: it is looked at again
-        once that starts."""
+        """Return the list of the query's tasks, which run apart, to add one that is being sent.
+
+        The query is reconsidered once that task starts.
+        """
         port.cancel_timer(query.alarm)
         if query.id not in self._asked:
             self._asked[query.id] = []
@@ -262,10 +256,11 @@ class Adaptive(Policy):
     # Answers
 
     def on_prediction(self, port: Port, task: Task) -> None:
-        self._groups.on_prediction(port, task)
+        if task.group is not None:
+            self._groups.on_prediction(port, task)
         query = port.queries.get(task.subject)
         if self._rows and query is not None and not query.exact and not query.crashes:
-            self._groups.keep(port, query)
+            self._groups.keep(port, (query.kind, query.tenant), query.id)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
@@ -276,7 +271,7 @@ class Adaptive(Policy):
             self._deliver(port, query, source_of(task.role))
 
     def _deliver(self, port: Port, query: Query, source: Source) -> None:
-        """Answer with what this backup says, as soon as it may be given."""
+        """Answer from this backup once the query is late."""
         given = self._risk.given(_started(query.original))
         if port.now >= given:
             port.answer(query, source)
@@ -295,10 +290,13 @@ class Adaptive(Policy):
         self._effect.ended(now, query.id, now - query.arrived, self._risk.helped_by)
         self._unassisted.pop(query.id, None)
         self._early_answers.pop(query.id, None)
-        self._drop_backups(port, self._asked.pop(query.id, ()))
+        tasks = self._asked.pop(query.id, None)
+        if tasks is not None:
+            self._drop_backups(port, tasks)
         if query.decoding:
             self._risk.stand_ins[PARITY].answered(usable=True, again=query.refusals > 0)
-        self._groups.resolved(port, query)
+        if query.original.group is not None:
+            self._groups.resolved(port, query)
 
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         if query.id in self._early_answers:

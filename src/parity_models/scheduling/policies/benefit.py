@@ -1,33 +1,32 @@
-"""What it is worth to ask a stand-in for a query that runs, or for another run of the model.
+"""The worth of asking a stand-in, or running the model once more, for a query that runs.
 
-A query's lateness counts from a median run time of the deployed model on. What a second of it costs
-grows with it: `urgency` instance-seconds where the query is one median late, twice as many where it
-is two. Of units that have run for the `age` a, S(t) / S(a) are still running at the age t. A query
-that is answered at the age b saves
+A query is late once it is older than a median run time m of the deployed model. A second of
+lateness costs `urgency` instance-seconds when the query is one median late, twice as many when it
+is two medians late. Of units of age a, a share S(t) / S(a) is still running at age t. An answer at
+age b saves
 
     L(b) = urgency * integral from b on of (lateness at t) * S(t) / S(a) dt
 
-A task that takes s and is started now answers its query at a + s, if its answer may be given (its
-`coverage`); else a copy does, one median m later:
+A task that takes s and starts now answers its query at a + s if its answer is accepted (with
+probability `coverage`); otherwise a copy answers it, one median later:
 
     saved(a, s) = coverage * L(a + s) + (1 - coverage) * L(a + s + m)
 
-Where a better backup comes after it, that is asked in place of the copy, and what is saved is
-(1 - coverage) times as much as that would save at a + s, and its cost comes to the cost likewise.
+If there is a better backup, it is asked in place of the copy: the second term is then
+(1 - coverage) times what that backup would save at a + s, and its cost is added likewise.
 
-Instance time has a price. A queue grows with the load as load / (1 - load) does, so a second of
-instance time adds 1 / (1 - load)^2 to it; and those that wait there are later by 1 / (1 - load),
-so that each second costs them so much more. And each query that waits now, or comes before no
-query waits any more, is delayed by its share of it: waiting / (1 - load) are these. They will be
-as late as this one was when it began, after the time w, and a median:
+Instance time has a price. A queue grows with the load as load / (1 - load), so a second of
+instance time adds 1 / (1 - load)^2 to it, and queries in it are later by 1 / (1 - load), which
+makes each second cost them that much more. Every query that waits now, or arrives before the queue
+is empty, is delayed by its share: these are waiting / (1 - load). They will be as late as this
+query was when it began, after waiting w, plus a median:
 
     cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3
               + urgency * (1 + w / m) * waiting / (1 - load) / instances)
 
-To ask at the age a is worth S(a) * (saved - cost) to a unit that begins. A unit is *at risk* from
-the age on at which that is greatest: asked before, a stand-in is paid for in vain too often, asked
-later, it comes too late. It is *late* from the age on at which one would be asked for, at this
-price, that answered at once.
+Asking at age a is worth S(a) * (saved - cost) to a unit that begins. A unit is *at risk* from the
+age at which that is greatest: earlier, a stand-in is often asked in vain; later, it saves little. A
+unit is *late* once even an instantaneous stand-in would be worth its price.
 """
 
 from dataclasses import dataclass
@@ -37,15 +36,15 @@ from math import inf
 from parity_models.scheduling.run_times import RunTimes
 
 FULLEST = 0.99
-"""The highest load that is told from overload."""
+"""Loads above this count as this load."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that can be asked for, and what follows where its answer may not be given.
+    """A task that can be sent, and what follows if its answer is refused.
 
-    `work`: the instance-seconds that this is expected to take. `answers`: the chance of each time,
-    in seconds, after which the query is answered.
+    `work` is the expected instance time in seconds, `answers` the probability of each time in
+    seconds until the query is answered.
     """
 
     work: float
@@ -53,10 +52,10 @@ class Choice:
 
 
 class Benefit:
-    """The rule above; `median` is the deployed model's median run time. Times in seconds."""
+    """The rule above; `median` is the deployed model's. Times in seconds."""
 
     STEEPNESS = 3
-    """Of the price, as the load rises."""
+    """The exponent of the price."""
 
     def __init__(self, urgency: float) -> None:
         self._urgency = urgency
@@ -65,15 +64,15 @@ class Benefit:
         self.median = 0.0
 
     def learn(self, median: float, load: float) -> None:
-        """What it follows from is new."""
+        """Set the median run time and the load."""
         self.median = median
         self._delayed = 1 / (1 - min(load, FULLEST))
         self._price = self._delayed**self.STEEPNESS
 
     def saved(self, choice: Choice, running: RunTimes, age: float, before: float = 0.0) -> float:
-        """What a task started now saves a query whose unit, one like `running`, is of this age.
+        """Return what a task started now saves for a unit of this age.
 
-        The query had waited for `before` when its unit began.
+        `running` are run times of units like it; the query had waited `before` when it began.
         """
         late_from = self.median - before
         saved = 0.0
@@ -83,16 +82,16 @@ class Benefit:
         return self._urgency * saved / self.median
 
     def cost(self, choice: Choice, waiting: float = 0.0) -> float:
-        """What it costs; `waiting` are the queries that wait, for each instance, and each as many
-        times as it will be medians late."""
+        """Return the cost. `waiting` is the number of waiting queries per instance, each counted
+        as many times as it will be medians late."""
         return choice.work * (self._price + self._urgency * waiting * self._delayed)
 
     def at_risk(
         self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False
     ) -> tuple[float, float]:
-        """(what asking then is worth, the age from which on to ask) of a unit like `running`.
+        """Return (worth, age): the best age at which to ask for units like `running`.
 
-        `early`: it may be asked for as it begins, else once the first of its kind have ended.
+        `early`: it may be asked when the unit begins, else only once the first of its kind ended.
         """
         cost = self.cost(choice)
         ages = chain([(0.0, 1.0)] * early, running.ages())

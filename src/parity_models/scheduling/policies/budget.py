@@ -1,29 +1,31 @@
 """A budget for redundant tasks."""
 
 BURST = 10.0
-"""How many tasks may be saved up while few are needed."""
+"""The tasks that may be saved up while few are needed."""
 
 
 class Budget:
-    """Allows `share` redundant tasks a query, on average: of n queries in a row, BURST + share * n
-    at most."""
+    """Allow `share` redundant tasks per query on average: at most `burst` + share * n for n
+    consecutive queries."""
 
     def __init__(self, share: float, burst: float = BURST) -> None:
         if share <= 0:
-            raise ValueError(f"the budget of redundant tasks a query must be above 0, got {share}")
+            raise ValueError(
+                f"the budget of redundant tasks per query must be above 0, got {share}"
+            )
         self._share = share
         self._burst = self._saved = burst
 
     def earn(self, part: float = 1.0) -> None:
-        """A query arrived, for which this part of the share is allowed."""
+        """Add this part of the share, for a query that arrived."""
         self._saved = min(self._burst, self._saved + part * self._share)
 
     def is_left(self, reserve: float) -> bool:
-        """Whether a task may be sent, and so many more could be."""
+        """Return whether a task may be sent that leaves `reserve` tasks."""
         return self._saved >= 1 + reserve
 
     def spend(self) -> bool:
-        """Pay for a task. Return whether it may be sent."""
+        """Spend a task. Return whether the budget allowed it."""
         if self._saved < 1:
             return False
         self._saved -= 1

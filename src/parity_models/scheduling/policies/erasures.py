@@ -1,4 +1,4 @@
-"""What scheduling asks of a code."""
+"""The part of a code that scheduling uses."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,21 +18,21 @@ class Erasures(Protocol):
     def decodable(
         self, available: tuple[bool, ...], parities: tuple[bool, ...]
     ) -> tuple[bool, ...]:
-        """For each of k slots: is its prediction unavailable, and can be reconstructed now?
+        """Return for each of k slots whether its missing prediction can be reconstructed now.
 
-        `available` (k,) says whose prediction is here, `parities` (r,) which parity outputs are.
+        `available` (k,) marks predictions that are here, `parities` (r,) parity outputs.
         """
 
 
 class NoCode:
-    """Stands for the code of a bundle that has none: it has no places, and no rows."""
+    """The code of a bundle without one: no slots, no rows."""
 
     k = r = 0
 
     def decodable(
         self, available: tuple[bool, ...], parities: tuple[bool, ...]
     ) -> tuple[bool, ...]:
-        """None: there are no slots."""
+        """Return nothing, as there are no slots."""
         return ()
 
 
@@ -48,7 +48,7 @@ class StandIns:
 
 
 def rows_needed(code: Erasures) -> list[int]:
-    """How many parity queries reconstruct 1, 2, ... queries, of k of which the others are there."""
+    """Return how many parity queries reconstruct 1, 2, ... of k queries, the others available."""
     rows = []
     for missing in range(1, code.k + 1):
         available = (False,) * missing + (True,) * (code.k - missing)

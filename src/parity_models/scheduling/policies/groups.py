@@ -1,4 +1,4 @@
-"""The life of coding groups, which every policy with a code shares.
+"""The life cycle of coding groups, shared by the policies with a code.
 
     open     queries join in order of arrival; each is dispatched at once, as if uncoded.
              Where instances share nodes, they join when they are dispatched, a group that has
@@ -29,12 +29,12 @@ from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Timer
 
 SHARERS_KEPT = 16
-"""For how many kinds and tenants (the most recently seen) padding, and a group that is open
-though all its members are answered, are kept."""
+"""The kinds and tenants, most recently seen, whose padding and open, fully answered groups are
+kept."""
 
 
 Sharers = tuple[Hashable, Hashable]
-"""The queries that may share a group: of this kind, and of this tenant."""
+"""The kind and tenant that the queries of a group share."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,8 +75,8 @@ class CodingGroup:
 class CodingGroups:
     """The coding groups of one scheduler; see above. Times in seconds.
 
-    A policy tells it what it is told itself, by the methods of the same names. `max_wait` bounds
-    how long a query waits for its group to fill; None: as long as it takes.
+    A policy forwards its events to the methods of the same names. `max_wait` bounds how long a
+    query waits for its group to fill; None: no bound.
     """
 
     def __init__(
@@ -97,21 +97,21 @@ class CodingGroups:
         self._ids = count(1)
 
     def of(self, query: Query) -> CodingGroup | None:
-        """The group of a query that is pending, if it has joined one."""
+        """Return the group that a pending query has joined, if any."""
         group = query.original.group
         return None if group is None else self._groups.get(group)
 
     def can_form(self, queries: Sequence[Query]) -> bool:
-        """Are enough answered queries kept (`keep`) to fill up a group of these?"""
+        """Return whether enough answered queries are kept (`keep`) to fill up a group of these."""
         sharers = (queries[0].kind, queries[0].tenant)
         return len(self._padding.get(sharers, ())) >= self._code.k - len(queries)
 
     def form(
         self, port: Port, queries: Sequence[Query], rows: int, avoid: Collection[str]
     ) -> CodingGroup:
-        """Have queries of one kind and tenant reconstructed from so many parity queries.
+        """Form a closed group of late queries, to be reconstructed from so many parity queries.
 
-        For queries that turn out late. The group is filled up with answered ones (`can_form`).
+        It is filled up with answered queries (`can_form`).
         """
         group = CodingGroup(next(self._ids), queries[0].kind, queries[0].tenant)
         padding = list(self._padding.get(group.sharers, ()))
@@ -124,14 +124,7 @@ class CodingGroups:
         self._submit(port, group, rows, preemptible=False, avoid=avoid)
         return group
 
-    def keep(self, port: Port, query: Query) -> None:
-        """Keep an answered query, for groups that queries of its kind and tenant fill up.
-
-        The latest are kept, so that an odd one, or one that was answered wrongly, is in few groups.
-        """
-        self._keep_as_padding(port, (query.kind, query.tenant), query.id)
-
-    # What a policy is told
+    # Events, forwarded by a policy
 
     def arrived(self, port: Port, query: Query) -> None:
         if query.exact:
@@ -153,7 +146,7 @@ class CodingGroups:
         group.available[group.members.index(task.subject)] = True
         self._decode(port, group)
         if self.max_wait is not None:
-            self._keep_as_padding(port, group.sharers, task.subject)
+            self.keep(port, group.sharers, task.subject)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         group = self._groups[task.subject]
@@ -240,7 +233,7 @@ class CodingGroups:
             group.join(query, answered=True)
 
     def _open_group(self, port: Port, query: Query) -> CodingGroup:
-        """The oldest open group of its kind that the query may join, or a new one."""
+        """Return the oldest open group of its kind that the query may join, or a new one."""
         groups = self._open.setdefault((query.kind, query.tenant), [])
         self._open.move_to_end((query.kind, query.tenant))
         original = query.original
@@ -293,7 +286,11 @@ class CodingGroups:
         self._fill(port, group, padding[-missing:])
         self._close(port, group)
 
-    def _keep_as_padding(self, port: Port, sharers: Sharers, query: int) -> None:
+    def keep(self, port: Port, sharers: Sharers, query: int) -> None:
+        """Keep an answered query, for groups that queries of its kind and tenant fill up.
+
+        The latest are kept, so that an odd one, or one that was answered wrongly, is in few groups.
+        """
         known = query in self._padding.get(sharers, ())  # a copy of it has run as well
         if not known and not port.hold(query):
             return
@@ -313,7 +310,7 @@ class CodingGroups:
                 self._pad(port, group)
 
     def _decode(self, port: Port, group: CodingGroup, urgent: int | None = None) -> None:
-        """Answer the members that can be reconstructed and, by the answer rule, should be now."""
+        """Decode the members that can be reconstructed and have waited long enough."""
         if not any(group.parities):
             return
         available, parities = tuple(group.available), tuple(group.parities)

@@ -1,6 +1,6 @@
 """How many instances preemptible work must leave idle, for the queries about to arrive.
 
-The number of queries under way fluctuates by about its square root. With that many instances more
+The number of queries in flight fluctuates by about its square root. With that many instances more
 than are busy on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for queues with
 many exponential servers, Operations Research 1981). The share of them that is left idle is learned:
 it falls while the median query is answered about as soon as the median unit has run, and rises when
@@ -25,7 +25,7 @@ NEWEST = 0.02
 
 
 class Margin:
-    """Learns from answers how many instances to leave idle; `run_times` are those of originals."""
+    """Learn how many instances to leave idle; `run_times` are those of originals."""
 
     def __init__(self, run_times: RunTimes) -> None:
         self._run_times = run_times
@@ -33,20 +33,20 @@ class Margin:
         self._full = 1.0
 
     def ran(self, unit: Unit, max_batch: int) -> None:
-        """A unit of originals has ended; a full one holds `max_batch` tasks."""
+        """Record a unit of originals; a full one holds `max_batch` tasks."""
         self._full += NEWEST * ((len(unit.tasks) == max_batch) - self._full)
 
     def answered(self, latency: float) -> None:
-        """A query was answered after `latency` seconds."""
+        """Record that a query was answered after `latency` seconds."""
         median = self._run_times.median
         if median is not None:
             step = STEP if latency > DELAY * median else -STEP
             self._share = min(1.0, max(0.0, self._share + step))
 
     def kept(self, pending: int) -> int:
-        """How many instances to leave idle while `pending` queries are under way."""
+        """Return how many instances to leave idle while `pending` queries are in flight."""
         return round(self._share * self._full * self.fluctuation(pending))
 
     def fluctuation(self, pending: int) -> float:
-        """About how many batches the `pending` queries fluctuate by."""
+        """Return by about how many batches `pending` queries fluctuate."""
         return self._full * sqrt(pending)

@@ -1,4 +1,4 @@
-"""What a redundancy policy is told, and what it is asked."""
+"""The hooks of a redundancy policy."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from parity_models.scheduling.work import Query, Task, Unit
 
 
 class Policy:
-    """A redundancy policy: by default, nothing is sent besides the originals.
+    """A redundancy policy; by default only originals are sent.
 
     The scheduler calls the hooks below as queries live, with the port through which the policy
-    acts; queries, tasks and units are only to be read. A policy serves one scheduler.
+    acts; queries, tasks and units are read-only. A policy serves one scheduler.
 
-    A subclass says its `name`, its `Options`, and whether it needs a code, a backup, or any of
-    these stand-ins: the models of the bundle that `roles` may name.
+    A subclass declares its `name`, its `Options`, and whether it needs a code, a backup, or any
+    stand-in: the models of the bundle that `roles` may name.
     """
 
     name: ClassVar[str]
@@ -30,7 +30,7 @@ class Policy:
     needs_stand_in: ClassVar[bool] = False
 
     asks = StandIns()
-    """The stand-ins that it asks, compared with the model now and then (BackgroundComparison)."""
+    """The stand-ins that it uses, which BackgroundComparison compares with the model."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
@@ -38,7 +38,7 @@ class Policy:
 
     @classmethod
     def build(cls, options: Any, stand_ins: StandIns) -> "Policy":
-        """A policy with these `Options`, and the code or all stand-ins, where it needs them."""
+        """Make a policy with these `Options`, and the code or all stand-ins if it needs them."""
         make: Callable[..., Policy] = cls
         if cls.needs_stand_in:
             return make(stand_ins, options)
@@ -52,59 +52,58 @@ class Policy:
         return Redundancy.ON
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        """What each instance runs, given `instances` and the extra ones for redundancy.
+        """Return the roles of each instance: of `instances`, then of the extra ones for redundancy.
 
-        By default all of them run the deployed model.
+        By default all run the deployed model.
         """
         return [frozenset({DEPLOYED})] * (instances + parity_instances)
 
     def dispatch(self) -> Dispatch:
-        """The dispatch rule, where none is asked for."""
+        """Return the default dispatch rule."""
         return SingleQueue()
 
     def arrived(self, port: Port, query: Query) -> None:
-        """A query was admitted; its original is queued and will be dispatched after this."""
+        """A query was admitted; its original is queued and is dispatched after this."""
 
     def on_prediction(self, port: Port, task: Task) -> None:
-        """The deployed model's prediction for this task is here; its answer, if it still needs
-        one, follows."""
+        """The deployed model's prediction for this task is here; it answers the query next, unless
+        that is answered."""
 
     def starts(self, port: Port, task: Task) -> None:
-        """A task of the deployed model is about to run: it is known on which instance."""
+        """A task of the deployed model is about to run; its instance is known."""
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
-        """A task of redundant work is about to run."""
+        """A redundant task is about to run."""
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
-        """The output of a task of redundant work is here."""
+        """The output of a redundant task is here."""
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
-        """An instance has run this unit to its end, or, not `finished`, will run it no further."""
+        """An instance has ended this unit, `finished` or not."""
 
     def inputs_of(self, task: Task) -> Collection[int]:
-        """The queries whose input the task carries."""
+        """Return the queries whose inputs the task contains."""
         return (task.subject,)
 
     def copies_in_flight(self, port: Port, query: Query) -> int:
-        """How many redundant tasks run that carry the query's input."""
+        """Return how many running redundant tasks contain the query's input."""
         return 0
 
     def on_suspected_poison(self, port: Port, query: Query) -> None:
-        """The query may end instances: start no redundant work with its input any more."""
+        """The query may crash instances: start no more redundant work with its input."""
 
     def may_answer(self, port: Port, query: Query) -> bool:
-        """May redundant work under way still answer this query, which waits for an instance?
+        """Return whether redundant work in flight may still answer this waiting query.
 
-        By default what `copies_in_flight` counts may.
+        By default, whether `copies_in_flight` counts any.
         """
         return self.copies_in_flight(port, query) > 0
 
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
-        """The query's instance failed or its deadline is here: answer it now if that can be."""
+        """The query's instance failed or its deadline is here: answer it now if possible."""
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
-        """What a stand-in (the backup, or a parity model by a reconstruction) says to the query may
-        not be its answer, and that of no other either: only the deployed model's own will do."""
+        """The output of a stand-in (a backup, or a reconstruction) was rejected for this query."""
 
     def resolved(self, port: Port, query: Query) -> None:
         """The query has just been answered or failed."""

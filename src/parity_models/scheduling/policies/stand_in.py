@@ -1,4 +1,4 @@
-"""What is known of a stand-in: how long it runs, and how often its answer may be given."""
+"""Estimates of a stand-in's run time and of the share of its answers that are accepted."""
 
 from parity_models.scheduling.run_times import RunTimes
 
@@ -6,19 +6,18 @@ NEWEST = 0.02
 """The weight of the newest answer in the share accepted."""
 
 PRESUMED = 0.5
-"""How long a stand-in takes, in median run times of the deployed model, until that is measured."""
+"""A stand-in's presumed run time until it is measured, in medians of the deployed model."""
 
 FORGOTTEN = 5000
-"""After this many units of the deployed model without being asked, the estimates of a stand-in are
-forgotten: so one that did badly for a while is asked again."""
+"""The estimates of a stand-in are reset after this many units of the deployed model without a use,
+so one that did badly for a while is tried again."""
 
 
 class StandIn:
     """The estimates of one stand-in; `deployed` are the run times of the deployed model.
 
-    `accepted` is the share of its answers that may be given. `accepted[False]` is that for queries
-    that asked it first; `accepted[True]` for those that another stand-in's answer was refused for,
-    which are harder. Times in seconds.
+    `accepted` is the share of its answers that are accepted: `accepted[False]` for queries that
+    asked it first, `accepted[True]` for those after a refusal, which are harder. Times in seconds.
     """
 
     def __init__(self, deployed: RunTimes) -> None:
@@ -27,30 +26,30 @@ class StandIn:
 
     @property
     def run_times(self) -> RunTimes:
-        """Its own; while these are not known, those of the deployed model."""
+        """Its run times, or the deployed model's until they are known."""
         return self._deployed if self._own.median is None else self._own
 
     @property
     def is_measured(self) -> bool:
-        """Whether units of it have run lately."""
+        """Whether enough of its units have run lately."""
         return self._own.median is not None
 
     @property
     def takes(self) -> float:
-        """The median; to be asked for once that of the deployed model is known."""
+        """The median run time, presumed until measured; 0 while the deployed model's is unknown."""
         return self._own.median or PRESUMED * (self._deployed.median or 0.0)
 
     def ran(self, seconds: float, *, finished: bool) -> None:
-        """A unit of it has run for so long, to its end or not."""
+        """Record the run time of a unit, which ran to its end or not."""
         self._unasked = 0
         self._own.add(seconds, finished=finished)
 
     def answered(self, *, usable: bool, again: bool = False) -> None:
-        """It has answered a query that waited for it, `again` if another one was not to."""
+        """Record whether its answer was accepted; `again`: after another stand-in's refusal."""
         self.accepted[again] += NEWEST * (usable - self.accepted[again])
 
     def not_asked(self, units: int) -> None:
-        """The deployed model has run so many units more."""
+        """Record that the deployed model has run so many more units."""
         self._unasked += units
         if self._unasked >= FORGOTTEN:
             self._forget()
