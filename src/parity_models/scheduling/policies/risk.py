@@ -35,7 +35,7 @@ redundant work in a fleet of two hardware generations. With half, the slower gen
 places, and instances slowed down by transfers are not counted."""
 
 EXACT = 0.9
-"""A copy is preferred to a stand-in that takes at least this share of its time, as the copy's answer
+"""A copy is preferred to a stand-in that takes at least this share of its time: the copy's answer
 is the deployed model's own."""
 
 
