@@ -40,7 +40,7 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
     ("arguments", "reason"),
     [
         ("--instances 0", "'--instances': must be 1 or more, got 0"),
-        ("--policy parity@pool=dedicated --extra-instances 2", "2 of 2 leave none for the model"),
+        ("--policy parity@pool=dedicated --extra-instances 3", "3 of 3 leave none for the model"),
         ("--policy approximate-backup --instances 1", "give more --instances"),
         ("--policy none --extra-instances 1", "none has no instances that run stand-ins only"),
         ("--policy adaptive@pool=dedicated", "no option of the policy adaptive but of parity"),

@@ -103,6 +103,7 @@ def test_where_one_instance_makes_everything_it_counts() -> None:
     assert any(watch.saw(False, ["only", "only"]) for _ in range(100))
 
 
+@pytest.mark.slow
 def test_one_tenant_whose_queries_disagree_does_not_close_a_gate() -> None:
     test = AgreementTest(0.99)
     # Honest queries disagree at the level of the gate.

@@ -67,7 +67,7 @@ class ServeOptions:
 
     policy: PolicyChoice | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
-    instances: Annotated[int, Option("Workers in all.", at_least=1)] = 2
+    instances: Annotated[int, Option("Workers in all.", at_least=1)] = 3
     extra_instances: Annotated[
         int | None,
         Option(
