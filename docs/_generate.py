@@ -30,13 +30,13 @@ API = {
     "": [],
     "codes": [],
     "scheduling": ["port"],
-    "models": ["bundle", "manifest", "onnx_model", "queries", "tensor", "envelope", "gate"],
+    "models": ["bundle", "manifest", "onnx_model", "queries", "signature", "envelope", "gate"],
     "tasks": ["task"],
     "training": [],
     "evaluation": [],
-    "serving": ["server", "options", "frontend", "engine", "engines", "rest.asgi"],
+    "serving": ["server", "options", "frontend", "engine", "rest.asgi"],
     "simulation": [],
-    "load": ["options", "result"],
+    "load": ["spec", "result"],
     "errors": [],
 }
 """The public packages. Of each: what it exports, and all that is public in these modules."""
