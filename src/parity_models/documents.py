@@ -1,6 +1,7 @@
-"""Small documents that people write, such as fault plans: read into structs, and refused in words.
+"""Small documents that people write, such as fault plans: read into structs, and checked.
 
-What is wrong is told as its writer sees it: where in the document, what may be there, what is.
+Messages about mistakes are in the terms of the document's author: the place in the document, the
+values allowed there, and the value found.
 """
 
 import json
@@ -27,7 +28,7 @@ KINDS = {
     "object": "a table of names and values",
     "null": "nothing",
 }
-"""What msgspec's messages call kinds of values, in words."""
+"""Words for the kinds of values in msgspec's messages."""
 
 BOUNDS = {">=": "{} or more", "<=": "{} or less", ">": "above {}", "<": "below {}"}
 
@@ -48,12 +49,14 @@ def content_of(file: "Traversable", most: int = MAX_BYTES) -> bytes:
 
 
 def read_json(content: bytes, kind: type[T]) -> T:
-    """The struct that a JSON document describes. Raises ValueError that says what is wrong."""
+    """Return the struct that a JSON document describes. Raises ValueError that says what is
+    wrong."""
     return _read(content, kind, msgspec.json.decode, lambda said: _malformed(content, said))
 
 
 def read_toml(content: bytes, kind: type[T]) -> T:
-    """The struct that a TOML document describes. Raises ValueError that says what is wrong."""
+    """Return the struct that a TOML document describes. Raises ValueError that says what is
+    wrong."""
     return _read(content, kind, msgspec.toml.decode, lambda said: f"it is no TOML: {said}")
 
 
@@ -75,7 +78,7 @@ def _read(
 
 
 def as_struct(document: Any, kind: type[T]) -> T:
-    """The struct of this kind with the values of a document; plain values, as decoded.
+    """Return the struct of this kind with the values of a document; plain values, as decoded.
 
     Raises ValueError that says what is wrong, and whatever else the struct itself raises.
     """
@@ -123,7 +126,7 @@ class _Place:
             self.name = f"{self.name}.{step}" if self.name else step
 
     def _wrong_entry(self) -> str:
-        """The first entry of the table with which alone it is refused, too."""
+        """Return the first entry of the table that is refused even if it is the only one."""
         table = self.value
         entries = dict(table)
         for key, value in entries.items():
@@ -157,7 +160,7 @@ class _Place:
         return _texts(self.types)
 
     def choices_of(self, field: str) -> list[str]:
-        """The texts that may be in a field of the table here."""
+        """Return the texts that may be in a field of the table here."""
         return _texts([below for each in self.types for below in _below(each, field)])
 
 
@@ -173,7 +176,7 @@ def _texts(types: list[inspect.Type]) -> list[str]:
 
 
 def _flat(kind: inspect.Type) -> Iterator[inspect.Type]:
-    """The alternatives of a type."""
+    """Return the alternatives of a type."""
     match kind:
         case inspect.UnionType(types):
             for each in types:

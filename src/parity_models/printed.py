@@ -15,7 +15,7 @@ class Printed:
 
     @property
     def parts(self) -> "Sequence[RenderableType]":
-        """What is printed, in order."""
+        """The parts that are printed, in order."""
         raise NotImplementedError
 
     def show(self, console: "Console | None" = None) -> None:

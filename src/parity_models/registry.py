@@ -148,5 +148,5 @@ class Registry(Generic[T]):
 
 
 def _names(kind: Any) -> list[str]:
-    """The names of an extension's options."""
+    """Return the names of an extension's options."""
     return [field.name for field in declared_in(kind.Options)]

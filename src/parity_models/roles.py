@@ -15,7 +15,7 @@ BACKUPS: tuple[Backup, ...] = get_args(Backup)
 
 
 def parity_role(j: int) -> str:
-    """The role of running parity model j: one name per row of the code."""
+    """Return the role of running parity model j, one for each row of the code."""
     return f"parity-{j}"
 
 
@@ -32,12 +32,12 @@ class Source(StrEnum):
 
     @property
     def stands_in(self) -> bool:
-        """Is it a stand-in's?"""
+        """True if it is a stand-in."""
         return self not in (Source.MODEL, Source.DEFAULT)
 
 
 def source_of(role: str) -> Source:
-    """What an output of this role answers as; a backup's is called as its role is."""
+    """Return the source of answers of this role; that of a backup has the role's name."""
     if role == DEPLOYED:
         return Source.MODEL
     return Source(role) if role in BACKUPS else Source.RECONSTRUCTION

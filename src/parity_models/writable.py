@@ -1,11 +1,11 @@
-"""Whether something can be written, asked before hours are spent on what it is to be."""
+"""Checks that a result can be written, before hours are spent on computing it."""
 
 from pathlib import Path
 from tempfile import TemporaryFile
 
 
 def why_not_writable(folder: Path) -> str | None:
-    """Why no file can be put into `folder`, which is made if need be; None if one can."""
+    """Return why no file can be written to `folder`, or None. A missing folder is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

@@ -15,7 +15,7 @@ from parity_models.models.signature import Axis
 from parity_models.options import Option
 
 NETWORK = "own"
-"""What manifests call the network of a model that came as an ONNX file."""
+"""The network's name, in manifests, of a model that was given as an ONNX file."""
 
 
 def bundle(

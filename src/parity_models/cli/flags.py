@@ -49,7 +49,7 @@ def command_of(entry: Any) -> Any:
 
 
 def _with_flags(entry: Any) -> Any:
-    """The function that Typer calls with the values of flags, and that calls `entry`."""
+    """Return the function that Typer calls with the values of flags, and that calls `entry`."""
     hints = get_type_hints(entry, include_extras=True)
     parameters: list[inspect.Parameter] = []
     declared: dict[str, tuple[Any, list[OptionField]]] = {}
@@ -86,7 +86,7 @@ def _with_flags(entry: Any) -> Any:
 
 
 def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
-    """The parameter of a declared option, as Typer reads it; None where it is not given."""
+    """Return the parameter of a declared option, as Typer reads it; None where it is not given."""
     flag = flag_of(field.name)
     is_flag = field.kind is bool
     required = field.default is inspect.Parameter.empty

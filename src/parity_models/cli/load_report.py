@@ -1,4 +1,4 @@
-"""What parm load prints: latencies, where answers came from, and how late the generator was."""
+"""The printed report of parm load: latencies, sources of answers, and the generator's own delay."""
 
 import typer
 from msgspec import structs

@@ -87,14 +87,14 @@ def _fill_standard_streams() -> None:
 
 
 def command() -> TyperGroup:
-    """The command line as an object."""
+    """Return the command line as an object."""
     return command_line("parm", _parm, COMMANDS, lambda name: f"parity_models.cli.{name}")
 
 
 def command_line(
     name: str, callback: Callable[..., None], sections: Sections, module_of: Callable[[str], str]
 ) -> TyperGroup:
-    """A command line of subcommands, each in a module that is imported when it is used."""
+    """Return a command line of subcommands, each in a module that is imported when it is used."""
     app = typer.Typer(
         name=name,
         cls=_Grouped,

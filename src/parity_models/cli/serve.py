@@ -139,7 +139,7 @@ def serve(
 
 
 def _engine(name: str | None, upstreams: FleetOptions) -> EngineChoice:
-    """The engine, with the options given by --engine and by flags of their own."""
+    """Return the engine, with the options given by --engine and by flags of their own."""
     given = {
         each.name: value
         for each in fields(upstreams)
@@ -179,7 +179,7 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
 
 
 def _traces(logging: Logging) -> Any:
-    """The exporter of spans, if there are to be any."""
+    """Return the exporter of spans, if traces are wanted."""
     if not logging.traces:
         return None
     from parity_models.serving.tracing import exporting  # an extra of its own
@@ -234,13 +234,13 @@ async def _serve_until(asked_to_stop: asyncio.Event, server: Server) -> None:
 
 
 def _tell(line: str, *, err: bool = False) -> None:
-    """Print it, if it can be: that nobody reads, or a disk is full, is no reason not to serve."""
+    """Print a line. Ignore errors: a closed pipe or a full disk must not stop the server."""
     with suppress(OSError):
         typer.echo(line, err=err)
 
 
 def _said(server: Server) -> Iterator[str]:
-    """What a server that is ready says of itself."""
+    """Yield the lines that a server prints when it is ready."""
     models = server.models
     if isinstance(models, ServedRepository):
         names = ", ".join(models.names) or "no model"
@@ -256,7 +256,7 @@ def _said(server: Server) -> Iterator[str]:
 
 
 def _notes(server: Server) -> Iterator[str]:
-    """What a user may not expect."""
+    """Yield warnings about things that may surprise the user."""
     if not isinstance(server.models, ServedRepository):
         yield from server.models.notes
         return

@@ -51,7 +51,7 @@ class CodeSpec:
 
 
 class Code:
-    """An encoder, which encodes each input of queries by itself, and a decoder of one output.
+    """An encoder, which encodes each input of the queries separately, and a decoder of one output.
 
     Args:
         spec: names, k and r, and options.
@@ -61,9 +61,9 @@ class Code:
         networks: those of learned coders, which compute nothing without them.
 
     Raises:
-        CodeError: names, options or shapes cannot be, k or r is out of range, or the two do not go
-            together. Users' own classes are imported: a name that comes out of a file is to be
-            allowed first.
+        CodeError: names, options or shapes are invalid, k or r is out of range, or encoder and
+            decoder do not fit each other. Users' own classes are imported, so check first that the
+            user allowed a name that comes from a file.
 
     """
 
@@ -105,7 +105,7 @@ class Code:
 
     @property
     def isolated(self) -> bool:
-        """Whether encoder and decoder keep the slots apart.
+        """True if encoder and decoder keep the slots apart.
 
         If the parity models do so as well, a query cannot change another's reconstruction.
         """
@@ -207,7 +207,7 @@ class Code:
         return encoder
 
     def _parity_shape(self, name: str) -> NamedShape:
-        """The shape of this input of a parity query, dynamic where the queries' is.
+        """Return the shape of this input of a parity query, dynamic where the queries' is.
 
         Found by trying two sizes: an axis of a parity query is dynamic if it is as large as an
         axis of the queries in both cases.
@@ -280,5 +280,5 @@ def _build(kind: type[C], spec: CodeSpec, shape: Shape, options: Any, network: N
 
 
 def _at(shape: NamedShape, sizes: Mapping[Any, int]) -> Shape:
-    """The shape with these sizes of its dynamic axes."""
+    """Return the shape with these sizes of its dynamic axes."""
     return tuple(sizes[each] if isinstance(each, str) else each for each in shape)

@@ -39,12 +39,12 @@ CACHE_LINE = 64
 class Encoder(Coder):
     """Turns k queries into r parity queries.
 
-    A subclass defines its `name`, its `Options`, `shape`, `fill`, and these facts: `apart`: every
-    value of a parity query comes from one query alone. `symmetric`: the order of queries makes no
-    difference, so that slots cannot be told apart afterwards. `floating`: it computes with queries,
-    and needs floating point. Where it depends on k, shape and options, `shape` sets `stacked_axis`,
-    the axis of a parity query along which the queries lie one after another, unchanged; and `grid`,
-    the rows and columns of the tiles of a parity query that is an image, one tile for each query.
+    A subclass defines its `name`, its `Options`, `shape`, `fill`, and these flags. `apart`: every
+    value of a parity query comes from a single query. `symmetric`: the order of queries makes no
+    difference, so no decoder can distinguish the slots. `floating`: it computes with the values of
+    queries, which must be floating point. `shape` may set `stacked_axis`, the axis of a parity
+    query along which the queries lie one after another, unchanged. It may also set `grid`, the rows
+    and columns of tiles, one tile per query, of a parity query that is an image.
 
     `parity_shape` is the shape of one parity query, without batch axes. Raises CodeError when
     queries of `query_shape` cannot be encoded this way.
@@ -180,7 +180,7 @@ class StackEncoder(Encoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Encoder.Options):
-        """What can be set."""
+        """The encoder's options."""
 
         axis: Annotated[
             int, Option("The axis along which queries are joined, of a query's own; -1: the last.")

@@ -142,17 +142,17 @@ def _score(metric: str, outputs: Array, labels: Array) -> float | None:
 Interval = tuple[float, float]
 
 FEWEST = 30
-"""An accuracy over fewer queries says nothing."""
+"""Minimum number of queries for an interval."""
 
 NORMAL = 1.96
 """Deviations of a normal distribution that 95 of 100 cases are within."""
 
 RESAMPLED = 200
-"""How often scores that are no shares are computed anew."""
+"""The number of bootstrap samples for scores that are not shares."""
 
 
 def too_few(queries: int) -> str | None:
-    """Return a warning where so many test queries say nothing."""
+    """Return a warning if there are too few test queries, else None."""
     if queries >= FEWEST:
         return None
     return (
@@ -174,8 +174,8 @@ def share_interval(share: float, rows: int) -> Interval | None:
 def score_interval(metric: str, outputs: Array, labels: Array) -> Interval | None:
     """Return the interval of the score of `outputs` (n, ...); None for too few of them.
 
-    Scores that are no shares are computed for queries drawn again and again with replacement
-    (the bootstrap: Efron, Annals of Statistics 1979).
+    For scores that are not shares, the interval comes from bootstrap samples of the queries (Efron,
+    Annals of Statistics 1979).
     """
     rows = len(outputs)
     if METRICS[metric].kind == "classes":

@@ -79,7 +79,7 @@ def calibrate_gates(
 
 
 def check_levels(levels: Iterable[float]) -> tuple[float, ...]:
-    """Return the levels, each once, ascending. Raises UserError for one that is no share."""
+    """Return the levels, each once, ascending. Raises UserError for one out of range."""
     wanted = sorted(set(levels))
     for level in wanted:
         if not LEAST_LEVEL <= level < 1:

@@ -43,7 +43,7 @@ GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 
 @dataclass(frozen=True)
 class Evaluation(Printed):
-    """How right a bundle's answers are, on the queries of a `task` or, where it is None, others.
+    """The accuracy of a bundle's answers, on the queries of a `task`; None: on the user's queries.
 
     `gates` are the results of each calibrated stand-in by level, `notes` sentences on what may be
     wrong.
@@ -165,9 +165,9 @@ def calibrate(
 ) -> Bundle:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
 
-    For each level of agreement the gate is how sure a stand-in has to be of an output so that, of
-    the outputs that it is so sure of, at least that share is the deployed model's. `parity`,
-    `backup` and `protect` do the same.
+    The gate of a level of agreement is the confidence from which on at least that share of a
+    stand-in's outputs agree with the deployed model. `parity`, `backup` and `protect` calibrate as
+    well.
 
     Args:
         bundle: The bundle, or its folder.
@@ -176,7 +176,7 @@ def calibrate(
             validation set of the task that the deployed model was trained on.
         task: The task whose validation set to use, or package.module:Class.
         data_dir: The folder of the task's data.
-        metric: The measure that tells whether outputs agree; by default what stand-ins were trained
+        metric: The measure by which outputs agree; by default the one that stand-ins were trained
             for.
         agreement: Levels in addition to the usual ones.
         seed: Draws the coding groups.

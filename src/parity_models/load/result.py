@@ -35,7 +35,7 @@ class LoadResult:
 
     @property
     def answered(self) -> NDArray[np.bool_]:
-        """Which queries got an answer."""
+        """A mask (n,) of the queries that got an answer."""
         answered: NDArray[np.bool_] = self.outcome < len(SOURCES)
         return answered
 

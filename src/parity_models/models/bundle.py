@@ -129,7 +129,7 @@ class Bundle:
 
     @property
     def isolated(self) -> bool:
-        """Whether one query provably cannot change another's reconstruction."""
+        """True if it was tested that one query cannot change another's reconstruction."""
         code = code_of(self.manifest, self.allowed)
         return code is None or (
             code.isolated and all(parity.slotwise for parity in self.manifest.parity)

@@ -84,7 +84,7 @@ def save_weights(network: nn.Module) -> bytes:
 
 
 def has_weights(bundle: Bundle) -> bool:
-    """Whether `bundle` holds the deployed model's weights, as those of parm-lab train do."""
+    """Return whether `bundle` holds the deployed model's weights, as those of parm-lab train do."""
     return WEIGHTS in bundle.manifest.stored
 
 

@@ -27,8 +27,8 @@ PredictionKind = Literal["classes", "boxes", "values"]
 """The kind of predictions, as `tasks.metrics.PredictionKind`."""
 
 Confidence = Literal["scores", "probabilities", "none"]
-"""The confidence in an output, from the output alone: the log-odds of its largest softmax value, of
-its largest probability, or nothing that tells right from wrong."""
+"""The confidence in an output, computed from the output: the log-odds of its largest softmax value,
+or of its largest probability; or none, where nothing in an output predicts agreement."""
 
 CERTAIN = 1e-30
 """The least probability of all other classes: log-odds are finite."""

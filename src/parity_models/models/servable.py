@@ -38,8 +38,8 @@ TRIED = 4
 """Rows that are predicted together and one by one."""
 
 NEAR = 0.05
-"""The largest difference between the two, as a share of the largest value: rows that no client
-would send, as are drawn where there are no queries, magnify rounding errors."""
+"""The largest difference between the two, as a share of the largest value. It is large because rows
+that are drawn at random, where there are no queries, magnify rounding errors."""
 
 PARTS = (4, 2, 1)
 """Without queries, the buckets of an axis are these parts of its bound."""

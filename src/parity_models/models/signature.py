@@ -122,7 +122,7 @@ def _check(datatype: str, shape: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one row of these `tensors` lies in memory: as one array.
+    """The memory layout of one row of these `tensors`: one array.
 
     A row of one tensor is an array of the tensor's shape. A row of several is a record, a NumPy
     array of shape () with a field for each. A batch of rows has one axis more in front.

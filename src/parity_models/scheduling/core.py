@@ -216,8 +216,8 @@ class Scheduler(Port):
     def unit_failed(self, now: float, unit: int, detail: str, *, busy: float = 0.0) -> list[Action]:
         """A unit failed on an instance that is still up (or was cancelled).
 
-        `busy`: the instance has turned it away, which is no failure, and gets no unit for this many
-        seconds.
+        `busy`: the instance refused the unit, which does not count as a failure, and gets none for
+        this many seconds.
         """
         self.now = max(self.now, now)
         known = self.units.get(unit)
@@ -324,7 +324,7 @@ class Scheduler(Port):
 
     @property
     def pending(self) -> int:
-        """How many queries have been neither answered nor failed."""
+        """The number of queries that are neither answered nor failed."""
         return len(self.queries)
 
     def queue_depths(self) -> dict[str, int]:
@@ -346,7 +346,7 @@ class Scheduler(Port):
 
     @property
     def redundancy(self) -> Redundancy:
-        """Whether redundant work is sent now, or why not."""
+        """The state of redundant work: sent now, or the reason why not."""
         return self._policy.redundancy(self) if self.redundancy_on else Redundancy.OFF
 
     def running(self) -> dict[str, int | None]:
@@ -726,25 +726,25 @@ class BackgroundComparison:
         self._compared: int | None = None
         """The unit that is compared, or was last."""
         self._sizes = dict.fromkeys(stand_ins.backups, 1)
-        """How many queries a task of each role takes; the next role first."""
+        """The number of queries in a task of each role; the role whose turn it is first."""
         code = stand_ins.code
         if code is not None and rows_needed(code)[:1] == [1]:
             self._sizes[parity_role(0)] = code.k
         self.due = 0.0 if self._every > 0 and self._sizes else inf
-        """When an answered query is to be compared next."""
+        """The time of the next comparison of an answered query."""
         self._first = True
         self._kept: list[int] = []
         """Answered queries that wait for as many others as are in a group."""
         self._sharers: tuple[Hashable, Hashable] = (None, None)
         self._since = 0.0
         self.task: Task | None = None
-        """What is queued, only to be compared."""
+        """The queued task of a comparison, if any."""
         self._ids = count(-1, -1)  # those of policies are above 0
 
     def takes(self, unit: Unit) -> bool:
-        """Return whether a unit that is not needed any more finishes, to be compared.
+        """Return whether to let a unit that is not needed any more finish, for a comparison.
 
-        If so, an answered query that has not started is given up for it.
+        If so, a queued comparison of an answered query is given up for it.
         """
         if unit.role == DEPLOYED:
             return False
@@ -795,7 +795,7 @@ class BackgroundComparison:
         return actions
 
     def give_up(self) -> None:
-        """Give up what is queued, and has not started at once."""
+        """Give up the queued task of a comparison, which did not start at once."""
         if self.task is not None:
             self._port.dispatch.remove(self.task)
             self.task.wanted = False
@@ -804,7 +804,7 @@ class BackgroundComparison:
 
     @property
     def _is_busy(self) -> bool:
-        """Whether a unit runs that is compared."""
+        """True if the unit of a comparison runs."""
         return self._compared in self._port.units
 
     def _keep(self, query: Query) -> None:

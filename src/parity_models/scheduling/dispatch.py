@@ -16,7 +16,7 @@ from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.work import Task
 
 SCAN = 4
-"""How many batches' worth of queued tasks are searched to fill one batch."""
+"""The queued tasks that are searched to fill a batch, as a multiple of its size."""
 
 Queue = OrderedDict[Task, None]
 
@@ -46,7 +46,7 @@ class Dispatch(ABC):
         self.up: defaultdict[str, list[str]] = defaultdict(list)
         """The instances that are up and not out, by role they can run."""
         self.depths: defaultdict[str, int] = defaultdict(int)
-        """How many tasks are queued, by role."""
+        """The number of queued tasks, by role."""
         self._roles: dict[str, frozenset[str]] = {}
         self._node: dict[str, Hashable] = {}
         self._nodes: int | None = None
@@ -60,7 +60,7 @@ class Dispatch(ABC):
 
     @property
     def nodes(self) -> int:
-        """How many nodes run the deployed model; 0 where every instance has one to itself."""
+        """The number of nodes that run the deployed model; 0 if no two instances share one."""
         if self._nodes is None:
             shared = len(set(self._node.values())) < len(self._node)
             self._nodes = len(self._nodes_of(self.up[DEPLOYED])) if shared else 0

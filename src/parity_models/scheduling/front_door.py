@@ -1,8 +1,8 @@
 """The server's own process as the bottleneck: late reports are not late instances.
 
-A report waits for the event loop, and so do timers and requests. Where that wait is no small part
-of a unit's run time, or the process is busy all of the time, all queries are late for the same
-reason, and redundant work, which costs the loop as much as originals do, makes them later.
+Reports, timers and requests wait for the event loop. If that wait is a large part of a unit's run
+time, or the process is always busy, all queries are late for this reason. Redundant work costs the
+loop as much as originals do, so it makes them later still.
 """
 
 from enum import StrEnum
@@ -19,11 +19,11 @@ BUSY = 0.9
 
 
 class Redundancy(StrEnum):
-    """Whether redundant work is sent."""
+    """The state of redundant work."""
 
     ON = "on"
     TESTING = "testing"
-    """For every other slice of queries, to see whether it helps (policies/effect.py)."""
+    """It is sent for every other slice of queries, as a test (policies/effect.py)."""
     PAUSED = "paused"
     """It did not help in the last test."""
     BOTTLENECK = "bottleneck"
@@ -48,7 +48,7 @@ class FrontDoor:
         return self._waited / max(1, self._waits)
 
     def waited(self, seconds: float, typical_run: float) -> None:
-        """A report or a timer has waited for the loop for so long."""
+        """Count a report or a timer that waited this many seconds for the loop."""
         self._waits += 1
         self._waited += max(0.0, seconds)
         self.lag += NEWEST * (max(0.0, seconds) - self.lag)

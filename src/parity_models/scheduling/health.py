@@ -45,7 +45,7 @@ that is less. Where the server itself was held up, finished units are only waiti
 
 
 class State(StrEnum):
-    """How an instance is, for operators."""
+    """The state of an instance, for operators."""
 
     UP = "up"
     SUSPECTED = "suspected"
@@ -201,7 +201,7 @@ class Member:
 
     @property
     def is_there(self) -> bool:
-        """Whether it takes units, now or soon."""
+        """True if it takes units, now or soon."""
         return self.is_in and not self.rests_long
 
     @property
@@ -485,7 +485,7 @@ class Health:
     def _suspect_node_of(self, wrong: Member) -> None:
         others = self._members.values()
         if wrong.node is None or all(each.node == wrong.node for each in others):
-            return  # a node that all share tells nothing
+            return  # if all share a node, it says nothing about any of them
         for other in others:
             if other.is_in and other.node == wrong.node:
                 self._suspect(other)

@@ -1,4 +1,4 @@
-"""The port: what policies may know of the scheduler, and the verbs that they act by.
+"""The port: the state of the scheduler that policies may read, and the verbs that they act by.
 
 It lies below policies, health and dispatch rules; the scheduler (core.py) is a `Port`. They read
 queries, tasks and units, and never write them. Times are in seconds.
@@ -45,7 +45,7 @@ class Port(ABC):
         self.now = 0.0
         """The time of the event that is being handled."""
         self.max_batch = config.max_batch
-        """How many tasks a unit may hold."""
+        """Maximum number of tasks in a unit."""
         self.queries: dict[int, Query] = {}
         """The pending queries, by id."""
         self.units: dict[int, Unit] = {}
@@ -53,16 +53,16 @@ class Port(ABC):
         self.unit_on: dict[str, Unit | None] = {}
         """The unit that each instance runs; None: it has none."""
         self.front_door = FrontDoor()
-        """How late and how busy the server's own process is."""
+        """The lag and the load of the server's own process."""
         self.redundancy_on = True
-        """Whether redundancy is switched on; while it is not, no copy and no task is queued."""
+        """True if redundancy is switched on; if not, copies and tasks are not queued."""
         self._actions: list[Action] = []
         self._waiting: set[int] = set()
         """The pending queries of which no task has run yet, or all that ran have failed."""
         self._decodes: dict[int, list[Decode]] = {}
-        """Of each group, those that are not reported as `decoded` yet, the oldest first."""
+        """The Decodes of each group that are not reported as `decoded` yet, the oldest first."""
         self._deciding = False
-        """A Decode answers this event: it is known soon who still needs an instance."""
+        """This event led to a Decode; its outcome says which queries still need an instance."""
         self._held_back: Counter[str] = Counter()
         self._holds: dict[int, int] = {}
         self._forgotten: list[int] = []
@@ -75,7 +75,7 @@ class Port(ABC):
 
     @abstractmethod
     def _end_query(self, query: Query) -> None:
-        """The query is answered or failed: stop all that it has waited for."""
+        """The query is answered or failed: stop all work for it."""
 
     @abstractmethod
     def _runs_on(self, unit: Unit) -> bool:
@@ -85,7 +85,7 @@ class Port(ABC):
 
     @property
     def nodes(self) -> int:
-        """How many nodes run the deployed model; 0 where every instance has one to itself."""
+        """The number of nodes that run the deployed model; 0 if no two instances share one."""
         return self.dispatch.nodes
 
     def queued(self, role: str) -> int:
@@ -190,7 +190,7 @@ class Port(ABC):
     def set_timer(
         self, at: float, callback: Callable[[], None], about: Collection[int] = ()
     ) -> Timer:
-        """Call back at a time; if that raises, the queries `about` which it was fail."""
+        """Call back at a time; if the callback raises, the queries in `about` fail."""
         return self._start_timer(at, partial(self.tell, about, callback))
 
     def cancel_timer(self, *timers: Timer | None) -> None:
@@ -221,7 +221,7 @@ class Port(ABC):
     def tell(
         self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
     ) -> None:
-        """Call a hook of the policy; if it raises, the queries `about` which it was fail."""
+        """Call a hook of the policy; if it raises, the queries in `about` fail."""
         try:
             hook(*args, **options)
         except Exception as error:

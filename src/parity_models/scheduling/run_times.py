@@ -1,4 +1,4 @@
-"""How long units run, estimated from the recent ones, those cut short included."""
+"""Run times of units, estimated from the recent ones, including those cut short."""
 
 from bisect import bisect_right
 from collections import deque
@@ -23,7 +23,7 @@ class RecentDurations:
         self._until_update = every
 
     def add(self, seconds: float) -> bool:
-        """Something took so long; were the quantiles brought up to date?"""
+        """Add a duration. Return whether the quantiles were updated."""
         self._recent.append(seconds)
         self._until_update -= 1
         if self._until_update:
@@ -33,7 +33,7 @@ class RecentDurations:
         return True
 
     def quantile(self, share: float) -> float | None:
-        """The duration that this share stayed below; None before the first update."""
+        """Return the duration that this share stayed below; None before the first update."""
         if not self._ranked:
             return None
         return self._ranked[int(share * len(self._ranked))]
@@ -43,9 +43,9 @@ class RunTimes(RecentDurations):
     """The run times of the last `window` units; estimates are renewed every `every` of them.
 
     A unit that was cancelled, or whose instance left, would have taken longer than it ran. If it
-    ran for longer than the median, it counts as AGAIN times as long: else units would seem the less
-    slow, the more of the slow ones redundancy cuts short. If it ran for less, it tells next to
-    nothing and is left out: so estimates stay as they are where all units are cut short, as by busy
+    ran for longer than the median, it counts as AGAIN times as long. Otherwise units would seem
+    faster, the more of the slow ones are cut short by redundancy. If it ran for less, it says very
+    little and is left out. So estimates stay the same where all units are cut short, as by busy
     upstreams. Times in seconds.
     """
 
@@ -56,8 +56,8 @@ class RunTimes(RecentDurations):
         self._squares: list[float] = []
 
     def add(self, seconds: float, *, finished: bool = True) -> bool:
-        """A unit has run for `seconds`, to its end or not; returns whether estimates were
-        renewed."""
+        """Add a unit that ran for `seconds`, to its end or not. Return whether estimates were
+        updated."""
         if not finished:
             if self.median is None or seconds < self.median:
                 return False
@@ -71,7 +71,7 @@ class RunTimes(RecentDurations):
 
     @property
     def median(self) -> float | None:
-        """Half of the units take longer; None while that is unknown."""
+        """The median run time; None while it is unknown."""
         return self._ranked[(len(self._ranked) - 1) // 2] if self._ranked else None
 
     @property
@@ -80,13 +80,13 @@ class RunTimes(RecentDurations):
         return self._ranked[-1] if self._ranked else 0.0
 
     def exceeded_by(self, share: float) -> float:
-        """The age that at most this share of units exceeds; 0 while that is unknown."""
+        """Return the age that at most this share of units exceeds; 0 while it is unknown."""
         known = len(self._ranked)
         return self._ranked[max(0, known - 1 - int(share * known))] if known else 0.0
 
     def ages(self) -> Iterator[tuple[float, float]]:
-        """The ages at which one may decide about a unit, and the shares of units that take longer:
-        each is reached by fewer."""
+        """Yield the ages at which one may decide about a unit, ascending, each with the share of
+        units that take longer."""
         longer = len(self._ranked) - 1
         while longer > 0:
             age = self._ranked[-1 - longer]
@@ -95,10 +95,10 @@ class RunTimes(RecentDurations):
             longer = int(longer * STEP)
 
     def left(self, age: float, since: float) -> tuple[float, float]:
-        """How long a unit of this age runs yet, counted from the age `since` on, on average.
+        """Return the mean time that a unit of this age still runs, counted from the age `since` on.
 
-        Also the mean of that time weighted with the age of the unit in it, in square seconds. A
-        unit that is older than all that are known is expected to take as long again.
+        Also return the mean of that time weighted with the unit's age, in square seconds. A unit
+        that is older than all known ones is expected to take as long again.
         """
         running = self._longer(age)
         if not running:

@@ -82,13 +82,13 @@ class Task:
     """It only compares a stand-in with an answer of the model; policies do not see it."""
     unit: "Unit | None" = None
     instance: str | None = None
-    """Where it runs, or where a dispatch rule has placed it to run."""
+    """The instance that runs it, or on which a dispatch rule has placed it."""
     queue: "OrderedDict[Task, None] | None" = None
     """The queue that it waits in."""
     wanted: bool = True
     failed_on: list[str] = field(default_factory=list)
     turned_away: int = 0
-    """How many of the instances in `failed_on` were only busy."""
+    """The number of instances in `failed_on` that were only busy."""
     charge: tuple[str, float] | None = None
     """The instance that was charged with its failure, and by how much (health.py)."""
     apart: list[list["Task"]] = field(default_factory=list)
@@ -139,7 +139,7 @@ class Query:
     decoding: bool = False
     """It is being reconstructed."""
     refusals: int = 0
-    """How many stand-in answers were rejected."""
+    """The number of stand-in answers that were rejected."""
     exact_only: bool = False
     """Its last stand-in was rejected; it needs the model's answer."""
     crashes: int = 0
@@ -155,5 +155,5 @@ class Query:
 
     @property
     def was_lost(self) -> bool:
-        """Whether an instance has failed it."""
+        """True if an instance has failed it."""
         return any(task.failed_on for task in self.tasks)

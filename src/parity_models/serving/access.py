@@ -75,7 +75,7 @@ class Access(Options):
             )
 
     def certificate(self) -> "Certificate | None":
-        """The certificate, if there is one. Raises UserError if it cannot be used."""
+        """Return the certificate, if there is one. Raises UserError if it cannot be used."""
         if self.tls_cert is None or self.tls_key is None:
             return None
         # Imported here: it needs an extra.
@@ -84,7 +84,7 @@ class Access(Options):
         return Certificate(Path(self.tls_cert), Path(self.tls_key))
 
     def read_tokens(self) -> "Tokens | None":
-        """The tokens, if they are asked for. Raises UserError if the file cannot be used."""
+        """Return the tokens, if they are asked for. Raises UserError if the file cannot be used."""
         return None if self.tokens is None else Tokens(Path(self.tokens))
 
 
@@ -175,7 +175,7 @@ def _stamp(path: Path) -> object:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file, which is `what`. Raises UserError if it cannot be read."""
+    """Return the text of a file, called `what` in errors. Raises UserError if it cannot be read."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -192,7 +192,7 @@ async def watch(*all_watched: Reread) -> None:
 
 
 def tenant_header(name: str) -> str:
-    """The name of the header that names tenants, in lower case.
+    """Return the name of the header that names tenants, in lower case.
 
     Raises UserError if HTTP or gRPC cannot carry it.
     """

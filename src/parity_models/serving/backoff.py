@@ -13,7 +13,7 @@ class Backoff:
         self._next = FIRST
 
     def after(self, run: float) -> float:
-        """Seconds to wait after a run that was good for so many seconds."""
+        """Return the seconds to wait after a run that was good for `run` seconds."""
         if run >= self._long_run:
             self._next = FIRST
         delay, self._next = self._next, min(2 * self._next, LONGEST)

@@ -47,7 +47,7 @@ _MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
 
 _EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
-"""Errors that keep this machine from making a connection, and are no fault of the server's."""
+"""Errors by which this machine, not the server, keeps a connection from being made."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Credentials:
 
     @classmethod
     def of_environment(cls) -> "Credentials":
-        """The credentials that the parent process put into `environment`."""
+        """Return the credentials that the parent process put into `environment`."""
         ca_file = os.environ.get(_CA_FILE)
         return cls(os.environ.get(TOKEN), None if ca_file is None else Path(ca_file))
 
@@ -185,8 +185,8 @@ class Client:
         limit: int = MAX_ANSWER,
         going_out: Callable[[], None] | None = None,
     ) -> tuple[bytes, str | None]:
-        """The body of the answer, of up to `limit` bytes, and the length of its JSON object if
-        binary data follows it.
+        """Return the body of the answer, of up to `limit` bytes, and the length of its JSON object
+        if binary data follows it.
 
         `going_out` is called right before the request is written. Raises a ClientError; of another
         status than 200, StatusError.
@@ -222,7 +222,7 @@ class Client:
         raise StatusError(response.status, text, after)
 
     async def decode(self, decoder: msgspec.json.Decoder[_T], method: str, path: str) -> _T:
-        """The answer to a request without a body, decoded. Raises a ClientError."""
+        """Return the answer to a request without a body, decoded. Raises a ClientError."""
         content, _ = await self.ask(method, path)
         try:
             return read_json(decoder, memoryview(content), "the answer")
@@ -230,15 +230,15 @@ class Client:
             raise MalformedAnswerError(str(error)) from error
 
     async def server(self) -> ServerMetadata:
-        """The server as it describes itself. Raises a ClientError."""
+        """Return the server as it describes itself. Raises a ClientError."""
         return await self.decode(_SERVER, "GET", "/v2")
 
     async def model(self, name: str, version: str | None = None) -> ModelMetadata:
-        """A model as the server describes it. Raises a ClientError."""
+        """Return a model as the server describes it. Raises a ClientError."""
         return await self.decode(_MODEL, "GET", model_path(name, version))
 
     async def models(self) -> list[str]:
-        """The names of the models that the server lists. Raises a ClientError."""
+        """Return the names of the models that the server lists. Raises a ClientError."""
         entries = await self.decode(_INDEX, "POST", "/v2/repository/index")
         return sorted({entry.name for entry in entries})
 
@@ -253,13 +253,13 @@ _INDEX = msgspec.json.Decoder(list[_Entry])
 
 
 def model_path(name: str, version: str | None = None) -> str:
-    """The path of a model, in this version or in that which the server chooses."""
+    """Return the path of a model, in this version or in the one that the server chooses."""
     path = f"/v2/models/{quote(name, safe='')}"
     return path if version is None else f"{path}/versions/{quote(version, safe='')}"
 
 
 def check_address(url: str) -> str:
-    """A server's address, without a slash at its end. Raises UserError for another URL."""
+    """Return a server's address, without a slash at its end. Raises UserError for another URL."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -271,7 +271,8 @@ def check_address(url: str) -> str:
 
 
 def retry_after(value: str) -> float | None:
-    """The seconds that a Retry-After says, as a number or a date; None where it says neither.
+    """Return the seconds that a Retry-After says, as a number or a date; None where it says
+    neither.
 
     (RFC 9110, section 10.2.3; the number may have decimals.)
     """
@@ -286,7 +287,8 @@ def retry_after(value: str) -> float | None:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body. Raises MalformedAnswerError for one of more than `limit` bytes, read no further."""
+    """Return the body. Raises MalformedAnswerError for one of more than `limit` bytes, read no
+    further."""
     chunks = []
     size = 0
     async for chunk in response.content.iter_any():
@@ -308,7 +310,7 @@ async def _before_write(
 
 
 def _reason(error: aiohttp.ClientConnectorError) -> str:
-    """The reason that the system or TLS gives for a failed connection."""
+    """Return the reason that the system or TLS gives for a failed connection."""
     cause = error.os_error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {cause.verify_message}"

@@ -51,29 +51,29 @@ class EngineListener(Protocol):
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         """The unit has no outputs, its instance is fine; `detail` is for people, clients included.
 
-        `busy`: the instance has refused it, as it has enough to do, and takes none for so many
-        seconds. That says nothing against either of them.
+        `busy`: the instance refused the unit because it has enough work, and takes none for this
+        many seconds. It counts neither against the instance nor against the unit.
         """
 
     def headers_of(self, unit: int) -> Mapping[str, str]:
-        """Return the headers, or metadata, of a request that has another server run the unit: whose
-        requests it is for, and which trace it is part of."""
+        """Return the headers, or metadata, of a request that sends the unit to another server: the
+        ids of the requests that it is for, and their trace."""
 
 
 FIXED = dict.fromkeys(("instances", "extra_instances"), "it has the instances that it is given")
-"""Options that an engine refuses whose instances are given with its options."""
+"""Options that an engine refuses if its own options name its instances."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a worker of the local engine runs; by default next to its engine.
+    """The place of a worker of the local engine; by default the machine of its engine.
 
     `prefix` comes before the worker's command line and must end in an exec of it, as `taskset`
     and `ip netns exec` do. `link` is the IP address at which the engine listens for its worker,
     which then uses TCP; for namespaces of a machine, as nothing authenticates the worker. `device`
-    is a file that stands for an accelerator: of all workers with the same device, one has a unit
-    running at a time. `node` names the machine that fails as one with all that is on it; None: the
-    worker has one to itself.
+    is a file that stands for an accelerator: of all workers with the same device, one runs a unit
+    at a time. `node` names the machine whose workers fail together; None: the worker has a machine
+    to itself.
     """
 
     prefix: tuple[str, ...] = ()

@@ -90,7 +90,7 @@ Golden = tuple[NDArray[Any], NDArray[Any]]
 _SOURCES = {role: source_of(role) for role in (DEPLOYED, *BACKUPS)}
 
 _ABSENT: Final = -1
-"""In place of a unit's id: there is no such instance."""
+"""Stands for a unit's id where the instance does not exist."""
 
 _ERRORS: Mapping[Reason, type[RequestError]] = {
     Reason.OVERLOADED: OverloadedError,
@@ -381,7 +381,7 @@ class Frontend:
 
     @property
     def ready(self) -> bool:
-        """Whether a query would be answered."""
+        """True if a query would be answered."""
         return (
             self._started
             and not self._closing
@@ -391,7 +391,7 @@ class Frontend:
 
     @property
     def redundancy(self) -> Redundancy:
-        """Whether redundant work is sent, or why not."""
+        """The state of redundant work: sent, or the reason why not."""
         return self._scheduler.redundancy
 
     @property
@@ -568,7 +568,7 @@ class Frontend:
     # The scheduler's actions
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
-        """Carry out actions, and what the scheduler says to that; nothing once it is stopped."""
+        """Carry out actions and those that follow; nothing once the frontend is stopped."""
         if self._stopped:
             return
         while True:
@@ -778,7 +778,7 @@ class Frontend:
             self._carry_out(self._scheduler.time_passed(at))
 
     def _tick(self) -> None:
-        """Tell the scheduler how late this timer is, and how busy the process is; log changes."""
+        """Report the delay of this timer and the load of the process; log changes."""
         at, computed = now(), time.process_time()
         lag = max(0.0, at - self._tick_due)
         busy = (computed - self._computed) / (MEASURE_INTERVAL + lag)

@@ -220,7 +220,7 @@ class HttpConnection(asyncio.Protocol):
                 self._late(limit, seconds)
 
     def _limit(self) -> str:
-        """The limit of the time that the connection waits for its client; empty if it does not."""
+        """Return the limit that bounds the present wait for the client; empty if there is none."""
         if not self._reading or self._ended:
             return ""
         if self._arriving is not None:
@@ -331,7 +331,7 @@ class HttpConnection(asyncio.Protocol):
         self._answer_next(self._arriving)
 
     def _framing(self) -> bytes:
-        """A head that says of a body what the request that arrives says."""
+        """Return a head with the framing headers of the request that arrives."""
         assert self._arriving is not None
         headers = self._arriving.headers
         names = [each for each in ("content-length", "transfer-encoding") if each in headers]
@@ -373,7 +373,7 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
 
     def _write(self, request: Request, response: Response) -> None:
-        """Write the answer to the request that is busy, which is over with that if it is whole."""
+        """Write the answer to the busy request, which ends it unless it comes in pieces."""
         self._busy = None if response.pieces is None else request
         request.release()
         if self._transport.is_closing():
@@ -420,8 +420,8 @@ def _head_too_long() -> HeadTooLargeError:
 
 
 def _check_head(request: Request, is_old: bool) -> None:
-    """Raises a RequestError for a head that leaves open whom the request is for, or where it ends
-    (RFC 9112, sections 3.2 and 6.1); `is_old`: it is of HTTP/1.0."""
+    """Raise a RequestError if the head does not settle the request's host and length (RFC 9112,
+    sections 3.2 and 6.1); `is_old`: it is of HTTP/1.0."""
     host = request.headers.get("host", "" if is_old else None)
     coding = request.headers.get("transfer-encoding")
     if request.method == "CONNECT":
@@ -538,7 +538,7 @@ class HttpServer:
             self._count_bytes()
 
     async def _emptied(self, seconds: float) -> None:
-        """Wait until there are no connections, for so long at most."""
+        """Wait until all connections are closed, for this many seconds at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == inf else seconds):
                 while self._connections:
@@ -610,14 +610,14 @@ class HttpServer:
             self.lost(connection)
 
     def _refusal(self, descriptor: int) -> RequestError | None:
-        """The error of a new connection with this file descriptor, if it is one too many."""
+        """Return the error of a new connection with this file descriptor, if it is one too many."""
         most = self.limits.max_connections
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if len(self._connections) - len(self._refusing) >= most:
             text = f"the server takes at most {most:,} connections (max_connections)"
             why = Refused.MAX_CONNECTIONS
         elif files != resource.RLIM_INFINITY and descriptor >= files - _RESERVE:
-            # Descriptors are numbered from below, so this one tells how many are in use.
+            # Descriptors are numbered from 0 up, so this one shows how many are in use.
             text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
             why = Refused.DESCRIPTORS
         else:

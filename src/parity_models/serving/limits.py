@@ -73,7 +73,7 @@ class ByteBudget:
         self.held = 0
 
     def exceeded(self, size: int) -> OverloadedError:
-        """The error of a request for which so many bytes more are too many."""
+        """Return the error of a request whose bytes would exceed the budget."""
         return OverloadedError(
             f"the requests in flight hold {self.held} bytes, and {size} more would exceed the "
             f"{self.most} this server holds at once (max_in_flight); try again later",

@@ -264,7 +264,7 @@ class Predictor(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether a query would be answered."""
+        """True if a query would be answered."""
 
     @property
     def quarantined(self) -> Collection[str]:
@@ -284,7 +284,7 @@ class Models(Protocol):
 
     @property
     def why_unready(self) -> str:
-        """Why the server is not ready; empty if it is."""
+        """The reason why the server is not ready; empty if it is."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -292,7 +292,7 @@ class Models(Protocol):
 
     @property
     def only(self) -> "ServedVersion | None":
-        """The one version of a server that has no other, ever."""
+        """The version of a server of a single bundle; None for a repository."""
 
     @property
     def largest(self) -> ServedModel | None:

@@ -111,7 +111,7 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
 
 
 class TensorParameters(Struct, omit_defaults=True):
-    """Where a tensor's values are, if not in the JSON."""
+    """The place of a tensor's values, if not in the JSON."""
 
     binary_data_size: int | None = None
     shared_memory_region: str | None = None
@@ -268,7 +268,7 @@ def request_of(
     fitting: "Fitting",
     tensors: Mapping[str, NDArray[Any]],
 ) -> InferRequest:
-    """The request in a message that fits the model, with these tensors, by input.
+    """Return the request in a message that fits the model, with these tensors, by input.
 
     Raises InvalidRequestError for parameters that are none.
     """
@@ -298,7 +298,7 @@ def write_response(
     outputs: NDArray[Any],
     sources: Sequence[Source],
 ) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON object if binary data follows it.
+    """Return the body of the answer, and the length of its JSON object if binary data follows it.
 
     `outputs` are predictions (n, ...) of one kind, `sources` one source per row. Raises
     NotAcceptableError for values that JSON cannot say.
@@ -330,7 +330,7 @@ def write_response(
 
 
 def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:
-    """Raises TooLargeError for a body of JSON that is larger than that of any request, as decoding
+    """Raise TooLargeError for a body of JSON that is larger than that of any request, as decoding
     it blocks all other requests: that has more bytes, or more values in them, each of which takes
     many times its bytes once it is read."""
     values, rows = model.max_values, f"{model.max_rows} rows of {model.signature.largest.input}"
@@ -347,7 +347,8 @@ def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:
 def _wrong_data(
     tensor: TensorMessage, size: int | None, end: int | None, due: str
 ) -> InvalidRequestError:
-    """The error of an input without JSON or binary data, with both, or with other binary data."""
+    """Return the error of an input without JSON or binary data, with both, or with other binary
+    data."""
     text = f"input {tensor.name!r} has "
     if size is None:
         text += "neither data nor a binary_data_size; give one of them"
@@ -361,7 +362,8 @@ def _wrong_data(
 
 
 def _wrong_rest(binary: Sequence[str], rest: int, expected: int) -> InvalidRequestError:
-    """The error of a body in which `rest` bytes follow the JSON, as inputs have other data."""
+    """Return the error of a body in which `rest` bytes follow the JSON, as inputs have other
+    data."""
     if not binary:
         return InvalidRequestError(
             f"{rest} bytes follow the JSON object, but no input has a binary_data_size"
@@ -371,7 +373,7 @@ def _wrong_rest(binary: Sequence[str], rest: int, expected: int) -> InvalidReque
 
 
 def tenant_from(value: object, what: str) -> str:
-    """The tenant's name in `what`. Raises InvalidRequestError for another value."""
+    """Return the tenant's name in `what`. Raises InvalidRequestError for another value."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_TENANT:
         raise InvalidRequestError(
             f"{what} is a string of 1 to {MAX_TENANT} characters, got {_shown(value)}"
@@ -380,7 +382,7 @@ def tenant_from(value: object, what: str) -> str:
 
 
 def with_tenant(asked: InferRequest, header: str, given: Sequence[str]) -> InferRequest:
-    """The request, with the tenant that a header, of which these values are given, names.
+    """Return the request, with the tenant that a header, of which these values are given, names.
 
     The operator chose the header, so a request without it has no known tenant and is served exact,
     whatever its parameters say: queries that are encoded together can influence, and learn about,
@@ -417,7 +419,7 @@ class OutputTensor(NamedTuple):
     data: Raw | memoryview
 
     def array(self) -> NDArray[Any]:
-        """The values, read-only. Raises InvalidRequestError for data that cannot be such a
+        """Return the values, read-only. Raises InvalidRequestError for data that cannot be such a
         tensor."""
         what = f"the data of output {self.name!r}"
         if isinstance(self.data, Raw):
@@ -432,7 +434,7 @@ class InferAnswer(NamedTuple):
     parameters: Mapping[str, Any]
 
     def sources(self, rows: int) -> tuple[Source, ...]:
-        """The source of each row; the model's where the server does not say it. Raises
+        """Return the source of each row; the model's where the server does not say it. Raises
         InvalidRequestError for others than there are, or another number of them."""
         said = self.parameters.get("source")
         if said is None:
@@ -453,7 +455,7 @@ def write_request(
     id: str | None = None,
     binary: bool = True,
 ) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers of a request: binary data or JSON, both ways.
+    """Return the body and the headers of a request: binary data or JSON, both ways.
 
     `tensors` (n, *shape) are of the model's datatypes, by input. The answer is to have these
     `outputs`; without any, all that the model has.
@@ -481,7 +483,7 @@ def write_request(
 
 
 def answer_limit(values: int) -> int:
-    """The bytes that an answer with so many values may have, JSON or not."""
+    """Return the maximum size in bytes of an answer with this many values, in JSON or binary."""
     return _ANSWER_HEAD + _ANSWER_VALUE * values
 
 
@@ -527,16 +529,16 @@ _LITTLE_ENDIAN: dict[np.dtype[Any], np.dtype[Any]] = {
 
 
 def size_in_bytes(spec: TensorSpec, rows: int) -> int:
-    """The bytes of `rows` rows of this tensor."""
+    """Return the size in bytes of `rows` rows of this tensor."""
     return rows * prod(spec.shape) * spec.dtype.itemsize
 
 
 def array_from_bytes(
     data: bytes | memoryview, datatype: str, shape: tuple[int, ...], name: str
 ) -> NDArray[Any]:
-    """A read-only view of `data`, which has the right size, as an array of this shape.
+    """Return a read-only view of `data`, which has the right size, as an array of this shape.
 
-    Raises InvalidRequestError for bytes that are no values of the datatype.
+    Raises InvalidRequestError for bytes that are not values of the datatype.
     """
     if datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise InvalidRequestError(f"tensor {name!r} is BOOL and has bytes other than 0, 1")
@@ -544,7 +546,7 @@ def array_from_bytes(
 
 
 def little_endian(array: NDArray[Any]) -> NDArray[Any]:
-    """The array as it is written: itself, where that is how it lies in memory."""
+    """Return the array in little-endian order; itself, if it is stored so."""
     return np.ascontiguousarray(array, _LITTLE_ENDIAN[array.dtype])
 
 
@@ -564,11 +566,11 @@ def read_json(decoder: msgspec.json.Decoder[_T], text: Raw | memoryview, what: s
 
 
 def _object_end(header_length: str, size: int) -> int:
-    """Where the JSON object in a body of `size` bytes ends, by the header that says its length.
+    """Return the end of the JSON object in a body of `size` bytes, by the header with its length.
 
     Raises InvalidRequestError unless it is a length within the body.
     """
-    # Digits beyond a few thousand are no int to Python.
+    # Python refuses to convert more than a few thousand digits to an int.
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 20):
         raise InvalidRequestError(
             f"Inference-Header-Content-Length is {header_length[:40]!r}, which is not a length "
@@ -582,7 +584,7 @@ def _object_end(header_length: str, size: int) -> int:
 
 
 def array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str) -> NDArray[Any]:
-    """The array of this shape in JSON `data`, flat or nested, not to be written to.
+    """Return the array of this shape in JSON `data`, flat or nested. Do not write to it.
 
     Raises InvalidRequestError, which calls it `what`.
     """
@@ -609,7 +611,7 @@ def array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str)
 
 @cache
 def _data_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
-    """A decoder of lists, `depth` levels deep, of numbers that `datatype` can hold."""
+    """Return a decoder of lists, `depth` levels deep, of numbers that `datatype` can hold."""
     dtype: np.dtype[Any] = DATATYPES[datatype]
     element: Any
     if dtype.kind == "b":
@@ -630,7 +632,7 @@ def _data_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
 
 
 def check_finite(values: NDArray[Any], name: str, instead: str) -> None:
-    """Raises NotAcceptableError for values that JSON cannot say; `instead` can."""
+    """Raise NotAcceptableError for values that JSON cannot say; `instead` can."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise NotAcceptableError(
             f"output {name!r} has values that are not finite, which JSON cannot say; ask for "

@@ -42,13 +42,13 @@ class RedundantWork:
         self.classes: dict[str, str] = {}
         """The class of each instance that is up."""
         self._units: dict[int, tuple[float, Sequence[Task]]] = {}
-        """When a unit began, and its redundant tasks."""
+        """The start of each unit that runs, and its redundant tasks."""
         self._originals: dict[int, int] = {}
         """Units of the deployed model that run, or have finished, for each unresolved query."""
         self._running: Counter[Task] = Counter()
         """Redundant tasks that run."""
         self._gone: set[Task] = set()
-        """Those of them whose query is resolved, or whose group is forgotten."""
+        """The running tasks whose query is resolved, or whose group is forgotten."""
         self._unused: Counter[Task] = Counter()
         """Redundant tasks that have finished and have answered no query yet."""
         self._groups: dict[int, int] = {}

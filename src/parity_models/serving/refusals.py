@@ -42,13 +42,13 @@ class Refused(StrEnum):
 
 
 def soon() -> float:
-    """Seconds until a refused client may try again, if no better is known: jittered, so that not
-    all come at once."""
+    """Return the seconds until a refused client may retry, if nothing better is known. They are
+    jittered, so that not all clients come at once."""
     return random.uniform(SOON, 2 * SOON)
 
 
 def whole_seconds(seconds: float, chance: Random = _RANDOM) -> int:
-    """The seconds as HTTP takes them (RFC 9110, section 10.2.3): whole, and 1 or more.
+    """Return the seconds as HTTP takes them (RFC 9110, section 10.2.3): whole, and 1 or more.
 
     They are rounded up or down at random, so that their mean is what they were, and whoever had
     different ones still has.

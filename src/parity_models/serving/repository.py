@@ -270,7 +270,7 @@ class RepositoryModel:
 
     @property
     def why_unready(self) -> str:
-        """Why the current version does not answer; empty if it does, or if there is none."""
+        """The reason why the current version does not answer; empty if it does or there is none."""
         return "" if self.current is None else self.running[self.current].why_unready
 
     def find(self, version: str | None) -> ServedVersion:
@@ -455,7 +455,7 @@ class Repository(Collector):
         if options.placements:
             raise UserError("placements are for a server of one bundle; leave them out")
         self.metrics = Metrics()
-        """Those of the server; each version has its own."""
+        """The metrics of the server; each version has its own."""
         self._folder = folder
         self._options = options
         self._allow_code = allow_code

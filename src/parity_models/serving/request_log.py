@@ -42,12 +42,12 @@ ACCESS_LOG = logging.getLogger(ACCESS)
 
 
 class RequestLog:
-    """A request from when its head came: `id` is the client's, or one that is made here.
+    """A request, from the time its head came. `id` is the client's, or one that is made here.
 
-    `id_in_body` is the protocol's own id, which counts where there is no header. Once it is
-    answered, `sources` are those of its rows, and `model` and `version` say who answered; `metrics`
-    count it, if that has some of its own. `span` is that of OpenTelemetry which describes it, if it
-    is sampled, and `trace_id` the trace that it is part of (W3C Trace Context), in hex, if any.
+    `id_in_body` takes the protocol's own id, which is used if there is no header. Once the request
+    is answered, `sources` are those of its rows, and `model` and `version` those that answered;
+    `metrics` are the model's, if it has its own. `span` is the request's OpenTelemetry span, if it
+    is sampled; `trace_id` is its trace (W3C Trace Context), in hex, if any.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class RequestLog:
         self._trace = (traceparent, tracestate) if found else (None, None)
 
     def id_in_body(self, id: str) -> None:
-        """The body says this id."""
+        """Take the id in the body, unless the request had a header with one."""
         if not self._is_given and _ID.fullmatch(id):
             self.id, self._is_given = id, True
 

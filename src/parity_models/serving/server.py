@@ -142,12 +142,12 @@ class Server:
 
     @property
     def has_page(self) -> bool:
-        """Whether it has a live page."""
+        """True if it has a live page."""
         return self._page is not None
 
     @property
     def takes_tokens(self) -> bool:
-        """Whether clients must show a token."""
+        """True if clients must show a token."""
         return self._tokens is not None
 
     async def start(self) -> None:

@@ -97,7 +97,7 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
 def write_predictions(
     model: ServedModel, asked: InferRequest, answers: Result
 ) -> tuple[dict[str, Any], tuple[tuple[bytes, bytes], ...]]:
-    """The answer as JSON can say it, and its headers.
+    """Return the answer as JSON can say it, and its headers.
 
     Raises NotAcceptableError for values that JSON cannot say.
     """
@@ -118,7 +118,7 @@ def write_predictions(
 
 
 def status_of(model: ServedModel, ready: bool) -> dict[str, Any]:
-    """The model's state, as KServe and as TensorFlow Serving say it."""
+    """Return the model's state, as KServe and as TensorFlow Serving say it."""
     version = {
         "version": model.version,
         "state": "AVAILABLE" if ready else "UNAVAILABLE",
@@ -128,7 +128,7 @@ def status_of(model: ServedModel, ready: bool) -> dict[str, Any]:
 
 
 def _data_of(given: Raw, by_row: bool, model: ServedModel) -> dict[str, Raw]:
-    """The data of each input, all its rows as one array, whether inputs are named or not."""
+    """Return the data of each input, all its rows as one array, whether inputs are named or not."""
     names = [each.name for each in model.signature.inputs]
     if by_row:
         named = _named_rows(given, "instances")
@@ -150,7 +150,7 @@ def _data_of(given: Raw, by_row: bool, model: ServedModel) -> dict[str, Raw]:
 
 
 def _message(tensor: Tensor, data: Raw) -> TensorMessage:
-    """An input of these data: its dynamic axes are as long as the first lists there."""
+    """Return an input of these data: its dynamic axes are as long as the first lists there."""
     rows = read_json(_ROWS, data, "the rows")
     shape = [len(rows)]
     first: Any = rows[0] if rows else None
@@ -178,7 +178,7 @@ def says_not_ready(text: bytes) -> bool:
 
 
 def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """The body of a request for the rows of these tensors (n, *shape), by input.
+    """Return the body of a request for the rows of these tensors (n, *shape), by input.
 
     Raises ValueError for values that JSON cannot say.
     """
@@ -193,7 +193,7 @@ def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
-    """The rows of each output in an answer as one array, whether they are named or not.
+    """Return the rows of each output in an answer as one array, whether they are named or not.
 
     Raises InvalidRequestError for another message.
     """
@@ -213,7 +213,7 @@ def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
 
 
 def _named_rows(rows: Raw, what: str) -> list[dict[str, Raw]] | None:
-    """The rows, if they are objects; None if they are not."""
+    """Return the rows, if they are objects; None if they are not."""
     found = read_json(_ROWS, rows, what)
     if not found or not _is_object(found[0]):
         return None

@@ -27,7 +27,7 @@ def find_task(name: str) -> Task:
 def choose_task(name: str) -> Task:
     """Return the task that the user names: one of ours, or package.module:Class for their own.
 
-    Raises UserError for names that are no task's.
+    Raises UserError for unknown names.
     """
     if not is_own(name):
         return find_task(name)

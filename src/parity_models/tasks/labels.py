@@ -39,7 +39,7 @@ def load_labels(
         path, labels = "the array of labels", np.asarray(given)
     if METRICS[metric].kind != "classes":
         with np.errstate(over="ignore"):  # infinities are refused afterwards
-            labels = labels.astype(np.float32)  # whole numbers, too: labels are no pixels
+            labels = labels.astype(np.float32)  # integers, too: not scaled as pixels are
         if labels.ndim == 1 and prod(output_shape) == 1:
             labels = labels.reshape(-1, *output_shape)
         check_floats(labels, output_shape, f"labels in {path}")

@@ -1,7 +1,7 @@
 """Metrics, agreement and kinds of predictions: how good outputs are, of models and stand-ins alike.
 
-A metric also fixes the kind of predictions, and that decides how networks learn them. Where there
-are no labels, the model's own predictions count as right.
+A metric also fixes the kind of predictions, and that decides how networks learn them. Without
+labels, the model's own predictions count as right.
 """
 
 from collections.abc import Callable, Sequence
@@ -223,8 +223,8 @@ def labels_from(predictions: Array, metric: str) -> Array:
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:
     """Return how far `outputs` agree with a model's `predictions`, both (n, *output_shape).
 
-    The share of rows with the same class or, where predictions are no classes, the score of
-    the outputs with the predictions as labels.
+    This is the share of rows with the same class. If predictions are not classes, it is the score
+    of the outputs with the predictions as labels.
     """
     if METRICS[metric].kind == "classes":
         return top1(outputs, predictions.argmax(axis=-1))

@@ -182,7 +182,7 @@ class Candidate:
 
     @property
     def coded(self) -> bool:
-        """Whether it takes several queries at once."""
+        """True if it takes several queries at once."""
         return self.proposal.code is not None
 
     @property
@@ -192,7 +192,7 @@ class Candidate:
 
     @property
     def saving(self) -> float:
-        """How much sooner late queries are answered than by a copy, in F's times, on average."""
+        """The mean time by which late queries are answered sooner than by a copy, in F's times."""
         return saving(self.covered, self.share)
 
     @property
@@ -244,11 +244,11 @@ class Candidate:
         return fitted
 
     def judge(self, level: float) -> None:
-        """Find out for how many queries it may answer if `level` of the answers are to agree.
+        """Estimate the share of queries that it may answer if `level` of the answers must agree.
 
-        Of the surest answers to queries held out it is the largest share that does, as it looks:
-        the gate's calibration promises it. Where nothing tells how sure an answer is, it is the
-        share of those that agree.
+        It is the largest share of the most confident answers to held-out queries that reaches the
+        level. This is an estimate; only the calibration of the gate guarantees the level. For
+        outputs without a confidence, it is the share of answers that agree.
         """
         began = time.monotonic()
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))

@@ -144,7 +144,7 @@ def run_reduced(module: nn.Module, queries: Rows) -> Tensor:
 
 @cache
 def _computes_bfloat16(device: str) -> bool:
-    """Whether the hardware computes in it; where software emulates it, it is slower than float32.
+    """Return whether the hardware computes in bfloat16; emulated, it is slower than float32.
 
     Not on CPUs with AMX: its kernels in oneDNN 3.12 read uninitialised memory (oneDNN, issue
     5717), so that trainings differ from run to run, and some end in NaN.

@@ -64,7 +64,7 @@ class OutputTransform:
 
     @property
     def of_classes(self) -> bool:
-        """Whether outputs are scores of classes, and not values."""
+        """True if outputs are scores of classes, not values."""
         return self.kind in ("logits", "probabilities")
 
     def targets(self, predictions: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class DistillationData:
 
     @property
     def mirrored(self) -> bool:
-        """Whether there are predictions for queries turned left to right."""
+        """True if there are predictions for queries flipped left to right."""
         return len(self.predictions) == 2
 
     @property

@@ -57,7 +57,7 @@ WIDEST, LARGEST = 2**20, 2**53
 """Integers that span a wider range, or are larger, are numbers, not ids."""
 
 MOST_COLUMNS = 256
-"""A row of more integers than this is a sequence: its columns are not told apart."""
+"""A row of more integers than this is a sequence: all its columns count as one."""
 
 PLACES, PAIRS = 65_537, 16_381
 """The most places in the tables for ids, and for pairs of neighbours. They are primes, so that ids
@@ -170,7 +170,7 @@ def _spread(rows: Array, alike: tuple[int, ...], *, by_channel: bool) -> tuple[A
     """
     axes = (0, *alike) if by_channel else (0,)
     low, high = np.quantile(rows, (OUTLYING, 1 - OUTLYING), axis=axes, keepdims=True)
-    # Of values that are nearly always the same, as flags are, the rare ones are no outliers.
+    # Among values that are nearly always the same, as flags are, rare ones are not outliers.
     reach = np.where(high > low, high - low, np.inf)
     kept = np.clip(rows, low - reach, high + reach)
     center = kept.mean(axis=axes, keepdims=True, dtype=np.float64)
@@ -269,7 +269,7 @@ def _fit_ids(tensor: Tensor, array: Array, sizes: Sizes, share: float) -> Ids:
 
 
 def _content(tensor: Tensor, array: Array, sizes: Sizes) -> NDArray[np.bool_]:
-    """Return which values of an input's `array` (n, ...) are no padding."""
+    """Return which values of an input's `array` (n, ...) are content, not padding."""
     here = np.ones(array.shape, np.bool_)
     for axis, at in tensor.axes.items():
         shape = [1] * array.ndim

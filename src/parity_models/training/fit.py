@@ -65,7 +65,7 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a training run ended, with the module at its best epoch.
+    """The outcome of a training run; its module is at its best epoch.
 
     `epochs` and `seconds` include those of the runs that were resumed; `best_epoch` 0 is the module
     as it began. One that was `interrupted` is `resumable` if there is a checkpoint, so after its
@@ -262,7 +262,7 @@ class _Run:
     def load(self) -> None:
         """Continue from the checkpoint.
 
-        Raises TrainingError if there is no sound one, or its run had other options.
+        Raises TrainingError if it is missing or damaged, or its run had other options.
         """
         path = self.checkpoint
         if not path.is_file():

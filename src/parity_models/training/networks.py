@@ -119,7 +119,7 @@ def _made_by(name: str, factory: Factory) -> type[Network]:
 def _checked(name: str, make: Callable[[], nn.Module], takes: Shape, gives: Shape) -> nn.Module:
     """Make the user's own network, called `name`, and check it.
 
-    Raises TrainingError for what is no network, or one that does not fit the shapes.
+    Raises TrainingError if it is not a network, or does not fit the shapes.
     """
     try:
         network: object = make()

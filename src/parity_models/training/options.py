@@ -54,7 +54,7 @@ class TeachingOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(TeachingOptions):
-    """How to train one stand-in.
+    """The options of training one stand-in.
 
     Training ends after `epochs` or `seconds`, whichever comes first; with neither, after the
     recipe's number of epochs. On one device the same `seed` gives the same weights, unless a time

@@ -29,7 +29,7 @@ SUMS_EPOCHS = 4
 PUBLISHED_ENCODERS = ("sum", "concatenation")
 
 Style = Literal["distilled", "published"]
-"""How parity models learn: from decoded predictions, or as in the publication."""
+"""The way parity models learn: from decoded predictions, or as in the publication."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Recipe(Effort):
-    """How a network is trained: with AdamW and a learning rate that is annealed, or in the
-    published `style` with Adam and a constant one."""
+    """The settings of training a network: AdamW with an annealed learning rate or, in the published
+    `style`, Adam with a constant one."""
 
     style: Style = "distilled"
 

@@ -368,9 +368,9 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Found:
-    """How a search ended: the candidates that are left, and by name why others are not.
+    """The outcome of a search: the candidates that are left, and reasons against others, by name.
 
-    One that was `interrupted` has what was best until then.
+    If the search was `interrupted`, they are the best until then.
     """
 
     finalists: list[Candidate]

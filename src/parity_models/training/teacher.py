@@ -80,7 +80,7 @@ class Teacher:
 
     @property
     def foreign(self) -> bool:
-        """Whether the weights are not in the bundle; queries may then be of any scale."""
+        """True if the weights are not in the bundle; queries may then be of any scale."""
         return not has_weights(self.bundle)
 
     @property

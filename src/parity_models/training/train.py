@@ -147,7 +147,7 @@ def parity(
         DataError: For inputs that do not fit.
         ModelError: For a model that cannot be deployed.
         TrainingError: For a network or recipe that cannot work, and a run that cannot be resumed.
-        BundleError: If `out` is no place for a bundle.
+        BundleError: If `out` cannot hold a bundle.
         UserError: For options out of range or that contradict each other.
     """
     chosen = gather(TrainingOptions, options, given)
@@ -206,7 +206,7 @@ def backup(
 
 
 def check_run(out: Path | str, options: TrainingOptions) -> None:
-    """Raise BundleError if `out` is no place for a bundle, TrainingError for a missing device."""
+    """Raise BundleError if `out` cannot hold a bundle, TrainingError for a missing device."""
     check_place(Path(out).resolve())
     choose_device(options.device)
 

@@ -107,7 +107,7 @@ class PerceptronDecoder(nn.Module):
 
 
 def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """A last layer that at first gives nothing."""
+    """Return a last layer that gives zeros at first."""
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

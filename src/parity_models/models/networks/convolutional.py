@@ -218,10 +218,10 @@ def check_image(shape: Shape, grid: Grid, name: str, least: int = 8) -> Shape:
 
 
 def places(shape: Shape) -> Grid:
-    """Return the grid of pooling cells for images that are overlaid, as by sum: one mean over the
-    whole feature map would not tell which features belong together.
+    """Return the grid of pooling cells for images that are overlaid, as by sum.
 
-    Neighbouring cells are joined until there are no more than MAX_PLACES.
+    With one mean over the whole feature map, the network could not know which features belong
+    together. Neighbouring cells are joined until there are at most MAX_PLACES.
     """
     if len(shape) != 3:
         return 1, 1

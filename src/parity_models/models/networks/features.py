@@ -13,10 +13,10 @@ from parity_models.models.networks.queried import Queried, QueriedInput, Shape
 from parity_models.options import Option
 
 MOST_COLUMNS = 256
-"""Integers in a row beyond these are no features, but a sequence."""
+"""A row with more integers than these is a sequence, not a row of features."""
 
 MOST_VALUES = 2**20
-"""Integers that go farther are numbers, not categories."""
+"""Integers with a wider range are numbers, not categories."""
 
 
 class Features(Network):

@@ -46,7 +46,7 @@ class QueriedInput:
 
     @property
     def whole(self) -> bool:
-        """Whether its values are integers."""
+        """True if its values are integers."""
         return self.tensor.dtype.kind in "iub"
 
     @property
@@ -73,7 +73,7 @@ class Queried:
 
     @property
     def is_array(self) -> bool:
-        """Whether there is one float32 input of fixed shape."""
+        """True if there is one float32 input of fixed shape."""
         tensor = self.inputs[0].tensor if len(self) == 1 else None
         return tensor is not None and tensor.datatype == "FP32" and not tensor.axes
 

@@ -15,7 +15,7 @@ from parity_models.models.networks.queried import Queried, QueriedInput, Shape
 from parity_models.options import Option
 
 FEWEST_WORDS = 32
-"""Integers with fewer different values are no words."""
+"""Integers with fewer different values are not ids of words."""
 
 FACTORS = (1_000_003, 8_191, 131)
 """Factors of the ids of neighbours, which are added up and hashed."""

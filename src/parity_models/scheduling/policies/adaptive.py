@@ -63,7 +63,7 @@ class Adaptive(Policy):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
-        """What can be set."""
+        """The policy's options."""
 
         urgency: Annotated[
             float,

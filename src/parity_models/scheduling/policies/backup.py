@@ -26,7 +26,7 @@ class ApproximateBackup(Policy):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(AnswerOptions, Policy.Options):
-        """What can be set."""
+        """The policy's options."""
 
     def __init__(self, options: Options | None = None) -> None:
         self._stand_in_delay = (options or self.Options()).stand_in_delay

@@ -57,7 +57,7 @@ class Effect:
         self._helped = True
         self._slice_until, self._slice_left = 0.0, 0
         self._kinds: dict[int, bool] = {}
-        """Whether the queries of this test are helped."""
+        """For each query of this test, whether it is helped."""
         self._results = {True: [0, 0], False: [0, 0]}
         """Of queries that are helped or not: how many have ended, and how many were late."""
 

@@ -299,7 +299,7 @@ class CodingGroups:
         if known:
             return
         kept.append(query)
-        # A group's own members are no padding for it, so k - 1 others need 2k - 2 places.
+        # A group cannot be padded with its own members, so k - 1 others need 2k - 2 places.
         if len(kept) > 2 * self._code.k - 2:
             port.release(kept.popleft())
         if len(self._padding) > SHARERS_KEPT:

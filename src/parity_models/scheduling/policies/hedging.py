@@ -31,7 +31,7 @@ class Hedging(Policy):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
-        """What can be set."""
+        """The policy's options."""
 
         hedge_delay: Annotated[
             float | None,

@@ -1,4 +1,4 @@
-"""How many instances preemptible work must leave idle, for the queries about to arrive.
+"""The number of instances that preemptible work must leave idle, for queries about to arrive.
 
 The number of queries in flight fluctuates by about its square root. With that many instances more
 than are busy on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for queues with

@@ -22,7 +22,7 @@ from parity_models.scheduling.work import Query, Task, Unit
 
 
 class Pool(StrEnum):
-    """Where parity models run."""
+    """The instances that run parity models."""
 
     DEDICATED = "dedicated"
     """On instances of their own, as in the paper."""
@@ -38,7 +38,7 @@ class Parity(Policy):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(AnswerOptions, Policy.Options):
-        """What can be set."""
+        """The policy's options."""
 
         pool: Annotated[
             Pool,

@@ -16,7 +16,7 @@ class Replication(Policy):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
-        """What can be set."""
+        """The policy's options."""
 
         copies: Annotated[int, Option("How often each query is sent.", at_least=2)] = 2
 

@@ -31,7 +31,7 @@ class StandIn:
 
     @property
     def is_measured(self) -> bool:
-        """Whether enough of its units have run lately."""
+        """True if enough of its units have run lately."""
         return self._own.median is not None
 
     @property

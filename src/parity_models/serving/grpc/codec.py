@@ -51,7 +51,7 @@ _FIELDS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
-"""Which field of InferTensorContents has the values, by datatype."""
+"""The field of InferTensorContents that has the values, by datatype."""
 
 _SHARED = "shared_memory_region"
 """The parameter of a tensor that is in shared memory."""
@@ -61,7 +61,7 @@ _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
 
 
 def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest:
-    """The request in `message`.
+    """Return the request in `message`.
 
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
     expected.
@@ -95,7 +95,8 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
 def write_response(
     model: ServedModel, request: InferRequest, outputs: NDArray[Any], sources: Sequence[Source]
 ) -> ModelInferResponse:
-    """The answer: predictions (n, ...) of one kind, and in `parameters` the source of each row."""
+    """Return the answer: predictions (n, ...) of one kind, and in `parameters` the source of each
+    row."""
     response = ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
@@ -139,7 +140,7 @@ def _from_raw(
 def tensor_from_contents(
     contents: InferTensorContents, spec: TensorSpec, rows: int, what: str
 ) -> NDArray[Any]:
-    """The tensor (rows, *shape of spec) in a tensor's typed contents, not to be written to.
+    """Return the tensor (rows, *shape of spec) in a tensor's typed contents, not to be written to.
 
     Raises InvalidRequestError, which calls it `what`.
     """
@@ -172,13 +173,13 @@ def _storage(tensor: Any) -> TensorParameters | None:
 
 
 def _asked_of(output: Any) -> tuple[str | None, int | None]:
-    """The shared memory, and the classes, that an output is asked for."""
+    """Return the shared memory and the classes that a request wants of an output."""
     parameters = output.parameters
     return "" if _SHARED in parameters else None, 1 if "classification" in parameters else None
 
 
 def _timeout(message: ModelInferRequest) -> int | None:
-    """The parameter timeout, in microseconds."""
+    """Return the parameter timeout, in microseconds."""
     if "timeout" not in message.parameters:
         return None
     timeout: object = parameter_of(message, "timeout")
@@ -190,7 +191,7 @@ def _timeout(message: ModelInferRequest) -> int | None:
 
 
 def parameter_of(message: ModelInferRequest | RepositoryModelLoadRequest, name: str) -> Any:
-    """The parameter's value, of whatever type it has; None if it is not there or empty."""
+    """Return the parameter's value, of whatever type it has; None if it is not there or empty."""
     if name not in message.parameters:
         return None
     parameter = message.parameters[name]

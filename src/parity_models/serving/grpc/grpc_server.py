@@ -98,7 +98,7 @@ _MAX_AGE, _AGE_GRACE = 600.0, 120.0
 answer stays unread for longer."""
 
 _HEALTH_INTERVAL = 0.2
-"""Seconds between two looks at the readiness that somebody watches."""
+"""Seconds between two checks of the readiness for streams that watch it."""
 
 _QUIET = ("ServerLive", "ServerReady")
 """Methods that are called again and again: they are in no access log, and need no token."""
@@ -192,7 +192,8 @@ class GrpcServer:
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
-    """The limits that gRPC itself keeps; those of headers and of pings are its own defaults."""
+    """Return the limits that gRPC itself enforces; those of headers and of pings are its
+    defaults."""
     times = {
         "server_handshake_timeout": limits.head_timeout,
         "max_connection_idle": limits.idle_timeout,
@@ -312,8 +313,8 @@ class InferenceService:
 
     @contextmanager
     def _holding(self, size: int) -> Iterator[None]:
-        """Take a place among the calls, and so many bytes from the budget. Raises OverloadedError
-        if there are too few."""
+        """Count a call, and its bytes against the budget, while the block runs. Raises
+        OverloadedError if a limit is exceeded."""
         if self._rpcs >= self._max_rpcs:
             raise OverloadedError(
                 f"the server takes at most {self._max_rpcs:,} gRPC calls at a time (max_rpcs); "
@@ -419,8 +420,8 @@ class InferenceService:
 
 
 class Health:
-    """grpc.health.v1: whether the server is ready, asked once or watched until it stops, on at most
-    `max_watches` streams at a time."""
+    """The service grpc.health.v1: answers whether the server is ready, once or on a stream until it
+    stops. At most `max_watches` streams are open at a time."""
 
     def __init__(
         self, models: Models, metrics: Metrics, max_watches: int, stopping: asyncio.Event
@@ -514,15 +515,15 @@ def _name_bundle(version: ServedVersion, context: Context) -> None:
 
 
 def code_of(error: RequestError) -> StatusCode:
-    """The error's status code in gRPC: RESOURCE_EXHAUSTED where there is too much to do, else what
-    stands for its HTTP status."""
+    """Return the error's gRPC status: RESOURCE_EXHAUSTED for overload, else the one that
+    corresponds to its HTTP status."""
     if isinstance(error, OverloadedError):
         return StatusCode.RESOURCE_EXHAUSTED
     return _CODES.get(error.status, StatusCode.INTERNAL)
 
 
 def text_of(error: RequestError) -> str:
-    """The error's text for clients, cut to what a header holds."""
+    """Return the error's text for clients, cut to what a header holds."""
     text = str(error)[:MAX_TEXT]
     size = 0
     for at, character in enumerate(text):

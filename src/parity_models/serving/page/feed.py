@@ -85,7 +85,7 @@ class Feed:
 
     @property
     def full(self) -> bool:
-        """Whether there are as many watchers as there may be."""
+        """True if no further watcher is allowed."""
         return len(self._watchers) >= MAX_WATCHERS
 
     def start(self) -> None:

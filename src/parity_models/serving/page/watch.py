@@ -126,10 +126,10 @@ class Event(Struct, frozen=True):
 
 
 class GateView(Struct, frozen=True):
-    """How often a stand-in agrees with the model, against the `level` that its gate promises.
+    """The agreement of a stand-in with the model, next to the `level` that its gate promises.
 
-    Without a gate, `level` is 0 and `open` is true. `agreed` of `compared` answers said what the
-    model said, since the server's start.
+    Without a gate, `level` is 0 and `open` is true. Since the server's start, `agreed` of the
+    `compared` answers agreed with the model's.
     """
 
     source: str

@@ -167,7 +167,7 @@ def unreadable(error: Exception) -> UpstreamError:
 
 
 def _check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
-    """Raises UpstreamError, with the difference, unless the model is as described."""
+    """Raise UpstreamError, with the difference, unless the model is as described."""
     signature = model.signature
     for role, found, wanted in (
         ("input", about.inputs, signature.inputs),
@@ -295,7 +295,7 @@ class RestClient(UpstreamClient):
 
 
 class V1Client(RestClient):
-    """An upstream over V1, where a prediction alone tells whether its model is the right one."""
+    """An upstream over V1, where only a prediction can show whether its model is the right one."""
 
     async def check_ready(self, model: UpstreamModel) -> None:
         path = _v1_path(model)

@@ -119,5 +119,5 @@ def _write_mlserver(folder: Path, name: str, version: str, model: ModelFile, pat
 
 
 def _dims(tensor: Tensor) -> list[int]:
-    """The shape of a row, where -1 is any size."""
+    """Return the shape of a row, where -1 is any size."""
     return [-1 if isinstance(each, str) else each for each in tensor.shape]

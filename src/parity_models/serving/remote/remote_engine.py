@@ -96,7 +96,7 @@ class RemoteEngine(Engine):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(FleetOptions):
-        """Where the upstreams are."""
+        """The upstreams' URLs."""
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
@@ -513,7 +513,7 @@ class _Link:
         return None
 
     async def _check(self) -> None:
-        """Raises UpstreamError unless the upstream has the bundle's models and runs them, and
+        """Raise UpstreamError unless the upstream has the bundle's models and runs them, and
         BusyError if it cannot be checked for now."""
         for role, model in self._models.items():
             try:

@@ -23,8 +23,8 @@ _SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "model": ".+", "v
 """The parameters of a URL, with the pattern of each value."""
 
 TOLERANCE = 0.05
-"""How far an upstream's prediction may be from the bundle's, as a share of the largest value:
-room for other precisions, not for other weights."""
+"""The largest difference between an upstream's prediction and the bundle's, as a share of the
+largest value: room for other precisions, not for other weights."""
 
 MAX_CONCURRENCY = 1000
 
@@ -37,7 +37,7 @@ class PredictionProtocol(StrEnum):
 
 
 class Fault(StrEnum):
-    """Why an upstream gets no units for a while."""
+    """The reason why an upstream gets no units for a while."""
 
     UNREACHABLE = "unreachable"
     NOT_READY = "not ready"
@@ -50,7 +50,7 @@ class Fault(StrEnum):
 
 
 AWAY = frozenset({Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT})
-"""Faults that pass: of a server that is not there yet, not of one that is not what it must be."""
+"""Faults that may pass, as the server is not up yet; the others mean that it is wrong."""
 
 
 class UpstreamError(ServingError, UserError):
@@ -134,7 +134,7 @@ class UpstreamModel:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetOptions(Options):
-    """Where the upstreams are. URLs are separated by commas; see `parse_upstreams`."""
+    """The upstreams' URLs, separated by commas; see `parse_upstreams`."""
 
     deployed: Annotated[
         str | None,

@@ -49,7 +49,7 @@ class AsgiApp:
             await _send(response, request, send)
 
     async def _answer(self, request: Request, receive: Receive) -> Response | None:
-        """The answer, or None where the client went away before there was one."""
+        """Return the answer, or None where the client went away before there was one."""
         length = request.headers.get("content-length", "")
         self._rest.begin(request, int(length) if length.isascii() and length.isdigit() else 0)
         more = True

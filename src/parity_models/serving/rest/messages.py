@@ -96,7 +96,7 @@ class Request:
         self.held, self.budget, self.max_body = 0, _NOTHING, 0
 
     def values(self, name: str) -> Sequence[str]:
-        """All values of a header, as they were given."""
+        """Return all values of a header, as they were given."""
         if name in self.repeated:
             return self.repeated[name]
         return [self.headers[name]] if name in self.headers else []
@@ -163,7 +163,7 @@ class Request:
         self.budget.held -= compressed
 
     def too_large(self) -> TooLargeError:
-        """The error of a request whose body is larger than `max_body`."""
+        """Return the error of a request whose body is larger than `max_body`."""
         return TooLargeError(
             f"the body is larger than the {self.max_body} bytes this server takes at once "
             "(max_body); send fewer rows at once",
@@ -175,19 +175,20 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def json_response(content: object, status: int = HTTPStatus.OK, headers: Headers = ()) -> Response:
-    """A response whose body is the content as JSON."""
+    """Return a response whose body is the content as JSON."""
     return Response(status, msgspec.json.encode(content), JSON + headers)
 
 
 def error_response(text: str, status: int, headers: Headers = ()) -> Response:
-    """The JSON object that every error is; a long text, which repeats what a client sent, is cut
+    """Return the JSON object of an error. A long text, which repeats what a client sent, is cut
     off."""
     said = text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}..."
     return json_response({"error": said}, status, headers)
 
 
 def refusal(error: RequestError) -> Response:
-    """The answer to a request that ends with this error, with when to try again, if known."""
+    """Return the answer to a request that ends with this error, with when to try again, if
+    known."""
     headers: Headers = ()
     if isinstance(error, UnauthorizedError):
         headers = ((b"www-authenticate", CHALLENGE),)

@@ -213,7 +213,7 @@ class Rest:
         return response
 
     def refused(self, request: Request, error: RequestError) -> Response:
-        """The answer to a request that ends with this error."""
+        """Return the answer to a request that ends with this error."""
         if error.why is not None:
             self._metrics.refusals.labels(error.why).inc()
         self._ended(request, error.status)
@@ -232,7 +232,7 @@ class Rest:
             (log.metrics or self._metrics).requests.labels(status).inc()
 
     def _check_token(self, tokens: Tokens, request: Request) -> None:
-        """Raises UnauthorizedError for a request that shows none of the tokens."""
+        """Raise UnauthorizedError for a request that shows none of the tokens."""
         if not tokens.admits(request.headers.get("authorization")):
             self._metrics.unauthorized.inc()
             raise UnauthorizedError
@@ -326,7 +326,7 @@ class Rest:
 
 
 async def _small(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
-    """The content of a request without tensors."""
+    """Return the content of a request without tensors."""
     await request.decompress()
     if len(request.body) > JSON_OBJECT:
         raise TooLargeError(
@@ -362,8 +362,8 @@ _VERSIONS = ("0.0.1", "0.0.4", "1.0.0", "2.0.0")
 
 
 def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
-    """The encoder and the media type of metrics for this request: one of a few, whatever versions
-    it accepts, as their names would become part of the media type."""
+    """Return the encoder and the media type of metrics for this request: one of a few, whatever
+    versions it accepts, as their names would become part of the media type."""
     known = []
     for media_type in request.headers.get("accept", "").split(","):
         parameters = (each.strip().partition("=") for each in media_type.split(";"))
@@ -373,7 +373,7 @@ def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]
 
 
 def metrics_response(request: Request, registry: Collector) -> Response:
-    """The metrics of the registry, in the Prometheus format that the request accepts."""
+    """Return the metrics of the registry, in the Prometheus format that the request accepts."""
     encode, media_type = metrics_format(request)
     return Response(200, encode(registry), ((b"content-type", media_type.encode()),))
 

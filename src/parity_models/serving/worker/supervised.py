@@ -1,8 +1,8 @@
 """Engines that start instances, watch them, and replace those that end.
 
-Timeouts are counted in ticks of the event loop rather than read off a clock: when the engine itself
-did not get to run (stopped by Ctrl-Z, a long computation on the loop), its instances are not to
-blame for reports that it has not read.
+Timeouts are counted in ticks of the event loop, not read off a clock. If the engine itself did not
+run (it was stopped by Ctrl-Z, or a long computation held up the loop), its instances are not blamed
+for reports that it did not read.
 """
 
 import asyncio
@@ -64,11 +64,11 @@ class SupervisedInstance(ABC):
     """One life of an instance, which ends once and is followed by another.
 
     `number` counts the engine's instances from 0 and is the same in every life; `name` is not.
-    `joined` once it has said hello. `silence` is how many of the engine's ticks ago it was last
-    heard from. `signatures` are those of its models, by role, once it has joined. `why_killed` is
-    set once it has been killed; later reports are ignored. `recycled` if it was killed although
-    nothing is known to be wrong with its process. Its reports go to `on_report`, with the bytes of
-    a unit's outputs.
+    `joined` is true once it has said hello. `silence` is the number of the engine's ticks since its
+    last report. `signatures` are those of its models, by role, once it has joined. `why_killed` is
+    set once it has been killed; later reports are ignored. `recycled` is true if it was killed
+    although no fault of its process is known. Its reports go to `on_report`, with the bytes of a
+    unit's outputs.
     """
 
     def __init__(

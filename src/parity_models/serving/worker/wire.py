@@ -119,7 +119,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The unit has not run to its end, or was cancelled; `detail` is for the log."""
+    """The unit failed or was cancelled; `detail` is for the log."""
 
     unit: int
     detail: str

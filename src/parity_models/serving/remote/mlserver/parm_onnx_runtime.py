@@ -1,7 +1,7 @@
-"""An ONNX model in MLServer, which has no runtime for it of its own.
+"""A runtime for ONNX models in MLServer, which does not have one of its own.
 
-`parm export --format mlserver` writes this file beside each model; MLServer imports it from
-there. It needs onnxruntime in MLServer's environment, and nothing of Parity Models.
+`parm export --format mlserver` writes this file next to each model; MLServer imports it from
+there. It needs onnxruntime in MLServer's environment, but not Parity Models.
 """
 
 import numpy as np
