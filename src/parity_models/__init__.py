@@ -8,8 +8,8 @@
     with pm.serve(bundle, instances=4) as server:
         print(server.predict(rows[:2]).sources)
 
-Each function is what the command of its name calls. It is imported when it is first asked for, so
-serving needs nothing of what training needs. `__init__.pyi` says the types.
+Each function is called by the command of the same name. Names are imported when they are first
+used, so serving does not import what only training needs. `__init__.pyi` has the types.
 """
 
 import os

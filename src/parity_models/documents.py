@@ -33,10 +33,10 @@ KINDS = {
 BOUNDS = {">=": "{} or more", "<=": "{} or less", ">": "above {}", "<": "below {}"}
 
 SHOWN = 40
-"""Characters of a wrong value that are shown."""
+"""Characters of a wrong value that messages show."""
 
 MAX_BYTES = 1 << 20
-"""The size of a document, at most, where nothing else is said."""
+"""The default maximum size of a document."""
 
 
 def content_of(file: "Traversable", most: int = MAX_BYTES) -> bytes:
@@ -203,7 +203,7 @@ def _below(kind: inspect.Type, step: str | int) -> Iterator[inspect.Type]:
 
 
 def _in_words(said: str, place: _Place) -> str:
-    """msgspec's message about a place, in words; what a struct itself says stays as it is."""
+    """Return msgspec's message about a place in words; a struct's own messages are unchanged."""
     rules: dict[str, Callable[[re.Match[str]], str]] = {
         "Object contains unknown field `(.*)`": lambda found: _unknown(found[1], place),
         "Object missing required field `(.*)`": lambda found: _missing(found[1], place),

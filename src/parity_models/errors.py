@@ -110,4 +110,4 @@ class LoadError(UserError):
 
 
 class ContentionError(UserError):
-    """Contention that cannot be made on this machine, or a description of it that is none."""
+    """Contention that cannot be made on this machine, or an invalid description of it."""

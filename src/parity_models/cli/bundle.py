@@ -1,4 +1,4 @@
-"""parm bundle: an ONNX model of one's own as a bundle, to be served as it is."""
+"""parm bundle: a bundle of the user's own ONNX model, without training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -24,7 +24,7 @@ REMEMBERED = 256
 """Encoders, for the inputs' shapes, that are cached."""
 
 UNLIKE = 1009
-"""A size of dynamic axes to try encoders with, which fixed axes hardly have."""
+"""A size of dynamic axes to try encoders with; fixed axes are unlikely to have it."""
 
 
 @dataclass(frozen=True)

@@ -82,13 +82,13 @@ class Coder(ABC):
 def network_class(name: str) -> Any:
     """Return the torch module of this name in models/networks/coders.py.
 
-    Found by name, where one is to be trained: codes, and what serves with them, run without torch.
+    It is imported by name when one is trained, so that codes and servers run without torch.
     """
     return getattr(import_module("parity_models.models.networks.coders"), name)
 
 
 def untrained(coder: str) -> CodeError:
-    """Return the error of a learned coder that is to compute and has no network."""
+    """Return the error of a learned coder that is used without a network."""
     return CodeError(
         f"the {coder} is learned, and no network was given to it; use the code of a bundle that "
         "was trained with it (parm parity)"

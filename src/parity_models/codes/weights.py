@@ -1,4 +1,4 @@
-"""The weights that tell r parities apart, and sets of outputs that may be unavailable."""
+"""The weights of the r parity queries, and sets of outputs that may be unavailable."""
 
 from functools import lru_cache
 from itertools import combinations
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_SETS = 128
-"""Sets of one size that are tried at most."""
+"""Maximum number of sets of one size that are tried."""
 
 
 @lru_cache(256)

@@ -1,4 +1,4 @@
-"""Distributions of durations, and what draws from them. Times in seconds."""
+"""Distributions of durations, and random draws from them. Times in seconds."""
 
 from hashlib import sha256
 from math import log

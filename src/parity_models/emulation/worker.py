@@ -11,8 +11,8 @@ from parity_models.emulation.fault_plan import FaultPlan, Neighbours, Shuffles, 
 class Transfers:
     """The course of a plan's shuffles.
 
-    It is drawn as far as needed; each worker's times of calls must not decrease. `only` is the one
-    worker of which active transfers will be counted, so that no others are remembered; None: any.
+    It is drawn as far as needed; a worker's times of calls must not decrease. With `only`, just the
+    transfers of this worker are remembered and can be counted.
     """
 
     def __init__(self, shuffles: Shuffles, seed: int, only: int | None = None) -> None:

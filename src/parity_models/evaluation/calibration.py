@@ -1,12 +1,12 @@
 """Calibrating gates: the confidence from which on stand-ins agree with F often enough.
 
 Thresholds are tested on held-out queries (Angelopoulos, Bates et al., Learn then Test, 2021). The
-hypothesis of a threshold is that, of the outputs above it, less than the level agree. Its p-value
-is binomial, so that a threshold alone would be that of Clopper and Pearson (Biometrika, 1934).
-Thresholds are tested one after the other towards more coverage, and the last is taken that was
-rejected before the first that was not: so the probability that the true agreement is below the
-level is at most RISK, whatever the models and however many thresholds there are (fixed sequence
-testing). The thresholds are quantiles of the confidence in other queries than they are tested on.
+hypothesis of a threshold is that less than the level of the outputs above it agree. Its p-value is
+binomial; for a single threshold, this is the bound of Clopper and Pearson (Biometrika, 1934).
+Thresholds are tested one after the other, towards more coverage, until the first whose hypothesis
+is not rejected; the one before it is taken. So the probability that the true agreement is below the
+level is at most RISK, whatever the models and the number of thresholds (fixed sequence testing).
+The thresholds are quantiles of the confidence in queries that they are not tested on.
 """
 
 from collections.abc import Iterable
@@ -33,17 +33,17 @@ LEVELS: Final = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """The levels of agreement that are always calibrated, if they can be reached."""
 
 RISK: Final = 0.05
-"""The probability that the true agreement at a level is below it, at most."""
+"""The maximum probability that the true agreement at a level is below it."""
 
 DESIGN: Final = 10
-"""One of so many queries chooses which thresholds are tested; the others test them."""
+"""One query in DESIGN chooses the thresholds; the others test them."""
 
 THRESHOLDS: Final = 200
-"""Thresholds that are tested at most."""
+"""Maximum number of thresholds that are tested."""
 
 FIRST: Final = 6.0
-"""The first threshold lets so many times the answers through that would do if all of them agreed:
-some of the surest disagree, too."""
+"""The first threshold lets FIRST times as many answers through as would be enough if all of them
+agreed: some of the most confident disagree, too."""
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -288,7 +288,7 @@ def _task_of(bundle: Bundle, task: str | None, needed: str) -> Task:
 # Tables
 
 SLOWER = 1.1
-"""A model that takes so many times as long as the deployed one is slower than it."""
+"""A model is slower than the deployed one if it takes this many times as long."""
 
 _WIDEST = max(map(len, get_args(StandIn)))
 

@@ -179,10 +179,9 @@ class Outputs:
     def answers(self, *, independent: bool = False) -> dict[StandIn, Answers]:
         """Return the answers of each stand-in, as serving would give them.
 
-        Every query is reconstructed once, as soon as it can be: with 1 to r of its group
-        unavailable, and no more parity outputs than that takes. Where answers are to be
-        `independent` of each other, one of a group is reconstructed, unless the slots of the code
-        are isolated. A backup answers every query.
+        Every query is reconstructed once, with 1 to r of its group unavailable, from as few parity
+        outputs as that takes. If answers must be `independent` of each other, one query of a group
+        is reconstructed, unless the slots of the code are isolated. A backup answers every query.
         """
         found: dict[StandIn, Answers] = {}
         if self.code is not None and self.rows >= self.code.k:

@@ -1,4 +1,4 @@
-"""Records a running server by its metrics: how long units take, and when it is asked."""
+"""Records a running server by its metrics: run times of units, and arrivals of queries."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ from parity_models.serving.client import (
 from parity_models.simulation.recording import POINTS, Recording, Runs
 
 STEP: Final = 1.0
-"""Seconds between two looks at the metrics."""
+"""Seconds between two readings of the metrics."""
 
 PATIENCE: Final = 5.0
 """Seconds that a server has to answer."""
@@ -161,7 +161,7 @@ async def record(
     progress: Callable[[float], None] = lambda done: None,
     credentials: Credentials = ANONYMOUS,
 ) -> Recording:
-    """Record a server for so many seconds.
+    """Record a server for some seconds.
 
     Args:
         url: The server's address, or that of its metrics.
@@ -171,7 +171,7 @@ async def record(
 
     Raises:
         UserError: `url` is not an address.
-        LoadError: The server cannot be asked, or says too little.
+        LoadError: The server cannot be reached, or ran too few units.
 
     """
     server, path = metrics_of(url)

@@ -178,7 +178,7 @@ def _output_shapes(
     axes: Mapping[str, Axis],
     rows: int,
 ) -> list[Tensor]:
-    """Return the outputs, with the sizes of their axes as found by running so many rows."""
+    """Return the outputs, with the sizes of their axes as found by running this many rows."""
 
     def shapes_at(sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
         try:

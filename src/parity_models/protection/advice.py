@@ -50,10 +50,10 @@ class Protection:
 class Simulations:
     """Simulations of one deployed model under one load.
 
-    The model takes the times `deployed`, serving the `overheads`, if they are known. Units have up
-    to `max_batch` queries, a batch size that there is a time for. At most `extra_work` is wanted.
-    All of some `plans` simulations may take so many `seconds`. Work is the time of all units
-    undisturbed, which contention does not change.
+    The model takes the times `deployed`, and serving adds the `overheads`, if they are known. Units
+    have up to `max_batch` queries, for which a time is known. Extra work should be at most
+    `extra_work`. All `plans` simulations together may take `seconds`. Work is the time of all units
+    without disturbances, so contention does not change it.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ ROWS = 64
 """Different queries, repeated."""
 
 OVERLOADED = 10.0
-"""A median latency of so many times the time of a unit is that of a queue."""
+"""If the median latency is this many times the time of a unit, queries have queued."""
 
 TRIES, LOWER = 3, 4.0
 """The most calm runs, each at the rate of the one before divided by LOWER."""
@@ -52,11 +52,11 @@ TRIES, LOWER = 3, 4.0
 
 @dataclass(frozen=True)
 class ServingOverheads:
-    """The overheads that a calm run of so many answered `queries` measured, in ms.
+    """The overheads in ms, measured in a calm run that answered `queries`.
 
-    A unit holds its instance for `held_ms` longer than the model runs, the time that it waits for a
-    core included. `outside_ms` are quantiles, equally spaced, of the rest of a query's latency.
-    Others `failed`.
+    A unit holds its instance for `held_ms` longer than the model runs, including the wait for a
+    core. `outside_ms` are equally spaced quantiles of the rest of a query's latency. `failed` is
+    the number of queries without an answer.
     """
 
     held_ms: float
@@ -80,7 +80,7 @@ class ServingOverheads:
 def calm_rate(wanted: float, instances: int, unit: float) -> tuple[float, int]:
     """Return queries per second, and the number of instances that serve them here.
 
-    The user's load is `wanted` on so many `instances`; a unit takes `unit` seconds.
+    The user's load is `wanted` on `instances`; a unit takes `unit` seconds.
     """
     cores = len(os.sched_getaffinity(0))
     here = min(instances, PER_CORE * cores)
@@ -96,22 +96,22 @@ def measure_serving(
     seconds: float,
     say: Callable[[str], None],
 ) -> ServingOverheads | None:
-    """Serve a model for some seconds, as far as this machine carries the load.
+    """Serve a model for some seconds, at a load that this machine can carry.
 
-    Where queries queue or fail, the rate is lowered and the run repeated: an overloaded server is
+    If queries queue or fail, the run is repeated at a lower rate, so that an overloaded server is
     never measured.
 
     Args:
         deployed: The bundle with the model.
         sizes: The sizes of queries along dynamic axes.
         ms: The milliseconds that the model takes in a loop.
-        wanted: The user's load in queries per second, on so many `instances`.
+        wanted: The user's load in queries per second, on all `instances`.
         instances: The user's instances.
         seconds: The duration of a run.
         say: Called with the reason where the model cannot be served here.
 
     Returns:
-        The overheads; None where there are none to tell, or too few queries to speak of a tail.
+        The overheads; None if they cannot be measured, or there are too few queries for a tail.
     """
     rate, here = calm_rate(wanted, instances, ms / 1e3)
     with TemporaryDirectory(prefix="parm-calm-run-") as folder:

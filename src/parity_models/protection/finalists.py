@@ -51,7 +51,7 @@ class Finalist:
 
 
 class Trained(NamedTuple):
-    """A candidate as it is written: its models, and its gate, if it could be calibrated."""
+    """A candidate to be written: its models, and its gate, if it could be calibrated."""
 
     candidate: Candidate
     exported: Exported

@@ -7,7 +7,7 @@ from typing import Annotated
 from parity_models.options import SECONDS, SHARE, Option, Options
 
 INSTANCES = 12
-"""Instances that are simulated where nothing is said of them."""
+"""The default number of simulated instances."""
 
 
 @dataclass(frozen=True, kw_only=True)

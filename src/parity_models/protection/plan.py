@@ -47,10 +47,10 @@ OnTried = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """A policy with so many instances, and its outcome.
+    """A policy with a number of instances, and its outcome.
 
-    `agreement` is the share of all answers that are the model's; None: unknown. `missed` are the
-    parts of the goal that are not met, and `excess` is the factor by which the worst is not.
+    `agreement` is the share of all answers that agree with the model; None: unknown. `missed` are
+    the parts of the goal that are not met, and `excess` is the factor by which the worst is missed.
     """
 
     policy: PolicyChoice

@@ -1,7 +1,7 @@
-"""From a deployed model and unlabelled queries to a bundle with the best stand-in, in some time.
+"""From a deployed model and unlabelled queries to a bundle with the best stand-in: `protect`.
 
-Search for stand-ins; measure the finalists; serve the model in a calm run; simulate all under the
-user's load; choose; write.
+The steps: search for stand-ins, measure the finalists, serve the model in a calm run, simulate all
+of them under the user's load, choose one, and write the bundle. All have a limited time.
 """
 
 import time
@@ -284,7 +284,7 @@ def prepare(
 ) -> Prepared:
     """Check the queries and the model, and have it predict.
 
-    Where that would take too long, it predicts for fewer queries, and that is said.
+    If that would take too long, it predicts for fewer queries, and a note says so.
     """
     queries.check(teacher, 8)
     if len(queries.train) < FEWEST:
@@ -327,7 +327,7 @@ def _affordable(
     """Return the part of the queries that the model can predict in time."""
 
     def some(rows: Any, most: int) -> Any:
-        """Draw at most so many rows, in their order."""
+        """Draw at most this many rows, in their order."""
         if rows is None or len(rows) <= most:
             return rows
         return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]

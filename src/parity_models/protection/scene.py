@@ -43,7 +43,7 @@ SPREAD = 0.05
 """The standard deviation of the logarithm of undisturbed run times."""
 
 WARM_UP = 10
-"""One query of so many comes before those that count."""
+"""One query in WARM_UP comes before those that count."""
 
 ENOUGH = 20
 """The fewest units of a role whose recorded times are better than a ratio of measured ones."""

@@ -18,7 +18,7 @@ from parity_models.roles import source_of as source_of
 
 
 class Reason(StrEnum):
-    """Why a query failed."""
+    """The reason why a query failed."""
 
     OVERLOADED = "overloaded"
     NO_INSTANCES = "no instances"
@@ -33,7 +33,7 @@ class Reason(StrEnum):
 
 
 class RecycleReason(StrEnum):
-    """Why an instance is to be replaced."""
+    """The reason for replacing an instance."""
 
     FAILING = "failing"
     """Its units fail again and again."""

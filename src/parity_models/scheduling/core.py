@@ -14,20 +14,19 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   coding group, run on different nodes, as far as there are instances on enough of them.
 - The *policy* (policies/) decides what is sent besides the originals, and when a stand-in answers.
   It acts through the port (port.py), which is this scheduler's state and verbs.
-- *Holds* count who may still need a query's tensors: the query itself while pending, its coding
-  group, the padding kept for lonely queries. When the last is released, the driver forgets them.
+- *Holds* on a query's tensors count their users: the query itself while pending, its coding group,
+  and the padding kept for later groups. When the last is released, the driver forgets the tensors.
 
 States of a query, and what moves it on:
 
     waiting    no task of it runs. `Admission` has taken it; the dispatch rule (dispatch.py) gives
-               its original to an instance. Once it is too late to start it, it makes room if
-               others wait as well.
+               its original to an instance. Once it is too late to start it, and others wait as
+               well, it ends as at its deadline, to make room.
     running    a task of it runs. If that fails or its instance is lost, it waits again, up to
                max_attempts times, or is tried alone as a suspect (poison.py).
     decoding   it is being reconstructed, until the driver reports `decoded`.
     over       answered by the model or a stand-in, or failed. At its deadline it is answered by
-               whatever can be had (the policy is asked for it), else by the default prediction, or
-               fails.
+               any stand-in that the policy has for it, else by the default prediction, or fails.
 
 A turn: the event takes effect, then timers that are due fire, then idle instances get tasks; the
 last two alternate until nothing more happens. Health (health.py) sees every unit and decides which
@@ -618,7 +617,7 @@ class Admission:
         self._last_end = 0.0
 
     def spend(self, now: float, started: int = 0) -> None:
-        """Count the time that instances have spent; so many more of them run from now on."""
+        """Count the time that instances have spent; `started` more of them run from now on."""
         self._spent += self._running * (now - self._spent_until)
         self._spent_until = now
         self._running += started

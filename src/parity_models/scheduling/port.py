@@ -208,7 +208,8 @@ class Port(ABC):
     def set_alarm(self, query: Query, at: float, callback: Callable[[], None]) -> None:
         """Call back at a time, unless the query has ended or has a newer alarm.
 
-        Never at once, lest a decision that is postponed is reconsidered for ever at one time.
+        There is a minimum delay, so that a postponed decision is not reconsidered for ever at one
+        instant.
         """
         if query.alarm is not None:
             self.cancel_timer(query.alarm)

@@ -204,7 +204,7 @@ class Deployment(ServedVersion):
         if tracing is not None:
             tracing.observe(frontend, model)
         self.feed: Feed | None = None
-        """The feed of its live page, if there is to be one."""
+        """The feed of its live page, if it has one."""
         if options.ui:
             title = model.name if version is None else f"{model.name} version {version}"
             self.feed = feed_of(frontend, model=title, policy=choice.name)

@@ -181,8 +181,8 @@ class HttpConnection(asyncio.Protocol):
         return not (self._begun or self._busy or self._waiting)
 
     def end(self, seconds: float = _PARTING) -> None:
-        """End it once everything written is sent, and read on for so many seconds, unless the
-        client ends it: data that crosses the end would be answered with a reset."""
+        """End it once everything written is sent. Read on for this many seconds, unless the client
+        ends it first: otherwise data that is under way would be answered with a reset."""
         self._ended = True
         if not self._transport.is_closing():
             self._closes = time.monotonic() + seconds

@@ -52,7 +52,7 @@ class InFlight(Struct, eq=False):
         return range(self.first, self.first + len(self.rows))
 
     def detach_row(self, row: int) -> "InFlight":
-        """Return a copy of one row that keeps nothing of the others, and has no caller."""
+        """Return a copy of one row, without the tensors of the others and without a caller."""
         query, only = self.first + row, slice(row, row + 1)
         cancelled: asyncio.Future[Result] = self.future.get_loop().create_future()
         cancelled.cancel()

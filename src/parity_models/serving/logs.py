@@ -27,7 +27,7 @@ _WAITING = 10_000
 """Lines that may wait to be written; further ones are dropped."""
 
 _REPEATS, _WITHIN = 20, 10.0
-"""Of the warnings and errors from one place in the code, so many are logged in so many seconds."""
+"""Maximum number of warnings and errors from one place in the code, and per how many seconds."""
 
 
 class LogFormat(StrEnum):

@@ -270,7 +270,7 @@ def request_of(
 ) -> InferRequest:
     """Return the request in a message that fits the model, with these tensors, by input.
 
-    Raises InvalidRequestError for parameters that are none.
+    Raises InvalidRequestError for invalid parameters.
     """
     parameters = message.parameters or _NO_REQUEST
     usual, outputs = bool(parameters.binary_data_output), []
@@ -330,9 +330,10 @@ def write_response(
 
 
 def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:
-    """Raise TooLargeError for a body of JSON that is larger than that of any request, as decoding
-    it blocks all other requests: that has more bytes, or more values in them, each of which takes
-    many times its bytes once it is read."""
+    """Raise TooLargeError for a body of JSON with more bytes, or more values, than any request has.
+
+    Decoding it would block all other requests, and each value takes many times its bytes in memory.
+    """
     values, rows = model.max_values, f"{model.max_rows} rows of {model.signature.largest.input}"
     most = _JSON_VALUE * values + 2 * JSON_OBJECT
     if len(body) > most:
@@ -382,12 +383,12 @@ def tenant_from(value: object, what: str) -> str:
 
 
 def with_tenant(asked: InferRequest, header: str, given: Sequence[str]) -> InferRequest:
-    """Return the request, with the tenant that a header, of which these values are given, names.
+    """Return the request with the tenant that a header names; `given` are the header's values.
 
-    The operator chose the header, so a request without it has no known tenant and is served exact,
-    whatever its parameters say: queries that are encoded together can influence, and learn about,
-    each other. Raises InvalidRequestError where the header is given twice, is not a tenant's name
-    or contradicts the parameter.
+    The operator chose the header. So a request without it has no known tenant and is served exact,
+    whatever its parameters say: queries that are encoded together can influence each other. Raises
+    InvalidRequestError if the header is given twice, is not a tenant's name, or contradicts the
+    parameter.
     """
     if len(given) > 1:
         raise InvalidRequestError(f"the header {header} is given {len(given)} times; give it once")
@@ -434,8 +435,8 @@ class InferAnswer(NamedTuple):
     parameters: Mapping[str, Any]
 
     def sources(self, rows: int) -> tuple[Source, ...]:
-        """Return the source of each row; the model's where the server does not say it. Raises
-        InvalidRequestError for others than there are, or another number of them."""
+        """Return the source of each row; the model, if the server names none. Raises
+        InvalidRequestError for unknown sources, or another number of them."""
         said = self.parameters.get("source")
         if said is None:
             return (Source.MODEL,) * rows
@@ -455,10 +456,10 @@ def write_request(
     id: str | None = None,
     binary: bool = True,
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the body and the headers of a request: binary data or JSON, both ways.
+    """Return the body and the headers of a request, whose data and answer are binary or JSON.
 
-    `tensors` (n, *shape) are of the model's datatypes, by input. The answer is to have these
-    `outputs`; without any, all that the model has.
+    `tensors` (n, *shape) are of the model's datatypes, by input. The answer has these `outputs`; by
+    default all.
     """
     messages, data = [], []
     for name, array in tensors.items():
@@ -632,7 +633,7 @@ def _data_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
 
 
 def check_finite(values: NDArray[Any], name: str, instead: str) -> None:
-    """Raise NotAcceptableError for values that JSON cannot say; `instead` can."""
+    """Raise NotAcceptableError for values that JSON cannot express; `instead` names what can."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise NotAcceptableError(
             f"output {name!r} has values that are not finite, which JSON cannot say; ask for "

@@ -50,7 +50,7 @@ def soon() -> float:
 def whole_seconds(seconds: float, chance: Random = _RANDOM) -> int:
     """Return the seconds as HTTP takes them (RFC 9110, section 10.2.3): whole, and 1 or more.
 
-    They are rounded up or down at random, so that their mean is what they were, and whoever had
-    different ones still has.
+    They are rounded up or down at random, so that their mean does not change, and clients with
+    different times still have different times.
     """
     return max(1, int(seconds + chance.random()))

@@ -83,7 +83,7 @@ class RequestLog:
 
     @property
     def trace_headers(self) -> dict[str, str]:
-        """The headers by which the client said its trace, to be passed on as they are."""
+        """The client's trace headers, to be passed on unchanged."""
         traceparent, tracestate = self._trace
         if traceparent is None:
             return {}

@@ -63,7 +63,7 @@ class Tracing:
 
     @contextmanager
     def request(self, log: RequestLog, carrier: Mapping[str, str]) -> Iterator[None]:
-        """A request is answered inside; `carrier` has its headers, or metadata."""
+        """Make a span of the request answered inside; `carrier` has its headers or metadata."""
         name = f"infer {log.path}"
         context = extract(carrier)
         with self._tracer.start_as_current_span(name, context, SpanKind.SERVER) as span:

@@ -64,9 +64,9 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `instances` of the deployed model were up. `ended` counts the queries that ended in each step of
     `step` seconds; `rows` is the mean number of queries in a unit of the deployed model. `runs` are
     by role. `answers` counts answers by source; `failed` queries had none. `p50_ms`, `p99_ms` and
-    `p999_ms` are quantiles of latency. Instances were `busy` for so many seconds, and `restarts` of
-    them were replaced. Of the stand-ins' answers that were `compared` with the model's, so many
-    `agreed`.
+    `p999_ms` are quantiles of latency. `busy` is the busy time of instances in seconds, `restarts`
+    the number that were replaced. Of the stand-ins' answers that were `compared` with the model's,
+    `agreed` is the number that agreed.
     """
 
     format: Literal["parity-models-recording"] = "parity-models-recording"

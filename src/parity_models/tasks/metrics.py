@@ -121,7 +121,7 @@ USUAL: dict[OutputKind, str] = {
 def is_map(shape: Sequence[int]) -> bool:
     """Return whether predictions of this shape are maps: channels, height and width.
 
-    Their numbers are of one unit, and hardly vary at the edges: they are judged together, where
+    Their numbers have one unit, and vary little at the edges. So they are judged together, while
     numbers of a row are judged one by one.
     """
     return len(shape) >= 3

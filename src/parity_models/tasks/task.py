@@ -25,7 +25,7 @@ Labels = NDArray[np.int64] | NDArray[np.float32]
 """Classes (n,), or what a model should put out, float32 (n, *output_shape)."""
 
 VALIDATES = 5
-"""One of so many queries of a validation set chooses the best epoch."""
+"""One query in VALIDATES of a validation set helps to choose the best epoch."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Callbacks for the progress of trainings and searches, and bars on stderr that are such."""
+"""Callbacks for the progress of trainings and searches, and callbacks that show bars on stderr."""
 
 import sys
 from collections.abc import Callable, Iterator

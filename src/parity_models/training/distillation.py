@@ -231,9 +231,9 @@ def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:
 def _deviations(predictions: Tensor) -> Tensor:
     """Return the deviation of each value of F's `predictions` (ways, n, *output_shape).
 
-    One that never varies gets the largest deviation of all, or its errors would weigh without
-    bounds. All values of a map get one deviation: at its edges they hardly vary, and little else
-    would be learned.
+    A value that never varies gets the largest deviation of all; otherwise its errors would have no
+    bounded weight. All values of a map get one deviation: those at its edges vary little, and would
+    otherwise dominate the loss.
     """
     each = predictions.flatten(0, 1).std(dim=0)
     if is_map(each.shape):

@@ -102,8 +102,7 @@ def fit(
     Args:
         problem: The module and its losses.
         recipe: The optimiser and its learning rate.
-        budget: When training ends. Judging the module is within it, as far as it is known how long
-            that takes.
+        budget: When training ends. It includes judging the module, if that time is known.
         seed: Fixes the order of the data.
         checkpoint: The file that holds all that is needed to continue, after every epoch.
         options: All that determines the run's result besides chance.
@@ -114,7 +113,7 @@ def fit(
         known: The score of a module that was trained before: training does not make it worse.
 
     Returns:
-        How the run ended.
+        The outcome of the run.
 
     Raises:
         TrainingError: If the first epoch diverges, if the checkpoint cannot be written, and if

@@ -34,7 +34,7 @@ Style = Literal["distilled", "published"]
 
 @dataclass(frozen=True)
 class Budget:
-    """When training ends: after so many epochs, so many seconds, or whichever comes first."""
+    """The end of training: after `epochs` or `seconds`, whichever comes first."""
 
     epochs: int | None = None
     seconds: float | None = None

@@ -438,7 +438,7 @@ class Search:
                 file.unlink(missing_ok=True)
 
     def run(self, seconds: float) -> Found:
-        """Train for so many more seconds, but each candidate once at least.
+        """Train for this many more seconds, and each candidate at least once.
 
         Raises TrainingError if no candidate could be trained.
         """
@@ -519,7 +519,7 @@ class Search:
         return True
 
     def _train(self, candidate: Candidate, rung: int, seconds: float, report: OnProgress) -> None:
-        """Train for so many seconds, in which the candidate is judged, too."""
+        """Train for this many seconds, including the time to judge the candidate."""
         proposal, lesson, first = candidate.proposal, self._lesson, not candidate.trained
         checkpoint = self._folder / f"{proposal.slug}.{rung}.checkpoint"
         fitted = candidate.fit(

@@ -57,7 +57,7 @@ OWN = "own"
 """The network's name, in manifests, of a model that this package did not build."""
 
 HELD_OUT = 10
-"""One of so many of the user's inputs is held out for each purpose."""
+"""One in HELD_OUT of the user's inputs is held out for each purpose."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Teacher:
         """Return the deployed model as a module: its network if there are weights, else in ONNX
         Runtime.
 
-        Raises BundleError for weights that do not fit the network they are said to be of.
+        Raises BundleError for weights that do not fit their network.
         """
         if self.module is not None:
             return deepcopy(self.module).eval()

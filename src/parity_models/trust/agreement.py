@@ -34,8 +34,8 @@ REMEMBERED: Final = 16384
 """The most comparisons of a test that are remembered, with their instances and tenants."""
 
 LOOK_EVERY: Final = 1 / 32
-"""Comparisons between two searches for who they come from, as a share of those remembered: a
-search takes milliseconds."""
+"""Comparisons between two searches for the worst instance and tenant, as a share of those
+remembered: a search takes milliseconds."""
 
 _SAME_CLASS = Agreement("classes", 0.0)
 """The criterion without a calibration."""
@@ -48,11 +48,11 @@ class _Seen(NamedTuple):
 
 
 class AgreementTest:
-    """Tests comparisons, a share `level` of which should agree: is the gate `open`?
+    """Tests comparisons, a share `level` of which should agree; the gate is `open` until they fail.
 
-    One instance that answers wrongly says nothing of the stand-in, and one tenant's queries say
-    little: a gate closes only if the comparisons without that instance speak against it too, and
-    those without that tenant prove it wrong by themselves.
+    An instance that answers wrongly is no evidence against the stand-in, and a single tenant's
+    queries are weak evidence. So a gate closes only if the comparisons without the worst instance
+    speak against it too, and those without the worst tenant close it by themselves.
     """
 
     def __init__(self, level: float) -> None:

@@ -69,8 +69,8 @@ class Slotwise(Stacked):
         return inside_first.reshape(-1, channels * rows * columns, down, across)
 
     def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
-        """Begin as the same network, built for one image unfolded, does on images shrunk by area
-        averaging; the first layer of what is not the `first` parity model begins as it is."""
+        """Begin as the deployed network would on images shrunk by area averaging. If this is not
+        the `first` parity model, its first layer keeps its random weights."""
         return copy_weights(self.network, deployed, prod(self.block), shared=first)
 
 

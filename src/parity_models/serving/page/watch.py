@@ -102,7 +102,7 @@ class InstanceView(Struct, frozen=True):
 
     `state` is up, suspected, ejected, verifying or gone. It is `slow` if its units take longer than
     those of others. `running` is the role of its unit, which it has had for `since_ms`; units of
-    that role take it `usual_ms`. `why` is said of one that is gone.
+    that role take it `usual_ms`. `why` is the reason why it is gone.
     """
 
     name: str

@@ -78,7 +78,7 @@ class Connection:
                 ray.shutdown()
 
     async def check_room(self, cpus: float) -> None:
-        """Raise ServingError if the cluster does not have so many CPUs free."""
+        """Raise ServingError if the cluster has fewer CPUs free."""
         end = time.monotonic() + ROOM_TIMEOUT
         while (free := float(ray.available_resources().get("CPU", 0.0))) < cpus:
             if time.monotonic() > end:

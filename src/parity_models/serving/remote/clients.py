@@ -210,7 +210,7 @@ def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> boo
 
 Connect = Callable[[Upstream, Path | None, int], UpstreamClient]
 """Connects to an upstream, trusting the certificates of a PEM file, by default the system's; its
-answers have up to so many bytes."""
+answers have at most this many bytes."""
 
 
 def connect(upstream: Upstream, ca_file: Path | None, max_answer: int) -> UpstreamClient:

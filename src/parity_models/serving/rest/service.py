@@ -380,11 +380,11 @@ def metrics_response(request: Request, registry: Collector) -> Response:
 
 class Scrapes:
     """A handler of requests for metrics, which `read` answers, in at most a share of the server's
-    time: anybody may ask, again and again, and writing them takes milliseconds in which the event
-    loop does nothing else. All who wait get the same answer, as of after they asked.
+    time. Any client may ask, again and again, and writing metrics blocks the event loop for
+    milliseconds. All requests that wait get the same answer, written after they arrived.
 
-    `clock` gives seconds, `sleep` lets some pass, and `spent` are those that this thread has
-    computed: where other processes are asked for their metrics, waiting for them costs nothing.
+    `clock` returns seconds, `sleep` waits, and `spent` returns the seconds that this thread has
+    computed: waiting for the metrics of other processes costs nothing.
     """
 
     def __init__(

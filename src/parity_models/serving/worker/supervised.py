@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RunningUnit:
-    """A unit of so many rows that an instance has had for `age` of the engine's ticks."""
+    """A unit of `rows` rows that an instance has had for `age` of the engine's ticks."""
 
     unit: int
     output: Layout
