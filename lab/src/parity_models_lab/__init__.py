@@ -1,1 +1,1 @@
-"""The laboratory: what proves the claims, and nobody needs to serve or to train."""
+"""The laboratory: the experiments behind the claims, not needed to serve or to train."""

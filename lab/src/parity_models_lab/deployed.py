@@ -60,7 +60,7 @@ def train_deployed(
     the `recipe` "published" it learns with the paper's optimiser and sees nothing mirrored.
     Writes a bundle to `out`: the model as ONNX and its weights, which parity models are trained
     against. Raises DataError for inputs or labels that do not fit, TrainingError for settings
-    that cannot work and BundleError if `out` is no place for a bundle.
+    that cannot work and BundleError if `out` cannot hold a bundle.
     """
     began, options, out = time.monotonic(), options or TrainingOptions(), Path(out).resolve()
     shapes = dataset.input_shape, dataset.output_shape

@@ -1,4 +1,4 @@
-"""What serving a request costs: requests/s, latency and processor time of bare closed-loop clients.
+"""The cost of serving a request: requests/s, latency and processor time, by closed-loop clients.
 
 All servers, and calls to ONNX Runtime in this process, take turns within one run, so that other
 work of the machine meets all of them alike. Compare ratios, not absolute numbers.
@@ -37,7 +37,7 @@ from parity_models_lab.results import Row
 CLIENTS = (1, 16)
 ROUNDS = 20
 SECONDS = 0.7
-"""How long a round of each server lasts."""
+"""The length of a round of each server."""
 CALLS = 100
 """Calls in process in a round."""
 TIMEOUT = 10.0

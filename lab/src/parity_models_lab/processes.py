@@ -1,4 +1,4 @@
-"""What Linux tells of processes, in /proc: their children, processor time, memory and sockets."""
+"""Processes as /proc shows them: their children, processor time, memory and sockets."""
 
 import os
 import resource

@@ -64,7 +64,7 @@ class TrialCache(ResultCache):
         return self.get(self._key(trial), TrialResult)
 
     def __getitem__(self, trial: Trial) -> TrialResult:
-        """The result of a trial. Raises KeyError if it has not been run."""
+        """Return the result of a trial. Raises KeyError if it did not run."""
         result = self.find(trial)
         if result is None:
             raise KeyError(trial.key)

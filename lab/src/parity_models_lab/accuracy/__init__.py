@@ -1,1 +1,1 @@
-"""The accuracy of coded inference: every task, network and code, beside the baselines."""
+"""The accuracy of coded inference: every task, network and code, next to the baselines."""

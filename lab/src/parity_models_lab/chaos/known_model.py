@@ -24,7 +24,7 @@ ROWS = 512
 LEARNED = 2000
 """Inputs that the stand-in's envelope is learned from."""
 TOLERANCE = 1e-3
-"""How far an answer may be from the right one, relative to what could have been added up."""
+"""The largest error of an answer, relative to the largest possible sum."""
 MODEL = "model"
 """The name it is served under."""
 EXPONENT_BITS = range(23, 31)

@@ -27,7 +27,7 @@ PATH = f"/v2/models/{MODEL}/infer"
 SLACK = 5.0
 """Seconds beyond its deadline within which a query must have ended, on a busy machine."""
 GRACE = 0.01
-"""Seconds for answers that have arrived and that this process, held up, has not read yet."""
+"""Seconds for answers that have arrived while this process was held up."""
 MEMORY = 2.0
 """Seconds for which answers of an instance that has stopped lying may still arrive."""
 METHOD = "/inference.GRPCInferenceService/ModelInfer"

@@ -1,7 +1,7 @@
 """Linux network namespaces, by name: to set up, to enter, and to remove for good.
 
-Names begin with who made them, so that what a killed process could not remove is known to be
-nobody's any more. It takes root, and the tools of Debian's package iproute2.
+Names begin with the process that made them. So namespaces that a killed process left behind can be
+found and removed. It needs root, and the tools of Debian's package iproute2.
 """
 
 import ctypes

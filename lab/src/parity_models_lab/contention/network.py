@@ -27,8 +27,8 @@ FRONTEND_ADDRESS = "198.18.0.1"
 CONNECT_TIMEOUT = 2.0
 
 _UP = 2
-"""How much faster machines send than they receive, so that it is at the receiver's end that bytes
-wait, as where many senders meet: the paper's links have 1 to 2 Gbit/s."""
+"""The factor by which machines send faster than they receive. So bytes wait at the receiver's end,
+as where many senders meet: the paper's links have 1 to 2 Gbit/s."""
 
 _BURST = 70_000
 """Bytes that a link lets through at once after a rest: the largest parcel that TCP hands over,

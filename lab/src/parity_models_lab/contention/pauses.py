@@ -18,7 +18,7 @@ from parity_models.emulation.fault_plan import course_of
 from parity_models.serving.worker.wire import Assignment
 
 LONGEST = 1.5
-"""Seconds: an engine takes a worker for dead that it has not heard of for two."""
+"""Seconds: an engine considers a worker dead after two without a heartbeat."""
 
 
 class Step(NamedTuple):

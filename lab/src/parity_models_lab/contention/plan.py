@@ -1,7 +1,7 @@
-"""What contention there is: a small document, from which all of its course follows.
+"""Contention plans: small documents from which the whole course of contention follows.
 
-Who contends with whom at time t depends on the plan and t alone, never on the load or on what
-the contention has brought about. Times are in seconds since the contention began.
+The contention at time t depends on the plan and t alone, never on the load or on the effects of
+the contention. Times are in seconds since the contention began.
 """
 
 import os
@@ -30,11 +30,11 @@ class Hogs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A second, lightly loaded deployment of the same model, beside some of the workers.
+    """A second, lightly loaded deployment of the same model, on the machines of some workers.
 
-    Its `instances` are each beside another worker, drawn at random, and share its link and its
-    accelerator: of two units there, one waits. Its queries are Poisson, `rate` a second; each
-    takes at least `service_time`.
+    Each of its `instances` shares the link and the accelerator of another worker, drawn at random:
+    of two units there, one waits. Its queries are Poisson, `rate` a second; each takes at least
+    `service_time`.
     """
 
     instances: Annotated[int, Meta(ge=1)] = 2
@@ -45,8 +45,8 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Contention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All contention of a run; none by default.
 
-    `pauses` stop a worker's whole process. None is longer than pauses.LONGEST, lest the engine
-    take the worker for dead.
+    `pauses` stop a worker's whole process. None is longer than pauses.LONGEST, so that the engine
+    does not consider the worker dead.
     """
 
     seed: int = 0
@@ -56,7 +56,7 @@ class Contention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenant: Tenant | None = None
 
     def check(self, workers: int) -> None:
-        """Raise ContentionError if this cannot be done to so many workers on this machine."""
+        """Raise ContentionError if this cannot be done to this many workers on this machine."""
         if self.network is not None and self.network.shuffles and workers < 2:
             raise ContentionError("shuffles need two workers or more")
         cores = os.sched_getaffinity(0)

@@ -22,7 +22,7 @@ _WAKE = 1 << 18
 _POLL = struct.pack("ll", 0, 100_000)
 """A time-out of 0.1 s, as a struct timeval."""
 _RESET = struct.pack("ii", 1, 0)
-"""A struct linger: to throw away on closing what has not been sent or read."""
+"""A struct linger: on closing, discard data that is not yet sent or read."""
 
 
 def start_shuffles(
@@ -67,7 +67,7 @@ def transfer(
         try:
             _receive(receiver, end, stop)
         finally:
-            receiver.close()  # which the sender is told
+            receiver.close()  # so that the sender ends, too
             sending.join()
 
 

@@ -73,7 +73,7 @@ class Traffic:
         self._coming: list[deque[Leg]] = [deque() for _ in range(machines)]
 
     def to(self, machine: int, until: float) -> list[Leg]:
-        """The legs to this machine that start up to `until`, in order; each is told once."""
+        """Return the legs to this machine that start up to `until`, in order, each only once."""
         while self._next and self._next[0][0].start <= until:
             leg, number, lane = self._next[0]
             coming = self._coming[leg.target]

@@ -23,7 +23,7 @@ REMOVED = 1
 """Probes that leave the pool for each task placed, besides those used up (the paper's r_remove)."""
 
 DELTA = 1.0
-"""How much more often probes may be used than the pool needs to stay full (the paper's delta)."""
+"""The surplus of uses of probes beyond those that keep the pool full (the paper's delta)."""
 
 WINDOW = 128
 """Over how many recent probes the quantile of requests in flight is taken."""
@@ -211,10 +211,10 @@ class Tied(Policy):
     """Queue each query at two instances; when one starts it, cancel the other copy.
 
     (Dean and Barroso, The tail at scale, CACM 2013, "Tied requests".) Most late queries wait in a
-    slow queue, and nobody knows beforehand which queue moves on. The paper sends the second copy a
-    little later, as two idle instances would both start it. The scheduler here cancels a copy in
-    the instant in which the other starts, so the delay is a choice: a longer one places fewer
-    copies, and with more knowledge. Queries that have started are not helped: hedging is for that.
+    slow queue, and it is not known beforehand which queue moves on. The paper sends the second copy
+    a little later, as two idle instances would both start it. The scheduler here cancels a copy at
+    the instant at which the other starts, so the delay is a choice: with a longer one, fewer copies
+    are placed, by more knowledge. Queries that have started are not helped; hedging helps those.
 
     It needs a queue for each instance; by default Prequal chooses both.
     """

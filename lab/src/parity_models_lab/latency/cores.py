@@ -168,7 +168,7 @@ class _Core:
 
     @property
     def _slowdown(self) -> float:
-        """How many times as long as alone all jobs take now."""
+        """The factor by which all jobs take longer now than alone."""
         if not self._left:
             return inf
         return max(1.0, (self._computing + self._disturbing) / self._cores)

@@ -20,7 +20,7 @@ FILES = resources.files("parity_models_lab.latency") / "experiments"
 
 
 Value = bool | int | float | str
-"""What an option may be set to."""
+"""The values of an option."""
 
 
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,7 +119,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def in_words(self) -> bool:
-        """Whether the points are words, not numbers."""
+        """True if the points are words, not numbers."""
         return self.axis not in Setting.__struct_fields__
 
     @property

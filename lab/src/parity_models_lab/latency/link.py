@@ -41,7 +41,7 @@ FIRST_WINDOW = 10
 LEAST_WINDOW = 2
 
 BETA = 0.7
-"""What a loss leaves of a window (RFC 9438, section 4.6)."""
+"""The share of a window that is left after a loss (RFC 9438, section 4.6)."""
 
 FRIENDLY = 3 * (1 - BETA) / (1 + BETA)
 """Segments by which a window grows in a round trip in the Reno-friendly region (section 4.3)."""
@@ -60,7 +60,7 @@ PARCEL, FIRST_PARCEL = 45, 6
 of a message, which ZeroMQ hands on by themselves."""
 
 PARCELS = 5
-"""How many parcels a transfer's window is sent in: the link serves whole ones."""
+"""The number of parcels of a transfer's window: the link serves whole parcels."""
 
 PROBE = 0.006
 """Seconds, besides two round trips, after which a lost tail is probed: the kernel's least, and what
@@ -247,7 +247,7 @@ class Link:
             self._window += FRIENDLY * acknowledged / self._window
 
     def _recover_tail(self, time: float, missing: int) -> float:
-        """Nothing tells that the last segments are lost: one is sent again."""
+        """Send one of the last segments again, as no acknowledgement shows that they are lost."""
         probed = time + 2 * self._round_trip + PROBE
         there = self._pass(probed, 1)
         if there is not None:
@@ -257,7 +257,7 @@ class Link:
     def _recover(self, time: float, told: int, missing: int) -> float:
         """Return the arrival of the `missing` segments, sent from `time` on.
 
-        For those `told` that have arrived, as many can be sent; one more in each round.
+        At first as many can be sent as the `told` that have arrived; one more in each round.
         """
         self._threshold = self._window = max(float(LEAST_WINDOW), BETA * self._window)
         burst, timeout, anew = max(told, 1), TIMEOUT, not told

@@ -1,4 +1,4 @@
-"""What one run of a latency experiment meets, whatever the policy."""
+"""The conditions of one run of a latency experiment, whatever the policy."""
 
 import os
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     per second, or, where that is None, `load` as a share of what `instances` alone can carry.
     `service` is the emulated service time of a batch of up to `max_batch` queries,
     `backup_service` that of an approximate backup; it is waited for, or with `computing` computed
-    for; in simulations by so many `cores`, 0 for as many as there are here. `speed` is the share of
+    for; in simulations by this many `cores`, 0 for as many as here. `speed` is the share of
     two cores' time that the server's processes get together, in real runs by a quota; 0: no quota,
     and simulations have no such processes. `encoder` and
     `decoder`, with their options, are the code's; without a word on it the encoder is the decoder's
@@ -92,14 +92,14 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `shuffles` background transfers run at all times, through the links that queries take. Where
     there are no links, each lasts for a drawn `transfer` and delays a unit of the two instances it
     runs between by a drawn `delay`. With `quiet_links` queries take such links without shuffles.
-    `tenants` instances of another tenant are each beside one of ours; theirs is a load of
+    `tenants` instances of another tenant each share a machine with one of ours; their load is
     `tenant_rate` queries a second in all, each of `tenant_service`.
     `hogs` processes on every core take what they can get of it, in spells of `hog_spell` on
     average, `hog_gap` apart; instances are pinned to cores.
     Each instance is stopped for a drawn `pause` every `pause_every` seconds on average.
     One instance, drawn at random, is killed every `kill_every` seconds.
 
-    What users meet; workers obey it, real or simulated:
+    Slowness and failures, which workers obey, real or simulated:
     With `nodes`, instance i is on node i modulo that; pauses and slow spells are whole nodes'.
     In spells of `slow_spell` on average, `slow_every` apart, units take `slow_factor` times as
     long.

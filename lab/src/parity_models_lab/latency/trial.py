@@ -1,4 +1,4 @@
-"""One run of a latency experiment, real or simulated, and what came of it."""
+"""One run of a latency experiment, real or simulated, and its result."""
 
 from collections.abc import Callable
 from enum import StrEnum

@@ -20,7 +20,7 @@ from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult
 from parity_models_lab.results import Row, TrialCache
 
 CLOSE = 0.15
-"""How far a simulated percentile may be from the real one."""
+"""The largest error of a simulated percentile that counts as close."""
 
 PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
 
@@ -43,7 +43,7 @@ class Compared:
 
     @property
     def close(self) -> bool:
-        """Whether every percentile is within CLOSE."""
+        """True if every percentile is within CLOSE."""
         return all(abs(self.off(percentile)) <= CLOSE for percentile in PERCENTILES)
 
 

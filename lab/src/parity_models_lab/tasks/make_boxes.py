@@ -23,10 +23,10 @@ SIZES = (20, 48)
 """Pixels of a garment's longer side."""
 
 SHAPES, SCRAPS = (4, 10), (2, 6)
-"""How many of each are in an image."""
+"""The numbers of each in an image: from the first to below the second."""
 
 TEST = 5
-"""One of so many images is for test."""
+"""One image in TEST is for tests."""
 
 
 def make_boxes(

@@ -1,4 +1,4 @@
-"""What makers of datasets share: a folder that is complete or not there, and parallel work."""
+"""Shared by makers of datasets: a folder that is complete or not there, and parallel work."""
 
 import os
 import shutil
