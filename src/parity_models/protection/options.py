@@ -24,7 +24,7 @@ class Scenario(Options):
     ] = 0.5
     rate: Annotated[
         float | None,
-        Option("Queries per second, in place of --load.", above=0, at_most=1e6, excludes="load"),
+        Option("Queries per second, in place of a load.", above=0, at_most=1e6, excludes="load"),
     ] = None
     queries: Annotated[
         int | None,

@@ -59,8 +59,8 @@ class Limits(Options):
         if self.max_in_flight < self.max_body:
             held, body = (size / SCALES["MiB"] for size in (self.max_in_flight, self.max_body))
             raise OptionError(
-                f"--max-in-flight ({held:g} MiB) must not be below --max-body ({body:g} MiB), else "
-                "the largest request could never be taken"
+                f"--max-body ({body:g} MiB) must not be above what all requests may hold together "
+                f"(max_in_flight, {held:g} MiB)"
             )
 
 
