@@ -160,7 +160,7 @@ async def test_no_request_is_lost_while_versions_replace_each_other(
         (("--deployed", "http://a", "--backup", "http://a/x"), "names one model"),
         (("--deployed", "http://a?model=x"), "write {model} in its place"),
         (("--deployed", "http://a?version=2"), "leave out the version of"),
-        (("--deployed", "http://a", "--instances", "3"), "leave --instances out"),
+        (("--deployed", "http://a", "--instances", "7"), "leave --instances out"),
         (("--name", "x"), "--name is for a server of one bundle"),
         (("--dispatch", "round-robin"), "needs --policy"),
     ],
