@@ -105,6 +105,7 @@ def test_defaults_are_written_as_users_type_them() -> None:
         ("hot", "perhaps", "must be true or false, got 'perhaps'"),
         ("port", "10", "must be from 0 to 9, got 10"),
         ("port", True, "must be a whole number, got True"),
+        ("port", 2**2000, "must be below 2^63, got 1"),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, typed: Any, reason: str) -> None:

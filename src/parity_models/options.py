@@ -167,6 +167,8 @@ class OptionField:
         """
         typed, scale = self.option.typed_in, self.option.scale
         value = self._read(written) if isinstance(written, str) else written
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"must be below 2^63, got {value}")
         if not typed or isinstance(value, bool) or not isinstance(value, int | float):
             return self.check(value)
         if not self.option.allows(value * scale):

@@ -67,7 +67,7 @@ class ServeOptions:
 
     policy: PolicyChoice | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
-    instances: Annotated[int, Option("Workers in all.", at_least=1)] = 3
+    instances: Annotated[int, Option("Workers in all.", at_least=1, at_most=100_000)] = 3
     extra_instances: Annotated[
         int | None,
         Option(
@@ -114,6 +114,7 @@ class ServeOptions:
             unit=SECONDS,
             typed="s",
             above=0,
+            at_most=86_400,
         ),
     ] = 10.0
     limits: Limits = field(default_factory=Limits)
@@ -136,6 +137,7 @@ class ServeOptions:
             unit=SECONDS,
             typed="s",
             at_least=0,
+            at_most=86_400,
         ),
     ] = 0.0
     verify_every: Annotated[

@@ -231,6 +231,8 @@ class RepositoryModel:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._retrying: asyncio.Task[None] | None = None
+        self._why_none = ""
+        """Why no version is current, if one was; else its last failure says it."""
 
     async def start(self) -> None:
         """Load the newest version that loads. Where the servers that run the newest are not up
@@ -247,15 +249,16 @@ class RepositoryModel:
         """
         await asyncio.shield(self._task(self._load(version)))
 
-    async def unload(self) -> None:
+    async def unload(self, why: str = "unloaded") -> None:
         """Unload all versions; returns when their requests are answered."""
         self._stop_retrying()
         for status in self._status.values():
             if status.state is State.LOADING:
-                status.state, status.reason = State.UNLOADING, "unloaded"
+                status.state, status.reason = State.UNLOADING, why
         current, self.current = self.current, None
         if current is not None:
-            self._end(current, "unloaded")
+            self._end(current, why)
+            self._why_none = why
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -285,7 +288,7 @@ class RepositoryModel:
             return self.running[self.current]
         if version is None:
             reasons = [each.reason for each in self.index() if each.reason]
-            why = reasons[-1] if reasons else "it is being loaded"
+            why = self._why_none or (reasons[-1] if reasons else "it is being loaded")
             raise UnavailableError(f"model {self.name!r} is not served: {why}")
         status = self._status_of(version)
         if status.state is State.UNAVAILABLE and version not in versions_in(self._folder):
@@ -357,6 +360,7 @@ class RepositoryModel:
                 return
             known = self._status_of(version).reason if at_start else ""
             status = self._status[version] = _Status(State.LOADING)
+            self._why_none = ""
             try:
                 deployment = await self._warm(version)
             except ParityModelsError as error:
@@ -476,7 +480,9 @@ class Repository(Collector):
 
     async def drain(self) -> None:
         """Take no more requests; returns when those that were taken are answered."""
-        await asyncio.gather(*(each.unload() for each in self._models.values()))
+        await asyncio.gather(
+            *(each.unload("the server is stopping") for each in self._models.values())
+        )
 
     async def stop(self) -> None:
         """End all models at once."""
@@ -616,10 +622,11 @@ def asked_version(parameters: Mapping[str, Any]) -> str | None:
             if policy is not None:
                 (only,) = policy["specific"]["versions"]
                 version = str(int(only))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             raise InvalidRequestError(
-                f"a config has a version_policy with one specific version, nothing else: {error!r}"
-            ) from error
+                "a config is JSON, with a version_policy of one specific version and nothing else; "
+                f"got {str(config)[:200]!r}"
+            ) from None
         for name in read:
             raise InvalidRequestError(f"{name[:200]!r} of a config is not supported; leave it out")
     if version is not None and not isinstance(version, str):

@@ -153,6 +153,25 @@ async def test_no_request_is_lost_while_versions_replace_each_other(
     await repository.stop()
 
 
+async def test_why_a_model_is_gone_is_not_why_another_version_failed(tmp_path: Path) -> None:
+    write_version(tmp_path, "one", "1")
+    repository = Repository(tmp_path, ServeOptions(instances=1))
+    try:
+        await repository.start()
+        (tmp_path / "one" / "2").mkdir()
+        with pytest.raises(InvalidRequestError, match=r"no manifest\.json"):
+            await repository.load("one", {})
+        await repository.unload("one")
+        with pytest.raises(UnavailableError, match="'one' is not served: unloaded"):
+            repository.find("one", None)
+        await repository.load("one", {"version": "1"})
+        await repository.drain()
+        with pytest.raises(UnavailableError, match="'one' is not served: the server is stopping"):
+            repository.find("one", None)
+    finally:
+        await repository.stop()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -292,8 +311,17 @@ def test_a_load_asks_for_a_version() -> None:
     assert asked_version({"version": "2"}) == "2"
     config = '{"version_policy": {"specific": {"versions": [2]}}}'
     assert asked_version({"config": config}) == "2"
-    for wrong in ("[", "[]", '{"version_policy": {"latest": {}}}', '{"parameters": {}}', 3):
-        with pytest.raises(InvalidRequestError, match="config"):
+    endless = '{"version_policy": {"specific": {"versions": [1e400]}}}'
+    for wrong in (
+        endless,
+        "[",
+        "[]",
+        '{"version_policy": {"latest": {}}}',
+        '{"parameters": {}}',
+        3,
+    ):
+        with pytest.raises(InvalidRequestError, match="config") as refused:
             asked_version({"config": wrong})
+        assert "Error" not in str(refused.value)
     with pytest.raises(InvalidRequestError, match="'canary' is not supported"):
         asked_version({"canary": "5%"})
