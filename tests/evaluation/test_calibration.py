@@ -1,6 +1,7 @@
 """Gates keep what they promise, and promise no more than was shown."""
 
 import json
+import re
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError, UserError
 from parity_models.evaluation.accuracy import measure_gates
-from parity_models.evaluation.calibration import RISK, calibrate_gates, learn_threshold, p_value
+from parity_models.evaluation.calibration import (
+    RISK,
+    calibrate_gates,
+    check_enough,
+    learn_threshold,
+    p_value,
+)
 from parity_models.evaluation.judging import calibrate
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle, open_bundle
@@ -41,6 +48,19 @@ def indifferent(sure: Floats) -> Floats:
 def overconfident(sure: Floats) -> Floats:
     """The surest answers are the worst."""
     return np.where(sure > 5, 0.95, 0.98)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_the_fewest_queries_that_can_show_a_level_are_named(level: float) -> None:
+    def shown(queries: int) -> bool:
+        return learn_threshold(np.zeros(queries), np.ones(queries, bool), level) is not None
+
+    with pytest.raises(UserError, match=r"give .* times as many --inputs") as refused:
+        check_enough(3, level)
+    (fewest,) = re.findall("which takes ([0-9]+)", str(refused.value))
+    assert shown(int(fewest) + 2)
+    assert not shown(int(fewest) - 2)
+    check_enough(int(fewest) + 1, level)
 
 
 @pytest.mark.slow

@@ -96,6 +96,16 @@ def test_before_anything_is_trained(
     assert {each.name for each in (*tmp_path.iterdir(), *models.iterdir())} == before
 
 
+def test_queries_that_are_too_few_for_the_agreement_are_refused_before_the_search(
+    parm_here: Here, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("protect", *PLAIN.format(models=models).split(), "--out", "bundle")
+    refused = parm_here(*given, "--agreement", "0.999999")
+    assert_refused(refused, "to calibrate with could not show an agreement of 0.999999")
+    assert not list(tmp_path.iterdir())
+
+
 def test_after_a_search_that_found_nothing_good_enough_which_can_be_resumed(
     parm_here: Here, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

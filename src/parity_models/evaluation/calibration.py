@@ -10,7 +10,7 @@ The thresholds are quantiles of the confidence in queries that they are not test
 """
 
 from collections.abc import Iterable
-from math import log, sqrt
+from math import ceil, log, sqrt
 from typing import Final
 
 import numpy as np
@@ -88,6 +88,22 @@ def check_levels(levels: Iterable[float]) -> tuple[float, ...]:
                 "for 99 of 100"
             )
     return tuple(wanted)
+
+
+def check_enough(queries: int, level: float) -> None:
+    """Raise UserError if so few queries could not show the level even if all agreed."""
+
+    def shown(level: float) -> bool:
+        return level ** (queries - queries // DESIGN) <= RISK
+
+    if not shown(level):
+        lower = max(filter(shown, LEVELS), default=None)
+        fewest = ceil(log(RISK) / log(level) * DESIGN / (DESIGN - 1))
+        raise UserError(
+            f"the {queries:,} queries to calibrate with could not show an agreement of {level:g}, "
+            f"which takes {fewest:,} or more: give {fewest / queries:.1f} times as many --inputs"
+            + (f", or --agreement {lower:g}" if lower else "")
+        )
 
 
 def learn_threshold(

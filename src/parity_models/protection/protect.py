@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.evaluation.accuracy import too_few
-from parity_models.evaluation.calibration import check_levels
+from parity_models.evaluation.calibration import check_enough, check_levels
 from parity_models.evaluation.judging import GivenInputs
 from parity_models.models.bundle import Bundle, InferenceTimes
 from parity_models.models.inference_time import batch_time
@@ -253,6 +253,8 @@ def protect(
     said, out = callbacks or Callbacks(), Path(out).resolve()
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
+        if queries.calibration is not None and len(queries.calibration):
+            check_enough(len(queries.calibration), chosen.agreement)
         check_place(out)
         # A file that cannot be read is refused before anything is trained.
         contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
