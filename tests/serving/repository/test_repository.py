@@ -277,7 +277,7 @@ def test_what_a_model_cannot_say_of_upstreams_is_named(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("instances = 0", "instances must be 1 or more"),
+        ("instances = 0", "instances must be from 1"),
         ("port = 1", "port is no option of a model"),
         ('policy = "none"\nport = 1', "port is no option of the policy none"),
         ("policy = 1", "policy is a name"),
