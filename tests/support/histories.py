@@ -321,5 +321,5 @@ def check_nothing_is_left(world: World, k: int) -> None:
     assert {state for _, state in scheduler.instances()} <= {State.UP, State.SUSPECTED}
     if any(DEPLOYED in roles for roles in world.roles.values()):
         (last,) = world.arrive(1)
-        while last not in world.answers:
+        while last not in world.answers or world.running:
             world.finish(min(world.running))
