@@ -118,7 +118,10 @@ def test_mistakes_in_variables_are_named(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--max-body", "2000"), "--max-body (2000 MiB) must not be above what all requests may hold"),
+        (
+            ("--max-body", "2000"),
+            "--max-body (2000 MiB) must not be above what all requests may hold",
+        ),
         (("--default-prediction", "nan"), "--default-prediction must be finite numbers"),
         (("--tenant-header", "a b"), "--tenant-header is the name of a header"),
         (("--policy", "hedging", "--agreement", "0.9"), "leave --agreement out"),

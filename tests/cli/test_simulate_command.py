@@ -39,6 +39,7 @@ def test_simulate_has_backups_whose_answers_are_gated(parm_here: Here, tmp_path:
         ("--policy hedging@copies=3", "copies is no option of the policy hedging"),
         ("--policy hedgin", "did you mean hedging?"),
         ("--policy hedging --dispatch singel-queue", "did you mean single-queue?"),
+        ("--dispatch single-queue", "--dispatch needs --policy as well"),
         ("--coverage -0.1", "must be from 0 to 1, got -0.1"),
         ("--rate 3 --load 0.5", "give --rate or --load, not both"),
     ],

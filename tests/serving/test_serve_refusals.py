@@ -78,10 +78,11 @@ def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: 
     assert_refused(parm_here("serve", tmp_path), "manifest.json")
 
 
-def test_a_port_in_use_is_explained(bundle: Path) -> None:
+@pytest.mark.parametrize("given", [("--port",), ("--port", "0", "--metrics-port")])
+def test_a_port_in_use_is_explained(bundle: Path, given: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = parm("serve", str(bundle), "--port", port)
+        command = parm("serve", str(bundle), *given, port)
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert_refused(done, f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose")
     assert not done.stdout

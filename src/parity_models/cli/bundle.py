@@ -67,6 +67,9 @@ def bundle(
     queries = None if inputs is None else read_arrays(inputs)
     paddings = _paddings(padding or ())
     content, signature = read_servable(model, _axes(axis or ()), paddings, queries)
+    outputs = [each.name for each in signature.outputs]
+    if output is not None and output not in outputs:
+        raise UserError(f"the model has no output {output!r}; it has {', '.join(outputs)}")
     read = [read_servable(each, signature.axes, paddings) for each in backup or ()]
     written = write_bundle(
         out,

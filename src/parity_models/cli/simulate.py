@@ -7,6 +7,7 @@ from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Only, argument
 from parity_models.cli.policies import DispatchName, PolicyNames
 from parity_models.codes import CodeSpec
+from parity_models.errors import UserError
 from parity_models.options import Option
 from parity_models.protection.comparison import simulate as compare
 from parity_models.protection.options import SimulationOptions
@@ -40,6 +41,8 @@ def simulate(
     queries take a minute or two for each policy. Without a bundle, say how long the model takes:
     parm simulate --service-time 25ms --backup-time 10ms --coverage 0.9 --rate 200.
     """
+    if dispatch is not None and not policy:
+        raise UserError("--dispatch needs --policy as well")
     choices = [PolicyChoice.parse(each, dispatch) for each in dict.fromkeys(policy or ())]
     found = compare(
         bundle,

@@ -17,6 +17,7 @@ codes are imported only if the caller who opens the bundle names them as well.
 import contextlib
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, e
 from parity_models.models.gate import Calibration, Gates, StandIn
 from parity_models.models.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
 from parity_models.models.manifest import (
+    NAME,
     Accuracy,
     BackupFile,
     EnvelopeFile,
@@ -247,6 +249,11 @@ def write_bundle(
     """
     folder = Path(path).resolve()
     check_replaceable(folder)
+    if not re.fullmatch(NAME, name):
+        raise BundleError(
+            f"a model cannot be called {name!r}; choose up to 128 letters, digits, '.', '_' and "
+            "'-', the first a letter or a digit"
+        )
     if len(backups) > len(BACKUPS):
         raise BundleError(f"a bundle has {len(BACKUPS)} backups at most; got {len(backups)}")
     new = _Contents()

@@ -19,10 +19,11 @@ from parity_models.roles import BACKUPS, Backup
 FORMAT: Final = "parity-models-bundle"
 FORMAT_VERSION: Final = 3
 
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+FileName = Annotated[str, msgspec.Meta(pattern=NAME)]
 """A file directly in the bundle's folder: no separators, so no way out of it."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+ModelName = Annotated[str, msgspec.Meta(pattern=NAME)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0.0)]
 Score = Annotated[float, msgspec.Meta(le=1.0)]

@@ -491,6 +491,8 @@ class HttpServer:
         self._opening: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
         """Set whenever a connection is over."""
+        self._acceptor: asyncio.Task[None] | None = None
+        """None before it is started."""
 
     @property
     def connections(self) -> int:
@@ -514,6 +516,8 @@ class HttpServer:
         """Accept the backlog, then nothing more, and end all connections: idle ones after a moment,
         the others after their answers, or `grace` seconds."""
         self.closing = True
+        if self._acceptor is None:
+            return
         self._acceptor.cancel()
         await asyncio.wait((self._acceptor,))
         with suppress(OSError):  # none is left, or no descriptor for one
