@@ -42,7 +42,7 @@ class Engine(StrEnum):
 
 _INSTANCE = {
     Engine.LOCAL: re.compile(r"parity_models\.serving\.worker"),
-    Engine.RAY: re.compile(r"^ray::(?!IDLE)(?!.*(?i:controller|proxy))"),
+    Engine.RAY: re.compile(r"^ray::Instance"),
 }
 """The command lines of instances among the server's descendants."""
 _ON_RAY = ("--engine", "ray")
