@@ -34,6 +34,10 @@ SLOWEST = 2 / 3
 redundant work in a fleet of two hardware generations. With half, the slower generation takes all
 places, and instances slowed down by transfers are not counted."""
 
+MARGIN = 0.1
+"""Added to the age by which help has arrived, in median run times, as half of all answers take
+longer than their median."""
+
 EXACT = 0.9
 """A copy is preferred to a stand-in that takes at least this share of its time: the copy's answer
 is the deployed model's own."""
@@ -154,7 +158,9 @@ class Risk:
 
     def _measure_help(self) -> None:
         takes = [each.takes for each in self.stand_ins.values() if each.is_measured]
-        self.helped_by = self._ages.get((DEPLOYED, False), 0.0) + min([self.benefit.median, *takes])
+        median = self.benefit.median
+        age = self._ages.get((DEPLOYED, False), 0.0)
+        self.helped_by = age + min([median, *takes]) + MARGIN * median
 
     def _earliest(self, choices: Collection[Choice], kind: str) -> float:
         """Return the age at which to ask the best of these for units of this kind."""
