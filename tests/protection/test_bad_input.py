@@ -92,7 +92,8 @@ def test_before_anything_is_trained(
     np.savez("wrong.npz", **arrays)
     before = {each.name for each in (*tmp_path.iterdir(), *models.iterdir())}
     given = [each.replace("{models}", str(models)) for each in arguments.split()]
-    assert_refused(parm_here("protect", "--out", "bundle", "--minutes", "0.1", *given), reason)
+    options = ("--out", "bundle", "--minutes", "0.1", "--agreement", "0.5")
+    assert_refused(parm_here("protect", *options, *given), reason)
     assert {each.name for each in (*tmp_path.iterdir(), *models.iterdir())} == before
 
 
