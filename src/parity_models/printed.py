@@ -1,5 +1,6 @@
 """Results that print as tables and sentences."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,13 @@ WIDTH = 100
 """Columns of a result as text."""
 
 
-class Printed:
+class Printed(ABC):
     """A result that prints as its `parts`: tables, and sentences, which are not wrapped."""
 
     @property
+    @abstractmethod
     def parts(self) -> "Sequence[RenderableType]":
         """The parts that are printed, in order."""
-        raise NotImplementedError
 
     def show(self, console: "Console | None" = None) -> None:
         """Print the result on a console, by default that of the process."""

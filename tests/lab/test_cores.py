@@ -62,7 +62,7 @@ def ends_of(cores: int, works: list[Work]) -> list[float | None]:
             calendar.at(calendar.now + after, lambda: computing.stop(calendar.now, job))
 
     for i, (begin, _, _) in enumerate(works):
-        calendar.at(begin, lambda i=i: start(i))  # type: ignore[misc]
+        calendar.at(begin, partial(start, i))
     calendar.run()
     return ends
 
@@ -106,7 +106,7 @@ def test_a_hog_takes_half_of_a_core_while_it_computes() -> None:
     )
     ends: dict[int, float] = {}
     for core in (0, 1):
-        computing.run(0.0, core, 1.0, lambda now, core=core: ends.update({core: now}))  # type: ignore[misc]
+        computing.run(0.0, core, 1.0, partial(ends.__setitem__, core))
     calendar.run(until=10)
     assert ends == {0: pytest.approx(2), 1: pytest.approx(1)}
 

@@ -247,7 +247,9 @@ def test_short_sounds_are_padded_and_other_files_refused(tmp_path: Path) -> None
 # Made data
 
 
-@pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"it needs the package {PROGRAM}")
+@pytest.mark.skipif(
+    shutil.which(PROGRAM) is None, reason=f"speech is made by the package {PROGRAM}"
+)
 @pytest.mark.slow
 def test_made_speech_is_a_task_with_speakers_apart_and_follows_from_its_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -260,7 +262,9 @@ def test_made_speech_is_a_task_with_speakers_apart_and_follows_from_its_seed(
     assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
 
 
-@pytest.mark.skipif(find_task("fashion-mnist").find() is None, reason="it needs Fashion-MNIST")
+@pytest.mark.skipif(
+    find_task("fashion-mnist").find() is None, reason="boxes are made of Fashion-MNIST"
+)
 @pytest.mark.slow
 def test_made_boxes_hold_the_garment_and_are_complete_or_not_there(tmp_path: Path) -> None:
     for name in ("a", "b"):

@@ -82,8 +82,7 @@ def test_exporting_prints_nothing_and_leaves_the_network_as_it_was(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     network = build_network("resnet-small", (1, 8, 8), (10,))
-    # Of what `to` takes, this is not in torch's stubs.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
     model = OnnxModel(export(network, [floats((1, 8, 8))]))
     assert capfd.readouterr() == ("", "")
     assert network.training

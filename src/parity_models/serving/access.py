@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import logging
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -88,7 +89,7 @@ class Access(Options):
         return None if self.tokens is None else Tokens(Path(self.tokens))
 
 
-class Reread:
+class Reread(ABC):
     """The content of files, read again when they change.
 
     An error is then logged once, and the content from before stays in force.
@@ -100,9 +101,9 @@ class Reread:
         self._seen = [_stamp(path) for path in paths]
         self.read()
 
+    @abstractmethod
     def read(self) -> None:
         """Read the files. Raises UserError, and leaves all as it was, where they are wrong."""
-        raise NotImplementedError
 
     def refresh(self) -> None:
         """Read the files again if they have changed, or could not be read the last time: it may be

@@ -76,8 +76,7 @@ class Certificate(Reread):
 
         return grpc.dynamic_ssl_server_credentials(
             grpc.ssl_server_certificate_configuration([shown]),
-            # By gRPC's documentation it may return None for no change, which its stubs leave out.
-            newer,  # type: ignore[arg-type]
+            newer,  # type: ignore[arg-type]  # None means no change, which grpc's stubs leave out
         )
 
 

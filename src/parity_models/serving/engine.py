@@ -130,7 +130,7 @@ class Engine(ABC):
         """
         return None
 
-    @classmethod  # noqa: B027 - most have nothing to refuse
+    @classmethod  # noqa: B027  # not abstract: most engines serve repositories
     def check_several(cls, options: Any) -> None:
         """Raise UserError if these `Options` are for one bundle only, and not for a repository."""
 

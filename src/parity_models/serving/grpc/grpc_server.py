@@ -303,8 +303,8 @@ class InferenceService:
                 (log.metrics or self._metrics).requests.labels(status).inc()
         size = answer.ByteSize()
         self._metrics.sent.labels(GRPC).inc(size)
-        # grpc's stubs name a class of callbacks, where it takes any function.
-        context.add_done_callback(partial(self._hold, -size))  # type: ignore[arg-type]
+        release = partial(self._hold, -size)
+        context.add_done_callback(release)  # type: ignore[arg-type]  # stubs want its own class
         self._hold(size)
         return answer
 
