@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from safetensors import safe_open
 
 from commands import parm_lab
@@ -54,6 +55,27 @@ def test_an_interrupt_before_the_first_epoch_still_leaves_a_bundle(train: Train)
     stopped = train(epochs=100, report=fail_at(0, KeyboardInterrupt()))
     assert (stopped.fitted.interrupted, stopped.fitted.resumable) == (True, False)
     assert open_bundle(stopped.path).code() is not None
+
+
+def test_ctrl_c_within_a_step_waits_for_its_end(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within autocast's own enter or exit it would leave autocast on, and exports in bfloat16."""
+    whole: list[bool] = []
+    step = torch.optim.Optimizer.zero_grad
+
+    def interrupted(self: torch.optim.Optimizer) -> None:
+        whole.append(False)
+        if len(whole) == 30:
+            signal.raise_signal(signal.SIGINT)
+        step(self)
+        whole[-1] = True
+
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", interrupted)
+    stopped = train(epochs=1000)
+    assert stopped.fitted.interrupted
+    assert (len(whole), all(whole)) == (30, True)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_on_the_command_line_writes_the_bundle_and_says_so(tmp_path: Path) -> None:

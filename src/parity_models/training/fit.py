@@ -8,8 +8,11 @@ unpickled.
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,13 +160,14 @@ class _Run:
         interrupted = resumable = False
         self.spent = self._used(self.epochs)
         try:
-            if self.best_score is None and known is not None:
-                self._keep_best(known)
-            self._report(self.epochs + 1)
-            while self.best_score is None or (self.spent < 1 and not self.diverged):
-                self._train_epoch()
-                self._save()
-                self._report(self.epochs)
+            with _interrupts_held() as interrupt_if_asked:
+                if self.best_score is None and known is not None:
+                    self._keep_best(known)
+                self._report(self.epochs + 1)
+                while self.best_score is None or (self.spent < 1 and not self.diverged):
+                    self._train_epoch(interrupt_if_asked)
+                    self._save()
+                    self._report(self.epochs)
         except KeyboardInterrupt:
             interrupted, resumable = True, self.epochs > 0
             if not resumable:
@@ -186,7 +190,7 @@ class _Run:
         """Return the share of the budget that is spent if the module is judged once more."""
         return self.budget.spent(epochs, self._seconds + self.judging)
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, after_step: Callable[[], None]) -> None:
         self.module.train()
         epochs, steps = self.epochs, self.problem.steps
         generator = torch.Generator().manual_seed((self.seed << 20) + epochs)
@@ -196,6 +200,7 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            after_step()
             self.spent = self._used(epochs + step / steps)
             if self.spent == 1:
                 break
@@ -314,6 +319,39 @@ class _Run:
             value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             state["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(state)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed since.
+
+    Raised within a step, it could leave torch's own state half changed: with autocast on for good,
+    for one. A second Ctrl-C does not wait. Other threads get none, and a program that handles
+    SIGINT itself goes on doing so.
+    """
+    asked = False
+
+    def hold(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def interrupt_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or before is not signal.default_int_handler:
+        yield interrupt_if_asked
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield interrupt_if_asked
+        interrupt_if_asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save_tensors(path: Path, tensors: Weights, metadata: dict[str, str] | None = None) -> None:
