@@ -64,6 +64,57 @@ async def test_too_many_queries_are_refused_at_once() -> None:
         assert not waiting.done()
 
 
+async def test_a_large_request_arrives_in_slices_with_small_ones_between() -> None:
+    async with serving(NoRedundancy(), max_batch=2, max_queue=300) as (frontend, engine):
+        large = await asked(frontend.infer(queries(200)))
+        assert len(frontend.in_flight) < 20
+        with pytest.raises(OverloadedError, match=r"19\d queries wait, and at most 300 may"):
+            await frontend.infer(queries(150))
+        assert metric(frontend, "parm_query_failures_total", reason="overloaded") == 150
+        assert frontend.queue_depths()[DEPLOYED] > 190
+        small = await asked(frontend.infer(queries(1)))
+        finished = 0
+        while not small.done():
+            engine.finish(engine.units[0])
+            finished += 1
+            await settle()
+        assert finished < 10
+        assert not large.done()
+        while not large.done():
+            engine.finish(engine.units[0])
+            await settle()
+        np.testing.assert_allclose(large.result().outputs, queries(200) @ WEIGHTS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -> None:
+    async with serving(NoRedundancy(), max_attempts=1) as (frontend, engine):
+        first, second = [await asked(frontend.infer(queries(100))) for _ in range(2)]
+        if how == "cancelled":
+            first.cancel()
+        else:
+            engine.fail(engine.units[0], "broken")
+        await settle()
+        assert first.done()
+        while not second.done():
+            engine.finish(engine.units[0])
+            await settle()
+        assert len(second.result().sources) == 100
+        assert frontend.queue_depths()[DEPLOYED] == 0
+        assert not frontend.in_flight
+
+
+async def test_a_large_request_ends_when_the_server_stops() -> None:
+    engine = Puppet()
+    frontend = Frontend(engine, NoRedundancy(), SchedulerConfig(), SIGNATURE, None, Metrics())
+    await frontend.start([frozenset({DEPLOYED})])
+    request = await asked(frontend.infer(queries(100)))
+    await settle()
+    await frontend.stop()
+    with pytest.raises(UnavailableError, match="stopped"):
+        await request
+
+
 async def test_a_query_fails_at_its_deadline_and_the_shorter_one_counts() -> None:
     async with serving(NoRedundancy(), deadline=0.02) as (frontend, _):
         for timeout in (None, 0.01, 60.0):

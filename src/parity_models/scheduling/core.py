@@ -113,12 +113,13 @@ class Scheduler(Port):
         *,
         tenant: Hashable = None,
         exact: Collection[int] = (),
+        admitted: bool = False,
     ) -> list[Action]:
         """Queries of one kind (shape and dtype) arrived together; all or none are admitted.
 
         `deadline` is the time at which they fail if unanswered. They share coding groups only with
-        queries of the same `tenant`, and those that are `exact` with none. Raises ValueError for
-        an id that is in use.
+        queries of the same `tenant`, and those that are `exact` with none. `admitted`: they are
+        part of a request that `refusal` has let in. Raises ValueError for an id that is in use.
         """
         for query_id in queries:
             if query_id in self._holds:
@@ -128,10 +129,10 @@ class Scheduler(Port):
             self._fire_timers()  # what has expired does not wait
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.front_door.lag
-        refusal = self._admission.refusal(
+        refusal = admitted or self._admission.refusal(
             self.now, due, len(queries), waiting=len(self._waiting), lag=lag
         )
-        if refusal is not None:
+        if isinstance(refusal, tuple):
             for query_id in queries:
                 self._actions.append(Fail(query_id, *refusal))
                 self._forgotten.append(query_id)
@@ -320,6 +321,22 @@ class Scheduler(Port):
         return self._turn()
 
     # Questions of the driver
+
+    def refusal(self, now: float, queries: int, due: float, held: int = 0) -> "Refusal | None":
+        """Return the reason for which so many queries, due at one time, would be refused; None if
+        they would be taken. The driver holds back `held` queries that were taken."""
+        return self._admission.refusal(
+            max(self.now, now),
+            due,
+            queries,
+            waiting=len(self._waiting) + held,
+            lag=self.front_door.lag,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """The number of queries that wait for an instance."""
+        return len(self._waiting)
 
     @property
     def pending(self) -> int:

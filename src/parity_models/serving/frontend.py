@@ -81,6 +81,9 @@ MEASURE_INTERVAL = 0.1
 CHECK_EVERY = 10
 """Measurements between two self-checks."""
 
+LARGE = 64
+"""Rows beyond which a request is large: it arrives at the scheduler in slices."""
+
 MAX_QUARANTINED = 100
 """Quarantined instances that are remembered by name."""
 
@@ -182,6 +185,10 @@ class Frontend:
         self._groups: dict[int, _Group] = {}
         self._parity_rows = {parity_role(j): j for j in range(code.r if code else 0)}
         self._busy: dict[str, float] = {}
+        self._held = 0
+        """Rows of large requests that have not arrived at the scheduler yet."""
+        self._feeding: deque[asyncio.Future[None]] = deque()
+        """Large requests that wait for their next slice's turn."""
         self._poison = PoisonedRows()
         self._work = RedundantWork(metrics)
         self._stand_ins = StandIns(
@@ -271,18 +278,12 @@ class Frontend:
             RequestError: As soon as one row is known to get no answer.
 
         """
-        if self._closing or not self._started:
-            state = "stopping" if self._closing else "starting"
-            raise UnavailableError(
-                f"the server is {state} and takes no queries; try again later", retry_after=soon()
-            )
         arrived, count = now(), len(rows)
-        if self._poison.until:
-            try:
-                self._poison.check(rows, arrived)
-            except PoisonError:
-                self.metrics.failures.labels(Reason.POISON).inc(count)
-                raise
+        large = count > LARGE
+        if large:
+            self.check_admission(count, timeout)
+        elif self._closing or not self._started:
+            raise self._closed()
         kind = self._signature.plain or self._signature.kind_of(rows[0, ...])
         due = arrived + (self._deadline if timeout is None else min(timeout, self._deadline))
         first = self.asked + 1
@@ -299,37 +300,114 @@ class Frontend:
             tenant=tenant,
         )
         self.asked += count
-        queries = range(first, first + count)
-        for query in queries:
-            self.in_flight[query] = request
         if count > 1:
             request.future.add_done_callback(lambda _: self._detach(request))
-        alone: Collection[int] = queries if exact else ()
-        if self._has_stand_ins and not exact:
-            unlike = self._gate.unlike(rows)
-            if unlike:
-                alone = [first + row for row in unlike]
-                self.metrics.unlike.inc(len(unlike))
-        self._carry_out(
-            self._scheduler.queries_arrived(
-                arrived,
-                queries,
-                (rows.shape[1:], rows.dtype),
-                None if timeout is None else due,
-                tenant=tenant,
-                exact=alone,
-            )
-        )
+        # A large request arrives in slices, as the queue drains: others' queries come between, and
+        # no turn of the event loop is long.
+        step, held = (self._slice, count) if large else (count, 0)
+        self._held += held
         try:
+            for begin in range(0, count, step):
+                if begin and not await self._room_for(request):
+                    break
+                part = rows[begin : begin + step] if large else rows
+                queries = range(first + begin, first + begin + len(part))
+                if self._poison.until and self._is_poison(request, part):
+                    break
+                for query in queries:
+                    self.in_flight[query] = request
+                alone: Collection[int] = queries if exact else ()
+                if self._has_stand_ins and not exact:
+                    unlike = self._gate.unlike(part)
+                    if unlike:
+                        alone = [queries[row] for row in unlike]
+                        self.metrics.unlike.inc(len(unlike))
+                left = count - begin - len(part) if large else 0
+                self._held, held = self._held + left - held, left
+                self._carry_out(
+                    self._scheduler.queries_arrived(
+                        now() if begin else arrived,
+                        queries,
+                        (rows.shape[1:], rows.dtype),
+                        due if begin or timeout is not None else None,
+                        tenant=tenant,
+                        exact=alone,
+                        admitted=large,
+                    )
+                )
             return await request.future
         except asyncio.CancelledError:
             if not self._stopped:
                 request.future.cancel()
-                self._carry_out(self._scheduler.queries_abandoned(now(), queries))
+                self._carry_out(self._scheduler.queries_abandoned(now(), request.queries))
             raise
+        finally:
+            self._held -= held
+
+    def check_admission(self, rows: int, timeout: float | None = None) -> None:
+        """Raise the error with which a request of so many rows would be refused now, if any: its
+        data need not be read for that."""
+        if self._closing or not self._started:
+            raise self._closed()
+        at = now()
+        due = at + (self._deadline if timeout is None else min(timeout, self._deadline))
+        held = self._held if rows > LARGE else 0
+        refusal = self._scheduler.refusal(at, rows, due, held)
+        if refusal is not None:
+            reason, detail, retry_after = refusal
+            self.metrics.failures.labels(reason).inc(rows)
+            raise _ERRORS[reason](f"{reason}: {detail}", retry_after=retry_after)
+
+    def _closed(self) -> RequestError:
+        state = "stopping" if self._closing else "starting"
+        return UnavailableError(
+            f"the server is {state} and takes no queries; try again later", retry_after=soon()
+        )
+
+    def _is_poison(self, request: InFlight, rows: NDArray[Any]) -> bool:
+        """Return whether one of the rows is refused; its request has failed then."""
+        try:
+            self._poison.check(rows, now())
+        except PoisonError as error:
+            self.metrics.failures.labels(Reason.POISON).inc(len(request.rows))
+            request.fail(error)
+            self._carry_out(self._scheduler.queries_abandoned(now(), request.queries))
+            return True
+        return False
+
+    @property
+    def _slice(self) -> int:
+        """The rows of a large request that arrive together: a unit's for each instance."""
+        return self._scheduler.max_batch * max(1, self._scheduler.up(DEPLOYED))
+
+    async def _room_for(self, request: InFlight) -> bool:
+        """Wait until the next slice of a request may arrive. Return False if it has ended."""
+        await asyncio.sleep(0)
+        while self._scheduler.waiting >= self._slice and not request.future.done():
+            self._feeding.append(self._loop.create_future())
+            await self._feeding[-1]
+        if self._stopped:
+            request.fail(UnavailableError("the server was stopped"))
+        return not request.future.done()
+
+    def _feed(self) -> None:
+        """Let the next slice of a large request arrive if there is room."""
+        while self._feeding and self._scheduler.waiting < self._slice:
+            first = self._feeding.popleft()
+            if not first.done():  # else its client has gone
+                first.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        """Let all large requests that wait for room see whether they have ended."""
+        for each in self._feeding:
+            if not each.done():
+                each.set_result(None)
+        self._feeding.clear()
 
     def _detach(self, request: InFlight) -> None:
         """Keep those rows of a request that has ended that are still needed, each by itself."""
+        self._wake_all()
         for row, query in enumerate(request.queries):
             if query in self.in_flight:
                 self.in_flight[query] = request.detach_row(row)
@@ -359,7 +437,7 @@ class Frontend:
     async def drain(self) -> None:
         """Take no more queries; return when those that were taken have ended."""
         self._closing = True
-        if self._scheduler.pending:
+        if self._scheduler.pending or self._held:
             await self._idle.wait()
 
     async def stop(self) -> None:
@@ -370,6 +448,7 @@ class Frontend:
                 timer.cancel()
         for request in set(self.in_flight.values()):
             request.fail(UnavailableError("the server was stopped"))
+        self._wake_all()
         await self._engine.stop()
 
     def switch_redundancy(self, on: bool) -> None:
@@ -410,7 +489,8 @@ class Frontend:
 
     def queue_depths(self) -> dict[str, int]:
         """Return how many tasks are waiting, by role."""
-        return self._by_role(self._scheduler.queue_depths())
+        depths = self._by_role(self._scheduler.queue_depths())
+        return depths | {DEPLOYED: depths.get(DEPLOYED, 0) + self._held}
 
     def instances_up(self) -> dict[str, int]:
         """Return how many instances are up, by role."""
@@ -582,7 +662,9 @@ class Frontend:
             if not self._reports:
                 break
             actions = self._reports.popleft()()
-        if self._closing and not self._scheduler.pending:
+        if self._feeding:
+            self._feed()
+        if self._closing and not (self._scheduler.pending or self._held):
             self._idle.set()
 
     def _undone(self, action: Action, error: Exception) -> None:
