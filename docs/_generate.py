@@ -30,7 +30,7 @@ API = {
     "": [],
     "codes": [],
     "scheduling": ["port"],
-    "models": ["bundle", "manifest", "onnx_model", "queries", "signature", "envelope", "gate"],
+    "models": ["bundle", "onnx_model", "queries", "signature", "envelope", "gate"],
     "tasks": ["task"],
     "training": [],
     "evaluation": [],

@@ -27,8 +27,7 @@ from parity_models.models.bundle import (
     InferenceTimes,
     NewModel,
     open_bundle,
-    with_accuracy,
-    with_calibration,
+    with_measured,
     write_bundle,
 )
 from parity_models.models.gate import Calibration
@@ -225,17 +224,17 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(models: Path, tmp_pat
 
 def test_what_was_measured_is_put_into_the_manifest_in_one_step(bundle: Path, models: Path) -> None:
     accuracy = msgspec.structs.replace(ACCURACY, degraded_accuracy=0.85)
-    updated = with_accuracy(open_bundle(bundle), accuracy)
+    updated = with_measured(open_bundle(bundle), accuracy=accuracy)
     assert updated.manifest.accuracy == accuracy
     assert open_bundle(bundle) == updated
     assert {path.name for path in bundle.iterdir()} == set(FILES)
     boxes = Calibration("boxes", 0.5, "none", 10, 0.05)
-    with_calibration(updated, {"reconstruction": boxes})
+    with_measured(updated, calibration={"reconstruction": boxes})
     with pytest.raises(BundleError, match="the gate of the reconstruction is one of boxes"):
         open_bundle(bundle)
     write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
     with pytest.raises(BundleError, match="was replaced in the meantime"):
-        with_accuracy(updated, ACCURACY)
+        with_measured(updated, accuracy=ACCURACY)
     assert open_bundle(bundle).manifest.accuracy is None
 
 

@@ -27,9 +27,8 @@ from parity_models.models.networks import (
     Text,
     build_network,
 )
-from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.network import NamedModule, Slotwise
 from parity_models.models.networks.queried import Grid, Shape, describe, find_tables
-from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import take
 from parity_models.models.signature import Axis, Signature, Tensor

@@ -22,13 +22,11 @@ from parity_models.models.queries import (
     axis_for,
     check_queries,
     fit_tensors,
-    pad,
-    padded,
     read_arrays,
     read_batch,
     sizes_in,
 )
-from parity_models.models.signature import DATATYPES, Axis, Signature, Tensor
+from parity_models.models.signature import DATATYPES, Axis, Signature, Tensor, pad, padded
 
 IDS = Tensor("ids", "INT64", ("length",))
 MASK = Tensor("mask", "INT64", ("length",))

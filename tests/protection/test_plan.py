@@ -13,7 +13,7 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.models.bundle import with_calibration
+from parity_models.models.bundle import with_measured
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.protection.options import Goal, SimulationOptions
 from parity_models.protection.plan import Planner, Plans, plan
@@ -198,7 +198,7 @@ def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(tmp_path:
     assert (ungated.coverage, ungated.agreement) == ({}, None)
     level = GateLevel(0.99, 0.0, coverage=0.8, agreement=0.995)
     calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
-    bundle = with_calibration(bundle, {"backup": calibration})
+    bundle = with_measured(bundle, calibration={"backup": calibration})
     found = service_of(bundle, SimulationOptions(max_batch=1))
     assert (found.coverage, found.agreement) == ({"backup": 0.8}, 0.995)
     with pytest.raises(UserError, match=r"0\.999"):

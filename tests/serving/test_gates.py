@@ -11,7 +11,7 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.models.envelope import Envelope
 from parity_models.models.export import floats
 from parity_models.models.gate import Calibration, GateLevel, confidences
-from parity_models.models.queries import Batch
+from parity_models.models.signature import Batch
 from parity_models.scheduling import DEPLOYED, Parity, Run, Source
 from parity_models.scheduling.policies import ApproximateBackup, Pool
 from parity_models.serving.frontend import Frontend

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.queries import cut, padded
 from parity_models.models.servable import read_servable
+from parity_models.models.signature import cut, padded
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess
 from text_models import expected, texts, write_text_bundle

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from parity_models.codes import Code
 from parity_models.errors import TrainingError
 from parity_models.models.networks import Effort, Network
+from parity_models.models.networks.network import Stacked
 from parity_models.models.networks.queried import Grid, Queried, Shape
-from parity_models.models.networks.slotwise import Stacked
 from parity_models.options import Option
 
 LARGEST = 6

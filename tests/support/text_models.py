@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.models.envelope import Envelope
-from parity_models.models.queries import cut, padded
 from parity_models.models.servable import read_servable
-from parity_models.models.signature import Axis
+from parity_models.models.signature import Axis, cut, padded
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.remote.export import Format, export_repository
 from parity_models.serving.server import ServeOptions, Server

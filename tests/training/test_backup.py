@@ -7,7 +7,7 @@ import pytest
 from commands import Here
 from own_models import DIGITS, STACK
 from parity_models.errors import DataError, TrainingError
-from parity_models.models.bundle import open_bundle, with_calibration, write_bundle
+from parity_models.models.bundle import open_bundle, with_measured, write_bundle
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.training import Trained, TrainingOptions
 from trainings import evaluate, train_backup, train_parity
@@ -52,7 +52,7 @@ def test_another_backup_joins_those_that_are_kept_the_fastest_first(
     path = tmp_path / "two"
     trained = train_backup(deployed, "resnet-small", INPUTS, path)
     gate = Calibration("classes", 0.0, "scores", 100, 0.05, (GateLevel(0.9, 0.0, 0.8, 0.9),))
-    slow = with_calibration(trained, {"backup": gate})
+    slow = with_measured(trained, calibration={"backup": gate})
     both = train_backup(slow, "linear", INPUTS, path, keep=True).manifest
     assert [each.network for each in both.backups] == ["linear", "resnet-small"]
     assert both.inference_times is not None

@@ -15,8 +15,7 @@ from parity_models.errors import CodeError, DataError, TrainingError, UserError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.export import export
-from parity_models.models.queries import pad
-from parity_models.models.signature import Signature, Tensor
+from parity_models.models.signature import Signature, Tensor, pad
 from parity_models.training.candidates import STACKED, code_for
 from parity_models.training.teacher import rows_of, teacher_of
 from text_models import WORDS, TextModel, expected, texts, write_text_folder

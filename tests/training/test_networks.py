@@ -14,8 +14,8 @@ from parity_models.codes import Code, CodeSpec, MLPEncoder
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, build_network
+from parity_models.models.networks.network import Slotwise
 from parity_models.models.networks.queried import Shape
-from parity_models.models.networks.slotwise import Slotwise
 from parity_models.registry import load_own
 from parity_models.training.networks import build_models, parity_network
 from parity_models.training.problems import CodedNetworks, calibrate_last_layer

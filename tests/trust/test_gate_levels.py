@@ -15,7 +15,7 @@ from commands import Here
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, with_calibration
+from parity_models.models.bundle import Bundle, with_measured
 from parity_models.models.gate import Calibration, GateLevel, StandIn, confidences
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import choose
@@ -40,7 +40,7 @@ def bundle(folder: Path, **calibrations: Calibration) -> Bundle:
     for stand_in in ("reconstruction", "backup"):
         if stand_in in calibrations:
             gates[stand_in] = calibrations[stand_in]
-    return with_calibration(written, gates)
+    return with_measured(written, calibration=gates)
 
 
 def test_without_a_word_the_highest_level_up_to_99_is_taken(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, report_of
 from parity_models.load.result import LoadResult
 from parity_models.load.served import served
-from parity_models.models.bundle import Bundle, with_accuracy
+from parity_models.models.bundle import Bundle, with_measured
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, Parity
@@ -135,7 +135,7 @@ def run_demo(
     bundle = train_bundle(out / "bundle", task, dataset, options)
     test = dataset.test
     accuracy = measure_accuracy(Outputs(bundle, test.inputs), test.labels, metric=task.metric)
-    with_accuracy(bundle, accuracy)
+    with_measured(bundle, accuracy=accuracy)
     assert accuracy.degraded_accuracy is not None
     tell(
         f"Deployed model: {accuracy.available_accuracy:.2%} right. Reconstructions alone: "

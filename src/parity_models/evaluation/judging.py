@@ -25,11 +25,11 @@ from parity_models.models.bundle import (
     Accuracy,
     Bundle,
     open_bundle,
-    with_accuracy,
-    with_calibration,
+    with_measured,
 )
 from parity_models.models.gate import Calibration, StandIn
-from parity_models.models.queries import Batch, as_batch, check_queries, read_batch, rows_in
+from parity_models.models.queries import as_batch, check_queries, read_batch, rows_in
+from parity_models.models.signature import Batch
 from parity_models.printed import Printed
 from parity_models.roles import BACKUPS
 from parity_models.tasks import choose_task, find_task, is_ours
@@ -122,7 +122,7 @@ def evaluate(
     found = judge(outputs, right, metric, manifest.calibration)
     training = manifest.deployed_training
     if training is None or training.task == name:
-        opened = with_accuracy(opened, found.accuracy)
+        opened = with_measured(opened, accuracy=found.accuracy)
     return Evaluation(opened, found.accuracy, found.gates, name, found.notes)
 
 
@@ -220,7 +220,7 @@ def calibrate(
                 "then answer without a gate; the bundle keeps the gates that it has. Give more "
                 "held-out queries; if these are some hundred, train the stand-in again"
             )
-    return with_calibration(opened, found)
+    return with_measured(opened, calibration=found)
 
 
 # Queries and metrics

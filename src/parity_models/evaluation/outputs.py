@@ -16,15 +16,8 @@ from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import StandIn
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
-from parity_models.models.queries import (
-    Batch,
-    Named,
-    as_batch,
-    renamed,
-    rows_in,
-    run_by_bucket,
-    take,
-)
+from parity_models.models.queries import as_batch, renamed, rows_in, run_by_bucket, take
+from parity_models.models.signature import Batch, Named
 from parity_models.roles import Backup
 
 Array = NDArray[Any]

@@ -21,64 +21,300 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from parity_models.codes import Code, CoderKind, CodeSpec, Networks
-from parity_models.errors import BundleError, ModelError
-from parity_models.models.bundle_fit import (
-    check_batches,
-    check_envelope,
-    check_fit,
-    check_slotwise,
-    code_of,
-)
+from parity_models.codes import NO_NETWORKS, Code, CoderKind, CodeSpec, Networks
+from parity_models.errors import BundleError, CodeError, ModelError
 from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
 from parity_models.models.gate import Calibration, Gates, StandIn
 from parity_models.models.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
-from parity_models.models.manifest import (
-    NAME,
-    Accuracy,
-    BackupFile,
-    EnvelopeFile,
-    InferenceTimes,
-    Manifest,
-    ModelFile,
-    ParityFile,
-    StoredFile,
-    Training,
-    decode_manifest,
-    encode_manifest,
+from parity_models.models.onnx_model import (
+    MAX_MODEL_BYTES,
+    OnnxModel,
+    PinnedModel,
+    why_it_fails,
 )
-from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel, PinnedModel
-from parity_models.models.signature import Signature
-from parity_models.roles import BACKUPS, parity_role
+from parity_models.models.queries import renamed
+from parity_models.models.signature import Layout, Signature, Tensor
+from parity_models.roles import BACKUPS, Backup, parity_role
 
-__all__ = [
-    "Accuracy",
-    "Bundle",
-    "InferenceTimes",
-    "Manifest",
-    "ModelFile",
-    "NewModel",
-    "StoredFile",
-    "Training",
-    "check_replaceable",
-    "open_bundle",
-    "with_accuracy",
-    "with_calibration",
-    "write_bundle",
-]
-
-File = TypeVar("File", bound=ModelFile)
+Array = NDArray[Any]
+Query = dict[str, Array]
+File = TypeVar("File", bound="ModelFile")
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
+
+FORMAT: Final = "parity-models-bundle"
+FORMAT_VERSION: Final = 3
+
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+FileName = Annotated[str, msgspec.Meta(pattern=NAME)]
+"""A file directly in the bundle's folder: no separators, so no way out of it."""
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+ModelName = Annotated[str, msgspec.Meta(pattern=NAME)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0.0)]
+Score = Annotated[float, msgspec.Meta(le=1.0)]
+
+
+class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file in the bundle's folder, with its size in bytes."""
+
+    file: FileName
+    sha256: Sha256
+    size: Count
+
+
+class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True):
+    """An ONNX file in the bundle's folder and what its inputs and outputs look like.
+
+    `network` is the name of its architecture, for people.
+    """
+
+    signature: Signature
+    network: str
+
+
+class ParityFile(ModelFile, frozen=True, forbid_unknown_fields=True):
+    """The ONNX file of a parity model; `slotwise`: it runs on each slot of its input separately."""
+
+    slotwise: bool = False
+
+
+class BackupFile(ModelFile, frozen=True, forbid_unknown_fields=True):
+    """The ONNX file of a backup; `slot`: it is one slot of the first parity model."""
+
+    slot: bool = False
+
+
+class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
+    """The file of the envelope of inputs that stand-ins learned from.
+
+    `false_alarms` is the share of `held_out` honest inputs that it rejects.
+    """
+
+    false_alarms: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+    held_out: Count
+
+
+class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Accuracies on the whole test set of the bundle's task: values of `metric` over `queries`.
+
+    `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone, and
+    `degraded_by_slot` A_d of each of the k slots; `overall` is A_o by the fraction of predictions
+    that is unavailable, as text ("0.1"); `agreement` the share of reconstructions that agree with
+    the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a group's predictions
+    unavailable at once. `backup_accuracies` are those of each backup. Without a code there are
+    only A_a and the number of queries.
+    """
+
+    metric: str
+    available_accuracy: Score
+    degraded_accuracy: Score | None
+    degraded_by_slot: tuple[Score, ...]
+    overall: dict[str, Score]
+    agreement: Score | None
+    queries: Count
+    degraded_by_unavailable: tuple[Score, ...] = ()
+    backup_accuracies: tuple[Score, ...] = ()
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The origin of a model's weights: data, seed, effort and recipe."""
+
+    task: str
+    inputs: Count
+    inputs_sha256: Sha256
+    seed: int
+    epochs: Count
+    seconds: float
+    device: str
+    recipe: dict[str, str | int | float | bool]
+
+
+BATCH = 4
+"""Queries in a batch whose time is measured as well as that of one."""
+
+
+class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Median milliseconds for a batch of one on one thread, where the bundle was made.
+
+    All parity models have one network, so one time; `deployed_batch` is that of the deployed model
+    for a BATCH. Ratios mean more than the times.
+    """
+
+    deployed: Milliseconds
+    parity: Milliseconds | None
+    backups: tuple[Milliseconds, ...] = ()
+    deployed_batch: Milliseconds | None = None
+
+    @property
+    def of_backups(self) -> dict[str, float]:
+        """The times of the backups, by their roles."""
+        return dict(zip(BACKUPS, self.backups, strict=False))
+
+    @property
+    def batch(self) -> int:
+        """The default number of queries that run at once.
+
+        It is a BATCH if the deployed model runs one in the time of two queries, or less: then
+        queries have their answers sooner, on average, than one after the other.
+        """
+        pays = self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
+        return BATCH if pays else 1
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of a bundle: the deployed model, its code and one parity model per row of it, and
+    backups, cheaper networks for the same queries, the fastest first.
+
+    `name` is the name under which the model is served. `imitated` is the output of the deployed
+    model that stand-ins give; None: its only one. `coders` are the networks of a learned encoder
+    and decoder. `envelope` is there if a stand-in was trained here. `calibration` holds the gates
+    of stand-ins, if they were measured. `versions` names the software that made the bundle.
+    """
+
+    format: Literal["parity-models-bundle"] = FORMAT
+    format_version: Literal[3] = FORMAT_VERSION
+    name: ModelName = "model"
+    created: str
+    deployed: ModelFile
+    imitated: str | None = None
+    code: CodeSpec | None = None
+    parity: tuple[ParityFile, ...] = ()
+    coders: dict[CoderKind, ModelFile] = {}
+    backups: Annotated[tuple[BackupFile, ...], msgspec.Meta(max_length=len(BACKUPS))] = ()
+    envelope: EnvelopeFile | None = None
+    files: tuple[StoredFile, ...] = ()
+    deployed_training: Training | None = None
+    parity_training: Training | None = None
+    backup_trainings: tuple[Training | None, ...] = ()
+    accuracy: Accuracy | None = None
+    inference_times: InferenceTimes | None = None
+    calibration: dict[StandIn, Calibration] = {}
+    versions: dict[str, str]
+
+    @property
+    def task(self) -> str:
+        """The task that the deployed model was trained on here; `own` for those from elsewhere."""
+        return "own" if self.deployed_training is None else self.deployed_training.task
+
+    @property
+    def models(self) -> tuple[ModelFile, ...]:
+        """All ONNX files."""
+        return (self.deployed, *self.parity, *self.coders.values(), *self.backups)
+
+    @property
+    def stored(self) -> dict[str, StoredFile]:
+        """The further files, by name."""
+        return {each.file: each for each in self.files}
+
+    @property
+    def imitated_output(self) -> Tensor | None:
+        """The output of the deployed model that stand-ins give; None if it is not named."""
+        outputs = self.deployed.signature.outputs
+        if self.imitated is None:
+            return outputs[0] if len(outputs) == 1 else None
+        return next((each for each in outputs if each.name == self.imitated), None)
+
+    @property
+    def backup_roles(self) -> dict[Backup, BackupFile]:
+        """The backups by their roles, which are the sources of their answers as well."""
+        return dict(zip(BACKUPS, self.backups, strict=False))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the manifest as indented JSON, with its digest."""
+    content: dict[str, Any] = msgspec.to_builtins(manifest)
+    return msgspec.json.format(
+        msgspec.json.encode({**content, "digest": _digest(content)}), indent=2
+    )
+
+
+def decode_manifest(text: bytes) -> tuple[Manifest, str]:
+    """Return the manifest in `text`, and its digest. Raises BundleError, without the path, if it
+    is unsound."""
+    try:
+        content = msgspec.json.decode(text, type=dict[str, Any])
+        header = msgspec.convert(content, _Header)
+    except (ValueError, RecursionError) as error:  # also msgspec's errors, and UnicodeDecodeError
+        raise BundleError(f"is damaged or not a bundle's manifest: {error}") from error
+    if header.format != FORMAT:
+        raise BundleError(f"has format {header.format!r}, not {FORMAT!r}: this is another file")
+    if header.format_version > FORMAT_VERSION:
+        raise BundleError(
+            f"has format version {header.format_version}, this software reads up to "
+            f"{FORMAT_VERSION}; install a newer parity-models"
+        )
+    digest, expected = content.pop("digest", None), _digest(content)
+    code = content.get("code")
+    try:
+        _upgrade(content, header.format_version)
+        manifest = msgspec.convert(content, Manifest)
+        # msgspec ignores unknown fields of a dataclass.
+        for name in code.keys() - {each.name for each in fields(CodeSpec)} if code else ():
+            raise msgspec.ValidationError(f"Object contains unknown field `{name}` - at `$.code`")
+    except msgspec.ValidationError as error:
+        raise BundleError(f"does not follow the schema: {error}") from error
+    if digest != expected:
+        raise BundleError("was changed after it was written: its digest does not match")
+    return manifest, expected
+
+
+def _upgrade(content: dict[str, Any], version: int) -> None:
+    """Bring the content of a manifest to the newest format.
+
+    In format 2 there is one backup, or none. In format 1, a model also has an `input` and an
+    `output` in place of a signature.
+    """
+    if version not in (1, 2):
+        return
+    content["format_version"] = FORMAT_VERSION
+    for part, one, many in (
+        (content, "backup", "backups"),
+        (content, "backup_training", "backup_trainings"),
+        (content.get("accuracy"), "backup_accuracy", "backup_accuracies"),
+        (content.get("inference_times"), "backup", "backups"),
+    ):
+        if isinstance(part, dict):
+            value = part.pop(one, None)
+            part[many] = [] if value is None else [value]
+    if version == 2:
+        return
+    parity, coders = content.get("parity"), content.get("coders")
+    models = [content.get("deployed"), *content["backups"]]
+    models += parity if isinstance(parity, list) else []
+    models += coders.values() if isinstance(coders, dict) else []
+    for model in models:
+        if isinstance(model, dict) and {"input", "output"} <= model.keys():
+            model["signature"] = {f"{role}s": [model.pop(role)] for role in ("input", "output")}
+
+
+class _Header(msgspec.Struct):
+    format: str
+    format_version: int
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+
+
+# msgspec prepares a class when it is first used, and another thread that uses it meanwhile ends
+# the process (msgspec 0.22). Bundles are opened by several threads at once.
+for _kind in (_Header, Manifest):
+    msgspec.json.Decoder(_kind)
+
+
+# Bundles
 
 
 @dataclass(frozen=True)
@@ -293,12 +529,20 @@ def write_bundle(
         check_fit(manifest, allowed)
     coding = {kind: new.models[each.file] for kind, each in manifest.coders.items()}
     built = code_of(manifest, allowed, _networks(coding))
-    check_slotwise(manifest, new.models, built)
+    queries = manifest.deployed.signature.smallest.input
+    for each in manifest.parity:
+        if not (each.slotwise and built is not None and built.isolated):
+            continue
+        leak = find_leak(built, queries, new.models[each.file])
+        if leak is not None:
+            raise BundleError(
+                f"{each.file} is marked slotwise, but what is in slot {leak[0]} changes the "
+                f"prediction for slot {leak[1]}; leave slotwise out"
+            )
     if envelope is not None:
         with _about(folder / ENVELOPE):
             check_envelope(manifest, envelope)
     if manifest.parity or manifest.backups:
-        queries = manifest.deployed.signature.smallest.input
         found = golden(built, queries, envelope, _stand_ins(manifest, new.models), STORED)
         stored = new.add(GOLDEN_FILE, encode_golden(found))
         manifest = msgspec.structs.replace(manifest, files=(*manifest.files, stored))
@@ -369,24 +613,12 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
-    """Put measured accuracies into the bundle's manifest, and return the bundle with them.
+def with_measured(bundle: Bundle, **measured: Accuracy | Mapping[StandIn, Calibration]) -> Bundle:
+    """Put an `accuracy`, or the `calibration` of stand-ins, into the manifest of a bundle.
 
-    Raises BundleError if the bundle on disk is no longer this one, if it cannot be written, and for
-    accuracies that are not finite.
+    Returns the bundle with them. Raises BundleError if the bundle on disk is no longer this one, if
+    it cannot be written, and for numbers that are not finite.
     """
-    return _with(bundle, "accuracies", accuracy=accuracy)
-
-
-def with_calibration(bundle: Bundle, calibration: Mapping[StandIn, Calibration]) -> Bundle:
-    """Put the gates of the bundle's stand-ins into its manifest, and return the bundle with them.
-
-    Raises BundleError as `with_accuracy` does.
-    """
-    return _with(bundle, "gates", calibration=dict(calibration))
-
-
-def _with(bundle: Bundle, what: str, **measured: object) -> Bundle:
     if _read_manifest(bundle.path)[1] != bundle.digest:
         raise BundleError(f"{bundle.path} was replaced in the meantime; evaluate the new bundle")
     path = bundle.path / MANIFEST
@@ -395,8 +627,8 @@ def _with(bundle: Bundle, what: str, **measured: object) -> Bundle:
         manifest, digest = decode_manifest(encoded)
     except BundleError as error:
         raise BundleError(
-            f"{what} that are NaN or infinite, of models that predict such values, are not put "
-            f"into {bundle.path}: its {MANIFEST} {error}"
+            "values that are NaN or infinite, of models that predict such values, are not put into "
+            f"{bundle.path}: its {MANIFEST} {error}"
         ) from error
     new = path.with_name(f".{path.name}.new")
     try:
@@ -507,3 +739,222 @@ def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
                 raise
     except OSError as error:
         raise BundleError(f"cannot write the bundle {folder}: {error.strerror}") from error
+
+
+# Checks, whose errors are BundleErrors without the path
+
+BOX = (4,)
+"""The shape of a box: its edges."""
+
+TRIED = 8
+"""Groups that are tried of each slot, as well as those with extreme values in it."""
+
+
+def code_of(
+    manifest: Manifest, allowed: Collection[str], networks: Networks = NO_NETWORKS
+) -> Code | None:
+    """Return the code that the manifest names, with these networks.
+
+    Users' own encoders and decoders are imported only if they are `allowed`, by name. Raises
+    CodeError.
+    """
+    if manifest.code is None:
+        return None
+    for name in sorted(manifest.code.own - set(allowed)):
+        raise CodeError(
+            f"{name} is a class of the bundle's maker, and names out of a bundle are not imported; "
+            f"if you trust it, allow it with --allow-code {name}"
+        )
+    deployed, imitated = manifest.deployed.signature, manifest.imitated_output
+    output = None if imitated is None else imitated.fixed
+    if output is None:
+        raise CodeError(
+            "stand-ins imitate one output of fixed shape, which a bundle names (`imitated`) where "
+            f"the deployed model has several: {', '.join(map(str, deployed.outputs))}"
+        )
+    shapes = {each.name: each.shape for each in deployed.inputs}
+    return Code(manifest.code, shapes, output.shape, networks)
+
+
+def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
+    """Return the inputs of parity models. Raises ValueError for those that are too large."""
+    return tuple(
+        Tensor(each.name, each.datatype, code.parity_shapes[each.name], each.padding)
+        for each in deployed.inputs
+    )
+
+
+def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
+    """Raise BundleError unless the models that the manifest describes fit each other and the code.
+
+    `allowed`: see `code_of`.
+    """
+    deployed, output = manifest.deployed.signature, manifest.imitated_output
+    try:
+        code = code_of(manifest, allowed)
+    except CodeError as error:
+        raise BundleError(f"names a code that cannot be built: {error}") from error
+    rows = 0 if code is None else code.r
+    if len(manifest.parity) != rows:
+        raise BundleError(f"names {len(manifest.parity)} parity models where its code needs {rows}")
+    if code is not None:
+        assert output is not None
+        _check_code(manifest, code, output)
+    for backup in manifest.backups:
+        if output is None:
+            raise BundleError(
+                "does not name the output that its backup imitates, of "
+                f"{', '.join(map(str, deployed.outputs))}; say which (`imitated`)"
+            )
+        why = "a backup for the deployed model needs"
+        _check_stand_in(deployed, backup, deployed.inputs, output, why)
+    times, accuracy = manifest.inference_times, manifest.accuracy
+    for what, values in (
+        ("trainings", manifest.backup_trainings),
+        ("times", () if times is None else times.backups),
+        ("accuracies", () if accuracy is None else accuracy.backup_accuracies),
+    ):
+        if values and len(values) != len(manifest.backups):
+            raise BundleError(
+                f"names {len(manifest.backups)} backups and the {what} of {len(values)}"
+            )
+    for stand_in, calibration in manifest.calibration.items():
+        if calibration.kind == "boxes" and (output is None or output.shape != BOX):
+            raise BundleError(
+                f"the gate of the {stand_in} is one of boxes, predictions of shape {list(BOX)}, "
+                f"where the deployed model's are {output}"
+            )
+
+
+def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
+    deployed = manifest.deployed.signature
+    try:
+        inputs = parity_inputs(code, deployed)
+        if "encoder" not in code.network_shapes:
+            queries = deployed.smallest.input  # no rows: only types and shapes count
+            code.encode([queries.split(queries.zeros(0))] * code.k)
+    except CodeError as error:
+        raise BundleError(str(error)) from error
+    except ValueError as error:
+        raise BundleError(f"parity queries are too large: {error}") from error
+    if output.dtype.kind != "f":
+        raise BundleError(
+            f"the deployed model's output is {output.datatype}; decoders compute with predictions, "
+            "which needs floating point"
+        )
+    if manifest.coders.keys() != code.network_shapes.keys():
+        raise BundleError(
+            f"holds the networks {sorted(manifest.coders)} of coders, where its code ({code.spec}) "
+            f"needs {sorted(code.network_shapes)}"
+        )
+    why = f"the code ({code.spec}) over the deployed model's {deployed} and {output} needs"
+    parity_output = Tensor(output.name, output.datatype, code.parity_output_shape)
+    for model in manifest.parity:
+        _check_stand_in(deployed, model, inputs, parity_output, why)
+    for name, coder in manifest.coders.items():
+        datatype = deployed.inputs[0].datatype if name == "encoder" else output.datatype
+        taken, given = (Tensor("x", datatype, shape) for shape in code.network_shapes[name])
+        _check_tensors(coder, "input", [taken], why)
+        _check_tensors(coder, "output", [given], why)
+
+
+def _check_stand_in(
+    deployed: Signature, model: ModelFile, inputs: Sequence[Tensor], output: Tensor, why: str
+) -> None:
+    """The model takes these inputs and gives this output, with the axes of the deployed model."""
+    if deployed.batch or model.signature.batch:
+        raise BundleError(
+            "the batch axis of a model is fixed, so that it is served exact; leave the stand-ins "
+            "out"
+        )
+    if output.fixed is None:
+        raise BundleError(
+            f"the output {output} that stand-ins are to imitate has no fixed shape, so that it is "
+            "served exact; leave the stand-ins out, or imitate another"
+        )
+    _check_tensors(model, "input", inputs, why)
+    _check_tensors(model, "output", [output], why)
+    for name, axis in model.signature.axes.items():
+        if deployed.axes.get(name) != axis:
+            raise BundleError(f"{model.file} has other buckets along {name!r} than {deployed}")
+
+
+def _check_tensors(model: ModelFile, role: str, needed: Sequence[Tensor], why: str) -> None:
+    """The tensors of one kind that the model has are these; one alone may have another name."""
+    found = model.signature.inputs if role == "input" else model.signature.outputs
+    fits = len(found) == len(needed) and all(
+        (one.datatype, one.shape) == (other.datatype, other.shape)
+        and (one.name == other.name or len(needed) == 1)
+        for one, other in zip(found, needed, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, needed))
+        if len(needed) == 1:
+            wanted = wanted.removeprefix(f"{needed[0].name!r} ")
+        raise BundleError(
+            f"{model.file} has {role} {', '.join(map(str, found))}, where {why} {wanted}"
+        )
+
+
+def check_envelope(manifest: Manifest, envelope: Envelope) -> None:
+    """Raise BundleError unless the envelope is of the deployed model's inputs and of the imitated
+    output."""
+    inputs, output = manifest.deployed.signature.inputs, manifest.imitated_output
+    if envelope.inputs != inputs:
+        found, needed = (", ".join(map(str, each)) for each in (envelope.inputs, inputs))
+        raise BundleError(f"is of the inputs {found}, the deployed model's are {needed}")
+    if output is None or output.shape != envelope.output_shape:
+        found = str(list(envelope.output_shape))
+        raise BundleError(f"is of outputs of shape {found}, the deployed model's is {output}")
+
+
+def check_batches(model: OnnxModel) -> None:
+    """Raise ModelError unless batches of 1 and 2 rows work: the batch axis is not only declared
+    free."""
+    kind = model.signature.smallest
+    for rows in (1, 2):
+        try:
+            found = model(kind.input.split(kind.input.zeros(rows)))
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            raise ModelError(f"it fails on a batch of {rows}: {why_it_fails(error)}") from error
+        for each in kind.output.tensors:
+            shape = (rows, *each.shape)
+            if found[each.name].shape != shape:
+                raise ModelError(
+                    f"it gives {each.name!r} of shape {found[each.name].shape} where it declares "
+                    f"{shape}"
+                )
+
+
+def find_leak(code: Code, queries: Layout, model: OnnxModel) -> tuple[int, int] | None:
+    """Return two slots of `code`, where a query in the first changes the prediction of `model` for
+    the second.
+
+    None if no bit of another slot's prediction changes, whatever is put into a slot: usual values,
+    zeros, and the largest numbers. The decoder is one that reads slots off apart.
+    """
+
+    def predictions(group: list[Query]) -> dict[int, Array]:
+        # Of r parity models, each is tried as if it were the only one here.
+        with np.errstate(over="ignore", invalid="ignore"):
+            (output,) = model(renamed(code.encode(group)[0], model.signature)).values()
+            return code.decode([None] * code.k, [output] + [None] * (code.r - 1))
+
+    rng, dtype, extremes = np.random.default_rng(0), queries.dtype, list[float]()
+    # Of several inputs, integers may be indices: only zeros are tried.
+    if not queries.is_record and dtype.kind == "f":
+        most = float(np.finfo(dtype).max)
+        extremes = [most, -most, min(1e30, most), 1e4, 1e-4]
+    elif not queries.is_record and dtype.kind != "b":
+        extremes = [int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)]
+    filled = [np.full((1, *queries.shape), each, dtype) for each in extremes]
+    group = [queries.draw(rng, 1) for _ in range(code.k)]
+    before = predictions(group)
+    for slot in range(code.k):
+        drawn = [queries.draw(rng, 1) for _ in range(TRIED)]
+        for changed in [*map(queries.split, [queries.zeros(1), *filled]), *drawn]:
+            after = predictions([*group[:slot], changed, *group[slot + 1 :]])
+            for other in range(code.k):
+                if other != slot and not np.array_equal(before[other], after[other], True):
+                    return slot, other
+    return None

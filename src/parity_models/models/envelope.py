@@ -41,8 +41,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import BundleError
-from parity_models.models.queries import Batch, rows_in, sizes_in
-from parity_models.models.signature import Tensor
+from parity_models.models.queries import rows_in, sizes_in
+from parity_models.models.signature import Batch, Tensor
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]

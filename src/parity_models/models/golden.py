@@ -17,8 +17,8 @@ from parity_models.codes import Code
 from parity_models.errors import BundleError
 from parity_models.models.envelope import Envelope, Ids, Length, Numbers
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.queries import Batch, Named, renamed, rows_in, take
-from parity_models.models.signature import DATATYPES, Layout, TensorSpec
+from parity_models.models.queries import renamed, rows_in, take
+from parity_models.models.signature import DATATYPES, Batch, Layout, Named, TensorSpec
 from parity_models.roles import BACKUPS, DEPLOYED, parity_role
 
 Array = NDArray[Any]

@@ -6,8 +6,7 @@ from statistics import median
 
 import numpy as np
 
-from parity_models.models.bundle import InferenceTimes, NewModel
-from parity_models.models.manifest import BATCH
+from parity_models.models.bundle import BATCH, InferenceTimes, NewModel
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
 
@@ -32,13 +31,8 @@ def measure_models(
     models = [OnnxModel(each.onnx, signature=each.signature) for each in timed]
     own, *others = inference_times(models, sizes=sizes)
     of_parity = others.pop() if parity else None
-    return InferenceTimes(own, of_parity, tuple(others), batch_time(deployed, sizes))
-
-
-def batch_time(deployed: NewModel, sizes: Sizes | None = None) -> float:
-    """Return the median milliseconds of a model for a BATCH, measured as by `inference_times`."""
-    model = OnnxModel(deployed.onnx, signature=deployed.signature)
-    return inference_times([model], BATCH, sizes)[0]
+    (batch,) = inference_times(models[:1], BATCH, sizes)
+    return InferenceTimes(own, of_parity, tuple(others), batch)
 
 
 def inference_times(
@@ -53,16 +47,16 @@ def inference_times(
     rng = np.random.default_rng(0)
     signatures = [model.signature for model in models]
     kinds = [each.largest if sizes is None else each.kind(sizes) for each in signatures]
-    batches = [kind.input.draw(rng, batch) for kind in kinds]
+    runs = [(model, kind.input.draw(rng, batch)) for model, kind in zip(models, kinds, strict=True)]
     taken: list[list[float]] = [[] for _ in models]
-    for model, rows in zip(models, batches, strict=True):
+    for model, rows in runs:
         model(rows)
     least, most = ROUNDS
     end = time.perf_counter() + SECONDS * len(models)
     for done in range(most):
         if done >= least and time.perf_counter() > end:
             break
-        for model, rows, times in zip(models, batches, taken, strict=True):
+        for (model, rows), times in zip(runs, taken, strict=True):
             begin = time.perf_counter()
             model(rows)
             times.append(1000 * (time.perf_counter() - begin))

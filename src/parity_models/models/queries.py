@@ -8,20 +8,15 @@ last place at which an input with that axis holds something other than its paddi
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import DataError
-from parity_models.models.signature import Axis, Signature, Sizes, Tensor
+from parity_models.models.signature import Array, Axis, Batch, Named, Signature, Sizes, Tensor, pad
 
-Array = NDArray[Any]
 Integers = NDArray[np.int64]
-Batch = Mapping[str, Array]
-"""A batch of n queries: an array (n, ...) for each input by name, in the signature's order."""
-
-Named = dict[str, Array]
 
 LABELS = "labels"
 """The array of an .npz file that holds labels."""
@@ -195,48 +190,6 @@ def axis_for(sizes: Integers, bound: int | None = None) -> Axis:
     quantiles = np.quantile(sizes, SHARES, method="higher").tolist()
     chosen = {bound, *(min(bound, -(-int(size) // STEP) * STEP) for size in quantiles)}
     return Axis(tuple(sorted(chosen)))
-
-
-def pad(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Named:
-    """Return a batch in the bucket that these sizes are padded to.
-
-    The arrays have these sizes or larger ones along the signature's dynamic axes; what is beyond
-    is cut off.
-    """
-    kind = signature.kind(signature.bucket(sizes))
-    full: Named = {}
-    for tensor, spec in zip(signature.inputs, kind.input.tensors, strict=True):
-        kept = _kept(tensor, signature, sizes)
-        array = batch[tensor.name][kept]
-        if array.shape[1:] != spec.shape:
-            array = np.full((len(array), *spec.shape), tensor.padding, spec.dtype)
-            array[kept] = batch[tensor.name][kept]
-        full[tensor.name] = array
-    return full
-
-
-def padded(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Array:
-    """Return the batch as `pad` does, as rows in memory (see Layout)."""
-    if signature.plain is not None:
-        return signature.plain.input.join(batch)
-    return signature.kind(signature.bucket(sizes)).input.join(pad(batch, signature, sizes))
-
-
-def cut(outputs: Array, signature: Signature, sizes: Sequence[int]) -> Named:
-    """Return rows of outputs (see Layout) by name, without what padding queries of these sizes has
-    added."""
-    if signature.plain is not None:
-        return signature.plain.output.split(outputs)
-    kind = signature.kind(signature.bucket(sizes))
-    tensors = kind.output.split(outputs)
-    for tensor in signature.outputs if kind.sizes != tuple(sizes) else ():
-        tensors[tensor.name] = tensors[tensor.name][_kept(tensor, signature, sizes)]
-    return tensors
-
-
-def _kept(tensor: Tensor, signature: Signature, sizes: Sequence[int]) -> tuple[slice, ...]:
-    named = dict(zip(signature.axes, sizes, strict=True))
-    return (slice(None), *(slice(named.get(cast(str, each))) for each in tensor.shape))
 
 
 def run_by_bucket(

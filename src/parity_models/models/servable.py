@@ -28,8 +28,8 @@ from parity_models.models.onnx_model import (
     read_model,
     why_it_fails,
 )
-from parity_models.models.queries import Batch, axis_for, fit_tensors, pad, rows_in, sizes_in, take
-from parity_models.models.signature import Axis, Layout, Signature, Tensor
+from parity_models.models.queries import axis_for, fit_tensors, rows_in, sizes_in, take
+from parity_models.models.signature import Axis, Batch, Layout, Signature, Tensor, pad
 
 Array = NDArray[Any]
 

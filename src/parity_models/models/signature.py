@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from parity_models.errors import ModelError
 
 Array = NDArray[Any]
+Named = dict[str, Array]
+Batch = Mapping[str, Array]
+"""A batch of n queries: an array (n, ...) for each input by name, in the signature's order."""
+
 Sizes = tuple[int, ...]
 """The sizes of a signature's dynamic axes, in the order of their names in it."""
 
@@ -362,3 +366,48 @@ def _only(role: str, tensors: tuple[Tensor, ...]) -> TensorSpec:
             f"{role} of fixed shape"
         )
     return spec
+
+
+# Rows of unequal size
+
+
+def pad(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Named:
+    """Return a batch in the bucket that these sizes are padded to.
+
+    The arrays have these sizes or larger ones along the signature's dynamic axes; what is beyond
+    is cut off.
+    """
+    kind = signature.kind(signature.bucket(sizes))
+    full: Named = {}
+    for tensor, spec in zip(signature.inputs, kind.input.tensors, strict=True):
+        kept = _kept(tensor, signature, sizes)
+        array = batch[tensor.name][kept]
+        if array.shape[1:] != spec.shape:
+            array = np.full((len(array), *spec.shape), tensor.padding, spec.dtype)
+            array[kept] = batch[tensor.name][kept]
+        full[tensor.name] = array
+    return full
+
+
+def padded(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Array:
+    """Return the batch as `pad` does, as rows in memory (see Layout)."""
+    if signature.plain is not None:
+        return signature.plain.input.join(batch)
+    return signature.kind(signature.bucket(sizes)).input.join(pad(batch, signature, sizes))
+
+
+def cut(outputs: Array, signature: Signature, sizes: Sequence[int]) -> Named:
+    """Return rows of outputs (see Layout) by name, without what padding queries of these sizes has
+    added."""
+    if signature.plain is not None:
+        return signature.plain.output.split(outputs)
+    kind = signature.kind(signature.bucket(sizes))
+    tensors = kind.output.split(outputs)
+    for tensor in signature.outputs if kind.sizes != tuple(sizes) else ():
+        tensors[tensor.name] = tensors[tensor.name][_kept(tensor, signature, sizes)]
+    return tensors
+
+
+def _kept(tensor: Tensor, signature: Signature, sizes: Sequence[int]) -> tuple[slice, ...]:
+    named = dict(zip(signature.axes, sizes, strict=True))
+    return (slice(None), *(slice(named.get(cast(str, each))) for each in tensor.shape))

@@ -19,9 +19,8 @@ from rich.table import Table
 from parity_models.evaluation.accuracy import too_few
 from parity_models.evaluation.calibration import check_enough, check_levels
 from parity_models.evaluation.judging import GivenInputs
-from parity_models.models.bundle import Bundle, InferenceTimes
-from parity_models.models.inference_time import batch_time
-from parity_models.models.manifest import BATCH
+from parity_models.models.bundle import BATCH, Bundle, InferenceTimes
+from parity_models.models.inference_time import inference_times
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.protection.advice import (
@@ -384,8 +383,10 @@ def _finish(
             found.finalists, deployed, measured, options.agreement, batches, Path(folder)
         )
     finalists = [each for each, _ in measurements]
-    own = deployed.stored(deployed.manifest.deployed)
-    of_batch = base[BATCH] if BATCH in base else batch_time(own, measured.sizes)
+    of_batch = base.get(BATCH)
+    if of_batch is None:
+        model = deployed.pinned(deployed.manifest.deployed).load()
+        (of_batch,) = inference_times([model], BATCH, measured.sizes)
     times = InferenceTimes(base[1], None, (), of_batch)
     capable = able(finalists, options.agreement)
     overheads, seconds = None, options.serving_seconds

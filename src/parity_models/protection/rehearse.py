@@ -26,7 +26,8 @@ from parity_models.emulation import Constant, FaultPlan, Kill, Pauses, Slowdowns
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.queries import padded, sizes_in
+from parity_models.models.queries import sizes_in
+from parity_models.models.signature import padded
 from parity_models.printed import Printed
 from parity_models.roles import BACKUPS, Source
 from parity_models.scheduling.choice import PolicyChoice

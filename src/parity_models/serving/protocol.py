@@ -22,8 +22,7 @@ import numpy as np
 from msgspec import Meta, Raw, Struct
 from numpy.typing import NDArray
 
-from parity_models.models.queries import cut, padded
-from parity_models.models.signature import DATATYPES, Sizes, Tensor, TensorSpec
+from parity_models.models.signature import DATATYPES, Sizes, Tensor, TensorSpec, cut, padded
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 

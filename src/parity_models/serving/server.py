@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from prometheus_client.registry import Collector
 
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.queries import cut, padded
+from parity_models.models.signature import cut, padded
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment

@@ -17,8 +17,7 @@ import numpy as np
 from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
-from parity_models.models.queries import cut
-from parity_models.models.signature import Tensor
+from parity_models.models.signature import Tensor, cut
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.in_flight import Result
 from parity_models.serving.models import ServedModel

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from parity_models.codes import Code, CoderKind, CodeSpec, NamedShape
 from parity_models.errors import CodeError, TrainingError
-from parity_models.models.bundle import NewModel
-from parity_models.models.bundle_fit import parity_inputs
+from parity_models.models.bundle import NewModel, parity_inputs
 from parity_models.models.export import export, floats
 from parity_models.models.gate import confidences, suited
-from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.network import NamedModule, Slot, Slotwise
 from parity_models.models.networks.queried import Queried
-from parity_models.models.networks.slotwise import Slot, Slotwise
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.tasks.metrics import agreement_for
 from parity_models.training.device import computing, place

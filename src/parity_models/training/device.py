@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.models.queries import Named, sizes_in
-from parity_models.models.signature import Signature
+from parity_models.models.queries import sizes_in
+from parity_models.models.signature import Named, Signature
 
 Array = NDArray[Any]
 Network = TypeVar("Network", bound=nn.Module)

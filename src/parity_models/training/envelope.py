@@ -17,8 +17,8 @@ from parity_models.models.envelope import (
     Numbers,
     contents,
 )
-from parity_models.models.queries import Batch, sizes_in
-from parity_models.models.signature import Tensor
+from parity_models.models.queries import sizes_in
+from parity_models.models.signature import Batch, Tensor
 
 Array = NDArray[Any]
 Sizes = Mapping[str, NDArray[np.int64]]

@@ -14,9 +14,8 @@ from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export, floats
 from parity_models.models.networks import NETWORKS, Network, family
-from parity_models.models.networks.network import tiles
+from parity_models.models.networks.network import Stacked, copy_weights, tiles
 from parity_models.models.networks.queried import Grid, Queried, Shape
-from parity_models.models.networks.slotwise import Stacked, copy_weights
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.registry import is_own, load_own, say
 from parity_models.training.recipes import Recipe, draw_as_published, parity_recipe, recipe_for

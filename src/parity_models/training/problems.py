@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from parity_models.codes import Code, Networks
 from parity_models.codes.weights import some_sets
-from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.network import NamedModule, Slot, Slotwise, Stacked
 from parity_models.models.networks.perceptrons import FullLayers
-from parity_models.models.networks.slotwise import Slot, Slotwise, Stacked
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import DistillationData

@@ -31,13 +31,12 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import (
     as_batch,
     check_queries,
-    padded,
     read_arrays,
     run_by_bucket,
     sizes_in,
 )
 from parity_models.models.servable import read_servable
-from parity_models.models.signature import Signature, TensorSpec, tensors_in
+from parity_models.models.signature import Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.tasks import choose_task, find_task, is_ours
 from parity_models.tasks.metrics import choose_metric

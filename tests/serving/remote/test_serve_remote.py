@@ -26,7 +26,7 @@ from parity_models.models.bundle import (
     Bundle,
     NewModel,
     open_bundle,
-    with_calibration,
+    with_measured,
     write_bundle,
 )
 from parity_models.models.gate import EVERYTHING, Calibration, GateLevel
@@ -176,7 +176,7 @@ async def test_a_better_backup_answers_where_the_first_one_may_not(
     tmp_path: Path,
 ) -> None:
     written = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=2))
-    bundle = with_calibration(written, {"backup": gate(1e9), "backup-2": gate(EVERYTHING)})
+    bundle = with_measured(written, calibration={"backup": gate(1e9), "backup-2": gate(EVERYTHING)})
     alone = [
         write_bundle(
             tmp_path / f"{number}-alone",

@@ -21,7 +21,7 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, TrainingError
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
 from parity_models.evaluation.outputs import Outputs, predictor
-from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
+from parity_models.models.bundle import Bundle, open_bundle, with_measured
 from parity_models.roles import Backup
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
@@ -233,7 +233,7 @@ class _MeasuredModel:
         test = self._data.test
         outputs = Outputs(bundle, test.inputs, seed=self._seed)
         accuracy = measure_accuracy(outputs, test.labels, metric=self._task.metric)
-        code = with_accuracy(bundle, accuracy).code()
+        code = with_measured(bundle, accuracy=accuracy).code()
         assert code is not None
         time = relative_time(bundle, "parity")
         return Approach(

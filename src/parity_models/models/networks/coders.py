@@ -26,29 +26,19 @@ DILATIONS = (1, 1, 2, 4, 8)
 MAX_WEIGHTS = 2**26
 
 
-class WeightedSum(nn.Module):
-    """(n, k, *shape) to (n, r, *shape): what the sum encoder makes of queries."""
-
-    weights: Tensor
-
-    def __init__(self, k: int, r: int) -> None:
-        super().__init__()
-        self.register_buffer("weights", torch.tensor(parity_weights(k, r), dtype=torch.float32))
-
-    def forward(self, queries: Tensor) -> Tensor:
-        return torch.einsum("rk,nk...->nr...", self.weights, queries)
-
-
 class CorrectedSum(nn.Module):
     """(n, k, *shape) to (n, r, *shape): the sum, and a `correction` learned from all k queries."""
 
+    weights: Tensor
+
     def __init__(self, k: int, r: int, *correction: nn.Module) -> None:
         super().__init__()
-        self.sum = WeightedSum(k, r)
+        self.register_buffer("weights", torch.tensor(parity_weights(k, r), dtype=torch.float32))
         self.correction = nn.Sequential(*correction)
 
     def forward(self, queries: Tensor) -> Tensor:
-        parities: Tensor = self.sum(queries) + self.correction(queries)
+        sums = torch.einsum("rk,nk...->nr...", self.weights, queries)
+        parities: Tensor = sums + self.correction(queries)
         return parities
 
 

@@ -10,9 +10,16 @@ from torchvision.models import resnet
 
 from parity_models.codes import Code
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import SMALL, Effort, Scalable, is_small, times
+from parity_models.models.networks.network import (
+    SMALL,
+    Effort,
+    Scalable,
+    as_images,
+    image_shape,
+    is_small,
+    times,
+)
 from parity_models.models.networks.queried import Grid, Queried, Shape
-from parity_models.models.networks.slotwise import as_images, image_shape
 
 Pair = tuple[int, int]
 

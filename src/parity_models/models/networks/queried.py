@@ -10,8 +10,7 @@ from onnx import numpy_helper
 
 from parity_models.errors import ModelError, TrainingError
 from parity_models.models.onnx_model import open_session
-from parity_models.models.queries import Batch
-from parity_models.models.signature import Signature, Tensor
+from parity_models.models.signature import Batch, Signature, Tensor
 
 Floats = NDArray[np.float32]
 Shape = tuple[int, ...]

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.queries import cut
-from parity_models.models.signature import TensorSpec
+from parity_models.models.signature import TensorSpec, cut
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc.inference_pb2 import (

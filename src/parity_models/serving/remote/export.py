@@ -13,8 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle
-from parity_models.models.manifest import ModelFile
+from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.signature import Tensor
 from parity_models.roles import parity_role
 
