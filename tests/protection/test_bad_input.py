@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from commands import Here, assert_refused
 from onnx_models import linear_model
+from parity_models.models.bundle import open_bundle
 from text_models import TextModel, texts, write_text_folder
 
 pytestmark = pytest.mark.slow
@@ -30,6 +31,15 @@ def centred(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
 
 
+def noise(path: Path) -> None:
+    """A model that nothing learns."""
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in "xy"]
+    factor = helper.make_tensor("factor", TensorProto.FLOAT, [], [1e4])
+    nodes = [helper.make_node("Mul", ["x", "factor"], ["z"]), helper.make_node("Sin", ["z"], ["y"])]
+    graph = helper.make_graph(nodes, "noise", rows[:1], rows[1:], [factor])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a plain model, one of named inputs, and a bundle of that bounded at 16."""
@@ -38,6 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
     linear_model(folder / "plain.onnx", (6,), (4,), 3 * weights)
     centred(folder / "centred.onnx")
+    noise(folder / "noise.onnx")
     np.save(folder / "rows.npy", ROWS)
     return folder
 
@@ -102,9 +113,16 @@ def test_queries_that_are_too_few_for_the_agreement_are_refused_before_the_searc
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = ("protect", *PLAIN.format(models=models).split(), "--out", "bundle")
-    refused = parm_here(*given, "--agreement", "0.999999")
-    assert_refused(refused, "to calibrate with could not show an agreement of 0.999999")
+    refused = parm_here(*given, "--agreement", "0.95")
+    assert_refused(refused, "0.95 takes 72 queries to calibrate with or more, and there are 40")
+    assert "give 720 rows of --inputs" in refused.stderr
+    assert "or --agreement 0.9; or have a bundle without a gate written" in refused.stderr
     assert not list(tmp_path.iterdir())
+    done = parm_here(*given, "--agreement", "0.95", "--ungated", "--minutes", "0.05")
+    assert done.returncode == 0, done.stderr
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert manifest.parity or manifest.backups
+    assert not manifest.calibration
 
 
 def test_after_a_search_that_found_nothing_good_enough_which_can_be_resumed(
@@ -112,10 +130,10 @@ def test_after_a_search_that_found_nothing_good_enough_which_can_be_resumed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = ("protect", *PLAIN.format(models=models).split(), "--out", "bundle")
-    given += ("--minutes", "0.05", "--agreement", "0.1")
-    refused = parm_here(*given, "--extra-work", "0.000001")
-    assert_refused(refused, "no stand-in keeps within --extra-work 1e-06: the nearest")
+    given += ("--model", str(models / "noise.onnx"), "--minutes", "0.02", "--agreement", "0.9")
+    refused = parm_here(*given)
+    assert_refused(refused, "no stand-in was shown to agree with the model in 0.9 of cases")
     assert [each.name for each in tmp_path.iterdir()] == ["bundle.protect"]
-    again = parm_here(*given, "--extra-work", "10", "--resume")
+    again = parm_here(*given, "--resume", "--ungated")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "bundle" / "manifest.json").exists()

@@ -20,11 +20,13 @@ def protect(
         SearchOptions,
         Only(
             "output",
+            "pool",
             "metric",
             "hflip",
             "minutes",
             "extra_work",
             "agreement",
+            "ungated",
             "rate",
             "instances",
             "contention",
@@ -36,10 +38,9 @@ def protect(
     """Find the best stand-in for a model in a given time, and bundle the two.
 
     Backups and parity models of several sizes learn from the model's own predictions; labels are
-    not needed. Candidates that others beat are dropped, the others are trained for longer,
-    calibrated, timed, and simulated under your load. The one with the lowest p99 within
-    --extra-work is written. Ctrl-C ends the search early and writes the best so far; --resume
-    continues.
+    not needed. Candidates that others beat are dropped, the others are trained for longer, timed,
+    and simulated under your load. The one with the lowest p99 is calibrated and written. Ctrl-C
+    ends the search early and writes the best so far; --resume continues.
     """
     with progress_bars() as bars:
         found = protect_model(

@@ -3,13 +3,16 @@
 Thresholds are tested on held-out queries (Angelopoulos, Bates et al., Learn then Test, 2021). The
 hypothesis of a threshold is that less than the level of the outputs above it agree. Its p-value is
 binomial; for a single threshold, this is the bound of Clopper and Pearson (Biometrika, 1934).
-Thresholds are tested one after the other, towards more coverage, until the first whose hypothesis
-is not rejected; the one before it is taken. So the probability that the true agreement is below the
-level is at most RISK, whatever the models and the number of thresholds (fixed sequence testing).
+Thresholds of a level are tested one after the other, towards more coverage, until the first whose
+hypothesis is not rejected; the one before it is taken. So a level needs no more risk for many
+thresholds than for one (fixed sequence testing). The levels share RISK, so that whoever chooses
+among them, by what was reached, is wrong with at most that probability; a level at which every
+output may answer passes its share on to the next one (Bretz et al., Statistics in Medicine, 2009).
 The thresholds are quantiles of the confidence in queries that they are not tested on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import count
 from math import ceil, log, sqrt
 from typing import Final
 
@@ -33,7 +36,10 @@ LEVELS: Final = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """The levels of agreement that are always calibrated, if they can be reached."""
 
 RISK: Final = 0.05
-"""The maximum probability that the true agreement at a level is below it."""
+"""The maximum probability that the true agreement at any level of a stand-in is below it."""
+
+NAMED: Final = 0.9
+"""The share of the risk that the levels have which the user names; the others share the rest."""
 
 DESIGN: Final = 10
 """One query in DESIGN chooses the thresholds; the others test them."""
@@ -50,32 +56,58 @@ Mask = NDArray[np.bool_]
 
 
 def calibrate_gates(
-    outputs: Outputs, *, metric: str = "top-1", levels: Iterable[float] = LEVELS
+    outputs: Outputs,
+    *,
+    metric: str = "top-1",
+    named: Iterable[float] = (),
+    risk: float = RISK,
 ) -> dict[StandIn, Calibration]:
     """Return the gate of every stand-in of a bundle, by n held-out queries.
 
     The queries must be like those that will be served, and neither model nor stand-in may have been
-    fitted to them; labels are not needed. What agrees follows from `metric`. Levels that cannot be
-    reached, or shown to be with so few queries, are left out. Raises UserError for levels out of
-    range.
+    fitted to them; labels are not needed. What agrees follows from `metric`. Levels are the usual
+    ones and those that the user `named`; ones that cannot be reached, or shown to be with so few
+    queries, are left out. Raises UserError for levels out of range.
     """
-    wanted = check_levels(levels)
+    wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
     gates: dict[StandIn, Calibration] = {}
     for stand_in, found in outputs.answers(independent=True).items():
         confidence = suited(agreement.kind, found.outputs)
         sure = confidences(confidence, found.outputs)
         agreed = agreement(found.outputs, outputs.predictions[found.rows])
-        reached = [learn_threshold(sure, agreed, level, outputs.seed) for level in wanted]
+        reached = reached_levels(sure, agreed, named=wanted, seed=outputs.seed, risk=risk)
         gates[stand_in] = Calibration(
-            agreement.kind,
-            agreement.tolerance,
-            confidence,
-            len(sure),
-            RISK,
-            tuple(level for level in reached if level is not None),
+            agreement.kind, agreement.tolerance, confidence, len(sure), risk, tuple(reached)
         )
     return gates
+
+
+def reached_levels(
+    confidence: Floats,
+    agreed: Mask,
+    *,
+    named: Collection[float] = (),
+    seed: int = 0,
+    risk: float = RISK,
+) -> list[GateLevel]:
+    """Return the gates of the levels that were shown, ascending; see `learn_threshold`.
+
+    With a probability of `risk` at most, any of them does not keep its level.
+    """
+    others = set(LEVELS) - set(named)
+    weight = NAMED if named else 0.0
+    shares = {level: weight / len(named) for level in named}
+    shares |= {level: (1 - weight) / len(others) for level in others}
+    reached, left = [], 0.0
+    for level, share in sorted(shares.items()):
+        left += share * risk
+        gate = learn_threshold(confidence, agreed, level, seed, left, share * risk)
+        if gate is not None:
+            reached.append(gate)
+        if gate is None or gate.threshold > EVERYTHING:
+            left = 0.0
+    return reached
 
 
 def check_levels(levels: Iterable[float]) -> tuple[float, ...]:
@@ -90,51 +122,48 @@ def check_levels(levels: Iterable[float]) -> tuple[float, ...]:
     return tuple(wanted)
 
 
-def check_enough(queries: int, level: float) -> None:
-    """Raise UserError if so few queries could not show the level even if all agreed."""
-
-    def shown(level: float) -> bool:
-        return level ** (queries - queries // DESIGN) <= RISK
-
-    if not shown(level):
-        lower = max(filter(shown, LEVELS), default=None)
-        fewest = ceil(log(RISK) / log(level) * DESIGN / (DESIGN - 1))
-        raise UserError(
-            f"the {queries:,} queries to calibrate with could not show an agreement of {level:g}, "
-            f"which takes {fewest:,} or more: give {fewest / queries:.1f} times as many --inputs"
-            + (f", or --agreement {lower:g}" if lower else "")
-        )
+def fewest_queries(level: float, risk: float = RISK) -> int:
+    """Return the fewest queries that can show a level, the only one that is named: all agree."""
+    tested = ceil(log(NAMED * risk) / log(level))
+    return next(n for n in count(tested) if n - n // DESIGN >= tested)
 
 
 def learn_threshold(
-    confidence: Floats, agreed: Mask, level: float, seed: int = 0
+    confidence: Floats,
+    agreed: Mask,
+    level: float,
+    seed: int = 0,
+    risk: float = RISK,
+    least_risk: float | None = None,
 ) -> GateLevel | None:
     """Return the threshold with the most coverage that was shown to keep `level`, or None.
 
-    `confidence` and `agreed` (n,) are of answers that are independent of each other. Of those, one
-    in DESIGN, drawn by `seed`, says which thresholds there are; the others test them.
+    With a probability of `risk` at most, it does not keep it. `confidence` and `agreed` (n,) are of
+    answers that are independent of each other. Of those, one in DESIGN, drawn by `seed`, says which
+    thresholds there are; the others test them. The first threshold suits the `least_risk`, by
+    default `risk`, that is known without these answers.
     """
     order = np.random.default_rng(seed).permutation(len(confidence))
     design, test = np.split(order, [len(order) // DESIGN])
     if not len(design):
         return None
     chosen = None
-    for threshold in _sequence(confidence[design], level, len(test)):
+    for threshold in _sequence(confidence[design], level, len(test), least_risk or risk):
         given = confidence[test] >= threshold
         number, right = int(given.sum()), int((given & agreed[test]).sum())
-        if p_value(number - right, number, level) > RISK:
+        if p_value(number - right, number, level) > risk:
             break
         chosen = GateLevel(level, threshold, number / len(test), right / number)
     return chosen
 
 
-def _sequence(confidence: Floats, level: float, tested: int) -> list[float]:
+def _sequence(confidence: Floats, level: float, tested: int, risk: float) -> list[float]:
     """Return thresholds of ever more coverage, for `tested` answers: quantiles of the `confidence`
     of others, and one that lets everything through."""
     quantiles = np.quantile(confidence, np.linspace(0, 1, THRESHOLDS), method="lower")
     thresholds: list[float] = [*np.unique(quantiles)[::-1].tolist(), EVERYTHING]
-    enough = log(RISK) / log(level)
-    first = min(FIRST * enough, sqrt(enough * tested))
+    enough = log(risk) / log(level)
+    first = min(FIRST * enough, sqrt(enough * tested), tested)
     covered = [(confidence >= threshold).mean() for threshold in thresholds]
     return [
         each for each, share in zip(thresholds, covered, strict=True) if share * tested >= first

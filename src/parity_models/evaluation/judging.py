@@ -19,7 +19,7 @@ from parity_models.evaluation.accuracy import (
     too_few,
     worthless,
 )
-from parity_models.evaluation.calibration import LEVELS, calibrate_gates
+from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.outputs import Outputs, Progress
 from parity_models.models.bundle import (
     Accuracy,
@@ -209,9 +209,7 @@ def calibrate(
         queries = as_batch(rest, manifest.deployed.signature)
         metric = metric or known.metric
     outputs = Outputs(opened, queries, seed=seed, progress=progress)
-    found = calibrate_gates(
-        outputs, metric=metric_for(opened, metric), levels={*LEVELS, *agreement}
-    )
+    found = calibrate_gates(outputs, metric=metric_for(opened, metric), named=agreement)
     for stand_in, gate in manifest.calibration.items():
         now = found.get(stand_in)
         if gate.levels and now is not None and not now.levels:

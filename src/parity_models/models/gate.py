@@ -59,8 +59,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The gate of one stand-in, with the levels that it can reach, ascending.
 
     `kind` and `tolerance` define agreement (`tasks.agreeing.Agreement`); `confidence` is compared
-    with thresholds. They were tested on `queries` queries, each level with a probability
-    of at most `risk` that the true agreement is below it.
+    with thresholds. They were tested on `queries` queries, with a probability of at most
+    `risk` that the true agreement at any of the levels is below it.
     """
 
     kind: PredictionKind

@@ -57,7 +57,8 @@ def read_servable(
 
     Args:
         path: the file; weights in further files next to it are taken in.
-        axes: buckets of dynamic axes by name, or their bounds; others are read off `queries`.
+        axes: buckets of dynamic axes by name, or their bounds; others are read off `queries`, and
+            those of images, inputs of three axes or more, are fixed to the size that these have.
         padding: the values by which shorter rows of inputs are filled up; 0 by default.
         queries: arrays (n, ...) by input.
 
@@ -70,11 +71,18 @@ def read_servable(
     try:
         session = open_session(content)
         inputs, outputs = declared(session)
+        images = _image_sizes(inputs, dict(axes or {}), queries)
+        if images:
+            content = _declare(content, images)
+            session = open_session(content)
+            inputs, outputs = declared(session)
         batch = _batch_of(inputs)
         tensors = _input_tensors(inputs, dict(padding or {}))
         found = _axes(tensors, dict(axes or {}), queries)
         shapes = _output_shapes(session, outputs, tensors, found, batch or 2)
         signature = make_signature(tensors, shapes, axes=found, batch=batch)
+        if images and not found:
+            content = _declare(content, {each.name: each.shape for each in shapes})
         if batch == 1:
             freed = _free_batch(content, signature)
             if freed is not None:
@@ -110,6 +118,50 @@ def _with_weights(path: Path, content: bytes) -> bytes:
     return whole
 
 
+def _image_sizes(
+    inputs: Sequence[Declared], given: Mapping[str, Any], queries: Batch | None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of rows of each image with free axes, by input: that of its queries.
+
+    Padding would become part of an image, so all are served at one size.
+    """
+    found, arrays = {}, queries or {}
+    for each in inputs:
+        array = arrays.get(each.name, next(iter(arrays.values())) if len(arrays) == 1 else None)
+        row = _row_of(each)
+        free = {axis for axis in row if isinstance(axis, str)}
+        image = len(row) >= 3 and free and not free & given.keys()
+        if image and array is not None and array.ndim == 1 + len(row):
+            found[each.name] = array.shape[1:]
+    return found
+
+
+def _row_of(tensor: Declared) -> tuple[int | str, ...]:
+    """Return the shape of a row, with a name of its own for each free axis.
+
+    Some exporters call an axis "?", or several by one name.
+    """
+    row: list[int | str] = []
+    for i, size in enumerate(tensor.shape[1:], 1):
+        unnamed = size in (None, "?") or (isinstance(size, str) and size in row)
+        row.append(f"{tensor.name}.{i}" if size is None or unnamed else size)
+    return tuple(row)
+
+
+def _declare(content: bytes, shapes: Mapping[str, Sequence[int]]) -> bytes:
+    """Return the model with rows of these `shapes`, by input or output; other sizes are inferred
+    anew."""
+    model = onnx.load_model_from_string(content)
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, size in zip(
+            value.type.tensor_type.shape.dim[1:], shapes.get(value.name, ()), strict=False
+        ):
+            dim.dim_value = size
+    declared: bytes = model.SerializeToString()
+    return declared
+
+
 def _batch_of(inputs: Sequence[Declared]) -> int:
     """Return the number of rows that the model takes at once; 0: any."""
     if not inputs:
@@ -129,9 +181,7 @@ def _input_tensors(inputs: Sequence[Declared], padding: dict[str, float]) -> lis
     batch = {each.shape[0] for each in inputs}
     tensors = []
     for each in inputs:
-        shape = tuple(
-            f"{each.name}.{i}" if size is None else size for i, size in enumerate(each.shape[1:], 1)
-        )
+        shape = _row_of(each)
         if batch.intersection(name for name in shape if isinstance(name, str)):
             raise ModelError(f"has {each}, with the batch axis twice; export it with one in front")
         try:
@@ -248,6 +298,69 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
                 f"has an output {name!r} that depends on the other rows of the batch, so that "
                 "serving could not batch queries; export it in evaluation mode (module.eval())"
             )
+
+
+# Outputs for each token
+
+
+def with_mean(
+    content: bytes, signature: Signature, output: str | None = None
+) -> tuple[bytes, Signature, str]:
+    """Give a model one more output: the mean of an output [sequence, width], scaled to length 1.
+
+    Tokens count that the input with "mask" in its name marks, or else those that are not padding.
+
+    Returns:
+        The content, the signature, and the name of the new output.
+
+    Raises:
+        ModelError: There is no such output, or no input of the same sequence.
+
+    """
+    found = [
+        (each, each.shape[0])
+        for each in signature.outputs
+        if len(each.shape) == 2
+        and (each.shape[0] in signature.axes and isinstance(each.shape[1], int))
+        and each.dtype.kind == "f"
+        and output in (None, each.name)
+    ]
+    tokens = [each for each in signature.inputs if found and each.shape == (found[0][1],)]
+    if len(found) != 1 or not tokens:
+        raise ModelError(
+            "a mean is taken of an output of shape [sequence, width], where an input has the same "
+            f"sequence; the model gives {', '.join(map(str, signature.outputs))}: name one such "
+            "output, or leave out --pool"
+        )
+    (pooled, _), width = found[0], found[0][0].shape[1]
+    mask = next((each for each in tokens if "mask" in each.name), tokens[0])
+    model, name = onnx.load_model_from_string(content), f"{pooled.name}.mean"
+    float32, (ids, counted) = onnx.TensorProto.FLOAT, (f"{name}.ids", f"{name}.counted")
+    nodes = [onnx.helper.make_node("Cast", [mask.name], [ids], to=float32)]
+    if "mask" not in mask.name:
+        padding = onnx.helper.make_tensor(f"{name}.padding", float32, [], [mask.padding])
+        model.graph.initializer.append(padding)
+        nodes += [
+            onnx.helper.make_node("Equal", [ids, padding.name], [f"{name}.padded"]),
+            onnx.helper.make_node("Not", [f"{name}.padded"], [f"{name}.content"]),
+            onnx.helper.make_node("Cast", [f"{name}.content"], [counted], to=float32),
+        ]
+    nodes += [
+        onnx.helper.make_node("Cast", [pooled.name], [f"{name}.tokens"], to=float32),
+        onnx.helper.make_node(
+            "Einsum",
+            [counted if len(nodes) > 1 else ids, f"{name}.tokens"],
+            [f"{name}.sum"],
+            equation="nl,nlw->nw",
+        ),
+        onnx.helper.make_node("LpNormalization", [f"{name}.sum"], [name], axis=-1, p=2),
+    ]
+    model.graph.node.extend(nodes)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, float32, [BATCH, width]))
+    outputs = (*signature.outputs, Tensor(name, "FP32", (width,)))
+    content = model.SerializeToString()
+    open_session(content)
+    return content, msgspec.structs.replace(signature, outputs=outputs), name
 
 
 # A batch axis of one

@@ -42,15 +42,6 @@ class Scenario(Options):
             at_least=1,
         ),
     ] = None
-    max_batch: Annotated[
-        int | None,
-        Option(
-            "Queries that wait and are run at once, as one batch, at most; by default as parm "
-            "serve has it: 4 where the model runs these in the time of two or less, else 1.",
-            at_least=1,
-            at_most=1024,
-        ),
-    ] = None
     contention: Annotated[
         str | None,
         Option(
@@ -91,6 +82,15 @@ class SimulationOptions(Scenario):
             unit=SHARE,
         ),
     ] = 1.0
+    max_batch: Annotated[
+        int | None,
+        Option(
+            "Queries that wait and are run at once, as one batch, at most; by default as parm "
+            "serve has it: 4 where the model runs these in the time of two or less, else 1.",
+            at_least=1,
+            at_most=1024,
+        ),
+    ] = None
     recorded: Annotated[
         str | None,
         Option(

@@ -1,7 +1,7 @@
 """From a deployed model and unlabelled queries to a bundle with the best stand-in: `protect`.
 
-The steps: search for stand-ins, measure the finalists, serve the model in a calm run, simulate all
-of them under the user's load, choose one, and write the bundle. All have a limited time.
+The steps: search for stand-ins, measure the finalists, simulate them under the user's load, choose
+one, calibrate it, and write the bundle. All have a limited time.
 """
 
 import time
@@ -11,35 +11,33 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
+from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import too_few
-from parity_models.evaluation.calibration import check_enough, check_levels
+from parity_models.evaluation.calibration import LEVELS, RISK, check_levels, fewest_queries
 from parity_models.evaluation.judging import GivenInputs
-from parity_models.models.bundle import BATCH, Bundle, InferenceTimes
-from parity_models.models.inference_time import inference_times
+from parity_models.models.bundle import Bundle
+from parity_models.models.gate import Calibration
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
-from parity_models.protection.advice import (
+from parity_models.protection.finalists import (
     Advice,
+    Finalist,
+    Measured,
     Protection,
     Simulations,
-    able,
+    Trained,
     advise,
+    measure,
+    preferred,
 )
-from parity_models.protection.calm_run import ServingOverheads, measure_serving
-from parity_models.protection.finalists import Finalist, Measured, Trained, measure
 from parity_models.protection.options import INSTANCES, Scenario
-from parity_models.protection.scene import (
-    Service,
-    contention_of,
-    offered,
-    outcome_table,
-)
+from parity_models.protection.scene import Service, contention_of, outcome_table
 from parity_models.roles import DEPLOYED
+from parity_models.scheduling.policies import Adaptive
 from parity_models.tasks.metrics import OutputKind
 from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import BATCH as PREDICTED
@@ -48,7 +46,14 @@ from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.options import TeachingOptions
 from parity_models.training.recipes import RunOptions
 from parity_models.training.search import FINALISTS, Found, Lesson, Search, propose
-from parity_models.training.teacher import Model, Queries, Teacher, find_queries, open_teacher
+from parity_models.training.teacher import (
+    HELD_OUT,
+    Model,
+    Queries,
+    Teacher,
+    find_queries,
+    open_teacher,
+)
 from parity_models.training.train import (
     BackupPart,
     ParityPart,
@@ -75,15 +80,12 @@ FINISHING, MOST_FINISHING = 22.0, 0.4
 LEAST_SEARCHING = 0.1
 """The smallest share of the time for the search, even if what comes before it took too long."""
 
-SERVED, STARTING = (0.08, 4.0, 15.0), 4.0
-"""The share of the time for a calm run of a server, the least seconds that are worth its start, and
-the most; and the seconds that server and client take to start and to end."""
-
-REPEATED = 2
-"""Simulations of each stand-in, on average: one that takes too much work is tried again."""
-
 WRITING, MOST_WRITING = 3.0, 0.3
 """Seconds after the simulations, and the largest share of what is left then."""
+
+FIRST_CHOICE = 0.8
+"""The first choice is calibrated at this share of the risk; if its level is not shown, the next one
+at the same share of what is left, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +98,9 @@ class SearchOptions(TeachingOptions, Scenario):
     extra_work: Annotated[
         float,
         Option(
-            "Redundant work that is allowed for each query, on average, in runs of the deployed "
-            "model.",
+            "Redundant tasks for each query, on average, at most: copies, and runs of stand-ins.",
             above=0,
-            at_most=10,
+            at_most=1,
         ),
     ] = 0.1
     agreement: Annotated[
@@ -112,33 +113,40 @@ class SearchOptions(TeachingOptions, Scenario):
         ),
     ] = 0.99
 
+    pool: Annotated[
+        str | None,
+        Option(
+            "Of an output with a row for each token, have stand-ins imitate the mean, scaled to "
+            "length 1, and serve that, too: mean.",
+            metavar="HOW",
+        ),
+    ] = None
+    ungated: Annotated[
+        bool,
+        Option(
+            "Write the stand-in that agrees most often without a gate, if queries are too few for "
+            "one: it answers every late query."
+        ),
+    ] = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_levels([self.agreement])
-
-    @property
-    def serving_seconds(self) -> float:
-        """The seconds for the calm run of a server; 0: none."""
-        share, least, most = SERVED
-        seconds = min(most, share * 60 * self.minutes)
-        return seconds if seconds >= least else 0.0
 
 
 @dataclass(frozen=True)
 class Report(Printed):
     """All that was measured in a search.
 
-    `model_ms` are the deployed model's milliseconds by batch size, `overheads` those of serving, if
-    there was time to measure them; `accuracy` is the model's own where there are labels. `plans`
-    are all that were simulated, of so many `queries` at a `rate` per second on some `instances`;
-    `dropped` are the reasons against other candidates. `interrupted`: the search was cut off, and
-    can be resumed.
+    `model_ms` are the deployed model's milliseconds, `accuracy` is its own where there are labels.
+    `plans` are all that were simulated, of so many `queries` at a `rate` per second on some
+    `instances`; `dropped` are the reasons against other candidates. `interrupted`: the search was
+    cut off, and can be resumed.
     """
 
     metric: str
     output_kind: OutputKind
-    model_ms: dict[int, float]
-    overheads: ServingOverheads | None
+    model_ms: float
     accuracy: float | None
     finalists: list[Finalist]
     plans: list[Protection]
@@ -153,32 +161,26 @@ class Report(Printed):
     @property
     def parts(self) -> Sequence[RenderableType]:
         """Tables of the stand-ins found and of the simulations, and the advice."""
-        title = f"{self.queries:,} queries"
-        if (batch := max(self.model_ms)) > 1:
-            title += f", batches of up to {batch}"
         rows = ((plan.name, plan.outcome, (f"{plan.extra_work:.1%}",)) for plan in self.plans)
+        simulated = outcome_table(f"{self.queries:,} queries", rows, ("extra\nwork",))
         notes = [said] if (said := too_few(self.test_queries)) else []
-        measured = [] if self.overheads is None else [str(self.overheads)]
-        simulated = outcome_table(title, rows, ("extra\nwork",))
-        return [self._found(), *notes, simulated, *measured, *self.advice.sentences]
+        return [self._found(), *notes, simulated, *self.advice.sentences]
 
     def _found(self) -> Table:
         """Time against agreement and coverage, the fastest first."""
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
-        times = ["ms" if batch == 1 else f"ms/{batch}" for batch in self.model_ms]
         labelled = [] if self.accuracy is None else [self.metric]
-        for heading in [*times, "of F", "agrees", "may answer", *labelled]:
+        for heading in ["ms", "of F", "agrees", "may answer", *labelled]:
             table.add_column(heading, justify="right")
         own = [] if self.accuracy is None else [f"{100 * self.accuracy:.1f}"]
-        base = (f"{ms:.3f}" for ms in self.model_ms.values())
-        table.add_row("the model, F", *base, "1.00", "100", "", *own)
+        table.add_row("the model, F", f"{self.model_ms:.3f}", "1.00", "100", "", *own)
         for each in sorted(self.finalists, key=lambda one: one.share):
             low, high = each.interval or (0.0, 0.0)
             span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else "(too few)"
             table.add_row(
                 each.name,
-                *(f"{each.ms[batch]:.3f}" for batch in self.model_ms),
+                f"{each.ms:.3f}",
                 f"{each.share:.2f}",
                 f"{100 * each.agreement:.1f} {span}",
                 f"{100 * each.covered:.1f}",
@@ -235,25 +237,25 @@ def protect(
             where they are times.
 
     Returns:
-        The bundle with the stand-in that has the lowest p99 within the extra work, and the
-        report. Ctrl-C ends the search, and the best so far is written; next to `out`, in the folder
-        OUT.protect, is what is needed to resume.
+        The bundle with the stand-in that has the lowest simulated p99, and the report. Ctrl-C ends
+        the search, and the best so far is written; next to `out`, in the folder OUT.protect, is
+        what is needed to resume.
 
     Raises:
         DataError: For queries that do not fit.
         ModelError: For a model that cannot be deployed.
         TrainingError: For a search that cannot be resumed.
         BundleError: A bundle cannot be written to `out`.
-        UserError: For options out of range; and, naming the nearest, if no stand-in reaches the
-            agreement or keeps within the extra work; nothing is written then.
+        UserError: For options out of range, too few queries for the agreement, and, naming the
+            nearest, if no stand-in reaches it; nothing is written then.
     """
     chosen = gather(SearchOptions, options, given)
     end = (time.monotonic() if began is None else began) + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
-    with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
+    with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
-        if queries.calibration is not None and len(queries.calibration):
-            check_enough(len(queries.calibration), chosen.agreement)
+        if queries.calibration is not None and not chosen.ungated:
+            _check_enough(len(queries.calibration), chosen.agreement)
         check_place(out)
         # A file that cannot be read is refused before anything is trained.
         contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
@@ -261,10 +263,24 @@ def protect(
         folder = out.with_name(f"{out.name}.protect")
         search = Search(prepared.lesson, folder, prepared.options, said)
         found = _search(prepared, search, chosen, end)
-        finished = _finish(prepared, found, out, chosen, said, end)
+        finished = _finish(prepared, found, out, chosen, end)
         if not found.interrupted:
             search.clear()
         return finished
+
+
+def _check_enough(queries: int, level: float) -> None:
+    """Raise UserError if so few queries to calibrate with could not show the level."""
+    needed = fewest_queries(level, FIRST_CHOICE * RISK)
+    if queries >= needed:
+        return
+    lower = [each for each in LEVELS if fewest_queries(each, FIRST_CHOICE * RISK) <= queries]
+    raise UserError(
+        f"an agreement of {level:g} takes {needed:,} queries to calibrate with or more, and there "
+        f"are {queries:,}: give {HELD_OUT * needed:,} rows of --inputs, a tenth of which calibrates"
+        + (f", or --agreement {max(lower):g}" if lower else "")
+        + "; or have a bundle without a gate written, with --ungated"
+    )
 
 
 @dataclass(frozen=True)
@@ -360,9 +376,8 @@ def _search(prepared: Prepared, search: Search, options: SearchOptions, end: flo
         search.begin(propose(lesson.teacher, lesson.queried, prepared.measured.sizes))
     # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
     running = (FINALISTS + 1) * prepared.measuring
-    serving = options.serving_seconds + STARTING * (options.serving_seconds > 0)
     total = 60 * options.minutes
-    finishing = min(FINISHING + running + serving, MOST_FINISHING * total)
+    finishing = min(FINISHING + running, MOST_FINISHING * total)
     return search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
 
 
@@ -371,53 +386,36 @@ def _finish(
     found: Found,
     out: Path,
     options: SearchOptions,
-    callbacks: Callbacks,
     end: float,
 ) -> Protected:
-    """Measure, simulate, choose and write."""
+    """Measure, simulate, choose, calibrate and write."""
     lesson, measured = prepared.lesson, prepared.measured
-    deployed = lesson.teacher.bundle
-    batches = sorted({1, options.max_batch or BATCH})
+    deployed, level = lesson.teacher.bundle, options.agreement
     with TemporaryDirectory() as folder:
-        base, measurements = measure(
-            found.finalists, deployed, measured, options.agreement, batches, Path(folder)
-        )
-    finalists = [each for each, _ in measurements]
-    of_batch = base.get(BATCH)
-    if of_batch is None:
-        model = deployed.pinned(deployed.manifest.deployed).load()
-        (of_batch,) = inference_times([model], BATCH, measured.sizes)
-    times = InferenceTimes(base[1], None, (), of_batch)
-    capable = able(finalists, options.agreement)
-    overheads, seconds = None, options.serving_seconds
-    if seconds and end - time.monotonic() > 2 * (seconds + STARTING):
-        instances = options.instances or INSTANCES
-        rate = offered(options, Service({DEPLOYED: base[1] / 1e3}), instances)
-        overheads = measure_serving(
-            deployed, measured.sizes, base[1], rate, instances, seconds, callbacks.say
-        )
-    left = max(0.0, end - time.monotonic())
-    left -= min(WRITING, MOST_WRITING * left)
-    simulations = Simulations(
-        options,
-        options.extra_work,
-        base,
-        left,
-        REPEATED * len(capable) + 1,
-        options.max_batch or times.batch,
-        overheads,
-    )
-    others = [simulations.without, simulations.hedging()]
-    tried = [simulations.with_stand_in(each) for each in capable]
-    advice = advise(tried, others, options.extra_work)
+        base, trained = measure(found.finalists, deployed, measured, level, Path(folder))
+        able = [each for each in trained if each.finalist.covered > 0]
+        if options.ungated:
+            best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
+            able = [replace(best, finalist=replace(best.finalist, covered=1.0))]
+        left = max(0.0, end - time.monotonic())
+        left -= min(WRITING, MOST_WRITING * left)
+        simulations = Simulations(options, base, options.extra_work, left, len(able) + 2)
+        others = [simulations.without, simulations.hedging()]
+        plans = [(each, simulations.with_stand_in(each.finalist)) for each in able]
+        nearest = max((each.finalist for each in trained), key=lambda each: each.agreement)
+        chosen, gate = _choose(plans, measured, options, nearest)
+        finalist, plan = chosen.finalist, simulations.with_stand_in(chosen.finalist)
+        advice = advise(plan, others)
+        bundle = write_protected(prepared, chosen, gate, out)
+    by_name = {each.finalist.name: each.finalist for each in trained} | {finalist.name: finalist}
+    tried = {each.name: each for each in (*others, *(each for _, each in plans), plan)}
     report = Report(
         measured.metric,
         lesson.data.output_kind,
         base,
-        overheads,
         measured.accuracy,
-        finalists,
-        [*others, *(each[-1] for each in tried)],
+        list(by_name.values()),
+        list(tried.values()),
         simulations.scene.queries,
         simulations.scene.rate,
         simulations.scene.instances,
@@ -426,39 +424,63 @@ def _finish(
         len(measured.test),
         found.interrupted,
     )
-    chosen = next(each for each in measurements if each[0] is advice.plan.finalist)
-    bundle = write_protected(prepared, *chosen, times, out)
-    urgency = advice.plan.urgency
-    flags = {
-        "agreement": options.agreement,
-        "max-batch": options.max_batch,
-        "policy": None if urgency is None else f"adaptive@urgency={urgency:g}",
-    }
-    said = "".join(f" --{name} {value}" for name, value in flags.items() if value)
-    return Protected(**vars(bundle), report=report, flags=said)
+    flags = "" if options.ungated else f" --agreement {level}"
+    if options.extra_work != Adaptive.Options().budget:
+        flags += f" --policy adaptive@budget={options.extra_work:g}"
+    return Protected(**vars(bundle), report=report, flags=flags)
+
+
+def _choose(
+    plans: Sequence[tuple[Trained, Protection]],
+    measured: Measured,
+    options: SearchOptions,
+    nearest: Finalist,
+) -> tuple[Trained, Calibration | None]:
+    """Return the best finalist, with the share that its gate covers, and the gate.
+
+    If the best is not shown to reach the agreement, it is the next best. Raises UserError, with the
+    `nearest`, if none is.
+    """
+    left, risk = list(plans), RISK
+    while left:
+        best = preferred([plan for _, plan in left])
+        chosen = next(each for each, plan in left if plan is best)
+        if options.ungated:
+            return chosen, None
+        gate, covered = chosen.calibrate(measured, options.agreement, FIRST_CHOICE * risk)
+        if covered:
+            return replace(chosen, finalist=replace(chosen.finalist, covered=covered)), gate
+        left = [each for each in left if each[0] is not chosen]
+        risk *= 1 - FIRST_CHOICE
+    raise UserError(
+        f"no stand-in was shown to agree with the model in {options.agreement:g} of cases: the "
+        f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all of "
+        f"{len(measured.test):,} queries; give a lower --agreement, more --inputs, or more "
+        "--minutes, or have it written without a gate, with --ungated"
+    )
 
 
 def write_protected(
-    prepared: Prepared, chosen: Finalist, trained: Trained, times: InferenceTimes, out: Path
+    prepared: Prepared, chosen: Trained, gate: Calibration | None, out: Path
 ) -> Bundle:
-    """Write the deployed model, of these `times`, and the `chosen` stand-in to `out`.
-
-    Writes a whole bundle or nothing.
-    """
+    """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
     lesson, queries = prepared.lesson, prepared.measured.queries
-    teacher, (candidate, made, gate) = lesson.teacher, trained
-    task = teacher.bundle.manifest.task
-    training = training_of(candidate, queries, task, lesson.seed)
+    own, candidate, made = lesson.teacher.bundle, chosen.candidate, chosen.exported
+    training = training_of(candidate, queries, own.manifest.task, lesson.seed)
     parity, backups = ParityPart(), list[BackupPart]()
-    if chosen.code is not None:
-        parity = ParityPart(chosen.code, made, training, gate)
-        times = msgspec.structs.replace(times, parity=chosen.ms[1])
+    if chosen.finalist.code is not None:
+        parity = ParityPart(chosen.finalist.code, made, training, gate)
     else:
         assert made.backup is not None
         backups = [BackupPart(made.backup, training, gate)]
-        times = msgspec.structs.replace(times, backups=(chosen.ms[1],))
-    envelope = envelope_of(candidate.data, teacher)
-    metric, own = prepared.measured.metric, teacher.bundle
     return write_stand_ins(
-        out, own, parity, backups, envelope, queries, metric, times=times, calibrated=True
+        out,
+        own,
+        parity,
+        backups,
+        envelope_of(candidate.data, lesson.teacher),
+        queries,
+        prepared.measured.metric,
+        sizes=prepared.measured.sizes,
+        calibrated=True,
     )[0]

@@ -63,8 +63,6 @@ class Service:
     Units have up to `max_batch` queries, and each after the first adds a share `added` to their
     time, by role. `coverage` is the share of queries that each gated stand-in may answer, by
     source; a share `agreement` of the answers of the worst of them is the model's (None: unknown).
-    Answers take some time outside of queue and instance, of which `outside_ms` are quantiles at
-    equally spaced shares.
     """
 
     seconds: Mapping[str, float]
@@ -74,7 +72,6 @@ class Service:
     overhead: float = DISPATCH
     max_batch: int = 1
     added: Mapping[str, float] = field(default_factory=dict)
-    outside_ms: tuple[float, ...] = ()
 
     @property
     def unit(self) -> float:
@@ -326,9 +323,6 @@ class Scene:
                 "no query was answered in the simulation: offer less --load, or other --contention"
             )
         ms = latencies[answered] * 1e3
-        if outside := service.outside_ms:
-            shares = np.random.default_rng((self.seed, 2)).random(len(ms))
-            ms += np.interp(shares, np.linspace(0, 1, len(outside)), outside)
         p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
         busy = sum(result.busy.values())
         span = float(self.arrivals[-1] - self.arrivals[self.warm_up])

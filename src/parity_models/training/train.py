@@ -27,7 +27,6 @@ from parity_models.evaluation.judging import (
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import (
     Bundle,
-    InferenceTimes,
     NewModel,
     Training,
     check_replaceable,
@@ -374,22 +373,18 @@ def write_stand_ins(
     metric: str,
     *,
     sizes: Sizes | None = None,
-    times: InferenceTimes | None = None,
     calibrated: bool = False,
     on_measured: OnMeasured | None = None,
 ) -> tuple[Bundle, Evaluation | None]:
     """Write a bundle of a deployed model and stand-ins, with gates and accuracy; return it, and how
     it fares.
 
-    The fastest backup comes first. Where no `times` are given, with those of the backups in their
-    order here, models are timed for queries of these `sizes`. Gates are made by the queries for
-    calibration, unless the stand-ins are `calibrated`; accuracy is measured on those for tests, if
-    there are any.
+    The fastest backup comes first: models are timed for queries of these `sizes`. Gates are made by
+    the queries for calibration, unless the stand-ins are `calibrated`; accuracy is measured on
+    those for tests, if there are any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
-    times = times or measure_models(
-        model, parity.models.parity, [each.model for each in backups], sizes
-    )
+    times = measure_models(model, parity.models.parity, [each.model for each in backups], sizes)
     pairs = sorted(zip(times.backups, backups, strict=True), key=lambda pair: pair[0])
     gates: dict[StandIn, Calibration] = {}
     if parity.gate is not None:
