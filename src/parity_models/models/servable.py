@@ -82,7 +82,7 @@ def read_servable(
         shapes = _output_shapes(session, outputs, tensors, found, batch or 2)
         signature = make_signature(tensors, shapes, axes=found, batch=batch)
         if images and not found:
-            content = _declare(content, {each.name: each.shape for each in shapes})
+            content = _declare(content, {each.name: each.at({}).shape for each in shapes})
         if batch == 1:
             freed = _free_batch(content, signature)
             if freed is not None:
