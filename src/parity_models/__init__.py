@@ -22,6 +22,7 @@ _HOMES = {
     "codes": ("CodeSpec",),
     "errors": ("ParityModelsError", "UserError"),
     "evaluation.judging": ("Evaluation", "calibrate", "evaluate"),
+    "late.late": ("Late", "LateAnswer"),
     "load": ("LoadSpec", "offer_load"),
     "models.bundle": ("Bundle", "open_bundle"),
     "protection.comparison": ("Comparison", "simulate"),

@@ -4,6 +4,8 @@ from parity_models.errors import UserError as UserError
 from parity_models.evaluation.judging import Evaluation as Evaluation
 from parity_models.evaluation.judging import calibrate as calibrate
 from parity_models.evaluation.judging import evaluate as evaluate
+from parity_models.late.late import Late as Late
+from parity_models.late.late import LateAnswer as LateAnswer
 from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load
 from parity_models.models.bundle import Bundle as Bundle

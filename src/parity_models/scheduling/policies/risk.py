@@ -11,11 +11,11 @@ twice where instances are idle and cheap.
 
 from collections.abc import Collection
 from itertools import pairwise
+from typing import Protocol
 
 from parity_models.scheduling.actions import BACKUPS, DEPLOYED, parity_role
 from parity_models.scheduling.policies.benefit import Benefit, Choice
 from parity_models.scheduling.policies.stand_in import StandIn
-from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
 
@@ -41,6 +41,17 @@ longer than their median."""
 EXACT = 0.9
 """A copy is preferred to a stand-in that takes at least this share of its time: the copy's answer
 is the deployed model's own."""
+
+
+class Fleet(Protocol):
+    """The instances, as far as risk depends on them; a Port is one."""
+
+    @property
+    def now(self) -> float:
+        """The time in seconds."""
+
+    def up(self, role: str) -> int:
+        """Return how many instances are up that run this role."""
 
 
 class Risk:
@@ -104,7 +115,7 @@ class Risk:
         work = rows * takes + refused * then.work
         return Choice(work, ((stand_in.accepted[again], takes), *later))
 
-    def saved(self, port: Port, choice: Choice, query: Query, newest: Task | None) -> float:
+    def saved(self, port: Fleet, choice: Choice, query: Query, newest: Task | None) -> float:
         """Return the worth of what a choice saves; `newest` is the newest running task."""
         began = query.arrived if newest is None or newest.unit is None else newest.unit.started
         kind = DEPLOYED if newest is None else self._kind(query, newest)
@@ -113,7 +124,7 @@ class Risk:
         now, before = port.now - began, began - query.arrived
         return max(self.benefit.saved(choice, each, now, before) for each in known)
 
-    def ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
+    def ended(self, port: Fleet, unit: Unit, *, finished: bool) -> None:
         """Record that an instance has run this unit, to its end or not."""
         took = unit.took
         self._busy += took
@@ -133,15 +144,18 @@ class Risk:
         if self._run_times.add(took, finished=finished):
             self._learn(port)
 
-    def _learn(self, port: Port) -> None:
+    def _learn(self, port: Fleet) -> None:
         """Renew the load and all ages."""
+        self._measure_load(port)
+        for each in self._measured.values():
+            each.not_asked(self._run_times.every)
+        self._decide()
+
+    def _measure_load(self, port: Fleet) -> None:
         capacity = (port.now - self._since) * port.up(DEPLOYED)
         if capacity > 0:
             self._load += self.NEWEST * (min(1.0, self._busy / capacity) - self._load)
         self._busy, self._since = 0.0, port.now
-        for each in self._measured.values():
-            each.not_asked(self._run_times.every)
-        self._decide()
 
     def _decide(self) -> None:
         if not self._run_times.median:

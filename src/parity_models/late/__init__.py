@@ -1,0 +1,1 @@
+"""Race calls of any client with a gated stand-in, or with copies."""

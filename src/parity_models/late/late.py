@@ -1,0 +1,536 @@
+"""Race a call that is late with a stand-in in this process, or with a copy of the call.
+
+The rule is that of the `adaptive` policy, with its own run times, risk, benefit, budget and effect;
+what differs is the driver, a client, which knows neither the instances behind its call nor their
+load. From the age at which a call is at risk, the more beneficial of a stand-in and a copy is
+started, and later the other one. The first answer wins; the rest is cancelled.
+
+A copy costs the target as much as a call. So copies have a budget, and stop where calls that get
+one are not answered earlier. A stand-in costs this process time, and has a budget of that.
+"""
+
+import asyncio
+import inspect
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import onnxruntime
+from numpy.typing import ArrayLike
+
+from parity_models.errors import UserError
+from parity_models.late.values import Form, form_of, is_error
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.queries import Batch
+from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.scheduling.front_door import FrontDoor
+from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive
+from parity_models.scheduling.policies.budget import Budget
+from parity_models.scheduling.policies.effect import Effect
+from parity_models.scheduling.policies.risk import Fleet, Risk
+from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.trust.backups import BackupAnswer, GatedBackups, run_options
+
+now = time.monotonic
+
+COMPARED = 20
+"""One in this many calls that a stand-in has answered runs on, to compare the two."""
+
+MAX_COMPARED = 16
+"""Calls that run on at a time, at most."""
+
+CALLERS = 64
+"""Blocking calls at a time, at most."""
+
+Call = Callable[[], Awaitable[Any]]
+
+
+class LateAnswer(NamedTuple):
+    """An answer: `value` as the call returns it.
+
+    `source` is "model", "copy" (of the call), or the name of a backup. `agreement` is the
+    calibrated probability that the model says the same, 1 for its own answers.
+    """
+
+    value: Any
+    source: str
+    agreement: float
+
+
+class Late:
+    """Answers calls that are late from a stand-in, or from a copy of the call.
+
+    late = Late("bundle", agreement=0.99)
+    answer = await late(lambda: triton.infer("model", inputs), rows)
+    answer.value, answer.source, answer.agreement
+
+    One object serves the calls to one model, on one event loop at a time. Nothing runs between
+    calls. Its threads end with `close`, with a `with` or `async with` block, or with the object.
+
+    Args:
+        bundle: A bundle with a backup, or its folder. None: only copies are raced.
+        agreement: Minimum calibrated agreement with the model for stand-in answers. None: the
+            highest calibrated level up to 99 %; 0: no gate.
+        budget: Copies per call, on average, at most.
+        cpu: Computing time of stand-ins, as a share of one core, at most.
+
+    Raises:
+        UserError: The bundle has no backup that is calibrated for the agreement, or an option is
+            out of range.
+        BundleError: The bundle cannot be opened.
+
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | Path | str | None = None,
+        *,
+        agreement: float | None = None,
+        budget: float = 0.1,
+        cpu: float = 0.5,
+    ) -> None:
+        if not 0 < budget <= 1:
+            raise UserError(f"budget is a share of the calls, above 0 and up to 1; got {budget}")
+        if not 0 < cpu <= 1:
+            raise UserError(f"cpu is a share of one core, above 0 and up to 1; got {cpu}")
+        if bundle is None and agreement is not None:
+            raise UserError("an agreement needs a bundle with a backup; give one, or leave it out")
+        if bundle is not None and not isinstance(bundle, Bundle):
+            bundle = open_bundle(bundle)
+        self.counts: Counter[str] = Counter()
+        """"calls"; the answers by their source; the "copies" and "backups" that were started; the
+        backups' answers that were "refused"; those "compared" with the model's, and of them those
+        that "disagreed"."""
+        self._backups = None if bundle is None else GatedBackups(bundle, agreement)
+        self._form: Form | None = None
+        stand_ins = [] if self._backups is None else [BACKUP]
+        self._targets = _Targets()
+        self._risk = _ClientRisk(Adaptive.Options.urgency, RunTimes(), stand_ins, budget)
+        self._budget = Budget(budget, BURST)
+        self._computing = _Computing(cpu)
+        self._effect = Effect()
+        self._front_door = FrontDoor()
+        self._ids = count(1)
+        self._compared: set[asyncio.Future[Any]] = set()
+        self._threads = _Threads()
+        self._finalizer = weakref.finalize(self, self._threads.close)
+
+    async def __call__(
+        self, call: Call, rows: ArrayLike | Batch | None = None, *, others: Sequence[Call] = ()
+    ) -> LateAnswer:
+        """Await the call, or what answers in its place where it is late or fails.
+
+        Whatever still runs then is cancelled; everything, if the caller is cancelled.
+
+        Args:
+            call: Makes the call: a function that returns an awaitable, such as a lambda. It is
+                called again for a copy, so the call must be safe to repeat.
+            rows: The inputs of the call, as the bundle's model takes them: (n, ...), or such an
+                array by name. Without them, no stand-in is asked.
+            others: The same call to other servers, to which copies go.
+
+        Raises:
+            UserError: The call returns no awaitable, or answers that a stand-in cannot imitate.
+            DataError: The rows are not the model's.
+            Exception: The call's own, where no stand-in may answer.
+
+        """
+        race = _Race(self, [call, *others], rows)
+        try:
+            return await race.run()
+        finally:
+            race.end()
+
+    def call(
+        self,
+        function: Callable[[], Any],
+        rows: ArrayLike | Batch | None = None,
+        *,
+        others: Sequence[Callable[[], Any]] = (),
+    ) -> LateAnswer:
+        """Make a blocking call, as `__call__` makes others. May be used from many threads.
+
+        Functions run in threads of this object, up to 64 at a time; so clients that threads cannot
+        share have to be made in the function. One that is cancelled still runs to its end.
+        """
+        loop = self._threads.loop()
+
+        def in_thread(each: Callable[[], Any]) -> Call:
+            return lambda: loop.run_in_executor(self._threads.callers, each)
+
+        async def race() -> LateAnswer:
+            return await self(in_thread(function), rows, others=[in_thread(x) for x in others])
+
+        answer = asyncio.run_coroutine_threadsafe(race(), loop)
+        try:
+            return answer.result()
+        finally:
+            answer.cancel()  # where the caller was interrupted
+
+    def close(self) -> None:
+        """End its threads. Calls in flight are not waited for."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    # For its races
+
+    def _ran(self, task: Task, *, finished: bool) -> None:
+        """Learn from the run time of a task, which ran to its end or not."""
+        assert task.unit is not None
+        self._targets.now = now()
+        if task.role == DEPLOYED or not finished:
+            task.unit.took = self._targets.now - task.unit.started
+        self._risk.ended(self._targets, task.unit, finished=finished)
+
+    def _compare(self, call: "asyncio.Future[Any]", task: Task, answer: BackupAnswer) -> bool:
+        """Let the call run on to compare a backup's answer with its own, if this is its turn."""
+        if self.counts["answered"] % COMPARED or len(self._compared) >= MAX_COMPARED:
+            return False
+
+        def compare(call: "asyncio.Future[Any]") -> None:
+            self._compared.discard(call)
+            if call.cancelled() or call.exception() is not None:
+                return
+            self._ran(task, finished=True)
+            assert self._form is not None
+            assert self._backups is not None
+            if not is_error(call.result()):
+                output = self._form.output(call.result(), self._backups.output)
+                if output is not None and output.shape == answer.outputs.shape:
+                    self.counts["compared"] += 1
+                    self.counts["disagreed"] += not self._backups.compare(answer, output)
+
+        self._compared.add(call)
+        call.add_done_callback(compare)
+        return True
+
+
+class _Race:
+    """A call, and what is started in its place."""
+
+    def __init__(self, late: Late, calls: Sequence[Call], inputs: ArrayLike | Batch | None) -> None:
+        self._late, self._calls, self._inputs = late, calls, inputs
+        if late._form is None and late._backups is not None and inputs is not None:
+            late._backups.read(inputs)  # a mistake shows at the first call, not the first late one
+        late._targets.count = max(late._targets.count, len(calls))
+        original = Task(DEPLOYED, next(late._ids), None, instance="0")
+        self._query = Query(original.subject, None, now(), inf, original, [original])
+        self._running: dict[asyncio.Future[Any], Task] = {}
+        self._backup: onnxruntime.RunOptions | None = None
+        """The run of a backup, once it is asked."""
+        self._early: BackupAnswer | None = None
+        """A backup's answer that is held until the call is late."""
+        self._given: BackupAnswer | None = None
+        self._failure: Callable[[], LateAnswer] | None = None
+        """Returns or raises what the call ended with, where that was an error."""
+        self._alarm = inf
+        self._held_up = False
+
+    async def run(self) -> LateAnswer:
+        """Return the first answer, or the error of the call."""
+        late, query = self._late, self._query
+        late.counts["calls"] += 1
+        late._effect.arrived(query.arrived, query.id)
+        late._budget.earn(late._effect.part)
+        self._start_call(query.original)
+        while self._running:
+            timeout = None if self._alarm == inf else max(0.0, self._alarm - now())
+            done, _ = await asyncio.wait(
+                self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            for future in done:
+                answer = self._ended(future, self._running.pop(future))
+                if answer is not None:
+                    return answer
+            if not done:
+                answer = self._on_alarm(now())
+                if answer is not None:
+                    return answer
+        assert self._failure is not None
+        return self._failure()
+
+    def end(self) -> None:
+        """Cancel what still runs, but for a call that is to be compared."""
+        late, query = self._late, self._query
+        late._effect.ended(now(), query.id, now() - query.arrived, late._risk.helped_by)
+        for future, task in self._running.items():
+            is_original = task is query.original
+            if is_original and self._given and late._compare(future, task, self._given):
+                continue
+            late._ran(task, finished=False)
+            future.add_done_callback(_retrieve)
+            if task.role == DEPLOYED:
+                future.cancel()
+            elif self._backup is not None:
+                self._backup.terminate = True
+
+    # Start
+
+    def _start_call(self, task: Task) -> None:
+        call = self._calls[int(task.instance or 0)]()
+        if not inspect.isawaitable(call):
+            found = "a stream" if hasattr(call, "__aiter__") else f"an object of {type(call)}"
+            raise UserError(
+                f"the call gave {found} and not an awaitable; give a function that makes the call, "
+                "as lambda: client.infer(...), and use Late.call for calls that block"
+            )
+        task.unit = Unit(task.subject, task.instance or "", DEPLOYED, [task], now())
+        self._launch(task, asyncio.ensure_future(call))
+
+    def _start_copy(self) -> None:
+        late = self._late
+        late.counts["copies"] += 1
+        late._budget.spend()
+        target = late._targets.another(len(self._calls), late._risk.avoided)
+        copy = Task(DEPLOYED, self._query.id, None, instance=target)
+        with suppress(Exception):  # one that cannot even be made; the call itself goes on
+            self._start_call(copy)
+
+    def _start_backup(self) -> None:
+        late, query = self._late, self._query
+        assert late._backups is not None
+        late.counts["backups"] += 1
+        self._backup = run_options()
+        task = Task(BACKUP, query.id, None)
+        late._computing.busy = True
+        unit = task.unit = Unit(query.id, "", BACKUP, [task], now())
+        work = late._threads.backup.submit(self._compute, unit, late._backups, self._backup)
+        self._launch(task, asyncio.wrap_future(work))
+
+    def _launch(self, task: Task, future: "asyncio.Future[Any]") -> None:
+        self._running[future] = task
+        self._watch(task)
+
+    def _watch(self, task: Task) -> None:
+        """Reconsider the call once this task of it is at risk."""
+        assert task.unit is not None
+        age = self._late._risk.age(self._query, task)
+        self._alarm = inf if age is None else task.unit.started + age
+
+    def _compute(
+        self, unit: Unit, backups: GatedBackups, run: onnxruntime.RunOptions
+    ) -> BackupAnswer | str:
+        """Ask the backup, in a thread. Return its answer, or why there is none."""
+        assert self._inputs is not None
+        unit.started = now()
+        try:
+            return backups.answer(backups.read(self._inputs), run)
+        except Exception as error:  # ONNX Runtime's errors share no base class; the call goes on
+            return f"it failed: {error}"
+        finally:
+            unit.took = now() - unit.started
+            self._late._computing.ended(unit.took)
+
+    # Reconsider
+
+    def _on_alarm(self, time: float) -> LateAnswer | None:
+        """Give the answer that is held, or start the most beneficial task."""
+        late, query, due = self._late, self._query, self._alarm
+        if self._early is not None:
+            return self._give(self._early)
+        median = late._risk.benefit.median
+        late._front_door.waited(time - due, median)
+        self._alarm = time + median
+        if time > due + HELD_UP and not self._held_up:  # answers were held up, too; they come first
+            self._alarm, self._held_up = time + HELD_UP, True
+            return None
+        self._held_up = False
+        if late._front_door.is_bottleneck or len(self._running) >= Adaptive.MAX_TASKS:
+            return None
+        newest = max(self._running.values(), key=_started)
+        late._targets.now = time
+        offers: list[tuple[float, Callable[[], None]]] = []
+        if self._may_ask_backup():
+            offers.append((self._worth(BACKUP, newest), self._start_backup))
+        helps_from = late._effect.helps_from(query.id, query.arrived)
+        reserve = 0.0 if time - query.arrived > OLDEST * median else RESERVE
+        if time < helps_from:
+            self._alarm = min(self._alarm, helps_from)
+        elif self._failure is None and late._budget.is_left(reserve):
+            offers.append((self._worth(DEPLOYED, newest), self._start_copy))
+        worth, start = max(offers, key=_worth, default=(0.0, None))
+        if worth > 0 and start is not None:
+            start()
+        return None
+
+    def _worth(self, role: str, newest: Task) -> float:
+        risk, query = self._late._risk, self._query
+        choice = risk.choice(role, again=query.refusals > 0)
+        return risk.saved(self._late._targets, choice, query, newest) - risk.benefit.cost(choice)
+
+    def _may_ask_backup(self) -> bool:
+        late = self._late
+        known = late._form is not None and self._inputs is not None
+        return known and self._backup is None and late._computing.is_left(now())
+
+    # Ends
+
+    def _ended(self, future: "asyncio.Future[Any]", task: Task) -> LateAnswer | None:
+        """Return the answer that this task gives, if it gives one now."""
+        late = self._late
+        if task.role == BACKUP:
+            return self._backup_ended(future.result(), task)
+        is_original = task is self._query.original
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            value = future.result()
+            answer = LateAnswer(value, "model" if is_original else "copy", 1.0)
+            if not is_error(value):
+                if late._form is None and late._backups is not None:
+                    late._form = form_of(value, late._backups.output)
+                late._ran(task, finished=True)
+                late.counts[answer.source] += 1
+                return answer
+            self._failed(is_original, lambda: answer)
+        else:
+            self._failed(is_original, future.result)
+        return self._give(self._early) if self._failure and self._early else None
+
+    def _failed(self, is_original: bool, failure: Callable[[], LateAnswer]) -> None:
+        """Ask the backup now, if the call itself has failed; a copy's failure says nothing."""
+        if is_original:
+            self._failure = failure
+            if self._may_ask_backup():
+                self._start_backup()
+
+    def _backup_ended(self, answer: BackupAnswer | str, task: Task) -> LateAnswer | None:
+        late, query = self._late, self._query
+        late._ran(task, finished=True)
+        usable = isinstance(answer, BackupAnswer)
+        late._risk.stand_ins[BACKUP].answered(usable=usable)
+        if not isinstance(answer, BackupAnswer):
+            late.counts["refused"] += 1
+            query.refusals, query.exact_only = 1, True
+            self._watch(query.original)
+            return None
+        given = late._risk.given(_started(query.original))
+        if self._failure is not None or now() >= given:
+            return self._give(answer)
+        self._early, self._alarm = answer, given
+        return None
+
+    def _give(self, answer: BackupAnswer) -> LateAnswer:
+        late = self._late
+        assert late._form is not None
+        assert late._backups is not None
+        self._given = answer
+        late.counts["answered"] += 1
+        late.counts[answer.source] += 1
+        value = late._form.make(late._backups.output, answer.outputs)
+        return LateAnswer(value, str(answer.source), answer.agreement)
+
+
+def _started(task: Task) -> float:
+    assert task.unit is not None
+    return task.unit.started
+
+
+def _worth(offer: tuple[float, Callable[[], None]]) -> float:
+    return offer[0]
+
+
+def _retrieve(future: "asyncio.Future[Any]") -> None:
+    """Retrieve an exception that has no caller, which asyncio would log."""
+    if not future.cancelled():
+        future.exception()
+
+
+class _Targets:
+    """The port of a client's risk: the time, and the number of servers that are called."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.count = 1
+        self._last = 0
+
+    def up(self, role: str) -> int:
+        """Return the number of servers."""
+        return self.count
+
+    def another(self, calls: int, avoided: Collection[str]) -> str:
+        """Return the server for a copy of a call to the first one of `calls`: each in turn, those
+        to avoid only if there are no others."""
+        if calls == 1:
+            return "0"
+        self._last += 1
+        turn = [str(1 + (self._last + each) % (calls - 1)) for each in range(calls - 1)]
+        return next((each for each in turn if each not in avoided), turn[0])
+
+
+class _ClientRisk(Risk):
+    """The risk of calls to servers whose load is unknown: copies are bounded by their budget."""
+
+    def _measure_load(self, port: Fleet) -> None:
+        pass
+
+
+class _Computing:
+    """The budget of stand-ins' computing time, a `share` of one core: up to a second at once."""
+
+    def __init__(self, share: float) -> None:
+        self._share = self._left = share
+        self._until = now()
+        self.busy = False
+
+    def is_left(self, time: float) -> bool:
+        """Return whether a stand-in may compute, which one at a time may."""
+        self._left = min(self._share, self._left + self._share * (time - self._until))
+        self._until = time
+        return self._left > 0 and not self.busy
+
+    def ended(self, seconds: float) -> None:
+        """A stand-in has computed for this long."""
+        self._left -= seconds
+        self.busy = False
+
+
+class _Threads:
+    """Threads that are started when they are first used: of the backup, of blocking calls, and of
+    the event loop that these are raced on."""
+
+    def __init__(self) -> None:
+        self.backup = ThreadPoolExecutor(1, "parm-backup")
+        self.callers = ThreadPoolExecutor(CALLERS, "parm-call")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop, which runs in a thread."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
+            return self._loop
+
+    def close(self) -> None:
+        """End all threads, once they are idle."""
+        for pool in (self.backup, self.callers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()

@@ -1,0 +1,114 @@
+"""A bundle's backups in this process: they answer where their gates let them."""
+
+from typing import Any, NamedTuple
+
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+
+from parity_models.errors import UserError
+from parity_models.models.bundle import Bundle
+from parity_models.models.onnx_model import FATAL_ONLY
+from parity_models.models.queries import Batch, as_batch, padded
+from parity_models.roles import BACKUPS, Source
+from parity_models.trust.agreement import AgreementWatch
+from parity_models.trust.gates import OutputGate, choose_gates, ungated
+
+Array = NDArray[Any]
+
+
+class BackupAnswer(NamedTuple):
+    """`outputs` (n, *output shape) of the backup `source`, which agree with the model's with
+    probability `agreement` each; 0 if there is no gate."""
+
+    outputs: Array
+    source: Source
+    agreement: float
+
+
+class GatedBackups:
+    """The backups of `bundle`, of which the fastest whose gate lets it answers.
+
+    Args:
+        bundle: Has at least one backup.
+        agreement: The level of its gates; 0 for none. None for the highest calibrated level up to
+            99 %.
+
+    Raises:
+        UserError: It has no backup, or one that is not calibrated for the agreement.
+
+    """
+
+    def __init__(self, bundle: Bundle, agreement: float | None = None) -> None:
+        manifest = bundle.manifest
+        if not manifest.backups:
+            raise UserError(
+                f"{bundle.path} has no backup; make one with `parm backup --from {bundle.path} "
+                "--out BUNDLE`, or a bundle with one with `parm protect`"
+            )
+        roles = BACKUPS[: len(manifest.backups)]
+        for note in ungated(bundle, roles, agreement):
+            raise UserError(f"{note}; agreement=0 asks for no gate")
+        output = manifest.imitated_output
+        assert output is not None, "a bundle with a backup imitates an output of fixed shape"
+        self.output = output.name
+        """The output of the deployed model that they give."""
+        self.signature = manifest.deployed.signature
+        """The deployed model's."""
+        chosen = choose_gates(bundle, roles, agreement)
+        self._gate = OutputGate(chosen, bundle.envelope())
+        self.watch = AgreementWatch(chosen)
+        """Closes the gate of a backup that no longer agrees with the model."""
+        self._levels = {source: each.level.level for source, each in chosen.items()}
+        self._models = {
+            Source(role): bundle.pinned(file).load()
+            for role, file in zip(roles, manifest.backups, strict=True)
+        }
+        smallest = self.signature.smallest.input
+        for model in self._models.values():  # the first run is slower than later ones
+            model(model.signature.smallest.input.split(smallest.zeros(1)))
+
+    def read(self, inputs: ArrayLike | Batch) -> Array:
+        """Return queries as rows in memory (see Layout). Raises DataError for wrong ones."""
+        batch = as_batch(inputs, self.signature)
+        sizes = {
+            axis: batch[tensor.name].shape[at + 1]
+            for tensor in self.signature.inputs
+            for axis, at in tensor.axes.items()
+        }
+        return padded(batch, self.signature, [sizes[axis] for axis in self.signature.axes])
+
+    def answer(self, rows: Array, run: onnxruntime.RunOptions) -> BackupAnswer | str:
+        """Return the answer to all queries of `rows`, or the reason why there is none.
+
+        Another thread may end it by setting `run.terminate`.
+        """
+        if len(self._gate.unlike(rows)):
+            return "the inputs are unlike those that the backup learned from"
+        sizes = self.signature.kind_of(rows[0, ...]).sizes
+        why = "its gate is closed, as it no longer agrees with the model"
+        for source, model in self._models.items():
+            if not self.watch.is_open(source):
+                continue
+            kind = model.signature.kind(sizes)
+            outputs = kind.output.join(model(kind.input.split(rows.view(kind.input.dtype)), run))
+            if not any(self._gate.refused(source, outputs)):
+                return BackupAnswer(outputs, source, self._levels.get(source, 0.0))
+            why = "it is too unsure"
+        return why
+
+    def compare(self, answer: BackupAnswer, predictions: Array) -> bool:
+        """Compare an answer with the model's predictions. Return whether all rows agree."""
+        agreed = [
+            self.watch.agree(answer.source, output, prediction)
+            for output, prediction in zip(answer.outputs, predictions, strict=True)
+        ]
+        for each in agreed:
+            self.watch.saw(answer.source, each, ("model",), None)
+        return all(agreed)
+
+
+def run_options() -> onnxruntime.RunOptions:
+    """Return options of a run that can be ended."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = FATAL_ONLY
+    return options

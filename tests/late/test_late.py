@@ -1,0 +1,252 @@
+"""Calls that are late or fail are answered by what may answer them, and nothing is left running."""
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from parity_models import Late, UserError
+from parity_models.errors import DataError
+from parity_models.late import late as late_module
+from parity_models.models.bundle import Bundle, open_bundle, with_calibration
+from parity_models.models.gate import Calibration, GateLevel
+from served import predictions, queries, write_linear_bundle
+
+ROWS = queries(1)
+MODEL = predictions(ROWS)
+KNOWN = 60
+"""Calls after which run times are known, and before which the effect is never tested."""
+
+
+class RefusedError(Exception):
+    """An error of the target."""
+
+
+class Target:
+    """Answers at once, until it hangs or fails."""
+
+    def __init__(self, prediction: Any = MODEL) -> None:
+        self.prediction = prediction
+        self.hangs = self.fails = False
+        self.hung = 0
+        self.cancelled = 0
+        self.released = asyncio.Event()
+
+    async def __call__(self) -> Any:
+        if self.fails:
+            raise RefusedError("no")
+        if self.hangs:
+            self.hung += 1
+            try:
+                await self.released.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        else:
+            await asyncio.sleep(0.001)
+        return self.prediction
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its backup predicts twice as much."""
+    folder = tmp_path_factory.mktemp("backed")
+    return open_bundle(write_linear_bundle(folder, coded=False, backed=1))
+
+
+def gated(bundle: Bundle, folder: Path, threshold: float, level: float = 0.9) -> Bundle:
+    """The bundle with a gate that only outputs with this confidence pass."""
+    gate = GateLevel(level, threshold, coverage=0.5, agreement=0.95)
+    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
+    copy = write_linear_bundle(folder, coded=False, backed=1)
+    return with_calibration(open_bundle(copy), {"backup": calibration})
+
+
+async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:
+    for _ in range(KNOWN):
+        answer = await late(target, rows)
+        np.testing.assert_allclose(
+            answer.value, MODEL if answer.source != "backup" else 2 * MODEL, rtol=1e-4, atol=1e-6
+        )
+
+
+async def test_a_late_call_is_answered_by_the_backup_and_cancelled(bundle: Bundle) -> None:
+    target = Target()
+    async with Late(bundle, agreement=0) as late:
+        await learned(late, target)
+        target.hangs = True
+        answer = await late(target, ROWS)
+    assert (answer.source, answer.agreement) == ("backup", 0.0)
+    np.testing.assert_allclose(answer.value, 2 * MODEL, rtol=1e-4, atol=1e-6)
+    await asyncio.sleep(0)
+    assert target.hung == target.cancelled == 1
+
+
+async def test_what_the_gate_refuses_is_answered_by_a_copy(bundle: Bundle, tmp_path: Path) -> None:
+    target, other = Target(), Target()
+    async with Late(gated(bundle, tmp_path, threshold=1e9), agreement=0.9) as late:
+        await learned(late, target)
+        target.hangs = True
+        answer = await late(target, ROWS, others=[other])
+        assert (answer.source, answer.agreement) == ("copy", 1.0)
+        assert late.counts["refused"] >= 1
+        np.testing.assert_array_equal(answer.value, MODEL)
+
+
+async def test_a_gate_promises_its_level(bundle: Bundle, tmp_path: Path) -> None:
+    target = Target()
+    async with Late(gated(bundle, tmp_path, threshold=-1e9), agreement=0.9) as late:
+        await learned(late, target)
+        target.hangs = True
+        answer = await late(target, ROWS)
+    assert (answer.source, answer.agreement) == ("backup", 0.9)
+
+
+async def test_an_error_is_late_as_well(bundle: Bundle, tmp_path: Path) -> None:
+    target = Target()
+    async with Late(bundle, agreement=0) as late:
+        target.fails = True
+        with pytest.raises(RefusedError):  # nothing is known of answers yet
+            await late(target, ROWS)
+        target.fails = False
+        await late(target, ROWS)
+        target.fails = True
+        assert (await late(target, ROWS)).source == "backup"
+        with pytest.raises(RefusedError):  # as it was, without rows
+            await late(target)
+    async with Late(gated(bundle, tmp_path, threshold=1e9)) as late:
+        target.fails = False
+        await late(target, ROWS)
+        target.fails = True
+        with pytest.raises(RefusedError):
+            await late(target, ROWS)
+
+
+async def test_without_a_bundle_copies_race_within_their_budget() -> None:
+    target = Target()
+    late = Late(budget=0.05)
+    await learned(late, target)
+    target.hangs = True
+    calls = 80
+    races = [asyncio.ensure_future(late(target)) for _ in range(calls)]
+    while target.hung < calls:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    assert target.hung <= calls + 21 + 0.05 * (KNOWN + calls)
+    target.released.set()
+    assert {each.source for each in await asyncio.gather(*races)} <= {"model", "copy"}
+    assert late.counts["copies"] <= 21 + 0.05 * (KNOWN + calls)
+
+
+async def test_a_caller_that_gives_up_cancels_everything(bundle: Bundle) -> None:
+    target = Target()
+    late = Late()
+    await learned(late, target)
+    target.hangs = True
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await late(target)
+    await asyncio.sleep(0)
+    assert target.hung == target.cancelled >= 1
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_backup_that_no_longer_agrees_is_asked_no_more(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some calls that it answered run on; what they say closes the gate."""
+    monkeypatch.setattr(late_module, "COMPARED", 2)
+    target = Target()
+    async with Late(gated(bundle, tmp_path, threshold=-1e9), agreement=0.9, cpu=1) as late:
+        await learned(late, target)
+        target.prediction = -MODEL
+        closed = False
+        for _ in range(1000):
+            target.hangs = True
+            race = asyncio.ensure_future(late(target, ROWS))
+            before = late.counts["answered"], late.counts["refused"]
+            while (late.counts["answered"], late.counts["refused"]) == before and not race.done():
+                await asyncio.sleep(0)
+            closed = late.counts["refused"] > before[1]
+            target.released.set()
+            await race
+            target.released.clear()
+            if closed:
+                break
+        assert closed
+        assert late.counts["compared"] >= late.counts["disagreed"] > 0
+
+
+def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
+    release = threading.Event()
+
+    def quick() -> NDArray[Any]:
+        time.sleep(0.001)
+        return MODEL
+
+    def hanging() -> NDArray[Any]:
+        release.wait()
+        return MODEL
+
+    with Late(bundle, agreement=0) as late:
+        for _ in range(KNOWN):
+            late.call(quick, ROWS)
+        assert late.call(hanging, ROWS).source == "backup"
+        release.set()
+    before = threading.active_count()
+    with Late() as late:
+        assert late.call(quick).source == "model"
+    del late
+    gc.collect()
+    for _ in range(1000):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None:
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+
+    async def text() -> str:
+        return "free text"
+
+    async def two() -> dict[str, NDArray[Any]]:
+        return {"output": MODEL, "other": MODEL}
+
+    late = Late(bundle, agreement=0)
+    wrong: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
+        (Target(), queries(1)[:, :5], DataError, "784"),
+        (stream, ROWS, UserError, "gave a stream and not an awaitable"),
+        (lambda: MODEL, ROWS, UserError, "Late.call for calls that block"),
+        (text, ROWS, UserError, "answer cannot be made like it"),
+        (two, ROWS, UserError, "ask for that output alone"),
+    ]
+    for call, rows, error, message in wrong:
+        with pytest.raises(error, match=message):
+            await late(call, rows)
+    with pytest.raises(UserError, match="not calibrated"):
+        Late(bundle)
+    with pytest.raises(UserError, match="has no backup"):
+        Late(write_linear_bundle(tmp_path, coded=False))
+    for options in ({"budget": 0}, {"budget": 2}, {"cpu": 0}, {"agreement": 0.9}):
+        with pytest.raises(UserError, match="|".join(options)):
+            Late(**options)
+
+
+async def test_inputs_unlike_those_it_learned_from_are_not_for_the_backup(bundle: Bundle) -> None:
+    target = Target()
+    late = Late(bundle, agreement=0)
+    await learned(late, target)
+    target.hangs = True
+    answer = await late(target, np.full_like(ROWS, np.nan), others=[Target()])
+    assert answer.source == "copy"
+    late.close()

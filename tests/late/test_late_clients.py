@@ -1,0 +1,171 @@
+"""The answer of a stand-in is what each client library would have returned, over real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+import tritonclient.http
+import tritonclient.http.aio
+from numpy.typing import NDArray
+
+import parity_models as pm
+from parity_models.models.bundle import Bundle, open_bundle
+from served import predictions, queries, write_linear_bundle
+
+pytestmark = pytest.mark.slow
+
+ROWS = queries(2)
+KNOWN = 60
+PATH = "/v2/models/model/infer"
+
+Infer = Callable[[], Awaitable[Any]]
+Open = Callable[[AsyncExitStack, str, str], Awaitable[Infer]]
+"""Opens a client for a server's HTTP and gRPC addresses; returns its call."""
+
+
+def message() -> dict[str, Any]:
+    data = ROWS.ravel().tolist()
+    tensor = {"name": "input", "shape": list(ROWS.shape), "datatype": "FP32", "data": data}
+    return {"inputs": [tensor]}
+
+
+def triton_inputs(module: Any) -> list[Any]:
+    inputs = module.InferInput("input", list(ROWS.shape), "FP32")
+    inputs.set_data_from_numpy(ROWS)
+    return [inputs]
+
+
+async def of_httpx(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
+    client = await stack.enter_async_context(httpx.AsyncClient(base_url=url))
+    return lambda: client.post(PATH, json=message())
+
+
+async def of_aiohttp(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
+    session = await stack.enter_async_context(aiohttp.ClientSession(url))
+
+    async def infer() -> Any:
+        async with session.post(PATH, json=message()) as response:
+            response.raise_for_status()
+            return await response.json()
+
+    return infer
+
+
+async def of_triton_http(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
+    client = tritonclient.http.aio.InferenceServerClient(url.removeprefix("http://"))
+    stack.push_async_callback(client.close)
+    return lambda: client.infer("model", triton_inputs(tritonclient.http))
+
+
+async def of_triton_grpc(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
+    client = tritonclient.grpc.aio.InferenceServerClient(grpc_url.removeprefix("grpc://"))
+    stack.push_async_callback(client.close)
+    return lambda: client.infer("model", triton_inputs(tritonclient.grpc))
+
+
+def array_in(value: Any) -> NDArray[Any]:
+    """The output in an answer, as the users of each client read it."""
+    if isinstance(value, httpx.Response):
+        assert value.raise_for_status().status_code == 200
+        value = value.json()
+    if isinstance(value, dict):
+        (tensor,) = value["outputs"]
+        assert (tensor["name"], tensor["datatype"]) == ("output", "FP32")
+        return np.array(tensor["data"], np.float32).reshape(tensor["shape"])
+    found: NDArray[Any] = value.as_numpy("output")
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its backup predicts twice as much."""
+    folder = tmp_path_factory.mktemp("backed")
+    return open_bundle(write_linear_bundle(folder, coded=False, backed=1))
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[str]:
+    """The address of a server that never answers."""
+
+    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(2**16):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(ignore, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+@pytest.mark.parametrize("open_client", [of_httpx, of_aiohttp, of_triton_http, of_triton_grpc])
+async def test_a_stand_in_answers_as_the_client_would(
+    bundle: Bundle, silent: str, open_client: Open
+) -> None:
+    options = {"policy": "none", "instances": 1, "port": 0, "grpc_port": 0}
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(pm.serve(bundle, **options))
+        assert server.grpc_url is not None
+        infer = await open_client(stack, server.url, server.grpc_url)
+        hanging = await open_client(stack, f"http://{silent}", silent)
+        late = await stack.enter_async_context(pm.Late(bundle, agreement=0))
+        for _ in range(KNOWN):
+            await late(infer, ROWS)
+        answer = await late(hanging, ROWS)
+        assert answer.source == "backup"
+        np.testing.assert_allclose(
+            array_in(answer.value), 2 * predictions(ROWS), rtol=1e-3, atol=1e-5
+        )
+
+
+async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(
+            pm.serve(bundle, policy="none", instances=1, port=0)
+        )
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url))
+        late = await stack.enter_async_context(pm.Late(bundle, agreement=0))
+        wrong = lambda: client.post("/v2/models/other/infer", json=message())  # noqa: E731  # one use
+        answer = await late(wrong, ROWS)
+        assert (answer.source, answer.value.status_code) == ("model", 404)
+        await late(lambda: client.post(PATH, json=message()), ROWS)
+        answer = await late(wrong, ROWS)
+        assert (answer.source, answer.value.status_code) == ("backup", 200)
+
+
+def test_the_synchronous_triton_client_is_raced_in_threads(bundle: Bundle, tmp_path: Path) -> None:
+    with (
+        pm.serve(bundle, policy="none", instances=1, port=0) as server,
+        pm.Late(bundle, agreement=0) as late,
+    ):
+        assert server.url is not None
+        address = server.url.removeprefix("http://")
+
+        def infer() -> Any:
+            client = tritonclient.http.InferenceServerClient(address)
+            try:
+                return client.infer("model", triton_inputs(tritonclient.http))
+            finally:
+                client.close()
+
+        def failing() -> Any:
+            client = tritonclient.http.InferenceServerClient(address)
+            try:
+                return client.infer("other", triton_inputs(tritonclient.http))
+            finally:
+                client.close()
+
+        answer = late.call(infer, ROWS)
+        np.testing.assert_allclose(array_in(answer.value), predictions(ROWS), rtol=1e-3, atol=1e-5)
+        answer = late.call(failing, ROWS)
+        assert answer.source == "backup"
+        np.testing.assert_allclose(
+            array_in(answer.value), 2 * predictions(ROWS), rtol=1e-3, atol=1e-5
+        )
