@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from parity_models import Late, UserError
 from parity_models.errors import DataError
 from parity_models.late import late as late_module
-from parity_models.models.bundle import Bundle, open_bundle, with_calibration
+from parity_models.models.bundle import Bundle, open_bundle, with_measured
 from parity_models.models.gate import Calibration, GateLevel
 from served import predictions, queries, write_linear_bundle
 
@@ -66,7 +66,7 @@ def gated(bundle: Bundle, folder: Path, threshold: float, level: float = 0.9) ->
     gate = GateLevel(level, threshold, coverage=0.5, agreement=0.95)
     calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
     copy = write_linear_bundle(folder, coded=False, backed=1)
-    return with_calibration(open_bundle(copy), {"backup": calibration})
+    return with_measured(open_bundle(copy), calibration={"backup": calibration})
 
 
 async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:
