@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from parity_models.errors import UserError
 from parity_models.late.values import Form, form_of, is_error
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.queries import Batch
+from parity_models.models.signature import Batch
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive

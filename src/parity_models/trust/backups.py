@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import FATAL_ONLY
-from parity_models.models.queries import Batch, as_batch
-from parity_models.models.signature import padded
+from parity_models.models.queries import as_batch
+from parity_models.models.signature import Batch, padded
 from parity_models.roles import BACKUPS, Source
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.gates import OutputGate, choose_gates, ungated
