@@ -282,6 +282,7 @@ class Scheduler(Port):
         if known is not None and not known.tasks:
             del self.units[unit]
             self.unit_on[known.instance] = None
+            known.took = self.now - known.started
             self._health.verified(known, right=right)
         return self._turn()
 
@@ -375,10 +376,11 @@ class Scheduler(Port):
 
     def size(self) -> int:
         """Return how many things are remembered; few if no query is pending."""
-        known = (self.queries, self._waiting, self.units, self._decodes, self._holds, self._timers)
+        known = (self.queries, self._waiting, self.units, self._decodes, self._holds)
         others = (self._overdue, self._poison.set_aside)
-        comparing = self._background.task is not None
-        return sum(map(len, (*known, *others))) + sum(self.dispatch.depths.values()) + comparing
+        tasks = sum(self.dispatch.depths.values()) + (self._background.task is not None)
+        timers = self._timers_live - (self._health.watch is not None)
+        return sum(map(len, (*known, *others))) + tasks + timers
 
     # Queries
 
@@ -444,10 +446,11 @@ class Scheduler(Port):
 
     def _start(self, instance: str, tasks: list[Task]) -> None:
         self._last_unit += 1
-        unit = Unit(self._last_unit, instance, tasks[0].role, tasks, self.now)
+        first = tasks[0]
+        unit = Unit(self._last_unit, instance, first.role, tasks, self.now, first.kind)
         self.units[unit.id] = self.unit_on[instance] = unit
-        unit.is_original = unit.role == DEPLOYED and not tasks[0].preemptible
-        unit.is_comparison = tasks[0].comparing
+        unit.is_original = unit.role == DEPLOYED and not first.preemptible
+        unit.is_comparison = first.comparing
         if unit.is_original:
             self._admission.spend(self.now, 1)
         policy = self._policy

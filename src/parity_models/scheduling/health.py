@@ -13,7 +13,8 @@ wrong answer is out whatever the others are: a wrong answer is worse than none. 
 are verified next, as they may be wrong for the same reason. See docs/explanation/health.md.
 """
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -130,45 +131,109 @@ class Outliers:
 
 
 class RunLimit:
-    """The longest that a unit of one role may run before it counts as hung. Times in seconds.
+    """The longest that units of one kind may run before they count as hung. Times in seconds.
 
-    That is FACTOR times the longest of the last WINDOW to twice as many units, once KNOWN of them
-    have finished; or the share BEFORE_DEADLINE of the deadline, so before queries expire, but then
-    at least LEAST_FACTOR times the longest. Every unit gets AT_LEAST, or the share OF_DEADLINE of
-    the deadline if that is less, but never less than SHORTEST: a machine may be busy for a moment.
+    Once KNOWN units have finished, `longest` is the longest of the last WINDOW to twice as many.
+    A unit may run for FACTOR times that, or, where run times spread, as many times as the longest
+    is longer than the mean, up to MOST.
+    """
 
-    By simulation (tests/scheduling/test_hung.py; units of 20 ms), factors of 5 to 20 replace no
-    instance in 20,000 queries under shuffles, slowdowns, pauses of up to 1 s and run times of
-    log-normal sigma 1. The largest leaves most room for a slowness that begins suddenly on all
-    instances.
+    FACTOR, MOST = 2.75, 20.0
+    KNOWN, WINDOW = 20, 500
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before = self._now = self._sum = 0.0
+        """The longest of the window before, and of this one; the sum of all."""
+
+    @property
+    def longest(self) -> float | None:
+        """The longest run time of late; None while it is unknown."""
+        return None if self.count < self.KNOWN else max(self._before, self._now)
+
+    def finished(self, seconds: float) -> bool:
+        """Count a unit that ran to its end. Return whether it was about as fast as others are."""
+        if self.count % self.WINDOW == 0:
+            self._before, self._now = self._now, 0.0
+        usual = seconds <= 2 * max(self._before, self._now)
+        self.count += 1
+        self._sum += seconds
+        if seconds > self._now:
+            self._now = seconds
+        return usual
+
+    def of(self, longest: float) -> float:
+        """Return the limit, given the longest run time."""
+        spread = longest * self.count / self._sum if self._sum else self.FACTOR
+        return longest * min(self.MOST, max(self.FACTOR, spread))
+
+
+class RunLimits:
+    """The limits of all kinds of units: by role, kind of query, and about how many rows.
+
+    Units differ in cost by their sizes, so a rare kind is never judged by a frequent one. While a
+    kind is unknown, that of larger batches of the same queries counts; if that is unknown too, only
+    the engine's own limit does.
+
+    A limit holds only for a unit that was *overtaken*: one that began later has finished in usual
+    time. If none has, the whole machine may be slow, and the unit gets FACTOR times the longest,
+    but no more than the share BEFORE_DEADLINE of the deadline, unless that is less than
+    LEAST_FACTOR times the longest. Besides the longest run time, every unit gets AT_LEAST, or the
+    share OF_DEADLINE of the deadline if that is less, but never less than SHORTEST: a machine may
+    be busy for a moment. A task that is tried again gets the whole deadline: it may be slow.
+
+    By simulation (tests/scheduling/test_hung.py), no instance is replaced in 20,000 queries under
+    shuffles, slowdowns, pauses of up to 1 s and run times of log-normal sigma 1.
     """
 
     FACTOR, LEAST_FACTOR = 20, 5
     AT_LEAST, SHORTEST, OF_DEADLINE = 1.0, 0.5, 0.5
     BEFORE_DEADLINE = 0.75
-    KNOWN, WINDOW = 100, 500
+    MAX_KINDS = 256
+    """Kinds that are remembered; those with the fewest units are forgotten."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._before = self._now = 0.0
-        """The longest of the window before, and of this one."""
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self.least = min(self.AT_LEAST, max(self.SHORTEST, self.OF_DEADLINE * deadline))
+        """No limit is shorter."""
+        self._kinds: dict[tuple[str, Hashable], dict[int, RunLimit]] = {}
+        self._overtook = 0
+        """The newest unit that has finished in usual time."""
 
-    def finished(self, seconds: float) -> None:
+    def finished(self, unit: Unit) -> None:
         """Count a unit that ran to its end."""
-        if self._count % self.WINDOW == 0:
-            self._before, self._now = self._now, 0.0
-        self._count += 1
-        if seconds > self._now:
-            self._now = seconds
+        key = (unit.role, unit.kind)
+        sizes = self._kinds.get(key)
+        if sizes is None:
+            sizes = self._kinds[key] = {}
+            if len(self._kinds) > self.MAX_KINDS:
+                count = {
+                    each: max(limit.count for limit in self._kinds[each].values())
+                    for each in self._kinds
+                    if each != key
+                }
+                del self._kinds[min(count, key=count.__getitem__)]
+        size = len(unit.tasks).bit_length()
+        limit = sizes.get(size)
+        if limit is None:
+            limit = sizes[size] = RunLimit()
+        if limit.finished(unit.took) and unit.id > self._overtook:
+            self._overtook = unit.id
 
-    def of(self, deadline: float) -> float | None:
-        """Return the limit under this deadline for queries; None while it is unknown."""
-        if self._count < self.KNOWN:
-            return None
-        longest = max(self._before, self._now)
-        at_least = min(self.AT_LEAST, max(self.SHORTEST, self.OF_DEADLINE * deadline))
-        in_time = max(self.BEFORE_DEADLINE * deadline, self.LEAST_FACTOR * longest)
-        return max(at_least, min(self.FACTOR * longest, in_time))
+    def of(self, unit: Unit) -> float | None:
+        """Return the limit of a unit that runs; None while it is unknown."""
+        if any(task.failed_on for task in unit.tasks):
+            return self._deadline
+        sizes, size = self._kinds.get((unit.role, unit.kind), {}), len(unit.tasks).bit_length()
+        for limit in (sizes[each] for each in sorted(sizes) if each >= size):
+            longest = limit.longest
+            if longest is None:
+                continue
+            if unit.id < self._overtook:
+                return max(self.least + longest, limit.of(longest))
+            in_time = max(self.BEFORE_DEADLINE * self._deadline, self.LEAST_FACTOR * longest)
+            return max(self.least, min(self.FACTOR * longest, in_time))
+        return None if unit.tasks else self._deadline
 
 
 @dataclass(slots=True, eq=False)
@@ -228,8 +293,8 @@ class Health:
         self._failures = Outliers()
         self._disagreements = Outliers()
         self._probes: Counter[str] = Counter()
-        self._limits: defaultdict[str, RunLimit] = defaultdict(RunLimit)
-        self._watch: Timer | None = None
+        self._limits = RunLimits(port.config.deadline)
+        self.watch: Timer | None = None
         """When units that run are looked at next."""
         self._over_limit: dict[int, float] = {}
         """Since when units are over their limit."""
@@ -296,10 +361,8 @@ class Health:
     def started(self, unit: Unit) -> None:
         """An instance has begun a unit."""
         unit.sound = self._members[unit.instance].sound
-        if self._watch is None:
-            limit = self._limit(unit)
-            if limit is not None:
-                self._watch = self._port.set_timer(unit.started + limit, self._look)
+        if self.watch is None:
+            self.watch = self._port.set_timer(unit.started + self._limits.least, self._look)
 
     def ended(self, unit: Unit, *, finished: bool, rest: float = 0.0) -> None:
         """A unit is off its instance, which is idle now, or will be after `rest` seconds."""
@@ -307,7 +370,7 @@ class Health:
         if finished or any(task.wanted for task in unit.tasks):  # it was not cancelled
             member.sound = finished
         if finished:
-            self._limits[unit.role].finished(unit.took)
+            self._limits.finished(unit)
             for task in unit.tasks:
                 if task.charge is not None:
                     self._charge_others(member, task)
@@ -401,38 +464,34 @@ class Health:
 
     # Hanging: its unit is over the limit at two looks
 
-    def _limit(self, unit: Unit) -> float | None:
-        deadline, known = self._port.config.deadline, self._limits.get(unit.role)
-        limit = None if known is None else known.of(deadline)
-        return deadline if limit is None and not unit.tasks else limit
-
     def _look(self) -> None:
-        """Replace the instances whose units have hung, and set the time of the next look."""
-        now, deadline = self._port.now, self._port.config.deadline
-        second_look = min(SECOND_LOOK, LOOK_OF_DEADLINE * deadline)
+        """Replace the instances whose units have hung, and set the time of the next look.
+
+        Units are looked at before the shortest limit that a unit which begins now can have.
+        """
+        now = self._port.now
+        second_look = min(SECOND_LOOK, LOOK_OF_DEADLINE * self._port.config.deadline)
         before, self._over_limit = self._over_limit, {}
-        self._watch = None
-        next_look = inf
+        self.watch = None
+        next_look = now + self._limits.least if self._port.units else inf
         for unit in self._port.units.values():
-            limit, member = self._limit(unit), self._members[unit.instance]
+            limit, member = self._limits.of(unit), self._members[unit.instance]
             if limit is None or member.over:
                 continue
             since = before.get(unit.id, now)
             if now < unit.started + limit:
                 next_look = min(next_look, unit.started + limit)
-            elif now < since + second_look:
-                self._over_limit[unit.id] = since
+                continue
+            self._over_limit[unit.id] = since
+            if now < since + second_look:
                 next_look = min(next_look, since + second_look)
             elif self._may_lose(member):
                 took = f"for {now - unit.started:.3g} s, more than {limit:.3g} s"
                 unit.hung = True
                 why = f"has had a unit of {unit.role} {took}"
                 self._replace(member, RecycleReason.HUNG, why)
-            else:
-                self._over_limit[unit.id] = since
-                next_look = min(next_look, now + limit)
         if next_look < inf:
-            self._watch = self._port.set_timer(next_look, self._look)
+            self.watch = self._port.set_timer(next_look, self._look)
 
     # Wrong answers: golden queries, at once for those that disagree more often than others do
 
@@ -440,6 +499,7 @@ class Health:
         """An instance has answered a golden query."""
         member = self._members[unit.instance]
         member.verifying, member.sound = False, True
+        self._limits.finished(unit)
         if not right:
             why = f"answered a golden query of the role {unit.role} wrongly"
             self._replace(member, RecycleReason.QUARANTINED, why)

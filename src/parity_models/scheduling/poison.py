@@ -52,7 +52,10 @@ class Poison:
             for query_id in policy.inputs_of(task):
                 query = port.queries.get(query_id)
                 if query is not None and query not in suspects:
-                    suspects[query] = held = unit.sound or query.excused_crashes >= EXCUSED
+                    held = unit.sound or query.excused_crashes >= EXCUSED
+                    if unit.hung and port.now - unit.started < query.due - query.arrived:
+                        held = False  # it may only take long
+                    suspects[query] = held
                     query.crashes += held
                     query.excused_crashes += not held
             if task.wanted:

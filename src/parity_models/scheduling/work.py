@@ -105,6 +105,8 @@ class Unit:
     role: str
     tasks: list[Task]
     started: float
+    kind: Hashable = None
+    """The kind of its tasks' queries."""
     is_original: bool = False
     """It runs the deployed model, and is not preemptible."""
     is_comparison: bool = False
