@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from parity_models.errors import DataError
-from parity_models.tasks import find_task
 from parity_models_lab.tasks import (
     Cifar10,
     Cifar100,
+    FashionMnist,
     Localization,
     SmallSpeechCommands,
     SpeechCommands,
@@ -263,7 +263,7 @@ def test_made_speech_is_a_task_with_speakers_apart_and_follows_from_its_seed(
 
 
 @pytest.mark.skipif(
-    find_task("fashion-mnist").find() is None, reason="boxes are made of Fashion-MNIST"
+    FashionMnist().find() is None, reason="boxes are made of Fashion-MNIST"
 )
 @pytest.mark.slow
 def test_made_boxes_hold_the_garment_and_are_complete_or_not_there(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.training import Callbacks, Queries, open_teacher
 from parity_models.training.candidates import Proposal
-from parity_models.training.recipes import Budget
+from parity_models.training.fit import Budget
 from text_models import TextModel, write_text_folder
 
 SHAPE = (6,)

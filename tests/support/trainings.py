@@ -20,7 +20,7 @@ from parity_models.training import (
     open_teacher,
     train,
 )
-from parity_models.training.networks import Factory
+from parity_models.training.networks import Factory, ParityPlan, parity_network
 from parity_models.training.teacher import Model
 
 Train = Callable[..., Trained]
@@ -40,7 +40,7 @@ def train_parity(
     validation: Split | None = None,
     metric: str | None = None,
     hflip: bool = False,
-    recipe: str = "distilled",
+    plan: ParityPlan = parity_network,
     keep: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Trained:
@@ -51,7 +51,15 @@ def train_parity(
         queries = Queries(inputs, validation.inputs, validation.labels, metric=metric, hflip=hflip)
     with open_teacher(deployed, inputs, options.output) as teacher:
         return train(
-            teacher, queries, out, network, code, options, recipe, keep=keep, callbacks=callbacks
+            teacher,
+            queries,
+            out,
+            network,
+            code,
+            options,
+            plan=plan,
+            keep=keep,
+            callbacks=callbacks,
         )
 
 

@@ -104,25 +104,6 @@ class Task(T):
 """
 
 
-FILES = """
-from parity_models.tasks.task import FolderTask
-
-class Task(FolderTask):
-    metric = "r2"
-    places = ("birds",)
-    needs = "a folder birds there"
-    def holds(self, folder):
-        return folder.is_dir()
-    def read(self, folder): ...
-"""
-
-
-def test_a_task_in_files_says_what_is_missing(here: Path, tmp_path: Path) -> None:
-    name = write(here, FILES)
-    with pytest.raises(DataError, match=f"the data of {name}:Task are not in .* a folder birds"):
-        choose_task(f"{name}:Task").load(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -14,6 +14,7 @@ from parity_models.codes import CodeSpec
 from parity_models.tasks import find_task
 from parity_models.training import Callbacks, Trained, TrainingOptions
 from parity_models.training.fit import OnProgress
+from parity_models.training.networks import ParityPlan, parity_network
 from parity_models_lab.deployed import train_deployed
 from trainings import Train, train_parity
 
@@ -68,7 +69,7 @@ def train(deployed: Trained, tmp_path: Path) -> Train:
         spec: CodeSpec = STACK,
         name: str = "bundle",
         network: str = "mlp",
-        recipe: str = "distilled",
+        plan: ParityPlan = parity_network,
         report: OnProgress | None = None,
         **options: Any,
     ) -> Trained:
@@ -80,7 +81,7 @@ def train(deployed: Trained, tmp_path: Path) -> Train:
             TrainingOptions(**options),
             network=network,
             validation=DIGITS.validation,
-            recipe=recipe,
+            plan=plan,
             callbacks=Callbacks(on_training=report) if report else None,
         )
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.training import fit as fitting
-from parity_models.training.fit import Fitted, fit
-from parity_models.training.recipes import Budget, recipe_for
+from parity_models.training.fit import Budget, Fitted, fit
+from parity_models.training.networks import recipe_for
 
 
 @dataclass

@@ -17,9 +17,8 @@ from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, buil
 from parity_models.models.networks.network import Slotwise
 from parity_models.models.networks.queried import Shape
 from parity_models.registry import load_own
-from parity_models.training.networks import build_models, parity_network
+from parity_models.training.networks import build_models, parity_network, recipe_for
 from parity_models.training.problems import CodedNetworks, calibrate_last_layer
-from parity_models.training.recipes import recipe_for
 
 SUM = CodeSpec("sum", "subtraction", 2)
 ACROSS = CodeSpec("stack", "separate", 2, encoder_options={"axis": 1})

@@ -17,12 +17,14 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, CodeError, DataError, UserError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.tasks import Dataset, Split, Task, find_task
+from parity_models.tasks import Dataset, Split, Task
 from parity_models.tasks.metrics import choose_output_kind
 from parity_models.training import Trained, TrainingOptions
 from parity_models.training.device import mirror
-from parity_models.training.recipes import Budget, as_published, draw_as_published, recipe_for
+from parity_models.training.fit import Budget
+from parity_models.training.networks import recipe_for
 from parity_models_lab.deployed import mirror_boxes, train_deployed
+from parity_models_lab.tasks import Diabetes
 from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights
 
 Array = NDArray[Any]
@@ -100,12 +102,6 @@ def test_a_folder_that_is_no_bundle_is_refused_before_training(
         ({"seed": -1}, "seed must be from 0"),
         ({"device": "abacus"}, "leave it out"),
         ({"device": "cuda:99"}, "leave it out"),
-        ({"spec": STACK, "recipe": "published"}, "for sum and concatenation with subtraction"),
-        (
-            {"spec": CodeSpec("concatenation", "separate", 2), "recipe": "published"},
-            "leave --recipe out",
-        ),
-        ({"recipe": "secret"}, "no recipe is called 'secret'; there are distilled, published"),
         ({"network": "resnet-1d"}, "resnet-1d takes sequences"),
     ],
 )
@@ -155,37 +151,13 @@ def test_the_tighter_of_two_limits_counts() -> None:
     assert (budget.spent(5, 20), budget.spent(1, 80), budget.spent(11, 0)) == (0.5, 0.8, 1)
 
 
-def test_the_learning_rate_warms_up_and_ends_at_zero_or_stays_as_published() -> None:
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     usual = replace(recipe_for(None, "deployed", (6,)), learning_rate=1.0)
     rates = [usual.rate_at(spent) for spent in np.linspace(0, 1, 101)]
     assert max(rates) == rates[20] == 1
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[100] == pytest.approx(0)
-    published = as_published(usual)
-    assert {published.rate_at(spent) for spent in np.linspace(0, 1, 11)} == {1e-3}
-
-
-@pytest.mark.slow
-def test_the_published_recipe_trains_published_codes(train: Train) -> None:
-    outcome = train(SUM, recipe="published", epochs=60)
-    training = outcome.manifest.parity_training
-    assert training is not None
-    assert (training.recipe["style"], training.recipe["batch"]) == ("published", 64)
-    accuracy = evaluate(outcome, DIGITS.test.inputs, DIGITS.test.labels)
-    assert accuracy.degraded_accuracy is not None
-    assert accuracy.degraded_accuracy > 0.6
-
-
-def test_published_weights_are_drawn_as_the_papers_code_draws_them() -> None:
-    convolution, normalisation, full = nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Linear(200, 100)
-    nn.Sequential(convolution, normalisation, full).apply(draw_as_published)
-    assert float(full.weight.std()) == pytest.approx(0.01, rel=0.1)
-    assert float(convolution.weight.abs().max()) <= 2**0.5 * (6 / (9 * (16 + 32))) ** 0.5
-    for layer in (full, convolution):
-        assert layer.bias is not None
-        assert not layer.bias.any()
-    assert bool((normalisation.weight == 1).all())
 
 
 # Kinds of predictions
@@ -270,7 +242,7 @@ def test_answers_are_valid_ones_of_the_kind(last: nn.Module, kind: str, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [STACK, SUM, None], ids=str)
 def test_stand_ins_for_values_explain_nearly_as_much(spec: CodeSpec | None, tmp_path: Path) -> None:
-    task, settings = find_task("diabetes"), TrainingOptions(epochs=60)
+    task, settings = Diabetes(), TrainingOptions(epochs=60)
     data = task.load()
     deployed = train_deployed(task, data, "mlp", tmp_path / "f", TrainingOptions(epochs=20))
     bundle = train_parity(

@@ -28,12 +28,12 @@ from parity_models.training.device import (
     predict,
     run_reduced,
 )
-from parity_models.training.fit import fit
+from parity_models.training.fit import Budget, Recipe, RunOptions, fit
 from parity_models.training.networks import single_network
 from parity_models.training.options import TrainingOptions
-from parity_models.training.recipes import Budget, Recipe, RunOptions, as_published
 from parity_models.training.teacher import Queries
 from parity_models.training.train import Trained, check_run
+from parity_models_lab.published import as_published
 
 LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": functional.cross_entropy,

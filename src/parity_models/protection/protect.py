@@ -43,8 +43,8 @@ from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
+from parity_models.training.fit import RunOptions
 from parity_models.training.options import TeachingOptions
-from parity_models.training.recipes import RunOptions
 from parity_models.training.search import FINALISTS, Found, Lesson, Search, propose
 from parity_models.training.teacher import (
     HELD_OUT,

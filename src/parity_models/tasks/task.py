@@ -1,11 +1,9 @@
 """Inference tasks: the source of data, and the metric that judges predictions."""
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +13,6 @@ from parity_models.errors import DataError, UserError
 from parity_models.registry import say
 from parity_models.tasks.labels import check_floats
 from parity_models.tasks.metrics import METRICS, check_labels
-
-Result = TypeVar("Result")
 
 SPLIT_SEED = 2019
 """Splits are a property of the task: the same for every run, whatever its seed."""
@@ -76,13 +72,12 @@ class Dataset:
 class Task(ABC):
     """An inference task.
 
-    A subclass defines its `name`, its `Options`, its description `about`, and `load`. `metric` is
+    A subclass defines its `name`, its `Options`, and `load`. `metric` is
     a key of `metrics.METRICS`: it says what predictions are (classes, boxes or values) and thereby
     how models learn them. `flips`: training may mirror queries left to right (along the last axis).
     """
 
     name: str
-    about: str = ""
     metric: str
     flips: bool = False
 
@@ -100,52 +95,6 @@ class Task(ABC):
         Raises DataError where there is none or it is unsound.
         """
 
-    def find(self, folder: Path | None = None) -> str | None:
-        """Return the place where `load` would find the data, in words; None if there is none."""
-        return None
-
-
-class FolderTask(Task):
-    """A task whose data are files in a standard layout.
-
-    `places` are the folders below a folder of datasets where the files may be; `installed` are
-    folders of datasets besides the user's. `needs` is for people: the files, and their source.
-    """
-
-    places: ClassVar[tuple[str, ...]]
-    needs: ClassVar[str]
-    installed: ClassVar[tuple[Path, ...]] = ()
-
-    @abstractmethod
-    def holds(self, folder: Path) -> bool:
-        """Return whether the files are in `folder`."""
-
-    @abstractmethod
-    def read(self, folder: Path) -> Dataset:
-        """Return the data in `folder`, which holds the files. Raises DataError for damaged ones."""
-
-    def load(self, folder: Path | None = None) -> Dataset:
-        found = self._search(folder)
-        if found is None:
-            looked = folder or own_folder()
-            raise DataError(
-                f"the data of {self.name} are not in {looked}: put {self.needs}; name the folder "
-                "with --data-dir or $PARM_DATA"
-            )
-        return self.read(found)
-
-    def find(self, folder: Path | None = None) -> str | None:
-        found = self._search(folder)
-        return None if found is None else str(found)
-
-    def _search(self, folder: Path | None) -> Path | None:
-        roots = (folder,) if folder else (own_folder(), *self.installed)
-        for root in roots:
-            for place in self.places:
-                if self.holds(root / place):
-                    return root / place
-        return None
-
 
 class OwnTask(Task):
     """A user's task, under the `name` that they typed (package.module:Class).
@@ -156,13 +105,17 @@ class OwnTask(Task):
     def __init__(self, name: str, task: Task) -> None:
         super().__init__()
         self.name = name
-        self.about = task.about
         self.metric = task.metric
         self.flips = task.flips
         self._task = task
 
     def load(self, folder: Path | None = None) -> Dataset:
-        dataset = self._ask(self._task.load, folder)
+        try:
+            dataset: object = self._task.load(folder)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's class may raise anything
+            raise DataError(f"{self.name}.load failed: {say(error)}") from error
         try:
             if not isinstance(dataset, Dataset):
                 raise DataError(f"it gives {type(dataset).__name__}, not a Dataset")
@@ -170,17 +123,6 @@ class OwnTask(Task):
         except DataError as error:
             raise DataError(f"the data of {self.name} cannot be used: {error}") from error
         return dataset
-
-    def find(self, folder: Path | None = None) -> str | None:
-        return self._ask(self._task.find, folder)
-
-    def _ask(self, method: Callable[[Path | None], Result], folder: Path | None) -> Result:
-        try:
-            return method(folder)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:  # the user's class may raise anything
-            raise DataError(f"{self.name}.{method.__name__} failed: {say(error)}") from error
 
 
 def check_dataset(metric: str, dataset: Dataset) -> None:
@@ -207,27 +149,7 @@ def check_dataset(metric: str, dataset: Dataset) -> None:
             raise DataError(f"{name} labels hold NaN or infinite values")
 
 
-def own_folder() -> Path:
-    """Return the user's folder of datasets: $PARM_DATA, else the cache."""
-    chosen = os.environ.get("PARM_DATA")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parity-models"
-
-
 def hold_out(split: Split, size: int) -> tuple[Split, Split]:
     """Part `size` queries, drawn at random but always the same, from `split`: (rest, drawn)."""
     order = np.random.default_rng(SPLIT_SEED).permutation(len(split))
     return split.take(np.sort(order[size:])), split.take(np.sort(order[:size]))
-
-
-def normalised(pixels: NDArray[np.uint8], mean: Any, deviation: Any) -> NDArray[np.float32]:
-    """Return pixels of 0 to 255 (any shape) as 0 to 1, less `mean` and over `deviation`.
-
-    The two are numbers, or arrays that broadcast over them.
-    """
-    scale, offset = np.float32(1 / (255 * np.float64(deviation))), np.float64(mean) / deviation
-    inputs = pixels.astype(np.float32)
-    inputs *= scale
-    inputs -= np.float32(offset)
-    return inputs

@@ -27,8 +27,14 @@ from parity_models.training.distillation import (
     DistillationData,
     Served,
 )
-from parity_models.training.fit import Fitted, OnProgress, fit
-from parity_models.training.networks import Factory, build_models, parity_network, single_network
+from parity_models.training.fit import Budget, Fitted, OnProgress, RunOptions, fit
+from parity_models.training.networks import (
+    Factory,
+    ParityPlan,
+    build_models,
+    parity_network,
+    single_network,
+)
 from parity_models.training.problems import (
     CodedNetworks,
     Distillation,
@@ -36,7 +42,6 @@ from parity_models.training.problems import (
     Reconstruction,
     Scaled,
 )
-from parity_models.training.recipes import Budget, RunOptions
 from parity_models.training.teacher import Teacher
 
 STACKED = {"new_axis": True}
@@ -133,8 +138,8 @@ class Candidate:
         queried: Queried,
         *,
         seed: int = 0,
-        style: str = "distilled",
         factory: Factory | None = None,
+        plan: ParityPlan = parity_network,
     ) -> None:
         self.proposal = proposal
         self.score = self.covered = self.seconds = self.judging = 0.0
@@ -148,16 +153,15 @@ class Candidate:
             torch.manual_seed(seed)
             module: nn.Module
             if self._code is None or not teacher.plain:
-                plan = single_network(network, queried, teacher.output.shape)
-                module = plan.make()
+                chosen = single_network(network, queried, teacher.output.shape)
+                module = chosen.make()
             else:
-                plan = parity_network(network, self._code, style)
-                start = None if plan.recipe.style == "published" else model
-                models, started = build_models(plan, self._code.r, start)
-                self._foreign = self._foreign and start is not None and not started
+                chosen = plan(network, self._code)
+                models, started = build_models(chosen, self._code.r, model)
+                self._foreign = self._foreign and chosen.recipe.from_deployed and not started
                 module = CodedNetworks(models, self._code)
             self._module = place(module, device)
-        self.recipe = plan.recipe
+        self.recipe = chosen.recipe
 
     def learn_from(self, data: DistillationData) -> None:
         """Set the queries and predictions to learn from."""

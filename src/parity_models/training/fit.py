@@ -11,24 +11,114 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil, cos, pi
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from parity_models.errors import TrainingError
-from parity_models.training.recipes import Budget, Recipe, RunOptions
+from parity_models.models.networks import Effort
 
 Weights = dict[str, Tensor]
 
+RunOptions = dict[str, str | int | float | bool]
+"""All that determines a run's result besides chance, by name."""
+
 REPORT_EVERY = 0.2
 """Seconds between reports of progress within an epoch."""
+
+LEAST_STEPS, LEAST_STEPS_PER_EPOCH = 2000, 16
+"""Steps that a run and an epoch take by default, if the data is so small that they would be few."""
+
+WARM_UP = 0.2
+"""The share of the budget after which the learning rate is reached."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The end of training: after `epochs` or `seconds`, whichever comes first."""
+
+    epochs: int | None = None
+    seconds: float | None = None
+
+    def spent(self, epochs: float, seconds: float) -> float:
+        """Return the share of the budget that is used up, from 0 to 1."""
+        by_epochs = epochs / self.epochs if self.epochs is not None else 0.0
+        by_seconds = seconds / self.seconds if self.seconds is not None else 0.0
+        return min(1.0, max(by_epochs, by_seconds))
+
+
+@dataclass(frozen=True)
+class Recipe(Effort):
+    """The settings of training a network: AdamW with an annealed learning rate.
+
+    A subclass may train in another `style`: `from_deployed`, parity models start from weights of
+    the deployed model where layers are alike; `decoded`, the loss of parity models compares decoded
+    predictions, else parity outputs.
+    """
+
+    style: ClassVar[str] = "distilled"
+    from_deployed: ClassVar[bool] = True
+    decoded: ClassVar[bool] = True
+
+    @property
+    def options(self) -> RunOptions:
+        """The part of the recipe that determines a run's result, by name."""
+        return {
+            "batch": self.batch,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "mirror": self.mirror,
+            "style": self.style,
+        }
+
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer:
+        """Return the optimiser of `weights`."""
+        return torch.optim.AdamW(weights, weight_decay=self.weight_decay, fused=True)
+
+    def rate_at(self, spent: float) -> float:
+        """Return the learning rate when `spent` (0 to 1) of the budget is used up.
+
+        It warms up, then goes down along half a cosine (one-cycle: Smith, Topin, 2018). Both follow
+        the share of the budget, so that a run limited in time anneals completely whatever the
+        machine's speed.
+        """
+        if spent < WARM_UP:
+            return self.learning_rate * (0.04 + 0.96 * spent / WARM_UP)
+        through = (spent - WARM_UP) / (1 - WARM_UP)
+        return self.learning_rate * 0.5 * (1 + cos(pi * through))
+
+    def steps_per_epoch(self, items: int) -> int:
+        """Return the number of batches of an epoch over `items`; small data gets small batches."""
+        return min(items, max(LEAST_STEPS_PER_EPOCH, ceil(items / self.batch)))
+
+    def budget(self, steps_per_epoch: int) -> Budget:
+        """Return how long to train by default."""
+        return Budget(epochs=max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch)))
+
+
+class Problem(Protocol):
+    """A module, the losses to minimise in an epoch of some `steps`, and the score to choose by."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield one epoch's losses, each computed from the module in its present state."""
+
+    def score(self) -> float:
+        """Return how good the module is, from 0 to 1, on queries it is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +138,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-class Problem(Protocol):
-    """A module, the losses to minimise in an epoch of some `steps`, and the score to choose by."""
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield one epoch's losses, each computed from the module in its present state."""
-
-    def score(self) -> float:
-        """Return how good the module is, from 0 to 1, on queries it is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -212,17 +286,15 @@ class _Run:
         weights = self.module.state_dict().values()
         self.diverged = not all(bool(each.isfinite().all()) for each in weights)
         self.epochs += 1
-        self.score = math.nan if self.diverged else self._judge()
+        self.score = math.nan
+        if not self.diverged:
+            began = time.monotonic()
+            self.score = self.problem.score()
+            self.judging = time.monotonic() - began
         best = self.best_score
         if best is None or math.isnan(best) or self.score >= best:
             self._keep_best(self.score)
         self.spent = self._used(self.epochs)
-
-    def _judge(self) -> float:
-        began = time.monotonic()
-        score = self.problem.score()
-        self.judging = time.monotonic() - began
-        return score
 
     def _keep_best(self, score: float) -> None:
         self.score = self.best_score = score
@@ -243,17 +315,13 @@ class _Run:
         parts = {"module": self.module.state_dict(), "best": self.best}
         state = self.optimizer.state_dict()["state"]
         parts |= {f"optimizer/{index}": values for index, values in state.items()}
+        tensors = {f"{part}/{name}": each for part in parts for name, each in parts[part].items()}
         run = {
             "epochs": self.epochs,
             "seconds": self._seconds,
             "best_epoch": self.best_epoch,
             "best_score": self.best_score,
             "options": self.options,
-        }
-        tensors = {
-            f"{part}/{name}": each
-            for part, values in parts.items()
-            for name, each in values.items()
         }
         try:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -278,13 +346,18 @@ class _Run:
                 for key in file.keys():  # noqa: SIM118  # it has keys, but cannot be iterated
                     part, name = key.split("/", 1)
                     parts[part][name] = file.get_tensor(key)
-            self._check_options(run["options"])
-            self.module.load_state_dict(parts["module"])
-            self._restore_optimizer(parts["optimizer"])
-            self.epochs, self.best_epoch = run["epochs"], run["best_epoch"]
-            self.score = self.best_score = run["best_score"]
-            self.best = parts["best"]
-            self.began -= run["seconds"]
+            changed = [
+                f"{name} {was}, now {self.options.get(name)}"
+                for name, was in run["options"].items()
+                if was != self.options.get(name)
+            ]
+            if not changed:
+                self.module.load_state_dict(parts["module"])
+                self._restore_optimizer(parts["optimizer"])
+                self.epochs, self.best_epoch = run["epochs"], run["best_epoch"]
+                self.score = self.best_score = run["best_score"]
+                self.best = parts["best"]
+                self.began -= run["seconds"]
         except (
             SafetensorError,
             OSError,
@@ -296,17 +369,10 @@ class _Run:
             raise TrainingError(
                 f"the checkpoint {path} is damaged ({error}); run without --resume"
             ) from error
-
-    def _check_options(self, before: RunOptions) -> None:
-        changed = [
-            f"{name} {was}, now {self.options.get(name)}"
-            for name, was in before.items()
-            if was != self.options.get(name)
-        ]
         if changed:
             raise TrainingError(
-                f"the run at {self.checkpoint} had other options ({'; '.join(changed)}); resume "
-                "with the same options or run without --resume"
+                f"the run at {path} had other options ({'; '.join(changed)}); resume with the same "
+                "options or run without --resume"
             )
 
     def _restore_optimizer(self, values: Weights) -> None:

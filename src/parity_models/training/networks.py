@@ -1,11 +1,12 @@
-"""The networks of stand-ins: by name or the user's own, built for queries or for a code."""
+"""The networks of stand-ins: by name or the user's own, built for queries or for a code, and the
+recipes they are trained by."""
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,12 +14,15 @@ from torch import nn
 from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export, floats
-from parity_models.models.networks import NETWORKS, Network, family
-from parity_models.models.networks.network import Stacked, copy_weights, tiles
+from parity_models.models.networks import MLP, NETWORKS, Network, SmallResNet, family
+from parity_models.models.networks.network import Stacked, copy_weights
 from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.registry import is_own, load_own, say
-from parity_models.training.recipes import Recipe, draw_as_published, parity_recipe, recipe_for
+from parity_models.training.fit import Recipe
+
+SUMS_EPOCHS = 4
+"""Learning sums of predictions takes this many times as many epochs as learning each apart."""
 
 Factory = Callable[..., nn.Module]
 """A function of the shapes of an input and of an output, both without the batch axis, that makes a
@@ -37,6 +41,10 @@ class NetworkPlan:
     make: Callable[[], nn.Module]
     recipe: Recipe
     places: Grid = (1, 1)
+
+
+ParityPlan = Callable[[str | Factory, Code], NetworkPlan]
+"""A function that plans the network of parity models for a code: `parity_network`."""
 
 
 def single_network(network: str | Factory, queried: Queried, outputs: Shape) -> NetworkPlan:
@@ -58,20 +66,34 @@ def single_network(network: str | Factory, queried: Queried, outputs: Shape) -> 
     return NetworkPlan(name, make, recipe_for(kind, "deployed", shape))
 
 
-def parity_network(network: str | Factory, code: Code, style: str = "distilled") -> NetworkPlan:
+def parity_network(network: str | Factory, code: Code) -> NetworkPlan:
     """Return the network called `network` for parity queries: a name, or a function.
 
-    A network trained as `published` sees no more places apart than the images are tiled to. Raises
-    TrainingError for a name or style that does not exist, and UserError for a function that does
-    not. The network is checked when it is built.
+    Raises TrainingError for a name that does not exist, and UserError for a function that does not.
+    The network is checked when it is built.
     """
     name, kind, options = find_network(network)
-    places = tiles(code) if style == "published" else kind.parity_grid(code)
+    places = kind.parity_grid(code)
     make = partial(kind.build_parity, options, code, places)
     if is_own(name):
         make = partial(_checked, name, make, code.parity_shape, code.parity_output_shape)
-    recipe = parity_recipe(recipe_for(kind, "parity", code.parity_shape), style, code)
+    recipe = recipe_for(kind, "parity", code.parity_shape)
+    if code.decoder.sums:
+        # Sums of predictions are never learned to the end; those of mirrored queries are more.
+        recipe = replace(recipe, epochs=SUMS_EPOCHS * recipe.epochs, mirror=False)
     return NetworkPlan(name, make, recipe, places)
+
+
+def recipe_for(
+    kind: type[Network] | None, use: Literal["deployed", "parity"], inputs: Shape
+) -> Recipe:
+    """Return the recipe of a network as a deployed model or a backup of one, or as a parity model.
+
+    A network without settings, as a function of the user's own, gets what suits its inputs.
+    """
+    usual = SmallResNet if len(inputs) == 3 else MLP
+    effort = getattr(kind, use, None) or getattr(usual, use)
+    return Recipe(**vars(effort))
 
 
 def find_network(network: str | Factory) -> tuple[str, type[Network], Any]:
@@ -146,21 +168,14 @@ def _checked(name: str, make: Callable[[], nn.Module], takes: Shape, gives: Shap
     return network
 
 
-def build_models(
-    network: NetworkPlan, r: int, deployed: nn.Module | None
-) -> tuple[nn.ModuleList, bool]:
+def build_models(network: NetworkPlan, r: int, deployed: nn.Module) -> tuple[nn.ModuleList, bool]:
     """Build r parity models, and return whether they start from weights of the `deployed` model.
 
-    They do where layers are alike. Without `deployed`, networks of this package start from random
-    weights drawn as the paper's code draws them.
+    They do where layers are alike, unless their recipe says otherwise.
     """
     models = nn.ModuleList(network.make() for _ in range(r))
-    if deployed is None:
-        if family(network.name) in NETWORKS.names:  # a user's own is drawn as they like
-            models.apply(draw_as_published)
-        return models, False
     started = False
-    for j, model in enumerate(models):
+    for j, model in enumerate(models if network.recipe.from_deployed else ()):
         if isinstance(model, Stacked):
             alike = model.start_from(deployed, first=j == 0)
         else:  # the head begins with the weights for the mean of the places

@@ -25,7 +25,7 @@ from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import DistillationData
 from parity_models.training.envelope import channel_axis
-from parity_models.training.recipes import Recipe
+from parity_models.training.fit import Recipe
 
 Answers = tuple[NDArray[Any], NDArray[np.int64]]
 """Answers (m, *output_shape), and which of the queries held out they are for (m,)."""
@@ -129,7 +129,7 @@ class Reconstruction(Distillation):
     """Fitting the networks of a code so that predictions of F can be reconstructed.
 
     All are trained side by side on the same groups, which are drawn anew every epoch. The loss
-    compares decoded predictions with F's, or in the published style parity outputs with their
+    compares decoded predictions with F's, or if the recipe says so parity outputs with their
     targets. It is scored by A_d: the mean over slots and parity models, on groups of queries that
     are not trained on, drawn once.
     """
@@ -142,7 +142,7 @@ class Reconstruction(Distillation):
         super().__init__(data)
         self.module = module
         self._code = module.code
-        self._published = recipe.style == "published"
+        self._decoded = recipe.decoded
         (self._inputs,) = data.inputs.tensors
         self._groups = len(data.inputs) // self._code.k
         self.steps = recipe.steps_per_epoch(self._groups)
@@ -196,7 +196,7 @@ class Reconstruction(Distillation):
         ]
         for j, outputs in enumerate(parity_outputs):
             targets = self._code.targets(predictions, j)
-            if self._published:
+            if not self._decoded:
                 total = total + functional.mse_loss(outputs, targets)
                 continue
             total = total + transform.at_scale(outputs, targets)

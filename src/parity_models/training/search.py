@@ -35,9 +35,8 @@ from parity_models.models.signature import Sizes
 from parity_models.training.callbacks import Callbacks, Searching
 from parity_models.training.candidates import Candidate, Proposal, code_for
 from parity_models.training.distillation import DistillationData
-from parity_models.training.fit import OnProgress, Progress, save_tensors
+from parity_models.training.fit import Budget, OnProgress, Progress, RunOptions, save_tensors
 from parity_models.training.networks import parity_network, single_network
-from parity_models.training.recipes import Budget, RunOptions
 from parity_models.training.teacher import Teacher
 
 Times = Callable[[Sequence[OnnxModel]], list[float]]

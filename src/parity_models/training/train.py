@@ -44,10 +44,9 @@ from parity_models.training.callbacks import Callbacks, OnMeasured
 from parity_models.training.candidates import STACKED, Candidate, Exported, Proposal
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.fit import Fitted
-from parity_models.training.networks import Factory, find_network
+from parity_models.training.fit import Budget, Fitted
+from parity_models.training.networks import Factory, ParityPlan, find_network, parity_network
 from parity_models.training.options import TrainingOptions
-from parity_models.training.recipes import Budget, check_recipe
 from parity_models.training.search import propose_network
 from parity_models.training.teacher import (
     Model,
@@ -60,8 +59,7 @@ from parity_models.training.teacher import (
 from parity_models.writable import why_not_writable
 
 BEST = CodeSpec("stack", "separate", 2)
-PUBLISHED = CodeSpec("sum", "subtraction", 2)
-"""The codes that parity models are trained for by default, and by the published recipe."""
+"""The code that parity models are trained for by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +111,6 @@ def parity(
     out: Path | str,
     code: CodeSpec | None = None,
     network: str | Factory | None = None,
-    recipe: str = "distilled",
     allow_code: Collection[str] = (),
     callbacks: Callbacks | None = None,
     options: TrainingOptions | None = None,
@@ -127,11 +124,10 @@ def parity(
             for each input by name. By default those of a task. A tenth each is held out to choose
             the best epoch, to calibrate gates and to measure accuracy.
         out: The folder of the bundle to write.
-        code: By default stack and separate, k=2; with the published recipe sum and subtraction.
+        code: By default stack and separate, k=2.
         network: A name, package.module:name of one's own, or a function that makes networks. By
             default the deployed model's if its weights are in the bundle; else the most capable
             that is not slower than the deployed model.
-        recipe: "distilled", the best known here, or "published", as in the paper, to compare with.
         allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the training goes on.
         options: All of TrainingOptions at once, in place of some by name.
@@ -145,19 +141,18 @@ def parity(
         CodeError: For a code that cannot be.
         DataError: For inputs that do not fit.
         ModelError: For a model that cannot be deployed.
-        TrainingError: For a network or recipe that cannot work, and a run that cannot be resumed.
+        TrainingError: For a network that cannot work, and a run that cannot be resumed.
         BundleError: If `out` cannot hold a bundle.
         UserError: For options out of range or that contradict each other.
     """
     chosen = gather(TrainingOptions, options, given)
-    spec = code or (PUBLISHED if recipe == "published" else BEST)
-    check_recipe(recipe, spec)
+    spec = code or BEST
     check_run(out, chosen)
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         if spec.encoder == "stack" and not spec.encoder_options and not teacher.plain:
             spec = replace(spec, encoder_options=STACKED)
         queries = find_queries(teacher, inputs, chosen, k=spec.k)
-        return train(teacher, queries, out, network, spec, chosen, recipe, callbacks=callbacks)
+        return train(teacher, queries, out, network, spec, chosen, callbacks=callbacks)
 
 
 def backup(
@@ -217,8 +212,8 @@ def train(
     network: str | Factory | None,
     code: CodeSpec | None,
     options: TrainingOptions,
-    style: str = "distilled",
     *,
+    plan: ParityPlan = parity_network,
     keep: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Trained:
@@ -248,8 +243,8 @@ def train(
         device,
         queried,
         seed=options.seed,
-        style=style,
         factory=None if isinstance(network, str) else network,
+        plan=plan,
     )
     queries = replace(queries, hflip=queries.hflip and candidate.recipe.mirror)
     candidate.learn_from(distill(model, teacher, queries, device, options.output_kind))

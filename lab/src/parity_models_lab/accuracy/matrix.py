@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
+import parity_models_lab.networks  # registers the lab's networks
+import parity_models_lab.tasks  # noqa: F401  # registers the lab's tasks
 from parity_models.codes import CodeSpec
 from parity_models.codes.code import check_spec
 from parity_models.documents import content_of, read_toml
@@ -15,7 +16,7 @@ from parity_models.errors import UserError
 from parity_models.options import Value
 from parity_models.tasks import choose_task
 from parity_models.training.networks import find_network
-from parity_models.training.recipes import check_recipe
+from parity_models_lab.published import check_published
 
 FILES = resources.files("parity_models_lab.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
@@ -44,7 +45,7 @@ class CodeCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
     decoder_options: dict[str, Value] | UnsetType = UNSET
     k: K = 2
     r: R = 1
-    recipe: str = "distilled"
+    recipe: Literal["distilled", "published"] = "distilled"
     network: str | None = None
 
     @property
@@ -122,7 +123,8 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             networks = [cell.network, *(backup.network for backup in cell.backups)]
             for code in cell.codes:
                 check_spec(code.spec)
-                check_recipe(code.recipe, code.spec)
+                if code.recipe == "published":
+                    check_published(code.spec)
                 networks += [] if code.network is None else [code.network]
             for network in networks:
                 find_network(network)  # refuses names that there are not

@@ -26,6 +26,7 @@ from parity_models.roles import Backup
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
 from parity_models.training import Callbacks, Trained, TrainingOptions, progress_bars, train
+from parity_models.training.networks import parity_network
 from parity_models_lab.accuracy.matrix import (
     BackupCell,
     Budget,
@@ -36,6 +37,7 @@ from parity_models_lab.accuracy.matrix import (
 )
 from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import queries_of, train_deployed
+from parity_models_lab.published import published_network
 from parity_models_lab.results import ResultCache
 from parity_models_lab.tasks import make_boxes, make_speech
 
@@ -303,9 +305,12 @@ class _MeasuredModel:
         recipe: str = "distilled",
     ) -> Trained:
         queries = queries_of(self._task, self._data)
+        plan = published_network if recipe == "published" else parity_network
 
         def train_it(out: Path, options: TrainingOptions, bars: Callbacks) -> Trained:
-            return train(self._bundle, queries, out, network, code, options, recipe, callbacks=bars)
+            return train(
+                self._bundle, queries, out, network, code, options, plan=plan, callbacks=bars
+            )
 
         return self._train(self.key_of(cell), cell, train_it)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import parity_models_lab.tasks  # noqa: F401  # registers the lab's tasks
 from parity_models.cli.flags import Only
 from parity_models.errors import ContentionError, UserError
 from parity_models.evaluation.judging import evaluate

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import Dataset, FolderTask, Split, hold_out, normalised
+from parity_models.tasks.task import Dataset, Split, hold_out
+from parity_models_lab.tasks.folder import FolderTask, normalised
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -74,7 +75,6 @@ class Cifar10(Cifar):
     """CIFAR-10 (Krizhevsky, 2009), top-1 accuracy."""
 
     name = "cifar-10"
-    about = "animals and vehicles, colour, 32x32"
     metric = "top-1"
     label_bytes = 1
     train_files = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -93,7 +93,6 @@ class Cifar100(Cifar):
     """CIFAR-100 (Krizhevsky, 2009), top-5 accuracy."""
 
     name = "cifar-100"
-    about = "a hundred kinds of things, colour, 32x32"
     metric = "top-5"
     label_bytes = 2
     train_files = ("train.bin",)

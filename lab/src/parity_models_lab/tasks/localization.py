@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from parity_models.errors import DataError
 from parity_models.options import Option
-from parity_models.tasks.task import Dataset, FolderTask, Split, hold_out, normalised
+from parity_models.tasks.task import Dataset, Split, hold_out
+from parity_models_lab.tasks.folder import FolderTask, normalised
 
 IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
 PICTURES = "images"
@@ -52,7 +53,6 @@ class Localization(FolderTask):
         ] = 64
 
     name = "localization"
-    about = "the box around the object in an image, 64x64"
     metric = "iou"
     flips = True
     places = ("CUB_200_2011", "localization", "")

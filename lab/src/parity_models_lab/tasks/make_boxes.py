@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.datasets import FashionMnist
 from parity_models.tasks.task import Split
 from parity_models_lab.tasks.localization import BOXES, IMAGES, PICTURES, SPLIT
 from parity_models_lab.tasks.making import Progress, new_folder, run_all
+from parity_models_lab.tasks.mnist import FashionMnist
 
 SIDE = 64
 """Height and width of an image."""

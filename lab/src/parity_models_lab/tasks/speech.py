@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import Dataset, FolderTask, Split
+from parity_models.tasks.task import Dataset, Split
+from parity_models_lab.tasks.folder import FolderTask
 
 RATE = 16_000
 """Samples in a second."""
@@ -45,7 +46,6 @@ class SpeechCommands(FolderTask):
     """Words as log spectrograms of 161 frequencies by 101 times, as in the paper."""
 
     name = "speech-commands"
-    about = "spoken words, spectrograms of 161x101"
     metric = "top-1"
     places = ("speech_commands", "speech_commands_v0.02", "speech_commands_v0.01", "")
     needs = (
@@ -88,7 +88,6 @@ class SmallSpeechCommands(SpeechCommands):
     """Words as log spectrograms of 40 mel bands by 50 times, an eighth of the numbers."""
 
     name = "speech-commands-small"
-    about = "spoken words, spectrograms of 40x50"
 
     def queries(self, seconds: NDArray[np.int16]) -> NDArray[np.float32]:
         powers = mel_filters() @ spectrogram(seconds)

@@ -78,7 +78,7 @@ class Network(ABC):
 
     @classmethod
     def parity_grid(cls, code: Code) -> Grid:
-        """Return the grid of a parity model for `code`, unless it is trained as published."""
+        """Return the grid of a parity model for `code`."""
         return tiles(code)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The built-in tasks: digits and diabetes, which come with scikit-learn, MNIST, Fashion-MNIST.
+"""MNIST and Fashion-MNIST, and the diabetes data that come with scikit-learn.
 
 MNIST and its kin are files in the IDX format: a header of big-endian sizes, then the values; they
 may be gzipped. (Y. LeCun, C. Cortes, C. Burges: The MNIST database, 1998. H. Xiao, K. Rasul,
@@ -16,15 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import (
-    Dataset,
-    FolderTask,
-    Split,
-    Task,
-    hold_out,
-    normalised,
-    own_folder,
-)
+from parity_models.tasks.task import Dataset, Split, Task, hold_out
+from parity_models_lab.tasks.folder import FolderTask, normalised, own_folder
 
 UNSIGNED_BYTE = 0x08
 LARGEST = 1 << 31
@@ -40,40 +33,12 @@ VALIDATION = 12
 SHAPE = (28, 28)
 
 
-class Digits(Task):
-    """1,797 handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition, UCI 1998)."""
-
-    name = "digits"
-    about = "handwritten digits, 8x8"
-    metric = "top-1"
-
-    mean, deviation = 4.884, 6.017  # of the pixels, from 0 to 16
-    test, validation = 400, 197
-
-    def find(self, folder: Path | None = None) -> str | None:
-        return "scikit-learn"
-
-    def load(self, folder: Path | None = None) -> Dataset:
-        """1,200 digits to train on, 197 for validation, 400 for test; `folder` is not needed."""
-        from sklearn.datasets import load_digits  # here: not needed elsewhere
-
-        images, labels = load_digits(return_X_y=True)
-        inputs = ((images - self.mean) / self.deviation).astype(np.float32).reshape(-1, 1, 8, 8)
-        rest, test = hold_out(Split(inputs, labels.astype(np.int64)), self.test)
-        train, validation = hold_out(rest, self.validation)
-        return Dataset(train, validation, test, tuple(map(str, range(10))))
-
-
 class Diabetes(Task):
     """442 patients (Efron et al.: Least Angle Regression, 2004); all columns and labels are scaled
     to mean 0 and deviation 1."""
 
     name = "diabetes"
-    about = "how far a disease gets within a year, from ten measurements"
     metric = "r2"
-
-    def find(self, folder: Path | None = None) -> str | None:
-        return "scikit-learn"
 
     def load(self, folder: Path | None = None) -> Dataset:
         """284 rows to train on, 70 for validation, 88 for test; `folder` is not needed."""
@@ -95,7 +60,6 @@ class Mnist(FolderTask):
     """MNIST: 70,000 handwritten digits. `raw` is the class of torchvision that downloads it."""
 
     name = "mnist"
-    about = "handwritten digits, 28x28"
     metric = "top-1"
     mean, deviation = 0.1307, 0.3081
     classes: tuple[str, ...] = tuple(map(str, range(10)))
@@ -166,7 +130,6 @@ class FashionMnist(Mnist):
     """Fashion-MNIST: 70,000 garments, in the layout of MNIST."""
 
     name = "fashion-mnist"
-    about = "garments, 28x28"
     flips = True
     mean, deviation = 0.2860, 0.3530
     classes = (
@@ -188,7 +151,6 @@ class FashionMnistPixels(FashionMnist):
     normalised."""
 
     name = "fashion-mnist-pixels"
-    about = "garments, 28x28, pixels from 0 to 1"
     mean, deviation = 0.0, 1.0
 
 
