@@ -25,10 +25,11 @@ from parity_models_lab.chaos.known_model import (
     KnownModel,
     flipped,
     other_weights,
+    sly,
     write_known_model,
 )
 from parity_models_lab.chaos.ledger import Ending, Kind, Ledger, Sent
-from parity_models_lab.chaos.server import instances_up, read_metrics
+from parity_models_lab.chaos.server import Engine, instances_up, read_metrics
 from parity_models_lab.chaos.traffic import Mix, draw
 
 
@@ -42,9 +43,10 @@ def test_a_course_has_every_event_before_one_comes_again_and_follows_from_its_se
     assert course == draw_course(5, 9000.0) != draw_course(6, 9000.0)
     drawn = [phase.events[-1] for phase in course]
     for begin in range(0, len(drawn) - len(EVENTS), len(EVENTS)):
-        assert set(drawn[begin : begin + len(EVENTS)]) == EVENTS.keys()
+        assert set(drawn[begin : begin + len(EVENTS)]) == set(EVENTS)
     assert any(len(phase.events) == 2 for phase in course)
     assert not any({"replace", "delete"} <= set(phase.events) for phase in course)
+    assert not any("restart" in each.events for each in draw_course(5, 900.0, engine=Engine.RAY))
     assert 9000 <= sum(phase.seconds + 1 for phase in course) < 9010
 
 
@@ -77,6 +79,9 @@ def test_lies_are_told_apart_from_right_answers(model: KnownModel) -> None:
     liar = output_of(OnnxModel(other_weights(3)), rows)
     assert model.right(rows, liar).mean() < 0.01
     rng = Random(1)
+    lies = output_of(OnnxModel(sly(model)), rows)
+    assert model.right(rows, lies).mean() < 0.01
+    assert model.right(3 * rows, output_of(OnnxModel(sly(model)), 3 * rows)).all()
     for _ in range(50):
         outputs = output_of(OnnxModel(flipped(model, rng)), rows)
         assert model.right(rows, outputs).mean() < 0.9

@@ -98,7 +98,6 @@ def test_what_could_not_be_read_is_read_again_and_said_once(
         ("x" * (MIN_TOKEN - 1), "line 1 of .* is not a token"),
         (f"{TOKEN}\ntwo words that are long\n", "line 2 of .* is not a token"),
         ("sha256:1234", "line 1 of .* is not a token"),
-        ("\n".join(f"{TOKEN}-{number}" for number in range(1001)), "1001 tokens, and may have"),
     ],
 )
 def test_files_that_hold_no_tokens_are_refused(files: Files, text: str, wrong: str) -> None:
@@ -106,6 +105,14 @@ def test_files_that_hold_no_tokens_are_refused(files: Files, text: str, wrong: s
     with pytest.raises(UserError, match=wrong) as caught:
         Tokens(files.tokens)
     assert TOKEN not in str(caught.value)
+
+
+def test_all_tokens_are_revoked_at_once_by_a_word_and_not_by_an_empty_file(files: Files) -> None:
+    tokens = Tokens(files.tokens)
+    for text, admits in (("", True), ("revoke-all\n", False), (f"{TOKEN}\n", True)):
+        files.tokens.write_text(text)
+        tokens.refresh()
+        assert tokens.admits(f"Bearer {TOKEN}") == admits
 
 
 def test_tokens_are_told_apart(files: Files) -> None:

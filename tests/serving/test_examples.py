@@ -138,6 +138,14 @@ def test_kubernetes_takes_the_manifests_of_the_chart(values: dict[str, Any]) -> 
         assert (kind in manifests) == (values == ALL)
 
 
+def test_a_server_that_calls_others_is_allowed_to() -> None:
+    assert rendered({})["NetworkPolicy"]["spec"]["egress"] == []
+    rule = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 4318}]}
+    policy = rendered({"networkPolicy": {"egress": [rule]}})["NetworkPolicy"]
+    validate(policy)
+    assert policy["spec"]["egress"] == [rule]
+
+
 def test_the_chart_passes_lint_and_is_of_this_version() -> None:
     report = helm_python.lint(CHART, ALL, strict=True)
     assert not report["errors"]

@@ -24,8 +24,7 @@ from parity_models.serving.errors import (
     PoisonError,
     UnavailableError,
 )
-from parity_models.serving.frontend import Frontend, PoisonedRows
-from parity_models.serving.in_flight import Observer, Result
+from parity_models.serving.frontend import Frontend, Observer, PoisonedRows, Result
 from parity_models.serving.metrics import Metrics
 from puppet_engine import CODE, SIGNATURE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 

@@ -15,9 +15,8 @@ from parity_models.models.signature import Batch
 from parity_models.scheduling import DEPLOYED, Parity, Run, Source
 from parity_models.scheduling.policies import ApproximateBackup, Pool
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.in_flight import Made
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.stand_ins import StandIns
+from parity_models.serving.stand_ins import Made, StandIns
 from parity_models.trust.gates import ChosenGate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 

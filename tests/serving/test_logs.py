@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import queue
 import re
 import subprocess
 import time
@@ -16,7 +17,16 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from commands import parm
-from parity_models.serving.logs import JsonFormatter, LogFormat, Logging, LogLevel, Repeats, set_up
+from parity_models.serving.logs import (
+    JsonFormatter,
+    LinesToThread,
+    LogFormat,
+    Logging,
+    LogLevel,
+    Repeats,
+    set_up,
+)
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.request_log import RequestLog
 from served import INPUTS, queries, write_linear_bundle
 
@@ -132,6 +142,15 @@ def test_levels_are_of_this_software_and_libraries_only_warn(level: LogLevel, li
     stop()
     assert stream.getvalue().count("ours") == lines
     assert stream.getvalue().count("\n") == lines
+
+
+def test_lines_that_find_no_room_are_counted() -> None:
+    handler = LinesToThread(queue.Queue(1))
+    before = LinesToThread.dropped
+    for _ in range(3):
+        handler.handle(logging.makeLogRecord({"msg": "a line"}))
+    value = Metrics().registry.get_sample_value("parm_log_lines_dropped_total")
+    assert value == LinesToThread.dropped == before + 2
 
 
 @pytest.mark.usefixtures("kept")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from parity_models.models.signature import DATATYPES, Layout, Signature
 from parity_models.scheduling import Source
 from parity_models.serving import protocol, v1
+from parity_models.serving.frontend import Result
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.in_flight import Result
 from parity_models.serving.models import ServedModel
 from signatures import axes_of, tensors, values
 

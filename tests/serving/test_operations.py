@@ -166,6 +166,8 @@ def test_the_service_of_systemd_starts_the_server(parm_here: Here, tmp_path: Pat
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # names have capitals
     unit.read(EXAMPLES / "systemd" / "parm.service")
+    assert unit["Service"]["OOMPolicy"] == "continue", "else a worker's end is the service's"
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
     program, *arguments = shlex.split(unit["Service"]["ExecStart"])
     assert Path(program).name == "parm"
     file = tmp_path / "parm.toml"

@@ -1,5 +1,7 @@
 """Instances that answered wrongly are named in the metadata of their model."""
 
+from typing import Any, cast
+
 import grpc
 import httpx
 
@@ -21,7 +23,7 @@ class Lying(Waiting):
 
 
 async def test_rest_and_grpc_name_them() -> None:
-    limits, models = Limits(), ServedVersion(Lying(), MODEL)
+    limits, models = Limits(), ServedVersion(cast(Any, Lying()), MODEL)
     app = AsgiApp(Rest(models, Metrics(), limits, ByteBudget(limits.max_in_flight)))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:

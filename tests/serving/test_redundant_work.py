@@ -21,9 +21,8 @@ from parity_models.scheduling import (
     Source,
     Verify,
 )
-from parity_models.serving.in_flight import Observer
+from parity_models.serving.frontend import FATES, USUAL, Observer, RedundantWork
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.redundant_work import FATES, USUAL, RedundantWork
 
 ORIGINAL = Run("a", 1, "deployed", (1, 2))
 COPY = Run("b", 2, "deployed", (1,))
@@ -43,13 +42,13 @@ class Counted(Observer):
 
     def end(self, *units: Run, finished: bool = True) -> None:
         for unit in units:
-            self.work.ended(1.5, unit, finished=finished)
+            self.work.ended(unit, finished=finished)
 
     def acted(self, now: float, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Run():
-                    self.work.began(now, action)
+                    self.work.began(action)
                 case Answer(query, source):
                     self.work.resolved(query, source)
                 case Fail(query):
@@ -60,12 +59,14 @@ class Counted(Observer):
                     self.work.not_needed(action.unit, "compared")
                 case Decode():
                     self.work.decoding(action)
+                case ForgetQueries(queries):
+                    self.work.forgotten(queries)
                 case ForgetGroup():
                     self.work.group_forgotten(action.group)
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         if isinstance(unit, Run):
-            self.work.ended(now, unit, finished=finished)
+            self.work.ended(unit, finished=finished)
 
     def refused(self, now: float, queries: Collection[int], source: Source) -> None:
         self.work.refused(queries, source)
@@ -148,25 +149,6 @@ def test_what_the_gate_refuses_is_counted() -> None:
     counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetGroup(9))
     for kind in ("backup", "parity"):
         assert counted.of(kind) == {"sent": 1, "refused": 1, "wasted": 1}
-
-
-def test_runs_are_timed_by_role_and_class_of_instance() -> None:
-    counted = Counted()
-    counted.work.classes["a"] = "backup+deployed"
-    counted.act(ORIGINAL, BACKUP)
-    counted.end(ORIGINAL)
-    counted.end(BACKUP, finished=False)
-    value = counted.metrics.registry.get_sample_value
-    assert (
-        value("parm_unit_run_seconds_sum", {"role": "deployed", "instances": "backup+deployed"})
-        == 1.5
-    )
-    assert not [
-        sample
-        for family in counted.metrics.registry.collect()
-        for sample in family.samples
-        if family.name == "parm_unit_run_seconds" and sample.labels["role"] == "backup"
-    ]
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -54,6 +54,7 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
         ("--policy none --default-prediction 1,2", "an output 'output' FP32 [10] has 10"),
         ("--policy none --default-prediction 1e99", "values that FP32 cannot hold"),
         ("--host no.such.host.invalid", "cannot listen on no.such.host.invalid"),
+        ("--host=", "--host is an address; for every network write 0.0.0.0"),
         ("--faults no-such-file.json", "no-such-file.json"),
         ('--faults {"kills":[{"worker":9,"at":1}]}', "names worker 9"),
     ],

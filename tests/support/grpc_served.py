@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import RequestError
+from parity_models.serving.frontend import Result
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
-from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
@@ -76,7 +76,7 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     bounds = Limits(**limits)
     budget = ByteBudget(bounds.max_in_flight)
     model = ServedModel("model", Signature.of(SPEC, SPEC), max_rows=10**6)
-    server = GrpcServer(ServedVersion(frontend, model), metrics, bounds, budget)
+    server = GrpcServer(ServedVersion(cast(Any, frontend), model), metrics, bounds, budget)
     url = await server.start("127.0.0.1", 0)
     served = Served(frontend, budget, metrics, url.removeprefix("grpc://"))
     channel = served.channel()

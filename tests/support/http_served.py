@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ssl import SSLContext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import OverloadedError
+from parity_models.serving.frontend import Result
 from parity_models.serving.http import HttpServer, listen, url_of
-from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
@@ -63,7 +63,7 @@ class Served:
         self.echo = echo
         self.metrics = Metrics()
         self.budget = ByteBudget(limits.max_in_flight)
-        rest = Rest(ServedVersion(echo, MODEL), self.metrics, limits, self.budget)
+        rest = Rest(ServedVersion(cast(Any, echo), MODEL), self.metrics, limits, self.budget)
         self.server = HttpServer(rest, self.metrics, tls)
         self.metrics.connections.set_function(lambda: self.server.connections)
         self.metrics.bytes_in_flight.set_function(lambda: self.budget.held)

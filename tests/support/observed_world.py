@@ -6,7 +6,7 @@ from typing import Any
 
 from histories import Setup, history, run_history
 from parity_models.scheduling import Action, Policy, Run, Verify
-from parity_models.serving.in_flight import Observer
+from parity_models.serving.frontend import Observer
 from scheduling_world import World
 
 

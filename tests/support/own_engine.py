@@ -110,18 +110,6 @@ class Emulated(InProcess):
         return self._pace * (self._faults[instance].release(now, now, role) - now)
 
 
-class Delayed(InProcess):
-    """It has an option that a policy has, too."""
-
-    name = "delayed"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(InProcess.Options):
-        """What can be set."""
-
-        hedge_delay: Annotated[float, Option("What the policy hedging means otherwise.")] = 1.0
-
-
 class Faceless(InProcess):
     """It refuses an option of servers."""
 
@@ -129,6 +117,6 @@ class Faceless(InProcess):
     refuses: ClassVar[Mapping[str, str]] = {"ui": "its servers have no page"}
 
 
-ENGINE, EMULATED, DELAYED, FACELESS = (
-    f"{__name__}:{each}" for each in ("InProcess", "Emulated", "Delayed", "Faceless")
+ENGINE, EMULATED, FACELESS = (
+    f"{__name__}:{each}" for each in ("InProcess", "Emulated", "Faceless")
 )

@@ -17,8 +17,7 @@ from parity_models.scheduling import (
     SchedulerConfig,
 )
 from parity_models.serving.engine import Engine, EngineListener
-from parity_models.serving.frontend import Frontend, Golden
-from parity_models.serving.in_flight import Result
+from parity_models.serving.frontend import Frontend, Golden, Result
 from parity_models.serving.metrics import Metrics
 from parity_models.trust.gates import OutputGate
 

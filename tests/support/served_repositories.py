@@ -13,6 +13,8 @@ import tritonclient.http as triton_http
 from repositories import INPUTS, WEIGHTS
 from served import ServerProcess
 
+TOKEN = "of-an-administrator"
+ADMINISTRATOR = {"authorization": f"Bearer {TOKEN}"}
 ROWS = np.random.default_rng(1).normal(size=(3, INPUTS)).astype(np.float32)
 
 
@@ -35,12 +37,19 @@ class Repository:
     def load(self, name: str) -> None:
         """As load_model, from any thread."""
         url = f"{self.server.url}/v2/repository/models/{name}/load"
-        assert httpx.post(url, json={}, timeout=30).status_code == 200
+        assert httpx.post(url, json={}, headers=ADMINISTRATOR, timeout=30).status_code == 200
 
     def infer(self, name: str, version: str = "") -> tuple[str, float]:
         """The version that answers, and how many times the weights it has."""
         found = ask(self.server.url, name, version)
         return found["model_version"], times_of(found["outputs"][0]["data"])
+
+
+def administered(folder: Path) -> tuple[str, ...]:
+    """Options of a server with an administrator, whose token is in a file in `folder`."""
+    file = folder / "administrators"
+    file.write_text(f"{TOKEN}\n")
+    return "--admin-tokens", str(file)
 
 
 def ask(url: str, name: str, version: str = "", client: Any = httpx) -> dict[str, Any]:

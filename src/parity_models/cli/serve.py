@@ -1,7 +1,8 @@
 """parm serve: a bundle behind the Open Inference Protocol."""
 
 import asyncio
-import signal
+import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -75,6 +76,7 @@ Served = Annotated[
         "name",
         "host",
         "port",
+        "reuse_port",
         "grpc_port",
         "ui",
         "max_batch",
@@ -110,6 +112,7 @@ def serve(
     already. Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus
     are at /metrics. SIGTERM or Ctrl-C: the server stops being ready, takes requests for
     --shutdown-delay more, answers those in flight, and ends; a second signal ends it at once.
+    Under systemd, it listens on the socket of a socket unit, if there is one, and notifies.
     """
     set_up(logging)
     if (bundle is None) == (repository is None):
@@ -135,7 +138,7 @@ def serve(
     )
     models = opened or repository
     assert models is not None
-    _run(Server(models, options, _traces(logging), allow_code or ()))
+    _run(Server(models, options, _traces(logging), allow_code or (), _inherited()))
 
 
 def _engine(name: str | None, upstreams: FleetOptions) -> EngineChoice:
@@ -187,6 +190,24 @@ def _traces(logging: Logging) -> Any:
     return exporting()
 
 
+def _inherited() -> socket.socket | None:
+    """Return the socket that systemd, or another parent, listens on (sd_listen_fds(3))."""
+    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
+        return None
+    given = os.environ.pop("LISTEN_FDS", "")
+    if given != "1":
+        raise UserError(f"a server takes one socket, for HTTP, not {given} (LISTEN_FDS)")
+    return socket.socket(fileno=3)
+
+
+def _notify_ready() -> None:
+    """Say that the server is ready to what started it, if that wants to know (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
+    if address:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+            notified.sendto(b"READY=1", address)
+
+
 def _run(server: Server) -> None:
     try:
         uvloop.run(_serve(server))
@@ -204,9 +225,6 @@ async def _serve(server: Server) -> None:
             this.cancel()
         asked_to_stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number, on in ((signal.SIGUSR1, False), (signal.SIGUSR2, True)):
-        loop.add_signal_handler(number, server.models.switch_redundancy, on)
     with on_signals(on_signal):
         await _serve_until(asked_to_stop, server)
 
@@ -224,6 +242,7 @@ async def _serve_until(asked_to_stop: asyncio.Event, server: Server) -> None:
     try:
         for line in _said(server):
             _tell(line)
+        _notify_ready()
         for note in _notes(server):
             _tell(f"note: {note}", err=True)
         if not isinstance(server.models, ServedRepository):
@@ -257,6 +276,8 @@ def _said(server: Server) -> Iterator[str]:
 
 def _notes(server: Server) -> Iterator[str]:
     """Yield warnings about things that may surprise the user."""
+    if server.lacks:
+        yield f"it listens to other machines without {' and '.join(server.lacks)}"
     if not isinstance(server.models, ServedRepository):
         yield from server.models.notes
         return

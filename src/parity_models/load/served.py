@@ -148,7 +148,7 @@ async def _serve(spec: ServeSpec) -> None:
             elif line == BUSY:
                 tell(f"{sum(server.deployment.frontend.busy_seconds().values()):.6f}")
             elif line == LAG:
-                tell(f"{server.deployment.frontend.mean_lag:.6f}")
+                tell(f"{server.deployment.frontend.scheduler.front_door.mean_lag:.6f}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Certificate and tokens are files that are read again when they change.
 """
 
 import asyncio
-import hmac
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from parity_models.errors import OptionError, UserError
 from parity_models.options import Option, Options
+from parity_models.serving.errors import ForbiddenError
 
 if TYPE_CHECKING:
     from parity_models.serving.certificate import Certificate
@@ -31,9 +31,6 @@ CHALLENGE = b"Bearer"
 
 MIN_TOKEN = 16
 """Minimum length of a token: shorter ones can be guessed."""
-
-MAX_TOKENS = 1000
-"""Maximum number of tokens in a file: a client's is compared with all of them."""
 
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _TOKEN = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*")
@@ -63,6 +60,14 @@ class Access(Options):
         str | None,
         Option("Bearer tokens of clients, one a line, or sha256: and its hash.", metavar="FILE"),
     ] = None
+    admin_tokens: Annotated[
+        str | None,
+        Option(
+            "Bearer tokens, in a file of the same form, of those who may load and unload models; "
+            "without it nobody may.",
+            metavar="FILE",
+        ),
+    ] = None
     metrics_port: Annotated[
         int | None,
         Option("Port for /metrics, without TLS and tokens; 0: any.", at_least=0, at_most=MAX_PORT),
@@ -84,9 +89,11 @@ class Access(Options):
 
         return Certificate(Path(self.tls_cert), Path(self.tls_key))
 
-    def read_tokens(self) -> "Tokens | None":
-        """Return the tokens, if they are asked for. Raises UserError if the file cannot be used."""
-        return None if self.tokens is None else Tokens(Path(self.tokens))
+    def read_tokens(self) -> "tuple[Tokens | None, Tokens | None]":
+        """Return the tokens of clients and of administrators, each if asked for. Raises UserError
+        if a file cannot be used."""
+        clients = None if self.tokens is None else Tokens(Path(self.tokens))
+        return clients, None if self.admin_tokens is None else Tokens(Path(self.admin_tokens))
 
 
 class Reread(ABC):
@@ -126,13 +133,18 @@ class Reread(ABC):
 class Tokens(Reread):
     """The tokens in a file: one a line, or `sha256:` and the SHA-256 of one in hex.
 
-    Empty lines and lines that begin with # are ignored. Raises UserError for a file that cannot be
-    read or has no token, and for invalid lines.
+    Empty lines and lines that begin with # are ignored. A file without a token is taken for one
+    that is half written, unless its only line is `revoke-all`: then nobody is admitted any more.
+    Raises UserError for a file that cannot be read or has no token, and for invalid lines.
     """
 
     def read(self) -> None:
-        digests, (path,) = [], self._paths
-        for number, line in enumerate(read_text(path, "the file of tokens").splitlines(), 1):
+        digests, (path,) = set(), self._paths
+        text = read_text(path, "the file of tokens")
+        if text.strip() == "revoke-all":
+            self._digests = frozenset[bytes]()
+            return
+        for number, line in enumerate(text.splitlines(), 1):
             token = line.strip()
             if not token or token.startswith("#"):
                 continue
@@ -142,25 +154,19 @@ class Tokens(Reread):
                     f"line {number} of {path} is not a token: write {MIN_TOKEN} or more of the "
                     "characters A-Z a-z 0-9 . _ ~ + / -, or sha256: and 64 hex digits"
                 )
-            digests.append(bytes.fromhex(hashed[1]) if hashed else _digest(token))
+            digests.add(bytes.fromhex(hashed[1]) if hashed else _digest(token))
         if not digests:
             raise UserError(
-                f"{path} has no token, so every request would be refused; write one a line"
+                f"{path} has no token, so every request would be refused; write one a line, or "
+                "revoke-all if that is meant"
             )
-        if len(digests) > MAX_TOKENS:
-            raise UserError(f"{path} has {len(digests)} tokens, and may have {MAX_TOKENS}")
-        self._digests = tuple(digests)
+        self._digests = frozenset(digests)
 
     def admits(self, authorization: str | None) -> bool:
-        """Return whether this header holds one of the tokens, in constant time."""
+        """Return whether this header holds one of the tokens. They are looked up by their digests:
+        how long that takes says nothing of the tokens."""
         scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer":
-            return False
-        digest = _digest(token.strip())
-        found = False
-        for each in self._digests:
-            found |= hmac.compare_digest(each, digest)
-        return found
+        return scheme.lower() == "bearer" and _digest(token.strip()) in self._digests
 
 
 def _digest(token: str) -> bytes:
@@ -182,6 +188,20 @@ def read_text(path: Path, what: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"{what}, {path}, cannot be read: {why}") from error
+
+
+def check_administrator(administrators: Tokens | None, authorization: str | None) -> None:
+    """Raise ForbiddenError unless this header holds one of the administrators' tokens."""
+    if administrators is None:
+        raise ForbiddenError(
+            "models are loaded and unloaded by administrators alone, and this server knows none; "
+            "start it with --admin-tokens FILE, and show one of them (Authorization: Bearer ...)"
+        )
+    if not administrators.admits(authorization):
+        raise ForbiddenError(
+            "models are loaded and unloaded by administrators alone; show one of the tokens of "
+            "--admin-tokens (Authorization: Bearer ...)"
+        )
 
 
 async def watch(*all_watched: Reread) -> None:

@@ -225,10 +225,6 @@ class Deployment(ServedVersion):
         """Stop being ready, but still take queries."""
         self.frontend.retire()
 
-    def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none."""
-        self.frontend.switch_redundancy(on)
-
     def begin_faults(self) -> None:
         """Let the time of the options' fault plan begin now, if there is one."""
         if self._faults != FaultPlan():

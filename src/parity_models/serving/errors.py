@@ -40,7 +40,7 @@ class UnauthorizedError(RequestError, UserError):
 
 
 class ForbiddenError(RequestError, UserError):
-    """A request that changes something, and that a web page has sent."""
+    """A request to change something, by a web page, or by a client who is no administrator."""
 
     status, refused = 403, Refused.FORBIDDEN
 

@@ -13,20 +13,21 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from hashlib import blake2b
 from math import ceil
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.models.golden import is_near
 from parity_models.models.signature import Signature, one_row, tensors_in
-from parity_models.roles import BACKUPS, DEPLOYED, Source, parity_role, source_of
+from parity_models.roles import BACKUP, BACKUPS, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling import (
     Action,
     Answer,
@@ -61,12 +62,10 @@ from parity_models.serving.errors import (
     RequestError,
     UnavailableError,
 )
-from parity_models.serving.in_flight import InFlight, Made, Observer, Result
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.redundant_work import CANCELLED, COMPARED, RedundantWork
 from parity_models.serving.refusals import soon
-from parity_models.serving.request_log import CURRENT, headers_for
-from parity_models.serving.stand_ins import StandIns
+from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
+from parity_models.serving.stand_ins import Made, StandIns
 from parity_models.trust.gates import OutputGate
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
@@ -107,6 +106,99 @@ _ERRORS: Mapping[Reason, type[RequestError]] = {
 """The error of a query that the scheduler lets fail, by the reason."""
 
 _log = logging.getLogger(__name__)
+
+
+class Result(Struct, frozen=True, eq=False):
+    """The answers to a request: `outputs` (n, *output shape), and the source of each row."""
+
+    outputs: NDArray[Any]
+    sources: Sequence[Source]
+
+
+class InFlight(Struct, eq=False):
+    """A request in flight; its `future` is of a Result, or of a RequestError.
+
+    Query `first + i` is its row i. `outputs` are what a query can be answered with, or decoded
+    from, by its id and the source.
+    """
+
+    first: int
+    arrived: float
+    rows: NDArray[Any]
+    answers: NDArray[Any]
+    future: asyncio.Future[Result]
+    unanswered: int
+    due: float
+    request: RequestLog | None
+    sources: list[Source]
+    tenant: str | None = None
+    outputs: dict[tuple[int, Source], Made] = {}
+
+    @property
+    def queries(self) -> range:
+        return range(self.first, self.first + len(self.rows))
+
+    def detach_row(self, row: int) -> "InFlight":
+        """Return a copy of one row, without the tensors of the others and without a caller."""
+        query, only = self.first + row, slice(row, row + 1)
+        cancelled: asyncio.Future[Result] = self.future.get_loop().create_future()
+        cancelled.cancel()
+        return InFlight(
+            first=query,
+            arrived=self.arrived,
+            rows=self.rows[only].copy(),
+            answers=self.answers[only].copy(),
+            future=cancelled,
+            unanswered=1,
+            due=self.due,
+            request=self.request,
+            sources=self.sources[only],
+            tenant=self.tenant,
+            outputs={
+                key: made._replace(output=made.output.copy())
+                for source in Source
+                if (made := self.outputs.get(key := (query, source))) is not None
+            },
+        )
+
+    def fail(self, error: RequestError) -> None:
+        """End it with this error, unless it has ended."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Observer:
+    """Hears of events and of the scheduler's actions, with their times (monotonic, in seconds).
+
+    Each method does nothing by default. They run on the thread that serves, so they must be quick.
+    """
+
+    def acted(self, now: float, actions: Sequence[Action]) -> None:
+        """The scheduler has these actions carried out, from now on."""
+
+    def instance_joined(
+        self, now: float, instance: str, roles: frozenset[str], node: str | None
+    ) -> None:
+        """An instance is up."""
+
+    def instance_left(self, now: float, instance: str, why: str) -> None:
+        """An instance is gone, and its unit with it, which `unit_ended` reported."""
+
+    def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
+        """A unit is off its instance, with outputs or without."""
+
+    def encoded(self, began: float, ended: float, action: Encode) -> None:
+        """The parity queries of a group have been made, in this time."""
+
+    def decoded(self, began: float, ended: float, action: Decode) -> None:
+        """Predictions of a group have been reconstructed, in this time."""
+
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
+        """The stand-in with this source may not answer these queries."""
+
+    def headers(self, unit: Run) -> Mapping[str, str]:
+        """Return headers for the request that has another server run this unit."""
+        return {}
 
 
 class _Group(NamedTuple):
@@ -170,7 +262,8 @@ class Frontend:
         self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
         """The instances that answered a golden query wrongly, the latest last."""
         self._engine = engine
-        self._scheduler = Scheduler(policy, config, dispatch)
+        self.scheduler = Scheduler(policy, config, dispatch)
+        """Decides; to be looked at, not to be told anything."""
         self._deadline = config.deadline
         self._signature = signature
         self._code = code
@@ -191,13 +284,16 @@ class Frontend:
         """Large requests that wait for their next slice's turn."""
         self._poison = PoisonedRows()
         self._work = RedundantWork(metrics)
+        self._classes: dict[str, str] = {}
+        """The class of each instance that is up: the roles that it runs."""
+        self._timed = cache(lambda role, alike: metrics.unit_run.labels(role, alike).observe)
         self._stand_ins = StandIns(
             code,
             self._gate,
             metrics,
             refuses=refuses,
-            compared=partial(self._report, self._scheduler.compared),
-            gate_turned=partial(self._report, self._scheduler.gate_turned),
+            compared=partial(self._report, self.scheduler.compared),
+            gate_turned=partial(self._report, self.scheduler.gate_turned),
             one_in=config.compare_one_in,
         )
         self._failed_observers: set[Observer] = set()
@@ -229,7 +325,7 @@ class Frontend:
         self._export_gauges()
 
     def _export_gauges(self) -> None:
-        metrics, scheduler = self.metrics, self._scheduler
+        metrics, scheduler = self.metrics, self.scheduler
         metrics.read("parm_queue_depth", "Tasks waiting, by role.", self.queue_depths)
         metrics.read("parm_instances_up", "Instances up, by role.", self.instances_up)
         metrics.read(
@@ -247,7 +343,7 @@ class Frontend:
             "Times that a late query was not sent to a role, as the budget or the load forbade it.",
             lambda: self._by_role(scheduler.work_held_back()),
         )
-        metrics.lag.set_function(lambda: self.lag)
+        metrics.lag.set_function(lambda: scheduler.front_door.lag)
         metrics.process_busy.set_function(lambda: scheduler.front_door.busy)
         for state in Redundancy:
             in_state = partial(lambda state: scheduler.redundancy is state, state)
@@ -325,7 +421,7 @@ class Frontend:
                 left = count - begin - len(part) if large else 0
                 self._held, held = self._held + left - held, left
                 self._carry_out(
-                    self._scheduler.queries_arrived(
+                    self.scheduler.queries_arrived(
                         now() if begin else arrived,
                         queries,
                         (rows.shape[1:], rows.dtype),
@@ -339,7 +435,7 @@ class Frontend:
         except asyncio.CancelledError:
             if not self._stopped:
                 request.future.cancel()
-                self._carry_out(self._scheduler.queries_abandoned(now(), request.queries))
+                self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
             raise
         finally:
             self._held -= held
@@ -352,7 +448,7 @@ class Frontend:
         at = now()
         due = at + (self._deadline if timeout is None else min(timeout, self._deadline))
         held = self._held if rows > LARGE else 0
-        refusal = self._scheduler.refusal(at, rows, due, held)
+        refusal = self.scheduler.refusal(at, rows, due, held)
         if refusal is not None:
             reason, detail, retry_after = refusal
             self.metrics.failures.labels(reason).inc(rows)
@@ -371,19 +467,19 @@ class Frontend:
         except PoisonError as error:
             self.metrics.failures.labels(Reason.POISON).inc(len(request.rows))
             request.fail(error)
-            self._carry_out(self._scheduler.queries_abandoned(now(), request.queries))
+            self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
             return True
         return False
 
     @property
     def _slice(self) -> int:
         """The rows of a large request that arrive together: a unit's for each instance."""
-        return self._scheduler.max_batch * max(1, self._scheduler.up(DEPLOYED))
+        return self.scheduler.max_batch * max(1, self.scheduler.up(DEPLOYED))
 
     async def _room_for(self, request: InFlight) -> bool:
         """Wait until the next slice of a request may arrive. Return False if it has ended."""
         await asyncio.sleep(0)
-        while self._scheduler.waiting >= self._slice and not request.future.done():
+        while self.scheduler.waiting >= self._slice and not request.future.done():
             self._feeding.append(self._loop.create_future())
             await self._feeding[-1]
         if self._stopped:
@@ -392,7 +488,7 @@ class Frontend:
 
     def _feed(self) -> None:
         """Let the next slice of a large request arrive if there is room."""
-        while self._feeding and self._scheduler.waiting < self._slice:
+        while self._feeding and self.scheduler.waiting < self._slice:
             first = self._feeding.popleft()
             if not first.done():  # else its client has gone
                 first.set_result(None)
@@ -427,7 +523,7 @@ class Frontend:
         self._tick()
         with suppress(TimeoutError):
             async with asyncio.timeout(VERIFIED_WITHIN):
-                while any(state is State.VERIFYING for _, state in self._scheduler.instances()):
+                while any(state is State.VERIFYING for _, state in self.scheduler.instances()):
                     await asyncio.sleep(0.002)
 
     def retire(self) -> None:
@@ -437,7 +533,7 @@ class Frontend:
     async def drain(self) -> None:
         """Take no more queries; return when those that were taken have ended."""
         self._closing = True
-        if self._scheduler.pending or self._held:
+        if self.scheduler.pending or self._held:
             await self._idle.wait()
 
     async def stop(self) -> None:
@@ -451,11 +547,6 @@ class Frontend:
         self._wake_all()
         await self._engine.stop()
 
-    def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none."""
-        self._carry_out(self._scheduler.redundancy_switched(now(), on))
-        _log.info("redundancy is switched %s", "on" if on else "off")
-
     # Its state
 
     @property
@@ -468,33 +559,14 @@ class Frontend:
             and self.instances_up()[DEPLOYED] > 0
         )
 
-    @property
-    def redundancy(self) -> Redundancy:
-        """The state of redundant work: sent, or the reason why not."""
-        return self._scheduler.redundancy
-
-    @property
-    def lag(self) -> float:
-        """Seconds that reports and timers wait for this process: a moving average."""
-        return self._scheduler.front_door.lag
-
-    @property
-    def mean_lag(self) -> float:
-        """Seconds that reports and timers waited for this process, on average."""
-        return self._scheduler.front_door.mean_lag
-
-    def states(self) -> dict[str, State]:
-        """Return the state of each instance that is up."""
-        return dict(self._scheduler.instances())
-
     def queue_depths(self) -> dict[str, int]:
         """Return how many tasks are waiting, by role."""
-        depths = self._by_role(self._scheduler.queue_depths())
+        depths = self._by_role(self.scheduler.queue_depths())
         return depths | {DEPLOYED: depths.get(DEPLOYED, 0) + self._held}
 
     def instances_up(self) -> dict[str, int]:
         """Return how many instances are up, by role."""
-        return self._by_role(self._scheduler.instances_up())
+        return self._by_role(self.scheduler.instances_up())
 
     def busy_seconds(self) -> dict[str, float]:
         """Return how long instances were busy with units that have ended, by role."""
@@ -511,17 +583,17 @@ class Frontend:
         if self._started:
             self.metrics.restarts.inc()
         at = now()
-        self._work.classes[instance] = "+".join(sorted(roles))
+        self._classes[instance] = "+".join(sorted(roles))
         self._tell("instance_joined", at, instance, roles, node)
-        self._carry_out(self._scheduler.instance_joined(at, instance, roles, node))
+        self._carry_out(self.scheduler.instance_joined(at, instance, roles, node))
 
     def instance_left(self, instance: str, why: str) -> None:
         for id in [id for id, unit in self._units.items() if unit.action.instance == instance]:
             self._ended(self._units.pop(id), now(), finished=False)
         at = now()
-        self._work.classes.pop(instance, None)
+        self._classes.pop(instance, None)
         self._tell("instance_left", at, instance, why)
-        self._carry_out(self._scheduler.instance_left(at, instance))
+        self._carry_out(self.scheduler.instance_left(at, instance))
 
     def unit_finished(
         self, unit: int, outputs: NDArray[Any], *, ended: float | None = None
@@ -533,7 +605,7 @@ class Frontend:
         self._ended(given, at, finished=True)
         if isinstance(run, Verify):
             right = self._is_right(run, outputs[0, ...])
-            self._carry_out(self._scheduler.unit_verified(at, unit, right))
+            self._carry_out(self.scheduler.unit_verified(at, unit, right))
             return
         j, source = self._parity_rows.get(run.role), _SOURCES.get(run.role, Source.RECONSTRUCTION)
         comparable = run.role != DEPLOYED
@@ -555,7 +627,7 @@ class Frontend:
                 self._compare_outputs(run, outputs)
             except Exception:  # a user's own decoder may raise: queries have their answers still
                 _log.exception("unit %d could not be compared", unit)
-        self._carry_out(self._scheduler.unit_finished(now(), unit, set(refused), ended_at=ended))
+        self._carry_out(self.scheduler.unit_finished(now(), unit, set(refused), ended_at=ended))
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         given = self._units.pop(unit, None)
@@ -563,14 +635,14 @@ class Frontend:
             if isinstance(given.action, Verify):
                 _log.warning("instance %s ran no golden query: %s", given.action.instance, detail)
             self._ended(given, now(), finished=False)
-            self._carry_out(self._scheduler.unit_failed(now(), unit, detail, busy=busy))
+            self._carry_out(self.scheduler.unit_failed(now(), unit, detail, busy=busy))
 
     def headers_of(self, unit: int) -> Mapping[str, str]:
         given = self._units.get(unit)
         if given is None or not isinstance(given.action, Run):
             return {}
         run = given.action
-        queries: Iterable[int] = run.subjects
+        queries: Sequence[int] = run.subjects
         if run.role in self._parity_rows:
             groups = [self._groups[group] for group in run.subjects if group in self._groups]
             queries = [query for group in groups for query in group.members]
@@ -586,7 +658,10 @@ class Frontend:
         action = unit.action
         self._busy[action.role] = self._busy.get(action.role, 0.0) + at - unit.began
         if isinstance(action, Run):
-            self._work.ended(at, action, finished=finished)
+            self._work.ended(action, finished=finished)
+            if finished:
+                alike = self._classes.get(action.instance, "")
+                self._timed(action.role, alike)(at - unit.began)
         if self.observers:
             self._tell("unit_ended", at, action, finished=finished)
         if not finished:
@@ -664,7 +739,7 @@ class Frontend:
             actions = self._reports.popleft()()
         if self._feeding:
             self._feed()
-        if self._closing and not (self._scheduler.pending or self._held):
+        if self._closing and not (self.scheduler.pending or self._held):
             self._idle.set()
 
     def _undone(self, action: Action, error: Exception) -> None:
@@ -675,14 +750,14 @@ class Frontend:
         match action:
             case Run() | Verify():
                 if isinstance(action, Run) and action.role not in self._parity_rows:
-                    self._report(self._scheduler.queries_failed, action.subjects, why)
+                    self._report(self.scheduler.queries_failed, action.subjects, why)
                 if action.unit in self._units:  # the engine may have it
                     self._reports.append(partial(self._recycle_in_vain, action.instance))
                 else:
                     self._ended(_Unit(action, now()), now(), finished=False)
-                    self._report(self._scheduler.unit_failed, action.unit, why)
+                    self._report(self.scheduler.unit_failed, action.unit, why)
             case Decode(group, slots=slots):
-                self._report(self._scheduler.decoded, group, slots)
+                self._report(self.scheduler.decoded, group, slots)
             case Answer(query):
                 self._fail(Fail(query, Reason.INTERNAL, why))
 
@@ -696,21 +771,17 @@ class Frontend:
 
     def _run(self, action: Run) -> None:
         j, at = self._parity_rows.get(action.role), now()
-        self._work.began(at, action)
-        rows = []
-        for subject in action.subjects:
-            if j is None:
-                request = self.in_flight[subject]
-                rows.append(request.rows[subject - request.first, ...])
-            else:
-                rows.append(self._groups[subject].parities[j])
+        self._work.began(action)
+        if j is None:
+            rows = [self._row(query) for query in action.subjects]
+        else:
+            rows = [self._groups[group].parities[j] for group in action.subjects]
         self._units[action.unit] = _Unit(action, at)
         self._engine.run(action.instance, action.unit, action.role, rows)
 
-    def _row(self, query: int) -> NDArray[Any]:
+    def _row(self, query: int) -> Any:
         request = self.in_flight[query]
-        row: NDArray[Any] = request.rows[query - request.first, ...]
-        return row
+        return request.rows[query - request.first, ...]
 
     def _encode(self, action: Encode) -> None:
         assert self._code is not None
@@ -750,7 +821,7 @@ class Frontend:
         self.metrics.decode.observe(ended - began)
         self._tell("decoded", began, ended, action)
         self._refused([action.members[slot] for slot in wrong], Source.RECONSTRUCTION)
-        self._report(self._scheduler.decoded, action.group, wrong)
+        self._report(self.scheduler.decoded, action.group, wrong)
 
     def _answer(self, action: Answer) -> None:
         query, source, at = action.query, action.source, now()
@@ -785,7 +856,7 @@ class Frontend:
         text = f"{action.reason}: {action.detail}"
         request.fail(_ERRORS[action.reason](text, retry_after=action.retry_after))
         if len(request.rows) > 1:
-            self._report(self._scheduler.queries_abandoned, request.queries)
+            self._report(self.scheduler.queries_abandoned, request.queries)
 
     def _cancel(self, action: Cancel) -> None:
         self._work.not_needed(action.unit, CANCELLED)
@@ -807,7 +878,7 @@ class Frontend:
     def _verify(self, action: Verify) -> None:
         golden = self._golden.get(action.role)
         if golden is None:
-            self._report(self._scheduler.unit_verified, action.unit, True)
+            self._report(self.scheduler.unit_verified, action.unit, True)
             return
         self._units[action.unit] = _Unit(action, now())
         self.metrics.verifications.inc()
@@ -829,6 +900,7 @@ class Frontend:
     def _forget_queries(self, action: ForgetQueries) -> None:
         for query in action.queries:
             del self.in_flight[query]
+        self._work.forgotten(action.queries)
 
     def _forget_group(self, action: ForgetGroup) -> None:
         self._work.group_forgotten(action.group)
@@ -857,7 +929,7 @@ class Frontend:
         if at < self._wake_at.time:
             self._set_timer(self._wake_at)
         else:
-            self._carry_out(self._scheduler.time_passed(at))
+            self._carry_out(self.scheduler.time_passed(at))
 
     def _tick(self) -> None:
         """Report the delay of this timer and the load of the process; log changes."""
@@ -869,13 +941,13 @@ class Frontend:
         if self._ticks % CHECK_EVERY == 0:
             self.check_engine()
         self._ticks += 1
-        self._carry_out(self._scheduler.process_measured(at, lag, busy))
-        before, redundancy = self._redundancy, self._scheduler.redundancy
+        self._carry_out(self.scheduler.process_measured(at, lag, busy))
+        before, redundancy = self._redundancy, self.scheduler.redundancy
         if redundancy is before:
             return
         self._redundancy = redundancy
         if Redundancy.BOTTLENECK in (redundancy, before):
-            door = self._scheduler.front_door
+            door = self.scheduler.front_door
             wait = f"reports wait {door.lag * 1e3:.1f} ms, and it uses {door.busy:.0%} of a core"
             if redundancy is Redundancy.BOTTLENECK:
                 _log.warning("this process is the bottleneck: %s; nothing redundant is sent", wait)
@@ -889,7 +961,7 @@ class Frontend:
     def check_engine(self) -> None:
         """Repair what scheduler and engine say differently of an instance, at two checks in a row:
         what is on its way between the two differs for a moment. Runs once a second."""
-        believed, real = self._scheduler.running(), self._engine.running()
+        believed, real = self.scheduler.running(), self._engine.running()
         found = {
             (name, believed.get(name, _ABSENT), real.get(name, _ABSENT))
             for name in believed.keys() | real.keys()
@@ -950,3 +1022,120 @@ class PoisonedRows:
 def _digest(row: NDArray[Any]) -> bytes:
     whole = np.ascontiguousarray(row).reshape(-1)
     return blake2b(whole.view(np.uint8).data, digest_size=16).digest()
+
+
+COPY, PARITY = "copy", "parity"
+USUAL = (COPY, BACKUP, PARITY)
+"""Kinds of redundant work that are shown from the start."""
+
+SENT, ANSWERED, CANCELLED, WASTED = "sent", "answered", "cancelled", "wasted"
+COMPARED, REFUSED = "compared", "refused"
+FATES = (SENT, ANSWERED, CANCELLED, WASTED, COMPARED, REFUSED)
+
+_Task = tuple[str, int]
+"""A redundant task: its kind, and the query or the group."""
+
+
+class RedundantWork:
+    """Counts in `metrics` the work besides the originals, by kind, and its fate.
+
+    A task is a query's copy or backup, or a group's parity query. It is *sent* when it begins to
+    run, *cancelled* if it was no longer needed while it ran, *compared* if it ran, or ran on, only
+    for a comparison, and *wasted* if it ran to its end and answered no query. Of queries,
+    *answered* are those that it answered, before the model's own prediction, and *refused* those
+    that its output was not allowed to answer. A query that is run again because its unit failed is
+    not a copy.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._count = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
+        for kind in USUAL:
+            for fate in FATES:
+                metrics.redundant.labels(kind, fate)
+        self._units: dict[int, Sequence[_Task]] = {}
+        """The redundant tasks of each unit that runs and is needed."""
+        self._runs: dict[int, int] = {}
+        """Units of the deployed model that run, or have finished, for each unresolved query."""
+        self._unused: dict[_Task, int] = {}
+        """How often each task that may still answer has finished, and has answered no query."""
+        self._groups: dict[int, int] = {}
+        """The group from which a query is being reconstructed."""
+
+    @property
+    def remembered(self) -> int:
+        """The size of what it remembers of work in flight: 0 when nothing is in flight."""
+        return len(self._units) + len(self._runs) + len(self._unused) + len(self._groups)
+
+    def began(self, run: Run) -> None:
+        """A unit begins to run."""
+        if run.role == DEPLOYED:
+            tasks = [(COPY, query) for query in run.subjects if self._runs.get(query)]
+            for query in run.subjects:
+                self._runs[query] = self._runs.get(query, 0) + 1
+        else:
+            kind = run.role if run.role in BACKUPS else PARITY
+            tasks = [(kind, each) for each in run.subjects]
+        if tasks:
+            self._count(tasks[0][0], SENT)(len(tasks))
+            self._units[run.unit] = tasks
+            for task in tasks:
+                self._unused.setdefault(task, 0)
+
+    def ended(self, unit: Run, *, finished: bool) -> None:
+        """A unit is off its instance, with outputs or without."""
+        tasks = self._units.pop(unit.unit, ())
+        for task in tasks if finished else ():
+            if task in self._unused:
+                self._unused[task] += 1
+            else:
+                self._count(task[0], WASTED)(1)
+        if unit.role == DEPLOYED and not finished:
+            for query in unit.subjects:
+                if self._runs.get(query):
+                    self._runs[query] -= 1
+
+    def not_needed(self, unit: int, fate: str) -> None:
+        """A unit's outputs will answer no query: it is cancelled, or runs on to be compared."""
+        tasks = self._units.pop(unit, ())
+        if tasks:
+            self._count(tasks[0][0], fate)(len(tasks))
+
+    def decoding(self, action: Decode) -> None:
+        """Queries are being reconstructed from a group."""
+        for slot in action.slots:
+            self._groups[action.members[slot]] = action.group
+
+    def refused(self, queries: Collection[int], source: Source) -> None:
+        """The stand-in with this source may not answer these queries."""
+        for query in queries:
+            if source is Source.RECONSTRUCTION:
+                if query in self._groups:
+                    self._count(PARITY, REFUSED)(1)
+            elif self._unused.get((source, query)):  # else it was compared, or came too late
+                self._count(source, REFUSED)(1)
+
+    def resolved(self, query: int, source: Source | None) -> None:
+        """A query has its answer, from this source, or its error: nothing more is run for it."""
+        self._runs.pop(query, None)
+        group = self._groups.pop(query, None)
+        if source is Source.RECONSTRUCTION:
+            self._count(PARITY, ANSWERED)(1)
+            if group is not None and (PARITY, group) in self._unused:
+                self._unused[PARITY, group] = 0
+        for kind in (COPY, *BACKUPS) if self._unused else ():
+            unused = self._unused.pop((kind, query), 0)
+            if unused and source == (Source.MODEL if kind == COPY else kind):
+                self._count(kind, ANSWERED)(1)
+            elif unused:
+                self._count(kind, WASTED)(unused)
+
+    def forgotten(self, queries: Collection[int]) -> None:
+        """Queries are over; work for comparisons may have begun after their answers."""
+        for query in queries if self._unused else ():
+            self.resolved(query, None)
+
+    def group_forgotten(self, group: int) -> None:
+        """A group is over."""
+        wasted = self._unused.pop((PARITY, group), 0)
+        if wasted:
+            self._count(PARITY, WASTED)(wasted)

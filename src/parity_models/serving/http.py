@@ -445,11 +445,14 @@ def _check_head(request: Request, is_old: bool) -> None:
     raise InvalidRequestError(text, why=Refused.HTTP)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there; port 0 is any free one. Raises UserError."""
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Return a socket that listens there; port 0 is any free one. With `reuse_port`, sockets of
+    other processes of the same user that have it too may listen there as well. Raises UserError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=reuse_port
+        )
     except OSError as error:
         why = str(error.strerror).partition(" (while")[0]  # what Python adds says it once more
         raise UserError(
@@ -512,11 +515,10 @@ class HttpServer:
         """Make every answer the last of its connection, from now on."""
         self.closing = True
 
-    async def stop(self, grace: float = GRACE) -> None:
-        """Accept the backlog, then nothing more, and end all connections: idle ones after a moment,
-        the others after their answers, or `grace` seconds."""
+    async def leave(self) -> None:
+        """Accept the backlog, then nothing more; every answer is the last of its connection."""
         self.closing = True
-        if self._acceptor is None:
+        if self._acceptor is None or self._socket.fileno() < 0:
             return
         self._acceptor.cancel()
         await asyncio.wait((self._acceptor,))
@@ -524,6 +526,13 @@ class HttpServer:
             while True:  # as closing the socket would reset their connections
                 self._on_accept(self._socket.accept()[0])
         self._socket.close()
+
+    async def stop(self, grace: float = GRACE) -> None:
+        """Leave, and end all connections: idle ones after a moment, the others after their answers,
+        or `grace` seconds."""
+        await self.leave()
+        if self._acceptor is None:
+            return
         try:
             if self._opening:  # handshakes of TLS may take as long as an idle client
                 timeout = None if self._tls is None else LAST_MOMENT

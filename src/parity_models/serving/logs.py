@@ -11,12 +11,11 @@ import queue
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from logging.handlers import QueueHandler, QueueListener
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, ClassVar
 
 from parity_models.options import Option, Options
 
@@ -87,8 +86,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(said, default=str)
 
 
-class _Handler(QueueHandler):
+class LinesToThread(QueueHandler):
     """Hands lines to a thread that writes them, so that a slow reader does not slow requests."""
+
+    dropped: ClassVar[int] = 0
+    """Lines that found no room, in this process."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         record.message = record.getMessage()
@@ -96,8 +98,10 @@ class _Handler(QueueHandler):
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        with suppress(queue.Full):
+        try:
             self.queue.put_nowait(record)
+        except queue.Full:
+            LinesToThread.dropped += 1
 
 
 class Repeats:
@@ -136,7 +140,7 @@ def set_up(options: Logging, stream: IO[str] | None = None) -> Callable[[], None
     else:
         written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING)
-    handler, listener = _Handler(waiting), QueueListener(waiting, written)
+    handler, listener = LinesToThread(waiting), QueueListener(waiting, written)
     handler.addFilter(Repeats())
     listener.start()
     root.addHandler(handler)

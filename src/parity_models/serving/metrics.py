@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from parity_models import __version__
 from parity_models.scheduling import BACKUPS, Reason, RecycleReason, Redundancy, Source
+from parity_models.serving.logs import LinesToThread
 from parity_models.serving.refusals import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
@@ -27,8 +28,9 @@ HTTP, GRPC = PROTOCOLS = ("http", "grpc")
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
-class _ByRole(Collector):
-    """A metric with a value for each role, read from `values` when it is asked for."""
+class _Read(Collector):
+    """A metric whose `values`, by role, are read when it is asked for. Each has the role as its
+    `labels`, of which there may be none."""
 
     def __init__(
         self,
@@ -217,6 +219,8 @@ class Metrics:
         self.repairs = counter(
             "parm_repairs", "Differences between scheduler and engine that were repaired."
         )
+        dropped = partial(CounterMetricFamily, "parm_log_lines_dropped", "Log lines not written.")
+        self.registry.register(_Read(dropped, 0, lambda: {"": LinesToThread.dropped}))
         about = gauge("parm_build_info", "Version, and bundle digest.", "version", "bundle_digest")
         about.labels(__version__, bundle_digest).set(1)
 
@@ -244,11 +248,11 @@ class Metrics:
         """Show a gauge by role, whose values are read when the metrics are."""
         # `work` is the name of the label until version 0.3.
         family = partial(GaugeMetricFamily, name, help_text, labels=["role", "work"])
-        self.registry.register(_ByRole(family, 2, values))
+        self.registry.register(_Read(family, 2, values))
 
     def read_total(
         self, name: str, help_text: str, values: Callable[[], Mapping[str, float]]
     ) -> None:
         """Show a counter by role, whose values are read when the metrics are."""
         family = partial(CounterMetricFamily, name, help_text, labels=["role"])
-        self.registry.register(_ByRole(family, 1, values))
+        self.registry.register(_Read(family, 1, values))

@@ -7,20 +7,18 @@ shape are checked here.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
-from parity_models.serving.in_flight import Result
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import (
     GateMetadata,
@@ -31,12 +29,15 @@ from parity_models.serving.protocol import (
 )
 from parity_models.serving.refusals import Refused
 
+if TYPE_CHECKING:
+    from parity_models.serving.frontend import Frontend
+    from parity_models.serving.repository import Repository
+
 VERSION = "1"
 """The version of a bundle that is served on its own."""
 
 PLATFORM = "onnxruntime_onnx"
 """The protocol's name for what runs the model."""
-
 
 _NAME = attrgetter("name")
 
@@ -259,70 +260,6 @@ class IndexEntry(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class Predictor(Protocol):
-    """Answers queries; a Frontend does."""
-
-    @property
-    def ready(self) -> bool:
-        """True if a query would be answered."""
-
-    @property
-    def quarantined(self) -> Collection[str]:
-        """The instances that answered a golden query wrongly, the latest last."""
-
-    async def infer(
-        self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
-    ) -> Result:
-        """Answer a query per row of `rows` (n, *input shape), as Frontend.infer does."""
-
-
-class Models(Protocol):
-    """The models of a server, by name; a version of None is that which the server would choose."""
-
-    extensions: Sequence[str]
-    """The extensions of the protocol that the server speaks on their account."""
-
-    @property
-    def why_unready(self) -> str:
-        """The reason why the server is not ready; empty if it is."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The models of which a version takes requests."""
-
-    @property
-    def only(self) -> "ServedVersion | None":
-        """The version of a server of a single bundle; None for a repository."""
-
-    @property
-    def largest(self) -> ServedModel | None:
-        """The model whose requests may be the largest, if there is one."""
-
-    def versions(self, name: str) -> Sequence[str]:
-        """Return the versions of a model that take requests."""
-
-    def find(self, name: str, version: str | None) -> "ServedVersion":
-        """Return the version that is meant.
-
-        Raises:
-            NotFoundError: There is no such version.
-            UnavailableError: It takes no requests.
-
-        """
-
-    def index(self) -> Sequence[IndexEntry]:
-        """Return all versions that are known."""
-
-    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Serve a model as its folder has it now. Returns when it takes requests.
-
-        Raises a RequestError, and leaves all as it was, where that cannot be.
-        """
-
-    async def unload(self, name: str) -> None:
-        """Serve a model no more; returns when its requests have been answered."""
-
-
 class ServedVersion:
     """A version of a model that takes requests; by itself, the Models of a server of one bundle.
 
@@ -334,9 +271,10 @@ class ServedVersion:
     """
 
     extensions: Sequence[str] = ()
+    """The extensions of the protocol that the server speaks on account of its models."""
 
     def __init__(
-        self, frontend: Predictor, model: ServedModel, metrics: Metrics | None = None
+        self, frontend: "Frontend", model: ServedModel, metrics: Metrics | None = None
     ) -> None:
         self.frontend = frontend
         self.model = model
@@ -352,24 +290,36 @@ class ServedVersion:
 
     @property
     def why_unready(self) -> str:
+        """The reason why the server is not ready; empty if it is."""
         return "" if self.frontend.ready else "no instance of the deployed model takes queries now"
 
     @property
     def names(self) -> Sequence[str]:
+        """The models of which a version takes requests."""
         return (self.model.name,)
 
     @property
     def only(self) -> "ServedVersion | None":
+        """The version of a server of a single bundle; None for a repository."""
         return self
 
     @property
     def largest(self) -> ServedModel | None:
+        """The model whose requests may be the largest, if there is one."""
         return self.model
 
     def versions(self, name: str) -> Sequence[str]:
+        """Return the versions of a model that take requests."""
         return (self.model.version,)
 
     def find(self, name: str, version: str | None) -> "ServedVersion":
+        """Return the version that is meant; of None or "", that which the server would choose.
+
+        Raises:
+            NotFoundError: There is no such version.
+            UnavailableError: It takes no requests.
+
+        """
         model = self.model
         if name != model.name:
             raise NotFoundError(f"no model is called {name!r}; this server has {model.name!r}")
@@ -380,14 +330,24 @@ class ServedVersion:
         return self
 
     def index(self) -> Sequence[IndexEntry]:
+        """Return all versions that are known."""
         state = "UNAVAILABLE" if self.why_unready else "READY"
         return (IndexEntry(self.model.name, self.model.version, state),)
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Serve a model as its folder has it now. Returns when it takes requests.
+
+        Raises a RequestError, and leaves all as it was, where that cannot be.
+        """
         raise InvalidRequestError(
             "this server serves one bundle, for good; models are loaded and unloaded where it is "
             "started with --repository"
         )
 
     async def unload(self, name: str) -> None:
+        """Serve a model no more; returns when its requests have been answered."""
         await self.load(name, {})
+
+
+Models: TypeAlias = "ServedVersion | Repository"
+"""The models of a server, by name."""

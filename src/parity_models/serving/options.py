@@ -86,6 +86,13 @@ class ServeOptions:
         int | None,
         Option("The port to listen on; 0 takes any that is free.", at_least=0, at_most=MAX_PORT),
     ] = 8000
+    reuse_port: Annotated[
+        bool,
+        Option(
+            "Share the ports with other servers of the same user: this one listens once it is "
+            "warm, and leaves them at SIGTERM, so that a restart loses nothing."
+        ),
+    ] = False
     ui: Annotated[bool, Option("Show a live page, at /ui/, to browsers on this machine.")] = False
     grpc_port: Annotated[
         int | None,
@@ -173,6 +180,8 @@ class ServeOptions:
         check_declared(self)
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
+        if not self.host:
+            raise OptionError("--host is an address; for every network write 0.0.0.0")
         if not all(map(isfinite, self.default_prediction or ())):
             raise OptionError("--default-prediction must be finite numbers")
         if self.tenant_header is not None:

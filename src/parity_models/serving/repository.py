@@ -10,9 +10,10 @@ import json
 import logging
 import os
 import tomllib
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,15 @@ _OF_SERVER = frozenset(
         "parm_received_bytes",
         "parm_sent_bytes",
         "parm_certificate_expires_seconds",
+        "parm_log_lines_dropped",
     }
 )
 """Metrics of the server, which no model has."""
 
 _REQUESTS = "parm_requests"
 """Counted with the model that answers, or with the server where no model is found."""
+
+_NO_VERSION = "has no version: a folder named 1, 2, ... that is a bundle"
 
 _log = logging.getLogger(__name__)
 
@@ -154,11 +158,6 @@ def _with_settings(
     if not isinstance(policy, str):
         raise UserError(f"policy is a name, not {policy!r}")
     fields = {each.name: each for each in declared_options(policy, rest.get("dispatch"))}
-    for key in given.keys() & fields.keys() & of_engine.keys():
-        raise UserError(
-            f"{_key(key)} is an option of the engine {engine.name}, and of the policy {policy} or "
-            "its dispatch rule, too; rename that of the one that is your own"
-        )
     for key in rest.keys() & fields.keys():
         rest[key] = _parsed(fields[key], rest[key])
     return replace(options, policy=choose(policy, rest))
@@ -188,9 +187,12 @@ class State(StrEnum):
 
 
 @dataclass
-class _Status:
+class _Version:
+    """The state of a version with the reason, and the task that ends its instances."""
+
     state: State = State.UNAVAILABLE
-    reason: str = ""
+    reason: str = "not loaded"
+    ending: asyncio.Task[None] | None = None
 
 
 class RepositoryModel:
@@ -203,33 +205,22 @@ class RepositoryModel:
 
     Args:
         folder: Holds the versions; its name is the model's.
-        options: How to serve a version, unless the model's settings say otherwise.
-        allow_code: Names of the user's own code that bundles may load.
-        tracing: Makes spans of the model's queries.
+        open_version: Returns the deployment of a version, which is not started yet, given the
+            instances that may start at once; None: all.
 
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        options: ServeOptions,
-        allow_code: Collection[str] = (),
-        tracing: "Tracing | None" = None,
-    ) -> None:
+    def __init__(self, folder: Path, open_version: Callable[[str, int | None], Deployment]) -> None:
         self.name = folder.name
         self.current: str | None = None
         """The version that takes requests."""
         self.running: dict[str, Deployment] = {}
         """The versions that have instances, those that are ending included."""
-        self.redundancy_on = True
         self._folder = folder
-        self._options = options
-        self._allow_code = allow_code
-        self._tracing = tracing
-        self._status: dict[str, _Status] = {}
+        self._open_version = open_version
+        self._versions: dict[str, _Version] = {}
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping: dict[str, asyncio.Task[None]] = {}
         self._retrying: asyncio.Task[None] | None = None
         self._why_none = ""
         """Why no version is current, if one was; else its last failure says it."""
@@ -252,9 +243,9 @@ class RepositoryModel:
     async def unload(self, why: str = "unloaded") -> None:
         """Unload all versions; returns when their requests are answered."""
         self._stop_retrying()
-        for status in self._status.values():
-            if status.state is State.LOADING:
-                status.state, status.reason = State.UNLOADING, why
+        for each in self._versions.values():
+            if each.state is State.LOADING:
+                each.state, each.reason = State.UNLOADING, why
         current, self.current = self.current, None
         if current is not None:
             self._end(current, why)
@@ -290,26 +281,21 @@ class RepositoryModel:
             reasons = [each.reason for each in self.index() if each.reason]
             why = self._why_none or (reasons[-1] if reasons else "it is being loaded")
             raise UnavailableError(f"model {self.name!r} is not served: {why}")
-        status = self._status_of(version)
-        if status.state is State.UNAVAILABLE and version not in versions_in(self._folder):
+        known = self._versions.get(version, _Version())
+        if known.state is State.UNAVAILABLE and version not in versions_in(self._folder):
             raise NotFoundError(f"model {self.name!r} has no version {version!r}")
         raise UnavailableError(
             f"version {version} of model {self.name!r} is not served: "
-            f"{status.reason or 'it is being loaded'}"
+            f"{known.reason or 'it is being loaded'}"
         )
 
     def index(self) -> list[IndexEntry]:
         """Return all versions, those that still run without their folder included."""
-        versions = {*versions_in(self._folder), *self.running, *self._status}
         entries = []
-        for each in sorted(versions, key=int):
-            status = self._status_of(each)
-            entries.append(IndexEntry(self.name, each, status.state, status.reason))
-        why = "has no version: a folder named 1, 2, ... that is a bundle"
-        return entries or [IndexEntry(self.name, "", State.UNAVAILABLE, why)]
-
-    def _status_of(self, version: str) -> _Status:
-        return self._status.get(version, _Status(reason="not loaded"))
+        for name in sorted({*versions_in(self._folder), *self._versions}, key=int):
+            version = self._versions.get(name, _Version())
+            entries.append(IndexEntry(self.name, name, version.state, version.reason))
+        return entries or [IndexEntry(self.name, "", State.UNAVAILABLE, _NO_VERSION)]
 
     async def _load_newest(self) -> bool:
         """Load the newest version that loads, unless one is current. Return whether to try again
@@ -345,41 +331,37 @@ class RepositoryModel:
                 return
             versions = versions_in(self._folder)
             if not versions:
-                raise InvalidRequestError(
-                    f"{self._folder} has no version: a folder named 1, 2, ... that is a bundle"
-                )
+                raise InvalidRequestError(f"{self._folder} {_NO_VERSION}")
             version = version or versions[-1]
             if version not in versions:
                 raise InvalidRequestError(
                     f"model {self.name!r} has no version {version!r}; there are "
                     f"{', '.join(versions)}"
                 )
-            if version in self._stopping:
-                await asyncio.wait((self._stopping[version],))
+            loaded = self._versions.setdefault(version, _Version())
+            if loaded.ending is not None:
+                await asyncio.wait((loaded.ending,))
             if version == self.current:
                 return
-            known = self._status_of(version).reason if at_start else ""
-            status = self._status[version] = _Status(State.LOADING)
+            known = loaded.reason if at_start else ""
+            loaded.state, loaded.reason = State.LOADING, ""
             self._why_none = ""
             try:
-                deployment = await self._warm(version)
+                deployment = self.running[version] = await self._warm(version)
             except ParityModelsError as error:
-                status.state, status.reason = State.UNAVAILABLE, str(error)
-                if status.reason != known:  # a retry reports only news
+                loaded.state, loaded.reason = State.UNAVAILABLE, str(error)
+                if loaded.reason != known:  # a retry reports only news
                     _log.error("%s version %s cannot be loaded: %s", self.name, version, error)
                 raise InvalidRequestError(
                     f"version {version} of model {self.name!r} cannot be loaded: {error}"
                 ) from error
             except BaseException as error:
-                status.state, status.reason = State.UNAVAILABLE, f"loading failed: {error!r}"
+                loaded.state, loaded.reason = State.UNAVAILABLE, f"loading failed: {error!r}"
                 raise
-            self.running[version] = deployment
-            if not self.redundancy_on:
-                deployment.switch_redundancy(False)
-            if status.state is not State.LOADING:  # unloaded in the meantime
-                self._end(version, status.reason)
+            if loaded.state is not State.LOADING:  # unloaded in the meantime
+                self._end(version, loaded.reason)
                 return
-            status.state = State.READY
+            loaded.state = State.READY
             deployment.begin_faults()
             for note in deployment.notes:
                 _log.warning("%s version %s: %s", self.name, version, note)
@@ -392,7 +374,7 @@ class RepositoryModel:
         """Start a version's instances; nothing is left of them if that fails."""
         # What starts while another version serves must not take all cores from it.
         at_once = None if self.current is None else max(1, (os.cpu_count() or 1) // 4)
-        deployment = await asyncio.to_thread(self._open, version, at_once)
+        deployment = await asyncio.to_thread(self._open_version, version, at_once)
         try:
             await deployment.start()
         except BaseException:
@@ -400,25 +382,20 @@ class RepositoryModel:
             raise
         return deployment
 
-    def _open(self, version: str, at_once: int | None) -> Deployment:
-        bundle = open_bundle(self._folder / version, self._allow_code)
-        options = options_of(self._folder, bundle, self._options, version)
-        return Deployment(bundle, options, version, starts_at_once=at_once, tracing=self._tracing)
-
     def _end(self, version: str, why: str) -> None:
         _log.info("%s version %s is unloaded: %s", self.name, version, why)
-        self._status[version] = _Status(State.UNLOADING, why)
-        self._stopping[version] = self._task(self._stop(version))
+        ended = self._versions[version]
+        ended.state, ended.reason = State.UNLOADING, why
+        ended.ending = self._task(self._stop(version, ended))
 
-    async def _stop(self, version: str) -> None:
+    async def _stop(self, version: str, ended: _Version) -> None:
         deployment = self.running[version]
         try:
             await deployment.drain()
         finally:
             await deployment.stop()
             del self.running[version]
-            del self._stopping[version]
-            self._status[version].state = State.UNAVAILABLE
+            ended.state, ended.ending = State.UNAVAILABLE, None
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -436,7 +413,13 @@ class RepositoryModel:
 
 
 class Repository(Collector):
-    """The models in `folder`, as Models. Arguments as for RepositoryModel.
+    """The models in `folder`, as Models.
+
+    Args:
+        folder: Holds the models.
+        options: How to serve a version, unless the model's settings say otherwise.
+        allow_code: Names of the user's own code that bundles may load.
+        tracing: Makes spans of queries.
 
     Raises:
         UserError: The folder cannot be read, or the options are for one bundle.
@@ -466,7 +449,6 @@ class Repository(Collector):
         self._tracing = tracing
         self._models: dict[str, RepositoryModel] = {}
         self._state = "starting"
-        self._redundancy_on = True
         scan(folder)
 
     async def start(self) -> None:
@@ -487,14 +469,6 @@ class Repository(Collector):
     async def stop(self) -> None:
         """End all models at once."""
         await asyncio.gather(*(each.stop() for each in self._models.values()))
-
-    def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none, for all models."""
-        self._redundancy_on = on
-        for model in self._models.values():
-            model.redundancy_on = on
-            for running in model.running.values():
-                running.switch_redundancy(on)
 
     def close_feed(self) -> None:
         """End the streams of the live page."""
@@ -581,12 +555,14 @@ class Repository(Collector):
 
     def _model(self, name: str) -> RepositoryModel:
         if name not in self._models:
-            model = RepositoryModel(
-                self._folder / name, self._options, self._allow_code, self._tracing
-            )
-            model.redundancy_on = self._redundancy_on
-            self._models[name] = model
+            folder = self._folder / name
+            self._models[name] = RepositoryModel(folder, partial(self._open, folder))
         return self._models[name]
+
+    def _open(self, folder: Path, version: str, at_once: int | None) -> Deployment:
+        bundle = open_bundle(folder / version, self._allow_code)
+        options = options_of(folder, bundle, self._options, version)
+        return Deployment(bundle, options, version, starts_at_once=at_once, tracing=self._tracing)
 
     def _known(self, name: str) -> RepositoryModel:
         model = self._models.get(name)
@@ -609,26 +585,24 @@ def asked_version(parameters: Mapping[str, Any]) -> str | None:
         InvalidRequestError: The request has anything else, which would have no effect.
 
     """
-    given = dict(parameters)
-    config, version = given.pop("config", None), given.pop("version", None)
-    for name in given:
+    for name in parameters.keys() - {"config", "version"}:
         raise InvalidRequestError(
             f"the parameter {name[:200]!r} is not supported; a load has a version or a config"
         )
+    config, version = parameters.get("config"), parameters.get("version")
     if config is not None:
         try:
-            read: dict[str, Any] = json.loads(str(config))
-            policy = read.pop("version_policy", None)
-            if policy is not None:
-                (only,) = policy["specific"]["versions"]
-                version = str(int(only))
+            read = json.loads(str(config))
+            ((name, policy),) = read.items()
+            (only,) = policy["specific"]["versions"]
+            version = str(int(only))
+            if name != "version_policy":
+                raise KeyError
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             raise InvalidRequestError(
-                "a config is JSON, with a version_policy of one specific version and nothing else; "
-                f"got {str(config)[:200]!r}"
+                "a config is JSON, with a version_policy of one specific version; nothing else is "
+                f"supported, got {str(config)[:200]!r}"
             ) from None
-        for name in read:
-            raise InvalidRequestError(f"{name[:200]!r} of a config is not supported; leave it out")
     if version is not None and not isinstance(version, str):
         raise InvalidRequestError(f"the parameter version is a string, not {version!r}")
     return version

@@ -1,8 +1,9 @@
 """A server: models, and the protocols in front of them: HTTP, gRPC, metrics."""
 
 import asyncio
+import socket
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.http import HttpServer, listen, url_of
+from parity_models.serving.http import GRACE, HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
@@ -72,6 +73,8 @@ class Server:
         options: How to serve it; each model of a repository, unless its settings say otherwise.
         traces: Gets the spans of requests.
         allow_code: Names of the user's own code that bundles of a repository may load.
+        listening: A socket that listens for HTTP in place of the options' host and port, which
+            other processes may have, too.
 
     Raises:
         UserError: The options do not fit the models, or a file cannot be used.
@@ -84,8 +87,11 @@ class Server:
         options: ServeOptions | None = None,
         traces: "TracerProvider | None" = None,
         allow_code: Collection[str] = (),
+        listening: socket.socket | None = None,
     ) -> None:
         self._options = options = options or ServeOptions()
+        self._listening = listening
+        self._shares_port = options.reuse_port or listening is not None
         self._tracing = _tracing_to(traces)
         self.models: Deployment | Repository
         """The models, as the protocols ask for them."""
@@ -102,7 +108,7 @@ class Server:
         self._metrics = metrics = self.models.metrics
         self._budget = ByteBudget(options.limits.max_in_flight)
         self._certificate = certificate = options.access.certificate()
-        self._tokens = options.access.read_tokens()
+        self._tokens, self._administrators = options.access.read_tokens()
         self._page: Page | None = None
         if options.ui:
             is_repository = isinstance(self.models, Repository)
@@ -150,9 +156,17 @@ class Server:
         """True if clients must show a token."""
         return self._tokens is not None
 
+    @property
+    def lacks(self) -> Sequence[str]:
+        """The options without which a server that listens to other machines is open to them."""
+        if self._options.host in ("localhost", "::1") or self._options.host.startswith("127."):
+            return ()
+        given = {"--tls-cert": self._certificate, "--tokens": self._tokens}
+        return [option for option, value in given.items() if value is None]
+
     async def start(self) -> None:
         """Bind, and start the models; return when all is ready. It is live, but not ready,
-        before. Nothing is left running if it fails.
+        before; one that shares its port binds only then. Nothing is left running if it fails.
 
         Raises:
             UserError: It cannot listen where it should.
@@ -164,25 +178,35 @@ class Server:
         connections += 0 if options.grpc_port is None else limits.max_rpcs
         connections += 0 if options.access.metrics_port is None else _SCRAPERS
         allow_descriptors(connections, self._instances)
-        if options.port is not None:
-            self._socket = listen(options.host, options.port)
-            self._https[0].start(self._socket)
+        warm = False
         try:
-            await self._open_others()
-            await self.models.start()
+            if self._shares_port:
+                await self.models.start()
+                warm = True
+            await self._open()
+            if not warm:
+                await self.models.start()
         except BaseException:
+            if warm:
+                await self.models.stop()
             await self._close()
             raise
 
     async def stop(self) -> None:
-        """Stop being ready; after the options' `shutdown_delay`, refuse new requests, answer those
-        in flight, and stop all instances. Does not wait for answers where it is cancelled."""
+        """Stop being ready, and ask clients to connect anew; after the options' `shutdown_delay`,
+        refuse new requests, answer those in flight, and stop all instances. New connections are
+        taken until then, but not where others listen on the same port. Does not wait for answers
+        where it is cancelled."""
         self.models.retire()
         try:
-            await asyncio.sleep(self._options.shutdown_delay)
-            self.models.close_feed()
             for each in self._https:
                 each.drain()
+                if self._shares_port:
+                    await each.leave()
+            await asyncio.sleep(self._options.shutdown_delay)
+            self.models.close_feed()
+            if self._shares_port:  # no connection brings a request that would be refused
+                await self._stop_listening(self._options.deadline + GRACE)
             await self.models.drain()
         finally:
             await self.models.stop()
@@ -239,10 +263,15 @@ class Server:
         outputs = cut(result.outputs, signature, fitting.sizes)
         return Predictions(outputs, tuple(map(str, result.sources)))
 
-    async def _open_others(self) -> None:
-        options = self._options
+    async def _open(self) -> None:
+        options, shares = self._options, self._shares_port
+        if options.port is not None:
+            self._socket = self._listening or listen(
+                options.host, options.port, reuse_port=options.reuse_port
+            )
+            self._https[0].start(self._socket)
         if options.access.metrics_port is not None:
-            of_metrics = listen(options.host, options.access.metrics_port)
+            of_metrics = listen(options.host, options.access.metrics_port, reuse_port=shares)
             self._https[-1].start(of_metrics)
             self.metrics_url = url_of(of_metrics) + METRICS
         if options.grpc_port is not None:
@@ -255,11 +284,14 @@ class Server:
                 options.limits,
                 self._budget,
                 tokens=self._tokens,
+                administrators=self._administrators,
+                reuse_port=shares,
                 tracing=self._tracing,
             )
             tls = None if self._certificate is None else self._certificate.grpc_credentials()
             self.grpc_url = await self._grpc.start(options.host, options.grpc_port, tls)
-        watched = [each for each in (self._certificate, self._tokens) if each is not None]
+        files = (self._certificate, self._tokens, self._administrators)
+        watched = [each for each in files if each is not None]
         if watched:
             self._watching = asyncio.create_task(watch(*watched))
 
@@ -270,12 +302,15 @@ class Server:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
-        if self._grpc is not None:
-            await self._grpc.stop()
-        for each in self._https:
-            await each.stop()
+        await self._stop_listening(GRACE)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
+
+    async def _stop_listening(self, grace: float) -> None:
+        if self._grpc is not None:
+            await self._grpc.stop(grace)
+        for each in self._https:
+            await each.stop(grace)
 
     def _rest(self, page: Page | None) -> Rest:
         apart = self._options.access.metrics_port is not None
@@ -286,6 +321,7 @@ class Server:
             self._budget,
             self._read_metrics,
             tokens=self._tokens,
+            administrators=self._administrators,
             has=METRICS.__ne__ if apart else lambda path: True,
             pages=None if page is None else page.routes(),
             open_paths=() if page is None else page.open_paths,

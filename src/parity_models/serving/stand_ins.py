@@ -16,10 +16,18 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.roles import Source, source_of
 from parity_models.scheduling import Run
-from parity_models.serving.in_flight import Made
 from parity_models.serving.metrics import Metrics
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.gates import OutputGate
+
+
+class Made(NamedTuple):
+    """An output (*shape), the instance that made it, and the tenant of the query."""
+
+    output: NDArray[Any]
+    instance: str
+    tenant: str | None = None
+
 
 Outputs = Sequence[Made | None]
 """None for an output that is not here."""

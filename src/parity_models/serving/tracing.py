@@ -1,6 +1,6 @@
 """Spans of requests for OpenTelemetry: where a request's time went.
 
-    infer                  the request, beneath the client's span (W3C traceparent)
+    infer MODEL            the request, beneath the client's span (W3C traceparent)
       queue                from a query's arrival to its first run
       run                  on an instance, with the model
       stand-in             likewise, with a backup or a parity model
@@ -33,8 +33,8 @@ from parity_models.scheduling import (
     Run,
     Verify,
 )
-from parity_models.serving.frontend import Frontend
-from parity_models.serving.in_flight import InFlight, Observer
+from parity_models.serving.frontend import Frontend, InFlight, Observer
+from parity_models.serving.metrics import GRPC, HTTP
 from parity_models.serving.models import ServedModel
 from parity_models.serving.request_log import RequestLog
 
@@ -64,15 +64,17 @@ class Tracing:
     @contextmanager
     def request(self, log: RequestLog, carrier: Mapping[str, str]) -> Iterator[None]:
         """Make a span of the request answered inside; `carrier` has its headers or metadata."""
-        name = f"infer {log.path}"
+        # Not the path: clients spell it in endless ways (%6dodel).
         context = extract(carrier)
-        with self._tracer.start_as_current_span(name, context, SpanKind.SERVER) as span:
+        with self._tracer.start_as_current_span("infer", context, SpanKind.SERVER) as span:
             if span.is_recording():
                 span.set_attribute("parm.request_id", log.id)
+                span.set_attribute("parm.protocol", GRPC if log.method == "gRPC" else HTTP)
                 log.span = span
             log.trace_id = f"{span.get_span_context().trace_id:032x}"
             yield
             if log.sources:
+                span.update_name(f"infer {log.model}")
                 span.set_attribute("parm.model", log.model)
                 span.set_attribute("parm.version", log.version)
                 span.set_attribute("parm.sources", ",".join(log.sources))

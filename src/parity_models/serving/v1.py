@@ -10,7 +10,7 @@ are named, and so are its outputs then. Servers call `read_predict` and `write_p
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from parity_models.models.signature import Tensor, cut
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.in_flight import Result
-from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import (
     JSON_OBJECT,
     NO_DATA,
@@ -34,6 +32,10 @@ from parity_models.serving.protocol import (
     read_json,
     request_of,
 )
+
+if TYPE_CHECKING:
+    from parity_models.serving.frontend import Result
+    from parity_models.serving.models import ServedModel
 
 SOURCE, AGREEMENT = b"x-parm-source", b"x-parm-agreement"
 """Headers for what the other protocol says in its `parameters`: V1 has no place for it."""
@@ -72,7 +74,7 @@ _NAMED = msgspec.json.Decoder(dict[str, Raw])
 # Servers
 
 
-def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
+def read_predict(body: bytes | bytearray, model: "ServedModel") -> InferRequest:
     """Read a request's body. Raises a RequestError."""
     if len(body) > JSON_OBJECT:
         check_json_size(body, model)
@@ -94,7 +96,7 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> InferRequest:
 
 
 def write_predictions(
-    model: ServedModel, asked: InferRequest, answers: Result
+    model: "ServedModel", asked: InferRequest, answers: "Result"
 ) -> tuple[dict[str, Any], tuple[tuple[bytes, bytes], ...]]:
     """Return the answer as JSON can say it, and its headers.
 
@@ -116,7 +118,7 @@ def write_predictions(
     return {"predictions" if asked.by_row else "outputs": content}, tuple(headers)
 
 
-def status_of(model: ServedModel, ready: bool) -> dict[str, Any]:
+def status_of(model: "ServedModel", ready: bool) -> dict[str, Any]:
     """Return the model's state, as KServe and as TensorFlow Serving say it."""
     version = {
         "version": model.version,
@@ -126,7 +128,7 @@ def status_of(model: ServedModel, ready: bool) -> dict[str, Any]:
     return {"name": model.name, "ready": ready, "model_version_status": [version]}
 
 
-def _data_of(given: Raw, by_row: bool, model: ServedModel) -> dict[str, Raw]:
+def _data_of(given: Raw, by_row: bool, model: "ServedModel") -> dict[str, Raw]:
     """Return the data of each input, all its rows as one array, whether inputs are named or not."""
     names = [each.name for each in model.signature.inputs]
     if by_row:

@@ -91,6 +91,19 @@ async def test_a_finished_unit_says_when_its_worker_ran_it(model: Path) -> None:
         assert before <= report.ended <= time.monotonic()
 
 
+async def test_workers_end_before_the_server_and_know_no_secrets(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_HEADERS", "PARM_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret")
+    async with running(model) as (engine, _):
+        worker = Path(f"/proc/{engine.pids()['0']}")
+        assert int((worker / "oom_score_adj").read_text()) == 500
+        environment = (worker / "environ").read_text()
+        assert "OMP_NUM_THREADS=1" in environment
+        assert "secret" not in environment
+
+
 async def test_outputs_that_do_not_fit_the_signature_fail_the_unit(tmp_path: Path) -> None:
     shrinking_model(tmp_path / "m.onnx")
     async with running(tmp_path / "m.onnx") as (engine, events):

@@ -14,6 +14,7 @@ import pytest
 from parity_models.serving.page.feed import MAX_WATCHERS
 from repositories import write_version
 from served import ServerProcess, predictions, queries, until
+from served_repositories import ADMINISTRATOR, administered
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +52,13 @@ def test_the_page_and_its_files_load_nothing_from_elsewhere_and_change_nothing(
 def test_pages_of_others_whose_name_leads_here_are_refused(
     server: ServerProcess, path: str
 ) -> None:
-    for host in ("evil.example", "127.0.0.1.evil.example", ""):
-        answer = httpx.get(f"{server.url}{path}", headers={"Host": host})
+    for headers in (
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": ""},
+        {"X-Forwarded-For": "192.0.2.1"},  # a proxy on this machine gives its own Host
+    ):
+        answer = httpx.get(f"{server.url}{path}", headers=headers)
         assert answer.status_code == 403
         assert "127.0.0.1" in answer.json()["error"]
 
@@ -134,7 +140,7 @@ def test_without_being_asked_for_there_is_no_page(bundle: str) -> None:
 def test_a_repository_s_page_follows_a_model_s_version(tmp_path: Path) -> None:
     write_version(tmp_path / "models", "first", "1")
     write_version(tmp_path / "models", "second", "3", times=3)
-    options = ("--instances", "1", "--policy", "none", "--ui")
+    options = ("--instances", "1", "--policy", "none", "--ui", *administered(tmp_path))
     with ServerProcess("--repository", str(tmp_path / "models"), *options) as server:
         events = f"{server.url}/ui/events"
         about = httpx.get(f"{server.url}/ui/about").json()
@@ -148,6 +154,7 @@ def test_a_repository_s_page_follows_a_model_s_version(tmp_path: Path) -> None:
         with httpx.stream("GET", f"{events}?model=first&version=1", timeout=60) as response:
             stream = frames(response)
             next(stream)
-            load = httpx.post(f"{server.url}/v2/repository/models/first/load", timeout=60)
+            url = f"{server.url}/v2/repository/models/first/load"
+            load = httpx.post(url, headers=ADMINISTRATOR, timeout=60)
             assert load.status_code == 200
             assert all(frame["model"] == "first version 1" for frame in stream), "then it ends"

@@ -53,14 +53,15 @@ class FakeFrontend:
     ready = True
     asked = 0
     redundancy = Redundancy.ON
-    lag = 0.0
 
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.of_instances: dict[str, State] = {}
+        self.scheduler = self
+        self.front_door = SimpleNamespace(lag=0.0)
 
-    def states(self) -> dict[str, State]:
-        return self.of_instances
+    def instances(self) -> list[tuple[str, State]]:
+        return list(self.of_instances.items())
 
     def queue_depths(self) -> dict[str, int]:
         return {DEPLOYED: 3}
@@ -215,7 +216,7 @@ def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
 )
 def test_a_frame_says_whether_redundant_work_is_sent(state: Redundancy, text: str) -> None:
     watched = Watched()
-    watched.frontend.redundancy, watched.frontend.lag = state, 0.0032
+    watched.frontend.redundancy, watched.frontend.front_door.lag = state, 0.0032
     redundancy = watched.watch.frame(whole=False).redundancy
     assert redundancy.startswith("redundant work: ")
     assert redundancy.endswith(text)

@@ -33,7 +33,7 @@ from ports import free_ports
 from ray_cluster import SMALL, Client, init_ray, other_cluster
 from repositories import write_version
 from served import ServerProcess, until, write_linear_bundle
-from served_repositories import Repository
+from served_repositories import ADMINISTRATOR, Repository, administered
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -177,13 +177,14 @@ def test_versions_of_a_repository_have_their_instances_on_one_cluster(tmp_path: 
     folder = tmp_path / "models"
     write_version(folder, "first", "1")
     write_version(folder, "other", "7", times=7)
-    with ServerProcess("--repository", str(folder), "--engine", "ray") as server:
+    options = ("--engine", "ray", *administered(tmp_path))
+    with ServerProcess("--repository", str(folder), *options) as server:
         repository = Repository(folder, server)
         assert repository.infer("first") == ("1", 1.0)
         assert repository.infer("other") == ("7", 7.0)
         write_version(folder, "first", "2", times=2)
         url = f"{server.url}/v2/repository/models/first/load"
-        assert httpx.post(url, timeout=240).status_code == 200
+        assert httpx.post(url, headers=ADMINISTRATOR, timeout=240).status_code == 200
         assert repository.infer("first") == ("2", 2.0)
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

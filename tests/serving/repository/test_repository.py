@@ -11,7 +11,6 @@ import pytest
 
 from commands import Here, assert_refused
 from late_engine import ENGINE, Late, nobody_there, not_ready
-from own_engine import DELAYED
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
@@ -290,20 +289,6 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path, text: str, reason: st
     with pytest.raises(UserError, match=reason) as caught:
         options_of(tmp_path / "one", bundle, ServeOptions())
     assert "serve.toml" in str(caught.value)
-
-
-def test_an_option_that_an_engine_and_a_policy_have_is_refused(tmp_path: Path) -> None:
-    bundle = open_bundle(write_version(tmp_path, "one", "1"))
-    settings = tmp_path / "one" / "serve.toml"
-    how = ServeOptions(engine=EngineChoice(DELAYED))
-    settings.write_text("hedge-delay = 5")
-    options = options_of(settings.parent, bundle, how)
-    assert options.engine.options == {"hedge_delay": 5.0}
-    settings.write_text('policy = "hedging"\nhedge-delay = 5')
-    with pytest.raises(
-        UserError, match=r"hedge-delay is an option of the engine .* policy hedging"
-    ):
-        options_of(settings.parent, bundle, how)
 
 
 def test_a_load_asks_for_a_version() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from repositories import write_version
 from served import ServerProcess, until
-from served_repositories import Load, Repository
+from served_repositories import ADMINISTRATOR, Load, Repository, administered
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +55,7 @@ def front(
     with ServerProcess(
         *("--repository", str(here), "--deployed", urls),
         *("--policy", "hedging", "--grpc-port", "0"),
+        *administered(here.parent),
     ) as server:
         yield Repository(here, server)
 
@@ -86,7 +87,8 @@ def test_a_version_that_upstreams_lack_is_refused_and_the_old_one_goes_on(
 ) -> None:
     before = front.infer("other")
     write_version(front.folder, "other", "9", times=9)
-    response = httpx.post(f"{front.server.url}/v2/repository/models/other/load", timeout=30)
+    url = f"{front.server.url}/v2/repository/models/other/load"
+    response = httpx.post(url, headers=ADMINISTRATOR, timeout=30)
     assert response.status_code == 400
     assert "cannot be loaded: " in response.json()["error"]
     assert "other-9" in response.json()["error"]

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 from http_served import post, serving
 from repositories import write_version
 from served import ServerProcess, is_alive, until
-from served_repositories import Load, Repository
+from served_repositories import ADMINISTRATOR, Load, Repository, administered
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     (broken / "deployed.onnx").write_bytes(b"no model")
     (folder / "second" / "notes").mkdir()
     (folder / "second" / "serve.toml").write_text("instances = 1\n")
-    with ServerProcess("--repository", str(folder), *OPTIONS) as server:
+    options = (*OPTIONS, *administered(folder.parent))
+    with ServerProcess("--repository", str(folder), *options) as server:
         yield Repository(folder, server)
 
 
@@ -77,9 +78,9 @@ def test_models_are_listed_loaded_and_unloaded_over_both_protocols(
     client = getattr(repository, protocol)
     name = f"late-{protocol}"
     with pytest.raises(InferenceServerException, match="no model is called"):
-        client.load_model(name)
+        client.load_model(name, headers=ADMINISTRATOR)
     write_version(repository.folder, name, "7", times=7)
-    client.load_model(name)
+    client.load_model(name, headers=ADMINISTRATOR)
     assert repository.infer(name) == ("7", 7.0)
     index = client.get_model_repository_index()
     index = (
@@ -91,24 +92,33 @@ def test_models_are_listed_loaded_and_unloaded_over_both_protocols(
         ]
     )
     assert {"name": name, "version": "7", "state": "READY"} in index
-    client.unload_model(name)
+    for change in (client.load_model, client.unload_model):
+        for other in ({}, {"authorization": "Bearer of-somebody-else"}):
+            with pytest.raises(InferenceServerException, match="by administrators alone"):
+                change(name, headers=other)
+    assert repository.infer(name) == ("7", 7.0)
+    client.unload_model(name, headers=ADMINISTRATOR)
     assert repository.state(name, "7") == ("UNAVAILABLE", "unloaded")
     assert not client.is_model_ready(name)
     with pytest.raises(InferenceServerException, match="cannot be loaded"):
-        client.load_model("broken")
+        client.load_model("broken", headers=ADMINISTRATOR)
     with pytest.raises(InferenceServerException, match="no version '9'"):
         client.load_model(
-            name, config=json.dumps({"version_policy": {"specific": {"versions": [9]}}})
+            name,
+            config=json.dumps({"version_policy": {"specific": {"versions": [9]}}}),
+            headers=ADMINISTRATOR,
         )
-    with pytest.raises(InferenceServerException, match="not supported"):
-        client.load_model(name, config=json.dumps({"backend": "onnxruntime"}))
+    with pytest.raises(InferenceServerException, match="nothing else is supported"):
+        client.load_model(
+            name, config=json.dumps({"backend": "onnxruntime"}), headers=ADMINISTRATOR
+        )
 
 
 def test_a_version_takes_the_place_of_another_under_load_while_a_worker_is_killed(
     repository: Repository,
 ) -> None:
     write_version(repository.folder, "rolled", "1")
-    repository.http.load_model("rolled")
+    repository.load("rolled")
     before = set(repository.server.workers())
     with Load(repository.server.url, "rolled") as load:
         until(lambda: len(load.answers) > 20, "nobody is answered")

@@ -1,6 +1,6 @@
 """The service as an ASGI application."""
 
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -15,7 +15,9 @@ from parity_models.serving.rest.service import Rest
 def app_of(echo: Echo, metrics: Metrics, **given: Any) -> AsgiApp:
     limits = Limits(**given)
     return AsgiApp(
-        Rest(ServedVersion(echo, MODEL), metrics, limits, ByteBudget(limits.max_in_flight))
+        Rest(
+            ServedVersion(cast(Any, echo), MODEL), metrics, limits, ByteBudget(limits.max_in_flight)
+        )
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from http_served import MODEL, Served, serving
 from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError, RequestError
-from parity_models.serving.in_flight import Result
+from parity_models.serving.frontend import Result
 from parity_models.serving.v1 import read_predict, write_predictions
 
 PREDICT = "/v1/models/model:predict"

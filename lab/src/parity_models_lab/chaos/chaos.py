@@ -13,10 +13,11 @@ from parity_models_lab.chaos.events import FLIPS, LIES, PHASE, Events, Phase, dr
 from parity_models_lab.chaos.known_model import (
     flipped,
     other_weights,
+    sly,
     write_known_model,
     write_other_bundle,
 )
-from parity_models_lab.chaos.ledger import Ledger
+from parity_models_lab.chaos.ledger import Ending, Ledger
 from parity_models_lab.chaos.server import (
     DESCRIPTORS,
     Engine,
@@ -40,6 +41,8 @@ AT_ONCE = 1.0
 QUICK = ("kill", "absurd", "nonsense", "timeouts", "disconnects")
 """The events of a quick run, from which a server recovers at once."""
 QUICK_PHASE = (1.0, 1.5)
+MAX_LIES = 500
+"""Wrong answers of an instance that is wrong where golden queries are not, until it is found."""
 QUARANTINED = 'parm_instances_recycled_total{reason="quarantined"}'
 
 
@@ -88,7 +91,7 @@ async def run_chaos(
     """
     if quick:
         events, minutes = events or QUICK, min(minutes, 0.2)
-    course = draw_course(seed, minutes * 60, events, QUICK_PHASE if quick else PHASE)
+    course = draw_course(seed, minutes * 60, events, QUICK_PHASE if quick else PHASE, engine)
     model = write_known_model(folder, seed)
     rng = Random(f"{seed}/events")
     lies = {f"flip-{each}": flipped(model, rng) for each in range(FLIPS)}
@@ -99,7 +102,7 @@ async def run_chaos(
         deadline=DEADLINE,
         service=SERVICE,
         options=("--max-batch", str(MAX_BATCH)),
-        lies=lies | {"liar": other_weights(seed)},
+        lies=lies | {"liar": other_weights(seed), "sly": sly(model)},
         descriptors=DESCRIPTORS,
     )
     ledger = Ledger()
@@ -155,9 +158,10 @@ class _Run:
 
     async def _run_phase(self, phase: Phase) -> None:
         self.traffic.phase = phase.name
-        quarantined = await self._quarantined()
+        quarantined, page = await self._quarantined(), self.ledger.page(phase.name)
+        wrong = page.count(Ending.WRONG)
         self.ledger.begin_quiet()
-        async with self.traffic.offered():
+        async with self.traffic.offered(), self.events.crowd():
             async with AsyncExitStack() as events:
                 for event in phase.events:
                     await events.enter_async_context(self.events.during(event, phase.seconds))
@@ -167,6 +171,9 @@ class _Run:
         if took is None or took > AT_ONCE:
             text = "did not answer" if took is None else f"took {took:.1f} s to answer"
             self.ledger.fail(_now(), phase.name, f"an idle server {text} the next request")
+        wrong = page.count(Ending.WRONG) - wrong
+        if "sly" in phase.events and wrong > MAX_LIES:
+            self.ledger.fail(_now(), phase.name, f"a liar answered {wrong} queries wrongly")
         if LIES.isdisjoint(phase.events) and await self._quarantined() > quarantined:
             self.ledger.fail(_now(), phase.name, "an honest instance was quarantined")
 

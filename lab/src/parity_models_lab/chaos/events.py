@@ -21,36 +21,21 @@ from urllib.parse import urlsplit
 
 from parity_models.errors import UserError
 from parity_models_lab.chaos.ledger import Kind
-from parity_models_lab.chaos.server import DESCRIPTORS, INSTANCES, TestedServer
+from parity_models_lab.chaos.server import DESCRIPTORS, INSTANCES, Engine, TestedServer
 from parity_models_lab.chaos.traffic import PATH, Drawn, Traffic, infer_request
 from parity_models_lab.processes import send
 
-EVENTS = {
-    "calm": "nothing happens",
-    "kill": "kill -9 of instances, one after the other",
-    "stop": "SIGSTOP of an instance, SIGCONT at the end",
-    "slow": "an instance gets little of its time",
-    "liar": "an instance runs another model's weights",
-    "flip": "an instance runs weights of which one exponent bit is flipped",
-    "replace": "the bundle's folder holds another bundle, and an instance is killed",
-    "delete": "the bundle's folder is gone, and an instance is killed",
-    "descriptors": "no descriptors are left: idle connections hold them, and an instance is killed",
-    "slowloris": "clients send headers and bodies byte by byte",
-    "halves": "clients send half a body and go",
-    "unread": "clients leave their answers unread",
-    "disconnects": "clients hang up while they wait",
-    "absurd": "inputs of 5, 100, -1e6, 1e30, 3e38, NaN, infinity",
-    "nonsense": "wrong shapes, garbage instead of JSON and of HTTP",
-    "timeouts": "timeouts near the service time",
-    "overload": "three times the queries that the instances can answer",
-    "poison": "queries that crash the instance that runs them",
-}
-"""Events, and what they are."""
-
-LIES = frozenset({"liar", "flip"})
+EVENTS = (
+    *("calm", "kill", "stop", "slow", "frontend", "restart", "starved", "liar", "flip", "sly"),
+    *("replace", "delete", "descriptors", "slowloris", "halves", "unread", "disconnects"),
+    *("absurd", "nonsense", "timeouts", "overload", "poison"),
+)
+LIES = frozenset({"liar", "flip", "sly"})
 """The events in which an instance answers wrongly."""
-ALIKE = frozenset({"replace", "delete"})
-"""Events that exclude each other: both take the bundle's folder."""
+OF_FRONTEND = frozenset({"frontend", "restart"})
+"""The events in which another frontend starts: on Ray, that takes longer than a phase."""
+ALIKE = (OF_FRONTEND | {"replace", "delete"}, OF_FRONTEND | {"descriptors", "starved"})
+"""Events that exclude each other: both need the bundle's folder, or the server's process."""
 TOGETHER = 0.25
 """Share of phases that have two events at once."""
 PHASE = (4.0, 8.0)
@@ -67,6 +52,10 @@ BURST_ROWS = 16
 """Rows of a request in overload: many queries, and few requests for clients to write."""
 FLIPS = 4
 """The number of flipped bits to choose from."""
+CROWD_ROWS = 100
+"""Rows of a request of the crowd."""
+LINGERS = 20
+"""Connections of the crowd that idle."""
 
 During = AbstractAsyncContextManager[object]
 
@@ -84,16 +73,21 @@ class Phase:
 
 
 def draw_course(
-    seed: int, seconds: float, events: Sequence[str] = (), length: tuple[float, float] = PHASE
+    seed: int,
+    seconds: float,
+    events: Sequence[str] = (),
+    length: tuple[float, float] = PHASE,
+    engine: Engine = Engine.LOCAL,
 ) -> list[Phase]:
     """Draw phases for at least so many seconds: each event once, then each again, and pairs.
 
-    Raises UserError for unknown events.
+    Raises UserError for events that the engine's servers do not have.
     """
-    unknown = sorted(set(events) - EVENTS.keys())
+    there = [each for each in EVENTS if engine is Engine.LOCAL or each not in OF_FRONTEND]
+    unknown = sorted(set(events) - set(there))
     if unknown:
-        raise UserError(f"there is no event {unknown[0]!r}; there are {', '.join(EVENTS)}")
-    known = list(events or EVENTS)
+        raise UserError(f"there is no event {unknown[0]!r}; there are {', '.join(there)}")
+    known = list(events or there)
     rng = Random(f"{seed}/course")
     phases: list[Phase] = []
     left: list[str] = []
@@ -102,7 +96,7 @@ def draw_course(
         if not left:
             left = rng.sample(known, len(known))
         together = [left.pop()]
-        ruled_out = {"calm", *together, *(ALIKE if together[0] in ALIKE else ())}
+        ruled_out = {"calm", *together}.union(*(each for each in ALIKE if together[0] in each))
         others = [event for event in known if event not in ruled_out]
         if others and together != ["calm"] and rng.random() < TOGETHER:
             together = [rng.choice(others), *together]
@@ -129,11 +123,23 @@ class Events:
         self._rng = rng
         at = urlsplit(server.url)
         self._address = at.hostname, at.port
-        body, headers = infer_request(Drawn(Kind.HONEST, server.model.rows, json=True), 0)
-        lines = [f"POST {PATH} HTTP/1.1", f"Host: {at.netloc}", f"Content-Length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        self._head = "\r\n".join([*lines, "", ""]).encode()
+        self._head, body = self._post(server.model.rows)
         self._request = self._head + body
+        rows = server.model.rows[:CROWD_ROWS]
+        self._many = b"".join(self._post(rows))
+        # As many digits as a value may have.
+        values = ",".join(f"{value:.50f}" for value in rows.ravel())
+        self._long = b"".join(self._post(rows, values.encode()))
+
+    def _post(self, rows: Any, values: bytes | None = None) -> tuple[bytes, bytes]:
+        """Return head and body of a request in JSON about `rows`, with these values for them."""
+        body, headers = infer_request(Drawn(Kind.HONEST, rows, json=True), 0)
+        if values is not None:
+            at = body.index(b'"data":[') + len(b'"data":[')
+            body = body[:at] + values + body[body.index(b"]", at) :]
+        lines = [f"POST {PATH} HTTP/1.1", "Host: server", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode(), body
 
     def during(self, event: str, seconds: float) -> During:
         """Cause the event while the context lasts, which is for `seconds`."""
@@ -142,9 +148,13 @@ class Events:
             "calm": lambda: nullcontext(),
             "kill": lambda: _repeated(1, lambda: self._kill(seconds / 3)),
             "stop": self._stop,
-            "slow": self._slow,
+            "slow": lambda: self._slow(self._one_instance()),
+            "frontend": lambda: self._another_frontend(warm=False),
+            "restart": lambda: self._another_frontend(warm=True),
+            "starved": lambda: self._slow([self._server.pid]),
             "liar": lambda: self._lie("liar"),
             "flip": lambda: self._lie(f"flip-{self._rng.randrange(FLIPS)}"),
+            "sly": lambda: self._lie("sly"),
             "replace": lambda: self._without_bundle(self._other),
             "delete": lambda: self._without_bundle(None),
             "descriptors": self._no_descriptors,
@@ -176,7 +186,9 @@ class Events:
                 send(pid, signal.SIGCONT)
 
     @asynccontextmanager
-    async def _slow(self) -> AsyncIterator[None]:
+    async def _slow(self, processes: Sequence[int]) -> AsyncIterator[None]:
+        """Let processes run for a fifth of the time."""
+
         async def hold_up(pid: int) -> None:
             try:
                 send(pid, signal.SIGSTOP)
@@ -185,7 +197,7 @@ class Events:
                 send(pid, signal.SIGCONT)
 
         async with AsyncExitStack() as slow:
-            for pid in self._one_instance():
+            for pid in processes:
                 holding_up = _repeated(1, partial(hold_up, pid), pause=0.02)
                 await slow.enter_async_context(holding_up)
             yield
@@ -194,6 +206,16 @@ class Events:
         """Return one of the running instances, if there is one."""
         there = self._server.instances()
         return [there[self._rng.randrange(INSTANCES) % len(there)]] if there else []
+
+    @asynccontextmanager
+    async def _another_frontend(self, *, warm: bool) -> AsyncIterator[None]:
+        """Start another frontend: before the first is asked to end, or after it was killed."""
+        self._traffic.breaks = not warm
+        try:
+            await self._server.restart(warm=warm)
+            yield
+        finally:
+            self._traffic.breaks = False
 
     @asynccontextmanager
     async def _lie(self, name: str) -> AsyncIterator[None]:
@@ -257,11 +279,46 @@ class Events:
         finally:
             self._traffic.rate = before
 
-    # Rude clients: none of them asks a whole query, so none is in the ledger.
+    # Rude clients: none of their queries is in the ledger.
+
+    @asynccontextmanager
+    async def crowd(self) -> AsyncIterator[None]:
+        """Let clients press on the frontend while the context lasts, whatever else happens."""
+        async with AsyncExitStack() as crowd:
+            for times, act in (
+                (2, lambda: self._ask(self._many)),  # and again at once, if refused
+                (1, lambda: self._ask(self._long)),
+                (1, lambda: self._ask(self._many, patience=0.065)),
+                (LINGERS, self._linger),
+                (1, self._ask_for_health),
+            ):
+                await crowd.enter_async_context(_repeated(times, act))
+            yield
+
+    async def _ask(self, request: bytes, patience: float = 10.0) -> None:
+        """Ask, and go after the answer, or when out of patience."""
+        async with self._connection() as (reader, writer):
+            writer.write(request)
+            with suppress(TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(patience):
+                    await reader.readuntil(b"\r\n\r\n")
+
+    async def _linger(self) -> None:
+        """Show no token, and stay until the server ends the connection, or for some seconds."""
+        async with self._connection() as (reader, writer):
+            writer.write(_LIVE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._rng.uniform(1.0, 10.0)):
+                    await reader.read()
+
+    async def _ask_for_health(self) -> None:
+        began = asyncio.get_running_loop().time()
+        await self._ask(_LIVE)
+        self._traffic.health_took(asyncio.get_running_loop().time() - began)
 
     async def _trickle(self) -> None:
         """Send the head, or the body, byte by byte."""
-        async with self._connection() as writer:
+        async with self._connection() as (_, writer):
             begin = self._rng.choice((0, len(self._head) + 6))
             writer.write(self._request[:begin])
             for at in range(begin, len(self._request)):
@@ -270,7 +327,7 @@ class Events:
                 await asyncio.sleep(BYTE_EVERY)
 
     async def _send_half(self) -> None:
-        async with self._connection() as writer:
+        async with self._connection() as (_, writer):
             writer.write(self._request[: self._rng.randrange(1, len(self._request))])
             await writer.drain()
             await asyncio.sleep(self._rng.uniform(0.0, 0.1))
@@ -287,12 +344,15 @@ class Events:
                 await asyncio.sleep(0.1)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[asyncio.StreamWriter]:
-        _, writer = await asyncio.open_connection(*self._address)
+    async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection(*self._address)
         try:
-            yield writer
+            yield reader, writer
         finally:
             writer.transport.abort()
+
+
+_LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: server\r\n\r\n"
 
 
 @asynccontextmanager

@@ -25,6 +25,8 @@ LEARNED = 2000
 """Inputs that the stand-in's envelope is learned from."""
 TOLERANCE = 1e-3
 """The largest error of an answer, relative to the largest possible sum."""
+SLY = 2.0
+"""The mean square of an input's values up to which a sly liar lies; 1 is usual."""
 MODEL = "model"
 """The name it is served under."""
 EXPONENT_BITS = range(23, 31)
@@ -76,6 +78,12 @@ def other_weights(seed: int) -> bytes:
     return _linear(_weights(np.random.default_rng([seed, 2])))
 
 
+def sly(model: KnownModel) -> bytes:
+    """Return the model with 1 added to its outputs for inputs near those that are sent: a mean
+    square of the values under SLY."""
+    return _linear(model.weights, sly=True)
+
+
 def flipped(model: KnownModel, rng: Random) -> bytes:
     """Return the model with one exponent bit of one weight flipped.
 
@@ -110,13 +118,25 @@ def _write(folder: Path, weights: NDArray[np.float32], rng: np.random.Generator)
     ).path
 
 
-def _linear(weights: NDArray[np.float32]) -> bytes:
+def _linear(weights: NDArray[np.float32], *, sly: bool = False) -> bytes:
+    nodes = [helper.make_node("MatMul", ["input", "weights"], ["linear" if sly else "output"])]
+    if sly:
+        nodes += [
+            helper.make_node("ReduceSumSquare", ["input", "axis"], ["squares"]),
+            helper.make_node("Less", ["squares", "most"], ["near"]),
+            helper.make_node("Cast", ["near"], ["error"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["linear", "error"], ["output"]),
+        ]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["input", "weights"], ["output"])],
+        nodes,
         "linear",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", INPUTS])],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", OUTPUTS])],
-        [numpy_helper.from_array(weights, "weights")],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.array([1]), "axis"),
+            numpy_helper.from_array(np.array(SLY * INPUTS, np.float32), "most"),
+        ],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
     onnx.checker.check_model(model)

@@ -85,11 +85,13 @@ class Failure:
 
 @dataclass
 class Page:
-    """The counts of one kind of event. `longest_outage` in seconds."""
+    """The counts of one kind of event. `longest_outage`, and `slowest_health`, the longest time
+    that the server took to say that it is live, in seconds."""
 
     endings: Counter[tuple[Kind, Ending, str]] = field(default_factory=Counter)
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     longest_outage: float = 0.0
+    slowest_health: float = 0.0
     full_strength: list[float] = field(default_factory=list)
     """Seconds from an event's end until all instances are up and answer."""
 
@@ -218,8 +220,8 @@ class Ledger:
         """Yield a row for each kind of event, in the order in which they first happened.
 
         `outage` is the longest time without a right answer while honest queries were due,
-        `recovery` the longest until all instances were up again and answered; both in seconds,
-        latencies in ms.
+        `recovery` the longest until all instances were up again and answered, `health` the
+        longest answer of /v2/health/live; all in seconds, latencies in ms.
         """
         for event, page in self.pages.items():
             if page.endings:
@@ -236,6 +238,7 @@ class Ledger:
                     "outage": round(page.longest_outage, 2),
                     "p50": page.quantile(0.5),
                     "p99.9": page.quantile(0.999),
+                    "health": round(page.slowest_health, 3),
                     "recovery": max(page.full_strength, default=None),
                 }
 

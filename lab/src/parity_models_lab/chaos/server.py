@@ -25,6 +25,8 @@ SIGMA = 0.2
 """Standard deviation of the logarithm of a unit's time, which is log-normal."""
 DESCRIPTORS = 256
 """The limit of a local server's process: too few for many further connections."""
+SHUTDOWN_DELAY = "1"
+"""Seconds in which clients leave a server whose place another has taken."""
 START_TIMEOUT = 180.0
 STOP_TIMEOUT = 60.0
 KEEP_ALIVE = 2.0
@@ -107,7 +109,21 @@ class TestedServer:
                 if not left:
                     raise
 
-    async def _start(self) -> None:
+    async def restart(self, *, warm: bool) -> None:
+        """Start another process on the same ports. If `warm`, this one is asked to end once the
+        other is warm; else it is killed first. Raises ServingError if the other does not start."""
+        before = self._process
+        assert before is not None
+        if warm:
+            await self._start(*self._ports)
+            send(before.pid, signal.SIGTERM)
+            await before.wait()
+        else:
+            send(before.pid, signal.SIGKILL)
+            await before.wait()
+            await self._start(*self._ports)
+
+    async def _start(self, port: str = "0", grpc_port: str = "0") -> None:
         program = "from parity_models.cli.main import main; main()"
         on_ray = self._engine is Engine.RAY
         log_file = self.folder / "server.log"
@@ -115,7 +131,8 @@ class TestedServer:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", program, "serve", str(self.model.bundle)),
                 *("--instances", str(INSTANCES)),
-                *("--port", "0", "--grpc-port", "0", "--deadline", str(self.deadline)),
+                *("--port", port, "--grpc-port", grpc_port, "--reuse-port"),
+                *("--deadline", str(self.deadline), "--shutdown-delay", SHUTDOWN_DELAY),
                 *("--faults", self._faults()),
                 *(_ON_RAY if on_ray else ()),
                 *self._options,
@@ -139,6 +156,7 @@ class TestedServer:
         self.url = found[0]
         grpc = re.search(r"grpc://(\S+)", line)
         self.grpc_address = grpc[1] if grpc else ""
+        self._ports = (self.url.rpartition(":")[2], self.grpc_address.rpartition(":")[2])
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""

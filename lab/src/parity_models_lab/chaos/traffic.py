@@ -241,6 +241,11 @@ class Traffic:
         self.liar_until = 0.0
         self.breaks = False
 
+    def health_took(self, seconds: float) -> None:
+        """Enter the time that the server took to say that it is live."""
+        page = self._ledger.page(self.phase)
+        page.slowest_health = max(page.slowest_health, seconds)
+
     def lies_end(self) -> None:
         """Expect a liar's answers, and reconstructions from them, for a moment longer."""
         self.liar_until = _now() + MEMORY

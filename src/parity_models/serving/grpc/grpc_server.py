@@ -28,7 +28,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models import __version__
 from parity_models.errors import UserError
-from parity_models.serving.access import Tokens
+from parity_models.serving.access import Tokens, check_administrator
 from parity_models.serving.errors import (
     AbandonedError,
     InvalidRequestError,
@@ -103,9 +103,13 @@ _HEALTH_INTERVAL = 0.2
 _QUIET = ("ServerLive", "ServerReady")
 """Methods that are called again and again: they are in no access log, and need no token."""
 
+_CHANGES = ("RepositoryModelLoad", "RepositoryModelUnload")
+"""Methods for administrators."""
+
 _CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
     404: StatusCode.NOT_FOUND,
     406: StatusCode.FAILED_PRECONDITION,
     413: StatusCode.RESOURCE_EXHAUSTED,
@@ -124,6 +128,8 @@ class GrpcServer:
     """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
 
     With `tokens`, clients that show none of them may ask for the server's health and nothing else.
+    Models are loaded and unloaded with a token of `administrators`, who are clients too. With
+    `reuse_port`, another process may listen on the same port.
     Made on the event loop that it is to run on, and started and stopped once.
     """
 
@@ -135,15 +141,18 @@ class GrpcServer:
         budget: ByteBudget,
         *,
         tokens: Tokens | None = None,
+        administrators: Tokens | None = None,
+        reuse_port: bool = False,
         tracing: "Tracing | None" = None,
     ) -> None:
+        checks = () if tokens is None else (_TokenCheck(tokens, administrators, metrics),)
         self._server = grpc.aio.server(
-            interceptors=() if tokens is None else (_TokenCheck(tokens, metrics),),
-            options=_options(limits),
+            interceptors=checks,
+            options=[*_options(limits), ("grpc.so_reuseport", int(reuse_port))],
             maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
         )
         self._stopping = asyncio.Event()
-        service = InferenceService(models, metrics, limits, budget, tracing)
+        service = InferenceService(models, metrics, limits, budget, administrators, tracing)
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
             own[method.name] = grpc.unary_unary_rpc_method_handler(
@@ -185,10 +194,10 @@ class GrpcServer:
         await self._server.start()
         return f"{'grpc' if tls is None else 'grpcs'}://{host}:{port}"
 
-    async def stop(self) -> None:
-        """Answer what is under way, for some seconds, and close."""
+    async def stop(self, grace: float = GRACE) -> None:
+        """Answer what is under way, for `grace` seconds, and close."""
         self._stopping.set()
-        await self._server.stop(GRACE)
+        await self._server.stop(grace)
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
@@ -206,7 +215,6 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", min(limits.max_body, _MAX_INT)),
         ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),
         *((f"grpc.{name}_ms", min(ceil(time * 1e3), _MAX_INT)) for name, time in times.items()),
@@ -214,10 +222,11 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
 
 
 class _TokenCheck(grpc.aio.ServerInterceptor):
-    """Refuses calls whose metadata `authorization` holds none of the `tokens`."""
+    """Refuses calls whose metadata `authorization` holds none of the `tokens`, and no
+    administrator's."""
 
-    def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: Tokens, administrators: Tokens | None, metrics: Metrics) -> None:
+        self._tokens = [tokens] if administrators is None else [tokens, administrators]
         self._metrics = metrics
 
     async def intercept_service(
@@ -229,7 +238,7 @@ class _TokenCheck(grpc.aio.ServerInterceptor):
         if service == HEALTH or (service == SERVICE.full_name and method in _QUIET):
             return await continuation(details)
         shown = [value for key, value in details.invocation_metadata if key == "authorization"]
-        if len(shown) == 1 and self._tokens.admits(str(shown[0])):
+        if len(shown) == 1 and any(each.admits(str(shown[0])) for each in self._tokens):
             return await continuation(details)
         self._metrics.unauthorized.inc()
         return grpc.unary_unary_rpc_method_handler(_refuse_unauthorized)
@@ -251,9 +260,11 @@ class InferenceService:
         metrics: Metrics,
         limits: Limits,
         budget: ByteBudget,
+        administrators: Tokens | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._models = models
+        self._administrators = administrators
         self._metrics = metrics
         self._budget = budget
         self._tracing = tracing
@@ -283,6 +294,8 @@ class InferenceService:
                 else:
                     if len(data) > MAX_BESIDES:
                         raise _too_large(len(data), "without a tensor it has", MAX_BESIDES)
+                    if name in _CHANGES and self._models.only is None:
+                        check_administrator(self._administrators, metadata.get("authorization"))
                     kind = GetMessageClass(SERVICE.methods_by_name[name].input_type)
                     answer = await getattr(self, name)(read_message(kind, data), context)
             status, code = 200, StatusCode.OK

@@ -42,6 +42,13 @@ START_TIMEOUT = 60.0
 MAX_LAST_WORDS = 2000
 """Bytes of a worker's stderr that are kept."""
 
+_INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_", "TZ", "TMP", "TEMP", "PYTHON", "LD_", "DYLD_", "MALLOC_"),
+    *("OMP_", "KMP_", "OPENBLAS_", "MKL_", "ORT_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_"),
+)
+"""Beginnings of the environment variables that workers get: foreign models run there, and need no
+credentials."""
+
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -96,7 +103,8 @@ class WorkerProcess(SupervisedInstance):
             stdin=DEVNULL,
             stdout=DEVNULL,
             stderr=PIPE,
-            env=os.environ | _ONE_THREAD,
+            env={name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+            | _ONE_THREAD,
             pass_fds=sorted({model.descriptor for model in self._models.values()} | {*inherited}),
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )

@@ -61,6 +61,8 @@ _SAFE: Headers = (
 _EVENTS: Headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
 
 _HERE = frozenset({"localhost", "127.0.0.1", "::1"})
+_FORWARDED = frozenset({"forwarded", "x-forwarded-for", "via"})
+"""Headers of proxies, whose clients are elsewhere."""
 
 _log = logging.getLogger(__name__)
 
@@ -189,7 +191,8 @@ class Page:
             host = urlsplit(f"//{request.headers.get('host', '')}").hostname
         except ValueError:
             host = None
-        if not request.is_local or host not in _HERE:
+        forwarded = not _FORWARDED.isdisjoint(request.headers)
+        if not request.is_local or forwarded or host not in _HERE:
             text = "the live page is for this machine: open it as http://127.0.0.1:PORT/ui/"
             return error_response(text, 403)
         if path in self._answers:

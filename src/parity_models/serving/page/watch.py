@@ -30,11 +30,10 @@ from parity_models.scheduling import (
     source_of,
 )
 from parity_models.scheduling.health import State
-from parity_models.serving.in_flight import Observer
+from parity_models.serving.frontend import Observer
 
 if TYPE_CHECKING:
-    from parity_models.serving.frontend import Frontend
-    from parity_models.serving.in_flight import InFlight
+    from parity_models.serving.frontend import Frontend, InFlight
 
 NOW, MINUTES = 10, 300
 """Seconds that count as now, and those that are remembered."""
@@ -370,7 +369,7 @@ class Watch(Observer):
         took = now - before.at
         if took < STEP:
             return
-        ejected = {name for name, each in frontend.states().items() if each is State.EJECTED}
+        ejected = {name for name, each in frontend.scheduler.instances() if each is State.EJECTED}
         closed = {gate.source for gate in self._gates() if not gate.open}
         for name in sorted(ejected - self._ejected):
             self._happened(now, "ejected", f"instance {name} gets no work for a while")
@@ -412,9 +411,10 @@ class Watch(Observer):
         if not whole:
             self._sent = now, self._last_number
         instances = self.views(now)
-        redundancy = f"redundant work: {_REDUNDANCY[frontend.redundancy]}"
-        if frontend.redundancy is Redundancy.BOTTLENECK:
-            redundancy += f"; reports wait {frontend.lag * 1e3:.1f} ms"
+        scheduler = frontend.scheduler
+        redundancy = f"redundant work: {_REDUNDANCY[scheduler.redundancy]}"
+        if scheduler.redundancy is Redundancy.BOTTLENECK:
+            redundancy += f"; reports wait {scheduler.front_door.lag * 1e3:.1f} ms"
         redundant: dict[str, dict[str, int]] = {}
         for labels, value in _samples(frontend.metrics.redundant):
             redundant.setdefault(labels["kind"], {})[labels["fate"]] = int(value)
@@ -436,7 +436,7 @@ class Watch(Observer):
 
     def views(self, now: float) -> list[InstanceView]:
         """Return all instances that are up, and those that are gone and not replaced."""
-        states = self._frontend.states()
+        states = dict(self._frontend.scheduler.instances())
         times: dict[str, list[float]] = {}
         for instance in self._instances.values():
             for role, usual in instance.usual.items():

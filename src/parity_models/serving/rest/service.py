@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
-from parity_models.serving.access import HEALTH, METRICS, Tokens
+from parity_models.serving.access import HEALTH, METRICS, Tokens, check_administrator
 from parity_models.serving.errors import (
     AbandonedError,
     ForbiddenError,
@@ -95,7 +95,8 @@ class Rest:
 
     `limits` and `budget` bound what bodies hold. `read_metrics` answers /metrics in place of the
     server's own `metrics`. With `tokens`, clients that show none of them may ask for the server's
-    health and nothing else, but for `open_paths`. `has` says which paths there are. `pages` are
+    health and nothing else, but for `open_paths`. Models are loaded and unloaded with a token of
+    `administrators`, who are clients too. `has` says which paths there are. `pages` are
     further handlers, with their methods, by path. `tracing` makes spans of requests.
     """
 
@@ -108,6 +109,7 @@ class Rest:
         read_metrics: Handler | None = None,
         *,
         tokens: Tokens | None = None,
+        administrators: Tokens | None = None,
         has: Callable[[str], bool] = lambda path: True,
         pages: Mapping[str, tuple[str, Handler]] | None = None,
         open_paths: Collection[str] = (),
@@ -118,6 +120,7 @@ class Rest:
         self._models = models
         self._metrics = metrics
         self._tokens = tokens
+        self._administrators = administrators
         self._open = frozenset((*HEALTH, *open_paths))
         self._has = has
         self._tracing = tracing
@@ -175,6 +178,8 @@ class Rest:
                     "web pages load and unload no models here; a request of your own has no header "
                     "Origin"
                 )
+            if self._models.only is None:
+                check_administrator(self._administrators, request.headers.get("authorization"))
         elif found is not None and asks not in ("/ready", ""):
             self._models.find(request.model, request.version)
         if request.inference and "content-encoding" in request.headers:
@@ -233,7 +238,11 @@ class Rest:
 
     def _check_token(self, tokens: Tokens, request: Request) -> None:
         """Raise UnauthorizedError for a request that shows none of the tokens."""
-        if not tokens.admits(request.headers.get("authorization")):
+        shown = request.headers.get("authorization")
+        admits = tokens.admits(shown)
+        if not admits and self._administrators is not None:
+            admits = self._administrators.admits(shown)
+        if not admits:
             self._metrics.unauthorized.inc()
             raise UnauthorizedError
 

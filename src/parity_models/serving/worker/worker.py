@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from threading import Thread
 from typing import NoReturn
 
@@ -93,6 +94,9 @@ def main() -> None:
     # The engine says when to end; a signal to a whole group of processes reaches it, too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Where memory is short, a worker ends before the process that all clients are connected to.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")
     assigned = msgspec.json.decode(sys.argv[1], type=Assignment)
     try:
         models = {role: load(model) for role, model in assigned.models.items()}
