@@ -1,4 +1,4 @@
-"""Contention is felt by those it is meant for, and leaves nothing behind."""
+"""Contention takes the same course in every run, is felt where it belongs, and leaves nothing."""
 
 import asyncio
 import os
@@ -8,50 +8,105 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from parity_models.emulation import Constant, Pauses
+from parity_models.emulation import Constant, FaultPlan, Pauses, Uniform, WorkerFaults
 from parity_models.errors import BundleError, ContentionError
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Served, served
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention import processor
-from parity_models_lab.contention.apply import Contended, contended
-from parity_models_lab.contention.namespaces import NAMES, PREFIX
-from parity_models_lab.contention.network import star
-from parity_models_lab.contention.plan import Contention, Hogs, Tenant
-from parity_models_lab.contention.processor import ROOT, quota
-from parity_models_lab.contention.transfers import Network
+from parity_models_lab.contention.apply import LONGEST_PAUSE, Contended, Step, contended, steps
+from parity_models_lab.contention.network import NAMES, PREFIX, check_privileges, star
+from parity_models_lab.contention.processor import ROOT, Hogs, quota
+from parity_models_lab.contention.transfers import Leg, Network, legs
+from parity_models_lab.latency.setting import Setting, Tenant
 from served import predictions, queries, until, write_linear_bundle
 
-pytestmark = pytest.mark.slow
+# Courses
 
-WORKERS = 3
+
+def test_at_all_times_each_lane_has_one_transfer_between_two_machines() -> None:
+    course = list(islice(legs(Network(), 18, seed=1, lane=0), 200))
+    assert course[0].start == 0
+    assert all(before.end == after.start for before, after in pairwise(course))
+    assert all(leg.source != leg.target for leg in course)
+    assert {leg.source for leg in course} == set(range(18))
+
+
+def test_a_transfer_goes_out_and_comes_back_in_the_time_its_bytes_take() -> None:
+    network = Network(rate=8e6, smallest=1_000_000, largest=2_000_000)
+    course = list(islice(legs(network, 5, seed=1, lane=3), 100))
+    for out, back in zip(course[::2], course[1::2], strict=True):
+        assert (out.source, out.target) == (back.target, back.source)
+        assert out.end - out.start == pytest.approx(back.end - back.start)
+    assert all(1 <= leg.end - leg.start <= 2 for leg in course[2:])
+
+
+def test_the_course_depends_on_the_seed_alone() -> None:
+    def course(seed: int) -> tuple[list[Leg], list[Step]]:
+        return (
+            list(islice(legs(Network(), 18, seed, lane=1), 50)),
+            list(islice(steps(Pauses(5.0, Uniform(0.1, 0.5)), 18, seed), 50)),
+        )
+
+    assert course(1) == course(1)
+    assert all(one != other for one, other in zip(course(1), course(2), strict=True))
+
+
+def test_pauses_come_in_order_and_none_can_be_taken_for_a_death() -> None:
+    course = list(islice(steps(Pauses(1.0, Constant(60.0)), 4, seed=1), 100))
+    assert course == sorted(course, key=lambda step: step.time)
+    assert {step.worker for step in course} == {0, 1, 2, 3}
+    stopped = {}
+    for step in course:
+        if step.stops:
+            stopped[step.worker] = step.time
+        else:
+            assert step.time - stopped.pop(step.worker) == pytest.approx(LONGEST_PAUSE)
+    together = islice(steps(Pauses(1.0, Constant(0.1), nodes=2), 4, seed=1), 40)
+    assert len({(step.time, step.worker % 2) for step in together}) == 20
+
+
+def test_real_workers_pause_when_simulated_ones_do() -> None:
+    plan = Pauses(1.0, Constant(0.2))
+    begun = next(steps(plan, 1, seed=3)).time - 0.01
+    simulated = WorkerFaults(FaultPlan(3, pauses=plan), 0)
+    assert simulated.release(begun, begun + 0.02) == pytest.approx(begun + 0.22)
+
+
+# Of a server
 
 
 def needs_root(test: Any) -> Any:
     """Network namespaces do."""
     missing = os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None
     skip = pytest.mark.skipif(missing, reason="network namespaces need root and iproute2")
-    return pytest.mark.root(skip(test))
+    return pytest.mark.slow(pytest.mark.root(skip(test)))
+
+
+def setting_of(instances: int = 2, shuffles: int = 0, **contention: Any) -> Setting:
+    """A setting of this many instances and half as many for parity."""
+    return Setting(instances=instances, shuffles=shuffles, **contention)
 
 
 async def offer(
-    bundle: Path, plan: Contention, during: list[str] | None = None
+    bundle: Path, setting: Setting, during: list[str] | None = None
 ) -> tuple[LoadResult, Contended]:
-    """A short load on a server under a plan, and what namespaces there were meanwhile."""
+    """A short load on a server in a setting, and what namespaces there were meanwhile."""
     data = bundle.parent / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
-    options = ServeOptions(instances=WORKERS, port=0)
-    async with contended(plan, WORKERS, bundle) as contention:
+    options = ServeOptions(instances=setting.all_instances, port=0)
+    async with contended(setting, 0, bundle, links=True) as contention:
         here = replace(options, placements=contention.placements)
         async with served(bundle, here, contention.prefix) as server:
             load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
@@ -63,14 +118,8 @@ async def offer(
     return result, contention
 
 
-def own_namespaces() -> list[str]:
-    return sorted(path.name for path in NAMES.glob(f"{PREFIX}*"))
-
-
-def those_of(contention: Contended) -> list[str]:
-    """The namespaces that the process behind it made."""
-    maker = contention.prefix[-1].removesuffix("frontend")
-    return [name for name in own_namespaces() if name.startswith(maker)]
+def own_namespaces(pid: int | None = None) -> list[str]:
+    return [path.name for path in NAMES.glob(f"{PREFIX}{pid or os.getpid()}-*")]
 
 
 @needs_root
@@ -79,37 +128,27 @@ async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
 ) -> None:
     interfaces = {name for _, name in socket.if_nameindex()}
     during: list[str] = []
-    plan = Contention(network=Network(shuffles=2))
-    result, contention = await offer(write_linear_bundle(tmp_path), plan, during)
+    result, _ = await offer(write_linear_bundle(tmp_path), setting_of(shuffles=2), during)
     assert result.answered.all()
     assert result.score.all()
-    assert sum(contention.prefix[-1].removesuffix("frontend") in name for name in during) == 5
-    assert those_of(contention) == []
+    assert len(during) == 5
+    assert own_namespaces() == []
     added = {name for _, name in socket.if_nameindex()} - interfaces
     assert not [name for name in added if name.startswith(("bridge", "port-"))]
 
 
 @needs_root
 async def test_shuffles_go_through_the_workers_links(tmp_path: Path) -> None:
-    plan = Contention(network=Network(shuffles=2, smallest=125_000, largest=125_000))
-    async with contended(plan, 2, tmp_path) as contention:
-        machine = contention.placements[0].prefix[-1]
+    async with contended(setting_of(shuffles=2), 0, tmp_path, links=True) as contention:
+        machines = [each.prefix[-1] for each in contention.placements]
         contention.begin(os.getpid())
         async with asyncio.timeout(60):
-            while min(sent(machine), received(machine)) < 500_000:
+            while min(sum(carried(each)[way] for each in machines) for way in (0, 1)) < 500_000:
                 await asyncio.sleep(0.02)
-        assert shaped(machine)
+        assert "tbf" in inside(machines[0], "tc", "qdisc", "show", "dev", "eth0")
 
 
-def sent(namespace: str) -> int:
-    return _counters(namespace)[1]
-
-
-def received(namespace: str) -> int:
-    return _counters(namespace)[0]
-
-
-def _counters(namespace: str) -> tuple[int, int]:
+def carried(namespace: str) -> tuple[int, int]:
     """Bytes that came and went by the namespace's link."""
     table = inside(namespace, "cat", "/proc/net/dev")
     found = re.search(r"eth0: *(\d+)(?: +\d+){7} +(\d+)", table)
@@ -117,175 +156,96 @@ def _counters(namespace: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def shaped(namespace: str) -> bool:
-    return "tbf" in inside(namespace, "tc", "qdisc", "show", "dev", "eth0")
-
-
 def inside(namespace: str, *command: str) -> str:
     arguments = ["ip", "netns", "exec", namespace, *command]
     return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
 
-async def test_paused_workers_are_stopped_and_continued(tmp_path: Path) -> None:
-    plan = Contention(pauses=Pauses(0.01, Constant(0.5), workers=(1,)))
+@pytest.mark.slow
+async def test_paused_workers_are_stopped_and_continued_at_the_latest_at_the_end(
+    tmp_path: Path,
+) -> None:
+    setting = setting_of(pauses=Pauses(0.3, Constant(0.5)))
     bundle = write_linear_bundle(tmp_path)
-    options = ServeOptions(instances=2, port=0)
-    async with contended(plan, 2, bundle) as contention, served(bundle, options) as server:
-        paused, other = workers_of(server)[1], workers_of(server)[0]
-        contention.begin(server.pid)
-        await asyncio.to_thread(until, lambda: state(paused) == "T", "it is not stopped")
-        await asyncio.to_thread(until, lambda: state(paused) != "T", "it is not continued")
-        await asyncio.to_thread(until, lambda: state(paused) == "T", "it is not stopped again")
-        assert state(other) != "T"
-
-
-async def test_workers_that_are_stopped_when_contention_ends_are_continued(tmp_path: Path) -> None:
-    plan = Contention(pauses=Pauses(0.01, Constant(1.0)))
-    bundle = write_linear_bundle(tmp_path)
-    options = ServeOptions(instances=2, port=0)
-    async with served(bundle, options) as server:
-        async with contended(plan, 2, bundle) as contention:
+    async with served(bundle, ServeOptions(instances=3, port=0)) as server:
+        async with contended(setting, 0, bundle, links=False) as contention:
             contention.begin(server.pid)
-            workers = workers_of(server).values()
-            await asyncio.to_thread(
-                until, lambda: any(state(pid) == "T" for pid in workers), "none is stopped"
-            )
-        assert all(state(pid) != "T" for pid in workers)
+            process = worker(server)
+            for stopped in (True, False, True):
+                change = partial(is_stopped, process, stopped)
+                await asyncio.to_thread(until, change, "it does not change")
+        assert is_stopped(process, False)
 
 
-def workers_of(server: Served) -> dict[int, int]:
-    """The process ids of a server's workers, by number."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    found = {}
-    for pid in map(int, children):
-        number = re.search(rb'"instance":"(\d+)', Path(f"/proc/{pid}/cmdline").read_bytes())
-        assert number
-        found[int(number[1])] = pid
-    return found
+def worker(server: Served) -> psutil.Process:
+    """The server's first worker."""
+    workers = psutil.Process(server.pid).children()
+    return next(each for each in workers if '"instance":"0' in each.cmdline()[-1])
 
 
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+def is_stopped(process: psutil.Process, stopped: bool) -> bool:
+    return (process.status() == psutil.STATUS_STOPPED) is stopped
 
 
+@pytest.mark.slow
 async def test_hogs_are_on_their_cores_while_contention_lasts(tmp_path: Path) -> None:
-    core = max(os.sched_getaffinity(0))
-    plan = Contention(hogs=Hogs((core,), mean_between=0, mean_length=1, each=2))
-    async with contended(plan, 2, tmp_path) as contention:
-        assert all(place.prefix[-1] == str(core) for place in contention.placements)
+    setting = setting_of(hogs=Hogs(each=2, mean_between=0))
+    cores = sorted(os.sched_getaffinity(0))
+    async with contended(setting, 0, tmp_path, links=False) as contention:
+        pinned = [place.prefix[-1] for place in contention.placements]
+        assert pinned == [str(cores[i % len(cores)]) for i in range(3)]
         contention.begin(os.getpid())
-        hogs = await asyncio.to_thread(two_busy_hogs, core)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in hogs)
+        hogs = [each for each in psutil.Process().children() if "contention" in each.cmdline()[2]]
+        assert len(hogs) == 2 * len(cores)
+        until(lambda: all(each.cpu_times().user > 0.5 for each in hogs), "a hog is not busy")
+        assert sorted(each.cpu_affinity() for each in hogs) == sorted(
+            [[core] for core in cores] * 2
+        )
+    assert not any(each.is_running() for each in hogs)
 
 
-def two_busy_hogs(core: int) -> list[int]:
-    """The hogs that this process's contention has, once they have used some of their core."""
-    found: list[int] = []
-
-    def busy() -> bool:
-        found[:] = []
-        for process in children(os.getpid()):
-            for pid in children(process):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                used = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
-                if b"contention.hogs" in command and used > 20:
-                    found.append(pid)
-        return [os.sched_getaffinity(pid) for pid in found] == [{core}, {core}]
-
-    until(busy, f"there are no two busy hogs on core {core} alone")
-    return found
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-async def test_a_server_beside_another_tenant_answers(tmp_path: Path) -> None:
-    plan = Contention(tenant=Tenant(instances=2, rate=100, service_time=Constant(0.01)))
-    result, contention = await offer(write_linear_bundle(tmp_path), plan)
+@pytest.mark.slow
+async def test_a_server_next_to_another_tenant_answers(tmp_path: Path) -> None:
+    setting = setting_of(tenant=Tenant(2, 100, Constant(0.01)))
+    result, contention = await offer(write_linear_bundle(tmp_path), setting)
     assert result.answered.all()
     shared = {place.device for place in contention.placements if place.device}
     assert len(shared) == 2
     assert not any(Path(device).exists() for device in shared)
-
-
-async def test_a_bundle_that_another_tenant_cannot_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no-bundle"):
-        async with contended(Contention(tenant=Tenant()), WORKERS, tmp_path / "no-bundle"):
+        async with contended(setting, 0, tmp_path / "no-bundle", links=False):
             pass
 
 
-# Whatever happens
+def test_without_root_or_its_tools_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ContentionError, match="takes root"):
+        check_privileges()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ContentionError, match="install the package iproute2"):
+        check_privileges()
 
-ABORTED = """
-import asyncio, sys
-from pathlib import Path
-from parity_models_lab.contention.apply import contended
-from parity_models_lab.contention import processor
-from parity_models_lab.contention.plan import Contention
-from parity_models_lab.contention.processor import ROOT, quota
+
+ABANDONED = """
+from parity_models_lab.contention.network import star
 from parity_models_lab.contention.transfers import Network
-
-async def main():
-    plan = Contention(network=Network(shuffles=2))
-    async with contended(plan, 2, Path(".")) as contention:
-        contention.begin(0)
-        print(contention.prefix[-1], flush=True)
-        await asyncio.sleep(60)
-
-asyncio.run(main())
+with star(Network(shuffles=0), 1):
+    print("made", flush=True)
+    input()
 """
 
 
-@contextmanager
-def in_a_process_of_its_own() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Contention on a network, in another process; yields that and the frontend's namespace."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", ABORTED],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        frontend = process.stdout.readline().strip()
-        assert frontend in own_namespaces()
-        yield process, frontend
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @needs_root
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_of_contention_whose_owner_ends(number: signal.Signals) -> None:
-    with in_a_process_of_its_own() as (process, frontend):
-        process.send_signal(number)
-        process.wait()
-        maker = frontend.removesuffix("frontend")
-        until(
-            lambda: not any(name.startswith(maker) for name in own_namespaces()),
-            "namespaces are left",
-        )
-
-
-@needs_root
-def test_what_a_killed_process_has_left_the_next_removes() -> None:
-    with in_a_process_of_its_own() as (_, frontend):
-        maker = int(frontend.removeprefix(PREFIX).split("-")[0])
-        os.kill(maker, signal.SIGKILL)
-        until(lambda: is_dead(maker), "it is still there")
-        assert frontend in own_namespaces()
-        with star(Network(shuffles=0), 1):
-            assert frontend not in own_namespaces()
-
-
-def is_dead(pid: int) -> bool:
-    try:
-        return state(pid) == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+def test_namespaces_of_a_killed_process_are_removed_by_the_next() -> None:
+    command = [sys.executable, "-c", ABANDONED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert own_namespaces(process.pid)
+    with star(Network(shuffles=0), 1):
+        assert not own_namespaces(process.pid)
 
 
 # A slower processor
@@ -299,6 +259,7 @@ print(time.process_time())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.skipif(not os.access(ROOT, os.W_OK), reason="quotas need root and cgroup v1")
 def test_a_group_gets_its_quota_and_leaves_nothing() -> None:
@@ -307,11 +268,11 @@ def test_a_group_gets_its_quota_and_leaves_nothing() -> None:
         command = (*group.prefix, sys.executable, "-c", COMPUTE)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert group.group.exists()
-    assert 0.1 < float(done.stdout) < 0.4
+    assert float(done.stdout) < 0.4
     assert not group.group.exists()
 
 
-def test_without_control_groups_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_without_control_groups_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "ROOT", ROOT / "nowhere" / "at all")
     with pytest.raises(ContentionError, match="needs root and cgroup v1"), quota(0.5):
         pass

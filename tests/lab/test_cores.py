@@ -15,7 +15,8 @@ from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, Simulation, SimulationResult, simulate
-from parity_models_lab.latency.cores import Antagonist, Cores, CpuModel, DriverOnCores, Job
+from parity_models_lab.contention.processor import Hogs
+from parity_models_lab.latency.cores import Cores, CpuModel, DriverOnCores
 
 
 class Calendar:
@@ -99,22 +100,22 @@ def test_one_that_is_stopped_is_never_done_and_leaves_its_part_to_the_others() -
     assert ends_of(1, [(0, 1, None), (0, 1, 0.5)]) == [pytest.approx(1.25), None]
 
 
-def test_a_hog_takes_half_of_a_core_while_it_computes() -> None:
+def test_a_hog_takes_half_of_its_core_while_it_computes() -> None:
     calendar = Calendar()
-    computing = CpuModel(
-        Cores(2, pinned=True, antagonists=(Antagonist(0, 0.0, 1e6),)), 0, calendar.at
-    )
+    hogs = Hogs(mean_between=0, mean_length=10_000)
     ends: dict[int, float] = {}
-    for core in (0, 1):
-        computing.run(0.0, core, 1.0, partial(ends.__setitem__, core))
+    for core, on in (
+        (0, CpuModel(Cores(1, hogs=hogs), 0, calendar.at)),
+        (1, CpuModel(Cores(1), 0, calendar.at)),
+    ):
+        on.run(0.0, 0, 1.0, partial(ends.__setitem__, core))
     calendar.run(until=10)
     assert ends == {0: pytest.approx(2), 1: pytest.approx(1)}
 
 
 def test_hogs_come_and_go_as_real_ones_do() -> None:
     calendar = Calendar()
-    hog = Antagonist(0, 0.5, 0.5)
-    computing = CpuModel(Cores(1, antagonists=(hog,)), 7, calendar.at)
+    computing = CpuModel(Cores(1, hogs=Hogs(1, 0.5, 0.5)), 7, calendar.at)
     ended: list[float] = []
     computing.run(0.0, 0, 100.0, ended.append)
     calendar.run(until=1000)
@@ -123,7 +124,7 @@ def test_hogs_come_and_go_as_real_ones_do() -> None:
 
 def test_the_server_does_one_thing_at_a_time_where_least_is_done() -> None:
     calendar = Calendar()
-    computing = CpuModel(Cores(2, serving=2.0, pinned=True), 0, calendar.at)
+    computing = CpuModel(Cores(2, serving=2.0), 0, calendar.at)
     ended: dict[str, float] = {}
     computing.run(0.0, 0, 1.0, lambda now: ended.update(unit=now))
     computing.server.do(0.0, 1.0, lambda now: ended.update(served=now))
@@ -167,7 +168,7 @@ POLICIES = ("equal-resources", "hedging", "adaptive")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_a_core_for_everyone_all_is_as_if_there_were_none(policy: str) -> None:
     alone = simulated(policy, None)
-    shared = simulated(policy, Cores(6, pinned=True))
+    shared = simulated(policy, Cores(6))
     found, wanted = (np.quantile(each.latencies, (0.1, 0.5, 0.9, 0.99)) for each in (shared, alone))
     np.testing.assert_allclose(found, wanted, rtol=0.02)
     assert shared.units[DEPLOYED] == pytest.approx(alone.units[DEPLOYED], rel=0.02)
@@ -183,8 +184,7 @@ def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: st
         pauses=Pauses(2.0, Exponential(0.1)),
         random_kills=RandomKills(20.0),
     )
-    hogs = (Antagonist(0, 1.0, 0.5), Antagonist(1, 0.0, 1.0))
-    cores = Cores(2, 0.001, 0.0005, 0.0005, pinned=True, antagonists=hogs)
+    cores = Cores(2, 0.001, 0.0005, 0.0005, hogs=Hogs(1, 0.5, 0.5))
     result = simulated(policy, cores, faults)
     failed = result.sources == FAILED
     assert failed.mean() < 0.01
@@ -206,13 +206,3 @@ def test_on_slow_cores_what_a_slow_server_adds_to_every_query_is_seen() -> None:
         for cores in (None, Cores(2, 0.004, unit=0.001, waiting=True))
     ]
     assert 0.005 < p50[1] - p50[0] < 0.02
-
-
-def test_a_stopped_job_may_be_stopped_again() -> None:
-    calendar = Calendar()
-    computing = CpuModel(Cores(1), 0, calendar.at)
-    job = computing.run(0.0, 0, 1.0, lambda now: None)
-    computing.stop(0.5, job)
-    computing.stop(0.6, job)
-    assert isinstance(job, Job)
-    assert job.stopped

@@ -16,10 +16,19 @@ from hypothesis import strategies as st
 from commands import Here, assert_refused
 from own_coders import DECODER, ENCODER
 from own_policy import POLICY, RULE
-from parity_models.emulation import ColdStart, Constant, Degradation, LogNormal
+from parity_models.arrivals import poisson_arrivals
+from parity_models.emulation import (
+    ColdStart,
+    Constant,
+    Degradation,
+    LogNormal,
+    Pauses,
+    Slowdowns,
+)
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.training import TrainingOptions
+from parity_models_lab.contention.processor import Hogs
 from parity_models_lab.latency.experiment import (
     Experiment,
     experiment_names,
@@ -34,10 +43,9 @@ from parity_models_lab.latency.reproduce_latency import (
     kept,
     why_invalid,
 )
-from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.setting import Bursts, Setting, Tenant
 from parity_models_lab.latency.trial import (
     PARTS,
-    Emulation,
     Mode,
     Trial,
     TrialResult,
@@ -100,7 +108,7 @@ def written(folder: Path, text: str) -> Experiment:
 def trial_of(policy: str = "equal-resources", mode: Mode = Mode.SIMULATED, **setting: Any) -> Trial:
     return Trial(
         mode=mode,
-        setting=msgspec.convert({"shuffles": 0} | setting, Setting),
+        setting=msgspec.convert({"shuffles": 0} | msgspec.to_builtins(setting), Setting),
         policy=PolicyChoice(policy),
         queries=4000,
         warm_up=100,
@@ -124,10 +132,7 @@ def test_every_experiment_of_the_package_compares_with_equal_resources(name: str
     for point in range(len(experiment.points)):
         for series in experiment.series:
             setting = experiment.at(point, series)
-            setting.simulated_faults(0, 10.0).check(setting.all_instances)
-            contention = setting.contention(0, links=True)
-            if contention is not None and not setting.hogs:
-                contention.check(setting.all_instances)
+            setting.drawn_faults(0, 10.0).check(setting.all_instances)
 
 
 def test_the_paper_s_settings_are_those_of_the_paper() -> None:
@@ -150,7 +155,7 @@ def test_all_is_every_figure_but_those_that_take_long() -> None:
     [
         (SIMULATED, ("axis", "axes"), "it has no .axes.; did you mean axis"),
         (SIMULATED, ('axis = "load"', 'axis = "colour"'), "does not say what colour is"),
-        (SIMULATED, ("load = 0.6 }", "load = 1, colour = 1 }"), "it has no .colour.; there are"),
+        (SIMULATED, ("load = 0.6 }", "load = 1, zzz = 1 }"), "it has no .zzz.; there are"),
         (SIMULATED, ("load = 0.6", "rate = 5"), "does not say what load is"),
         (SIMULATED, ("instances = 4", "instances = 0"), "instances must be 1 or more, got 0"),
         (SIMULATED, ("equal-resources", "equal"), "there is no policy .equal."),
@@ -190,37 +195,48 @@ def test_a_swept_series_is_one_for_each_combination(tmp_path: Path) -> None:
 
 # Settings
 
+SLOW = Slowdowns(5.0, 1.0, Constant(0.0), factor=4.0)
+BURST = {"factor": 3.0, "every": 20.0, "length": 5.0}
+
+
+def test_in_bursts_queries_come_a_multiple_as_often_as_between_them() -> None:
+    bursts = Bursts(factor=3.0, every=20.0, length=2.0)
+    steady = poisson_arrivals(100.0, 100_000, 1)
+    times = bursts.compress(steady)
+    assert (np.diff(times) >= 0).all()
+    cycles = times[-1] // 20
+    whole = times[times < cycles * 20]
+    within = whole % 20 >= 18
+    assert within.sum() / (2 * cycles) == pytest.approx(300, rel=0.03)
+    assert (~within).sum() / (18 * cycles) == pytest.approx(100, rel=0.03)
+    first = steady < 18
+    assert np.allclose(times[first], steady[first])
+
 
 def test_real_and_simulated_runs_meet_the_same_disturbances() -> None:
-    calm = Setting(shuffles=0)
-    assert calm.contention(0, links=True) is None
-    for changes, outside, drawn in (
-        ({"shuffles": 4}, "network", "shuffles"),
-        ({"tenants": 3}, "tenant", "neighbours"),
-        ({"hogs": 1}, "hogs", "slowdowns"),
-        ({"pause_every": 5.0, "nodes": 3}, "pauses", "pauses"),
+    pauses = Pauses(5.0, Constant(0.1))
+    for changes, drawn in (
+        ({"shuffles": 4}, "shuffles"),
+        ({"tenant": Tenant(3)}, "neighbours"),
+        ({"hogs": Hogs()}, "slowdowns"),
+        ({"pauses": pauses, "nodes": 3}, "pauses"),
     ):
-        setting = msgspec.structs.replace(calm, **changes)
-        contention = setting.contention(0, links=True)
-        assert getattr(contention, outside) is not None
-        assert getattr(setting.simulated_faults(0, 60.0), drawn) is not None
+        setting = msgspec.structs.replace(Setting(shuffles=0), **changes)
+        assert getattr(setting.drawn_faults(0, 60.0), drawn) is not None
         assert getattr(setting.faults(0, 60.0), drawn) is None
+    assert setting.drawn_faults(0, 60.0).pauses == setting.pauses_by_node
     setting = Setting(
-        shuffles=0, slow_every=9.0, degraded_sets=5, cold_factor=4.0, generations=(1.0, 1.7)
+        shuffles=0,
+        slowdowns=SLOW,
+        degraded=Degradation(5, 20.0, 6.0),
+        cold=ColdStart(4.0, 5.0),
+        generations=(1.0, 1.7),
     )
-    real = setting.faults(0, 60.0)
-    assert real == setting.simulated_faults(0, 60.0)
-    assert (real.degradation, real.cold_start) == (Degradation(5, 20.0, 6.0), ColdStart(4.0, 5.0))
-    assert real.slowdowns is not None
-
-
-def test_another_tenant_shares_the_same_machines_in_real_and_simulated_runs() -> None:
-    setting = Setting(shuffles=0, tenants=3)
-    neighbours = setting.simulated_faults(5, 60.0).neighbours
-    contention = setting.contention(5, links=True)
+    assert setting.faults(0, 60.0) == setting.drawn_faults(0, 60.0)
+    tenants = Setting(shuffles=0, tenant=Tenant(3))
+    neighbours = tenants.drawn_faults(5, 60.0).neighbours
     assert neighbours is not None
-    assert contention is not None
-    assert list(neighbours.workers) == contention.shared(setting.all_instances)
+    assert list(neighbours.workers) == tenants.shared(5)
 
 
 def test_one_instance_is_killed_every_so_many_seconds() -> None:
@@ -235,7 +251,7 @@ def test_a_load_is_a_share_of_what_instances_carry_on_average() -> None:
     assert setting.queries_per_second == pytest.approx(0.5 * 12 / (0.02 * exp(0.5)))
     alike, unequal = (Setting(load=0.5, generations=each) for each in ((), (1.0, 2.0)))
     assert unequal.queries_per_second == pytest.approx(alike.queries_per_second * 0.75)
-    bursty = trial_of(burst=3.0, burst_length=5.0)
+    bursty = trial_of(burst=BURST)
     assert bursty.seconds == pytest.approx(bursty.arrivals()[-1], rel=0.05)
     assert bursty.seconds < trial_of().seconds
 
@@ -243,8 +259,9 @@ def test_a_load_is_a_share_of_what_instances_carry_on_average() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"slow_every": 1.0, "hogs": 1}, "leave out slow_every"),
-        ({"burst": 2.0, "burst_length": 30.0}, "make burst_length shorter"),
+        ({"slowdowns": SLOW, "hogs": Hogs()}, "leave out slowdowns"),
+        ({"burst": BURST | {"length": 30.0}}, "make length shorter"),
+        ({"tenant": Tenant(19)}, "cannot each share a machine with one of 18"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], reason: str) -> None:
@@ -260,10 +277,10 @@ def test_each_disturbance_makes_the_tail_longer() -> None:
     calm = simulate_trial(trial_of())
     assert simulate_trial(trial_of()) == calm
     for change in (
-        {"degraded_sets": 5, "degraded_turn": 2.0},
-        {"nodes": 3, "slow_every": 5.0, "slow_factor": 4.0},
-        {"burst": 4.0, "burst_every": 5.0, "burst_length": 1.0},
-        {"kill_every": 0.5, "cold_factor": 5.0},
+        {"degraded": Degradation(5, 2.0)},
+        {"nodes": 3, "slowdowns": SLOW},
+        {"burst": {"factor": 4.0, "every": 5.0, "length": 1.0}},
+        {"kill_every": 0.5, "cold": ColdStart(5.0, 5.0)},
         {"generations": [1.0, 1.7]},
     ):
         assert simulate_trial(trial_of(**change)).p99_ms > 1.3 * calm.p99_ms, change
@@ -334,7 +351,7 @@ def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
     change: str, result: TrialResult, quantile: float, rule: str, tmp_path: Path
 ) -> None:
     """Options with which queries fail are worse than all others."""
-    plan = Plan("t", written(tmp_path, TUNED + change), 0, Emulation.NOTHING)
+    plan = Plan("t", written(tmp_path, TUNED + change), 0)
     trials = plan.tuning_trials()
     assert len({trial.key for trial in trials}) == len(trials) == 2 * 2 * 2
     cache = TrialCache(tmp_path / "trials")
@@ -352,7 +369,7 @@ def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
 
 def test_simulations_that_options_are_chosen_by_are_of_bounded_length(tmp_path: Path) -> None:
     long = TUNED.replace("[setting]", "simulated_queries = 1000000\n[setting]")
-    plan = Plan("tuned", written(tmp_path, long), 0, None)
+    plan = Plan("tuned", written(tmp_path, long), 0, real=False)
     assert {trial.queries for trial in plan.tuning_trials()} == {TUNING}
     assert {trial.queries for trial in plan.all_trials()} == {1_000_000}
 
@@ -476,7 +493,11 @@ real = false
 [[series]]
 label = "own code"
 policy = {{ name = "parity" }}
-setting = {{ slow_every = 0.2, slow_spell = 0.1, slow_factor = 20.0 }}
+[series.setting.slowdowns]
+mean_between = 0.2
+mean_length = 0.1
+delay = {{ type = "constant", seconds = 0 }}
+factor = 20
 """
 
 
@@ -486,7 +507,7 @@ def test_policies_and_codes_of_one_s_own_run_and_their_options_count(
 ) -> None:
     monkeypatch.chdir(SUPPORT)  # where their modules are found, by servers as well
     train_briefly(tmp_path / "work", written(tmp_path, OWN))
-    latency(lab_here, tmp_path, "--network", "emulated")
+    latency(lab_here, tmp_path, "--network", "drawn")
     rows = {(row["policy"], row["run"]): row for row in rows_in(tmp_path)}
     assert rows["own policy", "simulated"]["work"] > 1.5
     assert rows["own policy, hardly ever", "simulated"]["work"] == 1
@@ -508,7 +529,7 @@ def test_policies_and_codes_of_one_s_own_run_and_their_options_count(
 def train_briefly(work: Path, experiment: Experiment) -> None:
     """Train all that an experiment needs, so that its command need not train for longer."""
     brief = Laboratory(work / "bundles", training=TrainingOptions(epochs=6))
-    for trial in Plan("", experiment, 0, Emulation.NOTHING).all_trials():
+    for trial in Plan("", experiment, 0).all_trials():
         brief.bundle_for(trial)
 
 
@@ -521,31 +542,23 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("policy", "network", "changes"),
+    ("policy", "changes"),
     [
-        ("adaptive", Emulation.SHUFFLES, {}),
-        ("none", Emulation.SHUFFLES, {"kill_every": 100.0, "pause_every": 5.0}),
-        ("none", Emulation.EVERYTHING, {"tenants": 3, "hogs": 1, "pause_every": 5.0}),
+        ("none", {"kill_every": 100.0}),
+        ("none", {"tenant": Tenant(3), "hogs": Hogs(), "pauses": Pauses(5.0, Constant(0.1))}),
         (
             "adaptive",
-            Emulation.SHUFFLES,
-            {
-                "burst": 3.0,
-                "burst_every": 1.0,
-                "burst_length": 0.5,
-                "nodes": 2,
-                "generations": (1.0, 3.0),
-            },
+            {"burst": Bursts(3.0, 1.0, 0.5), "nodes": 2, "generations": (1.0, 3.0)},
         ),
     ],
 )
 def test_a_real_trial_serves_and_asks_under_disturbances(
-    policy: str, network: Emulation, changes: dict[str, Any], laboratory: Laboratory
+    policy: str, changes: dict[str, Any], laboratory: Laboratory
 ) -> None:
     """A policy without redundancy has the first instances; the others' kills are left out."""
     trial = trial_of(policy, Mode.REAL, instances=2, load=0.3, shuffles=1, **changes)
-    trial = msgspec.structs.replace(trial, network=network, queries=100, warm_up=20, seed=9)
-    assert trial.workers == (2 if policy == "none" else 3)
+    trial = msgspec.structs.replace(trial, drawn=True, queries=100, warm_up=20, seed=9)
+    assert len(trial.roles) == (2 if policy == "none" else 3)
     result = laboratory.run(trial)
     assert result.answered + result.errors == 100
     assert result.answered == sum(result.sources.values()) > 80
@@ -603,7 +616,7 @@ def test_of_what_is_computed_a_query_waits_for_what_it_took_longer(
     assert took.held_ms == pytest.approx(0, abs=0.05)  # 5 for the model, 1 besides, 0.4 on the way
     assert took.serving_ms == pytest.approx(waited, abs=0.05)
     assert took.serving_ms + took.unseen_ms == pytest.approx(2)
-    again = simulate_trial(msgspec.structs.replace(calm, mode=Mode.SIMULATED, **took._asdict()))
+    again = simulate_trial(msgspec.structs.replace(calm, mode=Mode.SIMULATED, overheads=took))
     beside = took.unseen_ms  # on a machine of one core a unit shares it with that
     assert again.p50_ms == pytest.approx(max(p50, 6.4), abs=beside + 0.2)
 
@@ -620,14 +633,13 @@ def test_every_policy_of_every_point_is_run_both_ways_with_the_options_tuned_the
             best = trial.policy.options.get("hedge_quantile") == 0.9
             cache.keep(trial, of(40, 50) if best else of(50, 60))
 
-    plan = Plan("tuned", written(tmp_path, TUNED), 3, Emulation.NOTHING)
+    plan = Plan("tuned", written(tmp_path, TUNED), 3)
     points = compare(plan, [1], 1000, run, cache)
     assert {trial.setting.load for trial in ran[:4]} == {0.6}, "the other point is not tuned"
     real = [trial for trial in ran if trial.mode is Mode.REAL]
     hedged = [trial.policy.options for trial in real if trial.policy.name == "hedging"]
     assert [options["hedge_quantile"] for options in hedged] == [0.9]
     assert {trial.setting.quiet_links for trial in real} == {True, False}, "one of them is calm"
-    assert {trial.network for trial in ran} == {Emulation.NOTHING}
     assert summary(points) == "Within 15% at p50, p99, p99.9: 2 of 2 policies."
     assert [row["policy"] for row in rows_of(points)] == ["equal resources", "hedging, tuned"]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import ray
 
-from parity_models_lab.contention.namespaces import (
-    abandoned,
+from parity_models_lab.contention.network import (
     check_privileges,
     configure,
     own_prefix,
     processes_in,
     remove,
+    remove_abandoned,
 )
 from ray_cluster import eventually, init_ray
 
@@ -131,7 +131,7 @@ def ray_nodes(nodes: int) -> Iterator[Cluster]:
     """
     check_privileges()
     remove_stale_bridges()
-    remove(abandoned())
+    remove_abandoned()
     bridge = f"{BRIDGE}{os.getpid()}"
     configure("ip", [f"link add {bridge} type bridge", f"link set {bridge} up"])
     configure("ip", [f"addr add {SUBNET}.1/24 dev {bridge}"])

@@ -91,14 +91,12 @@ class FreeCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task and a network, and all that is compared for them.
 
-    `made` names the data to make on this machine first, where the task's own cannot be had.
     With the `recipe` "published" the deployed model, too, is trained as in the paper.
     """
 
     task: str
     network: str
     recipe: Literal["usual", "published"] = "usual"
-    made: Literal["boxes", "speech"] | None = None
     codes: tuple[CodeCell, ...] = ()
     backups: tuple[BackupCell, ...] = ()
     free: tuple[FreeCell, ...] = ()

@@ -15,7 +15,6 @@ from typing import Literal, TypeVar
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, TrainingError
@@ -39,12 +38,10 @@ from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.published import published_network
 from parity_models_lab.results import ResultCache
-from parity_models_lab.tasks import make_boxes, make_speech
 
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")
 
-MAKERS: dict[str, Callable[..., int]] = {"boxes": make_boxes, "speech": make_speech}
 TIMED = 200
 """Groups that are encoded and decoded; times are medians, in microseconds."""
 VERSION = 4
@@ -107,7 +104,7 @@ def measure_matrix(
 
     Args:
         matrix: The cells.
-        work: The folder for results, bundles and made data; a later run goes on from there.
+        work: The folder for results and bundles; a later run goes on from there.
         seed: Fixes weights, the order of data, and groups.
         tell: Progress callback.
 
@@ -115,7 +112,7 @@ def measure_matrix(
         After every measurement, all results of its deployed model so far.
 
     Raises:
-        DataError: Data are missing or cannot be made. Nothing has been trained then.
+        DataError: Data are missing. Nothing has been trained then.
         CodeError: A code does not fit the data. Nothing has been trained then.
         KeyboardInterrupt: A training was interrupted.
 
@@ -169,7 +166,6 @@ class _MeasuredModel:
         self._work = work
         self._seed = seed
         self._task = choose_task(cell.task)
-        self._made = None if cell.made is None else work / "data" / cell.made
 
     @cached_property
     def key(self) -> str:
@@ -190,15 +186,7 @@ class _MeasuredModel:
             return False
 
     def prepare(self) -> None:
-        """Make data that are missing. Raises DataError without data, CodeError for bad codes."""
-        if self._made is not None and not self._made.exists():
-            with tqdm(desc=f"making {self._made.name}", unit="") as bar:
-
-                def progress(made: int, total: int) -> None:
-                    bar.total = total
-                    bar.update(made - bar.n)
-
-                MAKERS[self._made.name](self._made, progress=progress)
+        """Load the data. Raises DataError without them, CodeError for codes that do not fit."""
         shapes = self._data.input_shape, self._data.output_shape
         for cell in self.cell.codes:
             Code(cell.spec, *shapes)
@@ -282,7 +270,7 @@ class _MeasuredModel:
 
     @cached_property
     def _data(self) -> Dataset:
-        return self._task.load(self._made)
+        return self._task.load()
 
     @cached_property
     def _bundle(self) -> Bundle:

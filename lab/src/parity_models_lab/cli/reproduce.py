@@ -18,7 +18,7 @@ from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
 from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
 from parity_models_lab.accuracy.report import plot_models, write_model
-from parity_models_lab.contention.namespaces import check_privileges
+from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.demo import run_demo
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency import validation as validating
@@ -31,7 +31,7 @@ from parity_models_lab.latency.reproduce_latency import (
     rows_of,
     run_trials,
 )
-from parity_models_lab.latency.trial import Emulation, Mode, Trial
+from parity_models_lab.latency.trial import Mode, Trial
 from parity_models_lab.results import TrialCache, check_out, print_rows, write_result
 
 Out = Annotated[
@@ -58,10 +58,10 @@ def latency(
     network: Annotated[
         str | None,
         typer.Option(
-            help="Background shuffles in real runs: shaped (network namespaces and real "
-            "transfers; needs root and iproute2), emulated (drawn delays), or none (simulate "
-            "only). By default shaped where that can be, else emulated.",
-            metavar="[shaped|emulated|none]",
+            help="Contention in real runs: shaped (all of it real, shuffles through shaped links; "
+            "needs root and iproute2), drawn (by workers, as simulated), or none (simulate only). "
+            "By default shaped where that can be, else drawn.",
+            metavar="[shaped|drawn|none]",
             show_default=False,
         ),
     ] = None,
@@ -82,10 +82,9 @@ def latency(
     the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
     interrupted run goes on where it stopped.
     """
-    known = {"shaped": Emulation.NOTHING, "emulated": Emulation.SHUFFLES, "none": None}
-    shuffles = known[_choose(network, list(known))]
+    chosen = _choose(network, ("shaped", "drawn", "none"))
     plans = [
-        Plan(name, load_experiment(name), seed, shuffles, speed)
+        Plan(name, load_experiment(name), seed, chosen != "none", chosen == "drawn", speed)
         for name in figures_of(list(figure or ["all"]))
     ]
     check_out(out)
@@ -129,14 +128,13 @@ def validation(
     """
     experiment = load_experiment(figure)
     check_out(out)
-    known = {"shaped": Emulation.NOTHING, "drawn": Emulation.EVERYTHING}
-    network = _choose(network, list(known))
+    network = _choose(network, ("shaped", "drawn"))
     cache = TrialCache(work / "trials")
 
     def run(trials: Sequence[Trial]) -> None:
         run_trials(trials, cache, Laboratory(work / "bundles").run)
 
-    plan = Plan(figure, experiment, seed, known[network])
+    plan = Plan(figure, experiment, seed, drawn=network == "drawn")
     compared = validating.compare(plan, range(len(experiment.points)), queries, run, cache)
     rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
     about = {"contention": network, "queries": queries, "overheads": overheads}

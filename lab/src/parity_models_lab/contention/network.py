@@ -1,38 +1,78 @@
-"""A network of namespaces: machines behind shaped links around a switch, and a frontend.
+"""Background transfers, for real: machines in network namespaces behind shaped links.
 
     frontend ────── switch ──┬── shaped ── machine 0
                              ├── shaped ── machine 1
                              └── ...
 
-All of it, the switch too, is in namespaces of its own; nothing outside can reach it, and it is
-gone when they are. Addresses are of the block for benchmarks (RFC 2544).
+All of it, the switch too, is in namespaces of its own. Nothing outside can reach it, and it is
+gone when they are. Addresses are of the block for benchmarks (RFC 2544). It needs root, and the
+tools of Debian's package iproute2.
 """
 
+import ctypes
+import os
+import shutil
+import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
 
-from parity_models_lab.contention.namespaces import (
-    abandoned,
-    check_privileges,
-    configure,
-    inside,
-    own_prefix,
-    remove,
-)
-from parity_models_lab.contention.transfers import Network
+import psutil
+
+from parity_models.errors import ContentionError
+from parity_models_lab.contention.transfers import Leg, Network, legs
+
+NAMES = Path("/run/netns")
+PREFIX = "parm-"
+"""Names go on with the process that made them, so that leftovers are found once it has ended."""
+
+GRACE = 5.0
+"""Seconds that processes in a namespace have to end before they are killed."""
 
 FRONTEND_ADDRESS = "198.18.0.1"
 CONNECT_TIMEOUT = 2.0
 
-_UP = 2
+UP = 2
 """The factor by which machines send faster than they receive. So bytes wait at the receiver's end,
 as where many senders meet: the paper's links have 1 to 2 Gbit/s."""
 
-_BURST = 70_000
+BURST = 70_000
 """Bytes that a link lets through at once after a rest: the largest parcel that TCP hands over,
 with headers. Were it less, the kernel would cut parcels up, at ten times the computing time."""
+
+CHUNK = 1 << 20
+WAKE = 1 << 18
+"""Bytes that are there before a receiver is woken, to save computing time."""
+POLL = struct.pack("ll", 0, 100_000)
+"""A time-out of 0.1 s, as a struct timeval."""
+RESET = struct.pack("ii", 1, 0)
+"""A struct linger: on closing, discard data that is not yet sent or read."""
+
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def check_privileges() -> None:
+    """Raise ContentionError if namespaces cannot be made here."""
+    if os.geteuid() != 0:
+        raise ContentionError(
+            "contention on the network is made in network namespaces, which takes root; run this "
+            "as root, or leave the network out"
+        )
+    for tool in ("ip", "tc"):
+        if shutil.which(tool) is None:
+            raise ContentionError(f"there is no command {tool}; install the package iproute2")
+
+
+def own_prefix() -> str:
+    """Return the prefix of the names that this process gives."""
+    return f"{PREFIX}{os.getpid()}-"
 
 
 @dataclass(frozen=True)
@@ -44,20 +84,22 @@ class Star:
 
     def connect(self, source: int, target: int) -> tuple[socket.socket, socket.socket]:
         """Return both ends of a new TCP connection between machines. Raises OSError if it fails."""
-        with inside(self.machines[target]):
+        with _inside(self.machines[target]):
             listener = socket.create_server((machine_address(target), 0))
-        with listener:
+        with listener, ExitStack() as stack:
             listener.settimeout(CONNECT_TIMEOUT)
-            with inside(self.machines[source]):
-                sender = socket.socket()
-            try:
-                sender.settimeout(CONNECT_TIMEOUT)
-                sender.connect(listener.getsockname())
-                receiver, _ = listener.accept()
-            except BaseException:
-                sender.close()
-                raise
+            with _inside(self.machines[source]):
+                sender = stack.enter_context(socket.socket())
+            sender.settimeout(CONNECT_TIMEOUT)
+            sender.connect(listener.getsockname())
+            receiver, _ = listener.accept()
+            stack.pop_all()
         return sender, receiver
+
+
+def enter(namespace: str) -> tuple[str, ...]:
+    """Return what a command begins with that runs in a namespace."""
+    return ("ip", "netns", "exec", namespace)
 
 
 def machine_address(machine: int) -> str:
@@ -69,10 +111,10 @@ def machine_address(machine: int) -> str:
 def star(network: Network, machines: int) -> Iterator[Star]:
     """Make such a network while the context lasts. Raises ContentionError if it cannot be made.
 
-    What earlier ones have left because their process was killed is removed first.
+    The leftovers of processes that were killed are removed first.
     """
     check_privileges()
-    remove(abandoned())
+    remove_abandoned()
     prefix = own_prefix()
     made = Star(f"{prefix}frontend", tuple(f"{prefix}{i}" for i in range(machines)))
     switch = f"{prefix}switch"
@@ -88,35 +130,168 @@ def star(network: Network, machines: int) -> Iterator[Star]:
 def _connect_all(network: Network, switch: str, made: Star) -> None:
     ends = [(made.frontend, FRONTEND_ADDRESS, "port-f")]
     ends += [(name, machine_address(i), f"port-{i}") for i, name in enumerate(made.machines)]
-    configure(
-        "ip",
-        [
-            "link add name bridge0 type bridge",
-            "link set dev bridge0 up",
-            *(
-                f"link add name {port} type veth peer name eth0 netns {name}\n"
-                f"link set dev {port} addrgenmode none\n"
-                f"link set dev {port} master bridge0 up"
-                for name, _, port in ends
-            ),
-        ],
-        switch,
-    )
+    links = [
+        f"link add name {port} type veth peer name eth0 netns {name}\n"
+        f"link set dev {port} addrgenmode none\n"
+        f"link set dev {port} master bridge0 up"
+        for name, _, port in ends
+    ]
+    bridge = ["link add name bridge0 type bridge", "link set dev bridge0 up"]
+    configure("ip", [*bridge, *links], switch)
     for name, address, _ in ends:
-        configure(
-            "ip",
-            [
-                "link set dev lo up",
-                "link set dev eth0 addrgenmode none",
-                f"address add {address}/16 dev eth0",
-                "link set dev eth0 up",
-                # Kernels differ in their default; this one fills queues, as most traffic does.
-                f"route replace 198.18.0.0/16 dev eth0 src {address} congctl cubic",
-            ],
-            name,
-        )
-    down = f"root tbf rate {network.rate:.0f}bit burst {_BURST}b limit {network.queue}b"
+        commands = [
+            "link set dev lo up",
+            "link set dev eth0 addrgenmode none",
+            f"address add {address}/16 dev eth0",
+            "link set dev eth0 up",
+            # Kernels differ in their default; this one fills queues, as most traffic does.
+            f"route replace 198.18.0.0/16 dev eth0 src {address} congctl cubic",
+        ]
+        configure("ip", commands, name)
+    queue = f"burst {BURST}b limit {network.queue}b"
+    down = f"root tbf rate {network.rate:.0f}bit {queue}"
     configure("tc", [f"qdisc add dev {port} {down}" for _, _, port in ends[1:]], switch)
-    up = f"root tbf rate {_UP * network.rate:.0f}bit burst {_BURST}b limit {network.queue}b"
     for name in made.machines:
+        up = f"root tbf rate {UP * network.rate:.0f}bit {queue}"
         configure("tc", [f"qdisc add dev eth0 {up}"], name)
+
+
+def configure(tool: str, commands: Sequence[str], namespace: str | None = None) -> None:
+    """Let `ip` or `tc` execute commands. Raises ContentionError with its message if it fails."""
+    arguments = [tool, *(("-n", namespace) if namespace else ()), "-batch", "-"]
+    done = subprocess.run(arguments, input="\n".join(commands), capture_output=True, text=True)
+    if done.returncode:
+        raise ContentionError(f"{tool} cannot set the network up: {done.stderr.strip()}")
+
+
+@contextmanager
+def _inside(namespace: str) -> Iterator[None]:
+    """Move this thread into a namespace; sockets opened meanwhile stay there."""
+    with open("/proc/thread-self/ns/net") as home, open(NAMES / namespace) as there:
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(home.fileno())
+
+
+def _enter(namespace: int) -> None:
+    # os.setns is there from Python 3.12 on only.
+    if _LIBC.setns(namespace, _CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def _is_abandoned(name: str) -> bool:
+    """Return whether the process that made a namespace has ended."""
+    with suppress(ValueError, psutil.NoSuchProcess):
+        maker = psutil.Process(int(name.split("-")[1]))
+        return maker.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def remove_abandoned() -> None:
+    """Remove the namespaces whose maker has ended."""
+    remove([path.name for path in NAMES.glob(f"{PREFIX}*") if _is_abandoned(path.name)])
+
+
+def remove(names: Sequence[str]) -> None:
+    """Remove namespaces with all interfaces in them, once no process is left in them."""
+    end = time.monotonic() + GRACE
+    while processes := processes_in(names):
+        if time.monotonic() > end:
+            for pid in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    for name in names:
+        try:
+            configure("ip", [f"netns del {name}"])
+        except ContentionError:
+            # Another process may remove the same leftovers at the same time.
+            if (NAMES / name).exists():
+                raise
+
+
+def processes_in(names: Sequence[str]) -> list[int]:
+    """Return the ids of the processes in these namespaces."""
+    inodes = {(NAMES / name).stat().st_ino for name in names if (NAMES / name).exists()}
+    processes = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (path / "ns/net").stat().st_ino in inodes:
+                processes.append(int(path.name))
+    return processes
+
+
+# Shuffles
+
+
+@contextmanager
+def shuffling(network: Network, machines: Star, seed: int, start: float) -> Iterator[None]:
+    """Run a network's background transfers from `start` of time.monotonic() on.
+
+    Each lane is a thread that runs one transfer after the other. A transfer has its links for as
+    long as its bytes take at the links' rate and is then cut off, whether or not it got through:
+    so where two share a link, both are slowed, but neither moves those that follow.
+    """
+    stop = Event()
+    courses = [legs(network, len(machines.machines), seed, i) for i in range(network.shuffles)]
+    lanes = [Thread(target=_run_lane, args=(each, machines, start, stop)) for each in courses]
+    for lane in lanes:
+        lane.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for lane in lanes:
+            lane.join()
+
+
+def _run_lane(course: Iterator[Leg], machines: Star, start: float, stop: Event) -> None:
+    with open(os.memfd_create("shuffle"), "wb") as zeros:
+        zeros.truncate(CHUNK)
+        for leg in course:
+            if stop.wait(max(0.0, start + leg.start - time.monotonic())):
+                return
+            with suppress(OSError):  # not even a connection got through: the link is that busy
+                sender, receiver = machines.connect(leg.source, leg.target)
+                _transfer(zeros.fileno(), sender, receiver, start + leg.end, stop)
+
+
+def _transfer(
+    zeros: int, sender: socket.socket, receiver: socket.socket, end: float, stop: Event
+) -> None:
+    """Send the file `zeros`, over and over, until `end` of time.monotonic(), or `stop` is set."""
+    with sender, receiver:
+        sender.settimeout(None)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, POLL)
+        sending = Thread(target=_send, args=(zeros, sender, end))
+        sending.start()
+        try:
+            _receive(receiver, end, stop)
+        finally:
+            receiver.close()  # so that the sender ends, too
+            sending.join()
+
+
+def _send(zeros: int, sender: socket.socket, end: float) -> None:
+    while time.monotonic() < end:
+        try:
+            os.sendfile(sender.fileno(), zeros, 0, CHUNK)
+        except BlockingIOError:
+            continue
+        except OSError:  # the receiver has reset the connection
+            return
+
+
+def _receive(receiver: socket.socket, end: float, stop: Event) -> None:
+    buffer = bytearray(CHUNK)
+    receiver.settimeout(None)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, POLL)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, WAKE)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    while time.monotonic() < end and not stop.is_set():
+        with suppress(BlockingIOError):
+            # MSG_TRUNC: TCP drops the bytes instead of copying them (tcp(7)).
+            receiver.recv_into(buffer, CHUNK, socket.MSG_TRUNC)

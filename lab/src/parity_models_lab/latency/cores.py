@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from random import Random
 from typing import Any
 
-from parity_models.emulation import Exponential, Spells
+from parity_models.emulation import Spells
 from parity_models.simulation import Simulation
 from parity_models.simulation.simulator import Instance, Running
+from parity_models_lab.contention.processor import PERIOD, Hogs
 from parity_models_lab.latency.link import DriverOnLinks, Links
 
 At = Callable[[float, Callable[[], None]], None]
@@ -25,36 +25,21 @@ At = Callable[[float, Callable[[], None]], None]
 EXACT = 1e-9
 """Seconds of work that are as good as none."""
 
-PERIOD = 0.01
-"""Seconds for which a quota is granted at once."""
-
-
-@dataclass(frozen=True)
-class Antagonist:
-    """A process that computes on a core in exponential spells with exponential gaps.
-
-    Both are in seconds on average.
-    """
-
-    core: int
-    mean_between: float
-    mean_length: float
-
 
 @dataclass(frozen=True)
 class Cores:
     """The cores of one machine. Times in seconds of a core.
 
-    Where instances are `pinned`, instance i is on core i modulo `count`; else they go where there
-    is room, as server and client do. Jobs on a core at the same time have equal shares of it.
-    Models compute on the cores, unless units are `waiting` for accelerators of their own.
+    Where there are `hogs`, these compute in spells, and instance i is on core i modulo `count`;
+    else instances go where there is room, as server and client do. Jobs on a core at the same time
+    have equal shares of it. Models compute on the cores, unless units are `waiting` for
+    accelerators of their own.
 
     `serving` is the time that client and server compute for a query of one unit. The client's
     thread takes half of it, before the query is sent and after its answer is back; the server's
     thread takes an eighth each for the request, for sending a unit, for its report, and for the
     answer. `unseen` is computed besides, and nothing waits for it. `unit` is the time that an
-    instance computes for a unit besides its service, half of it before. `antagonists` compute in
-    spells.
+    instance computes for a unit besides its service, half of it before.
 
     With a `quota`, jobs together get so many cores' time in each PERIOD, and then none until the
     next one begins, as in a control group or a container with a processor limit.
@@ -64,9 +49,8 @@ class Cores:
     serving: float = 0.0
     unseen: float = 0.0
     unit: float = 0.0
-    pinned: bool = False
+    hogs: Hogs | None = None
     waiting: bool = False
-    antagonists: tuple[Antagonist, ...] = ()
     quota: float = inf
 
 
@@ -114,12 +98,11 @@ class CpuModel:
     """All computation on the cores. Times of calls must not decrease."""
 
     def __init__(self, cores: Cores, seed: int, at: At) -> None:
-        apart = cores.count if cores.pinned else 1
+        apart = cores.count if cores.hogs else 1
         courses: list[list[Spells]] = [[] for _ in range(apart)]
-        for number, each in enumerate(cores.antagonists):
-            rng = Random(f"{seed}/hog {number}")
-            spells = Exponential(each.mean_between), Exponential(each.mean_length)
-            courses[each.core % apart].append(Spells(rng, *spells))
+        if cores.hogs:
+            for number in range(apart * cores.hogs.each):
+                courses[number % apart].append(cores.hogs.spells(seed, number))
         self._cores = [
             _Core(cores.count // apart, cores.quota / apart, spells, at) for spells in courses
         ]

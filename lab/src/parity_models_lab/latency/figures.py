@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
 from parity_models_lab.latency.experiment import Experiment
-from parity_models_lab.latency.overheads import SHARES
-from parity_models_lab.latency.trial import TrialResult
+from parity_models_lab.latency.trial import SHARES, TrialResult
 from parity_models_lab.plots import FAINT, INK, PALETTE, save, style
 
 NOTE = (

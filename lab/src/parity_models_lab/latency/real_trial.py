@@ -1,7 +1,6 @@
 """Real trials: a server process with worker processes, a client process, real contention."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Computed, Served, served
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.scheduling import Source
+from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task, find_task
@@ -27,8 +26,8 @@ from parity_models.training import Queries, TrainingOptions, train
 from parity_models_lab.contention.apply import contended
 from parity_models_lab.contention.processor import quota
 from parity_models_lab.deployed import train_deployed
-from parity_models_lab.latency.setting import QUERY_SHAPE, SLOWED
-from parity_models_lab.latency.trial import Emulation, Trial, TrialResult, result_of
+from parity_models_lab.latency.setting import QUERY_SHAPE
+from parity_models_lab.latency.trial import SLOWED, Trial, TrialResult, result_of
 
 TASK = "digits"
 NETWORK = "linear"
@@ -54,42 +53,42 @@ class Laboratory:
         return asyncio.run(self._run(trial))
 
     async def _run(self, trial: Trial) -> TrialResult:
+        setting, roles = trial.setting, trial.roles
         bundle = self.bundle_for(trial)
-        setting = trial.setting
-        links = trial.network is Emulation.NOTHING
-        drawn = trial.network is Emulation.EVERYTHING
-        faults = (setting.simulated_faults if drawn else setting.faults)(trial.seed, trial.seconds)
-        if not links:
-            faults = msgspec.structs.replace(faults, shuffles=setting.drawn_shuffles())
-        faults = _spared(faults, trial.workers)
-        options = ServeOptions(
-            policy=trial.policy,
-            instances=trial.workers,
-            extra_instances=trial.extra or None,
-            port=0,
-            max_batch=setting.max_batch,
-            faults=faults,
-            agreement=0,  # what may not be answered is drawn, as in simulations: coverage
-        )
-        plan = None if drawn else setting.contention(trial.seed, links=links)
+        draw = setting.drawn_faults if trial.drawn else setting.faults
+        placements = (Placement(),) * len(roles)
+        prefix: tuple[str, ...] = ()
+        enter: tuple[str, ...] = ()
         async with AsyncExitStack() as stack:
-            contention = None
-            if plan is not None:
+            contention = slowed = None
+            if not trial.drawn:
                 contention = await stack.enter_async_context(
-                    contended(plan, setting.all_instances, bundle.path)
+                    contended(setting, trial.seed, bundle.path, links=True)
                 )
-                options = replace(options, placements=contention.placements[: trial.workers])
+                placements, prefix = contention.placements[: len(roles)], contention.prefix
             if setting.nodes:
-                options = replace(options, placements=_on_nodes(options.placements, trial))
-            prefix = contention.prefix if contention else ()
-            slowed = None
+                placements = tuple(
+                    replace(each, node=str(slot % setting.nodes))
+                    for slot, each in enumerate(placements)
+                )
             if 0 < setting.speed < 1:
                 slowed = stack.enter_context(quota(SLOWED * setting.speed))
-            enter = slowed.prefix if slowed else ()
+                enter = slowed.prefix
+            options = ServeOptions(
+                policy=trial.policy,
+                instances=len(roles),
+                extra_instances=sum(DEPLOYED not in each for each in roles) or None,
+                port=0,
+                max_batch=setting.max_batch,
+                placements=placements,
+                faults=_without_others(draw(trial.seed, trial.seconds), len(roles)),
+                agreement=0,  # what may not be answered is drawn, as in simulations: coverage
+            )
             server = await stack.enter_async_context(
                 served(bundle.path, options, prefix=enter + prefix, allow_code=bundle.allowed)
             )
-
+            load = self._load(trial, bundle.manifest.name, server.url)
+            warm = float(load.due[trial.warm_up])
             counting: list[asyncio.Task[float]] = []
             computed: list[Computed] = []
 
@@ -100,16 +99,14 @@ class Laboratory:
                     slowed.begin()
                 if contention is not None:
                     contention.begin(server.pid)
-                counting.append(asyncio.create_task(_busy_by(warm, server)))
+                counting.append(asyncio.create_task(_busy_after(warm, server)))
 
-            load = self._load(trial, bundle.manifest.name, server.url)
-            warm = float(load.due[trial.warm_up])
             result = await offer_load_from_own_process(load, begin, prefix)
-            busy = [await server.busy_seconds() - await before for before in counting]
-            summed = _sum_up(result, trial.warm_up, sum(busy) if busy else None)
-            lag_ms = await server.mean_lag() * 1e3
-            summed = msgspec.structs.replace(summed, lag_ms=lag_ms)
-            if setting.hogs or setting.tenants:
+            busy = sum([await server.busy_seconds() - await before for before in counting])
+            summed = msgspec.structs.replace(
+                _sum_up(result, trial.warm_up, busy), lag_ms=await server.mean_lag() * 1e3
+            )
+            if setting.hogs or setting.tenant:
                 return summed  # they compute, too
             ms = 1e3 / len(result)
             took = Computed.until_now(server.pid).since(*computed)
@@ -120,15 +117,18 @@ class Laboratory:
     def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
         """Contention begins with the warm-up, which policies that learn would else learn from in
         vain; so all queries are the load's own, and those of the warm-up are left out later."""
-        bursts = trial.setting.bursts
+        burst = trial.setting.burst is not None
+        trace = self.folder / "trace.txt"
+        if burst:
+            np.savetxt(trace, trial.arrivals(), fmt="%.6f")
         return LoadSpec(
             url=url,
             model=model,
             binary=True,
             inputs=str(self._queries),
             metric=self._task.metric,
-            rate=None if bursts else trial.setting.queries_per_second,
-            trace=self._trace(trial) if bursts else None,
+            rate=None if burst else trial.setting.queries_per_second,
+            trace=str(trace) if burst else None,
             queries=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
@@ -150,16 +150,21 @@ class Laboratory:
     def _queries(self) -> Path:
         """The test set, for the load generator."""
         path = self.folder / "queries.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, inputs=self._dataset.test.inputs, labels=self._dataset.test.labels)
         return path
 
-    def _trace(self, trial: Trial) -> str:
-        """A file with the times at which queries arrive, for the load generator."""
-        path = self.folder / "trace.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savetxt(path, trial.arrivals(), fmt="%.6f")
-        return str(path)
+    def bundle_for(self, trial: Trial) -> Bundle:
+        """Return the bundle that a trial serves, made once. Its stand-ins are those that the policy
+        needs, or of which it uses what it has."""
+        policy, has = trial.policy.policy, trial.setting.stand_ins
+        self.folder.mkdir(parents=True, exist_ok=True)
+        coded = not policy.needs_backup and ("parity" in has or not policy.needs_stand_in)
+        bundle = self._deployed
+        if coded:
+            bundle = self._trained(bundle, trial.setting.code)
+        if not coded or (policy.needs_stand_in and "backup" in has):
+            bundle = self._trained(bundle, None)
+        return bundle
 
     @cached_property
     def _deployed(self) -> Bundle:
@@ -169,54 +174,24 @@ class Laboratory:
         except BundleError:
             return train_deployed(self._task, self._dataset, NETWORK, path, self.training)
 
-    def bundle_for(self, trial: Trial) -> Bundle:
-        """The bundle that a trial serves, made once: its stand-ins are those that the policy needs,
-        or of which it uses what it has."""
-        policy, has = trial.policy.policy, trial.setting.stand_ins
-        if policy.needs_backup or (policy.needs_stand_in and "parity" not in has):
-            return self._with_backup(self._deployed)
-        bundle = self._bundle(trial.setting.code)
-        both = policy.needs_stand_in and "backup" in has
-        return self._with_backup(bundle) if both else bundle
-
-    def _bundle(self, code: CodeSpec) -> Bundle:
-        """Return the deployed model with parity models for `code`, trained once."""
-        options = {**code.encoder_options, **code.decoder_options}
-        words = (
-            code.encoder,
-            code.decoder,
-            code.k,
-            code.r,
-            *(f"{k}={v}" for k, v in options.items()),
-        )
-        path = self.folder / "-".join(map(str, words))
+    def _trained(self, bundle: Bundle, code: CodeSpec | None) -> Bundle:
+        """Return the bundle with parity models for `code`, or with a backup, trained once."""
+        words = ["" if bundle is self._deployed else bundle.path.name, "backup"]
+        if code is not None:
+            options = {**code.encoder_options, **code.decoder_options}
+            said = (f"{name}={value}" for name, value in options.items())
+            words = [code.encoder, code.decoder, str(code.k), str(code.r), *said]
+        path = self.folder / "-".join(filter(None, words))
         try:
-            return open_bundle(path, code.own)
+            return open_bundle(path, bundle.allowed if code is None else code.own)
         except BundleError:
             inputs = self._dataset.train.inputs
-            queries = Queries.of(inputs, code.k)
-            return train(self._deployed, queries, path, None, code, self.training)
-
-    def _with_backup(self, bundle: Bundle) -> Bundle:
-        """Return the bundle with a backup, trained once."""
-        path = self.folder / (
-            "backup" if bundle is self._deployed else f"{bundle.path.name}-backup"
-        )
-        try:
-            return open_bundle(path, bundle.allowed)
-        except BundleError:
-            queries = Queries.of(self._dataset.train.inputs)
-            return train(bundle, queries, path, NETWORK, None, self.training)
+            queries = Queries.of(inputs) if code is None else Queries.of(inputs, code.k)
+            network = NETWORK if code is None else None
+            return train(bundle, queries, path, network, code, self.training)
 
 
-def _on_nodes(placements: Sequence[Placement], trial: Trial) -> tuple[Placement, ...]:
-    """Return the placements of a trial's workers, on its nodes."""
-    there = placements or (Placement(),) * trial.workers
-    nodes = trial.setting.nodes
-    return tuple(replace(each, node=str(slot % nodes)) for slot, each in enumerate(there))
-
-
-def _spared(faults: FaultPlan, workers: int) -> FaultPlan:
+def _without_others(faults: FaultPlan, workers: int) -> FaultPlan:
     """Return the plan for a policy with fewer instances, without the faults of the others."""
     kills = tuple(kill for kill in faults.kills if kill.worker < workers)
     neighbours = faults.neighbours
@@ -230,13 +205,13 @@ def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
     return images.repeat(ENLARGED, axis=-2).repeat(ENLARGED, axis=-1)
 
 
-async def _busy_by(seconds: float, server: Served) -> float:
-    """Return the busy time of instances so many seconds from now."""
+async def _busy_after(seconds: float, server: Served) -> float:
+    """Return the busy time of instances in so many seconds."""
     await asyncio.sleep(seconds)
     return await server.busy_seconds()
 
 
-def _sum_up(result: LoadResult, warm_up: int, busy: float | None) -> TrialResult:
+def _sum_up(result: LoadResult, warm_up: int, busy: float) -> TrialResult:
     """`busy` is how long instances were busy, in seconds, for those after the warm-up."""
     answered = result.answered[warm_up:]
     if not answered.any():
@@ -244,7 +219,7 @@ def _sum_up(result: LoadResult, warm_up: int, busy: float | None) -> TrialResult
     sources = {str(source): int(result.came_from(source)[warm_up:].sum()) for source in Source}
     return msgspec.structs.replace(
         result_of(result.latency[warm_up:][answered], int((~answered).sum()), sources),
-        busy_ms=None if busy is None else busy / len(answered) * 1e3,
+        busy_ms=busy / len(answered) * 1e3,
         accuracy=float(result.score[warm_up:][answered].mean()),
         send_delay_p99_ms=float(np.nanquantile(result.send_delay[warm_up:], 0.99) * 1e3),
     )

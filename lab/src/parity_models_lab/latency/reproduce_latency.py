@@ -13,7 +13,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.experiment import Experiment, Series
 from parity_models_lab.latency.figures import PERCENTILES, Line, plot_experiment, plot_frontier
 from parity_models_lab.latency.setting import Setting, mean_of
-from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
+from parity_models_lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.results import INVALID, Row, TrialCache
 
 REAL_QUERIES, SIMULATED_QUERIES, WARM_UP = 2_000, 10_000, 500
@@ -28,13 +28,15 @@ TUNING = 50_000
 class Plan:
     """The trials of one experiment; `figure` is its name or file.
 
-    `chosen` are the options of tuned series, by label and point, once they are known.
+    With `real`, points and series that say so are run for real, too; contention is `drawn` or real
+    there. `chosen` are the options of tuned series, by label and point, once they are known.
     """
 
     figure: str
     experiment: Experiment
     seed: int
-    network: Emulation | None
+    real: bool = True
+    drawn: bool = False
     speed: float = 0.0
     chosen: Mapping[tuple[str, int], PolicyChoice] = field(default_factory=dict)
 
@@ -74,8 +76,7 @@ class Plan:
         """Yield (position on the axis, trial) of a series, simulated and real."""
         for point in range(len(self.experiment.points)):
             yield point, self.trial(Mode.SIMULATED, series, point)
-            real = series.real and point in self.experiment.real
-            if real and self.network is not None:
+            if self.real and series.real and point in self.experiment.real:
                 yield point, self.trial(Mode.REAL, series, point)
 
     def all_trials(self) -> list[Trial]:
@@ -110,7 +111,7 @@ class Plan:
             queries=self.queries(mode),
             warm_up=WARM_UP if self.experiment.warm_up is None else self.experiment.warm_up,
             seed=self.seed,
-            network=self.network or Emulation.NOTHING,
+            drawn=self.drawn,
         )
 
 

@@ -1,9 +1,11 @@
 """One run of a latency experiment, real or simulated, and its result."""
 
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from hashlib import sha256
+from math import inf
 
 import msgspec
 import numpy as np
@@ -14,17 +16,24 @@ from parity_models.codes import Code
 from parity_models.emulation import Constant
 from parity_models.errors import UserError
 from parity_models.protection.scene import DISPATCH
-from parity_models.scheduling import BACKUP, DEPLOYED, SchedulerConfig, Source
+from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks
-from parity_models_lab.latency.overheads import SHARES, Overheads, with_outside
 from parity_models_lab.latency.setting import Setting
 
 PARTS = 40
 """Consecutive parts of a trial, of as many queries each, whose p99 is kept."""
+
+SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
+"""The shares of queries whose quantiles of latency are kept where all of them matter."""
+
+SLOWED, SERVING, PER_UNIT = 2, 1.05e-3, 0.6e-3
+"""The cores of a machine with a `speed`, and the seconds that one of them computes for a query (by
+server and client) and for a unit (by a worker), as measured in real trials at full speed."""
 
 
 class Mode(StrEnum):
@@ -36,27 +45,26 @@ class Mode(StrEnum):
     """The scheduler alone, against imagined instances."""
 
 
-class Emulation(StrEnum):
-    """The part of a real trial's contention that workers emulate by drawn delays.
+class Overheads(msgspec.Struct, frozen=True):
+    """The overheads of serving, in ms, that simulations add.
 
-    Simulated shuffles are transfers over links for NOTHING, else drawn delays, too.
+    `held_ms` is how much longer a unit holds its instance, `outside_ms` the time of an answer
+    outside of queue and instance, as quantiles at SHARES. `serving_ms` and `unseen_ms` are computed
+    for each query and `unit_ms` for each unit, where models compute: see `Cores`.
     """
 
-    NOTHING = "shaped links"
-    """Shuffles are transfers between network namespaces, through the links that queries take."""
-    SHUFFLES = "emulated"
-    """Shuffles; hogs, pauses and other tenants are real."""
-    EVERYTHING = "drawn"
-    """All but kills, which are real but at planned times: the course that simulated runs meet."""
+    held_ms: float = 0.0
+    outside_ms: tuple[float, ...] = ()
+    serving_ms: float = 0.0
+    unseen_ms: float = 0.0
+    unit_ms: float = 0.0
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One run: `queries` that are counted, after `warm_up` that are not.
 
-    `held_ms`: how long a simulated unit holds its instance besides what is simulated otherwise.
-    `outside_ms`: what a simulated answer takes besides queue and instance, as quantiles at
-    SHARES; nothing if there are none. `serving_ms`, `unseen_ms` and `unit_ms` are what is computed
-    besides units, where these are computed: see `Cores`.
+    Contention is real in real runs, with transfers through shaped links, which simulations imitate;
+    or it is `drawn`, real or simulated, but for kills.
     """
 
     mode: Mode
@@ -65,12 +73,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     queries: int
     warm_up: int
     seed: int
-    network: Emulation = Emulation.NOTHING
-    held_ms: float = 0.0
-    outside_ms: tuple[float, ...] = ()
-    serving_ms: float = 0.0
-    unseen_ms: float = 0.0
-    unit_ms: float = 0.0
+    drawn: bool = False
+    overheads: Overheads = Overheads()
 
     @property
     def key(self) -> str:
@@ -87,50 +91,36 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     def arrivals(self) -> NDArray[np.float64]:
         """Return the times of arrival: (warm_up + queries,) seconds, in order."""
-        rate, bursts = self.setting.queries_per_second, self.setting.bursts
+        rate, burst = self.setting.queries_per_second, self.setting.burst
         times = poisson_arrivals(rate, self.warm_up + self.queries, self.seed)
-        return times if bursts is None else bursts.compress(times)
-
-    @property
-    def code(self) -> Code:
-        return Code(self.setting.code, (1,), (1,))
+        return times if burst is None else burst.compress(times)
 
     @property
     def stand_ins(self) -> StandIns:
         """The bundle's stand-ins for the policy."""
         has = self.setting.stand_ins
-        code = self.code if "parity" in has or self.policy.policy.needs_code else None
+        coded = "parity" in has or self.policy.policy.needs_code
+        code = Code(self.setting.code, (1,), (1,)) if coded else None
         return StandIns(code, (BACKUP,) if "backup" in has else ())
 
     @property
     def cores(self) -> Cores | None:
         """The cores of a simulation: as set, or, where contention is real, those of real runs."""
-        setting = self.setting
+        setting, over = self.setting, self.overheads
         if setting.speed:
-            return setting.slow_cores()
-        if self.network is not Emulation.NOTHING and not setting.cores:
+            quota = SLOWED * setting.speed if setting.speed < 1 else inf
+            return Cores(SLOWED, SERVING, unit=PER_UNIT, waiting=not setting.computing, quota=quota)
+        if not setting.computing or (self.drawn and not setting.cores):
             return None
-        ms = (self.serving_ms, self.unseen_ms, self.unit_ms)
-        return setting.simulated_cores(Overheads(self.held_ms, self.outside_ms, *ms))
+        computed = (over.serving_ms / 1e3, over.unseen_ms / 1e3, over.unit_ms / 1e3)
+        count = setting.cores or len(os.sched_getaffinity(0))
+        return Cores(count, *computed, hogs=setting.hogs)
 
     @property
-    def workers(self) -> int:
-        """The number of instances that the policy has: all of the setting's, but for `none`."""
-        return len(self._roles)
-
-    @property
-    def extra(self) -> int:
-        """The number of them that run stand-ins only."""
-        return sum(DEPLOYED not in roles for roles in self._roles)
-
-    @property
-    def _roles(self) -> list[frozenset[str]]:
+    def roles(self) -> list[frozenset[str]]:
+        """The roles of the policy's instances: all of the setting's, but for `none`."""
         policy, _ = self.policy.build(self.stand_ins)
         return policy.roles(self.setting.instances, self.setting.parity_instances)
-
-    @property
-    def config(self) -> SchedulerConfig:
-        return SchedulerConfig(max_batch=self.setting.max_batch)
 
 
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,48 +179,37 @@ def result_of(latencies: NDArray[np.float64], errors: int, sources: dict[str, in
     )
 
 
-def simulate_trial(
-    trial: Trial,
-    arrivals: NDArray[np.float64] | None = None,
-    config: SchedulerConfig | None = None,
-) -> TrialResult:
-    """Run a trial in the simulator.
-
-    `arrivals` (warm_up + queries,) are the times in seconds at which queries arrive, in order;
-    without them arrivals are Poisson. `config`: the scheduler's, in place of the trial's.
-    """
-    setting = trial.setting
-    links = trial.network is Emulation.NOTHING
+def simulate_trial(trial: Trial) -> TrialResult:
+    """Run a trial in the simulator."""
+    setting, warm_up = trial.setting, trial.warm_up
     simulation = Simulation(
-        trial.arrivals() if arrivals is None else arrivals,
+        trial.arrivals(),
         setting.instances,
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
-        faults=setting.simulated_faults(trial.seed, trial.seconds, links=links),
-        overhead=DISPATCH + trial.held_ms / 1e3,
+        faults=setting.drawn_faults(trial.seed, trial.seconds, links=not trial.drawn),
+        overhead=DISPATCH + trial.overheads.held_ms / 1e3,
         nodes=setting.nodes or None,
-        config=config or trial.config,
+        config=SchedulerConfig(max_batch=setting.max_batch),
         seed=trial.seed,
-        warm_up=trial.warm_up,
+        warm_up=warm_up,
     )
-    ways = setting.links(trial.seed) if links else None
-    driver: Callable[..., Driver] = partial(DriverOnLinks, ways)
-    if trial.cores is not None:
-        driver = partial(DriverOnCores, trial.cores, ways)
+    links, cores = None if trial.drawn else setting.links(trial.seed), trial.cores
+    driver: Callable[..., Driver] = partial(DriverOnLinks, links)
+    if cores is not None:
+        driver = partial(DriverOnCores, cores, links)
     result = simulate(simulation, *trial.policy.build(trial.stand_ins), driver=driver)
-    sources = result.sources[trial.warm_up :]
+    sources = result.sources[warm_up:]
     answered = sources != FAILED
-    counts = {
-        str(source): int(np.sum(sources == SOURCES.index(source)))
-        for source in Source
-        if np.any(sources == SOURCES.index(source))
-    }
-    latencies = result.latencies[trial.warm_up :][answered]
+    latencies = result.latencies[warm_up:][answered]
+    if outside := trial.overheads.outside_ms:
+        shares = np.random.default_rng((trial.seed, 2)).random(len(latencies))
+        latencies += np.interp(shares, SHARES, outside) / 1e3
+    counts = {str(each): int(np.sum(sources == number)) for number, each in enumerate(SOURCES)}
+    counted = {source: count for source, count in counts.items() if count}
     return msgspec.structs.replace(
-        result_of(
-            with_outside(latencies, trial.outside_ms, trial.seed), int(np.sum(~answered)), counts
-        ),
+        result_of(latencies, int(np.sum(~answered)), counted),
         work=sum(result.units.values()) / trial.queries,
         busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
-        lag_ms=result.lag * 1e3 if trial.cores else None,
+        lag_ms=result.lag * 1e3 if cores else None,
     )

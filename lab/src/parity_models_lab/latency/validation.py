@@ -13,10 +13,9 @@ import numpy as np
 from parity_models.emulation import Constant
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
-from parity_models_lab.latency.overheads import SHARES, Observed, Overheads
 from parity_models_lab.latency.reproduce_latency import Plan
 from parity_models_lab.latency.setting import Setting, mean_of
-from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult
+from parity_models_lab.latency.trial import SHARES, Mode, Overheads, Trial, TrialResult
 from parity_models_lab.results import Row, TrialCache
 
 CLOSE = 0.15
@@ -81,8 +80,10 @@ def compare(
         calm = calm_trial(real[0])
         run([calm, *real])
         overheads = overheads_between(calm, cache[calm], result)
-        changes = {"mode": Mode.SIMULATED, **overheads._asdict()}
-        simulated = [msgspec.structs.replace(trial, **changes) for trial in real]
+        simulated = [
+            msgspec.structs.replace(trial, mode=Mode.SIMULATED, overheads=overheads)
+            for trial in real
+        ]
         run(simulated)
         compared = tuple(
             Compared(series.label, cache[trial], cache[other])
@@ -137,28 +138,39 @@ def calm_trial(trial: Trial) -> Trial:
         service=Constant(mean_of(trial.setting.service)),
         computing=trial.setting.computing,
         shuffles=0,
-        quiet_links=bool(trial.setting.shuffles) and trial.network is Emulation.NOTHING,
+        quiet_links=bool(trial.setting.shuffles) and not trial.drawn,
     )
     return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
 
 def overheads_between(
-    calm: Trial, real: TrialResult, simulated: Callable[[Trial], TrialResult]
+    calm: Trial, real: TrialResult, run: Callable[[Trial], TrialResult]
 ) -> Overheads:
-    """Return the overheads of a calm trial: its `real` result less its simulation."""
-    imagined = msgspec.structs.replace(calm, mode=Mode.SIMULATED)
+    """Return the overheads of a calm trial: its `real` result less its simulation.
 
-    def took(known: Overheads) -> Observed:
-        return _took(simulated(msgspec.structs.replace(imagined, **known._asdict())))
+    Where models compute, workers computed for some time besides the model's run, and server and
+    clients for some. Of the latter a query waits for the time that it spent outside of queue and
+    instance; the rest is unseen.
+    """
+    busy = real.busy_ms or 0.0
+
+    def simulated(known: Overheads) -> TrialResult:
+        return run(msgspec.structs.replace(calm, mode=Mode.SIMULATED, overheads=known))
+
+    def held_beyond(bare: TrialResult) -> float:
+        return max(0.0, busy - (bare.busy_ms or 0.0))
 
     if calm.cores is None:
-        bare = took(Overheads())
-        held = max(0.0, (real.busy_ms or 0.0) - bare.busy_ms)
-        inside = bare.p50_ms + held
-        return Overheads(held, tuple(max(0.0, ms - inside) for ms in real.quantiles_ms))
-    unit = (real.workers_ms or 0.0) - 1e3 * mean_of(calm.setting.service)
-    return Overheads.of_calm_run(_took(real), unit, real.serving_ms or 0.0, took)
-
-
-def _took(result: TrialResult) -> Observed:
-    return Observed(result.p50_ms, result.busy_ms or 0.0, result.quantiles_ms)
+        bare = simulated(Overheads())
+        held = held_beyond(bare)
+        outside = np.maximum(0, np.array(real.quantiles_ms) - bare.p50_ms - held)
+        return Overheads(held, tuple(outside.tolist()))
+    serving = real.serving_ms or 0.0
+    unit = max(0.0, (real.workers_ms or 0.0) - 1e3 * mean_of(calm.setting.service))
+    bare = simulated(Overheads(unit_ms=unit))
+    held = held_beyond(bare)
+    waited = min(serving, max(0.0, real.p50_ms - bare.p50_ms - held))
+    known = Overheads(held, (), waited, serving - waited, unit)
+    less = np.array(simulated(known).quantiles_ms)
+    outside = np.sort(np.maximum(0, np.array(real.quantiles_ms) - less))
+    return msgspec.structs.replace(known, outside_ms=tuple(outside.tolist()))

@@ -1,34 +1,31 @@
-"""Object localization: find the one object in an image, in the layout of CUB-200-2011.
+"""Object localization: find the one object in an image.
 
-(C. Wah et al.: The Caltech-UCSD Birds-200-2011 Dataset.) `images.txt` numbers the images,
-`bounding_boxes.txt` gives each one's box in pixels (x, y, width, height),
-`train_test_split.txt` says which are for training. `make_boxes` makes such a folder.
+`Localization` reads the layout of CUB-200-2011 (C. Wah et al.: The Caltech-UCSD Birds-200-2011
+Dataset): `images.txt` numbers the images, `bounding_boxes.txt` gives each one's box in pixels (x,
+y, width, height), `train_test_split.txt` says which are for training. `MadeBoxes` stands in for it
+where it cannot be had.
 """
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
 from parity_models.options import Option
-from parity_models.tasks.task import Dataset, Split, hold_out
+from parity_models.tasks.task import Dataset, Split, Task, hold_out
 from parity_models_lab.tasks.folder import FolderTask, normalised
+from parity_models_lab.tasks.mnist import FashionMnist
 
 IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
 PICTURES = "images"
 MEAN, DEVIATION = 0.45, 0.25
-LONGEST = 64 << 20
-"""Bytes of a list."""
 LARGEST = 100_000_000
 """Pixels of an image: a small file may claim to be one that fills the memory."""
-THREADS = 8
-"""Pillow decodes outside the interpreter's lock."""
 
 OUTSIDE = 0.05
 """The share of an image by which its box may reach beyond it; then it ends where the image does."""
@@ -73,43 +70,40 @@ class Localization(FolderTask):
                 f"{IMAGES}, {BOXES} and {SPLIT} in {folder} do not number the same images; fetch "
                 "them again"
             )
-        root = folder / PICTURES
+        root = (folder / PICTURES).resolve()
         paths = [root / name for (name,) in names.values()]
         for path in paths:
-            if not path.resolve().is_relative_to(root.resolve()):
+            if not path.resolve().is_relative_to(root):
                 raise DataError(f"{folder / IMAGES} names a file outside {root}: {path}")
-        pixels, sizes = _read_images(paths, self.options.side)
-        labels = np.array(
-            [
-                _edges(boxes[number], size, folder / BOXES)
-                for number, size in zip(names, sizes, strict=True)
-            ],
-            np.float32,
-        )
-        everything = Split(normalised(pixels, MEAN, DEVIATION), labels)
-        flags = [split[number][0] for number in names]
-        if strange := set(flags) - {"0", "1"}:
-            raise DataError(f"{folder / SPLIT} has {min(strange)!r}, where 1 is train and 0 test")
-        training = np.array(flags) == "1"
-        rest, test = (everything.take(np.flatnonzero(which)) for which in (training, ~training))
-        if not len(rest) or not len(test):
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+            images = list(pool.map(lambda path: _read_image(path, self.options.side), paths))
+        labels = [
+            _edges(boxes[number], size, folder / BOXES)
+            for number, (_, size) in zip(names, images, strict=True)
+        ]
+        training = np.array([split[number] == ["1"] for number in names])
+        if training.all() or not training.any():
             raise DataError(f"{folder / SPLIT} has no images for training, or none for test")
-        train, validation = hold_out(rest, max(1, len(rest) // VALIDATION))
-        return Dataset(train, validation, test)
+        return _dataset(np.stack([pixels for pixels, _ in images]), np.array(labels), training)
+
+
+def _dataset(
+    pixels: NDArray[np.uint8], boxes: NDArray[np.float64], training: NDArray[np.bool_]
+) -> Dataset:
+    everything = Split(normalised(pixels, MEAN, DEVIATION), boxes.astype(np.float32))
+    rest, test = (everything.take(np.flatnonzero(which)) for which in (training, ~training))
+    return Dataset(*hold_out(rest, max(1, len(rest) // VALIDATION)), test)
 
 
 def _read_list(path: Path, fields: int) -> dict[str, list[str]]:
     """Return the lines of an image's number and so many `fields`, by number."""
-    if path.stat().st_size > LONGEST:
-        raise DataError(f"{path} is larger than a list of images can be; fetch it again")
     lines = {}
     for line in path.read_text("utf-8", "replace").splitlines():
-        if not line.strip():
-            continue
-        number, *rest = line.split(maxsplit=fields)
-        if len(rest) != fields:
-            raise DataError(f"{path} has a line that is none of its kind: {line[:80]!r}")
-        lines[number] = rest
+        if line.strip():
+            number, *rest = line.split(maxsplit=fields)
+            if len(rest) != fields:
+                raise DataError(f"{path} has a line without {fields} fields: {line[:80]!r}")
+            lines[number] = rest
     return lines
 
 
@@ -118,36 +112,19 @@ def _edges(box: list[str], size: tuple[int, int], path: Path) -> NDArray[np.floa
         left, top, width, height = map(float, box)
     except ValueError:
         left = top = width = height = math.nan
-    if not (width > 0 and height > 0 and math.isfinite(left + top + width + height)):
-        raise DataError(f"{path} has a box that is none: {' '.join(box)!r}")
     edges = np.array([left, top, left + width, top + height]) / (size * 2)
     inside = edges.clip(0, 1)
-    if np.abs(edges - inside).max() > OUTSIDE or not (inside[2:] > inside[:2]).all():
+    # Not a number is in no range.
+    if not (np.abs(edges - inside).max() <= OUTSIDE and (inside[2:] > inside[:2]).all()):
         raise DataError(
-            f"{path} has a box outside its image of {size[0]}x{size[1]}: {' '.join(box)!r}; fetch "
-            "it again"
+            f"{path} has a box that is not in its image of {size[0]}x{size[1]}: {' '.join(box)!r}; "
+            "fetch it again"
         )
     return inside
 
 
-def _read_images(
-    paths: Sequence[Path], side: int
-) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
-    """Return all images, squeezed into (n, 3, side, side), and their original (width, height).
-
-    Raises DataError with the path of an image that cannot be read.
-    """
-    pixels = np.empty((len(paths), 3, side, side), np.uint8)
-
-    def read(row: int) -> tuple[int, int]:
-        pixels[row], size = _read_image(paths[row], side)
-        return size
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return pixels, list(pool.map(read, range(len(paths))))
-
-
 def _read_image(path: Path, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return an image, squeezed into (3, side, side), and its original (width, height)."""
     from PIL import Image  # here: evaluation and serving do without it
 
     try:
@@ -163,3 +140,99 @@ def _read_image(path: Path, side: int) -> tuple[NDArray[np.uint8], tuple[int, in
             f"{path} cannot be read as an image ({why}); fetch it again or take it out"
         ) from error
     return np.asarray(small).transpose(2, 0, 1), size
+
+
+# Made images
+
+SIDE = 64
+SIZES, SCRAP_SIZES = (20, 48), (8, 20)
+"""Pixels of the longer side of a garment, and of a scrap."""
+
+SHAPES, SCRAPS = (4, 10), (2, 6)
+"""The numbers of each in an image: from the first to below the second."""
+
+TEST = 5
+"""One image in TEST is for tests."""
+
+
+class MadeBoxes(Task):
+    """Garments of Fashion-MNIST on cluttered canvases.
+
+    Each image holds one whole garment, tinted and of some size, over shapes and scraps of other
+    garments. Garments of the test set are in test images alone.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Task.Options):
+        """The options."""
+
+        images: Annotated[int, Option("Images.", at_least=2 * TEST)] = 10_000
+
+    name = "made-boxes"
+    metric = "iou"
+    flips = True
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        garments = FashionMnist().load(folder)
+        training = np.arange(self.options.images) % TEST != 0
+        made = []
+        for number, is_training in enumerate(training):
+            random = np.random.default_rng((0, number))
+            garment = _draw(garments.train if is_training else garments.test, random)
+            canvas = _clutter(garments.train, random)
+            box = _paste(canvas, garment, random, SIZES)
+            made.append(((canvas * 255).astype(np.uint8).transpose(2, 0, 1), box))
+        pixels, boxes = (np.stack(parts) for parts in zip(*made, strict=True))
+        return _dataset(pixels, boxes / SIDE, training)
+
+
+def _draw(split: Split, random: np.random.Generator) -> NDArray[Any]:
+    """Return a garment's pixels (height, width) from 0 to 1, cropped."""
+    row = random.integers(len(split))
+    pixels = split.inputs[row, 0] * FashionMnist.deviation + FashionMnist.mean
+    rows, columns = (np.flatnonzero((pixels > 0.1).any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return _draw(split, random)
+    cut: NDArray[Any] = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return cut.clip(0, 1)
+
+
+def _clutter(split: Split, random: np.random.Generator) -> NDArray[Any]:
+    """Return a canvas (SIDE, SIDE, 3) from 0 to 1 with shapes and scraps on a shaded ground."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    slope = random.uniform(-0.5, 0.5, (2, 1, 1, 3))
+    canvas = random.uniform(0.1, 0.8, 3) + slope[0] * x[..., None] + slope[1] * y[..., None]
+    for _ in range(random.integers(*SHAPES)):
+        cx, cy = random.uniform(0, 1, 2)
+        w, h = random.uniform(0.05, 0.35, 2)
+        dx, dy = np.abs(x - cx) / w, np.abs(y - cy) / h
+        inside = np.maximum(dx, dy) < 1 if random.random() < 0.5 else dx**2 + dy**2 < 1
+        canvas[inside] = 0.4 * canvas[inside] + 0.6 * random.uniform(0, 1, 3)
+    for _ in range(random.integers(*SCRAPS)):
+        garment = _draw(split, random)
+        height, width = (max(1, length // 2) for length in garment.shape)
+        top, left = random.integers(
+            0, (garment.shape[0] - height + 1, garment.shape[1] - width + 1)
+        )
+        _paste(canvas, garment[top : top + height, left : left + width], random, SCRAP_SIZES)
+    canvas += random.normal(0, 0.03, canvas.shape)
+    return np.asarray(np.clip(canvas, 0, 1))
+
+
+def _paste(
+    canvas: NDArray[Any],
+    garment: NDArray[Any],
+    random: np.random.Generator,
+    sizes: tuple[int, int],
+) -> NDArray[np.int64]:
+    """Put a tinted garment on the canvas, anywhere; return its left, top, right and bottom."""
+    longer = random.integers(*sizes)
+    height, width = (max(2, round(n * longer / max(garment.shape))) for n in garment.shape)
+    rows = np.arange(height) * garment.shape[0] // height
+    columns = np.arange(width) * garment.shape[1] // width
+    larger = garment[np.ix_(rows, columns)][..., None]
+    top, left = random.integers(0, (SIDE - height + 1, SIDE - width + 1))
+    under = canvas[top : top + height, left : left + width]
+    tinted = larger * random.uniform(0.5, 1, 3) + random.uniform(0, 0.2)
+    under[...] = np.where(larger > 0.1, tinted.clip(0, 1), under)
+    return np.array([left, top, left + width, top + height])
