@@ -189,12 +189,10 @@ assert not any(name.startswith("torch.") for name in sys.modules)
             ("aiohttp", "grpc", "google.protobuf", "cryptography", "opentelemetry", "numpy.f2py"),
         ),
         ("serving.worker.worker", ("asyncio", "ssl", "numpy.random", "importlib.resources")),
-        ("cli.load", ("pyarrow",)),
     ],
 )
 def test_a_process_starts_without_what_it_may_never_use(module: str, late: tuple[str, ...]) -> None:
-    """Imports are most of a start: of clients of a fleet, of gRPC, of certificates, of spans, and
-    of Arrow by a load that writes no table."""
+    """Imports are most of a start: of clients of a fleet, of gRPC, of certificates, of spans."""
     script = f"""
 import sys
 import parity_models.{module}

@@ -1,5 +1,6 @@
 """`parm load` against servers that are processes of their own, as people use it."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -7,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from hdrh.histogram import HdrHistogram
 
 from commands import Here, assert_refused
 from forked import Forked, run
@@ -62,7 +61,7 @@ def load(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_every_answer_is_counted_judged_and_kept(
     server: ServerProcess, data: Path, tmp_path: Path, form: str
 ) -> None:
-    out, latencies = tmp_path / "new" / "out.json", tmp_path / "latencies.parquet"
+    out, latencies = tmp_path / "new" / "out.json", tmp_path / "latencies.csv"
     done = load(
         server.url, "--inputs", data / "queries.npz", "--rate", 200, "--queries", 200,
         "--processes", 2, "--batch", 2, "--json", out, "--latencies", latencies,
@@ -75,28 +74,26 @@ def test_every_answer_is_counted_judged_and_kept(
     assert (report["queries"], report["answered"], report["errors"]) == (200, 200, {})
     assert report["sources"] == {"model": {"count": 200, "accuracy": report["accuracy"]}}
     assert report["load"]["binary"] == (form == "binary")
-    rows = pq.read_table(latencies).to_pylist()
+    with latencies.open() as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 200
-    assert {(row["source"], row["error"]) for row in rows} == {("model", None)}
+    assert {(row["source"], row["error"]) for row in rows} == {("model", "")}
     right = np.random.default_rng((0, 1)).integers(ROWS, size=200) % 4 != 0
-    assert [row["correct"] for row in rows] == right.tolist()
+    assert [row["correct"] == "1.0" for row in rows] == right.tolist()
     assert report["accuracy"] == pytest.approx(right.mean())
-    assert all(row["scheduled"] <= row["sent"] for row in rows)
-    histogram = HdrHistogram.decode(report["histogram"])
-    assert histogram.get_total_count() == 200
-    assert histogram.get_max_value() / 1e3 == report["latency"]["max_ms"]
+    assert all(float(row["scheduled"]) <= float(row["sent"]) for row in rows)
 
 
 def test_a_trace_is_replayed(server: ServerProcess, data: Path, tmp_path: Path) -> None:
     done = load(
         server.url, "--model", "model", "--inputs", data / "inputs.npy", "--labels",
         data / "labels.npy", "--trace", data / "times.txt",
-        "--latencies", tmp_path / "latencies.parquet",
+        "--latencies", tmp_path / "latencies.csv",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    table = pq.read_table(tmp_path / "latencies.parquet")
-    np.testing.assert_allclose(table["scheduled"].to_numpy(), np.arange(30) / 100, atol=1e-6)
-    assert table["correct"].null_count == 0
+    table = np.genfromtxt(tmp_path / "latencies.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(table["scheduled"], np.arange(30) / 100, atol=1e-6)
+    assert not np.isnan(table["correct"]).any()
 
 
 def running_load(*arguments: object) -> Forked:

@@ -49,7 +49,7 @@ class FakeUpstream:
     when it is NULL, a number there is none. When it is HELD, units wait for `release`; `abandoned`
     counts those whose clients did not. When it is BUSY, units are turned away: as `busy` says, with
     an HTTP status or a gRPC one, to be tried again after `retry_after` if there is one. With `tls`,
-    https or grpcs: the context, or the key and the certificate.
+    https or grpcs: the context, or the key, the certificate, and that of the clients' authority.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class FakeUpstream:
             if self._tls is None:
                 port = self._server.add_insecure_port("127.0.0.1:0")
             else:
-                credentials = grpc.ssl_server_credentials([self._tls])
+                *pair, clients = self._tls
+                credentials = grpc.ssl_server_credentials([tuple(pair)], clients, True)
                 port = self._server.add_secure_port("127.0.0.1:0", credentials)
             await self._server.start()
         self.url = f"{self._scheme}://127.0.0.1:{port}"

@@ -12,8 +12,7 @@ from fake_upstream import FakeUpstream
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.remote_engine import RemoteEngine
-from parity_models.serving.remote.upstream import Fleet as Upstreams
-from parity_models.serving.remote.upstream import PredictionProtocol, Upstream
+from parity_models.serving.remote.upstream import Upstream, UpstreamOptions
 
 WEIGHTS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
 ROW = np.arange(6, dtype=np.float32)
@@ -26,20 +25,19 @@ def engine_for(
 ) -> RemoteEngine:
     unit_timeout = options.pop("unit_timeout", 10.0)
     concurrency = options.pop("concurrency", 1)
-    protocol = options.pop("protocol", PredictionProtocol.V2)
-    connect = options.pop("connect", None)
+    protocol = options.pop("protocol", "v2")
     each = tuple(
         Upstream(upstream.url, {"deployed": "model"}, concurrency, protocol)
         for upstream in upstreams
     )
     return RemoteEngine(
         {"deployed": PinnedModel.of(model)},
-        Upstreams(each, **options),
+        each,
         metrics or Metrics(),
+        options=UpstreamOptions(**options),
         max_batch=1,
         unit_timeout=unit_timeout,
         health_interval=HEALTH_INTERVAL,
-        connect=connect,
     )
 
 

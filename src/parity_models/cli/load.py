@@ -44,7 +44,7 @@ def load(
     options: Load,
     json: Json = None,
     latencies: Annotated[
-        Path | None, Option("Write the fate of each query to this Parquet file.", metavar="FILE")
+        Path | None, Option("Write the fate of each query to this CSV file.", metavar="FILE")
     ] = None,
     ca_file: Annotated[
         Path | None,

@@ -28,7 +28,7 @@ from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
 from parity_models.serving.options import ENGINES, EngineChoice, ServeOptions
-from parity_models.serving.remote.upstream import FleetOptions
+from parity_models.serving.remote.upstream import UpstreamOptions
 from parity_models.serving.repository import Repository as ServedRepository
 from parity_models.serving.server import Server
 
@@ -100,7 +100,7 @@ def serve(
     limits: Annotated[Limits, Only("max_connections", "max_body")],
     access: Access,
     logging: Logging,
-    upstreams: FleetOptions,
+    upstreams: UpstreamOptions,
     default_prediction: DefaultPrediction = None,
     faults: Faults = None,
     allow_code: AllowCode = None,
@@ -141,7 +141,7 @@ def serve(
     _run(Server(models, options, _traces(logging), allow_code or (), _inherited()))
 
 
-def _engine(name: str | None, upstreams: FleetOptions) -> EngineChoice:
+def _engine(name: str | None, upstreams: UpstreamOptions) -> EngineChoice:
     """Return the engine, with the options given by --engine and by flags of their own."""
     given = {
         each.name: value

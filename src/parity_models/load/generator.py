@@ -3,17 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.load.queries import Queries
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
-from parity_models.load.target import Ask, NoAnswerError, Target, target
-from parity_models.models.signature import DATATYPES
+from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
 from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.tasks import METRICS
 
@@ -21,16 +18,12 @@ LEAD = 0.1
 """Seconds from the last preparation to the load's start."""
 PATIENCE = 1.0
 """Seconds to wait for answers once the load is being stopped."""
-MAX_KEPT = 2**28
-"""Bytes of outputs that are kept and judged after the load, so that judging delays no request."""
 NOT_SENT = -1
 
 
 async def offer_load(
     spec: LoadSpec,
     started: Callable[[], None] = lambda: None,
-    *,
-    max_kept: int = MAX_KEPT,
     credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
     """Offer the whole load from this process.
@@ -38,7 +31,6 @@ async def offer_load(
     Args:
         spec: The load.
         started: Called when the first counted query is due.
-        max_kept: Bytes of outputs to judge after the load; more are judged as they come.
         credentials: Shown to the server.
 
     Returns:
@@ -48,7 +40,7 @@ async def offer_load(
         LoadError: The server or its model cannot be found, or the queries do not fit it.
 
     """
-    async with prepare_load(spec, max_kept=max_kept, credentials=credentials) as load:
+    async with prepare_load(spec, credentials=credentials) as load:
         load.start(asyncio.get_running_loop().time() + LEAD, started)
         await load.finish()
     return load.result()
@@ -59,14 +51,13 @@ async def prepare_load(
     spec: LoadSpec,
     turn: int = 0,
     turns: int = 1,
-    max_kept: int = MAX_KEPT,
     credentials: Credentials = ANONYMOUS,
 ) -> AsyncIterator["Load"]:
     """Prepare every `turns`-th request of the load, from number `turn` on."""
     queries = Queries.read(spec.inputs, spec.labels)
-    async with target(spec.url, spec.model, spec.binary, spec.output, credentials) as asked:
+    async with target(spec.url, spec.model, spec.binary, credentials) as asked:
         fitting = queries.fitting(asked, spec.metric)
-        yield Load(spec, fitting, slice(turn, None, turns), asked, max_kept)
+        yield Load(spec, fitting, slice(turn, None, turns), asked)
 
 
 class Load:
@@ -75,9 +66,7 @@ class Load:
     Arrays are (m,) by request, and (m, batch) by query.
     """
 
-    def __init__(
-        self, spec: LoadSpec, queries: Queries, mine: slice, target: Target, max_kept: int
-    ) -> None:
+    def __init__(self, spec: LoadSpec, queries: Queries, mine: slice, target: Target) -> None:
         self._spec = spec
         self._queries = queries
         self._target = target
@@ -91,11 +80,6 @@ class Load:
         self._score = np.full(self._rows.shape, np.nan)
         self._outcome = np.full(self._rows.shape, NOT_SENT, np.int16)
         self._outcomes = {str(source): code for code, source in enumerate(SOURCES)}
-        outputs = (*self._rows.shape, *target.judged.shape[1:])
-        dtype = DATATYPES[target.judged.datatype]
-        self._kept: NDArray[Any] | None = None
-        if queries.labels is not None and prod(outputs) * dtype.itemsize <= max_kept:
-            self._kept = np.empty(outputs, dtype)
         self._in_flight: set[asyncio.Task[None]] = set()
 
     def start(self, at: float, started: Callable[[], None]) -> None:
@@ -127,9 +111,6 @@ class Load:
         """Return the outcomes of the counted queries that were due before the load ended."""
         warm_up = self._spec.warm_up_requests
         counted = np.flatnonzero((self._outcome[:, 0] != NOT_SENT) & (self._requests >= warm_up))
-        if self._kept is not None:
-            for request in counted[self._outcome[counted, 0] < len(SOURCES)]:
-                self._judge(request, self._kept[request])
         batch = self._spec.batch
         return LoadResult(
             scheduled=np.repeat(self._due[counted] - self._spec.due[warm_up], batch),
@@ -177,10 +158,7 @@ class Load:
             self._fail(request, f"unexpected: {type(error).__name__}")
         else:
             self._outcome[request] = [self._outcomes[source] for source in answers.sources]
-            if self._kept is not None:
-                self._kept[request] = answers.outputs
-            else:
-                self._judge(request, answers.outputs)
+            self._judge(request, answers.outputs)
 
     def _judge(self, request: int, outputs: NDArray[Any]) -> None:
         labels = self._queries.labels

@@ -1,23 +1,21 @@
-"""A load's result in numbers, for people and for files: summary and histogram.
+"""A load's result in numbers, for people and for files.
 
-Latencies are those of answered queries, from the scheduled send, in an HDR histogram of
-microseconds with three significant digits, from which all their percentiles are read.
+Latencies are those of answered queries, from the scheduled send.
 """
 
+import csv
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
+from parity_models.errors import UserError
 from parity_models.load import LoadSpec
 from parity_models.load.result import SOURCES, LoadResult
 
 PRECISE_MS = 1.0
 """A generator that sends 99 % of its queries less late than that is a good one."""
-HOUR = 3600 * 10**6
-DIGITS = 3
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -59,8 +57,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `queries` are those counted, fewer than `planned` if the load was interrupted: `answered` and
     `errors` by kind add up to them. `offered` and `throughput` are queries due, and answers, per
-    second. `latency`, `send_delay` and `histogram` (HDR, format V2, compressed, base64;
-    microseconds) are None where there are no answers, or nothing was sent.
+    second. `latency` and `send_delay` are None where there are no answers, or nothing was sent.
     """
 
     load: LoadSpec
@@ -74,20 +71,17 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, Answered]
     latency: Percentiles | None
     send_delay: SendDelay | None
-    histogram: str | None
 
 
 def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
     """Sum up the result of `spec`."""
     answered = result.answered
-    histogram = HdrHistogram(1, HOUR, DIGITS)
-    microseconds = np.maximum(1, np.rint(result.latency[answered] * 1e6)).astype(np.int64)
-    for value, count in zip(*np.unique(microseconds, return_counts=True), strict=True):
-        histogram.record_value(int(value), int(count))
-    p50, p90, p99, p995, p999 = (
-        histogram.get_value_at_percentile(at) / 1e3 for at in (50, 90, 99, 99.5, 99.9)
-    )
-    longest = histogram.get_max_value() / 1e3
+    latency = None
+    if answered.any():
+        shares = [0.5, 0.9, 0.99, 0.995, 0.999, 1]
+        ms: list[float] = (np.quantile(result.latency[answered], shares) * 1e3).tolist()
+        p50, p90, p99, p995, p999, longest = ms
+        latency = Percentiles(p50, p90, p99, p995, p999, longest, p999 - p50)
     sent = result.send_delay[~np.isnan(result.send_delay)]
     return LoadReport(
         load=spec,
@@ -103,13 +97,10 @@ def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
             for source in SOURCES
             if (here := result.came_from(source)).any()
         },
-        latency=Percentiles(p50, p90, p99, p995, p999, longest, p999 - p50)
-        if answered.any()
-        else None,
+        latency=latency,
         send_delay=SendDelay(*(np.quantile(sent, [0.5, 0.99, 1]) * 1e3).tolist())
         if len(sent)
         else None,
-        histogram=histogram.encode().decode() if answered.any() else None,
     )
 
 
@@ -124,32 +115,20 @@ def _mean(scores: NDArray[np.float64]) -> float | None:
 
 
 def write_latencies(path: Path, result: LoadResult) -> None:
-    """Write a Parquet file with a row for each query, in order of arrival.
+    """Write a CSV file with a row for each query, in order of arrival.
 
     Times in seconds: `scheduled` and `sent` since the first query was due, `latency` from the
     scheduled time. `source`, or `error`; `correct` is the answer's score by the metric: for
-    top-1, 1 or 0. What does not apply is null.
+    top-1, 1 or 0. What does not apply is empty. Raises UserError if the file cannot be written.
     """
-    # Only now: a report needs no Arrow.
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    def or_null(values: NDArray[np.float64]) -> pa.Array:
-        return pa.array(values, mask=np.isnan(values))
-
-    kinds = pa.DictionaryArray.from_arrays(
-        pa.array(result.outcome), pa.array(result.outcomes.tolist(), pa.string())
-    )
-    nothing, answered = pa.scalar(None, kinds.type), pa.array(result.answered)
-    table = pa.table(
-        {
-            "scheduled": result.scheduled,
-            "sent": or_null(result.scheduled + result.send_delay),
-            "latency": or_null(result.latency),
-            "source": pc.if_else(answered, kinds, nothing),
-            "correct": or_null(result.score),
-            "error": pc.if_else(answered, nothing, kinds),
-        }
-    )
-    pq.write_table(table, path)
+    sent, kinds = result.scheduled + result.send_delay, result.outcomes[result.outcome]
+    try:
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("scheduled", "sent", "latency", "source", "correct", "error"))
+            for i, answered in enumerate(result.answered):
+                of_kind = (kinds[i], result.score[i], "") if answered else ("", np.nan, kinds[i])
+                row = (result.scheduled[i], sent[i], result.latency[i], *of_kind)
+                rows.writerow("" if each != each else each for each in row)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -29,8 +29,8 @@ class LoadSpec(Options):
 
     Queries are drawn from the file `inputs` (see `Queries.read`) and sent in requests of `batch`.
     The first `warm_up` queries are not counted; the `queries` after them are, or those due in the
-    next `duration` seconds; all three are rounded up to whole requests. Requests ask for `output`
-    alone, or for all, and that or the first is judged by `metric`. A request fails `timeout`
+    next `duration` seconds; all three are rounded up to whole requests. The model's first output is
+    judged by `metric`. A request fails `timeout`
     seconds after it was due; one that is due while its process has as many `connections` in flight
     is not sent, and counts as an error.
 
@@ -58,7 +58,6 @@ class LoadSpec(Options):
         str | None, Option("The right answers to --inputs, an .npy file.", metavar="FILE")
     ] = None
     metric: str = "top-1"
-    output: str | None = None
     batch: Annotated[int, Option("Queries (rows) in a request.", at_least=1, at_most=4096)] = 1
     rate: Annotated[
         float | None,

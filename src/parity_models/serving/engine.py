@@ -130,10 +130,6 @@ class Engine(ABC):
         """
         return None
 
-    @classmethod  # noqa: B027  # not abstract: most engines serve repositories
-    def check_several(cls, options: Any) -> None:
-        """Raise UserError if these `Options` are for one bundle only, and not for a repository."""
-
     @classmethod
     def options_of_model(
         cls,

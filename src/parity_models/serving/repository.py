@@ -436,7 +436,6 @@ class Repository(Collector):
         allow_code: Collection[str] = (),
         tracing: "Tracing | None" = None,
     ) -> None:
-        options.engine.kind.check_several(options.engine.settings)
         if options.name is not None:
             raise OptionError("--name is for a server of one bundle; leave it out")
         if options.placements:

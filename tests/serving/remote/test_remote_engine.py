@@ -13,7 +13,6 @@ from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.remote_engine import RemoteEngine
-from parity_models.serving.remote.upstream import Fleet as Upstreams
 from parity_models.serving.remote.upstream import Upstream
 
 pytestmark = pytest.mark.slow
@@ -43,9 +42,7 @@ class RemoteFleet(Fleet):
             Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
         )
         models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model))
-        return RemoteEngine(
-            models, Upstreams(upstreams), Metrics(), max_batch=8, unit_timeout=PATIENCE
-        )
+        return RemoteEngine(models, upstreams, Metrics(), max_batch=8, unit_timeout=PATIENCE)
 
     def kill(self, engine: Engine, number: int) -> None:
         self._dead = self._servers[number]

@@ -10,26 +10,20 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events, Failed, Finished, Joined, Left
 from fake_upstream import FakeUpstream
-from parity_models.serving.client import ANONYMOUS
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import SOFTWARE
 from parity_models.serving.remote import remote_engine as remote
 from parity_models.serving.remote.clients import RestClient
-from parity_models.serving.remote.upstream import (
-    PredictionProtocol,
-    Upstream,
-)
 from upstream_engines import ROW, WEIGHTS, engine_for, left, two, using
 
 UNITS = 8
 """More units at a time than an engine keeps connections when it has none."""
 
-V1, V2 = PredictionProtocol.V1, PredictionProtocol.V2
+V1, V2 = "v1", "v2"
 HTTP = [("http", V1), ("http", V2)]
 WIRES = [*HTTP, ("grpc", V2)]
 ERROR = "answered with an error, which the server's log has"
@@ -63,7 +57,7 @@ async def asked(upstream: FakeUpstream, count: int) -> None:
 async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
     model: Path,
     scheme: str,
-    protocol: PredictionProtocol,
+    protocol: str,
     mode: str,
     fault: str,
     reason: str,
@@ -106,7 +100,7 @@ async def test_an_upstream_that_hangs_is_out(model: Path, scheme: str) -> None:
 
 @pytest.mark.parametrize(("scheme", "protocol"), WIRES)
 async def test_errors_fail_units_and_too_many_in_a_row_eject(
-    model: Path, scheme: str, protocol: PredictionProtocol, caplog: pytest.LogCaptureFixture
+    model: Path, scheme: str, protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
         two(scheme) as (upstream, other),
@@ -131,7 +125,7 @@ async def test_errors_fail_units_and_too_many_in_a_row_eject(
 
 @pytest.mark.parametrize(("scheme", "protocol"), WIRES)
 async def test_units_that_are_wrong_themselves_eject_no_upstream(
-    model: Path, scheme: str, protocol: PredictionProtocol
+    model: Path, scheme: str, protocol: str
 ) -> None:
     async with (
         FakeUpstream(scheme, WEIGHTS) as upstream,
@@ -196,40 +190,28 @@ async def test_values_that_json_cannot_say_fail_their_unit_unsent(
         assert upstream.asked == before
 
 
-class FailingClient(RestClient):
-    """Raises an error from `infer` while it is `broken`; `failed` counts how often."""
-
-    broken = False
-    failed = 0
-
-    async def infer(self, *arguments: Any) -> NDArray[Any]:
-        if self.broken:
-            self.failed += 1
-            raise ZeroDivisionError("unforeseen")
-        return await super().infer(*arguments)
-
-
 async def test_an_unforeseen_error_ejects_the_upstream_until_it_is_over(
-    model: Path, caplog: pytest.LogCaptureFixture
+    model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clients: list[FailingClient] = []
+    tries = 0
 
-    def connect(upstream: Upstream, ca_file: Path | None, max_answer: int) -> FailingClient:
-        clients.append(FailingClient(upstream.url, ANONYMOUS))
-        return clients[-1]
+    async def fail(*arguments: Any) -> None:
+        nonlocal tries
+        tries += 1
+        raise ZeroDivisionError("unforeseen")
 
     async with (
         FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream, connect=connect) as (engine, events, instance),
+        using(model, upstream) as (engine, events, instance),
     ):
-        clients[0].broken = True
-        engine.run(instance, 1, "deployed", [ROW])
-        assert "ZeroDivisionError" in await events.departure(instance)
-        assert "unforeseen" in caplog.text
-        while clients[0].failed < 3:
-            await asyncio.sleep(0.01)  # it is tried, and stays out
-        assert events.nothing_more()
-        clients[0].broken = False
+        with monkeypatch.context() as broken:
+            broken.setattr(RestClient, "infer", fail)
+            engine.run(instance, 1, "deployed", [ROW])
+            assert "ZeroDivisionError" in await events.departure(instance)
+            assert "unforeseen" in caplog.text
+            while tries < 3:
+                await asyncio.sleep(0.01)  # it is tried, and stays out
+            assert events.nothing_more()
         await events.arrival()
 
 
@@ -336,7 +318,7 @@ async def test_upstreams_that_are_unreachable_are_out_however_many_they_are(mode
     ],
 )
 async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
-    model: Path, scheme: str, protocol: PredictionProtocol, busy: Any, retry_after: Any, rest: float
+    model: Path, scheme: str, protocol: str, busy: Any, retry_after: Any, rest: float
 ) -> None:
     metrics = Metrics()
     async with (
@@ -447,7 +429,7 @@ async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
     [*((*wire, "triton") for wire in WIRES), ("grpc", V2, None)],
 )
 async def test_other_software_is_busy_until_it_answers(
-    model: Path, scheme: str, protocol: PredictionProtocol, software: str | None
+    model: Path, scheme: str, protocol: str, software: str | None
 ) -> None:
     async with (
         FakeUpstream(scheme, WEIGHTS, software=software) as upstream,

@@ -1,8 +1,10 @@
 """Fleets by their URLs, and what is refused of them: other models, strange certificates."""
 
 import json
+import ssl
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,19 +25,17 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import OutputTensor
 from parity_models.serving.remote.clients import connect
-from parity_models.serving.remote.remote_engine import RemoteEngine
+from parity_models.serving.remote.remote_engine import RemoteEngine, roles_of
 from parity_models.serving.remote.upstream import (
-    Fleet,
-    PredictionProtocol,
     Upstream,
     UpstreamError,
     UpstreamModel,
+    UpstreamOptions,
     parse_upstreams,
 )
 from ports import free_ports
 from upstream_engines import ROW, WEIGHTS, engine_for, using
 
-V1 = PredictionProtocol.V1
 VALUES = st.recursive(st.none() | st.floats() | st.text(max_size=3), st.lists)
 ANSWERS = st.fixed_dictionaries(
     {"predictions": VALUES | st.lists(st.dictionaries(st.just("y"), VALUES))}
@@ -52,7 +52,7 @@ async def test_upstreams_that_are_not_as_they_must_be_are_refused(model: Path, s
             for one in upstreams
         )
         models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model))
-        engine = RemoteEngine(models, Fleet(each), Metrics(), max_batch=1)
+        engine = RemoteEngine(models, each, Metrics(), max_batch=1)
         with pytest.raises(UpstreamError) as error:
             await engine.start([one.roles for one in each], Events())
         return str(error.value)
@@ -89,7 +89,7 @@ async def test_over_v1_a_model_is_known_by_its_predictions(
     model: Path, mode: str, reason: str
 ) -> None:
     async with FakeUpstream("http", WEIGHTS) as upstream:
-        async with using(model, upstream, protocol=V1) as (engine, events, instance):
+        async with using(model, upstream, protocol="v1") as (engine, events, instance):
             engine.run(instance, 1, "deployed", [ROW, -ROW])
             expected = np.stack([ROW, -ROW]) @ WEIGHTS
             np.testing.assert_allclose(await events.outputs(1), expected, rtol=1e-5)
@@ -97,7 +97,7 @@ async def test_over_v1_a_model_is_known_by_its_predictions(
             assert upstream.heard[-1]["x-request-id"] == "of-1"
         upstream.mode = mode
         with pytest.raises(UpstreamError, match=reason):
-            await engine_for(model, upstream, protocol=V1).start([DEPLOYED], Events())
+            await engine_for(model, upstream, protocol="v1").start([DEPLOYED], Events())
 
 
 @pytest.mark.slow
@@ -108,9 +108,9 @@ def test_any_answer_over_v1_is_read_or_refused(answer: bytes) -> None:
         assert OutputTensor("y", "FP32", (2, 2), rows).array().shape == (2, 2)
 
 
-async def test_the_instances_are_those_of_the_fleet(model: Path) -> None:
+async def test_the_instances_are_those_of_the_upstreams(model: Path) -> None:
     async with FakeUpstream("http", WEIGHTS) as one, FakeUpstream("http", WEIGHTS) as two:
-        with pytest.raises(ServingError, match="not those that the fleet has"):
+        with pytest.raises(ServingError, match="not those of the upstreams"):
             await engine_for(model, one).start([DEPLOYED] * 2, Events())
         # A node is a host, or where all share one, an upstream.
         for name, nodes in [
@@ -126,34 +126,51 @@ async def test_the_instances_are_those_of_the_fleet(model: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-async def test_tls_to_an_upstream_is_trusted_by_its_authority_alone(
+async def test_upstreams_are_trusted_by_their_authority_and_shown_certificate_and_token(
     model: Path, tmp_path: Path, scheme: str
 ) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
-    chain = certificate.cert_chain_pems[0].bytes()
-    tls = (
-        server_context(certificate)
-        if scheme == "https"
-        else (certificate.private_key_pem.bytes(), chain)
-    )
+    server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("client")
+    files = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "strange", "cert", "key")}
+    authority.cert_pem.write_to_path(files["ca"])
+    stranger.cert_pem.write_to_path(files["strange"])
+    client.cert_chain_pems[0].write_to_path(files["cert"])
+    client.private_key_pem.write_to_path(files["key"])
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    context = server_context(server)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    key, chain = server.private_key_pem.bytes(), server.cert_chain_pems[0].bytes()
+    tls = context if scheme == "https" else (key, chain, authority.cert_pem.bytes())
+    given: dict[str, Any] = {
+        "ca_file": files["ca"],
+        "upstream_cert": files["cert"],
+        "upstream_key": files["key"],
+        "upstream_token": str(token),
+    }
     async with FakeUpstream(scheme, WEIGHTS, tls=tls) as upstream:
-        async with using(model, upstream, ca_file=tmp_path / "ca.pem") as (engine, events, first):
-            engine.run(first, 1, "deployed", [ROW])
-            await events.outputs(1)
-        for file in (tmp_path / "stranger.pem", None):
+        async with using(model, upstream, **given) as (engine, events, first):
+            for unit, word in enumerate(("first", "second")):
+                token.write_text(word)
+                while upstream.heard[-1]["authorization"] != f"Bearer {word}":
+                    engine.run(first, unit, "deployed", [ROW])
+                    await events.outputs(unit)
+        anonymous = {"upstream_cert": None, "upstream_key": None}
+        for change in ({"ca_file": files["strange"]}, {"ca_file": None}, anonymous):
             with pytest.raises(UpstreamError, match="cannot be reached"):
-                await engine_for(model, upstream, ca_file=file).start([DEPLOYED], Events())
-        (tmp_path / "none.pem").write_text("no certificate")
-        engine = engine_for(model, upstream, ca_file=tmp_path / "none.pem")
-        with pytest.raises(UserError, match="give a PEM file"):
-            await engine.start([DEPLOYED], Events())
+                await engine_for(model, upstream, **given | change).start([DEPLOYED], Events())
+        for name in ("ca_file", "upstream_cert", "upstream_token"):
+            (tmp_path / "none").write_text(" ")
+            engine = engine_for(model, upstream, **given | {name: str(tmp_path / "none")})
+            with pytest.raises(UserError, match=r"give a PEM file|holds no token"):
+                await engine.start([DEPLOYED], Events())
+    with pytest.raises(UserError, match="give both, upstream_cert and upstream_key"):
+        UpstreamOptions(upstream_cert=files["cert"])
 
 
-@pytest.mark.parametrize("protocol", PredictionProtocol)
-async def test_names_and_versions_are_quoted_in_paths(protocol: PredictionProtocol) -> None:
+@pytest.mark.parametrize("protocol", ["v1", "v2"])
+async def test_names_and_versions_are_quoted_in_paths(protocol: str) -> None:
     heard = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -165,7 +182,7 @@ async def test_names_and_versions_are_quoted_in_paths(protocol: PredictionProtoc
     async with TestServer(app, skip_url_asserts=True) as server:
         url = f"http://{server.host}:{server.port}"
         upstream = Upstream(url, {"deployed": "m"}, protocol=protocol)
-        client = connect(upstream, None, 1000)
+        client = connect(upstream, UpstreamOptions(), 1000)
         tensor = TensorSpec("x", "FP32", (2,))
         signature, row = Signature.of(tensor, tensor), np.zeros(2, np.float32)
         await client.check_ready(UpstreamModel("a/b", "1/2?3 #4", signature, row, row, ""))
@@ -181,30 +198,30 @@ def test_urls_name_servers_and_models() -> None:
     both, other, second, third = parse_upstreams(
         "m",
         1,
-        deployed=["http://a:8000", "grpc://b:8001/resnet?concurrency=4&version=3&protocol=v2"],
-        parity=["http://a:8000?concurrency=3&protocol=v1", "https://c/my%20parity"],
-        backup=["http://a:8000", "http://d?model=n"],
+        deployed="http://a:8000,grpc://b:8001/resnet?concurrency=4&version=3&protocol=v2",
+        parity="http://a:8000?concurrency=3&protocol=v1,https://c/my%20parity",
+        backup="http://a:8000,http://d?model=n",
     )
     names = {"deployed": "m", "parity-0": "m-parity-0", "backup": "m-backup"}
-    assert both == Upstream("http://a:8000", names, 3, V1)
+    assert both == Upstream("http://a:8000", names, 3, "v1")
     assert both.models.keys() == names.keys()
     assert other == Upstream("grpc://b:8001", {"deployed": "resnet"}, 4, version="3")
     assert second == Upstream("https://c", {"parity-0": "my parity"})
     assert third == Upstream("http://d", {"backup": "n-backup"})
     roles = [frozenset({"deployed"})] * 4 + [frozenset({"parity-0"})]
-    assert Fleet((other, second)).roles == roles
+    assert roles_of((other, second)) == roles
 
 
 def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
-    (_, two) = parse_upstreams("m", 2, deployed=["http://a"], parity=["http://b"])
+    (_, two) = parse_upstreams("m", 2, deployed="http://a", parity="http://b")
     assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
     (_, one, two) = parse_upstreams(
-        "m", 0, 2, deployed=["http://a"], backup=["http://b/m-backup-2", "http://c"]
+        "m", 0, 2, deployed="http://a", backup="http://b/m-backup-2,http://c"
     )
     assert one.models == {"backup-2": "m-backup-2"}
     assert two.models == {"backup": "m-backup", "backup-2": "m-backup-2"}
     (both,) = parse_upstreams(
-        "m", 2, deployed=["http://a"], parity=["http://a/m-parity-1", "http://a/m-parity-0"]
+        "m", 2, deployed="http://a", parity="http://a/m-parity-1,http://a/m-parity-0"
     )
     assert both.models == {"deployed": "m", "parity-1": "m-parity-1", "parity-0": "m-parity-0"}
 
@@ -234,8 +251,4 @@ def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
 )
 def test_urls_that_cannot_be_a_fleet_are_refused(deployed: str, parity: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        parse_upstreams(
-            "m", 2, deployed=deployed.split(","), parity=parity.split(",") if parity else ()
-        )
-    with pytest.raises(UserError, match="there is no upstream"):
-        Fleet(())
+        parse_upstreams("m", 2, deployed=deployed, parity=parity or None)

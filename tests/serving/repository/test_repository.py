@@ -15,7 +15,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.remote.upstream import Upstream, fleet_of
+from parity_models.serving.remote.upstream import Upstream, upstreams_of
 from parity_models.serving.repository import (
     Repository,
     asked_version,
@@ -174,10 +174,6 @@ async def test_why_a_model_is_gone_is_not_why_another_version_failed(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--deployed", "http://a/x"), "write {model} in its place"),
-        (("--deployed", "http://a", "--backup", "http://a/x"), "names one model"),
-        (("--deployed", "http://a?model=x"), "write {model} in its place"),
-        (("--deployed", "http://a?version=2"), "leave out the version of"),
         (("--deployed", "http://a", "--instances", "7"), "leave --instances out"),
         (("--name", "x"), "--name is for a server of one bundle"),
         (("--dispatch", "round-robin"), "needs --policy"),
@@ -215,20 +211,18 @@ def test_settings_of_a_model_say_how_it_is_served(tmp_path: Path) -> None:
     assert options.name == "one"
 
 
-def upstreams_of(folder: Path, version: str = "1") -> Sequence[Upstream]:
+def asked(folder: Path, version: str = "1") -> Sequence[Upstream]:
     """Those of a bundle in a server in front of http://a, with stand-ins on http://b."""
     bundle = open_bundle(folder / version)
     engine = EngineChoice("remote", {"deployed": "http://a", "parity": "http://b"})
     options = options_of(folder, bundle, ServeOptions(engine=engine), version)
-    return fleet_of(options.engine.settings, bundle).upstreams
+    return upstreams_of(options.engine.settings, bundle)
 
 
 def test_upstreams_are_asked_for_the_version_of_the_folder(tmp_path: Path) -> None:
     write_version(tmp_path, "one", "3")
     # The bundle has no parity model, whatever other models of the repository have.
-    assert upstreams_of(tmp_path / "one", "3") == (
-        Upstream("http://a", {"deployed": "one"}, version="3"),
-    )
+    assert asked(tmp_path / "one", "3") == (Upstream("http://a", {"deployed": "one"}, version="3"),)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +247,7 @@ def test_a_model_says_where_and_what_it_is_upstream(
 ) -> None:
     write_version(tmp_path, "one", "1")
     (tmp_path / "one" / "serve.toml").write_text(settings)
-    assert upstreams_of(tmp_path / "one") == (upstream,)
+    assert asked(tmp_path / "one") == (upstream,)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +264,7 @@ def test_what_a_model_cannot_say_of_upstreams_is_named(
     write_version(tmp_path, "one", "1")
     (tmp_path / "one" / "serve.toml").write_text(settings)
     with pytest.raises(UserError, match=reason):
-        upstreams_of(tmp_path / "one")
+        asked(tmp_path / "one")
 
 
 @pytest.mark.parametrize(

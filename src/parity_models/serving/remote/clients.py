@@ -1,7 +1,7 @@
-"""Clients of upstreams: what all share, and those over HTTP, by V2 and V1."""
+"""Clients of upstreams: the part that all share, and those over HTTP, by V2 and V1."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ import numpy as np
 from msgspec import Raw
 from numpy.typing import NDArray
 
+from parity_models.errors import UserError
 from parity_models.models.signature import Kind, Signature, Tensor, tensors_in
 from parity_models.serving import v1
+from parity_models.serving.access import Reread, read_text
 from parity_models.serving.client import (
     Client,
     Credentials,
@@ -36,16 +38,30 @@ from parity_models.serving.remote.upstream import (
     TOLERANCE,
     BusyError,
     Fault,
-    PredictionProtocol,
     UnitError,
     Upstream,
     UpstreamError,
     UpstreamModel,
+    UpstreamOptions,
 )
 from parity_models.serving.request_log import REQUEST_ID
 
 _AWAY = (502, 503, 504)
 """Statuses of a server that is starting or stopping, or of a gateway that has none behind it."""
+
+Tensors = Mapping[str, NDArray[Any]]
+"""Rows (n, *shape) of a model's inputs, by name."""
+
+
+class Token(Reread):
+    """The bearer token in a file. Raises UserError for a file without one."""
+
+    def read(self) -> None:
+        (path,) = self._paths
+        token = read_text(path, "the file of --upstream-token").strip()
+        if not token or not (token.isascii() and token.isprintable()):
+            raise UserError(f"{path} holds no token; write one line of printable characters")
+        self.value = token
 
 
 class UpstreamClient(ABC):
@@ -59,31 +75,41 @@ class UpstreamClient(ABC):
     abandons = False
     binary = False
 
-    @abstractmethod
+    def __init__(self, token: Token | None) -> None:
+        self._token = token
+
     async def check_ready(self, model: UpstreamModel) -> None:
         """Check that the model takes units now."""
+        if self._token is not None:
+            self._token.refresh()
+            self._authorize(self._token.value)
+        await self._check_ready(model)
 
     @abstractmethod
     async def close(self) -> None:
         """Close all connections."""
 
     @abstractmethod
+    def _authorize(self, token: str) -> None:
+        """Show this token from now on."""
+
+    @abstractmethod
+    async def _check_ready(self, model: UpstreamModel) -> None:
+        """Check that the model takes units now."""
+
+    @abstractmethod
     async def _server(self) -> ServerMetadata:
         """Return the server as it describes itself."""
 
     @abstractmethod
-    async def _metadata(self, model: UpstreamModel) -> ModelMetadata:
+    async def _model(self, model: UpstreamModel) -> ModelMetadata:
         """Return the model as the upstream describes it."""
 
     @abstractmethod
     async def _ask(
-        self,
-        model: UpstreamModel,
-        kind: Kind,
-        tensors: Mapping[str, NDArray[Any]],
-        headers: Mapping[str, str],
+        self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
     ) -> Sequence[OutputTensor]:
-        """Return the outputs for `tensors` (n, *shape), by input. Raises UnitError too."""
+        """Return the outputs for these inputs. Raises UnitError too."""
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
@@ -114,9 +140,8 @@ class UpstreamClient(ABC):
                 arrays[spec.name] = output.array()
             except InvalidRequestError as error:
                 if isinstance(output.data, Raw):  # JSON has no infinity, which may be the unit's
-                    raise UnitError(
-                        f"answered values that are not {spec.datatype}: {error}"
-                    ) from error
+                    text = f"answered values that are not {spec.datatype}: {error}"
+                    raise UnitError(text) from error
                 raise unreadable(error) from error
         if len(outputs) != len(arrays):
             raise UpstreamError(Fault.GARBAGE, f"answered with {len(outputs)} outputs")
@@ -128,7 +153,7 @@ class UpstreamClient(ABC):
         Return the model's versions where the upstream chooses one.
         """
         await self.check_ready(model)
-        about = await self.metadata(model)
+        about = await self._metadata(model)
         if about is not None:
             _check_metadata(about, model)
         prediction = (await self.infer(model, [model.query], {}))[0, ...]
@@ -148,17 +173,17 @@ class UpstreamClient(ABC):
             return None
         return tuple(sorted(about.versions or ()))
 
-    async def metadata(self, model: UpstreamModel) -> ModelMetadata | None:
+    async def _metadata(self, model: UpstreamModel) -> ModelMetadata | None:
         """Return the model as the upstream describes it; None if its protocol cannot ask."""
         try:
-            about = await self._server()
+            server = await self._server()
         except UpstreamError as error:
             if error.fault is not Fault.MISMATCH:
                 raise
-            about = ServerMetadata()  # it does not describe itself; every server reads JSON
-        self.abandons = about.name == SOFTWARE
-        self.binary = BINARY in about.extensions
-        return await self._metadata(model)
+            server = ServerMetadata()  # it does not describe itself; every server reads JSON
+        self.abandons = server.name == SOFTWARE
+        self.binary = BINARY in server.extensions
+        return await self._model(model)
 
 
 def unreadable(error: Exception) -> UpstreamError:
@@ -208,26 +233,23 @@ def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> boo
     )
 
 
-Connect = Callable[[Upstream, Path | None, int], UpstreamClient]
-"""Connects to an upstream, trusting the certificates of a PEM file, by default the system's; its
-answers have at most this many bytes."""
-
-
-def connect(upstream: Upstream, ca_file: Path | None, max_answer: int) -> UpstreamClient:
+def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> UpstreamClient:
     """Connect to an upstream by its URL and protocol.
 
-    Its certificate is trusted by those in the PEM file `ca_file`, by default the system's; an
-    answer over gRPC has up to `max_answer` bytes. Raises UserError for a file that has none.
+    An answer over gRPC has up to `max_answer` bytes. Raises UserError for a file of the options
+    that cannot be used.
     """
-    credentials = Credentials(ca_file=ca_file)
+    token = None if options.upstream_token is None else Token(Path(options.upstream_token))
+    files = (options.ca_file, options.upstream_cert, options.upstream_key)
+    credentials = Credentials(None, *(None if file is None else Path(file) for file in files))
     scheme, address = upstream.url.split("://")
     if scheme.startswith("http"):
-        kind = V1Client if upstream.protocol is PredictionProtocol.V1 else RestClient
-        return kind(upstream.url, credentials)
+        kind = V1Client if upstream.protocol == "v1" else RestClient
+        return kind(token, upstream.url, credentials)
     # Only now: fleets that speak HTTP need no gRPC.
     from parity_models.serving.remote.grpc import GrpcClient
 
-    return GrpcClient(address, ca_file, max_answer, secure=scheme == "grpcs")
+    return GrpcClient(token, address, credentials if scheme == "grpcs" else None, max_answer)
 
 
 @contextmanager
@@ -256,13 +278,17 @@ def _faults(path: str = "") -> Iterator[None]:
 class RestClient(UpstreamClient):
     """An upstream over V2: binary tensor data both ways, or JSON where it reads no other."""
 
-    def __init__(self, url: str, credentials: Credentials) -> None:
+    def __init__(self, token: Token | None, url: str, credentials: Credentials) -> None:
+        super().__init__(token)
         self._client = Client(url, credentials, retries=True)
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def check_ready(self, model: UpstreamModel) -> None:
+    def _authorize(self, token: str) -> None:
+        self._client.authorize(token)
+
+    async def _check_ready(self, model: UpstreamModel) -> None:
         path = f"{model_path(model.name, model.version)}/ready"
         with _faults(path):
             await self._client.ask("GET", path)
@@ -271,16 +297,12 @@ class RestClient(UpstreamClient):
         with _faults("/v2"):
             return await self._client.server()
 
-    async def _metadata(self, model: UpstreamModel) -> ModelMetadata:
+    async def _model(self, model: UpstreamModel) -> ModelMetadata:
         with _faults(model_path(model.name, model.version)):
             return await self._client.model(model.name, model.version)
 
     async def _ask(
-        self,
-        model: UpstreamModel,
-        kind: Kind,
-        tensors: Mapping[str, NDArray[Any]],
-        headers: Mapping[str, str],
+        self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
     ) -> Sequence[OutputTensor]:
         outputs = [spec.name for spec in kind.output.tensors]
         id = headers.get(REQUEST_ID)
@@ -297,22 +319,18 @@ class RestClient(UpstreamClient):
 class V1Client(RestClient):
     """An upstream over V1, where only a prediction can show whether its model is the right one."""
 
-    async def check_ready(self, model: UpstreamModel) -> None:
+    async def _check_ready(self, model: UpstreamModel) -> None:
         path = _v1_path(model)
         with _faults(path):
             text, _ = await self._client.ask("GET", path)
             if v1.says_not_ready(text):
                 raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
-    async def metadata(self, model: UpstreamModel) -> None:
+    async def _metadata(self, model: UpstreamModel) -> None:
         return None
 
     async def _ask(
-        self,
-        model: UpstreamModel,
-        kind: Kind,
-        tensors: Mapping[str, NDArray[Any]],
-        headers: Mapping[str, str],
+        self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
     ) -> Sequence[OutputTensor]:
         try:
             body = v1.write_predict(tensors)
@@ -339,5 +357,5 @@ def _v1_path(model: UpstreamModel) -> str:
     return model_path(model.name, model.version).replace("/v2/", "/v1/", 1)
 
 
-def _rows(tensors: Mapping[str, NDArray[Any]]) -> int:
+def _rows(tensors: Tensors) -> int:
     return len(next(iter(tensors.values())))

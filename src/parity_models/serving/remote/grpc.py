@@ -1,7 +1,6 @@
 """An upstream over gRPC: raw tensor contents go there, raw or typed ones come back."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,9 +8,9 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
-from numpy.typing import NDArray
 
 from parity_models.models.signature import Kind
+from parity_models.serving.client import Credentials
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc.codec import tensor_from_contents
 from parity_models.serving.grpc.grpc_server import DETAILS, MODEL_SHA256
@@ -34,7 +33,7 @@ from parity_models.serving.protocol import (
     little_endian,
     size_in_bytes,
 )
-from parity_models.serving.remote.clients import UpstreamClient, unreadable
+from parity_models.serving.remote.clients import Tensors, Token, UpstreamClient, unreadable
 from parity_models.serving.remote.upstream import (
     BusyError,
     Fault,
@@ -63,34 +62,40 @@ _OPTIONS = [
 
 
 class GrpcClient(UpstreamClient):
-    """A connection to the server at `address` (host:port).
+    """A connection to the server at `address` (host:port), over TLS with `credentials`.
 
-    An answer may have `max_answer` bytes. With `secure`, over TLS: the server is known by the
-    certificates in the PEM file `ca_file`, by default the system's. Made on the event loop that it
-    is used on.
+    An answer may have `max_answer` bytes. Made on the event loop that it is used on.
     """
 
     def __init__(
-        self, address: str, ca_file: Path | None, max_answer: int, *, secure: bool
+        self,
+        token: Token | None,
+        address: str,
+        credentials: Credentials | None,
+        max_answer: int,
     ) -> None:
+        super().__init__(token)
+        self._token_metadata: tuple[tuple[str, str], ...] = ()
         most = ("grpc.max_receive_message_length", min(max_answer, _MAX_MESSAGE))
         options = [*_OPTIONS, most]
-        if secure:
-            trusted = None if ca_file is None else ca_file.read_bytes()
-            credentials = grpc.ssl_channel_credentials(trusted)
-            self._channel = grpc.aio.secure_channel(address, credentials, options)
-        else:
+        if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options)
+        else:
+            secure = grpc.ssl_channel_credentials(*credentials.pem)
+            self._channel = grpc.aio.secure_channel(address, secure, options)
 
     async def close(self) -> None:
         await self._channel.close()
 
-    async def check_ready(self, model: UpstreamModel) -> None:
+    def _authorize(self, token: str) -> None:
+        self._token_metadata = (("authorization", f"Bearer {token}"),)
+
+    async def _check_ready(self, model: UpstreamModel) -> None:
         request = ModelReadyRequest(name=model.name, version=model.version or "")
         said, _ = await self._call("ModelReady", request, ModelReadyResponse)
         if not said.ready:
             if model.version is not None:
-                await self._metadata(model)  # which fails if there is no such version
+                await self._model(model)  # which fails if there is no such version
             raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
     async def _server(self) -> ServerMetadata:
@@ -98,7 +103,7 @@ class GrpcClient(UpstreamClient):
         about, _ = await self._call("ServerMetadata", request, ServerMetadataResponse)
         return ServerMetadata(name=about.name)
 
-    async def _metadata(self, model: UpstreamModel) -> ModelMetadata:
+    async def _model(self, model: UpstreamModel) -> ModelMetadata:
         request = ModelMetadataRequest(name=model.name, version=model.version or "")
         said, call = await self._call("ModelMetadata", request, ModelMetadataResponse)
         sha256 = dict(await call.trailing_metadata() or ()).get(MODEL_SHA256)
@@ -110,11 +115,7 @@ class GrpcClient(UpstreamClient):
         return ModelMetadata(said.name, inputs, outputs, tuple(said.versions), model_sha256=hashed)
 
     async def _ask(
-        self,
-        model: UpstreamModel,
-        kind: Kind,
-        tensors: Mapping[str, NDArray[Any]],
-        headers: Mapping[str, str],
+        self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
     ) -> Sequence[OutputTensor]:
         request = ModelInferRequest(
             model_name=model.name,
@@ -131,7 +132,7 @@ class GrpcClient(UpstreamClient):
             response, _ = await self._call("ModelInfer", request, ModelInferResponse, headers)
         except BusyError as error:
             if not error.certain:
-                await self.check_ready(model)
+                await self._check_ready(model)
             raise
         try:
             return _outputs(response, kind, len(array))
@@ -144,7 +145,8 @@ class GrpcClient(UpstreamClient):
         """Return the answer, a message of this kind, and the call; `headers` are a unit's."""
         # Bytes both ways: an unreadable answer is not gRPC's to log.
         method: Any = self._channel.unary_unary(f"/{_SERVICE}/{name}")
-        call = method(request.SerializeToString(), metadata=tuple((headers or {}).items()))
+        metadata = (*self._token_metadata, *(headers or {}).items())
+        call = method(request.SerializeToString(), metadata=metadata)
         try:
             return kind.FromString(await call), call
         except DecodeError as error:

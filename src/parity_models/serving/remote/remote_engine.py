@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,19 +34,17 @@ from parity_models.serving.remote.upstream import (
     TOLERANCE,
     BusyError,
     Fault,
-    Fleet,
-    FleetOptions,
     UnitError,
     Upstream,
     UpstreamError,
     UpstreamModel,
-    check_for_several,
-    fleet_of,
+    UpstreamOptions,
     options_of_model,
+    upstreams_of,
 )
 
 if TYPE_CHECKING:
-    from parity_models.serving.remote.clients import Connect, UpstreamClient
+    from parity_models.serving.remote.clients import UpstreamClient
 
 DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
 """Faults that load may look like, or many upstreams have at once for a reason that they share."""
@@ -58,9 +57,6 @@ MIN_REST, MAX_REST = 0.05, 5.0
 
 FORGIVEN = 60.0
 """Seconds without a recycled slot after which the next one is away for as short as the first."""
-
-LOG_INTERVAL = 1.0
-"""Minimum seconds between two errors of units of one upstream that are logged."""
 
 PATIENCE = 5.0
 """Seconds an upstream has for a health check, and for each check before it is used."""
@@ -82,12 +78,12 @@ class RemoteEngine(Engine):
 
     Args:
         models: The bundle's ONNX files, by role.
-        fleet: The upstreams.
+        upstreams: The servers.
         metrics: Count ejections and refusals.
+        options: The certificates and the token to use.
         max_batch: Maximum rows of a unit.
         unit_timeout: Seconds after which an upstream that still has a unit is ejected.
         health_interval: Seconds between health checks.
-        connect: Connects to an upstream; by default as its URL and protocol say.
 
     """
 
@@ -95,22 +91,22 @@ class RemoteEngine(Engine):
     refuses = FIXED
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(FleetOptions):
-        """The upstreams' URLs."""
+    class Options(UpstreamOptions):
+        """The upstreams' URLs, and how to connect."""
+
+    options_of_model = staticmethod(options_of_model)
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
-        return fleet_of(options, bundle).roles
-
-    check_several = staticmethod(check_for_several)
-    options_of_model = staticmethod(options_of_model)
+        return roles_of(upstreams_of(options, bundle))
 
     @classmethod
     def build(cls, options: Any, parts: Parts) -> "RemoteEngine":
         return cls(
             parts.models,
-            fleet_of(options, parts.bundle),
+            upstreams_of(options, parts.bundle),
             parts.metrics,
+            options=options,
             max_batch=parts.max_batch,
             unit_timeout=parts.unit_timeout,
         )
@@ -118,18 +114,18 @@ class RemoteEngine(Engine):
     def __init__(
         self,
         models: Mapping[str, PinnedModel],
-        fleet: Fleet,
+        upstreams: Sequence[Upstream],
         metrics: Metrics,
         *,
+        options: UpstreamOptions | None = None,
         max_batch: int,
         unit_timeout: float = 10.0,
         health_interval: float = 1.0,
-        connect: "Connect | None" = None,
     ) -> None:
         self._models = models
+        self._upstreams = upstreams
+        self._options = options or UpstreamOptions()
         self._max_batch = max_batch
-        self._connect = connect
-        self.fleet = fleet
         self.metrics = metrics
         self.unit_timeout = unit_timeout
         self.health_interval = health_interval
@@ -139,21 +135,16 @@ class RemoteEngine(Engine):
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        if list(roles) != self.fleet.roles:
-            raise ServingError("the instances to start are not those that the fleet has")
-        self.listener = listener
-        models = {
-            role: await asyncio.to_thread(_known, self._models[role])
-            for role in sorted(frozenset[str]().union(*roles))
-        }
-        connect = self._connect
-        if connect is None:
-            # Imported late: other engines need no aiohttp.
-            from parity_models.serving.remote import clients
+        if list(roles) != roles_of(self._upstreams):
+            raise ServingError("the instances to start are not those of the upstreams")
+        # Imported late: other engines need no aiohttp.
+        from parity_models.serving.remote import clients
 
-            connect = clients.connect
+        self.listener = listener
+        used = sorted(frozenset[str]().union(*roles))
+        models = {role: await asyncio.to_thread(_known, self._models[role]) for role in used}
         try:
-            for upstream in self.fleet.upstreams:
+            for number, upstream in enumerate(self._upstreams):
                 there = {
                     role: replace(models[role], name=name, version=upstream.version)
                     for role, name in upstream.models.items()
@@ -165,8 +156,9 @@ class RemoteEngine(Engine):
                             "number; serve it with the engine local, or export it with a free one"
                         )
                 row = max(each.signature.largest.output.row_bytes for each in there.values())
-                client = connect(upstream, self.fleet.ca_file, _OVERHEAD + self._max_batch * row)
-                self._links.append(_Link(self, len(self._links), upstream, client, there))
+                most = _OVERHEAD + self._max_batch * row
+                client = clients.connect(upstream, self._options, most)
+                self._links.append(_Link(self, number, upstream, client, there))
             faults = await asyncio.gather(*(link.check() for link in self._links))
             self._check_enough(faults)
         except BaseException:
@@ -229,6 +221,11 @@ class RemoteEngine(Engine):
         for link in links:
             await link.client.close()
 
+    def node(self, upstream: Upstream) -> str:
+        """Return the upstream's failure domain: its host, or itself if all share one."""
+        hosts = {urlsplit(each.url).hostname for each in self._upstreams}
+        return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
+
     def can_spare(self, link: "_Link") -> bool:
         """Return whether half of the instances of each role would remain without this upstream."""
         for role in link.upstream.roles if link.units else ():
@@ -239,19 +236,18 @@ class RemoteEngine(Engine):
         return True
 
 
+def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
+    """Return the roles of each instance; an upstream has as many as its concurrency, in order."""
+    return [each.roles for each in upstreams for _ in range(each.concurrency)]
+
+
 def _known(pinned: PinnedModel) -> UpstreamModel:
-    """Return a model as upstreams have to have it, known by a query and its prediction."""
+    """Return a model as upstreams must have it, known by a query and its prediction."""
     model = pinned.load()
     kind = model.signature.smallest
     query = kind.input.draw(np.random.default_rng(0), 1)
-    return UpstreamModel(
-        "",
-        None,
-        model.signature,
-        kind.input.join(query)[0, ...],
-        kind.output.join(model(query))[0, ...],
-        pinned.sha256,
-    )
+    row, prediction = kind.input.join(query)[0, ...], kind.output.join(model(query))[0, ...]
+    return UpstreamModel("", None, model.signature, row, prediction, pinned.sha256)
 
 
 class _Unit(NamedTuple):
@@ -264,7 +260,7 @@ class _Link:
 
     `units` has its instances that have joined and not left, each with its unit, if it has one.
     `_doubted` is set where the upstream has to be checked while it is in use: it may be to blame
-    for errors, or a slot was recycled.
+    for errors, or a slot was recycled; and when it is ejected.
     """
 
     def __init__(
@@ -282,7 +278,6 @@ class _Link:
         self._number = number
         self._models = models
         self._loop = asyncio.get_running_loop()
-        self._watching: asyncio.Task[None] | None = None
         self._fault: UpstreamError | None = None
         """Why it is not in use."""
         self._doubted = asyncio.Event()
@@ -290,7 +285,6 @@ class _Link:
         self._kept_for: Fault | None = None
         self._busy_until = 0.0
         self._next_rest = MIN_REST
-        self._log_from = 0.0
         self._lives: Counter[int] = Counter()
         self._away: dict[int, float] = {}
         """Slots that were recycled, and when each may come back."""
@@ -336,9 +330,7 @@ class _Link:
             elif self._eject(error):
                 return
             self.units[instance] = None
-            if self._loop.time() >= self._log_from:
-                self._log_from = self._loop.time() + LOG_INTERVAL
-                _log.warning("upstream %s, instance %s: %s", self.upstream.url, instance, error)
+            _log.warning("upstream %s, instance %s: %s", self.upstream.url, instance, error)
             text = f"instance {instance} answered with an error, which the server's log has"
             listener.unit_failed(unit, text)
         else:
@@ -364,7 +356,7 @@ class _Link:
 
     def _turned_away(self, error: BusyError) -> float:
         """Leave the upstream alone as long as it asks for, within bounds, or else for twice as long
-        as the last time. Returns the seconds from now."""
+        as the last time. Return the seconds from now."""
         if not self._rest():
             self._next_rest, rest = min(2 * self._next_rest, MAX_REST), self._next_rest
             if error.after is not None:
@@ -400,7 +392,7 @@ class _Link:
         self._lives[slot] += 1
         instance = f"{self._number}.{slot}" + (f".{life}" if life else "")
         self.units[instance] = None
-        roles, node = self.upstream.roles, self._engine.fleet.node(self.upstream)
+        roles, node = self.upstream.roles, self._engine.node(self.upstream)
         # Not called from here: a listener's mistake must not end the supervision.
         self._loop.call_soon(self._engine.listener.instance_joined, instance, roles, node)
 
@@ -430,8 +422,7 @@ class _Link:
             self._report(fault)
             for instance in list(self.units):
                 self._leave(instance, str(fault))
-            if self._watching is not None:
-                self._watching.cancel()
+            self._doubted.set()
         return True
 
     def _fault_of(self, error: Exception) -> UpstreamError:
@@ -457,11 +448,7 @@ class _Link:
         while True:
             began = self._loop.time()
             if fault is None:
-                self._watching = asyncio.create_task(self._watch())
-                try:
-                    await asyncio.wait((self._watching,))
-                finally:
-                    self._watching.cancel()
+                await self._watch()
             await asyncio.sleep(backoff.after(self._loop.time() - began))
             before, fault = fault or self._fault, await self.check()
             if fault is None:
@@ -476,12 +463,17 @@ class _Link:
         self._engine.metrics.ejections.labels(self.upstream.url, fault.fault).inc()
 
     async def _watch(self) -> None:
-        """Eject the upstream when it does not say that it is ready, or is doubted with reason."""
+        """Eject the upstream when it does not say that it is ready, or is doubted with reason.
+
+        Return once it is ejected.
+        """
         while self._fault is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._engine.health_interval):
                     await self._doubted.wait()
             await asyncio.sleep(self._rest())
+            if self._fault is not None:
+                return
             now = self._loop.time()
             due = [slot for slot, until in self._away.items() if until <= now]
             try:
@@ -489,7 +481,7 @@ class _Link:
                     self._failures = 0
                     self._doubted.clear()
                     await self._check()
-                    for slot in due:
+                    for slot in () if self._fault else due:
                         del self._away[slot]
                         self._join(slot)
                 else:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -16,24 +15,17 @@ from parity_models.models.signature import Signature
 from parity_models.options import Option, Options, Value
 from parity_models.roles import BACKUPS, DEPLOYED, parity_role
 
-KINDS = ("deployed", "parity", "backup")
-"""The options that have URLs."""
-
-_SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "model": ".+", "version": ".+"}
-"""The parameters of a URL, with the pattern of each value."""
+MAX_CONCURRENCY = 1000
 
 TOLERANCE = 0.05
 """The largest difference between an upstream's prediction and the bundle's, as a share of the
 largest value: room for other precisions, not for other weights."""
 
-MAX_CONCURRENCY = 1000
+_LISTS = ("deployed", "parity", "backup")
+"""The options that have URLs."""
 
-
-class PredictionProtocol(StrEnum):
-    """The protocol of an upstream: the Open Inference Protocol, KServe's V2, or V1 (`:predict`)."""
-
-    V2 = "v2"
-    V1 = "v1"
+_SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "model": ".+", "version": ".+"}
+"""The parameters of a URL, with the pattern of each value."""
 
 
 class Fault(StrEnum):
@@ -49,10 +41,6 @@ class Fault(StrEnum):
     """The scheduler has recycled an instance."""
 
 
-AWAY = frozenset({Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT})
-"""Faults that may pass, as the server is not up yet; the others mean that it is wrong."""
-
-
 class UpstreamError(ServingError, UserError):
     """An upstream that cannot be used, by `fault`."""
 
@@ -62,7 +50,8 @@ class UpstreamError(ServingError, UserError):
 
     @property
     def passes(self) -> bool:
-        return self.fault in AWAY
+        """True if the server may not be up yet; otherwise it is wrong."""
+        return self.fault in (Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT)
 
 
 class UnitError(Exception):
@@ -70,9 +59,9 @@ class UnitError(Exception):
 
 
 class BusyError(Exception):
-    """An upstream that has enough to do; it asks to be left alone for `after` seconds.
+    """An upstream has enough to do. It asks to be left alone for `after` seconds; None: some time.
 
-    None: for some time. Where it is not `certain`, the upstream may be unavailable instead.
+    Where it is not `certain`, the upstream may be unavailable instead.
     """
 
     def __init__(self, text: str, after: float | None = None, *, certain: bool = True) -> None:
@@ -85,15 +74,15 @@ class BusyError(Exception):
 class Upstream:
     """A server at `url` (scheme://host:port), and the names its models have there, by role.
 
-    It gets up to `concurrency` units at a time, and is asked for this `version` of its models, or
-    for the one that it chooses. Raises UserError if the concurrency is out of range, or the URL
-    cannot be for the `protocol`.
+    It gets up to `concurrency` units at a time, over the Open Inference Protocol ("v2") or its
+    predecessor ("v1", `:predict`), for this `version` of its models; None: the one that it chooses.
+    Raises UserError if the concurrency is out of range, or the URL cannot be for the `protocol`.
     """
 
     url: str
     models: Mapping[str, str] = field(hash=False)
     concurrency: int = 1
-    protocol: PredictionProtocol = PredictionProtocol.V2
+    protocol: str = "v2"
     version: str | None = None
 
     def __post_init__(self) -> None:
@@ -102,7 +91,7 @@ class Upstream:
                 f"the concurrency of {self.url} must be from 1 to {MAX_CONCURRENCY}, got "
                 f"{self.concurrency}"
             )
-        if self.protocol is PredictionProtocol.V1 and self.url.startswith("grpc"):
+        if self.protocol == "v1" and self.url.startswith("grpc"):
             raise UserError(
                 f"V1 is spoken over http and https alone; leave out the protocol of {self.url}, or "
                 f"write {self.url}?protocol=v2"
@@ -115,7 +104,7 @@ class Upstream:
 
 @dataclass(frozen=True)
 class UpstreamModel:
-    """A model as an upstream has to have it, in this `version`, or in the one that it chooses.
+    """A model as an upstream must have it, in this `version`, or in the one that it chooses.
 
     It is known by the `sha256` of its file, and by the `prediction` for a `query`, both without a
     batch axis.
@@ -133,8 +122,8 @@ class UpstreamModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetOptions(Options):
-    """The upstreams' URLs, separated by commas; see `parse_upstreams`."""
+class UpstreamOptions(Options):
+    """The upstreams' URLs, separated by commas (see `parse_upstreams`), and how to connect."""
 
     deployed: Annotated[
         str | None,
@@ -169,35 +158,30 @@ class FleetOptions(Options):
             metavar="FILE",
         ),
     ] = None
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """Upstreams, and the PEM file of certificates to trust; None: the system's.
-
-    Raises UserError if there are no upstreams.
-    """
-
-    upstreams: tuple[Upstream, ...]
-    ca_file: Path | None = None
+    upstream_token: Annotated[
+        str | None,
+        Option(
+            "A file with the bearer token for these servers; read again when it changes.",
+            metavar="FILE",
+        ),
+    ] = None
+    upstream_cert: Annotated[
+        str | None, Option("The client certificate for these servers in PEM.", metavar="FILE")
+    ] = None
+    upstream_key: Annotated[
+        str | None, Option("The key of --upstream-cert in PEM.", metavar="FILE")
+    ] = None
 
     def __post_init__(self) -> None:
-        if not self.upstreams:
-            raise OptionError("there is no upstream; give one or more with --deployed")
-
-    @property
-    def roles(self) -> list[frozenset[str]]:
-        """The roles of each instance; an upstream has as many as its concurrency, in order."""
-        return [each.roles for each in self.upstreams for _ in range(each.concurrency)]
-
-    def node(self, upstream: Upstream) -> str:
-        """Return the upstream's failure domain: its host, or itself if all share one."""
-        hosts = {urlsplit(each.url).hostname for each in self.upstreams}
-        return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
+        super().__post_init__()
+        if (self.upstream_cert is None) != (self.upstream_key is None):
+            raise OptionError(
+                "a client certificate needs its key; give both, --upstream-cert and --upstream-key"
+            )
 
 
-def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
-    """Return the fleet for the models of a bundle.
+def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ...]:
+    """Return the upstreams for the models of a bundle.
 
     Raises:
         UserError: `parse_upstreams` refuses the URLs, or the bundle does not have the models.
@@ -219,34 +203,8 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
             f"{bundle.path} has no backup model for the servers of --backup; make one "
             f"with `parm backup --from {bundle.path} --network linear --out BUNDLE`"
         )
-    upstreams = parse_upstreams(
-        bundle.manifest.name,
-        code.r if code is not None else 0,
-        backups,
-        **{kind: urls.split(",") for kind, urls in _urls(options).items()},
-    )
-    return Fleet(upstreams, None if options.ca_file is None else Path(options.ca_file))
-
-
-def _urls(options: FleetOptions) -> dict[str, str]:
-    given = {kind: getattr(options, kind) for kind in KINDS}
-    return {kind: urls for kind, urls in given.items() if urls is not None}
-
-
-def check_for_several(options: FleetOptions) -> None:
-    """Raise UserError for URLs that name one model or one version, where there may be several."""
-    for url in ",".join(_urls(options).values()).split(","):
-        _, path, settings = _split(url)
-        if any("{model}" not in name for name in (path, settings.get("model", "")) if name):
-            raise UserError(
-                f"{url!r} names one model, and a repository may have several: write {{model}} in "
-                "its place, or give such URLs in the serve.toml of the model"
-            )
-        if "version" in settings:
-            raise UserError(
-                f"leave out the version of {url!r}: each version of a repository is asked for as "
-                "such, or is part of its model's name upstream, as {version}"
-            )
+    urls = {each: getattr(options, each) for each in _LISTS}
+    return parse_upstreams(bundle.manifest.name, 0 if code is None else code.r, backups, **urls)
 
 
 def options_of_model(
@@ -261,20 +219,17 @@ def options_of_model(
     lacks = {"parity": bundle.manifest.code is None, "backup": not bundle.manifest.backups}
     options = {each: value for each, value in given.items() if not lacks.get(each)} | dict(own)
 
-    def filled(url: str) -> str:
-        _, path, settings = _split(url)
-        if not path:
-            settings = {"model": "{model}"} | settings
-        if "{version}" not in f"{path}{settings.get('model', '')}":
-            settings.setdefault("version", "{version}")
-        query = "&".join(f"{name}={value}" for name, value in settings.items())
-        whole = f"{url.strip().partition('?')[0]}?{query}"
-        return whole.replace("{model}", quote(model, safe="")).replace("{version}", quote(version))
+    def of_model(url: str) -> str:
+        address, _, query = url.strip().partition("?")
+        if not urlsplit(address).path.strip("/") and "model=" not in query:
+            query += "&model={model}"
+        if "{version}" not in url and "version=" not in query:
+            query += "&version={version}"
+        url = f"{address}?{query.removeprefix('&')}".removesuffix("?")
+        return url.replace("{model}", quote(model, safe="")).replace("{version}", quote(version))
 
-    for kind in KINDS:
-        if kind in options:
-            options[kind] = ",".join(map(filled, str(options[kind]).split(",")))
-    return options
+    urls = {each: str(options[each]).split(",") for each in _LISTS if each in options}
+    return options | {each: ",".join(map(of_model, its)) for each, its in urls.items()}
 
 
 def parse_upstreams(
@@ -282,9 +237,9 @@ def parse_upstreams(
     r: int,
     backups: int = 1,
     *,
-    deployed: Sequence[str],
-    parity: Sequence[str] = (),
-    backup: Sequence[str] = (),
+    deployed: str,
+    parity: str | None = None,
+    backup: str | None = None,
 ) -> tuple[Upstream, ...]:
     """Return the upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
@@ -297,7 +252,7 @@ def parse_upstreams(
         name: The usual name of the deployed model.
         r: The number of parity models.
         backups: The number of backups.
-        deployed: URLs of servers of the deployed model.
+        deployed: URLs of servers of the deployed model, separated by commas.
         parity: Of the parity models.
         backup: Of the backups.
 
@@ -309,33 +264,21 @@ def parse_upstreams(
     models: dict[str, dict[str, str]] = {}
     settings: dict[str, dict[str, str]] = {}
     parities = [parity_role(j) for j in range(r)]
-    of_kinds: list[tuple[Sequence[str], Sequence[str]]] = [
-        (deployed, [DEPLOYED]),
-        (parity, parities),
-        (backup, BACKUPS[:backups]),
-    ]
-    for roles, url in ((roles, url) for urls, roles in of_kinds for url in urls):
-        base, path, own = _split(url)
-        called = own.pop("model", name)
-        named = {role: called if role == DEPLOYED else f"{called}-{role}" for role in roles}
-        if path and len(roles) == 1:
-            named = {roles[0]: path}
-        elif path:
-            usual = ", ".join(named.values())
-            named = {role: each for role, each in named.items() if each == path}
-            if not named:
+    lists = ((deployed, [DEPLOYED]), (parity, parities), (backup, BACKUPS[:backups]))
+    for urls, roles in lists:
+        for url in () if urls is None else urls.split(","):
+            base, path, own = _split(url)
+            named = _names(url, path, roles, own.pop("model", name))
+            there = models.setdefault(base, {})
+            if there.keys() & named.keys():
                 raise UserError(
-                    f"{url!r} names a model, and there are several for such servers: {usual}; name "
-                    "one of these, or leave out the path where a server runs all of them"
+                    f"{base} is given twice; more units at a time are {base}?concurrency=2"
                 )
-        there = models.setdefault(base, {})
-        if there.keys() & named.keys():
-            raise UserError(f"{base} is given twice; more units at a time are {base}?concurrency=2")
-        there |= named
-        before = settings.setdefault(base, {})
-        for each, value in own.items():
-            if before.setdefault(each, value) != value:
-                raise UserError(f"{base} is given with {each} {before[each]} and {value}")
+            there |= named
+            before = settings.setdefault(base, {})
+            for each, value in own.items():
+                if before.setdefault(each, value) != value:
+                    raise UserError(f"{base} is given with {each} {before[each]} and {value}")
     lacking = [role for role in parities if not any(role in each for each in models.values())]
     if parity and lacking:
         raise OptionError(
@@ -347,11 +290,28 @@ def parse_upstreams(
             base,
             named,
             int(settings[base].get("concurrency", 1)),
-            PredictionProtocol(settings[base].get("protocol", PredictionProtocol.V2)),
+            settings[base].get("protocol", "v2"),
             settings[base].get("version"),
         )
         for base, named in models.items()
     )
+
+
+def _names(url: str, path: str, roles: Sequence[str], name: str) -> dict[str, str]:
+    """Return the names of models with these roles at a URL with this path, by role.
+
+    Raises UserError for a path that is none of several usual names.
+    """
+    usual = {role: name if role == DEPLOYED else f"{name}-{role}" for role in roles}
+    if path and len(roles) == 1:
+        return {roles[0]: path}
+    if path and path not in usual.values():
+        raise UserError(
+            f"{url!r} names a model, and there are several for such servers: "
+            f"{', '.join(usual.values())}; name one of these, or leave out the path where a server "
+            "runs all of them"
+        )
+    return {role: each for role, each in usual.items() if path in ("", each)}
 
 
 def _split(url: str) -> tuple[str, str, dict[str, str]]:
