@@ -74,7 +74,7 @@ class Test_an_instance_that_joins:
         assert not world.running | world.verifying
         world.leave("0")
         world.join("1", ORIGINALS)
-        world.verify("1")
+        verify_all(world)
         world.arrive(1)
         assert "1" in world.running
 

@@ -412,9 +412,8 @@ async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> 
 async def test_only_so_many_liars_are_remembered_by_name() -> None:
     rows = queries(4)
     golden = {DEPLOYED: (rows, rows @ WEIGHTS)}
-    async with serving(NoRedundancy(), 1, 0, golden=golden, verify_every=3) as (frontend, engine):
-        for _ in range(150):  # a machine whose accelerator is broken for good
-            (liar,) = engine.units
+    async with serving(NoRedundancy(), 150, 0, golden=golden, verify_every=3) as (frontend, engine):
+        for liar in list(engine.units):
             engine.units.remove(liar)
             engine.listener.unit_finished(liar.id, 1.01 * np.stack(liar.rows) @ WEIGHTS)
         assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 150
@@ -426,7 +425,38 @@ async def test_only_so_many_liars_are_remembered_by_name() -> None:
         ]
         assert len(named) == 100
         assert set(named) == set(frontend.quarantined)
-        engine.finish(engine.units[0])
+        while engine.units:
+            engine.finish(engine.units[0])
+
+
+async def test_an_instance_that_is_wrong_on_clients_queries_alone_is_replaced() -> None:
+    rows = queries(4)
+    golden = {DEPLOYED: (rows, rows @ WEIGHTS)}
+    async with serving(NoRedundancy(), 4, 0, golden=golden, verify_every=1000, sample_every=10) as (
+        frontend,
+        engine,
+    ):
+
+        def go_on() -> None:
+            while engine.units:
+                unit = engine.units.pop(0)
+                outputs = np.stack(unit.rows) @ WEIGHTS
+                if unit.instance[0] == "3" and not any((row == rows).all() for row in unit.rows):
+                    outputs = outputs + (np.abs(rows - unit.rows[0]).min() > 0)
+                engine.listener.unit_finished(unit.id, outputs)
+
+        go_on()
+        wrong = 0
+        for _ in range(200):
+            asked_for = queries(1)
+            request = await asked(frontend.infer(asked_for))
+            go_on()
+            result = await request
+            wrong += not np.allclose(result.outputs, asked_for @ WEIGHTS)
+        assert wrong < 10
+        assert "3" in frontend.quarantined
+        assert {name[0] for name in frontend.quarantined} == {"3"}
+        assert metric(frontend, "parm_instance_disagreements_total", instance="3") >= 1
 
 
 async def test_a_query_that_ends_instances_is_refused_from_then_on() -> None:

@@ -31,7 +31,7 @@ from parity_models.scheduling.dispatch import (
     RoundRobin,
     SingleQueue,
 )
-from parity_models.scheduling.health import State
+from parity_models.scheduling.health import MAX_AGREED, MAX_ASKED, State
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
@@ -156,7 +156,8 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
 
 def draw_verification(setup: Setup, choose: Callable[[Sequence[Any]], Any]) -> Setup:
     """The setup, perhaps with golden queries now and then; `choose` picks one of some options."""
-    return replace(setup, config=replace(setup.config, verify_every=choose([0, 0, 1, 3])))
+    every, samples = choose([0, 0, 1, 3]), choose([0, 1, 5])
+    return replace(setup, config=replace(setup.config, verify_every=every, sample_every=samples))
 
 
 def _one_of(names: Sequence[str], choice: int) -> str:
@@ -225,7 +226,7 @@ BUSY_STEPS: dict[str, Callable[[World, str, int], None]] = {
 
 VERIFYING_STEPS: dict[str, Callable[[World, str], None]] = {
     "finish": lambda world, instance: world.verify(instance),
-    "end": lambda world, instance: world.verify(instance, right=False),
+    "end": lambda world, instance: world.verify(instance, right=False, answer=1),
     "fail": lambda world, instance: world.fail_to_verify(instance),
     "busy": lambda world, instance: world.turn_away_golden(instance, 0.1),
 }
@@ -313,6 +314,8 @@ def check_nothing_is_left(world: World, k: int) -> None:
     # What stays is padding: at most 2k - 2 answered queries and an open group, for those who may
     # share one.
     kept = len(set(KINDS)) * len(set(TENANTS)) * (3 * k - 3)
+    if scheduler.config.sample_every:
+        kept += MAX_AGREED + MAX_ASKED
     assert scheduler.size() <= kept
     assert len(world.inputs) <= kept
     assert world.predictions <= world.inputs

@@ -39,9 +39,9 @@ class ObservedWorld(World):
         self.observer.unit_ended(self.now, self.running[instance], finished=False)
         super().fail(instance)
 
-    def verify(self, instance: str, *, right: bool = True) -> None:
+    def verify(self, instance: str, *, right: bool = True, answer: int = 0) -> None:
         self.observer.unit_ended(self.now, self.verifying[instance], finished=True)
-        super().verify(instance, right=right)
+        super().verify(instance, right=right, answer=answer)
 
     def fail_to_verify(self, instance: str) -> None:
         self.observer.unit_ended(self.now, self.verifying[instance], finished=False)

@@ -159,9 +159,10 @@ class World:
         self.over.add(run.unit)
         self.do(self.scheduler.unit_failed(self.now, run.unit, "the model raised"))
 
-    def verify(self, instance: str, *, right: bool = True) -> None:
+    def verify(self, instance: str, *, right: bool = True, answer: int = 0) -> None:
+        """It answers a golden query, rightly or not, or a client's with this answer."""
         unit = self.verifying.pop(instance).unit
-        self.do(self.scheduler.unit_verified(self.now, unit, right))
+        self.do(self.scheduler.unit_verified(self.now, unit, right, answer))
 
     def fail_to_verify(self, instance: str) -> None:
         unit = self.verifying.pop(instance).unit
@@ -298,6 +299,9 @@ class World:
     def _verify(self, verify: Verify) -> None:
         assert verify.instance not in self.running | self.verifying
         assert verify.role in self.roles[verify.instance]
+        if verify.query is not None:
+            assert verify.role == DEPLOYED
+            assert verify.query in self.predictions, "what is asked again is at hand"
         self.verifying[verify.instance] = verify
 
     def _recycle(self, recycle: Recycle) -> None:

@@ -40,7 +40,7 @@ class RecycleReason(StrEnum):
     HUNG = "hung"
     """Its unit takes far longer than units take."""
     QUARANTINED = "quarantined"
-    """It answered a golden query wrongly."""
+    """It answered a golden query, or clients' queries, wrongly."""
 
 
 class Run(Struct, frozen=True):
@@ -125,13 +125,15 @@ class Verify(Struct, frozen=True):
     """Run golden query number `probe` of `role` on `instance`, as `unit`; report `unit_verified`.
 
     The driver has some queries with known outputs for each role, and takes them in turn: `probe`
-    counts from 0, modulo their number.
+    counts from 0, modulo their number. With a `query`, run that one's input again instead, and
+    report the number of the `answer`.
     """
 
     instance: str
     unit: int
     role: str
     probe: int
+    query: int | None = None
 
 
 class Recycle(Struct, frozen=True):

@@ -275,15 +275,19 @@ class Scheduler(Port):
             self._poison.lost(unit)
         return self._turn()
 
-    def unit_verified(self, now: float, unit: int, right: bool) -> list[Action]:
-        """An instance has answered the golden query of a Verify, rightly or not."""
+    def unit_verified(self, now: float, unit: int, right: bool, answer: int = 0) -> list[Action]:
+        """An instance has answered the golden query of a Verify, rightly or not.
+
+        For the query of a client, `answer` is the number of the answer: 0 for that which the client
+        got, then in the order in which different ones were given.
+        """
         self.now = max(self.now, now)
         known = self.units.get(unit)
         if known is not None and not known.tasks:
             del self.units[unit]
             self.unit_on[known.instance] = None
             known.took = self.now - known.started
-            self._health.verified(known, right=right)
+            self._health.verified(known, right=right, answer=answer)
         return self._turn()
 
     def compared(self, now: float, instance: str, agreed: bool) -> list[Action]:

@@ -45,6 +45,22 @@ SECOND_LOOK, LOOK_OF_DEADLINE = 0.25, 0.125
 that is less. Where the server itself was held up, finished units are only waiting to be read."""
 
 
+ALL_GOLDEN = 8
+"""Golden queries of each role that an instance answers which comes in place of a wrong one: as many
+as drivers have (models/golden.py)."""
+
+MAX_ASKED, MAX_AGREED, MAX_WRONG = 4, 8, 100
+"""Bounds of what is remembered: samples that wait, samples that are agreed on, and instances that
+answered wrongly."""
+
+CONFIRMED = 3
+"""How often one of two that agree gives their answer again before a third is examined."""
+
+REPEATS = 24
+"""How often in a row an instance differs from two that agree before it counts as wrong. Outputs
+that differ by chance, as any of two values, do so once in 10 million times."""
+
+
 class State(StrEnum):
     """The state of an instance, for operators."""
 
@@ -237,6 +253,38 @@ class RunLimits:
 
 
 @dataclass(slots=True, eq=False)
+class Sample:
+    """A client's query that is answered again by other instances, each in a unit of its own.
+
+    `answers` are the different answers so far, as the instances that gave them; the client's is the
+    first. The query's tensors are held meanwhile.
+    """
+
+    query: int
+    kind: Hashable
+    answers: list[list[str]]
+
+    def has_asked(self, instance: str) -> bool:
+        """Return whether this instance has answered it."""
+        return any(instance in each for each in self.answers)
+
+
+@dataclass(slots=True, eq=False)
+class Check:
+    """What an instance is verified with: a golden query of `role`, or a client's.
+
+    With `right`, two instances agree on that answer of the sample. A third, that differs, answers
+    it `left` times more; before that, if it is `against` that one, one of the two does.
+    """
+
+    role: str = DEPLOYED
+    sample: Sample | None = None
+    right: int | None = None
+    left: int = 0
+    against: str | None = None
+
+
+@dataclass(slots=True, eq=False)
 class Member:
     """An instance that has joined and not left."""
 
@@ -255,10 +303,16 @@ class Member:
     doubt: Timer | None = None
     """It takes last until then."""
     suspected: bool = False
-    verifying: bool = False
-    to_verify: list[str] = field(default_factory=list)
+    check: Check | None = None
+    """What it is verified with now."""
+    to_verify: deque[Check] = field(default_factory=deque)
     served: Counter[str] = field(default_factory=Counter)
     """The queries of each role that it ran since it was last verified."""
+    samples: int = 0
+    until_sample: int = 1
+    """Its answers to clients until the next one is sampled."""
+    quarantined: int = 0
+    """How often it, or those in whose place it came, answered wrongly."""
     on_probation: bool = False
     back_off: float = BACK_OFF
     proven: int = 0
@@ -271,7 +325,7 @@ class Member:
 
     @property
     def state(self) -> State:
-        if self.verifying:
+        if self.check is not None:
             return State.VERIFYING
         if not self.is_in:
             return State.EJECTED
@@ -285,6 +339,7 @@ class Health:
         self._port = port
         self._dispatch = port.dispatch
         self._verify_every = port.config.verify_every
+        self._sample_every = port.config.sample_every
         self._members: dict[str, Member] = {}
         fleet = port.config.fleet
         self._replaced_within = inf if fleet else REPLACED_WITHIN
@@ -293,6 +348,12 @@ class Health:
         self._failures = Outliers()
         self._disagreements = Outliers()
         self._probes: Counter[str] = Counter()
+        self._asked: deque[Check] = deque()
+        """Samples that wait for another instance."""
+        self._agreed: deque[Check] = deque()
+        """Samples on whose answer two instances agreed lately."""
+        self._wrong: list[tuple[frozenset[str], str | None, int]] = []
+        """The roles and node of quarantined instances that left, and how often that was."""
         self._limits = RunLimits(port.config.deadline)
         self.watch: Timer | None = None
         """When units that run are looked at next."""
@@ -311,6 +372,15 @@ class Health:
         away = next((away for away in self._away if away[0] == roles), None)
         if away is not None:
             self._away.remove(away)
+        wrong = next((each for each in self._wrong if each[:2] == (roles, node)), None)
+        if wrong is not None:
+            self._wrong.remove(wrong)
+            member.quarantined = wrong[2]
+            if member.quarantined > 1:
+                wait = min(LONGEST_BACK_OFF, BACK_OFF * 2 ** (member.quarantined - 1))
+                at = self._port.now + wait
+                member.timer = self._port.set_timer(at, partial(self._come_in, member))
+                return
         self._come_in(member)
 
     def left(self, instance: str) -> None:
@@ -324,11 +394,24 @@ class Health:
         self._away.append((member.roles, now + self._replaced_within))
         self._failures.clear(instance)
         self._disagreements.clear(instance)
+        self._give_up_checks(member)
+        if member.over and member.quarantined:
+            self._wrong = [
+                *self._wrong[-MAX_WRONG:],
+                (member.roles, member.node, member.quarantined),
+            ]
 
     def _come_in(self, member: Member) -> None:
+        """Verify an instance that joins: one that comes in place of a wrong one by all that there
+        is."""
         member.timer = None
         if self._verify_every:
-            member.to_verify = _in_order(member.roles)
+            probes = ALL_GOLDEN if member.quarantined else 1
+            member.to_verify.extend(Check(role) for role in _in_order(member.roles) * probes)
+        if member.quarantined and DEPLOYED in member.roles:
+            for each in self._agreed:
+                self._hold(each)
+                member.to_verify.append(Check(DEPLOYED, each.sample, each.right, REPEATS))
         self._verify_next(member)
 
     def _put_out(self, member: Member) -> None:
@@ -383,8 +466,16 @@ class Health:
                 self._trust(member)
         elif rest == 0:
             self._did_badly(member, unit)
-        if not member.is_in:
-            return
+        if self._sample_every and finished and unit.role == DEPLOYED:
+            member.until_sample -= len(unit.tasks)
+            if member.until_sample <= 0:
+                self._take_sample(member, unit)
+        if member.is_in:
+            self._next(member, unit, finished=finished, rest=rest)
+
+    def _next(self, member: Member, unit: Unit, *, finished: bool, rest: float) -> None:
+        """Verify an instance that has ended a unit, if it is due, or have it rest, or mark it
+        idle."""
         every = self._verify_every
         if every:
             member.served[unit.role] += len(unit.tasks)
@@ -392,7 +483,9 @@ class Health:
             self._rest(member, rest)
         elif every and (member.suspected or max(member.served.values()) >= every):
             self._verify_again(member)
-        else:
+        elif member.to_verify:
+            self._verify_next(member)
+        elif not self._answers_again(member):
             self._dispatch.idle(member.name, unit.took, finished=finished)
 
     def _rest(self, member: Member, seconds: float) -> None:
@@ -495,23 +588,33 @@ class Health:
 
     # Wrong answers: golden queries, at once for those that disagree more often than others do
 
-    def verified(self, unit: Unit, *, right: bool) -> None:
-        """An instance has answered a golden query."""
+    def verified(self, unit: Unit, *, right: bool, answer: int) -> None:
+        """An instance has answered a golden query, rightly or not, or a sample: with the `answer`
+        of this number."""
         member = self._members[unit.instance]
-        member.verifying, member.sound = False, True
+        check, member.check = member.check, None
+        member.sound = True
         self._limits.finished(unit)
-        if not right:
+        assert check is not None
+        if check.sample is not None:
+            self._answered_again(member, check, check.sample, answer)
+        elif not right:
             why = f"answered a golden query of the role {unit.role} wrongly"
-            self._replace(member, RecycleReason.QUARANTINED, why)
-            self._suspect_node_of(member)
-        elif not member.over:
+            self._quarantine(member, why)
+        if not member.over:
             self._verify_next(member)
+
+    def _quarantine(self, member: Member, why: str) -> None:
+        member.quarantined += 1
+        self._give_up_checks(member)
+        self._replace(member, RecycleReason.QUARANTINED, why)
+        self._suspect_node_of(member)
 
     def not_verified(self, unit: Unit, *, rest: float = 0.0) -> None:
         """A golden query got no answer: the instance failed, or turned it away for `rest`."""
         member = self._members[unit.instance]
-        member.verifying, member.sound = False, False
-        member.to_verify.clear()
+        self._give_up_checks(member)
+        member.sound = False
         if member.over:
             return
         if not member.is_in:
@@ -552,30 +655,133 @@ class Health:
 
     def _verify_again(self, member: Member) -> None:
         """Verify the roles that are due; all of them if it is suspected."""
-        member.to_verify = [
-            role
-            for role in _in_order(member.roles)
+        member.to_verify.extendleft(
+            Check(role)
+            for role in reversed(_in_order(member.roles))
             if member.suspected or member.served[role] >= self._verify_every
-        ]
+        )
         self._verify_next(member)
 
     def _verify_next(self, member: Member) -> None:
-        """Verify the next of the roles that are left to verify; then the instance is idle."""
+        """Verify the next of what is left to verify; then the instance is idle."""
         if member.to_verify:
-            role = member.to_verify.pop(0)
-            member.served[role] = 0
-            member.verifying = True
-            self.started(self._port.verify(member.name, role, self._probes[role]))
-            self._probes[role] += 1
+            self._verify(member, member.to_verify.popleft())
             return
         if member.suspected and self._verify_every:
             member.suspected = False
             self._disagreements.clear(member.name)
-        if member.is_in:
-            self._dispatch.idle(member.name, 0.0, finished=False)
-        else:
+        if not member.is_in:
             member.is_in = True
             self._dispatch.join(member.name, member.roles, member.node)
+        elif not self._answers_again(member):
+            self._dispatch.idle(member.name, 0.0, finished=False)
+
+    def _verify(self, member: Member, check: Check) -> None:
+        member.check, role, sample = check, check.role, check.sample
+        if sample is None:
+            member.served[role] = 0
+            unit = self._port.verify(member.name, role, self._probes[role])
+            self._probes[role] += 1
+        else:
+            unit = self._port.verify(member.name, role, 0, sample.query, sample.kind)
+        self.started(unit)
+
+    # Wrong answers to clients: some queries are answered again elsewhere, and a third decides
+
+    def _take_sample(self, member: Member, unit: Unit) -> None:
+        """Have another instance answer a query that this one has just answered, if one can."""
+        member.samples += 1
+        member.until_sample = min(self._sample_every, 2**member.samples)
+        query = self._port.queries.get(unit.tasks[0].subject)
+        may = query is not None and not query.crashes and not query.was_lost
+        if query is None or not may or self._port.up(DEPLOYED) < 2 or len(self._asked) >= MAX_ASKED:
+            return
+        check = Check(DEPLOYED, Sample(query.id, unit.kind, [[member.name]]))
+        self._hold(check)
+        self._ask_another(check)
+
+    def _ask_another(self, check: Check) -> None:
+        """Have an instance that has not answered the sample do so, as soon as one is idle."""
+        assert check.sample is not None
+        if self._dispatch.idle_for(DEPLOYED):
+            for name in self._dispatch.up[DEPLOYED]:
+                if not check.sample.has_asked(name) and self._dispatch.occupy(name):
+                    self._verify(self._members[name], check)
+                    return
+        self._asked.append(check)
+
+    def _answers_again(self, member: Member) -> bool:
+        """Have this instance, which is idle, answer a sample that waits; return whether it does."""
+        for check in self._asked:
+            sample = check.sample
+            if sample and not sample.has_asked(member.name) and DEPLOYED in member.roles:
+                self._asked.remove(check)
+                self._verify(member, check)
+                return True
+        return False
+
+    def _answered_again(self, member: Member, check: Check, sample: Sample, answer: int) -> None:
+        """This instance has answered a sample. Where two agree against one, that one is examined:
+        it is wrong if it differs REPEATS times in a row."""
+        if check.right is not None:
+            check.left -= 1
+            if check.left and (answer == check.right) == (check.against is not None):
+                member.to_verify.appendleft(check)
+                return
+            if check.against is not None and answer == check.right:
+                self._examine(check.against, Check(DEPLOYED, sample, check.right, REPEATS))
+            elif check.against is None and answer != check.right:
+                why = "answered a client's query otherwise than two others did, again and again"
+                self._quarantine(member, why)
+            self._port.release(sample.query)
+            return
+        groups = sample.answers
+        if answer == len(groups):
+            groups.append([])
+        groups[answer].append(member.name)
+        right = max(range(len(groups)), key=lambda number: len(groups[number]))
+        if len(groups[right]) > 1:
+            self._keep_agreed(Check(DEPLOYED, sample, right))
+            for name in (each for group in groups if group is not groups[right] for each in group):
+                member.to_verify.appendleft(Check(DEPLOYED, sample, right, CONFIRMED, name))
+                return
+        elif len(groups) == 2 and self._port.up(DEPLOYED) > 2:
+            self._ask_another(check)
+            return
+        else:
+            for other in (self._members.get(each) for group in groups for each in group):
+                if other is not None:
+                    self._suspect(other)
+        self._port.release(sample.query)
+
+    def _examine(self, name: str, check: Check) -> None:
+        member = self._members.get(name)
+        if member is not None and not member.over:
+            self._hold(check)
+            member.to_verify.appendleft(check)
+            if member.is_in and self._dispatch.occupy(name):
+                self._verify_next(member)
+
+    def _keep_agreed(self, check: Check) -> None:
+        self._hold(check)
+        self._agreed.append(check)
+        if len(self._agreed) > MAX_AGREED:
+            self._let_go(self._agreed.popleft())
+
+    def _give_up_checks(self, member: Member) -> None:
+        for check in (member.check, *member.to_verify):
+            if check is not None:
+                self._let_go(check)
+        member.check = None
+        member.to_verify.clear()
+
+    def _hold(self, check: Check) -> None:
+        assert check.sample is not None
+        self._port.hold(check.sample.query)
+
+    def _let_go(self, check: Check) -> None:
+        if check.sample is not None:
+            self._port.release(check.sample.query)
 
 
 def _in_order(roles: frozenset[str]) -> list[str]:

@@ -289,12 +289,15 @@ class Port(ABC):
 
     # Instances
 
-    def verify(self, instance: str, role: str, probe: int) -> Unit:
-        """Have an instance that gets nothing else answer a golden query of a role."""
+    def verify(
+        self, instance: str, role: str, probe: int, query: int | None = None, kind: Hashable = None
+    ) -> Unit:
+        """Have an instance that gets nothing else answer a golden query of a role, or a `query` of
+        this kind again."""
         self._last_unit += 1
-        unit = Unit(self._last_unit, instance, role, [], self.now)
+        unit = Unit(self._last_unit, instance, role, [], self.now, kind)
         self.units[unit.id] = self.unit_on[instance] = unit
-        self._actions.append(Verify(instance, unit.id, role, probe))
+        self._actions.append(Verify(instance, unit.id, role, probe, query))
         return unit
 
     def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:

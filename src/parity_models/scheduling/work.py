@@ -25,6 +25,9 @@ class SchedulerConfig:
             al., Clipper, NSDI 2017, section 5.2.1).
         verify_every: An instance answers a golden query of each role when it joins, after this many
             queries of that role, and when it is suspected; 0: never.
+        sample_every: Of this many answers of an instance, one is checked: another instance answers
+            the query as well, and where they differ, a third decides. More often at first; 0:
+            never.
         compare_one_in: One in this many stand-in units that come too late runs on, to be compared
             with the deployed model.
         compare_every: Minimum seconds between answered queries that idle instances run on a
@@ -40,12 +43,13 @@ class SchedulerConfig:
     max_attempts: int = 5
     default_prediction: bool = False
     verify_every: int = 0
+    sample_every: int = 0
     compare_one_in: int = 20
     compare_every: float = 10.0
     fleet: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("verify_every", "compare_every"):
+        for name in ("verify_every", "sample_every", "compare_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("max_batch", "max_queue", "deadline", "max_attempts", "compare_one_in"):

@@ -171,6 +171,7 @@ class Deployment(ServedVersion):
                 deadline=options.deadline,
                 default_prediction=options.default_prediction is not None,
                 verify_every=options.verify_every,
+                sample_every=options.verify_every,
                 compare_every=options.compare_every,
                 fleet=tuple(self.roles) if fixed is not None else (),
             ),

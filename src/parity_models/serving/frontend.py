@@ -62,7 +62,7 @@ from parity_models.serving.errors import (
     RequestError,
     UnavailableError,
 )
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.metrics import Metrics, count_by_instance
 from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
 from parity_models.serving.stand_ins import Made, StandIns
@@ -82,9 +82,6 @@ CHECK_EVERY = 10
 
 LARGE = 64
 """Rows beyond which a request is large: it arrives at the scheduler in slices."""
-
-MAX_QUARANTINED = 100
-"""Quarantined instances that are remembered by name."""
 
 Golden = tuple[NDArray[Any], NDArray[Any]]
 """Golden queries (n, *input shape) of a model, and its outputs for them (n, *output shape)."""
@@ -259,8 +256,9 @@ class Frontend:
         """The request of each query that is remembered, by the query's id."""
         self.asked = 0
         """The number of queries so far."""
-        self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
-        """The instances that answered a golden query wrongly, the latest last."""
+        self.quarantined: deque[str] = deque()
+        """The instances that answered wrongly, the latest last."""
+        self._disagreed: deque[str] = deque()
         self._engine = engine
         self.scheduler = Scheduler(policy, config, dispatch)
         """Decides; to be looked at, not to be told anything."""
@@ -276,6 +274,8 @@ class Frontend:
         self._units: dict[int, _Unit] = {}
         """The units that the engine has."""
         self._groups: dict[int, _Group] = {}
+        self._answers: dict[int, list[NDArray[Any]]] = {}
+        """The different answers to queries that instances ran again, the client's first."""
         self._parity_rows = {parity_role(j): j for j in range(code.r if code else 0)}
         self._busy: dict[str, float] = {}
         self._held = 0
@@ -604,15 +604,20 @@ class Frontend:
         run, at = given.action, now()
         self._ended(given, at, finished=True)
         if isinstance(run, Verify):
-            right = self._is_right(run, outputs[0, ...])
-            self._carry_out(self.scheduler.unit_verified(at, unit, right))
+            output, right, answer = outputs[0, ...], True, 0
+            if run.query is None:
+                golden = self._golden[run.role][1]
+                right = self._is_like(output, golden[run.probe % len(golden), ...])
+            else:
+                answer = self._number_of_answer(run.instance, run.query, output)
+            self._carry_out(self.scheduler.unit_verified(at, unit, right, answer))
             return
         j, source = self._parity_rows.get(run.role), _SOURCES.get(run.role, Source.RECONSTRUCTION)
         comparable = run.role != DEPLOYED
         for subject, output in zip(run.subjects, outputs, strict=True):
             if j is None:
                 request = self.in_flight.get(subject)
-                if request is not None:
+                if request is not None and (subject, source) not in request.outputs:
                     made = Made(output, run.instance, request.tenant)
                     request.outputs[subject, source] = made
                     comparable |= len(request.outputs) > 1
@@ -667,14 +672,26 @@ class Frontend:
         if not finished:
             self._stand_ins.lost(action.unit)
 
-    def _is_right(self, action: Verify, output: NDArray[Any]) -> bool:
-        """Return whether an instance answered a golden query as it should."""
-        outputs = self._golden[action.role][1]
-        expected = outputs[action.probe % len(outputs), ...]
+    def _is_like(self, output: NDArray[Any], expected: NDArray[Any]) -> bool:
+        """Return whether an instance's output is what another gave for the same query."""
         if output.dtype != expected.dtype or output.shape != expected.shape:
             return False
         pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
         return all(is_near(one, other, self._engine.tolerance) for one, other in pairs)
+
+    def _number_of_answer(self, instance: str, query: int, output: NDArray[Any]) -> int:
+        """Return the number of this answer to a query that was answered before: the client's is 0,
+        then they are in order. Count a disagreement with the client's."""
+        first = self.in_flight[query].outputs[query, Source.MODEL]
+        known = self._answers.setdefault(query, [first.output])
+        alike = (number for number, each in enumerate(known) if self._is_like(output, each))
+        number = next(alike, len(known))
+        if number == len(known):
+            known.append(output)
+        if number:
+            for name in (instance, first.instance):
+                count_by_instance(self.metrics.instance_disagreements, name, self._disagreed)
+        return number
 
     def _compare_outputs(self, run: Run, outputs: NDArray[Any]) -> None:
         """Compare what stand-ins and the model have predicted for the same queries."""
@@ -877,13 +894,16 @@ class Frontend:
 
     def _verify(self, action: Verify) -> None:
         golden = self._golden.get(action.role)
-        if golden is None:
+        if action.query is not None:
+            row = self._row(action.query)
+        elif golden is not None:
+            rows, _ = golden
+            row = rows[action.probe % len(rows), ...]
+        else:
             self._report(self.scheduler.unit_verified, action.unit, True)
             return
         self._units[action.unit] = _Unit(action, now())
         self.metrics.verifications.inc()
-        rows, _ = golden
-        row = rows[action.probe % len(rows), ...]
         self._engine.run(action.instance, action.unit, action.role, [row])
 
     def _recycle(self, action: Recycle) -> None:
@@ -891,16 +911,16 @@ class Frontend:
         _log.warning("instance %s is replaced: it %s", instance, action.why)
         self.metrics.recycled.labels(action.reason).inc()
         if action.reason is RecycleReason.QUARANTINED:
-            if len(self.quarantined) == MAX_QUARANTINED:
-                self.metrics.quarantined.remove(self.quarantined[0])
-            self.quarantined.append(instance)
-            self.metrics.quarantined.labels(instance).inc()
+            count_by_instance(self.metrics.quarantined, instance, self.quarantined)
         self._engine.recycle(instance, action.why)
 
     def _forget_queries(self, action: ForgetQueries) -> None:
         for query in action.queries:
             del self.in_flight[query]
         self._work.forgotten(action.queries)
+        if self._answers:
+            for query in action.queries:
+                self._answers.pop(query, None)
 
     def _forget_group(self, action: ForgetGroup) -> None:
         self._work.group_forgotten(action.group)

@@ -5,6 +5,7 @@ asked for; only events are counted as they happen. Every server has a registry o
 several live in one process.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -24,6 +25,9 @@ _ERRORS = (1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1
 _TIMINGS = (*(scale * step for scale in (1e-6, 1e-5, 1e-4) for step in (1, 2, 5)), *_LATENCIES)
 
 HTTP, GRPC = PROTOCOLS = ("http", "grpc")
+
+MAX_NAMES = 100
+"""Instances that a metric has by name."""
 
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
@@ -47,6 +51,15 @@ class _Read(Collector):
         for role, value in self._values().items():
             family.add_metric([role] * self._labels, value)
         yield family
+
+
+def count_by_instance(counter: Counter, instance: str, names: deque[str]) -> None:
+    """Count for this instance; of the `names` that are counted, the oldest make room."""
+    if instance not in names:
+        names.append(instance)
+        if len(names) > MAX_NAMES:
+            counter.remove(names.popleft())
+    counter.labels(instance).inc()
 
 
 class Metrics:
@@ -192,10 +205,18 @@ class Metrics:
         )
         self.quarantined = counter(
             "parm_instance_quarantines",
-            "Instances that answered a golden query wrongly, the latest of them by name.",
+            "Instances that answered wrongly, the latest of them by name.",
             "instance",
         )
-        self.verifications = counter("parm_verifications", "Golden queries run on instances.")
+        self.instance_disagreements = counter(
+            "parm_instance_disagreements",
+            "Queries that two instances answered differently, counted for both; the latest of "
+            "these instances by name.",
+            "instance",
+        )
+        self.verifications = counter(
+            "parm_verifications", "Golden queries, and clients' again, run on instances to check."
+        )
         self.ejections = counter(
             "parm_upstream_ejections", "Upstreams taken out for a while.", "upstream", "fault"
         )
