@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.emulation.distributions import SlicedRandom
+from parity_models.emulation import SlicedRandom
 
 SLICES = 20_000
 

@@ -12,6 +12,7 @@ import pytest
 from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import Constant, Exponential, FaultPlan, Kill, Slowdowns
+from parity_models.errors import UserError
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -206,3 +207,9 @@ def test_an_action_that_a_simulation_does_not_know_is_not_skipped() -> None:
     unknown: Any = "Unknown"
     with pytest.raises(TypeError, match="cannot carry out Unknown"):
         driver._carry_out([unknown])
+
+
+def test_queries_that_arrive_over_months_are_refused() -> None:
+    simulation = workload(arrivals=np.array([0.0, 1e14]))
+    with pytest.raises(UserError, match="1e.06 are simulated at most: give a higher rate or fewer"):
+        simulate(simulation, EqualResources())

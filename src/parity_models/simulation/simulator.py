@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.emulation import Distribution, FaultPlan, Transfers, WorkerFaults
+from parity_models.errors import UserError
 from parity_models.roles import BACKUPS, DEPLOYED, Source, source_of
 from parity_models.scheduling import (
     Action,
@@ -48,8 +49,8 @@ FAILED = -1
 
 _NUMBERS = {source: number for number, source in enumerate(SOURCES)}
 
-_IGNORED = frozenset((Encode, Compare, ForgetQueries, ForgetGroup))
-"""Actions on tensors, which a simulation does not have."""
+MAX_SECONDS = 1e6
+"""The longest time in which queries arrive. Faults and timers happen in all of it."""
 
 GC_THRESHOLD = 100_000
 """New objects between two runs of the garbage collector. A simulation makes next to no cycles, and
@@ -121,7 +122,16 @@ def simulate(
 
     Returns:
         The fate of each query, and the work that was done.
+
+    Raises:
+        UserError: The queries arrive over more than MAX_SECONDS.
     """
+    seconds = simulation.arrivals[-1] if len(simulation.arrivals) else 0.0
+    if seconds > MAX_SECONDS:
+        raise UserError(
+            f"the queries arrive over {seconds:.3g} simulated seconds; {MAX_SECONDS:.3g} are "
+            "simulated at most: give a higher rate or fewer queries"
+        )
     thresholds = gc.get_threshold()
     gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
     try:
@@ -177,8 +187,12 @@ class Driver:
         self._order = 0
         self._random = Random(simulation.seed)
         self._progress = progress
-        count = len(simulation.arrivals)
+        self._count = count = len(simulation.arrivals)
         self._result = SimulationResult(np.full(count, np.nan), np.full(count, FAILED, np.int8))
+        # An element of a view is a float or int of Python's, and costs less than one of NumPy's.
+        self._arrivals = memoryview(simulation.arrivals).cast("B").cast("d")
+        self._latencies = memoryview(self._result.latencies).cast("B").cast("d")
+        self._sources = memoryview(self._result.sources)
         self._arrived = 0
         self._ended = 0
         self._wake_time: float | None = None
@@ -194,6 +208,8 @@ class Driver:
             Answer: self._answer,
             Fail: lambda fail: self._end(fail.query, FAILED),
             WakeAt: self._wake_at,
+            # A simulation has no tensors.
+            **dict.fromkeys((Encode, Compare, ForgetQueries, ForgetGroup), lambda action: None),
         }
         plan = simulation.faults
         faulty = plan != FaultPlan(seed=plan.seed)
@@ -207,32 +223,30 @@ class Driver:
                 self._await_kill(instance, plan.kill_times(slot))
 
     def run(self) -> SimulationResult:
-        count = len(self._simulation.arrivals)
-        if count:
-            self._at(float(self._simulation.arrivals[0]), self._arrive)
-        while self._ended < count:
+        if self._count:
+            self._at(self._arrivals[0], self._arrive)
+        while self._ended < self._count:
             self._now, _, callback = heapq.heappop(self._calendar)
             callback()
         for running in self._running.values():
             if not running.over:
-                self._count(running, running.ends if running.ends < inf else self._now)
+                self._add_busy(running, running.ends if running.ends < inf else self._now)
         return replace(self._result, lag=self._scheduler.front_door.mean_lag)
 
     def _at(self, time: float, callback: Callable[[], None]) -> None:
         """Enter into the calendar; of two entries for one time, the first comes first."""
         self._order += 1
-        heapq.heappush(self._calendar, (max(time, self._now), self._order, callback))
+        time = time if time > self._now else self._now
+        heapq.heappush(self._calendar, (time, self._order, callback))
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
             do = self._do.get(type(action))
-            if do is not None:
-                do(action)
-            elif type(action) not in _IGNORED:
+            if do is None:
                 raise TypeError(f"a simulation cannot carry out {action}")
-        refuses = self._simulation.faults.refuses
+            do(action)
         while self._decoded:
-            decode = self._decoded.pop()
+            decode, refuses = self._decoded.pop(), self._simulation.faults.refuses
             refused = [
                 slot
                 for slot in decode.slots
@@ -248,8 +262,8 @@ class Driver:
         if self._progress is not None and self._arrived % 1000 == 0:
             self._progress(self._arrived)
         self._ask(partial(self._admit, query))
-        if self._arrived < len(self._simulation.arrivals):
-            self._at(float(self._simulation.arrivals[self._arrived]), self._arrive)
+        if self._arrived < self._count:
+            self._at(self._arrivals[self._arrived], self._arrive)
 
     def _ask(self, done: Callable[[], None]) -> None:
         """Client and server handle a request."""
@@ -351,7 +365,7 @@ class Driver:
         if running.over:
             return
         running.over = True
-        self._count(running, self._now)
+        self._add_busy(running, self._now)
         report = (
             partial(self._finish, running.run, self._now)
             if finished
@@ -359,7 +373,7 @@ class Driver:
         )
         self._hear(report, of_unit=True)
 
-    def _count(self, running: Running, ends: float) -> None:
+    def _add_busy(self, running: Running, ends: float) -> None:
         if running.counted:
             busy, role = self._result.busy, running.run.role
             busy[role] = busy.get(role, 0.0) + ends - running.sent
@@ -409,12 +423,11 @@ class Driver:
         self._respond(partial(self._answered, answer))
 
     def _answered(self, answer: Answer) -> None:
-        arrived = self._simulation.arrivals[answer.query]
-        self._result.latencies[answer.query] = self._now - arrived
+        self._latencies[answer.query] = self._now - self._arrivals[answer.query]
         self._end(answer.query, _NUMBERS[answer.source])
 
     def _end(self, query: int, source: int) -> None:
-        self._result.sources[query] = source
+        self._sources[query] = source
         self._ended += 1
 
     def _wake_at(self, wake: WakeAt) -> None:
