@@ -190,9 +190,9 @@ class Driver:
         self._count = count = len(simulation.arrivals)
         self._result = SimulationResult(np.full(count, np.nan), np.full(count, FAILED, np.int8))
         # An element of a view is a float or int of Python's, and costs less than one of NumPy's.
-        self._arrivals = memoryview(simulation.arrivals).cast("B").cast("d")
-        self._latencies = memoryview(self._result.latencies).cast("B").cast("d")
-        self._sources = memoryview(self._result.sources)
+        self._arrivals = simulation.arrivals.data.cast("B").cast("d")
+        self._latencies = self._result.latencies.data.cast("B").cast("d")
+        self._sources = self._result.sources.data
         self._arrived = 0
         self._ended = 0
         self._wake_time: float | None = None
