@@ -24,8 +24,7 @@ import msgspec
 import numpy as np
 import psutil
 
-from parity_models.emulation import Exponential, FaultPlan, Pauses, Spells
-from parity_models.emulation.fault_plan import course_of
+from parity_models.emulation import Exponential, FaultPlan, Pauses, Spells, course_of
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.served import served
 from parity_models.models.bundle import open_bundle
