@@ -1,23 +1,25 @@
 """parm-lab accuracy: a matrix is trained once, written, and refused if it cannot be."""
 
 import json
-import signal
-import subprocess
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands import Here, assert_refused, parm_lab
+from commands import Here, assert_refused
 from idx_files import write_dataset
 from parity_models.errors import DataError, UserError
+from parity_models.tasks import Dataset, Task
+from parity_models.training import Trained
 from parity_models_lab.accuracy.matrix import PRESETS, load_matrix
 from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
 from parity_models_lab.accuracy.training_free import BerrutCode
+from parity_models_lab.deployed import train_deployed
 
 pytestmark = pytest.mark.slow
 
@@ -136,21 +138,23 @@ def test_what_cannot_be_is_told_before_anything_is_trained(lab_here: Here, tmp_p
     assert not (tmp_path / "work" / "bundles").exists()
 
 
-def test_an_interrupted_matrix_writes_what_is_done(tmp_path: Path) -> None:
+def test_an_interrupted_matrix_writes_what_is_done(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second model's training is interrupted."""
+
+    def interrupted(task: Task, dataset: Dataset, network: str, **more: Any) -> Trained:
+        if network == "mlp":
+            raise KeyboardInterrupt
+        return train_deployed(task, dataset, network, **more)
+
+    monkeypatch.setattr("parity_models_lab.accuracy.measure.train_deployed", interrupted)
     matrix = tmp_path / "two.toml"
-    second = DEPLOYED.split("[[deployed]]")[1].replace("epochs = 2", "seconds = 600")
+    second = DEPLOYED.split("[[deployed]]")[1].replace("linear", "mlp")
     matrix.write_text(f"{DEPLOYED}[[deployed]]{second}")
-    args = ["accuracy", "--preset", str(matrix)]
-    args += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-    with subprocess.Popen(parm_lab(*args), stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("[2/2"):
-                break
-        process.send_signal(signal.SIGINT)
-        process.stderr.read()
-    assert process.returncode == 130
-    assert (tmp_path / "out" / "digits-linear.json").exists()
+    places = ("--out", tmp_path / "out", "--work", tmp_path / "work")
+    assert lab_here("accuracy", "--preset", matrix, *places).returncode == 130
+    assert [each.name for each in (tmp_path / "out").glob("*.json")] == ["digits-linear.json"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,55 +1,43 @@
 """`parm-lab demo` goes the whole path on real data and leaves what it says."""
 
+import json
 from pathlib import Path
 
-import msgspec
 import pytest
 from PIL import Image
 
 from commands import Here, assert_refused
-from parity_models.emulation import Slowdowns, Uniform
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task
 from parity_models.training import TrainingOptions
-from parity_models_lab.demo import DemoSummary, Scenario, run_demo
+from parity_models_lab.demo import Scenario, run_demo
 
 pytestmark = pytest.mark.slow
 
-SHORT = Scenario(
-    instances=3,
-    rate=150,
-    queries=300,
-    warm_up=30,
-    slowdowns=Slowdowns(1.0, 0.2, Uniform(0.04, 0.1)),
-)
+SHORT = Scenario(instances=3, rate=150, queries=300, warm_up=30, slow_every=1.0)
 
 
 def test_the_demo_serves_twice_and_leaves_a_bundle_a_summary_and_a_picture(tmp_path: Path) -> None:
     told: list[str] = []
     out, options = tmp_path / "new" / "folder", TrainingOptions(epochs=20)
-    task = find_task("digits")
-    summary = run_demo(out, task, scenario=SHORT, options=options, tell=told.append)
+    rows = run_demo(out, find_task("digits"), scenario=SHORT, options=options, tell=told.append)
     assert {path.name for path in out.iterdir()} == {"bundle", "summary.json", "latency.png"}
     with Image.open(out / "latency.png") as image:
         assert image.format == "PNG"
-    assert msgspec.json.decode((out / "summary.json").read_bytes(), type=DemoSummary) == summary
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["rows"] == rows
     accuracy = open_bundle(out / "bundle").manifest.accuracy
     assert accuracy is not None
-    assert summary.available_accuracy == accuracy.available_accuracy > 0.8
-    assert summary.degraded_accuracy == accuracy.degraded_accuracy
-    assert summary.degraded_accuracy > 0.8
-    for row, report in zip(summary.rows(), summary.policies.values(), strict=True):
-        assert (row["answers"], row["errors"], report.errors) == (300, 0, {}), (
-            "one worker is killed"
-        )
-        assert report.accuracy is not None
-        assert report.accuracy > 0.8
-        assert report.latency is not None
-        assert report.latency.gap_ms > 0
-    equal, parity = summary.rows()
+    assert accuracy.degraded_accuracy is not None
+    assert summary["A_a"] == accuracy.available_accuracy > 0.8
+    assert summary["A_d"] == accuracy.degraded_accuracy > 0.8
+    equal, parity = rows
     assert (equal["policy"], parity["policy"]) == ("equal resources", "parity")
-    assert equal["stood in"] == 0
-    assert parity["stood in"] != 0
+    assert (equal["stood in"] == 0, parity["stood in"] != 0) == (True, True)
+    for row in summary["rows"]:
+        assert (row["answers"], row["errors"]) == (300, 0), "one worker is killed"
+        assert row["accuracy"] > 0.8
+        assert row["gap"] > 0
     for said in (
         "Injected in both alike: each worker is slow 17% of the time",
         "a query takes 40 to 100 ms longer",

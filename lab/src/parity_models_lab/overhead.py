@@ -9,7 +9,7 @@ import re
 import selectors
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -31,7 +32,6 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.client import model_path
 from parity_models.serving.protocol import write_request
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.processes import cpu_seconds, descendants, processes_at
 from parity_models_lab.results import Row
 
 CLIENTS = (1, 16)
@@ -54,11 +54,18 @@ class Target:
 
     url: str
     request: bytes
-    pids: frozenset[int]
+    processes: Sequence[psutil.Process]
+
+    def cpu_seconds(self) -> float:
+        """Return the user and system time of its processes so far."""
+        times = [process.cpu_times() for process in self.processes if process.is_running()]
+        return sum(each.user + each.system for each in times)
 
 
 @dataclass
 class _Rounds:
+    """The latencies, requests/s and processor time of a target, by round."""
+
     latencies: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -106,8 +113,8 @@ async def measure_overhead(
         options = ServeOptions(policy=PolicyChoice(policy), instances=instances, port=0)
         async with served(bundle.path, options) as server:
             name = bundle.manifest.name
-            pids = frozenset((server.pid, *descendants(server.pid)))
-            ours = Target(server.url, _request(server.url, name, bundle, row), pids)
+            processes = _with_children([server.pid])
+            ours = Target(server.url, _request(server.url, name, bundle, row), processes)
             # Nothing else is due on this event loop, so the measurement may block it.
             effort = (3, 0.1) if quick else (ROUNDS, SECONDS)
             return _measure(OnnxModel(bundle.deployed_path), row, [ours, *others], *effort)
@@ -132,12 +139,12 @@ def _measure(
             # Every other time the other way round, as a warm cache may favour the second.
             for target in targets if turn % 2 == 0 else targets[::-1]:
                 of = measured[target.url, count]
-                before, began = cpu_seconds(target.pids), perf_counter()
+                before, began = target.cpu_seconds(), perf_counter()
                 latencies = _ask(target, count, seconds)
                 of.rates.append(len(latencies) / (perf_counter() - began))
                 of.latencies += latencies
-                if target.pids:
-                    of.cpu.append((cpu_seconds(target.pids) - before) / len(latencies))
+                if target.processes:
+                    of.cpu.append((target.cpu_seconds() - before) / len(latencies))
     rows = [rounds.row(url, count) for (url, count), rounds in measured.items()]
     return [direct.row(IN_PROCESS, 1), *rows]
 
@@ -162,9 +169,21 @@ def _other(url: str, bundle: Bundle, row: NDArray[Any]) -> Target:
     if at.scheme != "http" or at.hostname is None:
         raise UserError(f"{url} is no URL of http, over which servers are compared")
     base, name = f"http://{at.netloc}", at.path.strip("/") or bundle.manifest.name
-    here = at.hostname in ("localhost", "127.0.0.1", "::1")
-    pids = frozenset(processes_at(at.port or 80)) if here else frozenset()
-    return Target(base, _request(base, name, bundle, row), pids)
+    processes: list[psutil.Process] = []
+    if at.hostname in ("localhost", "127.0.0.1", "::1"):
+        listening = psutil.net_connections("tcp")
+        processes = _with_children(
+            each.pid
+            for each in listening
+            if each.pid and each.status == psutil.CONN_LISTEN
+            if each.laddr and each.laddr.port == (at.port or 80)
+        )
+    return Target(base, _request(base, name, bundle, row), processes)
+
+
+def _with_children(pids: Iterable[int]) -> list[psutil.Process]:
+    found = {psutil.Process(pid) for pid in pids}
+    return list(found.union(*(each.children(recursive=True) for each in found)))
 
 
 class _Connection:

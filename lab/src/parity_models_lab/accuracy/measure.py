@@ -24,7 +24,7 @@ from parity_models.models.bundle import Bundle, open_bundle, with_measured
 from parity_models.roles import Backup
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
-from parity_models.training import Callbacks, Trained, TrainingOptions, progress_bars, train
+from parity_models.training import Trained, TrainingOptions, progress_bars, train
 from parity_models.training.networks import parity_network
 from parity_models_lab.accuracy.matrix import (
     BackupCell,
@@ -122,16 +122,12 @@ def measure_matrix(
     done = 0
 
     def measured(
-        kind: type[Result],
-        what: str,
-        key: str,
-        measure: Callable[[], Result],
-        holds: Callable[[Result], bool] = lambda _: True,
+        kind: type[Result], what: str, key: str, measure: Callable[[], Result], found: bool = True
     ) -> Result:
         nonlocal done
         done += 1
-        result = cache.get(key, kind)
-        if result is None or not holds(result):
+        result = cache.get(key, kind) if found else None
+        if result is None:
             tell(f"[{done}/{cells}] {what}")
             result = measure()
             cache.put(key, result)
@@ -142,10 +138,9 @@ def measure_matrix(
         model.prepare()
     for model in models:
         cell, name = model.cell, str(model.cell)
-        deployed = measured(DeployedResult, name, model.key, model.deploy, model.holds)
-        default = cache.get(model.key_of("default"), Approach) or model.default()
-        cache.put(model.key_of("default"), default)
-        so_far = ModelResults(cell, deployed, (default,))
+        there = model.holds(cache.get(model.key, DeployedResult))
+        deployed = measured(DeployedResult, name, model.key, model.deploy, there)
+        so_far = ModelResults(cell, deployed, (model.default(),))
         yield so_far
         further: list[tuple[CodeCell | BackupCell | FreeCell, Callable[[], Approach]]] = [
             *((code, partial(model.code, code)) for code in cell.codes),
@@ -178,12 +173,13 @@ class _MeasuredModel:
         """Return a name for a result of this trained model, by its cell or a word."""
         return _key_of(self.key, self._bundle.manifest.deployed.sha256, type(what).__name__, what)
 
-    def holds(self, deployed: DeployedResult) -> bool:
+    def holds(self, deployed: DeployedResult | None) -> bool:
         """Return whether the model that was measured is still on disk."""
         try:
-            return open_bundle(self._folder(self.key)).manifest.deployed.sha256 == deployed.sha256
+            found = open_bundle(self._folder(self.key)).manifest.deployed.sha256
         except BundleError:
             return False
+        return deployed is not None and found == deployed.sha256
 
     def prepare(self) -> None:
         """Load the data. Raises DataError without them, CodeError for codes that do not fit."""
@@ -195,18 +191,8 @@ class _MeasuredModel:
         """Train the deployed model and measure it."""
         cell = self.cell
 
-        def train_it(out: Path, options: TrainingOptions, bars: Callbacks) -> Trained:
-            return train_deployed(
-                self._task,
-                self._data,
-                cell.network,
-                out,
-                options,
-                recipe=cell.recipe,
-                callbacks=bars,
-            )
-
-        trained = self._train(self.key, cell, train_it)
+        begin = partial(train_deployed, self._task, self._data, cell.network, recipe=cell.recipe)
+        trained = self._train(self.key, cell, begin)
         return DeployedResult(
             trained.manifest.deployed.sha256,
             self._task.metric,
@@ -294,20 +280,10 @@ class _MeasuredModel:
     ) -> Trained:
         queries = queries_of(self._task, self._data)
         plan = published_network if recipe == "published" else parity_network
+        begin = partial(train, self._bundle, queries, network=network, code=code, plan=plan)
+        return self._train(self.key_of(cell), cell, begin)
 
-        def train_it(out: Path, options: TrainingOptions, bars: Callbacks) -> Trained:
-            return train(
-                self._bundle, queries, out, network, code, options, plan=plan, callbacks=bars
-            )
-
-        return self._train(self.key_of(cell), cell, train_it)
-
-    def _train(
-        self,
-        key: str,
-        budget: Budget,
-        train_it: Callable[[Path, TrainingOptions, Callbacks], Trained],
-    ) -> Trained:
+    def _train(self, key: str, budget: Budget, begin: Callable[..., Trained]) -> Trained:
         """Train into the bundle of this key, going on from where a run was cut off."""
         out = self._folder(key)
         shutil.rmtree(out, ignore_errors=True)  # a bundle without its result, perhaps damaged
@@ -318,12 +294,13 @@ class _MeasuredModel:
         )
         with progress_bars() as bars:
             try:
-                trained = train_it(out, options, bars)
+                trained = begin(out=out, options=options, callbacks=bars)
             except TrainingError:
                 if not cut_off:
                     raise
                 # The checkpoint is of another version's training.
-                trained = train_it(out, replace(options, resume=False), bars)
+                options = replace(options, resume=False)
+                trained = begin(out=out, options=options, callbacks=bars)
         if trained.fitted.interrupted:
             raise KeyboardInterrupt
         return trained

@@ -258,8 +258,7 @@ def demo(
     workers on the deployed model (equal resources), once with the policy parity. Takes about two
     minutes on two cores.
     """
-    summary = run_demo(out, find_task(task), seed=seed, data_dir=data_dir, tell=typer.echo)
-    rows = summary.rows()
+    rows = run_demo(out, find_task(task), seed=seed, data_dir=data_dir, tell=typer.echo)
     print_rows("Latencies in ms", rows)
     equal, parity = (float(str(row["gap"])) for row in rows)
     typer.echo(
