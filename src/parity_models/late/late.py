@@ -77,7 +77,8 @@ class Late:
     calls. Its threads end with `close`, with a `with` or `async with` block, or with the object.
 
     Args:
-        bundle: A bundle with a backup, or its folder. None: only copies are raced.
+        bundle: A bundle with a backup, its folder, or backups that are open already. None: only
+            copies are raced.
         agreement: Minimum calibrated agreement with the model for stand-in answers. None: the
             highest calibrated level up to 99 %; 0: no gate.
         budget: Copies per call, on average, at most.
@@ -92,7 +93,7 @@ class Late:
 
     def __init__(
         self,
-        bundle: Bundle | Path | str | None = None,
+        bundle: Bundle | GatedBackups | Path | str | None = None,
         *,
         agreement: float | None = None,
         budget: float = 0.1,
@@ -104,13 +105,15 @@ class Late:
             raise UserError(f"cpu is a share of one core, above 0 and up to 1; got {cpu}")
         if bundle is None and agreement is not None:
             raise UserError("an agreement needs a bundle with a backup; give one, or leave it out")
-        if bundle is not None and not isinstance(bundle, Bundle):
+        if isinstance(bundle, Path | str):
             bundle = open_bundle(bundle)
+        if isinstance(bundle, Bundle):
+            bundle = GatedBackups(bundle, agreement)
         self.counts: Counter[str] = Counter()
         """"calls"; the answers by their source; the "copies" and "backups" that were started; the
         backups' answers that were "refused"; those "compared" with the model's, and of them those
         that "disagreed"."""
-        self._backups = None if bundle is None else GatedBackups(bundle, agreement)
+        self._backups = bundle
         self._form: Form | None = None
         stand_ins = [] if self._backups is None else [BACKUP]
         self._targets = _Targets()
@@ -421,7 +424,7 @@ class _Race:
         if not isinstance(answer, BackupAnswer):
             late.counts["refused"] += 1
             query.refusals, query.exact_only = 1, True
-            self._watch(query.original)
+            self._alarm = now()  # for a copy: few calls need one, and it is late already
             return None
         given = late._risk.given(_started(query.original))
         if self._failure is not None or now() >= given:

@@ -1,0 +1,240 @@
+"""Late against libraries that hedge: the same calls to the same servers, over real sockets.
+
+Four servers, each with one slot and a queue, run calls of 10 ms. Calls come at random times; each
+attempt goes to the next server. Slowness is that of the hedging libraries' own benchmark, 5 % of
+calls ten times as slow, or lasts: each server takes six times as long for a tenth of the time, two
+seconds at a time. A stand-in takes a fifth of the model's time, and its gate lets 88 % pass.
+"""
+
+import asyncio
+import multiprocessing
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from itertools import count
+from multiprocessing.connection import Connection
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+from aiohttp import web
+from hedge.transport import HedgedHttpxTransport
+from httpx_hedged import HedgedTransport
+from numpy.typing import ArrayLike, NDArray
+
+from parity_models import Late
+from parity_models.roles import Source
+from parity_models.trust.agreement import AgreementWatch
+from parity_models.trust.backups import BackupAnswer, GatedBackups
+from parity_models_lab.results import Row
+
+SERVERS = 4
+SECONDS = 0.010
+"""The time of a call that is not slow."""
+
+STRAGGLERS, SLOWER = 0.05, 10.0
+SPELL, BETWEEN, SPELL_SLOWER = 2.0, 18.0, 6.0
+BACKUP_SECONDS, COVERAGE = SECONDS / 5, 0.88
+LOADS = (0.3, 0.6, 0.9)
+
+ANSWER = {
+    "model_name": "model",
+    "outputs": [{"name": "output", "datatype": "FP32", "shape": [1, 3], "data": [0.1, 0.7, 0.2]}],
+}
+ROWS = np.zeros((1, 4), np.float32)
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+
+Get = Callable[[], Awaitable[str]]
+"""Makes a call; returns the source of its answer."""
+
+
+def compare(calls: int, seed: int, on_run: Callable[[str], None]) -> Iterator[Row]:
+    """Yield a row for each kind of slowness, load and library, with times in ms."""
+    for slowness in ("stragglers", "spells"):
+        for load in LOADS:
+            for name in CONTESTANTS:
+                on_run(f"{slowness}, load {load:.0%}, {name}")
+                yield asyncio.run(_run(slowness, load, name, calls, seed))
+
+
+async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> Row:
+    mean = 1 + (
+        STRAGGLERS * (SLOWER - 1)
+        if slowness == "stragglers"
+        else SPELL / (SPELL + BETWEEN) * (SPELL_SLOWER - 1)
+    )
+    rate = load * SERVERS / (SECONDS * mean)
+    latencies: list[float] = []
+    sources: list[str] = []
+    with _servers(slowness, seed) as (ports, attempts):
+        async with AsyncExitStack() as stack:
+            get = await CONTESTANTS[name](stack, ports)
+
+            async def call(due: float) -> None:
+                sources.append(await get())
+                latencies.append(time.monotonic() - due)
+
+            draw, began, used = random.Random(seed), time.monotonic() + 0.1, time.process_time()
+            due, late, tasks = began, [], []
+            for _ in range(calls):
+                due += draw.expovariate(rate)
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                late.append(time.monotonic() - due)
+                tasks.append(asyncio.ensure_future(call(due)))
+            await asyncio.gather(*tasks)
+            used = time.process_time() - used
+        extra = attempts() / calls - 1
+    found = np.quantile(latencies, list(QUANTILES.values()))
+    ours = sum(source not in ("model", "copy") for source in sources)
+    row: dict[str, object] = {"slowness": slowness, "load": load, "library": name}
+    row |= {each: round(1000 * value, 1) for each, value in zip(QUANTILES, found, strict=True)}
+    row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
+    row["client CPU, us a call"] = round(1e6 * used / calls)
+    if np.quantile(late, 0.99) > 0.005:
+        row["invalid"] = "the calls were made late"
+    return row
+
+
+# Contestants
+
+
+class _NextServer(httpx.AsyncHTTPTransport):
+    """Sends each attempt to the next server."""
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        super().__init__(limits=httpx.Limits(max_connections=None, max_keepalive_connections=256))
+        self._ports, self._turn = ports, count()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url.copy_with(port=self._ports[next(self._turn) % len(self._ports)])
+        sent = httpx.Request(request.method, url, headers=request.headers)
+        return await super().handle_async_request(sent)
+
+
+async def _client(
+    stack: AsyncExitStack, transport: httpx.AsyncBaseTransport
+) -> Callable[[], Awaitable[httpx.Response]]:
+    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
+    await stack.enter_async_context(client)
+    return lambda: client.get("/infer")
+
+
+def _by_transport(make: Callable[[httpx.AsyncHTTPTransport], httpx.AsyncBaseTransport]) -> Any:
+    async def contestant(stack: AsyncExitStack, ports: Sequence[int]) -> Get:
+        get = await _client(stack, make(_NextServer(ports)))
+
+        async def call() -> str:
+            await get()
+            return "model"
+
+        return call
+
+    return contestant
+
+
+def _by_late(backups: GatedBackups | None) -> Any:
+    async def contestant(stack: AsyncExitStack, ports: Sequence[int]) -> Get:
+        get = await _client(stack, _NextServer(ports))
+        late = await stack.enter_async_context(Late(backups))
+
+        async def call() -> str:
+            return (await late(get, ROWS)).source
+
+        return call
+
+    return contestant
+
+
+class _EmulatedBackups(GatedBackups):
+    """A backup that takes its time and passes its gate by chance."""
+
+    def __init__(self) -> None:
+        self.output = "output"
+        self.watch = AgreementWatch({})
+        self._draw = random.Random(0)
+        self._outputs = np.array([[0.1, 0.7, 0.2]], np.float32)
+
+    def read(self, inputs: ArrayLike | dict[str, NDArray[Any]]) -> NDArray[Any]:
+        return np.asarray(inputs)
+
+    def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> BackupAnswer | str:
+        time.sleep(BACKUP_SECONDS)
+        if self._draw.random() >= COVERAGE:
+            return "it is too unsure"
+        return BackupAnswer(self._outputs, Source.BACKUP, 0.99)
+
+
+CONTESTANTS: dict[str, Callable[[AsyncExitStack, Sequence[int]], Awaitable[Get]]] = {
+    "no help": _by_transport(lambda inner: inner),
+    "hedge-python": _by_transport(HedgedHttpxTransport),
+    "httpx-hedged": _by_transport(HedgedTransport),
+    "Late, copies": _by_late(None),
+    "Late, a backup": _by_late(_EmulatedBackups()),
+}
+
+
+# Servers
+
+
+@contextmanager
+def _servers(slowness: str, seed: int) -> Iterator[tuple[list[int], Callable[[], int]]]:
+    """Run the servers in a process. Gives their ports, and a function that counts attempts."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(there, slowness, seed), daemon=True
+    )
+    process.start()
+
+    def attempts() -> int:
+        here.send("count")
+        counted: int = here.recv()
+        return counted
+
+    try:
+        yield here.recv(), attempts
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(pipe: Connection, slowness: str, seed: int) -> None:
+    asyncio.run(_serve_all(pipe, slowness, seed))
+
+
+async def _serve_all(pipe: Connection, slowness: str, seed: int) -> None:
+    seen = count()
+    ports = []
+    for number in range(SERVERS):
+        runner = web.AppRunner(_application(slowness, random.Random(f"{seed} {number}"), seen))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+        await site.start()
+        ports.append(runner.addresses[0][1])
+    pipe.send(ports)
+    await asyncio.to_thread(pipe.recv)
+    pipe.send(next(seen))
+
+
+def _application(slowness: str, draw: random.Random, seen: "count[int]") -> web.Application:
+    slot = asyncio.Lock()
+    turns = time.monotonic() + draw.expovariate(1 / BETWEEN)
+    slow = False
+
+    async def infer(request: web.Request) -> web.Response:
+        nonlocal slow, turns
+        next(seen)
+        async with slot:
+            while slowness == "spells" and time.monotonic() >= turns:
+                slow = not slow
+                turns += draw.expovariate(1 / (SPELL if slow else BETWEEN))
+            factor = SPELL_SLOWER if slow else 1.0
+            if slowness == "stragglers" and draw.random() < STRAGGLERS:
+                factor = SLOWER
+            await asyncio.sleep(SECONDS * factor)
+        return web.json_response(ANSWER)
+
+    app = web.Application()
+    app.router.add_get("/infer", infer)
+    return app
