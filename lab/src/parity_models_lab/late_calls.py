@@ -25,9 +25,10 @@ from httpx_hedged import HedgedTransport
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
+from parity_models.models.signature import Batch
 from parity_models.roles import Source
 from parity_models.trust.agreement import AgreementWatch
-from parity_models.trust.backups import BackupAnswer, GatedBackups
+from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
 from parity_models_lab.results import Row
 
 SERVERS = 4
@@ -89,7 +90,9 @@ async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> 
     found = np.quantile(latencies, list(QUANTILES.values()))
     ours = sum(source not in ("model", "copy") for source in sources)
     row: dict[str, object] = {"slowness": slowness, "load": load, "library": name}
-    row |= {each: round(1000 * value, 1) for each, value in zip(QUANTILES, found, strict=True)}
+    row |= {
+        each: round(1000 * float(value), 1) for each, value in zip(QUANTILES, found, strict=True)
+    }
     row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
     row["client CPU, us a call"] = round(1e6 * used / calls)
     if np.quantile(late, 0.99) > 0.005:
@@ -156,13 +159,13 @@ class _EmulatedBackups(GatedBackups):
         self._draw = random.Random(0)
         self._outputs = np.array([[0.1, 0.7, 0.2]], np.float32)
 
-    def read(self, inputs: ArrayLike | dict[str, NDArray[Any]]) -> NDArray[Any]:
+    def read(self, inputs: ArrayLike | Batch) -> NDArray[Any]:
         return np.asarray(inputs)
 
-    def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> BackupAnswer | str:
+    def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> BackupAnswer | Refusal:
         time.sleep(BACKUP_SECONDS)
         if self._draw.random() >= COVERAGE:
-            return "it is too unsure"
+            return Refusal.UNSURE
         return BackupAnswer(self._outputs, Source.BACKUP, 0.99)
 
 

@@ -27,10 +27,12 @@ from parity_models.serving.engine import FIXED
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import ENGINES, EngineChoice, ServeOptions
 from parity_models.serving.remote.upstream import UpstreamOptions
 from parity_models.serving.repository import Repository as ServedRepository
 from parity_models.serving.server import Server
+from parity_models.serving.stand_in_only import StandInOnly
 
 BundleFolder = Annotated[
     Path | None, argument("The bundle's folder.", "BUNDLE", envvar="PARM_BUNDLE")
@@ -73,6 +75,7 @@ Served = Annotated[
     Only(
         "instances",
         "extra_instances",
+        "stand_in_only",
         "name",
         "host",
         "port",
@@ -123,7 +126,13 @@ def serve(
     opened = None if bundle is None else open_bundle(bundle, allow_code or ())
     chosen = _engine(engine, upstreams)
     _refuse_what_is_not_for(chosen, opened, options, access, logging)
-    if opened is not None:
+    if options.stand_in_only:
+        if opened is None or engine is not None or chosen.settings.keys() or dispatch is not None:
+            raise UserError(
+                "with --stand-in-only give a BUNDLE, and no engine or dispatch rule: its backups "
+                "run in threads"
+            )
+    elif opened is not None:
         policy = policy or default_policy(opened, chosen)
     elif policy is None and dispatch is not None:
         raise UserError("--dispatch needs --policy as well, with --repository")
@@ -245,7 +254,7 @@ async def _serve_until(asked_to_stop: asyncio.Event, server: Server) -> None:
         _notify_ready()
         for note in _notes(server):
             _tell(f"note: {note}", err=True)
-        if not isinstance(server.models, ServedRepository):
+        if isinstance(server.models, Deployment):
             server.models.begin_faults()
         await stopping
     finally:
@@ -264,6 +273,11 @@ def _said(server: Server) -> Iterator[str]:
     if isinstance(models, ServedRepository):
         names = ", ".join(models.names) or "no model"
         yield f"serving {names} at {_urls(server)}"
+    elif isinstance(models, StandInOnly):
+        yield (
+            f"serving the stand-ins of {models.model.name} at {_urls(server)} "
+            f"(threads: {models.threads}{_gates(models)})"
+        )
     else:
         yield (
             f"serving {models.model.name} at {_urls(server)} (policy {models.choice.name}; "
@@ -296,8 +310,8 @@ def _instances(deployment: Deployment) -> str:
     return ", ".join(f"{count} of {roles}" for roles, count in alike.items())
 
 
-def _gates(deployment: Deployment) -> str:
+def _gates(served: ServedVersion) -> str:
     return "".join(
         f"; {source}: {gate.agreement:g} agree, {gate.coverage:.0%} of queries"
-        for source, gate in deployment.model.gates.items()
+        for source, gate in served.model.gates.items()
     )

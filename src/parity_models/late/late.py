@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 import onnxruntime
 from numpy.typing import ArrayLike
 
-from parity_models.errors import UserError
+from parity_models.errors import DataError, UserError
 from parity_models.late.values import Form, form_of, is_error
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.signature import Batch
@@ -38,9 +38,12 @@ from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.risk import Fleet, Risk
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
-from parity_models.trust.backups import BackupAnswer, GatedBackups, run_options
+from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal, run_options
 
 now = time.monotonic
+
+ASKED = 0.2
+"""The largest share of calls for which a stand-in is asked: the slowest ones."""
 
 COMPARED = 20
 """One in this many calls that a stand-in has answered runs on, to compare the two."""
@@ -332,14 +335,14 @@ class _Race:
 
     def _compute(
         self, unit: Unit, backups: GatedBackups, run: onnxruntime.RunOptions
-    ) -> BackupAnswer | str:
+    ) -> BackupAnswer | Refusal:
         """Ask the backup, in a thread. Return its answer, or why there is none."""
         assert self._inputs is not None
         unit.started = now()
         try:
             return backups.answer(backups.read(self._inputs), run)
-        except Exception as error:  # ONNX Runtime's errors share no base class; the call goes on
-            return f"it failed: {error}"
+        except DataError:  # rows of another shape than before; the call itself goes on
+            return Refusal.FAILED
         finally:
             unit.took = now() - unit.started
             self._late._computing.ended(unit.took)
@@ -416,7 +419,7 @@ class _Race:
             if self._may_ask_backup():
                 self._start_backup()
 
-    def _backup_ended(self, answer: BackupAnswer | str, task: Task) -> LateAnswer | None:
+    def _backup_ended(self, answer: BackupAnswer | Refusal, task: Task) -> LateAnswer | None:
         late, query = self._late, self._query
         late._ran(task, finished=True)
         usable = isinstance(answer, BackupAnswer)
@@ -481,7 +484,11 @@ class _Targets:
 
 
 class _ClientRisk(Risk):
-    """The risk of calls to servers whose load is unknown: copies are bounded by their budget."""
+    """The risk of calls to servers whose load is unknown: copies are bounded by their budget, and
+    stand-ins, which cost the servers nothing, are asked for a larger share of calls."""
+
+    def _most_asked(self, exact: bool) -> float:
+        return self.budget if exact or not self.stand_ins else max(self.budget, ASKED)
 
     def _measure_load(self, port: Fleet) -> None:
         pass

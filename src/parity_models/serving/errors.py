@@ -116,6 +116,16 @@ class UnavailableError(RequestError):
     status, refused = 503, Refused.UNAVAILABLE
 
 
+class NoStandInError(UnavailableError):
+    """A request that a server of stand-ins alone cannot answer; `reason` is a word for proxies."""
+
+    refused = Refused.STAND_IN
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class InternalError(RequestError):
     """A query that the server itself failed to handle."""
 

@@ -76,6 +76,13 @@ class ServeOptions:
             at_least=1,
         ),
     ] = None
+    stand_in_only: Annotated[
+        bool,
+        Option(
+            "Serve the backups alone, behind a proxy: 200 where the gate lets one answer, else 503 "
+            "at once. No model, no queue; --instances threads."
+        ),
+    ] = False
     name: Annotated[
         str | None, Option("The model's name; by default the bundle's.", metavar="NAME")
     ] = None
@@ -190,11 +197,22 @@ class ServeOptions:
             raise OptionError(
                 "the live page needs a port of the server's own; give --port, or no --ui"
             )
+        if self.stand_in_only:
+            self._check_stand_in_only()
         engine = self.engine
         if self.faults is not None and not engine.kind.takes_faults:
             raise UserError(f"faults are not for the engine {engine.name}; leave them out")
         if self.placements and not engine.kind.takes_placements:
             raise UserError(f"placements are not for the engine {engine.name}; leave them out")
+
+    def _check_stand_in_only(self) -> None:
+        needless = ("policy", "extra_instances", "ui", "max_batch", "faults", "default_prediction")
+        for name in needless:
+            if getattr(self, name) not in (None, False):
+                raise OptionError(
+                    f"--{name.replace('_', '-')} is for servers that run the model; leave it out "
+                    "with --stand-in-only"
+                )
 
     @property
     def unit_timeout(self) -> float:

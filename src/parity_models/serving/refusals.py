@@ -25,6 +25,7 @@ class Refused(StrEnum):
     MAX_QUEUE = "max_queue"
     ADMISSION = "admission"
     UNAVAILABLE = "unavailable"
+    STAND_IN = "stand_in"
     HEAD_TIMEOUT = "head_timeout"
     BODY_TIMEOUT = "body_timeout"
     HEAD_SIZE = "head_size"

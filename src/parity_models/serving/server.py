@@ -23,6 +23,7 @@ from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.http import GRACE, HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
 from parity_models.serving.protocol import TensorMessage
@@ -30,6 +31,7 @@ from parity_models.serving.repository import Repository
 from parity_models.serving.rest.asgi import AsgiApp
 from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.service import Rest, metrics_response
+from parity_models.serving.stand_in_only import StandInOnly
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -93,12 +95,15 @@ class Server:
         self._listening = listening
         self._shares_port = options.reuse_port or listening is not None
         self._tracing = _tracing_to(traces)
-        self.models: Deployment | Repository
+        self.models: Deployment | StandInOnly | Repository
         """The models, as the protocols ask for them."""
         self.registry: Collector
         """The metrics, for callers in this process."""
         if isinstance(models, Bundle):
-            self.models = Deployment(models, options, tracing=self._tracing)
+            if options.stand_in_only:
+                self.models = StandInOnly(models, options)
+            else:
+                self.models = Deployment(models, options, tracing=self._tracing)
             self.registry, title = self.models.metrics.registry, self.models.model.name
             self._instances = len(self.models.roles)
         else:
@@ -136,7 +141,7 @@ class Server:
     @property
     def deployment(self) -> Deployment:
         """The deployment of the one bundle; a server of a repository has several."""
-        assert isinstance(self.models, Deployment), "the server is of a repository"
+        assert isinstance(self.models, Deployment), "the server has no deployment, or several"
         return self.models
 
     @property
@@ -246,7 +251,8 @@ class Server:
             RequestError: A query got no answer.
 
         """
-        model, frontend = self.deployment.model, self.deployment.frontend
+        assert isinstance(self.models, ServedVersion), "the server is of a repository"
+        model, frontend = self.models.model, self.models.frontend
         signature = model.signature
         named = inputs if isinstance(inputs, Mapping) else {signature.inputs[0].name: inputs}
         tensors = {each.name: each for each in signature.inputs}

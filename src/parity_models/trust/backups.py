@@ -1,5 +1,7 @@
 """A bundle's backups in this process: they answer where their gates let them."""
 
+import logging
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import onnxruntime
@@ -7,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
-from parity_models.models.onnx_model import FATAL_ONLY
+from parity_models.models.onnx_model import FATAL_ONLY, why_it_fails
 from parity_models.models.queries import as_batch
 from parity_models.models.signature import Batch, padded
 from parity_models.roles import BACKUPS, Source
@@ -15,6 +17,21 @@ from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.gates import OutputGate, choose_gates, ungated
 
 Array = NDArray[Any]
+
+_log = logging.getLogger(__name__)
+
+
+class Refusal(StrEnum):
+    """The reason why no backup may answer."""
+
+    UNLIKE = "unlike"
+    """The inputs are unlike those that the backups learned from."""
+    UNSURE = "unsure"
+    """Confidence is below the gate's threshold."""
+    CLOSED = "closed"
+    """The gate is closed, as the backup no longer agrees with the model."""
+    FAILED = "failed"
+    """The backup could not run."""
 
 
 class BackupAnswer(NamedTuple):
@@ -78,23 +95,29 @@ class GatedBackups:
         }
         return padded(batch, self.signature, [sizes[axis] for axis in self.signature.axes])
 
-    def answer(self, rows: Array, run: onnxruntime.RunOptions) -> BackupAnswer | str:
-        """Return the answer to all queries of `rows`, or the reason why there is none.
+    def answer(self, rows: Array, run: onnxruntime.RunOptions) -> BackupAnswer | Refusal:
+        """Return the answer to all queries of `rows` (see `read`), or why there is none.
 
         Another thread may end it by setting `run.terminate`.
         """
         if len(self._gate.unlike(rows)):
-            return "the inputs are unlike those that the backup learned from"
+            return Refusal.UNLIKE
         sizes = self.signature.kind_of(rows[0, ...]).sizes
-        why = "its gate is closed, as it no longer agrees with the model"
+        why = Refusal.CLOSED
         for source, model in self._models.items():
             if not self.watch.is_open(source):
                 continue
             kind = model.signature.kind(sizes)
-            outputs = kind.output.join(model(kind.input.split(rows.view(kind.input.dtype)), run))
+            try:
+                named = model(kind.input.split(rows.view(kind.input.dtype)), run)
+            except Exception as error:  # ONNX Runtime's errors share no base class but this
+                if not run.terminate:
+                    _log.warning("the %s failed: %s", source, why_it_fails(error))
+                return Refusal.FAILED
+            outputs = kind.output.join(named)
             if not any(self._gate.refused(source, outputs)):
                 return BackupAnswer(outputs, source, self._levels.get(source, 0.0))
-            why = "it is too unsure"
+            why = Refusal.UNSURE
         return why
 
     def compare(self, answer: BackupAnswer, predictions: Array) -> bool:

@@ -167,7 +167,7 @@ class Risk:
         self.late = self._earliest([Choice(least, ((1.0, 0.0),))], DEPLOYED)
         for kind in self._measured:
             self._ages[kind, False] = self._earliest(choices, kind)
-            self._ages[kind, True] = self._earliest(choices[:1], kind)
+            self._ages[kind, True] = self._earliest(choices[:1], kind, exact=True)
         self._measure_help()
 
     def _measure_help(self) -> None:
@@ -176,7 +176,7 @@ class Risk:
         age = self._ages.get((DEPLOYED, False), 0.0)
         self.helped_by = age + min([median, *takes]) + MARGIN * median
 
-    def _earliest(self, choices: Collection[Choice], kind: str) -> float:
+    def _earliest(self, choices: Collection[Choice], kind: str, *, exact: bool = False) -> float:
         """Return the age at which to ask the best of these for units of this kind."""
         running = self._measured[kind].run_times
         before = self._ages[DEPLOYED, False] if kind in self.stand_ins else 0.0
@@ -184,8 +184,12 @@ class Risk:
         worth = [self.benefit.at_risk(each, running, before, early=early) for each in choices]
         at = min(max(worth)[1], BEYOND * running.longest)
         if not early:  # those that need it most, as there is a budget
-            at = max(at, running.exceeded_by(self.budget))
-        return min(at, self._earliest(choices, DEPLOYED)) if early else at
+            at = max(at, running.exceeded_by(self._most_asked(exact)))
+        return min(at, self._earliest(choices, DEPLOYED, exact=exact)) if early else at
+
+    def _most_asked(self, exact: bool) -> float:
+        """Return the share of units for which a task may be sent; for `exact` ones, a copy."""
+        return self.budget
 
     def _kind(self, query: Query, task: Task) -> str:
         """Return whose run times apply to this task; copies do not count as on a slow instance."""

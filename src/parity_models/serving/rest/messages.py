@@ -13,6 +13,7 @@ from parity_models.serving.errors import (
     EncodingError,
     InvalidRequestError,
     MethodError,
+    NoStandInError,
     RequestError,
     TooLargeError,
     UnauthorizedError,
@@ -194,6 +195,8 @@ def refusal(error: RequestError) -> Response:
         headers = ((b"www-authenticate", CHALLENGE),)
     elif isinstance(error, MethodError):
         headers = ((b"allow", error.allow.encode()),)
+    elif isinstance(error, NoStandInError):
+        headers = ((b"x-parm-reason", error.reason.encode()),)
     elif error.retry_after is not None:
         headers = ((b"retry-after", b"%d" % whole_seconds(error.retry_after)),)
     return error_response(str(error), error.status, headers)
