@@ -127,7 +127,7 @@ def serve(
     chosen = _engine(engine, upstreams)
     _refuse_what_is_not_for(chosen, opened, options, access, logging)
     if options.stand_in_only:
-        if opened is None or engine is not None or chosen.settings.keys() or dispatch is not None:
+        if opened is None or engine or chosen != EngineChoice() or dispatch:
             raise UserError(
                 "with --stand-in-only give a BUNDLE, and no engine or dispatch rule: its backups "
                 "run in threads"

@@ -1,0 +1,111 @@
+"""`parm serve --stand-in-only`: a stand-in answers at once, or another server has to."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+import parity_models as pm
+from commands import Here
+from parity_models.models.bundle import Bundle, open_bundle, with_measured
+from parity_models.models.gate import Calibration, GateLevel, confidences
+from served import ServerProcess, predictions, queries, write_linear_bundle
+
+ROWS = queries(20)
+CONFIDENCE = confidences("scores", 2 * predictions(ROWS))
+THRESHOLD = float(np.median(CONFIDENCE))
+SURE, UNSURE = ROWS[CONFIDENCE > THRESHOLD], ROWS[CONFIDENCE < THRESHOLD]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its backup predicts twice as much, and may answer half of the queries."""
+    folder = write_linear_bundle(tmp_path_factory.mktemp("gated"), coded=False, backed=1)
+    gate = GateLevel(0.95, THRESHOLD, coverage=0.5, agreement=0.97)
+    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
+    return with_measured(open_bundle(folder), calibration={"backup": calibration})
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Bundle) -> Iterator[ServerProcess]:
+    with ServerProcess(str(bundle.path), "--stand-in-only", "--grpc-port", "0") as server:
+        yield server
+
+
+def ask(url: str, rows: Any, **parameters: Any) -> httpx.Response:
+    tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
+    message = {"inputs": [tensor], "parameters": parameters}
+    return httpx.post(f"{url}/v2/models/model/infer", json=message)
+
+
+@pytest.mark.slow
+def test_it_answers_where_every_row_may_be_answered(server: ServerProcess) -> None:
+    assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+    answer = ask(server.url, SURE[:3])
+    assert answer.status_code == 200, answer.text
+    found = np.array(answer.json()["outputs"][0]["data"]).reshape(3, -1)
+    np.testing.assert_allclose(found, 2 * predictions(SURE[:3]), rtol=1e-3, atol=1e-5)
+    assert answer.json()["parameters"]["agreement"] == "0.95,0.95,0.95"
+    for rows in (UNSURE[:1], np.concatenate([SURE[:2], UNSURE[:1]])):
+        refused = ask(server.url, rows)
+        assert (refused.status_code, refused.headers["x-parm-reason"]) == (503, "unsure")
+        assert "retry-after" not in refused.headers
+    unlike = ask(server.url, SURE[:1], redundancy="none")
+    assert (unlike.status_code, unlike.headers["x-parm-reason"]) == (503, "exact")
+    assert ask(server.url, SURE[:, :5]).status_code == 400
+    assert server.metric("parm_stand_in_answers_refused_total") == 4
+
+
+@pytest.mark.slow
+def test_grpc_says_unavailable(server: ServerProcess) -> None:
+    def infer(rows: Any) -> Any:
+        inputs = tritonclient.grpc.InferInput("input", list(rows.shape), "FP32")
+        inputs.set_data_from_numpy(rows)
+        return client.infer("model", [inputs]).as_numpy("output")
+
+    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+        np.testing.assert_allclose(infer(SURE[:2]), 2 * predictions(SURE[:2]), rtol=1e-3, atol=1e-5)
+        with pytest.raises(InferenceServerException) as refused:
+            infer(UNSURE[:2])
+    assert refused.value.status() == str(grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_a_request_that_finds_all_threads_busy_is_refused_at_once(bundle: Bundle) -> None:
+    async with pm.serve(bundle, stand_in_only=True, instances=2) as server:
+        asked = [asyncio.ensure_future(server.predict(SURE[:1])) for _ in range(10)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        answers = [each for each in found if not isinstance(each, BaseException)]
+        refused = [each for each in found if isinstance(each, BaseException)]
+        assert len(answers) == 2  # all were asked in one turn of the loop
+        assert {str(each) for each in refused} == {"all threads of the stand-in are busy"}
+        assert (await server.predict(SURE[:1])).sources == ("backup",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "none"], "--policy is for servers that run the model"),
+        (["--ui"], "--ui is for servers that run the model"),
+        (["--engine", "ray"], "no engine or dispatch rule"),
+        (["--agreement", "0.99"], "0.99"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(
+    bundle: Bundle, parm_here: Here, arguments: list[str], message: str
+) -> None:
+    refused = parm_here("serve", bundle.path, "--stand-in-only", *arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr.replace("\n", " ")
+
+
+def test_a_bundle_without_a_backup_cannot_be_served_so(parm_here: Here, tmp_path: Path) -> None:
+    refused = parm_here("serve", write_linear_bundle(tmp_path), "--stand-in-only")
+    assert refused.returncode == 2
+    assert "has no backup" in refused.stderr
