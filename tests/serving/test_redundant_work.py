@@ -60,7 +60,8 @@ class Counted(Observer):
                 case Decode():
                     self.work.decoding(action)
                 case ForgetQueries(queries):
-                    self.work.forgotten(queries)
+                    for query in queries:
+                        self.work.resolved(query, None)
                 case ForgetGroup():
                     self.work.group_forgotten(action.group)
 

@@ -728,7 +728,10 @@ def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
             new, old = Path(aside, "new"), Path(aside, "old")
             new.mkdir()
             for file, content in contents.items():
-                (new / file).write_bytes(content)
+                with (new / file).open("wb") as written:
+                    written.write(content)
+                    written.flush()
+                    os.fsync(written.fileno())  # on the disk before the folder has its name
             if folder.exists():
                 folder.rename(old)
             try:

@@ -789,10 +789,13 @@ class Frontend:
     def _run(self, action: Run) -> None:
         j, at = self._parity_rows.get(action.role), now()
         self._work.began(action)
-        if j is None:
-            rows = [self._row(query) for query in action.subjects]
-        else:
-            rows = [self._groups[group].parities[j] for group in action.subjects]
+        rows = []
+        for subject in action.subjects:
+            if j is None:
+                request = self.in_flight[subject]
+                rows.append(request.rows[subject - request.first, ...])
+            else:
+                rows.append(self._groups[subject].parities[j])
         self._units[action.unit] = _Unit(action, at)
         self._engine.run(action.instance, action.unit, action.role, rows)
 
@@ -917,10 +920,12 @@ class Frontend:
     def _forget_queries(self, action: ForgetQueries) -> None:
         for query in action.queries:
             del self.in_flight[query]
-        self._work.forgotten(action.queries)
         if self._answers:
             for query in action.queries:
                 self._answers.pop(query, None)
+        if self._work.unused:  # work for comparisons may have begun after their answers
+            for query in action.queries:
+                self._work.resolved(query, None)
 
     def _forget_group(self, action: ForgetGroup) -> None:
         self._work.group_forgotten(action.group)
@@ -1076,7 +1081,7 @@ class RedundantWork:
         """The redundant tasks of each unit that runs and is needed."""
         self._runs: dict[int, int] = {}
         """Units of the deployed model that run, or have finished, for each unresolved query."""
-        self._unused: dict[_Task, int] = {}
+        self.unused: dict[_Task, int] = {}
         """How often each task that may still answer has finished, and has answered no query."""
         self._groups: dict[int, int] = {}
         """The group from which a query is being reconstructed."""
@@ -1084,14 +1089,16 @@ class RedundantWork:
     @property
     def remembered(self) -> int:
         """The size of what it remembers of work in flight: 0 when nothing is in flight."""
-        return len(self._units) + len(self._runs) + len(self._unused) + len(self._groups)
+        return len(self._units) + len(self._runs) + len(self.unused) + len(self._groups)
 
     def began(self, run: Run) -> None:
         """A unit begins to run."""
         if run.role == DEPLOYED:
-            tasks = [(COPY, query) for query in run.subjects if self._runs.get(query)]
+            tasks = []
             for query in run.subjects:
-                self._runs[query] = self._runs.get(query, 0) + 1
+                if before := self._runs.get(query, 0):
+                    tasks.append((COPY, query))
+                self._runs[query] = before + 1
         else:
             kind = run.role if run.role in BACKUPS else PARITY
             tasks = [(kind, each) for each in run.subjects]
@@ -1099,14 +1106,14 @@ class RedundantWork:
             self._count(tasks[0][0], SENT)(len(tasks))
             self._units[run.unit] = tasks
             for task in tasks:
-                self._unused.setdefault(task, 0)
+                self.unused.setdefault(task, 0)
 
     def ended(self, unit: Run, *, finished: bool) -> None:
         """A unit is off its instance, with outputs or without."""
         tasks = self._units.pop(unit.unit, ())
         for task in tasks if finished else ():
-            if task in self._unused:
-                self._unused[task] += 1
+            if task in self.unused:
+                self.unused[task] += 1
             else:
                 self._count(task[0], WASTED)(1)
         if unit.role == DEPLOYED and not finished:
@@ -1131,7 +1138,7 @@ class RedundantWork:
             if source is Source.RECONSTRUCTION:
                 if query in self._groups:
                     self._count(PARITY, REFUSED)(1)
-            elif self._unused.get((source, query)):  # else it was compared, or came too late
+            elif self.unused.get((source, query)):  # else it was compared, or came too late
                 self._count(source, REFUSED)(1)
 
     def resolved(self, query: int, source: Source | None) -> None:
@@ -1140,22 +1147,17 @@ class RedundantWork:
         group = self._groups.pop(query, None)
         if source is Source.RECONSTRUCTION:
             self._count(PARITY, ANSWERED)(1)
-            if group is not None and (PARITY, group) in self._unused:
-                self._unused[PARITY, group] = 0
-        for kind in (COPY, *BACKUPS) if self._unused else ():
-            unused = self._unused.pop((kind, query), 0)
+            if group is not None and (PARITY, group) in self.unused:
+                self.unused[PARITY, group] = 0
+        for kind in (COPY, *BACKUPS) if self.unused else ():
+            unused = self.unused.pop((kind, query), 0)
             if unused and source == (Source.MODEL if kind == COPY else kind):
                 self._count(kind, ANSWERED)(1)
             elif unused:
                 self._count(kind, WASTED)(unused)
 
-    def forgotten(self, queries: Collection[int]) -> None:
-        """Queries are over; work for comparisons may have begun after their answers."""
-        for query in queries if self._unused else ():
-            self.resolved(query, None)
-
     def group_forgotten(self, group: int) -> None:
         """A group is over."""
-        wasted = self._unused.pop((PARITY, group), 0)
+        wasted = self.unused.pop((PARITY, group), 0)
         if wasted:
             self._count(PARITY, WASTED)(wasted)

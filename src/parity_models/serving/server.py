@@ -124,8 +124,8 @@ class Server:
             self._https.append(HttpServer(self._rest(self._page), metrics, tls))
         if options.access.metrics_port is not None:
             few = replace(options.limits, max_connections=_SCRAPERS)
-            has = (METRICS, *HEALTH).__contains__
-            scraped = Rest(self.models, metrics, few, self._budget, self._read_metrics, has=has)
+            only = (METRICS, *HEALTH)
+            scraped = Rest(self.models, metrics, few, self._budget, self._read_metrics, only=only)
             self._https.append(HttpServer(scraped, metrics))
         self._grpc: GrpcServer | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -328,7 +328,7 @@ class Server:
             self._read_metrics,
             tokens=self._tokens,
             administrators=self._administrators,
-            has=METRICS.__ne__ if apart else lambda path: True,
+            lacks=(METRICS,) if apart else (),
             pages=None if page is None else page.routes(),
             open_paths=() if page is None else page.open_paths,
             tracing=self._tracing,

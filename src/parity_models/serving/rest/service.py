@@ -96,8 +96,9 @@ class Rest:
     `limits` and `budget` bound what bodies hold. `read_metrics` answers /metrics in place of the
     server's own `metrics`. With `tokens`, clients that show none of them may ask for the server's
     health and nothing else, but for `open_paths`. Models are loaded and unloaded with a token of
-    `administrators`, who are clients too. `has` says which paths there are. `pages` are
-    further handlers, with their methods, by path. `tracing` makes spans of requests.
+    `administrators`, who are clients too. Paths that it `lacks`, or, given `only`, all but these,
+    are not there. `pages` are further handlers, with their methods, by path. `tracing` makes spans
+    of requests.
     """
 
     def __init__(
@@ -110,7 +111,8 @@ class Rest:
         *,
         tokens: Tokens | None = None,
         administrators: Tokens | None = None,
-        has: Callable[[str], bool] = lambda path: True,
+        lacks: Collection[str] = (),
+        only: Collection[str] | None = None,
         pages: Mapping[str, tuple[str, Handler]] | None = None,
         open_paths: Collection[str] = (),
         tracing: "Tracing | None" = None,
@@ -122,7 +124,6 @@ class Rest:
         self._tokens = tokens
         self._administrators = administrators
         self._open = frozenset((*HEALTH, *open_paths))
-        self._has = has
         self._tracing = tracing
         self._fixed: dict[str, tuple[str, Handler]] = {
             "/v2": ("GET", self._server_metadata),
@@ -142,6 +143,10 @@ class Rest:
             "/load": ("POST", self._load),
             "/unload": ("POST", self._unload),
         }
+        for path in lacks if only is None else self._fixed.keys() - set(only):
+            del self._fixed[path]
+        if only is not None:
+            self._of_model = {}
 
     def begin(self, request: Request, size: int) -> None:
         """Find the handler of a request by its head alone, and let its body come, of the declared
@@ -153,8 +158,8 @@ class Rest:
         path = unquote(target.partition("?")[0] if target[:1] == "/" else _path_of_url(target))
         if self._tokens is not None and path not in self._open:
             self._check_token(self._tokens, request)
-        method, handler = self._fixed.get(path, ("", None)) if self._has(path) else ("", None)
-        found = _OF_MODEL.fullmatch(path) if handler is None and self._has(path) else None
+        method, handler = self._fixed.get(path, ("", None))
+        found = _OF_MODEL.fullmatch(path) if handler is None and self._of_model else None
         if found is not None:
             v2, version, end, v1, v1_version, predict, kept, change = found.groups()
             request.model, request.version = v2 or v1 or kept, version or v1_version
