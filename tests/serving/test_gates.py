@@ -66,14 +66,6 @@ def test_what_is_here_is_compared_with_what_would_replace_it() -> None:
     assert counted(metrics)[:2] == (3, 2)
 
 
-def test_one_group_in_many_that_have_a_parity_output_is_compared() -> None:
-    comparison, metrics = comparing(CODE, one_in=ONE_IN)
-    for group in range(3 * ONE_IN):
-        comparison.group_over(2 * group, made(A, B), made(None))
-        comparison.group_over(2 * group + 1, made(A, B), made(A + B))
-    assert counted(metrics)[0] == 3 * 2
-
-
 def test_subtraction_is_compared_only_where_the_others_are_here() -> None:
     comparison, metrics = comparing(CODE)
     comparison.group_over(1, made(A, None), made(A + B))
@@ -137,10 +129,6 @@ def test_who_made_what_is_compared_is_told_whether_it_agreed() -> None:
     comparison, _ = comparing(SEPARATE, told=told)
     comparison.group_over(1, [Made(A, "0"), Made(B, "1")], [Made(np.stack([A, A]), "2")])
     assert told == [("0", True), ("2", True), ("1", False), ("2", False)]
-
-
-ONE_IN = 20
-DEDICATED = Parity.Options(pool=Pool.DEDICATED)
 
 
 def chosen(threshold: float, level: float = 0.99) -> ChosenGate:

@@ -6,24 +6,21 @@ On Ray, Ray is the engine; simulated instances have none.
 import re
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
 from commands import Here, assert_refused
 from own_engine import ENGINE, FACELESS
-from own_policy import POLICY
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
-from served import ServerProcess, predictions, queries, write_linear_bundle
+from served import predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "extend-serving.md"
-SUPPORT = Path(__file__).parent.parent / "support"
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +41,6 @@ async def test_the_engine_of_the_guide_serves(
         rows = queries(20)
         answers = await server.deployment.frontend.infer(rows)
         np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
-
-
-def test_it_serves_from_the_command_line_with_a_policy_of_one_s_own(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(SUPPORT)
-    flags = ("--engine", f"{ENGINE}@called=mine", "--policy", f"{POLICY}@again-after=1ms")
-    with ServerProcess(str(bundle), "--instances", "2", *flags) as server:
-        rows = queries(5)
-        tensor = {
-            "name": "input",
-            "shape": rows.shape,
-            "datatype": "FP32",
-            "data": rows.ravel().tolist(),
-        }
-        asked = {"inputs": [tensor]}
-        answer = httpx.post(f"{server.url}/v2/models/model/infer", json=asked, timeout=30).json()
-        outputs = np.reshape(answer["outputs"][0]["data"], (5, -1))
-        np.testing.assert_allclose(outputs, predictions(rows), rtol=1e-3, atol=1e-5)
-        assert server.workers() == []
 
 
 def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:

@@ -55,6 +55,7 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
         ("--policy none --default-prediction 1e99", "values that FP32 cannot hold"),
         ("--host no.such.host.invalid", "cannot listen on no.such.host.invalid"),
         ("--host=", "--host is an address; for every network write 0.0.0.0"),
+        ("--deployed http://127.0.0.1:1 --instances 3", "leave --instances out with the engine"),
         ("--faults no-such-file.json", "no-such-file.json"),
         ('--faults {"kills":[{"worker":9,"at":1}]}', "names worker 9"),
     ],

@@ -627,7 +627,7 @@ class Admission:
     def __init__(self, config: SchedulerConfig, dispatch: Dispatch) -> None:
         self._config = config
         self._dispatch = dispatch
-        self._random = Random(0)
+        self._random = Random(config.seed)
         self._runs = RecentDurations(window=100, every=self.KNOWN)
         self.typical_run = 0.0
         """The median run time; 0 while it is unknown."""

@@ -32,6 +32,7 @@ class SchedulerConfig:
             with the deployed model.
         compare_every: Minimum seconds between answered queries that idle instances run on a
             stand-in, only to compare it; 0: never.
+        seed: Draws how long refused clients are asked to wait; another one for each server.
         fleet: The roles of each instance of a fixed fleet; missing ones count as out for good.
             Empty: instances come and go.
 
@@ -47,6 +48,7 @@ class SchedulerConfig:
     compare_one_in: int = 20
     compare_every: float = 10.0
     fleet: tuple[frozenset[str], ...] = ()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("verify_every", "sample_every", "compare_every"):

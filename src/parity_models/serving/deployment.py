@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ from parity_models.trust.gates import OutputGate, choose_gates, ungated
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
+
+DEFAULT_INSTANCES = 3
+"""The workers of a server that is not told how many."""
 
 _UNSCREENED = (
     "the bundle does not say which inputs its parity model learned from, so that one client's "
@@ -174,6 +178,7 @@ class Deployment(ServedVersion):
                 sample_every=options.verify_every,
                 compare_every=options.compare_every,
                 fleet=tuple(self.roles) if fixed is not None else (),
+                seed=secrets.randbits(32),
             ),
             signature,
             bundle.code() if uses_code else None,
@@ -284,14 +289,14 @@ def _roles(
 ) -> Sequence[frozenset[str]]:
     """Return the roles of each instance. Raises UserError where the options do not fit them."""
     if fixed is None:
-        given = options.extra_instances
-        extra = extra_instances(choice, policy, options.instances, given, bundle.code())
+        given, instances = options.extra_instances, options.instances or DEFAULT_INSTANCES
+        extra = extra_instances(choice, policy, instances, given, bundle.code())
         if given and not extra:
             raise OptionError(
                 f"the policy {choice.name} has no instances that run stand-ins only; leave "
                 "--extra-instances out"
             )
-        roles: Sequence[frozenset[str]] = policy.roles(options.instances - extra, extra)
+        roles: Sequence[frozenset[str]] = policy.roles(instances - extra, extra)
     else:
         roles = fixed
         missing = frozenset[str]().union(*policy.roles(1, 1)) - frozenset[str]().union(*fixed)

@@ -333,15 +333,17 @@ class Frontend:
             "Units running, by role.",
             lambda: self._by_role(Counter(unit.action.role for unit in self._units.values())),
         )
-        metrics.read_total(
+        metrics.read(
             "parm_instance_busy_seconds",
             "Time from when instances were given units to the units' ends, by role.",
             self.busy_seconds,
+            total=True,
         )
-        metrics.read_total(
+        metrics.read(
             "parm_redundant_work_held_back",
             "Times that a late query was not sent to a role, as the budget or the load forbade it.",
             lambda: self._by_role(scheduler.work_held_back()),
+            total=True,
         )
         metrics.lag.set_function(lambda: scheduler.front_door.lag)
         metrics.process_busy.set_function(lambda: scheduler.front_door.busy)
@@ -663,7 +665,8 @@ class Frontend:
         action = unit.action
         self._busy[action.role] = self._busy.get(action.role, 0.0) + at - unit.began
         if isinstance(action, Run):
-            self._work.ended(action, finished=finished)
+            if self._work.units or not finished:
+                self._work.ended(action, finished=finished)
             if finished:
                 alike = self._classes.get(action.instance, "")
                 self._timed(action.role, alike)(at - unit.began)
@@ -1077,7 +1080,7 @@ class RedundantWork:
         for kind in USUAL:
             for fate in FATES:
                 metrics.redundant.labels(kind, fate)
-        self._units: dict[int, Sequence[_Task]] = {}
+        self.units: dict[int, Sequence[_Task]] = {}
         """The redundant tasks of each unit that runs and is needed."""
         self._runs: dict[int, int] = {}
         """Units of the deployed model that run, or have finished, for each unresolved query."""
@@ -1089,7 +1092,7 @@ class RedundantWork:
     @property
     def remembered(self) -> int:
         """The size of what it remembers of work in flight: 0 when nothing is in flight."""
-        return len(self._units) + len(self._runs) + len(self.unused) + len(self._groups)
+        return len(self.units) + len(self._runs) + len(self.unused) + len(self._groups)
 
     def began(self, run: Run) -> None:
         """A unit begins to run."""
@@ -1104,13 +1107,13 @@ class RedundantWork:
             tasks = [(kind, each) for each in run.subjects]
         if tasks:
             self._count(tasks[0][0], SENT)(len(tasks))
-            self._units[run.unit] = tasks
+            self.units[run.unit] = tasks
             for task in tasks:
                 self.unused.setdefault(task, 0)
 
     def ended(self, unit: Run, *, finished: bool) -> None:
         """A unit is off its instance, with outputs or without."""
-        tasks = self._units.pop(unit.unit, ())
+        tasks = self.units.pop(unit.unit, ())
         for task in tasks if finished else ():
             if task in self.unused:
                 self.unused[task] += 1
@@ -1123,7 +1126,7 @@ class RedundantWork:
 
     def not_needed(self, unit: int, fate: str) -> None:
         """A unit's outputs will answer no query: it is cancelled, or runs on to be compared."""
-        tasks = self._units.pop(unit, ())
+        tasks = self.units.pop(unit, ())
         if tasks:
             self._count(tasks[0][0], fate)(len(tasks))
 

@@ -265,15 +265,18 @@ class Metrics:
         name = "parm_certificate_expires_seconds"
         Gauge(name, "When the certificate ends (Unix).", registry=self.registry).set_function(at)
 
-    def read(self, name: str, help_text: str, values: Callable[[], Mapping[str, int]]) -> None:
-        """Show a gauge by role, whose values are read when the metrics are."""
-        # `work` is the name of the label until version 0.3.
-        family = partial(GaugeMetricFamily, name, help_text, labels=["role", "work"])
-        self.registry.register(_Read(family, 2, values))
-
-    def read_total(
-        self, name: str, help_text: str, values: Callable[[], Mapping[str, float]]
+    def read(
+        self,
+        name: str,
+        help_text: str,
+        values: Callable[[], Mapping[str, float]],
+        *,
+        total: bool = False,
     ) -> None:
-        """Show a counter by role, whose values are read when the metrics are."""
-        family = partial(CounterMetricFamily, name, help_text, labels=["role"])
-        self.registry.register(_Read(family, 1, values))
+        """Show a gauge, or a counter if `total`, by role; `values` are read when metrics are."""
+        # `work` is the name of the label until version 0.3.
+        labels = ["role"] if total else ["role", "work"]
+        kind = CounterMetricFamily if total else GaugeMetricFamily
+        self.registry.register(
+            _Read(partial(kind, name, help_text, labels=labels), len(labels), values)
+        )

@@ -67,7 +67,9 @@ class ServeOptions:
 
     policy: PolicyChoice | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
-    instances: Annotated[int, Option("Workers in all.", at_least=1, at_most=100_000)] = 3
+    instances: Annotated[
+        int | None, Option("Workers in all; by default 3.", at_least=1, at_most=100_000)
+    ] = None
     extra_instances: Annotated[
         int | None,
         Option(

@@ -210,6 +210,7 @@ class Events:
     @asynccontextmanager
     async def _another_frontend(self, *, warm: bool) -> AsyncIterator[None]:
         """Start another frontend: before the first is asked to end, or after it was killed."""
+        await asyncio.sleep(0.5)  # so that an outage has a beginning
         self._traffic.breaks = not warm
         try:
             await self._server.restart(warm=warm)
