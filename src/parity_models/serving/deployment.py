@@ -32,9 +32,6 @@ from parity_models.trust.gates import OutputGate, choose_gates, ungated
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
 
-DEFAULT_INSTANCES = 3
-"""The workers of a server that is not told how many."""
-
 _UNSCREENED = (
     "the bundle does not say which inputs its parity model learned from, so that one client's "
     "query can spoil the reconstruction of another's; make it again with parm parity, or serve it "
@@ -289,7 +286,7 @@ def _roles(
 ) -> Sequence[frozenset[str]]:
     """Return the roles of each instance. Raises UserError where the options do not fit them."""
     if fixed is None:
-        given, instances = options.extra_instances, options.instances or DEFAULT_INSTANCES
+        given, instances = options.extra_instances, options.workers
         extra = extra_instances(choice, policy, instances, given, bundle.code())
         if given and not extra:
             raise OptionError(

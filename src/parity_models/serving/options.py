@@ -217,6 +217,11 @@ class ServeOptions:
                 )
 
     @property
+    def workers(self) -> int:
+        """The `instances`, or 3."""
+        return self.instances or 3
+
+    @property
     def unit_timeout(self) -> float:
         """Seconds after which a unit counts as hung."""
         return max(UNIT_TIMEOUT, self.deadline)

@@ -45,8 +45,8 @@ class StandInOnly(ServedVersion):
 
     def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
         self._backups = GatedBackups(bundle, options.agreement)
-        self._threads = ThreadPoolExecutor(options.instances, "parm-backup")
-        self._free = self.threads = options.instances
+        self._free = self.threads = options.workers
+        self._threads = ThreadPoolExecutor(self.threads, "parm-backup")
         self.ready = True
         """True until the server stops."""
         self._idle = asyncio.Event()
