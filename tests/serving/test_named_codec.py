@@ -3,7 +3,6 @@ form, padded on the way and cut back."""
 
 from typing import Any
 
-import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from parity_models.serving.frontend import Result
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
+from rest_bodies import done
 from signatures import axes_of, tensors, values
 
 Sent = tuple[ServedModel, dict[str, NDArray[Any]]]
@@ -40,10 +40,11 @@ def test_over_rest_as_json_or_binary(sent: Sent, binary: bool, alone: bool) -> N
     output = model.signature.outputs[-1].name
     body, headers = protocol.write_request(queries, (output,) if alone else (), binary=binary)
     asked = protocol.read_request(body, headers.get(protocol.HEADER_LENGTH), model)
-    model.signature.kind_of(asked.rows[0, ...])
-    sources = [Source.MODEL] * len(asked.rows)
-    content, length = protocol.write_response(model, asked, asked.rows, sources)
-    answer = protocol.read_response(content, None if length is None else str(length))
+    rows = done(asked.read_rows())
+    model.signature.kind_of(rows[0, ...])
+    sources = [Source.MODEL] * len(rows)
+    head, data = done(protocol.write_response(asked, rows, sources))
+    answer = protocol.read_response(b"".join((head, *data)), str(len(head)) if data else None)
     assert answer.sources(len(sources)) == tuple(sources)
     assert [each.name for each in answer.outputs] == ([output] if alone else list(queries))
     for each in answer.outputs:
@@ -66,8 +67,9 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
             contents = getattr(tensor.contents, grpc_codec._FIELDS[each.datatype])
             contents.extend(array.ravel().tolist())
     asked = grpc_codec.read_request(request, model)
-    sources = [Source.MODEL] * len(asked.rows)
-    answer = grpc_codec.write_response(model, asked, asked.rows, sources)
+    rows = done(asked.read_rows())
+    sources = [Source.MODEL] * len(rows)
+    answer = done(grpc_codec.write_response(asked, rows, sources))
     answer = ModelInferResponse.FromString(answer.SerializeToString())
     for i, output in enumerate(answer.outputs):
         array = queries[output.name]
@@ -85,9 +87,9 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
 def test_over_v1_to_an_upstream_which_is_this_software(sent: Sent) -> None:
     model, queries = sent
     asked = v1.read_predict(v1.write_predict(queries), model)
-    answers = Result(asked.rows, [Source.MODEL] * len(asked.rows))
-    content, _ = v1.write_predictions(model, asked, answers)
-    columns = v1.read_predictions(msgspec.json.encode(content), list(queries))
+    rows = done(asked.read_rows())
+    content, _ = done(v1.write_predictions(asked, Result(rows, [Source.MODEL] * len(rows))))
+    columns = v1.read_predictions(content, list(queries))
     for name, array in queries.items():
         datatype = DATATYPE_NAMES[array.dtype]
         found = protocol.array_from_json(columns[name], datatype, array.shape, name)

@@ -10,8 +10,9 @@ from tritonclient.utils import InferenceServerException
 
 from parity_models.errors import UserError
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.protocol import InferRequest, with_tenant
+from parity_models.serving.protocol import InferRequest, read_request, take_tenant
 from parity_models.serving.server import ServeOptions
+from rest_bodies import model_of, request
 from served import ServerProcess, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -20,22 +21,24 @@ ROWS = np.zeros((1, 2), np.float32)
 
 
 def asked(*, exact: bool = False, tenant: str | None = None) -> InferRequest:
-    return InferRequest(None, ROWS, None, (), exact, tenant)
+    parameters = {"redundancy": "exact" if exact else "any", "tenant": tenant}
+    return read_request(*request(ROWS, parameters=parameters), model_of(ROWS))
 
 
-def sharing(request: InferRequest) -> tuple[bool, str | None]:
+def sharing(request: InferRequest, *header: str) -> tuple[bool, str | None]:
+    take_tenant(request, "x-tenant", header)
     return request.exact, request.tenant
 
 
 def test_the_header_names_the_tenant() -> None:
-    assert sharing(with_tenant(asked(), "x-tenant", ["a"])) == (False, "a")
-    assert sharing(with_tenant(asked(exact=True), "x-tenant", ["a"])) == (True, "a")
-    assert sharing(with_tenant(asked(tenant="a"), "x-tenant", ["a"])) == (False, "a")
+    assert sharing(asked(), "a") == (False, "a")
+    assert sharing(asked(exact=True), "a") == (True, "a")
+    assert sharing(asked(tenant="a"), "a") == (False, "a")
 
 
 def test_without_the_header_a_request_shares_with_nobody_whatever_it_says() -> None:
     for request in (asked(), asked(tenant="a"), asked(exact=True)):
-        assert sharing(with_tenant(request, "x-tenant", [])) == (True, None)
+        assert sharing(request) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def test_without_the_header_a_request_shares_with_nobody_whatever_it_says() -> N
 )
 def test_headers_that_do_not_fit_are_refused(values: tuple[str, ...], reason: str) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
-        with_tenant(asked(tenant="a"), "x-tenant", values)
+        take_tenant(asked(tenant="a"), "x-tenant", values)
     assert reason in str(refusal.value)
 
 

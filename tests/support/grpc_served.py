@@ -37,6 +37,9 @@ class Waiting:
         self.error: RequestError | None = None
         self.widen = 1
 
+    def check_admission(self, rows: int, timeout: float | None) -> None:
+        pass
+
     async def infer(
         self, rows: NDArray[Any], timeout: float | None = None, **sharing: object
     ) -> Result:

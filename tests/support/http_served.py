@@ -38,7 +38,12 @@ class Echo:
         self.may.set()
         self.asked = 0
         self.cancelled = 0
+        self.room, self.retry_after = 10**6, 0.01
         self._times = times
+
+    def check_admission(self, rows: int, timeout: float | None) -> None:
+        if rows > self.room:
+            raise OverloadedError("overloaded: too much waits", retry_after=self.retry_after)
 
     async def infer(
         self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
@@ -72,9 +77,11 @@ class Served:
         self.port = self.socket.getsockname()[1]
         self.server.start(self.socket)
 
-    async def connect(self, tls: SSLContext | None = None) -> "Client":
+    async def connect(self, tls: SSLContext | None = None, address: str = "127.0.0.1") -> "Client":
         here = ("127.0.0.1", self.port)
-        return Client(*await asyncio.open_connection(*here, limit=2**24, ssl=tls))
+        return Client(
+            *await asyncio.open_connection(*here, limit=2**24, ssl=tls, local_addr=(address, 0))
+        )
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0

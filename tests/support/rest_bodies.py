@@ -1,12 +1,16 @@
 """Bodies of requests that the codec reads, of any datatype, and models that take them."""
 
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import msgspec
+import pytest
 from numpy.typing import NDArray
 
 from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.serving.models import ServedModel
+
+Returned = TypeVar("Returned")
 
 
 def model_of(array: NDArray[Any]) -> ServedModel:
@@ -31,3 +35,11 @@ def request(array: NDArray[Any], data: object = None, **more: Any) -> tuple[byte
     tensor["parameters"] = {"binary_data_size": array.nbytes}
     header = msgspec.json.encode({"inputs": [tensor], **more})
     return header + array.tobytes(), str(len(header))
+
+
+def done(work: Coroutine[Any, Any, Returned]) -> Returned:
+    """What a coroutine returns that waits for nothing."""
+    with pytest.raises(StopIteration) as end:
+        work.send(None)
+    returned: Returned = end.value.value
+    return returned

@@ -62,6 +62,7 @@ from parity_models.serving.errors import (
     RequestError,
     UnavailableError,
 )
+from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import Metrics, count_by_instance
 from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
@@ -80,8 +81,6 @@ MEASURE_INTERVAL = 0.1
 CHECK_EVERY = 10
 """Measurements between two self-checks."""
 
-LARGE = 64
-"""Rows beyond which a request is large: it arrives at the scheduler in slices."""
 
 Golden = tuple[NDArray[Any], NDArray[Any]]
 """Golden queries (n, *input shape) of a model, and its outputs for them (n, *output shape)."""

@@ -2,7 +2,7 @@
 
 httptools parses, strictly: anything that two readers could understand in two ways is refused. Every
 wait for a client has a timeout, which the server checks now and then. Out of connections or file
-descriptors, new clients are refused with the reason, or wait to be accepted.
+descriptors, the connection that has waited longest for its client makes room for a new one.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import re
 import resource
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from email.utils import formatdate
@@ -24,7 +24,7 @@ from typing import Any, cast
 import httptools
 
 from parity_models.errors import UserError
-from parity_models.serving.access import HEALTH
+from parity_models.serving.access import HEALTH, METRICS
 from parity_models.serving.errors import (
     AbandonedError,
     ConnectError,
@@ -37,6 +37,7 @@ from parity_models.serving.errors import (
     TransferCodingError,
 )
 from parity_models.serving.metrics import HTTP, Metrics
+from parity_models.serving.protocol import HEAD
 from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.service import Rest
@@ -54,12 +55,12 @@ GRACE, LAST_MOMENT = 5, 0.2
 """Seconds that a stopping server gives clients for the rest of a message, and for one that is on
 its way already."""
 
-_SMALL = 64 * 2**10
-"""Bytes of a refused request's body that are read and dropped to keep its connection."""
+_SMALL, _DROPPED = 64 * 2**10, 2**20
+"""Bytes of a body, refused by its head or by its first bytes, that are read and dropped to keep the
+connection."""
 
-_REFUSED, _REFUSED_TIMEOUT = 16, 0.25
-"""Connections beyond the limit that are answered at a time, while further ones wait to be accepted,
-and seconds that each has for its headers, and for TLS's handshake."""
+_SPARE = 16
+"""Connections beyond the limit for questions about health and metrics, if all others are busy."""
 
 _PARTING, _LINGER = 0.5, 5.0
 """Seconds that a client has to close its side of a connection that ends, and one that may still
@@ -73,6 +74,9 @@ _BACKLOG = 2048
 
 _RESERVE = 32
 """File descriptors that connections leave to the rest of the server: its workers, above all."""
+
+_RANKS = {"idle_timeout": 0, "head_timeout": 1, "body_timeout": 2}
+"""The order in which connections that wait for their clients make room for others."""
 
 _RETRY, _TICK = 0.2, 0.25
 """Seconds after which a server without file descriptors accepts again, and between two checks for
@@ -91,15 +95,18 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 class HttpConnection(asyncio.Protocol):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
-    With `refused`, it has that one answer to any request but that for the server's liveness.
+    With `refused`, it has that one answer to all but questions about health and metrics. `peer` is
+    the client's address, `opening` the task that makes the connection, until it is made.
     """
 
     _transport: asyncio.Transport
 
-    def __init__(self, server: "HttpServer", refused: RequestError | None = None) -> None:
+    def __init__(self, server: "HttpServer", peer: str, refused: RequestError | None) -> None:
         self._server = server
         self._rest = server.rest
         self._refused = refused
+        self.peer = peer
+        self.opening: asyncio.Task[None] | None = None
         # The request that arrives
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
@@ -122,14 +129,15 @@ class HttpConnection(asyncio.Protocol):
         self._requests = 0
         self._wait: tuple[str, int] = ("head_timeout", 0)
         """The limit that bounds the wait for the client, and for which request."""
-        self._wait_since = self._closes = inf
+        self._wait_since, self._closes = time.monotonic(), inf
+        self._retry_at = 0.0
+        """When a client may ask again that was refused a large request."""
 
     # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
-        peer = (transport.get_extra_info("peername") or ("",))[0].removeprefix("::ffff:")
-        self._is_local = peer == "::1" or peer.startswith("127.")
+        self.opening = None
         self._wait_since = time.monotonic()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -194,7 +202,18 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """End it at once."""
         self._ended = True
-        self._transport.abort()
+        if self.opening is not None:
+            self.opening.cancel()
+        else:
+            self._transport.abort()
+
+    @property
+    def waits(self) -> tuple[int, float] | None:
+        """The rank of its wait for the client, and since when; None if the client waits."""
+        if self.opening is not None:
+            return 1, self._wait_since
+        rank = _RANKS.get("idle_timeout" if self.idle and self._requests else self._limit())
+        return None if rank is None else (rank, self._wait_since)
 
     def check(self, now: float) -> None:
         """End the connection if its client is late at the time `now` (monotonic)."""
@@ -214,8 +233,6 @@ class HttpConnection(asyncio.Protocol):
             self._wait, self._wait_since = (limit, self._requests), now
         elif limit:
             seconds = getattr(self._server.limits, limit)
-            if self._refused is not None and limit != "body_timeout":
-                seconds = _REFUSED_TIMEOUT
             if now >= self._wait_since + seconds:
                 self._late(limit, seconds)
 
@@ -230,9 +247,7 @@ class HttpConnection(asyncio.Protocol):
         return "idle_timeout" if self._busy is None else ""
 
     def _late(self, limit: str, seconds: float) -> None:
-        if self._refused is not None and limit != "body_timeout":
-            self._refuse(self._refused, lingers=self._begun)
-        elif self._begun:
+        if self._begun:
             self._server.ended(limit.replace("_", " "))
             what = "headers" if self._arriving is None else "body"
             text = f"the request's {what} did not come whole within the {limit} of {seconds:g} s"
@@ -248,15 +263,14 @@ class HttpConnection(asyncio.Protocol):
 
     # Refusals
 
-    def _refuse(self, error: RequestError, *, lingers: bool = True) -> None:
-        """Let the request that arrives end with this error, and the connection with it; `lingers`:
-        the client may be sending still."""
+    def _refuse(self, error: RequestError) -> None:
+        """Let the request that arrives end with this error, and the connection with it."""
         request = self._arriving
         if request is None or request.answer is not None:  # then it was counted
             request = Request("", "", ())
         request.release()
         request.keeps, request.answer = False, self._rest.refused(request, error)
-        self._lingers = lingers
+        self._lingers = True
         self._answer_next(request)
 
     def _unreadable(self, error: httptools.HttpParserError) -> None:
@@ -293,7 +307,7 @@ class HttpConnection(asyncio.Protocol):
         parser = self._parser
         method = parser.get_method().decode("latin-1")
         request = Request(method, self._target.decode("latin-1"), self._fields)
-        request.is_local = self._is_local
+        request.is_local = self.peer == "::1" or self.peer.startswith("127.")
         request.keeps = parser.should_keep_alive() and self._refused is None
         self._arriving = request
         self._target, self._fields, self._head = b"", [], 0
@@ -301,7 +315,7 @@ class HttpConnection(asyncio.Protocol):
         self._upgrades = "upgrade" in headers and parser.should_upgrade()
         size = int(headers.get("content-length", "0"))
         expects = "expect" in headers and headers["expect"].lower() == "100-continue"
-        if self._refused is not None and request.target != HEALTH[0]:
+        if self._refused is not None and request.target not in (*HEALTH, METRICS):
             raise self._refused
         _check_head(request, is_old)
         try:
@@ -319,6 +333,14 @@ class HttpConnection(asyncio.Protocol):
         request = self._arriving
         if request is not None and request.answer is None:
             request.add(piece)
+            if request.peeks and len(request.body) >= HEAD:
+                try:
+                    self._rest.peek(request)
+                except RequestError as error:
+                    if int(request.headers["content-length"]) > _DROPPED:
+                        raise
+                    request.release()
+                    request.answer = self._rest.refused(request, error)
 
     def on_message_complete(self) -> None:
         if self._upgrades:  # its body is still to come
@@ -349,7 +371,7 @@ class HttpConnection(asyncio.Protocol):
             self._waiting.append(whole)
         while self._waiting and self._busy is None and self._writable.is_set():
             self._busy = request = self._waiting.popleft()
-            if request.answer is not None:
+            if request.answer is not None and not request.answer.retry_after:
                 self._write(request, request.answer)
             else:
                 self._task = asyncio.ensure_future(self._answer(request))
@@ -359,7 +381,14 @@ class HttpConnection(asyncio.Protocol):
             (self._transport.resume_reading if reads else self._transport.pause_reading)()
 
     async def _answer(self, request: Request) -> None:
-        response = await self._rest.answer(request)
+        response = request.answer or await self._rest.answer(request)
+        if response.retry_after and not self._server.closing:
+            # A client that came back too early is refused only when it should have come.
+            request.release()
+            now = time.monotonic()
+            wait = max(0.0, self._retry_at - now)
+            self._retry_at = now + wait + response.retry_after
+            await asyncio.sleep(wait)
         try:
             if response.pieces is not None:
                 await self._write_pieces(request, response, response.pieces)
@@ -375,28 +404,30 @@ class HttpConnection(asyncio.Protocol):
     def _write(self, request: Request, response: Response) -> None:
         """Write the answer to the busy request, which ends it unless it comes in pieces."""
         self._busy = None if response.pieces is None else request
+        self._wait_since = time.monotonic()
         request.release()
         if self._transport.is_closing():
             return
         more = self._waiting or self._arriving is not None
         last = not request.keeps or (self._server.closing and not more)
-        content = response.content
+        content: tuple[bytes | memoryview, ...] = (response.content, *response.more)
+        size = sum(map(len, content))
         lines = [_STATUS_LINES[response.status], self._server.date]
         for header in response.headers:
             lines.append(b"%b: %b" % header)
         if request.method:
             lines.append(b"x-request-id: %b" % request.log.id.encode())
         if response.pieces is None:
-            lines.append(b"content-length: %d" % len(content))
+            lines.append(b"content-length: %d" % size)
         if last:
             lines.append(b"connection: close")
         elif "connection" in request.headers:
             lines.append(b"connection: keep-alive")  # HTTP/1.0 needs it
         head = b"\r\n".join((*lines, b"", b""))
         if request.method == "HEAD":
-            content = b""
-        self._transport.writelines((head, content))
-        self._server.sent += len(head) + len(content)
+            content, size = (), 0
+        self._transport.writelines((head, *content))
+        self._server.sent += len(head) + size
         if last and response.pieces is None:
             self.end(_LINGER if self._lingers else _PARTING)
 
@@ -490,8 +521,6 @@ class HttpServer:
         self._metrics = metrics
         self._tls = tls
         self._connections: set[HttpConnection] = set()
-        self._refusing: set[HttpConnection] = set()
-        self._opening: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
         """Set whenever a connection is over."""
         self._acceptor: asyncio.Task[None] | None = None
@@ -524,7 +553,8 @@ class HttpServer:
         await asyncio.wait((self._acceptor,))
         with suppress(OSError):  # none is left, or no descriptor for one
             while True:  # as closing the socket would reset their connections
-                self._on_accept(self._socket.accept()[0])
+                accepted, address = self._socket.accept()
+                self._on_accept(accepted, address[0])
         self._socket.close()
 
     async def stop(self, grace: float = GRACE) -> None:
@@ -534,13 +564,11 @@ class HttpServer:
         if self._acceptor is None:
             return
         try:
-            if self._opening:  # handshakes of TLS may take as long as an idle client
-                timeout = None if self._tls is None else LAST_MOMENT
-                for task in (await asyncio.wait(self._opening, timeout=timeout))[1]:
-                    task.cancel()
             await self._emptied(LAST_MOMENT)
             for connection in list(self._connections):
-                if connection.idle:
+                if connection.opening is not None:  # a handshake may take long
+                    connection.abort()
+                elif connection.idle:
                     connection.end()
             await self._emptied(grace)
             for connection in list(self._connections):
@@ -563,7 +591,6 @@ class HttpServer:
     def lost(self, connection: HttpConnection) -> None:
         """Forget a connection that is over."""
         self._connections.discard(connection)
-        self._refusing.discard(connection)
         self._left.set()
 
     def ended(self, reason: str) -> None:
@@ -575,7 +602,7 @@ class HttpServer:
     async def _accept(self) -> None:
         while True:
             try:
-                accepted, _ = await self._loop.sock_accept(self._socket)
+                accepted, address = await self._loop.sock_accept(self._socket)
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # out of descriptors or of memory for sockets
@@ -584,33 +611,52 @@ class HttpServer:
                 await asyncio.sleep(_RETRY)
                 continue
             try:
-                self._on_accept(accepted)
+                self._on_accept(accepted, address[0])
             except Exception:  # the next client can be accepted all the same
                 _log.exception("a connection could not be accepted")
                 accepted.close()
-            while len(self._refusing) >= _REFUSED:
-                self._left.clear()
-                await self._left.wait()
 
-    def _on_accept(self, accepted: socket.socket) -> None:
+    def _on_accept(self, accepted: socket.socket, peer: str) -> None:
         accepted.setblocking(False)
-        refused = self._refusal(accepted.fileno())
-        connection = HttpConnection(self, refused)
+        refused, most = None, self.limits.max_connections
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        why = None
+        if len(self._connections) >= most:
+            text = f"the server takes at most {most:,} connections (max_connections)"
+            why = Refused.MAX_CONNECTIONS
+        elif files != resource.RLIM_INFINITY and accepted.fileno() >= files - _RESERVE:
+            # Descriptors are numbered from 0 up, so this one shows how many are in use.
+            text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
+            why = Refused.DESCRIPTORS
+        if why is not None:
+            self.ended(why)
+            if not self._make_room() or len(self._connections) >= most:
+                if len(self._connections) >= most + _SPARE:
+                    accepted.close()
+                    return
+                refused = OverloadedError(f"{text}, and all are busy; try again later", why=why)
+        connection = HttpConnection(self, peer.removeprefix("::ffff:"), refused)
         self._connections.add(connection)
-        if refused is not None:
-            self._refusing.add(connection)
-        task = self._loop.create_task(self._open(accepted, connection))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        connection.opening = self._loop.create_task(self._open(accepted, connection))
+
+    def _make_room(self) -> bool:
+        """End a connection that waits for its client: of the address with the most of them, an idle
+        one first, and the one that has waited longest. Return False if none waits."""
+        waits = {each: wait for each in self._connections if (wait := each.waits) is not None}
+        if not waits:
+            return False
+        peers = Counter(each.peer for each in waits)
+        last = min(waits, key=lambda each: (-peers[each.peer], waits[each]))
+        self._connections.discard(last)
+        last.abort()
+        return True
 
     async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
         """Make a connection of an accepted socket."""
         tls: dict[str, Any] = {}
         try:
             if self._tls is not None:
-                is_refused = connection in self._refusing
-                timeout = _REFUSED_TIMEOUT if is_refused else self.limits.head_timeout
-                tls = {"ssl": self._tls(), "ssl_handshake_timeout": timeout}
+                tls = {"ssl": self._tls(), "ssl_handshake_timeout": self.limits.head_timeout}
                 tls["ssl_shutdown_timeout"] = GRACE
             await self._loop.connect_accepted_socket(lambda: connection, accepted, **tls)
         except (Exception, asyncio.CancelledError) as error:
@@ -621,22 +667,6 @@ class HttpServer:
                 self.ended("handshake")
             accepted.close()
             self.lost(connection)
-
-    def _refusal(self, descriptor: int) -> RequestError | None:
-        """Return the error of a new connection with this file descriptor, if it is one too many."""
-        most = self.limits.max_connections
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if len(self._connections) - len(self._refusing) >= most:
-            text = f"the server takes at most {most:,} connections (max_connections)"
-            why = Refused.MAX_CONNECTIONS
-        elif files != resource.RLIM_INFINITY and descriptor >= files - _RESERVE:
-            # Descriptors are numbered from 0 up, so this one shows how many are in use.
-            text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
-            why = Refused.DESCRIPTORS
-        else:
-            return None
-        self.ended(why)
-        return OverloadedError(f"{text}; try again later", why=why)
 
     # Now and then
 

@@ -1,5 +1,6 @@
 """Limits of a server: connections, calls, bytes, times, and the files it may open."""
 
+import asyncio
 import logging
 import resource
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Annotated
 
 from parity_models.errors import OptionError, UserError
 from parity_models.options import BYTES, SCALES, SECONDS, Option, Options
-from parity_models.serving.errors import OverloadedError
+from parity_models.serving.errors import OverloadedError, TooLargeError
 from parity_models.serving.refusals import Refused
 
 OTHER_FILES = 64
@@ -15,6 +16,10 @@ OTHER_FILES = 64
 
 FILES_OF_A_WORKER = 8
 """Descriptors for each worker: sockets to it and from it, its standard error, its process."""
+
+LARGE = 64
+"""Rows beyond which a request is large: it is admitted before its data are read, and arrives at the
+scheduler in slices."""
 
 LEAST_CONNECTIONS = 16
 """Connections that a server must have room for."""
@@ -43,10 +48,20 @@ class Limits(Options):
     max_body: Annotated[
         int, Option("MiB that a request's body may have; more is refused.", unit=BYTES, above=0)
     ] = 64 * 2**20
+    max_json: Annotated[
+        int,
+        Option(
+            "MiB that a JSON body may have; larger ones are sent as binary data.",
+            unit=BYTES,
+            above=0,
+        ),
+    ] = 8 * 2**20
     max_in_flight: Annotated[
         int,
         Option(
-            "MiB of all requests' bodies together; more are refused (503).", unit=BYTES, above=0
+            "MiB of all requests and their answers together; more are refused (503).",
+            unit=BYTES,
+            above=0,
         ),
     ] = 2**30
     head_timeout: Annotated[float, _seconds("Timeout for receiving a request's headers.")] = 10.0
@@ -65,12 +80,29 @@ class Limits(Options):
 
 
 class ByteBudget:
-    """The bytes of all requests in flight, at most `most`. Holders add their bytes to `held`, and
-    subtract them again."""
+    """The bytes of all requests in flight and of their answers, at most `most`. Holders add their
+    bytes to `held`, and subtract them again."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
+        self._turn = asyncio.Lock()
+
+    async def turn(self) -> None:
+        """Wait for a turn of the event loop: of all large requests, one works in each."""
+        async with self._turn:
+            await asyncio.sleep(0)
+
+    def check_answer(self, size: int) -> None:
+        """Raise the error of a request whose answer takes so many bytes, if they are too many."""
+        if size > self.most:
+            raise TooLargeError(
+                f"the request and its answer take {size} bytes, and all requests may hold "
+                f"{self.most} (max_in_flight); send fewer rows at once",
+                why=Refused.MAX_IN_FLIGHT,
+            )
+        if self.held + size > self.most:
+            raise self.exceeded(size)
 
     def exceeded(self, size: int) -> OverloadedError:
         """Return the error of a request whose bytes would exceed the budget."""

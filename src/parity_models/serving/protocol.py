@@ -9,9 +9,8 @@ Triton's docs/protocol/extension_binary_data.md.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache, partial
 from itertools import zip_longest
 from math import prod
 from operator import attrgetter
@@ -47,9 +46,16 @@ MAX_TENANT = 128
 NO_DATA = Raw()
 """The data of a tensor that has none in the JSON."""
 
-_JSON_VALUE = 64
-"""Bytes that a value of a request may take in JSON, with commas, brackets and indentation."""
+MAX_JSON_VALUES = 2**20
+"""Values that an answer in JSON may have."""
 
+HEAD = 1024
+"""The first bytes of a body, in which the shape of its tensors is looked for."""
+
+SLICE, SLICE_VALUES = 2**17, 2**14
+"""Bytes, and values, of JSON that are read, or written, at once."""
+
+_SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})\b')
 _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
 """Maximum bytes of a number in an answer's JSON, and of everything else in it."""
 
@@ -192,34 +198,77 @@ class AskedOutput(NamedTuple):
     binary: bool
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """A request that fits the model: `rows`, read-only, one query each, all of one kind.
+Turn = Callable[[], Awaitable[None]]
+"""Waits until it is the turn of one large request among all to use the event loop for a moment."""
+
+Unread = Callable[[Turn], Awaitable[NDArray[Any]]]
+"""Reads a tensor whose data takes long to read."""
+
+
+async def at_once() -> None:
+    """Wait for no turn."""
+
+
+class InferRequest(Struct, eq=False):
+    """A request that fits the model: `count` rows, one query each, all of one kind.
 
     `id` is the client's, if it gave one. `timeout` in seconds; `outputs` are those of the answer.
     `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
-    of the model's dynamic axes, before queries were padded. `by_row`: a request of V1 has a value
-    for each row, and so has its answer.
+    of the model's dynamic axes, before queries are padded. `by_row`: a request of V1 has a value
+    for each row, and so has its answer. `tensors` (count, ...), by input, are read by `read_rows`,
+    once the request is admitted.
     """
 
+    model: "ServedModel"
+    count: int
     id: str | None
-    rows: NDArray[Any]
     timeout: float | None
     outputs: Sequence[AskedOutput]
-    exact: bool = False
-    tenant: str | None = None
-    sizes: Sizes = ()
+    exact: bool
+    tenant: str | None
+    sizes: Sizes
+    tensors: dict[str, NDArray[Any] | Unread]
     by_row: bool = False
+
+    def answer_size(self) -> int:
+        """Return the bytes that the server holds for the answer.
+
+        Raises TooLargeError for a JSON answer that would take too long to write.
+        """
+        signature = self.model.signature
+        kind = signature.plain or signature.kind(signature.bucket(self.sizes))
+        shapes = {each.name: each.shape for each in kind.output.tensors}
+        said = [shapes[each.tensor.name] for each in self.outputs if not each.binary]
+        values = self.count * sum(map(prod, said))
+        if values > MAX_JSON_VALUES:
+            raise TooLargeError(
+                f"the answer has {values} values, and JSON takes at most {MAX_JSON_VALUES} here; "
+                "ask for binary data (binary_data_output; over gRPC, send raw contents), or send "
+                "fewer rows at once"
+            )
+        # The instances' outputs, the answer that is made of them, and its text.
+        return 2 * self.count * kind.output.row_bytes + 2 * _ANSWER_VALUE * values
+
+    async def read_rows(self, turn: Turn = at_once) -> NDArray[Any]:
+        """Return the rows, read-only: a view of the body if its data are binary.
+
+        Raises InvalidRequestError for data that are not the tensors'.
+        """
+        tensors = {}
+        for name, data in self.tensors.items():
+            tensors[name] = data if isinstance(data, np.ndarray) else await data(turn)
+        return padded(tensors, self.model.signature, self.sizes)
 
 
 def read_request(
     body: bytes | bytearray, header_length: str | None, model: "ServedModel"
 ) -> InferRequest:
-    """Read a request's body; `header_length` is its Inference-Header-Content-Length, if any.
+    """Read a request's body but for the data of its tensors; `header_length` is its
+    Inference-Header-Content-Length, if any.
 
-    Binary data is not copied, `rows` is a view of `body`, unless that would keep a body alive that
-    is much larger than its tensor. Raises a RequestError (mostly InvalidRequestError) that says
-    what is wrong and what is expected.
+    Binary data is not copied unless that would keep a body alive that is much larger than its
+    tensor. Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
+    expected.
     """
     end = None if header_length is None else _object_end(header_length, len(body))
     if end is None and len(body) > JSON_OBJECT:
@@ -230,42 +279,52 @@ def read_request(
         )
     # A view, since slicing bytes would copy what may be a body of JSON data.
     message = read_json(_REQUEST, memoryview(body)[:end], "the request")
+    for key, most in ((b'"inputs"', 1), (b'"shape"', len(message.inputs))):
+        if body.count(key, 0, end) > most:
+            _check_keys(body, key, most, end)
     fitting = model.check_request(message.inputs, message.outputs or ())
     # The number of rows is known here, and no tensor has been decoded yet.
     rows, specs = fitting.rows, model.signature.kind(fitting.sizes).input.tensors
     spec_of = dict(zip(map(_name, specs), specs, strict=True))
-    places, at = [], len(body) if end is None else end
+    tensors: dict[str, NDArray[Any] | Unread] = {}
+    at, binary = len(body) if end is None else end, []
     for tensor in message.inputs:
         spec = spec_of[tensor.name]
         size = None if tensor.parameters is None else tensor.parameters.binary_data_size
-        due = rows * prod(spec.shape) * spec.dtype.itemsize
+        shape, due = (rows, *spec.shape), rows * prod(spec.shape) * spec.dtype.itemsize
         if (size is None) != bool(tensor.data) or size not in (None, due) or (size and end is None):
-            due_text = f"{spec.datatype} of shape {[rows, *spec.shape]} takes {due} bytes"
+            due_text = f"{spec.datatype} of shape {list(shape)} takes {due} bytes"
             raise _wrong_data(tensor, size, end, due_text)
-        places.append((spec, tensor.data, at, size))
-        at += size or 0
-    if at != len(body):
-        names = [spec.name for spec, _, _, size in places if size is not None]
-        raise _wrong_rest(names, len(body) - (end or 0), at - (end or 0))
-    tensors = {}
-    for spec, text, at, size in places:
-        shape = (rows, *spec.shape)
         if size is None:
             what = f"the data of input {spec.name!r}"
-            tensors[spec.name] = array_from_json(text, spec.datatype, shape, what)
+            tensors[spec.name] = partial(read_array, tensor.data, spec.datatype, shape, what)
             continue
         data: bytes | memoryview = memoryview(body).toreadonly()[at : at + size]
         if len(body) - size > max(size, _SMALL):
             data = bytes(data)  # a view would keep all of the body alive for these few bytes
-        tensors[spec.name] = array_from_bytes(data, spec.datatype, shape, spec.name)
+        if len(data) == size:  # else it is reported below
+            tensors[spec.name] = array_from_bytes(data, spec.datatype, shape, spec.name)
+        binary.append(spec.name)
+        at += size
+    if at != len(body):
+        raise _wrong_rest(binary, len(body) - (end or 0), at - (end or 0))
     return request_of(message, model, fitting, tensors)
+
+
+def rows_in_head(body: bytes | bytearray) -> int:
+    """Return the number of rows that the first bytes of a body seem to announce, to refuse it
+    unread; 0: unknown."""
+    found = _SHAPE.search(memoryview(body)[:HEAD])
+    return 0 if found is None else int(found[1])
 
 
 def request_of(
     message: RequestMessage,
     model: "ServedModel",
     fitting: "Fitting",
-    tensors: Mapping[str, NDArray[Any]],
+    tensors: dict[str, NDArray[Any] | Unread],
+    *,
+    by_row: bool = False,
 ) -> InferRequest:
     """Return the request in a message that fits the model, with these tensors, by input.
 
@@ -281,38 +340,55 @@ def request_of(
         given = _shown(parameters.redundancy)
         raise InvalidRequestError(f"the parameter redundancy is 'any' or 'exact', got {given}")
     return InferRequest(
+        model,
+        fitting.rows,
         message.id,
-        padded(tensors, model.signature, fitting.sizes),
         parameters.timeout / 1e6 if parameters.timeout else None,
         outputs,
         exact or parameters.redundancy == "exact",
         None if tenant is None else tenant_from(tenant, "the parameter tenant"),
         fitting.sizes,
+        tensors,
+        by_row,
     )
 
 
-def write_response(
-    model: "ServedModel",
+async def write_response(
     request: InferRequest,
     outputs: NDArray[Any],
     sources: Sequence[Source],
-) -> tuple[bytes, int | None]:
-    """Return the body of the answer, and the length of its JSON object if binary data follows it.
+    turn: Turn = at_once,
+) -> tuple[bytes, list[memoryview]]:
+    """Return the JSON object of the answer, and the binary data that follow it.
 
     `outputs` are predictions (n, ...) of one kind, `sources` one source per row. Raises
     NotAcceptableError for values that JSON cannot say.
     """
+    model, messages, binary = request.model, [], []
     tensors = cut(outputs, model.signature, request.sizes)
-    messages, binary = [], []
     for spec, is_binary in request.outputs:
         values = tensors[spec.name]
         message = TensorMessage(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if is_binary:
             message.parameters = TensorParameters(values.nbytes)
-            binary.append(np.ascontiguousarray(values, _LITTLE_ENDIAN[values.dtype]).data)
+            step = (
+                len(values)
+                if values.flags.c_contiguous
+                else 1 + len(values) * SLICE // (1 + values.nbytes)
+            )
+            for start in range(0, len(values), step):
+                if step < len(values):
+                    await turn()
+                part = little_endian(values[start : start + step])
+                binary.append(part.reshape(-1).view(np.uint8).data)
         else:
             check_finite(values, spec.name, "binary data (binary_data_output)")
-            message.data = Raw(msgspec.json.encode(values.ravel().tolist()))
+            flat = values.ravel()
+            if len(flat) <= SLICE_VALUES:
+                message.data = Raw(msgspec.json.encode(flat.tolist()))
+            else:
+                column = partial(lambda values, part: values[part].tolist(), flat)
+                message.data = await json_list(len(flat), SLICE_VALUES, column, turn)
         messages.append(message)
     header = msgspec.json.encode(
         ResponseMessage(
@@ -323,24 +399,26 @@ def write_response(
             outputs=tuple(messages),
         )
     )
-    if not binary:
-        return header, None
-    return b"".join((header, *binary)), len(header)
+    return header, binary
 
 
 def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:
-    """Raise TooLargeError for a body of JSON with more bytes, or more values, than any request has.
-
-    Decoding it would block all other requests, and each value takes many times its bytes in memory.
-    """
-    values, rows = model.max_values, f"{model.max_rows} rows of {model.signature.largest.input}"
-    most = _JSON_VALUE * values + 2 * JSON_OBJECT
-    if len(body) > most:
-        raise TooLargeError(f"the request has {len(body)} bytes of JSON; {rows} take up to {most}")
-    most, commas = values + JSON_OBJECT, body.count(b",")
-    if commas > most:
+    """Raise TooLargeError for a body of JSON with more values than any request has: each takes many
+    times its bytes in memory."""
+    most, values = model.max_values + JSON_OBJECT, body.count(b",") + 1
+    if values > most:
         raise TooLargeError(
-            f"the request has {commas + 1} values in its JSON; {rows} take up to {most}"
+            f"the request has {values} values in its JSON; {model.max_rows} rows of "
+            f"{model.signature.largest.input} take up to {most}"
+        )
+
+
+def _check_keys(body: bytes | bytearray, key: bytes, most: int, end: int | None) -> None:
+    """Raise InvalidRequestError if an object has a key twice: other readers take the first, and may
+    have checked that one. A string that only looks like the key is none."""
+    if len(re.findall(key + rb"\s*:", memoryview(body)[:end])) > most:
+        raise InvalidRequestError(
+            f"the request has the key {key.decode()} more than once in an object; give it once"
         )
 
 
@@ -381,8 +459,8 @@ def tenant_from(value: object, what: str) -> str:
     return value
 
 
-def with_tenant(asked: InferRequest, header: str, given: Sequence[str]) -> InferRequest:
-    """Return the request with the tenant that a header names; `given` are the header's values.
+def take_tenant(asked: InferRequest, header: str, given: Sequence[str]) -> None:
+    """Let a header name the tenant of a request; `given` are the header's values.
 
     The operator chose the header. So a request without it has no known tenant and is served exact,
     whatever its parameters say: queries that are encoded together can influence each other. Raises
@@ -392,14 +470,15 @@ def with_tenant(asked: InferRequest, header: str, given: Sequence[str]) -> Infer
     if len(given) > 1:
         raise InvalidRequestError(f"the header {header} is given {len(given)} times; give it once")
     if not given:
-        return replace(asked, exact=True, tenant=None)
+        asked.exact, asked.tenant = True, None
+        return
     tenant = tenant_from(given[0], f"the header {header}")
     if asked.tenant not in (None, tenant):
         raise InvalidRequestError(
             f"the parameter tenant is {asked.tenant!r} and the header {header} is {tenant!r}; "
             "leave out the parameter"
         )
-    return replace(asked, tenant=tenant)
+    asked.tenant = tenant
 
 
 def _shown(value: object) -> str:
@@ -607,6 +686,59 @@ def array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str)
         )
     array.flags.writeable = False
     return array.reshape(shape)
+
+
+async def read_array(
+    data: Raw, datatype: str, shape: tuple[int, ...], what: str, turn: Turn = at_once
+) -> NDArray[Any]:
+    """Do as array_from_json does, large arrays in slices, each in its `turn`."""
+    if len(memoryview(data)) <= SLICE:
+        return array_from_json(data, datatype, shape, what)
+    await turn()
+    text = bytes(data).translate(None, b" \n\r\t")
+    brackets = text.translate(None, b"+-.0123456789Eeaflnrstu")  # numbers, true and false
+    least = 2 * prod(shape)  # a digit and a comma for each number
+    if len(text) < least or brackets not in (_brackets(shape), _brackets((prod(shape),))):
+        raise InvalidRequestError(
+            f"{what} is ragged or has another shape; it must be flat, with {prod(shape)} elements, "
+            f"or nested as {list(shape)}"
+        )
+    await turn()
+    text = text.translate(None, b"[]")
+    array = np.empty(prod(shape), DATATYPES[datatype])
+    begin = at = 0
+    while begin < len(text):
+        await turn()
+        end = text.find(b",", begin + SLICE)
+        end = len(text) if end < 0 else end
+        count = text.count(b",", begin, end) + 1
+        piece = Raw(b"[%b]" % text[begin:end])
+        array[at : at + count] = array_from_json(piece, datatype, (count,), what)
+        begin, at = end + 1, at + count
+    array.flags.writeable = False
+    return array.reshape(shape)
+
+
+def _brackets(shape: tuple[int, ...]) -> bytes:
+    """Return the JSON of an array of this shape without its numbers."""
+    text = b""
+    for size in reversed(shape):
+        text = b"[%b]" % ((text + b",") * size)[:-1]
+    return text
+
+
+async def json_list(
+    length: int, step: int, part: Callable[[slice], list[Any]], turn: Turn = at_once
+) -> Raw:
+    """Return a list of this length as JSON; `part` returns a slice of it. What is longer than a
+    `step` is written in steps, each in its `turn`."""
+    if length <= step:
+        return Raw(msgspec.json.encode(part(slice(length))))
+    pieces = []
+    for start in range(0, length, step):
+        await turn()
+        pieces.append(msgspec.json.encode(part(slice(start, start + step)))[1:-1])
+    return Raw(b"[%b]" % b",".join(pieces))
 
 
 @cache

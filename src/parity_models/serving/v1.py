@@ -9,7 +9,7 @@ are named, and so are its outputs then. Servers call `read_predict` and `write_p
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,13 +22,18 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import (
     JSON_OBJECT,
     NO_DATA,
+    SLICE_VALUES,
     InferRequest,
     RequestMessage,
     RequestParameters,
     TensorMessage,
-    array_from_json,
+    Turn,
+    Unread,
+    at_once,
     check_finite,
     check_json_size,
+    json_list,
+    read_array,
     read_json,
     request_of,
 )
@@ -75,7 +80,7 @@ _NAMED = msgspec.json.Decoder(dict[str, Raw])
 
 
 def read_predict(body: bytes | bytearray, model: "ServedModel") -> InferRequest:
-    """Read a request's body. Raises a RequestError."""
+    """Read a request's body but for its numbers. Raises a RequestError."""
     if len(body) > JSON_OBJECT:
         check_json_size(body, model)
     message = read_json(_PREDICT, memoryview(body), "the request")
@@ -87,35 +92,46 @@ def read_predict(body: bytes | bytearray, model: "ServedModel") -> InferRequest:
     data = _data_of(message.instances or message.inputs, by_row, model)
     inputs = tuple(_message(each, data[each.name]) for each in model.signature.inputs)
     fitting = model.check_request(inputs, ())
-    tensors = {}
+    tensors: dict[str, NDArray[Any] | Unread] = {}
     for each in model.signature.kind(fitting.sizes).input.tensors:
         shape, what = (fitting.rows, *each.shape), f"the data of input {each.name!r}"
-        tensors[each.name] = array_from_json(data[each.name], each.datatype, shape, what)
+        tensors[each.name] = partial(read_array, data[each.name], each.datatype, shape, what)
+    if message.parameters is not None:
+        message.parameters.binary_data_output = None
     whole = RequestMessage(inputs, parameters=message.parameters)
-    return replace(request_of(whole, model, fitting, tensors), by_row=by_row)
+    return request_of(whole, model, fitting, tensors, by_row=by_row)
 
 
-def write_predictions(
-    model: "ServedModel", asked: InferRequest, answers: "Result"
-) -> tuple[dict[str, Any], tuple[tuple[bytes, bytes], ...]]:
-    """Return the answer as JSON can say it, and its headers.
+async def write_predictions(
+    asked: InferRequest, answers: "Result", turn: Turn = at_once
+) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    """Return the answer in JSON, and its headers.
 
     Raises NotAcceptableError for values that JSON cannot say.
     """
-    lists = {}
-    for name, values in cut(answers.outputs, model.signature, asked.sizes).items():
+    model = asked.model
+    outputs = cut(answers.outputs, model.signature, asked.sizes)
+    for name, values in outputs.items():
         check_finite(values, name, "binary data over the Open Inference Protocol")
-        lists[name] = values.tolist()
+
+    def part(rows: slice) -> list[Any]:
+        lists = {name: values[rows].tolist() for name, values in outputs.items()}
+        return next(iter(lists.values())) if len(lists) == 1 else _by_row(lists)
+
+    step = 1 + SLICE_VALUES * asked.count // (1 + sum(each.size for each in outputs.values()))
+    content: Any = {}
+    if len(outputs) == 1 or asked.by_row:
+        content = await json_list(asked.count, step, part, turn)
+    else:
+        for name, values in outputs.items():
+            column = partial(lambda values, rows: values[rows].tolist(), values)
+            content[name] = await json_list(asked.count, step, column, turn)
     said = model.parameters(answers.sources)
     headers = [(SOURCE, said["source"].encode())]
     if "agreement" in said:
         headers.append((AGREEMENT, said["agreement"].encode()))
-    content: Any = lists
-    if len(lists) == 1:
-        (content,) = lists.values()
-    elif asked.by_row:
-        content = _by_row(lists)
-    return {"predictions" if asked.by_row else "outputs": content}, tuple(headers)
+    key = "predictions" if asked.by_row else "outputs"
+    return msgspec.json.encode({key: content}), tuple(headers)
 
 
 def status_of(model: "ServedModel", ready: bool) -> dict[str, Any]:

@@ -20,20 +20,11 @@ from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.grpc.codec import _FIELDS, read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
-from parity_models.serving.protocol import AskedOutput, InferRequest
+from rest_bodies import datatype_of, done, model_of
 
 
 def field_of(array: NDArray[Any]) -> str:
     return _FIELDS[datatype_of(array)]
-
-
-def datatype_of(array: NDArray[Any]) -> str:
-    return next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
-
-
-def model_of(array: NDArray[Any]) -> ServedModel:
-    spec = TensorSpec("x", datatype_of(array), array.shape[1:])
-    return ServedModel("model", Signature.of(spec, spec), max_rows=1000)
 
 
 def request(array: NDArray[Any], raw: bool = True) -> ModelInferRequest:
@@ -55,19 +46,20 @@ def tensors(*, typed: bool) -> st.SearchStrategy[NDArray[Any]]:
 @given(tensors(typed=False))
 def test_raw_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
     asked = read_request(request(array), model_of(array))
-    assert asked.rows.dtype == array.dtype
-    assert asked.rows.tobytes() == array.tobytes()
-    assert asked.rows.shape == array.shape
-    assert not asked.rows.flags.writeable
+    rows = done(asked.read_rows())
+    assert (rows.dtype, rows.shape) == (array.dtype, array.shape)
+    assert rows.tobytes() == array.tobytes()
+    assert not rows.flags.writeable
     assert (asked.id, asked.timeout, asked.outputs[0].binary) == ("7", None, True)
 
 
 @given(tensors(typed=True))
 def test_typed_inputs_arrive_exactly(array: NDArray[Any]) -> None:
     asked = read_request(request(array, raw=False), model_of(array))
-    assert asked.rows.dtype == array.dtype
-    np.testing.assert_array_equal(asked.rows, array)
-    assert not asked.rows.flags.writeable
+    rows = done(asked.read_rows())
+    assert rows.dtype == array.dtype
+    np.testing.assert_array_equal(rows, array)
+    assert not rows.flags.writeable
     assert not asked.outputs[0].binary
 
 
@@ -75,8 +67,8 @@ def test_typed_inputs_arrive_exactly(array: NDArray[Any]) -> None:
 def test_outputs_come_back_exactly_in_the_request_s_form(array: NDArray[Any], raw: bool) -> None:
     sources = [Source.MODEL, Source.RECONSTRUCTION] * len(array)
     model = model_of(array)
-    asked = InferRequest("7", array, None, [AskedOutput(model.signature.outputs[0], raw)])
-    response = write_response(model, asked, array, sources[: len(array)])
+    asked = read_request(request(array, raw), model)
+    response = done(write_response(asked, array, sources[: len(array)]))
     response = ModelInferResponse.FromString(response.SerializeToString())
     assert (response.model_name, response.model_version, response.id) == ("model", "1", "7")
     assert response.parameters["source"].string_param.split(",") == sources[: len(array)]
@@ -96,12 +88,12 @@ def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:
     half = np.array([[1, 2]], np.float16)
     model = ServedModel("model", Signature.of(spec, TensorSpec("y", "FP16", (2,))), max_rows=9)
     asked = read_request(request(np.array([[1, 2]]), raw=False), model)
-    response = write_response(model, asked, half, [Source.MODEL])
+    response = done(write_response(asked, half, [Source.MODEL]))
     assert list(response.raw_output_contents) == [half.tobytes()]
     message = request(half)
     message.ClearField("raw_input_contents")
     with pytest.raises(InvalidRequestError, match="FP16, which has no typed contents"):
-        read_request(message, model_of(half))
+        done(read_request(message, model_of(half)).read_rows())
 
 
 ARRAY = np.arange(6, dtype=np.int16).reshape(2, 3)
@@ -161,7 +153,7 @@ def test_requests_that_do_not_fit_are_refused_with_the_reason(
     message: ModelInferRequest, reason: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=reason):
-        read_request(message, model_of(ARRAY))
+        done(read_request(message, model_of(ARRAY)).read_rows())
 
 
 def test_what_is_not_in_the_messages_is_refused() -> None:

@@ -1,13 +1,29 @@
 """What costs the server far more than its client is refused before it costs anything."""
 
-import pytest
+import asyncio
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from http_served import INFER, body, eventually, get, post, serving
+import numpy as np
+import pytest
+from msgspec import Raw
+
+from http_served import INFER, binary, body, eventually, get, post, serving
 from parity_models.models.signature import Signature, TensorSpec
-from parity_models.serving.errors import TooLargeError
+from parity_models.roles import Source
+from parity_models.serving.errors import InvalidRequestError, TooLargeError
+from parity_models.serving.in_flight import Result
 from parity_models.serving.models import ServedModel
-from parity_models.serving.protocol import read_request
-from parity_models.serving.v1 import read_predict
+from parity_models.serving.protocol import (
+    InferRequest,
+    read_array,
+    read_request,
+    write_response,
+)
+from parity_models.serving.v1 import read_predict, write_predictions
+from rest_bodies import done
 
 X = TensorSpec("x", "FP32", (64,))
 MODEL = ServedModel("model", Signature.of(X, TensorSpec("y", "FP32", (2,))), max_rows=1000)
@@ -52,6 +68,161 @@ def test_json_of_more_values_than_a_request_has_is_refused_unread(
         read_request(infer(**changes), None, MODEL)
     with pytest.raises(TooLargeError, match=r"values in its JSON"):
         read_predict(infer(**changes), MODEL)
+
+
+async def turns(counted: list[int]) -> None:
+    counted.append(1)
+
+
+NUMBERS = np.arange(200_000, dtype=np.float32).reshape(100, 20, 100)
+
+
+@pytest.mark.parametrize("data", [NUMBERS.tolist(), NUMBERS.ravel().tolist()])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_large_json_is_read_in_slices(data: list[Any], indent: int | None) -> None:
+    counted: list[int] = []
+    text = Raw(json.dumps(data, indent=indent).encode())
+    read = read_array(text, "FP32", NUMBERS.shape, "it", partial(turns, counted))
+    np.testing.assert_array_equal(done(read), NUMBERS)
+    assert len(counted) > 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "wrong"),
+    [
+        ((100, 20, 99), lambda text: text, "another shape"),
+        ((100, 2000), lambda text: text, "another shape"),
+        ((10**4, 10**4, 10**4), lambda text: text, "another shape"),
+        ((100, 20, 100), lambda text: text.replace(b"99.0]", b"99.0,[]]", 1), "another shape"),
+        ((100, 20, 100), lambda text: text.replace(b" 7.0", b" null", 1), "Expected `float`"),
+        ((100, 20, 100), lambda text: text.replace(b" 7.0", b' "7"', 1), "another shape"),
+        ((100, 20, 100), lambda text: text.replace(b" 7.0", b" 1e39", 1), "Expected `float` <="),
+    ],
+)
+def test_large_json_of_another_shape_or_type_is_refused(
+    shape: tuple[int, ...], change: Callable[[bytes], bytes], wrong: str
+) -> None:
+    text = Raw(change(json.dumps(NUMBERS.tolist()).encode()))
+    with pytest.raises(InvalidRequestError, match=wrong):
+        done(read_array(text, "FP32", shape, "it"))
+
+
+def wide(values: int, rows: int, **parameters: bool) -> tuple[InferRequest, ServedModel]:
+    outputs = TensorSpec("y", "FP32", (values,))
+    model = ServedModel("model", Signature.of(X, outputs), max_rows=1000)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [rows, 64], "data": [0] * 64 * rows}
+    message = {"inputs": [tensor], "parameters": parameters}
+    return read_request(json.dumps(message).encode(), None, model), model
+
+
+def test_large_answers_are_written_in_slices() -> None:
+    asked, model = wide(50_000, 2)
+    outputs = np.arange(100_000, dtype=np.float32).reshape(2, -1)
+    counted: list[int] = []
+    head, _ = done(write_response(asked, outputs, [Source.MODEL] * 2, partial(turns, counted)))
+    assert json.loads(head)["outputs"][0]["data"] == list(range(100_000))
+    text = json.dumps({"instances": [[0] * 64] * 2}).encode()
+    answer = Result(outputs, [Source.MODEL] * 2)
+    body, _ = done(write_predictions(read_predict(text, model), answer, partial(turns, counted)))
+    assert json.loads(body)["predictions"] == outputs.tolist()
+    assert len(counted) > 7
+
+
+def test_an_answer_too_large_for_json_is_refused_and_binary_named() -> None:
+    asked, _ = wide(65_536, 100)
+    with pytest.raises(TooLargeError, match=r"6553600 values, and JSON .*\(binary_data_output"):
+        asked.answer_size()
+    asked, _ = wide(65_536, 100, binary_data_output=True)
+    assert asked.answer_size() == 2 * 4 * 6_553_600
+
+
+async def test_answers_are_charged_to_the_budget_before_they_are_computed() -> None:
+    async with serving(max_body=4000, max_in_flight=6000) as served:
+        client = await served.connect()
+        served.echo.may.clear()
+        client.send(binary(np.zeros((40, 4), np.float32)))
+        await eventually(lambda: served.echo.asked == 1, "no request arrives")
+        assert served.budget.held > 3 * 640
+        other = await served.connect()
+        other.send(binary(np.zeros((90, 4), np.float32)))
+        assert (await other.answer())[0] == 503
+        other.send(binary(np.zeros((200, 4), np.float32)))
+        status, _, content = await other.answer()
+        assert (status, b"its answer take 6400 bytes" in content) == (413, True)
+        served.echo.may.set()
+        assert (await client.answer())[0] == 200
+        assert served.echo.asked == 1
+
+
+LARGE = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1000,4],"data":['
+
+
+async def test_a_large_request_is_refused_by_its_first_bytes() -> None:
+    async with serving() as served:
+        served.echo.room = 999
+        client = await served.connect()
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n".encode()
+        client.send(head, LARGE, b"x" * 1000)
+        refused = "parm_refused_total"
+        await eventually(lambda: served.counted(refused, why="admission") == 1, "not refused")
+        assert served.budget.held == 0
+        client.send(b"x" * (299_000 - len(LARGE)))  # which is dropped, unread and not held
+        status, headers, content = await client.answer()
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert b"too much waits" in content
+        assert served.echo.asked == 0
+        served.echo.room = 1000
+        client.send(post(LARGE + b"0," * 150_000 + b"0]}]}"))
+        assert (await client.answer())[0] == 413  # for its values: they are read now
+        client.close()
+
+
+async def test_a_client_that_comes_back_too_early_is_refused_when_it_should_have_come() -> None:
+    async with serving() as served:
+        served.echo.room, served.echo.retry_after = 0, 1000.0
+        client, other = await served.connect(), await served.connect()
+        large = post(LARGE + b"x" * 100_000)
+        client.send(large)
+        assert (await client.answer())[0] == 503
+        client.send(large)
+        refused = "parm_refused_total"
+        await eventually(lambda: served.counted(refused, why="admission") == 2, "not refused")
+        other.send(get())
+        assert (await other.answer())[0] == 200
+        answer = asyncio.ensure_future(client.answer())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not answer.done()
+        answer.cancel()
+        client.close()
+
+
+async def test_json_has_a_limit_of_its_own() -> None:
+    async with serving(max_json=1000) as served:
+        client = await served.connect()
+        client.send(post(b" " * 1001))
+        status, _, content = await client.answer()
+        assert (status, b"(max_json); send binary data" in content) == (413, True)
+        client.send(binary(np.zeros((100, 4), np.float32)))
+        assert (await client.answer())[0] == 200
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (b'{"inputs":[],"inputs":[{%s}]}', 'key "inputs" more than once'),
+        (b'{"inputs":[{"shape":[9,9],%s}]}', 'key "shape" more than once'),
+        (b'{"id":"shape","parameters":{"tenant":"inputs"},"inputs":[{%s}]}', ""),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text: bytes, wrong: str) -> None:
+    tensor = b'"name":"x","datatype":"FP32","shape":[1,64],"data":[' + b"0," * 63 + b"0]"
+    if not wrong:
+        assert read_request(text % tensor, None, MODEL).count == 1
+        return
+    with pytest.raises(InvalidRequestError, match=wrong):
+        read_request(text % tensor, None, MODEL)
 
 
 async def test_what_was_only_declared_keeps_nobody_out() -> None:

@@ -130,7 +130,7 @@ CASES = {
         "",
     ),
     Refused.INVALID: (post(b"[]"), 400, ""),
-    Refused.COSTLY: (post(b" " * 900_000), 413, ""),
+    Refused.COSTLY: (post(b"," * 900_000), 413, ""),
     Refused.MAX_BODY: (
         get(INFER, "Content-Length: 1000001\r\n", "POST"),
         413,

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from parity_models.models.signature import DATATYPES
 from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError
-from parity_models.serving.protocol import AskedOutput, InferRequest, read_request, write_response
-from rest_bodies import datatype_of, model_of, request
+from parity_models.serving.protocol import InferRequest, read_request, write_response
+from rest_bodies import datatype_of, done, model_of, request
 
 SHAPES = npst.array_shapes(min_dims=1, max_dims=4, max_side=4)
 
 
-def asking(id: str | None, array: NDArray[Any], binary: bool) -> InferRequest:
-    (output,) = model_of(array).signature.outputs
-    return InferRequest(id, array, None, [AskedOutput(output, binary)])
+def asking(array: NDArray[Any], binary: bool) -> InferRequest:
+    return read_request(*request(array, parameters={"binary_data_output": binary}), model_of(array))
 
 
 @st.composite
@@ -36,7 +35,7 @@ def tensors(draw: st.DrawFn, finite: bool) -> NDArray[Any]:
 
 @given(tensors(finite=False))
 def test_binary_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
-    rows = read_request(*request(array), model_of(array)).rows
+    rows = done(read_request(*request(array), model_of(array)).read_rows())
     assert rows.dtype == array.dtype
     assert rows.shape == array.shape
     assert rows.tobytes() == array.tobytes()
@@ -45,18 +44,18 @@ def test_binary_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
 @given(tensors(finite=True), st.booleans())
 def test_json_inputs_arrive_exactly_flat_or_nested(array: NDArray[Any], nested: bool) -> None:
     data = array.tolist() if nested else array.ravel().tolist()
-    rows = read_request(*request(array, data), model_of(array)).rows
+    rows = done(read_request(*request(array, data), model_of(array)).read_rows())
     assert rows.dtype == array.dtype
     np.testing.assert_array_equal(rows, array)
 
 
 @given(tensors(finite=True), st.booleans())
 def test_outputs_come_back_exactly_as_json_or_binary(array: NDArray[Any], binary: bool) -> None:
-    asked = asking("id-1", array, binary)
+    asked = asking(array, binary)
+    asked.id = "id-1"
     sources = [Source.MODEL, Source.RECONSTRUCTION] * len(array)
-    body, length = write_response(model_of(array), asked, array, sources[: len(array)])
-    assert (length is not None) == binary
-    header = msgspec.json.decode(body[:length])
+    head, data = done(write_response(asked, array, sources[: len(array)]))
+    header = msgspec.json.decode(head)
     assert header["id"] == "id-1"
     assert header["model_name"] == "model"
     assert header["parameters"]["source"].split(",") == sources[: len(array)]
@@ -65,15 +64,16 @@ def test_outputs_come_back_exactly_as_json_or_binary(array: NDArray[Any], binary
     assert output["shape"] == list(array.shape)
     if binary:
         assert output["parameters"]["binary_data_size"] == array.nbytes
-        assert body[length:] == array.tobytes()
+        assert b"".join(data) == array.tobytes()
     else:
+        assert not data
         np.testing.assert_array_equal(np.array(output["data"], array.dtype), array.ravel())
 
 
 def test_binary_inputs_are_views_of_the_body() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     body, length = request(array)
-    rows = read_request(body, length, model_of(array)).rows
+    rows = done(read_request(body, length, model_of(array)).read_rows())
     assert np.shares_memory(rows, np.frombuffer(body, np.uint8))
 
 
@@ -81,7 +81,7 @@ def test_a_small_row_does_not_keep_a_large_body_alive() -> None:
     array = np.arange(4, dtype=np.float32).reshape(1, 4)
     header = request(array)[0][: -array.nbytes] + b" " * 60_000
     for body in (header + array.tobytes(), bytearray(header + array.tobytes())):
-        rows = read_request(body, str(len(header)), model_of(array)).rows
+        rows = done(read_request(body, str(len(header)), model_of(array)).read_rows())
         np.testing.assert_array_equal(rows, array)
         assert not rows.flags.writeable
         assert not np.shares_memory(rows, np.frombuffer(body, np.uint8))
@@ -93,7 +93,7 @@ def test_json_with_room_to_spare_is_read() -> None:
     for indent in (None, 8):
         for message in (tensor, dict(sorted(tensor.items()))):
             body = json.dumps({"inputs": [message]}, indent=indent).encode()
-            rows = read_request(body, None, model_of(array)).rows
+            rows = done(read_request(body, None, model_of(array)).read_rows())
             np.testing.assert_array_equal(rows, array)
 
 
@@ -101,11 +101,9 @@ def test_json_with_room_to_spare_is_read() -> None:
 def test_outputs_that_json_cannot_say_are_refused_and_binary_is_named(value: float) -> None:
     outputs = np.array([[value, 1]], np.float32)
     with pytest.raises(NotAcceptableError, match="binary_data_output"):
-        write_response(model_of(outputs), asking(None, outputs, False), outputs, [Source.MODEL])
-    body, length = write_response(
-        model_of(outputs), asking(None, outputs, True), outputs, [Source.MODEL]
-    )
-    assert body[length:] == outputs.tobytes()
+        done(write_response(asking(outputs, False), outputs, [Source.MODEL]))
+    _, data = done(write_response(asking(outputs, True), outputs, [Source.MODEL]))
+    assert b"".join(data) == outputs.tobytes()
 
 
 @pytest.mark.parametrize(

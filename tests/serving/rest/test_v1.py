@@ -16,6 +16,7 @@ from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError, RequestError
 from parity_models.serving.frontend import Result
 from parity_models.serving.v1 import read_predict, write_predictions
+from rest_bodies import done
 
 PREDICT = "/v1/models/model:predict"
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -106,7 +107,7 @@ def test_what_json_cannot_say_is_refused() -> None:
     asked = read_predict(json.dumps({"instances": ROWS}).encode(), MODEL)
     answers = Result(np.full((2, 4), np.nan), [Source.MODEL] * 2)
     with pytest.raises(NotAcceptableError, match="not finite"):
-        write_predictions(MODEL, asked, answers)
+        done(write_predictions(asked, answers))
 
 
 @given(
@@ -126,10 +127,10 @@ def test_rows_are_what_was_sent_in_all_forms(rows: list[list[float]]) -> None:
     ):
         asked = read_predict(json.dumps(message).encode(), MODEL)
         assert asked.by_row == ("instances" in message)
-        np.testing.assert_array_equal(asked.rows, np.array(rows, np.float32))
+        np.testing.assert_array_equal(done(asked.read_rows()), np.array(rows, np.float32))
 
 
 @given(st.binary() | st.text().map(str.encode))
 def test_whatever_is_sent_is_read_or_refused(body: bytes) -> None:
     with suppress(RequestError):
-        read_predict(body, MODEL)
+        done(read_predict(body, MODEL).read_rows())

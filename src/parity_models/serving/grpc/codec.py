@@ -7,6 +7,7 @@ https://github.com/kserve/open-inference-protocol, specification/protocol/infere
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -24,6 +25,7 @@ from parity_models.serving.grpc.inference_pb2 import (
 )
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import (
+    SLICE_VALUES,
     InferRequest,
     OutputParameters,
     RequestedOutput,
@@ -31,7 +33,10 @@ from parity_models.serving.protocol import (
     RequestParameters,
     TensorMessage,
     TensorParameters,
+    Turn,
+    Unread,
     array_from_bytes,
+    at_once,
     little_endian,
     request_of,
     size_in_bytes,
@@ -76,13 +81,13 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
     ]
     fitting = model.check_request(inputs, outputs)
     spec_of = {each.name: each for each in model.signature.kind(fitting.sizes).input.tensors}
+    tensors: dict[str, NDArray[Any] | Unread] = {}
     if raw:
-        tensors = _from_raw(message, spec_of, fitting.rows)
+        tensors |= _from_raw(message, spec_of, fitting.rows)
     else:
-        tensors = {}
         for each in message.inputs:
-            spec, what = spec_of[each.name], f"input {each.name!r}"
-            tensors[each.name] = tensor_from_contents(each.contents, spec, fitting.rows, what)
+            about = (each.contents, spec_of[each.name], fitting.rows, f"input {each.name!r}")
+            tensors[each.name] = partial(read_contents, *about)
     # Raw contents are all outputs' or none's.
     raw = raw or any(each.datatype not in _FIELDS for each in fitting.outputs)
     redundancy, tenant = (parameter_of(message, name) for name in ("redundancy", "tenant"))
@@ -91,11 +96,15 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
     return request_of(whole, model, fitting, tensors)
 
 
-def write_response(
-    model: ServedModel, request: InferRequest, outputs: NDArray[Any], sources: Sequence[Source]
+async def write_response(
+    request: InferRequest,
+    outputs: NDArray[Any],
+    sources: Sequence[Source],
+    turn: Turn = at_once,
 ) -> ModelInferResponse:
     """Return the answer: predictions (n, ...) of one kind, and in `parameters` the source of each
     row."""
+    model = request.model
     response = ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
@@ -107,8 +116,12 @@ def write_response(
         output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if raw:
             response.raw_output_contents.append(little_endian(values).tobytes())
-        else:
-            getattr(output.contents, _FIELDS[spec.datatype]).extend(values.ravel().tolist())
+            continue
+        flat, contents = values.ravel(), getattr(output.contents, _FIELDS[spec.datatype])
+        for start in range(0, len(flat), SLICE_VALUES):
+            if start:
+                await turn()
+            contents.extend(flat[start : start + SLICE_VALUES].tolist())
     return response
 
 
@@ -136,6 +149,21 @@ def _from_raw(
     return tensors
 
 
+async def read_contents(
+    contents: InferTensorContents, spec: TensorSpec, rows: int, what: str, turn: Turn = at_once
+) -> NDArray[Any]:
+    """Do as tensor_from_contents does, large tensors in slices, each in its `turn`."""
+    values, size = _values_of(contents, spec, rows, what), rows * prod(spec.shape)
+    array = np.empty(size, spec.dtype)
+    for start in range(0, size, SLICE_VALUES):
+        if start:
+            await turn()
+        end = start + SLICE_VALUES
+        array[start:end] = _numbers(values[start:end], spec, what)
+    array.flags.writeable = False
+    return array.reshape(rows, *spec.shape)
+
+
 def tensor_from_contents(
     contents: InferTensorContents, spec: TensorSpec, rows: int, what: str
 ) -> NDArray[Any]:
@@ -143,6 +171,12 @@ def tensor_from_contents(
 
     Raises InvalidRequestError, which calls it `what`.
     """
+    array = _numbers(_values_of(contents, spec, rows, what), spec, what)
+    array.flags.writeable = False
+    return array.reshape(rows, *spec.shape)
+
+
+def _values_of(contents: InferTensorContents, spec: TensorSpec, rows: int, what: str) -> Any:
     field = _FIELDS.get(spec.datatype)
     if field is None:
         raise InvalidRequestError(
@@ -159,12 +193,16 @@ def tensor_from_contents(
         raise InvalidRequestError(
             f"{what} has {len(values)} {field}; its shape {[rows, *spec.shape]} takes {expected}"
         )
-    wide = np.fromiter(values, _WIDE.get(field, spec.dtype), expected)
+    return values
+
+
+def _numbers(values: Sequence[float], spec: TensorSpec, what: str) -> NDArray[Any]:
+    field = _FIELDS[spec.datatype]
+    wide = np.fromiter(values, _WIDE.get(field, spec.dtype), len(values))
     array = wide.astype(spec.dtype, copy=False)
     if field in _WIDE and not np.array_equal(array, wide):
         raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}")
-    array.flags.writeable = False
-    return array.reshape(rows, *spec.shape)
+    return array
 
 
 def _storage(tensor: Any) -> TensorParameters | None:

@@ -7,12 +7,13 @@ messages, connections and their times are bounded by gRPC itself.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext, suppress
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -32,6 +33,7 @@ from parity_models.serving.access import Tokens, check_administrator
 from parity_models.serving.errors import (
     AbandonedError,
     InvalidRequestError,
+    LateRequestError,
     NotFoundError,
     OverloadedError,
     RequestError,
@@ -42,10 +44,10 @@ from parity_models.serving.errors import (
 from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.grpc.codec import parameter_of, read_request, write_response
 from parity_models.serving.http import GRACE
-from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import GRPC, Metrics
 from parity_models.serving.models import Models, ServedVersion
-from parity_models.serving.protocol import SOFTWARE, with_tenant
+from parity_models.serving.protocol import SOFTWARE, take_tenant
 from parity_models.serving.refusals import Refused
 from parity_models.serving.request_log import (
     CURRENT,
@@ -112,12 +114,15 @@ _CODES = {
     403: StatusCode.PERMISSION_DENIED,
     404: StatusCode.NOT_FOUND,
     406: StatusCode.FAILED_PRECONDITION,
+    408: StatusCode.DEADLINE_EXCEEDED,
     413: StatusCode.RESOURCE_EXHAUSTED,
     499: StatusCode.CANCELLED,
     500: StatusCode.INTERNAL,
     503: StatusCode.UNAVAILABLE,
     504: StatusCode.DEADLINE_EXCEEDED,
 }
+
+_UNARY = grpc.unary_unary_rpc_method_handler
 
 _Request = TypeVar("_Request", bound=Message)
 _Handler = Any
@@ -155,7 +160,10 @@ class GrpcServer:
         service = InferenceService(models, metrics, limits, budget, administrators, tracing)
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
-            own[method.name] = grpc.unary_unary_rpc_method_handler(
+            # A stream of one message is read when the server chooses to, which clients do not see.
+            is_inference = method.name == "ModelInfer"
+            make = grpc.stream_unary_rpc_method_handler if is_inference else _UNARY
+            own[method.name] = make(
                 partial(service.answer, method.name),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
@@ -268,10 +276,13 @@ class InferenceService:
         self._metrics = metrics
         self._budget = budget
         self._tracing = tracing
-        self._max_rpcs = limits.max_rpcs
+        self._limits = limits
         self._rpcs = 0
+        self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
+        self._arriving = asyncio.Semaphore(self._may_arrive)
+        self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def answer(self, name: str, data: bytes, context: Context) -> Message:
+    async def answer(self, name: str, data: Any, context: Context) -> Message:
         """Answer a call of this method, and log it; ModelInfer is counted, and traced.
 
         gRPC itself would log every request that cannot be read, and send the text of any exception
@@ -282,7 +293,6 @@ class InferenceService:
         log = RequestLog("gRPC", name, given, metadata.get(TRACEPARENT), metadata.get(TRACESTATE))
         CURRENT.set(log)
         is_inference = name == "ModelInfer"
-        self._metrics.received.labels(GRPC).inc(len(data))
         span = self._tracing.request(log, metadata) if is_inference and self._tracing else None
         status, code = 500, StatusCode.INTERNAL
         try:
@@ -290,8 +300,9 @@ class InferenceService:
                 await context.send_initial_metadata(((REQUEST_ID, log.id),))
             with span or nullcontext():
                 if is_inference:
-                    answer: Message = await self.infer(data, context, log)
+                    answer: Message = await self.infer(context, log)
                 else:
+                    self._metrics.received.labels(GRPC).inc(len(data))
                     if len(data) > MAX_BESIDES:
                         raise _too_large(len(data), "without a tensor it has", MAX_BESIDES)
                     if name in _CHANGES and self._models.only is None:
@@ -324,29 +335,22 @@ class InferenceService:
     def _hold(self, size: int, _: object = None) -> None:
         self._budget.held += size
 
-    @contextmanager
-    def _holding(self, size: int) -> Iterator[None]:
-        """Count a call, and its bytes against the budget, while the block runs. Raises
-        OverloadedError if a limit is exceeded."""
-        if self._rpcs >= self._max_rpcs:
+    async def infer(self, context: Context, log: RequestLog) -> pb.ModelInferResponse:
+        """Answer ModelInfer. Its message's bytes, and its answer's, count against the budget."""
+        if self._rpcs >= self._limits.max_rpcs:
             raise OverloadedError(
-                f"the server takes at most {self._max_rpcs:,} gRPC calls at a time (max_rpcs); "
-                "try again later",
+                f"the server takes at most {self._limits.max_rpcs:,} gRPC calls at a time "
+                "(max_rpcs); try again later",
                 why=Refused.MAX_RPCS,
             )
-        if self._budget.held + size > self._budget.most:
-            raise self._budget.exceeded(size)
+        budget, held = self._budget, 0
         self._rpcs += 1
-        self._hold(size)
         try:
-            yield
-        finally:
-            self._hold(-size)
-            self._rpcs -= 1
-
-    async def infer(self, data: bytes, context: Context, log: RequestLog) -> pb.ModelInferResponse:
-        """Answer ModelInfer, given its message, whose bytes count against the budget."""
-        with self._holding(len(data)):
+            data = await self._receive(context)
+            if budget.held + len(data) > budget.most:
+                raise budget.exceeded(len(data))
+            held = len(data)
+            budget.held += held
             largest = self._models.largest
             if largest is None:
                 raise NotFoundError("this server has no model that takes requests; load one")
@@ -354,25 +358,64 @@ class InferenceService:
             if len(data) > most:
                 raise _too_large(len(data), "the largest request that this server takes has", most)
             message = read_message(pb.ModelInferRequest, data)
-            # Nothing may be awaited from here on until the frontend is asked.
-            version = self._models.find(message.model_name, message.model_version or None)
-            model = version.model
-            log.metrics = version.metrics
-            asked = read_request(message, model)
-            if (header := model.tenant_header) is not None:
+            del data
+            while True:
+                # The version is chosen here, and asked before anything is awaited.
+                version = self._models.find(message.model_name, message.model_version or None)
+                model, log.metrics = version.model, version.metrics
+                asked = read_request(message, model)
                 metadata = context.invocation_metadata() or ()
-                given = [str(value) for key, value in metadata if key == header]
-                asked = with_tenant(asked, header, given)
-            del data, message
-            limits = (asked.timeout, context.time_remaining())
-            timeout = min((each for each in limits if each is not None), default=None)
-            if asked.id is not None:
-                log.id_in_body(asked.id)
+                if (header := model.tenant_header) is not None:
+                    take_tenant(asked, header, [str(val) for key, val in metadata if key == header])
+                limits = (asked.timeout, context.time_remaining())
+                timeout = min((each for each in limits if each is not None), default=None)
+                if asked.id is not None:
+                    log.id_in_body(asked.id)
+                if asked.count > LARGE:
+                    version.frontend.check_admission(asked.count, timeout)
+                size = asked.answer_size()
+                if size > 2 * self._limits.max_body:
+                    most = self._limits.max_body
+                    raise _too_large(size // 2, "an answer over gRPC has", most, "the answer")
+                budget.check_answer(size)
+                budget.held += size
+                held += size
+                rows = await asked.read_rows(budget.turn)
+                if asked.count <= LARGE or version is self._models.find(
+                    message.model_name, message.model_version or None
+                ):
+                    break
+                budget.held -= size  # another version took over as the rows were read
+                held -= size
+            del message
             result = await version.frontend.infer(
-                asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
+                rows, timeout, tenant=asked.tenant, exact=asked.exact
             )
             log.model, log.version, log.sources = model.name, model.version, result.sources
-            return write_response(model, asked, result.outputs, result.sources)
+            return await write_response(asked, result.outputs, result.sources, budget.turn)
+        finally:
+            budget.held -= held
+            self._rpcs -= 1
+
+    async def _receive(self, context: Context) -> bytes:
+        """Return the message of a call. Its size is unknown while it arrives, so few arrive at a
+        time, and half of those from one address: what they hold is bounded."""
+        address = context.peer().rpartition(":")[0]
+        own = self._arriving_from.get(address)
+        if own is None:
+            few = max(1, self._may_arrive // 2)
+            own = self._arriving_from[address] = asyncio.Semaphore(few)
+        seconds = self._limits.body_timeout
+        try:
+            async with own, self._arriving, asyncio.timeout(seconds):
+                data = await context.read()
+        except TimeoutError as error:
+            text = f"the message did not come whole within the body_timeout of {seconds:g} s"
+            raise LateRequestError(text, why=Refused.BODY_TIMEOUT) from error
+        if not isinstance(data, bytes):
+            raise InvalidRequestError("the call has no message")
+        self._metrics.received.labels(GRPC).inc(len(data))
+        return data
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> Message:
         return pb.ServerLiveResponse(live=True)
@@ -444,6 +487,9 @@ class Health:
         self._max_watches = max_watches
         self._watches = 0
         self._stopping = stopping
+        self._turned = asyncio.Event()
+        """Set, and replaced, when the status changes."""
+        self._ticker: asyncio.Task[None] | None = None
 
     async def check(self, data: bytes, context: Context) -> Message:
         try:
@@ -467,21 +513,34 @@ class Health:
                 response = health_pb2.HealthCheckResponse
                 yield response(status=response.SERVICE_UNKNOWN)
                 return
+            if self._ticker is None or self._ticker.done():
+                self._ticker = asyncio.create_task(self._tick(self._status()))
             last = None
             while True:
-                stopping, status = self._stopping.is_set(), self._status()
+                stopping, turned, status = self._stopping.is_set(), self._turned, self._status()
                 if status != last:
                     yield status
                     last = status
                 if stopping:
                     return
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_HEALTH_INTERVAL):
-                        await self._stopping.wait()
+                await turned.wait()
         except RequestError as error:
             await refuse(context, error, self._metrics)
         finally:
             self._watches -= 1
+
+    async def _tick(self, last: Message) -> None:
+        """Look at the readiness now and then while there are streams, and wake them by a change."""
+        while self._watches:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEALTH_INTERVAL):
+                    await self._stopping.wait()
+            if (status := self._status()) != last or self._stopping.is_set():
+                last = status
+                self._turned.set()
+                self._turned = asyncio.Event()
+            if self._stopping.is_set():
+                return
 
     def _status(self) -> Message:
         response = health_pb2.HealthCheckResponse
@@ -505,10 +564,8 @@ def read_message(request: type[_Request], data: bytes) -> _Request:
         ) from error
 
 
-def _too_large(size: int, what: str, most: int) -> TooLargeError:
-    return TooLargeError(
-        f"the message has {size} bytes; {what} at most {most}; send several requests"
-    )
+def _too_large(size: int, what: str, most: int, which: str = "the message") -> TooLargeError:
+    return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; send several requests")
 
 
 def _name_bundle(version: ServedVersion, context: Context) -> None:

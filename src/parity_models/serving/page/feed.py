@@ -203,4 +203,5 @@ class Page:
             return error_response("this model or version is not running; try again soon", 503)
         if feed.full:
             return error_response("too many watch already; close another page", 503)
-        return Response(200, b"", _EVENTS, None if request.method == "HEAD" else feed.follow())
+        pieces = None if request.method == "HEAD" else feed.follow()
+        return Response(200, b"", _EVENTS, pieces=pieces)

@@ -81,9 +81,10 @@ async def _disconnected(receive: Receive) -> None:
 async def _send(response: Response, request: Request, send: Send) -> None:
     headers = [
         *response.headers,
-        (b"content-length", b"%d" % len(response.content)),
+        (b"content-length", b"%d" % sum(map(len, (response.content, *response.more)))),
         (REQUEST_ID.encode(), request.log.id.encode()),
     ]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    content = b"" if request.method == "HEAD" else response.content
-    await send({"type": "http.response.body", "body": content})
+    content = (b"",) if request.method == "HEAD" else (response.content, *response.more)
+    for left, piece in enumerate(content, 1 - len(content)):
+        await send({"type": "http.response.body", "body": bytes(piece), "more_body": left < 0})

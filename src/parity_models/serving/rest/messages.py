@@ -40,15 +40,19 @@ _NOTHING = ByteBudget(0)
 
 @dataclass(slots=True, eq=False)
 class Response:
-    """An answer without its framing: the carrier adds the content's length.
+    """An answer without its framing: the carrier adds the length of `content` and the `more` that
+    follows it.
 
-    Where there are `pieces`, they are the content, and the connection ends with them.
+    Where there are `pieces`, they are the content, and the connection ends with them. With
+    `retry_after`, a request on the connection before that many seconds is refused only then.
     """
 
     status: int
     content: bytes
     headers: Headers = JSON
+    more: Sequence[memoryview] = ()
     pieces: AsyncGenerator[bytes, None] | None = None
+    retry_after: float = 0.0
 
 
 class Request:
@@ -60,11 +64,24 @@ class Request:
     names, and whether it is an `inference`, over V1 or not. Its carrier sets `is_local`, if it
     comes from this machine, `keeps`, if the connection goes on after it, and `answer`, where its
     head was enough to refuse it. The `body` comes in pieces; its bytes are held from the `budget`.
+    `is_json`: that limits its body more; `is_large`: it may be refused by its body's first bytes,
+    and `peeks` until they have come.
     """
 
     __slots__ = (
-        *("answer", "body", "budget", "handler", "headers", "held", "inference", "is_local"),
-        *("is_v1", "keeps", "log", "max_body", "method", "model", "repeated"),
+        *("answer", "body", "budget", "handler", "headers", "held", "inference", "is_json"),
+        *(
+            "is_large",
+            "is_local",
+            "is_v1",
+            "keeps",
+            "log",
+            "max_body",
+            "method",
+            "model",
+            "peeks",
+            "repeated",
+        ),
         *("target", "version"),
     )
 
@@ -90,7 +107,8 @@ class Request:
         self.handler: Handler | None = None
         self.model = ""
         self.version: str | None = None
-        self.inference = self.is_local = self.is_v1 = False
+        self.inference = self.is_json = self.is_local = self.is_v1 = False
+        self.is_large = self.peeks = False
         self.keeps = True
         self.answer: Response | None = None
         self.body: bytes | bytearray = b""
@@ -165,9 +183,12 @@ class Request:
 
     def too_large(self) -> TooLargeError:
         """Return the error of a request whose body is larger than `max_body`."""
+        limit, advice = "max_body", "send fewer rows at once"
+        if self.is_json:
+            limit, advice = "max_json", "send binary data, or fewer rows at once"
         return TooLargeError(
             f"the body is larger than the {self.max_body} bytes this server takes at once "
-            "(max_body); send fewer rows at once",
+            f"({limit}); {advice}",
             why=Refused.MAX_BODY,
         )
 

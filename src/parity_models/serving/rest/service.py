@@ -31,22 +31,25 @@ from parity_models.serving.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
 from parity_models.serving.protocol import (
     BINARY,
     HEADER_LENGTH,
     JSON_OBJECT,
+    SLICE,
     SOFTWARE,
     ServerMetadata,
     read_json,
     read_request,
-    with_tenant,
+    rows_in_head,
+    take_tenant,
     write_response,
 )
 from parity_models.serving.request_log import ACCESS_LOG, CURRENT
 from parity_models.serving.rest.messages import (
+    JSON,
     Handler,
     Request,
     Response,
@@ -73,6 +76,9 @@ _OF_MODEL = re.compile(
     r"|/v2/repository/models/(?P<kept>[^/]+)(?P<change>/load|/unload)"
 )
 """The paths that name a model, and maybe a version."""
+
+_LARGE_BODY = 64 * 2**10
+"""Bytes of a body beyond which its first bytes are looked at before the others come."""
 
 _BINARY = (b"content-type", b"application/octet-stream")
 _HEADER_LENGTH = HEADER_LENGTH.encode()
@@ -192,10 +198,21 @@ class Rest:
         # A size that is only declared takes no room: a few clients that declare much and send
         # nothing would keep out all others.
         request.max_body, request.budget = self.limits.max_body, self.budget
+        if request.inference:
+            request.is_large = request.peeks = size > _LARGE_BODY
+            if HEADER_LENGTH not in request.headers and self.limits.max_json < request.max_body:
+                request.is_json, request.max_body = True, self.limits.max_json
         if size > request.max_body:
             raise request.too_large()
         if self.budget.held + size > self.budget.most:
             raise self.budget.exceeded(size)
+
+    def peek(self, request: Request) -> None:
+        """Raise a RequestError for a large request that the first bytes of its body suffice to
+        refuse, as they say how many rows it has."""
+        request.peeks = False
+        if "content-encoding" not in request.headers and (rows := rows_in_head(request.body)):
+            self._models.find(request.model, request.version).frontend.check_admission(rows, None)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
@@ -227,7 +244,10 @@ class Rest:
         if error.why is not None:
             self._metrics.refusals.labels(error.why).inc()
         self._ended(request, error.status)
-        return refusal(error)
+        response = refusal(error)
+        if request.is_large and error.retry_after is not None:
+            response.retry_after = error.retry_after
+        return response
 
     def abandoned(self, request: Request) -> None:
         """Count a request whose client went away before its body was whole."""
@@ -256,29 +276,44 @@ class Rest:
     async def _infer(self, request: Request) -> Response:
         if "content-encoding" in request.headers:
             await request.decompress()
-        # The version that answers is chosen here; nothing is awaited before it is asked.
-        version = self._models.find(request.model, request.version)
-        model, log = version.model, request.log
-        log.metrics = version.metrics
-        if request.is_v1:
-            asked = read_predict(request.body, model)
-        else:
-            asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
-        if model.tenant_header is not None:
-            asked = with_tenant(asked, model.tenant_header, request.values(model.tenant_header))
-        if asked.id is not None:
-            log.id_in_body(asked.id)
+        while True:
+            # The version that answers is chosen here, and asked before anything is awaited.
+            version = self._models.find(request.model, request.version)
+            model, log, budget = version.model, request.log, self.budget
+            log.metrics = version.metrics
+            if request.is_v1:
+                asked = read_predict(request.body, model)
+            else:
+                asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
+            if model.tenant_header is not None:
+                take_tenant(asked, model.tenant_header, request.values(model.tenant_header))
+            if asked.id is not None:
+                log.id_in_body(asked.id)
+            if asked.count > LARGE:
+                version.frontend.check_admission(asked.count, asked.timeout)
+            size = asked.answer_size()
+            if budget.held + size > budget.most:
+                budget.check_answer(size)
+            budget.held += size
+            request.held += size
+            rows = await asked.read_rows(budget.turn)
+            if len(request.body) <= SLICE or version is self._models.find(
+                request.model, request.version
+            ):
+                break
+            budget.held -= size  # another version took over as the rows were read
+            request.held -= size
         result = await version.frontend.infer(
-            asked.rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
+            rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
         )
         log.model, log.version, log.sources = model.name, model.version, result.sources
         if request.is_v1:
-            content, headers = write_predictions(model, asked, result)
-            return json_response(content, headers=headers)
-        body, end = write_response(model, asked, result.outputs, result.sources)
-        if end is None:
-            return Response(200, body)
-        return Response(200, body, (_BINARY, (_HEADER_LENGTH, b"%d" % end)))
+            body, headers = await write_predictions(asked, result, budget.turn)
+            return Response(200, body, JSON + headers)
+        head, binary = await write_response(asked, result.outputs, result.sources, budget.turn)
+        if not binary:
+            return Response(200, head)
+        return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head))), binary)
 
     # Others
 
