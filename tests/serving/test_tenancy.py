@@ -37,8 +37,8 @@ def test_the_header_names_the_tenant() -> None:
 
 
 def test_without_the_header_a_request_shares_with_nobody_whatever_it_says() -> None:
-    for request in (asked(), asked(tenant="a"), asked(exact=True)):
-        assert sharing(request) == (True, None)
+    for each in (asked(), asked(tenant="a"), asked(exact=True)):
+        assert sharing(each) == (True, None)
 
 
 @pytest.mark.parametrize(
