@@ -14,7 +14,7 @@ from http_served import INFER, binary, body, eventually, get, post, serving
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
-from parity_models.serving.in_flight import Result
+from parity_models.serving.frontend import Result
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import (
     InferRequest,

@@ -160,7 +160,7 @@ class Rest:
 
         Raises a RequestError for a request that its head suffices to refuse.
         """
-        target, asks = request.target, None
+        target, asks, kept = request.target, None, None
         path = unquote(target.partition("?")[0] if target[:1] == "/" else _path_of_url(target))
         if self._tokens is not None and path not in self._open:
             self._check_token(self._tokens, request)
@@ -182,24 +182,17 @@ class Rest:
         request.handler = handler
         request.is_v1 = asks == ":predict"
         request.inference = request.is_v1 or asks == "/infer"
-        if asks in ("/load", "/unload"):
-            # Any site's page can reach this server from a browser in its network.
-            if "origin" in request.headers:
-                raise ForbiddenError(
-                    "web pages load and unload no models here; a request of your own has no header "
-                    "Origin"
-                )
-            if self._models.only is None:
-                check_administrator(self._administrators, request.headers.get("authorization"))
-        elif found is not None and asks not in ("/ready", ""):
-            self._models.find(request.model, request.version)
-        if request.inference and "content-encoding" in request.headers:
-            request.check_encoding()
+        if kept is not None:
+            self._check_change(request)
         # A size that is only declared takes no room: a few clients that declare much and send
         # nothing would keep out all others.
         request.max_body, request.budget = self.limits.max_body, self.budget
         if request.inference:
-            request.is_large = request.peeks = size > _LARGE_BODY
+            if "content-encoding" in request.headers:
+                request.check_encoding()
+            if size > _LARGE_BODY:
+                request.is_large = request.peeks = True
+                self._models.find(request.model, request.version)
             if HEADER_LENGTH not in request.headers and self.limits.max_json < request.max_body:
                 request.is_json, request.max_body = True, self.limits.max_json
         if size > request.max_body:
@@ -270,6 +263,17 @@ class Rest:
         if not admits:
             self._metrics.unauthorized.inc()
             raise UnauthorizedError
+
+    def _check_change(self, request: Request) -> None:
+        """Raise a RequestError for a change of the models by a client that may not make it."""
+        # Any site's page can reach this server from a browser in its network.
+        if "origin" in request.headers:
+            raise ForbiddenError(
+                "web pages load and unload no models here; a request of your own has no header "
+                "Origin"
+            )
+        if self._models.only is None:
+            check_administrator(self._administrators, request.headers.get("authorization"))
 
     # Inference, over either protocol
 
