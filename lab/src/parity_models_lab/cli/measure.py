@@ -76,6 +76,21 @@ def path(out: Out = None) -> None:
     _report(title, rows, out, "path.json")
 
 
+def late(
+    calls: Annotated[int, typer.Option(help="Calls of each run.", min=100)] = 4000,
+    seed: Annotated[int, typer.Option(help="Fixes when calls come and are slow.", min=0)] = 0,
+    out: Out = None,
+) -> None:
+    """Compare parity_models.Late with libraries that hedge, over real sockets.
+
+    Four servers with a slot each, two kinds of slowness, three loads. Times in ms.
+    """
+    from parity_models_lab.late_calls import compare
+
+    rows = list(compare(calls, seed, Console(stderr=True, highlight=False).print))
+    _report(f"Calls to four servers, {calls:,} a run, seed {seed}", rows, out, "late.json")
+
+
 def _report(title: str, rows: list[Row], out: Path | None, name: str) -> None:
     print_rows(title, rows)
     if out is not None:
