@@ -11,7 +11,7 @@ import pytest
 import forked
 from access_files import TOKEN, Files
 from commands import Here, assert_refused
-from parity_models.errors import LoadError, UserError
+from parity_models.errors import LoadError
 from parity_models.load.recorder import record
 from parity_models.serving.client import Credentials
 from served import ServerProcess, queries, write_linear_bundle
@@ -54,9 +54,17 @@ async def test_a_server_with_tokens_is_loaded_and_recorded(tmp_path: Path) -> No
             await record(url, 1.0, credentials=Credentials(TOKEN))
 
 
-def test_credentials_that_cannot_be_are_refused(
+def test_a_load_s_processes_get_its_credentials_alone_and_invalid_ones_are_refused(
     tmp_path: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ca = tmp_path / "ca.pem"
+    Files(tmp_path).authority.cert_pem.write_to_path(ca)
+    monkeypatch.setenv("PARM_TOKEN", "a-token-for-another-server")
+    given = Credentials(TOKEN, ca)
+    assert "PARM_TOKEN" not in Credentials().environment
+    for name, value in given.environment.items():
+        monkeypatch.setenv(name, value)
+    assert Credentials.of_environment() == given
     (tmp_path / "none.pem").write_text("no certificate")
     of = ("load", "https://127.0.0.1:1", "--inputs", "queries.npy", "--rate", "1")
     for file in ("none.pem", "nowhere.pem"):
@@ -64,19 +72,3 @@ def test_credentials_that_cannot_be_are_refused(
         assert_refused(outcome, f"cannot read certificates from {tmp_path / file}")
     monkeypatch.setenv("PARM_TOKEN", "of\ntwo lines")
     assert_refused(parm_here(*of), "characters that no token has")
-
-
-def test_the_processes_of_a_load_get_its_credentials_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ca = tmp_path / "ca.pem"
-    Files(tmp_path).authority.cert_pem.write_to_path(ca)
-    monkeypatch.setenv("PARM_TOKEN", "a-token-for-another-server")
-    given = Credentials(TOKEN, ca)
-    assert "PARM_TOKEN" not in Credentials().environment
-    assert given.environment["PARM_TOKEN"] == TOKEN
-    for name, value in given.environment.items():
-        monkeypatch.setenv(name, value)
-    assert Credentials.of_environment() == given
-    with pytest.raises(UserError, match="no token has"):
-        Credentials("with a\nbreak")

@@ -3,16 +3,13 @@
 The process serves until its standard input ends, so that it cannot outlive its parent.
 """
 
-import resource
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import msgspec
-import psutil
 import uvloop
 
 from parity_models.errors import ServingError, UserError
@@ -92,50 +89,6 @@ async def served(
         if not server.message.startswith("http"):
             raise await server.failure(UserError)
         yield Served(server)
-
-
-@dataclass(frozen=True)
-class Computed:
-    """Processor time in seconds, of this process and all that it started.
-
-    `workers` are the processes that the server started; `serving` all others: the server itself and
-    its clients.
-    """
-
-    workers: float
-    serving: float
-
-    @classmethod
-    def until_now(cls, server: int) -> Self:
-        """Return the time since the processes started, of ended ones too.
-
-        Args:
-            server: The server's process id.
-
-        """
-        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        everything = ended.ru_utime + ended.ru_stime + _of_children(psutil.Process())
-        workers = 0.0
-        with suppress(psutil.NoSuchProcess):  # it has ended, which its next user finds
-            workers = _of_children(psutil.Process(server))
-        return cls(workers, everything - workers)
-
-    def since(self, earlier: Self) -> Self:
-        """Return the processor time since then."""
-        return type(self)(self.workers - earlier.workers, self.serving - earlier.serving)
-
-
-def _of_children(parent: psutil.Process) -> float:
-    """Return the seconds of all processes that `parent` started, directly or not."""
-    seconds = 0.0
-    for each in parent.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            times = each.cpu_times()
-            seconds += times.user + times.system
-            # Only Linux counts the ended children of a process.
-            seconds += getattr(times, "children_user", 0.0)
-            seconds += getattr(times, "children_system", 0.0)
-    return seconds
 
 
 async def _serve(spec: ServeSpec) -> None:

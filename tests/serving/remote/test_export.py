@@ -22,42 +22,39 @@ def bundle(tmp_path: Path) -> Path:
     return write_linear_bundle(tmp_path, backed=True)
 
 
-def test_triton_s_repository_has_a_config_and_a_version(
-    bundle: Path, tmp_path: Path, parm_here: Here
+@pytest.mark.parametrize("format", list(Format))
+def test_a_repository_has_each_model_with_its_tensors(
+    bundle: Path, tmp_path: Path, parm_here: Here, format: Format
 ) -> None:
     out = tmp_path / "repository"
-    assert not parm_here("export", bundle, "--format", "triton", "--out", out).returncode
+    assert not parm_here("export", bundle, "--format", format, "--out", out).returncode
     assert {folder.name for folder in out.iterdir()} == NAMES.keys()
     for name, role in NAMES.items():
-        config = text_format.Parse((out / name / "config.pbtxt").read_text(), ModelConfig())
-        assert (config.name, config.backend) == (name, "onnxruntime")
-        assert config.max_batch_size > 1
-        assert [group.count for group in config.instance_group] == [1]
-        assert config.version_policy.HasField("all")
-        for tensors, of, size in [
-            (config.input, "input", INPUTS),
-            (config.output, "output", OUTPUTS),
-        ]:
-            (tensor,) = tensors
-            assert (tensor.name, tensor.data_type, list(tensor.dims)) == (of, TYPE_FP32, [size])
-        onnx = (out / name / "1" / "model.onnx").read_bytes()
-        assert onnx == (bundle / f"{role}.onnx").read_bytes()
+        check = check_triton if format is Format.TRITON else check_mlserver
+        assert check(out / name, name).read_bytes() == (bundle / f"{role}.onnx").read_bytes()
 
 
-def test_mlserver_s_repository_has_settings_and_a_runtime(
-    bundle: Path, tmp_path: Path, parm_here: Here
-) -> None:
-    out = tmp_path / "repository"
-    assert not parm_here("export", bundle, "--format", "mlserver", "--out", out).returncode
-    assert {folder.name for folder in out.iterdir()} == NAMES.keys()
-    for name, role in NAMES.items():
-        settings = json.loads((out / name / "model-settings.json").read_text())
-        assert settings["name"] == name
-        assert settings["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, INPUTS]}]
-        module, kind = settings["implementation"].split(".")
-        assert f"class {kind}(MLModel)" in (out / name / f"{module}.py").read_text()
-        onnx = (out / name / settings["parameters"]["uri"]).read_bytes()
-        assert onnx == (bundle / f"{role}.onnx").read_bytes()
+def check_triton(folder: Path, name: str) -> Path:
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
+    assert (config.name, config.backend) == (name, "onnxruntime")
+    assert config.max_batch_size > 1
+    assert [group.count for group in config.instance_group] == [1]
+    assert config.version_policy.HasField("all")
+    for (tensor,), of, size in (
+        (config.input, "input", INPUTS),
+        (config.output, "output", OUTPUTS),
+    ):
+        assert (tensor.name, tensor.data_type, list(tensor.dims)) == (of, TYPE_FP32, [size])
+    return folder / "1" / "model.onnx"
+
+
+def check_mlserver(folder: Path, name: str) -> Path:
+    settings = json.loads((folder / "model-settings.json").read_text())
+    assert settings["name"] == name
+    assert settings["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, INPUTS]}]
+    module, kind = settings["implementation"].split(".")
+    assert f"class {kind}(MLModel)" in (folder / f"{module}.py").read_text()
+    return folder / str(settings["parameters"]["uri"])
 
 
 @pytest.mark.parametrize("format", list(Format))

@@ -26,11 +26,8 @@ from parity_models.models.bundle import (
     Bundle,
     NewModel,
     open_bundle,
-    with_measured,
     write_bundle,
 )
-from parity_models.models.gate import EVERYTHING, Calibration, GateLevel
-from parity_models.options import Value
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
@@ -160,58 +157,6 @@ def test_fleets_that_do_not_fit_are_refused_with_the_difference(
             refused = parm_here("serve", "--port", "0", *spelled.split())
             assert_refused(refused, reason)
             assert refused.stderr.count("\n") == 1
-
-
-# Two backups
-
-
-def gate(threshold: float) -> Calibration:
-    """Of outputs with this confidence; it expects to let through four of five."""
-    level = GateLevel(0.9, threshold, 0.8, 0.9)
-    return Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
-
-
-@pytest.mark.slow
-async def test_a_better_backup_answers_where_the_first_one_may_not(
-    tmp_path: Path,
-) -> None:
-    written = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=2))
-    bundle = with_measured(written, calibration={"backup": gate(1e9), "backup-2": gate(EVERYTHING)})
-    alone = [
-        write_bundle(
-            tmp_path / f"{number}-alone",
-            deployed=NewModel(written.path / file.file, "alone"),
-            parity=[],
-            code=None,
-        ).path
-        for number, file in enumerate(bundle.manifest.backups)
-    ]
-    names = ("model-backup", "model-backup-2")
-    with Parm(alone[0], "--name", names[0]) as fast, Parm(alone[1], "--name", names[1]) as better:
-        async with FakeUpstream("http", WEIGHTS) as model:
-            upstreams: dict[str, Value] = {
-                "deployed": f"{model.url}?concurrency=4",
-                "backup": f"{fast.url}/{names[0]}?concurrency=4,"
-                f"{better.grpc_url}/{names[1]}?concurrency=4",
-            }
-            options = ServeOptions(
-                policy=PolicyChoice("adaptive"),
-                deadline=4.0,
-                port=0,
-                engine=EngineChoice("remote", upstreams),
-            )
-            async with Server(bundle, options) as server:
-                model.mode = HUNG
-                rows = queries(1)
-                answers = await server.deployment.frontend.infer(rows)
-                assert answers.sources == [Source.BACKUP_2]
-                np.testing.assert_allclose(answers.outputs, 3 * predictions(rows), rtol=1e-3)
-                for kind, fate in (("backup", "refused"), ("backup-2", "answered")):
-                    of = {"kind": kind, "fate": fate}
-                    count = server.deployment.metrics.registry.get_sample_value(
-                        "parm_redundant_tasks_total", of
-                    )
-                    assert count == 1
 
 
 def test_the_first_backup_is_what_approximate_backup_needs(tmp_path: Path) -> None:

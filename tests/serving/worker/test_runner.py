@@ -30,30 +30,30 @@ def runner(tmp_path: Path) -> Runner:
 
 def test_a_finished_unit_has_its_end_and_outputs(runner: Runner) -> None:
     before = time.monotonic()
-    report, outputs = runner.run(Unit(7, "deployed"), [ROW, ROW])
+    report, outputs = runner.run(Unit(7, "deployed", 2), ROW + ROW)
     assert isinstance(report, Finished)
     assert report.unit == 7
     assert before <= report.ended <= time.monotonic()
-    assert np.frombuffer(outputs or b"", np.float32).shape == (4,)
+    assert np.frombuffer(outputs, np.float32).shape == (4,)
 
 
 @pytest.mark.parametrize(
     ("unit", "rows", "why"),
     [
-        (Unit(1, "parity-0"), [ROW], "does not run 'parity-0'"),
-        (Unit(1, "deployed"), [ROW[:-1]], "15 bytes, where 1 rows"),
-        (Unit(1, "deployed"), [ROW, b""], "0 bytes, where 1 rows"),
-        (Unit(1, "deployed", (3,)), [ROW], ""),
+        (Unit(1, "parity-0", 1), ROW, "does not run 'parity-0'"),
+        (Unit(1, "deployed", 1), ROW[:-1], "15 bytes, where 1 rows"),
+        (Unit(1, "deployed", 2), ROW, "16 bytes, where 2 rows"),
+        (Unit(1, "deployed", 1, (3,)), ROW, ""),
     ],
 )
 def test_a_unit_that_does_not_fit_fails_and_the_next_runs(
-    runner: Runner, unit: Unit, rows: list[bytes], why: str
+    runner: Runner, unit: Unit, rows: bytes, why: str
 ) -> None:
     report, outputs = runner.run(unit, rows)
     assert isinstance(report, Failed)
     assert why in report.detail
-    assert outputs is None
-    assert isinstance(runner.run(Unit(2, "deployed"), [ROW])[0], Finished)
+    assert outputs == b""
+    assert isinstance(runner.run(Unit(2, "deployed", 1), ROW)[0], Finished)
 
 
 @pytest.mark.parametrize("computing", [False, True])
@@ -66,14 +66,14 @@ def test_a_cancelled_unit_waits_and_computes_no_more(runner: Runner, computing: 
     runner.inject(plan, 0, time.monotonic() - 3601)
     reports: list[Any] = []
     began = time.monotonic()
-    thread = Thread(target=lambda: reports.append(runner.run(Unit(1, "deployed"), [ROW])))
+    thread = Thread(target=lambda: reports.append(runner.run(Unit(1, "deployed", 1), ROW)))
     thread.start()
     runner.cancel(1)
     thread.join()
-    assert reports == [(Failed(1, "cancelled"), None)]
+    assert reports == [(Failed(1, "cancelled"), b"")]
     assert time.monotonic() - began >= DELAY, "a delay that is a fault stays"
     runner.inject(FaultPlan(), 0, 0.0)
-    assert isinstance(runner.run(Unit(2, "deployed"), [ROW])[0], Finished)
+    assert isinstance(runner.run(Unit(2, "deployed", 1), ROW)[0], Finished)
 
 
 def test_a_worker_loads_only_what_it_was_assigned(tmp_path: Path) -> None:

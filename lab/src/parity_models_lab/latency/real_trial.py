@@ -1,6 +1,8 @@
 """Real trials: a server process with worker processes, a client process, real contention."""
 
 import asyncio
+import os
+import resource
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +18,7 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import BundleError, LoadError
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
-from parity_models.load.served import Computed, Served, served
+from parity_models.load.served import Served, served
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.engine import Placement
@@ -28,6 +30,7 @@ from parity_models_lab.contention.processor import quota
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency.setting import QUERY_SHAPE
 from parity_models_lab.latency.trial import SLOWED, Trial, TrialResult, result_of
+from parity_models_lab.processes import cpu_seconds, descendants
 
 TASK = "digits"
 NETWORK = "linear"
@@ -90,10 +93,10 @@ class Laboratory:
             load = self._load(trial, bundle.manifest.name, server.url)
             warm = float(load.due[trial.warm_up])
             counting: list[asyncio.Task[float]] = []
-            computed: list[Computed] = []
+            computed: list[tuple[float, float]] = []
 
             def begin() -> None:
-                computed.append(Computed.until_now(server.pid))
+                computed.append(_computed(server.pid))
                 server.begin_faults()
                 if slowed is not None:
                     slowed.begin()
@@ -109,10 +112,8 @@ class Laboratory:
             if setting.hogs or setting.tenant:
                 return summed  # they compute, too
             ms = 1e3 / len(result)
-            took = Computed.until_now(server.pid).since(*computed)
-            return msgspec.structs.replace(
-                summed, workers_ms=ms * took.workers, serving_ms=ms * took.serving
-            )
+            workers, serving = np.subtract(_computed(server.pid), *computed).tolist()
+            return msgspec.structs.replace(summed, workers_ms=ms * workers, serving_ms=ms * serving)
 
     def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
         """Contention begins with the warm-up, which policies that learn would else learn from in
@@ -203,6 +204,14 @@ def _without_others(faults: FaultPlan, workers: int) -> FaultPlan:
 
 def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
     return images.repeat(ENLARGED, axis=-2).repeat(ENLARGED, axis=-1)
+
+
+def _computed(server: int) -> tuple[float, float]:
+    """Return the processor seconds so far of a server's workers, and of the server and clients."""
+    workers = cpu_seconds(descendants(server))
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    clients = ended.ru_utime + ended.ru_stime
+    return workers, clients + cpu_seconds(descendants(os.getpid())) - workers
 
 
 async def _busy_after(seconds: float, server: Served) -> float:

@@ -130,11 +130,11 @@ class WorkerProcess(SupervisedInstance):
         return last.decode(errors="replace").strip()
 
     def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
-        self._units.send([encode(unit), *rows])
+        self._units.send(encode(unit), rows)
 
     def send(self, message: Cancel | InjectFaults) -> None:
         stream = self._units if isinstance(message, InjectFaults) else self._control
-        stream.send([encode(message)])
+        stream.send(encode(message))
 
     @property
     def pid(self) -> int | None:
@@ -180,8 +180,8 @@ class WorkerProcess(SupervisedInstance):
         self._streams.append(stream)
         return stream
 
-    def _on_message(self, frames: Sequence[Frame]) -> None:
-        self._on_report(*read(REPORT, frames))
+    def _on_message(self, header: Frame, tensor: Frame) -> None:
+        self._on_report(read(REPORT, header), tensor)
 
     def _on_malformed(self, error: MessageError) -> None:
         self._metrics.messages_refused.labels("malformed").inc()

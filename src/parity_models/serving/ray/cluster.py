@@ -145,8 +145,9 @@ class Instance:
 
     def run(self, unit: Unit, rows: Sequence[Any]) -> tuple[Report, Any]:
         """Run a unit on the bytes of its rows; return its report, and the bytes of its outputs."""
-        report, outputs = self._runner.run(unit, [row.data for row in rows])
-        return report, None if outputs is None else _as_array(outputs)
+        block = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        report, outputs = self._runner.run(unit, block.data)
+        return report, _as_array(outputs)
 
     def inject(self, plan: FaultPlan, worker: int, age: float) -> None:
         """Have units suffer a fault plan that began `age` seconds ago."""
@@ -200,7 +201,7 @@ class ActorInstance(SupervisedInstance):
         """Have it load its models, and ping it until it ends; return why it ended."""
         try:
             hello, self.node = await self._actor.load.remote(self._models)
-            self._on_report(hello, ())
+            self._on_report(hello, b"")
             while True:
                 await self._actor.ping.remote()
                 self.silence = 0
@@ -238,11 +239,11 @@ class ActorInstance(SupervisedInstance):
         error = result.exception()
         if error is None:
             report, outputs = result.result()
-            self._on_report(report, () if outputs is None else (outputs.data,))
+            self._on_report(report, outputs.data)
         elif isinstance(error, RayActorError):
             self.kill(f"ended: {_last_line(error)}")
         else:
-            self._on_report(Failed(unit, _last_line(error)), ())
+            self._on_report(Failed(unit, _last_line(error)), b"")
 
 
 def _as_array(frame: Frame) -> Any:

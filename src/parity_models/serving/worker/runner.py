@@ -5,7 +5,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Event
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.errors import ModelError
 from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel, check_sha256
-from parity_models.models.signature import Kind, Sizes, tensors_in
+from parity_models.models.signature import tensors_in
 from parity_models.serving.worker.wire import (
     AssignedModel,
     Failed,
@@ -44,18 +44,17 @@ class Runner:
     def __init__(self, models: Mapping[str, OnnxModel], *, device: str | None = None) -> None:
         self._models = models
         self._device = Device(device) if device else nullcontext()
-        self._batches: dict[tuple[str, Sizes], NDArray[np.generic]] = {}
         self._running: tuple[int, onnxruntime.RunOptions, Event] | None = None
         self._cancelled: int | None = None
         self._faults: tuple[float, WorkerFaults] | None = None
         self._corrupt_models: dict[str, OnnxModel] = {}
 
-    def run(self, unit: Unit, rows: Sequence[Frame]) -> tuple[Finished | Failed, Frame | None]:
-        """Run a unit on rows (*query_shape). Return its report, and the bytes of its outputs."""
+    def run(self, unit: Unit, rows: Frame) -> tuple[Finished | Failed, Frame]:
+        """Run a unit on rows (n, *query_shape). Return its report, and the bytes of its outputs."""
         with self._device:
             result = self._run(unit, rows)
         if isinstance(result, Failed):
-            return result, None
+            return result, b""
         return Finished(unit.unit, time.monotonic()), bytes_of(result)
 
     def cancel(self, unit: int) -> None:
@@ -71,7 +70,7 @@ class Runner:
         time.monotonic()."""
         self._faults = (start, WorkerFaults(plan, worker))
 
-    def _run(self, unit: Unit, rows: Sequence[Frame]) -> NDArray[np.generic] | Failed:
+    def _run(self, unit: Unit, rows: Frame) -> NDArray[np.generic] | Failed:
         started = time.monotonic()
         options = onnxruntime.RunOptions()
         options.log_severity_level = FATAL_ONLY
@@ -94,34 +93,23 @@ class Runner:
         return result
 
     def _compute(
-        self, unit: Unit, rows: Sequence[Frame], options: onnxruntime.RunOptions
+        self, unit: Unit, rows: Frame, options: onnxruntime.RunOptions
     ) -> NDArray[np.generic]:
         role = unit.role
         if role not in self._models:
             raise ValueError(f"this worker does not run {role!r}")
         model = self._models[role]
         kind = model.signature.kind(unit.sizes)
-        batch = self._batch(role, kind, rows)
+        batch = rows_of(rows, kind.input, unit.rows)
         if self._faults is not None:
             model = self._corrupt(role, batch, *self._faults)
         outputs = kind.output.join(model(kind.input.split(batch), options))
-        if outputs.shape != (len(rows), *kind.output.shape) or outputs.dtype != kind.output.dtype:
+        if outputs.shape != (unit.rows, *kind.output.shape) or outputs.dtype != kind.output.dtype:
             raise ValueError(
-                f"the model gave {outputs.dtype} {list(outputs.shape)} for {len(rows)} rows; "
+                f"the model gave {outputs.dtype} {list(outputs.shape)} for {unit.rows} rows; "
                 f"its output is {kind.output}"
             )
         return outputs
-
-    def _batch(self, role: str, kind: Kind, rows: Sequence[Frame]) -> NDArray[np.generic]:
-        if len(rows) == 1:
-            return rows_of(rows[0], kind.input, 1)
-        known = self._batches.get((role, kind.sizes))
-        if known is None or len(known) < len(rows):
-            known = self._batches[role, kind.sizes] = kind.input.zeros(len(rows))
-        batch = known[: len(rows)]
-        for i, row in enumerate(rows):
-            batch[i] = rows_of(row, kind.input, 1)[0]
-        return batch
 
     def _corrupt(
         self, role: str, batch: NDArray[np.generic], start: float, faults: WorkerFaults

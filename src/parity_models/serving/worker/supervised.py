@@ -44,8 +44,8 @@ TICK = 0.1
 LONG_SERVICE = 60.0
 """Seconds after which an instance that is recycled counts as one that served well."""
 
-OnReport = Callable[[Report, Sequence[Frame]], None]
-"""Takes a report, and the frames of its tensors."""
+OnReport = Callable[[Report, Frame], None]
+"""Takes a report, and the bytes of a unit's outputs."""
 
 _log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._loop.call_soon(self._listener.unit_failed, unit, f"{role}: {error}")
             return
         its.running = RunningUnit(unit, kind.output, len(rows))
-        its.send_unit(Unit(unit, role, kind.sizes), frames)
+        its.send_unit(Unit(unit, role, len(rows), kind.sizes), frames)
 
     def cancel(self, instance: str, unit: int) -> None:
         its = self._instances.get(instance)
@@ -296,7 +296,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
 
     # Reports
 
-    def _on_report(self, name: str, report: Report, outputs: Sequence[Frame]) -> None:
+    def _on_report(self, name: str, report: Report, outputs: Frame) -> None:
         instance = self._instances.get(name)
         if instance is None or instance.why_killed is not None or self._stopping.is_set():
             return  # the report was in flight
@@ -307,7 +307,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 case Finished(unit, ended) if running is not None and running.unit == unit:
                     instance.running = None
                     try:
-                        rows = rows_of(outputs[0], running.output, running.rows)
+                        rows = rows_of(outputs, running.output, running.rows)
                     except MessageError as error:
                         self._metrics.messages_refused.labels("malformed").inc()
                         self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")

@@ -1,14 +1,14 @@
 """Messages between an engine and a worker process, and the streams that carry them.
 
-A message is a msgpack header, one of the structs below, and raw tensors in frames of their own: a
-frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled. Each
-worker has two streams, socket pairs, or TCP between namespaces: `units` carries units, faults and
-results, in order; `control` carries heartbeats, and messages that must not wait for a unit to end.
+A message is a msgpack header, one of the structs below, and the bytes of a tensor: the rows of a
+Unit, or the outputs of a Finished. Nothing is pickled. Each worker has two streams, socket pairs,
+or TCP between namespaces: `units` carries units, faults and results, in order; `control` carries
+heartbeats, and messages that must not wait for a unit to end.
 
 A message passes from process to process directly, without a thread in between. Either end notices
-when the other is gone. On the stream, a message is the sizes of its frames, preceded by their
-number (little-endian, 8 bytes each), the tensors, and the header, which comes last so that tensors
-are aligned.
+when the other is gone. On the stream, a message is the sizes of its header and of its tensor
+(little-endian, 8 bytes each), the tensor, and the header, which comes last so that tensors are
+aligned.
 """
 
 import os
@@ -17,8 +17,8 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from struct import Struct, pack, unpack_from
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from struct import Struct
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,14 +33,15 @@ if TYPE_CHECKING:
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
 
-_NUMBER = Struct("<Q")
-_CHUNK = 2**16
-"""Bytes that are received at once."""
+_SIZES = Struct("<QQ")
+_CHUNK, _LARGE_CHUNK = 2**16, 2**20
+"""Bytes that are received at once, and where a larger message is on its way."""
+_MAX_HEADER = 2**20
+"""Bytes; signatures of models with many inputs are the largest."""
 _PARTS = 512
-"""Frames that are sent without being joined; the system takes 1,024."""
+"""Pieces that are sent without being joined; the system takes 1,024."""
 
 Frame = bytes | memoryview
-"""A part of a message."""
 
 
 # Messages
@@ -76,13 +77,14 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Unit(msgspec.Struct, frozen=True, tag=True):
-    """Run a batch for this role; each row follows in a frame of its own.
+    """Run a batch of `rows` rows, which follow, for this role.
 
     `sizes` are those of the model's dynamic axes.
     """
 
     unit: int
     role: str
+    rows: int
     sizes: Sizes = ()
 
 
@@ -111,8 +113,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """The unit has run, until `ended` of the worker's time.monotonic(); its outputs follow in one
-    frame."""
+    """The unit has run, until `ended` of the worker's time.monotonic(); its outputs follow."""
 
     unit: int
     ended: float
@@ -134,37 +135,18 @@ class MessageError(ValueError):
     """A malformed message; its text is for the log."""
 
 
-class Kind(Generic[Message]):
-    """The messages that one end of a stream reads, of which `with_tensors` has tensors."""
-
-    def __init__(self, decode: Callable[[Any], Message], with_tensors: type | None) -> None:
-        self.decode = decode
-        self.with_tensors = with_tensors
-
-
-WORK: Kind[Unit | InjectFaults] = Kind(
-    msgspec.msgpack.Decoder(Unit | InjectFaults).decode, with_tensors=Unit
-)
-CONTROL: Kind[Cancel] = Kind(msgspec.msgpack.Decoder(Cancel).decode, with_tensors=None)
-REPORT: Kind[Report] = Kind(
-    msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed).decode, with_tensors=Finished
-)
-
 encode = msgspec.msgpack.Encoder().encode
+WORK = msgspec.msgpack.Decoder(Unit | InjectFaults)
+CONTROL = msgspec.msgpack.Decoder(Cancel)
+REPORT = msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed)
 
 
-def read(kind: Kind[Message], frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
-    """Decode a message: it, and the frames of its tensors. Raises MessageError."""
-    header, *tensors = frames
+def read(decoder: msgspec.msgpack.Decoder[Message], header: Frame) -> Message:
+    """Decode a message's header. Raises MessageError."""
     try:
-        message = kind.decode(header)
+        return decoder.decode(header)
     except (ValueError, RecursionError) as error:  # msgspec's errors, and UnicodeDecodeError
         raise MessageError(f"a message that cannot be read: {error}") from error
-    if bool(tensors) != isinstance(message, kind.with_tensors or ()):
-        raise MessageError(f"{type(message).__name__} with {len(tensors)} frames of tensors")
-    if isinstance(message, Finished) and len(tensors) > 1:
-        raise MessageError(f"outputs come in one frame, not in {len(tensors)}")
-    return message, tensors
 
 
 def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[np.generic]:
@@ -192,15 +174,16 @@ def bytes_of(rows: NDArray[Any]) -> memoryview:
 class EngineStream:
     """The engine's end, on its event `loop`.
 
-    `on_message` is called with each message, `on_error` once if the stream is malformed, after
-    which nothing more is read. The end of the stream is not reported: the process ends as well.
+    `on_message` is called with the header and the tensor of each message, `on_error` once if the
+    stream is malformed, after which nothing more is read. The end of the stream is not reported:
+    the process ends as well.
     """
 
     def __init__(
         self,
         loop: "AbstractEventLoop",
         end: socket.socket,
-        on_message: Callable[[Sequence[Frame]], None],
+        on_message: Callable[[Frame, Frame], None],
         on_error: Callable[[MessageError], None],
     ) -> None:
         self._on_message = on_message
@@ -212,9 +195,10 @@ class EngineStream:
         self._unsent = b""
         loop.add_reader(end.fileno(), self._receive)
 
-    def send(self, frames: Sequence[Frame]) -> None:
-        """Send a message without waiting; the rest is sent once the socket accepts it."""
-        parts, size = parts_of(frames)
+    def send(self, header: bytes, tensor: Sequence[Frame] = ()) -> None:
+        """Send a message, with a tensor in pieces, without waiting; the rest is sent once the
+        socket accepts it."""
+        parts, size = parts_of(header, tensor)
         sent = 0
         if not self._unsent:
             try:
@@ -246,7 +230,7 @@ class EngineStream:
 
     def _receive(self) -> None:
         try:
-            data = self._socket.recv(_CHUNK)
+            data = self._socket.recv(self._messages.wanted)
         except BlockingIOError:
             return
         except OSError:
@@ -255,8 +239,8 @@ class EngineStream:
             self._loop.remove_reader(self._socket.fileno())
             return
         try:
-            for frames in self._messages.of(data):
-                self._on_message(frames)
+            for header, tensor in self._messages.of(data):
+                self._on_message(header, tensor)
         except MessageError as error:
             if self._socket.fileno() >= 0:
                 self._loop.remove_reader(self._socket.fileno())
@@ -270,7 +254,7 @@ class WorkerStream:
         self._socket = end
         os.set_inheritable(end.fileno(), False)
         self._messages = Messages()
-        self._received: deque[Sequence[Frame]] = deque()
+        self._received: deque[tuple[Frame, Frame]] = deque()
         self._poll = select.poll()
         self._poll.register(end.fileno(), select.POLLIN)
 
@@ -278,11 +262,14 @@ class WorkerStream:
         """Wait up to `timeout` seconds. Return whether there is something to receive."""
         return bool(self._received or self._poll.poll(1000 * timeout))
 
-    def receive(self) -> Sequence[Frame]:
-        """Wait for the next message. Raises EOFError if the engine is gone."""
+    def receive(self) -> tuple[Frame, Frame]:
+        """Wait for the next message; return its header and its tensor.
+
+        Raises EOFError if the engine is gone.
+        """
         while not self._received:
             try:
-                data = self._socket.recv(_CHUNK)
+                data = self._socket.recv(self._messages.wanted)
             except OSError:
                 data = b""
             if not data:
@@ -290,25 +277,21 @@ class WorkerStream:
             self._received += self._messages.of(data)
         return self._received.popleft()
 
-    def send(self, frames: Sequence[Frame]) -> None:
+    def send(self, header: bytes, tensor: Frame = b"") -> None:
         """Send a message, if the engine is still there."""
-        parts, size = parts_of(frames)
+        parts, size = parts_of(header, (tensor,))
         with suppress(OSError):
             sent = self._socket.sendmsg(parts)
             if sent < size:
                 self._socket.sendall(b"".join(parts)[sent:])
 
 
-def parts_of(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
+def parts_of(header: bytes, tensor: Sequence[Frame]) -> tuple[list[Frame], int]:
     """Return the bytes of a message, in pieces, and their number."""
-    parts: list[Frame] = []
-    for frame in frames[1:]:
-        parts.append(memoryview(frame).cast("B"))
-    parts.append(frames[0])
-    lengths = list(map(len, parts))
-    sizes = pack(f"<{len(parts) + 1}Q", len(parts), *lengths)
-    size = len(sizes) + sum(lengths)
-    return ([sizes, *parts] if len(parts) <= _PARTS else [sizes, b"".join(parts)]), size
+    size = sum([memoryview(each).nbytes for each in tensor])
+    sizes = _SIZES.pack(len(header), size)
+    pieces = tensor if len(tensor) <= _PARTS else (b"".join(tensor),)
+    return [sizes, *pieces, header], len(sizes) + size + len(header)
 
 
 class Messages:
@@ -318,9 +301,17 @@ class Messages:
         self._rest = bytearray()
         self._needed = 0
 
-    def of(self, data: bytes) -> list[Sequence[Frame]]:
-        """Return the messages that are complete with this piece. Raises MessageError."""
-        messages: list[Sequence[Frame]] = []
+    @property
+    def wanted(self) -> int:
+        """The number of bytes to receive next, at most."""
+        return min(max(_CHUNK, self._needed - len(self._rest)), _LARGE_CHUNK)
+
+    def of(self, data: bytes) -> list[tuple[Frame, Frame]]:
+        """Return header and tensor of the messages that are complete with this piece.
+
+        Raises MessageError.
+        """
+        messages: list[tuple[Frame, Frame]] = []
         stream: bytes | bytearray = data
         if self._rest:
             self._rest += data
@@ -329,22 +320,15 @@ class Messages:
             return messages
         view = memoryview(stream)
         self._rest, self._needed = bytearray(), 0
-        while len(view) >= _NUMBER.size:
-            (count,) = _NUMBER.unpack_from(view)
-            if not count:
-                raise MessageError("a message without a header")
-            at = self._needed = _NUMBER.size * (count + 1)
-            if len(view) < at:
-                break
-            sizes = unpack_from(f"<{count}Q", view, _NUMBER.size)
-            self._needed += sum(sizes)
+        while len(view) >= _SIZES.size:
+            header, tensor = _SIZES.unpack_from(view)
+            if not 0 < header <= _MAX_HEADER:
+                raise MessageError(f"a message with a header of {header} bytes")
+            at = _SIZES.size + tensor
+            self._needed = at + header
             if len(view) < self._needed:
                 break
-            frames = []
-            for size in sizes:
-                frames.append(view[at : at + size])
-                at += size
-            messages.append((frames[-1], *frames[:-1]))
-            view, self._needed = view[at:], 0
+            messages.append((view[at : self._needed], view[_SIZES.size : at]))
+            view, self._needed = view[self._needed :], 0
         self._rest += view
         return messages

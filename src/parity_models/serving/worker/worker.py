@@ -46,17 +46,17 @@ class Worker:
 
     def serve(self, hello: Hello) -> None:
         """Say hello and serve until the engine is gone. Raises MessageError."""
-        self._units.send([encode(hello)])
+        self._units.send(encode(hello))
         Thread(target=self._control_loop, daemon=True).start()
         while True:
             try:
-                message, rows = read(WORK, self._units.receive())
+                header, rows = self._units.receive()
             except EOFError:
                 return
-            match message:
+            match message := read(WORK, header):
                 case Unit():
                     report, outputs = self._runner.run(message, rows)
-                    self._units.send([encode(report), *([] if outputs is None else [outputs])])
+                    self._units.send(encode(report), outputs)
                 case InjectFaults(plan, worker, start):
                     self._runner.inject(plan, worker, start)
 
@@ -68,14 +68,14 @@ class Worker:
             if wait <= 0:
                 if os.getppid() != self._parent:
                     os._exit(0)
-                self._control.send([heartbeat])
+                self._control.send(heartbeat)
                 due = time.monotonic() + HEARTBEAT
             elif self._control.wait(wait):
                 try:
-                    message, _ = read(CONTROL, self._control.receive())
+                    header, _ = self._control.receive()
                 except EOFError:
                     os._exit(0)
-                self._runner.cancel(message.unit)
+                self._runner.cancel(read(CONTROL, header).unit)
 
 
 def _streams(assigned: Assignment) -> tuple[WorkerStream, WorkerStream]:
