@@ -57,7 +57,6 @@ class FakeUpstream:
         scheme: str,
         weights: NDArray[np.float32],
         *,
-        versions: tuple[str, ...] = ("1",),
         input_shape: tuple[int, ...] | None = None,
         binary: bool = True,
         software: str | None = None,
@@ -73,7 +72,6 @@ class FakeUpstream:
         self._closing = asyncio.Event()
         self._scheme = scheme
         self._weights = weights
-        self._versions = versions
         self._shape = (-1, *(input_shape or weights.shape[:1]))
         self._binary = binary
         self._software = software
@@ -162,7 +160,7 @@ class FakeUpstream:
         return web.json_response(
             {
                 "name": "model",
-                "versions": self._versions,
+                "versions": ["1"],
                 "inputs": [{"name": "input", "datatype": "FP32", "shape": self._shape}],
                 "outputs": [
                     {"name": "output", "datatype": "FP32", "shape": (-1, *self._weights.shape[1:])}
@@ -263,7 +261,7 @@ class FakeUpstream:
         return ServerMetadataResponse(name=self._software).SerializeToString()
 
     async def _metadata_grpc(self, request: bytes, context: Any) -> bytes:
-        about = ModelMetadataResponse(name="model", versions=self._versions)
+        about = ModelMetadataResponse(name="model", versions=["1"])
         about.inputs.add(name="input", datatype="FP32", shape=self._shape)
         about.outputs.add(name="output", datatype="FP32", shape=(-1, *self._weights.shape[1:]))
         return about.SerializeToString()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from own_engine import InProcess
 from parity_models.serving.engine import EngineListener
-from parity_models.serving.remote.upstream import Fault, UpstreamError
+from parity_models.serving.remote.remote_engine import Fault, UpstreamError
 
 
 class Late(InProcess):

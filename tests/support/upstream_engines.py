@@ -11,8 +11,7 @@ from engine_conformance import DEPLOYED, Events, Left
 from fake_upstream import FakeUpstream
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.remote_engine import RemoteEngine
-from parity_models.serving.remote.upstream import Upstream, UpstreamOptions
+from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream, UpstreamOptions
 
 WEIGHTS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
 ROW = np.arange(6, dtype=np.float32)

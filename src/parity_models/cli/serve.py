@@ -29,7 +29,7 @@ from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
 from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import ENGINES, EngineChoice, ServeOptions
-from parity_models.serving.remote.upstream import UpstreamOptions
+from parity_models.serving.remote.remote_engine import UpstreamOptions
 from parity_models.serving.repository import Repository as ServedRepository
 from parity_models.serving.server import Server
 from parity_models.serving.stand_in_only import StandInOnly

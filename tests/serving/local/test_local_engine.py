@@ -118,17 +118,6 @@ async def test_outputs_that_do_not_fit_the_signature_fail_the_unit(tmp_path: Pat
         assert "gave float32 [1, 2] for 2 rows" in await events.failure(1)
 
 
-@pytest.mark.parametrize("running_for", [0.0, 0.05])
-async def test_a_cancelled_unit_ends_early_and_is_reported(model: Path, running_for: float) -> None:
-    async with running(model) as (engine, events):
-        engine.run("0", 1, "deployed", [row(0, FOREVER)])
-        await asyncio.sleep(running_for)
-        engine.cancel("0", 1)
-        assert await events.failure(1) == "cancelled"
-        engine.run("0", 2, "deployed", [row(0, 5)])
-        assert (await events.outputs(2)).shape == (1, 2)
-
-
 async def test_a_listener_that_raises_gets_the_next_report(model: Path) -> None:
     class Touchy(Events):
         def unit_finished(self, unit: int, outputs: NDArray[Any], **stamps: float | None) -> None:

@@ -3,16 +3,14 @@
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from parity_models.serving.page.feed import MAX_WATCHERS
 from repositories import write_version
-from served import ServerProcess, predictions, queries, until
+from served import ServerProcess, predictions, queries
 from served_repositories import ADMINISTRATOR, administered
 
 pytestmark = pytest.mark.slow
@@ -81,20 +79,6 @@ def test_the_events_say_what_the_server_does(server: ServerProcess) -> None:
             answers += sum((frame["latest"] or {"answers": {}})["answers"].values())
         assert latencies["count"] == 4
         assert latencies["p50"] >= 20
-
-
-def test_only_so_many_may_watch(server: ServerProcess) -> None:
-    with ExitStack() as stack:
-        for _ in range(MAX_WATCHERS):
-            watcher = stack.enter_context(httpx.stream("GET", f"{server.url}/ui/events"))
-            assert watcher.status_code == 200
-        refused = stack.enter_context(httpx.stream("GET", f"{server.url}/ui/events"))
-        assert refused.status_code == 503
-        assert infer(server).status_code == 200
-    until(
-        lambda: httpx.head(f"{server.url}/ui/events").status_code == 200,
-        "watchers that left still have their places",
-    )
 
 
 def test_a_server_that_stops_ends_the_events_and_waits_for_no_watcher(bundle: str) -> None:

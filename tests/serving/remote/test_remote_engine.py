@@ -12,8 +12,7 @@ from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.remote_engine import RemoteEngine
-from parity_models.serving.remote.upstream import Upstream
+from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream
 
 pytestmark = pytest.mark.slow
 

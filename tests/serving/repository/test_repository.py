@@ -15,7 +15,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.remote.upstream import Upstream, upstreams_of
+from parity_models.serving.remote.remote_engine import Upstream, upstreams_of
 from parity_models.serving.repository import (
     Repository,
     asked_version,

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import resource
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
@@ -30,7 +31,7 @@ from parity_models_lab.contention.processor import quota
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency.setting import QUERY_SHAPE
 from parity_models_lab.latency.trial import SLOWED, Trial, TrialResult, result_of
-from parity_models_lab.processes import cpu_seconds, descendants
+from parity_models_lab.processes import descendants
 
 TASK = "digits"
 NETWORK = "linear"
@@ -112,7 +113,8 @@ class Laboratory:
             if setting.hogs or setting.tenant:
                 return summed  # they compute, too
             ms = 1e3 / len(result)
-            workers, serving = np.subtract(_computed(server.pid), *computed).tolist()
+            (then,) = computed
+            workers, serving = (b - a for a, b in zip(then, _computed(server.pid), strict=True))
             return msgspec.structs.replace(summed, workers_ms=ms * workers, serving_ms=ms * serving)
 
     def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
@@ -208,10 +210,20 @@ def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
 
 def _computed(server: int) -> tuple[float, float]:
     """Return the processor seconds so far of a server's workers, and of the server and clients."""
-    workers = cpu_seconds(descendants(server))
+    workers = _cpu_seconds(server)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     clients = ended.ru_utime + ended.ru_stime
-    return workers, clients + cpu_seconds(descendants(os.getpid())) - workers
+    return workers, clients + _cpu_seconds(os.getpid()) - workers
+
+
+def _cpu_seconds(parent: int) -> float:
+    """Return the processor seconds of the processes that `parent` started, directly or not."""
+    seconds = 0.0
+    for pid in descendants(parent):
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 async def _busy_after(seconds: float, server: Served) -> float:

@@ -34,7 +34,7 @@ from parity_models.serving.protocol import (
     read_response,
     write_request,
 )
-from parity_models.serving.remote.upstream import (
+from parity_models.serving.remote.remote_engine import (
     TOLERANCE,
     BusyError,
     Fault,
@@ -48,6 +48,9 @@ from parity_models.serving.request_log import REQUEST_ID
 
 _AWAY = (502, 503, 504)
 """Statuses of a server that is starting or stopping, or of a gateway that has none behind it."""
+
+_MAX_TEXT = 300
+"""Characters of an upstream's description that are kept."""
 
 Tensors = Mapping[str, NDArray[Any]]
 """Rows (n, *shape) of a model's inputs, by name."""
@@ -123,35 +126,26 @@ class UpstreamClient(ABC):
         except ValueError as error:
             raise UnitError(f"is of a model that {error}") from error
         outputs = await self._ask(model, kind, kind.input.split(np.stack(rows)), headers)
-        given = {output.name: output for output in outputs}
+        wanted = [
+            (each.name, each.datatype, (len(rows), *each.shape)) for each in kind.output.tensors
+        ]
+        found = [(each.name, each.datatype, tuple(each.shape)) for each in outputs]
+        if sorted(found) != sorted(wanted):
+            text = f"answered {str(found)[:_MAX_TEXT]}, where {wanted} was due"
+            raise UpstreamError(Fault.GARBAGE, text)
         arrays = {}
-        for spec in kind.output.tensors:
-            output = given.get(spec.name)
-            if output is None:
-                raise UpstreamError(Fault.GARBAGE, f"answered without output {spec.name!r}")
-            wanted = (len(rows), *spec.shape)
-            if output.datatype != spec.datatype or tuple(output.shape) != wanted:
-                raise UpstreamError(
-                    Fault.GARBAGE,
-                    f"answered {output.datatype[:20]} {list(output.shape)[:40]}, where "
-                    f"{spec.datatype} {list(wanted)} was due",
-                )
+        for output in outputs:
             try:
-                arrays[spec.name] = output.array()
+                arrays[output.name] = output.array()
             except InvalidRequestError as error:
                 if isinstance(output.data, Raw):  # JSON has no infinity, which may be the unit's
-                    text = f"answered values that are not {spec.datatype}: {error}"
+                    text = f"answered values that are not {output.datatype}: {error}"
                     raise UnitError(text) from error
                 raise unreadable(error) from error
-        if len(outputs) != len(arrays):
-            raise UpstreamError(Fault.GARBAGE, f"answered with {len(outputs)} outputs")
         return kind.output.join(arrays)
 
-    async def check(self, model: UpstreamModel) -> tuple[str, ...] | None:
-        """Check that the upstream has the bundle's model and runs it, or raise UnitError too.
-
-        Return the model's versions where the upstream chooses one.
-        """
+    async def check(self, model: UpstreamModel) -> None:
+        """Check that the upstream has the bundle's model and runs it. Raises UnitError too."""
         await self.check_ready(model)
         about = await self._metadata(model)
         if about is not None:
@@ -169,9 +163,6 @@ class UpstreamClient(ABC):
                     f"off, where the largest value is {scale:.3g}; make the bundle from what runs "
                     "there",
                 )
-        if about is None or model.version is not None:
-            return None
-        return tuple(sorted(about.versions or ()))
 
     async def _metadata(self, model: UpstreamModel) -> ModelMetadata | None:
         """Return the model as the upstream describes it; None if its protocol cannot ask."""

@@ -34,7 +34,7 @@ from parity_models.serving.protocol import (
     size_in_bytes,
 )
 from parity_models.serving.remote.clients import Tensors, Token, UpstreamClient, unreadable
-from parity_models.serving.remote.upstream import (
+from parity_models.serving.remote.remote_engine import (
     BusyError,
     Fault,
     UnitError,

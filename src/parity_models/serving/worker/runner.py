@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import numpy as np
 import onnxruntime
@@ -44,8 +44,11 @@ class Runner:
     def __init__(self, models: Mapping[str, OnnxModel], *, device: str | None = None) -> None:
         self._models = models
         self._device = Device(device) if device else nullcontext()
-        self._running: tuple[int, onnxruntime.RunOptions, Event] | None = None
+        self._lock = Lock()
+        """Between `run` and `cancel`."""
+        self._running: int | None = None
         self._cancelled: int | None = None
+        self._renew()
         self._faults: tuple[float, WorkerFaults] | None = None
         self._corrupt_models: dict[str, OnnxModel] = {}
 
@@ -59,11 +62,19 @@ class Runner:
 
     def cancel(self, unit: int) -> None:
         """End the unit early, if it runs or is the next to run."""
-        self._cancelled = unit
-        running = self._running
-        if running is not None and running[0] == unit:
-            running[1].terminate = True
-            running[2].set()
+        with self._lock:
+            self._cancelled = unit
+            if self._running == unit:
+                self._end()
+
+    def _end(self) -> None:
+        self._options.terminate = True
+        self._ended.set()
+
+    def _renew(self) -> None:
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = FATAL_ONLY
+        self._ended = Event()
 
     def inject(self, plan: FaultPlan, worker: int, start: float) -> None:
         """Inject the faults of worker number `worker` of a plan, beginning at `start` of
@@ -72,29 +83,25 @@ class Runner:
 
     def _run(self, unit: Unit, rows: Frame) -> NDArray[np.generic] | Failed:
         started = time.monotonic()
-        options = onnxruntime.RunOptions()
-        options.log_severity_level = FATAL_ONLY
-        # In this order here, and in the opposite one in `cancel`, no cancellation is missed.
-        cancelled = Event()
-        self._running = (unit.unit, options, cancelled)
-        if self._cancelled == unit.unit:
-            options.terminate = True
-            cancelled.set()
+        with self._lock:
+            if self._options.terminate:
+                self._renew()
+            self._running = unit.unit
+            if self._cancelled == unit.unit:
+                self._end()
         result: NDArray[np.generic] | Failed
         try:
-            result = self._compute(unit, rows, options)
+            result = self._compute(unit, rows)
         except Exception as error:  # an error of this unit only; the next may succeed
-            detail = "cancelled" if options.terminate else str(error)[:MAX_DETAIL]
+            detail = "cancelled" if self._options.terminate else str(error)[:MAX_DETAIL]
             result = Failed(unit.unit, detail)
-        if self._faults is not None and self._apply_faults(
-            started, unit.role, cancelled, *self._faults
-        ):
-            return Failed(unit.unit, "cancelled")
+        if self._faults is not None and self._apply_faults(started, unit.role, *self._faults):
+            result = Failed(unit.unit, "cancelled")
+        with self._lock:
+            self._running = None
         return result
 
-    def _compute(
-        self, unit: Unit, rows: Frame, options: onnxruntime.RunOptions
-    ) -> NDArray[np.generic]:
+    def _compute(self, unit: Unit, rows: Frame) -> NDArray[np.generic]:
         role = unit.role
         if role not in self._models:
             raise ValueError(f"this worker does not run {role!r}")
@@ -103,7 +110,7 @@ class Runner:
         batch = rows_of(rows, kind.input, unit.rows)
         if self._faults is not None:
             model = self._corrupt(role, batch, *self._faults)
-        outputs = kind.output.join(model(kind.input.split(batch), options))
+        outputs = kind.output.join(model(kind.input.split(batch), self._options))
         if outputs.shape != (unit.rows, *kind.output.shape) or outputs.dtype != kind.output.dtype:
             raise ValueError(
                 f"the model gave {outputs.dtype} {list(outputs.shape)} for {unit.rows} rows; "
@@ -126,15 +133,13 @@ class Runner:
             return self._corrupt_models[file]
         return self._models[role]
 
-    def _apply_faults(
-        self, started: float, role: str, cancelled: Event, start: float, faults: WorkerFaults
-    ) -> bool:
+    def _apply_faults(self, started: float, role: str, start: float, faults: WorkerFaults) -> bool:
         """Wait as the plan says. Return whether the unit was cancelled meanwhile."""
         busy_until = time.thread_time() + faults.computing_time(started - start, role)
-        while time.thread_time() < busy_until and not cancelled.is_set():
+        while time.thread_time() < busy_until and not self._ended.is_set():
             pass
         release = start + faults.release(started - start, time.monotonic() - start, role)
-        if not cancelled.wait(max(0.0, release - time.monotonic())):
+        if not self._ended.wait(max(0.0, release - time.monotonic())):
             return False
         cut_at = start + faults.cut(time.monotonic() - start)
         time.sleep(max(0.0, min(cut_at, release) - time.monotonic()))
