@@ -13,7 +13,7 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.models.bundle import with_measured
+from parity_models.models.bundle import InferenceTimes, with_measured
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.protection.options import Goal, SimulationOptions
 from parity_models.protection.plan import Planner, Plans, plan
@@ -123,17 +123,17 @@ def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
     assert "--max-batch 1" in one_by_one.flags
 
 
-def test_what_further_rows_add_is_measured_and_taken_out_of_recorded_times(
-    tmp_path: Path,
-) -> None:
+def test_what_further_rows_add_is_taken_out_of_recorded_times(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
     bundle = linear_bundle(tmp_path, weights, backup=weights)
+    times = InferenceTimes(1.0, None, (0.5,), 2.5)
+    bundle = replace(
+        bundle, manifest=msgspec.structs.replace(bundle.manifest, inference_times=times)
+    )
     kept = recording(rows=3.0)
     found = service_of(bundle, SimulationOptions(max_batch=4), recording=kept)
-    assert found.added.keys() == {DEPLOYED, BACKUP}
-    further = found.added[DEPLOYED]
-    assert 0 <= further < 1  # of a model that takes next to nothing
-    assert found.seconds[DEPLOYED] == pytest.approx(0.01 / (1 + 2 * further))
+    assert found.added == {DEPLOYED: 0.5, BACKUP: 0.5}
+    assert found.seconds[DEPLOYED] == pytest.approx(0.01 / (1 + 2 * 0.5))
     goal = Goal(queries=1000, instances=8, max_batch=4)
     assert Planner(found, goal, kept).plans().plans
 

@@ -149,23 +149,26 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
         each.fit(Budget(seconds=3.0), tmp_path / f"{each.proposal.slug}.checkpoint", options={})
         each.judge(LEVEL)
     deployed = prepared.lesson.teacher.bundle
-    _, trained = measure(candidates, deployed, prepared.measured, LEVEL, tmp_path / "bundles")
+    queries, folder = prepared.queries, tmp_path / "bundles"
+    _, trained = measure(candidates, deployed, queries, "top-1", LEVEL, folder)
+    assert queries.calibration is not None
     for chosen, stand_in, role in zip(
         trained, ("reconstruction", "backup"), (parity_role(0), BACKUP), strict=True
     ):
         assert chosen.finalist.covered > 0
-        gate, covered = chosen.calibrate(prepared.measured, LEVEL, RISK)
-        bundle = write_protected(prepared, chosen, gate, tmp_path / stand_in)
+        found = chosen.calibrate(queries.calibration, "top-1", LEVEL, RISK)
+        assert found is not None
+        assert found[0].finalist.covered > 0
+        bundle = write_protected(prepared, *found, tmp_path / stand_in)
         manifest = bundle.manifest
         assert manifest.code == chosen.finalist.code
-        assert list(manifest.calibration.values()) == [gate]
-        assert covered > 0
+        assert list(manifest.calibration.values()) == [found[1]]
         served = Deployment(bundle, ServeOptions(agreement=LEVEL))
         assert served.choice.name == "adaptive"
         assert served.roles[0] == {DEPLOYED, role}
         assert served.model.gates.keys() == {stand_in}
         # Without enough risk nothing can be shown.
-        assert chosen.calibrate(prepared.measured, LEVEL, 1e-300)[1] == 0
+        assert chosen.calibrate(queries.calibration, "top-1", LEVEL, 1e-300) is None
 
 
 # Simulations and advice
@@ -194,21 +197,20 @@ def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> No
     best = plan("backup", 2.0, finalist("backup"))
     without = plan("no redundancy", 9.0)
     for p99, helps in ((3.0, True), (2.05, False), (1.5, False)):
-        advice = advise(best, [without, plan("hedging", p99)])
+        advice = advise(best, without, plan("hedging", p99))
         assert advice.helps == helps
         said = "Recommended: " if helps else "No stand-in helps here: hedging does as well"
         assert advice.sentences[0].startswith(said)
 
 
 @pytest.mark.slow
-def test_simulations_are_as_long_as_there_is_time_for_and_hedging_beats_nothing() -> None:
-    simulations = Simulations(Scenario(), 25.0, 0.1, 0.0, 1)
+def test_hedging_beats_nothing() -> None:
+    simulations = Simulations(Scenario(), 25.0, 0.1, 3000)
     assert simulations.scene.queries == 3000
     assert simulations.scene.rate == pytest.approx(0.5 * 12 / 0.0254, rel=0.05)
     assert simulations.without.extra_work == pytest.approx(0, abs=0.01)
-    hedging = simulations.hedging()
-    assert hedging.p99_ms < simulations.without.p99_ms
-    assert 0 < hedging.extra_work < 0.2
+    assert simulations.hedging.p99_ms < simulations.without.p99_ms
+    assert 0 < simulations.hedging.extra_work < 0.2
     shuffles = standard_contention(12, 0.025).shuffles
     assert shuffles is not None
     assert shuffles.transfers == 4
@@ -216,7 +218,7 @@ def test_simulations_are_as_long_as_there_is_time_for_and_hedging_beats_nothing(
 
 @pytest.mark.slow
 def test_stand_ins_are_simulated_each_with_its_time_and_its_coverage() -> None:
-    simulations = Simulations(Scenario(load=0.3), 25.0, 0.3, 0.0, 1)
+    simulations = Simulations(Scenario(load=0.3), 25.0, 0.3, 3000)
     found = {
         one.name: simulations.with_stand_in(one)
         for one in (

@@ -8,18 +8,11 @@ from typing import Any
 from rich.console import RenderableType
 
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.bundle import Bundle
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.protection.options import SimulationOptions
-from parity_models.protection.scene import (
-    Outcome,
-    Scene,
-    Service,
-    outcome_table,
-    recording_of,
-    service_of,
-)
+from parity_models.protection.scene import Outcome, Scene, open_service, outcome_table
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import SingleQueue
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, Parity
@@ -114,31 +107,26 @@ def simulate(
             no query is answered.
     """
     chosen = gather(SimulationOptions, options, given)
-    opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
-    recording = recording_of(chosen)
     if chosen.backup_time is None:
         code = code or CODE
-    service = service_of(opened, chosen, code=code, recording=recording)
+    service, _, recording = open_service(bundle, chosen, code)
     scene = Scene.of(service, chosen, queries=QUERIES, recording=recording)
+    parity = [Parity.name] * (service.stand_ins.code is not None)
+    usual = [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]
     asked = [
         each if isinstance(each, PolicyChoice) else PolicyChoice.parse(each)
-        for each in policies or _usual(service)
+        for each in policies or usual
     ]
-    rules = [SingleQueue.name, *(_rule(each, service) for each in asked)]
+
+    def rule(choice: PolicyChoice) -> str:
+        """Return the name of the dispatch rule."""
+        return choice.dispatch or choice.build(service.stand_ins)[1].name
+
     baselines = [
-        PolicyChoice(NoRedundancy.name, dispatch=None if rule == SingleQueue.name else rule)
-        for rule in dict.fromkeys(rules)
+        PolicyChoice(NoRedundancy.name, dispatch=None if name == SingleQueue.name else name)
+        for name in dict.fromkeys([SingleQueue.name, *map(rule, asked)])
     ]
     choices = {repr(each): each for each in [*baselines, *asked]}.values()
-    compared = [Compared(each, _rule(each, service), scene.outcome(each)) for each in choices]
-    return Comparison(scene, tuple(compared))
-
-
-def _usual(service: Service) -> list[str]:
-    parity = [Parity.name] * (service.stand_ins.code is not None)
-    return [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]
-
-
-def _rule(choice: PolicyChoice, service: Service) -> str:
-    _, dispatch = choice.build(service.stand_ins)
-    return choice.dispatch or dispatch.name
+    return Comparison(
+        scene, tuple(Compared(each, rule(each), scene.outcome(each)) for each in choices)
+    )

@@ -1,7 +1,6 @@
 """The options of simulations: a workload on a cluster, a service, and a goal."""
 
 from dataclasses import dataclass
-from math import inf
 from typing import Annotated
 
 from parity_models.options import SECONDS, SHARE, Option, Options
@@ -128,9 +127,3 @@ class Goal(SimulationOptions):
             below=1,
         ),
     ] = 0.3
-
-    @property
-    def limits_ms(self) -> tuple[float, float]:
-        """The upper bounds of p99 and p99.9, in milliseconds."""
-        p99, p999 = (inf if each is None else 1e3 * each for each in (self.p99, self.p999))
-        return p99, p999

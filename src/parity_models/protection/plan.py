@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.bundle import Bundle
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.protection.options import Goal
@@ -19,9 +19,8 @@ from parity_models.protection.scene import (
     Scene,
     Service,
     contention_of,
+    open_service,
     outcome_table,
-    recording_of,
-    service_of,
 )
 from parity_models.roles import BACKUPS, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
@@ -137,14 +136,20 @@ class Plans(Printed):
                 f"p99.9 {recording.p999_ms:.1f} ms at {recording.rate:.4g} queries/s, with "
                 f"{recording.instances} instances."
             )
-        rows = ((each.name, each.outcome, _further(each)) for each in self.plans)
-        table = outcome_table("", rows, ("inst.", "idle", "agrees", "misses"))
-        return [*said, table, self.advice]
-
-
-def _further(plan: Plan) -> Sequence[str]:
-    agrees = "?" if plan.agreement is None else f"{plan.agreement:.1%}"
-    return str(plan.instances), f"{plan.outcome.idle:.0%}", agrees, ", ".join(plan.missed)
+        rows = [
+            (
+                each.name,
+                each.outcome,
+                (
+                    str(each.instances),
+                    f"{each.outcome.idle:.0%}",
+                    "?" if each.agreement is None else f"{each.agreement:.1%}",
+                    ", ".join(each.missed),
+                ),
+            )
+            for each in self.plans
+        ]
+        return [*said, outcome_table("", rows, ("inst.", "idle", "agrees", "misses")), self.advice]
 
 
 def plan(
@@ -178,9 +183,7 @@ def plan(
     goal = gather(Goal, options, given)
     if goal.rate is None and goal.recorded is None:
         raise UserError("there is no load to plan for; give --rate, or --recorded")
-    opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
-    recording = recording_of(goal)
-    service = service_of(opened, goal, recording=recording)
+    service, opened, recording = open_service(bundle, goal)
     planner = Planner(service, goal, recording, on_tried)
     return planner.plans(None if opened is None else opened.path)
 
@@ -195,20 +198,14 @@ class Planner:
         recording: Recording | None = None,
         on_tried: OnTried = lambda text: None,
     ) -> None:
-        self._service = service
-        self._goal = goal
-        self._recording = recording
+        self._service, self._goal, self._recording = service, goal, recording
         self._on_tried = on_tried
         few = replace(goal, instances=goal.instances or 1, contention=None)
         self._scene = Scene.of(service, few, queries=QUERIES, recording=recording)
         recorded = None if recording is None else recording.rate
         self.rate = goal.rate or recorded or self._scene.rate
-        self._tried: dict[tuple[str, str, int], Plan] = {}
-
-    @property
-    def least(self) -> int:
+        self.least = max(1, ceil(self.rate * service.query / (1 - goal.headroom)))
         """The fewest instances that the load and the headroom need."""
-        return max(1, ceil(self.rate * self._service.query / (1 - self._goal.headroom)))
 
     def plans(self, bundle: Path | None = None) -> Plans:
         """Try the policies with the given instances or, without, with as few as suffice."""
@@ -239,21 +236,14 @@ class Planner:
         while plan.missed and high < most:
             low, high = high + 1, min(most, ceil(1.5 * high) + (high == 1))
             plan = self._plan(choice, high)
-        if plan.missed:
-            return plan
-        while low < high:
+        while not plan.missed and low < high:
             middle = (low + high) // 2
             tried = self._plan(choice, middle)
-            if tried.missed:
-                low = middle + 1
-            else:
-                high, plan = middle, tried
+            low, high = (middle + 1, high) if tried.missed else (low, middle)
+            plan = plan if tried.missed else tried
         return plan
 
     def _plan(self, choice: PolicyChoice, instances: int) -> Plan:
-        key = (choice.name, str(choice.options), instances)
-        if key in self._tried:
-            return self._tried[key]
         self._on_tried(f"{choice.name}, {instances} instances")
         service, goal = self._service, self._goal
         contention = contention_of(goal, service, instances, self._recording)
@@ -263,18 +253,15 @@ class Planner:
             agreement = 1.0
         elif agreement is not None:
             agreement = 1 - outcome.stood_in * (1 - agreement)
-        p99, p999 = goal.limits_ms
         factors = {
-            f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / p99,
-            f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / p999,
+            f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / (1e3 * (goal.p99 or inf)),
+            f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / (1e3 * (goal.p999 or inf)),
             f"{outcome.idle:.0%} idle": (1 - outcome.idle) / (1 - goal.headroom),
             f"{1 - outcome.answered:.1%} without an answer": ANSWERED / outcome.answered,
         }
         missed = tuple(said for said, factor in factors.items() if factor > 1)
         excess = max(factors.values())
-        plan = Plan(choice, instances, outcome, agreement, missed, excess, service.max_batch)
-        self._tried[key] = plan
-        return plan
+        return Plan(choice, instances, outcome, agreement, missed, excess, service.max_batch)
 
 
 def _counted(instances: int) -> str:

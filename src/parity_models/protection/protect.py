@@ -9,24 +9,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.errors import UserError
-from parity_models.evaluation.accuracy import too_few
 from parity_models.evaluation.calibration import LEVELS, RISK, check_levels, fewest_queries
 from parity_models.evaluation.judging import GivenInputs
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import Calibration
+from parity_models.models.queries import commonest
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.protection.finalists import (
     Advice,
     Finalist,
-    Measured,
     Protection,
     Simulations,
     Trained,
@@ -80,8 +79,8 @@ FINISHING, MOST_FINISHING = 22.0, 0.4
 LEAST_SEARCHING = 0.1
 """The smallest share of the time for the search, even if what comes before it took too long."""
 
-WRITING, MOST_WRITING = 3.0, 0.3
-"""Seconds after the simulations, and the largest share of what is left then."""
+LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
+"""Queries of a simulation: at least, for each minute of the whole search, and at most."""
 
 FIRST_CHOICE = 0.8
 """The first choice is calibrated at this share of the risk; if its level is not shown, the next one
@@ -155,7 +154,6 @@ class Report(Printed):
     instances: int
     advice: Advice
     dropped: dict[str, str]
-    test_queries: int
     interrupted: bool
 
     @property
@@ -163,11 +161,9 @@ class Report(Printed):
         """Tables of the stand-ins found and of the simulations, and the advice."""
         rows = ((plan.name, plan.outcome, (f"{plan.extra_work:.1%}",)) for plan in self.plans)
         simulated = outcome_table(f"{self.queries:,} queries", rows, ("extra\nwork",))
-        notes = [said] if (said := too_few(self.test_queries)) else []
-        return [self._found(), *notes, simulated, *self.advice.sentences]
+        return [self._found(), simulated, *self.advice.sentences]
 
     def _found(self) -> Table:
-        """Time against agreement and coverage, the fastest first."""
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
         labelled = [] if self.accuracy is None else [self.metric]
@@ -263,7 +259,7 @@ def protect(
         folder = out.with_name(f"{out.name}.protect")
         search = Search(prepared.lesson, folder, prepared.options, said)
         found = _search(prepared, search, chosen, end)
-        finished = _finish(prepared, found, out, chosen, end)
+        finished = _finish(prepared, found, out, chosen)
         if not found.interrupted:
             search.clear()
         return finished
@@ -287,13 +283,13 @@ def _check_enough(queries: int, level: float) -> None:
 class Prepared:
     """The data that candidates learn from and are measured by, and the options of the search.
 
-    `measuring` are the seconds that the deployed model took for the queries of `measured`.
+    The deployed model takes `row_seconds` for each of the `queries`.
     """
 
     lesson: Lesson
-    measured: Measured
+    queries: Queries
     options: RunOptions
-    measuring: float
+    row_seconds: float
 
 
 def prepare(
@@ -315,12 +311,10 @@ def prepare(
     sha256 = queries.sha256
     queries = _affordable(queries, row_seconds, options, callbacks)
     data = distill(model, teacher, queries, device, options.output_kind)
-    learned = time.monotonic()
-    measured = Measured.by(teacher.bundle, queries, data.metric)
-    now = time.monotonic()
     callbacks.say(
         f"the model's predictions are {data.output_kind}, judged by {data.metric}; it took "
-        f"{now - began:.0f} s to predict for {len(queries.train):,} queries to learn from"
+        f"{time.monotonic() - began:.0f} s to predict for {len(queries.train):,} queries to learn "
+        "from"
     )
     queried = teacher.describe(queries.train)
     judging = row_seconds * len(queries.validation)
@@ -335,7 +329,7 @@ def prepare(
         "agreement": options.agreement,
         "seed": options.seed,
     }
-    return Prepared(lesson, measured, determining, now - learned)
+    return Prepared(lesson, queries, determining, row_seconds)
 
 
 def _affordable(
@@ -369,59 +363,51 @@ def _affordable(
 
 def _search(prepared: Prepared, search: Search, options: SearchOptions, end: float) -> Found:
     """Search for as long as leaves enough time until `end` for what comes after it."""
+    queries, teacher = prepared.queries, prepared.lesson.teacher
+    assert queries.test is not None
     if options.resume:
         search.resume()
     else:
-        lesson = prepared.lesson
-        search.begin(propose(lesson.teacher, lesson.queried, prepared.measured.sizes))
-    # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
-    running = (FINALISTS + 1) * prepared.measuring
+        sizes = commonest(queries.test, teacher.signature)
+        search.begin(propose(teacher, prepared.lesson.queried, sizes))
+    # Hardly a finalist is slower than the model.
+    running = (FINALISTS + 1) * prepared.row_seconds * 2 * len(queries.test)
     total = 60 * options.minutes
     finishing = min(FINISHING + running, MOST_FINISHING * total)
     return search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
 
 
-def _finish(
-    prepared: Prepared,
-    found: Found,
-    out: Path,
-    options: SearchOptions,
-    end: float,
-) -> Protected:
+def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
-    lesson, measured = prepared.lesson, prepared.measured
-    deployed, level = lesson.teacher.bundle, options.agreement
+    lesson, queries = prepared.lesson, prepared.queries
+    deployed, metric, level = lesson.teacher.bundle, lesson.data.metric, options.agreement
+    count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
     with TemporaryDirectory() as folder:
-        base, trained = measure(found.finalists, deployed, measured, level, Path(folder))
+        base, trained = measure(found.finalists, deployed, queries, metric, level, Path(folder))
         able = [each for each in trained if each.finalist.covered > 0]
         if options.ungated:
             best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
             able = [replace(best, finalist=replace(best.finalist, covered=1.0))]
-        left = max(0.0, end - time.monotonic())
-        left -= min(WRITING, MOST_WRITING * left)
-        simulations = Simulations(options, base, options.extra_work, left, len(able) + 2)
-        others = [simulations.without, simulations.hedging()]
+        simulations = Simulations(options, base, options.extra_work, count)
         plans = [(each, simulations.with_stand_in(each.finalist)) for each in able]
-        nearest = max((each.finalist for each in trained), key=lambda each: each.agreement)
-        chosen, gate = _choose(plans, measured, options, nearest)
-        finalist, plan = chosen.finalist, simulations.with_stand_in(chosen.finalist)
-        advice = advise(plan, others)
+        chosen, gate = _choose(plans, queries, metric, options) or _none_agrees(trained, options)
         bundle = write_protected(prepared, chosen, gate, out)
-    by_name = {each.finalist.name: each.finalist for each in trained} | {finalist.name: finalist}
-    tried = {each.name: each for each in (*others, *(each for _, each in plans), plan)}
+    plan = simulations.with_stand_in(chosen.finalist)
+    others = [plan for each, plan in plans if each.candidate is not chosen.candidate]
+    finalists = [each.finalist for each in trained if each.candidate is not chosen.candidate]
+    accuracy = bundle.manifest.accuracy
     report = Report(
-        measured.metric,
+        metric,
         lesson.data.output_kind,
         base,
-        measured.accuracy,
-        list(by_name.values()),
-        list(tried.values()),
+        None if accuracy is None or queries.test_labels is None else accuracy.available_accuracy,
+        [chosen.finalist, *finalists],
+        [simulations.without, simulations.hedging, plan, *others],
         simulations.scene.queries,
         simulations.scene.rate,
         simulations.scene.instances,
-        advice,
+        advise(plan, simulations.without, simulations.hedging),
         found.dropped,
-        len(measured.test),
         found.interrupted,
     )
     flags = "" if options.ungated else f" --agreement {level}"
@@ -432,14 +418,13 @@ def _finish(
 
 def _choose(
     plans: Sequence[tuple[Trained, Protection]],
-    measured: Measured,
+    queries: Queries,
+    metric: str,
     options: SearchOptions,
-    nearest: Finalist,
-) -> tuple[Trained, Calibration | None]:
+) -> tuple[Trained, Calibration | None] | None:
     """Return the best finalist, with the share that its gate covers, and the gate.
 
-    If the best is not shown to reach the agreement, it is the next best. Raises UserError, with the
-    `nearest`, if none is.
+    If the best is not shown to reach the agreement, it is the next best; None if none is.
     """
     left, risk = list(plans), RISK
     while left:
@@ -447,16 +432,24 @@ def _choose(
         chosen = next(each for each, plan in left if plan is best)
         if options.ungated:
             return chosen, None
-        gate, covered = chosen.calibrate(measured, options.agreement, FIRST_CHOICE * risk)
-        if covered:
-            return replace(chosen, finalist=replace(chosen.finalist, covered=covered)), gate
+        assert queries.calibration is not None
+        found = chosen.calibrate(
+            queries.calibration, metric, options.agreement, FIRST_CHOICE * risk
+        )
+        if found is not None:
+            return found
         left = [each for each in left if each[0] is not chosen]
         risk *= 1 - FIRST_CHOICE
+    return None
+
+
+def _none_agrees(trained: Sequence[Trained], options: SearchOptions) -> NoReturn:
+    nearest = max((each.finalist for each in trained), key=lambda each: each.agreement)
     raise UserError(
         f"no stand-in was shown to agree with the model in {options.agreement:g} of cases: the "
-        f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all of "
-        f"{len(measured.test):,} queries; give a lower --agreement, more --inputs, or more "
-        "--minutes, or have it written without a gate, with --ungated"
+        f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test queries; "
+        "give a lower --agreement, more --inputs, or more --minutes, or have it written without a "
+        "gate, with --ungated"
     )
 
 
@@ -464,7 +457,7 @@ def write_protected(
     prepared: Prepared, chosen: Trained, gate: Calibration | None, out: Path
 ) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
-    lesson, queries = prepared.lesson, prepared.measured.queries
+    lesson, queries = prepared.lesson, prepared.queries
     own, candidate, made = lesson.teacher.bundle, chosen.candidate, chosen.exported
     training = training_of(candidate, queries, own.manifest.task, lesson.seed)
     parity, backups = ParityPart(), list[BackupPart]()
@@ -473,6 +466,7 @@ def write_protected(
     else:
         assert made.backup is not None
         backups = [BackupPart(made.backup, training, gate)]
+    assert queries.test is not None
     return write_stand_ins(
         out,
         own,
@@ -480,7 +474,7 @@ def write_protected(
         backups,
         envelope_of(candidate.data, lesson.teacher),
         queries,
-        prepared.measured.metric,
-        sizes=prepared.measured.sizes,
+        lesson.data.metric,
+        sizes=commonest(queries.test, lesson.teacher.signature),
         calibrated=True,
     )[0]

@@ -18,20 +18,14 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import Exponential, FaultPlan, LogNormal, Shuffles, Uniform
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle
-from parity_models.models.inference_time import inference_times
-from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.bundle import BATCH, Bundle, open_bundle
+from parity_models.models.inference_time import measure_models
 from parity_models.protection.options import INSTANCES, Scenario, SimulationOptions
-from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
-from parity_models.serving.deployment import (
-    default_batch,
-    extra_instances,
-    model_files,
-    stand_ins_of,
-)
+from parity_models.serving.deployment import extra_instances, model_files, stand_ins_of
 from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
 from parity_models.simulation.recording import Recording, load_contention, read_recording
 from parity_models.trust.gates import choose_gates
@@ -85,12 +79,13 @@ class Service:
         return (self.seconds[DEPLOYED] * (1 + added) + self.overhead) / self.max_batch
 
 
-def added_by_row(one: float, several: float, rows: int) -> float:
-    """Return the share of a unit's time that each row after the first adds.
-
-    A unit of one row takes `one`, a unit of `rows`, 2 or more, takes `several`.
-    """
-    return max(0.0, (several / one - 1) / (rows - 1))
+def open_service(
+    bundle: Bundle | Path | str | None, options: SimulationOptions, code: CodeSpec | None = None
+) -> tuple[Service, Bundle | None, Recording | None]:
+    """Return the service to simulate (see `service_of`), its bundle and the recording, if any."""
+    opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
+    recording = None if options.recorded is None else read_recording(Path(options.recorded))
+    return service_of(opened, options, code=code, recording=recording), opened, recording
 
 
 def service_of(
@@ -104,47 +99,55 @@ def service_of(
 
     The bundle's gates have the level `options.agreement` (see `choose_gates`), and the time of
     `options.service_time`, if given, scales all of its times. Without a bundle there are parity
-    models of `code`, if given, that take as long as the model. Raises UserError for a level that
-    the bundle is not calibrated for, and where the model's time is unknown.
+    models of `code`, if given, that take as long as the model, and further queries of a batch cost
+    nothing. Raises UserError for a level that the bundle is not calibrated for, and where the
+    model's time is unknown.
     """
-    if bundle is None:
-        return _assumed(options, code)
-    service = _measured(bundle, options, recording)
-    if options.service_time is None:
-        return service
-    scale = options.service_time / service.seconds[DEPLOYED]
-    return replace(service, seconds={role: scale * each for role, each in service.seconds.items()})
-
-
-def _assumed(options: SimulationOptions, code: CodeSpec | None) -> Service:
-    """Further queries of a batch are assumed to cost nothing."""
-    if options.service_time is None:
+    service_time = options.service_time
+    if bundle is not None:
+        service = _measured(bundle, options, recording)
+        scale = 1.0 if service_time is None else service_time / service.seconds[DEPLOYED]
+        times = {role: scale * each for role, each in service.seconds.items()}
+        return replace(service, seconds=times)
+    if service_time is None:
         raise UserError(
             "nothing says how long the model takes; give a bundle, or --service-time with the "
             "median time of a query"
         )
-    seconds = {DEPLOYED: options.service_time}
-    coverage, made = {}, None
-    if code is not None:
-        made = Code(code, (1,), (1,))
-        seconds |= {parity_role(j): options.service_time for j in range(made.r)}
-        coverage[str(Source.RECONSTRUCTION)] = options.coverage
+    made = None if code is None else Code(code, (1,), (1,))
+    seconds = {DEPLOYED: service_time}
+    if made is not None:
+        seconds |= {parity_role(j): service_time for j in range(made.r)}
     if options.backup_time is not None:
         seconds[BACKUP] = options.backup_time
-        coverage[str(Source.BACKUP)] = options.coverage
     stand_ins = StandIns(made, () if options.backup_time is None else (BACKUP,))
+    coverage = {str(source_of(role)): options.coverage for role in seconds if role != DEPLOYED}
     return Service(seconds, stand_ins, coverage, max_batch=options.max_batch or 1)
 
 
 def _measured(bundle: Bundle, options: SimulationOptions, recording: Recording | None) -> Service:
-    """Times of batches are measured now. Roles with too few recorded units take as long, relative
-    to the model, as where the bundle was made."""
-    max_batch = options.max_batch or default_batch(bundle)
-    seconds, overhead = _seconds(bundle), DISPATCH
+    """Return a bundle's service, with the times that were measured where it was made, or else now.
+
+    Of a recording, roles with too few units take as long, relative to the model, as there.
+    """
+    manifest = bundle.manifest
+    times = manifest.inference_times
+    if times is None or (manifest.parity and times.parity is None):
+        models = manifest.deployed, *manifest.parity, *manifest.backups
+        own, *others = map(bundle.stored, models)
+        count = len(manifest.parity)
+        times = measure_models(own, others[:count], others[count:])
+    seconds = {DEPLOYED: times.deployed / 1e3}
+    seconds |= {role: ms / 1e3 for role, ms in times.of_backups.items()}
+    if times.parity is not None:
+        seconds |= {parity_role(j): times.parity / 1e3 for j in range(len(manifest.parity))}
+    max_batch = options.max_batch or times.batch
     added: dict[str, float] = {}
-    if max_batch > 1:
-        one, full = (_timed_ms(bundle, rows) for rows in (1, max_batch))
-        added = {role: added_by_row(ms, full[role], max_batch) for role, ms in one.items()}
+    if max_batch > 1:  # those of stand-ins are not measured
+        full = times.deployed_batch or BATCH * times.deployed
+        each = max(0.0, (full / times.deployed - 1) / (BATCH - 1))
+        added = dict.fromkeys(seconds, each)
+    overhead = DISPATCH
     if recording is not None:
         overhead = 0.0  # it is in the recorded times
         recorded = {
@@ -158,30 +161,11 @@ def _measured(bundle: Bundle, options: SimulationOptions, recording: Recording |
     level = options.agreement if stand_ins else None
     gates = choose_gates(bundle, list(model_files(bundle)), level)
     coverage = {str(source): each.level.coverage for source, each in gates.items()}
-    accuracy = bundle.manifest.accuracy
+    accuracy = manifest.accuracy
     agreement = None if accuracy is None else accuracy.agreement
     if gates:
         agreement = min(each.level.agreement for each in gates.values())
     return Service(seconds, stand_ins, coverage, agreement, overhead, max_batch, added)
-
-
-def _seconds(bundle: Bundle) -> dict[str, float]:
-    """Return seconds by role: the bundle's or, where it has none, measured now."""
-    times = bundle.manifest.inference_times
-    if times is not None:
-        known: dict[str, float | None] = {DEPLOYED: times.deployed, **times.of_backups}
-        known |= {parity_role(j): times.parity for j in range(len(bundle.manifest.parity))}
-        if all(known.get(role) for role in model_files(bundle)):
-            return {role: ms / 1e3 for role, ms in known.items() if ms}
-    return {role: ms / 1e3 for role, ms in _timed_ms(bundle, 1).items()}
-
-
-def _timed_ms(bundle: Bundle, rows: int) -> dict[str, float]:
-    files = model_files(bundle)
-    models = [
-        OnnxModel(bundle.path / each.file, signature=each.signature) for each in files.values()
-    ]
-    return dict(zip(files, inference_times(models, rows), strict=True))
 
 
 @dataclass(frozen=True)
@@ -223,8 +207,7 @@ def outcome_table(
     )
     table.add_column("policy", overflow="fold")
     for heading in ("p50", "p99", "p99.9", "copies", "stood\nin", "busy", "failed", *further):
-        fold = heading == "misses"
-        table.add_column(heading, justify="right", no_wrap=not fold)
+        table.add_column(heading, justify="right", no_wrap=heading != "misses")
     for name, found, more in outcomes:
         table.add_row(
             name,
@@ -278,7 +261,7 @@ class Scene:
         if recording is not None:
             arrivals = recording.arrivals(count + warm_up, scenario.seed, scenario.rate)
         else:
-            rate = offered(scenario, service, instances)
+            rate = scenario.rate or scenario.load * instances / service.unit
             arrivals = poisson_arrivals(rate, count + warm_up, scenario.seed)
         contention = contention_of(scenario, service, instances, recording)
         extra = scenario.extra_instances
@@ -338,16 +321,6 @@ class Scene:
             1e3 * busy / len(sources),
             max(0.0, 1 - busy / (self.instances * span)) if span > 0 else 0.0,
         )
-
-
-def recording_of(options: SimulationOptions) -> Recording | None:
-    """Read the recording, if there is one. Raises UserError for another file."""
-    return None if options.recorded is None else read_recording(Path(options.recorded))
-
-
-def offered(scenario: Scenario, service: Service, instances: int) -> float:
-    """Return the offered queries per second."""
-    return scenario.rate or scenario.load * instances / service.unit
 
 
 def contention_of(
