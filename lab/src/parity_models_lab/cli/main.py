@@ -20,6 +20,7 @@ COMMANDS = {
         "overhead": "Measure the cost of a request.",
         "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
+        "promises": "Count how often calibrated gates keep their promise.",
     },
     "Break": {
         "chaos": "Serve under load and faults; account for every query.",

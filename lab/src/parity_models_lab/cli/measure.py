@@ -1,4 +1,4 @@
-"""parm-lab overhead, path, chaos, overload, attack: the cost and the reliability of serving."""
+"""parm-lab overhead, path, promises, chaos, overload, attack: what serving costs and withstands."""
 
 import asyncio
 from pathlib import Path
@@ -13,6 +13,7 @@ from parity_models.scheduling.policies import NoRedundancy
 from parity_models_lab.chaos.server import Engine
 from parity_models_lab.overhead import measure_overhead
 from parity_models_lab.path import count_path
+from parity_models_lab.promises import measure_promises
 from parity_models_lab.results import Row, check_out, print_rows, write_result
 
 Out = Annotated[
@@ -62,6 +63,34 @@ def overhead(
     )
     title = f"One row a request, policy {policy}, instances {instances}"
     _report(title, rows, out, "overhead.json")
+
+
+def promises(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(help="Bundles of one model with different stand-ins.", metavar="BUNDLES"),
+    ],
+    inputs: Annotated[
+        Path,
+        typer.Option(help="Queries that no stand-in was trained on.", metavar="FILE"),
+    ],
+    agreement: Annotated[float, typer.Option(help="The level that is named.", metavar="SHARE")] = (
+        0.95
+    ),
+    queries: Annotated[
+        int, typer.Option(help="Queries that rank, and again as many that calibrate.", min=100)
+    ] = 1000,
+    seeds: Annotated[int, typer.Option(help="How often these are drawn.", min=1)] = 20,
+    out: Out = None,
+) -> None:
+    """Calibrate on some queries, count how often others keep the promised agreement.
+
+    Compares the choice of a stand-in and of a level by the queries that calibrate, without a
+    correction and with Bonferroni's, with the choice by other queries, as parm protect makes it.
+    """
+    opened = [open_bundle(each) for each in bundles]
+    rows = measure_promises(opened, inputs, agreement, queries, seeds)
+    _report(f"Promises kept, {queries:,} queries to calibrate with", rows, out, "promises.json")
 
 
 def path(out: Out = None) -> None:
