@@ -149,3 +149,17 @@ def test_a_stand_in_without_a_gate_stays_in_service() -> None:
     for _ in range(1000):
         assert not watch.saw(Source.BACKUP, False, ["0"], None)
     assert watch.is_open(Source.BACKUP)
+
+
+def test_the_level_is_said_until_there_is_evidence_and_then_what_was_seen() -> None:
+    test = AgreementTest(0.99)
+    assert test.bound == 0.99
+    for number in range(1000):
+        test.saw(number % 100 != 0, ("a",), number)
+    assert test.bound == 0.99
+    said = []
+    while test.open:
+        test.saw(len(said) % 10 != 0, ("a",), len(said))
+        said.append(test.bound)
+    assert 0.7 < min(said) < said[-2] < 0.9
+    assert said[-1] == 0.99, "a closed gate gives no answers"

@@ -202,6 +202,7 @@ class Deployment(ServedVersion):
             },
             frozenset() if imitated is None else frozenset({imitated.name}),
             version or VERSION,
+            frontend.bounds,
         )
         super().__init__(frontend, model, metrics)
         if tracing is not None:

@@ -58,7 +58,8 @@ class ServedModel:
     `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
     the digest of the bundle's manifest, where the model is of a bundle; `sha256`: the hash of the
     model's file. `gates`: those of its stand-ins, by the source of their answers. `stood_in`: the
-    names of the outputs that stand-ins give.
+    names of the outputs that stand-ins give. `bounds`: the agreement that their answers say now,
+    where that is not the gates'.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ServedModel:
     gates: Mapping[Source, GateMetadata] = field(default_factory=dict)
     stood_in: frozenset[str] = frozenset()
     version: str = VERSION
+    bounds: Mapping[Source, float] = field(default_factory=dict)
 
     @property
     def max_values(self) -> int:
@@ -123,7 +125,9 @@ class ServedModel:
 
     def _agreement(self, source: Source) -> str:
         gate = self.gates.get(source)
-        return f"{gate.agreement:g}" if gate else "1" if source is Source.MODEL else ""
+        if gate is None:
+            return "1" if source is Source.MODEL else ""
+        return f"{self.bounds.get(source, gate.agreement):.4g}"
 
     def check_request(
         self,

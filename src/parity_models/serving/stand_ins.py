@@ -71,6 +71,8 @@ class StandIns:
         self._code = code
         self._gate = gate
         self._watch = AgreementWatch(gate.chosen)
+        self.bounds = {source: each.level.level for source, each in gate.chosen.items()}
+        """The agreement of each gated stand-in that answers say."""
         self._metrics = metrics
         self._refuses = refuses
         self._compared = compared
@@ -178,6 +180,8 @@ class StandIns:
                 self._metrics.disagreed_answers.labels(source).inc()
             if self._watch.saw(source, agreed, makers, prediction.tenant):
                 self._turned(source, is_open=self._watch.is_open(source))
+            if (bound := self._watch.bound(source)) is not None:
+                self.bounds[source] = bound
         for maker in sorted(makers):
             self._compared(maker, agreed)
         return agreed

@@ -11,7 +11,7 @@ round, and opens at 1 / TOO_SOON.
 
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from math import ceil, log
+from math import ceil, log, sqrt
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -29,6 +29,12 @@ FALSELY: Final = 1e-6
 
 TOO_SOON: Final = 1e-3
 """The probability that a test opens it though the odds are still ODDS times those of the level."""
+
+DOUBTFUL: Final = 0.05
+"""Once the likelihood ratio is 1 / DOUBTFUL, answers no longer say the level, but what is seen."""
+
+NORMAL: Final = 1.64
+"""Deviations of a normal distribution that 95 of 100 cases are above the negative of."""
 
 REMEMBERED: Final = 16384
 """The most comparisons of a test that are remembered, with their instances and tenants."""
@@ -56,6 +62,7 @@ class AgreementTest:
     """
 
     def __init__(self, level: float) -> None:
+        self._level = level
         wrong = 1 - level
         suspected = ODDS * wrong / (1 + (ODDS - 1) * wrong)
         self._gain = {False: log(suspected / wrong), True: log((1 - suspected) / level)}
@@ -90,6 +97,17 @@ class AgreementTest:
         self.open = not self.open
         self._begin()
         return True
+
+    @property
+    def bound(self) -> float:
+        """The agreement that is likely at least: the level or, once evidence is against it, the
+        bound of the comparisons since that began (Wilson, JASA 1927)."""
+        if not self.open or self._evidence < -log(DOUBTFUL):
+            return self._level
+        count = len(self._seen)
+        share, square = sum(seen.agreed for seen in self._seen) / count, NORMAL**2 / count
+        off = NORMAL * sqrt((share * (1 - share) + square / 4) / count)
+        return min(self._level, max(0.0, (share + square / 2 - off) / (1 + square)))
 
     def _begin(self) -> None:
         self._evidence = 0.0
@@ -151,6 +169,11 @@ class AgreementWatch:
         """Return whether the stand-in is in service."""
         test = self._tests.get(source)
         return test is None or test.open
+
+    def bound(self, source: Source) -> float | None:
+        """Return the agreement that its answers say (see AgreementTest); None without a gate."""
+        test = self._tests.get(source)
+        return None if test is None else test.bound
 
     def agree(self, source: Source, output: NDArray[Any], prediction: NDArray[Any]) -> bool:
         """Return whether a stand-in's output agrees with the prediction (both *output shape)."""
