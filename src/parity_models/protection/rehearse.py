@@ -7,13 +7,13 @@ the bundle's stand-ins. Everything is real, and on this machine.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -106,43 +106,32 @@ class Rehearsal(Printed):
     def parts(self) -> Sequence[RenderableType]:
         """A table of both runs, and a sentence on the stand-ins."""
         done = {Fault.KILL: "killed", Fault.STOP: "stopped now and then", Fault.SLOW: "slow"}
-        said = (
+        title = (
             f"one instance is {done[self.fault]}; a query takes {self.usual_ms:.1f} ms, "
             f"{self.rate:.0f} are asked a second; times in ms"
         )
-        table = Table(box=box.SIMPLE_HEAD, padding=0, title=said, title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
         table.add_column("policy", overflow="fold")
-        runs = (self.without, self.with_stand_ins)
-        sources = [
-            source
-            for source in Source
-            if source not in BACKUPS[1:] or any(run.sources.get(source) for run in runs)
-        ]
+        helped = self.with_stand_ins
+        sources = [each for each in Source if each not in BACKUPS[1:] or helped.sources.get(each)]
         for heading in ("p50", "p99", "longest", *map(str, sources), "failed"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for run in runs:
+        for run in (self.without, helped):
             table.add_row(
                 run.policy,
                 *(f"{ms:.1f}" for ms in (run.p50_ms, run.p99_ms, run.longest_ms)),
                 *(f"{run.sources.get(source, 0):,}" for source in sources),
                 f"{run.failed:,}",
             )
-        return [table, self._said()]
-
-    def _said(self) -> str:
-        run = self.with_stand_ins
-        stood_in = sum(run.sources.get(each, 0) for each in Source if each.stands_in)
-        if stood_in:
-            return f"{stood_in:,} of {run.answers:,} answers were a stand-in's."
-        if self.fault is Fault.KILL:
-            return (
-                "The stand-in answered nothing: a query whose instance dies is run again at once, "
-                "and none was late enough; try --fault stop."
+        stood_in = sum(helped.sources.get(each, 0) for each in Source if each.stands_in)
+        said = f"{stood_in:,} of {helped.answers:,} answers were a stand-in's."
+        if not stood_in:
+            said = (
+                "The stand-in answered nothing: no query was late enough, a copy was as good, or "
+                "the stand-in was not sure; give queries like yours with --inputs, or another "
+                "--fault."
             )
-        return (
-            "The stand-in answered nothing: no query was late enough, a copy was as good, or the "
-            "stand-in was not sure; give queries like yours with --inputs, or another --fault."
-        )
+        return [table, said]
 
 
 def rehearse(
@@ -192,20 +181,13 @@ def rehearse(
         batch = load_queries(inputs, opened)
         sizes = sizes_in(batch, signature.inputs)
         rows = padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])
-    return run_apart(_rehearse(opened, rows, Fault(fault), instances, seconds, on_run))
-
-
-T = TypeVar("T")
-
-
-def run_apart(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, in another thread where this one has an event loop that runs."""
+    coroutine = _rehearse(opened, rows, Fault(fault), instances, seconds, on_run)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return uvloop.run(main)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(uvloop.run, main).result()
+        return uvloop.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:  # this one's event loop runs
+        return thread.submit(uvloop.run, coroutine).result()
 
 
 async def _rehearse(
