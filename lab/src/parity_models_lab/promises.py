@@ -15,8 +15,8 @@ from parity_models.errors import UserError
 from parity_models.evaluation.calibration import LEVELS, RISK, learn_threshold, reached_levels
 from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Bundle, GateLevel
-from parity_models.models.gate import confidences, suited
+from parity_models.models.bundle import Bundle
+from parity_models.models.gate import GateLevel, confidences, suited
 from parity_models.protection.protect import FIRST_CHOICE
 from parity_models.tasks.metrics import agreement_for
 from parity_models_lab.results import Row
