@@ -231,8 +231,8 @@ def propose_by(costs: Costs) -> list[Proposal]:
     parity = [each for code in costs.codes() for each in list(costs.around(1.0, code))[:1]]
     first = [each[0] for each in backups if each]
     others = [each[1] for each in backups if len(each) > 1]
-    fastest = costs.families[0]
-    least = Proposal(fastest, None, costs.share(fastest, None) or 1.0)
+    shares = {name: costs.share(name, None) for name in costs.families}
+    least = next(Proposal(name, None, share) for name, share in shares.items() if share is not None)
     rest = [each for pair in zip_longest(parity[1:], others) for each in pair if each is not None]
     found = [*first[:2], least, *parity[:1], *first[2:], *rest]
     return list({each.slug: each for each in found}.values())
