@@ -131,6 +131,11 @@ class InFlight(Struct, eq=False):
     outputs: dict[tuple[int, Source], Made] = {}
 
     @property
+    def bounds(self) -> Mapping[Source, float]:
+        """The agreement of each gated stand-in that answers say."""
+        return self._stand_ins.bounds
+
+    @property
     def queries(self) -> range:
         return range(self.first, self.first + len(self.rows))
 
@@ -295,8 +300,6 @@ class Frontend:
             gate_turned=partial(self._report, self.scheduler.gate_turned),
             one_in=config.compare_one_in,
         )
-        self.bounds = self._stand_ins.bounds
-        """The agreement of each gated stand-in that answers say."""
         self._failed_observers: set[Observer] = set()
         self._reports: deque[Callable[[], Sequence[Action]]] = deque()
         self._wake_at = WakeAt(0.0)
