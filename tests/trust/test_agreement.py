@@ -157,7 +157,7 @@ def test_the_level_is_said_until_there_is_evidence_and_then_what_was_seen() -> N
     for number in range(1000):
         test.saw(number % 100 != 0, ("a",), number)
     assert test.bound == 0.99
-    said = []
+    said: list[float] = []
     while test.open:
         test.saw(len(said) % 10 != 0, ("a",), len(said))
         said.append(test.bound)

@@ -79,7 +79,7 @@ def measure_promises(
 def _answers(bundle: Bundle, inputs: GivenInputs) -> Mapping[str, Answers]:
     outputs = Outputs(bundle, load_queries(inputs, bundle))
     agreement = agreement_for(metric_for(bundle, None), outputs.predictions)
-    found = {}
+    found: dict[str, Answers] = {}
     for stand_in, answers in outputs.answers().items():
         given = answers.outputs[np.argsort(answers.rows)]
         sure = confidences(suited(agreement.kind, given), given)

@@ -131,11 +131,6 @@ class InFlight(Struct, eq=False):
     outputs: dict[tuple[int, Source], Made] = {}
 
     @property
-    def bounds(self) -> Mapping[Source, float]:
-        """The agreement of each gated stand-in that answers say."""
-        return self._stand_ins.bounds
-
-    @property
     def queries(self) -> range:
         return range(self.first, self.first + len(self.rows))
 
@@ -476,6 +471,11 @@ class Frontend:
             self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
             return True
         return False
+
+    @property
+    def bounds(self) -> Mapping[Source, float]:
+        """The agreement of each gated stand-in that answers say."""
+        return self._stand_ins.bounds
 
     @property
     def _slice(self) -> int:
