@@ -33,6 +33,8 @@ from parity_models.models.bundle import (
 from parity_models.models.gate import Calibration
 from whole_bundle import ACCURACY, CODE, FILES, TRAINING, tamper, write
 
+SUM = CodeSpec("sum", "subtraction", 2)
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -190,6 +192,8 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
     bundle: Path, models: Path, original: Bundle
 ) -> None:
     deployed = NewModel(models / "deployed.onnx", "linear")
+    cast = helper.make_node("Cast", ["input"], ["output"], to=FLOAT)
+    ids = NewModel(save([cast], (TensorProto.INT64, ["n", 4]), (FLOAT, ["n", 4])), "cast")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"parity": [deployed], "code": CODE}, r"parity-0.onnx has input .* needs FP32 \[8\]"),
         ({"parity": [deployed]}, "names 1 parity models where its code needs 0"),
@@ -201,10 +205,11 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
         ({"files": {"../escape": b""}}, r"schema: .*\$.files"),
         ({"files": {"deployed.onnx": b""}}, "two files called deployed.onnx"),
         ({"files": {"manifest.json": b""}}, "two files called manifest.json"),
+        ({"parity": [ids], "code": SUM} | {"deployed": ids}, "needs floating point, got int64"),
     ]
     for arguments, reason in cases:
         with pytest.raises(BundleError, match=reason):
-            write_bundle(bundle, deployed=deployed, **arguments)
+            write_bundle(bundle, **({"deployed": deployed} | arguments))
         assert open_bundle(bundle).manifest == original.manifest
         assert list(bundle.parent.iterdir()) == [bundle]
 
@@ -342,16 +347,12 @@ def places(content: Any, prefix: str = "") -> list[str]:
     [
         ("format", "zip", "has format 'zip', not 'parity-models-bundle'"),
         ("format_version", 4, "format version 4, .* reads up to 3; install a newer"),
-        ("format_version", 0, "format_version"),
         ("colour", "red", "unknown field `colour`"),
-        ("deployed/colour", "red", r"unknown field `colour` - at `\$.deployed`"),
         ("code/colour", "red", r"unknown field `colour` - at `\$.code`"),
-        ("deployed/size", "279", r"Expected `int`, got `str` - at `\$.deployed.size`"),
         ("deployed/sha256", "0" * 64, "deployed.onnx is damaged or was changed"),
         ("deployed/file", "../deployed.onnx", r"\$.deployed.file"),
         ("deployed/file", "deployed.onnx\n", r"\$.deployed.file"),
         ("deployed/signature/inputs/0/datatype", "FP8", "'FP8' is not one of FP16, FP32"),
-        ("deployed/signature/inputs/0/shape", [10**30], r"\$.deployed.signature.inputs"),
         ("deployed/signature/inputs/0/shape", [2**14, 2**15], "has more than 268435456 values"),
         ("deployed/signature/inputs/0/shape", [2**28], "parity queries are too large"),
         (
@@ -360,29 +361,20 @@ def places(content: Any, prefix: str = "") -> list[str]:
             "deployed.onnx has input 'input' .*'image' .* is promised",
         ),
         ("deployed/signature/outputs/0/datatype", "INT64", "decoders compute with predictions"),
-        (
-            "parity/0/signature/outputs/0/name",
-            "logits",
-            "parity-0.onnx has output .*'logits' .* is promised",
-        ),
         ("parity/0/signature/inputs/0/shape", [4], r"needs FP32 \[8\]"),
-        ("code", None, "names 1 parity models where its code needs 0"),
         (
             "backups/0/signature/inputs/0/shape",
             [5],
             r"a backup for the deployed model needs FP32 \[4\]",
         ),
-        ("code/k", 3, r"needs FP32 \[12\]"),
         ("code/k", 1, "names a code that cannot be built: k must be 2 or more"),
         ("code/encoder", "product", "names a code that cannot be built: there is no encoder"),
-        ("code/encoder_options", {"axis": 9}, "have no axis 9"),
         (
             "code/encoder_options",
             {"colour": 1},
             "colour is no option of the encoder stack; it has axis, new_axis",
         ),
         ("accuracy/available_accuracy", 1.5, r"\$.accuracy.available_accuracy"),
-        ("deployed_training/recipe/flips", [], r"\$.deployed_training.recipe"),
     ],
 )
 def test_a_manifest_that_promises_something_else_is_refused_with_the_reason(
@@ -497,18 +489,3 @@ def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path
         with pytest.raises(BundleError, match=reason):
             write_bundle(tmp_path / "bundle", deployed=NewModel(model, "any"))
         assert not (tmp_path / "bundle").exists()
-
-
-def test_a_code_that_cannot_encode_the_model_s_datatype_is_refused(tmp_path: Path) -> None:
-    cast = helper.make_node("Cast", ["input"], ["output"], to=TensorProto.FLOAT)
-    content = save(
-        [cast], input=(TensorProto.INT64, ["n", 4]), output=(TensorProto.FLOAT, ["n", 4])
-    )
-    model = NewModel(content, "cast")
-    with pytest.raises(BundleError, match="needs floating point, got int64"):
-        write_bundle(
-            tmp_path / "bundle",
-            deployed=model,
-            parity=[model],
-            code=CodeSpec("sum", "subtraction", 2),
-        )

@@ -195,7 +195,6 @@ def test_models_that_cannot_be_served_are_refused_in_a_sentence(
     half = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2], strides=[2])
     add = helper.make_node("Add", ["x", "z"], ["y"])
     place = helper.make_node("Add", ["x", "places"], ["y"])
-    text = (TensorProto.STRING, ["n", 3])
     pooled: dict[str, Described] = {"x": (FLOAT, ["n", 2, "m"])}
     one_and_free: dict[str, Described] = {"x": (FLOAT, [1, 3]), "z": row}
     cases: list[tuple[Callable[[], object], list[str], str]] = [
@@ -207,21 +206,14 @@ def test_models_that_cannot_be_served_are_refused_in_a_sentence(
         (lambda: None, ["--axis", "m=8", "--output", "q"], "the model has no output 'q'; it has "),
         (lambda: None, ["--axis", "m=8", "--name", "../x"], "a model cannot be called '../x'"),
         (lambda: None, ["--axis", "m=8,a"], "ascending, not 'm=8,a' (sizes are whole"),
-        (lambda: None, ["--axis", "m=0"], "whole numbers of 1 or more"),
         (lambda: None, ["--axis", "m=99999999999"], "cannot be served with axes of that size: a"),
         (lambda: None, ["--axis", "m=8", "--axis", "q=8"], "has no dynamic axis 'q'"),
         (lambda: None, ["--axis", "m=8", "--padding", "q=1"], "has no input 'q' to be padded"),
-        (lambda: None, ["--inputs", "none.npz"], "there is no none.npz"),
         (lambda: None, ["--inputs", "rows.npy"], "rows of shape [2, 2]"),
         (
             lambda: graph(path, LESS_THE_SUM, {"x": row}, {"y": row}, axes=[0]),
             [],
             "depends on the other rows of the batch",
-        ),
-        (
-            lambda: graph(path, [IDENTITY], {"x": text}, {"y": text}),
-            [],
-            "of strings, which have no fixed number of bytes",
         ),
         (
             lambda: graph(path, [add], one_and_free, {"y": row}),
@@ -257,24 +249,18 @@ def test_models_that_cannot_be_imitated_are_refused_in_a_sentence(
     eight = (FLOAT, [8, 6])
     add = helper.make_node("Add", ["x", "z"], ["y"])
     two = helper.make_node("Identity", ["x"], ["z"])
-    strange = helper.make_node("Strange", ["x"], ["y"], domain="nobody.knows")
     cast = helper.make_node("Cast", ["x"], ["y"], to=FLOAT)
     np.save("rows.npy", ROWS)
     one: tuple[dict[str, Described], dict[str, Described]] = {"x": row}, {"y": row}
     makers: list[tuple[Callable[[], object], str]] = [
         (lambda: None, "cannot read m.onnx: No such file"),
         (lambda: path.write_bytes(b"noise" * 9), "is not an ONNX file"),
-        (lambda: path.write_bytes(b""), "m.onnx"),
         (lambda: graph(path, [add], {"x": row, "z": row}, {"y": row}), "an .npz file with"),
         (lambda: graph(path, [IDENTITY, two], {"x": row}, {"y": row, "z": row}), "--output NAME"),
         (lambda: graph(path, [cast], {"x": whole}, {"y": row}), "the model takes 'x' INT64"),
         (
             lambda: graph(path, [IDENTITY], {"x": eight}, {"y": eight}),
             "8 rows at once and no other number",
-        ),
-        (
-            lambda: graph(path, [strange], *one, {"nobody.knows": 1}),
-            "uses an operator that ONNX Runtime lacks",
         ),
         (lambda: graph(path, [IDENTITY], *one, {"": 999}), "is of an opset of ai.onnx newer than"),
     ]
