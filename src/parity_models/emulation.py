@@ -452,7 +452,7 @@ class WorkerFaults:
         """Return the least time that a unit of `role` that began at `began` has to compute."""
         if began < 0 or not self._plan.computing:
             return 0.0
-        return self._service(self._rng(began), role) * self._factor(began)
+        return self._service(self._rng(began), role) * self._factor(began, self._is_slow(began))
 
     def release(self, began: float, done: float, role: str = "") -> float:
         """Return when a unit that began at `began` and was done at `done` may be reported.
@@ -461,12 +461,12 @@ class WorkerFaults:
         """
         if began < 0:
             return done
-        rng, plan = self._rng(began), self._plan
-        service, factor = self._service(rng, role), self._factor(began)
+        rng, plan, slow = self._rng(began), self._plan, self._is_slow(began)
+        service, factor = self._service(rng, role), self._factor(began, slow)
         # Emulated service times take the place of what really ran.
         busy = max(done - began, service * factor) if service else (done - began) * factor
         delay = 0.0
-        if plan.slowdowns is not None and self._is_slow(began):
+        if plan.slowdowns is not None and slow:
             delay += plan.slowdowns.delay.draw(rng)
         if self._transfers is not None and plan.shuffles is not None:
             for _ in range(self._transfers.active(self._worker, began)):
@@ -505,8 +505,8 @@ class WorkerFaults:
     def _is_slow(self, time: float) -> bool:
         return self._slow is not None and self._slow.after(time)[0] <= time
 
-    def _factor(self, began: float) -> float:
-        """Return the factor of a unit's usual time."""
+    def _factor(self, began: float, slow: bool) -> float:
+        """Return the factor of a unit's usual time, in a `slow` spell or not."""
         plan, factor = self._plan, 1.0
         if plan.generations:
             factor = plan.generations[self._worker % len(plan.generations)]
@@ -517,7 +517,7 @@ class WorkerFaults:
                 self._last_kill, self._next_kill = self._next_kill, next(self._kills, inf)
             warm = min(1.0, (began - self._last_kill) / plan.cold_start.length)
             factor *= 1.0 + (plan.cold_start.factor - 1.0) * (1.0 - warm)
-        if plan.slowdowns is not None and self._is_slow(began):
+        if plan.slowdowns is not None and slow:
             factor *= plan.slowdowns.factor
         return factor
 

@@ -256,9 +256,10 @@ def test_masks_and_constants_are_recognised() -> None:
     queries = texts(50, 8)
     arrays = {**queries, "segment": np.zeros_like(queries["ids"])}
     signature = signature_of(IDS, MASK, Tensor("segment", "INT64", ("length",)))
-    ids, mask, segment = queried = describe(arrays, signature)
+    queried = describe(arrays, signature)
+    ids, mask, segment = queried.inputs
     assert ids.values == int(queries["ids"].max()) + 1
-    assert [each.mask for each in queried] == [False, True, False]
+    assert [each.mask for each in queried.inputs] == [False, True, False]
     assert segment.constant
     assert not mask.constant
     assert Text.takes(queried)

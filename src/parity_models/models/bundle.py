@@ -380,7 +380,14 @@ class Bundle:
 
     def content(self, stored: StoredFile) -> bytes:
         """Return the content of a file of this bundle. Raises BundleError if it has changed."""
-        return _read_stored(self.path / stored.file, stored)
+        path = self.path / stored.file
+        content = _read_file(path, MAX_MODEL_BYTES, stored.size)
+        if hashlib.sha256(content).hexdigest() != stored.sha256:
+            raise BundleError(
+                f"{path} is damaged or was changed: its sha256 is not the one in {MANIFEST}; "
+                "copy the bundle again or make it anew"
+            )
+        return content
 
     def pinned(self, model: ModelFile) -> PinnedModel:
         """Return a model of this bundle, to be loaded later."""
@@ -511,7 +518,13 @@ def write_bundle(
             new.add_model(f"{role}.onnx", model, BackupFile, slot=model.slot)
             for role, model in zip(BACKUPS, backups, strict=False)
         ),
-        envelope=None if envelope is None else new.add_envelope(envelope),
+        envelope=None
+        if envelope is None
+        else EnvelopeFile(
+            **msgspec.structs.asdict(new.add(ENVELOPE, encode_envelope(envelope))),
+            false_alarms=envelope.false_alarms,
+            held_out=envelope.held_out,
+        ),
         files=tuple(
             new.add(file, content) for file, content in (files or {}).items() if file != GOLDEN_FILE
         ),
@@ -569,23 +582,14 @@ class _Contents:
         return StoredFile(file, hashlib.sha256(content).hexdigest(), len(content))
 
     def add_model(self, file: str, model: NewModel, kind: type[File], **marks: Any) -> File:
-        stored = self.add(file, model.onnx)
+        stored = msgspec.structs.asdict(self.add(file, model.onnx))
         try:
             runnable = OnnxModel(self.files[file], signature=model.signature)
             check_batches(runnable)
         except ModelError as error:
             raise BundleError(f"the model for {file} cannot be used: {error}") from error
         self.models[file] = runnable
-        described = msgspec.structs.asdict(stored)
-        described |= {"signature": runnable.signature, "network": model.network}
-        return kind(**described, **marks)
-
-    def add_envelope(self, envelope: Envelope) -> EnvelopeFile:
-        stored = self.add(ENVELOPE, encode_envelope(envelope))
-        described = msgspec.structs.asdict(stored)
-        return EnvelopeFile(
-            **described, false_alarms=envelope.false_alarms, held_out=envelope.held_out
-        )
+        return kind(**stored, signature=runnable.signature, network=model.network, **marks)
 
 
 def _stand_ins(manifest: Manifest, models: Mapping[str, OnnxModel]) -> dict[str, OnnxModel]:
@@ -677,18 +681,6 @@ def _about(path: Path) -> Iterator[None]:
         yield
     except BundleError as error:
         raise BundleError(f"{path} {error}") from error
-
-
-def _read_stored(path: Path, named: StoredFile) -> bytes:
-    """Return the content of the file at `path`. Raises BundleError unless it has the size and
-    sha256 that the manifest names."""
-    content = _read_file(path, MAX_MODEL_BYTES, named.size)
-    if hashlib.sha256(content).hexdigest() != named.sha256:
-        raise BundleError(
-            f"{path} is damaged or was changed: its sha256 is not the one in {MANIFEST}; "
-            "copy the bundle again or make it anew"
-        )
-    return content
 
 
 def _read_file(path: Path, most: int, size: int | None = None) -> bytes:

@@ -302,12 +302,8 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         kind = self.plain
         if kind is None:
             try:
-                tensors = [
-                    row if row.dtype.names is None else row[name] for name, _ in self._places
-                ]
-                sizes = [
-                    each.shape[at] for each, (_, at) in zip(tensors, self._places, strict=True)
-                ]
+                names = row.dtype.names
+                sizes = [(row if names is None else row[n]).shape[at] for n, at in self._places]
             except (IndexError, KeyError, ValueError):
                 sizes = []
             kind = self.kind(sizes) if sizes else None

@@ -42,7 +42,7 @@ class Features(Network):
     @classmethod
     def takes(cls, queried: Queried) -> bool:
         """Return whether it can learn from such queries: records, not one array."""
-        fixed = [each.tensor.fixed for each in queried]
+        fixed = [each.tensor.fixed for each in queried.inputs]
         if queried.is_array or None in fixed:
             return False
         columns = [prod(each.shape) for each in fixed if each and each.dtype.kind in "iub"]
@@ -77,14 +77,15 @@ class FeaturePerceptron(NamedModule):
     def __init__(self, options: Features.Options, queried: Queried, outputs: Shape) -> None:
         super().__init__()
         self.outputs = outputs
-        self.categories = [i for i, each in enumerate(queried) if _is_category(each)]
-        self.numbers = [i for i in range(len(queried)) if i not in self.categories]
-        most = _joined([queried[i].highest for i in self.categories]).long() + 1
+        inputs = queried.inputs
+        self.categories = [i for i, each in enumerate(inputs) if _is_category(each)]
+        self.numbers = [i for i in range(len(inputs)) if i not in self.categories]
+        most = _joined([inputs[i].highest for i in self.categories]).long() + 1
         sizes = most + 1
         self.register_buffer("most", most)
         self.register_buffer("begins", sizes.cumsum(0) - sizes)
-        self.register_buffer("mean", _joined([queried[i].mean for i in self.numbers]))
-        deviations = _joined([queried[i].deviation for i in self.numbers])
+        self.register_buffer("mean", _joined([inputs[i].mean for i in self.numbers]))
+        deviations = _joined([inputs[i].deviation for i in self.numbers])
         self.register_buffer("inverse", 1 / deviations)
         self.embed = nn.Embedding(int(sizes.sum()), options.width) if len(sizes) else None
         entering = len(sizes) * options.width + len(self.mean)

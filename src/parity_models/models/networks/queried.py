@@ -1,6 +1,6 @@
 """The queries of a deployed model, as networks see them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +56,7 @@ class QueriedInput:
 
 @dataclass(frozen=True, eq=False)
 class Queried:
-    """All inputs, in the deployed model's order: a sequence of QueriedInput.
+    """All inputs, in the deployed model's order.
 
     `grid` are the rows and columns of tiles in images that concatenation made: networks that
     average their last feature map do so tile by tile.
@@ -73,7 +73,7 @@ class Queried:
     @property
     def is_array(self) -> bool:
         """True if there is one float32 input of fixed shape."""
-        tensor = self.inputs[0].tensor if len(self) == 1 else None
+        tensor = self.inputs[0].tensor if len(self.inputs) == 1 else None
         return tensor is not None and tensor.datatype == "FP32" and not tensor.axes
 
     @property
@@ -85,17 +85,8 @@ class Queried:
             )
         return self.inputs[0].tensor.at({}).shape
 
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __iter__(self) -> Iterator[QueriedInput]:
-        return iter(self.inputs)
-
-    def __getitem__(self, at: int) -> QueriedInput:
-        return self.inputs[at]
-
     def __str__(self) -> str:
-        return ", ".join(str(each.tensor) for each in self)
+        return ", ".join(str(each.tensor) for each in self.inputs)
 
 
 def describe(queries: Batch, signature: Signature, content: bytes = b"") -> Queried:

@@ -66,22 +66,22 @@ class Text(Network):
                 "text takes one input of ids (n, length), a mask of its shape, and inputs that are "
                 f"always the same, not {queried}"
             )
-        return BagOfWords(options, queried[ids], ids, mask_of(queried), outputs)
+        return BagOfWords(options, queried.inputs[ids], ids, mask_of(queried), outputs)
 
 
 def ids_of(queried: Queried) -> int | None:
     """Return the place of the input that holds ids of words, if the others only mark padding."""
-    content = [i for i, each in enumerate(queried) if not (each.mask or each.constant)]
-    if len(content) != 1 or sum(each.mask for each in queried) > 1:
+    content = [i for i, each in enumerate(queried.inputs) if not (each.mask or each.constant)]
+    if len(content) != 1 or sum(each.mask for each in queried.inputs) > 1:
         return None
-    ids = queried[content[0]]
+    ids = queried.inputs[content[0]]
     fits = ids.whole and len(ids.tensor.shape) == 1 and ids.low >= 0
     return content[0] if fits and ids.values > FEWEST_WORDS else None
 
 
 def mask_of(queried: Queried) -> int | None:
     """Return the place of the input that marks padding, if there is one."""
-    return next((i for i, each in enumerate(queried) if each.mask), None)
+    return next((i for i, each in enumerate(queried.inputs) if each.mask), None)
 
 
 class BagOfWords(NamedModule):
