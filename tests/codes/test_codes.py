@@ -62,6 +62,25 @@ def test_subtraction_is_exact_to_float32_for_one_parity() -> None:
     np.testing.assert_allclose(decoded[0], predictions[0], rtol=1e-5, atol=1e-6)
 
 
+@given(st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_what_is_subtracted_from_probabilities_gives_the_nearest_probabilities(
+    n: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    code = Code(CodeSpec("sum", "subtraction", 2), (4,), (n,), probabilities=True)
+    here = rng.dirichlet(np.ones(n), 50).astype(np.float32)
+    output = rng.normal(size=(50, n)).astype(np.float32) * 3
+    found = code.decode([None, here], [output])[0]
+    assert found.dtype == np.float32
+    assert found.min() >= 0
+    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
+    off = np.linalg.norm(found - (output - here), axis=-1)
+    for other in rng.dirichlet(np.ones(n), (20, 50)):
+        assert (off <= np.linalg.norm(other - (output - here), axis=-1) + 1e-5).all()
+    known = rng.dirichlet(np.ones(n), 50).astype(np.float32)
+    np.testing.assert_allclose(code.decode([None, here], [known + here])[0], known, atol=1e-5)
+
+
 @given(ks_and_rs(), st.integers(0, 2**32 - 1))
 def test_separate_reads_off_every_erasure_from_any_one_parity(
     k_and_r: tuple[int, int], seed: int

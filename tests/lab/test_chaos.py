@@ -19,7 +19,7 @@ from parity_models.scheduling import Source
 from parity_models.serving.metrics import Metrics
 from parity_models.tasks import find_task
 from parity_models.training import TrainingOptions
-from parity_models_lab.chaos.attack import HONEST, run_attack
+from parity_models_lab.chaos.attack import HONEST, SEARCHED, run_attack
 from parity_models_lab.chaos.events import EVENTS, draw_course
 from parity_models_lab.chaos.known_model import (
     KnownModel,
@@ -124,12 +124,15 @@ def test_instances_are_counted_by_the_metrics_as_servers_write_them() -> None:
 def test_next_to_an_attacker_victims_fare_as_next_to_honest_partners_with_an_envelope(
     tmp_path: Path,
 ) -> None:
-    rows = run_attack(find_task("digits"), tmp_path, TrainingOptions(epochs=20), lambda _: None)
+    options = TrainingOptions(epochs=20)
+    rows = run_attack(find_task("digits"), tmp_path, options, lambda _: None, steps=20)
     found = {
         str(row.pop("partner")): {k: float(str(v)) for k, v in row.items()}
         for row in map(dict, rows)
     }
     honest = found.pop(HONEST)
+    searched = found.pop(SEARCHED)
+    assert searched["kept out"] < 0.5, "it is within the envelope"
     for name, row in found.items():
         assert row["kept out"] > 0.99, name
         # Of so few victims some more agree next to one partner than next to another.

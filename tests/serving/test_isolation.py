@@ -124,3 +124,8 @@ def test_a_server_says_that_a_bundle_without_an_envelope_lets_queries_spoil_othe
     said = [note for note in Deployment(bundle, ServeOptions()).notes if "spoil" in note]
     assert len(said) == (not screened and not isolated)
     assert not [note for note in Deployment(bundle, NONE).notes if "spoil" in note]
+    shared = [note for note in Deployment(bundle, ServeOptions()).notes if "share-groups" in note]
+    assert len(shared) == (not isolated)
+    for agreed in ({"share_groups": True}, {"tenant_header": "x-tenant"}):
+        notes = Deployment(bundle, ServeOptions(**agreed)).notes
+        assert not [note for note in notes if "share-groups" in note]

@@ -23,7 +23,7 @@ from parity_models.serving.server import ServeOptions, Server
 
 pytestmark = pytest.mark.slow
 
-PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0)
+PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0, share_groups=True)
 
 
 def write(folder: Path, weight: float) -> Bundle:

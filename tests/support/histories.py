@@ -157,7 +157,9 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
 def draw_verification(setup: Setup, choose: Callable[[Sequence[Any]], Any]) -> Setup:
     """The setup, perhaps with golden queries now and then; `choose` picks one of some options."""
     every, samples = choose([0, 0, 1, 3]), choose([0, 1, 5])
-    return replace(setup, config=replace(setup.config, verify_every=every, sample_every=samples))
+    shared = choose([True, True, False])
+    config = replace(setup.config, verify_every=every, sample_every=samples, share_groups=shared)
+    return replace(setup, config=config)
 
 
 def _one_of(names: Sequence[str], choice: int) -> str:

@@ -240,7 +240,8 @@ class World:
         assert encode.group not in self.members, "a group is encoded once"
         assert encode.group_wait >= 0
         assert not self.exact & set(encode.members), "exact queries are not encoded"
-        assert len({self.tenants[query] for query in encode.members}) == 1, "tenants share no code"
+        (tenant,) = {self.tenants[query] for query in encode.members}  # tenants share no code
+        assert tenant is not None or self.scheduler.config.share_groups
         for run in self.running.values():
             if run.role == DEPLOYED:
                 unknown = set(encode.members) - self.predictions

@@ -74,7 +74,7 @@ class ServerProcess:
     """
 
     def __init__(self, *arguments: str, before: Callable[[], None] | None = None) -> None:
-        command = ("serve", "--port", "0", *arguments)
+        command = ("serve", "--port", "0", "--share-groups", *arguments)
         self.process: Forked | subprocess.Popen[str]
         if before is None:
             self.process = Forked(*command)

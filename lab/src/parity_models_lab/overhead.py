@@ -110,7 +110,9 @@ async def measure_overhead(
     with generated(bundle) as bundle:
         row = _row_for(bundle)
         others = [_other(url, bundle, row) for url in against]
-        options = ServeOptions(policy=PolicyChoice(policy), instances=instances, port=0)
+        options = ServeOptions(
+            policy=PolicyChoice(policy), instances=instances, port=0, share_groups=True
+        )
         async with served(bundle.path, options) as server:
             name = bundle.manifest.name
             processes = _with_children([server.pid])

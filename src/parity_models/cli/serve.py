@@ -87,6 +87,7 @@ Served = Annotated[
         "deadline",
         "agreement",
         "tenant_header",
+        "share_groups",
         "shutdown_delay",
     ),
 ]

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parity_models.codes.coder import NO_NETWORKS, Array, CoderKind, Network, Networks, Shape
 from parity_models.codes.decoders import DECODERS, Decoder
 from parity_models.codes.encoders import ENCODERS, Encoder
@@ -59,6 +62,8 @@ class Code:
             the only input, which is called "input". Shapes are without batch axes.
         output_shape: the shape of a prediction.
         networks: those of learned coders, which compute nothing without them.
+        probabilities: predictions are probabilities, along the last axis. So reconstructions by
+            decoders that compute with sums of them are the nearest probabilities.
 
     Raises:
         CodeError: names, options or shapes are invalid, k or r is out of range, or encoder and
@@ -73,6 +78,8 @@ class Code:
         query_shapes: Mapping[str, NamedShape] | Shape,
         output_shape: Shape,
         networks: Networks = NO_NETWORKS,
+        *,
+        probabilities: bool = False,
     ) -> None:
         self._kind, decoder = check_spec(spec)
         self._options, of_decoder = _options(spec)
@@ -91,6 +98,7 @@ class Code:
         axes = {each.stacked_axis for each in encoders}
         self.stacked_axis = axes.pop() if len(axes) == 1 else None
         """The axis of parity queries along which queries lie one after another, of all inputs."""
+        self._to_simplex = probabilities and decoder.sums
         self.decoder = _build(decoder, spec, output_shape, of_decoder, networks.decoder)
 
     @property
@@ -179,7 +187,10 @@ class Code:
 
         Raises UndecodableError if the outputs that are here do not determine them.
         """
-        return self.decoder.decode(predictions, parity_outputs)
+        decoded = self.decoder.decode(predictions, parity_outputs)
+        if self._to_simplex:
+            decoded = {slot: nearest_probabilities(each) for slot, each in decoded.items()}
+        return decoded
 
     def _of_input(self, name: str, error: CodeError) -> CodeError:
         return error if len(self.query_shapes) == 1 else CodeError(f"of input {name!r}: {error}")
@@ -233,6 +244,15 @@ class Code:
             f"of input {name!r}: the {self._kind.name} encoder joins queries along an axis of no "
             "fixed size; join them along a new one"
         )
+
+
+def nearest_probabilities(values: NDArray[Any]) -> NDArray[Any]:
+    """Project `values` (..., n) on the simplex, along the last axis: the nearest values that are 0
+    or more and sum to 1 (Duchi et al., Efficient projections onto the l1-ball, ICML 2008)."""
+    descending = np.sort(values, axis=-1)[..., ::-1]
+    excess = (np.cumsum(descending, axis=-1) - 1) / np.arange(1, values.shape[-1] + 1)
+    nearest: NDArray[Any] = np.maximum(values - excess.max(axis=-1, keepdims=True), 0)
+    return nearest.astype(values.dtype)
 
 
 def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder]]:

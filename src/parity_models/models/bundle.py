@@ -768,7 +768,9 @@ def code_of(
             f"the deployed model has several: {', '.join(map(str, deployed.outputs))}"
         )
     shapes = {each.name: each.shape for each in deployed.inputs}
-    return Code(manifest.code, shapes, output.shape, networks)
+    training = manifest.parity_training
+    probabilities = training is not None and training.recipe.get("output_kind") == "probabilities"
+    return Code(manifest.code, shapes, output.shape, networks, probabilities=probabilities)
 
 
 def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:

@@ -139,12 +139,16 @@ class Scheduler(Port):
             return self._turn()
         # Once it is too late to start it, it makes room for others.
         too_late = due - self._admission.typical_run
+        coded = tenant is not None or self.config.share_groups
         for query_id in queries:
             original = Task(DEPLOYED, query_id, kind)
             query = Query(query_id, kind, now, due, original, [original], tenant, query_id in exact)
             original.apart.append(query.tasks)
-            if not query.exact:
+            if query.exact:
+                query.coded = False
+            else:
                 query.backups = self._policy.asks.backups
+                query.coded = coded
             query.timer = self._start_timer(too_late, partial(self._too_late, query))
             self.queries[query_id] = query
             self._waiting.add(query_id)

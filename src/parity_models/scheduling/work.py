@@ -33,6 +33,7 @@ class SchedulerConfig:
         compare_every: Minimum seconds between answered queries that idle instances run on a
             stand-in, only to compare it; 0: never.
         seed: Draws how long refused clients are asked to wait; another one for each server.
+        share_groups: Queries without a tenant share coding groups; else those of one tenant do.
         fleet: The roles of each instance of a fixed fleet; missing ones count as out for good.
             Empty: instances come and go.
 
@@ -47,6 +48,7 @@ class SchedulerConfig:
     sample_every: int = 0
     compare_one_in: int = 20
     compare_every: float = 10.0
+    share_groups: bool = True
     fleet: tuple[frozenset[str], ...] = ()
     seed: int = 0
 
@@ -129,8 +131,8 @@ class Unit:
 class Query:
     """A query that has been neither answered nor failed.
 
-    Only queries of the same `tenant` share a coding group. An `exact` query joins none, and only
-    the deployed model answers it.
+    Only queries of the same `tenant` share a coding group, if they are `coded`. Only the deployed
+    model answers one that is `exact`, and it is not coded.
     """
 
     id: int
@@ -142,6 +144,7 @@ class Query:
     """The original and its copies, all on the deployed model."""
     tenant: Hashable = None
     exact: bool = False
+    coded: bool = True
     backups: tuple[str, ...] = ()
     """The backups that it may still be sent to, the fastest first."""
     decoding: bool = False

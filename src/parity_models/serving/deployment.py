@@ -38,6 +38,12 @@ _UNSCREENED = (
     "with --policy none"
 )
 
+_NOT_SHARED = (
+    "the code does not isolate the slots of a group, so only queries of one tenant are encoded "
+    "together; name tenants with --tenant-header, or, if all clients trust one another, serve with "
+    "--share-groups"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -142,6 +148,10 @@ class Deployment(ServedVersion):
         """Surprises for a user: stand-ins that answer without a gate, or an envelope."""
         if envelope is None and parity_role(0) in used and not bundle.isolated:
             self.notes = (*self.notes, _UNSCREENED)
+        code = bundle.code() if uses_code else None
+        share_groups = options.share_groups or code is None or code.isolated
+        if not share_groups and parity_role(0) in used and options.tenant_header is None:
+            self.notes = (*self.notes, _NOT_SHARED)
         # Measured times say nothing of upstreams, nor of times that a fault plan gives.
         measured = fixed is None and options.faults is None
         self.max_batch = options.max_batch or (default_batch(bundle) if measured else 1)
@@ -174,11 +184,12 @@ class Deployment(ServedVersion):
                 verify_every=options.verify_every,
                 sample_every=options.verify_every,
                 compare_every=options.compare_every,
+                share_groups=share_groups,
                 fleet=tuple(self.roles) if fixed is not None else (),
                 seed=secrets.randbits(32),
             ),
             signature,
-            bundle.code() if uses_code else None,
+            code,
             metrics,
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,

@@ -144,6 +144,13 @@ class ServeOptions:
             metavar="HEADER",
         ),
     ] = None
+    share_groups: Annotated[
+        bool,
+        Option(
+            "Let requests without a tenant share coding groups though slots are not isolated: one "
+            "client can then spoil another's reconstructions.",
+        ),
+    ] = False
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
     shutdown_delay: Annotated[

@@ -21,11 +21,15 @@ from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
 
 
 def parity_world(
-    instances: dict[str, frozenset[str]], decoder: str = "separate", **options: Any
+    instances: dict[str, frozenset[str]],
+    decoder: str = "separate",
+    *,
+    share_groups: bool = True,
+    **options: Any,
 ) -> World:
     the_code = code(decoder=decoder)
     policy = Parity(the_code, Parity.Options(**options))
-    world = World(Scheduler(policy), the_code)
+    world = World(Scheduler(policy, SchedulerConfig(share_groups=share_groups)), the_code)
     for instance, roles in instances.items():
         world.join(instance, roles)
     return world
@@ -43,6 +47,15 @@ class Test_parity:
         world.finish("a")
         assert world.answers == {0: Source.MODEL, 1: Source.RECONSTRUCTION}
         assert any(isinstance(action, Cancel) for action in world.log)
+
+    def test_encodes_queries_without_a_tenant_only_where_groups_are_shared(self) -> None:
+        world = parity_world({"a": BOTH, "b": BOTH, "c": BOTH}, share_groups=False)
+        world.arrive(2)
+        assert not world.members
+        for instance in list(world.running):
+            world.finish(instance)
+        world.arrive(2, tenant="one")
+        assert list(world.members.values()) == [(2, 3)]
 
     def test_with_separate_outputs_needs_no_other_prediction(self) -> None:
         world = parity_world(DEDICATED)

@@ -186,7 +186,7 @@ async def in_front(
     bundle: Bundle, policy: str, traces: TracerProvider | None = None, **urls: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     engine = EngineChoice("remote", dict(urls))
-    options = ServeOptions(policy=PolicyChoice(policy), engine=engine, port=0)
+    options = ServeOptions(policy=PolicyChoice(policy), engine=engine, port=0, share_groups=True)
     async with (
         Server(bundle, options, traces) as server,
         httpx.AsyncClient(base_url=server.url, timeout=60) as client,

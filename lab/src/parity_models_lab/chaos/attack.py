@@ -1,8 +1,9 @@
-"""An attack: the effect of one client's absurd inputs on another's reconstructions.
+"""An attack: the effect of one client's inputs on another's reconstructions.
 
-On a bundle whose slots are not isolated (sum and subtraction), every victim's query shares a group
-with one of a partner: an honest one, or an attacker. Each reconstruction of a victim's prediction
-is compared with the model's own.
+The inputs are absurd, or those that an attacker who has the bundle finds within its envelope. On a
+bundle whose slots are not isolated (sum and subtraction), every victim's query shares a group with
+one of a partner: an honest one, or an attacker. Each reconstruction of a victim's prediction is
+compared with the model's own.
 """
 
 from collections.abc import Callable
@@ -28,10 +29,18 @@ CODE = CodeSpec("sum", "subtraction", 2)
 NETWORK = "mlp"
 CONSTANTS = (5.0, 100.0, 1e30, 3e38)
 HONEST = "honest partner"
+SEARCHED = "searched within the envelope"
+STARTS, STEPS = 4, 400
+SPREAD, PARTS = (0.05, 0.2, 0.5), (0.05, 0.2, 1.0)
+"""The size of the attacker's steps, and the shares of values that they change."""
 
 
 def run_attack(
-    task: Task, folder: Path, options: TrainingOptions, tell: Callable[[str], None]
+    task: Task,
+    folder: Path,
+    options: TrainingOptions,
+    tell: Callable[[str], None],
+    steps: int = STEPS,
 ) -> list[Row]:
     """Train a bundle, and reconstruct its test set next to each partner.
 
@@ -40,6 +49,7 @@ def run_attack(
         folder: For bundles.
         options: Of both trainings; the seed fixes queries as well.
         tell: Progress callback.
+        steps: Steps of the attacker's search, from each of STARTS honest queries.
 
     Returns:
         A row for each partner: the agreement of victims' reconstructions with the model, with the
@@ -54,9 +64,14 @@ def run_attack(
     data = task.load()
     deployed = train_deployed(task, data, NETWORK, folder / "deployed", options)
     bundle = train(deployed, queries_of(task, data), folder / "with", None, CODE, options)
-    bare, victims = without_envelope(bundle, folder / "without"), data.test.inputs
+    bare = without_envelope(bundle, folder / "without")
+    rng = np.random.default_rng(options.seed)
+    tried, victims = np.array_split(rng.permutation(data.test.inputs), [len(data.test.inputs) // 3])
     rows: list[Row] = []
-    beside = partners(victims, len(victims), np.random.default_rng(options.seed))
+    tell("searching within the envelope")
+    found = [search(bundle, tried, data.train.inputs, rng, steps) for _ in range(STARTS)]
+    beside = partners(victims, len(victims), rng)
+    beside[SEARCHED] = np.concatenate(found)[rng.integers(STARTS, size=len(victims))]
     for name, queries in beside.items():
         agreement, kept_out = compute(bundle, victims, queries)
         without, _ = compute(bare, victims, queries)
@@ -77,6 +92,26 @@ def partners(rows: Array, count: int, rng: np.random.Generator) -> dict[str, Arr
         "noise in range": rng.uniform(low, high, shape).astype(rows.dtype),
         "least or most at random": np.where(rng.random(shape) < 0.5, low, high).astype(rows.dtype),
     }
+
+
+def search(
+    bundle: Bundle, victims: Array, honest: Array, rng: np.random.Generator, steps: int
+) -> Array:
+    """Change a query of `honest` (n, *shape) at random, for so many steps, where the envelope still
+    takes it and no more of the victims' reconstructions agree. Return what it is then: (1, *shape).
+    """
+    envelope = bundle.envelope()
+    best = honest[rng.integers(len(honest), size=1)]
+    agreement, _ = compute(bundle, victims, np.repeat(best, len(victims), axis=0))
+    for _ in range(steps):
+        changed = rng.random(best.shape) < rng.choice(PARTS)
+        step = rng.normal(size=best.shape) * rng.choice(SPREAD) * changed
+        query = (best + step).astype(best.dtype)
+        if not _unlike(envelope, query)[0]:
+            found, _ = compute(bundle, victims, np.repeat(query, len(victims), axis=0))
+            if found <= agreement:
+                best, agreement = query, found
+    return best
 
 
 def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float]:

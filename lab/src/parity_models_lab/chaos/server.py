@@ -130,6 +130,7 @@ class TestedServer:
         with log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", program, "serve", str(self.model.bundle)),
+                "--share-groups",
                 *("--instances", str(INSTANCES)),
                 *("--port", port, "--grpc-port", grpc_port, "--reuse-port"),
                 *("--deadline", str(self.deadline), "--shutdown-delay", SHUTDOWN_DELAY),

@@ -229,14 +229,14 @@ def attack(
     out: ChaosOut = RESULTS,
     quick: Quick = False,
 ) -> None:
-    """Attack other clients' reconstructions by absurd inputs.
+    """Attack other clients' reconstructions by absurd inputs, and by searched ones.
 
     The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
     predictions, next to honest partners and attackers, with the bundle's envelope and without.
     """
     from parity_models.tasks import find_task
     from parity_models.training import TrainingOptions
-    from parity_models_lab.chaos.attack import run_attack
+    from parity_models_lab.chaos.attack import STEPS, run_attack
 
     check_out(out)
     rows = run_attack(
@@ -244,6 +244,7 @@ def attack(
         out / "attack",
         TrainingOptions(seed=seed, seconds=5.0 if quick else None),
         Console(stderr=True, highlight=False).print,
+        steps=20 if quick else STEPS,
     )
     title = "Agreement of victims' reconstructions with the model"
     print_rows(title, rows)

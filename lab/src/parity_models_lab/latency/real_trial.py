@@ -86,6 +86,7 @@ class Laboratory:
                 max_batch=setting.max_batch,
                 placements=placements,
                 faults=_without_others(draw(trial.seed, trial.seconds), len(roles)),
+                share_groups=True,
                 agreement=0,  # what may not be answered is drawn, as in simulations: coverage
             )
             server = await stack.enter_async_context(

@@ -200,8 +200,8 @@ class Adaptive(Policy):
         for role in (*query.backups, DEPLOYED):
             if port.up(role) > taken.count(role):
                 yield worth(role), role, partial(self._ask, port, query, role)
-        exact = query.exact or query.exact_only
-        if self._rows and port.up(PARITY) and PARITY not in taken and not exact:
+        coded = query.coded and not query.exact_only
+        if self._rows and port.up(PARITY) and PARITY not in taken and coded:
             members = [query, *self._company(port, query, tasks)]
             if self._groups.can_form(members):
                 rows = self._rows[len(members) - 1]
@@ -219,7 +219,7 @@ class Adaptive(Policy):
                 break
             alike = (other.kind, other.tenant) == (query.kind, query.tenant)
             barred = (
-                other.exact or other.crashes or other.exact_only or other.original.unit in units
+                not other.coded or other.crashes or other.exact_only or other.original.unit in units
             )
             if alike and not barred:
                 company.append(other)
@@ -259,7 +259,7 @@ class Adaptive(Policy):
         if task.group is not None:
             self._groups.on_prediction(port, task)
         query = port.queries.get(task.subject)
-        if self._rows and query is not None and not query.exact and not query.crashes:
+        if self._rows and query is not None and query.coded and not query.crashes:
             self._groups.keep(port, (query.kind, query.tenant), query.id)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:

@@ -3,7 +3,7 @@
     open     queries join in order of arrival; each is dispatched at once, as if uncoded.
              Where instances share nodes, they join when they are dispatched, a group that has
              none on the same node: then no original waits for a certain node. Queries of
-             different kinds or tenants never share a group; exact queries join none
+             different kinds or tenants never share a group; those that are not coded join none
     closed   it has k members: full, or, when one of them has waited `max_wait`, filled up with
              recently answered queries, whose predictions are known. Its parity tasks are queued
              (after `parity_delay`, if the group still needs them then).
@@ -127,14 +127,14 @@ class CodingGroups:
     # Events, forwarded by a policy
 
     def arrived(self, port: Port, query: Query) -> None:
-        if query.exact:
+        if not query.coded:
             return
         if port.nodes < self._code.k or query.original.instance is not None:
             self._join(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
-        if query is None or query.exact or query.crashes or task is not query.original:
+        if query is None or not query.coded or query.crashes or task is not query.original:
             return
         if self.of(query) is None:
             self._join(port, query)
