@@ -69,5 +69,5 @@ def test_json_and_toml_are_read_alike() -> None:
     for read, text in [(read_json, b'{"size": "3"}'), (read_toml, b'size = "3"')]:
         with pytest.raises(ValueError, match=r'^size must be a whole number, not "3"$'):
             read(text, Sized)
-        with pytest.raises(ValueError, match=r"^it is no text in UTF-8$"):
+        with pytest.raises(ValueError, match=r"^it is not text in UTF-8$"):
             read(b'\xff = ["\xff"]' if read is read_toml else b'["\xff"]', Sized)

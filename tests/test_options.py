@@ -134,9 +134,9 @@ def test_options_may_follow_a_name() -> None:
         ("kettel", "there is no thing 'kettel'; did you mean kettle"),
         ("kettle@", "size of kettle must be a whole number, got ''"),
         ("kettle@hot=perhaps", "hot of kettle must be true or false, got 'perhaps'"),
-        ("kettle@prot=1", "prot is no option of the thing kettle; did you mean port"),
-        ("pan@port=1", "port is no option of the thing pan but of kettle"),
-        ("pan@1", "is no option of the thing pan; it has none"),
+        ("kettle@prot=1", "prot is not an option of the thing kettle; did you mean port"),
+        ("pan@port=1", "port is not an option of the thing pan but of kettle"),
+        ("pan@1", "is not an option of the thing pan; it has none"),
     ],
 )
 def test_a_name_with_options_that_cannot_be_is_refused(text: str, reason: str) -> None:

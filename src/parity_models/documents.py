@@ -57,7 +57,7 @@ def read_json(content: bytes, kind: type[T]) -> T:
 def read_toml(content: bytes, kind: type[T]) -> T:
     """Return the struct that a TOML document describes. Raises ValueError that says what is
     wrong."""
-    return _read(content, kind, msgspec.toml.decode, lambda said: f"it is no TOML: {said}")
+    return _read(content, kind, msgspec.toml.decode, lambda said: f"it is not TOML: {said}")
 
 
 def _read(
@@ -71,7 +71,7 @@ def _read(
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
-        raise ValueError("it is no text in UTF-8") from None
+        raise ValueError("it is not text in UTF-8") from None
     except msgspec.DecodeError as error:
         raise ValueError(in_words(str(error))) from error
     return as_struct(document, kind)
@@ -95,13 +95,13 @@ def as_struct(document: Any, kind: type[T]) -> T:
 def _malformed(content: bytes, said: str) -> str:
     """Return a description of malformed JSON."""
     if "truncated" in said:
-        return "it is no JSON: it ends too early; is a bracket or a quote not closed?"
+        return "it is not JSON: it ends too early; is a bracket or a quote not closed?"
     found = re.fullmatch(r"JSON is malformed: (.*) \(byte (\d+)\)", said)
     if found is None:
-        return f"it is no JSON: {said}"
+        return f"it is not JSON: {said}"
     before = content[: int(found[2])]
     line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
-    return f"it is no JSON: {found[1]} at line {line}, column {column}"
+    return f"it is not JSON: {found[1]} at line {line}, column {column}"
 
 
 class _Place:

@@ -83,7 +83,9 @@ class Registry(Generic[T]):
             own = load_own(name)
             if not (isinstance(own, type) and issubclass(own, self._base)):
                 base = f"{self._base.__module__}.{self._base.__qualname__}"
-                raise UserError(f"{name} is no {self._kind}: it must be a subclass of {base}")
+                raise UserError(
+                    f"{name} cannot be the {self._kind}: it must be a subclass of {base}"
+                )
             return own
         if name not in self._built_in:
             near = get_close_matches(name, self._built_in, 1)
@@ -139,7 +141,10 @@ class Registry(Generic[T]):
         return make_options(kind.Options, given)
 
     def _no_option(self, name: str, option: str) -> str:
-        said, options = f"{option} is no option of the {self._kind} {name}", _names(self.find(name))
+        said, options = (
+            f"{option} is not an option of the {self._kind} {name}",
+            _names(self.find(name)),
+        )
         if near := get_close_matches(option, options, 1):
             return f"{said}; did you mean {near[0]}?"
         if having := [each for each, kind in self._built_in.items() if option in _names(kind)]:

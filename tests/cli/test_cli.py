@@ -69,7 +69,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("parity --from nowhere --encoder som --out x", "did you mean sum?"),
         (
             "parity --from nowhere --encoder stack@axle=1 --out x",
-            "is no option of the encoder stack",
+            "is not an option of the encoder stack",
         ),
         ("parity --from nowhere --out /proc/x", "nothing can be written to /proc"),
     ],

@@ -36,7 +36,7 @@ def test_simulate_has_backups_whose_answers_are_gated(parm_here: Here, tmp_path:
     ("arguments", "reason"),
     [
         ("--load 0", "'--load': must be above 0"),
-        ("--policy hedging@copies=3", "copies is no option of the policy hedging"),
+        ("--policy hedging@copies=3", "copies is not an option of the policy hedging"),
         ("--policy hedgin", "did you mean hedging?"),
         ("--policy hedging --dispatch singel-queue", "did you mean single-queue?"),
         ("--dispatch single-queue", "--dispatch needs --policy as well"),

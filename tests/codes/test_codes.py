@@ -202,7 +202,7 @@ def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
         (
             CodeSpec("sum", "subtraction", 2, 1, {"axis": 0}),
             (4,),
-            "axis is no option of the encoder sum",
+            "axis is not an option of the encoder sum",
         ),
     ],
 )

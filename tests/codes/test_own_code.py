@@ -40,9 +40,12 @@ def test_it_reconstructs_by_its_own_options() -> None:
     ("spec", "reason"),
     [
         (CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 0.0}), "gain must be above 0 and 100 or less"),
-        (CodeSpec(ENCODER, DECODER, 2, 1, {"gian": 1}), "gian is no option .* did you mean gain"),
+        (
+            CodeSpec(ENCODER, DECODER, 2, 1, {"gian": 1}),
+            "gian is not an option .* did you mean gain",
+        ),
         (CodeSpec("sum", DECODER, 2, 1, {}, {"gain": 1}), "the decoder .* it has divisor"),
-        (CodeSpec(DECODER, DECODER, 2), "is no encoder: it must be a subclass of"),
+        (CodeSpec(DECODER, DECODER, 2), "cannot be the encoder: it must be a subclass of"),
         (CodeSpec(ENCODER, "separate", 2), "could not tell the slots apart"),
         (CodeSpec("parity_models.codes:Encoder", DECODER, 2), "cannot be built: .*abstract"),
         (CodeSpec("own_coders:Missing", DECODER, 2), "has no 'Missing'"),
@@ -112,7 +115,10 @@ def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     for wrong, reason in [
         (("--encoder", f"{ENCODER}@gain=0"), "must be above 0 and 100 or less"),
-        (("--encoder", f"{ENCODER}@axis=1"), f"no option of the encoder {ENCODER} but of stack"),
+        (
+            ("--encoder", f"{ENCODER}@axis=1"),
+            f"not an option of the encoder {ENCODER} but of stack",
+        ),
         (("--decoder", "atenuated"), "there is no decoder 'atenuated'"),
     ]:
         assert_refused(parm_here(*command, *coders, *wrong), reason)

@@ -80,7 +80,7 @@ async def test_servers_and_calls_in_process_are_measured_in_turns(bundle: Path) 
 @pytest.mark.slow
 async def test_servers_that_do_not_answer_are_refused(bundle: Path) -> None:
     opened = open_bundle(bundle)
-    with pytest.raises(UserError, match="no URL of http"):
+    with pytest.raises(UserError, match="not a URL of http"):
         await measure_overhead(opened, "none", instances=1, against=("grpc://localhost:1",))
     with pytest.raises(LoadError, match="connection to http://localhost:1 broke"):
         await measure_overhead(opened, "none", instances=1, against=("http://localhost:1",))

@@ -372,7 +372,7 @@ def places(content: Any, prefix: str = "") -> list[str]:
         (
             "code/encoder_options",
             {"colour": 1},
-            "colour is no option of the encoder stack; it has axis, new_axis",
+            "colour is not an option of the encoder stack; it has axis, new_axis",
         ),
         ("accuracy/available_accuracy", 1.5, r"\$.accuracy.available_accuracy"),
     ],

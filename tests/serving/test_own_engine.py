@@ -46,14 +46,16 @@ async def test_the_engine_of_the_guide_serves(
 def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
     with pytest.raises(UserError, match="called must be a text, got 7"):
         EngineChoice(ENGINE, {"called": 7})
-    with pytest.raises(UserError, match=r"instances is no option of the engine .*; it has called"):
+    with pytest.raises(
+        UserError, match=r"instances is not an option of the engine .*; it has called"
+    ):
         EngineChoice(ENGINE, {"instances": 2})
-    with pytest.raises(UserError, match="is no engine: it must be a subclass of"):
+    with pytest.raises(UserError, match="cannot be the engine: it must be a subclass of"):
         EngineChoice("own_policy:Again")
     with pytest.raises(UserError, match="there is no engine 'lokal'; did you mean local"):
         EngineChoice("lokal")
     for flags, reason in [
-        (("--engine", f"{ENGINE}@address=auto"), "address is no option of the engine"),
+        (("--engine", f"{ENGINE}@address=auto"), "address is not an option of the engine"),
         (("--engine", "lokal"), "there is no engine 'lokal'; did you mean local"),
         (("--called", "mine"), "No such option: --called"),
         (("--engine", ENGINE, "--faults", "{}"), "faults are not for the engine"),

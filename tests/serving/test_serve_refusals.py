@@ -45,7 +45,7 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
         ("--policy parity@pool=dedicated --extra-instances 3", "3 of 3 leave none for the model"),
         ("--policy approximate-backup --instances 1", "give more --instances"),
         ("--policy none --extra-instances 1", "none has no instances that run stand-ins only"),
-        ("--policy adaptive@pool=dedicated", "no option of the policy adaptive but of parity"),
+        ("--policy adaptive@pool=dedicated", "not an option of the policy adaptive but of parity"),
         ("--policy replicate", "replicate"),
         ("--policy replication@copies=1", "copies of replication must be 2 or more"),
         ("--policy hedging@hedge-delay=5,hedge-quantile=0.9", "give --hedge-delay or --hedge-q"),

@@ -116,7 +116,9 @@ def test_the_example_leads_to_a_served_bundle(parm: Parm, tmp_path: Path) -> Non
     exec(compile(example.read_text(), example, "exec"), program)
     program["main"](Path("own"))
     assert commands[1].endswith(" --seconds 30")
-    parm(commands[1].removeprefix("parm ").removesuffix("--seconds 30") + "--epochs 1")
+    parm(
+        commands[1].removeprefix("parm ").removesuffix("--seconds 30") + "--epochs 1 --network mlp"
+    )
     parm(commands[2].removeprefix("parm "))
     accuracy = open_bundle("own/bundle").manifest.accuracy
     assert accuracy is not None

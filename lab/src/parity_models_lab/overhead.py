@@ -169,7 +169,7 @@ def _request(url: str, name: str, bundle: Bundle, row: NDArray[Any]) -> bytes:
 def _other(url: str, bundle: Bundle, row: NDArray[Any]) -> Target:
     at = urlsplit(url)
     if at.scheme != "http" or at.hostname is None:
-        raise UserError(f"{url} is no URL of http, over which servers are compared")
+        raise UserError(f"{url} is not a URL of http, over which servers are compared")
     base, name = f"http://{at.netloc}", at.path.strip("/") or bundle.manifest.name
     processes: list[psutil.Process] = []
     if at.hostname in ("localhost", "127.0.0.1", "::1"):

@@ -163,7 +163,7 @@ def _engine(name: str | None, upstreams: UpstreamOptions) -> EngineChoice:
     for option in given:
         if option not in having:
             raise OptionError(
-                f"{flag_of(option)} is no option of the engine {chosen} but of remote"
+                f"{flag_of(option)} is not an option of the engine {chosen} but of remote"
             )
     return EngineChoice(chosen, {**options, **given})
 

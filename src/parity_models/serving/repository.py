@@ -151,7 +151,7 @@ def _with_settings(
     if policy is None:
         for key in rest:
             raise UserError(
-                f"{_key(key)} is no option of a model: there are "
+                f"{_key(key)} is not an option of a model: there are "
                 f"{', '.join(map(_key, (*_PER_MODEL, *of_engine)))}, and policy with its options"
             )
         return options

@@ -36,14 +36,14 @@ def test_its_options_are_checked_as_it_says() -> None:
         choose(POLICY, {"again_after": 10})
     with pytest.raises(UserError, match="again_after must be a number, got 'soon'"):
         choose(POLICY, {"again_after": "soon"})
-    with pytest.raises(UserError, match="scans is no option of the policy"):
+    with pytest.raises(UserError, match="scans is not an option of the policy"):
         choose(POLICY, {"scans": 7})
-    with pytest.raises(UserError, match=r"again is no option .*; did you mean again_after"):
+    with pytest.raises(UserError, match=r"again is not an option .*; did you mean again_after"):
         choose(POLICY, {"again": 7})
 
 
 def test_what_is_no_policy_is_refused() -> None:
-    with pytest.raises(UserError, match="is no policy: it must be a subclass of"):
+    with pytest.raises(UserError, match="cannot be the policy: it must be a subclass of"):
         choose(RULE, {})
     with pytest.raises(UserError, match="did you mean hedging"):
         choose("hedgin", {})

@@ -271,8 +271,8 @@ def test_what_a_model_cannot_say_of_upstreams_is_named(
     ("text", "reason"),
     [
         ("instances = 0", "instances must be from 1"),
-        ("port = 1", "port is no option of a model"),
-        ('policy = "none"\nport = 1', "port is no option of the policy none"),
+        ("port = 1", "port is not an option of a model"),
+        ('policy = "none"\nport = 1', "port is not an option of the policy none"),
         ("policy = 1", "policy is a name"),
         ("instances", "is not TOML"),
     ],

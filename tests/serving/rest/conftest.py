@@ -1,12 +1,22 @@
 """A server with clients for each module."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 import tritonclient.http as triton
+import uvloop
 
 from served import ServerProcess, write_linear_bundle
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of the HTTP layer on both kinds of event loop."""
+    both = {"uvloop": uvloop.new_event_loop} if item.path.name == "test_http.py" else {}
+    return {**both, "asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,6 @@ from parity_models.serving.http import HttpConnection
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["uvloop", "asyncio"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    is_uvloop = request.param == "uvloop"
-    return uvloop.EventLoopPolicy() if is_uvloop else asyncio.DefaultEventLoopPolicy()
-
-
 # Messages
 
 

@@ -154,7 +154,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                     f"{index} does not say in words what it is"
                 )
             if not self.in_words and not isinstance(point[self.axis], int | float):
-                raise UserError(f"{self.axis} cannot be the axis: it is no number at point {index}")
+                raise UserError(
+                    f"{self.axis} cannot be the axis: it is not a number at point {index}"
+                )
             for series in self.series:
                 check_spec(self.at(index, series).code)
         for series in self.series:
