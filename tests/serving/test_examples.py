@@ -17,7 +17,15 @@ from service_monitors import check_service_monitor
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OWN_KINDS = {"InferenceService", "Kustomization", "RayService", "ServiceMonitor", "ServingRuntime"}
+OWN_KINDS = {
+    "DestinationRule",
+    "EnvoyFilter",
+    "InferenceService",
+    "Kustomization",
+    "RayService",
+    "ServiceMonitor",
+    "ServingRuntime",
+}
 """Kinds that Kubernetes does not have by itself."""
 
 CHART = EXAMPLES / "helm" / "parity-models"
@@ -95,8 +103,8 @@ def test_the_server_of_a_deployment_starts_and_has_time_to_shut_down(
     assert program == "parm"
     refused = parm_here(command, tmp_path / "none", *container["args"])
     assert_refused(refused, "there is no bundle at")
-    options = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
-    takes = float(options["shutdown-delay"]) + float(options["deadline"])
+    options = dict(each.removeprefix("--").partition("=")[::2] for each in container["args"])
+    takes = float(options["shutdown-delay"]) + float(options.get("deadline", 10))
     assert pod["terminationGracePeriodSeconds"] >= takes + 5
     probe = container["readinessProbe"]
     noticed = probe["periodSeconds"] * (probe["failureThreshold"] + 1)

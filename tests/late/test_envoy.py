@@ -1,0 +1,190 @@
+"""Gated stand-ins behind the real Envoy: a late request is answered where the gate allows."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+import yaml
+from aiohttp import web
+
+import parity_models as pm
+from parity_models.models.bundle import Bundle, open_bundle, with_measured
+from parity_models.models.gate import Calibration, GateLevel, confidences
+from ports import free_ports
+from served import predictions, queries, write_linear_bundle
+
+pytestmark = pytest.mark.servers
+
+ROOT = Path(__file__).parent.parent.parent
+ENVOY = ROOT / ".servers" / "envoy" / "envoy" / "_bin" / "envoy"
+EXAMPLES = ROOT / "examples" / "proxies"
+PATIENCE = 120.0
+
+ROWS = queries(40)
+CONFIDENCE = confidences("scores", 2 * predictions(ROWS))
+THRESHOLD = float(np.median(CONFIDENCE))
+SURE, UNSURE = ROWS[CONFIDENCE > THRESHOLD], ROWS[CONFIDENCE < THRESHOLD]
+
+Route = dict[str, Any]
+
+
+class Model:
+    """A model server that answers at once, unless it is told to wait."""
+
+    def __init__(self) -> None:
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def infer(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        tensor = body["inputs"][0]
+        rows = np.array(tensor["data"], np.float32).reshape(tensor["shape"])
+        await self.may_answer.wait()
+        output = {"name": "output", "datatype": "FP32", "shape": [len(rows), 10]}
+        output["data"] = predictions(rows).ravel().tolist()
+        return web.json_response({"model_name": "model", "outputs": [output]})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its backup predicts twice as much, and may answer half of the queries."""
+    folder = write_linear_bundle(tmp_path_factory.mktemp("gated"), coded=False, backed=1)
+    gate = GateLevel(0.95, THRESHOLD, coverage=0.5, agreement=0.97)
+    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
+    return with_measured(open_bundle(folder), calibration={"backup": calibration})
+
+
+def configuration() -> dict[str, Any]:
+    document = yaml.safe_load((EXAMPLES / "envoy.yaml").read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def route_of(document: dict[str, Any]) -> Route:
+    (listener,) = document["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    route: Route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+    return route
+
+
+def envoy(document: dict[str, Any], folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    assert ENVOY.exists(), f"there is no Envoy at {ENVOY}; make servers installs it"
+    file = folder / "envoy.json"
+    file.write_bytes(msgspec.json.encode(document))
+    with (folder / "envoy.log").open("wb") as log:
+        return subprocess.Popen(
+            [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", *arguments],
+            stdout=log,
+            stderr=log,
+        )
+
+
+@pytest.fixture
+async def proxied(bundle: Bundle, tmp_path: Path) -> AsyncIterator[tuple[str, Model, str]]:
+    """The proxy's URL, the model behind it, and the URL of the stand-ins."""
+    model, app = Model(), web.Application(client_max_size=2**24)
+    app.router.add_post("/v2/models/model/infer", model.infer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with pm.serve(bundle, stand_in_only=True, instances=2, port=0) as stand_ins:
+        (front,) = free_ports(1)
+        document = configuration()
+        (listener,) = document["static_resources"]["listeners"]
+        listener["address"]["socket_address"]["port_value"] = front
+        endpoints = document["static_resources"]["clusters"][0]["load_assignment"]["endpoints"]
+        ports = (runner.addresses[0][1], int(stand_ins.url.rpartition(":")[2]))
+        for each, port in zip(endpoints, ports, strict=True):
+            address = each["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+            address["port_value"] = port
+        # However busy this machine is, a request that the model answers at once is not late.
+        route = route_of(document)
+        route["timeout"] = f"{PATIENCE}s"
+        route["retry_policy"]["per_try_timeout"] = "2s"
+        process = envoy(document, tmp_path)
+        try:
+            url = f"http://127.0.0.1:{front}"
+            async with httpx.AsyncClient() as client, asyncio.timeout(PATIENCE):
+                while True:
+                    assert process.poll() is None, (tmp_path / "envoy.log").read_text()
+                    with suppress(httpx.TransportError):
+                        await client.get(url)
+                        break
+                    await asyncio.sleep(0.05)
+            yield url, model, stand_ins.url
+        finally:
+            model.may_answer.set()
+            process.kill()
+            process.wait()
+            await runner.cleanup()
+
+
+async def ask(url: str, rows: Any) -> tuple[int, Any]:
+    tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
+    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+        response = await client.post(f"{url}/v2/models/model/infer", json={"inputs": [tensor]})
+    (output,) = response.json()["outputs"]
+    return response.status_code, np.reshape(output["data"], output["shape"])
+
+
+async def refusals(url: str) -> float:
+    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+        text = (await client.get(f"{url}/metrics")).text
+    lines = [each for each in text.splitlines() if each.startswith("parm_stand_in_answers_refused")]
+    return sum(float(each.split()[-1]) for each in lines)
+
+
+async def test_the_model_answers_in_time_and_the_stand_in_what_is_late_and_sure(
+    proxied: tuple[str, Model, str],
+) -> None:
+    url, model, stand_ins = proxied
+    for rows in (SURE[:2], UNSURE[:2]):
+        status, found = await ask(url, rows)
+        assert status == 200
+        np.testing.assert_allclose(found, predictions(rows), rtol=1e-3, atol=1e-5)
+    model.may_answer.clear()
+    status, found = await ask(url, SURE[:2])
+    assert status == 200
+    np.testing.assert_allclose(found, 2 * predictions(SURE[:2]), rtol=1e-3, atol=1e-5)
+    before = await refusals(stand_ins)
+    waiting = asyncio.ensure_future(ask(url, UNSURE[:2]))
+    async with asyncio.timeout(PATIENCE):
+        while await refusals(stand_ins) == before:
+            await asyncio.sleep(0.05)
+    assert not waiting.done()  # the stand-in's 503 is dropped, and the proxy waits on
+    model.may_answer.set()
+    status, found = await waiting
+    assert status == 200
+    np.testing.assert_allclose(found, predictions(UNSURE[:2]), rtol=1e-3, atol=1e-5)
+
+
+def merge(into: Any, patch: Any) -> Any:
+    if not (isinstance(into, dict) and isinstance(patch, dict)):
+        return patch
+    return into | {key: merge(into.get(key), value) for key, value in patch.items()}
+
+
+def documents(file: str) -> Iterator[dict[str, Any]]:
+    yield from yaml.safe_load_all((EXAMPLES / file).read_text())
+
+
+def test_envoy_takes_what_istio_would_merge(tmp_path: Path) -> None:
+    """Envoy itself validates the route that results from Istio's patch."""
+    patched = configuration()
+    kept = {key: value for key, value in route_of(patched).items() if key in ("cluster", "timeout")}
+    (patch,) = next(documents("istio.yaml"))["spec"]["configPatches"]
+    assert (patch["applyTo"], patch["patch"]["operation"]) == ("HTTP_ROUTE", "MERGE")
+    route = route_of(patched)
+    route.clear()
+    route.update(merge(kept, patch["patch"]["value"]["route"]))
+    own = route_of(configuration())
+    assert route == own, "the examples of Envoy and Istio differ"
+    validated = envoy(patched, tmp_path, "--mode", "validate")
+    assert validated.wait(PATIENCE) == 0, (tmp_path / "envoy.log").read_text()
