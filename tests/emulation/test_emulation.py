@@ -38,7 +38,7 @@ from parity_models.emulation import (
 from parity_models.errors import FaultPlanError
 
 
-@given(seed=st.text(max_size=10), numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=20))
+@given(seed=st.text(max_size=10), numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=9))
 def test_numbers_depend_on_the_seed_and_the_slice_and_on_nothing_before(
     seed: str, numbers: list[int]
 ) -> None:

@@ -205,7 +205,7 @@ class Driver:
             Recycle: self._recycle,
             Cancel: self._cancel,
             Decode: self._decoded.append,
-            Answer: self._answer,
+            Answer: self._answered,
             Fail: lambda fail: self._end(fail.query, FAILED),
             WakeAt: self._wake_at,
             # A simulation has no tensors.
@@ -261,21 +261,9 @@ class Driver:
         self._arrived += 1
         if self._progress is not None and self._arrived % 1000 == 0:
             self._progress(self._arrived)
-        self._ask(partial(self._admit, query))
+        self._admit(query)
         if self._arrived < self._count:
             self._at(self._arrivals[self._arrived], self._arrive)
-
-    def _ask(self, done: Callable[[], None]) -> None:
-        """Client and server handle a request."""
-        done()
-
-    def _respond(self, done: Callable[[], None]) -> None:
-        """Server and client handle an answer."""
-        done()
-
-    def _hear(self, done: Callable[[], None], *, of_unit: bool = False) -> None:
-        """The server handles a timer, or the report `of_unit` that has ended."""
-        done()
 
     def _admit(self, query: int) -> None:
         self._carry_out(self._scheduler.queries_arrived(self._now, (query,), "query"))
@@ -299,7 +287,10 @@ class Driver:
     def _wake(self, time: float) -> None:
         if time == self._wake_time:
             self._wake_time = None
-            self._hear(lambda: self._carry_out(self._scheduler.time_passed(self._now)))
+            self._pass_time()
+
+    def _pass_time(self) -> None:
+        self._carry_out(self._scheduler.time_passed(self._now))
 
     def _join(self, instance: Instance) -> None:
         self._instances[instance.name] = instance
@@ -366,12 +357,10 @@ class Driver:
             return
         running.over = True
         self._add_busy(running, self._now)
-        report = (
-            partial(self._finish, running.run, self._now)
-            if finished
-            else partial(self._cut, running.run.unit)
-        )
-        self._hear(report, of_unit=True)
+        if finished:
+            self._finish(running.run, self._now)
+        else:
+            self._cut(running.run.unit)
 
     def _add_busy(self, running: Running, ends: float) -> None:
         if running.counted:
@@ -418,9 +407,6 @@ class Driver:
         recycled = self._result.recycled
         recycled[recycle.reason] = recycled.get(recycle.reason, 0) + 1
         self._at(self._now, partial(self._replace, self._instances[recycle.instance]))
-
-    def _answer(self, answer: Answer) -> None:
-        self._respond(partial(self._answered, answer))
 
     def _answered(self, answer: Answer) -> None:
         self._latencies[answer.query] = self._now - self._arrivals[answer.query]

@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from parity_models.emulation import Spells
+from parity_models.scheduling import Answer, Run
 from parity_models.simulation import Simulation
 from parity_models.simulation.simulator import Instance, Running
 from parity_models_lab.contention.processor import PERIOD, Hogs
@@ -245,19 +246,25 @@ class DriverOnCores(DriverOnLinks):
         self._jobs: dict[int, Job] = {}  # by unit, of those that run
         super().__init__(links, simulation, *others)
 
-    def _ask(self, done: Callable[[], None]) -> None:
+    def _admit(self, query: int) -> None:
         if self._cores.unseen:
             self._cpu.least_busy(self._now).start(self._now, self._cores.unseen, lambda now: None)
-        received = partial(self._serve, done, 1 / 8)
+        received = partial(self._serve, partial(super()._admit, query), 1 / 8)
         self._cpu.client.do(self._now, self._cores.serving / 4, received)
 
-    def _respond(self, done: Callable[[], None]) -> None:
-        work = self._cores.serving / 4
+    def _answered(self, answer: Answer) -> None:
+        work, done = self._cores.serving / 4, partial(super()._answered, answer)
         sent = partial(self._cpu.client.do, work=work, done=lambda now: done())
         self._cpu.server.do(self._now, self._cores.serving / 8, sent)
 
-    def _hear(self, done: Callable[[], None], *, of_unit: bool = False) -> None:
-        self._serve(done, of_unit / 8, self._now)
+    def _finish(self, run: Run, ended: float) -> None:
+        self._serve(partial(super()._finish, run, ended), 1 / 8, self._now)
+
+    def _cut(self, unit: int) -> None:
+        self._serve(partial(super()._cut, unit), 1 / 8, self._now)
+
+    def _pass_time(self) -> None:
+        self._serve(super()._pass_time, 0, self._now)
 
     def _serve(self, done: Callable[[], None], share: float, now: float) -> None:
         self._cpu.server.do(now, share * self._cores.serving, lambda now: done())
