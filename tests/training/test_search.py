@@ -152,7 +152,7 @@ def costs(model: Callable[[Shape], OnnxModel]) -> Callable[[Shape], Costs]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(6,), (3, 40), (1, 16, 16)])
+@pytest.mark.parametrize("shape", [(6,), (3, 40), (1, 16, 16), (24, 24, 3)])
 def test_backups_are_proposed_at_parts_of_the_time_and_parity_models_at_the_time(
     shape: Shape, costs: Callable[[Shape], Costs]
 ) -> None:
