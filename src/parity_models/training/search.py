@@ -112,23 +112,26 @@ def _names(queried: Queried) -> list[str]:
 
 def _measure_named(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     """Return all backups for queries of named inputs, in the order of `_names`."""
-    names = _names(queried)
-    if not names:
+    deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
+    models: dict[str, OnnxModel] = {}
+    for name in _names(queried):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                module = single_network(name, queried, teacher.output.shape).make()
+        except TrainingError:  # the channels of images come last, for one
+            continue
+        if isinstance(module, NamedModule):
+            module = module.served()
+        content = export(module, signature.inputs, signature.outputs[0].name)
+        models[name] = OnnxModel(content, signature=signature)
+    if not models:
         raise TrainingError(
             f"no network of this package learns from {teacher.signature}; train one of your own "
             "and bundle it (parm bundle --backup)"
         )
-    deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
-    models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
-    for name in names:
-        with torch.random.fork_rng(devices=[]):
-            module = single_network(name, queried, teacher.output.shape).make()
-        if isinstance(module, NamedModule):
-            module = module.served()
-        content = export(module, signature.inputs, signature.outputs[0].name)
-        models.append(OnnxModel(content, signature=signature))
-    base, *measured = inference_times(models, sizes=sizes)
-    return [Proposal(name, share=ms / base) for name, ms in zip(names, measured, strict=True)]
+    own = OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)
+    base, *measured = inference_times([own, *models.values()], sizes=sizes)
+    return [Proposal(name, share=ms / base) for name, ms in zip(models, measured, strict=True)]
 
 
 class Costs:
