@@ -42,7 +42,6 @@ from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.worker.runner import Device
 from parity_models.serving.worker.wire import (
     Assignment,
     Cancel,
@@ -53,6 +52,7 @@ from parity_models.serving.worker.wire import (
 )
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
+from parity_models.serving.worker.worker import Device
 from served import until
 
 pytestmark = pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 import pytest
 from msgspec import Struct
@@ -32,6 +33,10 @@ class Sampled:
         return Frame(-1.0 if whole else float(self.frames))
 
 
+def feed_of(sampled: Any = None) -> Feed:
+    return Feed(sampled or cast(Any, Sampled()))
+
+
 async def read(events: AsyncGenerator[bytes, None]) -> float:
     event = await anext(events)
     assert event.startswith(b"data: ")
@@ -41,7 +46,7 @@ async def read(events: AsyncGenerator[bytes, None]) -> float:
 
 
 async def test_the_first_frame_is_whole_and_the_others_say_what_is_new_to_all_alike() -> None:
-    feed = Feed(Sampled())
+    feed = feed_of()
     one, other = feed.follow(), feed.follow()
     assert [await read(one), await read(other)] == [-1, -1]
     feed.sample()
@@ -52,7 +57,7 @@ async def test_the_first_frame_is_whole_and_the_others_say_what_is_new_to_all_al
 
 
 async def test_a_watcher_that_does_not_keep_up_gets_a_whole_frame_next() -> None:
-    feed = Feed(Sampled())
+    feed = feed_of()
     slow = feed.follow()
     assert await read(slow) == -1
     for _ in range(6):
@@ -68,7 +73,7 @@ async def test_a_watcher_that_does_not_keep_up_gets_a_whole_frame_next() -> None
 
 async def test_without_watchers_no_frames_are_made() -> None:
     sampled = Sampled()
-    feed = Feed(sampled)
+    feed = feed_of(sampled)
     watchers = [feed.follow() for _ in range(MAX_WATCHERS)]
     for watcher in watchers:
         assert not feed.full
@@ -86,7 +91,7 @@ async def test_without_watchers_no_frames_are_made() -> None:
 async def test_a_frame_that_cannot_be_made_is_logged_and_the_next_one_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    feed = Feed(Sampled(broken=1))
+    feed = feed_of(Sampled(broken=1))
     feed.start()
     watcher = feed.follow()
     assert await read(watcher) == -1

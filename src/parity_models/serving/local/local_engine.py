@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import msgspec
 
-from parity_models.errors import ParityModelsError, ServingError
+from parity_models.errors import ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Parts, Placement
 from parity_models.serving.metrics import Metrics
@@ -237,7 +237,9 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         )
         self._worker = worker
         self._placements = placements
-        self._copies: ModelCopies | None = None
+        self._copies: dict[str, IO[bytes]] = {}
+        """Private copies of the models, by hash: files without a name, which workers inherit."""
+        self._assigned: dict[str, AssignedModel] = {}
 
     @property
     def tolerance(self) -> float:
@@ -254,69 +256,44 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         if len(self._placements) != len(roles):
             raise ServingError(f"{len(self._placements)} placements for {len(roles)} instances")
         used = {role: self._models[role] for role in sorted(frozenset[str]().union(*roles))}
-        copying = asyncio.ensure_future(asyncio.to_thread(ModelCopies, used))
+        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, used))
         try:
-            self._copies = await asyncio.shield(copying)
+            await asyncio.shield(copying)
         except asyncio.CancelledError:
-            with suppress(ParityModelsError):
-                (await copying).close()
+            await asyncio.wait((copying,))
             raise
 
+    def _copy(self, models: Mapping[str, PinnedModel]) -> None:
+        """Copy the models, so that workers which start later load what was checked, even if the
+        bundle's folder or the temporary folder is gone.
+
+        Raises ModelError for a model that was changed since it was checked, and ServingError if it
+        cannot be copied.
+        """
+        for role, model in models.items():
+            try:
+                if model.sha256 not in self._copies:
+                    copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _release()
+                    self._copies[model.sha256] = copy
+                    copy.write(model.read())
+                    copy.flush()
+            except OSError as error:
+                raise ServingError(
+                    f"cannot keep a copy of {model.path} among temporary files: "
+                    f"{error.strerror}; set TMPDIR to a folder with room for it"
+                ) from error
+            descriptor = self._copies[model.sha256].fileno()
+            self._assigned[role] = AssignedModel(
+                descriptor, model.sha256, f"{role} ({model.path})", model.signature
+            )
+
     def _make(
-        self,
-        number: int,
-        name: str,
-        roles: frozenset[str],
-        on_report: OnReport,
+        self, number: int, name: str, roles: frozenset[str], on_report: OnReport
     ) -> WorkerProcess:
-        assert self._copies is not None
-        models = {role: self._copies.assigned[role] for role in sorted(roles)}
+        models = {role: self._assigned[role] for role in sorted(roles)}
         placement = self._placements[number]
         return self._worker(number, name, models, placement, on_report, self._metrics)
 
     async def _release(self) -> None:
-        if self._copies is not None:
-            self._copies.close()
-
-
-class ModelCopies:
-    """Private copies of `models`, by role, which workers inherit, until `close`.
-
-    A copy is a file without a name, so workers that are started later load what was checked at the
-    start, even if the bundle's folder or the temporary folder is gone. Raises ModelError for a
-    model that was changed since it was checked, and ServingError if it cannot be copied.
-    """
-
-    def __init__(self, models: Mapping[str, PinnedModel]) -> None:
-        self._files: list[IO[bytes]] = []
-        self.assigned: dict[str, AssignedModel] = {}
-        """The assignment of each of them to a worker, by role."""
-        copied: dict[str, int] = {}
-        try:
-            for role, model in models.items():
-                if model.sha256 not in copied:
-                    copied[model.sha256] = self._copy(model)
-                name = f"{role} ({model.path})"
-                self.assigned[role] = AssignedModel(
-                    copied[model.sha256], model.sha256, name, model.signature
-                )
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
-
-    def _copy(self, model: PinnedModel) -> int:
-        try:
-            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-            self._files.append(file)
-            file.write(model.read())
-            file.flush()
-        except OSError as error:
-            raise ServingError(
-                f"cannot keep a copy of {model.path} among temporary files: "
-                f"{error.strerror}; set TMPDIR to a folder with room for it"
-            ) from error
-        return file.fileno()
+        for copy in self._copies.values():
+            copy.close()

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -67,21 +67,11 @@ _FORWARDED = frozenset({"forwarded", "x-forwarded-for", "via"})
 _log = logging.getLogger(__name__)
 
 
-class Sampled(Protocol):
-    """The source of frames."""
-
-    def tick(self) -> None:
-        """Sample what is sampled without watchers, too."""
-
-    def frame(self, *, whole: bool) -> msgspec.Struct:
-        """Return the present state with what is new, or, if `whole`, with all that is kept."""
-
-
 class Feed:
     """The frames of one server, from `start` to `close`."""
 
-    def __init__(self, sampled: Sampled) -> None:
-        self._sampled = sampled
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._watchers: set[asyncio.Queue[bytes | None]] = set()
         self._sampling: asyncio.Task[None] | None = None
 
@@ -123,7 +113,7 @@ class Feed:
     def sample(self) -> None:
         """Sample the server once, and send a frame to the watchers."""
         if not self._watchers:
-            self._sampled.tick()
+            self._watch.tick()
             return
         event = self._event(whole=False)
         for watcher in self._watchers:
@@ -131,7 +121,7 @@ class Feed:
                 watcher.put_nowait(event)
 
     def _event(self, *, whole: bool) -> bytes:
-        return b"data: " + msgspec.json.encode(self._sampled.frame(whole=whole)) + b"\n\n"
+        return b"data: " + msgspec.json.encode(self._watch.frame(whole=whole)) + b"\n\n"
 
     async def _sample_forever(self) -> None:
         while True:

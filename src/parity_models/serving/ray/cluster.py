@@ -20,7 +20,6 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.signature import Signature
-from parity_models.serving.worker.runner import Runner, warm_model
 from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
 from parity_models.serving.worker.wire import (
     Cancel,
@@ -31,6 +30,7 @@ from parity_models.serving.worker.wire import (
     Report,
     Unit,
 )
+from parity_models.serving.worker.worker import Runner, warm_model
 
 CONNECT_TIMEOUT = 5.0
 """Seconds a cluster's address has for a connection."""

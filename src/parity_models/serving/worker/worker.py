@@ -1,36 +1,230 @@
-"""A worker process: an instance of the local engine.
+"""A worker process: an instance of the local engine. Actors on a Ray cluster use its `Runner`, too.
 
 One thread receives a unit, computes, reports, and does nothing else: no query passes from thread to
 thread. A second thread does what cannot wait for a unit to end: it sends heartbeats, and cancels
 units.
 """
 
+import fcntl
+import hashlib
 import os
 import signal
 import socket
 import sys
 import time
-from contextlib import suppress
-from threading import Thread
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import NoReturn
 
 import msgspec
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
 
+from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.errors import ModelError
-from parity_models.serving.worker.runner import Runner, load
+from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel, check_sha256
+from parity_models.models.signature import tensors_in
 from parity_models.serving.worker.wire import (
     CONTROL,
     HEARTBEAT,
     WORK,
+    AssignedModel,
     Assignment,
+    Failed,
+    Finished,
+    Frame,
     Heartbeat,
     Hello,
     InjectFaults,
     Unit,
     WorkerStream,
+    bytes_of,
     encode,
     read,
+    rows_of,
 )
+
+MAX_DETAIL = 1000
+"""Characters of an error that are reported."""
+
+MAX_READ = 2**30
+"""Bytes that are read at once; the system's own limit is below the size of the largest model."""
+
+
+class Runner:
+    """Runs units of `models`, by role: `run` on one thread, `cancel` on another.
+
+    `device` is a file that is locked while a unit runs.
+    """
+
+    def __init__(self, models: Mapping[str, OnnxModel], *, device: str | None = None) -> None:
+        self._models = models
+        self._device = Device(device) if device else nullcontext()
+        self._lock = Lock()
+        """Between `run` and `cancel`."""
+        self._running: int | None = None
+        self._cancelled: int | None = None
+        self._renew()
+        self._faults: tuple[float, WorkerFaults] | None = None
+        self._corrupt_models: dict[str, OnnxModel] = {}
+
+    def run(self, unit: Unit, rows: Frame) -> tuple[Finished | Failed, Frame]:
+        """Run a unit on rows (n, *query_shape). Return its report, and the bytes of its outputs."""
+        with self._device:
+            result = self._run(unit, rows)
+        if isinstance(result, Failed):
+            return result, b""
+        return Finished(unit.unit, time.monotonic()), bytes_of(result)
+
+    def cancel(self, unit: int) -> None:
+        """End the unit early, if it runs or is the next to run."""
+        with self._lock:
+            self._cancelled = unit
+            if self._running == unit:
+                self._end()
+
+    def _end(self) -> None:
+        self._options.terminate = True
+        self._ended.set()
+
+    def _renew(self) -> None:
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = FATAL_ONLY
+        self._ended = Event()
+
+    def inject(self, plan: FaultPlan, worker: int, start: float) -> None:
+        """Inject the faults of worker number `worker` of a plan, beginning at `start` of
+        time.monotonic()."""
+        self._faults = (start, WorkerFaults(plan, worker))
+
+    def _run(self, unit: Unit, rows: Frame) -> NDArray[np.generic] | Failed:
+        started = time.monotonic()
+        with self._lock:
+            if self._options.terminate:
+                self._renew()
+            self._running = unit.unit
+            if self._cancelled == unit.unit:
+                self._end()
+        result: NDArray[np.generic] | Failed
+        try:
+            result = self._compute(unit, rows)
+        except Exception as error:  # an error of this unit only; the next may succeed
+            detail = "cancelled" if self._options.terminate else str(error)[:MAX_DETAIL]
+            result = Failed(unit.unit, detail)
+        if self._faults is not None and self._apply_faults(started, unit.role, *self._faults):
+            result = Failed(unit.unit, "cancelled")
+        with self._lock:
+            self._running = None
+        return result
+
+    def _compute(self, unit: Unit, rows: Frame) -> NDArray[np.generic]:
+        role = unit.role
+        if role not in self._models:
+            raise ValueError(f"this worker does not run {role!r}")
+        model = self._models[role]
+        kind = model.signature.kind(unit.sizes)
+        batch = rows_of(rows, kind.input, unit.rows)
+        if self._faults is not None:
+            model = self._corrupt(role, batch, *self._faults)
+        outputs = kind.output.join(model(kind.input.split(batch), self._options))
+        if outputs.shape != (unit.rows, *kind.output.shape) or outputs.dtype != kind.output.dtype:
+            raise ValueError(
+                f"the model gave {outputs.dtype} {list(outputs.shape)} for {unit.rows} rows; "
+                f"its output is {kind.output}"
+            )
+        return outputs
+
+    def _corrupt(
+        self, role: str, batch: NDArray[np.generic], start: float, faults: WorkerFaults
+    ) -> OnnxModel:
+        """Return the model that the fault plan has the worker run; end here if it kills it."""
+        first = tensors_in(batch)[0]
+        firsts = first.reshape(len(batch), -1)[:, 0]
+        if faults.poison is not None and (firsts == np.asarray(faults.poison, first.dtype)).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        for file in filter(os.path.exists, faults.files(time.monotonic() - start, role)):
+            if file not in self._corrupt_models:
+                signature = self._models[role].signature
+                self._corrupt_models[file] = OnnxModel(Path(file), signature=signature)
+            return self._corrupt_models[file]
+        return self._models[role]
+
+    def _apply_faults(self, started: float, role: str, start: float, faults: WorkerFaults) -> bool:
+        """Wait as the plan says. Return whether the unit was cancelled meanwhile."""
+        busy_until = time.thread_time() + faults.computing_time(started - start, role)
+        while time.thread_time() < busy_until and not self._ended.is_set():
+            pass
+        release = start + faults.release(started - start, time.monotonic() - start, role)
+        if not self._ended.wait(max(0.0, release - time.monotonic())):
+            return False
+        cut_at = start + faults.cut(time.monotonic() - start)
+        time.sleep(max(0.0, min(cut_at, release) - time.monotonic()))
+        return cut_at < release
+
+
+class Device:
+    """An accelerator that several workers share, as a lock on a file: `with device:`.
+
+    A worker that ends, however it does, releases it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def load(assigned: AssignedModel) -> OnnxModel:
+    """Load a model and warm it up.
+
+    Raises ModelError if its content is not the one that was assigned, or it cannot be run, and
+    OSError if it cannot be read.
+    """
+    try:
+        model = OnnxModel(_read_copy(assigned), signature=assigned.signature)
+    except ModelError as error:
+        raise ModelError(f"{assigned.name}: {error}") from error
+    return warm_model(model, assigned.name)
+
+
+def warm_model(model: OnnxModel, name: str) -> OnnxModel:
+    """Run the model, called `name`, once, and cancel a run: the first of either is slower than
+    later ones, and allocates memory that stays.
+
+    Raises ModelError if it does not run.
+    """
+    layout = model.signature.largest.input
+    row = layout.split(layout.zeros(1))
+    try:
+        model(row)
+    except Exception as error:  # ONNX Runtime's errors share no base class but this
+        raise ModelError(f"{name} does not run on a row of zeros: {error}") from error
+    cancelled = onnxruntime.RunOptions()
+    cancelled.terminate = True
+    cancelled.log_severity_level = FATAL_ONLY
+    with suppress(Exception):
+        model(row, cancelled)
+    return model
+
+
+def _read_copy(assigned: AssignedModel) -> bytes:
+    """Read a model's copy. Raises ModelError if its hash is not the one the server checked."""
+    pieces = []
+    at, size = 0, os.fstat(assigned.descriptor).st_size
+    # Processes that inherit a descriptor share its position: each reads at offsets of its own.
+    while piece := os.pread(assigned.descriptor, min(size - at, MAX_READ), at):
+        pieces.append(piece)
+        at += len(piece)
+    content = b"".join(pieces)
+    check_sha256(assigned.name, assigned.sha256, hashlib.sha256(content).hexdigest())
+    return content
 
 
 class Worker:

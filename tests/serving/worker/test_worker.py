@@ -15,8 +15,8 @@ from onnx_models import linear_model, moody_model
 from parity_models.emulation import Constant, FaultPlan, Slowdowns
 from parity_models.errors import ModelError
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
-from parity_models.serving.worker.runner import Runner, load
 from parity_models.serving.worker.wire import AssignedModel, Failed, Finished, Unit
+from parity_models.serving.worker.worker import Runner, load
 
 ROW = np.ones(4, np.float32).tobytes()
 DELAY = 0.5
@@ -96,7 +96,7 @@ import onnxruntime
 import psutil
 
 from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel
-from parity_models.serving.worker.runner import warm_model
+from parity_models.serving.worker.worker import warm_model
 
 model = warm_model(OnnxModel(Path(sys.argv[1])), "it")
 before = psutil.Process().memory_info().rss
