@@ -262,31 +262,6 @@ async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_load_says_when_its_first_counted_query_is_due(data: str) -> None:
-    seen = 0
-    seen_at_start = []
-    started = asyncio.Event()
-
-    async def handle(request: web.Request, row: Rows) -> web.Response:
-        nonlocal seen
-        if seen == 99:
-            await started.wait()  # in vain, if that were said at the end
-        seen += 1
-        return answer(row)
-
-    def start() -> None:
-        seen_at_start.append(seen)
-        started.set()
-
-    async with serving(handle) as url:
-        spec = load(url, data, rate=200, queries=50, warm_up=50)
-        result = await offer_load_from_own_process(spec, start)
-    assert len(seen_at_start) == 1
-    assert 0 < seen_at_start[0] < 100
-    assert result.answered.all()
-
-
-@pytest.mark.slow
 async def test_the_last_line_of_a_generator_that_fails_is_the_error(data: str) -> None:
     script = "print('ready', flush=True); input(); print('started'); print('no space'); exit(1)"
     spec = load("http://127.0.0.1:1", data, rate=10, queries=5, processes=2)

@@ -1,6 +1,6 @@
 """The remote engine over upstreams that misbehave, for its tests."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,28 @@ async def using(
 
 
 @asynccontextmanager
-async def two(scheme: str) -> AsyncIterator[tuple[FakeUpstream, FakeUpstream]]:
-    """Upstreams of which one may be ejected for a doubt."""
-    async with FakeUpstream(scheme, WEIGHTS) as one, FakeUpstream(scheme, WEIGHTS) as other:
-        yield one, other
+async def one(
+    model: Path, scheme: str = "http", *, given: Mapping[str, Any] | None = None, **options: Any
+) -> AsyncIterator[tuple[FakeUpstream, RemoteEngine, Events, str]]:
+    """An upstream, made with what is `given`, its engine, events, and first instance."""
+    async with (
+        FakeUpstream(scheme, WEIGHTS, **given or {}) as upstream,
+        using(model, upstream, **options) as (engine, events, instance),
+    ):
+        yield upstream, engine, events, instance
+
+
+@asynccontextmanager
+async def two(
+    model: Path, scheme: str = "http", **options: Any
+) -> AsyncIterator[tuple[FakeUpstream, RemoteEngine, Events, str]]:
+    """Likewise, the first of two upstreams, so that one may be ejected for a doubt."""
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as first,
+        FakeUpstream(scheme, WEIGHTS) as other,
+        using(model, first, other, **options) as (engine, events, instance),
+    ):
+        yield first, engine, events, instance
 
 
 async def left(events: Events, count: int) -> set[str]:

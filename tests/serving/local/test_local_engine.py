@@ -400,21 +400,6 @@ async def test_stop_leaves_nothing_behind(model: Path, temporary: Path) -> None:
         await engine.stop()
 
 
-@pytest.mark.parametrize("at_once", [None, 1])
-async def test_a_start_that_is_cancelled_leaves_nothing_behind(
-    model: Path, temporary: Path, at_once: int | None
-) -> None:
-    engine = LocalEngine(models(model), starts_at_once=at_once)
-    start = asyncio.create_task(engine.start([DEPLOYED] * 2, Events()))
-    while not engine.pids():
-        await asyncio.sleep(0)
-    start.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await start
-    assert not engine.pids()
-    assert not list(temporary.iterdir())
-
-
 def test_no_worker_outlives_a_killed_engine(model: Path, temporary: Path) -> None:
     script = """
 import asyncio, json, pathlib, sys, local_engines as t, engine_conformance as e

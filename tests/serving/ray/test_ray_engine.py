@@ -148,7 +148,7 @@ def test_a_server_survives_a_killed_instance_and_leaves_nothing(
             until(lambda: client.metric("parm_instance_restarts_total") >= 1, "it is not replaced")
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
-        assert not actors()
+        until(lambda: not actors(), "an actor is left")  # a dying cluster takes them with it
 
     if joins:
         with other_cluster(cpus=4) as address:
@@ -188,7 +188,7 @@ def test_versions_of_a_repository_have_their_instances_on_one_cluster(tmp_path: 
         assert repository.infer("first") == ("2", 2.0)
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-    assert not actors()
+    until(lambda: not actors(), "an actor is left")
 
 
 def test_a_cluster_that_cannot_be_reached_is_explained(tmp_path: Path) -> None:

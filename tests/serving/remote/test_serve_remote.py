@@ -6,17 +6,13 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from commands import Here, assert_refused
-from fake_upstream import BUSY, HELD, HUNG, WELL, FakeUpstream
+from fake_upstream import HELD, HUNG, FakeUpstream
 from fleet_servers import PATIENTLY, Parm, kill_and_mend
 from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
@@ -76,26 +72,6 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
         assert httpx.get(f"{front.url}/v2/health/ready").status_code == 200
         front.signal(signal.SIGTERM)
         assert front.wait() == 0
-
-
-async def test_while_an_upstream_is_busy_the_others_answer_and_it_stays(tmp_path: Path) -> None:
-    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))
-    async with FakeUpstream("http", WEIGHTS) as one, FakeUpstream("grpc", WEIGHTS) as two:
-        urls = f"{one.url}?concurrency=2,{two.url}?concurrency=2"
-        engine = EngineChoice("remote", {"deployed": urls})
-        options = ServeOptions(port=0, engine=engine)
-        async with Server(bundle, options) as server:
-            one.mode, one.retry_after = BUSY, "0.5"
-            asked = one.asked
-            for number in range(200):
-                rows = queries(1, number)
-                answers = await server.deployment.frontend.infer(rows)
-                np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
-            assert asked < one.asked < asked + 50
-            assert server.deployment.frontend.instances_up() == {"deployed": 4}
-            one.mode = WELL
-            while one.asked < asked + 60:
-                await server.deployment.frontend.infer(queries(1))
 
 
 async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
@@ -182,13 +158,11 @@ def linear(tmp_path: Path) -> Bundle:
 
 
 @asynccontextmanager
-async def in_front(
-    bundle: Bundle, policy: str, traces: TracerProvider | None = None, **urls: str
-) -> AsyncIterator[httpx.AsyncClient]:
+async def in_front(bundle: Bundle, policy: str, **urls: str) -> AsyncIterator[httpx.AsyncClient]:
     engine = EngineChoice("remote", dict(urls))
     options = ServeOptions(policy=PolicyChoice(policy), engine=engine, port=0, share_groups=True)
     async with (
-        Server(bundle, options, traces) as server,
+        Server(bundle, options) as server,
         httpx.AsyncClient(base_url=server.url, timeout=60) as client,
     ):
         yield client
@@ -218,24 +192,6 @@ async def test_an_upstream_gets_the_request_s_id_and_the_client_s_trace_as_they_
         await ask(client, traceparent="00-nonsense")
         assert "traceparent" not in upstream.heard[-1]
         assert upstream.heard[-1]["x-request-id"] != "mine"
-
-
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_with_spans_what_an_upstream_does_is_beneath_the_run(
-    linear: Bundle, scheme: str
-) -> None:
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    async with (
-        FakeUpstream(scheme, SMALL) as upstream,
-        in_front(linear, "none", provider, deployed=f"{upstream.url}/model") as client,
-    ):
-        await ask(client, traceparent=SAMPLED)
-        version, trace, parent, flags = upstream.heard[-1]["traceparent"].split("-")
-    spans: list[Any] = list(exporter.get_finished_spans())  # their types say that all may be None
-    (run,) = (span for span in spans if span.name == "run")
-    assert (version, trace, flags) == ("00", TRACE, "01")
-    assert int(parent, 16) == run.context.span_id
 
 
 async def test_a_parity_query_is_for_the_requests_of_all_its_group(linear: Bundle) -> None:

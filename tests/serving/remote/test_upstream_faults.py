@@ -18,7 +18,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import SOFTWARE
 from parity_models.serving.remote import remote_engine as remote
 from parity_models.serving.remote.clients import RestClient
-from upstream_engines import ROW, WEIGHTS, engine_for, left, two, using
+from upstream_engines import ROW, WEIGHTS, engine_for, left, one, two, using
 
 UNITS = 8
 """More units at a time than an engine keeps connections when it has none."""
@@ -64,13 +64,11 @@ async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = Metrics()
-    async with (
-        two(scheme) as (upstream, other),
-        using(model, upstream, other, metrics=metrics, protocol=protocol) as (
-            engine,
-            events,
-            first,
-        ),
+    async with two(model, scheme, metrics=metrics, protocol=protocol) as (
+        upstream,
+        engine,
+        events,
+        first,
     ):
         upstream.mode = mode
         engine.run(first, 1, "deployed", [ROW])
@@ -87,25 +85,11 @@ async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
         np.testing.assert_allclose(await events.outputs(2), ROW[np.newaxis] @ WEIGHTS, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_an_upstream_that_hangs_is_out(model: Path, scheme: str) -> None:
-    async with (
-        two(scheme) as (upstream, other),
-        using(model, upstream, other, unit_timeout=0.1) as (engine, events, instance),
-    ):
-        upstream.mode = fake.HUNG
-        engine.run(instance, 1, "deployed", [ROW])
-        assert "had unit 1 for more than 0.1 s" in await events.departure(instance)
-
-
 @pytest.mark.parametrize(("scheme", "protocol"), WIRES)
 async def test_errors_fail_units_and_too_many_in_a_row_eject(
     model: Path, scheme: str, protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with (
-        two(scheme) as (upstream, other),
-        using(model, upstream, other, protocol=protocol) as (engine, events, instance),
-    ):
+    async with two(model, scheme, protocol=protocol) as (upstream, engine, events, instance):
         upstream.mode = fake.ERROR
         for unit in range(1, remote.MAX_FAILURES):
             engine.run(instance, unit, "deployed", [ROW])
@@ -127,10 +111,7 @@ async def test_errors_fail_units_and_too_many_in_a_row_eject(
 async def test_units_that_are_wrong_themselves_eject_no_upstream(
     model: Path, scheme: str, protocol: str
 ) -> None:
-    async with (
-        FakeUpstream(scheme, WEIGHTS) as upstream,
-        using(model, upstream, protocol=protocol) as (engine, events, instance),
-    ):
+    async with one(model, scheme, protocol=protocol) as (upstream, engine, events, instance):
         upstream.mode = fake.PICKY
         for unit in range(1, 3 * remote.MAX_FAILURES + 1):
             engine.run(instance, unit, "deployed", [ROW])
@@ -159,9 +140,11 @@ async def test_an_answer_that_may_be_the_unit_s_fault_fails_the_unit_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     binary, scheme = scheme != "json", scheme.replace("json", "http")
-    async with (
-        FakeUpstream(scheme, WEIGHTS, binary=binary) as upstream,
-        using(model, upstream, **options) as (engine, events, instance),
+    async with one(model, scheme, given={"binary": binary}, **options) as (
+        upstream,
+        engine,
+        events,
+        instance,
     ):
         rows = np.array([ROW, -ROW / 3])
         engine.run(instance, 1, "deployed", list(rows))
@@ -179,10 +162,7 @@ async def test_an_answer_that_may_be_the_unit_s_fault_fails_the_unit_alone(
 async def test_values_that_json_cannot_say_fail_their_unit_unsent(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with (
-        FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream, protocol=V1) as (engine, events, instance),
-    ):
+    async with one(model, protocol=V1) as (upstream, engine, events, instance):
         before = upstream.asked
         engine.run(instance, 1, "deployed", [np.full_like(ROW, np.nan)])
         assert ERROR in await events.failure(1)
@@ -200,10 +180,7 @@ async def test_an_unforeseen_error_ejects_the_upstream_until_it_is_over(
         tries += 1
         raise ZeroDivisionError("unforeseen")
 
-    async with (
-        FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream) as (engine, events, instance),
-    ):
+    async with one(model) as (_, engine, events, instance):
         with monkeypatch.context() as broken:
             broken.setattr(RestClient, "infer", fail)
             engine.run(instance, 1, "deployed", [ROW])
@@ -219,10 +196,7 @@ async def test_an_unforeseen_error_ejects_the_upstream_until_it_is_over(
 async def test_an_idle_upstream_that_is_not_ready_is_ejected_and_checked_before_it_is_back(
     model: Path, scheme: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with (
-        two(scheme) as (upstream, other),
-        using(model, upstream, other) as (_, events, instance),
-    ):
+    async with two(model, scheme) as (upstream, _, events, instance):
         upstream.mode = fake.AWAY
         assert "ready" in await events.departure(instance)
         upstream.mode = fake.OTHER
@@ -321,13 +295,11 @@ async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
     model: Path, scheme: str, protocol: str, busy: Any, retry_after: Any, rest: float
 ) -> None:
     metrics = Metrics()
-    async with (
-        FakeUpstream(scheme, WEIGHTS) as upstream,
-        using(model, upstream, metrics=metrics, concurrency=3, protocol=protocol) as (
-            engine,
-            events,
-            _,
-        ),
+    async with one(model, scheme, metrics=metrics, concurrency=3, protocol=protocol) as (
+        upstream,
+        engine,
+        events,
+        _,
     ):
         upstream.mode = fake.HELD
         engine.run("0.0", 1, "deployed", [ROW])
@@ -356,10 +328,7 @@ async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
 
 
 async def test_out_of_descriptors_no_upstream_is_at_fault(model: Path) -> None:
-    async with (
-        FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream, concurrency=UNITS) as (engine, events, _),
-    ):
+    async with one(model, concurrency=UNITS) as (upstream, engine, events, _):
         upstream.mode = fake.HELD
         with no_further_descriptors():
             for unit in range(UNITS):
@@ -394,9 +363,11 @@ def no_further_descriptors() -> Iterator[None]:
 async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
     model: Path, scheme: str
 ) -> None:
-    async with (
-        FakeUpstream(scheme, WEIGHTS, software=SOFTWARE) as upstream,
-        using(model, upstream, concurrency=2) as (engine, events, _),
+    async with one(model, scheme, given={"software": SOFTWARE}, concurrency=2) as (
+        upstream,
+        engine,
+        events,
+        _,
     ):
         upstream.mode = fake.HELD
         before = upstream.asked
@@ -431,9 +402,11 @@ async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
 async def test_other_software_is_busy_until_it_answers(
     model: Path, scheme: str, protocol: str, software: str | None
 ) -> None:
-    async with (
-        FakeUpstream(scheme, WEIGHTS, software=software) as upstream,
-        using(model, upstream, protocol=protocol) as (engine, events, instance),
+    async with one(model, scheme, given={"software": software}, protocol=protocol) as (
+        upstream,
+        engine,
+        events,
+        instance,
     ):
         upstream.mode = fake.HELD
         engine.run(instance, 1, "deployed", [ROW])
@@ -450,49 +423,32 @@ async def test_other_software_is_busy_until_it_answers(
 
 async def test_a_recycled_slot_leaves_with_its_unit_and_comes_back_alone(model: Path) -> None:
     metrics = Metrics()
-    async with (
-        two("http") as (one, other),
-        using(model, one, other, concurrency=4, metrics=metrics) as (engine, events, _),
-    ):
-        one.mode = fake.HELD
+    async with two(model, concurrency=4, metrics=metrics) as (upstream, engine, events, _):
+        upstream.mode = fake.HELD
         engine.run("0.1", 1, "deployed", [ROW])
         engine.run("0.2", 2, "deployed", [ROW])
-        await asked(one, 3)
-        one.mode = fake.WELL
+        await asked(upstream, 3)
+        upstream.mode = fake.WELL
         engine.recycle("0.1", "hung")
         engine.recycle("0.1", "hung")
         engine.recycle("1.3", "fails units")
         assert engine.running().keys() == {"0.0", "0.2", "0.3", "1.0", "1.1", "1.2"}
         assert await left(events, 2) == {"0.1", "1.3"}
-        assert ejections(metrics, one, "recycled") == 1
+        assert ejections(metrics, upstream, "recycled") == 1
         assert {(await events.arrival()).instance for _ in range(2)} == {"0.1.1", "1.3.1"}
         assert engine.running()["0.2"] == 2
-        one.release.set()
+        upstream.release.set()
         await events.outputs(2)
         assert len(engine.running()) == 8
         assert events.nothing_more()
-
-
-async def test_an_upstream_whose_slot_answered_wrongly_is_ejected_if_it_fails_the_check(
-    model: Path,
-) -> None:
-    async with (
-        FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream, concurrency=3) as (engine, events, _),
-    ):
-        upstream.mode = fake.OTHER
-        engine.recycle("0.1", "answered wrongly")
-        assert await left(events, 3) == {"0.0", "0.1", "0.2"}
-        assert engine.running() == {}
-        upstream.mode = fake.WELL
-        await events.arrival()
 
 
 async def test_recycled_slots_count_among_those_that_are_out(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
-        two("http") as (one, other),
+        FakeUpstream("http", WEIGHTS) as one,
+        FakeUpstream("http", WEIGHTS) as other,
         using(model, one, other, concurrency=2) as (engine, events, _),
     ):
         one.mode = fake.AWAY

@@ -1,7 +1,5 @@
 """Units run on warm models, and are cancelled where they wait or compute."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from threading import Thread
@@ -85,34 +83,3 @@ def test_a_worker_loads_only_what_it_was_assigned(tmp_path: Path) -> None:
             assert len(load(good).signature.inputs) == 1
         with pytest.raises(ModelError, match=r"deployed \(m.onnx\) was changed since"):
             load(msgspec.structs.replace(good, sha256="0" * 64))
-
-
-CANCELS = """
-import os
-import sys
-from pathlib import Path
-
-import onnxruntime
-import psutil
-
-from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel
-from parity_models.serving.worker.worker import warm_model
-
-model = warm_model(OnnxModel(Path(sys.argv[1])), "it")
-before = psutil.Process().memory_info().rss
-options = onnxruntime.RunOptions()
-options.terminate = True
-options.log_severity_level = FATAL_ONLY
-try:
-    model(model.signature.largest.input.zeros(1), options)
-except Exception:
-    print(psutil.Process().memory_info().rss - before)
-"""
-
-
-@pytest.mark.slow
-def test_the_first_unit_that_is_cancelled_allocates_nothing_that_stays(tmp_path: Path) -> None:
-    linear_model(tmp_path / "model.onnx", (32,), (8,))
-    command = [sys.executable, "-c", CANCELS, str(tmp_path / "model.onnx")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert int(said.stdout) < 2**20
