@@ -31,6 +31,25 @@ def test_abandoned_queries_do_not_have_others_refused() -> None:
     assert not [fail for fail in refusals(world) if fail.reason is Reason.OVERLOADED]
 
 
+def test_a_large_request_that_is_abandoned_has_nobody_refused() -> None:
+    world = learned(run=0.05, instances="abcd", deadline=10.0)
+    ends: dict[int, float] = {}
+    abandoned, at = [], 0.0
+    for step in range(4000):  # of 5 ms: 56 queries a second, where 80 can be answered
+        if step * 56 // 200 > (step - 1) * 56 // 200:
+            world.arrive(1)
+        if step % 2000 == 500:
+            abandoned, at = world.arrive(100), world.now + 0.065
+        if abandoned and world.now >= at:
+            world.abandon(*abandoned)
+            abandoned = []
+        world.pass_time(0.005)
+        for instance, run in list(world.running.items()):
+            if world.now >= ends.setdefault(run.unit, world.now + 0.045):
+                world.finish(instance)
+    assert {fail.reason for fail in world.failures.values()} == {Reason.ABANDONED}
+
+
 def learned(run: float = 1.0, instances: str = "a", **config: Any) -> World:
     """A world whose instances have run some queries, for so many seconds each."""
     world = world_of(instances, **config)
