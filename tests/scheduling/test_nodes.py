@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from itertools import combinations
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,11 +20,10 @@ from parity_models.scheduling.dispatch import (
     RULES,
     Dispatch,
     LatencyAware,
-    PowerOfTwoChoices,
-    RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.policies import Replication
+from parity_models_lab.latency.competitors import PowerOfTwoChoices
 from policies import every_policy
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, world_of
 
@@ -201,11 +199,9 @@ def test_queries_that_all_run_on_one_node_leave_one_open_group_behind() -> None:
     assert len(world.inputs) <= 1
 
 
-@pytest.mark.parametrize("rule", [RoundRobin, PowerOfTwoChoices])
-def test_a_rule_that_places_on_arrival_places_no_copy_beside_its_original(
-    rule: type[Dispatch],
-) -> None:
-    world = world_of(("a", "b", "c"), Replication(Replication.Options(copies=2)), dispatch=rule())
+def test_a_rule_that_places_on_arrival_places_no_copy_beside_its_original() -> None:
+    policy = Replication(Replication.Options(copies=2))
+    world = world_of(("a", "b", "c"), policy, dispatch=PowerOfTwoChoices())
     world.arrive(30)
     runs: dict[int, list[str]] = {}
     while world.running:

@@ -1,7 +1,5 @@
 """Instances that answer wrongly are found by golden queries, at once where they are suspected."""
 
-from random import Random
-
 import pytest
 
 from parity_models.scheduling import (
@@ -129,35 +127,6 @@ class Test_an_instance_at_work:
         world.finish("0")
         assert "0" in world.verifying
 
-    def test_is_verified_at_once_when_it_disagrees_more_than_others(
-        self, rule: type[Dispatch]
-    ) -> None:
-        world = pool(3, verify_every=1000, rule=rule)
-        for _ in range(100):
-            for instance in ("0", "1"):
-                world.compare(instance, agreed=True)
-            world.compare("2", agreed=False)
-            if "2" in world.verifying:
-                break
-        assert set(world.verifying) == {"2"}
-        world.verify("2")
-        assert states(world)["2"] is State.UP
-        world.arrive(20)
-        assert set(world.running) == {"0", "1", "2"}
-
-    def test_is_verified_after_its_present_unit_if_it_has_one(self, rule: type[Dispatch]) -> None:
-        world = pool(2, verify_every=1000, rule=rule)
-        world.arrive(2)
-        for _ in range(50):
-            world.compare("0", agreed=True)
-        for _ in range(10):
-            world.compare("1", agreed=False)
-        assert "1" in world.running
-        assert states(world)["1"] is State.SUSPECTED
-        world.arrive(1)
-        world.finish("1")
-        assert "1" in world.verifying
-
 
 def test_golden_queries_take_turns() -> None:
     world = pool(1, verify_every=1, verified=False)
@@ -196,58 +165,6 @@ def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
     assert world.verifying.keys() == beside
     verify_all(world)
     assert {state for name, state in world.scheduler.instances() if name != "0"} == {State.UP}
-
-
-def comparisons(
-    world: World, random: Random, rates: dict[str, float], count: int
-) -> dict[str, list[int]]:
-    """Compare instances drawn at random, that disagree at these rates; when was each verified?"""
-    verified: dict[str, list[int]] = {name: [] for name in rates}
-    names = list(rates)
-    for number in range(count):
-        name = names[int(random.random() * len(names))]
-        world.compare(name, agreed=random.random() >= rates[name])
-        if name in world.verifying:
-            verified[name].append(number)
-            verify_all(world)
-            world.log.clear()
-    return verified
-
-
-@pytest.mark.parametrize(("instances", "rate"), [(2, 0.01), (6, 0.1), (50, 0.5)])
-def test_honest_instances_are_hardly_ever_suspected(instances: int, rate: float) -> None:
-    world = pool(instances, verify_every=10**9)
-    rates = {f"{i}": rate for i in range(instances)}
-    verified = comparisons(world, Random(1), rates, 30_000)
-    assert sum(map(len, verified.values())) <= 1
-
-
-@pytest.mark.parametrize("instances", [3, 6, 50])
-def test_inputs_that_drift_make_no_instance_suspected(instances: int) -> None:
-    world = pool(instances, verify_every=10**9)
-    random, suspected = Random(2), 0
-    for rate in [0.05, 0.6] * 20:
-        rates = {f"{i}": rate for i in range(instances)}
-        verified = comparisons(world, random, rates, 1000)
-        suspected += sum(map(len, verified.values()))
-    assert suspected <= 20, "once for each time that all of them got worse"
-
-
-@pytest.mark.parametrize(("instances", "rate"), [(2, 0.02), (6, 0.1), (50, 0.3)])
-def test_another_models_weights_are_suspected_within_30_comparisons(
-    instances: int, rate: float
-) -> None:
-    found = []
-    for seed in range(9):
-        world = pool(instances, verify_every=10**9)
-        random = Random(seed)
-        rates = {f"{i}": rate for i in range(instances)}
-        comparisons(world, random, rates, 1000)
-        rates["0"] = 0.9
-        verified = comparisons(world, random, rates, 60 * instances)
-        assert verified["0"]
-        found.append(verified["0"][0] / instances)
-    assert sorted(found)[len(found) // 2] < 30
 
 
 @pytest.mark.parametrize("batch", [1, 6, 64])

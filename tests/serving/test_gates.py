@@ -30,16 +30,13 @@ def made(*outputs: NDArray[Any] | None) -> list[Made | None]:
     return [None if output is None else Made(output, "a") for output in outputs]
 
 
-def comparing(
-    code: Code, one_in: int = 1, told: list[tuple[str, bool]] | None = None
-) -> tuple[StandIns, Metrics]:
-    metrics, told = Metrics(), [] if told is None else told
+def comparing(code: Code, one_in: int = 1) -> tuple[StandIns, Metrics]:
+    metrics = Metrics()
     stand_ins = StandIns(
         code,
         OutputGate(),
         metrics,
         refuses=lambda query, source: False,
-        compared=lambda *about: told.append(about),
         gate_turned=lambda source, is_open: None,
         one_in=one_in,
     )
@@ -122,13 +119,6 @@ async def test_answered_queries_are_encoded_for_nobody_but_the_comparison() -> N
         assert parity.role == "parity-0"
         engine.finish(parity)
         assert counted(frontend.metrics) == pytest.approx((2, 0, 0), abs=1e-5)
-
-
-def test_who_made_what_is_compared_is_told_whether_it_agreed() -> None:
-    told: list[tuple[str, bool]] = []
-    comparison, _ = comparing(SEPARATE, told=told)
-    comparison.group_over(1, [Made(A, "0"), Made(B, "1")], [Made(np.stack([A, A]), "2")])
-    assert told == [("0", True), ("2", True), ("1", False), ("2", False)]
 
 
 def chosen(threshold: float, level: float = 0.99) -> ChosenGate:

@@ -172,9 +172,6 @@ class World:
         unit = self.verifying.pop(instance).unit
         self.do(self.scheduler.unit_failed(self.now, unit, "is busy", busy=seconds))
 
-    def compare(self, instance: str, *, agreed: bool) -> None:
-        self.do(self.scheduler.compared(self.now, instance, agreed))
-
     def turn_away(self, instance: str, seconds: float) -> None:
         run = self.running.pop(instance)
         self.do(self.scheduler.unit_failed(self.now, run.unit, "is busy", busy=seconds))

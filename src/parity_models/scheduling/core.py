@@ -62,8 +62,7 @@ from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.health import Health, State
 from parity_models.scheduling.poison import Poison
-from parity_models.scheduling.policies.erasures import StandIns, rows_needed
-from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.policies.policy import Policy, StandIns, rows_needed
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query, SchedulerConfig, Task, Unit
@@ -292,12 +291,6 @@ class Scheduler(Port):
             self.unit_on[known.instance] = None
             known.took = self.now - known.started
             self._health.verified(known, right=right, answer=answer)
-        return self._turn()
-
-    def compared(self, now: float, instance: str, agreed: bool) -> list[Action]:
-        """A prediction of this instance agrees with what would have replaced it, or does not."""
-        self.now = max(self.now, now)
-        self._health.compared(instance, agreed=agreed)
         return self._turn()
 
     def gate_turned(self, now: float, source: Source, is_open: bool) -> list[Action]:

@@ -66,7 +66,7 @@ class State(StrEnum):
 
     UP = "up"
     SUSPECTED = "suspected"
-    """It failed lately, or disagrees more often than others do."""
+    """It failed lately, or is to answer golden queries."""
     EJECTED = "ejected"
     """It gets no work."""
     VERIFYING = "verifying"
@@ -80,8 +80,8 @@ class Outliers:
     two hypotheses after each event, good or bad. One: the instance does badly as often as the
     others lately do, with probability p. Two: it does well half as often as they do, so badly with
     probability (1 + p) / 2. The sum is the logarithm of their likelihood ratio, never below 0. What
-    all instances do badly at the same time (inputs that fail anywhere, inputs that a stand-in has
-    not learned) raises p, so that no instance stands out.
+    all instances do badly at the same time (inputs that fail anywhere) raises p, so that no
+    instance stands out.
     """
 
     WINDOW = 100
@@ -346,7 +346,6 @@ class Health:
         self._away = [(roles, inf) for roles in fleet]
         """The roles of instances that are away, and until when they count as out."""
         self._failures = Outliers()
-        self._disagreements = Outliers()
         self._probes: Counter[str] = Counter()
         self._asked: deque[Check] = deque()
         """Samples that wait for another instance."""
@@ -393,7 +392,6 @@ class Health:
         self._away = [away for away in self._away if away[1] > now]
         self._away.append((member.roles, now + self._replaced_within))
         self._failures.clear(instance)
-        self._disagreements.clear(instance)
         self._give_up_checks(member)
         if member.over and member.quarantined:
             self._wrong = [
@@ -586,7 +584,7 @@ class Health:
         if next_look < inf:
             self.watch = self._port.set_timer(next_look, self._look)
 
-    # Wrong answers: golden queries, at once for those that disagree more often than others do
+    # Wrong answers: golden queries
 
     def verified(self, unit: Unit, *, right: bool, answer: int) -> None:
         """An instance has answered a golden query, rightly or not, or a sample: with the `answer`
@@ -628,17 +626,6 @@ class Health:
             if member.is_in:
                 self._dispatch.idle(member.name, 0.0, finished=False)
 
-    def compared(self, instance: str, *, agreed: bool) -> None:
-        """A prediction of this instance agrees with that of a stand-in, or does not."""
-        member = self._members.get(instance)
-        if member is None:
-            return
-        self._disagreements.add(instance, bad=not agreed)
-        if self._disagreements.stands_out(instance):
-            self._suspect(member)
-        elif self._disagreements.is_clear(instance):
-            member.suspected = False
-
     def _suspect(self, member: Member) -> None:
         """Verify it at once, or after its present unit."""
         member.suspected = True
@@ -669,7 +656,6 @@ class Health:
             return
         if member.suspected and self._verify_every:
             member.suspected = False
-            self._disagreements.clear(member.name)
         if not member.is_in:
             member.is_in = True
             self._dispatch.join(member.name, member.roles, member.node)

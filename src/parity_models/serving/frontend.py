@@ -291,7 +291,6 @@ class Frontend:
             self._gate,
             metrics,
             refuses=refuses,
-            compared=partial(self._report, self.scheduler.compared),
             gate_turned=partial(self._report, self.scheduler.gate_turned),
             one_in=config.compare_one_in,
         )

@@ -1,8 +1,7 @@
 """The outputs of a server's stand-ins: which may answer, and how often they agree with the model.
 
 Outputs are compared with predictions where both can be had. A disagreement may be the stand-in's
-error, or that of an instance that answers wrongly: to find the latter, the scheduler hears of every
-comparison with the instances that made the two outputs.
+error, or that of an instance that answers wrongly, which is not held against the stand-in.
 """
 
 import logging
@@ -51,7 +50,6 @@ class StandIns:
         gate: Decides which outputs may answer.
         metrics: Count what is refused and compared.
         refuses: Returns whether a fault plan refuses a query the stand-in with this source.
-        compared: Called with each instance that made a compared output, and whether they agreed.
         gate_turned: Called when a gate has opened (True) or closed.
         one_in: Groups of which one is compared, as that takes time; all, while its gate is closed.
 
@@ -64,7 +62,6 @@ class StandIns:
         metrics: Metrics,
         *,
         refuses: Callable[[int, Source], bool],
-        compared: Callable[[str, bool], None],
         gate_turned: Callable[[Source, bool], None],
         one_in: int,
     ) -> None:
@@ -75,7 +72,6 @@ class StandIns:
         """The agreement of each gated stand-in that answers say."""
         self._metrics = metrics
         self._refuses = refuses
-        self._compared = compared
         self._gate_turned = gate_turned
         self._one_in = one_in
         self._with_parity = 0
@@ -182,8 +178,6 @@ class StandIns:
                 self._turned(source, is_open=self._watch.is_open(source))
             if (bound := self._watch.bound(source)) is not None:
                 self.bounds[source] = bound
-        for maker in sorted(makers):
-            self._compared(maker, agreed)
         return agreed
 
     def _turned(self, source: Source, *, is_open: bool) -> None:

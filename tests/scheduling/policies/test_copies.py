@@ -3,15 +3,14 @@
 from typing import Any
 
 from parity_models.scheduling import DEPLOYED, Run, Scheduler, Source
-from parity_models.scheduling.dispatch import RoundRobin
 from parity_models.scheduling.policies import Hedging, Replication
-from parity_models_lab.latency.competitors import Tied
+from parity_models_lab.latency.competitors import PowerOfTwoChoices, Tied
 from scheduling_world import ORIGINALS, World
 
 
 def tied(**options: Any) -> World:
     """Two instances, each with a queue, whose originals are placed by turns."""
-    world = World(Scheduler(Tied(Tied.Options(**options)), dispatch=RoundRobin()))
+    world = World(Scheduler(Tied(Tied.Options(**options)), dispatch=PowerOfTwoChoices()))
     for instance in ("a", "b"):
         world.join(instance, ORIGINALS)
     return world

@@ -8,7 +8,7 @@ from estimates import run_times
 from parity_models.scheduling import DEPLOYED, Scheduler, parity_role
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.policies import Parity
-from parity_models.scheduling.policies.margin import Margin
+from parity_models.scheduling.policies.parity import Margin
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit

@@ -3,7 +3,7 @@
 import pytest
 
 from estimates import run_times
-from parity_models.scheduling.policies.stand_in import FORGOTTEN, StandIn
+from parity_models.scheduling.policies.risk import FORGOTTEN, StandIn
 
 
 def test_a_stand_in_is_presumed_fast_until_it_is_measured() -> None:

@@ -176,7 +176,7 @@ async def test_why_a_model_is_gone_is_not_why_another_version_failed(tmp_path: P
     [
         (("--deployed", "http://a", "--instances", "7"), "leave --instances out"),
         (("--name", "x"), "--name is for a server of one bundle"),
-        (("--dispatch", "round-robin"), "needs --policy"),
+        (("--dispatch", "latency-aware"), "needs --policy"),
     ],
 )
 def test_options_of_one_bundle_are_refused(

@@ -1,20 +1,23 @@
-"""Competitors: the dispatch rule Prequal, and tied requests.
+"""Competitors: dispatch rules with a queue at each instance, and tied requests.
 
 Experiments name them as any user's own: parity_models_lab.latency.competitors:Prequal.
 """
 
+from abc import abstractmethod
 from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from math import inf
 from random import Random
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 from parity_models.options import SECONDS, Option
-from parity_models.scheduling.dispatch import Dispatch, InstanceQueues, QueueKey
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.dispatch import Dispatch, Queue, QueueKey
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
@@ -30,6 +33,134 @@ WINDOW = 128
 
 RUNS = 5
 """The run time of an instance is the median of so many recent ones."""
+
+
+class InstanceQueues(Dispatch):
+    """A queue at each instance: tasks are placed on arrival and moved only if it leaves.
+
+    Tasks that no instance up can run wait until one joins.
+    """
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._queues: dict[str, dict[QueueKey, Queue]] = {}
+        self._idle: dict[str, None] = {}
+        self._ready: dict[str, None] = {}
+        """The idle instances that have something queued."""
+        self._homeless: Queue = OrderedDict()
+
+    @abstractmethod
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        """Return the instance to place a task at that goes into its queue `key`."""
+
+    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
+        super().join(instance, roles, node)
+        keys = sorted((late, role == DEPLOYED, role) for role in roles for late in (False, True))
+        self._queues[instance] = {key: OrderedDict() for key in keys}
+        self.idle(instance, 0.0)
+        self._place_again(self._homeless)
+
+    def leave(self, instance: str) -> None:
+        super().leave(instance)
+        self._idle.pop(instance, None)
+        self._ready.pop(instance, None)
+        self._place_again(chain.from_iterable(self._queues.pop(instance).values()))
+
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        self._idle[instance] = None
+        if any(self._queues[instance].values()):
+            self._ready[instance] = None
+
+    def occupy(self, instance: str) -> bool:
+        if instance not in self._idle:
+            return False
+        del self._idle[instance]
+        self._ready.pop(instance, None)
+        return True
+
+    def idle_for(self, role: str) -> int:
+        if len(self.up[role]) == len(self._roles):
+            return len(self._idle)
+        return sum(role in self._roles[instance] for instance in self._idle)
+
+    def add(self, task: Task, *, first: bool = False) -> None:
+        suited, queue = self._suited(task), self._homeless
+        if suited:
+            if self._doubted:
+                trusted = [instance for instance in suited if instance not in self._doubted]
+                if any(each in self._idle and each not in self._ready for each in trusted):
+                    suited = trusted
+            key = (task.preemptible, task.role == DEPLOYED, task.role)
+            task.instance = self._choose(suited, key)
+            queue = self._queues[task.instance][key]
+            if task.instance in self._idle:
+                self._ready[task.instance] = None
+        queue[task] = None
+        if first:
+            queue.move_to_end(task, last=False)
+        task.queue = queue
+        self.depths[task.role] += 1
+
+    def remove(self, task: Task) -> None:
+        instance = task.instance
+        super().remove(task)
+        if instance in self._ready and not any(self._queues[instance].values()):
+            del self._ready[instance]
+
+    def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
+        ready, self._ready = self._ready, {}
+        for instance in ready:
+            batch = self._next_batch(instance, max_batch)
+            if batch:
+                del self._idle[instance]
+                yield instance, batch
+            elif any(self._queues[instance].values()):
+                self._ready[instance] = None
+
+    def _may_run(self, task: Task, instance: str) -> bool:
+        return True  # that was decided when it was placed
+
+    def _next_batch(self, instance: str, max_batch: int) -> list[Task]:
+        needed = DEPLOYED in self._roles[instance] and len(self._idle) <= self.reserve
+        for (preemptible, _, _), queue in self._queues[instance].items():
+            if not (preemptible and needed):
+                batch = self._take_batch(queue, instance, max_batch)
+                if batch:
+                    return batch
+        return []
+
+    def _load(self, instance: str, key: QueueKey) -> int:
+        """Return how many tasks are ahead of a new one in this queue, the running unit included."""
+        running = instance not in self._idle
+        return running + sum(
+            len(queue) for other, queue in self._queues[instance].items() if other <= key
+        )
+
+    def _place_again(self, tasks: Iterable[Task]) -> None:
+        tasks = list(tasks)
+        for task in tasks:
+            super().remove(task)
+        for task in tasks:
+            self.add(task)
+
+
+class PowerOfTwoChoices(InstanceQueues):
+    """Of two instances drawn at random, the one with less to do.
+
+    (Mitzenmacher, The power of two choices in randomized load balancing, IEEE TPDS 2001.)
+    """
+
+    name = "two-choices"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._random = Random(0)
+
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        if len(suited) == 1:
+            return suited[0]
+        first, second = self._random.sample(suited, 2)
+        return first if self._load(first, key) <= self._load(second, key) else second
 
 
 @dataclass

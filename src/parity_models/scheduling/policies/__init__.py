@@ -3,11 +3,10 @@
 from parity_models.registry import Registry
 from parity_models.scheduling.policies.adaptive import Adaptive
 from parity_models.scheduling.policies.backup import ApproximateBackup
-from parity_models.scheduling.policies.erasures import Erasures, StandIns
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.policies.none import EqualResources, NoRedundancy
 from parity_models.scheduling.policies.parity import Parity, Pool
-from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.policies.policy import Erasures, Policy, StandIns
 from parity_models.scheduling.policies.replication import Replication
 
 POLICIES = Registry[Policy](

@@ -26,9 +26,8 @@ from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
-from parity_models.scheduling.policies.erasures import NoCode, StandIns, rows_needed
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.policies.policy import NoCode, Policy, StandIns, rows_needed
 from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.policies.erasures import StandIns
-from parity_models.scheduling.policies.policy import AnswerOptions, Policy
+from parity_models.scheduling.policies.policy import AnswerOptions, Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 

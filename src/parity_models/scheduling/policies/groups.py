@@ -24,7 +24,7 @@ from itertools import count
 from typing import Any
 
 from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_role
-from parity_models.scheduling.policies.erasures import Erasures
+from parity_models.scheduling.policies.policy import Erasures
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Timer
 

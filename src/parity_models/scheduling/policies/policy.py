@@ -1,17 +1,74 @@
-"""The hooks of a redundancy policy."""
+"""The hooks of a redundancy policy, and the stand-ins that it may ask."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 from parity_models import options
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED, Source
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.front_door import Redundancy
-from parity_models.scheduling.policies.erasures import StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
+
+
+class Erasures(Protocol):
+    """A code's size, and what can be decoded, by masks alone; codes.Code fits."""
+
+    @property
+    def k(self) -> int:
+        """Queries in a group."""
+
+    @property
+    def r(self) -> int:
+        """Parity queries for each group."""
+
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """Return for each of k slots whether its missing prediction can be reconstructed now.
+
+        `available` (k,) marks predictions that are here, `parities` (r,) parity outputs.
+        """
+
+
+class NoCode:
+    """The code of a bundle without one: no slots, no rows."""
+
+    k = r = 0
+
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """Return nothing, as there are no slots."""
+        return ()
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The stand-ins of a bundle: parity models for a `code`, and `backups`, by their roles."""
+
+    code: Erasures | None = None
+    backups: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.backups) or self.code is not None
+
+
+def rows_needed(code: Erasures) -> list[int]:
+    """Return how many parity queries reconstruct 1, 2, ... of k queries, the others available."""
+    rows = []
+    for missing in range(1, code.k + 1):
+        available = (False,) * missing + (True,) * (code.k - missing)
+        for count in range(1, code.r + 1):
+            parities = (True,) * count + (False,) * (code.r - count)
+            if all(code.decodable(available, parities)[:missing]):
+                rows.append(count)
+                break
+        else:
+            break
+    return rows
 
 
 class Policy:
