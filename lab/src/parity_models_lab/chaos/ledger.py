@@ -74,15 +74,6 @@ class Sent:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A broken promise of the server, and the event during which it was broken."""
-
-    at: float
-    event: str
-    text: str
-
-
 @dataclass
 class Page:
     """The counts of one kind of event. `longest_outage`, and `slowest_health`, the longest time
@@ -117,7 +108,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
-        self.failures: list[Failure] = []
+        self.failures: list[tuple[float, str, str]] = []
+        """Broken promises: when, during which event, and the text."""
         self.failed = 0
         self.sent_queries = 0
         self._open: dict[int, Sent] = {}
@@ -214,7 +206,7 @@ class Ledger:
         self.failed += 1
         self._alike[event, text] += 1
         if len(self.failures) < MAX_FAILURES and self._alike[event, text] <= MAX_ALIKE:
-            self.failures.append(Failure(at, event, text))
+            self.failures.append((at, event, text))
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each kind of event, in the order in which they first happened.
