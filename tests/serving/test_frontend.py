@@ -404,8 +404,8 @@ async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> 
         assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 1
         assert list(frontend.quarantined) == ["1"]
         assert frontend.ready
-        for unit in list(engine.units):
-            engine.finish(unit)
+        while engine.units:  # what takes its place answers all golden queries
+            engine.finish(engine.units[0])
         assert metric(frontend, "parm_repairs_total") == 0
 
 

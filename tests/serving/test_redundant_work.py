@@ -59,9 +59,6 @@ class Counted(Observer):
                     self.work.not_needed(action.unit, "compared")
                 case Decode():
                     self.work.decoding(action)
-                case ForgetQueries(queries):
-                    for query in queries:
-                        self.work.resolved(query, None)
                 case ForgetGroup():
                     self.work.group_forgotten(action.group)
 

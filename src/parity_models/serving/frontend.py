@@ -929,9 +929,6 @@ class Frontend:
         if self._answers:
             for query in action.queries:
                 self._answers.pop(query, None)
-        if self._work.unused:  # work for comparisons may have begun after their answers
-            for query in action.queries:
-                self._work.resolved(query, None)
 
     def _forget_group(self, action: ForgetGroup) -> None:
         self._work.group_forgotten(action.group)
@@ -1087,7 +1084,7 @@ class RedundantWork:
         """The redundant tasks of each unit that runs and is needed."""
         self._runs: dict[int, int] = {}
         """Units of the deployed model that run, or have finished, for each unresolved query."""
-        self.unused: dict[_Task, int] = {}
+        self._unused: dict[_Task, int] = {}
         """How often each task that may still answer has finished, and has answered no query."""
         self._groups: dict[int, int] = {}
         """The group from which a query is being reconstructed."""
@@ -1095,7 +1092,7 @@ class RedundantWork:
     @property
     def remembered(self) -> int:
         """The size of what it remembers of work in flight: 0 when nothing is in flight."""
-        return len(self.units) + len(self._runs) + len(self.unused) + len(self._groups)
+        return len(self.units) + len(self._runs) + len(self._unused) + len(self._groups)
 
     def began(self, run: Run) -> None:
         """A unit begins to run."""
@@ -1112,14 +1109,14 @@ class RedundantWork:
             self._count(tasks[0][0], SENT)(len(tasks))
             self.units[run.unit] = tasks
             for task in tasks:
-                self.unused.setdefault(task, 0)
+                self._unused.setdefault(task, 0)
 
     def ended(self, unit: Run, *, finished: bool) -> None:
         """A unit is off its instance, with outputs or without."""
         tasks = self.units.pop(unit.unit, ())
         for task in tasks if finished else ():
-            if task in self.unused:
-                self.unused[task] += 1
+            if task in self._unused:
+                self._unused[task] += 1
             else:
                 self._count(task[0], WASTED)(1)
         if unit.role == DEPLOYED and not finished:
@@ -1132,6 +1129,9 @@ class RedundantWork:
         tasks = self.units.pop(unit, ())
         if tasks:
             self._count(tasks[0][0], fate)(len(tasks))
+        for task in tasks:  # their queries may have been resolved before: nothing else ends them
+            if not self._unused.get(task) and not any(task in each for each in self.units.values()):
+                self._unused.pop(task, None)
 
     def decoding(self, action: Decode) -> None:
         """Queries are being reconstructed from a group."""
@@ -1144,7 +1144,7 @@ class RedundantWork:
             if source is Source.RECONSTRUCTION:
                 if query in self._groups:
                     self._count(PARITY, REFUSED)(1)
-            elif self.unused.get((source, query)):  # else it was compared, or came too late
+            elif self._unused.get((source, query)):  # else it was compared, or came too late
                 self._count(source, REFUSED)(1)
 
     def resolved(self, query: int, source: Source | None) -> None:
@@ -1153,10 +1153,10 @@ class RedundantWork:
         group = self._groups.pop(query, None)
         if source is Source.RECONSTRUCTION:
             self._count(PARITY, ANSWERED)(1)
-            if group is not None and (PARITY, group) in self.unused:
-                self.unused[PARITY, group] = 0
-        for kind in (COPY, *BACKUPS) if self.unused else ():
-            unused = self.unused.pop((kind, query), 0)
+            if group is not None and (PARITY, group) in self._unused:
+                self._unused[PARITY, group] = 0
+        for kind in (COPY, *BACKUPS) if self._unused else ():
+            unused = self._unused.pop((kind, query), 0)
             if unused and source == (Source.MODEL if kind == COPY else kind):
                 self._count(kind, ANSWERED)(1)
             elif unused:
@@ -1164,6 +1164,6 @@ class RedundantWork:
 
     def group_forgotten(self, group: int) -> None:
         """A group is over."""
-        wasted = self.unused.pop((PARITY, group), 0)
+        wasted = self._unused.pop((PARITY, group), 0)
         if wasted:
             self._count(PARITY, WASTED)(wasted)
