@@ -22,7 +22,6 @@ from parity_models.options import declared_in
 from parity_models.scheduling.dispatch import RULES
 from parity_models.scheduling.policies import POLICIES
 from parity_models.serving.options import ENGINES
-from parity_models.tasks import TASKS
 
 SOURCE = Path(__file__).parent.parent / "src" / "parity_models"
 
@@ -31,7 +30,7 @@ API = {
     "codes": [],
     "scheduling": ["port"],
     "models": ["bundle", "onnx_model", "queries", "signature", "envelope", "gate"],
-    "tasks": ["task"],
+    "tasks": ["metrics"],
     "training": [],
     "evaluation": [],
     "serving": ["server", "options", "frontend", "engine", "rest.asgi"],
@@ -166,7 +165,6 @@ REGISTRIES = {
     "encoder": ENCODERS,
     "decoder": DECODERS,
     "engine": ENGINES,
-    "task": TASKS,
     "network": NETWORKS,
 }
 

@@ -70,7 +70,7 @@ def test_a_bundle_made_from_python_is_calibrated_and_measured(folder: Path) -> N
 
 
 def test_options_are_fields_by_name_or_all_at_once(folder: Path) -> None:
-    with pytest.raises(TypeError, match="no option is called 'epoch'; there are data_dir"):
+    with pytest.raises(TypeError, match="no option is called 'epoch'; there are device"):
         pm.backup(folder / "model.onnx", folder / "inputs.npy", out="b", network="mlp", epoch=1)
     with pytest.raises(TypeError, match="not both"):
         pm.plan(options=pm.Goal(), rate=1.0)

@@ -11,9 +11,9 @@ import pytest
 
 from commands import Here, Outcome, assert_refused
 from onnx_models import linear_model
+from own_models import DIGITS
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
-from parity_models.tasks import find_task
 
 
 def parm(*arguments: object, before: str = "", **environment: str) -> Outcome:
@@ -31,7 +31,7 @@ def parm(*arguments: object, before: str = "", **environment: str) -> Outcome:
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Least squares on the digits: linear, so that its own sum code loses nothing."""
     folder = tmp_path_factory.mktemp("digits")
-    train = find_task("digits").load(None).train
+    train = DIGITS.train
     features = train.inputs.reshape(len(train), -1)
     weights = np.linalg.lstsq(features, np.eye(10, dtype=np.float32)[train.labels], rcond=None)[0]
     linear_model(folder / "model.onnx", (1, 8, 8), (10,), weights.astype(np.float32))
@@ -54,7 +54,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "reason"),
     [
         ("nonsense", "No such command 'nonsense'"),
-        ("evaluate nowhere", "there is no bundle at nowhere"),
+        ("evaluate nowhere --inputs x", "there is no bundle at nowhere"),
         ("evaluate nowhere --colour red", "No such option"),
         ("calibrate nowhere --agreement 1.5", "'--agreement': must be"),
         ("serve nowhere", "there is no bundle at nowhere"),
@@ -66,12 +66,12 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("plan nowhere --headroom x", "as 30% or 0.3"),
         ("export nowhere --format nope --out x", "'--format': must be one of triton, mlserver"),
         ("protect --from nowhere", "Missing option '--out'"),
-        ("parity --from nowhere --encoder som --out x", "did you mean sum?"),
+        ("parity --from nowhere --encoder som --inputs x --out x", "did you mean sum?"),
         (
-            "parity --from nowhere --encoder stack@axle=1 --out x",
+            "parity --from nowhere --encoder stack@axle=1 --inputs x --out x",
             "is not an option of the encoder stack",
         ),
-        ("parity --from nowhere --out /proc/x", "nothing can be written to /proc"),
+        ("parity --from nowhere --inputs x --out /proc/x", "nothing can be written to /proc"),
     ],
 )
 def test_the_users_mistakes_exit_with_2_and_one_line(
@@ -87,18 +87,21 @@ BROKEN = "import parity_models.cli.evaluate as e; e.evaluate_bundle = lambda *gi
 
 @pytest.mark.slow
 def test_our_mistakes_exit_with_1_and_show_a_traceback_only_when_asked_for() -> None:
-    plain = parm("evaluate", "bundle", before=BROKEN)
+    plain = parm("evaluate", "bundle", "--inputs", "x", before=BROKEN)
     assert plain.returncode == 1
     assert plain.stderr.startswith("error: ZeroDivisionError: division by zero. This is a fault")
     assert len(plain.stderr.splitlines()) == 1
     for asked in (
-        parm("--debug", "evaluate", "bundle", before=BROKEN),
-        parm("evaluate", "bundle", before=BROKEN, PARM_DEBUG="1"),
+        parm("--debug", "evaluate", "bundle", "--inputs", "x", before=BROKEN),
+        parm("evaluate", "bundle", "--inputs", "x", before=BROKEN, PARM_DEBUG="1"),
     ):
         assert asked.returncode == 1
         assert "Traceback" in asked.stderr
         assert "error: ZeroDivisionError" in asked.stderr
-    assert "Traceback" not in parm("evaluate", "b", before=BROKEN, PARM_DEBUG="0").stderr
+    assert (
+        "Traceback"
+        not in parm("evaluate", "b", "--inputs", "x", before=BROKEN, PARM_DEBUG="0").stderr
+    )
 
 
 def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
@@ -106,7 +109,7 @@ def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
         "import os, signal, parity_models.cli.evaluate as e; "
         "e.evaluate_bundle = lambda *given, **more: os.kill(os.getpid(), signal.SIGINT)"
     )
-    outcome = parm("evaluate", "bundle", before=interrupt)
+    outcome = parm("evaluate", "bundle", "--inputs", "x", before=interrupt)
     assert outcome.returncode == 130
     assert "Traceback" not in outcome.stderr
 
@@ -117,7 +120,10 @@ def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
 @pytest.mark.slow
 def test_evaluate_prints_writes_and_keeps_the_numbers(digits_bundle: Path, tmp_path: Path) -> None:
     report = tmp_path / "new" / "report.json"
-    outcome = parm("evaluate", digits_bundle, "--json", report)
+    np.save(tmp_path / "test.npy", DIGITS.test.inputs)
+    np.save(tmp_path / "labels.npy", DIGITS.test.labels)
+    given = ("--inputs", tmp_path / "test.npy", "--labels", tmp_path / "labels.npy")
+    outcome = parm("evaluate", digits_bundle, *given, "--json", report)
     assert outcome.returncode == 0, outcome.stderr
     numbers = json.loads(report.read_text())
     accuracy = numbers["available_accuracy"]
@@ -126,7 +132,7 @@ def test_evaluate_prints_writes_and_keeps_the_numbers(digits_bundle: Path, tmp_p
     assert numbers["agreement"] == 1
     assert len(numbers["degraded_by_slot"]) == 2
     assert numbers["overall"].keys() == {"0.01", "0.05", "0.1", "0.2"}
-    assert (numbers["task"], numbers["queries"]) == ("digits", 400)
+    assert numbers["queries"] == 400
     assert numbers["code"]["encoder"] == "sum"
     assert outcome.stdout.count(f"{100 * accuracy:.2f}") >= 6
     kept = open_bundle(digits_bundle).manifest.accuracy
@@ -137,16 +143,13 @@ def test_evaluate_prints_writes_and_keeps_the_numbers(digits_bundle: Path, tmp_p
 def test_evaluate_refuses_what_it_cannot_judge(
     parm_here: Here, digits_bundle: Path, tmp_path: Path
 ) -> None:
-    nameless = write_bundle(
-        tmp_path / "nameless", deployed=NewModel(digits_bundle / "deployed.onnx", "linear")
-    )
+    np.save(tmp_path / "test.npy", DIGITS.test.inputs[:20])
     cases: list[tuple[list[object], str]] = [
-        ([nameless.path], "does not say what task it is for"),
         ([digits_bundle / "manifest.json"], "is a file; give the folder"),
         ([digits_bundle, "--json", digits_bundle / "manifest.json" / "x"], "cannot write"),
     ]
     for arguments, reason in cases:
-        assert_refused(parm_here("evaluate", *arguments), reason)
+        assert_refused(parm_here("evaluate", *arguments, "--inputs", tmp_path / "test.npy"), reason)
 
 
 # What it needs installed
@@ -203,11 +206,15 @@ sys.exit(" ".join(each for each in {late!r} if each in sys.modules))
 
 
 @pytest.mark.slow
-def test_commands_of_the_serving_path_run_without_torch(digits_bundle: Path) -> None:
+def test_commands_of_the_serving_path_run_without_torch(
+    digits_bundle: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "test.npy", DIGITS.test.inputs)
     script = f"""{NO_TORCH}
 from parity_models.cli.main import main
 for arguments in (["--help"], ["serve", "--help"], ["plan", "--help"],
-    ["rehearse", "--help"], ["evaluate", {str(digits_bundle)!r}]):
+    ["rehearse", "--help"],
+    ["evaluate", {str(digits_bundle)!r}, "--inputs", {str(tmp_path / "test.npy")!r}]):
     sys.argv = ["parm", *arguments]
     try:
         main()
@@ -219,5 +226,5 @@ for arguments in (["--help"], ["serve", "--help"], ["plan", "--help"],
 
 
 def test_a_command_whose_extra_is_not_installed_says_how_to_install_it() -> None:
-    outcome = parm("parity", "--from", "deployed", "--out", "out", before=NO_TORCH)
+    outcome = parm("parity", "--from", "deployed", "--inputs", "x", "--out", "out", before=NO_TORCH)
     assert_refused(outcome, "in a clone of the repository, pip install '.[train]'")

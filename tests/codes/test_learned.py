@@ -15,10 +15,10 @@ from onnx_models import linear_model
 from parity_models.codes import Code, CodeSpec, Networks
 from parity_models.errors import BundleError, CodeError, TrainingError, UndecodableError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.tasks import Dataset, find_task
 from parity_models.training import TrainingOptions
 from parity_models.training.problems import CodedNetworks
 from parity_models_lab.deployed import train_deployed
+from parity_models_lab.tasks import Dataset, find_task
 from served import ServerProcess
 from trainings import evaluate, train_parity
 

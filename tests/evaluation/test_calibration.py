@@ -31,7 +31,7 @@ from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
 from parity_models.tasks.metrics import SAME_BOX, agreement_for
-from parity_models.tasks.task import Split
+from parity_models_lab.tasks.task import Split
 
 Floats = NDArray[np.float64]
 DRAWS = 300
@@ -316,12 +316,11 @@ def test_bundles_and_queries_that_cannot_be_calibrated_are_refused(
     tmp_path: Path, parm_here: Here
 ) -> None:
     alone = linear_bundle(tmp_path, WEIGHTS)
-    done = parm_here("calibrate", alone.path)
+    np.save(tmp_path / "held-out.npy", inputs(20))
+    held_out = ("--inputs", tmp_path / "held-out.npy")
+    done = parm_here("calibrate", alone.path, *held_out)
     assert (done.returncode, "has no stand-in to calibrate" in done.stderr) == (2, True)
     bundle = exact_bundle(tmp_path)
-    done = parm_here("calibrate", bundle.path)
-    assert (done.returncode, "give held-out queries with --inputs" in done.stderr) == (2, True)
-    np.save(tmp_path / "held-out.npy", inputs(20))
-    done = parm_here("calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy")
+    done = parm_here("calibrate", bundle.path, *held_out)
     assert (done.returncode, "reconstruction: no gate, as 10 queries" in done.stdout) == (0, True)
     assert "coverage" not in done.stdout, "an empty table"

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from commands import Here, assert_refused
 from idx_files import write_dataset
 from parity_models.errors import DataError, UserError
-from parity_models.tasks import Dataset, Task
 from parity_models.training import Trained
 from parity_models_lab.accuracy.matrix import PRESETS, load_matrix
 from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
 from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import train_deployed
+from parity_models_lab.tasks import Dataset, Task
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,6 @@ from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import Source
 from parity_models.serving.metrics import Metrics
-from parity_models.tasks import find_task
 from parity_models.training import TrainingOptions
 from parity_models_lab.chaos.attack import HONEST, SEARCHED, run_attack
 from parity_models_lab.chaos.events import EVENTS, draw_course
@@ -31,6 +30,7 @@ from parity_models_lab.chaos.known_model import (
 from parity_models_lab.chaos.ledger import Ending, Kind, Ledger, Sent
 from parity_models_lab.chaos.server import Engine, instances_up, read_metrics
 from parity_models_lab.chaos.traffic import Mix, draw
+from parity_models_lab.tasks import find_task
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from PIL import Image
 
 from commands import Here, assert_refused
 from parity_models.models.bundle import open_bundle
-from parity_models.tasks import find_task
 from parity_models.training import TrainingOptions
 from parity_models_lab.demo import Scenario, run_demo
+from parity_models_lab.tasks import find_task
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,7 @@ from torchvision import datasets
 
 from idx_files import IMAGES, idx, labels_of, write_dataset
 from parity_models.errors import DataError
-from parity_models.tasks import find_task
-from parity_models_lab.tasks import FashionMnist
+from parity_models_lab.tasks import FashionMnist, find_task
 from parity_models_lab.tasks.mnist import TEST, TRAIN, read_idx
 
 LABELS = labels_of(IMAGES)

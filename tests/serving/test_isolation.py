@@ -16,10 +16,10 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
-from parity_models.tasks import find_task
 from parity_models.training import TrainingOptions
 from parity_models.training.envelope import fit_envelope
 from parity_models_lab.deployed import train_deployed
+from parity_models_lab.tasks import find_task
 from trainings import train_parity
 
 STACK = CodeSpec("stack", "separate", 2)

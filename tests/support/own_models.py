@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from parity_models.codes import CodeSpec
-from parity_models.tasks import find_task
+from parity_models_lab.tasks import find_task
 
 STACK = CodeSpec("stack", "separate", 2)
 DIGITS = find_task("digits").load(None)

@@ -10,7 +10,6 @@ from parity_models.codes import CodeSpec
 from parity_models.evaluation.accuracy import measure_accuracy
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Accuracy, Bundle
-from parity_models.tasks import Split
 from parity_models.training import (
     Callbacks,
     Progress,
@@ -22,6 +21,7 @@ from parity_models.training import (
 )
 from parity_models.training.networks import Factory, ParityPlan, parity_network
 from parity_models.training.teacher import Model
+from parity_models_lab.tasks import Split
 
 Train = Callable[..., Trained]
 """Trains a parity model on the digits into a bundle of the test's folder (fixture `train`)."""

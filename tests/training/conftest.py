@@ -11,11 +11,11 @@ from onnx_models import linear_model
 from own_models import DIGITS, STACK, Parm
 from parity_models.cli.main import main
 from parity_models.codes import CodeSpec
-from parity_models.tasks import find_task
 from parity_models.training import Callbacks, Trained, TrainingOptions
 from parity_models.training.fit import OnProgress
 from parity_models.training.networks import ParityPlan, parity_network
 from parity_models_lab.deployed import train_deployed
+from parity_models_lab.tasks import find_task
 from trainings import Train, train_parity
 
 

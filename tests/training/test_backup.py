@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from commands import Here
@@ -97,12 +98,13 @@ def test_parm_backup_puts_a_backup_and_its_accuracy_into_the_bundle_it_is_given(
 ) -> None:
     bundle = tmp_path / "bundle"
     train_parity(deployed, STACK, INPUTS, bundle)
-    arguments = ["--from", str(bundle), "--network", "linear", "--out", str(bundle)]
-    done = parm_here("backup", *arguments, "--epochs", "20")
+    np.save(tmp_path / "inputs.npy", INPUTS)
+    arguments = ["--from", bundle, "--network", "linear", "--out", bundle]
+    done = parm_here("backup", *arguments, "--inputs", tmp_path / "inputs.npy", "--epochs", "20")
     assert done.returncode == 0, done.stderr
     assert "the approximate backup" in done.stdout
     opened = open_bundle(bundle)
     assert opened.code() is not None
     assert opened.manifest.accuracy is not None
     assert f"{100 * opened.manifest.accuracy.backup_accuracies[0]:.2f}" in done.stdout
-    assert list(tmp_path.iterdir()) == [bundle]
+    assert sorted(tmp_path.iterdir()) == [bundle, tmp_path / "inputs.npy"]

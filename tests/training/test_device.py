@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from parity_models.models.networks import build_network
 from parity_models.training.device import NARROW, place
 
 CPU = torch.device("cpu")
@@ -37,9 +36,3 @@ def test_channels_are_last_unless_a_strided_convolution_has_few(channels: int, l
     first = nn.Conv2d(3, channels, 3)
     place(nn.Sequential(first, nn.Conv2d(channels, 2 * channels, 1, stride=2)), CPU)
     assert first.weight.is_contiguous(memory_format=torch.channels_last) == last
-
-
-def test_wide_networks_have_their_channels_last() -> None:
-    network = place(build_network("resnet-small", (3, 32, 32), (10,)), CPU)
-    weights = next(each.weight for each in network.modules() if isinstance(each, nn.Conv2d))
-    assert weights.is_contiguous(memory_format=torch.channels_last)

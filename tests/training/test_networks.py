@@ -18,7 +18,7 @@ from parity_models.models.networks.network import Slotwise
 from parity_models.models.networks.queried import Shape
 from parity_models.registry import load_own
 from parity_models.training.networks import build_models, parity_network, recipe_for
-from parity_models.training.problems import CodedNetworks, calibrate_last_layer
+from parity_models.training.problems import CodedNetworks
 
 SUM = CodeSpec("sum", "subtraction", 2)
 ACROSS = CodeSpec("stack", "separate", 2, encoder_options={"axis": 1})
@@ -121,18 +121,6 @@ def test_a_network_is_built_for_the_code_with_its_options_and_grid() -> None:
     network = plan.make()
     assert isinstance(network, Group)
     assert (network.first.out_features, plan.places, plan.recipe.epochs) == (5, (2, 1), 3)
-
-
-@pytest.mark.parametrize("network", ["resnet-small", ATTENDING])
-def test_a_last_layer_is_calibrated_for_all_slots(network: str) -> None:
-    stacked = built(network, STACK, (1, 8, 8))
-    inputs, targets = torch.randn(64, 2, 8, 8), 5 + 3 * torch.randn(64, 2, 10)
-    calibrate_last_layer(stacked, inputs, targets)
-    outputs = stacked.train()(inputs)
-    if network == ATTENDING:
-        torch.testing.assert_close(outputs.mean((0, 1)), targets.mean((0, 1)))
-    else:
-        torch.testing.assert_close(outputs.flatten(0, 1).std(0), targets.flatten(0, 1).std(0))
 
 
 def test_codes_that_it_does_not_support_are_refused_in_its_own_words() -> None:

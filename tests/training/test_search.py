@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_models import linear_model
-from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.networks import Queried
 from parity_models.training import Callbacks, Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, Proposal, saving
 from parity_models.training.distillation import distill
@@ -127,36 +127,32 @@ def test_a_stand_in_saves_time_for_the_queries_it_may_answer() -> None:
 # Proposals
 
 
-def taking(deployed: float) -> Callable[[Sequence[OnnxModel]], list[float]]:
+def taking(deployed: float) -> Callable[..., list[float]]:
     """The deployed model takes so many ms; of families 1, 2, 3, ... ms, the cheapest first, each
     narrow before it is at its usual width."""
-    return lambda models: [deployed, *(float(i) for i in range(1, len(models)))]
+    return lambda models, sizes: [deployed, *(float(i) for i in range(1, len(models)))]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shape], OnnxModel]:
+def costs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shape, float], Costs]:
+    """Costs relative to a model that takes so many ms for queries of a shape."""
     folder = tmp_path_factory.mktemp("models")
 
-    def make(shape: Shape) -> OnnxModel:
-        path = Path(folder, f"{len(shape)}.onnx")
-        linear_model(path, shape, (4,))
-        return OnnxModel(path)
+    @cache
+    def make(shape: Shape, ms: float) -> Costs:
+        linear_model(folder / "model.onnx", shape, (4,))
+        with open_teacher(folder / "model.onnx") as teacher:
+            return Costs(teacher, Queried.of(shape), (), taking(ms))
 
     return make
-
-
-@pytest.fixture(scope="module")
-def costs(model: Callable[[Shape], OnnxModel]) -> Callable[[Shape], Costs]:
-    """Those of a model that takes 3 ms for queries of a shape: networks are exported for them."""
-    return cache(lambda shape: Costs(model(shape), taking(3.0)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6,), (3, 40), (1, 16, 16), (24, 24, 3)])
 def test_backups_are_proposed_at_parts_of_the_time_and_parity_models_at_the_time(
-    shape: Shape, costs: Callable[[Shape], Costs]
+    shape: Shape, costs_of: Callable[[Shape, float], Costs]
 ) -> None:
-    found = propose_by(costs(shape))
+    found = propose_by(costs_of(shape, 3.0))
     assert len(found) == len({each.slug for each in found})
     assert all(each.share <= SLACK for each in found)
     backups = [each.share for each in found if each.code is None]
@@ -167,23 +163,23 @@ def test_backups_are_proposed_at_parts_of_the_time_and_parity_models_at_the_time
 
 @pytest.mark.slow
 def test_a_model_that_nothing_is_faster_than_still_gets_a_proposal(
-    model: Callable[[Shape], OnnxModel],
+    costs_of: Callable[[Shape, float], Costs],
 ) -> None:
-    assert propose_by(Costs(model((6,)), taking(0.01))) == [Proposal("linear", None, 100.0)]
+    assert propose_by(costs_of((6,), 0.01)) == [Proposal("linear", None, 100.0)]
 
 
 @pytest.mark.slow
 def test_a_wider_network_costs_more_and_one_that_cannot_take_the_queries_nothing(
-    costs: Callable[[Shape], Costs],
+    costs_of: Callable[[Shape, float], Costs],
 ) -> None:
-    known = costs((1, 16, 16))
+    known = costs_of((1, 16, 16), 3.0)
     narrow, usual, wide = (
         known.share(f"resnet-small@{width}", None) or 0.0 for width in (0.5, 1.0, 2.0)
     )
     assert usual == pytest.approx(5 / 3)
     assert 0 < narrow < usual < wide
     assert known.share("resnet18", None) is None
-    assert costs((6,)).share("resnet-small", None) is None
+    assert costs_of((6,), 3.0).share("resnet-small", None) is None
 
 
 # Searches

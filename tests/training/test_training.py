@@ -17,14 +17,13 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, CodeError, DataError, UserError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.tasks import Dataset, Split, Task
 from parity_models.tasks.metrics import choose_output_kind
 from parity_models.training import Trained, TrainingOptions
 from parity_models.training.device import mirror
 from parity_models.training.fit import Budget
 from parity_models.training.networks import recipe_for
 from parity_models_lab.deployed import mirror_boxes, train_deployed
-from parity_models_lab.tasks import Diabetes
+from parity_models_lab.tasks import Dataset, Diabetes, Split, Task
 from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights
 
 Array = NDArray[Any]

@@ -23,11 +23,11 @@ from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, Parity
 from parity_models.serving.server import ServeOptions
-from parity_models.tasks import Dataset, Task
 from parity_models.training import Trained, TrainingOptions, progress_bars, train
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.plots import plot_latency
 from parity_models_lab.results import Row, write_result
+from parity_models_lab.tasks import Dataset, Task
 
 NETWORK = "mlp"
 CODE = CodeSpec("stack", "separate", k=2)

@@ -16,7 +16,7 @@ from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import WEIGHTS, export, floats, save_weights
 from parity_models.models.networks import Queried
 from parity_models.models.queries import check_queries
-from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
+from parity_models.tasks import METRICS, score
 from parity_models.tasks.metrics import PredictionKind
 from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import (
@@ -30,10 +30,10 @@ from parity_models.training.device import (
 )
 from parity_models.training.fit import Budget, Recipe, RunOptions, fit
 from parity_models.training.networks import single_network
-from parity_models.training.options import TrainingOptions
-from parity_models.training.teacher import Queries
+from parity_models.training.teacher import Queries, TrainingOptions
 from parity_models.training.train import Trained, check_run
 from parity_models_lab.published import as_published
+from parity_models_lab.tasks import Dataset, Task, check_dataset
 
 LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": functional.cross_entropy,

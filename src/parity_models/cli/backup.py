@@ -13,6 +13,7 @@ from parity_models.training import progress_bars
 def backup(
     *,
     model: Model,
+    inputs: Inputs,
     network: Annotated[
         str,
         Option(
@@ -22,7 +23,6 @@ def backup(
         ),
     ],
     out: Out,
-    inputs: Inputs = None,
     keep: Annotated[bool, Option("Keep the bundle's other backups.")] = False,
     options: Training,
     allow_code: AllowCode = None,

@@ -13,14 +13,13 @@ def calibrate(
     bundle: BundleFolder,
     *,
     inputs: Annotated[
-        Path | None,
+        Path,
         Option(
             "Held-out queries like those that will be served, without labels: an .npy or .npz "
-            "file, or a folder of .npy files and images. By default most of the validation set of "
-            "the task that the bundle names.",
+            "file, or a folder of .npy files and images.",
             metavar="FILE",
         ),
-    ] = None,
+    ],
     agreement: Annotated[
         list[float] | None,
         Option(

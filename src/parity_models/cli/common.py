@@ -28,12 +28,6 @@ AllowCode = Annotated[
     ),
 ]
 Json = Annotated[Path | None, Option("Write the numbers to this file, too.", metavar="FILE")]
-DataDir = Annotated[
-    Path | None,
-    Option(
-        "The folder of the task's data; by default $PARM_DATA and the usual places.", metavar="DIR"
-    ),
-]
 
 
 def write_json(path: Path | None, report: object) -> None:

@@ -15,13 +15,11 @@ def evaluate(
     bundle: BundleFolder,
     *,
     inputs: Annotated[
-        Path | None,
+        Path,
         Option(
-            "Queries: an .npy or .npz file, or a folder of .npy files and images. By default the "
-            "test set of the task that the bundle names.",
-            metavar="FILE",
+            "Queries: an .npy or .npz file, or a folder of .npy files and images.", metavar="FILE"
         ),
-    ] = None,
+    ],
     labels: Annotated[
         Path | None,
         Option(
@@ -47,8 +45,7 @@ def evaluate(
     (overall, for 1, 5, 10 and 20 % of predictions unavailable), the agreement of reconstructions
     with the deployed model, and, for each level of agreement that the bundle is calibrated for, the
     share of queries that stand-ins may answer and the accuracy of those answers. The numbers, but
-    for those of gates, go into the bundle's manifest as well, unless it holds those of another
-    task.
+    for those of gates, go into the bundle's manifest as well.
     """
     with rows_bar("evaluating") as progress:
         found = evaluate_bundle(
@@ -62,8 +59,7 @@ def evaluate(
     found.show()
     report = {
         "bundle": str(bundle),
-        "task": found.task,
-        "inputs": None if inputs is None else str(inputs),
+        "inputs": str(inputs),
         "code": found.bundle.manifest.code,
         **msgspec.structs.asdict(found.accuracy),
         "gates": found.gates,

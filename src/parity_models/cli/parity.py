@@ -15,7 +15,7 @@ def parity(
     *,
     out: Out,
     model: Model,
-    inputs: Inputs = None,
+    inputs: Inputs,
     k: Annotated[int, Option("Queries in a coding group.")] = 2,
     r: Annotated[int, Option("Parity queries, and parity models, per group.")] = 1,
     encoder: Annotated[

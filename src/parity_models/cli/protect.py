@@ -15,7 +15,7 @@ def protect(
     *,
     out: Out,
     model: Model,
-    inputs: Inputs = None,
+    inputs: Inputs,
     options: Annotated[
         SearchOptions,
         Only(

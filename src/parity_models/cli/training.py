@@ -13,10 +13,10 @@ Model = Annotated[
     Option("The deployed model: an ONNX file, or a bundle.", also="--from", metavar="MODEL"),
 ]
 Inputs = Annotated[
-    Path | None,
+    Path,
     Option(
         "Queries to learn from, without labels: an .npy or .npz file, or a folder of .npy files "
-        "and images. By default those of the task that the bundle names.",
+        "and images.",
         metavar="FILE",
     ),
 ]

@@ -1,7 +1,7 @@
 """Judging a bundle: its accuracy when predictions are unavailable, and the gates of stand-ins."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -32,10 +32,8 @@ from parity_models.models.queries import as_batch, check_queries, read_batch, ro
 from parity_models.models.signature import Batch
 from parity_models.printed import Printed
 from parity_models.roles import BACKUPS
-from parity_models.tasks import choose_task, find_task, is_ours
 from parity_models.tasks.labels import load_labels
-from parity_models.tasks.metrics import METRICS, choose_metric, constant_score, labels_from
-from parity_models.tasks.task import Labels, Task
+from parity_models.tasks.metrics import METRICS, Labels, choose_metric, constant_score, labels_from
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 """Queries: a file or a folder, an array (n, ...), or an array for each input by name."""
@@ -43,7 +41,7 @@ GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 
 @dataclass(frozen=True)
 class Evaluation(Printed):
-    """The accuracy of a bundle's answers, on the queries of a `task`; None: on the user's queries.
+    """The accuracy of a bundle's answers.
 
     `gates` are the results of each calibrated stand-in by level, `notes` sentences on what may be
     wrong.
@@ -52,7 +50,6 @@ class Evaluation(Printed):
     bundle: Bundle
     accuracy: Accuracy
     gates: tuple[GateResult, ...]
-    task: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -68,12 +65,10 @@ class Evaluation(Printed):
 
 def evaluate(
     bundle: Bundle | Path | str,
-    inputs: GivenInputs | None = None,
+    inputs: GivenInputs,
     labels: Path | str | ArrayLike | None = None,
     /,
     *,
-    task: str | None = None,
-    data_dir: Path | str | None = None,
     metric: str | None = None,
     seed: int = 0,
     allow_code: Collection[str] = (),
@@ -84,46 +79,31 @@ def evaluate(
     Args:
         bundle: The bundle, or its folder.
         inputs: Queries: a file or a folder, an array (n, *query_shape), or an array for each input
-            by name. By default the whole test set of the task.
+            by name.
         labels: The right answers: a file or an array (n, ...). Without them accuracy is agreement
             with the deployed model.
-        task: A task, or package.module:Class for one's own; by default the one that the deployed
-            model was trained on.
-        data_dir: The folder of the task's data.
-        metric: The measure of accuracy of `inputs`; by default what stand-ins were trained for.
+        metric: The measure of accuracy; by default what stand-ins were trained for.
         seed: Draws the coding groups.
         allow_code: Encoders and decoders of one's own that the bundle may name.
         progress: Called with the rows that were just run, and how many there are in all.
 
     Returns:
         Accuracies A_a, A_d and A_o, and the results of gates. Accuracies go into the bundle's
-        manifest, unless it holds those of a task and these are of other queries.
+        manifest, too.
 
     Raises:
         DataError: For files and arrays that do not fit the bundle.
-        UserError: For arguments that contradict each other.
+        UserError: For a metric that cannot judge the predictions.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, allow_code)
-    manifest, name, right = opened.manifest, None, None
-    if inputs is not None:
-        _check_either(task)
-        metric = metric_for(opened, metric)
-        queries = load_queries(inputs, opened, manifest.code.k if manifest.code else 1)
-        if labels is not None:
-            right = load_labels(labels, metric, rows_in(queries), judged_shape(opened))
-    else:
-        if labels is not None or metric is not None:
-            raise UserError("labels and a metric belong to inputs; give these, too")
-        chosen = _task_of(opened, task, "queries")
-        test = chosen.load(None if data_dir is None else Path(data_dir)).test
-        queries = as_batch(test.inputs, manifest.deployed.signature)
-        right, metric, name = test.labels, chosen.metric, chosen.name
+    manifest, right = opened.manifest, None
+    metric = metric_for(opened, metric)
+    queries = load_queries(inputs, opened, manifest.code.k if manifest.code else 1)
+    if labels is not None:
+        right = load_labels(labels, metric, rows_in(queries), judged_shape(opened))
     outputs = Outputs(opened, queries, seed=seed, progress=progress)
     found = judge(outputs, right, metric, manifest.calibration)
-    training = manifest.deployed_training
-    if training is None or training.task == name:
-        opened = with_measured(opened, accuracy=found.accuracy)
-    return Evaluation(opened, found.accuracy, found.gates, name, found.notes)
+    return replace(found, bundle=with_measured(opened, accuracy=found.accuracy))
 
 
 def judge(
@@ -152,11 +132,9 @@ def judge(
 
 def calibrate(
     bundle: Bundle | Path | str,
-    inputs: GivenInputs | None = None,
+    inputs: GivenInputs,
     /,
     *,
-    task: str | None = None,
-    data_dir: Path | str | None = None,
     metric: str | None = None,
     agreement: Collection[float] = (),
     seed: int = 0,
@@ -172,10 +150,7 @@ def calibrate(
     Args:
         bundle: The bundle, or its folder.
         inputs: Held-out queries like those that will be served, without labels: a file or a folder,
-            or arrays. A thousand or more are needed for a level of 0.99. By default most of the
-            validation set of the task that the deployed model was trained on.
-        task: The task whose validation set to use, or package.module:Class.
-        data_dir: The folder of the task's data.
+            or arrays. A thousand or more are needed for a level of 0.99.
         metric: The measure by which outputs agree; by default the one that stand-ins were trained
             for.
         agreement: Levels in addition to the usual ones.
@@ -188,8 +163,8 @@ def calibrate(
 
     Raises:
         DataError: For queries that do not fit the bundle.
-        UserError: For a bundle without stand-ins, for arguments that contradict each other, and if
-            a stand-in would lose its gate; the bundle stays as it is then.
+        UserError: For a bundle without stand-ins, and if a stand-in would lose its gate; the bundle
+            stays as it is then.
         BundleError: If the bundle was replaced meanwhile or cannot be written.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, allow_code)
@@ -199,15 +174,7 @@ def calibrate(
             f"{opened.path} has no stand-in to calibrate; make one with: parm parity --from "
             f"{opened.path} --out BUNDLE"
         )
-    if inputs is not None:
-        _check_either(task)
-        queries = load_queries(inputs, opened)
-    else:
-        known = _task_of(opened, task, "held-out queries")
-        data = known.load(None if data_dir is None else Path(data_dir))
-        _, rest = data.validation.part(manifest.code.k if manifest.code else 1)
-        queries = as_batch(rest, manifest.deployed.signature)
-        metric = metric or known.metric
+    queries = load_queries(inputs, opened)
     outputs = Outputs(opened, queries, seed=seed, progress=progress)
     found = calibrate_gates(outputs, metric=metric_for(opened, metric), named=agreement)
     for stand_in, gate in manifest.calibration.items():
@@ -263,24 +230,6 @@ def judged_shape(bundle: Bundle) -> tuple[int, ...]:
             f"{', '.join(map(str, outputs))}"
         )
     return fixed.shape
-
-
-def _check_either(task: str | None) -> None:
-    if task is not None:
-        raise UserError("give either a task or inputs, not both")
-
-
-def _task_of(bundle: Bundle, task: str | None, needed: str) -> Task:
-    """Return the task that the user names, else the one that the deployed model was trained on."""
-    training = bundle.manifest.deployed_training
-    if task is not None:
-        return choose_task(task)
-    if training is None or not is_ours(training.task):
-        raise UserError(
-            f"{bundle.path} does not say what task it is for; give {needed} with --inputs, labels "
-            "are not needed, or name its task with --task"
-        )
-    return find_task(training.task)
 
 
 # Tables

@@ -100,7 +100,7 @@ def measure(
     Returns:
         The milliseconds of the deployed model, and each candidate's measurements.
     """
-    exported = [each.exported() for each in candidates]
+    exported = [each.exported(queries) for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
     models = [
         OnnxModel(each.onnx, signature=each.signature)

@@ -43,21 +43,18 @@ from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import RunOptions
-from parity_models.training.options import TeachingOptions
 from parity_models.training.search import FINALISTS, Found, Lesson, Search, propose
 from parity_models.training.teacher import (
     HELD_OUT,
     Model,
     Queries,
     Teacher,
+    TeachingOptions,
     find_queries,
     open_teacher,
 )
 from parity_models.training.train import (
-    BackupPart,
-    ParityPart,
     check_place,
-    training_of,
     write_stand_ins,
 )
 
@@ -204,7 +201,7 @@ class Protected(Printed, Bundle):
 
 def protect(
     model: Model,
-    inputs: GivenInputs | None = None,
+    inputs: GivenInputs,
     /,
     *,
     out: Path | str,
@@ -223,7 +220,7 @@ def protect(
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
         inputs: Queries, without labels: a file or a folder, an array (n, *query_shape), or an array
-            for each input by name. By default those of a task.
+            for each input by name.
         out: The folder of the bundle to write.
         allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the search goes on.
@@ -458,21 +455,12 @@ def write_protected(
 ) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
     lesson, queries = prepared.lesson, prepared.queries
-    own, candidate, made = lesson.teacher.bundle, chosen.candidate, chosen.exported
-    training = training_of(candidate, queries, own.manifest.task, lesson.seed)
-    parity, backups = ParityPart(), list[BackupPart]()
-    if chosen.finalist.code is not None:
-        parity = ParityPart(chosen.finalist.code, made, training, gate)
-    else:
-        assert made.backup is not None
-        backups = [BackupPart(made.backup, training, gate)]
     assert queries.test is not None
     return write_stand_ins(
         out,
-        own,
-        parity,
-        backups,
-        envelope_of(candidate.data, lesson.teacher),
+        lesson.teacher.bundle,
+        [replace(chosen.exported, gate=gate)],
+        envelope_of(chosen.candidate.data, lesson.teacher),
         queries,
         lesson.data.metric,
         sizes=commonest(queries.test, lesson.teacher.signature),

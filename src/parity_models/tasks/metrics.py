@@ -16,6 +16,9 @@ from parity_models.errors import DataError, UserError
 
 Array = NDArray[Any]
 
+Labels = NDArray[np.int64] | NDArray[np.float32]
+"""Classes (n,), or what a model should put out, float32 (n, *output_shape)."""
+
 PredictionKind = Literal["classes", "boxes", "values"]
 """The kind of predictions: a score for each class; a box's left, top, right and bottom edge, as
 shares of the image's width and height; or any numbers."""

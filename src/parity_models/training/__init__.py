@@ -2,8 +2,7 @@
 
 from parity_models.training.callbacks import Callbacks, progress_bars
 from parity_models.training.fit import Fitted, Progress
-from parity_models.training.options import TrainingOptions
-from parity_models.training.teacher import Queries, open_teacher, teacher_of
+from parity_models.training.teacher import Queries, TrainingOptions, open_teacher, teacher_of
 from parity_models.training.train import Trained, backup, parity, train
 
 __all__ = [

@@ -14,23 +14,7 @@ from parity_models.training.teacher import OnPredicted
 LAYOUT = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
 
 
-@dataclass(frozen=True)
-class Searching:
-    """The progress of a search: `spent` is the share of its time, `rung` counts from 0.
-
-    `best` is the best score of the rung so far.
-    """
-
-    spent: float
-    seconds_left: float
-    name: str
-    rung: int
-    tried: int
-    of: int
-    best: float | None
-
-
-OnSearch = Callable[[Searching], None]
+OnSearch = Callable[[Progress, str], None]
 OnMeasured = Callable[[int, int], None]
 
 
@@ -43,8 +27,9 @@ class Callbacks:
     """Functions that are called as a training or a search goes on.
 
     `on_predicted` gets the rows that the deployed model has just predicted, `on_training` and
-    `on_search` the progress several times a second, `on_measured` the rows that were just measured
-    and how many there are in all; `say` gets sentences.
+    `on_search` the progress several times a second, that of a search with the candidate in words,
+    `on_measured` the rows that were just measured and how many there are in all; `say` gets
+    sentences.
     """
 
     on_predicted: OnPredicted = _ignore
@@ -84,26 +69,22 @@ class _Bars:
             self._bar = tqdm(desc=name, mininterval=interval, **options)
         return self._bar
 
-    def _advance(self, name: str, spent: float, left: float | None, *said: str) -> None:
-        bar = self._show(name, total=1.0, bar_format=LAYOUT)
-        first = [] if left is None else [f"{tqdm.format_interval(left)} left"]
-        bar.set_postfix_str(", ".join([*first, *said]), refresh=False)
-        bar.update(max(0.0, spent - bar.n))
+    def _advance(self, name: str, progress: Progress, said: str) -> None:
+        bar, left, best = self._show(name, total=1.0, bar_format=LAYOUT), progress.seconds_left, ""
+        if progress.score is not None and progress.best is not None:
+            best = f", score {progress.score:.1%} (best {progress.best:.1%})"
+        first = "" if left is None else f"{tqdm.format_interval(left)} left, "
+        bar.set_postfix_str(f"{first}{said}{best}", refresh=False)
+        bar.update(max(0.0, progress.spent - bar.n))
 
     def predicted(self, rows: int) -> None:
         self._show("the deployed model's predictions", unit="row", unit_scale=True).update(rows)
 
     def training(self, progress: Progress) -> None:
-        said = [f"epoch {progress.epoch}"]
-        if progress.score is not None and progress.best is not None:
-            said.append(f"score {progress.score:.1%} (best {progress.best:.1%})")
-        self._advance("training", progress.spent, progress.seconds_left, *said)
+        self._advance("training", progress, f"epoch {progress.epoch}")
 
-    def search(self, found: Searching) -> None:
-        said = [f"round {found.rung + 1}, {found.name} ({found.tried} of {found.of})"]
-        if found.best is not None:
-            said.append(f"best {found.best:.1%}")
-        self._advance("search", found.spent, found.seconds_left, *said)
+    def search(self, progress: Progress, candidate: str) -> None:
+        self._advance("search", progress, candidate)
 
     def measured(self, rows: int, total: int) -> None:
         bar = self._show("measuring", unit="row", unit_scale=True)

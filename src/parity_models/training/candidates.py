@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from parity_models.codes import Code, CoderKind, CodeSpec, NamedShape
 from parity_models.errors import CodeError, TrainingError
-from parity_models.models.bundle import NewModel, parity_inputs
+from parity_models.models.bundle import NewModel, Training, parity_inputs
 from parity_models.models.export import export, floats
-from parity_models.models.gate import confidences, suited
+from parity_models.models.gate import Calibration, confidences, suited
 from parity_models.models.networks.network import NamedModule, Slot, Slotwise
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
@@ -42,7 +42,7 @@ from parity_models.training.problems import (
     Reconstruction,
     Scaled,
 )
-from parity_models.training.teacher import Teacher
+from parity_models.training.teacher import Queries, Teacher
 
 STACKED = {"new_axis": True}
 """The options of the stack encoder that joins queries of any shape and type."""
@@ -76,14 +76,18 @@ class Proposal(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Exported:
-    """The models of a trained stand-in: parity models and learned coders, or a backup.
+    """A stand-in as it goes into a bundle: the parity models and learned coders of a `code`, or a
+    `backup`; its training, and its gate, if it was calibrated.
 
     Parity models that run one network in each slot come with that network as a `backup`.
     """
 
+    code: CodeSpec | None = None
     parity: list[NewModel] = field(default_factory=list)
     coders: dict[CoderKind, NewModel] = field(default_factory=dict)
     backup: NewModel | None = None
+    training: Training | None = None
+    gate: Calibration | None = None
 
     @property
     def first(self) -> NewModel:
@@ -279,23 +283,33 @@ class Candidate:
 
     # Export
 
-    def exported(self) -> Exported:
-        """Export what goes into a bundle."""
+    def exported(self, queries: Queries) -> Exported:
+        """Export what goes into a bundle, with a record of the training on these queries."""
         module, teacher, network = self._problem.module, self._teacher, self.proposal.network
         if isinstance(module, CodedNetworks):
-            return self._export_coded(module, module.code)
-        if isinstance(module, NamedModule):
+            made = self._export_coded(module)
+        elif teacher.plain:
+            content = self._export(module, [floats(teacher.signature.input.shape)])
+            made = Exported(backup=NewModel(content, network))
+        else:
             signature = teacher.stand_in()
             content = self._export(module, signature.inputs, teacher.output.name)
-            backup = NewModel(content, network, signature=signature)
-        else:
-            queries = floats(teacher.signature.input.shape)
-            backup = NewModel(self._export(module, [queries]), network)
-        if self._code is None:
-            return Exported(backup=backup)
-        return self._in_slots(module, self._code, backup)
+            made = Exported(backup=NewModel(content, network, signature=signature))
+            if self._code is not None:
+                made = self._in_slots(module, self._code, made.backup)
+        training = Training(
+            task=teacher.bundle.manifest.task,
+            inputs=len(queries.train),
+            inputs_sha256=queries.sha256,
+            seed=self._seed,
+            epochs=self.epochs,
+            seconds=round(self.seconds, 2),
+            device=str(self.data.inputs.device),
+            recipe=self.options,
+        )
+        return replace(made, code=self.proposal.code, training=training)
 
-    def _in_slots(self, module: nn.Module, code: Code, backup: NewModel) -> Exported:
+    def _in_slots(self, module: nn.Module, code: Code, backup: NewModel | None) -> Exported:
         """Export the parity model that runs a backup for named inputs in each slot of `code`."""
         teacher, network = self._teacher, self.proposal.network
         if not isinstance(module, NamedModule):
@@ -305,33 +319,35 @@ class Candidate:
         signature = msgspec.structs.replace(teacher.signature, inputs=inputs, outputs=(output,))
         content = self._export(_Slots(module, code.k), inputs, output.name)
         model = NewModel(content, network, slotwise=True, signature=signature)
-        return Exported([model], {}, replace(backup, network=f"{network}, one slot", slot=True))
+        assert backup is not None
+        slot = replace(backup, network=f"{network}, one slot", slot=True)
+        return Exported(parity=[model], backup=slot)
 
-    def _export_coded(self, module: CodedNetworks, code: Code) -> Exported:
-        network = self.proposal.network
-        models, slots = [], []
+    def _export_coded(self, module: CodedNetworks) -> Exported:
+        network, code, slot = self.proposal.network, module.code, None
+        models = []
         for each in module:
             inner = each.network if isinstance(each, Scaled) else each
-            if isinstance(inner, Slotwise):
-                slots.append(each.slot() if isinstance(each, Scaled) else Slot(inner))
+            if isinstance(inner, Slotwise) and slot is None:
+                slot = each.slot() if isinstance(each, Scaled) else Slot(inner)
             content = self._export(each, [floats(code.parity_shape)])
             models.append(NewModel(content, network, slotwise=isinstance(inner, Slotwise)))
         coders: dict[CoderKind, NewModel] = {
             name: NewModel(export(module.coders[name], [floats(taken)]), f"{name} of {code.spec}")
             for name, (taken, _) in code.network_shapes.items()
         }
-        if slots:
-            content = self._export(slots[0], [floats(code.query_shape)])
-            slot = NewModel(content, f"{network}, one slot", slot=True)
-            return Exported(models, coders, slot)
-        return Exported(models, coders)
+        backup = None
+        if slot is not None:
+            content = self._export(slot, [floats(code.query_shape)])
+            backup = NewModel(content, f"{network}, one slot", slot=True)
+        return Exported(parity=models, coders=coders, backup=backup)
 
     def _export(self, module: nn.Module, inputs: Sequence[NamedTensor], *output: str) -> bytes:
         """Export a module as it is served: with valid answers, in the data type of F's output."""
-        if isinstance(module, NamedModule):
-            module = module.served()
-        elif isinstance(module, Scaled):
+        if isinstance(module, Scaled) and self._teacher.plain:
             module = module.folded(inputs[0].at({}).shape)
+        elif isinstance(module, NamedModule):
+            module = module.served()
         kind, dtype = self.data.output_kind, self._teacher.output.dtype
         if kind in PLAINLY or dtype != np.float32:
             module = Served(module, kind, dtype)

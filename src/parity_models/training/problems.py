@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from parity_models.codes import Code, Networks
 from parity_models.codes.weights import some_sets
-from parity_models.models.networks.network import NamedModule, Slot, Slotwise, Stacked
+from parity_models.models.networks.network import NamedModule, Slot, Slotwise
 from parity_models.models.networks.perceptrons import FullLayers
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
@@ -36,8 +36,8 @@ LEAST_VALIDATED = 2000
 MOST_SETS = 16
 """Sets of unavailable predictions of one size that a step decodes at most."""
 
-CALIBRATION, SCALING = 256, 2048
-"""Groups by which a last layer is calibrated, and by which all is scaled, at most."""
+SCALING = 2048
+"""The most groups by which queries and outputs are scaled."""
 
 
 class Distillation(ABC):
@@ -83,7 +83,8 @@ class Imitation(Distillation):
             (inputs,) = data.inputs.tensors
             self.module = scaled(module, inputs, targets, channel_axis(tuple(inputs.shape[1:])))
         elif foreign and targets is not None:  # it scales its inputs itself
-            self.module = Rescaled.towards(module, targets)
+            offset, scale, _ = _spread(targets, ())
+            self.module = Scaled(module, scale, offset)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the losses of one epoch's batches."""
@@ -147,26 +148,22 @@ class Reconstruction(Distillation):
         self._groups = len(data.inputs) // self._code.k
         self.steps = recipe.steps_per_epoch(self._groups)
         self._members = _groups_of(len(data.held_out.inputs), self._code.k)
-        if foreign or not data.transform.of_classes:
-            self._scale(foreign)
+        if foreign:
+            self._scale()
 
     @torch.no_grad()
-    def _scale(self, foreign: bool) -> None:
-        """Let outputs of values begin at the scale of their targets; `foreign` inputs, too."""
+    def _scale(self) -> None:
+        """Scale parity queries, and outputs of values to their targets, by some groups."""
         k, generator = self._code.k, torch.Generator().manual_seed(0)
         order = torch.randperm(len(self._inputs), generator=generator)
-        groups = min(SCALING if foreign else CALIBRATION, self._groups)
+        groups = min(SCALING, self._groups)
         rows = order[: groups * k].view(k, -1).to(self._inputs.device)
         parities = self._encoded(list(self._inputs[rows]))
         predictions = list(self.targets[0, rows])
-        classes = self.data.transform.of_classes
+        classes, channels = self.data.transform.of_classes, channel_axis(self._code.query_shape)
         for j, model in enumerate(self.module):
             targets = None if classes else self._code.targets(predictions, j)
-            if foreign:
-                channels = channel_axis(self._code.query_shape)
-                self.module.models[j] = scaled(model, parities[j], targets, channels)
-            elif targets is not None:
-                calibrate_last_layer(model, parities[j], targets)
+            self.module.models[j] = scaled(model, parities[j], targets, channels)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the losses of one epoch's batches."""
@@ -306,13 +303,14 @@ def scaled(
             return network
         shift, deviation = torch.zeros_like(shift), torch.ones_like(deviation)
     if targets is None:
-        return Scaled(network, shift, 1 / deviation, shift.new_ones(()), shift.new_zeros(()))
+        return Scaled(network, shift.new_ones(()), shift.new_zeros(()), shift, 1 / deviation)
     offset, scale, _ = _spread(targets, ())
-    return Scaled(network, shift, 1 / deviation, scale, offset)
+    return Scaled(network, scale, offset, shift, 1 / deviation)
 
 
-class Scaled(nn.Module):
-    """`network` of inputs less `shift` times `inverse`; outputs are times `scale` plus `offset`."""
+class Scaled(NamedModule):
+    """`network` of inputs less `shift` times `inverse`, unless it scales them itself; outputs are
+    times `scale` plus `offset`."""
 
     shift: Tensor
     inverse: Tensor
@@ -320,18 +318,32 @@ class Scaled(nn.Module):
     offset: Tensor
 
     def __init__(
-        self, network: nn.Module, shift: Tensor, inverse: Tensor, scale: Tensor, offset: Tensor
+        self,
+        network: nn.Module,
+        scale: Tensor,
+        offset: Tensor,
+        shift: Tensor | None = None,
+        inverse: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self._standardises = shift is not None
         self.register_buffer("shift", shift)
         self.register_buffer("inverse", inverse)
         self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
 
-    def forward(self, input: Tensor) -> Tensor:
-        outputs: Tensor = self.network((input - self.shift) * self.inverse)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self._standardises:
+            (input,) = inputs
+            inputs = ((input - self.shift) * self.inverse,)
+        outputs: Tensor = self.network(*inputs)
         return outputs * self.scale + self.offset
+
+    def served(self) -> nn.Module:
+        """Return the network as it is served: it scales its inputs itself."""
+        assert isinstance(self.network, NamedModule)
+        return Scaled(self.network.served(), self.scale, self.offset)
 
     def slot(self) -> "Scaled":
         """Return the first slot of a Slotwise network as a network for one query alone."""
@@ -342,7 +354,7 @@ class Scaled(nn.Module):
             for each in (self.shift, self.inverse)
         )
         scale, offset = (each[0] if each.ndim else each for each in (self.scale, self.offset))
-        return Scaled(Slot(self.network), shift, inverse, scale, offset)
+        return Scaled(Slot(self.network), scale, offset, shift, inverse)
 
     @torch.no_grad()
     def folded(self, input_shape: tuple[int, ...]) -> nn.Module:
@@ -359,56 +371,6 @@ class Scaled(nn.Module):
         last.weight *= scale[:, None]
         last.bias.copy_(last.bias * scale + self.offset.expand(network.output_shape).reshape(-1))
         return network
-
-
-class Rescaled(NamedModule):
-    """`network`, whose outputs are times `scale` plus `offset`."""
-
-    scale: Tensor
-    offset: Tensor
-
-    def __init__(self, network: nn.Module, scale: Tensor, offset: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
-
-    @classmethod
-    def towards(cls, network: nn.Module, targets: Tensor) -> "Rescaled":
-        """Return one with outputs in deviations of `targets` (n, *output_shape), around their
-        mean."""
-        offset, scale, _ = _spread(targets, ())
-        return cls(network, scale, offset)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.network(*inputs)
-        return outputs * self.scale + self.offset
-
-    def served(self) -> nn.Module:
-        assert isinstance(self.network, NamedModule)
-        return Rescaled(self.network.served(), self.scale, self.offset)
-
-
-def calibrate_last_layer(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-    """Have `module` start with outputs of the mean and deviation of its `targets` (n, ...).
-
-    Changes the weights and bias of its last layer, if that is a full one with a bias. (For the sum
-    of boxes that starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
-    """
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    slots = module.k if isinstance(module, Stacked) else 1
-    if not layers or layers[-1].out_features * slots != targets[0].numel():
-        return
-    last = layers[-1]
-    if last.bias is None:
-        return
-    wanted = targets.reshape(-1, last.out_features)
-    with torch.no_grad():
-        outputs = module.train()(inputs).reshape(wanted.shape)
-        spread = outputs.std(dim=0, correction=0).clamp_min(1e-6)
-        ratio = wanted.std(dim=0, correction=0) / spread
-        last.weight *= ratio[:, None]
-        last.bias.copy_(wanted.mean(dim=0) + ratio * (last.bias - outputs.mean(dim=0)))
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,21 +25,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError, TrainingError
-from parity_models.models.export import export, floats
+from parity_models.models.export import export
 from parity_models.models.inference_time import inference_times
-from parity_models.models.networks import NETWORKS, build_network, family
+from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import NamedModule, Scalable
-from parity_models.models.networks.queried import Queried, Shape
+from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
-from parity_models.training.callbacks import Callbacks, Searching
+from parity_models.training.callbacks import Callbacks
 from parity_models.training.candidates import Candidate, Proposal, code_for
 from parity_models.training.distillation import DistillationData
 from parity_models.training.fit import Budget, OnProgress, Progress, RunOptions, save_tensors
 from parity_models.training.networks import parity_network, single_network
 from parity_models.training.teacher import Teacher
 
-Times = Callable[[Sequence[OnnxModel]], list[float]]
+Times = Callable[..., list[float]]
 """Milliseconds that each of some models takes for a batch, measured side by side."""
 
 DIVISORS = (1, 4, 10, 2, 30, 1.5)
@@ -67,15 +67,13 @@ CODES = (
 def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     """Propose stand-ins for a deployed model, the most promising first.
 
-    For queries of named inputs they are backups, measured for queries of these `sizes`. The fastest
-    network there is is always among them. Raises TrainingError where no network can take the
-    queries.
+    The fastest network there is is always among them, even where it is slower than F. For queries
+    of named inputs they are backups, measured for queries of these `sizes`; for arrays each is the
+    widest network of its family that does not take longer than it may. Raises TrainingError where
+    no network can take the queries.
     """
-    if teacher.plain:
-        return propose_by(Costs(OnnxModel(teacher.bundle.deployed_path)))
-    measured = _measure_named(teacher, queried, sizes)
-    fast = [each for each in measured if each.share <= SLACK]
-    return fast[::-1] or [min(measured, key=lambda each: each.share)]
+    costs = Costs(teacher, queried, sizes)
+    return propose_by(costs) if teacher.plain else propose_named(costs)
 
 
 def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: Sizes) -> str:
@@ -90,19 +88,14 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
     own = teacher.bundle.manifest.deployed.network
     if teacher.plain and not teacher.foreign and family(own) in NETWORKS.names:
         return own
-    shares: dict[str, float | None]
-    if teacher.plain:
-        costs = Costs(OnnxModel(teacher.bundle.deployed_path))
-        shares = {name: costs.share(name, spec) for name in _names(costs.queried)}
-    else:
-        measured = _measure_named(teacher, queried, sizes)
-        shares = {each.network: spec.k * each.share for each in measured}
+    costs = Costs(teacher, queried, sizes)
+    shares = {name: costs.share(name, spec) for name in network_names(queried)}
     fitting = {name: share for name, share in shares.items() if share is not None}
     fast = [name for name, share in fitting.items() if share <= SLACK]
     return fast[-1] if fast else min(fitting, key=fitting.__getitem__)
 
 
-def _names(queried: Queried) -> list[str]:
+def network_names(queried: Queried) -> list[str]:
     """Return the networks for such queries, each slower than those before it, and better.
 
     All learn in minutes from some ten thousand queries.
@@ -110,84 +103,79 @@ def _names(queried: Queried) -> list[str]:
     return [name for kind in NETWORKS for name in kind.proposals(queried)]
 
 
-def _measure_named(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
-    """Return all backups for queries of named inputs, in the order of `_names`."""
-    deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
-    models: dict[str, OnnxModel] = {}
-    for name in _names(queried):
-        try:
-            with torch.random.fork_rng(devices=[]):
-                module = single_network(name, queried, teacher.output.shape).make()
-        except TrainingError:  # the channels of images come last, for one
-            continue
-        if isinstance(module, NamedModule):
-            module = module.served()
-        content = export(module, signature.inputs, signature.outputs[0].name)
-        models[name] = OnnxModel(content, signature=signature)
-    if not models:
-        raise TrainingError(
-            f"no network of this package learns from {teacher.signature}; train one of your own "
-            "and bundle it (parm bundle --backup)"
-        )
-    own = OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)
-    base, *measured = inference_times([own, *models.values()], sizes=sizes)
-    return [Proposal(name, share=ms / base) for name, ms in zip(models, measured, strict=True)]
-
-
 class Costs:
     """Times of networks for a deployed model's queries, as shares of that model's time.
 
-    Of each family, the cheapest first, the narrowest network and the usual one are measured in ONNX
-    Runtime. Others lie between or beyond, by how much they compute. Networks that cannot take the
-    queries have no cost.
+    Networks for single queries of named inputs are all measured in ONNX Runtime. Of those for
+    arrays, in each family, the cheapest first, the narrowest and the usual one are; others lie
+    between or beyond, by how much they compute. Networks that cannot take the queries have no cost.
     """
 
-    def __init__(self, deployed: OnnxModel, times: Times = inference_times) -> None:
-        self._shapes: tuple[Shape, Shape] = (
-            deployed.signature.input.shape,
-            deployed.signature.output.shape,
-        )
-        self.queried = Queried.of(self._shapes[0])
-        self.families = list(dict.fromkeys(map(family, _names(self.queried))))
-        names = [name for each in self.families for name in _measured(each)]
-        self._work = {name: work for name in names if (work := self._computes(name, None))}
+    def __init__(
+        self, teacher: Teacher, queried: Queried, sizes: Sizes, times: Times = inference_times
+    ) -> None:
+        self._teacher, self._queried = teacher, queried
+        names = network_names(queried)
+        self.families = list(dict.fromkeys(map(family, names)))
+        if teacher.plain:
+            names = [name for each in self.families for name in _measured(each)]
+        modules: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
-            models = [
-                OnnxModel(export(build_network(name, *self._shapes), [floats(self._shapes[0])]))
-                for name in self._work
-            ]
-        self.deployed_ms, *measured = times([deployed, *models])
-        self._ms = dict(zip(self._work, measured, strict=True))
+            for name in names:
+                if (module := self._build(name)) is not None:
+                    modules[name] = module
+        if not modules:
+            raise TrainingError(
+                f"no network of this package learns from {teacher.signature}; train one of your "
+                "own and bundle it (parm bundle --backup)"
+            )
+        deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
+        models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
+        for module in modules.values():
+            served = module.served() if isinstance(module, NamedModule) else module
+            content = export(served, signature.inputs, signature.outputs[0].name)
+            models.append(OnnxModel(content, signature=signature))
+        base, *measured = times(models, sizes=sizes)
+        self.shares = {name: ms / base for name, ms in zip(modules, measured, strict=True)}
+        self._work = {name: self._computes(name, None) or 0 for name in modules if teacher.plain}
 
     def share(self, network: str, code: CodeSpec | None) -> float | None:
         """Return the time of one run of `network`, for parity queries of `code` or single queries.
 
         None for a network that cannot take those, or is of no family that was measured.
         """
+        if not self._teacher.plain:
+            share = self.shares.get(network)
+            return share if share is None or code is None else code.k * share
         usual = family(network)
-        work = self._computes(network, code) if usual in self._ms else None
+        work = self._computes(network, code) if usual in self.shares else None
         if work is None:
             return None
         narrow = _measured(usual)[0]
-        base, base_work = self._ms[narrow], self._work[narrow]
+        base, base_work = self.shares[narrow], self._work[narrow]
         more = self._work[usual] - base_work
         if more <= 0:
-            return base * max(1.0, work / max(1, base_work)) / self.deployed_ms
-        slope = max(0.0, self._ms[usual] - base) / more
-        return (base + slope * max(0, work - base_work)) / self.deployed_ms
+            return base * max(1.0, work / max(1, base_work))
+        slope = max(0.0, self.shares[usual] - base) / more
+        return base + slope * max(0, work - base_work)
+
+    def _build(self, network: str, code: Code | None = None) -> nn.Module | None:
+        """Return a network for single queries, or for a code; None if it cannot take those."""
+        try:
+            if code is not None:
+                return parity_network(network, code).make()
+            return single_network(network, self._queried, self._teacher.output.shape).make()
+        except TrainingError:
+            return None
 
     def _computes(self, network: str, spec: CodeSpec | None) -> int | None:
         """Return the operations of one run; None for a network that cannot take the queries."""
-        shape, module = self._shapes[0], nn.Module()
-        try:
-            with torch.device("meta"):
-                if spec is None:
-                    module = build_network(network, *self._shapes)
-                else:
-                    code = Code(spec, *self._shapes)
-                    shape, module = code.parity_shape, parity_network(network, code).make()
-        except TrainingError:
+        code = None if spec is None else code_for(spec, self._teacher)
+        with torch.device("meta"):
+            module = self._build(network, code)
+        if module is None:
             return None
+        shape = self._queried.shape if code is None else code.parity_shape
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             module.eval()(torch.zeros(1, *shape, device="meta"))
@@ -211,7 +199,7 @@ class Costs:
         """Yield the CODES that the queries can have."""
         for spec in CODES:
             try:
-                Code(spec, *self._shapes)
+                code_for(spec, self._teacher)
             except CodeError:
                 continue
             yield spec
@@ -224,12 +212,15 @@ def _measured(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def propose_by(costs: Costs) -> list[Proposal]:
-    """Propose stand-ins for the model that `costs` are relative to, the most promising first.
+def propose_named(costs: Costs) -> list[Proposal]:
+    """Propose all backups that are not slower than the model that `costs` are relative to."""
+    measured = [Proposal(name, share=share) for name, share in costs.shares.items()]
+    fast = [each for each in measured if each.share <= SLACK]
+    return fast[::-1] or [min(measured, key=lambda each: each.share)]
 
-    Each is the widest network of its family that does not take longer than it may. The fastest
-    network there is is always among them, even where it is slower than F.
-    """
+
+def propose_by(costs: Costs) -> list[Proposal]:
+    """Propose stand-ins for the model that `costs` are relative to, the most promising first."""
     backups = [list(costs.around(1 / divisor, None)) for divisor in DIVISORS]
     parity = [each for code in costs.codes() for each in list(costs.around(1.0, code))[:1]]
     first = [each[0] for each in backups if each]
@@ -482,10 +473,10 @@ class Search:
             if self._restored(candidate, rung) or too_short:  # it stays as it is
                 trained.append(candidate)
                 continue
-            best = max((each.score for each in trained), default=None)
-            where = Searching(0.0, 0.0, candidate.name, rung, place + 1, len(candidates), best)
+            best = max((each.score for each in trained), default=0.0)
+            where = f"round {rung + 1}, {candidate.name} ({place + 1} of {len(candidates)})"
             try:
-                self._train(candidate, rung, slot, self._reporting(where, slot))
+                self._train(candidate, rung, slot, self._reporting(where, slot, best))
             except TrainingError as error:
                 self._dropped[candidate.name] = str(error)
                 continue
@@ -557,21 +548,19 @@ class Search:
         except OSError as error:
             raise TrainingError(f"cannot write {self._folder}: {error.strerror}") from error
 
-    def _reporting(self, where: Searching, slot: float) -> OnProgress:
+    def _reporting(self, where: str, slot: float, best: float) -> OnProgress:
         """Return a callback that turns reports of a training into reports of the search."""
         before = time.monotonic() - self._began
 
         def report(progress: Progress) -> None:
             passed = before + progress.spent * slot
-            scores = [each for each in (where.best, progress.best) if each is not None]
-            self._callbacks.on_search(
-                replace(
-                    where,
-                    spent=min(1.0, passed / self._seconds),
-                    seconds_left=max(0.0, self._seconds - passed),
-                    best=max(scores, default=None),
-                )
+            report = replace(
+                progress,
+                spent=min(1.0, passed / self._seconds),
+                seconds_left=max(0.0, self._seconds - passed),
+                best=max(best, progress.best or 0.0),
             )
+            self._callbacks.on_search(report, where)
 
         return report
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -38,11 +38,10 @@ from parity_models.models.queries import (
 from parity_models.models.servable import read_servable, with_mean
 from parity_models.models.signature import Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
-from parity_models.tasks import choose_task, find_task, is_ours
-from parity_models.tasks.metrics import choose_metric
-from parity_models.tasks.task import Labels
+from parity_models.options import SECONDS, Option, Options
+from parity_models.tasks import METRICS
+from parity_models.tasks.metrics import OUTPUT_KINDS, Labels, choose_metric
 from parity_models.training.device import BATCH, Rows
-from parity_models.training.options import TeachingOptions
 
 Array = NDArray[Any]
 
@@ -273,6 +272,59 @@ def _exported(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
 # Queries
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeachingOptions(Options):
+    """The queries that stand-ins learn from, what they learn of them, and how they are trained."""
+
+    output: Annotated[
+        str | None,
+        Option("The output that stand-ins imitate; by default the bundle's.", metavar="OUTPUT"),
+    ] = None
+    metric: Annotated[
+        str | None,
+        Option(
+            f"The measure of accuracy: {', '.join(METRICS)}. By default "
+            "top-1 for a row of numbers, cosine for vectors of length 1, else r2.",
+            metavar="NAME",
+        ),
+    ] = None
+    output_kind: Annotated[
+        str | None,
+        Option(
+            f"The kind of predictions: {', '.join(OUTPUT_KINDS)}. By default as they look.",
+            metavar="KIND",
+        ),
+    ] = None
+    hflip: Annotated[bool, Option("Train on queries flipped horizontally as well.")] = False
+    seed: Annotated[
+        int, Option("Fixes initial weights and order of data.", at_least=0, at_most=2**32 - 1)
+    ] = 0
+    device: Annotated[
+        str | None,
+        Option("The device that trains: cpu, cuda, cuda:1, mps. By default the fastest."),
+    ] = None
+    resume: Annotated[bool, Option("Continue a run that was cut off.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(TeachingOptions):
+    """The options of training one stand-in.
+
+    Training ends after `epochs` or `seconds`, whichever comes first; with neither, after the
+    recipe's number of epochs. On one device the same `seed` gives the same weights, unless a time
+    limit intervenes.
+    """
+
+    epochs: Annotated[
+        int | None,
+        Option("End after so many passes over the data; by default by network.", at_least=1),
+    ] = None
+    seconds: Annotated[
+        float | None,
+        Option("End after so much time.", unit=SECONDS, typed="s", above=0),
+    ] = None
+
+
 @dataclass(frozen=True)
 class Queries:
     """Queries to learn from, and others that choose the best epoch, calibrate gates and test.
@@ -317,59 +369,23 @@ class Queries:
 
 
 def find_queries(
-    teacher: Teacher,
-    inputs: GivenInputs | None,
-    options: TeachingOptions,
-    *,
-    k: int = 1,
-    least: int = 1,
+    teacher: Teacher, inputs: GivenInputs, options: TeachingOptions, *, k: int = 1, least: int = 1
 ) -> Queries:
-    """Return the user's `inputs`, or those of a task: that of the options, or of the model.
+    """Return the user's `inputs`, a tenth each held out for validation, calibration and tests.
 
-    Of the user's, a tenth each is held out for validation, calibration and tests. Raises UserError
-    if there are none, or both, and DataError if they are fewer than `least` or too few for groups
-    of k.
+    Raises DataError if they are fewer than `least` or too few for groups of k, and UserError for
+    options that do not fit.
     """
-    training = teacher.bundle.manifest.deployed_training
-    shape, task, metric = teacher.output.shape, options.task, options.metric
-    if inputs is not None:
-        if task is not None:
-            raise UserError("give either a task or inputs, not both")
-        if options.hflip and not teacher.plain:
-            raise OptionError("--hflip is for images; the model takes other queries")
-        if metric is None and training is not None and is_ours(training.task):
-            metric = find_task(training.task).metric
-        choose_metric(metric, shape)
-        found = rows_of(teacher, inputs, least=max(least, 3 * k))
-        order = np.random.default_rng(1).permutation(len(found))
-        tenth = len(found) // HELD_OUT
-        tested = max(k, tenth)
-        rest, calibrated, test = np.split(order, [len(found) - tested - tenth, len(found) - tested])
-        held_out = {"calibration": found[calibrated], "test": found[test]}
-        return Queries.of(found[rest], k, metric=metric, hflip=options.hflip, **held_out)
-    if not teacher.plain:
-        raise UserError(
-            f"the model takes {teacher.signature}; give its queries as inputs, an array for each "
-            "input, in Python or in an .npz file"
-        )
-    if task is None and training is None:
-        raise UserError(
-            "nothing says what queries the deployed model gets; give some as inputs, an array, an "
-            ".npy file or a folder; labels are not needed"
-        )
-    chosen = choose_task(task) if task else find_task(training.task if training else "")
-    data = chosen.load(None if options.data_dir is None else Path(options.data_dir))
-    validation, calibration = data.validation.part(k)
-    return Queries(
-        data.train.inputs,
-        validation.inputs,
-        validation.labels,
-        calibration,
-        data.test.inputs,
-        data.test.labels,
-        choose_metric(metric or chosen.metric, shape),
-        options.hflip or chosen.flips,
-    )
+    if options.hflip and not teacher.plain:
+        raise OptionError("--hflip is for images; the model takes other queries")
+    choose_metric(options.metric, teacher.output.shape)
+    found = rows_of(teacher, inputs, least=max(least, 3 * k))
+    order = np.random.default_rng(1).permutation(len(found))
+    tenth = len(found) // HELD_OUT
+    tested = max(k, tenth)
+    rest, calibrated, test = np.split(order, [len(found) - tested - tenth, len(found) - tested])
+    held_out = {"calibration": found[calibrated], "test": found[test]}
+    return Queries.of(found[rest], k, metric=options.metric, hflip=options.hflip, **held_out)
 
 
 def rows_of(teacher: Teacher, inputs: GivenInputs, least: int) -> Array:

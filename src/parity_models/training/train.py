@@ -6,7 +6,7 @@ say how right stand-ins are.
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,13 +27,11 @@ from parity_models.evaluation.judging import (
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import (
     Bundle,
-    NewModel,
-    Training,
     check_replaceable,
     write_bundle,
 )
 from parity_models.models.envelope import Envelope
-from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.gate import StandIn
 from parity_models.models.inference_time import measure_models
 from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
@@ -46,12 +44,12 @@ from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Budget, Fitted
 from parity_models.training.networks import Factory, ParityPlan, find_network, parity_network
-from parity_models.training.options import TrainingOptions
 from parity_models.training.search import propose_network
 from parity_models.training.teacher import (
     Model,
     Queries,
     Teacher,
+    TrainingOptions,
     find_queries,
     open_teacher,
     teacher_of,
@@ -105,7 +103,7 @@ class Trained(Printed, Bundle):
 
 def parity(
     model: Model,
-    inputs: GivenInputs | None = None,
+    inputs: GivenInputs,
     /,
     *,
     out: Path | str,
@@ -121,8 +119,8 @@ def parity(
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
         inputs: Queries, without labels: a file or a folder, an array (n, *query_shape), or an array
-            for each input by name. By default those of a task. A tenth each is held out to choose
-            the best epoch, to calibrate gates and to measure accuracy.
+            for each input by name. A tenth each is held out to choose the best epoch, to calibrate
+            gates and to measure accuracy.
         out: The folder of the bundle to write.
         code: By default stack and separate, k=2.
         network: A name, package.module:name of one's own, or a function that makes networks. By
@@ -157,7 +155,7 @@ def parity(
 
 def backup(
     model: Model,
-    inputs: GivenInputs | None = None,
+    inputs: GivenInputs,
     /,
     *,
     out: Path | str,
@@ -258,22 +256,19 @@ def train(
         on_progress=callbacks.on_training,
         began=began,
     )
-    made, envelope = candidate.exported(), envelope_of(candidate.data, teacher)
-    training = training_of(candidate, queries, bundle.manifest.task, options.seed)
-    parity, backups = parity_of(bundle), backups_of(bundle)
+    made, envelope = candidate.exported(queries), envelope_of(candidate.data, teacher)
+    held = stand_ins_of(bundle)
     if made.parity:
-        parity = ParityPart(code, made, training)
-        backups = [each for each in backups if not each.model.slot]
-        if made.backup is not None and not backups:
-            backups = [BackupPart(made.backup)]
-    elif made.backup is not None:
-        backups = [*(backups if keep else ()), BackupPart(made.backup, training)]
+        stand_ins = [each for each in held if each.backup is not None and not each.backup.slot]
+        if made.backup is not None and not stand_ins:
+            stand_ins = [Exported(backup=made.backup)]
+    else:
+        stand_ins = held if keep else [each for each in held if each.parity]
         envelope = bundle.envelope() or envelope  # that of a parity model, as more depends on it
     written, evaluation = write_stand_ins(
         out,
         bundle,
-        parity,
-        backups,
+        [*stand_ins, made],
         envelope,
         queries,
         candidate.data.metric,
@@ -285,40 +280,7 @@ def train(
     return Trained(**vars(written), fitted=fitted, evaluation=evaluation)
 
 
-def training_of(candidate: Candidate, queries: Queries, task: str, seed: int) -> Training:
-    """Return the manifest's record of a training."""
-    return Training(
-        task=task,
-        inputs=len(queries.train),
-        inputs_sha256=queries.sha256,
-        seed=seed,
-        epochs=candidate.epochs,
-        seconds=round(candidate.seconds, 2),
-        device=str(candidate.data.inputs.device),
-        recipe=candidate.options,
-    )
-
-
 # Bundling
-
-
-@dataclass(frozen=True)
-class BackupPart:
-    """A backup to be put into a bundle, its training, and its gate, if it was calibrated."""
-
-    model: NewModel
-    training: Training | None = None
-    gate: Calibration | None = None
-
-
-@dataclass(frozen=True)
-class ParityPart:
-    """The parity models of a code to be put into a bundle, their training, and their gate."""
-
-    code: CodeSpec | None = None
-    models: Exported = field(default_factory=Exported)
-    training: Training | None = None
-    gate: Calibration | None = None
 
 
 def check_place(out: Path) -> None:
@@ -337,37 +299,39 @@ def check_room(bundle: Bundle) -> None:
         )
 
 
-def parity_of(bundle: Bundle) -> ParityPart:
-    """Return the parity models of a bundle, to be put into another."""
-    manifest = bundle.manifest
-    models = Exported(
-        [bundle.stored(parity) for parity in manifest.parity],
-        {name: bundle.stored(coder) for name, coder in manifest.coders.items()},
-    )
-    gate = manifest.calibration.get("reconstruction")
-    return ParityPart(manifest.code, models, manifest.parity_training, gate)
-
-
-def backups_of(bundle: Bundle) -> list[BackupPart]:
-    """Return the backups of a bundle, to be put into another."""
+def stand_ins_of(bundle: Bundle) -> list[Exported]:
+    """Return the stand-ins of a bundle, to be put into another."""
     manifest = bundle.manifest
     trainings = manifest.backup_trainings or [None] * len(manifest.backups)
-    return [
-        BackupPart(bundle.stored(backup), training, manifest.calibration.get(role))
+    found = [
+        Exported(
+            backup=bundle.stored(backup),
+            training=training,
+            gate=manifest.calibration.get(role),
+        )
         for (role, backup), training in zip(manifest.backup_roles.items(), trainings, strict=True)
     ]
+    if manifest.parity:
+        coded = Exported(
+            manifest.code,
+            [bundle.stored(parity) for parity in manifest.parity],
+            {name: bundle.stored(coder) for name, coder in manifest.coders.items()},
+            training=manifest.parity_training,
+            gate=manifest.calibration.get("reconstruction"),
+        )
+        found.append(coded)
+    return found
 
 
 def write_stand_ins(
     out: Path,
     deployed: Bundle,
-    parity: ParityPart,
-    backups: Sequence[BackupPart],
+    stand_ins: Sequence[Exported],
     envelope: Envelope,
     queries: Queries,
     metric: str,
     *,
-    sizes: Sizes | None = None,
+    sizes: Sizes,
     calibrated: bool = False,
     on_measured: OnMeasured | None = None,
 ) -> tuple[Bundle, Evaluation | None]:
@@ -379,25 +343,28 @@ def write_stand_ins(
     those for tests, if there are any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
-    times = measure_models(model, parity.models.parity, [each.model for each in backups], sizes)
+    coded = next((each for each in stand_ins if each.parity), Exported())
+    backups = [each for each in stand_ins if not each.parity]
+    times = measure_models(model, coded.parity, [each.first for each in backups], sizes)
     pairs = sorted(zip(times.backups, backups, strict=True), key=lambda pair: pair[0])
-    gates: dict[StandIn, Calibration] = {}
-    if parity.gate is not None:
-        gates["reconstruction"] = parity.gate
-    for role, (_, backup) in zip(BACKUPS, pairs, strict=False):
-        if backup.gate is not None:
-            gates[role] = backup.gate
+    backups = [backup for _, backup in pairs]
+    roles: list[StandIn] = ["reconstruction", *BACKUPS]
+    gates = {
+        role: each.gate
+        for role, each in zip(roles, [coded, *backups], strict=False)
+        if each.gate is not None
+    }
     contents: dict[str, Any] = {
         "deployed": model,
-        "parity": parity.models.parity,
-        "coders": parity.models.coders,
-        "backups": [each.model for _, each in pairs],
-        "code": parity.code,
+        "parity": coded.parity,
+        "coders": coded.coders,
+        "backups": [each.backup for each in backups],
+        "code": coded.code,
         "imitated": manifest.imitated,
         "name": manifest.name,
         "deployed_training": manifest.deployed_training,
-        "parity_training": parity.training,
-        "backup_trainings": [each.training for _, each in pairs],
+        "parity_training": coded.training,
+        "backup_trainings": [each.training for each in backups],
         "inference_times": msgspec.structs.replace(times, backups=tuple(ms for ms, _ in pairs)),
         "envelope": envelope,
         "files": {each.file: deployed.path / each.file for each in manifest.files},

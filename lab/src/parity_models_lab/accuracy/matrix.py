@@ -7,16 +7,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-import parity_models_lab.networks  # registers the lab's networks
-import parity_models_lab.tasks  # noqa: F401  # registers the lab's tasks
 from parity_models.codes import CodeSpec
 from parity_models.codes.code import check_spec
 from parity_models.documents import content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.options import Value
-from parity_models.tasks import choose_task
 from parity_models.training.networks import find_network
 from parity_models_lab.published import check_published
+from parity_models_lab.tasks import find_task
 
 FILES = resources.files("parity_models_lab.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
@@ -117,7 +115,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not self.deployed:
             raise UserError("a matrix needs a deployed model at least")
         for cell in self.deployed:
-            choose_task(cell.task)
+            find_task(cell.task)
             networks = [cell.network, *(backup.network for backup in cell.backups)]
             for code in cell.codes:
                 check_spec(code.spec)

@@ -22,7 +22,6 @@ from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
 from parity_models.evaluation.outputs import Outputs, predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_measured
 from parity_models.roles import Backup
-from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
 from parity_models.training import Trained, TrainingOptions, progress_bars, train
 from parity_models.training.networks import parity_network
@@ -38,6 +37,7 @@ from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.published import published_network
 from parity_models_lab.results import ResultCache
+from parity_models_lab.tasks import Dataset, find_task
 
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")
@@ -160,7 +160,7 @@ class _MeasuredModel:
         self.cell = cell
         self._work = work
         self._seed = seed
-        self._task = choose_task(cell.task)
+        self._task = find_task(cell.task)
 
     @cached_property
     def key(self) -> str:

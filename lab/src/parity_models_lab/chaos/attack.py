@@ -18,10 +18,10 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle, write_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.tasks import Task
 from parity_models.training import TrainingOptions, train
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.results import Row
+from parity_models_lab.tasks import Task
 
 Array = NDArray[Any]
 

@@ -234,9 +234,9 @@ def attack(
     The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
     predictions, next to honest partners and attackers, with the bundle's envelope and without.
     """
-    from parity_models.tasks import find_task
     from parity_models.training import TrainingOptions
     from parity_models_lab.chaos.attack import STEPS, run_attack
+    from parity_models_lab.tasks import find_task
 
     check_out(out)
     rows = run_attack(

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
-import parity_models_lab.tasks  # noqa: F401  # registers the lab's tasks
 from parity_models.cli.flags import Only
 from parity_models.errors import ContentionError, UserError
 from parity_models.evaluation.judging import evaluate
 from parity_models.models.networks import NETWORKS
-from parity_models.tasks import TASKS, choose_task, find_task
 from parity_models.training import TrainingOptions, progress_bars
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
@@ -33,6 +32,7 @@ from parity_models_lab.latency.reproduce_latency import (
 )
 from parity_models_lab.latency.trial import Mode, Trial
 from parity_models_lab.results import TrialCache, check_out, print_rows, write_result
+from parity_models_lab.tasks import TASKS, find_task
 
 Out = Annotated[
     Path, typer.Option(help="The folder to write results and pictures to.", metavar="DIR")
@@ -217,24 +217,33 @@ def train(
         ),
     ] = "usual",
     *,
-    options: Annotated[
-        TrainingOptions, Only("epochs", "seconds", "seed", "device", "data_dir", "resume")
-    ],
+    options: Annotated[TrainingOptions, Only("epochs", "seconds", "seed", "device", "resume")],
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
+    ] = None,
 ) -> None:
     """Train a model to serve, if you do not have one.
 
-    Writes a bundle without a code: the model as ONNX, its weights, and how it was trained.
-    `parm parity --from DIR` then makes it resilient. The epoch that does best on a validation
+    Writes a bundle without a code: the model as ONNX, its weights, and how it was trained; next to
+    it, DIR-inputs.npy, DIR-test.npy and DIR-labels.npy hold the task's queries. `parm parity --from
+    DIR --inputs DIR-inputs.npy` then makes it resilient. The epoch that does best on a validation
     set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
     next to DIR lets you --resume.
     """
-    learned = choose_task(task)
-    dataset = learned.load(None if options.data_dir is None else Path(options.data_dir))
+    learned = find_task(task)
+    dataset = learned.load(data_dir)
     with progress_bars() as bars:
         trained = train_deployed(
             learned, dataset, network, out, options, recipe=recipe, callbacks=bars
         )
-    evaluate(trained, task=task, data_dir=options.data_dir).show()
+    test = dataset.test
+    for name, rows in (
+        ("inputs", dataset.train.inputs),
+        ("test", test.inputs),
+        ("labels", test.labels),
+    ):
+        np.save(trained.path.with_name(f"{trained.path.name}-{name}.npy"), rows)
+    evaluate(trained, test.inputs, test.labels, metric=learned.metric).show()
     for sentence in trained.ending:
         typer.echo(sentence)
 

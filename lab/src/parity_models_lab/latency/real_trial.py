@@ -24,7 +24,6 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
-from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Queries, TrainingOptions, train
 from parity_models_lab.contention.apply import contended
 from parity_models_lab.contention.processor import quota
@@ -32,6 +31,7 @@ from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency.setting import QUERY_SHAPE
 from parity_models_lab.latency.trial import SLOWED, Trial, TrialResult, result_of
 from parity_models_lab.processes import descendants
+from parity_models_lab.tasks import Dataset, Task, find_task
 
 TASK = "digits"
 NETWORK = "linear"

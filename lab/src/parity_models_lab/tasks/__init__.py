@@ -1,20 +1,51 @@
-"""The paper's datasets, as tasks, and data made in place of two of them.
+"""Tasks: a source of data, and the metric that judges predictions.
 
-Importing this registers the tasks of MNIST and diabetes; commands take the others as
-`parity_models_lab.tasks:Cifar10`.
+A task is a small class, a subclass of `Task`, that says everything about itself. Commands take the
+paper's datasets that are not in `TASKS` as `parity_models_lab.tasks:Cifar10`.
 """
 
-from parity_models.tasks import TASKS
+from parity_models.errors import UserError
+from parity_models.registry import Registry, is_own, say
+from parity_models.tasks import METRICS
 from parity_models_lab.tasks.cifar import Cifar10
 from parity_models_lab.tasks.localization import Localization, MadeBoxes
-from parity_models_lab.tasks.mnist import Diabetes, FashionMnist, FashionMnistPixels, Mnist
+from parity_models_lab.tasks.mnist import Diabetes, Digits, FashionMnist, FashionMnistPixels, Mnist
 from parity_models_lab.tasks.speech import MadeSpeech, SmallSpeechCommands, SpeechCommands
+from parity_models_lab.tasks.task import (
+    Dataset,
+    OwnTask,
+    Split,
+    Task,
+    check_dataset,
+)
 
-TASKS.register(Mnist, FashionMnist, FashionMnistPixels, Diabetes)
+TASKS = Registry[Task]("task", Task, Digits, Mnist, FashionMnist, FashionMnistPixels, Diabetes)
+"""The tasks that have a short name."""
+
+
+def find_task(name: str) -> Task:
+    """Return the task that the user names: one of TASKS, or package.module:Class, with its options.
+
+    Raises UserError for unknown names.
+    """
+    kind, options = TASKS.parse(name)
+    try:
+        task = kind(options)
+    except (Exception, SystemExit) as error:  # the user's class may raise anything
+        raise UserError(f"{name} cannot be made: {say(error)}") from error
+    task.name = name
+    metric = getattr(task, "metric", None)
+    if metric not in METRICS:
+        raise UserError(f"{name} has the metric {metric!r}; there are {', '.join(METRICS)}")
+    return OwnTask(name, task) if is_own(name) else task
+
 
 __all__ = [
+    "TASKS",
     "Cifar10",
+    "Dataset",
     "Diabetes",
+    "Digits",
     "FashionMnist",
     "FashionMnistPixels",
     "Localization",
@@ -23,4 +54,8 @@ __all__ = [
     "Mnist",
     "SmallSpeechCommands",
     "SpeechCommands",
+    "Split",
+    "Task",
+    "check_dataset",
+    "find_task",
 ]

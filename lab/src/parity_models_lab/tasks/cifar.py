@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import Dataset, Split, hold_out
 from parity_models_lab.tasks.folder import FolderTask, normalised
+from parity_models_lab.tasks.task import Dataset, Split, hold_out
 
 SHAPE = (3, 32, 32)
 RECORD = 1 + 3 * 32 * 32

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import Dataset, Task
+from parity_models_lab.tasks.task import Dataset, Task
 
 
 class FolderTask(Task):

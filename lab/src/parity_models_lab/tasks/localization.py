@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from parity_models.errors import DataError
 from parity_models.options import Option
-from parity_models.tasks.task import Dataset, Split, Task, hold_out
 from parity_models_lab.tasks.folder import FolderTask, normalised
 from parity_models_lab.tasks.mnist import FashionMnist
+from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out
 
 IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
 PICTURES = "images"

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, and the diabetes data that come with scikit-learn.
+"""MNIST and Fashion-MNIST, and digits and diabetes, which come with scikit-learn.
 
 MNIST and its kin are files in the IDX format: a header of big-endian sizes, then the values; they
 may be gzipped. (Y. LeCun, C. Cortes, C. Burges: The MNIST database, 1998. H. Xiao, K. Rasul,
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import Dataset, Split, Task, hold_out
 from parity_models_lab.tasks.folder import FolderTask, normalised, own_folder
+from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out
 
 UNSIGNED_BYTE = 0x08
 LARGEST = 1 << 31
@@ -31,6 +31,26 @@ VALIDATION = 12
 """One of so many training images is held out: 5,000 of 60,000."""
 
 SHAPE = (28, 28)
+
+
+class Digits(Task):
+    """1,797 handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition, UCI 1998)."""
+
+    name = "digits"
+    metric = "top-1"
+
+    mean, deviation = 4.884, 6.017  # of the pixels, from 0 to 16
+    test, validation = 400, 197
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        """1,200 digits to train on, 197 for validation, 400 for test; `folder` is not needed."""
+        from sklearn.datasets import load_digits  # here: not needed elsewhere
+
+        images, labels = load_digits(return_X_y=True)
+        inputs = ((images - self.mean) / self.deviation).astype(np.float32).reshape(-1, 1, 8, 8)
+        rest, test = hold_out(Split(inputs, labels.astype(np.int64)), self.test)
+        train, validation = hold_out(rest, self.validation)
+        return Dataset(train, validation, test, tuple(map(str, range(10))))
 
 
 class Diabetes(Task):

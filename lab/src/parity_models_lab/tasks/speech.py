@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from parity_models.errors import DataError
 from parity_models.options import Option
-from parity_models.tasks.task import Dataset, Split, Task
 from parity_models_lab.tasks.folder import FolderTask
+from parity_models_lab.tasks.task import Dataset, Split, Task
 
 RATE = 16_000
 """Samples in a second."""

@@ -12,16 +12,13 @@ from parity_models import options
 from parity_models.errors import DataError, UserError
 from parity_models.registry import say
 from parity_models.tasks.labels import check_floats
-from parity_models.tasks.metrics import METRICS, check_labels
-
-SPLIT_SEED = 2019
-"""Splits are a property of the task: the same for every run, whatever its seed."""
-
-Labels = NDArray[np.int64] | NDArray[np.float32]
-"""Classes (n,), or what a model should put out, float32 (n, *output_shape)."""
+from parity_models.tasks.metrics import METRICS, Labels, check_labels
 
 VALIDATES = 5
 """One query in VALIDATES of a validation set helps to choose the best epoch."""
+
+SPLIT_SEED = 2019
+"""Splits are a property of the task: the same for every run, whatever its seed."""
 
 
 @dataclass(frozen=True)
