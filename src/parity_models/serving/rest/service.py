@@ -239,7 +239,7 @@ class Rest:
         self._ended(request, error.status)
         response = refusal(error)
         if request.is_large and error.retry_after is not None:
-            response.retry_after = error.retry_after
+            response.retry_after = max(1.0, error.retry_after)  # at least what its header says
         return response
 
     def abandoned(self, request: Request) -> None:
