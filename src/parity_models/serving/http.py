@@ -311,13 +311,13 @@ class HttpConnection(asyncio.Protocol):
         request.keeps = parser.should_keep_alive() and self._refused is None
         self._arriving = request
         self._target, self._fields, self._head = b"", [], 0
-        headers, is_old = request.headers, parser.get_http_version() == "1.0"
+        headers, version = request.headers, parser.get_http_version()
         self._upgrades = "upgrade" in headers and parser.should_upgrade()
         size = int(headers.get("content-length", "0"))
         expects = "expect" in headers and headers["expect"].lower() == "100-continue"
         if self._refused is not None and request.target not in (*HEALTH, METRICS):
             raise self._refused
-        _check_head(request, is_old)
+        _check_head(request, version)
         try:
             self._rest.begin(request, size)
         except RequestError as error:
@@ -325,7 +325,7 @@ class HttpConnection(asyncio.Protocol):
                 raise
             request.answer = self._rest.refused(request, error)
         else:
-            if expects and not is_old:
+            if expects and version == "1.1":
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, piece: bytes) -> None:
@@ -450,14 +450,17 @@ def _head_too_long() -> HeadTooLargeError:
     return HeadTooLargeError(f"the request's line and headers are longer than {MAX_HEAD} bytes")
 
 
-def _check_head(request: Request, is_old: bool) -> None:
+def _check_head(request: Request, version: str) -> None:
     """Raise a RequestError if the head does not settle the request's host and length (RFC 9112,
-    sections 3.2 and 6.1); `is_old`: it is of HTTP/1.0."""
+    sections 3.2 and 6.1), or is of another version of HTTP than 1.0 and 1.1."""
+    is_old = version == "1.0"
     host = request.headers.get("host", "" if is_old else None)
     coding = request.headers.get("transfer-encoding")
     if request.method == "CONNECT":
         raise ConnectError("this server is not a proxy")
-    if host is None:
+    if version not in ("1.0", "1.1"):
+        text = f"this server speaks HTTP/1.1, not HTTP/{version}"
+    elif host is None:
         text = "a request of HTTP/1.1 has a Host header, this one has none"
     elif "host" in request.repeated:
         text = f"a request has one Host header, this one has {len(request.repeated['host'])}"

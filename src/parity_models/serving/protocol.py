@@ -237,9 +237,11 @@ class InferRequest(Struct, eq=False):
         """
         signature = self.model.signature
         kind = signature.plain or signature.kind(signature.bucket(self.sizes))
-        shapes = {each.name: each.shape for each in kind.output.tensors}
-        said = [shapes[each.tensor.name] for each in self.outputs if not each.binary]
-        values = self.count * sum(map(prod, said))
+        values = 0
+        for tensor, binary in self.outputs:
+            if not binary:
+                at = self.model.signature.outputs.index(tensor)
+                values += self.count * prod(kind.output.tensors[at].shape)
         if values > MAX_JSON_VALUES:
             raise TooLargeError(
                 f"the answer has {values} values, and JSON takes at most {MAX_JSON_VALUES} here; "
@@ -382,7 +384,8 @@ async def write_response(
             for start in range(0, len(values), step):
                 if step < len(values):
                     await turn()
-                part = little_endian(values[start : start + step])
+                part = values[start : start + step]
+                part = np.ascontiguousarray(part, _LITTLE_ENDIAN[part.dtype])
                 binary.append(part.reshape(-1).view(np.uint8).data)
         else:
             check_finite(values, spec.name, "binary data (binary_data_output)")

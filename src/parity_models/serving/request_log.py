@@ -47,12 +47,14 @@ class RequestLog:
     `id_in_body` takes the protocol's own id, which is used if there is no header. Once the request
     is answered, `sources` are those of its rows, and `model` and `version` those that answered;
     `metrics` are the model's, if it has its own. `span` is the request's OpenTelemetry span, if it
-    is sampled; `trace_id` is its trace (W3C Trace Context), in hex, if any.
+    is sampled; `trace_id` is its trace (W3C Trace Context), in hex, if any. `exemplar` are the
+    labels that a measurement of it has in OpenMetrics: None where neither a client nor a log knows
+    its id.
     """
 
     __slots__ = (
         *("_began", "_is_given", "_trace", "id", "method", "metrics", "model", "path", "sources"),
-        *("span", "trace_id", "version"),
+        *("exemplar", "span", "trace_id", "version"),
     )
 
     def __init__(
@@ -75,11 +77,21 @@ class RequestLog:
         found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
         self.trace_id = "" if found is None else found[1]
         self._trace = (traceparent, tracestate) if found else (None, None)
+        self.exemplar: dict[str, str] | None = None
+        if self.trace_id:
+            self.exemplar = {"trace_id": self.trace_id}
+        elif self._is_given or ACCESS_LOG.isEnabledFor(logging.INFO):
+            self._name_exemplar()
 
     def id_in_body(self, id: str) -> None:
         """Take the id in the body, unless the request had a header with one."""
         if not self._is_given and _ID.fullmatch(id):
             self.id, self._is_given = id, True
+            if not self.trace_id:
+                self._name_exemplar()
+
+    def _name_exemplar(self) -> None:
+        self.exemplar = {"request_id": self.id} if len(self.id) <= _EXEMPLAR else None
 
     @property
     def trace_headers(self) -> dict[str, str]:
@@ -90,16 +102,6 @@ class RequestLog:
         if tracestate is None or _TRACESTATE.fullmatch(tracestate) is None:
             return {TRACEPARENT: traceparent}
         return {TRACEPARENT: traceparent, TRACESTATE: tracestate}
-
-    @property
-    def exemplar(self) -> dict[str, str] | None:
-        """The labels that a measurement of this request has in OpenMetrics; None where neither a
-        client nor a log knows its id."""
-        if self.trace_id:
-            return {"trace_id": self.trace_id}
-        if not self._is_given and not ACCESS_LOG.isEnabledFor(logging.INFO):
-            return None
-        return {"request_id": self.id} if len(self.id) <= _EXEMPLAR else None
 
     def ended(self, status: int | str) -> None:
         """Write its line: how it ended, and how long that took since its head came."""
