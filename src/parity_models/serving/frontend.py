@@ -552,6 +552,11 @@ class Frontend:
         self._wake_all()
         await self._engine.stop()
 
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none."""
+        self._carry_out(self.scheduler.redundancy_switched(now(), on))
+        _log.info("redundancy is switched %s", "on" if on else "off")
+
     # Its state
 
     @property

@@ -471,7 +471,7 @@ class Repository(Collector):
 
     def close_feed(self) -> None:
         """End the streams of the live page."""
-        for running in self._running():
+        for running in self.running():
             running.close_feed()
 
     def feed_of(self, asked: Mapping[str, str]) -> Feed | None:
@@ -500,7 +500,7 @@ class Repository(Collector):
 
     @property
     def largest(self) -> ServedModel | None:
-        served = (each.model for each in self._running())
+        served = (each.model for each in self.running())
         return max(served, key=lambda model: model.max_values, default=None)
 
     def versions(self, name: str) -> Sequence[str]:
@@ -542,14 +542,15 @@ class Repository(Collector):
         for metric in self.metrics.registry.collect():
             if metric.name in _OF_SERVER or metric.name == _REQUESTS:
                 add(metric, {})
-        for running in self._running():
+        for running in self.running():
             labels = {"model": running.model.name, "version": running.model.version}
             for metric in running.metrics.registry.collect():
                 if metric.name not in _OF_SERVER:
                     add(metric, labels)
         return families.values()
 
-    def _running(self) -> list[Deployment]:
+    def running(self) -> list[Deployment]:
+        """Return the versions that run now."""
         return [each for model in self._models.values() for each in model.running.values()]
 
     def _model(self, name: str) -> RepositoryModel:
