@@ -1,4 +1,4 @@
-"""When the queries of a load are due: drawn, replayed from a trace, or refused."""
+"""The schedule of a load: drawn, replayed from a trace, or refused."""
 
 import re
 from dataclasses import replace

@@ -109,7 +109,7 @@ class LoadSpec(Options):
 
     @cached_property
     def due(self) -> NDArray[np.float64]:
-        """When each request is due: (requests,) seconds from the load's start.
+        """The times at which requests are due: (requests,) seconds from the load's start.
 
         Raises:
             LoadError: The trace cannot be read or is too short, no query would be counted, or more

@@ -787,7 +787,8 @@ class BackgroundComparison:
         if query.exact or query.exact_only or query.crashes:
             return
         role = next(iter(self._sizes))
-        if not port.up(role):
+        shares = role in BACKUPS or query.tenant is not None or port.config.share_groups
+        if not (shares and port.up(role)):
             self._turn()
         elif port.dispatch.idle_for(role) and not port.queued(DEPLOYED):
             self._keep(query)

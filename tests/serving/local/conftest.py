@@ -10,7 +10,7 @@ from onnx_models import moody_model
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this test's engines would put temporary files."""
+    """The folder of temporary files of this test's engines."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

@@ -138,7 +138,7 @@ async def test_a_listener_that_raises_gets_the_next_report(model: Path) -> None:
 
 
 class Impostor:
-    """What a worker's process could send: the process that is started instead does nothing."""
+    """Sends reports in a worker's place; the process that is started instead does nothing."""
 
     def __init__(self) -> None:
         self.ends: list[WorkerStream] = []
@@ -250,7 +250,7 @@ async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path, model
 # Starts
 
 
-async def test_workers_start_one_at_a_time_if_told_to(model: Path) -> None:
+async def test_workers_start_one_at_a_time_on_request(model: Path) -> None:
     engine = LocalEngine(models(model), **PATIENT, starts_at_once=1)
     starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
     most = 0

@@ -48,7 +48,7 @@ class AnyRequest:
 
 
 class FakeFrontend:
-    """What a watch reads off a frontend."""
+    """The part of a frontend that a watch reads."""
 
     ready = True
     asked = 0

@@ -1,4 +1,4 @@
-"""What tests of the remote engine share."""
+"""Fixtures of the remote engine's tests."""
 
 from pathlib import Path
 

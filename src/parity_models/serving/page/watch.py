@@ -224,7 +224,7 @@ class _Instance:
     """Of the unit that it has, if any."""
     unit: int = 0
     began: float = 0.0
-    """When it was given its unit, or when it left."""
+    """The time at which it was given its unit, or left."""
     why: str = ""
     """Why it left; empty while it is up."""
 

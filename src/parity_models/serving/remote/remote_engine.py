@@ -613,7 +613,7 @@ class _Link:
         self._lives: Counter[int] = Counter()
         self._returns = Backoff(FORGIVEN)
         self._recycled = self._back_at = 0.0
-        """When a slot was recycled, and when it may come back."""
+        """The times at which a slot was recycled, and may come back."""
 
     # Units
 
