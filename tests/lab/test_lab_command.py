@@ -4,9 +4,11 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from commands import Here, assert_refused
+from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.errors import LoadError, UserError
 from parity_models.load.served import served
 from parity_models.models.bundle import open_bundle
@@ -93,3 +95,19 @@ def test_overhead_generates_a_model_to_measure(lab_here: Here, tmp_path: Path) -
     assert "requests/s" in done.stdout
     rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
     assert [row["clients"] for row in rows] == [1, 1, 16]
+
+
+@pytest.mark.slow
+def test_promises_are_counted_for_each_scheme(lab_here: Here, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    noisy = weights + 0.2 * rng.normal(size=weights.shape).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=noisy)
+    np.save(tmp_path / "rows.npy", rng.normal(size=(1500, FEATURES)).astype(np.float32))
+    given = ("promises", bundle.path, "--inputs", tmp_path / "rows.npy", "--agreement", 0.9)
+    done = lab_here(*given, "--queries", 300, "--seeds", 3, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "promises.json").read_text())["rows"]
+    assert [row["scheme"] for row in rows[::2]] == ["as if alone", "Bonferroni", "fresh split"]
+    assert all(0 < row["kept"] <= row["shown"] <= 3 for row in rows)
+    assert_refused(lab_here(*given), "1,000 --queries take 3 times as many")

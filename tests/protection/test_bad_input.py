@@ -61,8 +61,6 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
     ("arrays", "arguments", "reason"),
     [
         ({"ids": TEXTS["ids"]}, TEXT, "holds ids; the model takes ids, mask"),
-        (TEXTS | {"mask": TEXTS["mask"] + 0.5}, TEXT, "'mask' in the file of queries is float64"),
-        (TEXTS | {"ids": LONG["ids"]}, TEXT, "along the axis 'length' that they share"),
         (
             LONG,
             "--from {models}/deployed --output logits --inputs wrong.npz",

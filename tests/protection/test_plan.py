@@ -57,13 +57,6 @@ def test_all_policies_meet_the_same_load_and_the_stand_in_has_the_lowest_tail(
     assert "--policy adaptive --instances 4" in adaptive.flags
 
 
-def test_hedging_is_tried_with_the_options_that_are_best_where_much_is_spare(four: Plans) -> None:
-    default, tuned = [each for each in four.plans if each.policy.name == "hedging"]
-    assert default.name == "hedging"
-    assert f"--policy {tuned.name}" in tuned.flags
-    assert tuned.outcome.p99_ms < default.outcome.p99_ms
-
-
 def test_the_plan_that_fits_with_the_least_work_is_taken(four: Plans) -> None:
     assert four.best is not None
     fit = [each for each in four.plans if not each.missed]

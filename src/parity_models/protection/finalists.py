@@ -36,8 +36,8 @@ class Finalist:
 
     `ms` are the milliseconds of a run, `share` is that as a share of the model's. `agreement` is
     the score with the deployed model's predictions as labels, on test queries, and `interval` that
-    score's; `accuracy` is against labels, where there are any. `covered` is the share of queries
-    that it may answer at the wanted level: estimated, and once it is calibrated, shown.
+    score's. `covered` is the share of queries that it may answer at the wanted level: estimated,
+    and once it is calibrated, shown.
     """
 
     name: str
@@ -46,7 +46,6 @@ class Finalist:
     share: float
     agreement: float
     interval: Interval | None
-    accuracy: float | None
     covered: float
 
     @property
@@ -122,9 +121,7 @@ def measure(
             imitated=deployed.manifest.imitated,
         )
         (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
-        right, accuracy = labels_from(predictions[answers.rows], metric), None
-        if queries.test_labels is not None:
-            accuracy = score(metric, answers.outputs, queries.test_labels[answers.rows])
+        right = labels_from(predictions[answers.rows], metric)
         covered = candidate.covered
         if METRICS[metric].kind != "classes":  # all or none pass the gate
             covered = float(covered >= level)
@@ -135,7 +132,6 @@ def measure(
             ms / base,
             score(metric, answers.outputs, right),
             score_interval(metric, answers.outputs, right),
-            accuracy,
             covered,
         )
         found.append(Trained(finalist, candidate, made, bundle))

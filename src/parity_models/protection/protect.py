@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -134,16 +134,14 @@ class SearchOptions(TeachingOptions, Scenario):
 class Report(Printed):
     """All that was measured in a search.
 
-    `model_ms` are the deployed model's milliseconds, `accuracy` is its own where there are labels.
-    `plans` are all that were simulated, of so many `queries` at a `rate` per second on some
-    `instances`; `dropped` are the reasons against other candidates. `interrupted`: the search was
-    cut off, and can be resumed.
+    `model_ms` are the deployed model's milliseconds. `plans` are all that were simulated, of so
+    many `queries` at a `rate` per second on some `instances`; `dropped` are the reasons against
+    other candidates. `interrupted`: the search was cut off, and can be resumed.
     """
 
     metric: str
     output_kind: OutputKind
     model_ms: float
-    accuracy: float | None
     finalists: list[Finalist]
     plans: list[Protection]
     queries: int
@@ -163,11 +161,9 @@ class Report(Printed):
     def _found(self) -> Table:
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
-        labelled = [] if self.accuracy is None else [self.metric]
-        for heading in ["ms", "of F", "agrees", "may answer", *labelled]:
+        for heading in ("ms", "of F", "agrees", "may answer"):
             table.add_column(heading, justify="right")
-        own = [] if self.accuracy is None else [f"{100 * self.accuracy:.1f}"]
-        table.add_row("the model, F", f"{self.model_ms:.3f}", "1.00", "100", "", *own)
+        table.add_row("the model, F", f"{self.model_ms:.3f}", "1.00", "100", "")
         for each in sorted(self.finalists, key=lambda one: one.share):
             low, high = each.interval or (0.0, 0.0)
             span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else "(too few)"
@@ -177,7 +173,6 @@ class Report(Printed):
                 f"{each.share:.2f}",
                 f"{100 * each.agreement:.1f} {span}",
                 f"{100 * each.covered:.1f}",
-                *([] if each.accuracy is None else [f"{100 * each.accuracy:.1f}"]),
             )
         table.caption = "in brackets: intervals that hold the true value in 95 of 100 cases"
         return table
@@ -297,8 +292,6 @@ def prepare(
     If that would take too long, it predicts for fewer queries, and a note says so.
     """
     queries.check(teacher, 8)
-    if len(queries.train) < FEWEST:
-        queries.check(teacher, FEWEST)
     device = choose_device(options.device)
     model = place(teacher.network(callbacks.on_predicted), device)
     began = time.monotonic()
@@ -387,17 +380,15 @@ def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions)
             able = [replace(best, finalist=replace(best.finalist, covered=1.0))]
         simulations = Simulations(options, base, options.extra_work, count)
         plans = [(each, simulations.with_stand_in(each.finalist)) for each in able]
-        chosen, gate = _choose(plans, queries, metric, options) or _none_agrees(trained, options)
+        chosen, gate = _choose(trained, plans, queries, metric, options)
         bundle = write_protected(prepared, chosen, gate, out)
     plan = simulations.with_stand_in(chosen.finalist)
     others = [plan for each, plan in plans if each.candidate is not chosen.candidate]
     finalists = [each.finalist for each in trained if each.candidate is not chosen.candidate]
-    accuracy = bundle.manifest.accuracy
     report = Report(
         metric,
         lesson.data.output_kind,
         base,
-        None if accuracy is None or queries.test_labels is None else accuracy.available_accuracy,
         [chosen.finalist, *finalists],
         [simulations.without, simulations.hedging, plan, *others],
         simulations.scene.queries,
@@ -414,14 +405,16 @@ def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions)
 
 
 def _choose(
+    trained: Sequence[Trained],
     plans: Sequence[tuple[Trained, Protection]],
     queries: Queries,
     metric: str,
     options: SearchOptions,
-) -> tuple[Trained, Calibration | None] | None:
+) -> tuple[Trained, Calibration | None]:
     """Return the best finalist, with the share that its gate covers, and the gate.
 
-    If the best is not shown to reach the agreement, it is the next best; None if none is.
+    If the best is not shown to reach the agreement, it is the next best. Raises UserError, with the
+    nearest of all that were `trained`, if none is.
     """
     left, risk = list(plans), RISK
     while left:
@@ -437,10 +430,6 @@ def _choose(
             return found
         left = [each for each in left if each[0] is not chosen]
         risk *= 1 - FIRST_CHOICE
-    return None
-
-
-def _none_agrees(trained: Sequence[Trained], options: SearchOptions) -> NoReturn:
     nearest = max((each.finalist for each in trained), key=lambda each: each.agreement)
     raise UserError(
         f"no stand-in was shown to agree with the model in {options.agreement:g} of cases: the "

@@ -173,9 +173,9 @@ class Outcome:
     """The outcome of a policy. Latencies are those of answered queries, in ms.
 
     `answered` is the share of queries that were answered, `stood_in` the share that a stand-in
-    answered, `copied` the further runs of the model per query. `units` and `rows` count units and
-    the rows in them, by role. `busy_ms` is the time of instances per query, `idle` the share of
-    their time in which they were idle.
+    answered, `copied` the further runs of the model per query. `units` counts units by role.
+    `busy_ms` is the time of instances per query, `idle` the share of their time in which they were
+    idle.
     """
 
     p50_ms: float
@@ -185,7 +185,6 @@ class Outcome:
     stood_in: float
     copied: float
     units: Mapping[str, int]
-    rows: Mapping[str, int]
     busy_ms: float
     idle: float
 
@@ -317,7 +316,6 @@ class Scene:
             float((answered & (sources != SOURCES.index(Source.MODEL))).mean()),
             max(0.0, result.rows.get(DEPLOYED, 0) / len(sources) - 1),
             result.units,
-            result.rows,
             1e3 * busy / len(sources),
             max(0.0, 1 - busy / (self.instances * span)) if span > 0 else 0.0,
         )
