@@ -137,7 +137,6 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     ]
     for each in candidates:
         each.fit(Budget(seconds=3.0), tmp_path / f"{each.proposal.slug}.checkpoint", options={})
-        each.judge(LEVEL)
     deployed = prepared.lesson.teacher.bundle
     queries, folder = prepared.queries, tmp_path / "bundles"
     _, trained = measure(candidates, deployed, queries, "top-1", LEVEL, folder)

@@ -122,6 +122,7 @@ def measure(
         )
         (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
         right = labels_from(predictions[answers.rows], metric)
+        candidate.judge(level)  # Ctrl-C may have come before this was done
         covered = candidate.covered
         if METRICS[metric].kind != "classes":  # all or none pass the gate
             covered = float(covered >= level)
