@@ -77,22 +77,6 @@ def moody_model(path: Path) -> None:
     _write(path, nodes, constants, (2,), (2,))
 
 
-def failing_model(path: Path) -> None:
-    """Write a model that can be loaded, and runs no row: it reads beyond the end of a table."""
-    nodes = [
-        helper.make_node("Cast", ["input"], ["rounded"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["rounded", "none"], ["zeros"]),
-        helper.make_node("Add", ["zeros", "beyond"], ["indices"]),
-        helper.make_node("Gather", ["table", "indices"], ["output"]),
-    ]
-    constants: dict[str, NDArray[Any]] = {
-        "none": np.array(0, np.int64),
-        "beyond": np.array(7, np.int64),
-        "table": np.zeros(1, np.float32),
-    }
-    _write(path, nodes, constants, (2,), (2,))
-
-
 def shrinking_model(path: Path) -> None:
     """Write a model that breaks its promise: rows whose first value is negative are left out."""
     nodes = [

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec import structs
+from rich.console import Console
+from rich.table import Table
 
 from parity_models.cli.common import Json, check_file, on_signals, write_json
 from parity_models.cli.flags import Only, argument
-from parity_models.cli.load_report import print_report
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.report import report_of, write_latencies
+from parity_models.load.report import LoadReport, Percentiles, report_of, write_latencies
 from parity_models.load.result import LoadResult
 from parity_models.options import Option
 from parity_models.serving.client import TOKEN, Credentials
@@ -71,7 +73,7 @@ def load(
     except asyncio.CancelledError:
         raise typer.Exit(INTERRUPTED) from None
     report = report_of(spec, result)
-    print_report(report)
+    _print_report(report)
     write_json(json, report)
     if latencies is not None:
         write_latencies(latencies, result)
@@ -93,3 +95,58 @@ async def _offer_until_signal(
 
     with on_signals(on_signal):
         return await offer_load_from_own_process(spec, stop=stop, credentials=credentials)
+
+
+def _print_report(report: LoadReport) -> None:
+    """Print a report, and to standard error a warning if the generator was late itself."""
+    console, spec = Console(highlight=False), report.load
+    when = f"Poisson, {spec.rate:g}/s" if spec.trace is None else f"trace {spec.trace}"
+    console.print(
+        f"{report.queries:,} of {report.planned:,} queries ({when}; {report.offered:.1f}/s were "
+        f"due), {report.answered:,} answered, {report.throughput:.1f}/s.",
+    )
+    if report.latency is not None:
+        console.print(_latencies(report.latency))
+    console.print(_answers(report))
+    late = report.send_delay
+    if late is None:
+        return
+    console.print(
+        f"The generator sent p50 {late.p50_ms:.2f}, p99 {late.p99_ms:.2f}, max "
+        f"{late.max_ms:.2f} ms later than scheduled.",
+    )
+    if not late.precise:
+        typer.echo(
+            "warning: the generator itself was late by more than 1 ms at p99; latencies hold "
+            "that. Use more --processes, --binary, a lower rate or a machine of its own",
+            err=True,
+        )
+
+
+def _latencies(latency: Percentiles) -> Table:
+    table = Table(title="Latency in ms, from the scheduled send", title_justify="left")
+    for name in ("p50", "p90", "p99", "p99.5", "p99.9", "max", "p99.9 - p50"):
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{ms:.2f}" for ms in structs.asdict(latency).values()))
+    return table
+
+
+def _answers(report: LoadReport) -> Table:
+    table = Table()
+    for name in ("source or error", "queries", "share", "accuracy"):
+        table.add_column(name, justify="left" if name == "source or error" else "right")
+    for source, answers in report.sources.items():
+        table.add_row(*_row(source, answers.count, report), _percent(answers.accuracy))
+    for kind, count in report.errors.items():
+        table.add_row(*_row(kind, count, report), "", style="red")
+    table.add_section()
+    table.add_row(*_row("answered", report.answered, report), _percent(report.accuracy))
+    return table
+
+
+def _row(name: str, count: int, report: LoadReport) -> tuple[str, str, str]:
+    return name, f"{count:,}", f"{count / max(1, report.queries):.2%}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from late_engine import ENGINE, Late, nobody_there, not_ready
+from own_engine import LATE, Late, nobody_there, not_ready
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
@@ -33,7 +33,7 @@ async def late(folder: Path) -> AsyncIterator[Repository]:
     """A repository of a model with two versions that nobody can run yet."""
     for version in ("1", "2"):
         write_version(folder, "one", version)
-    engine = EngineChoice(ENGINE)
+    engine = EngineChoice(LATE)
     repository = Repository(folder, ServeOptions(engine=engine))
     Late.trouble, Late.tries = nobody_there, 0
     try:
@@ -120,7 +120,7 @@ async def test_no_request_is_lost_while_versions_replace_each_other(
         write_version(tmp_path / "models", "one", version, times=times[version])
     (tmp_path / "models" / "one" / "3" / "deployed.onnx").write_bytes(b"broken")
     Late.trouble = None
-    repository = Repository(tmp_path / "models", ServeOptions(engine=EngineChoice(ENGINE)))
+    repository = Repository(tmp_path / "models", ServeOptions(engine=EngineChoice(LATE)))
     await repository.start()
     assert repository.versions("one") == ["2"], "the newest that is not broken"
     rows = np.random.default_rng(seed).normal(size=(1, INPUTS)).astype(np.float32)
