@@ -87,7 +87,7 @@ def expected(cores: int, works: list[Work], step: float = 1e-3) -> list[float | 
     return ends
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), WORK)
 def test_all_that_compute_have_equal_parts(cores: int, works: list[Work]) -> None:
     for found, wanted in zip(ends_of(cores, works), expected(cores, works), strict=True):
@@ -148,7 +148,7 @@ def simulated(
     policy: str, cores: Cores | None, faults: FaultPlan | None = None
 ) -> SimulationResult:
     simulation = Simulation(
-        poisson_arrivals(40 if faults else 100, 3000, 1),
+        poisson_arrivals(*((40, 1000) if faults else (100, 3000)), seed=1),
         4,
         2,
         {DEPLOYED: LogNormal(0.02, 0.3), "backup": Constant(0.005)},

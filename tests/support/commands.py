@@ -1,5 +1,6 @@
 """`parm` for tests: in a process of its own, as users have it, or here (fixture `parm_here`)."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,6 @@ def invoke_lab(*arguments: str) -> Result:
 def assert_refused(outcome: Outcome, reason: str) -> None:
     """Exit code 2 and one line that gives the reason, without a traceback."""
     assert outcome.returncode == 2, outcome.stderr
-    last = outcome.stderr.splitlines()[-1]
-    assert last.lower().startswith("error: ")
-    assert reason in last
+    (error,) = re.findall(r"(?im)^error: .*", outcome.stderr)
+    assert reason in error
     assert "Traceback" not in outcome.stderr

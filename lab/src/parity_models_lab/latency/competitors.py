@@ -179,10 +179,10 @@ class Probe:
 
 
 class ProbePool:
-    """The probes that may still be used, the oldest first, and the RIF that counts as hot."""
+    """The probes that may still be used, the oldest first. One is hot whose RIF is above the
+    quantile `hot` of recent ones."""
 
-    def __init__(self, size: int, hot: float) -> None:
-        self._size = size
+    def __init__(self, hot: float) -> None:
         self._hot = hot
         self.probes: list[Probe] = []
         self._recent: deque[int] = deque()
@@ -193,7 +193,7 @@ class ProbePool:
         """Add a probe, in place of an older one of its instance; at most `size` are kept."""
         self.forget(probe.instance)
         self.probes.append(probe)
-        del self.probes[: -min(size, self._size)]
+        del self.probes[:-size]
         self._recent.append(probe.rif)
         insort(self._ranked, probe.rif)
         if len(self._recent) > WINDOW:
@@ -202,11 +202,8 @@ class ProbePool:
     def best(self, among: Sequence[Probe]) -> Probe:
         """Hot-cold lexicographic: of the cold the one of the lowest latency; if all are hot, the
         one with the lowest RIF."""
-        threshold = self._threshold
-        cold = [probe for probe in among if probe.rif <= threshold]
-        if cold:
-            return min(cold, key=lambda probe: probe.latency)
-        return min(among, key=lambda probe: probe.rif)
+        cold = [probe for probe in among if not self._is_hot(probe)]
+        return min(cold, key=lambda probe: probe.latency) if cold else min(among, key=_rif)
 
     def use(self, probe: Probe, budget: float) -> None:
         """Count a task that goes there; a probe that is used up leaves."""
@@ -224,19 +221,20 @@ class ProbePool:
     def forget(self, instance: str) -> None:
         self.probes = [probe for probe in self.probes if probe.instance != instance]
 
-    @property
-    def _threshold(self) -> int:
-        if not self._ranked:
-            return 0
-        return self._ranked[min(len(self._ranked) - 1, int(self._hot * len(self._ranked)))]
+    def _is_hot(self, probe: Probe) -> bool:
+        last = len(self._ranked) - 1
+        return probe.rif > (
+            self._ranked[min(last, int(self._hot * (last + 1)))] if last >= 0 else 0
+        )
 
     def _worst(self) -> Probe:
         """Return a hot probe of the highest RIF, or, if all are cold, of the highest latency."""
-        threshold = self._threshold
-        hot = [probe for probe in self.probes if probe.rif > threshold]
-        if hot:
-            return max(hot, key=lambda probe: probe.rif)
-        return max(self.probes, key=lambda probe: probe.latency)
+        hot = [probe for probe in self.probes if self._is_hot(probe)]
+        return max(hot, key=_rif) if hot else max(self.probes, key=lambda probe: probe.latency)
+
+
+def _rif(probe: Probe) -> int:
+    return probe.rif
 
 
 class Prequal(InstanceQueues):
@@ -310,14 +308,9 @@ class Prequal(InstanceQueues):
             return suited[0]
         up = self.up[key[2]]
         size = max(2, min(self._options.prequal_pool, len(up) // 2))
-        pool = self._pools.get(key[2])
-        if pool is None:
-            options = self._options
-            pool = self._pools[key[2]] = ProbePool(options.prequal_pool, options.prequal_hot)
-        among: Sequence[Probe] = pool.probes
-        if suited is not up:
-            allowed = set(suited)
-            among = [probe for probe in among if probe.instance in allowed]
+        pool = self._pools.setdefault(key[2], ProbePool(self._options.prequal_hot))
+        allowed = set(suited)
+        among = [probe for probe in pool.probes if probe.instance in allowed]
         if len(among) < 2:
             chosen = self._random.choice(suited)
         else:
