@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from parity_models.serving.remote.upstream import Fault, UpstreamError
 
 from onnx_models import output_of
 from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import Option
 from parity_models.serving.engine import Engine, EngineListener, Parts
+from parity_models.serving.remote.remote_engine import Fault, UpstreamError
 
 
 class InProcess(Engine):
