@@ -172,7 +172,7 @@ import importlib, pkgutil
 rooms = "codes emulation evaluation load scheduling serving simulation tasks trust"
 for room in rooms.split():
     package = importlib.import_module(f"parity_models.{{room}}")
-    for module in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}."):
+    for module in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 importlib.import_module("parity_models.models.bundle")

@@ -9,7 +9,7 @@ import re
 import selectors
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,14 +109,12 @@ async def measure_overhead(
     """
     with generated(bundle) as bundle:
         row = _row_for(bundle)
-        others = [_other(url, bundle, row) for url in against]
+        others = [_target(url, bundle, row) for url in against]
         options = ServeOptions(
             policy=PolicyChoice(policy), instances=instances, port=0, share_groups=True
         )
         async with served(bundle.path, options) as server:
-            name = bundle.manifest.name
-            processes = _with_children([server.pid])
-            ours = Target(server.url, _request(server.url, name, bundle, row), processes)
+            ours = _target(server.url, bundle, row)
             # Nothing else is due on this event loop, so the measurement may block it.
             effort = (3, 0.1) if quick else (ROUNDS, SECONDS)
             return _measure(OnnxModel(bundle.deployed_path), row, [ours, *others], *effort)
@@ -156,36 +154,30 @@ def _row_for(bundle: Bundle) -> NDArray[Any]:
     return np.random.default_rng(0).random(tensor.shape).astype(tensor.dtype)
 
 
-def _request(url: str, name: str, bundle: Bundle, row: NDArray[Any]) -> bytes:
-    """Return a whole request for one row, head and body."""
-    deployed = bundle.manifest.deployed
-    body, head = write_request({deployed.signature.input.name: row[np.newaxis]})
-    headers = {"Host": urlsplit(url).netloc, **head, "Content-Length": str(len(body))}
-    lines = [f"POST {model_path(name)}/infer HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def _other(url: str, bundle: Bundle, row: NDArray[Any]) -> Target:
+def _target(url: str, bundle: Bundle, row: NDArray[Any]) -> Target:
+    """Return a server with the whole request for one row, head and body."""
     at = urlsplit(url)
     if at.scheme != "http" or at.hostname is None:
         raise UserError(f"{url} is not a URL of http, over which servers are compared")
-    base, name = f"http://{at.netloc}", at.path.strip("/") or bundle.manifest.name
-    processes: list[psutil.Process] = []
-    if at.hostname in ("localhost", "127.0.0.1", "::1"):
-        listening = psutil.net_connections("tcp")
-        processes = _with_children(
-            each.pid
-            for each in listening
-            if each.pid and each.status == psutil.CONN_LISTEN
-            if each.laddr and each.laddr.port == (at.port or 80)
-        )
-    return Target(base, _request(base, name, bundle, row), processes)
+    name = at.path.strip("/") or bundle.manifest.name
+    body, head = write_request({bundle.manifest.deployed.signature.input.name: row[np.newaxis]})
+    headers = {"Host": at.netloc, **head, "Content-Length": str(len(body))}
+    lines = [f"POST {model_path(name)}/infer HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    request = "\r\n".join([*lines, "", ""]).encode() + body
+    here = at.hostname in ("localhost", "127.0.0.1", "::1")
+    return Target(f"http://{at.netloc}", request, _processes_at(at.port or 80) if here else ())
 
 
-def _with_children(pids: Iterable[int]) -> list[psutil.Process]:
-    found = {psutil.Process(pid) for pid in pids}
-    return list(found.union(*(each.children(recursive=True) for each in found)))
+def _processes_at(port: int) -> list[psutil.Process]:
+    """Return this machine's processes that listen on a TCP port, with their descendants."""
+    holders = {
+        psutil.Process(each.pid)
+        for each in psutil.net_connections("tcp")
+        if each.pid and each.status == psutil.CONN_LISTEN
+        if each.laddr and each.laddr.port == port
+    }
+    return list(holders.union(*(each.children(recursive=True) for each in holders)))
 
 
 class _Connection:
