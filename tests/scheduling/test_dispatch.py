@@ -111,7 +111,7 @@ def test_rules_that_know_latencies_avoid_the_recently_slow(
 
 
 def test_prequal_takes_the_fastest_of_the_cold_and_the_least_busy_if_all_are_hot() -> None:
-    pool = ProbePool(size=16, hot=0.5)
+    pool = ProbePool(hot=0.5)
     for rif in (1, 1, 1, 9):
         pool.add(Probe(f"{rif}", rif, 1.0), 16)
     quick, slow = Probe("quick", 1, 0.1), Probe("slow", 0, 1.0)
@@ -128,7 +128,7 @@ def test_prequal_takes_the_fastest_of_the_cold_and_the_least_busy_if_all_are_hot
 def test_prequal_keeps_one_probe_of_each_instance_and_no_more_than_its_size(
     steps: list[tuple[str, int, int]], size: int
 ) -> None:
-    pool = ProbePool(size, hot=0.8)
+    pool = ProbePool(hot=0.8)
     for instance, rif, what in steps:
         if what == 0 and pool.probes:
             pool.use(pool.best(pool.probes), budget=2)
@@ -137,6 +137,6 @@ def test_prequal_keeps_one_probe_of_each_instance_and_no_more_than_its_size(
         elif what == 2:
             pool.forget(instance)
         else:
-            pool.add(Probe(instance, rif, 1.0), 16)
+            pool.add(Probe(instance, rif, 1.0), size)
         names = [probe.instance for probe in pool.probes]
         assert len(names) == len(set(names)) <= size
