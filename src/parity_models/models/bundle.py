@@ -56,6 +56,9 @@ MAX_MANIFEST_BYTES = 2**20
 FORMAT: Final = "parity-models-bundle"
 FORMAT_VERSION: Final = 3
 
+PROBABILITIES: Final = "probabilities"
+"""Marks, in the recipe of parity models, that the deployed model gives probabilities."""
+
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 FileName = Annotated[str, msgspec.Meta(pattern=NAME)]
 """A file directly in the bundle's folder: no separators, so no way out of it."""
@@ -769,7 +772,7 @@ def code_of(
         )
     shapes = {each.name: each.shape for each in deployed.inputs}
     training = manifest.parity_training
-    probabilities = training is not None and training.recipe.get("output_kind") == "probabilities"
+    probabilities = training is not None and bool(training.recipe.get(PROBABILITIES))
     return Code(manifest.code, shapes, output.shape, networks, probabilities=probabilities)
 
 

@@ -692,14 +692,13 @@ class Frontend:
 
     def _number_of_answer(self, instance: str, query: int, output: NDArray[Any]) -> int:
         """Return the number of this answer to a query that was answered before: the client's is 0,
-        then they are in order. Count a disagreement with the client's."""
+        then they are in order. Count each that is new as a disagreement with the client's."""
         first = self.in_flight[query].outputs[query, Source.MODEL]
         known = self._answers.setdefault(query, [first.output])
         alike = (number for number, each in enumerate(known) if self._is_like(output, each))
         number = next(alike, len(known))
         if number == len(known):
             known.append(output)
-        if number:
             for name in (instance, first.instance):
                 count_by_instance(self.metrics.instance_disagreements, name, self._disagreed)
         return number

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parity_models.codes import Code, CoderKind, CodeSpec, NamedShape
 from parity_models.errors import CodeError, TrainingError
-from parity_models.models.bundle import NewModel, Training, parity_inputs
+from parity_models.models.bundle import PROBABILITIES, NewModel, Training, parity_inputs
 from parity_models.models.export import export, floats
 from parity_models.models.gate import Calibration, confidences, suited
 from parity_models.models.networks.network import NamedModule, Slot, Slotwise
@@ -166,6 +166,8 @@ class Candidate:
                 module = CodedNetworks(models, self._code)
             self._module = place(module, device)
         self.recipe = chosen.recipe
+        self._probabilities = False
+        """What is decoded by computing with probabilities is to be probabilities again."""
 
     def learn_from(self, data: DistillationData) -> None:
         """Set the queries and predictions to learn from."""
@@ -175,6 +177,7 @@ class Candidate:
         if isinstance(module, CodedNetworks):
             if not module.code.decoder.reads_off:
                 # It computes with predictions, so they are learned as F gives them.
+                self._probabilities = data.output_kind == "probabilities"
                 data = data.learned_as(PLAINLY.get(data.output_kind, data.output_kind))
             self._problem = Reconstruction(module, data, self.recipe, foreign=foreign)
         else:
@@ -211,6 +214,7 @@ class Candidate:
             **({} if code is None else {"code": str(code)}),
             "metric": self.data.metric,
             "output_kind": self.data.output_kind,
+            **({PROBABILITIES: True} if self._probabilities else {}),
             "temperature": TEMPERATURE,
             "squared_error": SQUARED_ERROR,
             **self.recipe.options,
