@@ -239,6 +239,23 @@ def test_answers_are_valid_ones_of_the_kind(last: nn.Module, kind: str, tmp_path
 
 
 @pytest.mark.slow
+def test_what_is_subtracted_from_probabilities_is_probabilities(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(6, 9), nn.Softmax(dim=-1))
+    rows = np.random.default_rng(1).normal(size=(400, 6)).astype(np.float32)
+    bundle = train_parity(
+        module, SUM, rows, tmp_path / "b", TrainingOptions(epochs=2), network="linear"
+    )
+    code = open_bundle(bundle.path).code()
+    assert code is not None
+    here = output_of(OnnxModel(bundle.deployed_path), rows[200:])
+    parity = output_of(OnnxModel(bundle.parity_paths[0]), rows[:200] + rows[200:])
+    decoded = code.decode([None, here], [parity])[0]
+    assert (parity - here).min() < 0
+    assert decoded.min() >= 0
+    np.testing.assert_allclose(decoded.sum(axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [STACK, SUM, None], ids=str)
 def test_stand_ins_for_values_explain_nearly_as_much(spec: CodeSpec | None, tmp_path: Path) -> None:
     task, settings = Diabetes(), TrainingOptions(epochs=60)
