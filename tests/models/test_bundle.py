@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from fuzzing import fuzz, mutated
 from onnx_models import Described, graph_model, linear_model
@@ -155,27 +154,14 @@ def test_a_manifest_of_before_backups_and_envelopes_opens(bundle: Path) -> None:
     assert opened.envelope() is None
 
 
-def test_a_bundle_has_up_to_four_backups_in_their_order(models: Path, tmp_path: Path) -> None:
+def test_a_bundle_has_backups_in_their_order(models: Path, tmp_path: Path) -> None:
     model = NewModel(models / "deployed.onnx", "linear")
-    backups = [replace(model, network=f"{number}") for number in range(5)]
-    write_bundle(tmp_path / "b", deployed=model, backups=backups[:4])
+    backups = [replace(model, network=f"{number}") for number in range(4)]
+    write_bundle(tmp_path / "b", deployed=model, backups=backups)
     opened = open_bundle(tmp_path / "b")
-    assert [(role, each.network) for role, each in opened.manifest.backup_roles.items()] == [
-        ("backup", "0"),
-        ("backup-2", "1"),
-        ("backup-3", "2"),
-        ("backup-4", "3"),
-    ]
+    roles = {role: each.network for role, each in opened.manifest.backup_roles.items()}
+    assert roles == {"backup": "0", "backup-2": "1", "backup-3": "2", "backup-4": "3"}
     assert [path.name for path in opened.backup_paths][:2] == ["backup.onnx", "backup-2.onnx"]
-    with pytest.raises(BundleError, match="a bundle has 4 backups at most; got 5"):
-        write_bundle(tmp_path / "five", deployed=model, backups=backups)
-    with pytest.raises(BundleError, match="names 2 backups and the times of 1"):
-        write_bundle(
-            tmp_path / "times",
-            deployed=model,
-            backups=backups[:2],
-            inference_times=InferenceTimes(1.0, None, (0.1,)),
-        )
 
 
 def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models: Path) -> None:
@@ -200,6 +186,11 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
         (
             {"backups": [NewModel(models / "parity.onnx", "large")]},
             r"backup.onnx has input .* needs",
+        ),
+        ({"backups": [deployed] * 5}, "a bundle has 4 backups at most; got 5"),
+        (
+            {"backups": [deployed] * 2, "inference_times": InferenceTimes(1.0, None, (0.1,))},
+            "names 2 backups and the times of 1",
         ),
         ({"name": "a/b"}, "cannot be called 'a/b'"),
         ({"files": {"../escape": b""}}, r"schema: .*\$.files"),
@@ -447,19 +438,15 @@ def save(nodes: list[onnx.NodeProto], input: Described, output: Described) -> by
 
 def external(folder: Path) -> Path:
     """Return a model whose weights are in another file."""
-    linear_model(folder / "inner.onnx", (4,), (3,))
-    model = onnx.load(folder / "inner.onnx")
-    for tensor in model.graph.initializer:
-        if tensor.name == "weights":
-            tensor.CopyFrom(numpy_helper.from_array(np.zeros((4, 3), np.float32), "weights"))
     path = folder / "outer.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    linear_model(path, (4,), (3,))
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w", size_threshold=0)
     return path
 
 
 def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path) -> None:
-    row, fixed, free = (FLOAT, ["n", 2]), (FLOAT, [1, 2]), (FLOAT, ["n", "m"])
-    text, huge = (TensorProto.STRING, ["n", 2]), (FLOAT, ["n", 2**40])
+    row, free, text = (FLOAT, ["n", 2]), (FLOAT, ["n", "m"]), (TensorProto.STRING, ["n", 2])
+    fixed, huge = (FLOAT, [1, 2]), (FLOAT, ["n", 2**40])
     strange = helper.make_node("Strange", ["input"], ["output"], domain="nobody.knows")
     rows_of_its_own = [
         helper.make_node("NonZero", ["input"], ["where"]),
@@ -468,22 +455,15 @@ def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path
     ]
     cases: list[tuple[Path | bytes, str]] = [
         (b"", "cannot be loaded by ONNX Runtime"),
-        (b"noise" * 100, "cannot be loaded by ONNX Runtime"),
         (tmp_path / "absent.onnx", "absent.onnx is missing"),
         (external(tmp_path), "keeps its weights in another file"),
         ((tmp_path / "outer.onnx").read_bytes(), "keeps its weights in another file"),
         (save([IDENTITY], input=fixed, output=fixed), "without a free batch axis"),
         (save([IDENTITY], input=free, output=free), "only the batch axis may be free"),
-        (
-            save([IDENTITY], input=text, output=text),
-            "of strings, which have no fixed number of bytes",
-        ),
+        (save([IDENTITY], input=text, output=text), "of strings, which have no fixed number of"),
         (save([IDENTITY], input=huge, output=huge), "is too large"),
         (save([strange], input=row, output=row), "uses an operator that ONNX Runtime lacks"),
-        (
-            save(rows_of_its_own, input=row, output=row),
-            r"gives 'output' of shape \(0, 2\) where it declares",
-        ),
+        (save(rows_of_its_own, input=row, output=row), r"of shape \(0, 2\) where it declares"),
     ]
     for model, reason in cases:
         with pytest.raises(BundleError, match=reason):

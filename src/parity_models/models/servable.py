@@ -73,13 +73,13 @@ def read_servable(
         inputs, outputs = declared(session)
         images = _image_sizes(inputs, dict(axes or {}), queries)
         if images:
+            sized = _declare(content, images)
             try:
-                session = open_session(_declare(content, images))
+                session = open_session(sized)
             except ModelError:  # what ONNX Runtime infers of these sizes may be too much for it
                 images = {}
             else:
-                content = _declare(content, images)
-                inputs, outputs = declared(session)
+                content, (inputs, outputs) = sized, declared(session)
         batch = _batch_of(inputs)
         tensors = _input_tensors(inputs, dict(padding or {}))
         found = _axes(tensors, dict(axes or {}), queries)
