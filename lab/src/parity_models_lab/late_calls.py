@@ -10,11 +10,12 @@ import asyncio
 import multiprocessing
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from itertools import count
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -29,7 +30,8 @@ from parity_models.models.signature import Batch
 from parity_models.roles import Source
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
-from parity_models_lab.results import Row
+from parity_models_lab.plots import plot_latency
+from parity_models_lab.results import INVALID, Row
 
 SERVERS = 4
 SECONDS = 0.010
@@ -51,8 +53,15 @@ Get = Callable[[], Awaitable[str]]
 """Makes a call; returns the source of its answer."""
 
 
-def compare(calls: int, seed: int, on_run: Callable[[str], None]) -> Iterator[Row]:
-    """Yield a row for each kind of slowness, load and library, with times in ms."""
+class Run(NamedTuple):
+    """A row of the table, and the latencies in ms (calls,)."""
+
+    row: Row
+    latencies: NDArray[np.float64]
+
+
+def compare(calls: int, seed: int, on_run: Callable[[str], None]) -> Iterator[Run]:
+    """Yield a run for each kind of slowness, load and library, with times in ms."""
     for slowness in ("stragglers", "spells"):
         for load in LOADS:
             for name in CONTESTANTS:
@@ -60,7 +69,23 @@ def compare(calls: int, seed: int, on_run: Callable[[str], None]) -> Iterator[Ro
                 yield asyncio.run(_run(slowness, load, name, calls, seed))
 
 
-async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> Row:
+def plot_tails(file: Path, runs: Iterable[Run]) -> None:
+    """Draw the tails of the runs with spells at the middle load."""
+    drawn = {
+        str(run.row["library"]): run.latencies
+        for run in runs
+        if (run.row["slowness"], run.row["load"]) == ("spells", LOADS[1])
+        and run.row["library"] != "Late, copies"
+    }
+    note = (
+        f"Four servers with a slot each, calls of 10 ms, load {LOADS[1]:.0%}. Each server takes "
+        "six times as long for a tenth of the time, two seconds at a time. The backup takes 2 ms, "
+        "and its gate lets 88 % of its answers pass."
+    )
+    plot_latency(file, drawn, "A server is slow for seconds", note)
+
+
+async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> Run:
     mean = 1 + (
         STRAGGLERS * (SLOWER - 1)
         if slowness == "stragglers"
@@ -96,8 +121,8 @@ async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> 
     row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
     row["client CPU, us a call"] = round(1e6 * used / calls)
     if np.quantile(late, 0.99) > 0.005:
-        row["invalid"] = "the calls were made late"
-    return row
+        row[INVALID] = "the calls were made late"
+    return Run(row, 1000 * np.array(latencies))
 
 
 # Contestants

@@ -114,10 +114,13 @@ def late(
 
     Four servers with a slot each, two kinds of slowness, three loads. Times in ms.
     """
-    from parity_models_lab.late_calls import compare
+    from parity_models_lab.late_calls import compare, plot_tails
 
-    rows = list(compare(calls, seed, Console(stderr=True, highlight=False).print))
-    _report(f"Calls to four servers, {calls:,} a run, seed {seed}", rows, out, "late.json")
+    runs = list(compare(calls, seed, Console(stderr=True, highlight=False).print))
+    title = f"Calls to four servers, {calls:,} a run, seed {seed}"
+    _report(title, [run.row for run in runs], out, "late.json")
+    if out is not None:
+        plot_tails(out / "late.png", runs)
 
 
 def _report(title: str, rows: list[Row], out: Path | None, name: str) -> None:
