@@ -24,6 +24,9 @@ def test_labels_are_classes_or_what_a_model_should_put_out(tmp_path: Path) -> No
     assert classes.dtype == np.int64
     values = load_labels(saved(tmp_path, QUERIES.astype(float)), "r2", 7, QUERIES.shape[1:])
     np.testing.assert_array_equal(values, QUERIES)
+    for whole in (np.arange(7, dtype=np.uint8), np.arange(7)[:, None]):
+        numbers = load_labels(whole, "r2", 7, (1,))
+        np.testing.assert_array_equal(numbers, np.arange(7, dtype=np.float32)[:, None])
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def costs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shape, float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(6,), (3, 40), (1, 16, 16), (24, 24, 3)])
+@pytest.mark.parametrize("shape", [(6,), (3, 40), (1, 16, 16)])
 def test_backups_are_proposed_at_parts_of_the_time_and_parity_models_at_the_time(
     shape: Shape, costs_of: Callable[[Shape, float], Costs]
 ) -> None:
@@ -275,7 +275,12 @@ def test_when_the_time_is_over_each_was_trained_once_and_continues_when_resumed(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "at", "trained"),
-    [(search, "save_tensors", 1, 1), (search, "save_tensors", 2, 2), (Candidate, "fit", 2, 1)],
+    [
+        (search, "save_tensors", 1, 1),
+        (search, "save_tensors", 2, 2),
+        (Candidate, "fit", 2, 1),
+        (Candidate, "fit", 1, 0),
+    ],
 )
 def test_ctrl_c_between_two_trainings_leaves_what_was_trained(
     lesson: Lesson,
@@ -287,15 +292,11 @@ def test_ctrl_c_between_two_trainings_leaves_what_was_trained(
     trained: int,
 ) -> None:
     interrupt(monkeypatch, owner, name, at)
-    found = begun(lesson, tmp_path, "linear", "mlp@0.25").run(3.0)
+    started = begun(lesson, tmp_path, "linear", "mlp@0.25")
+    if not trained:
+        with pytest.raises(KeyboardInterrupt):
+            started.run(3.0)
+        return
+    found = started.run(3.0)
     assert found.interrupted
     assert len(found.finalists) + len(found.dropped) == trained
-
-
-@pytest.mark.slow
-def test_ctrl_c_before_anything_was_trained_ends_the_search(
-    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt(monkeypatch, Candidate, "fit", 1)
-    with pytest.raises(KeyboardInterrupt):
-        begun(lesson, tmp_path, "linear").run(3.0)

@@ -36,7 +36,6 @@ SUM = CodeSpec("sum", "subtraction", 2)
     [
         (SUM, 0.85),
         (CodeSpec("concatenation", "separate", 2), 0.85),
-        (CodeSpec("concatenation", "subtraction", 2), 0.85),
         (CodeSpec("stack", "separate", 3), 0.85),
         (CodeSpec("stack", "subtraction", 2), 0.85),
         (CodeSpec("sum", "subtraction", 3, 2), 0.6),
@@ -170,16 +169,13 @@ UNIT = NUMBERS / np.linalg.norm(NUMBERS, axis=1, keepdims=True)
     ("predictions", "named", "metric", "expected"),
     [
         (NUMBERS, None, None, ("logits", "top-1")),
-        (NUMBERS, "numbers", None, ("numbers", "r2")),
         (NUMBERS, None, "r2", ("numbers", "r2")),
         (NUMBERS, None, "top-5", ("logits", "top-5")),
         (NUMBERS[:, :1], None, None, ("numbers", "r2")),
         (NUMBERS.reshape(50, 3, 3), None, None, ("numbers", "r2")),
         (SHARES, None, None, ("probabilities", "top-1")),
         (SHARES, "logits", None, ("logits", "top-1")),
-        (SHARES, None, "r2", ("numbers", "r2")),
         (UNIT, None, None, ("embeddings", "cosine")),
-        (UNIT, None, "top-1", ("logits", "top-1")),
         (SHARES[:, :4], None, "iou", ("boxes", "iou")),
     ],
 )

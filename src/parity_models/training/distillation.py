@@ -177,12 +177,19 @@ def distill(
     """Run F, here `model`, once over each way that a query can come, instead of once per epoch.
 
     Raises ModelError if a prediction depends on the rest of its batch, DataError if all are the
-    same, and UserError as `choose_output_kind` does.
+    same or some are not finite, and UserError as `choose_output_kind` does.
     """
     inputs = Rows.of(queries.train, teacher.signature, device)
-    check_rows_apart(model, inputs[:TRIED])
+    held_out = Rows.of(queries.validation, teacher.signature, device)
     ways = (False, True) if queries.hflip else (False,)
     predictions = torch.stack([predict(model, inputs, mirrored=turned) for turned in ways])
+    predicted = predict(model, held_out)
+    if not (predictions.isfinite().all() and predicted.isfinite().all()):
+        raise DataError(
+            "the deployed model predicts NaN or infinite values for some of the inputs; leave "
+            "those out, or check that inputs are scaled as the model expects them"
+        )
+    check_rows_apart(model, inputs[:TRIED])
     if len(inputs) > 1 and (predictions[0] == predictions[0, :1]).all():
         raise DataError(
             "the deployed model predicts the same for all inputs, so nothing can be learned from "
@@ -190,8 +197,6 @@ def distill(
         )
     some = predictions[0].cpu().numpy()
     kind, metric = choose_output_kind(output_kind, queries.metric, some)
-    held_out = Rows.of(queries.validation, teacher.signature, device)
-    predicted = predict(model, held_out)
     right = queries.validation_labels
     if right is None:
         right = labels_from(predicted.cpu().numpy(), metric)

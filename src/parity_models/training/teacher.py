@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from parity_models.errors import (
     BundleError,
-    DataError,
     ModelError,
     OptionError,
     TrainingError,
@@ -132,18 +131,12 @@ class _InOnnxRuntime(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         """Map the inputs' tensors (n, ...), in their order, to (n, *output_shape), on their device.
 
-        Raises DataError for queries that it cannot run, and for predictions that are not finite:
-        nothing can be learned from those.
+        Raises DataError for queries that it cannot run.
         """
         signature, name = self._teacher.signature, self._teacher.output.name
         arrays = Rows(tensors).arrays(signature)
         run = self._model.predict
         outputs = run_by_bucket(run, arrays, signature, name, BATCH, self._on_predicted)
-        if not np.isfinite(outputs).all():
-            raise DataError(
-                "the deployed model predicts NaN or infinite values for some of the inputs; "
-                "leave those out, or check that inputs are scaled as the model expects them"
-            )
         return torch.from_numpy(outputs.astype(np.float32, copy=False)).to(tensors[0].device)
 
 
