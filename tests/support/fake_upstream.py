@@ -30,6 +30,7 @@ OTHER = "other"
 ERROR = "error"
 HUNG = "hung"
 AWAY = "away"
+DENIED = "denied"
 HUGE = "huge"
 CUT = "cut"
 PICKY = "picky"
@@ -43,7 +44,8 @@ class FakeUpstream:
 
     `heard` are the headers, or the metadata, of the units that it was asked, in lower case.
 
-    `mode` says how it answers from now on; health checks are only bad when it is AWAY. When it is
+    `mode` says how it answers from now on; health checks are only bad when it is AWAY or
+    DENIED, as if it asked for a token. When it is
     PICKY, rows with a value above 1 are the client's mistake: none that it is checked with is one.
     Over REST it reads and writes JSON data unless it is `binary`, and says that it is `software`;
     when it is NULL, a number there is none. When it is HELD, units wait for `release`; `abandoned`
@@ -154,7 +156,7 @@ class FakeUpstream:
         return web.json_response({"name": self._software, "extensions": extensions})
 
     async def _ready(self, request: web.Request) -> web.Response:
-        return web.Response(status=503 if self.mode == AWAY else 200)
+        return web.Response(status={AWAY: 503, DENIED: 401}.get(self.mode, 200))
 
     async def _metadata(self, request: web.Request) -> web.Response:
         return web.json_response(
@@ -253,6 +255,8 @@ class FakeUpstream:
         name = ModelReadyRequest.FromString(request).name
         if name != "model":
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {name}")
+        if self.mode == DENIED:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
         return ModelReadyResponse(ready=self.mode != AWAY).SerializeToString()
 
     async def _about_grpc(self, request: bytes, context: Any) -> bytes:

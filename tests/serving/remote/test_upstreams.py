@@ -76,6 +76,8 @@ async def test_upstreams_that_are_not_as_they_must_be_are_refused(model: Path, s
         assert "cannot run model 'model'" in await refusal(good)
         good.mode = fake.AWAY
         assert "ready" in await refusal(good)
+        good.mode = fake.DENIED
+        assert "--upstream-token" in await refusal(good)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ _AWAY = (502, 503, 504)
 _MAX_TEXT = 300
 """Characters of an upstream's description that are kept."""
 
+GIVE_TOKEN = "; give a token that it knows with --upstream-token"
+
 Tensors = Mapping[str, NDArray[Any]]
 """Rows (n, *shape) of a model's inputs, by name."""
 
@@ -255,7 +257,7 @@ def _faults(path: str = "") -> Iterator[None]:
         if status in _AWAY:
             raise UpstreamError(Fault.NOT_READY, f"is not ready ({status}): {text}") from error
         if path:
-            text = f"answered {status} to {path}: {text}"
+            text = f"answered {status} to {path}: {text}{GIVE_TOKEN if status == 401 else ''}"
             raise UpstreamError(Fault.MISMATCH, text) from error
         raise UnitError(f"answered {status}: {text}") from error
     except (MalformedAnswerError, InvalidRequestError) as error:

@@ -33,7 +33,13 @@ from parity_models.serving.protocol import (
     little_endian,
     size_in_bytes,
 )
-from parity_models.serving.remote.clients import Tensors, Token, UpstreamClient, unreadable
+from parity_models.serving.remote.clients import (
+    GIVE_TOKEN,
+    Tensors,
+    Token,
+    UpstreamClient,
+    unreadable,
+)
 from parity_models.serving.remote.remote_engine import (
     BusyError,
     Fault,
@@ -196,6 +202,8 @@ def _fault(error: grpc.aio.AioRpcError, *, is_unit: bool) -> Exception:
         return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {text}")
     if is_unit:
         return UnitError(f"answered {text}")
+    if code is StatusCode.UNAUTHENTICATED:
+        text += GIVE_TOKEN
     return UpstreamError(Fault.MISMATCH, f"answered {text}")
 
 
