@@ -5,12 +5,16 @@ dispatched to it:
 
     verifying   it has joined, or comes back, and has not yet answered a golden query of each role
     ejected     its units fail more often than those of others; it comes back after a while
-    over        it hung, or gave a wrong answer to a golden query, and is being replaced
+    over        it hung, or gave a wrong answer, and is being replaced
 
 At most half of the instances of a role are out for failing or hanging. That counts those that left
 and are not back, for whatever reason, and those that are busy for long. An instance that gave a
 wrong answer is out whatever the others are: a wrong answer is worse than none. Those on its node
-are verified next, as they may be wrong for the same reason. See docs/explanation/health.md.
+are verified next, as they may be wrong for the same reason.
+
+Wrong answers are found by golden queries, whose answers are known, and by samples: queries of
+clients that other instances answer again. Where two agree against one, that one is *examined*, out
+of service: it is wrong if it differs many times in a row. See docs/explanation/health.md.
 """
 
 from collections import Counter, deque
@@ -43,7 +47,6 @@ that the pool counts as smaller, unless its size is fixed."""
 SECOND_LOOK, LOOK_OF_DEADLINE = 0.25, 0.125
 """Seconds after which a unit over its limit is looked at again, or this share of the deadline if
 that is less. Where the server itself was held up, finished units are only waiting to be read."""
-
 
 ALL_GOLDEN = 8
 """Golden queries of each role that an instance answers which comes in place of a wrong one: as many
@@ -483,7 +486,7 @@ class Health:
             self._verify_again(member)
         elif member.to_verify:
             self._verify_next(member)
-        elif not self._answers_again(member):
+        elif not (self._asked and self._answers_again(member)):
             self._dispatch.idle(member.name, unit.took, finished=finished)
 
     def _rest(self, member: Member, seconds: float) -> None:
