@@ -46,7 +46,7 @@ class Leg(NamedTuple):
 
 
 def legs(network: Network, machines: int, seed: int, lane: int) -> Iterator[Leg]:
-    """Yield the course of a lane between so many machines, without end."""
+    """Yield the course of a lane between `machines` machines, without end."""
     rng = Random(f"{seed}/shuffle {lane}")
     at = 0.0
     while True:
@@ -61,7 +61,7 @@ def legs(network: Network, machines: int, seed: int, lane: int) -> Iterator[Leg]
 
 
 class Traffic:
-    """The legs of all lanes between so many machines, drawn as far as asked for.
+    """The legs of all lanes between `machines` machines, drawn as far as asked for.
 
     Each machine's times of asking must not decrease.
     """
@@ -81,7 +81,7 @@ class Traffic:
                 coming.popleft()
             coming.append(leg)
             heapq.heapreplace(self._next, (next(lane), number, lane))
-        coming, told = self._coming[machine], []
+        coming, found = self._coming[machine], []
         while coming and coming[0].start <= until:
-            told.append(coming.popleft())
-        return told
+            found.append(coming.popleft())
+        return found

@@ -32,7 +32,7 @@ WINDOW = 128
 """Over how many recent probes the quantile of requests in flight is taken."""
 
 RUNS = 5
-"""The run time of an instance is the median of so many recent ones."""
+"""The run time of an instance is the median of its last RUNS."""
 
 
 class InstanceQueues(Dispatch):

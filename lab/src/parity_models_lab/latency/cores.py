@@ -42,7 +42,7 @@ class Cores:
     answer. `unseen` is computed besides, and nothing waits for it. `unit` is the time that an
     instance computes for a unit besides its service, half of it before.
 
-    With a `quota`, jobs together get so many cores' time in each PERIOD, and then none until the
+    With a `quota`, jobs together get `quota` cores' time in each PERIOD, and then none until the
     next one begins, as in a control group or a container with a processor limit.
     """
 
@@ -111,7 +111,7 @@ class CpuModel:
         self.client = Thread(self)
 
     def run(self, now: float, instance: int, work: float, done: Callable[[float], None]) -> Job:
-        """Have an instance compute for so many seconds of a core."""
+        """Have an instance compute for `work` seconds of a core."""
         return self._cores[instance % len(self._cores)].start(now, work, done)
 
     def least_busy(self, now: float) -> "_Core":

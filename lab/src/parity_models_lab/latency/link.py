@@ -254,13 +254,13 @@ class Link:
             return self._recover(there, 1, missing - 1)
         return self._recover(probed + TIMEOUT, 0, missing)
 
-    def _recover(self, time: float, told: int, missing: int) -> float:
+    def _recover(self, time: float, acknowledged: int, missing: int) -> float:
         """Return the arrival of the `missing` segments, sent from `time` on.
 
-        At first as many can be sent as the `told` that have arrived; one more in each round.
+        At first as many can be sent as were `acknowledged`; one more in each round.
         """
         self._threshold = self._window = max(float(LEAST_WINDOW), BETA * self._window)
-        burst, timeout, anew = max(told, 1), TIMEOUT, not told
+        burst, timeout, anew = max(acknowledged, 1), TIMEOUT, not acknowledged
         while missing:
             burst = min(burst, missing, int(self._window), PARCEL)
             there = self._pass(time, burst)
@@ -288,7 +288,7 @@ class Links:
         self._row = row
 
     def arrival(self, slot: int, now: float, role: str, rows: int) -> float:
-        """Return when a unit of so many rows that is sent now reaches the instance."""
+        """Return when a unit of `rows` rows that is sent now reaches the instance."""
         return self._links[slot].arrival(now, rows * self._row.get(role, self._row[DEPLOYED]))
 
     def message(self, slot: int, now: float) -> float:

@@ -228,7 +228,7 @@ def _cpu_seconds(parent: int) -> float:
 
 
 async def _busy_after(seconds: float, server: Served) -> float:
-    """Return the busy time of instances in so many seconds."""
+    """Return the busy time of instances, `seconds` from now."""
     await asyncio.sleep(seconds)
     return await server.busy_seconds()
 

@@ -20,7 +20,7 @@ TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST, NAMES = "test_batch.bin", "batches.meta.txt"
 
 VALIDATION = 10
-"""One of so many training images is held out: 5,000 of 50,000."""
+"""One in VALIDATION training images is held out: 5,000 of 50,000."""
 
 
 class Cifar10(FolderTask):

@@ -31,7 +31,7 @@ OUTSIDE = 0.05
 """The share of an image by which its box may reach beyond it; then it ends where the image does."""
 
 VALIDATION = 10
-"""One of so many training images is held out."""
+"""One in VALIDATION training images is held out."""
 
 
 class Localization(FolderTask):
@@ -96,7 +96,7 @@ def _dataset(
 
 
 def _read_list(path: Path, fields: int) -> dict[str, list[str]]:
-    """Return the lines of an image's number and so many `fields`, by number."""
+    """Return lines of an image's number and `fields` further fields, by number."""
     lines = {}
     for line in path.read_text("utf-8", "replace").splitlines():
         if line.strip():

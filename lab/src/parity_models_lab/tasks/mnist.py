@@ -28,7 +28,7 @@ TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """Names of the images and labels of each split, with or without .gz behind them."""
 
 VALIDATION = 12
-"""One of so many training images is held out: 5,000 of 60,000."""
+"""One in VALIDATION training images is held out: 5,000 of 60,000."""
 
 SHAPE = (28, 28)
 
