@@ -1,6 +1,7 @@
 """Models of the digits: one from elsewhere, with `parm` beside it, and one that is trained here."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,21 @@ from onnx_models import linear_model
 from own_models import DIGITS, STACK, Parm
 from parity_models.cli.main import main
 from parity_models.codes import CodeSpec
+from parity_models.models import inference_time
 from parity_models.training import Callbacks, Trained, TrainingOptions
 from parity_models.training.fit import OnProgress
 from parity_models.training.networks import ParityPlan, parity_network
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task
 from trainings import Train, train_parity
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _brief_measurements() -> Iterator[None]:
+    """Measure the times of models briefly: tests here compare networks that are far apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference_time, "SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture(scope="module")
