@@ -10,13 +10,13 @@ import struct
 import zlib
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models_lab.tasks.folder import FolderTask, normalised, own_folder
+from parity_models_lab.tasks.folder import FolderTask, normalised
 from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out
 
 UNSIGNED_BYTE = 0x08
@@ -77,14 +77,12 @@ def _scaled(columns: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 class Mnist(FolderTask):
-    """MNIST: 70,000 handwritten digits. `raw` is the class of torchvision that downloads it."""
+    """MNIST: 70,000 handwritten digits."""
 
     name = "mnist"
     metric = "top-1"
     mean, deviation = 0.1307, 0.3081
     classes: tuple[str, ...] = tuple(map(str, range(10)))
-    raw = "MNIST"
-    package: str | None = None
     places = ("mnist", "MNIST/raw", "")
     needs = (
         f"{', '.join(TRAIN + TEST)}, gzipped or not, there or in its folder mnist; they come "
@@ -93,11 +91,6 @@ class Mnist(FolderTask):
 
     def holds(self, folder: Path) -> bool:
         return all(_find(folder, name) for name in TRAIN + TEST)
-
-    def load(self, folder: Path | None = None) -> Dataset:
-        if folder is None and self.find() is None:
-            self._download()
-        return super().load(folder)
 
     def read(self, folder: Path) -> Dataset:
         rest, test = (self._read_split(folder, names) for names in (TRAIN, TEST))
@@ -127,24 +120,6 @@ class Mnist(FolderTask):
         inputs = normalised(images[:, None], self.mean, self.deviation)
         return Split(inputs, labels.astype(np.int64))
 
-    def source(self) -> Any:
-        """Return the class of torchvision that knows where to download the files, and digests."""
-        from torchvision import datasets  # here: not needed where the files are
-
-        return getattr(datasets, self.raw)
-
-    def _download(self) -> None:
-        root = own_folder()
-        try:
-            self.source()(str(root), download=True)
-        except (ImportError, OSError, RuntimeError) as error:
-            why = " ".join(str(error).split())
-            package = f"install the Debian package {self.package}, or " if self.package else ""
-            raise DataError(
-                f"{self.name} is not in {root}, and downloading it failed ({why}): {package}"
-                f"put {self.needs}; name the folder with --data-dir or $PARM_DATA"
-            ) from error
-
 
 class FashionMnist(Mnist):
     """Fashion-MNIST: 70,000 garments, in the layout of MNIST."""
@@ -156,13 +131,12 @@ class FashionMnist(Mnist):
         *("T-shirt", "trouser", "pullover", "dress", "coat"),
         *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
     )
-    raw = "FashionMNIST"
-    package = "dataset-fashion-mnist"
     places = ("fashion-mnist", "FashionMNIST/raw", "")
     installed: ClassVar[tuple[Path, ...]] = (Path("/usr/share/datasets"),)
     needs = (
         f"{', '.join(TRAIN + TEST)}, gzipped or not, there or in its folder fashion-mnist; they "
-        "come from https://github.com/zalandoresearch/fashion-mnist"
+        "come from https://github.com/zalandoresearch/fashion-mnist, or with the Debian package "
+        "dataset-fashion-mnist"
     )
 
 
