@@ -75,11 +75,6 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
         (TEXTS, TEXT.replace("--output logits", ""), "name the one that stand-ins imitate"),
         (
             {},
-            "--model {models}/text.onnx --output logits",
-            "or with queries (--inputs)",
-        ),
-        (
-            {},
             "--model {models}/centred.onnx --inputs {models}/rows.npy",
             "depends on the other rows of the batch",
         ),

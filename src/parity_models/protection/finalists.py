@@ -66,9 +66,9 @@ class Trained:
     def calibrate(
         self, queries: NDArray[Any], metric: str, level: float, risk: float
     ) -> tuple["Trained", Calibration] | None:
-        """Return it with what it may answer at the level, and its gate; None if it may nothing.
+        """Return it with the share that it may answer at the level, and its gate.
 
-        The `queries` are for calibration, n or fewer than needed.
+        None if these `queries` do not show that it reaches the level.
         """
         outputs = Outputs(self.bundle, queries)
         for gate in calibrate_gates(outputs, metric=metric, named=[level], risk=risk).values():
