@@ -7,9 +7,6 @@ import socket
 
 import numpy as np
 import pytest
-import uvloop
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from http_served import INFER, Client, Echo, Served, binary, body, eventually, get, post, serving
 from parity_models.serving.http import HttpConnection
@@ -90,47 +87,6 @@ async def test_pipelined_requests_are_answered_in_order_up_to_a_number() -> None
         status, error = await client.error()
         assert status == 400
         assert "at most 64 requests ahead of their answers" in error
-
-
-PIECES = st.lists(
-    st.sampled_from(
-        [
-            *(get(), get("/v2/models/model"), post(body()), post(b"{}", path="/v2/models/x/infer")),
-            *(b"POST / HTTP/1.1\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n"),
-            *(b"\r\n", b"5\r\nhello\r\n", b"0\r\n\r\n"),
-        ]
-    )
-    | st.binary(max_size=20),
-    max_size=6,
-)
-
-
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(pieces=PIECES, cut=st.integers(1, 40))
-def test_arbitrary_bytes_in_any_pieces_hurt_nobody(
-    pieces: list[bytes], cut: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    text = b"".join(pieces)
-
-    async def test() -> None:
-        async with serving() as served:
-            client = await served.connect()
-            for start in range(0, len(text), cut):
-                client.send(text[start : start + cut])
-                await asyncio.sleep(0)
-            client.writer.write_eof()
-            answers = await asyncio.wait_for(client.rest(), 20)
-            assert not answers or answers.startswith(b"HTTP/1.1 ")
-            other = await served.connect()
-            other.send(post(body()))
-            assert (await other.answer())[0] == 200
-            client.close()
-            other.close()
-        assert not caplog.records
-
-    uvloop.run(test())
 
 
 # Limits

@@ -407,7 +407,7 @@ class InferenceService:
             own = self._arriving_from[address] = asyncio.Semaphore(few)
         seconds = self._limits.body_timeout
         try:
-            async with own, self._arriving, asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds), own, self._arriving:
                 data = await context.read()
         except TimeoutError as error:
             text = f"the message did not come whole within the body_timeout of {seconds:g} s"
