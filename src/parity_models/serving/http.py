@@ -209,9 +209,11 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def waits(self) -> tuple[int, float] | None:
-        """The rank of its wait for the client, and since when; None if the client waits."""
+        """The rank of its wait for a request, and since when; None if it does not wait for one."""
         if self.opening is not None:
             return 1, self._wait_since
+        if self._unread:
+            return None
         rank = _RANKS.get("idle_timeout" if self.idle and self._requests else self._limit())
         return None if rank is None else (rank, self._wait_since)
 

@@ -68,23 +68,6 @@ class Request:
     and `peeks` until they have come.
     """
 
-    __slots__ = (
-        *("answer", "body", "budget", "handler", "headers", "held", "inference", "is_json"),
-        *(
-            "is_large",
-            "is_local",
-            "is_v1",
-            "keeps",
-            "log",
-            "max_body",
-            "method",
-            "model",
-            "peeks",
-            "repeated",
-        ),
-        *("target", "version"),
-    )
-
     def __init__(self, method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
         self.method = method
         self.target = target
