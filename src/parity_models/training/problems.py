@@ -341,8 +341,9 @@ class Scaled(NamedModule):
         return outputs * self.scale + self.offset
 
     def served(self) -> nn.Module:
-        """Return the network as it is served: it scales its inputs itself."""
-        assert isinstance(self.network, NamedModule)
+        """Return the network as it is served: one for named inputs scales these itself."""
+        if not isinstance(self.network, NamedModule):
+            return self
         return Scaled(self.network.served(), self.scale, self.offset)
 
     def slot(self) -> "Scaled":
