@@ -103,7 +103,7 @@ async def test_a_server_says_the_level_and_waits_for_the_model_where_a_stand_in_
     rows = rows[np.argsort(-sure)]
     held = bundle(tmp_path, reconstruction=calibration(0.97, threshold=float(np.median(sure))))
     policy = choose("parity", {"pool": "dedicated"})
-    options = ServeOptions(policy=policy, port=0, instances=3, agreement=0.96)
+    options = ServeOptions(policy=policy, port=0, instances=3, agreement=0.96, share_groups=True)
     async with (
         Server(held, options) as server,
         httpx.AsyncClient(base_url=server.url, timeout=30) as client,
