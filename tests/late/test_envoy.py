@@ -107,7 +107,7 @@ async def proxied(bundle: Bundle, tmp_path: Path) -> AsyncIterator[tuple[str, Mo
         # However busy this machine is, a request that the model answers at once is not late.
         route = route_of(document)
         route["timeout"] = f"{PATIENCE}s"
-        route["retry_policy"]["per_try_timeout"] = "2s"
+        route["retry_policy"]["per_try_timeout"] = "5s"
         process = envoy(document, tmp_path)
         try:
             url = f"http://127.0.0.1:{front}"
