@@ -303,9 +303,9 @@ async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
 
 
 async def test_a_silent_worker_and_one_with_a_hung_unit_are_replaced(model: Path) -> None:
-    async with running(model, heartbeat_timeout=1.0) as (engine, events):
+    async with running(model, heartbeat_timeout=3.0) as (engine, events):
         os.kill(engine.pids()["0"], signal.SIGSTOP)
-        assert await events.departure("0") == "was not heard from for 1 s"
+        assert await events.departure("0") == "was not heard from for 3 s"
         assert await events.next() == Joined("0.1", DEPLOYED)
     async with running(model, unit_timeout=0.5) as (engine, events):
         for number in (signal.SIGINT, signal.SIGTERM):  # which it ignores
