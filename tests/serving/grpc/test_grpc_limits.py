@@ -10,10 +10,11 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from grpc_served import INFER, READY, method, request, serving, until
-from parity_models.serving.errors import AbandonedError, OverloadedError
-from parity_models.serving.grpc.grpc_server import refuse
+from grpc_served import READY, method, request, serving, until
+from parity_models.serving.errors import AbandonedError, LateRequestError, OverloadedError
+from parity_models.serving.grpc.grpc_server import InferenceService, refuse
 from parity_models.serving.grpc.inference_pb2 import ServerReadyRequest
+from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 
 
@@ -138,18 +139,38 @@ async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -
         assert served.refused("costly") == 2
 
 
+class Arriving:
+    """A call whose message never arrives."""
+
+    reading = 0
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def peer(self) -> str:
+        return f"ipv4:{self.address}:1000"
+
+    async def read(self) -> bytes:
+        Arriving.reading += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            Arriving.reading -= 1
+        return b""
+
+
 async def test_messages_that_arrive_are_few_and_half_of_them_from_one_address() -> None:
     """Their sizes are unknown, so what they hold is bounded by their number."""
-    async with (
-        serving(max_body=2000, max_in_flight=5000, body_timeout=0.5) as (served, infer),
-        served.channel() as channel,
-    ):
-        served.frontend.go.set()
-        calls: list[Any] = [channel.stream_unary(INFER)() for _ in range(3)]  # and never write
-        for call in calls:
-            with pytest.raises(grpc.aio.AioRpcError, match="within the body_timeout") as error:
-                await call
-            assert error.value.code() is StatusCode.DEADLINE_EXCEEDED
-        assert served.refused("body_timeout") == 3
-        await infer(request())
-        await until(lambda: served.budget.held == 0)
+    limits = Limits(max_body=2000, max_in_flight=8000, body_timeout=1.0)
+    models: Any = None  # it is not asked
+    service = InferenceService(models, Metrics(), limits, ByteBudget(8000))
+    addresses = ["10.0.0.1"] * 5 + ["10.0.0.2"]
+    contexts: list[Any] = [Arriving(address) for address in addresses]
+    calls = [asyncio.ensure_future(service._receive(each)) for each in contexts]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert Arriving.reading == 3
+    for call in calls:
+        with pytest.raises(LateRequestError, match="within the body_timeout of 1 s"):
+            await call
+    assert Arriving.reading == 0

@@ -294,7 +294,6 @@ class InferenceService:
         CURRENT.set(log)
         is_inference = name == "ModelInfer"
         span = self._tracing.request(log, metadata) if is_inference and self._tracing else None
-        status, code = 500, StatusCode.INTERNAL
         try:
             if given is not None:
                 await context.send_initial_metadata(((REQUEST_ID, log.id),))
@@ -309,28 +308,31 @@ class InferenceService:
                         check_administrator(self._administrators, metadata.get("authorization"))
                     kind = GetMessageClass(SERVICE.methods_by_name[name].input_type)
                     answer = await getattr(self, name)(read_message(kind, data), context)
-            status, code = 200, StatusCode.OK
+            self._ended(name, log, 200, StatusCode.OK)
         except RequestError as error:
-            status, code = error.status, code_of(error)
+            self._ended(name, log, error.status, code_of(error))
             await refuse(context, error, self._metrics)
         except asyncio.CancelledError:
-            status, code = AbandonedError.status, StatusCode.CANCELLED
+            self._ended(name, log, AbandonedError.status, StatusCode.CANCELLED)
             raise
         except Exception as error:
             _log.error("a gRPC request failed", exc_info=error)
+            self._ended(name, log, 500, StatusCode.INTERNAL)
             text = "the server failed to handle the request; its log says why"
-            await abort(context, code, text)
-        finally:
-            if name not in _QUIET:
-                log.ended(code.name)
-            if is_inference:
-                (log.metrics or self._metrics).requests.labels(status).inc()
+            await abort(context, StatusCode.INTERNAL, text)
         size = answer.ByteSize()
         self._metrics.sent.labels(GRPC).inc(size)
         release = partial(self._hold, -size)
         context.add_done_callback(release)  # type: ignore[arg-type]  # stubs want its own class
         self._hold(size)
         return answer
+
+    def _ended(self, name: str, log: RequestLog, status: int, code: StatusCode) -> None:
+        """Count and log a call, before its client hears of it."""
+        if name not in _QUIET:
+            log.ended(code.name)
+        if name == "ModelInfer":
+            (log.metrics or self._metrics).requests.labels(status).inc()
 
     def _hold(self, size: int, _: object = None) -> None:
         self._budget.held += size
