@@ -288,7 +288,9 @@ class WorkerStream:
 
 def parts_of(header: bytes, tensor: Sequence[Frame]) -> tuple[list[Frame], int]:
     """Return the bytes of a message, in pieces, and their number."""
-    size = sum([memoryview(each).nbytes for each in tensor])
+    size = 0
+    for each in tensor:
+        size += memoryview(each).nbytes
     sizes = _SIZES.pack(len(header), size)
     pieces = tensor if len(tensor) <= _PARTS else (b"".join(tensor),)
     return [sizes, *pieces, header], len(sizes) + size + len(header)
