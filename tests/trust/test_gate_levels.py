@@ -103,10 +103,12 @@ async def test_a_server_says_the_level_and_waits_for_the_model_where_a_stand_in_
     rows = rows[np.argsort(-sure)]
     held = bundle(tmp_path, reconstruction=calibration(0.97, threshold=float(np.median(sure))))
     policy = choose("parity", {"pool": "dedicated"})
-    options = ServeOptions(policy=policy, port=0, instances=3, agreement=0.96, share_groups=True)
+    options = ServeOptions(
+        policy=policy, port=0, instances=3, agreement=0.96, share_groups=True, deadline=60
+    )
     async with (
         Server(held, options) as server,
-        httpx.AsyncClient(base_url=server.url, timeout=30) as client,
+        httpx.AsyncClient(base_url=server.url, timeout=60) as client,
     ):
         about = (await client.get("/v2/models/model")).json()
         assert about["gates"] == {"reconstruction": {"agreement": 0.97, "coverage": 0.8}}
@@ -125,12 +127,13 @@ async def test_a_server_says_the_level_and_waits_for_the_model_where_a_stand_in_
 
         engine = server.deployment.engine
         assert isinstance(engine, LocalEngine)
+        engine._heartbeat_timeout = 60.0  # a stopped worker is not replaced
         stopped = engine.pids()["0"]
         refused = 'parm_stand_in_answers_refused_total{reason="gate",source="reconstruction"} 1'
         os.kill(stopped, signal.SIGSTOP)
         try:
             unsure = asyncio.create_task(infer(rows[-2:]))
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(50):
                 while refused not in (await client.get("/metrics")).text:
                     await asyncio.sleep(0.02)
             assert not unsure.done()
