@@ -5,9 +5,11 @@ import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -129,6 +131,47 @@ async def test_an_error_is_late_as_well(bundle: Bundle, tmp_path: Path) -> None:
             await late(target, ROWS)
 
 
+async def test_calls_that_fail_at_once_are_all_answered(bundle: Bundle) -> None:
+    """Even if they cannot be made at all; they wait for the stand-in's only thread."""
+
+    def broken() -> Any:
+        raise RefusedError("before anything was sent")
+
+    target = Target()
+    async with Late(bundle, agreement=0, cpu=1) as late:
+        await late(target, ROWS)
+        target.fails = True
+        calls = [target, broken] * 10
+        answers = await asyncio.gather(*[late(each, ROWS) for each in calls])
+        assert {each.source for each in answers} == {"backup"}
+
+
+async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> None:
+    """The stand-in fails, or the object is closed already."""
+    target, other = Target(), Target()
+    late = Late(bundle, agreement=0)
+    await learned(late, target)
+    target.hangs = True
+    assert (await late(target, ROWS[:0], others=[other])).source == "copy"
+    late.close()
+    assert (await late(target, ROWS, others=[other])).source == "copy"
+    with pytest.raises(UserError, match="is closed"):
+        late.call(lambda: MODEL, ROWS)
+
+
+async def test_a_copy_may_be_the_very_future_of_the_call() -> None:
+    target = Target()
+    late = Late()
+    await learned(late, target)
+    future = asyncio.get_running_loop().create_future()
+    race = asyncio.ensure_future(late(lambda: future))
+    while not late.counts["copies"]:
+        await asyncio.sleep(0.001)
+    future.set_exception(RefusedError("no"))
+    with pytest.raises(RefusedError):
+        await race
+
+
 async def test_without_a_bundle_copies_race_within_their_budget() -> None:
     target = Target()
     late = Late(budget=0.05)
@@ -203,6 +246,22 @@ def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
     before = threading.active_count()
     with Late() as late:
         assert late.call(quick).source == "model"
+        release.clear()
+        began, ended = threading.Event(), threading.Event()
+
+        def waiting() -> None:
+            began.set()
+            release.wait()
+
+        def in_flight(late: Late) -> None:
+            with pytest.raises(CancelledError):
+                late.call(waiting)
+            ended.set()
+
+        threading.Thread(target=in_flight, args=(late,)).start()
+        began.wait()
+    assert ended.wait(60)
+    release.set()
     del late
     gc.collect()
     for _ in range(1000):
@@ -222,6 +281,15 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     async def two() -> dict[str, NDArray[Any]]:
         return {"output": MODEL, "other": MODEL}
 
+    async def labels() -> NDArray[Any]:
+        return MODEL.argmax(axis=1)
+
+    async def binary() -> httpx.Response:
+        return httpx.Response(200, content=b'{"outputs": []}\x80\x81')
+
+    async def error() -> dict[str, str]:
+        return {"error": "the model is loading"}
+
     late = Late(bundle, agreement=0)
     wrong: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
         (Target(), queries(1)[:, :5], DataError, "784"),
@@ -229,7 +297,10 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
         (lambda: MODEL, ROWS, UserError, "Late.call for calls that block"),
         (text, ROWS, UserError, "answer cannot be made like it"),
         (two, ROWS, UserError, "ask for that output alone"),
+        (labels, ROWS, UserError, "ask for that output alone"),
+        (binary, ROWS, UserError, "binary bodies are read by tritonclient only"),
     ]
+    assert (await late(error, ROWS)).value == await error()
     for call, rows, error, message in wrong:
         with pytest.raises(error, match=message):
             await late(call, rows)

@@ -26,7 +26,7 @@ from httpx_hedged import HedgedTransport
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
-from parity_models.models.signature import Batch
+from parity_models.models.signature import Batch, Tensor
 from parity_models.roles import Source
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
@@ -179,7 +179,7 @@ class _EmulatedBackups(GatedBackups):
     """A backup that takes its time and passes its gate by chance."""
 
     def __init__(self) -> None:
-        self.output = "output"
+        self.output = Tensor("output", "FP32", (3,))
         self.watch = AgreementWatch({})
         self._draw = random.Random(0)
         self._outputs = np.array([[0.1, 0.7, 0.2]], np.float32)
@@ -191,7 +191,7 @@ class _EmulatedBackups(GatedBackups):
         time.sleep(BACKUP_SECONDS)
         if self._draw.random() >= COVERAGE:
             return Refusal.UNSURE
-        return BackupAnswer(self._outputs, Source.BACKUP, 0.99)
+        return BackupAnswer(self._outputs, Source.BACKUP)
 
 
 CONTESTANTS: dict[str, Callable[[AsyncExitStack, Sequence[int]], Awaitable[Get]]] = {

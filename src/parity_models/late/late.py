@@ -16,8 +16,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from math import inf
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple, Self
 import onnxruntime
 from numpy.typing import ArrayLike
 
-from parity_models.errors import DataError, UserError
+from parity_models.errors import UserError
 from parity_models.late.values import Form, form_of, is_error
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.signature import Batch
@@ -53,6 +52,15 @@ MAX_COMPARED = 16
 
 CALLERS = 64
 """Blocking calls at a time, at most."""
+
+MAX_ASKED = 64
+"""Calls that have asked for a stand-in and wait for it, at most."""
+
+PATIENCE = 0.25
+"""A call is reconsidered after this share of its age, so many that hang cost little time."""
+
+STALL = 0.01
+"""Seconds that a stall of the event loop counts as, or a median run time: one is no overload."""
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -106,14 +114,15 @@ class Late:
             raise UserError(f"budget is a share of the calls, above 0 and up to 1; got {budget}")
         if not 0 < cpu <= 1:
             raise UserError(f"cpu is a share of one core, above 0 and up to 1; got {cpu}")
-        if bundle is None and agreement is not None:
+        if agreement is not None and not isinstance(bundle, Bundle | Path | str):
             raise UserError("an agreement needs a bundle with a backup; give one, or leave it out")
         if isinstance(bundle, Path | str):
             bundle = open_bundle(bundle)
         if isinstance(bundle, Bundle):
             bundle = GatedBackups(bundle, agreement)
         self.counts: Counter[str] = Counter()
-        """"calls"; the answers by their source; the "copies" and "backups" that were started; the
+        """"calls"; the answers by their source, and those "answered" by backups in all; the
+        "copies" and "backups" that were started; the
         backups' answers that were "refused"; those "compared" with the model's, and of them those
         that "disagreed"."""
         self._backups = bundle
@@ -125,6 +134,7 @@ class Late:
         self._computing = _Computing(cpu)
         self._effect = Effect()
         self._front_door = FrontDoor()
+        self._last_alarm = 0.0
         self._ids = count(1)
         self._compared: set[asyncio.Future[Any]] = set()
         self._threads = _Threads()
@@ -145,7 +155,8 @@ class Late:
             others: The same call to other servers, to which copies go.
 
         Raises:
-            UserError: The call returns no awaitable, or answers that a stand-in cannot imitate.
+            UserError: The call returns no awaitable, or answers that a stand-in cannot imitate. The
+            first answer shows that.
             DataError: The rows are not the model's.
             Exception: The call's own, where no stand-in may answer.
 
@@ -166,7 +177,8 @@ class Late:
         """Make a blocking call, as `__call__` makes others. May be used from many threads.
 
         Functions run in threads of this object, up to 64 at a time; so clients that threads cannot
-        share have to be made in the function. One that is cancelled still runs to its end.
+        share have to be made in the function. One that is cancelled still runs to its end, for
+        which the process waits: clients should have a timeout.
         """
         loop = self._threads.loop()
 
@@ -183,7 +195,7 @@ class Late:
             answer.cancel()  # where the caller was interrupted
 
     def close(self) -> None:
-        """End its threads. Calls in flight are not waited for."""
+        """End its threads. Blocking calls in flight are cancelled; others get no stand-in."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -197,6 +209,8 @@ class Late:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+        for call in [*self._compared]:
+            call.cancel()
 
     # For its races
 
@@ -221,7 +235,7 @@ class Late:
             assert self._form is not None
             assert self._backups is not None
             if not is_error(call.result()):
-                output = self._form.output(call.result(), self._backups.output)
+                output = self._form.read(call.result())
                 if output is not None and output.shape == answer.outputs.shape:
                     self.counts["compared"] += 1
                     self.counts["disagreed"] += not self._backups.compare(answer, output)
@@ -242,8 +256,8 @@ class _Race:
         original = Task(DEPLOYED, next(late._ids), None, instance="0")
         self._query = Query(original.subject, None, now(), inf, original, [original])
         self._running: dict[asyncio.Future[Any], Task] = {}
-        self._backup: onnxruntime.RunOptions | None = None
-        """The run of a backup, once it is asked."""
+        self._backup: tuple[Future[BackupAnswer | Refusal], onnxruntime.RunOptions] | None = None
+        """The run of a backup and its options, once it is asked."""
         self._early: BackupAnswer | None = None
         """A backup's answer that is held until the call is late."""
         self._given: BackupAnswer | None = None
@@ -283,48 +297,50 @@ class _Race:
             is_original = task is query.original
             if is_original and self._given and late._compare(future, task, self._given):
                 continue
-            late._ran(task, finished=False)
             future.add_done_callback(_retrieve)
+            if task.role == BACKUP and self._backup is not None:
+                run, options = self._backup
+                if run.cancel():  # it had not begun
+                    late._computing.ended(0.0)
+                    continue
+                options.terminate = True
+            late._ran(task, finished=False)
             if task.role == DEPLOYED:
                 future.cancel()
-            elif self._backup is not None:
-                self._backup.terminate = True
 
     # Start
 
     def _start_call(self, task: Task) -> None:
-        call = self._calls[int(task.instance or 0)]()
-        if not inspect.isawaitable(call):
-            found = "a stream" if hasattr(call, "__aiter__") else f"an object of {type(call)}"
-            raise UserError(
-                f"the call gave {found} and not an awaitable; give a function that makes the call, "
-                "as lambda: client.infer(...), and use Late.call for calls that block"
-            )
         task.unit = Unit(task.subject, task.instance or "", DEPLOYED, [task], now())
-        self._launch(task, asyncio.ensure_future(call))
+        future: asyncio.Future[Any]
+        try:
+            future = asyncio.ensure_future(_awaitable(self._calls[int(task.instance or 0)]))
+        except Exception as error:  # one that cannot even be made has failed, like others
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+        self._launch(task, future)
 
     def _start_copy(self) -> None:
         late = self._late
         late.counts["copies"] += 1
         late._budget.spend()
         target = late._targets.another(len(self._calls), late._risk.avoided)
-        copy = Task(DEPLOYED, self._query.id, None, instance=target)
-        with suppress(Exception):  # one that cannot even be made; the call itself goes on
-            self._start_call(copy)
+        self._start_call(Task(DEPLOYED, self._query.id, None, instance=target))
 
     def _start_backup(self) -> None:
         late, query = self._late, self._query
         assert late._backups is not None
         late.counts["backups"] += 1
-        self._backup = run_options()
+        options = run_options()
         task = Task(BACKUP, query.id, None)
-        late._computing.busy = True
+        late._computing.begin()
         unit = task.unit = Unit(query.id, "", BACKUP, [task], now())
-        work = late._threads.backup.submit(self._compute, unit, late._backups, self._backup)
-        self._launch(task, asyncio.wrap_future(work))
+        run = late._threads.backup.submit(self._compute, unit, late._backups, options)
+        self._backup = run, options
+        self._launch(task, asyncio.wrap_future(run))
 
     def _launch(self, task: Task, future: "asyncio.Future[Any]") -> None:
-        self._running[future] = task
+        self._running.setdefault(future, task)  # a copy may be the very future of the call
         self._watch(task)
 
     def _watch(self, task: Task) -> None:
@@ -334,14 +350,14 @@ class _Race:
         self._alarm = inf if age is None else task.unit.started + age
 
     def _compute(
-        self, unit: Unit, backups: GatedBackups, run: onnxruntime.RunOptions
+        self, unit: Unit, backups: GatedBackups, options: onnxruntime.RunOptions
     ) -> BackupAnswer | Refusal:
         """Ask the backup, in a thread. Return its answer, or why there is none."""
         assert self._inputs is not None
         unit.started = now()
         try:
-            return backups.answer(backups.read(self._inputs), run)
-        except DataError:  # rows of another shape than before; the call itself goes on
+            return backups.answer(backups.read(self._inputs), options)
+        except Exception:  # such as rows of another shape than before; the call itself goes on
             return Refusal.FAILED
         finally:
             unit.took = now() - unit.started
@@ -355,8 +371,10 @@ class _Race:
         if self._early is not None:
             return self._give(self._early)
         median = late._risk.benefit.median
-        late._front_door.waited(time - due, median)
-        self._alarm = time + median
+        if due > late._last_alarm:  # else it waited for other alarms
+            late._front_door.waited(min(time - due, max(median, STALL)), median)
+        late._last_alarm = time
+        self._alarm = time + max(median, PATIENCE * (time - query.arrived))
         if time > due + HELD_UP and not self._held_up:  # answers were held up, too; they come first
             self._alarm, self._held_up = time + HELD_UP, True
             return None
@@ -386,7 +404,7 @@ class _Race:
 
     def _may_ask_backup(self) -> bool:
         late = self._late
-        known = late._form is not None and self._inputs is not None
+        known = late._form is not None and self._inputs is not None and late._finalizer.alive
         return known and self._backup is None and late._computing.is_left(now())
 
     # Ends
@@ -395,7 +413,8 @@ class _Race:
         """Return the answer that this task gives, if it gives one now."""
         late = self._late
         if task.role == BACKUP:
-            return self._backup_ended(future.result(), task)
+            closed = future.cancelled()
+            return self._backup_ended(Refusal.FAILED if closed else future.result(), task)
         is_original = task is self._query.original
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
         if error is None:
@@ -441,9 +460,21 @@ class _Race:
         assert late._backups is not None
         self._given = answer
         late.counts["answered"] += 1
-        late.counts[answer.source] += 1
-        value = late._form.make(late._backups.output, answer.outputs)
-        return LateAnswer(value, str(answer.source), answer.agreement)
+        late.counts[str(answer.source)] += 1
+        value = late._form.make(answer.outputs)
+        agreement = late._backups.watch.bound(answer.source) or 0.0
+        return LateAnswer(value, str(answer.source), agreement)
+
+
+def _awaitable(call: Call) -> Awaitable[Any]:
+    made = call()
+    if inspect.isawaitable(made):
+        return made
+    found = "a stream" if hasattr(made, "__aiter__") else f"an object of {type(made)}"
+    raise UserError(
+        f"the call gave {found} and not an awaitable; give a function that makes the call, as "
+        "lambda: client.infer(...), and use Late.call for calls that block"
+    )
 
 
 def _started(task: Task) -> float:
@@ -495,23 +526,32 @@ class _ClientRisk(Risk):
 
 
 class _Computing:
-    """The budget of stand-ins' computing time, a `share` of one core: up to a second at once."""
+    """The budget of stand-ins' computing time, a `share` of one core: up to a second of it at once.
+    Stand-ins end in another thread."""
 
     def __init__(self, share: float) -> None:
         self._share = self._left = share
         self._until = now()
-        self.busy = False
+        self._asked = 0
+        self._lock = threading.Lock()
 
     def is_left(self, time: float) -> bool:
-        """Return whether a stand-in may compute, which one at a time may."""
-        self._left = min(self._share, self._left + self._share * (time - self._until))
-        self._until = time
-        return self._left > 0 and not self.busy
+        """Return whether a stand-in may be asked."""
+        with self._lock:
+            self._left = min(self._share, self._left + self._share * (time - self._until))
+            self._until = time
+            return self._left > 0 and self._asked < MAX_ASKED
+
+    def begin(self) -> None:
+        """A stand-in is asked."""
+        with self._lock:
+            self._asked += 1
 
     def ended(self, seconds: float) -> None:
         """A stand-in has computed for this long."""
-        self._left -= seconds
-        self.busy = False
+        with self._lock:
+            self._left -= seconds
+            self._asked -= 1
 
 
 class _Threads:
@@ -523,10 +563,13 @@ class _Threads:
         self.callers = ThreadPoolExecutor(CALLERS, "parm-call")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop, which runs in a thread."""
+        """Return the loop, which runs in a thread. Raises UserError after `close`."""
         with self._lock:
+            if self._closed:
+                raise UserError("this Late is closed, and makes no more calls; open another one")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
@@ -537,10 +580,11 @@ class _Threads:
         for pool in (self.backup, self.callers):
             pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
+            self._closed = True
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:  # at its end, cancels what runs
+        runner.get_loop().run_forever()

@@ -10,81 +10,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
-from parity_models.models.signature import DATATYPES
+from parity_models.models.signature import DATATYPES, Tensor
 
 Array = NDArray[Any]
 
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-
 
 class Form(ABC):
-    """A form of answers, learned from `sample`, one of the model's.
+    """A form of answers, learned from `sample`, one of the model's, with the output `spec`.
 
-    `outputs` returns the output `name` of an answer, which may be called otherwise if it is the
-    only one; None if it is not there. `make` returns an answer with this output.
+    `outputs` returns all outputs of an answer by name; a single one may have any name. `make`
+    returns an answer with this output.
     """
 
-    def __init__(self, sample: Any) -> None:
-        self.sample = sample
+    def __init__(self, sample: Any, spec: Tensor) -> None:
+        self.sample, self.spec = sample, spec
+
+    def read(self, value: Any) -> Array | None:
+        """Return the output in an answer; None if it is not of this form."""
+        try:
+            (only,) = self.outputs(value).values()
+            return only if only.shape[1:] == self.spec.shape else None
+        except Exception:  # whatever clients raise for what they cannot read
+            return None
 
     @abstractmethod
-    def output(self, value: Any, name: str) -> Array | None: ...
+    def outputs(self, value: Any) -> Mapping[str, Array]: ...
 
     @abstractmethod
-    def make(self, name: str, output: Array) -> Any: ...
+    def make(self, output: Array) -> Any: ...
 
 
 class _Arrays(Form):
     """An array, or arrays by name."""
 
-    def output(self, value: Any, name: str) -> Array | None:
-        return _only(value, name) if isinstance(value, Mapping) else np.asarray(value)
+    def outputs(self, value: Any) -> Mapping[str, Array]:
+        return value if isinstance(value, Mapping) else {self.spec.name: value}
 
-    def make(self, name: str, output: Array) -> Any:
+    def make(self, output: Array) -> Any:
         if not isinstance(self.sample, Mapping):
-            return output
-        return {name if name in self.sample else next(iter(self.sample)): output}
+            return output.astype(self.sample.dtype, copy=False)
+        ((name, like),) = self.sample.items()
+        return {name: output.astype(like.dtype, copy=False)}
 
 
 class _Json(Form):
     """The body of an Open Inference Protocol response, as parsed JSON."""
 
-    def output(self, value: Any, name: str) -> Array | None:
-        tensors = {
-            each["name"]: np.asarray(each["data"], DATATYPES.get(each["datatype"])).reshape(
+    def outputs(self, value: Any) -> Mapping[str, Array]:
+        return {
+            each["name"]: np.asarray(each["data"], DATATYPES[each["datatype"]]).reshape(
                 each["shape"]
             )
             for each in value["outputs"]
         }
-        return _only(tensors, name)
 
-    def make(self, name: str, output: Array) -> Any:
-        return _body(self.sample, name, output)
+    def make(self, output: Array) -> Any:
+        return _body(self.sample, output)
 
 
 class _TritonHttp(Form):
     """tritonclient.http.InferResult, of the synchronous client and of aio."""
 
-    def output(self, value: Any, name: str) -> Array | None:
-        names = [each["name"] for each in value.get_response().get("outputs", ())]
-        return _only({each: value.as_numpy(each) for each in names}, name)
+    def outputs(self, value: Any) -> Mapping[str, Array]:
+        names = [each["name"] for each in value.get_response()["outputs"]]
+        return {each: value.as_numpy(each) for each in names}
 
-    def make(self, name: str, output: Array) -> Any:
-        body = _body(self.sample.get_response(), name, output)
+    def make(self, output: Array) -> Any:
+        body = _body(self.sample.get_response(), output)
         return type(self.sample).from_response_body(msgspec.json.encode(body))
 
 
 class _TritonGrpc(Form):
     """tritonclient.grpc.InferResult, of the synchronous client and of aio."""
 
-    def output(self, value: Any, name: str) -> Array | None:
+    def outputs(self, value: Any) -> Mapping[str, Array]:
         names = [each.name for each in value.get_response().outputs]
-        return _only({each: value.as_numpy(each) for each in names}, name)
+        return {each: value.as_numpy(each) for each in names}
 
-    def make(self, name: str, output: Array) -> Any:
+    def make(self, output: Array) -> Any:
         like = self.sample.get_response()
         response = type(like)(model_name=like.model_name, model_version=like.model_version)
-        given = next((each for each in like.outputs if each.name == name), like.outputs[0])
+        (given,) = like.outputs
         response.outputs.add(name=given.name, datatype=given.datatype, shape=output.shape)
         dtype = DATATYPES[given.datatype]
         response.raw_output_contents.append(output.astype(dtype, copy=False).tobytes())
@@ -94,11 +100,11 @@ class _TritonGrpc(Form):
 class _Httpx(Form):
     """httpx.Response, whose body is the Open Inference Protocol's, as JSON."""
 
-    def output(self, value: Any, name: str) -> Array | None:
-        return _Json(None).output(value.json(), name)
+    def outputs(self, value: Any) -> Mapping[str, Array]:
+        return _Json(value, self.spec).outputs(value.json())
 
-    def make(self, name: str, output: Array) -> Any:
-        body = msgspec.json.encode(_body(self.sample.json(), name, output))
+    def make(self, output: Array) -> Any:
+        body = msgspec.json.encode(_body(self.sample.json(), output))
         headers = {"content-type": "application/json"}
         return type(self.sample)(200, content=body, headers=headers, request=self.sample.request)
 
@@ -112,22 +118,24 @@ _FORMS: Mapping[tuple[str, str], type[Form]] = {
 
 
 def is_error(value: Any) -> bool:
-    """Return whether the answer is an error that was not raised, as an httpx.Response may be."""
+    """Return whether the answer is an error that was not raised: an httpx.Response, or JSON."""
+    if isinstance(value, Mapping):
+        return isinstance(value.get("error"), str)
     return getattr(value, "is_error", False) is True
 
 
-def form_of(sample: Any, name: str) -> Form:
-    """Return the form of a model's answer, from which stand-ins' answers with the output `name` are
-    made. Raises UserError for a stream, for other types, and for answers that hold more."""
+def form_of(sample: Any, spec: Tensor) -> Form:
+    """Return the form of a model's answer, from which stand-ins' answers with the output `spec` are
+    made. Raises UserError for a stream, for other types, and for answers with other outputs."""
     if hasattr(sample, "__aiter__") and not hasattr(sample, "json"):
         raise UserError(
             "the call returns a stream, of which no part could be taken back; only whole answers "
             "are raced"
         )
     if isinstance(sample, Mapping) and "outputs" in sample:
-        form: Form = _Json(sample)
+        form: Form = _Json(sample, spec)
     elif isinstance(sample, Mapping | np.ndarray):
-        form = _Arrays(sample)
+        form = _Arrays(sample, spec)
     else:
         kinds = (
             kind
@@ -142,25 +150,26 @@ def form_of(sample: Any, name: str) -> Form:
                 "by name, the parsed JSON of the Open Inference Protocol, an httpx.Response or a "
                 "tritonclient InferResult"
             )
-        form = kind(sample)
-    if form.output(sample, name) is None:
+        form = kind(sample, spec)
+    try:
+        found = {name: list(array.shape) for name, array in form.outputs(sample).items()}
+    except Exception as error:  # whatever clients raise for what they cannot read
         raise UserError(
-            f"the call returns several outputs, and stand-ins give only {name!r}; ask for that "
-            "output alone"
+            "the call returns an answer that cannot be read as arrays or as JSON of the Open "
+            f"Inference Protocol ({type(error).__name__}: {error}); binary bodies are read by "
+            "tritonclient only"
+        ) from None
+    if form.read(sample) is None:
+        shape = ["rows", *spec.shape]
+        raise UserError(
+            f"the call returns the outputs {found}, and stand-ins give only {spec.name!r} "
+            f"{shape}; ask for that output alone"
         )
     return form
 
 
-def _only(outputs: Mapping[str, Any], name: str) -> Array | None:
-    """Return the only output, if there is no other, whatever its name."""
-    if len(outputs) != 1:
-        return None
-    (only,) = outputs.values()
-    return np.asarray(only)
-
-
-def _body(like: Mapping[str, Any], name: str, output: Array) -> dict[str, Any]:
-    given = next((each for each in like["outputs"] if each["name"] == name), like["outputs"][0])
+def _body(like: Mapping[str, Any], output: Array) -> dict[str, Any]:
+    (given,) = like["outputs"]
     dtype = DATATYPES[given["datatype"]]
     tensor = {
         "name": given["name"],

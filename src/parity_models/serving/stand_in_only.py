@@ -62,7 +62,7 @@ class StandInOnly(ServedVersion):
                 source: GateMetadata(gate.level.level, gate.level.coverage)
                 for source, gate in chosen.items()
             },
-            stood_in=frozenset({self._backups.output}),
+            stood_in=frozenset({self._backups.output.name}),
         )
         super().__init__(self, model, Metrics(bundle.digest))
 

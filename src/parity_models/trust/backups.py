@@ -35,12 +35,10 @@ class Refusal(StrEnum):
 
 
 class BackupAnswer(NamedTuple):
-    """`outputs` (n, *output shape) of the backup `source`, which agree with the model's with
-    probability `agreement` each; 0 if there is no gate."""
+    """`outputs` (n, *output shape) of the backup `source`."""
 
     outputs: Array
     source: Source
-    agreement: float
 
 
 class GatedBackups:
@@ -68,7 +66,7 @@ class GatedBackups:
             raise UserError(f"{note}; agreement=0 asks for no gate")
         output = manifest.imitated_output
         assert output is not None, "a bundle with a backup imitates an output of fixed shape"
-        self.output = output.name
+        self.output = output
         """The output of the deployed model that they give."""
         self.signature = manifest.deployed.signature
         """The deployed model's."""
@@ -76,7 +74,6 @@ class GatedBackups:
         self._gate = OutputGate(chosen, bundle.envelope())
         self.watch = AgreementWatch(chosen)
         """Closes the gate of a backup that no longer agrees with the model."""
-        self._levels = {source: each.level.level for source, each in chosen.items()}
         self._models = {
             Source(role): bundle.pinned(file).load()
             for role, file in zip(roles, manifest.backups, strict=True)
@@ -116,7 +113,7 @@ class GatedBackups:
                 return Refusal.FAILED
             outputs = kind.output.join(named)
             if not any(self._gate.refused(source, outputs)):
-                return BackupAnswer(outputs, source, self._levels.get(source, 0.0))
+                return BackupAnswer(outputs, source)
             why = Refusal.UNSURE
         return why
 
