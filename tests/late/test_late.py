@@ -141,7 +141,7 @@ async def test_calls_that_fail_at_once_are_all_answered(bundle: Bundle) -> None:
     async with Late(bundle, agreement=0, cpu=1) as late:
         await late(target, ROWS)
         target.fails = True
-        calls = [target, broken] * 10
+        calls: list[Callable[[], Any]] = [target, broken] * 10
         answers = await asyncio.gather(*[late(each, ROWS) for each in calls])
         assert {each.source for each in answers} == {"backup"}
 
@@ -281,13 +281,13 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     async def two() -> dict[str, NDArray[Any]]:
         return {"output": MODEL, "other": MODEL}
 
-    async def labels() -> NDArray[Any]:
+    async def labels() -> Any:
         return MODEL.argmax(axis=1)
 
     async def binary() -> httpx.Response:
         return httpx.Response(200, content=b'{"outputs": []}\x80\x81')
 
-    async def error() -> dict[str, str]:
+    async def loading() -> dict[str, str]:
         return {"error": "the model is loading"}
 
     late = Late(bundle, agreement=0)
@@ -300,7 +300,7 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
         (labels, ROWS, UserError, "ask for that output alone"),
         (binary, ROWS, UserError, "binary bodies are read by tritonclient only"),
     ]
-    assert (await late(error, ROWS)).value == await error()
+    assert (await late(loading, ROWS)).value == await loading()
     for call, rows, error, message in wrong:
         with pytest.raises(error, match=message):
             await late(call, rows)

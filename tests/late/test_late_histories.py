@@ -39,7 +39,7 @@ class FailedError(Exception):
     """An error of the target."""
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(CALLS, min_size=1, max_size=100),
     st.sampled_from([0.01, 0.1, 1.0]),
