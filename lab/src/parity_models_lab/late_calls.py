@@ -214,6 +214,7 @@ def _servers(slowness: str, seed: int) -> Iterator[tuple[list[int], Callable[[],
         target=_serve, args=(there, slowness, seed), daemon=True
     )
     process.start()
+    there.close()  # a server that fails is then heard of
 
     def attempts() -> int:
         here.send("count")

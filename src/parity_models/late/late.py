@@ -41,6 +41,9 @@ from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal, run
 
 now = time.monotonic
 
+FASTEST = 0.1
+"""The share of calls that wait in no queue."""
+
 ASKED = 0.2
 """The largest share of calls for which a stand-in is asked: the slowest ones."""
 
@@ -515,14 +518,20 @@ class _Targets:
 
 
 class _ClientRisk(Risk):
-    """The risk of calls to servers whose load is unknown: copies are bounded by their budget, and
-    stand-ins, which cost the servers nothing, are asked for a larger share of calls."""
+    """The risk of calls to servers that only their run times are known of.
+
+    A call that waits in no queue takes as long as the fastest; so the load, by which copies are
+    priced, is the share of the median call that is spent waiting. Stand-ins cost the servers
+    nothing, and are asked for a larger share of calls than copies are made for.
+    """
 
     def _most_asked(self, exact: bool) -> float:
         return self.budget if exact or not self.stand_ins else max(self.budget, ASKED)
 
     def _measure_load(self, port: Fleet) -> None:
-        pass
+        fastest, median = self._run_times.quantile(FASTEST), self._run_times.median
+        if fastest is not None and median:
+            self._load = 1 - fastest / median
 
 
 class _Computing:
