@@ -15,10 +15,10 @@ import yaml
 from aiohttp import web
 
 import parity_models as pm
-from parity_models.models.bundle import Bundle, open_bundle, with_measured
-from parity_models.models.gate import Calibration, GateLevel, confidences
+from parity_models.models.bundle import Bundle
+from parity_models.models.gate import confidences
 from ports import free_ports
-from served import predictions, queries, write_linear_bundle
+from served import gated_bundle, predictions, queries
 
 pytestmark = pytest.mark.servers
 
@@ -55,10 +55,7 @@ class Model:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its backup predicts twice as much, and may answer half of the queries."""
-    folder = write_linear_bundle(tmp_path_factory.mktemp("gated"), coded=False, backed=1)
-    gate = GateLevel(0.95, THRESHOLD, coverage=0.5, agreement=0.97)
-    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
-    return with_measured(open_bundle(folder), calibration={"backup": calibration})
+    return gated_bundle(tmp_path_factory.mktemp("gated"), THRESHOLD)
 
 
 def configuration() -> dict[str, Any]:

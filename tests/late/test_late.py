@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from parity_models import Late, UserError
 from parity_models.errors import DataError
 from parity_models.late import late as late_module
-from parity_models.models.bundle import Bundle, open_bundle, with_measured
-from parity_models.models.gate import Calibration, GateLevel
-from served import predictions, queries, write_linear_bundle
+from parity_models.models.bundle import Bundle, open_bundle
+from served import gated_bundle, predictions, queries, write_linear_bundle
 
 ROWS = queries(1)
 MODEL = predictions(ROWS)
@@ -63,14 +62,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(write_linear_bundle(folder, coded=False, backed=1))
 
 
-def gated(bundle: Bundle, folder: Path, threshold: float, level: float = 0.9) -> Bundle:
-    """The bundle with a gate that only outputs with this confidence pass."""
-    gate = GateLevel(level, threshold, coverage=0.5, agreement=0.95)
-    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
-    copy = write_linear_bundle(folder, coded=False, backed=1)
-    return with_measured(open_bundle(copy), calibration={"backup": calibration})
-
-
 async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:
     for _ in range(KNOWN):
         answer = await late(target, rows)
@@ -91,9 +82,9 @@ async def test_a_late_call_is_answered_by_the_backup_and_cancelled(bundle: Bundl
     assert target.hung == target.cancelled >= 1
 
 
-async def test_what_the_gate_refuses_is_answered_by_a_copy(bundle: Bundle, tmp_path: Path) -> None:
+async def test_what_the_gate_refuses_is_answered_by_a_copy(tmp_path: Path) -> None:
     target, other = Target(), Target()
-    async with Late(gated(bundle, tmp_path, threshold=1e9), agreement=0.9) as late:
+    async with Late(gated_bundle(tmp_path, 1e9, 0.9), agreement=0.9) as late:
         await learned(late, target)
         target.hangs = True
         answer = await late(target, ROWS, others=[other])
@@ -102,9 +93,9 @@ async def test_what_the_gate_refuses_is_answered_by_a_copy(bundle: Bundle, tmp_p
         np.testing.assert_array_equal(answer.value, MODEL)
 
 
-async def test_a_gate_promises_its_level(bundle: Bundle, tmp_path: Path) -> None:
+async def test_a_gate_promises_its_level(tmp_path: Path) -> None:
     target = Target()
-    async with Late(gated(bundle, tmp_path, threshold=-1e9), agreement=0.9) as late:
+    async with Late(gated_bundle(tmp_path, -1e9, 0.9), agreement=0.9) as late:
         await learned(late, target)
         target.hangs = True
         answer = await late(target, ROWS)
@@ -123,7 +114,7 @@ async def test_an_error_is_late_as_well(bundle: Bundle, tmp_path: Path) -> None:
         assert (await late(target, ROWS)).source == "backup"
         with pytest.raises(RefusedError):  # as it was, without rows
             await late(target)
-    async with Late(gated(bundle, tmp_path, threshold=1e9)) as late:
+    async with Late(gated_bundle(tmp_path, 1e9, 0.9)) as late:
         target.fails = False
         await late(target, ROWS)
         target.fails = True
@@ -202,12 +193,12 @@ async def test_a_caller_that_gives_up_cancels_everything(bundle: Bundle) -> None
 
 
 async def test_a_backup_that_no_longer_agrees_is_asked_no_more(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some calls that it answered run on; what they say closes the gate."""
     monkeypatch.setattr(late_module, "COMPARED", 2)
     target = Target()
-    async with Late(gated(bundle, tmp_path, threshold=-1e9), agreement=0.9, cpu=1) as late:
+    async with Late(gated_bundle(tmp_path, -1e9, 0.9), agreement=0.9, cpu=1) as late:
         await learned(late, target)
         target.prediction = -MODEL
         closed = False

@@ -14,9 +14,9 @@ from tritonclient.utils import InferenceServerException
 
 import parity_models as pm
 from commands import Here
-from parity_models.models.bundle import Bundle, open_bundle, with_measured
-from parity_models.models.gate import Calibration, GateLevel, confidences
-from served import ServerProcess, predictions, queries, write_linear_bundle
+from parity_models.models.bundle import Bundle
+from parity_models.models.gate import confidences
+from served import ServerProcess, gated_bundle, predictions, queries, write_linear_bundle
 
 ROWS = queries(20)
 CONFIDENCE = confidences("scores", 2 * predictions(ROWS))
@@ -27,10 +27,7 @@ SURE, UNSURE = ROWS[CONFIDENCE > THRESHOLD], ROWS[CONFIDENCE < THRESHOLD]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its backup predicts twice as much, and may answer half of the queries."""
-    folder = write_linear_bundle(tmp_path_factory.mktemp("gated"), coded=False, backed=1)
-    gate = GateLevel(0.95, THRESHOLD, coverage=0.5, agreement=0.97)
-    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
-    return with_measured(open_bundle(folder), calibration={"backup": calibration})
+    return gated_bundle(tmp_path_factory.mktemp("gated"), THRESHOLD)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,15 @@ from commands import parm
 from forked import Forked
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.bundle import (
+    Bundle,
+    NewModel,
+    open_bundle,
+    with_measured,
+    write_bundle,
+)
 from parity_models.models.envelope import Envelope
+from parity_models.models.gate import Calibration, GateLevel
 
 INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
@@ -56,6 +63,15 @@ def write_linear_bundle(
         code=code if coded else None,
         envelope=envelope,
     ).path
+
+
+def gated_bundle(folder: Path, threshold: float, level: float = 0.95) -> Bundle:
+    """A bundle of the linear model with a backup that predicts twice as much; its gate lets answers
+    of this confidence pass."""
+    gate = GateLevel(level, threshold, coverage=0.5, agreement=0.97)
+    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
+    bundle = open_bundle(write_linear_bundle(folder, coded=False, backed=1))
+    return with_measured(bundle, calibration={"backup": calibration})
 
 
 def queries(rows: int, seed: int = 0) -> NDArray[np.float32]:
