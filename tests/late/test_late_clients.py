@@ -132,7 +132,10 @@ async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
         )
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url))
         late = await stack.enter_async_context(pm.Late(bundle, agreement=0))
-        wrong = lambda: client.post("/v2/models/other/infer", json=message())  # noqa: E731  # one use
+
+        def wrong() -> Awaitable[httpx.Response]:
+            return client.post("/v2/models/other/infer", json=message())
+
         answer = await late(wrong, ROWS)
         assert (answer.source, answer.value.status_code) == ("model", 404)
         await late(lambda: client.post(PATH, json=message()), ROWS)

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parity_models.models.bundle import Bundle
-from parity_models.roles import BACKUP, BACKUPS
+from parity_models.roles import BACKUP
 from parity_models.serving.errors import NoStandInError
 from parity_models.serving.frontend import Result
 from parity_models.serving.metrics import Metrics
@@ -17,11 +17,11 @@ from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.protocol import GateMetadata
 from parity_models.trust.backups import GatedBackups, Refusal, run_options
-from parity_models.trust.gates import choose_gates
 
 _WHY = {
     Refusal.UNLIKE: "an input is unlike those that the stand-in learned from",
     Refusal.UNSURE: "the stand-in is too unsure of a row",
+    Refusal.CLOSED: "the stand-in no longer agrees with the model",
     Refusal.FAILED: "the stand-in failed",
 }
 
@@ -51,7 +51,6 @@ class StandInOnly(ServedVersion):
         """True until the server stops."""
         self._idle = asyncio.Event()
         deployed = bundle.manifest.deployed
-        chosen = choose_gates(bundle, BACKUPS[: len(bundle.manifest.backups)], options.agreement)
         model = ServedModel(
             options.name or bundle.manifest.name,
             deployed.signature,
@@ -60,7 +59,7 @@ class StandInOnly(ServedVersion):
             sha256=deployed.sha256,
             gates={
                 source: GateMetadata(gate.level.level, gate.level.coverage)
-                for source, gate in chosen.items()
+                for source, gate in self._backups.gates.items()
             },
             stood_in=frozenset({self._backups.output.name}),
         )

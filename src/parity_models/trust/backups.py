@@ -70,9 +70,10 @@ class GatedBackups:
         """The output of the deployed model that they give."""
         self.signature = manifest.deployed.signature
         """The deployed model's."""
-        chosen = choose_gates(bundle, roles, agreement)
-        self._gate = OutputGate(chosen, bundle.envelope())
-        self.watch = AgreementWatch(chosen)
+        self.gates = choose_gates(bundle, roles, agreement)
+        """The gates of those that have one, by the source of their answers."""
+        self._gate = OutputGate(self.gates, bundle.envelope())
+        self.watch = AgreementWatch(self.gates)
         """Closes the gate of a backup that no longer agrees with the model."""
         self._models = {
             Source(role): bundle.pinned(file).load()

@@ -86,9 +86,9 @@ async def test_a_refusal_whose_client_has_just_gone_is_not_logged_as_an_error() 
         async def abort(self, *_: object) -> None:
             raise grpc.aio.InternalError("execute_batch failed")  # as gRPC does then
 
+    error = OverloadedError("too much")
     with pytest.raises(asyncio.CancelledError):  # which gRPC takes for the client's leave
-        # Of a context, only `abort` is used here.
-        await refuse(Gone(), OverloadedError("too much"), Metrics())  # type: ignore[arg-type]
+        await refuse(Gone(), error, Metrics())  # type: ignore[arg-type]  # it only uses `abort`
 
 
 async def test_the_bytes_of_all_messages_have_a_budget() -> None:
