@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Layout, Signature
+from parity_models.models.signature import DATATYPES, Layout, Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving import protocol, v1
 from parity_models.serving.frontend import Result
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
+from parity_models.serving.protocol import GateMetadata
 from rest_bodies import done
 from signatures import axes_of, tensors, values
 
@@ -31,6 +32,24 @@ def requests(draw: st.DrawFn) -> Sent:
     size, rows = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     specs = Layout(tuple(each.at({"length": size}) for each in given)).tensors
     return model, {each.name: draw(values(each, rows)) for each in specs}
+
+
+@given(
+    st.lists(st.sampled_from(Source), min_size=1),
+    st.dictionaries(st.sampled_from([*Source][1:]), st.sampled_from([0.9, 0.95, 0.99])),
+)
+def test_headers_say_the_sources_and_the_lowest_agreement(
+    sources: list[Source], levels: dict[Source, float]
+) -> None:
+    signature = Signature.of(TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,)))
+    gates = {source: GateMetadata(level, 1.0) for source, level in levels.items()}
+    said = dict(ServedModel("model", signature, max_rows=10, gates=gates).headers(sources))
+    assert sorted(said["x-parm-source"].split(",")) == sorted(set(sources))
+    known: dict[Source, float] = {Source.MODEL: 1.0, **levels}
+    if known.keys() >= set(sources):
+        assert float(said["x-parm-agreement"]) == min(known[source] for source in sources)
+    else:
+        assert "x-parm-agreement" not in said
 
 
 @given(requests(), st.booleans(), st.booleans())
@@ -88,7 +107,7 @@ def test_over_v1_to_an_upstream_which_is_this_software(sent: Sent) -> None:
     model, queries = sent
     asked = v1.read_predict(v1.write_predict(queries), model)
     rows = done(asked.read_rows())
-    content, _ = done(v1.write_predictions(asked, Result(rows, [Source.MODEL] * len(rows))))
+    content = done(v1.write_predictions(asked, Result(rows, [Source.MODEL] * len(rows))))
     columns = v1.read_predictions(content, list(queries))
     for name, array in queries.items():
         datatype = DATATYPE_NAMES[array.dtype]

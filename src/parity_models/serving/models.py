@@ -40,6 +40,13 @@ VERSION = "1"
 PLATFORM = "onnxruntime_onnx"
 """The protocol's name for what runs the model."""
 
+SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
+"""Headers, or gRPC's trailing metadata, that say of a whole answer what its parameters say of each
+row."""
+
+OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
+"""The headers of an answer of the model alone."""
+
 _NAME = attrgetter("name")
 
 
@@ -122,6 +129,16 @@ class ServedModel:
         if self.gates and not self.gates.keys().isdisjoint(sources):
             said["agreement"] = ",".join(map(self._agreement, sources))
         return said
+
+    def headers(self, sources: Sequence[Source]) -> tuple[tuple[str, str], ...]:
+        """Return headers on an answer's rows for gateways and logs: the `sources`, each once, and
+        the lowest agreement, where that of all is known."""
+        if sources.count(Source.MODEL) == len(sources):
+            return OF_MODEL
+        kinds = list(dict.fromkeys(sources))
+        found = [self._agreement(each) for each in kinds]
+        said = ((SOURCE, ",".join(kinds)),)
+        return (*said, (AGREEMENT, min(found, key=float))) if all(found) else said
 
     def _agreement(self, source: Source) -> str:
         gate = self.gates.get(source)

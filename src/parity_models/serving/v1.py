@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from parity_models.serving.frontend import Result
     from parity_models.serving.models import ServedModel
 
-SOURCE, AGREEMENT = b"x-parm-source", b"x-parm-agreement"
-"""Headers for what the other protocol says in its `parameters`: V1 has no place for it."""
-
 
 class _Predict(Struct):
     """A predict request; `parameters` are those of an infer request."""
@@ -102,10 +99,8 @@ def read_predict(body: bytes | bytearray, model: "ServedModel") -> InferRequest:
     return request_of(whole, model, fitting, tensors, by_row=by_row)
 
 
-async def write_predictions(
-    asked: InferRequest, answers: "Result", turn: Turn = at_once
-) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
-    """Return the answer in JSON, and its headers.
+async def write_predictions(asked: InferRequest, answers: "Result", turn: Turn = at_once) -> bytes:
+    """Return the answer in JSON.
 
     Raises NotAcceptableError for values that JSON cannot say.
     """
@@ -126,12 +121,7 @@ async def write_predictions(
         for name, values in outputs.items():
             column = partial(lambda values, rows: values[rows].tolist(), values)
             content[name] = await json_list(asked.count, step, column, turn)
-    said = model.parameters(answers.sources)
-    headers = [(SOURCE, said["source"].encode())]
-    if "agreement" in said:
-        headers.append((AGREEMENT, said["agreement"].encode()))
-    key = "predictions" if asked.by_row else "outputs"
-    return msgspec.json.encode({key: content}), tuple(headers)
+    return msgspec.json.encode({"predictions" if asked.by_row else "outputs": content})
 
 
 def status_of(model: "ServedModel", ready: bool) -> dict[str, Any]:

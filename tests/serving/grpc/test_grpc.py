@@ -132,13 +132,16 @@ def test_typed_contents_are_answered_with_typed_contents(channel: grpc.Channel) 
     request = service_pb2.ModelInferRequest(model_name="model")
     tensor = request.inputs.add(name="input", datatype="FP32", shape=batch.shape)
     tensor.contents.fp32_contents.extend(batch.ravel().tolist())
+    request.parameters["redundancy"].string_param = "exact"
     infer = channel.unary_unary(
         f"/{SERVICE}/ModelInfer",
         service_pb2.ModelInferRequest.SerializeToString,
         service_pb2.ModelInferResponse.FromString,
     )
-    response = infer(request)
+    response, call = infer.with_call(request)
     assert not response.raw_output_contents
+    said = dict(call.trailing_metadata())
+    assert (said["x-parm-source"], said["x-parm-agreement"]) == ("model", "1")
     values = np.array(response.outputs[0].contents.fp32_contents).reshape(2, OUTPUTS)
     np.testing.assert_allclose(values, predictions(batch), rtol=1e-4, atol=1e-6)
 

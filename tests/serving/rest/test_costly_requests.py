@@ -123,7 +123,7 @@ def test_large_answers_are_written_in_slices() -> None:
     assert json.loads(head)["outputs"][0]["data"] == list(range(100_000))
     text = json.dumps({"instances": [[0] * 64] * 2}).encode()
     answer = Result(outputs, [Source.MODEL] * 2)
-    body, _ = done(write_predictions(read_predict(text, model), answer, partial(turns, counted)))
+    body = done(write_predictions(read_predict(text, model), answer, partial(turns, counted)))
     assert json.loads(body)["predictions"] == outputs.tolist()
     assert len(counted) > 7
 

@@ -107,6 +107,14 @@ def test_a_body_in_many_pieces_is_put_together(http: httpx.Client) -> None:
         np.testing.assert_allclose(outputs, predictions(rows), rtol=1e-4, atol=1e-5)
 
 
+def test_headers_say_who_answered(http: httpx.Client) -> None:
+    exact = {"redundancy": "exact"}
+    message = json_request([0.0] * INPUTS, [1, INPUTS], parameters=exact)
+    for request in (binary_request(queries(3), **exact), {"json": message}):
+        headers = http.post(INFER, **request).headers
+        assert (headers["x-parm-source"], headers["x-parm-agreement"]) == ("model", "1")
+
+
 def test_clients_that_write_null_for_what_they_leave_out_are_understood(
     http: httpx.Client,
 ) -> None:

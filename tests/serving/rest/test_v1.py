@@ -45,7 +45,7 @@ async def test_instances_are_answered_by_predictions(
     body = json.dumps({"signature_name": "serving_default", "instances": instances})
     answer = await ask(served, path, body)
     assert answer.json() == {"predictions": ROWS}
-    assert answer.headers["x-parm-source"] == "model,model"
+    assert answer.headers["x-parm-source"] == "model"
     assert served.counted("parm_requests_total", code="200") == 1
 
 

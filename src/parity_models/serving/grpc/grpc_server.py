@@ -394,6 +394,7 @@ class InferenceService:
                 rows, timeout, tenant=asked.tenant, exact=asked.exact
             )
             log.model, log.version, log.sources = model.name, model.version, result.sources
+            context.set_trailing_metadata(model.headers(result.sources))
             return await write_response(asked, result.outputs, result.sources, budget.turn)
         finally:
             budget.held -= held

@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -51,6 +52,7 @@ from parity_models.serving.request_log import ACCESS_LOG, CURRENT
 from parity_models.serving.rest.messages import (
     JSON,
     Handler,
+    Headers,
     Request,
     Response,
     error_response,
@@ -311,13 +313,13 @@ class Rest:
             rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
         )
         log.model, log.version, log.sources = model.name, model.version, result.sources
+        said = _encoded(model.headers(result.sources))
         if request.is_v1:
-            body, headers = await write_predictions(asked, result, budget.turn)
-            return Response(200, body, JSON + headers)
+            return Response(200, await write_predictions(asked, result, budget.turn), JSON + said)
         head, binary = await write_response(asked, result.outputs, result.sources, budget.turn)
         if not binary:
-            return Response(200, head)
-        return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head))), binary)
+            return Response(200, head, JSON + said)
+        return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
 
     # Others
 
@@ -376,6 +378,11 @@ class Rest:
     async def _unload(self, request: Request) -> Response:
         await self._models.unload(request.model)
         return json_response({})
+
+
+@lru_cache(64)
+def _encoded(headers: tuple[tuple[str, str], ...]) -> Headers:
+    return tuple((name.encode(), value.encode()) for name, value in headers)
 
 
 async def _small(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
