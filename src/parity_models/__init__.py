@@ -34,6 +34,7 @@ _HOMES = {
     "scheduling.policies": (
         "Adaptive",
         "ApproximateBackup",
+        "Cascade",
         "EqualResources",
         "Hedging",
         "NoRedundancy",

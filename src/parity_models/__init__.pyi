@@ -24,6 +24,7 @@ from parity_models.protection.rehearse import rehearse as rehearse
 from parity_models.scheduling.choice import PolicyChoice as PolicyChoice
 from parity_models.scheduling.policies import Adaptive as Adaptive
 from parity_models.scheduling.policies import ApproximateBackup as ApproximateBackup
+from parity_models.scheduling.policies import Cascade as Cascade
 from parity_models.scheduling.policies import EqualResources as EqualResources
 from parity_models.scheduling.policies import Hedging as Hedging
 from parity_models.scheduling.policies import NoRedundancy as NoRedundancy

@@ -52,7 +52,7 @@ def serving(bundle: Path, *arguments: str) -> Iterator[tuple[ServerProcess, http
         yield server, client
 
 
-def infer(client: httpx.Client, seed: int, rows: int = ROWS, **parameters: int) -> list[str]:
+def infer(client: httpx.Client, seed: int, rows: int = ROWS, **parameters: Any) -> list[str]:
     """Ask, and check that every answer is the one its source gives; returns the sources."""
     asked = queries(rows, seed)
     message = {**message_of(asked), "parameters": parameters}
@@ -133,6 +133,19 @@ def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(bundle: Pa
         counted = server.metric('parm_query_latency_seconds_count{source="backup"}')
         assert counted == answered["backup"]
         assert server.metric('parm_instances_up{role="backup",work="backup"}') == 1
+
+
+def test_a_cascade_asks_the_backup_first_and_the_model_where_that_may_not_answer(
+    bundle: Path,
+) -> None:
+    half = '{"coverage": 0.5}'
+    with serving(bundle, "--policy", "cascade", "--compare-every", "0", "--faults", half) as (
+        _,
+        client,
+    ):
+        sources = Counter(source for seed in range(5) for source in infer(client, seed))
+        assert sources.keys() == {"backup", "model"}
+        assert infer(client, 9, redundancy="exact") == ["model"] * ROWS
 
 
 @pytest.mark.parametrize("pool", ["shared", "dedicated"])

@@ -73,6 +73,7 @@ def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: 
     for policy, command in [
         ("parity", f"parm parity --from {bare} --out"),
         ("adaptive", f"parm parity --from {bare} --out"),
+        ("cascade", f"parm backup --from {bare} --network linear --out"),
         ("approximate-backup", f"parm backup --from {bare} --network linear --out"),
     ]:
         assert_refused(parm_here("serve", bare, "--policy", policy), command)

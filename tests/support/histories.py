@@ -33,6 +33,7 @@ from parity_models.scheduling.health import MAX_AGREED, MAX_ASKED, State
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
+    Cascade,
     Hedging,
     Pool,
     Replication,
@@ -84,6 +85,13 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
         Hedging.Options(hedge_delay=0.5, hedge_budget=options["budget"])
     ),
     "live hedging": lambda code, options: Hedging(Hedging.Options(hedge_quantile=0.5)),
+    "cascade": lambda code, options: Cascade(
+        BACKUPS[: options["copies"] - 1],
+        Cascade.Options(hedge_delay=0.5, hedge_budget=options["budget"]),
+    ),
+    "live cascade": lambda code, options: Cascade(
+        BACKUPS[: options["copies"] - 1], Cascade.Options(hedge_quantile=0.5)
+    ),
     "tied": lambda code, options: Tied(Tied.Options(tied_delay=options["parity_delay"])),
     "backup": lambda code, options: ApproximateBackup(
         ApproximateBackup.Options(stand_in_delay=options["stand_in_delay"])
@@ -125,7 +133,7 @@ class Setup:
 def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
     """A configuration; `choose` picks one of some options."""
     parities = ["parity", "parity", "parity"]
-    adaptive = ["learned adaptive", "learned adaptive"]
+    adaptive = ["learned adaptive", "learned adaptive", "cascade"]
     return Setup(
         choose([*BUILDERS, *parities, *adaptive]),
         choose([SingleQueue, SingleQueue, LatencyAware, PowerOfTwoChoices, Prequal]),

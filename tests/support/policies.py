@@ -9,6 +9,7 @@ from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
+    Cascade,
     Hedging,
     Pool,
     Replication,
@@ -27,6 +28,9 @@ def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:
         "replication": lambda code: Replication(Replication.Options(copies=2)),
         "three copies": lambda code: Replication(Replication.Options(copies=3)),
         "hedging": lambda code: Hedging(Hedging.Options(hedge_delay=wait, hedge_budget=1.0)),
+        "cascade": lambda code: Cascade(
+            (BACKUP,), Cascade.Options(hedge_delay=wait, hedge_budget=1.0)
+        ),
         "tied": lambda code: Tied(Tied.Options(tied_delay=0.0)),
         "backup": lambda code: ApproximateBackup(),
         "parity": lambda code: Parity(code, Parity.Options(max_group_wait=wait)),

@@ -85,6 +85,11 @@ class PolicyChoice:
             raise UserError(f"the policy {self.name} needs a code, and there is none")
         if self.policy.needs_stand_in and not stand_ins:
             raise UserError(f"the policy {self.name} needs a code or a backup, and there is none")
+        if self.policy.needs_backup and not stand_ins.backups:
+            raise UserError(
+                f"the policy {self.name} needs a backup, and there is none: a parity model does "
+                "not answer a query of its own"
+            )
         of_policy, of_rule = self._settings
         policy = self.policy.build(of_policy, stand_ins)
         return policy, policy.dispatch() if self._rule is None else self._rule(of_rule)

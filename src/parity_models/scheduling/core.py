@@ -299,7 +299,7 @@ class Scheduler(Port):
         The driver reports the outputs of one that is closed as unusable or wrong.
         """
         self.now = max(self.now, now)
-        closed = self._background.closed
+        closed = self.closed_gates
         (closed.discard if is_open else closed.add)(source)
         return self._turn()
 
@@ -450,7 +450,7 @@ class Scheduler(Port):
         first = tasks[0]
         unit = Unit(self._last_unit, instance, first.role, tasks, self.now, first.kind)
         self.units[unit.id] = self.unit_on[instance] = unit
-        unit.is_original = unit.role == DEPLOYED and not first.preemptible
+        unit.is_original = not first.preemptible and (unit.role == DEPLOYED or first.asked_first)
         unit.is_comparison = first.comparing
         if unit.is_original:
             self._admission.spend(self.now, 1)
@@ -460,6 +460,8 @@ class Scheduler(Port):
             if task.comparing:
                 continue
             if task.role != DEPLOYED:
+                if task.asked_first:
+                    self._waiting.discard(task.subject)
                 self.tell((), policy.redundancy_starts, self, task)
                 continue
             self._waiting.discard(task.subject)
@@ -740,8 +742,6 @@ class BackgroundComparison:
     def __init__(self, port: Port, stand_ins: StandIns) -> None:
         self._port = port
         self._every = port.config.compare_every
-        self.closed: set[Source] = set()
-        """The sources whose gate is closed."""
         self._not_needed = 0
         self._compared: int | None = None
         """The unit that is compared, or was last."""
@@ -770,7 +770,7 @@ class BackgroundComparison:
             return False
         self._not_needed += 1
         is_due = self._not_needed % self._port.config.compare_one_in == 0
-        if self._is_busy or not (is_due or source_of(unit.role) in self.closed):
+        if self._is_busy or not (is_due or source_of(unit.role) in self._port.closed_gates):
             return False
         self._compared = unit.id
         self.give_up()

@@ -56,6 +56,8 @@ class Port(ABC):
         """The lag and the load of the server's own process."""
         self.redundancy_on = True
         """True if redundancy is switched on; if not, copies and tasks are not queued."""
+        self.closed_gates: set[Source] = set()
+        """The sources whose gate is closed."""
         self._actions: list[Action] = []
         self._waiting: set[int] = set()
         """The pending queries of which no task has run yet, or all that ran have failed."""
@@ -123,6 +125,23 @@ class Port(ABC):
         apart.append(task)
         self._queue(task)
         return task
+
+    def ask_first(self, query: Query, role: str) -> Task:
+        """Queue a task of a stand-in, apart from the query's others, in place of the original.
+
+        The original is not queued until `queue_original`.
+        """
+        self.dispatch.remove(query.original)
+        apart: list[Task] = []
+        self.keep_apart(query, apart)
+        task = self.submit(role, query.id, query.kind, apart)
+        task.asked_first = True
+        return task
+
+    def queue_original(self, query: Query) -> None:
+        """Queue the original of a query for which a stand-in was asked first."""
+        self._queue(query.original)
+        self._waiting.add(query.id)
 
     def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.

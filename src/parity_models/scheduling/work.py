@@ -88,6 +88,8 @@ class Task:
     """It shares its batch with no other task."""
     comparing: bool = False
     """It only compares a stand-in with an answer of the model; policies do not see it."""
+    asked_first: bool = False
+    """It runs a stand-in before the model, and counts as its query's original."""
     unit: "Unit | None" = None
     instance: str | None = None
     """The instance that runs it, or on which a dispatch rule has placed it."""
@@ -116,7 +118,7 @@ class Unit:
     kind: Hashable = None
     """The kind of its tasks' queries."""
     is_original: bool = False
-    """It runs the deployed model, and is not preemptible."""
+    """It runs the deployed model, or a stand-in asked before it, and is not preemptible."""
     is_comparison: bool = False
     """It only compares a stand-in with the model."""
     sound: bool = True

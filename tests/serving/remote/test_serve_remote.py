@@ -74,12 +74,14 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
         assert front.wait() == 0
 
 
-async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["approximate-backup", "cascade"])
+async def test_a_backup_is_an_upstream_like_others(tmp_path: Path, name: str) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=True))
     async with FakeUpstream("http", WEIGHTS) as model, FakeUpstream("http", 2 * WEIGHTS) as backup:
         upstreams = {"deployed": model.url, "backup": f"{backup.url}/model"}
-        engine, policy = EngineChoice("remote", upstreams), PolicyChoice("approximate-backup")
-        async with Server(bundle, ServeOptions(port=0, engine=engine, policy=policy)) as server:
+        engine, policy = EngineChoice("remote", upstreams), PolicyChoice(name)
+        options = ServeOptions(port=0, engine=engine, policy=policy, compare_every=0)
+        async with Server(bundle, options) as server:
             model.mode = HUNG
             rows = queries(1)
             answers = await server.deployment.frontend.infer(rows)

@@ -3,6 +3,7 @@
 from parity_models.registry import Registry
 from parity_models.scheduling.policies.adaptive import Adaptive
 from parity_models.scheduling.policies.backup import ApproximateBackup
+from parity_models.scheduling.policies.cascade import Cascade
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.policies.none import EqualResources, NoRedundancy
 from parity_models.scheduling.policies.parity import Parity, Pool
@@ -17,6 +18,7 @@ POLICIES = Registry[Policy](
     Replication,
     Hedging,
     ApproximateBackup,
+    Cascade,
     Parity,
     Adaptive,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "POLICIES",
     "Adaptive",
     "ApproximateBackup",
+    "Cascade",
     "EqualResources",
     "Erasures",
     "Hedging",

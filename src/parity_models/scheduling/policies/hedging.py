@@ -70,8 +70,9 @@ class Hedging(Policy):
     def resolved(self, port: Port, query: Query) -> None:
         self._latencies.add(port.now - query.arrived)
 
-    def _watch(self, port: Port, query: Query) -> None:
-        delay = self._delay or self._latencies.quantile(self._quantile)
+    def _watch(self, port: Port, query: Query, times: RecentDurations | None = None) -> None:
+        """Hedge after the delay; the live one is a quantile of `times`, by default latencies."""
+        delay = self._delay or (times or self._latencies).quantile(self._quantile)
         if delay is not None:
             port.set_alarm(query, port.now + delay, partial(self._hedge, port, query))
 

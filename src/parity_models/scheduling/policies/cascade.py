@@ -1,0 +1,115 @@
+"""Cascade: every query asks a stand-in first, and the model only where its gate refuses.
+
+After Chen et al., FrugalGPT (TMLR 2024), and Kossmann et al., CascadeServe (2024), with a
+calibrated gate as the scorer. It saves most of the model's work, and answers most queries from
+stand-ins: adaptive spends approximation on the few queries that are late, a cascade on all that the
+gate lets pass.
+"""
+
+from typing import Any
+
+from parity_models.scheduling.actions import BACKUPS, DEPLOYED, Source, source_of
+from parity_models.scheduling.policies.hedging import Hedging
+from parity_models.scheduling.policies.policy import Policy, StandIns
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.run_times import RecentDurations
+from parity_models.scheduling.work import Query, Task, Unit
+
+
+class Cascade(Hedging):
+    """Ask the fastest backup, the next where its gate refuses, and then the model.
+
+    The model is also asked where no stand-in can be: the query is exact, no instance for it is up,
+    its gate is closed, its unit failed. A query that the model runs is copied as by hedging. A
+    stand-in that runs for long counts as late by the same rule, with the times of stand-ins, and
+    the model is asked as well, within the same budget. At most once in `compare_every` seconds the
+    model is asked first, to be compared with a stand-in (core.BackgroundComparison).
+    """
+
+    name = "cascade"
+    needs_backup = True
+    needs_stand_in = True
+
+    @classmethod
+    def build(cls, options: Any, stand_ins: StandIns) -> Policy:
+        return cls(stand_ins.backups, options)
+
+    def __init__(self, backups: tuple[str, ...], options: Hedging.Options | None = None) -> None:
+        super().__init__(options)
+        self.asks = StandIns(backups=backups)
+        self._asked: dict[int, Task] = {}
+        """The newest task of each query on a stand-in."""
+        self._withheld: set[int] = set()
+        """The queries that the model has not been asked for."""
+        self._stand_in_times = RecentDurations()
+        self._compare_at = 0.0
+
+    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        return [frozenset({DEPLOYED, *self.asks.backups})] * (instances + parity_instances)
+
+    def arrived(self, port: Port, query: Query) -> None:
+        self._budget.earn()
+        if port.config.compare_every and port.now >= self._compare_at and not query.exact:
+            self._compare_at = port.now + port.config.compare_every
+            self._watch(port, query)
+        elif not self._ask(port, query):
+            self._watch(port, query)
+
+    def _ask(self, port: Port, query: Query) -> bool:
+        """Ask the next stand-in. Return whether there was one to ask."""
+        for role in query.backups if port.redundancy_on else ():
+            if port.up(role) and source_of(role) not in port.closed_gates:
+                self._asked[query.id] = port.ask_first(query, role)
+                self._withheld.add(query.id)
+                self._watch(port, query, self._stand_in_times)
+                return True
+        return False
+
+    def _ask_model(self, port: Port, query: Query) -> None:
+        self._withheld.discard(query.id)
+        port.queue_original(query)
+        self._watch(port, query)
+
+    def _hedge(self, port: Port, query: Query) -> None:
+        if query.id not in self._withheld:
+            super()._hedge(port, query)
+        elif self._asked[query.id].unit is None and port.up(self._asked[query.id].role):
+            self._watch(port, query, self._stand_in_times)
+        elif self._budget.spend():
+            self._ask_model(port, query)
+        else:
+            port.held_back(DEPLOYED)
+
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        query = port.queries.get(task.subject)
+        if query is not None:
+            self._stand_in_times.add(port.now - query.arrived)
+            port.answer(query, source_of(task.role))
+
+    def refused(self, port: Port, query: Query, source: Source) -> None:
+        self._stand_in_times.add(port.now - query.arrived)
+        if query.id in self._withheld and not self._ask(port, query):
+            self._ask_model(port, query)
+
+    def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
+        for task in unit.tasks if not finished and unit.role in BACKUPS else ():
+            query = port.queries.get(task.subject)
+            if query is not None and task.wanted:
+                port.drop(task)
+                if query.id in self._withheld:
+                    self._ask_model(port, query)
+
+    def copies_in_flight(self, port: Port, query: Query) -> int:
+        return query.id in self._asked and self._asked[query.id].unit is not None
+
+    def on_suspected_poison(self, port: Port, query: Query) -> None:
+        self._withheld.discard(query.id)  # the model is asked, for this query alone
+        if query.id in self._asked and self._asked[query.id].unit is None:
+            port.drop(self._asked[query.id])
+
+    def resolved(self, port: Port, query: Query) -> None:
+        super().resolved(port, query)
+        self._withheld.discard(query.id)
+        task = self._asked.pop(query.id, None)
+        if task is not None:
+            port.drop(task)

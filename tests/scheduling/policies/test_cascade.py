@@ -1,0 +1,147 @@
+"""The cascade: who is asked first, and what happens where a stand-in cannot answer."""
+
+from typing import Any
+
+import pytest
+
+from parity_models.errors import UserError
+from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, SchedulerConfig, Source
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Cascade, StandIns
+from scheduling_world import ORIGINALS, World, code
+
+TWO = (BACKUP, "backup-2")
+
+
+def cascade(*backups: str, instances: int = 2, compare_every: float = 0.0, **options: Any) -> World:
+    """Instances that all run the model and the backups."""
+    policy = Cascade(backups or (BACKUP,), Cascade.Options(**options))
+    world = World(Scheduler(policy, SchedulerConfig(compare_every=compare_every)))
+    for number, roles in enumerate(policy.roles(instances, 0)):
+        world.join(f"{number}", roles)
+    return world
+
+
+def runs(world: World) -> list[str]:
+    """The roles that run, in order."""
+    return sorted(run.role for run in world.running.values())
+
+
+def test_a_stand_in_answers_and_the_model_is_not_asked() -> None:
+    world = cascade()
+    world.arrive(1)
+    assert runs(world) == [BACKUP]
+    world.finish("0")
+    assert world.answers == {0: Source.BACKUP}
+    assert runs(world) == []
+
+
+def test_the_model_answers_where_the_gate_refuses() -> None:
+    world = cascade()
+    world.refuses = lambda query, source: True
+    world.arrive(1)
+    world.finish("0")
+    assert runs(world) == [DEPLOYED]
+    world.finish("1")
+    assert world.answers == {0: Source.MODEL}
+
+
+def test_the_next_backup_is_asked_where_the_gate_of_the_first_refuses() -> None:
+    world = cascade(*TWO)
+    world.refuses = lambda query, source: source is Source.BACKUP
+    world.arrive(1)
+    world.finish("0")
+    assert runs(world) == ["backup-2"]
+    world.finish("1")
+    assert world.answers == {0: Source.BACKUP_2}
+
+
+@pytest.mark.parametrize("reason", ["exact", "closed", "off", "down"])
+def test_the_model_is_asked_at_once_where_no_stand_in_can_be(reason: str) -> None:
+    world = cascade()
+    if reason == "closed":
+        world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
+    elif reason == "off":
+        world.do(world.scheduler.redundancy_switched(world.now, False))
+    elif reason == "down":
+        for instance in "01":
+            world.leave(instance)
+        world.join("2", ORIGINALS)
+    world.arrive(1, exact=reason == "exact")
+    assert runs(world) == [DEPLOYED]
+
+
+@pytest.mark.parametrize("event", ["fails", "leaves", "is busy"])
+def test_the_model_is_asked_where_the_stand_in_s_unit_is_lost(event: str) -> None:
+    world = cascade()
+    world.arrive(1)
+    if event == "fails":
+        world.fail("0")
+    elif event == "leaves":
+        world.leave("0")
+    else:
+        world.turn_away("0", 1.0)
+    assert runs(world) == [DEPLOYED]
+    world.finish(next(iter(world.running)))
+    assert world.answers == {0: Source.MODEL}
+
+
+def test_the_model_is_asked_as_well_where_the_stand_in_is_late_within_the_budget() -> None:
+    world = cascade(instances=30, hedge_delay=1.0, hedge_budget=0.01)
+    world.arrive(12)
+    world.pass_time(1.5)
+    assert runs(world).count(DEPLOYED) == 10
+    assert world.scheduler.work_held_back() == {DEPLOYED: 2}
+    world.finish("0")
+    assert world.answers == {0: Source.BACKUP}
+    assert len(world.cancelled) == 1
+
+
+def test_a_query_that_the_model_runs_is_copied_as_by_hedging() -> None:
+    world = cascade(instances=3, hedge_delay=1.0)
+    world.refuses = lambda query, source: True
+    world.arrive(1)
+    world.finish("0")
+    world.pass_time(0.9)
+    assert runs(world) == [DEPLOYED]
+    world.pass_time(0.2)
+    assert runs(world) == [DEPLOYED, DEPLOYED]
+
+
+def test_a_query_waits_for_a_stand_in_that_is_queued_and_for_none_that_is_gone() -> None:
+    world = cascade(hedge_delay=1.0)
+    world.arrive(3)
+    world.pass_time(1.5)  # the late two have the model asked, and the third waits
+    assert (world.queued(BACKUP), world.queued(DEPLOYED)) == (1, 2)
+    world.join("2", ORIGINALS)
+    for instance in "01":
+        world.leave(instance)
+    world.pass_time(1.5)
+    for _ in range(3):
+        world.finish("2")
+    assert world.answers == dict.fromkeys(range(3), Source.MODEL)
+
+
+def test_the_model_is_asked_first_now_and_then_so_that_stand_ins_are_compared() -> None:
+    world = cascade(compare_every=10.0)
+    for _ in range(41):
+        world.arrive(1)
+        while world.running:
+            world.finish(min(world.running))
+        world.pass_time(1.0)
+    sources = list(world.answers.values())
+    assert sources.count(Source.MODEL) == 5
+    assert len(world.compared) >= 2
+
+
+def test_a_queue_of_stand_ins_counts_as_waiting_and_one_that_runs_does_not() -> None:
+    world = cascade()
+    world.arrive(5)
+    assert world.scheduler.waiting == 3
+
+
+def test_parity_models_cannot_be_asked_first() -> None:
+    with pytest.raises(UserError, match="cascade needs a backup, and there is none"):
+        PolicyChoice("cascade").build(StandIns(code()))
+    policy, _ = PolicyChoice("cascade").build(StandIns(code(), TWO))
+    assert policy.roles(1, 0) == [frozenset({DEPLOYED, *TWO})]
