@@ -64,7 +64,6 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("rehearse nowhere --seconds 5ms", "must be from 1 to 600 s, got 5ms"),
         ("rehearse nowhere --fault burn", "'--fault': must be one of"),
         ("plan nowhere --headroom x", "as 30% or 0.3"),
-        ("export nowhere --format nope --out x", "'--format': must be one of triton, mlserver"),
         ("protect --from nowhere", "Missing option '--out'"),
         ("parity --from nowhere --encoder som --inputs x --out x", "did you mean sum?"),
         (

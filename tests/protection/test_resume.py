@@ -127,7 +127,6 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
         (("--inputs", "others.npy"), "--inputs"),
         (("--model", "other.onnx"), "--model"),
         (("--agreement", "0.2"), "--agreement"),
-        (("--hflip",), "--hflip"),
     ):
         refused = parm_here(*command("--resume", *more))
         assert_refused(refused, f"was begun with another {flag}; resume it with the same")

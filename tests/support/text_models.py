@@ -16,7 +16,7 @@ from parity_models.models.envelope import Envelope
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis, cut, padded
 from parity_models.serving.options import EngineChoice
-from parity_models.serving.remote.export import Format, export_repository
+from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions, Server
 
 WORDS, WIDTH, CLASSES = 50, 8, 3
@@ -125,10 +125,10 @@ def write_text_bundle(
     ).path
 
 
-def add_to_repository(bundle: Path, format: Format, repository: Path) -> None:
+def add_to_repository(bundle: Path, repository: Path) -> None:
     """Export the bundle's model into a repository that is there already, as "text"."""
     own = repository.with_name("text-repository")
-    export_repository(open_bundle(bundle), format, own, "text")
+    export_repository(open_bundle(bundle), own, "text")
     (own / "text").rename(repository / "text")
 
 

@@ -37,8 +37,8 @@ def calibrate(
     For each level of agreement: the confidence that a stand-in needs so that, of the outputs with
     it, at least that share agrees with the deployed model. `parm protect`, `parm parity` and `parm
     backup` calibrate as well. Neither the deployed model nor its stand-ins may have been trained on
-    the queries, and a thousand or more are needed for a level of 0.99. `parm serve --agreement`
-    chooses a level.
+    the queries, and a thousand or more are needed for a level of 0.99. A server chooses one with
+    `parm serve --agreement`.
     """
     with rows_bar("calibrating") as progress:
         calibrated = calibrate_bundle(

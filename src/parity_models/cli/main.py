@@ -36,7 +36,7 @@ COMMANDS = {
         "bundle": "Make a bundle of an ONNX model as it is.",
         "serve": "Serve a bundle over the Open Inference Protocol.",
         "plan": "Size a deployment: the policy and the number of instances for a load.",
-        "export": "Write a bundle's models as a repository for Triton or MLServer.",
+        "export": "Write a bundle's models as a repository for Triton.",
     },
     "Measure it": {
         "rehearse": "Slow or kill an instance of your own bundle, and see what answers.",

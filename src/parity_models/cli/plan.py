@@ -42,10 +42,11 @@ def plan(
 ) -> None:
     """Find the policy and the number of instances that serve a load within a goal, and the cost.
 
-    For example: parm plan --service-time 20ms --rate 200 --p99 50ms. Policies are simulated by the
-    scheduler that serves, with the times of the bundle's models, of a running server, which is
-    recorded for a minute, or of --service-time alone. Without --instances, the fewest that suffice
-    are searched for. Where nothing fits, the nearest plan is printed, and the exit status is 2.
+    For example: parm plan --rate 200 --service-time 20ms --p99 50ms. Policies are simulated by the
+    scheduler that serves, with the times of the bundle's models, with those of a running server,
+    which is recorded for a minute, or with --service-time alone. Without --instances, the fewest
+    that suffice are searched for. Where nothing fits, the nearest plan is printed, and the exit
+    status is 2.
     """
     console = Console()
     with TemporaryDirectory(prefix="parm-plan-") as folder:

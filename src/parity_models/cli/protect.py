@@ -22,7 +22,6 @@ def protect(
             "output",
             "pool",
             "metric",
-            "hflip",
             "minutes",
             "extra_work",
             "agreement",

@@ -25,7 +25,6 @@ def rehearse(
             metavar="FILE",
         ),
     ] = None,
-    instances: Annotated[int, Option("Instances of each run.", at_least=2, at_most=64)] = 4,
     seconds: Annotated[
         float,
         Option(
@@ -46,7 +45,6 @@ def rehearse(
             bundle,
             inputs,
             fault=fault,
-            instances=instances,
             seconds=seconds,
             on_run=status.update,
         )

@@ -49,8 +49,8 @@ Repository = Annotated[
 EngineName = Annotated[
     str | None,
     Option(
-        "What runs the models: worker processes of this machine (local, the default), servers that "
-        "run already (remote, the default with --deployed), a Ray cluster (ray), "
+        "What runs the models: worker processes of this machine (local, the default), servers "
+        "that run already (remote, with --deployed the default), a Ray cluster (ray), "
         f"{OWN}. Options follow an @, as ray@address=auto.",
         metavar="ENGINE",
     ),
@@ -105,7 +105,9 @@ def serve(
     limits: Annotated[Limits, Only("max_connections", "max_body")],
     access: Access,
     logging: Logging,
-    upstreams: UpstreamOptions,
+    upstreams: Annotated[
+        UpstreamOptions, Only("deployed", "parity", "backup", "ca_file", "upstream_token")
+    ],
     default_prediction: DefaultPrediction = None,
     faults: Faults = None,
     allow_code: AllowCode = None,

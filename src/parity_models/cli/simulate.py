@@ -6,9 +6,7 @@ from typing import Annotated
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Only, argument
 from parity_models.cli.policies import DispatchName, PolicyNames
-from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
-from parity_models.options import Option
 from parity_models.protection.comparison import simulate as compare
 from parity_models.protection.options import SimulationOptions
 from parity_models.scheduling.choice import PolicyChoice
@@ -19,7 +17,6 @@ def simulate(
     *,
     policy: PolicyNames = None,
     dispatch: DispatchName = None,
-    k: Annotated[int | None, Option("Queries in a coding group, without a bundle 2.")] = None,
     options: Annotated[
         SimulationOptions,
         Only(
@@ -38,8 +35,8 @@ def simulate(
     """Simulate policies under one load and the same contention.
 
     Drives the scheduler that serves with simulated instances, so that 10,000 of them and a million
-    queries take a minute or two for each policy. Without a bundle, say how long the model takes:
-    parm simulate --service-time 25ms --backup-time 10ms --coverage 0.9 --rate 200.
+    queries take a minute or two for each policy. Without a bundle, give times:
+    parm simulate --service-time 25ms --backup-time 10ms --rate 200.
     """
     if dispatch is not None and not policy:
         raise UserError("--dispatch needs --policy as well")
@@ -47,7 +44,6 @@ def simulate(
     found = compare(
         bundle,
         policies=choices or None,
-        code=None if k is None else CodeSpec("stack", "separate", k),
         options=options,
     )
     found.show()

@@ -20,6 +20,4 @@ Inputs = Annotated[
         metavar="FILE",
     ),
 ]
-Training = Annotated[
-    TrainingOptions, Only("output", "metric", "hflip", "epochs", "seconds", "resume")
-]
+Training = Annotated[TrainingOptions, Only("output", "metric", "epochs", "seconds", "resume")]

@@ -1,6 +1,5 @@
-"""parm export writes what Triton and MLServer load: names, shapes and files."""
+"""parm export writes what Triton loads: names, shapes and files."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from commands import Here
 from onnx_models import linear_model
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
-from parity_models.serving.remote.export import Format, export_repository
+from parity_models.serving.remote.export import export_repository
 from served import INPUTS, OUTPUTS, write_linear_bundle
 
 NAMES = {"model": "deployed", "model-parity-0": "parity-0", "model-backup": "backup"}
@@ -22,16 +21,14 @@ def bundle(tmp_path: Path) -> Path:
     return write_linear_bundle(tmp_path, backed=True)
 
 
-@pytest.mark.parametrize("format", list(Format))
 def test_a_repository_has_each_model_with_its_tensors(
-    bundle: Path, tmp_path: Path, parm_here: Here, format: Format
+    bundle: Path, tmp_path: Path, parm_here: Here
 ) -> None:
     out = tmp_path / "repository"
-    assert not parm_here("export", bundle, "--format", format, "--out", out).returncode
+    assert not parm_here("export", bundle, "--out", out).returncode
     assert {folder.name for folder in out.iterdir()} == NAMES.keys()
     for name, role in NAMES.items():
-        check = check_triton if format is Format.TRITON else check_mlserver
-        assert check(out / name, name).read_bytes() == (bundle / f"{role}.onnx").read_bytes()
+        assert check_triton(out / name, name).read_bytes() == (bundle / f"{role}.onnx").read_bytes()
 
 
 def check_triton(folder: Path, name: str) -> Path:
@@ -48,27 +45,17 @@ def check_triton(folder: Path, name: str) -> Path:
     return folder / "1" / "model.onnx"
 
 
-def check_mlserver(folder: Path, name: str) -> Path:
-    settings = json.loads((folder / "model-settings.json").read_text())
-    assert settings["name"] == name
-    assert settings["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, INPUTS]}]
-    module, kind = settings["implementation"].split(".")
-    assert f"class {kind}(MLModel)" in (folder / f"{module}.py").read_text()
-    return folder / str(settings["parameters"]["uri"])
-
-
-@pytest.mark.parametrize("format", list(Format))
-def test_what_cannot_be_written_is_refused(bundle: Path, tmp_path: Path, format: Format) -> None:
+def test_what_cannot_be_written_is_refused(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(UserError, match="is there already"):
-        export_repository(opened, format, tmp_path)
+        export_repository(opened, tmp_path)
     with pytest.raises(UserError, match="cannot be called"):
-        export_repository(opened, format, tmp_path / "repository", "../model")
+        export_repository(opened, tmp_path / "repository", "../model")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        export_repository(opened, format, tmp_path / "file" / "repository")
+        export_repository(opened, tmp_path / "file" / "repository")
     with pytest.raises(UserError, match="cannot write"):
-        export_repository(opened, format, tmp_path / "new" / "repository", "m" * 250)
+        export_repository(opened, tmp_path / "new" / "repository", "m" * 250)
     assert not list((tmp_path / "new").iterdir())
 
 
@@ -77,5 +64,5 @@ def test_triton_has_no_rows_of_single_values(tmp_path: Path) -> None:
     model = NewModel(tmp_path / "m.onnx", "m")
     bundle = write_bundle(tmp_path / "single", deployed=model, parity=[], code=None)
     with pytest.raises(UserError, match="single values"):
-        export_repository(bundle, Format.TRITON, tmp_path / "repository")
+        export_repository(bundle, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()

@@ -1,13 +1,16 @@
-"""Real servers upstream: Tritons and MLServer, which load what `parm export` writes, and KServe's.
+"""Real servers upstream: Tritons, which load what `parm export` writes, MLServer, and KServe's.
 
 Some are killed. KServe's SDK is also a client in front.
 """
 
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,10 +20,19 @@ import tritonclient.http
 from fleet_servers import PATIENCE, PATIENTLY, TESTS, MLServer, Parm, Triton, kill_and_mend
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.remote.export import Format, export_repository
+from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import Server
 from ports import free_ports
-from served import WEIGHTS, ServerProcess, predictions, queries, until, write_linear_bundle
+from served import (
+    INPUTS,
+    OUTPUTS,
+    WEIGHTS,
+    ServerProcess,
+    predictions,
+    queries,
+    until,
+    write_linear_bundle,
+)
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 
 pytestmark = pytest.mark.servers
@@ -39,18 +51,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text_bundle(tmp_path_factory.mktemp("text"))
 
 
-def exported(bundle: Path, text: Path, format: Format, folder: Path) -> Path:
-    repository = folder / "repository"
-    export_repository(open_bundle(bundle), format, repository)
-    add_to_repository(text, format, repository)
-    return repository
-
-
 @pytest.fixture(scope="module")
 def tritons(
     bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Triton]]:
-    repository = exported(bundle, text, Format.TRITON, tmp_path_factory.mktemp("triton"))
+    repository = tmp_path_factory.mktemp("triton") / "repository"
+    export_repository(open_bundle(bundle), repository)
+    add_to_repository(text, repository)
     with ExitStack() as stack:
         servers = [stack.enter_context(Triton(repository)) for _ in range(3)]
         for server in servers:
@@ -90,19 +97,20 @@ def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(
 
 
 @pytest.fixture(scope="module")
-def mlserver(
-    bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[MLServer]:
-    folder = tmp_path_factory.mktemp("mlserver")
-    with MLServer(exported(bundle, text, Format.MLSERVER, folder)) as server:
+def mlserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLServer]:
+    repository = tmp_path_factory.mktemp("mlserver") / "repository"
+    for name in ("model", "model-parity-0"):
+        (repository / name).mkdir(parents=True)
+        np.save(repository / name / "weights.npy", WEIGHTS)
+        shutil.copy(TESTS / "servers" / "mlserver_model.py", repository / name)
+        settings: dict[str, Any] = {"name": name, "implementation": "mlserver_model.Linear"}
+        settings |= {"parameters": {"uri": "./weights.npy"}}
+        settings |= {"inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, INPUTS]}]}
+        settings |= {"outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, OUTPUTS]}]}
+        (repository / name / "model-settings.json").write_text(json.dumps(settings))
+    with MLServer(repository) as server:
         server.wait_until_ready()
         yield server
-
-
-async def test_an_mlserver_runs_a_model_of_several_inputs_and_any_length(
-    text: Path, mlserver: MLServer
-) -> None:
-    await assert_served_upstream(text, mlserver.url, mlserver.grpc_url)
 
 
 def test_an_mlserver_killed_under_load_fails_no_request_and_comes_back(

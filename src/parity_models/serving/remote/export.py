@@ -1,4 +1,4 @@
-"""A bundle's models as a repository that another server loads as it is.
+"""A bundle's models as a repository that Triton loads as it is.
 
 Model j of the code is called NAME-parity-j, as the remote engine expects it by
 default.
@@ -8,8 +8,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 
 from parity_models.errors import UserError
@@ -20,25 +18,13 @@ from parity_models.roles import parity_role
 MAX_BATCH = 64
 """Rows that Triton takes at once."""
 
-_MLSERVER_RUNTIME = files("parity_models.serving.remote") / "mlserver" / "parm_onnx_runtime.py"
-"""Not a module of ours: it imports MLServer, where it is copied to."""
 
-
-class Format(StrEnum):
-    """The servers that a repository can be for."""
-
-    TRITON = "triton"
-    MLSERVER = "mlserver"
-
-
-def export_repository(
-    bundle: Bundle, format: Format, out: Path, name: str | None = None, version: str = "1"
-) -> None:
-    """Write the models of `bundle`, as this `version` of them, into the new folder `out`.
+def export_repository(bundle: Bundle, out: Path, name: str | None = None) -> None:
+    """Write the models of `bundle` into the new folder `out`.
 
     `name` is the deployed model's, by default the bundle's; the parity models and the backups are
     called after it. Raises UserError, with nothing left behind, if the folder cannot be written, or
-    the format cannot hold the models.
+    Triton cannot hold the models.
     """
     name = bundle.manifest.name if name is None else name
     if not name or "/" in name or name.startswith("."):
@@ -48,10 +34,9 @@ def export_repository(
     models |= {f"{name}-{parity_role(j)}": each for j, each in enumerate(parity)}
     backups = zip(bundle.manifest.backup_roles.items(), bundle.backup_paths, strict=True)
     models |= {f"{name}-{role}": (backup, path) for (role, backup), path in backups}
-    write = {Format.TRITON: _write_triton, Format.MLSERVER: _write_mlserver}[format]
     for model, _ in models.values():
         tensors = (*model.signature.inputs, *model.signature.outputs)
-        if format is Format.TRITON and not all(each.shape for each in tensors):
+        if not all(each.shape for each in tensors):
             raise UserError(
                 "Triton's models have rows of one axis or more; this one has single values"
             )
@@ -65,13 +50,13 @@ def export_repository(
             new = Path(temporary, "new")
             for model_name, (model, path) in models.items():
                 (new / model_name).mkdir(parents=True)
-                write(new / model_name, model_name, version, model, path)
+                _write_model(new / model_name, model_name, model, path)
             new.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
 
 
-def _write_triton(folder: Path, name: str, version: str, model: ModelFile, path: Path) -> None:
+def _write_model(folder: Path, name: str, model: ModelFile, path: Path) -> None:
     batch = model.signature.batch
 
     def tensor(each: Tensor) -> str:
@@ -82,8 +67,8 @@ def _write_triton(folder: Path, name: str, version: str, model: ModelFile, path:
     def all_of(tensors: Sequence[Tensor]) -> str:
         return ", ".join(map(tensor, tensors))
 
-    (folder / version).mkdir()
-    shutil.copyfile(path, folder / version / "model.onnx")
+    (folder / "1").mkdir()
+    shutil.copyfile(path, folder / "1" / "model.onnx")
     (folder / "config.pbtxt").write_text(
         f"name: {json.dumps(name)}\n"
         'backend: "onnxruntime"\n'
@@ -95,26 +80,6 @@ def _write_triton(folder: Path, name: str, version: str, model: ModelFile, path:
         # A version takes the place of another where that is asked for, and not for being newer.
         "version_policy { all { } }\n"
     )
-
-
-def _write_mlserver(folder: Path, name: str, version: str, model: ModelFile, path: Path) -> None:
-    first = model.signature.batch or -1
-
-    def tensor(each: Tensor) -> dict[str, object]:
-        return {"name": each.name, "datatype": each.datatype, "shape": [first, *_dims(each)]}
-
-    shutil.copyfile(path, folder / "model.onnx")
-    (folder / _MLSERVER_RUNTIME.name).write_bytes(_MLSERVER_RUNTIME.read_bytes())
-    settings = {
-        "name": name,
-        "implementation": f"{_MLSERVER_RUNTIME.name.removesuffix('.py')}.OnnxModel",
-        "platform": "onnxruntime_onnx",
-        "versions": [version],
-        "inputs": [tensor(each) for each in model.signature.inputs],
-        "outputs": [tensor(each) for each in model.signature.outputs],
-        "parameters": {"uri": "./model.onnx", "version": version},
-    }
-    (folder / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _dims(tensor: Tensor) -> list[int]:
