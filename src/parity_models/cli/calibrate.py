@@ -30,6 +30,15 @@ def calibrate(
             below=1,
         ),
     ] = None,
+    answer_only: Annotated[
+        str | None,
+        Option(
+            "The classes that stand-ins may answer, with commas, each calibrated by itself; "
+            "CLASS=LEVEL asks for more of one. By default those of the bundle's gates; all: every "
+            "class.",
+            metavar="CLASS[=LEVEL]",
+        ),
+    ] = None,
     allow_code: AllowCode = None,
 ) -> None:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
@@ -45,6 +54,7 @@ def calibrate(
             bundle,
             inputs,
             agreement=agreement or (),
+            answer_only=answer_only,
             allow_code=allow_code or (),
             progress=progress,
         )

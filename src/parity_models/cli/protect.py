@@ -25,6 +25,7 @@ def protect(
             "minutes",
             "extra_work",
             "agreement",
+            "answer_only",
             "ungated",
             "rate",
             "instances",

@@ -15,11 +15,12 @@ from parity_models.codes.weights import some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation.outputs import Answers, Outputs
 from parity_models.models.bundle import Accuracy
-from parity_models.models.gate import Calibration, Gate, StandIn
+from parity_models.models.gate import Calibration, Gate, StandIn, classes_of
 from parity_models.roles import BACKUPS
 from parity_models.tasks.metrics import METRICS, Agreement, agreement, score
 
 Array = NDArray[Any]
+Mask = NDArray[np.bool_]
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
@@ -85,7 +86,8 @@ class GateResult(msgspec.Struct, frozen=True):
 
     `coverage` is the share of queries that it answers; of those answers `agreement` is the share
     that agree with F, `accuracy` their score by the metric, and `deployed_accuracy` F's for the
-    same queries. The latter are None where there are too few answers.
+    same queries. The latter are None where there are too few answers. With a `class_name`, they are
+    the answers of a one-sided gate that say this class.
     """
 
     stand_in: StandIn
@@ -94,6 +96,7 @@ class GateResult(msgspec.Struct, frozen=True):
     agreement: float | None
     accuracy: float | None
     deployed_accuracy: float | None
+    class_name: str | None = None
 
 
 def measure_gates(
@@ -113,20 +116,28 @@ def measure_gates(
         found = answers[stand_in]
         predictions, right = outputs.predictions[found.rows], labels[found.rows]
         agreed = Agreement(gates.kind, gates.tolerance)(found.outputs, predictions)
-        for level in (None, *gates.levels):
-            given = np.ones(len(agreed), np.bool_)
-            if level is not None:
-                given = ~Gate(gates.confidence, level).refused(found.outputs)
-            results.append(
-                GateResult(
-                    stand_in,
-                    None if level is None else level.level,
-                    float(given.mean()),
-                    float(agreed[given].mean()) if given.any() else None,
-                    _score(metric, found.outputs[given], right[given]),
-                    _score(metric, predictions[given], right[given]),
-                )
+        names = {each.number: each.name for each in gates.answer_only}
+        said = classes_of(found.outputs)
+        cases: list[tuple[float | None, Mask, str | None]] = [(None, np.ones_like(agreed), None)]
+        for level in gates.levels:
+            given = ~Gate(gates.confidence, level).refused(found.outputs)
+            cases.append((level.level, given, None))
+            cases += [
+                (each.level, given & (said == each.number), names[each.number])
+                for each in level.classes
+            ]
+        results += [
+            GateResult(
+                stand_in,
+                promised,
+                float(given.mean()),
+                float(agreed[given].mean()) if given.any() else None,
+                _score(metric, found.outputs[given], right[given]),
+                _score(metric, predictions[given], right[given]),
+                name,
             )
+            for promised, given, name in cases
+        ]
     return tuple(results)
 
 

@@ -11,11 +11,12 @@ output may answer passes its share on to the next one (Bretz et al., Statistics 
 The thresholds are quantiles of the confidence in queries that they are not tested on.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from itertools import count
 from math import ceil, log, sqrt
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,9 +25,14 @@ from parity_models.evaluation.outputs import Outputs
 from parity_models.models.gate import (
     EVERYTHING,
     LEAST_LEVEL,
+    NOTHING,
+    AnsweredClass,
+    Array,
     Calibration,
+    ClassLevel,
     GateLevel,
     StandIn,
+    classes_of,
     confidences,
     suited,
 )
@@ -60,6 +66,7 @@ def calibrate_gates(
     *,
     metric: str = "top-1",
     named: Iterable[float] = (),
+    answer_only: Sequence[AnsweredClass] = (),
     risk: float = RISK,
 ) -> dict[StandIn, Calibration]:
     """Return the gate of every stand-in of a bundle, by n held-out queries.
@@ -67,20 +74,104 @@ def calibrate_gates(
     The queries must be like those that will be served, and neither model nor stand-in may have been
     fitted to them; labels are not needed. What agrees follows from `metric`. Levels are the usual
     ones and those that the user `named`; ones that cannot be reached, or shown to be with so few
-    queries, are left out. Raises UserError for levels out of range.
+    queries, are left out. With classes to `answer_only`, gates are one-sided. Raises UserError for
+    levels out of range, and for classes where predictions are none.
     """
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
+    if answer_only and agreement.kind != "classes":
+        raise UserError(f"{metric} judges no classes, so there are none to answer only")
     gates: dict[StandIn, Calibration] = {}
     for stand_in, found in outputs.answers(independent=True).items():
         confidence = suited(agreement.kind, found.outputs)
         sure = confidences(confidence, found.outputs)
         agreed = agreement(found.outputs, outputs.predictions[found.rows])
-        reached = reached_levels(sure, agreed, named=wanted, seed=outputs.seed, risk=risk)
+        if answer_only:
+            said = classes_of(found.outputs)
+            reached = reached_by_class(
+                sure, agreed, said, answer_only, named=wanted, seed=outputs.seed, risk=risk
+            )
+        else:
+            reached = reached_levels(sure, agreed, named=wanted, seed=outputs.seed, risk=risk)
         gates[stand_in] = Calibration(
-            agreement.kind, agreement.tolerance, confidence, len(sure), risk, tuple(reached)
+            agreement.kind,
+            agreement.tolerance,
+            confidence,
+            len(sure),
+            risk,
+            tuple(reached),
+            tuple(answer_only),
         )
     return gates
+
+
+def reached_by_class(
+    confidence: Floats,
+    agreed: Mask,
+    said: NDArray[np.int64],
+    answer_only: Sequence[AnsweredClass],
+    *,
+    named: Collection[float] = (),
+    seed: int = 0,
+    risk: float = RISK,
+) -> list[GateLevel]:
+    """Return the one-sided gates of the levels that some class was shown to keep, ascending.
+
+    `said` (n,) are the classes of the answers. Each class is calibrated by the answers that say it,
+    at its share of the `risk` (Bonferroni), and gets at each level its lowest that is as high, and
+    as high as its own. A class without one is not answered.
+    """
+    shown: dict[int, list[GateLevel]] = {}
+    for each in answer_only:
+        wanted = {max(level, each.level) for level in named or (each.level,)} - {0.0}
+        mine, share = said == each.number, risk / len(answer_only)
+        shown[each.number] = reached_levels(
+            confidence[mine], agreed[mine], named=wanted, seed=seed, risk=share
+        )
+    gates = []
+    for level in sorted({*LEVELS, *named}):
+        classes = []
+        for each in answer_only:
+            least, mine = max(level, each.level), said == each.number
+            gate = next((one for one in shown[each.number] if one.level >= least), None)
+            if gate is not None:
+                found, part = msgspec.structs.asdict(gate), float(mine.mean())
+                found["coverage"] *= part
+                del found["classes"]
+                classes.append(ClassLevel(**found, number=each.number))
+        covered = sum(each.coverage for each in classes)
+        if covered:
+            right = sum(each.coverage * each.agreement for each in classes) / covered
+            gates.append(GateLevel(level, NOTHING, covered, min(1.0, right), tuple(classes)))
+    return gates
+
+
+def estimate_coverage(
+    outputs: Array,
+    predictions: Array,
+    metric: str,
+    level: float,
+    answer_only: Sequence[AnsweredClass] = (),
+) -> float:
+    """Estimate the share of queries that a stand-in with these `outputs` (n, *output_shape) may
+    answer if `level` of its answers must agree with F's `predictions`.
+
+    It is the largest share of the most confident answers that reaches the level, in each class by
+    itself where gates are one-sided. This is an estimate; only calibration guarantees the level.
+    For outputs without a confidence, it is the share of answers that agree.
+    """
+    agreement = agreement_for(metric, predictions)
+    agreed, confidence = agreement(outputs, predictions), suited(agreement.kind, outputs)
+    if confidence == "none":
+        return float(agreed.mean())
+    sure, said = confidences(confidence, outputs), classes_of(outputs)
+    sides = [(said == each.number, max(level, each.level)) for each in answer_only]
+    covered = 0
+    for mine, least in sides or [(np.ones(len(said), np.bool_), level)]:
+        order = np.argsort(-sure[mine], kind="stable")
+        right = np.cumsum(agreed[mine][order]) / np.arange(1, len(order) + 1)
+        covered += max((np.flatnonzero(right >= least) + 1).tolist(), default=0)
+    return covered / len(outputs)
 
 
 def reached_levels(

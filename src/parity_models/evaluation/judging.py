@@ -27,7 +27,8 @@ from parity_models.models.bundle import (
     open_bundle,
     with_measured,
 )
-from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.gate import AnsweredClass, Calibration, StandIn, read_classes
+from parity_models.models.onnx_model import class_names
 from parity_models.models.queries import as_batch, check_queries, read_batch, rows_in
 from parity_models.models.signature import Batch
 from parity_models.printed import Printed
@@ -137,6 +138,7 @@ def calibrate(
     *,
     metric: str | None = None,
     agreement: Collection[float] = (),
+    answer_only: str | None = None,
     seed: int = 0,
     allow_code: Collection[str] = (),
     progress: Progress | None = None,
@@ -154,6 +156,8 @@ def calibrate(
         metric: The measure by which outputs agree; by default the one that stand-ins were trained
             for.
         agreement: Levels in addition to the usual ones.
+        answer_only: The classes that stand-ins may answer, CLASS or CLASS=LEVEL, with commas; each
+            is calibrated by itself. By default those of the bundle's gates; "all" lifts these.
         seed: Draws the coding groups.
         allow_code: Encoders and decoders of one's own that the bundle may name.
         progress: Called with the rows that were just run, and how many there are in all.
@@ -163,8 +167,8 @@ def calibrate(
 
     Raises:
         DataError: For queries that do not fit the bundle.
-        UserError: For a bundle without stand-ins, and if a stand-in would lose its gate; the bundle
-            stays as it is then.
+        UserError: For a bundle without stand-ins, for classes that the model does not have, and if
+            a stand-in would lose its gate; the bundle stays as it is then.
         BundleError: If the bundle was replaced meanwhile or cannot be written.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, allow_code)
@@ -176,7 +180,9 @@ def calibrate(
         )
     queries = load_queries(inputs, opened)
     outputs = Outputs(opened, queries, seed=seed, progress=progress)
-    found = calibrate_gates(outputs, metric=metric_for(opened, metric), named=agreement)
+    only = answered_classes(opened, answer_only)
+    metric = metric_for(opened, metric)
+    found = calibrate_gates(outputs, metric=metric, named=agreement, answer_only=only)
     for stand_in, gate in manifest.calibration.items():
         now = found.get(stand_in)
         if gate.levels and now is not None and not now.levels:
@@ -186,6 +192,22 @@ def calibrate(
                 "held-out queries; if these are some hundred, train the stand-in again"
             )
     return with_measured(opened, calibration=found)
+
+
+def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredClass, ...]:
+    """Return the classes that the user names, see `read_classes`; by default those of the gates
+    that the bundle has.
+
+    Raises UserError for classes that the model does not have.
+    """
+    if answer_only is not None:
+        shape = judged_shape(bundle)
+        if len(shape) != 1:
+            raise UserError(f"predictions of shape {list(shape)} are no scores of classes")
+        names = class_names(bundle.content(bundle.manifest.deployed), shape[0])
+        return read_classes(answer_only, names, shape[0])
+    known = (each.answer_only for each in bundle.manifest.calibration.values() if each.answer_only)
+    return next(known, ())
 
 
 # Queries and metrics
@@ -284,8 +306,9 @@ def gate_table(results: Sequence[GateResult], metric: str) -> Table:
     before = None
     for each in results:
         shares = (each.coverage, each.agreement, each.accuracy, each.deployed_accuracy)
+        name = "" if each.class_name is None else f"  {each.class_name}"
         table.add_row(
-            "" if each.stand_in == before else each.stand_in,
+            name if each.stand_in == before else each.stand_in,
             "no gate" if each.level is None else f"{100 * each.level:g}",
             *("" if share is None else f"{100 * share:.2f}" for share in shares),
         )

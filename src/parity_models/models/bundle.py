@@ -824,6 +824,11 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
                 f"the gate of the {stand_in} is one of boxes, predictions of shape {list(BOX)}, "
                 f"where the deployed model's are {output}"
             )
+        may = {each.number for each in calibration.answer_only}
+        for level in calibration.levels:
+            answered = {each.number for each in level.classes}
+            if not answered <= may or bool(answered) != bool(may):
+                raise BundleError(f"has a gate of the {stand_in} for classes it may not answer")
 
 
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:

@@ -6,12 +6,14 @@ queries (`evaluation.calibration`), for each of some levels of agreement.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.errors import UserError
 from parity_models.printed import Printed
 from parity_models.roles import Backup
 
@@ -33,8 +35,11 @@ or of its largest probability; or none, where nothing in an output predicts agre
 CERTAIN = 1e-30
 """The least probability of all other classes: log-odds are finite."""
 
-EVERYTHING = -1e9
-"""A threshold that every confidence is above, as JSON knows no infinity."""
+EVERYTHING, NOTHING = -1e9, 1e9
+"""Thresholds that every confidence is above, and below, as JSON knows no infinity."""
+
+ANY_CLASS = "all"
+"""Lifts a restriction to some classes."""
 
 LEAST_LEVEL = 0.01
 """The lowest level of agreement."""
@@ -42,25 +47,48 @@ LEAST_LEVEL = 0.01
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
-class GateLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Outputs with a confidence of at least `threshold` agree with F in a share `level` of cases.
+class AnsweredClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A class that a stand-in may answer, at a `level` of agreement of its own or above.
 
-    `coverage` is the share of calibration queries that have such an output, `agreement` the share
-    of those that agreed.
+    `number` is its place among a model's scores. `level` 0: the one that is chosen for all classes.
     """
 
+    number: Annotated[int, msgspec.Meta(ge=0)]
+    name: str
+    level: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+
+
+class _Reached(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     level: Annotated[float, msgspec.Meta(ge=LEAST_LEVEL, lt=1.0)]
     threshold: float
     coverage: Share
     agreement: Share
 
 
-class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ClassLevel(_Reached, frozen=True, kw_only=True):
+    """The gate of outputs whose largest score is that of the class `number`."""
+
+    number: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class GateLevel(_Reached, frozen=True):
+    """Outputs with a confidence of at least `threshold` agree with F in a share `level` of cases.
+
+    `coverage` is the share of calibration queries that have such an output, `agreement` the share
+    of those that agreed. With `classes`, the gate is one-sided: outputs of these classes alone may
+    answer, each class from its own threshold on, and `threshold` is above every confidence.
+    """
+
+    classes: tuple[ClassLevel, ...] = ()
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The gate of one stand-in, with the levels that it can reach, ascending.
 
     `kind` and `tolerance` define agreement (`tasks.agreeing.Agreement`); `confidence` is compared
     with thresholds. They were tested on `queries` queries, with a probability of at most
-    `risk` that the true agreement at any of the levels is below it.
+    `risk` that the true agreement at any of the levels is below it. If there are classes in
+    `answer_only`, no other class is answered at any level.
     """
 
     kind: PredictionKind
@@ -69,6 +97,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queries: Annotated[int, msgspec.Meta(ge=0)]
     risk: Share
     levels: tuple[GateLevel, ...] = ()
+    answer_only: tuple[AnsweredClass, ...] = ()
 
     def at_most(self, level: float) -> GateLevel | None:
         """Return the highest calibrated level that is not above `level`."""
@@ -92,6 +121,7 @@ class Gates(Printed, dict[StandIn, Calibration]):
         for column in ("level", "agreement", "coverage", "queries"):
             table.add_column(column, justify="right")
         for stand_in, calibration in self.items():
+            names = {each.number: each.name for each in calibration.answer_only}
             for place, level in enumerate(calibration.levels):
                 table.add_row(
                     "" if place else stand_in,
@@ -100,10 +130,18 @@ class Gates(Printed, dict[StandIn, Calibration]):
                     f"{level.coverage:.1%}",
                     "" if place else f"{calibration.queries:,}",
                 )
+                for each in level.classes:
+                    shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
+                    table.add_row(f"  {names[each.number]}", f"{each.level:g}", *shares)
         without = [name for name, calibration in self.items() if not calibration.levels]
         notes = [
             f"{name}: no gate, as {self[name].queries} queries show no level of agreement, and a "
-            "server lets it answer every query; calibrate with more queries, or train it for longer"
+            + (
+                "server refuses to start with it"
+                if self[name].answer_only
+                else "server lets it answer every query"
+            )
+            + "; calibrate with more queries, or train it for longer"
             for name in without
         ]
         if not self:
@@ -121,7 +159,13 @@ class Gate:
     def refused(self, outputs: Array) -> NDArray[np.bool_]:
         """Return for each of `outputs` (n, *output_shape) whether it may not answer: (n,). One that
         is not finite may not."""
-        return np.logical_not(confidences(self.confidence, outputs) >= self.level.threshold)
+        sure = confidences(self.confidence, outputs)
+        if not self.level.classes:
+            return np.logical_not(sure >= self.level.threshold)
+        answered, said = np.zeros(len(outputs), np.bool_), classes_of(outputs)
+        for each in self.level.classes:
+            answered |= (said == each.number) & (sure >= each.threshold)
+        return np.logical_not(answered)
 
 
 def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
@@ -139,6 +183,44 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
         others = np.exp(ordered[:, :-1] - largest[:, np.newaxis]).sum(axis=1)
         sure: NDArray[np.float64] = -np.log(np.maximum(others, CERTAIN))
         return np.where(np.isfinite(scores).all(axis=1), sure, np.nan)
+
+
+def classes_of(outputs: Array) -> NDArray[np.int64]:
+    """Return the class that each of `outputs` (n, *output_shape) says: (n,)."""
+    said: NDArray[np.int64] = outputs.reshape(len(outputs), prod(outputs.shape[1:])).argmax(axis=1)
+    return said
+
+
+def read_classes(said: str, names: Sequence[str], count: int) -> tuple[AnsweredClass, ...]:
+    """Return the classes that `said` lists: CLASS or CLASS=LEVEL, with commas; none for "all".
+
+    `names` are those of the model's `count` classes, if it has any; each has its number, too.
+    Raises UserError for a class that does not exist, or comes twice, and a level out of range.
+    """
+    numbers = {str(number): number for number in range(count)}
+    numbers |= {name: number for number, name in enumerate(names)}
+    found: dict[int, AnsweredClass] = {}
+    if said == ANY_CLASS:
+        return ()
+    for part in said.split(","):
+        name, given, level = part.strip().partition("=")
+        if name not in numbers:
+            there = ", ".join(names) if names else f"numbered 0 to {count - 1}"
+            raise UserError(f"the model has no class {name!r} to answer; its classes are {there}")
+        try:
+            least = float(level) if given else 0.0
+        except ValueError:
+            least = 1.0
+        if given and not LEAST_LEVEL <= least < 1:
+            raise UserError(
+                f"the level of a class is {LEAST_LEVEL:g} or more and below 1, not {level!r}: "
+                f"write {name}=0.999"
+            )
+        number = numbers[name]
+        if number in found:
+            raise UserError(f"the class {name} is listed twice; list it once")
+        found[number] = AnsweredClass(number, names[number] if names else name, least)
+    return tuple(found.values())
 
 
 def suited(kind: PredictionKind, outputs: Array) -> Confidence:

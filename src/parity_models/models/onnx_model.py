@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -171,6 +172,19 @@ def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but this
         raise ModelError(_why_not_opened(error)) from error
+
+
+def class_names(content: bytes, count: int) -> tuple[str, ...]:
+    """Return the names of a model's classes: its metadata `classes`, a JSON list of `count` texts.
+
+    Without such a list, return none.
+    """
+    said = open_session(content).get_modelmeta().custom_metadata_map.get("classes", "")
+    try:
+        names = msgspec.json.decode(said, type=tuple[str, ...])
+    except msgspec.DecodeError:
+        return ()
+    return names if len(names) == len(set(names)) == count else ()
 
 
 def why_it_fails(error: Exception) -> str:

@@ -16,7 +16,7 @@ from parity_models.evaluation.accuracy import Interval, score_interval
 from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.models.bundle import Bundle, write_bundle
-from parity_models.models.gate import Calibration
+from parity_models.models.gate import AnsweredClass, Calibration
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
@@ -64,14 +64,22 @@ class Trained:
     bundle: Bundle
 
     def calibrate(
-        self, queries: NDArray[Any], metric: str, level: float, risk: float
+        self,
+        queries: NDArray[Any],
+        metric: str,
+        level: float,
+        risk: float,
+        answer_only: Sequence[AnsweredClass] = (),
     ) -> tuple["Trained", Calibration] | None:
         """Return it with the share that it may answer at the level, and its gate.
 
         None if these `queries` do not show that it reaches the level.
         """
         outputs = Outputs(self.bundle, queries)
-        for gate in calibrate_gates(outputs, metric=metric, named=[level], risk=risk).values():
+        gates = calibrate_gates(
+            outputs, metric=metric, named=[level], answer_only=answer_only, risk=risk
+        )
+        for gate in gates.values():
             if (reached := gate.at_least(level)) is not None:
                 finalist = replace(self.finalist, covered=reached.coverage)
                 return replace(self, finalist=finalist), gate
@@ -85,6 +93,7 @@ def measure(
     metric: str,
     level: float,
     folder: Path,
+    answer_only: Sequence[AnsweredClass] = (),
 ) -> tuple[float, list[Trained]]:
     """Measure trained candidates against the deployed model.
 
@@ -95,6 +104,7 @@ def measure(
         metric: Judges outputs with the deployed model's predictions as labels.
         level: The agreement that gates are to keep.
         folder: A folder for bundles that are needed meanwhile.
+        answer_only: The classes that gates are to let through; all, if there are none.
 
     Returns:
         The milliseconds of the deployed model, and each candidate's measurements.
@@ -122,7 +132,7 @@ def measure(
         )
         (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
         right = labels_from(predictions[answers.rows], metric)
-        candidate.judge(level)  # Ctrl-C may have come before this was done
+        candidate.judge(level, answer_only)  # Ctrl-C may have come before this was done
         covered = candidate.covered
         if METRICS[metric].kind != "classes":  # all or none pass the gate
             covered = float(covered >= level)

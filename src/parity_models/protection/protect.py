@@ -15,11 +15,11 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.evaluation.calibration import LEVELS, RISK, check_levels, fewest_queries
-from parity_models.evaluation.judging import GivenInputs
+from parity_models.evaluation.judging import GivenInputs, answered_classes
 from parity_models.models.bundle import Bundle
-from parity_models.models.gate import Calibration
+from parity_models.models.gate import AnsweredClass, Calibration
 from parity_models.models.queries import commonest
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
@@ -108,7 +108,14 @@ class SearchOptions(TeachingOptions, Scenario):
             unit=SHARE,
         ),
     ] = 0.99
-
+    answer_only: Annotated[
+        str | None,
+        Option(
+            "The classes that the stand-in may answer, with commas, each calibrated by itself; "
+            "CLASS=LEVEL asks for more of one.",
+            metavar="CLASS[=LEVEL]",
+        ),
+    ] = None
     pool: Annotated[
         str | None,
         Option(
@@ -128,6 +135,8 @@ class SearchOptions(TeachingOptions, Scenario):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_levels([self.agreement])
+        if self.ungated and self.answer_only is not None:
+            raise OptionError("--answer-only needs a gate; leave out --ungated")
 
 
 @dataclass(frozen=True)
@@ -308,7 +317,12 @@ def prepare(
     )
     queried = teacher.describe(queries.train)
     judging = row_seconds * len(queries.validation)
-    lesson = Lesson(teacher, model, data, queried, options.agreement, options.seed, judging)
+    only = answered_classes(teacher.bundle, options.answer_only)
+    if only and data.transform.of_classes is False:
+        raise UserError(
+            f"predictions are {data.output_kind}, so there are no classes to answer only"
+        )
+    lesson = Lesson(teacher, model, data, queried, options.agreement, options.seed, judging, only)
     determining: RunOptions = {
         "model": teacher.sha256,
         "inputs": sha256,
@@ -317,6 +331,7 @@ def prepare(
         "metric": data.metric,
         "output-kind": data.output_kind,
         "agreement": options.agreement,
+        "answer-only": ",".join(f"{each.number}={each.level}" for each in only),
         "seed": options.seed,
     }
     return Prepared(lesson, queries, determining, row_seconds)
@@ -373,14 +388,17 @@ def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions)
     deployed, metric, level = lesson.teacher.bundle, lesson.data.metric, options.agreement
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
     with TemporaryDirectory() as folder:
-        base, trained = measure(found.finalists, deployed, queries, metric, level, Path(folder))
+        only = lesson.answer_only
+        base, trained = measure(
+            found.finalists, deployed, queries, metric, level, Path(folder), only
+        )
         able = [each for each in trained if each.finalist.covered > 0]
         if options.ungated:
             best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
             able = [replace(best, finalist=replace(best.finalist, covered=1.0))]
         simulations = Simulations(options, base, options.extra_work, count)
         plans = [(each, simulations.with_stand_in(each.finalist)) for each in able]
-        chosen, gate = _choose(trained, plans, queries, metric, options)
+        chosen, gate = _choose(trained, plans, queries, metric, options, only)
         bundle = write_protected(prepared, chosen, gate, out)
     plan = simulations.with_stand_in(chosen.finalist)
     others = [plan for each, plan in plans if each.candidate is not chosen.candidate]
@@ -410,6 +428,7 @@ def _choose(
     queries: Queries,
     metric: str,
     options: SearchOptions,
+    answer_only: Sequence[AnsweredClass],
 ) -> tuple[Trained, Calibration | None]:
     """Return the best finalist, with the share that its gate covers, and the gate.
 
@@ -424,7 +443,7 @@ def _choose(
             return chosen, None
         assert queries.calibration is not None
         found = chosen.calibrate(
-            queries.calibration, metric, options.agreement, FIRST_CHOICE * risk
+            queries.calibration, metric, options.agreement, FIRST_CHOICE * risk, answer_only
         )
         if found is not None:
             return found

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from parity_models.codes import Code, CoderKind, CodeSpec, NamedShape
 from parity_models.errors import CodeError, TrainingError
+from parity_models.evaluation.calibration import estimate_coverage
 from parity_models.models.bundle import PROBABILITIES, NewModel, Training, parity_inputs
 from parity_models.models.export import export, floats
-from parity_models.models.gate import Calibration, confidences, suited
+from parity_models.models.gate import AnsweredClass, Calibration
 from parity_models.models.networks.network import NamedModule, Slot, Slotwise
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
-from parity_models.tasks.metrics import agreement_for
 from parity_models.training.device import computing, place
 from parity_models.training.distillation import (
     PLAINLY,
@@ -253,27 +253,15 @@ class Candidate:
         self.trained = True
         return fitted
 
-    def judge(self, level: float) -> None:
-        """Estimate the share of queries that it may answer if `level` of the answers must agree.
-
-        It is the largest share of the most confident answers to held-out queries that reaches the
-        level. This is an estimate; only the calibration of the gate guarantees the level. For
-        outputs without a confidence, it is the share of answers that agree.
-        """
+    def judge(self, level: float, answer_only: Sequence[AnsweredClass] = ()) -> None:
+        """Estimate the share of queries that it may answer if `level` of the answers must agree, by
+        the queries held out; see `estimate_coverage`."""
         began = time.monotonic()
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
         predictions = self.data.held_out.predictions.cpu().numpy()[rows]
         self.judging = time.monotonic() - began
-        agreed = agreement_for(self.data.metric, predictions)
-        same = agreed(given, predictions)
-        confidence = suited(agreed.kind, given)
-        if confidence == "none":
-            self.covered = float(same.mean())
-            return
-        order = np.argsort(-confidences(confidence, given), kind="stable")
-        right = np.cumsum(same[order]) / np.arange(1, len(order) + 1)
-        enough = np.flatnonzero(right >= level)
-        self.covered = float((enough[-1] + 1) / len(order)) if len(enough) else 0.0
+        metric = self.data.metric
+        self.covered = estimate_coverage(given, predictions, metric, level, answer_only)
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError, TrainingError
 from parity_models.models.export import export
+from parity_models.models.gate import AnsweredClass
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import NamedModule, Scalable
@@ -337,7 +338,8 @@ class Lesson:
     """All that the candidates of a search have in common.
 
     `model` is F as a module, `queried` describes its queries, `level` is the agreement that is
-    wanted, `judging` how many seconds F takes for the queries that candidates are judged by.
+    wanted, of the classes to `answer_only` if there are some, `judging` how many seconds F takes
+    for the queries that candidates are judged by.
     """
 
     teacher: Teacher
@@ -347,6 +349,7 @@ class Lesson:
     level: float
     seed: int
     judging: float = 0.0
+    answer_only: tuple[AnsweredClass, ...] = ()
 
     def candidate(self, proposal: Proposal) -> Candidate:
         """Build the networks of a proposal."""
@@ -524,7 +527,7 @@ class Search:
             on_progress=report,
         )
         if first or fitted.best_epoch:
-            candidate.judge(lesson.level)
+            candidate.judge(lesson.level, lesson.answer_only)
         self._interrupted = fitted.interrupted
         if fitted.interrupted:
             return

@@ -20,6 +20,7 @@ from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.judging import (
     Evaluation,
     GivenInputs,
+    answered_classes,
     inference_table,
     judge,
     slowdown,
@@ -373,7 +374,9 @@ def write_stand_ins(
     with TemporaryDirectory() as folder:
         draft, found = write_bundle(Path(folder, "draft"), **contents), queries.calibration
         if not calibrated and found is not None and len(found):
-            gates = calibrate_gates(Outputs(draft, found, progress=on_measured), metric=metric)
+            measured = Outputs(draft, found, progress=on_measured)
+            only = answered_classes(deployed, None)
+            gates = calibrate_gates(measured, metric=metric, answer_only=only)
         if queries.test is not None:
             outputs = Outputs(draft, queries.test, progress=on_measured)
             evaluation = judge(outputs, queries.test_labels, metric, gates)

@@ -40,10 +40,13 @@ def choose_gates(
             highest calibrated level up to AGREEMENT.
 
     Raises:
-        UserError: A stand-in is not calibrated for the agreement.
+        UserError: A stand-in is not calibrated for the agreement, or one that may answer some
+            classes alone would answer without a gate.
 
     """
     used = _used(roles)
+    for stand_in in used:
+        _check_gated(bundle, stand_in, agreement)
     if agreement == 0:
         return {}
     if agreement is not None and not used:
@@ -88,6 +91,20 @@ def _used(roles: Collection[str]) -> list[StandIn]:
     if any(source_of(role) is Source.RECONSTRUCTION for role in roles):
         found.append("reconstruction")
     return found + [role for role in BACKUPS if role in roles]
+
+
+def _check_gated(bundle: Bundle, stand_in: StandIn, agreement: float | None) -> None:
+    """Raise UserError if a stand-in with a one-sided gate would answer without it."""
+    calibration = bundle.manifest.calibration.get(stand_in)
+    if calibration is None or not calibration.answer_only:
+        return
+    if agreement == 0 or (agreement is None and calibration.at_most(AGREEMENT) is None):
+        classes = ", ".join(each.name for each in calibration.answer_only)
+        raise UserError(
+            f"the {stand_in} of {bundle.path} may answer {classes} only, and without a gate it "
+            "would answer every class; calibrate it with more queries: parm calibrate "
+            f"{bundle.path}, or let it answer every class: --answer-only all"
+        )
 
 
 def _reaching(
