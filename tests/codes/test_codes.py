@@ -198,7 +198,6 @@ def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
         (CodeSpec("concatenation", "separate", 4), (1, 1, 1), "cannot hold"),
         (CodeSpec("stack", "separate", 2, 1, {"axis": 3}), (4,), "no axis 3"),
         (CodeSpec("stack", "separate", 2), (), "no axis 0"),
-        (CodeSpec("convolution", "separate", 2), (8,), "needs images"),
         (
             CodeSpec("sum", "subtraction", 2, 1, {"axis": 0}),
             (4,),

@@ -70,7 +70,6 @@ def test_a_sum_adds_floating_point_inputs_and_refuses_ids() -> None:
         ("stack", {}, "of input 'ids': the stack encoder joins queries along an axis of no fixed"),
         ("stack", {"new_axis": True, "axis": 3}, "have no axis 3"),
         ("concatenation", {}, "concatenation needs images"),
-        ("mlp", {}, "the mlp encoder is learned for one input of fixed shape"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_the_input_s_name(

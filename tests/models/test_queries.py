@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from PIL import Image
 
 from parity_models.errors import DataError
 from parity_models.models.queries import (
@@ -151,7 +150,7 @@ def saved(folder: Path, array: NDArray[Any], name: str = "inputs.npy") -> Path:
     return folder / name
 
 
-# Files of arrays and folders of images
+# Files
 
 
 def test_other_floats_become_float32_and_bytes_become_shares(tmp_path: Path) -> None:
@@ -180,37 +179,6 @@ def test_an_archive_holds_one_array_or_one_that_is_called_inputs(tmp_path: Path)
         load_inputs(path, SHAPE)
 
 
-def test_a_folder_is_read_in_the_order_of_names_whatever_it_holds(tmp_path: Path) -> None:
-    saved(tmp_path, QUERIES, "a.npy")
-    saved(tmp_path, QUERIES[0], "c.npy")
-    (tmp_path / "b").mkdir()
-    Image.fromarray(PIXELS[0].transpose(1, 2, 0)).save(tmp_path / "b" / "one.png")
-    (tmp_path / "README").write_text("not a query")
-    read = load_inputs(tmp_path, SHAPE)
-    np.testing.assert_array_equal(
-        read, np.concatenate([QUERIES, PIXELS[:1] / np.float32(255), QUERIES[:1]])
-    )
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_images_get_the_channels_that_the_model_takes(
-    tmp_path: Path, channels: int, mode: str
-) -> None:
-    image = Image.fromarray(PIXELS[0].transpose(1, 2, 0))
-    image.save(tmp_path / "image.png")
-    expected = np.asarray(image.convert(mode)).reshape(4, 5, channels).transpose(2, 0, 1)
-    read = load_inputs(tmp_path, (channels, 4, 5))
-    np.testing.assert_array_equal(read[0], expected / np.float32(255))
-    with pytest.raises(DataError, match="is an image, but the model takes queries of shape"):
-        load_inputs(tmp_path, (2, 4, 5))
-
-
-def png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height)).save(file, "png")
-    return file.getvalue()
-
-
 def written(folder: Path, name: str, content: bytes) -> Path:
     (folder / name).write_bytes(content)
     return folder / name
@@ -225,11 +193,16 @@ def claiming(shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-PNG = png(6, 4)
+def holed(folder: Path) -> Path:
+    """A file too large for memory, without content, which takes no place on disk."""
+    open_memmap(folder / "b.npy", "w+", QUERIES.dtype, (LARGEST // QUERIES[0].nbytes, *SHAPE))
+    return folder / "b.npy"
+
+
 REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: folder / "absent.npy", "there is no .*absent.npy"),
     (lambda folder: written(folder, "x.csv", b"1,2"), "not an .npy or .npz file"),
-    (lambda folder: folder, "holds no .npy files and no images"),
+    (lambda folder: folder, "not an .npy or .npz file"),
     (lambda folder: written(folder, "x.npy", b"noise" * 99), "damaged or not an .npy file"),
     (lambda folder: written(folder, "x.npy", claiming((2**40, 3, 4, 5))), "damaged or not an .npy"),
     (lambda folder: saved(folder, np.array([{}, []], object)), "damaged or not an .npy file"),
@@ -240,9 +213,7 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
         "NaN or infinite values, first in row 3",
     ),
     (lambda folder: saved(folder, np.full((2, *SHAPE), 1e300)), "first in row 0"),
-    (lambda folder: saved(folder, QUERIES[:, :2]).parent, r"queries of shape \(3, 4, 5\)"),
-    (lambda folder: written(folder, "x.png", PNG).parent, "has 6x4 pixels, .* 5x4; resize it"),
-    (lambda folder: written(folder, "x.png", PNG[:40]).parent, "damaged or not an image"),
+    (lambda folder: holed(folder), f"{LARGEST} are read at most"),
 ]
 
 
@@ -252,17 +223,6 @@ def test_inputs_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=reason):
         load_inputs(make(tmp_path), SHAPE)
-
-
-def test_a_folder_that_is_too_large_is_refused_before_memory_is_taken_for_it(
-    tmp_path: Path,
-) -> None:
-    saved(tmp_path, QUERIES, "a.npy")
-    rows = LARGEST // QUERIES[0].nbytes
-    hole = open_memmap(tmp_path / "b.npy", "w+", QUERIES.dtype, (rows, *SHAPE))
-    del hole  # a file without content, which takes no place on disk
-    with pytest.raises(DataError, match=f"{tmp_path} holds .* {LARGEST} are read at most"):
-        load_inputs(tmp_path, SHAPE)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)

@@ -16,7 +16,7 @@ def calibrate(
         Path,
         Option(
             "Held-out queries like those that will be served, without labels: an .npy or .npz "
-            "file, or a folder of .npy files and images.",
+            "file.",
             metavar="FILE",
         ),
     ],

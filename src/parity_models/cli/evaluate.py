@@ -16,9 +16,7 @@ def evaluate(
     *,
     inputs: Annotated[
         Path,
-        Option(
-            "Queries: an .npy or .npz file, or a folder of .npy files and images.", metavar="FILE"
-        ),
+        Option("Queries: an .npy or .npz file.", metavar="FILE"),
     ],
     labels: Annotated[
         Path | None,

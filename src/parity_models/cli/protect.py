@@ -20,7 +20,6 @@ def protect(
         SearchOptions,
         Only(
             "output",
-            "pool",
             "metric",
             "minutes",
             "extra_work",

@@ -14,10 +14,6 @@ Model = Annotated[
 ]
 Inputs = Annotated[
     Path,
-    Option(
-        "Queries to learn from, without labels: an .npy or .npz file, or a folder of .npy files "
-        "and images.",
-        metavar="FILE",
-    ),
+    Option("Queries to learn from, without labels: an .npy or .npz file.", metavar="FILE"),
 ]
 Training = Annotated[TrainingOptions, Only("output", "metric", "epochs", "seconds", "resume")]

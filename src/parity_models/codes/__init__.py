@@ -5,21 +5,11 @@ tensors (training): it uses the namespace of the arrays it is given and imports 
 """
 
 from parity_models.codes.code import Code, CodeSpec, NamedShape
-from parity_models.codes.coder import NO_NETWORKS, CoderKind, Networks
-from parity_models.codes.decoders import (
-    DECODERS,
-    Decoder,
-    MLPDecoder,
-    SeparateDecoder,
-    SubtractionDecoder,
-)
+from parity_models.codes.decoders import DECODERS, Decoder, SeparateDecoder, SubtractionDecoder
 from parity_models.codes.encoders import (
     ENCODERS,
     ConcatenationEncoder,
-    ConvolutionalEncoder,
     Encoder,
-    LearnedEncoder,
-    MLPEncoder,
     StackEncoder,
     SumEncoder,
 )
@@ -27,19 +17,12 @@ from parity_models.codes.encoders import (
 __all__ = [
     "DECODERS",
     "ENCODERS",
-    "NO_NETWORKS",
     "Code",
     "CodeSpec",
-    "CoderKind",
     "ConcatenationEncoder",
-    "ConvolutionalEncoder",
     "Decoder",
     "Encoder",
-    "LearnedEncoder",
-    "MLPDecoder",
-    "MLPEncoder",
     "NamedShape",
-    "Networks",
     "SeparateDecoder",
     "StackEncoder",
     "SubtractionDecoder",

@@ -1,6 +1,6 @@
 """A code: an encoder and a decoder that make sense together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes.coder import NO_NETWORKS, Array, CoderKind, Network, Networks, Shape
+from parity_models.codes.coder import Array, Shape
 from parity_models.codes.decoders import DECODERS, Decoder
 from parity_models.codes.encoders import ENCODERS, Encoder
 from parity_models.errors import CodeError, UserError
@@ -61,7 +61,6 @@ class Code:
         query_shapes: the shape of each input by name, with names for dynamic axes; or the shape of
             the only input, which is called "input". Shapes are without batch axes.
         output_shape: the shape of a prediction.
-        networks: those of learned coders, which compute nothing without them.
         probabilities: predictions are probabilities, along the last axis. So reconstructions by
             decoders that compute with sums of them are the nearest probabilities.
 
@@ -77,20 +76,20 @@ class Code:
         spec: CodeSpec,
         query_shapes: Mapping[str, NamedShape] | Shape,
         output_shape: Shape,
-        networks: Networks = NO_NETWORKS,
         *,
         probabilities: bool = False,
     ) -> None:
-        self._kind, decoder = check_spec(spec)
-        self._options, of_decoder = _options(spec)
-        self._network = networks.encoder
+        kind, decoder = check_spec(spec)
+        options, of_decoder = _options(spec)
         self.spec = spec
         self.k = spec.k
         self.r = spec.r
         if not isinstance(query_shapes, Mapping):
             query_shapes = {"input": query_shapes}
         self.query_shapes = {name: tuple(shape) for name, shape in query_shapes.items()}
-        self._encoder_for = lru_cache(REMEMBERED)(self._new_encoder)
+        self._encoder_for: Callable[[Shape], Encoder] = lru_cache(REMEMBERED)(
+            lambda shape: _build(kind, spec, shape, options)
+        )
         self.parity_shapes = {name: self._parity_shape(name) for name in self.query_shapes}
         shapes = self.query_shapes.values()
         encoders = [self._encoder_for(_at(each, dict.fromkeys(each, UNLIKE))) for each in shapes]
@@ -99,17 +98,7 @@ class Code:
         self.stacked_axis = axes.pop() if len(axes) == 1 else None
         """The axis of parity queries along which queries lie one after another, of all inputs."""
         self._to_simplex = probabilities and decoder.sums
-        self.decoder = _build(decoder, spec, output_shape, of_decoder, networks.decoder)
-
-    @property
-    def network_shapes(self) -> dict[CoderKind, tuple[Shape, Shape]]:
-        """The shapes that the networks of learned coders take and give, without the batch axis."""
-        found: dict[CoderKind, tuple[Shape, Shape]] = {}
-        if self.encoder.network_shapes is not None:
-            found["encoder"] = self.encoder.network_shapes
-        if self.decoder.network_shapes is not None:
-            found["decoder"] = self.decoder.network_shapes
-        return found
+        self.decoder = _build(decoder, spec, output_shape, of_decoder)
 
     @property
     def isolated(self) -> bool:
@@ -205,18 +194,6 @@ class Code:
             )
         return shape
 
-    def _new_encoder(self, shape: Shape) -> Encoder:
-        encoder = _build(self._kind, self.spec, shape, self._options, self._network)
-        fixed = (each for shape in self.query_shapes.values() for each in shape)
-        if encoder.network_shapes is not None and (
-            len(self.query_shapes) > 1 or any(isinstance(each, str) for each in fixed)
-        ):
-            raise CodeError(
-                f"the {self._kind.name} encoder is learned for one input of fixed shape; use the "
-                "stack encoder"
-            )
-        return encoder
-
     def _parity_shape(self, name: str) -> NamedShape:
         """Return the shape of this input of a parity query, dynamic where the queries' is.
 
@@ -241,7 +218,7 @@ class Code:
             if all(a == b or (a, b) in same for a, b in both):
                 return tuple(same.get((a, b), a) for a, b in both)
         raise CodeError(
-            f"of input {name!r}: the {self._kind.name} encoder joins queries along an axis of no "
+            f"of input {name!r}: the {self.spec.encoder} encoder joins queries along an axis of no "
             "fixed size; join them along a new one"
         )
 
@@ -291,9 +268,9 @@ def _options(spec: CodeSpec) -> tuple[Any, Any]:
         raise CodeError(str(error)) from error
 
 
-def _build(kind: type[C], spec: CodeSpec, shape: Shape, options: Any, network: Network | None) -> C:
+def _build(kind: type[C], spec: CodeSpec, shape: Shape, options: Any) -> C:
     try:
-        return kind(spec.k, spec.r, tuple(shape), options, network)
+        return kind(spec.k, spec.r, tuple(shape), options)
     except TypeError as error:  # the user's class lacks a method, or takes other arguments
         name = spec.encoder if issubclass(kind, Encoder) else spec.decoder
         raise CodeError(f"{name} cannot be built: {error}") from error

@@ -16,15 +16,7 @@ import numpy as np
 from array_api_compat import device
 from numpy.typing import NDArray
 
-from parity_models.codes.coder import (
-    Array,
-    Coder,
-    Network,
-    Shape,
-    namespace,
-    network_class,
-    untrained,
-)
+from parity_models.codes.coder import Array, Coder, Shape, namespace
 from parity_models.codes.weights import parity_weights
 from parity_models.errors import CodeError
 from parity_models.options import Option
@@ -56,15 +48,8 @@ class Encoder(Coder):
     stacked_axis: int | None = None
     grid: tuple[int, int] = (1, 1)
 
-    def __init__(
-        self,
-        k: int,
-        r: int,
-        query_shape: Shape,
-        options: Any = None,
-        network: Network | None = None,
-    ) -> None:
-        super().__init__(k, r, options, network)
+    def __init__(self, k: int, r: int, query_shape: Shape, options: Any = None) -> None:
+        super().__init__(k, r, options)
         self.query_shape = query_shape
         self.parity_shape = self.shape()
 
@@ -312,60 +297,5 @@ def _area_cells(length: int, parts: int) -> tuple[NDArray[np.int64], NDArray[np.
     return np.minimum(cells, length - 1).astype(np.int64), weights
 
 
-class LearnedEncoder(Encoder):
-    """A network makes the parity queries, which look to parity models like queries.
-
-    It takes (n, k, *query_shape) and gives (n, r, *query_shape), and is trained together with the
-    parity models.
-    """
-
-    @property
-    def network_shapes(self) -> tuple[Shape, Shape]:
-        return (self.k, *self.query_shape), (self.r, *self.parity_shape)
-
-    def fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
-        if self.network is None:
-            raise untrained(f"{self.name} encoder")
-        batch = queries[0].shape[: queries[0].ndim - len(self.query_shape)]
-        stacked = xp.stack([xp.reshape(one, (-1, *self.query_shape)) for one in queries], axis=1)
-        parities = self.network(stacked)
-        for j in range(self.r):
-            out[j, ...] = xp.reshape(parities[:, j, ...], (*batch, *self.parity_shape))
-
-
-class MLPEncoder(LearnedEncoder):
-    """A multi-layer perceptron over the k queries, flattened: for queries of any shape."""
-
-    name = "mlp"
-
-    def new_network(self) -> Any:
-        return network_class("PerceptronEncoder")(self.k, self.r, self.query_shape)
-
-
-class ConvolutionalEncoder(LearnedEncoder):
-    """Dilated convolutions over the k images, stacked as channels: for images."""
-
-    name = "convolution"
-
-    def shape(self) -> Shape:
-        if len(self.query_shape) != 3:
-            raise CodeError(
-                "the convolution encoder needs images of shape (channels, height, width), got "
-                f"queries of shape {self.query_shape}; use the mlp, stack or sum encoder"
-            )
-        return self.query_shape
-
-    def new_network(self) -> Any:
-        return network_class("DilatedEncoder")(self.k, self.r, self.query_shape)
-
-
-ENCODERS = Registry[Encoder](
-    "encoder",
-    Encoder,
-    SumEncoder,
-    ConcatenationEncoder,
-    StackEncoder,
-    MLPEncoder,
-    ConvolutionalEncoder,
-)
+ENCODERS = Registry[Encoder]("encoder", Encoder, SumEncoder, ConcatenationEncoder, StackEncoder)
 """The encoders."""

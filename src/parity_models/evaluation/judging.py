@@ -37,7 +37,7 @@ from parity_models.tasks.labels import load_labels
 from parity_models.tasks.metrics import METRICS, Labels, choose_metric, constant_score, labels_from
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
-"""Queries: a file or a folder, an array (n, ...), or an array for each input by name."""
+"""Queries: a file, an array (n, ...), or an array for each input by name."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def evaluate(
 
     Args:
         bundle: The bundle, or its folder.
-        inputs: Queries: a file or a folder, an array (n, *query_shape), or an array for each input
-            by name.
+        inputs: Queries: a file, an array (n, *query_shape), or an array for each input by name.
         labels: The right answers: a file or an array (n, ...). Without them accuracy is agreement
             with the deployed model.
         metric: The measure of accuracy; by default what stand-ins were trained for.
@@ -151,8 +150,8 @@ def calibrate(
 
     Args:
         bundle: The bundle, or its folder.
-        inputs: Held-out queries like those that will be served, without labels: a file or a folder,
-            or arrays. A thousand or more are needed for a level of 0.99.
+        inputs: Held-out queries like those that will be served, without labels: a file or arrays. A
+            thousand or more are needed for a level of 0.99.
         metric: The measure by which outputs agree; by default the one that stand-ins were trained
             for.
         agreement: Levels in addition to the usual ones.
@@ -214,7 +213,7 @@ def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredC
 
 
 def load_queries(inputs: GivenInputs, bundle: Bundle, least: int = 1) -> Batch:
-    """Return the queries in a file or folder, or in arrays: `least` or more, which differ.
+    """Return the queries in a file or in arrays: `least` or more, which differ.
 
     Raises DataError for queries that are not the deployed model's.
     """

@@ -3,7 +3,6 @@
     manifest.json     the bundle's content, with a hash of each file
     deployed.onnx     the deployed model
     parity-0.onnx …   one parity model per parity query, if the bundle has a code
-    encoder.onnx      the network of a learned encoder; decoder.onnx likewise
     backup.onnx       a cheaper network for the same queries, if the bundle has one
     backup-2.onnx …   further ones, each slower and better than the one before
     envelope.msgpack  the range of queries that stand-ins learned from
@@ -20,7 +19,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,7 +30,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes import NO_NETWORKS, Code, CoderKind, CodeSpec, Networks
+from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, CodeError, ModelError
 from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
 from parity_models.models.gate import Calibration, Gates, StandIn
@@ -181,9 +180,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backups, cheaper networks for the same queries, the fastest first.
 
     `name` is the name under which the model is served. `imitated` is the output of the deployed
-    model that stand-ins give; None: its only one. `coders` are the networks of a learned encoder
-    and decoder. `envelope` is there if a stand-in was trained here. `calibration` holds the gates
-    of stand-ins, if they were measured. `versions` names the software that made the bundle.
+    model that stand-ins give; None: its only one. `envelope` is there if a stand-in was trained
+    here. `calibration` holds the gates of stand-ins, if they were measured. `versions` names the
+    software that made the bundle.
     """
 
     format: Literal["parity-models-bundle"] = FORMAT
@@ -194,7 +193,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     imitated: str | None = None
     code: CodeSpec | None = None
     parity: tuple[ParityFile, ...] = ()
-    coders: dict[CoderKind, ModelFile] = {}
     backups: Annotated[tuple[BackupFile, ...], msgspec.Meta(max_length=len(BACKUPS))] = ()
     envelope: EnvelopeFile | None = None
     files: tuple[StoredFile, ...] = ()
@@ -214,7 +212,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def models(self) -> tuple[ModelFile, ...]:
         """All ONNX files."""
-        return (self.deployed, *self.parity, *self.coders.values(), *self.backups)
+        return (self.deployed, *self.parity, *self.backups)
 
     @property
     def stored(self) -> dict[str, StoredFile]:
@@ -279,6 +277,11 @@ def _upgrade(content: dict[str, Any], version: int) -> None:
     In format 2 there is one backup, or none. In format 1, a model also has an `input` and an
     `output` in place of a signature.
     """
+    if content.pop("coders", None):
+        raise BundleError(
+            "has a learned encoder or decoder, which this version does not run; train its parity "
+            "models again with another code: parm parity --from BUNDLE"
+        )
     if version not in (1, 2):
         return
     content["format_version"] = FORMAT_VERSION
@@ -293,10 +296,8 @@ def _upgrade(content: dict[str, Any], version: int) -> None:
             part[many] = [] if value is None else [value]
     if version == 2:
         return
-    parity, coders = content.get("parity"), content.get("coders")
     models = [content.get("deployed"), *content["backups"]]
-    models += parity if isinstance(parity, list) else []
-    models += coders.values() if isinstance(coders, dict) else []
+    models += parity if isinstance(parity := content.get("parity"), list) else []
     for model in models:
         if isinstance(model, dict) and {"input", "output"} <= model.keys():
             model["signature"] = {f"{role}s": [model.pop(role)] for role in ("input", "output")}
@@ -412,16 +413,8 @@ class Bundle:
         return envelope
 
     def code(self) -> Code | None:
-        """Return the code, or None for a bundle without one.
-
-        Learned encoders and decoders compute in ONNX Runtime, on one thread. Raises BundleError if
-        their files were changed since the bundle was opened.
-        """
-        coders = {
-            name: OnnxModel(self.content(model), signature=model.signature)
-            for name, model in self.manifest.coders.items()
-        }
-        return code_of(self.manifest, self.allowed, _networks(coders))
+        """Return the code, or None for a bundle without one."""
+        return code_of(self.manifest, self.allowed)
 
 
 def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) -> Bundle:
@@ -466,7 +459,6 @@ def write_bundle(
     *,
     deployed: NewModel,
     parity: Sequence[NewModel] = (),
-    coders: Mapping[CoderKind, NewModel] | None = None,
     backups: Sequence[NewModel] = (),
     code: CodeSpec | None = None,
     imitated: str | None = None,
@@ -513,10 +505,6 @@ def write_bundle(
             new.add_model(f"{parity_role(j)}.onnx", model, ParityFile, slotwise=model.slotwise)
             for j, model in enumerate(parity)
         ),
-        coders={
-            name: new.add_model(f"{name}.onnx", model, ModelFile)
-            for name, model in (coders or {}).items()
-        },
         backups=tuple(
             new.add_model(f"{role}.onnx", model, BackupFile, slot=model.slot)
             for role, model in zip(BACKUPS, backups, strict=False)
@@ -543,8 +531,7 @@ def write_bundle(
     with _about(folder / MANIFEST):
         decode_manifest(encode_manifest(manifest))  # follows the schema
         check_fit(manifest, allowed)
-    coding = {kind: new.models[each.file] for kind, each in manifest.coders.items()}
-    built = code_of(manifest, allowed, _networks(coding))
+    built = code_of(manifest, allowed)
     queries = manifest.deployed.signature.smallest.input
     for each in manifest.parity:
         if not (each.slotwise and built is not None and built.isolated):
@@ -600,16 +587,6 @@ def _stand_ins(manifest: Manifest, models: Mapping[str, OnnxModel]) -> dict[str,
     roles = {parity_role(j): each.file for j, each in enumerate(manifest.parity)}
     roles |= {role: each.file for role, each in manifest.backup_roles.items()}
     return {role: models[file] for role, file in roles.items()}
-
-
-def _networks(coders: Mapping[CoderKind, OnnxModel]) -> Networks:
-    """Return models with one input and one output as functions of arrays."""
-
-    def function(model: OnnxModel) -> Callable[[Any], Any]:
-        (taken,), (given,) = model.signature.inputs, model.signature.outputs
-        return lambda rows: model({taken.name: rows})[given.name]
-
-    return Networks(**{name: function(model) for name, model in coders.items()})
 
 
 def _versions() -> dict[str, str]:
@@ -748,10 +725,8 @@ TRIED = 8
 """Groups that are tried of each slot, as well as those with extreme values in it."""
 
 
-def code_of(
-    manifest: Manifest, allowed: Collection[str], networks: Networks = NO_NETWORKS
-) -> Code | None:
-    """Return the code that the manifest names, with these networks.
+def code_of(manifest: Manifest, allowed: Collection[str]) -> Code | None:
+    """Return the code that the manifest names.
 
     Users' own encoders and decoders are imported only if they are `allowed`, by name. Raises
     CodeError.
@@ -773,7 +748,7 @@ def code_of(
     shapes = {each.name: each.shape for each in deployed.inputs}
     training = manifest.parity_training
     probabilities = training is not None and bool(training.recipe.get(PROBABILITIES))
-    return Code(manifest.code, shapes, output.shape, networks, probabilities=probabilities)
+    return Code(manifest.code, shapes, output.shape, probabilities=probabilities)
 
 
 def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
@@ -835,9 +810,8 @@ def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
     deployed = manifest.deployed.signature
     try:
         inputs = parity_inputs(code, deployed)
-        if "encoder" not in code.network_shapes:
-            queries = deployed.smallest.input  # no rows: only types and shapes count
-            code.encode([queries.split(queries.zeros(0))] * code.k)
+        queries = deployed.smallest.input  # no rows: only types and shapes count
+        code.encode([queries.split(queries.zeros(0))] * code.k)
     except CodeError as error:
         raise BundleError(str(error)) from error
     except ValueError as error:
@@ -847,20 +821,10 @@ def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
             f"the deployed model's output is {output.datatype}; decoders compute with predictions, "
             "which needs floating point"
         )
-    if manifest.coders.keys() != code.network_shapes.keys():
-        raise BundleError(
-            f"holds the networks {sorted(manifest.coders)} of coders, where its code ({code.spec}) "
-            f"needs {sorted(code.network_shapes)}"
-        )
     why = f"the code ({code.spec}) over the deployed model's {deployed} and {output} needs"
     parity_output = Tensor(output.name, output.datatype, code.parity_output_shape)
     for model in manifest.parity:
         _check_stand_in(deployed, model, inputs, parity_output, why)
-    for name, coder in manifest.coders.items():
-        datatype = deployed.inputs[0].datatype if name == "encoder" else output.datatype
-        taken, given = (Tensor("x", datatype, shape) for shape in code.network_shapes[name])
-        _check_tensors(coder, "input", [taken], why)
-        _check_tensors(coder, "output", [given], why)
 
 
 def _check_stand_in(

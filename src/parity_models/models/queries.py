@@ -30,10 +30,6 @@ STEP = 8
 LARGEST = 1 << 34
 """Bytes that are read from all files together."""
 
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's name for pixels of so many channels."""
-
 CHECKED = 4096
 """Rows that are checked together."""
 
@@ -252,34 +248,28 @@ def _by_bucket(batch: Batch, signature: Signature) -> Iterator[tuple[Integers, I
 
 
 def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
-    """Read the queries in a file or a folder.
+    """Read the queries in a file.
 
     An .npz file holds an array for each input, or several of which the only input is "inputs"; an
-    .npy file that of the only input. In a folder, for one floating-point input, every .npy file
-    holds a query or a batch and every image is a query, in the order of their names. Unsigned bytes
-    for floating-point inputs, as the pixels of images, become 0 to 1; other integers are refused
-    there, as the scale that the model expects is unknown.
+    .npy file that of the only input. Unsigned bytes for floating-point inputs, as the pixels of
+    images, become 0 to 1; other integers are refused there, as the scale that the model expects is
+    unknown.
 
     Raises:
-        DataError: the files cannot be read or do not fit, or `check_queries` refuses the queries.
+        DataError: the file cannot be read or does not fit, or `check_queries` refuses the queries.
 
     """
     inputs = signature.inputs
-    if path.is_dir():
-        arrays: Named = {inputs[0].name: _read_folder(path, inputs)}
-    else:
-        arrays = read_arrays(path)
-        if len(inputs) == 1:
-            names = ("inputs", inputs[0].name) if len(arrays) > 1 else tuple(arrays)
-            chosen = next((name for name in names if name in arrays), None)
-            if chosen is None:
-                raise DataError(
-                    f"{path} holds {', '.join(arrays)}; call the array to be read 'inputs'"
-                )
-            arrays = {inputs[0].name: arrays[chosen]}
-        for each in inputs:
-            if each.name in arrays and each.dtype.kind == "f":
-                arrays[each.name] = _as_floats(arrays[each.name], each.dtype, path)
+    arrays = read_arrays(path)
+    if len(inputs) == 1:
+        names = ("inputs", inputs[0].name) if len(arrays) > 1 else tuple(arrays)
+        chosen = next((name for name in names if name in arrays), None)
+        if chosen is None:
+            raise DataError(f"{path} holds {', '.join(arrays)}; call the array to be read 'inputs'")
+        arrays = {inputs[0].name: arrays[chosen]}
+    for each in inputs:
+        if each.name in arrays and each.dtype.kind == "f":
+            arrays[each.name] = _as_floats(arrays[each.name], each.dtype, path)
     batch = as_batch(arrays, signature, f"{path}")
     check_queries(batch, f"inputs in {path}", least)
     return batch
@@ -293,7 +283,7 @@ def read_arrays(path: Path, *, labels: bool = False) -> Named:
     than LARGEST.
     """
     if not path.exists():
-        raise DataError(f"there is no {path}; give an .npy file, an .npz file or a folder")
+        raise DataError(f"there is no {path}; give an .npy or an .npz file")
     if path.suffix not in (".npy", ".npz"):
         raise DataError(
             f"{path} is not an .npy or .npz file; save an array with numpy.save(file, array)"
@@ -339,62 +329,3 @@ def _as_floats(array: Array, dtype: np.dtype[Any], path: Path) -> Array:
     with np.errstate(over="ignore"):  # infinities are refused afterwards
         floats: Array = array.astype(dtype, order="C")
     return floats
-
-
-def _read_folder(folder: Path, inputs: Sequence[Tensor]) -> Array:
-    spec = inputs[0].fixed
-    if len(inputs) > 1 or spec is None or spec.dtype.kind != "f":
-        raise DataError(
-            f"{folder} is a folder; the model takes {', '.join(map(str, inputs))}: give an .npz "
-            "file with an array for each"
-        )
-    parts: list[Array] = []
-    size = 0
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in (".npy", *IMAGES) or not path.is_file():
-            continue
-        if path.suffix == ".npy":
-            part = read_arrays(path)["inputs"]  # not in memory yet
-            part = part[None] if part.shape == spec.shape else part
-            if part.ndim == 0 or part.shape[1:] != spec.shape:
-                raise DataError(
-                    f"{path} has shape {part.shape}; the model takes queries of shape {spec.shape}"
-                )
-        else:
-            part = _read_image(path, spec.shape)
-        size += part.nbytes
-        _check_size(size, folder)
-        parts.append(_as_floats(part, spec.dtype, path))
-    if not parts:
-        raise DataError(f"{folder} holds no .npy files and no images ({', '.join(IMAGES)})")
-    return np.concatenate(parts)
-
-
-def _read_image(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return one image as a query (1, *shape), channels first."""
-    from PIL import Image, UnidentifiedImageError  # here: arrays do without it
-
-    if len(shape) != 3 or shape[0] not in MODES:
-        raise DataError(
-            f"{path} is an image, but the model takes queries of shape {shape}, not of "
-            f"{', '.join(map(str, MODES))} channels, height and width; save them as .npy files"
-        )
-    channels, height, width = shape
-    try:
-        with Image.open(path) as image:
-            if image.size != (width, height):
-                raise DataError(
-                    f"{path} has {image.size[0]}x{image.size[1]} pixels, the model takes "
-                    f"{width}x{height}; resize it, for example with: "
-                    f"mogrify -resize {width}x{height}! FILES"
-                )
-            pixels = np.asarray(image.convert(MODES[channels]), np.uint8)
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        ValueError,
-        SyntaxError,
-    ) as error:
-        raise DataError(f"{path} is damaged or not an image ({error})") from error
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]

@@ -304,69 +304,6 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
             )
 
 
-# Outputs for each token
-
-
-def with_mean(
-    content: bytes, signature: Signature, output: str | None = None
-) -> tuple[bytes, Signature, str]:
-    """Give a model one more output: the mean of an output [sequence, width], scaled to length 1.
-
-    Tokens count that the input with "mask" in its name marks, or else those that are not padding.
-
-    Returns:
-        The content, the signature, and the name of the new output.
-
-    Raises:
-        ModelError: There is no such output, or no input of the same sequence.
-
-    """
-    found = [
-        (each, each.shape[0])
-        for each in signature.outputs
-        if len(each.shape) == 2
-        and (each.shape[0] in signature.axes and isinstance(each.shape[1], int))
-        and each.dtype.kind == "f"
-        and output in (None, each.name)
-    ]
-    tokens = [each for each in signature.inputs if found and each.shape == (found[0][1],)]
-    if len(found) != 1 or not tokens:
-        raise ModelError(
-            "a mean is taken of an output of shape [sequence, width], where an input has the same "
-            f"sequence; the model gives {', '.join(map(str, signature.outputs))}: name one such "
-            "output, or leave out --pool"
-        )
-    (pooled, _), width = found[0], found[0][0].shape[1]
-    mask = next((each for each in tokens if "mask" in each.name), tokens[0])
-    model, name = onnx.load_model_from_string(content), f"{pooled.name}.mean"
-    float32, (ids, counted) = onnx.TensorProto.FLOAT, (f"{name}.ids", f"{name}.counted")
-    nodes = [onnx.helper.make_node("Cast", [mask.name], [ids], to=float32)]
-    if "mask" not in mask.name:
-        padding = onnx.helper.make_tensor(f"{name}.padding", float32, [], [mask.padding])
-        model.graph.initializer.append(padding)
-        nodes += [
-            onnx.helper.make_node("Equal", [ids, padding.name], [f"{name}.padded"]),
-            onnx.helper.make_node("Not", [f"{name}.padded"], [f"{name}.content"]),
-            onnx.helper.make_node("Cast", [f"{name}.content"], [counted], to=float32),
-        ]
-    nodes += [
-        onnx.helper.make_node("Cast", [pooled.name], [f"{name}.tokens"], to=float32),
-        onnx.helper.make_node(
-            "Einsum",
-            [counted if len(nodes) > 1 else ids, f"{name}.tokens"],
-            [f"{name}.sum"],
-            equation="nl,nlw->nw",
-        ),
-        onnx.helper.make_node("LpNormalization", [f"{name}.sum"], [name], axis=-1, p=2),
-    ]
-    model.graph.node.extend(nodes)
-    model.graph.output.append(onnx.helper.make_tensor_value_info(name, float32, [BATCH, width]))
-    outputs = (*signature.outputs, Tensor(name, "FP32", (width,)))
-    content = model.SerializeToString()
-    open_session(content)
-    return content, msgspec.structs.replace(signature, outputs=outputs), name
-
-
 # A batch axis of one
 
 

@@ -125,7 +125,6 @@ def measure(
             folder / str(place),
             deployed=own,
             parity=made.parity,
-            coders=made.coders,
             backups=[] if made.backup is None or made.parity else [made.backup],
             code=candidate.proposal.code,
             imitated=deployed.manifest.imitated,

@@ -116,14 +116,6 @@ class SearchOptions(TeachingOptions, Scenario):
             metavar="CLASS[=LEVEL]",
         ),
     ] = None
-    pool: Annotated[
-        str | None,
-        Option(
-            "Of an output with a row for each token, have stand-ins imitate the mean, scaled to "
-            "length 1, and serve that, too: mean.",
-            metavar="HOW",
-        ),
-    ] = None
     ungated: Annotated[
         bool,
         Option(
@@ -223,8 +215,8 @@ def protect(
 
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
-        inputs: Queries, without labels: a file or a folder, an array (n, *query_shape), or an array
-            for each input by name.
+        inputs: Queries, without labels: a file, an array (n, *query_shape), or an array for each
+            input by name.
         out: The folder of the bundle to write.
         allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the search goes on.
@@ -249,7 +241,7 @@ def protect(
     chosen = gather(SearchOptions, options, given)
     end = (time.monotonic() if began is None else began) + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
-    with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
+    with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
         if queries.calibration is not None and not chosen.ungated:
             _check_enough(len(queries.calibration), chosen.agreement)

@@ -151,8 +151,8 @@ def rehearse(
 
     Args:
         bundle: A bundle with a stand-in, or its folder.
-        inputs: Queries: a file or a folder, an array (n, *query_shape), or an array for each input
-            by name. By default random ones, of which a stand-in may not be confident.
+        inputs: Queries: a file, an array (n, *query_shape), or an array for each input by
+            name. By default random ones, of which a stand-in may not be confident.
         fault: The fault of one instance: kill, stop (now and then) or slow.
         instances: The instances of each run.
         seconds: The duration of each run.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity_models.codes import Code, CoderKind, CodeSpec, NamedShape
+from parity_models.codes import Code, CodeSpec, NamedShape
 from parity_models.errors import CodeError, TrainingError
 from parity_models.evaluation.calibration import estimate_coverage
 from parity_models.models.bundle import PROBABILITIES, NewModel, Training, parity_inputs
@@ -76,15 +76,14 @@ class Proposal(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Exported:
-    """A stand-in as it goes into a bundle: the parity models and learned coders of a `code`, or a
-    `backup`; its training, and its gate, if it was calibrated.
+    """A stand-in as it goes into a bundle: the parity models of a `code`, or a `backup`; its
+    training, and its gate, if it was calibrated.
 
     Parity models that run one network in each slot come with that network as a `backup`.
     """
 
     code: CodeSpec | None = None
     parity: list[NewModel] = field(default_factory=list)
-    coders: dict[CoderKind, NewModel] = field(default_factory=dict)
     backup: NewModel | None = None
     training: Training | None = None
     gate: Calibration | None = None
@@ -324,15 +323,11 @@ class Candidate:
                 slot = each.slot() if isinstance(each, Scaled) else Slot(inner)
             content = self._export(each, [floats(code.parity_shape)])
             models.append(NewModel(content, network, slotwise=isinstance(inner, Slotwise)))
-        coders: dict[CoderKind, NewModel] = {
-            name: NewModel(export(module.coders[name], [floats(taken)]), f"{name} of {code.spec}")
-            for name, (taken, _) in code.network_shapes.items()
-        }
         backup = None
         if slot is not None:
             content = self._export(slot, [floats(code.query_shape)])
             backup = NewModel(content, f"{network}, one slot", slot=True)
-        return Exported(parity=models, coders=coders, backup=backup)
+        return Exported(parity=models, backup=backup)
 
     def _export(self, module: nn.Module, inputs: Sequence[NamedTensor], *output: str) -> bytes:
         """Export a module as it is served: with valid answers, in the data type of F's output."""

@@ -15,7 +15,7 @@ from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export, floats
 from parity_models.models.networks import MLP, NETWORKS, Network, SmallResNet, family
-from parity_models.models.networks.network import Stacked, copy_weights
+from parity_models.models.networks.network import Slotwise, copy_weights
 from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.registry import is_own, load_own, say
@@ -176,7 +176,7 @@ def build_models(network: NetworkPlan, r: int, deployed: nn.Module) -> tuple[nn.
     models = nn.ModuleList(network.make() for _ in range(r))
     started = False
     for j, model in enumerate(models if network.recipe.from_deployed else ()):
-        if isinstance(model, Stacked):
+        if isinstance(model, Slotwise):
             alike = model.start_from(deployed, first=j == 0)
         else:  # the head begins with the weights for the mean of the places
             alike = copy_weights(model, deployed, prod(network.places))

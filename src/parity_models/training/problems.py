@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.codes import Code, Networks
-from parity_models.codes.weights import some_sets
+from parity_models.codes import Code
 from parity_models.models.networks.network import NamedModule, Slot, Slotwise
 from parity_models.models.networks.perceptrons import FullLayers
 from parity_models.tasks import score
@@ -32,9 +31,6 @@ Answers = tuple[NDArray[Any], NDArray[np.int64]]
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
-
-MOST_SETS = 16
-"""Sets of unavailable predictions of one size that a step decodes at most."""
 
 SCALING = 2048
 """The most groups by which queries and outputs are scaled."""
@@ -107,20 +103,12 @@ class Imitation(Distillation):
 
 
 class CodedNetworks(nn.Module):
-    """The r parity models of a code, over which it iterates, and its learned encoder and decoder.
-
-    They are trained together. Raises CodeError for a learned coder that does not say how it is
-    built, and TrainingError for one that cannot be built for the code's shapes.
-    """
+    """The r parity models of a code, over which it iterates. They are trained together."""
 
     def __init__(self, models: nn.ModuleList, code: Code) -> None:
         super().__init__()
         self.models = models
-        self.coders = nn.ModuleDict(
-            {name: getattr(code, name).new_network() for name in code.network_shapes}
-        )
-        networks = Networks(**dict(self.coders.items()))
-        self.code = Code(code.spec, code.query_shape, code.output_shape, networks)
+        self.code = code
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self.models)
@@ -181,11 +169,9 @@ class Reconstruction(Distillation):
             queries = list(self._inputs[rows])
             if self.data.mirrored:
                 queries = [mirror(each, turn == 1) for each, turn in zip(queries, way, strict=True)]
-            yield self._loss(queries, list(self.targets[way, rows]), generator)
+            yield self._loss(queries, list(self.targets[way, rows]))
 
-    def _loss(
-        self, queries: Sequence[Tensor], predictions: Sequence[Tensor], generator: torch.Generator
-    ) -> Tensor:
+    def _loss(self, queries: Sequence[Tensor], predictions: Sequence[Tensor]) -> Tensor:
         total, transform = torch.zeros((), device=predictions[0].device), self.data.transform
         parity_outputs = [
             run_reduced(model, Rows((parities,)))
@@ -200,27 +186,7 @@ class Reconstruction(Distillation):
             for slot, decoded in enumerate(self._decode_each(predictions, outputs, j)):
                 apart = transform.difference(decoded, predictions[slot])
                 total = total + apart / self._code.k
-        if "decoder" in self._code.network_shapes and self._code.r > 1:
-            seed = int(torch.randint(2**31, (), generator=generator))
-            total = total + self._decoded_together(predictions, parity_outputs, seed)
         return total
-
-    def _decoded_together(
-        self, predictions: Sequence[Tensor], parity_outputs: Sequence[Tensor], seed: int
-    ) -> Tensor:
-        """Return the loss of a learned decoder given all parity outputs.
-
-        Where very many sets of predictions could be recovered, some are drawn by `seed`.
-        """
-        apart = [
-            self.data.transform.difference(decoded, predictions[slot])
-            for size in range(1, self._code.r + 1)
-            for lost in some_sets(self._code.k, size, seed, MOST_SETS)
-            for slot, decoded in self._code.decode(
-                [None if i in lost else one for i, one in enumerate(predictions)], parity_outputs
-            ).items()
-        ]
-        return torch.stack(apart).mean()
 
     def _decode_each(
         self, predictions: Sequence[Tensor], outputs: Tensor, j: int

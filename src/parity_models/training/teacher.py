@@ -34,7 +34,7 @@ from parity_models.models.queries import (
     run_by_bucket,
     sizes_in,
 )
-from parity_models.models.servable import read_servable, with_mean
+from parity_models.models.servable import read_servable
 from parity_models.models.signature import Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.options import SECONDS, Option, Options
@@ -172,7 +172,7 @@ def teacher_of(
     if fixed is None or fixed.dtype.kind != "f":
         raise ModelError(
             f"the output {chosen} cannot be imitated: it has to be floating point, and of fixed "
-            "shape; if it has a row for each token, their mean can be (--pool mean)"
+            "shape; if it has a row for each token, export the model with their mean as an output"
         )
     if signature.batch:
         raise ModelError(
@@ -194,20 +194,14 @@ def open_teacher(
     inputs: GivenInputs | None = None,
     output: str | None = None,
     allow_code: Collection[str] = (),
-    pool: str | None = None,
 ) -> Iterator[Teacher]:
     """Open the deployed `model` for as long as the context lasts.
 
     A module is exported for queries like `inputs`. With inputs, which tell how large dynamic axes
     become, an ONNX file may have several inputs and outputs, of any numbers. `output` as for
-    `teacher_of`; with `pool` "mean" it is the scaled mean of that output (see `with_mean`), which
-    is served, too. `allow_code` as for `open_bundle`. Raises BundleError or ModelError for what
+    `teacher_of`, `allow_code` as for `open_bundle`. Raises BundleError or ModelError for what
     cannot be deployed.
     """
-    if pool is not None and pool != "mean":
-        raise OptionError(f"--pool takes mean, not {pool!r}")
-    if pool is not None and (isinstance(model, Bundle | nn.Module) or Path(model).is_dir()):
-        raise OptionError("--pool changes the model that is served; give an ONNX file")
     signature: Signature | None = None
     module = model if isinstance(model, nn.Module) else None
     if isinstance(model, Bundle):
@@ -223,8 +217,6 @@ def open_teacher(
     else:
         queries = None if inputs is None else _arrays(inputs)
         content, signature = read_servable(Path(model), queries=queries)
-        if pool is not None:
-            content, signature, output = with_mean(content, signature, output)
     with TemporaryDirectory() as folder:
         deployed = NewModel(content, OWN, signature=signature)
         try:
@@ -237,8 +229,6 @@ def open_teacher(
 def _arrays(inputs: GivenInputs) -> dict[str, Array] | None:
     """Return the inputs if these tell how large dynamic axes become."""
     if isinstance(inputs, str | Path):
-        if Path(inputs).is_dir():
-            return None
         queries = read_arrays(Path(inputs))
     else:
         named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}

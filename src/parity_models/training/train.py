@@ -119,9 +119,9 @@ def parity(
 
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
-        inputs: Queries, without labels: a file or a folder, an array (n, *query_shape), or an array
-            for each input by name. A tenth each is held out to choose the best epoch, to calibrate
-            gates and to measure accuracy.
+        inputs: Queries, without labels: a file, an array (n, *query_shape), or an array for each
+            input by name. A tenth each is held out to choose the best epoch, to calibrate gates and
+            to measure accuracy.
         out: The folder of the bundle to write.
         code: By default stack and separate, k=2.
         network: A name, package.module:name of one's own, or a function that makes networks. By
@@ -316,7 +316,6 @@ def stand_ins_of(bundle: Bundle) -> list[Exported]:
         coded = Exported(
             manifest.code,
             [bundle.stored(parity) for parity in manifest.parity],
-            {name: bundle.stored(coder) for name, coder in manifest.coders.items()},
             training=manifest.parity_training,
             gate=manifest.calibration.get("reconstruction"),
         )
@@ -358,7 +357,6 @@ def write_stand_ins(
     contents: dict[str, Any] = {
         "deployed": model,
         "parity": coded.parity,
-        "coders": coded.coders,
         "backups": [each.backup for each in backups],
         "code": coded.code,
         "imitated": manifest.imitated,

@@ -3,7 +3,7 @@
 from torch import nn
 
 from parity_models.errors import TrainingError, UserError
-from parity_models.models.networks.convolutional import ResNet18, SequenceResNet, SmallResNet
+from parity_models.models.networks.convolutional import ResNet18, SmallResNet
 from parity_models.models.networks.features import Features
 from parity_models.models.networks.network import Effort, Network
 from parity_models.models.networks.perceptrons import MLP, Linear
@@ -11,9 +11,7 @@ from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.networks.text import Text
 from parity_models.registry import Registry, is_own
 
-NETWORKS = Registry[Network](
-    "network", Network, Linear, MLP, SmallResNet, SequenceResNet, ResNet18, Text, Features
-)
+NETWORKS = Registry[Network]("network", Network, Linear, MLP, SmallResNet, ResNet18, Text, Features)
 """The networks. A name may have options after it: resnet18@0.25, or resnet18@width=0.25, has a
 quarter of the channels."""
 
@@ -48,7 +46,6 @@ __all__ = [
     "Network",
     "Queried",
     "ResNet18",
-    "SequenceResNet",
     "SmallResNet",
     "Text",
     "build_network",

@@ -1,8 +1,7 @@
-"""Residual networks for images and for sequences (He et al., CVPR 2016)."""
+"""Residual networks for images (He et al., CVPR 2016)."""
 
-from abc import abstractmethod
 from math import ceil, prod
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,80 +9,30 @@ from torchvision.models import resnet
 
 from parity_models.codes import Code
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import (
-    SMALL,
-    Effort,
-    Scalable,
-    as_images,
-    image_shape,
-    is_small,
-    times,
-)
+from parity_models.models.networks.network import SMALL, Effort, Scalable, is_small, times
 from parity_models.models.networks.queried import Grid, Queried, Shape
 
-Pair = tuple[int, int]
-
-SMALLEST, LEAST_STEPS = 4, 8
-"""Rows and columns of the smallest image, and steps of the shortest sequence, of small networks."""
+SMALLEST = 4
+"""Rows and columns of the smallest image of small networks."""
 
 PIXELS, MAX_PLACES = 4, 8
 """The side of one pooling cell in pixels, and the most rows and columns of cells."""
 
 
-class _Small(Scalable, nn.Module):
-    """Three stages of one residual block, of `channels` times `width`.
+class SmallResNet(Scalable, nn.Module):
+    """A residual network for small images (n, channels, height, width).
 
-    Convolutions see `size` rows and columns at once; the second and third stage shrink the feature
-    map by `stride`. It is averaged over each cell of `grid` (rows, columns) in the end.
+    Three stages of one residual block, of 16, 32 and 64 channels times `width`; the second and
+    third halve the feature map. It is averaged over each cell of `grid` (rows, columns) in the end.
     """
-
-    channels: ClassVar[tuple[int, ...]]
-    size: ClassVar[Pair]
-    stride: ClassVar[Pair]
-
-    @classmethod
-    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return cls(queried.shape, outputs, queried.grid, options.width)
-
-    def __init__(
-        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.check(input_shape, grid)
-        self.input_shape, self.output_shape, self.grid = input_shape, output_shape, grid
-        first, second, third = (times(width, each) for each in self.channels)
-        self.stem = convolution(image_shape(input_shape)[0], first, self.size)
-        self.stages = nn.Sequential(
-            _Block(first, first, self.size, (1, 1)),
-            _Block(first, second, self.size, self.stride),
-            _Block(second, third, self.size, self.stride),
-        )
-        self.head = nn.Linear(third * prod(grid), prod(output_shape))
-
-    @classmethod
-    @abstractmethod
-    def check(cls, shape: Shape, grid: Grid) -> None:
-        """Raise TrainingError for inputs of a shape that it cannot take."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        images = as_images(input, self.input_shape)
-        features = self.stages(functional.relu(self.stem(images)))
-        pooled = functional.adaptive_avg_pool2d(features, self.grid)
-        output: Tensor = self.head(pooled.flatten(1))
-        return output.reshape(-1, *self.output_shape)
-
-
-class SmallResNet(_Small):
-    """A residual network for small images (n, channels, height, width)."""
 
     name = "resnet-small"
     deployed = Effort(6, 128, 1e-2, 5e-2, mirror=True, threaded=True)
     parity = Effort(10, 64, 1e-2, 5e-2, mirror=True, threaded=True)
-    channels, size, stride = (16, 32, 64), (3, 3), (2, 2)
 
     @classmethod
-    def check(cls, shape: Shape, grid: Grid) -> None:
-        check_image(shape, grid, cls.name, SMALLEST)
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
+        return cls(queried.shape, outputs, queried.grid, options.width)
 
     @classmethod
     def parity_grid(cls, code: Code) -> Grid:
@@ -96,43 +45,35 @@ class SmallResNet(_Small):
         small = queried.is_array and is_small(queried.shape)
         return (f"{cls.name}@0.5", cls.name) if small else ()
 
+    def __init__(
+        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
+    ) -> None:
+        super().__init__()
+        channels = check_image(input_shape, grid, self.name, SMALLEST)[0]
+        self.output_shape, self.grid = output_shape, grid
+        first, second, third = (times(width, each) for each in (16, 32, 64))
+        self.stem = convolution(channels, first)
+        self.stages = nn.Sequential(
+            _Block(first, first, 1), _Block(first, second, 2), _Block(second, third, 2)
+        )
+        self.head = nn.Linear(third * prod(grid), prod(output_shape))
 
-class SequenceResNet(_Small):
-    """A residual network for sequences: sensors, sounds, prices over time.
-
-    Takes (n, channels, time) or (n, time, channels), whichever axis is the longer being time, or
-    images of one row, (n, channels, 1, time).
-    """
-
-    name = "resnet-1d"
-    deployed = Effort(15, 128, 1e-2, 5e-2, mirror=False, threaded=True)
-    parity = Effort(20, 64, 1e-2, 5e-2, mirror=False, threaded=True)
-    channels, size, stride = (32, 64, 128), (1, 5), (1, 2)
-
-    @classmethod
-    def check(cls, shape: Shape, grid: Grid) -> None:
-        image = image_shape(shape)
-        if len(image) != 3 or image[1] != 1 or image[2] < LEAST_STEPS:
-            raise TrainingError(
-                "resnet-1d takes sequences of shape (channels, time) or (time, channels), at "
-                f"least {LEAST_STEPS} steps here, not inputs of shape {shape}; use mlp"
-            )
-
-    @classmethod
-    def proposals(cls, queried: Queried) -> tuple[str, ...]:
-        sequence = queried.is_array and len(queried.shape) == 2
-        return (f"{cls.name}@0.5", cls.name) if sequence else ()
+    def forward(self, input: Tensor) -> Tensor:
+        features = self.stages(functional.relu(self.stem(input)))
+        pooled = functional.adaptive_avg_pool2d(features, self.grid)
+        output: Tensor = self.head(pooled.flatten(1))
+        return output.reshape(-1, *self.output_shape)
 
 
 class _Block(nn.Module):
-    def __init__(self, before: int, after: int, size: Pair, stride: Pair) -> None:
+    def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
-        self.first = convolution(before, after, size, stride)
-        self.second = convolution(after, after, size)
+        self.first = convolution(before, after, 3, stride)
+        self.second = convolution(after, after)
         self.shortcut = (
             nn.Identity()
-            if before == after and stride == (1, 1)
-            else convolution(before, after, (1, 1), stride)
+            if before == after and stride == 1
+            else convolution(before, after, 1, stride)
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -140,11 +81,10 @@ class _Block(nn.Module):
         return functional.relu(inner + self.shortcut(input))
 
 
-def convolution(before: int, after: int, size: Pair, stride: Pair = (1, 1)) -> nn.Sequential:
+def convolution(before: int, after: int, size: int = 3, stride: int = 1) -> nn.Sequential:
     """Return a padded convolution and its normalisation."""
-    rows, columns = size
     return nn.Sequential(
-        nn.Conv2d(before, after, size, stride, padding=(rows // 2, columns // 2), bias=False),
+        nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False),
         nn.BatchNorm2d(after),
     )
 

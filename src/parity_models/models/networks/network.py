@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Annotated, Any, ClassVar
@@ -83,7 +84,7 @@ class Network(ABC):
 
     @classmethod
     def slot_by_slot(cls, options: Any) -> bool:
-        """Return whether a parity model for stacked arrays runs on each slot separately."""
+        """Return whether a parity model for stacked images runs on each slot separately."""
         return True
 
     @classmethod
@@ -96,16 +97,12 @@ class Network(ABC):
         """
         outputs = code.output_shape
         if has_slots(code) and cls.slot_by_slot(options):
-            try:
+            with suppress(TrainingError):  # folded queries are too small for it
                 return Slotwise(
                     code.k,
                     code.query_shape,
                     lambda shape: cls.build(options, Queried.of(shape), outputs),
                 )
-            except TrainingError:  # folded queries are too small for it
-                if len(code.query_shape) == 2:
-                    # Joined, sequences would pass for a longer one, or have another time axis.
-                    raise
         return cls.build(options, Queried.of(code.parity_shape, grid), code.parity_output_shape)
 
 
@@ -146,40 +143,23 @@ def tiles(code: Code) -> Grid:
     return grid if code.decoder.reads_off else (1, 1)
 
 
-# One network that answers k stacked images or sequences at about the cost of one
+# One network that answers k stacked images at about the cost of one
 
 
-class Stacked(nn.Module, ABC):
-    """Takes parity queries of k stacked queries and gives (n, k, *outputs), all slots by one last
-    layer."""
-
-    k: int
-
-    @abstractmethod
-    def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
-        """Begin with the weights of the deployed model; return whether any layers are alike.
-
-        Parity models that start alike stay alike, and their mean is no better than each: one that
-        is not the `first` of its code may begin with other weights here and there.
-        """
-
-
-class Slotwise(Stacked):
+class Slotwise(nn.Module):
     """Runs the network that `build` makes on each of k images stacked along their channels.
 
     Takes (n, k * channels, height, width), gives (n, k, *outputs). First every block of k pixels,
     or MAX_FOLD, is folded into the channels of one place (space to depth): no pixel is lost, only
     the network's first layer grows, and k images take about as long as one does unfolded. The
     slots share the network, so they do not disturb each other, and a group of k trains it k times.
-    Sequences, stacked along their first axis, become images of one row, which are folded along it:
-    `build` makes a network for (channels, 1, time) then.
     """
 
     def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
         super().__init__()
         self.k = k
         self.query_shape = query_shape
-        self.image_shape = channels, height, width = image_shape(query_shape)
+        channels, height, width = query_shape
         pixels = min(k, MAX_FOLD)
         rows = 1 if height == 1 else round(pixels**0.5)
         self.block = rows, columns = rows, ceil(pixels / rows)
@@ -192,19 +172,22 @@ class Slotwise(Stacked):
 
     def fold(self, queries: Tensor) -> Tensor:
         """Return queries (n, *query_shape) as images whose blocks are channels of one place."""
-        images = as_images(queries, self.query_shape)
-        (channels, height, width), (rows, columns) = self.image_shape, self.block
+        (channels, height, width), (rows, columns) = self.query_shape, self.block
         beyond = (0, -width % columns, 0, -height % rows)
         if any(beyond):
-            images = functional.pad(images, beyond, mode="replicate")
-        down, across = images.shape[2] // rows, images.shape[3] // columns
-        blocks = images.reshape(-1, channels, down, rows, across, columns)
+            queries = functional.pad(queries, beyond, mode="replicate")
+        down, across = queries.shape[2] // rows, queries.shape[3] // columns
+        blocks = queries.reshape(-1, channels, down, rows, across, columns)
         inside_first = blocks.permute(0, 1, 3, 5, 2, 4)
         return inside_first.reshape(-1, channels * rows * columns, down, across)
 
     def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
-        """Begin as the deployed network would on images shrunk by area averaging. If this is not
-        the `first` parity model, its first layer keeps its random weights."""
+        """Begin as the deployed network would on images shrunk by area averaging; return whether
+        any layers are alike.
+
+        Parity models that start alike stay alike, and their mean is no better than each: if this is
+        not the `first`, its first layer keeps its random weights.
+        """
         return copy_weights(self.network, deployed, prod(self.block), shared=first)
 
 
@@ -223,34 +206,13 @@ class Slot(nn.Module):
 
 
 def has_slots(code: Code) -> bool:
-    """Return whether images or sequences are stacked along their first axis and answered apart."""
+    """Return whether images are stacked along their channels and answered apart."""
     return (
         code.encoder.stacked_axis == 0
         and code.decoder.reads_off
         and code.parity_shape[1:] == code.query_shape[1:]
-        and len(code.query_shape) in (2, 3)
+        and len(code.query_shape) == 3
     )
-
-
-def image_shape(shape: Shape) -> Shape:
-    """Return the shape (channels, 1, time) of a sequence as an image of one row; other shapes as
-    they are.
-
-    The longer axis of a sequence is time; of equal ones the last.
-    """
-    if len(shape) != 2:
-        return shape
-    channels, time = sorted(shape)
-    return channels, 1, time
-
-
-def as_images(queries: Tensor, shape: Shape) -> Tensor:
-    """Return sequences or images (n, *shape) as images (n, *image_shape(shape))."""
-    if len(shape) != 2:
-        return queries
-    if shape[0] > shape[1]:
-        queries = queries.transpose(1, 2)
-    return queries.unsqueeze(2)
 
 
 @torch.no_grad()
