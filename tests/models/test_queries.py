@@ -195,7 +195,8 @@ def claiming(shape: tuple[int, ...]) -> bytes:
 
 def holed(folder: Path) -> Path:
     """A file too large for memory, without content, which takes no place on disk."""
-    open_memmap(folder / "b.npy", "w+", QUERIES.dtype, (LARGEST // QUERIES[0].nbytes, *SHAPE))
+    rows = LARGEST // QUERIES[0].nbytes + 1
+    open_memmap(folder / "b.npy", "w+", QUERIES.dtype, (rows, *SHAPE))
     return folder / "b.npy"
 
 

@@ -1,6 +1,6 @@
 """A code: an encoder and a decoder that make sense together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -87,9 +87,7 @@ class Code:
         if not isinstance(query_shapes, Mapping):
             query_shapes = {"input": query_shapes}
         self.query_shapes = {name: tuple(shape) for name, shape in query_shapes.items()}
-        self._encoder_for: Callable[[Shape], Encoder] = lru_cache(REMEMBERED)(
-            lambda shape: _build(kind, spec, shape, options)
-        )
+        self._encoder_for = lru_cache(REMEMBERED)(lambda shape: _build(kind, spec, shape, options))
         self.parity_shapes = {name: self._parity_shape(name) for name in self.query_shapes}
         shapes = self.query_shapes.values()
         encoders = [self._encoder_for(_at(each, dict.fromkeys(each, UNLIKE))) for each in shapes]
