@@ -65,7 +65,6 @@ def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
         (CodeSpec(PILED, LISTED, 3), IMAGE, "resnet-small", Slotwise),
         (STACK, (3, 40), "mlp@0.5", MLP),
         (STACK, IMAGE, "mlp", MLP),
-        (STACK, (1, 8, 8), OWN, Slotwise),
     ],
     ids=str,
 )
