@@ -91,7 +91,7 @@ def test_unknown_events_and_engines_are_refused(lab_here: Here, tmp_path: Path) 
     outcome = lab_here("chaos", "--events", "kill,rain", "--out", tmp_path)
     assert_refused(outcome, "there is no event 'rain'; there are calm, kill")
     outcome = lab_here("chaos", "--engine", "cloud", "--out", tmp_path)
-    assert_refused(outcome, "is not one of 'local', 'ray'")
+    assert_refused(outcome, "is not one of 'local', 'remote', 'ray'")
 
 
 @pytest.mark.slow
@@ -231,6 +231,19 @@ def test_an_outage_is_the_time_between_two_right_answers_but_not_over_a_quiet_sp
     ledger.begin_quiet()
     answer(9, 20.0)
     assert ledger.page("stop").longest_outage == 1.5
+
+
+def test_health_is_late_by_the_servers_own_time_and_an_outage_is_no_answer() -> None:
+    ledger = Ledger()
+    ledger.health("kill", 1.0, 0.5, 0.4)  # others had the processors
+    ledger.health("kill", 2.0, None, 0.0)
+    ledger.health("kill", 2.5, None, 0.0)
+    ledger.health("kill", 3.0, 0.1, 0.0)
+    assert not ledger.failures
+    ledger.health("kill", 4.0, 0.5, 0.1)
+    assert what_failed(ledger) == "health took 0.50 s, 0.10 s for want of a processor"
+    page = ledger.page("kill")
+    assert (page.slowest_health, page.own_health, page.longest_away) == (0.5, 0.4, 0.5)
 
 
 @given(st.lists(st.tuples(st.sampled_from(Kind), st.integers(1, 8), st.integers(0, 3))))

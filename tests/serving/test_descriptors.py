@@ -1,9 +1,14 @@
 """A server may open as many files as its connections and workers need, or says that it may not."""
 
+import os
 import resource
+import signal
+import socket
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from commands import parm
@@ -14,7 +19,7 @@ from parity_models.serving.limits import (
     OTHER_FILES,
     allow_descriptors,
 )
-from served import write_linear_bundle
+from served import ServerProcess, until, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +77,19 @@ def test_a_server_that_may_open_too_few_files_does_not_start(tmp_path: Path) -> 
     assert not done.stdout
     assert "may open at most 80 files (RLIMIT_NOFILE)" in done.stderr
     assert "ulimit -Hn" in done.stderr
+
+
+def test_a_crowd_of_idle_connections_leaves_descriptors_to_clients_and_workers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = 128
+    with ServerProcess(str(write_linear_bundle(tmp_path))) as server, ExitStack() as idle:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (few, few))
+        server.process.send_signal(signal.SIGSTOP)  # so that they come at once
+        for _ in range(4 * few):
+            idle.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.process.send_signal(signal.SIGCONT)
+        assert httpx.get(f"{server.url}/v2/health/live", timeout=60).status_code == 200
+        until(lambda: server.metric("parm_instance_restarts_total") >= 1, "no worker is restarted")
+    assert "Too many open files" not in capfd.readouterr().err

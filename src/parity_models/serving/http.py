@@ -530,6 +530,8 @@ class HttpServer:
         """Set whenever a connection is over."""
         self._acceptor: asyncio.Task[None] | None = None
         """None before it is started."""
+        self._fitting: float = inf
+        """Connections that descriptors allow for, as far as is known since the last tick."""
 
     @property
     def connections(self) -> int:
@@ -613,7 +615,7 @@ class HttpServer:
             except OSError as error:  # out of descriptors or of memory for sockets
                 _log.warning("no connection can be accepted for now: %s", error.strerror)
                 self.ended("descriptors")
-                await asyncio.sleep(_RETRY)
+                await asyncio.sleep(0 if self._make_room() else _RETRY)
                 continue
             try:
                 self._on_accept(accepted, address[0])
@@ -623,19 +625,22 @@ class HttpServer:
 
     def _on_accept(self, accepted: socket.socket, peer: str) -> None:
         accepted.setblocking(False)
-        refused, most = None, self.limits.max_connections
+        refused, why = None, Refused.MAX_CONNECTIONS
+        most: float = self.limits.max_connections
+        text = f"the server takes at most {most:,} connections (max_connections)"
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        why = None
-        if len(self._connections) >= most:
-            text = f"the server takes at most {most:,} connections (max_connections)"
-            why = Refused.MAX_CONNECTIONS
-        elif files != resource.RLIM_INFINITY and accepted.fileno() >= files - _RESERVE:
-            # Descriptors are numbered from 0 up, so this one shows how many are in use.
+        beyond = -1 if files == resource.RLIM_INFINITY else accepted.fileno() - files + _RESERVE
+        if beyond >= 0:
+            # Until a connection ends, descriptors are numbered from 0 up, without a gap.
+            self._fitting = max(0, len(self._connections) - beyond)
+        if self._fitting < most:
             text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
-            why = Refused.DESCRIPTORS
-        if why is not None:
+            most, why = self._fitting, Refused.DESCRIPTORS
+        if len(self._connections) >= most:
             self.ended(why)
-            if not self._make_room() or len(self._connections) >= most:
+            while len(self._connections) >= most and self._make_room():
+                pass
+            if len(self._connections) >= most:
                 if len(self._connections) >= most + _SPARE:
                     accepted.close()
                     return
@@ -679,6 +684,7 @@ class HttpServer:
         """End late connections, for ever, and count the bytes of all."""
         while True:
             await asyncio.sleep(self._tick)
+            self._fitting = inf
             self._set_date()
             self._count_bytes()
             now = time.monotonic()

@@ -1,14 +1,19 @@
 """A chaos run: a real server under load, a course of faults, and every query accounted for."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
 from parity_models.errors import ServingError
 from parity_models.serving.client import Client
+from parity_models_lab.chaos import health
 from parity_models_lab.chaos.events import FLIPS, LIES, PHASE, Events, Phase, draw_course
 from parity_models_lab.chaos.known_model import (
     flipped,
@@ -27,13 +32,14 @@ from parity_models_lab.chaos.server import (
     running,
 )
 from parity_models_lab.chaos.traffic import Traffic
+from parity_models_lab.processes import send
 from parity_models_lab.results import Row
 
 DEADLINE = 2.0
 """Seconds that the server gives a query."""
 SERVICE = 0.01
 """Median seconds of a unit."""
-MAX_BATCH = 2
+MAX_BATCH = 8
 RECOVERY = 60.0
 """Seconds within which all instances must be up again after an event."""
 AT_ONCE = 1.0
@@ -110,7 +116,8 @@ async def run_chaos(
         began, memory = _now(), server.memory()
         traffic = Traffic(model, http, grpc, ledger, rate=rate, seed=seed, deadline=DEADLINE)
         events_here = Events(server, traffic, write_other_bundle(folder, seed), rng)
-        await _Run(server, http, ledger, traffic, events_here).run(course, minutes * 60, tell)
+        async with _asking_for_health(server, traffic, ledger):
+            await _Run(server, http, ledger, traffic, events_here).run(course, minutes * 60, tell)
         for name, value in (await metrics(http)).items():
             if name.startswith("parm_repairs_total") and value:
                 ledger.fail(_now(), "", f"{name} is {value:g}")
@@ -192,6 +199,34 @@ class _Run:
 
     async def _quarantined(self) -> float:
         return (await metrics(self.http)).get(QUARANTINED, 0.0)
+
+
+@asynccontextmanager
+async def _asking_for_health(
+    server: TestedServer, traffic: Traffic, ledger: Ledger
+) -> AsyncIterator[None]:
+    """Enter the server's answers to whether it is live into the ledger, while the context lasts."""
+    at = urlsplit(server.url)
+    asking = await asyncio.create_subprocess_exec(
+        *(sys.executable, health.__file__, str(at.hostname), str(at.port), str(server.pids)),
+        stdout=PIPE,
+    )
+
+    async def read() -> None:
+        assert asking.stdout is not None
+        async for line in asking.stdout:
+            began, took, waited = map(float, line.split())
+            # What may run for a fifth of the time loses five seconds by each that it waits.
+            lost = min(took, waited / traffic.share)
+            ledger.health(traffic.phase, began, took if took >= 0 else None, lost)
+
+    reading = asyncio.create_task(read())
+    try:
+        yield
+    finally:
+        send(asking.pid, signal.SIGTERM)
+        await asking.wait()
+        await reading
 
 
 def _now() -> float:

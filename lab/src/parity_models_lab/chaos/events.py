@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -13,13 +14,15 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from parity_models.errors import UserError
+from parity_models_lab.chaos.known_model import INPUTS
 from parity_models_lab.chaos.ledger import Kind
 from parity_models_lab.chaos.server import DESCRIPTORS, INSTANCES, Engine, TestedServer
 from parity_models_lab.chaos.traffic import PATH, Drawn, Traffic, infer_request
@@ -46,6 +49,8 @@ IDLE_CONNECTIONS = 2 * DESCRIPTORS
 RUDE_CLIENTS = 20
 BYTE_EVERY = 0.2
 """Seconds between two bytes of a slow client."""
+RUN, HELD = 0.02, 0.08
+"""Seconds that a slow process runs, and is stopped, in turns."""
 OVERLOAD = 3.0
 """Times the queries that the instances can answer."""
 BURST_ROWS = 16
@@ -54,6 +59,7 @@ FLIPS = 4
 """The number of flipped bits to choose from."""
 CROWD_ROWS = 100
 """Rows of a request of the crowd."""
+LARGE_ROWS = 100_000
 LINGERS = 20
 """Connections of the crowd that idle."""
 
@@ -83,7 +89,7 @@ def draw_course(
 
     Raises UserError for events that the engine's servers do not have.
     """
-    there = [each for each in EVENTS if engine is Engine.LOCAL or each not in OF_FRONTEND]
+    there = [each for each in EVENTS if engine is not Engine.RAY or each not in OF_FRONTEND]
     unknown = sorted(set(events) - set(there))
     if unknown:
         raise UserError(f"there is no event {unknown[0]!r}; there are {', '.join(there)}")
@@ -127,6 +133,9 @@ class Events:
         self._request = self._head + body
         rows = server.model.rows[:CROWD_ROWS]
         self._many = b"".join(self._post(rows))
+        # A short request whose answer is long.
+        zeros = np.zeros((LARGE_ROWS, INPUTS), np.float32)
+        self._large = b"".join(self._post(zeros, b",".join([b"0"] * zeros.size)))
         # As many digits as a value may have.
         values = ",".join(f"{value:.50f}" for value in rows.ravel())
         self._long = b"".join(self._post(rows, values.encode()))
@@ -151,7 +160,7 @@ class Events:
             "slow": lambda: self._slow(self._one_instance()),
             "frontend": lambda: self._another_frontend(warm=False),
             "restart": lambda: self._another_frontend(warm=True),
-            "starved": lambda: self._slow([self._server.pid]),
+            "starved": self._starve,
             "liar": lambda: self._lie("liar"),
             "flip": lambda: self._lie(f"flip-{self._rng.randrange(FLIPS)}"),
             "sly": lambda: self._lie("sly"),
@@ -186,21 +195,29 @@ class Events:
                 send(pid, signal.SIGCONT)
 
     @asynccontextmanager
+    async def _starve(self) -> AsyncIterator[None]:
+        self._traffic.share = RUN / (RUN + HELD)
+        try:
+            async with self._slow([self._server.pid]):
+                yield
+        finally:
+            self._traffic.share = 1.0
+
+    @asynccontextmanager
     async def _slow(self, processes: Sequence[int]) -> AsyncIterator[None]:
         """Let processes run for a fifth of the time."""
-
-        async def hold_up(pid: int) -> None:
-            try:
-                send(pid, signal.SIGSTOP)
-                await asyncio.sleep(0.08)
-            finally:
-                send(pid, signal.SIGCONT)
-
-        async with AsyncExitStack() as slow:
-            for pid in processes:
-                holding_up = _repeated(1, partial(hold_up, pid), pause=0.02)
-                await slow.enter_async_context(holding_up)
+        # By a process of its own, as this one may be held up, too.
+        holding = [
+            await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", _HOLD_UP, str(pid))
+            for pid in processes
+        ]
+        try:
             yield
+        finally:
+            for each, pid in zip(holding, processes, strict=True):
+                send(each.pid, signal.SIGTERM)
+                await each.wait()
+                send(pid, signal.SIGCONT)
 
     def _one_instance(self) -> list[int]:
         """Return one of the running instances, if there is one."""
@@ -287,11 +304,10 @@ class Events:
         """Let clients press on the frontend while the context lasts, whatever else happens."""
         async with AsyncExitStack() as crowd:
             for times, act in (
-                (2, lambda: self._ask(self._many)),  # and again at once, if refused
                 (1, lambda: self._ask(self._long)),
+                (1, lambda: self._ask(self._large)),
                 (1, lambda: self._ask(self._many, patience=0.065)),
                 (LINGERS, self._linger),
-                (1, self._ask_for_health),
             ):
                 await crowd.enter_async_context(_repeated(times, act))
             yield
@@ -311,11 +327,6 @@ class Events:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rng.uniform(1.0, 10.0)):
                     await reader.read()
-
-    async def _ask_for_health(self) -> None:
-        began = asyncio.get_running_loop().time()
-        await self._ask(_LIVE)
-        self._traffic.health_took(asyncio.get_running_loop().time() - began)
 
     async def _trickle(self) -> None:
         """Send the head, or the body, byte by byte."""
@@ -353,20 +364,26 @@ class Events:
             writer.transport.abort()
 
 
+_HOLD_UP = f"""
+import os, signal, sys, time
+while True:
+    os.kill(int(sys.argv[1]), signal.SIGSTOP)
+    time.sleep({HELD})
+    os.kill(int(sys.argv[1]), signal.SIGCONT)
+    time.sleep({RUN})
+"""
 _LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: server\r\n\r\n"
 
 
 @asynccontextmanager
-async def _repeated(
-    times: int, act: Callable[[], Awaitable[None]], pause: float = 0.05
-) -> AsyncIterator[None]:
+async def _repeated(times: int, act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Let so many tasks act again and again while the context lasts."""
 
     async def again() -> None:
         while True:
             with suppress(OSError):
                 await act()
-            await asyncio.sleep(pause)
+            await asyncio.sleep(0.05)
 
     tasks = [asyncio.create_task(again()) for _ in range(times)]
     try:

@@ -16,6 +16,8 @@ from parity_models_lab.results import Row
 
 MAX_FAILURES = 50
 """Failures that are kept word for word; all are counted."""
+HEALTH_LIMIT = 0.2
+"""Seconds in which a server that runs says that it is live, without those for a processor."""
 MAX_ALIKE = 3
 """Of these, with the same words during the same kind of event."""
 
@@ -76,13 +78,16 @@ class Sent:
 
 @dataclass
 class Page:
-    """The counts of one kind of event. `longest_outage`, and `slowest_health`, the longest time
-    that the server took to say that it is live, in seconds."""
+    """The counts of one kind of event. In seconds: `longest_outage`; the longest that the server
+    took to say that it is live, `slowest_health`, and without what it lost for want of a processor,
+    `own_health`; `longest_away`, for how long nothing took connections."""
 
     endings: Counter[tuple[Kind, Ending, str]] = field(default_factory=Counter)
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     longest_outage: float = 0.0
     slowest_health: float = 0.0
+    own_health: float = 0.0
+    longest_away: float = 0.0
     full_strength: list[float] = field(default_factory=list)
     """Seconds from an event's end until all instances are up and answer."""
 
@@ -115,6 +120,7 @@ class Ledger:
         self._open: dict[int, Sent] = {}
         self._alike: Counter[tuple[str, str]] = Counter()
         self._last_right: float | None = None
+        self._away_since: float | None = None
 
     def page(self, event: str) -> Page:
         return self.pages.setdefault(event, Page())
@@ -197,6 +203,20 @@ class Ledger:
             if failure:
                 self.fail(at, sent.phase, f"a query that is {sent.kind} {failure}")
 
+    def health(self, event: str, at: float, took: float | None, lost: float) -> None:
+        """Enter that the server said that it is live, asked at a time, after so many seconds, of
+        which it lost some for want of a processor; None: nothing takes connections."""
+        page = self.page(event)
+        if took is None:
+            self._away_since = at if self._away_since is None else self._away_since
+            page.longest_away = max(page.longest_away, at - self._away_since)
+            return
+        self._away_since, own = None, took - lost
+        page.slowest_health = max(page.slowest_health, took)
+        page.own_health = max(page.own_health, own)
+        if own > HEALTH_LIMIT:
+            self.fail(at, event, f"health took {took:.2f} s, {lost:.2f} s for want of a processor")
+
     def begin_quiet(self) -> None:
         """Stop measuring the outage until an honest query is answered again."""
         self._last_right = None
@@ -213,7 +233,9 @@ class Ledger:
 
         `outage` is the longest time without a right answer while honest queries were due,
         `recovery` the longest until all instances were up again and answered, `health` the
-        longest answer of /v2/health/live; all in seconds, latencies in ms.
+        longest answer of /v2/health/live, `own health` without what it lost for want of a
+        processor, `away` the longest time in which nothing took connections; all in seconds,
+        latencies in ms.
         """
         for event, page in self.pages.items():
             if page.endings:
@@ -231,6 +253,8 @@ class Ledger:
                     "p50": page.quantile(0.5),
                     "p99.9": page.quantile(0.999),
                     "health": round(page.slowest_health, 3),
+                    "own health": round(page.own_health, 3),
+                    "away": round(page.longest_away, 2),
                     "recovery": max(page.full_strength, default=None),
                 }
 

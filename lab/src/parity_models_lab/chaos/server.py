@@ -15,7 +15,7 @@ from pathlib import Path
 
 from parity_models.errors import ServingError
 from parity_models.serving.client import Client, ClientError
-from parity_models_lab.chaos.known_model import KnownModel
+from parity_models_lab.chaos.known_model import MODEL, KnownModel
 from parity_models_lab.chaos.traffic import POISON, GrpcClient
 from parity_models_lab.processes import command_line, descendants, limit_descriptors, resident, send
 
@@ -39,15 +39,16 @@ class Engine(StrEnum):
     """Engines that run the instances."""
 
     LOCAL = "local"
+    REMOTE = "remote"
     RAY = "ray"
 
 
 _INSTANCE = {
     Engine.LOCAL: re.compile(r"parity_models\.serving\.worker"),
+    Engine.REMOTE: re.compile(r"parity_models\.serving\.worker"),
     Engine.RAY: re.compile(r"^ray::Instance"),
 }
-"""The command lines of instances among the server's descendants."""
-_ON_RAY = ("--engine", "ray")
+"""The command lines of instances, or of upstreams' own, among the servers' descendants."""
 _RAY_ENVIRONMENT = {"RAY_worker_niceness": "0"}
 """Ray lets other processes go first; the local engine's instances do not."""
 
@@ -86,8 +87,9 @@ class TestedServer:
         self._engine = engine
         self._options = options
         self._lies = lies or {}
-        self._descriptors = descriptors if engine is Engine.LOCAL else None
+        self._descriptors = descriptors if engine is not Engine.RAY else None
         self._process: Process | None = None
+        self._upstreams: list[Process] = []
         self.url = self.grpc_address = ""
 
     @property
@@ -96,11 +98,26 @@ class TestedServer:
         return self._process.pid
 
     @property
+    def pids(self) -> Path:
+        """The file with the processes that answer clients, now that they start and end."""
+        return self.folder / "pids"
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
         """Return once it is ready. Raises ServingError if it does not get so far."""
+        engine: tuple[str, ...] = ("--instances", str(INSTANCES), *self._faults(INSTANCES - 1))
+        if self._engine is Engine.RAY:
+            engine = ("--engine", "ray", *engine)
+        elif self._engine is Engine.REMOTE:
+            engine = await self._start_upstreams()
+        self._arguments = (
+            *("--share-groups", "--reuse-port", *engine),
+            *("--deadline", str(self.deadline), "--shutdown-delay", SHUTDOWN_DELAY),
+            *self._options,
+        )
         for left in reversed(range(STARTS if self._engine is Engine.RAY else 1)):
             try:
                 await self._start()
@@ -124,64 +141,84 @@ class TestedServer:
             await self._start(*self._ports)
 
     async def _start(self, port: str = "0", grpc_port: str = "0") -> None:
+        before = () if self._process is None else (self.pid,)
+        self._process = await self._launch(
+            *self._arguments, "--port", port, "--grpc-port", grpc_port
+        )
+        if self._descriptors is not None:
+            limit_descriptors(self.pid, self._descriptors)
+        self.pids.write_text(" ".join(map(str, (*before, self.pid))))
+        self.url, self.grpc_address = await self._addresses(self._process)
+        self._ports = (self.url.rpartition(":")[2], self.grpc_address.rpartition(":")[2])
+
+    async def _start_upstreams(self) -> tuple[str, ...]:
+        """Start a server for each instance. Return the options of a server in front of them."""
+        one = ("--policy", "none", "--instances", "1", "--port", "0", *self._options)
+        for number in range(INSTANCES):
+            faults = self._faults(0 if number == INSTANCES - 1 else None)
+            self._upstreams.append(await self._launch(*one, *faults))
+        urls = [(await self._addresses(each))[0] for each in self._upstreams]
+        # The linear model is its own parity model.
+        parity = ",".join(f"{url}/{MODEL}" for url in urls)
+        return ("--deployed", ",".join(urls), "--parity", parity)
+
+    async def _launch(self, *arguments: str) -> Process:
+        """Start `parm serve` of the model."""
         program = "from parity_models.cli.main import main; main()"
-        on_ray = self._engine is Engine.RAY
-        log_file = self.folder / "server.log"
-        with log_file.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", program, "serve", str(self.model.bundle)),
-                "--share-groups",
-                *("--instances", str(INSTANCES)),
-                *("--port", port, "--grpc-port", grpc_port, "--reuse-port"),
-                *("--deadline", str(self.deadline), "--shutdown-delay", SHUTDOWN_DELAY),
-                *("--faults", self._faults()),
-                *(_ON_RAY if on_ray else ()),
-                *self._options,
+        with (self.folder / "server.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", program, "serve", str(self.model.bundle), *arguments),
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=log,
-                env=os.environ | (_RAY_ENVIRONMENT if on_ray else {}),
+                env=os.environ | (_RAY_ENVIRONMENT if self._engine is Engine.RAY else {}),
                 start_new_session=True,
             )
-        if self._descriptors is not None:
-            limit_descriptors(self._process.pid, self._descriptors)
-        assert self._process.stdout is not None
+
+    async def _addresses(self, process: Process) -> tuple[str, str]:
+        """Return a server's URL and its address of gRPC, once it is ready."""
+        assert process.stdout is not None
         line = ""
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT):
-                line = (await self._process.stdout.readline()).decode()
+                line = (await process.stdout.readline()).decode()
         found = re.search(r"http://[^\s/]+", line)
         if found is None:
             await self.stop()
-            raise ServingError(f"parm serve did not start; {log_file} says why")
-        self.url = found[0]
+            raise ServingError(f"parm serve did not start; {self.folder / 'server.log'} says why")
         grpc = re.search(r"grpc://(\S+)", line)
-        self.grpc_address = grpc[1] if grpc else ""
-        self._ports = (self.url.rpartition(":")[2], self.grpc_address.rpartition(":")[2])
+        return found[0], grpc[1] if grpc else ""
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
-        if self._process is None:
-            return
+        for process in (self._process, *self._upstreams):
+            if process is not None:
+                await self._end(process)
+
+    async def _end(self, process: Process) -> None:
         # Process.send_signal would ask for the exit status, and take it from asyncio, which waits
         # for it and would report 255 in its place.
-        if self.running:
-            send(self._process.pid, signal.SIGTERM)
+        if process.returncode is None:
+            send(process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
-                await self._process.wait()
+                await process.wait()
         except TimeoutError:
-            send(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
+            send(process.pid, signal.SIGKILL)
+            await process.wait()
 
     def memory(self) -> int:
         """Return the resident bytes of all its processes."""
-        return sum(map(resident, [self.pid, *descendants(self.pid)]))
+        return sum(map(resident, self._all()))
 
     def instances(self) -> list[int]:
         """Return the processes of its instances."""
         pattern = _INSTANCE[self._engine]
-        return [pid for pid in descendants(self.pid) if pattern.search(command_line(pid))]
+        return [pid for pid in self._all() if pattern.search(command_line(pid))]
+
+    def _all(self) -> list[int]:
+        servers = [self.pid, *(each.pid for each in self._upstreams)]
+        return [*servers, *(pid for each in servers for pid in descendants(each))]
 
     def kill(self, which: int) -> None:
         """Kill an instance by SIGKILL."""
@@ -203,15 +240,15 @@ class TestedServer:
     def _lie(self, name: str) -> Path:
         return (self.folder / f"{name}.onnx").resolve()
 
-    def _faults(self) -> str:
+    def _faults(self, liar: int | None) -> tuple[str, str]:
+        """Return the option of workers of which this one can be made to lie."""
+        lies = () if liar is None else self._lies
         plan: dict[str, object] = {
             "service_time": {"type": "lognormal", "median": self.service, "sigma": SIGMA},
             "poison": POISON,
-            "lies": [
-                {"worker": INSTANCES - 1, "file": str(self._lie(each))} for each in self._lies
-            ],
+            "lies": [{"worker": liar, "file": str(self._lie(each))} for each in lies],
         }
-        return json.dumps(plan)
+        return "--faults", json.dumps(plan)
 
 
 @asynccontextmanager

@@ -28,6 +28,8 @@ SLACK = 5.0
 """Seconds beyond its deadline within which a query must have ended, on a busy machine."""
 GRACE = 0.01
 """Seconds for answers that have arrived while this process was held up."""
+PRESSING, PRESSING_ROWS = 4, 100
+"""Clients that ask again as soon as they are answered, and the rows of their requests."""
 MEMORY = 2.0
 """Seconds for which answers of an instance that has stopped lying may still arrive."""
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -212,7 +214,8 @@ class Traffic:
     """Sends requests at `rate` a second, drawn from `mix`, during the event `phase`.
 
     `deadline`: the server's, in seconds. `liar_until`: while an instance may lie, infinity while
-    one does. `breaks`: whether the event may break connections.
+    one does. `breaks`: whether the event may break connections. `share`: of the time, that the
+    server's process may run.
     """
 
     def __init__(
@@ -233,6 +236,7 @@ class Traffic:
         self._seed = seed
         self._deadline = deadline
         self._gaps = Random(f"{seed}/arrivals")
+        self._many = model.rows[:PRESSING_ROWS]
         self._number = 0
         self._tasks: set[asyncio.Task[bool]] = set()
         self.rate = rate
@@ -240,11 +244,7 @@ class Traffic:
         self.phase = ""
         self.liar_until = 0.0
         self.breaks = False
-
-    def health_took(self, seconds: float) -> None:
-        """Enter the time that the server took to say that it is live."""
-        page = self._ledger.page(self.phase)
-        page.slowest_health = max(page.slowest_health, seconds)
+        self.share = 1.0
 
     def lies_end(self) -> None:
         """Expect a liar's answers, and reconstructions from them, for a moment longer."""
@@ -253,12 +253,14 @@ class Traffic:
     @asynccontextmanager
     async def offered(self) -> AsyncIterator[None]:
         """Send requests while the context lasts; all have ended when it is left."""
-        sending = asyncio.create_task(self._send_all())
+        sending = [asyncio.create_task(self._send_all())]
+        sending += [asyncio.create_task(self._press()) for _ in range(PRESSING)]
         try:
             yield
         finally:
-            sending.cancel()
-            await asyncio.wait([sending])
+            for each in sending:
+                each.cancel()
+            await asyncio.wait(sending)
         if self._tasks:
             await asyncio.wait(list(self._tasks))
 
@@ -275,6 +277,13 @@ class Traffic:
             await asyncio.sleep(due - _now())
             drawn = draw(self._number + 1, self._seed, self.mix, self._model, self._deadline)
             self._send(due, drawn)
+
+    async def _press(self) -> None:
+        """Ask in JSON about many rows, and again at once, also where refused."""
+        while True:
+            await asyncio.wait([self._send(_now(), Drawn(Kind.HONEST, self._many, json=True))])
+            if self.breaks:  # nothing takes connections, perhaps
+                await asyncio.sleep(0.05)
 
     def _send(self, due: float, drawn: Drawn) -> "asyncio.Task[bool]":
         self._number += 1
