@@ -17,6 +17,7 @@ from aiohttp import web
 import parity_models as pm
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import confidences
+from parity_models.protection.access_log import LEAST, AccessLog
 from ports import free_ports
 from served import gated_bundle, predictions, queries
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.servers
 ROOT = Path(__file__).parent.parent.parent
 ENVOY = ROOT / ".servers" / "envoy" / "envoy" / "_bin" / "envoy"
 EXAMPLES = ROOT / "examples" / "proxies"
+QUICK = ("--concurrency", "1", "--file-flush-interval-msec", "100")
 PATIENCE = 120.0
 
 ROWS = queries(40)
@@ -64,10 +66,14 @@ def configuration() -> dict[str, Any]:
     return document
 
 
-def route_of(document: dict[str, Any]) -> Route:
+def manager_of(document: dict[str, Any]) -> dict[str, Any]:
     (listener,) = document["static_resources"]["listeners"]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    route: Route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+    manager: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return manager
+
+
+def route_of(document: dict[str, Any]) -> Route:
+    route: Route = manager_of(document)["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
     return route
 
 
@@ -77,7 +83,7 @@ def envoy(document: dict[str, Any], folder: Path, *arguments: str) -> subprocess
     file.write_bytes(msgspec.json.encode(document))
     with (folder / "envoy.log").open("wb") as log:
         return subprocess.Popen(
-            [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", *arguments],
+            [ENVOY, "-c", file, "--use-dynamic-base-id", *QUICK, *arguments],
             stdout=log,
             stderr=log,
         )
@@ -101,6 +107,8 @@ async def proxied(bundle: Bundle, tmp_path: Path) -> AsyncIterator[tuple[str, Mo
         for each, port in zip(endpoints, ports, strict=True):
             address = each["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
             address["port_value"] = port
+        (log,) = manager_of(document)["access_log"]
+        log["typed_config"]["path"] = str(tmp_path / "access.log")
         # However busy this machine is, a request that the model answers at once is not late.
         route = route_of(document)
         route["timeout"] = f"{PATIENCE}s"
@@ -160,6 +168,20 @@ async def test_the_model_answers_in_time_and_the_stand_in_what_is_late_and_sure(
     status, found = await waiting
     assert status == 200
     np.testing.assert_allclose(found, predictions(UNSURE[:2]), rtol=1e-3, atol=1e-5)
+
+
+async def test_its_access_log_is_one_that_plans_are_made_from(
+    proxied: tuple[str, Model, str], tmp_path: Path
+) -> None:
+    url, _, _ = proxied
+    for _ in range(LEAST):
+        assert (await ask(url, SURE[:1]))[0] == 200
+    async with asyncio.timeout(PATIENCE):
+        while (tmp_path / "access.log").read_bytes().count(b"\n") < LEAST:
+            await asyncio.sleep(0.05)
+    log = AccessLog.read(tmp_path / "access.log")
+    assert (len(log.servers), log.slots) == (1, 1)
+    assert len(log.arrivals) >= LEAST
 
 
 def merge(into: Any, patch: Any) -> Any:

@@ -13,6 +13,8 @@ from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Only, argument
 from parity_models.errors import UserError
 from parity_models.load.recorder import STEP, record
+from parity_models.options import Option
+from parity_models.protection.access_log import advise
 from parity_models.protection.options import Goal
 from parity_models.protection.plan import plan as find_plan
 from parity_models.serving.client import Credentials
@@ -34,10 +36,20 @@ def plan(
             "instances",
             "rate",
             "service_time",
+            "backup_time",
+            "coverage",
             "recorded",
             "contention",
         ),
     ],
+    log: Annotated[
+        Path | None,
+        Option(
+            "An access log, CSV or JSON lines with arrival, latency and upstream: what hedging and "
+            "a stand-in would make of it.",
+            metavar="FILE",
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Find the policy and the number of instances that serve a load within a goal, and the cost.
@@ -49,6 +61,14 @@ def plan(
     status is 2.
     """
     console = Console()
+    if log is not None:
+        with console.status("reading the log") as status:
+            advice = advise(
+                log, bundle, on_tried=lambda text: status.update(f"simulating {text}"), options=goal
+            )
+        write_json(json, {"rows": advice.rows, "per_try_timeout": advice.timeout})
+        advice.show()
+        return
     with TemporaryDirectory(prefix="parm-plan-") as folder:
         if goal.recorded is not None and "://" in goal.recorded:
             file = Path(folder, "recording.json")

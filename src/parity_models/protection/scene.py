@@ -4,7 +4,7 @@ The scheduler that serves is driven by `simulation`, so a policy is compared by 
 it. All policies of a comparison meet the same arrivals and the same contention.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.serving.deployment import extra_instances, model_files, stand_ins_of
-from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
+from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models.simulation.recording import Recording, load_contention, read_recording
 from parity_models.trust.gates import choose_gates
 
@@ -226,7 +226,7 @@ class Scene:
 
     Queries arrive at the times `arrivals` (n,) in seconds, of which the first `warm_up` do not
     count. Of the `instances`, `extra` run stand-ins only, for policies that have such; None: the
-    policy's default.
+    policy's default. `driver`: in place of the simulation's own.
     """
 
     service: Service
@@ -236,6 +236,7 @@ class Scene:
     contention: FaultPlan
     seed: int = 0
     extra: int | None = None
+    driver: Callable[..., Driver] | None = None
 
     @classmethod
     def of(
@@ -297,7 +298,7 @@ class Scene:
             warm_up=self.warm_up,
             further_rows=service.added,
         )
-        result = simulate(simulation, policy, dispatch)
+        result = simulate(simulation, policy, dispatch, driver=self.driver)
         sources, latencies = result.sources[self.warm_up :], result.latencies[self.warm_up :]
         answered = sources != FAILED
         if not answered.any():
