@@ -87,7 +87,7 @@ def test_a_stand_in_cuts_the_tail_that_servers_with_spells_have(
     assert done.returncode == 0, done.stderr
     found = msgspec.json.decode(out.read_bytes())
     p99 = {name: row["p99_ms"] for name, row in found["rows"].items()}
-    assert p99["parm serve, a stand-in"] < p99["parm serve, hedging"] < p99["as logged"]
+    assert p99["one queue, a stand-in"] < p99["one queue, hedging"] < p99["as logged"]
     assert p99["a stand-in behind Envoy"] < p99["as logged"]
     assert f"per_try_timeout: {found['per_try_timeout']:.3f}s" in done.stdout
     assert "├" in done.stdout
@@ -154,7 +154,9 @@ def test_what_cannot_be_planned_from_is_refused(
 
 NUMBERS = st.one_of(st.floats(0, 1e4), st.floats(), st.integers(), st.text(max_size=4))
 UPSTREAMS = st.one_of(st.sampled_from(["a", "b"]), st.none())
-WORSE = st.one_of(st.just([]), st.lists(st.tuples(NUMBERS, NUMBERS, UPSTREAMS), max_size=2))
+WORSE: st.SearchStrategy[list[Any]] = st.one_of(
+    st.just([]), st.lists(st.tuples(NUMBERS, NUMBERS, UPSTREAMS), max_size=2)
+)
 
 
 @st.composite

@@ -259,6 +259,7 @@ class LogAdvice(Printed):
             f"{len(log.servers)} x {log.slots} run at a time, for {1e3 * log.run:.1f} ms (median)."
         )
         advice = (
+            "One queue for all servers is what parm serve has.\n"
             f"Behind Envoy: per_try_timeout: {self.timeout:.3f}s. {self.late:.1%} of the requests "
             "are late then; the retry budget has to allow as many."
         )
@@ -349,9 +350,9 @@ def advise(
         driver=partial(_Replay, log, {role: each / run for role, each in service.seconds.items()}),
     )
     choices = {
-        "parm serve, none": NoRedundancy.name,
-        "parm serve, hedging": Hedging.name,
-        **({} if backup is None else {"parm serve, a stand-in": Adaptive.name}),
+        "one queue": NoRedundancy.name,
+        "one queue, hedging": Hedging.name,
+        **({} if backup is None else {"one queue, a stand-in": Adaptive.name}),
     }
     for name, policy in choices.items():
         on_tried(name)
