@@ -52,7 +52,7 @@ $(SERVERS)/.mlserver $(SERVERS)/.kserve: $(SERVERS)/.%: tests/servers/%.txt | $(
 
 servers: $(addprefix $(SERVERS)/.,triton mlserver kserve envoy) ## Install the servers and the proxy of the tests into .servers
 
-demo: $(DEMO) ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
+demo: $(DEMO) ## Train, serve under injected faults, and compare the tails (writes demo/)
 	$(BIN)/parm-lab demo --out demo
 
 lint: setup ## Format check, lint, types, import rules

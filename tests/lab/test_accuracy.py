@@ -54,11 +54,6 @@ def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -
     assert "replication" in names
     assert {"stack + separate, k=2", "berrut, k=2, r=1"} < {*names}
     assert all(0 <= row["A_d"] <= 1 for row in result["rows"])
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "digits-linear-overhead.png",
-        "digits-linear.json",
-        "models.png",
-    }
     again = lab_here(*args)
     assert again.returncode == 0
     assert "[1/" in first.stderr

@@ -23,7 +23,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_a_task_without_its_files_says_what_to_put_where(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"put .*--data-dir or \$PARM_DATA") as caught:
+    with pytest.raises(DataError, match=r"put .*by the variable PARM_DATA") as caught:
         find_task(name).load(tmp_path)
     assert str(tmp_path) in str(caught.value)
 

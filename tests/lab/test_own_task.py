@@ -9,7 +9,7 @@ import pytest
 from commands import invoke, invoke_lab
 from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import open_bundle
-from parity_models_lab.tasks import find_task
+from parity_models_lab.tasks import find_task, load_dataset
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "extend-learning.md"
 
@@ -100,7 +100,7 @@ class Task(T):
     [
         ("raise FileNotFoundError('no birds')", "load failed: FileNotFoundError: no birds"),
         ("raise SystemExit(3)", "load failed: SystemExit: 3"),
-        ("return 3", "it gives int, not a Dataset"),
+        ("return 3", "it is int, not a Dataset"),
         ("return Dataset(split(9), split(5), split(5))", "the Dataset names none"),
         ("return Dataset(split(9), split(5), split(5, (0, 2)), ('a', 'b'))", "are 0 to 2; there"),
         ("return Dataset(split(9), split(5), split(5, (0, .5)), ('a', 'b'))", "labels integers"),
@@ -112,7 +112,7 @@ class Task(T):
 def test_what_a_task_loads_is_checked(here: Path, body: str, reason: str) -> None:
     name = write(here, OWN.format(body=body))
     with pytest.raises(DataError, match=reason):
-        find_task(f"{name}:Task").load()
+        load_dataset(find_task(f"{name}:Task"))
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,5 @@ class ResNet152(Scalable):
 
 
 NETWORKS.register(LeNet5, VGG11, ResNet152)
+
+__all__ = ["NETWORKS", "VGG11", "LeNet5", "ResNet152"]

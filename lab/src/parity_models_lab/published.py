@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.networks import NETWORKS, family
+from parity_models.models.networks import family
 from parity_models.models.networks.network import tiles
 from parity_models.training.fit import Recipe
 from parity_models.training.networks import Factory, NetworkPlan, find_network, parity_network
+from parity_models_lab.networks import NETWORKS
 
 ENCODERS = ("sum", "concatenation")
 

@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from datetime import date
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.errors import BundleError, TrainingError
+from parity_models.errors import BundleError
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
 from parity_models.evaluation.outputs import Outputs, predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_measured
@@ -37,7 +36,7 @@ from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.published import published_network
 from parity_models_lab.results import ResultCache
-from parity_models_lab.tasks import Dataset, find_task
+from parity_models_lab.tasks import Dataset, find_task, load_dataset
 
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")
@@ -256,7 +255,7 @@ class _MeasuredModel:
 
     @cached_property
     def _data(self) -> Dataset:
-        return self._task.load()
+        return load_dataset(self._task)
 
     @cached_property
     def _bundle(self) -> Bundle:
@@ -293,14 +292,7 @@ class _MeasuredModel:
             epochs=budget.epochs, seconds=budget.seconds, seed=self._seed, resume=cut_off
         )
         with progress_bars() as bars:
-            try:
-                trained = begin(out=out, options=options, callbacks=bars)
-            except TrainingError:
-                if not cut_off:
-                    raise
-                # The checkpoint is of another version's training.
-                options = replace(options, resume=False)
-                trained = begin(out=out, options=options, callbacks=bars)
+            trained = begin(out=out, options=options, callbacks=bars)
         if trained.fitted.interrupted:
             raise KeyboardInterrupt
         return trained

@@ -8,7 +8,7 @@ from parity_models.cli.main import command_line, run
 
 COMMANDS = {
     "Begin": {
-        "demo": "Train, serve under injected slowdowns, and compare the tails.",
+        "demo": "Train, serve under injected faults, and compare the tails.",
         "train": "Train a model to serve, if you do not have one.",
     },
     "Reproduce": {

@@ -11,12 +11,11 @@ from rich.console import Console
 from parity_models.cli.flags import Only
 from parity_models.errors import ContentionError, UserError
 from parity_models.evaluation.judging import evaluate
-from parity_models.models.networks import NETWORKS
 from parity_models.training import TrainingOptions, progress_bars
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
 from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
-from parity_models_lab.accuracy.report import plot_models, write_model
+from parity_models_lab.accuracy.report import write_model
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.demo import run_demo
 from parity_models_lab.deployed import train_deployed
@@ -31,8 +30,9 @@ from parity_models_lab.latency.reproduce_latency import (
     run_trials,
 )
 from parity_models_lab.latency.trial import Mode, Trial
+from parity_models_lab.networks import NETWORKS
 from parity_models_lab.results import TrialCache, check_out, print_rows, write_result
-from parity_models_lab.tasks import TASKS, find_task
+from parity_models_lab.tasks import TASKS, find_task, load_dataset
 
 Out = Annotated[
     Path, typer.Option(help="The folder to write results and pictures to.", metavar="DIR")
@@ -157,7 +157,7 @@ def accuracy(
 ) -> None:
     """Train and compare codes and baselines over tasks and networks.
 
-    Writes a JSON file and pictures for each task and network. An interrupted run goes on where it
+    Writes a JSON file for each task and network. An interrupted run goes on where it
     stopped.
     """
     matrix = load_matrix(preset)
@@ -172,8 +172,6 @@ def accuracy(
     finally:
         for model in done.values():
             print_rows(str(model.cell), write_model(out, model))
-        if done:
-            plot_models(out / "models.png", list(done.values()))
 
 
 def _choose(network: str | None, known: Sequence[str]) -> str:
@@ -218,9 +216,6 @@ def train(
     ] = "usual",
     *,
     options: Annotated[TrainingOptions, Only("epochs", "seconds", "seed", "device", "resume")],
-    data_dir: Annotated[
-        Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
-    ] = None,
 ) -> None:
     """Train a model to serve, if you do not have one.
 
@@ -231,7 +226,7 @@ def train(
     next to DIR lets you --resume.
     """
     learned = find_task(task)
-    dataset = learned.load(data_dir)
+    dataset = load_dataset(learned)
     with progress_bars() as bars:
         trained = train_deployed(
             learned, dataset, network, out, options, recipe=recipe, callbacks=bars
@@ -252,22 +247,18 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="The folder for the bundle, results and the plot.", metavar="DIR")
     ] = Path("demo"),
-    task: Annotated[str, typer.Option(help="The task to train for.", metavar="TASK")] = "digits",
     seed: Annotated[
         int, typer.Option(help="Fixes training, load and faults.", min=0, max=2**32 - 1)
     ] = 0,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
-    ] = None,
 ) -> None:
-    """Train, serve under injected slowdowns and a kill, and compare the tails.
+    """Train, serve under injected faults, and compare the tails.
 
-    Trains a deployed and a parity model on real data, then serves them twice on this machine,
-    with the same number of workers, the same load and the same injected faults: once with all
-    workers on the deployed model (equal resources), once with the policy parity. Takes about two
-    minutes on two cores.
+    Trains a deployed and a parity model on handwritten digits, then serves them twice on this
+    machine, with the same number of workers, the same load and the same injected faults: once with
+    all workers on the deployed model (equal resources), once with the policy parity. Takes about
+    two minutes on two cores.
     """
-    rows = run_demo(out, find_task(task), seed=seed, data_dir=data_dir, tell=typer.echo)
+    rows = run_demo(out, TrainingOptions(seed=seed), 7500, Console(highlight=False))
     print_rows("Latencies in ms", rows)
     equal, parity = (float(str(row["gap"])) for row in rows)
     typer.echo(

@@ -5,7 +5,7 @@ paper's datasets that are not in `TASKS` as `parity_models_lab.tasks:Cifar10`.
 """
 
 from parity_models.errors import UserError
-from parity_models.registry import Registry, is_own, say
+from parity_models.registry import Registry, say
 from parity_models.tasks import METRICS
 from parity_models_lab.tasks.cifar import Cifar10
 from parity_models_lab.tasks.localization import Localization, MadeBoxes
@@ -13,10 +13,10 @@ from parity_models_lab.tasks.mnist import Diabetes, Digits, FashionMnist, Fashio
 from parity_models_lab.tasks.speech import MadeSpeech, SmallSpeechCommands, SpeechCommands
 from parity_models_lab.tasks.task import (
     Dataset,
-    OwnTask,
     Split,
     Task,
     check_dataset,
+    load_dataset,
 )
 
 TASKS = Registry[Task]("task", Task, Digits, Mnist, FashionMnist, FashionMnistPixels, Diabetes)
@@ -37,7 +37,7 @@ def find_task(name: str) -> Task:
     metric = getattr(task, "metric", None)
     if metric not in METRICS:
         raise UserError(f"{name} has the metric {metric!r}; there are {', '.join(METRICS)}")
-    return OwnTask(name, task) if is_own(name) else task
+    return task
 
 
 __all__ = [
@@ -58,4 +58,5 @@ __all__ = [
     "Task",
     "check_dataset",
     "find_task",
+    "load_dataset",
 ]

@@ -37,14 +37,9 @@ class FolderTask(Task):
             looked = folder or own_folder()
             raise DataError(
                 f"the data of {self.name} are not in {looked}: put {self.needs}; name the folder "
-                "with --data-dir or $PARM_DATA"
+                "by the variable PARM_DATA"
             )
         return self.read(found)
-
-    def find(self, folder: Path | None = None) -> str | None:
-        """Return the folder where `load` would find the data; None if there is none."""
-        found = self._search(folder)
-        return None if found is None else str(found)
 
     def _search(self, folder: Path | None) -> Path | None:
         roots = (folder,) if folder else (own_folder(), *self.installed)

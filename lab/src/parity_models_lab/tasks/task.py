@@ -93,37 +93,27 @@ class Task(ABC):
         """
 
 
-class OwnTask(Task):
-    """A user's task, under the `name` that they typed (package.module:Class).
+def load_dataset(task: Task, folder: Path | None = None) -> Dataset:
+    """Return a task's data, checked; its class may be a user's own.
 
-    Its errors become one sentence, and what it loads is checked.
+    Raises DataError for data that cannot be used, and where there are none.
     """
-
-    def __init__(self, name: str, task: Task) -> None:
-        super().__init__()
-        self.name = name
-        self.metric = task.metric
-        self.flips = task.flips
-        self._task = task
-
-    def load(self, folder: Path | None = None) -> Dataset:
-        try:
-            dataset: object = self._task.load(folder)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:  # the user's class may raise anything
-            raise DataError(f"{self.name}.load failed: {say(error)}") from error
-        try:
-            if not isinstance(dataset, Dataset):
-                raise DataError(f"it gives {type(dataset).__name__}, not a Dataset")
-            check_dataset(self.metric, dataset)
-        except DataError as error:
-            raise DataError(f"the data of {self.name} cannot be used: {error}") from error
-        return dataset
+    try:
+        dataset = task.load(folder)
+        check_dataset(task.metric, dataset)
+    except DataError as error:
+        raise DataError(f"the data of {task.name} cannot be used: {error}") from error
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's class may raise anything
+        raise DataError(f"{task.name}.load failed: {say(error)}") from error
+    return dataset
 
 
-def check_dataset(metric: str, dataset: Dataset) -> None:
+def check_dataset(metric: str, dataset: object) -> None:
     """Raise DataError unless models can be trained on `dataset` and judged by `metric`."""
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"it is {type(dataset).__name__}, not a Dataset")
     classes = METRICS[metric].kind == "classes"
     if classes and not dataset.classes:
         raise DataError(f"{metric} is of classes, and the Dataset names none (classes=...)")
