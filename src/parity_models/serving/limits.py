@@ -51,7 +51,7 @@ class Limits(Options):
     max_json: Annotated[
         int,
         Option(
-            "MiB that a JSON body may have; larger ones are sent as binary data.",
+            "MiB that a JSON body, or gRPC's typed contents, may have; larger ones are sent raw.",
             unit=BYTES,
             above=0,
         ),

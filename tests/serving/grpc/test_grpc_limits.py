@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from grpc_served import READY, method, request, serving, until
 from parity_models.serving.errors import AbandonedError, LateRequestError, OverloadedError
 from parity_models.serving.grpc.grpc_server import InferenceService, refuse
-from parity_models.serving.grpc.inference_pb2 import ServerReadyRequest
+from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ServerReadyRequest
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 
@@ -126,6 +126,20 @@ async def test_a_message_beyond_the_limit_is_refused() -> None:
             await infer(request(1000))
         assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
         assert served.frontend.asked == 0
+
+
+async def test_typed_contents_are_limited_as_json_is() -> None:
+    async with serving(max_json=2000) as (served, infer):
+        message = ModelInferRequest(model_name="model")
+        tensor = message.inputs.add(name="x", datatype="FP32", shape=(200, 4))
+        tensor.contents.fp32_contents.extend(range(800))
+        text = "typed contents have at most 2000; send raw_input_contents"
+        with pytest.raises(grpc.aio.AioRpcError, match=text) as error:
+            await infer(message.SerializeToString())
+        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert served.frontend.asked == 0
+        served.frontend.go.set()
+        assert await infer(request(200))  # its contents are raw
 
 
 async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -> None:

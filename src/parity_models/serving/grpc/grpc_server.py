@@ -360,6 +360,10 @@ class InferenceService:
             if len(data) > most:
                 raise _too_large(len(data), "the largest request that this server takes has", most)
             message = read_message(pb.ModelInferRequest, data)
+            most = self._limits.max_json
+            if len(data) > most and not message.raw_input_contents:
+                text = "send raw_input_contents, or several requests"
+                raise _too_large(len(data), "typed contents have", most, advice=text)
             del data
             while True:
                 # The version is chosen here, and asked before anything is awaited.
@@ -567,8 +571,14 @@ def read_message(request: type[_Request], data: bytes) -> _Request:
         ) from error
 
 
-def _too_large(size: int, what: str, most: int, which: str = "the message") -> TooLargeError:
-    return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; send several requests")
+def _too_large(
+    size: int,
+    what: str,
+    most: int,
+    which: str = "the message",
+    advice: str = "send several requests",
+) -> TooLargeError:
+    return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; {advice}")
 
 
 def _name_bundle(version: ServedVersion, context: Context) -> None:
