@@ -12,9 +12,10 @@ import resource
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from itertools import chain
 from math import inf
@@ -39,7 +40,7 @@ from parity_models.serving.errors import (
 from parity_models.serving.metrics import HTTP, Metrics
 from parity_models.serving.protocol import HEAD
 from parity_models.serving.refusals import Refused
-from parity_models.serving.rest.messages import Request, Response
+from parity_models.serving.rest.messages import Headers, Request, Response
 from parity_models.serving.rest.service import Rest
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ its way already."""
 _SMALL, _DROPPED = 64 * 2**10, 2**20
 """Bytes of a body, refused by its head or by its first bytes, that are read and dropped to keep the
 connection."""
+
+_JOINED = 64 * 2**10
+"""Bytes of an answer that are copied into one piece with its head, which costs less than two."""
 
 _SPARE = 16
 """Connections beyond the limit for questions about health and metrics, if all others are busy."""
@@ -92,6 +96,44 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 """A valid Host header (RFC 3986, sections 3.2.2 and 3.2.3)."""
 
 
+class Running:
+    """A coroutine that runs within its caller's turn of the event loop, and on when the future that
+    it waits for is done, as a task does at a multiple of the cost: a task begins in a turn of its
+    own, and is listed. asyncio.timeout and current_task do not work in it."""
+
+    __slots__ = ("_coroutine", "_loop", "_waits_for")
+
+    def __init__(
+        self, coroutine: Coroutine["asyncio.Future[Any] | None", None, None], loop: Any
+    ) -> None:
+        self._coroutine = coroutine
+        self._loop = loop
+        self._waits_for: asyncio.Future[Any] | None = None
+
+    def step(self, _: object = None) -> bool:
+        """Run on until it waits, or ends. Return whether it waits."""
+        try:
+            awaited = self._coroutine.send(None)
+        except (StopIteration, asyncio.CancelledError):
+            return False
+        if awaited is None:  # the rest of the loop has a turn
+            awaited = self._loop.create_future()
+            self._loop.call_soon(_wake, awaited)
+        self._waits_for = awaited
+        awaited.add_done_callback(self.step)
+        return True
+
+    def cancel(self) -> None:
+        """Cancel the future that it waits for."""
+        if self._waits_for is not None:
+            self._waits_for.cancel()
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class HttpConnection(asyncio.Protocol):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
@@ -118,7 +160,7 @@ class HttpConnection(asyncio.Protocol):
         # Those that are to be answered
         self._waiting: deque[Request] = deque()
         self._busy: Request | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | Running | None = None
         # The connection
         self._ended = self._lingers = False
         """Data from the client is ignored; the client may still be sending a body."""
@@ -375,8 +417,12 @@ class HttpConnection(asyncio.Protocol):
             self._busy = request = self._waiting.popleft()
             if request.answer is not None and not request.answer.retry_after:
                 self._write(request, request.answer)
-            else:
+            elif self._rest.takes_task(request):
                 self._task = asyncio.ensure_future(self._answer(request))
+            else:
+                running = Running(self._answer(request), self._server.loop)
+                if running.step():
+                    self._task = running
         reads = len(self._waiting) < _PAUSE or self._ended
         if reads != self._reading and not self._transport.is_closing():
             self._reading = reads
@@ -395,9 +441,9 @@ class HttpConnection(asyncio.Protocol):
             if response.pieces is not None:
                 await self._write_pieces(request, response, response.pieces)
                 return
-            self._task = None
+            waited, self._task = self._task is not None, None
             self._write(request, response)
-            if self._waiting or not self._reading:
+            if waited and (self._waiting or not self._reading):
                 self._answer_next()
         except Exception:
             _log.exception("an answer could not be written")
@@ -414,9 +460,7 @@ class HttpConnection(asyncio.Protocol):
         last = not request.keeps or (self._server.closing and not more)
         content: tuple[bytes | memoryview, ...] = (response.content, *response.more)
         size = sum(map(len, content))
-        lines = [_STATUS_LINES[response.status], self._server.date]
-        for header in response.headers:
-            lines.append(b"%b: %b" % header)
+        lines = [_head_of(response.status, self._server.date, response.headers)]
         if request.method:
             lines.append(b"x-request-id: %b" % request.log.id.encode())
         if response.pieces is None:
@@ -425,10 +469,14 @@ class HttpConnection(asyncio.Protocol):
             lines.append(b"connection: close")
         elif "connection" in request.headers:
             lines.append(b"connection: keep-alive")  # HTTP/1.0 needs it
-        head = b"\r\n".join((*lines, b"", b""))
+        lines.append(b"\r\n")
+        head = b"\r\n".join(lines)
         if request.method == "HEAD":
             content, size = (), 0
-        self._transport.writelines((head, *content))
+        if size <= _JOINED:
+            self._transport.write(b"".join((head, *content)))
+        else:
+            self._transport.writelines((head, *content))
         self._server.sent += len(head) + size
         if last and response.pieces is None:
             self.end(_LINGER if self._lingers else _PARTING)
@@ -446,6 +494,12 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.write(piece)
                 self._server.sent += len(piece)
         self.end()
+
+
+@lru_cache(256)
+def _head_of(status: int, date: bytes, headers: Headers) -> bytes:
+    """Return what many answers' heads have in common."""
+    return b"\r\n".join((_STATUS_LINES[status], date, *(b"%b: %b" % each for each in headers)))
 
 
 def _head_too_long() -> HeadTooLargeError:
@@ -521,6 +575,8 @@ class HttpServer:
         """Every answer is the last of its connection."""
         self.received = self.sent = 0
         """Bytes from clients and to them, since they were last added to the metrics."""
+        self.loop: asyncio.AbstractEventLoop
+        """The loop that it serves on, once it is started."""
         self.date = b""
         """The header with the current date."""
         self._metrics = metrics
@@ -540,12 +596,12 @@ class HttpServer:
 
     def start(self, listening: socket.socket) -> None:
         """Serve the connections of this socket, from now on, on the running event loop."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._socket = listening
         listening.setblocking(False)
         self._set_date()
-        self._acceptor = self._loop.create_task(self._accept())
-        self._reaper = self._loop.create_task(self._reap())
+        self._acceptor = self.loop.create_task(self._accept())
+        self._reaper = self.loop.create_task(self._reap())
 
     def drain(self) -> None:
         """Make every answer the last of its connection, from now on."""
@@ -609,7 +665,7 @@ class HttpServer:
     async def _accept(self) -> None:
         while True:
             try:
-                accepted, address = await self._loop.sock_accept(self._socket)
+                accepted, address = await self.loop.sock_accept(self._socket)
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # out of descriptors or of memory for sockets
@@ -647,7 +703,7 @@ class HttpServer:
                 refused = OverloadedError(f"{text}, and all are busy; try again later", why=why)
         connection = HttpConnection(self, peer.removeprefix("::ffff:"), refused)
         self._connections.add(connection)
-        connection.opening = self._loop.create_task(self._open(accepted, connection))
+        connection.opening = self.loop.create_task(self._open(accepted, connection))
 
     def _make_room(self) -> bool:
         """End a connection that waits for its client: of the address with the most of them, an idle
@@ -668,7 +724,7 @@ class HttpServer:
             if self._tls is not None:
                 tls = {"ssl": self._tls(), "ssl_handshake_timeout": self.limits.head_timeout}
                 tls["ssl_shutdown_timeout"] = GRACE
-            await self._loop.connect_accepted_socket(lambda: connection, accepted, **tls)
+            await self.loop.connect_accepted_socket(lambda: connection, accepted, **tls)
         except (Exception, asyncio.CancelledError) as error:
             # Clients that speak no TLS, or another one, are an everyday event.
             level = logging.DEBUG if tls else logging.WARNING

@@ -77,6 +77,7 @@ class Metrics:
         self.requests = counter(
             "parm_requests", "Infer requests, by HTTP status; gRPC's by its equivalent.", "code"
         )
+        self.request: Callable[[int], Counter] = cache(self.requests.labels)
         self.unauthorized = counter(
             "parm_requests_unauthorized", "Requests of any kind without a valid token."
         )

@@ -23,6 +23,7 @@ from parity_models.serving.errors import InvalidRequestError, NotFoundError, Too
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import (
     GateMetadata,
+    Known,
     ModelMetadata,
     RequestedOutput,
     TensorMessage,
@@ -108,6 +109,11 @@ class ServedModel:
     def exact_outputs(self) -> tuple[str, ...]:
         """The outputs that the model alone gives: requests for one of them are served exact."""
         return tuple(name for name in self._outputs if name not in self.stood_in)
+
+    @cached_property
+    def known(self) -> dict[tuple[bytes, int], Known]:
+        """JSON objects of requests that were read before, by their bytes and those of the body."""
+        return {}
 
     @cached_property
     def _inputs(self) -> dict[str, Tensor]:

@@ -59,8 +59,9 @@ _SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})\b')
 _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
 """Maximum bytes of a number in an answer's JSON, and of everything else in it."""
 
-_SMALL = 4096
-"""Bytes of JSON that may be kept in memory along with a tensor."""
+_SMALL, _KNOWN = 4096, 100
+"""Bytes of JSON that may be kept in memory along with a tensor, and JSON objects of requests that
+a model keeps in memory."""
 
 _T = TypeVar("_T")
 
@@ -209,6 +210,31 @@ async def at_once() -> None:
     """Wait for no turn."""
 
 
+_Input = tuple[str, str, tuple[int, ...], int, int]
+"""An input of binary data: its name, datatype and shape, and its first and last byte in a body."""
+
+
+class Known(Struct, eq=False):
+    """A JSON object that was read before, whose binary data follow: a request without an id, for
+    binary outputs. Clients send one again and again, so it is read once.
+
+    `head` is the JSON object of an answer of the model alone, once there was one.
+    """
+
+    request: "InferRequest"
+    inputs: list[_Input]
+    answer_size: int
+    head: bytes = b""
+
+    def again(self, body: bytes | bytearray) -> "InferRequest":
+        """Return the request in a body with this object."""
+        view = memoryview(body).toreadonly()
+        tensors: dict[str, NDArray[Any] | Unread] = {}
+        for name, datatype, shape, begin, end in self.inputs:
+            tensors[name] = _binary(view, begin, end, datatype, shape, name)
+        return msgspec.structs.replace(self.request, tensors=tensors, known=self)
+
+
 class InferRequest(Struct, eq=False):
     """A request that fits the model: `count` rows, one query each, all of one kind.
 
@@ -216,7 +242,7 @@ class InferRequest(Struct, eq=False):
     `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
     of the model's dynamic axes, before queries are padded. `by_row`: a request of V1 has a value
     for each row, and so has its answer. `tensors` (count, ...), by input, are read by `read_rows`,
-    once the request is admitted.
+    once the request is admitted. `known`: its JSON object was read before.
     """
 
     model: "ServedModel"
@@ -229,12 +255,15 @@ class InferRequest(Struct, eq=False):
     sizes: Sizes
     tensors: dict[str, NDArray[Any] | Unread]
     by_row: bool = False
+    known: Known | None = None
 
     def answer_size(self) -> int:
         """Return the bytes that the server holds for the answer.
 
         Raises TooLargeError for a JSON answer that would take too long to write.
         """
+        if self.known is not None:
+            return self.known.answer_size
         signature = self.model.signature
         kind = signature.plain or signature.kind(signature.bucket(self.sizes))
         values = 0
@@ -273,6 +302,27 @@ def read_request(
     expected.
     """
     end = None if header_length is None else _object_end(header_length, len(body))
+    if end is None or end > _SMALL:
+        return _read_request(body, end, model)[0]
+    head = (bytes(body[:end]), len(body))
+    known = model.known.get(head)
+    if known is not None:
+        return known.again(body)
+    request, inputs = _read_request(body, end, model)
+    is_binary = len(inputs) == len(request.tensors) and all(each.binary for each in request.outputs)
+    if is_binary and request.id is None:
+        if len(model.known) >= _KNOWN:
+            model.known.clear()
+        without = msgspec.structs.replace(request, tensors={})
+        request.known = model.known[head] = Known(without, inputs, request.answer_size())
+    return request
+
+
+def _read_request(
+    body: bytes | bytearray, end: int | None, model: "ServedModel"
+) -> tuple[InferRequest, list[_Input]]:
+    """Return the request in a body whose JSON object has this end, and its inputs of binary
+    data."""
     if end is None and len(body) > JSON_OBJECT:
         check_json_size(body, model)
     elif end is not None and JSON_OBJECT < end < len(body):
@@ -292,7 +342,8 @@ def read_request(
     rows, specs = fitting.rows, model.signature.kind(fitting.sizes).input.tensors
     spec_of = dict(zip(map(_name, specs), specs, strict=True))
     tensors: dict[str, NDArray[Any] | Unread] = {}
-    at, binary = len(body) if end is None else end, []
+    at, binary = len(body) if end is None else end, list[_Input]()
+    view = memoryview(body).toreadonly()
     for tensor in message.inputs:
         spec = spec_of[tensor.name]
         size = None if tensor.parameters is None else tensor.parameters.binary_data_size
@@ -304,16 +355,24 @@ def read_request(
             what = f"the data of input {spec.name!r}"
             tensors[spec.name] = partial(read_array, tensor.data, spec.datatype, shape, what)
             continue
-        data: bytes | memoryview = memoryview(body).toreadonly()[at : at + size]
-        if len(body) - size > max(size, _SMALL):
-            data = bytes(data)  # a view would keep all of the body alive for these few bytes
-        if len(data) == size:  # else it is reported below
-            tensors[spec.name] = array_from_bytes(data, spec.datatype, shape, spec.name)
-        binary.append(spec.name)
+        if at + size <= len(body):  # else it is reported below
+            tensors[spec.name] = _binary(view, at, at + size, spec.datatype, shape, spec.name)
+        binary.append((spec.name, spec.datatype, shape, at, at + size))
         at += size
     if at != len(body):
-        raise _wrong_rest(binary, len(body) - (end or 0), at - (end or 0))
-    return request_of(message, model, fitting, tensors)
+        names = [name for name, *_ in binary]
+        raise _wrong_rest(names, len(body) - (end or 0), at - (end or 0))
+    return request_of(message, model, fitting, tensors), binary
+
+
+def _binary(
+    body: memoryview, begin: int, end: int, datatype: str, shape: tuple[int, ...], name: str
+) -> NDArray[Any]:
+    """Return the tensor in these bytes of a body."""
+    data: bytes | memoryview = body[begin:end]
+    if len(body) - len(data) > max(len(data), _SMALL):
+        data = bytes(data)  # a view would keep all of the body alive for these few bytes
+    return array_from_bytes(data, datatype, shape, name)
 
 
 def rows_in_head(body: bytes | bytearray) -> int:
@@ -371,22 +430,19 @@ async def write_response(
     """
     model, messages, binary = request.model, [], []
     tensors = cut(outputs, model.signature, request.sizes)
+    known = request.known if request.id is None else None
+    if sources.count(Source.MODEL) < len(sources):
+        known = None
+    for spec, is_binary in request.outputs:
+        if is_binary:
+            binary += await _binary_of(tensors[spec.name], turn)
+    if known is not None and known.head:
+        return known.head, binary
     for spec, is_binary in request.outputs:
         values = tensors[spec.name]
         message = TensorMessage(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if is_binary:
             message.parameters = TensorParameters(values.nbytes)
-            step = (
-                len(values)
-                if values.flags.c_contiguous
-                else 1 + len(values) * SLICE // (1 + values.nbytes)
-            )
-            for start in range(0, len(values), step):
-                if step < len(values):
-                    await turn()
-                part = values[start : start + step]
-                part = np.ascontiguousarray(part, _LITTLE_ENDIAN[part.dtype])
-                binary.append(part.reshape(-1).view(np.uint8).data)
         else:
             check_finite(values, spec.name, "binary data (binary_data_output)")
             flat = values.ravel()
@@ -405,7 +461,24 @@ async def write_response(
             outputs=tuple(messages),
         )
     )
+    if known is not None:
+        known.head = header
     return header, binary
+
+
+async def _binary_of(values: NDArray[Any], turn: Turn) -> list[memoryview]:
+    """Return the values as binary data; what takes long to copy in pieces, each in its `turn`."""
+    if values.nbytes <= SLICE or values.flags.c_contiguous:
+        return [_bytes_of(values)]
+    step, pieces = 1 + len(values) * SLICE // (1 + values.nbytes), []
+    for start in range(0, len(values), step):
+        await turn()
+        pieces.append(_bytes_of(values[start : start + step]))
+    return pieces
+
+
+def _bytes_of(values: NDArray[Any]) -> memoryview:
+    return little_endian(values).reshape(-1).view(np.uint8).data
 
 
 def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:

@@ -70,6 +70,35 @@ def test_outputs_come_back_exactly_as_json_or_binary(array: NDArray[Any], binary
         np.testing.assert_array_equal(np.array(output["data"], array.dtype), array.ravel())
 
 
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.sampled_from([None, "a"]))))
+def test_a_json_object_that_was_read_before_is_read_the_same(
+    asked: list[tuple[int, bool, str | None]],
+) -> None:
+    shared = model_of(np.zeros((1, 3), np.float32))
+    for number, (count, alone, id) in enumerate(asked):
+        rows = np.full((count, 3), number, np.float32)
+        more: dict[str, Any] = {} if id is None else {"id": id}
+        body, length = request(rows, parameters={"binary_data_output": True}, **more)
+        sources = [Source.MODEL if alone else Source.RECONSTRUCTION] * count
+        answers = []
+        for model in (shared, model_of(rows)):
+            read = read_request(body, length, model)
+            np.testing.assert_array_equal(done(read.read_rows()), rows)
+            head, data = done(write_response(read, rows, sources))
+            answers.append((head, b"".join(data), read.answer_size()))
+        assert answers[0] == answers[1]
+
+
+def test_the_json_objects_that_a_model_knows_are_bounded() -> None:
+    rows = np.zeros((1, 3), np.float32)
+    model = model_of(rows)
+    for timeout in range(1, 1000):
+        read_request(*request(rows, parameters={"timeout": timeout}), model)
+        binary = {"timeout": timeout, "binary_data_output": True}
+        assert read_request(*request(rows, parameters=binary), model).timeout == timeout / 1e6
+        assert 1 <= len(model.known) <= 100
+
+
 def test_binary_inputs_are_views_of_the_body() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     body, length = request(array)

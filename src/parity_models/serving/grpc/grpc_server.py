@@ -332,7 +332,7 @@ class InferenceService:
         if name not in _QUIET:
             log.ended(code.name)
         if name == "ModelInfer":
-            (log.metrics or self._metrics).requests.labels(status).inc()
+            (log.metrics or self._metrics).request(status).inc()
 
     def _hold(self, size: int, _: object = None) -> None:
         self._budget.held += size
@@ -353,17 +353,7 @@ class InferenceService:
                 raise budget.exceeded(len(data))
             held = len(data)
             budget.held += held
-            largest = self._models.largest
-            if largest is None:
-                raise NotFoundError("this server has no model that takes requests; load one")
-            most = MAX_BESIDES + _VALUE * largest.max_values
-            if len(data) > most:
-                raise _too_large(len(data), "the largest request that this server takes has", most)
-            message = read_message(pb.ModelInferRequest, data)
-            most = self._limits.max_json
-            if len(data) > most and not message.raw_input_contents:
-                text = "send raw_input_contents, or several requests"
-                raise _too_large(len(data), "typed contents have", most, advice=text)
+            message = self._decode(data)
             del data
             while True:
                 # The version is chosen here, and asked before anything is awaited.
@@ -403,6 +393,21 @@ class InferenceService:
         finally:
             budget.held -= held
             self._rpcs -= 1
+
+    def _decode(self, data: bytes) -> pb.ModelInferRequest:
+        """Return the message. Raises a RequestError for one that is too large once decoded."""
+        largest = self._models.largest
+        if largest is None:
+            raise NotFoundError("this server has no model that takes requests; load one")
+        most = MAX_BESIDES + _VALUE * largest.max_values
+        if len(data) > most:
+            raise _too_large(len(data), "the largest request that this server takes has", most)
+        message = read_message(pb.ModelInferRequest, data)
+        most = self._limits.max_json
+        if len(data) > most and not message.raw_input_contents:
+            text = "send raw_input_contents, or several requests"
+            raise _too_large(len(data), "typed contents have", most, advice=text)
+        return message
 
     async def _receive(self, context: Context) -> bytes:
         """Return the message of a call. Its size is unknown while it arrives, so few arrive at a

@@ -209,6 +209,10 @@ class Rest:
         if "content-encoding" not in request.headers and (rows := rows_in_head(request.body)):
             self._models.find(request.model, request.version).frontend.check_admission(rows, None)
 
+    def takes_task(self, request: Request) -> bool:
+        """Return whether `answer` may use what only a task has: all but plain inference."""
+        return not request.inference or self._tracing is not None
+
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
         assert request.handler is not None
@@ -254,7 +258,7 @@ class Rest:
         if ACCESS_LOG.isEnabledFor(logging.INFO) and log.method and log.path not in _QUIET:
             log.ended(status)
         if request.inference:
-            (log.metrics or self._metrics).requests.labels(status).inc()
+            (log.metrics or self._metrics).request(status).inc()
 
     def _check_token(self, tokens: Tokens, request: Request) -> None:
         """Raise UnauthorizedError for a request that shows none of the tokens."""
