@@ -92,11 +92,7 @@ class TrainingError(UserError):
 
 
 class ServingError(ParityModelsError):
-    """An engine or server that cannot start; one that `passes` may start later, unchanged."""
-
-    @property
-    def passes(self) -> bool:
-        return False
+    """An engine or server that cannot start."""
 
 
 class FaultPlanError(UserError):

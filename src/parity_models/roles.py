@@ -28,12 +28,11 @@ class Source(StrEnum):
     BACKUP_2 = "backup-2"
     BACKUP_3 = "backup-3"
     BACKUP_4 = "backup-4"
-    DEFAULT = "default"
 
     @property
     def stands_in(self) -> bool:
         """True if it is a stand-in."""
-        return self not in (Source.MODEL, Source.DEFAULT)
+        return self is not Source.MODEL
 
 
 def source_of(role: str) -> Source:

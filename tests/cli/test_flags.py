@@ -51,13 +51,12 @@ def test_a_file_says_all_that_flags_say(bundle: str, file: Path, served: Served)
         max-body = 8
         instances = 3
         ui = true
-        default-prediction = [0.5]
         log-format = "json"
         """
     )
     options = served("--config", str(file))
     flags = ("--policy", "parity@pool=dedicated,max-group-wait=5", "--deadline", "2500ms")
-    more = ("--max-body", "8", "--instances", "3", "--ui", "--default-prediction", "0.5")
+    more = ("--max-body", "8", "--instances", "3", "--ui")
     assert options == served(bundle, *flags, *more)
     assert options.policy is not None
     assert options.policy.options == {"pool": "dedicated", "max_group_wait": 0.005}
@@ -125,7 +124,6 @@ def test_mistakes_in_variables_are_named(
             ("--max-body", "2000"),
             "--max-body (2000 MiB) must not be above what all requests may hold",
         ),
-        (("--default-prediction", "nan"), "--default-prediction must be finite numbers"),
         (("--tenant-header", "a b"), "--tenant-header is the name of a header"),
         (("--policy", "hedging", "--agreement", "0.9"), "leave --agreement out"),
         (("--tls-cert", "x"), "give both, --tls-cert and --tls-key"),

@@ -156,7 +156,7 @@ async def test_requests_hold_batches_and_every_row_is_judged(data: str, binary: 
     async def handle(request: web.Request, rows: Rows) -> web.Response:
         assert rows.shape == (3, CLASSES)
         seen.append(rows.argmax(axis=1))
-        return answer(rows, "reconstruction,model,default", binary)
+        return answer(rows, "reconstruction,model,backup", binary)
 
     async with serving(handle) as url:
         spec = load(url, data, binary=binary, batch=3, rate=900, queries=59)
@@ -167,7 +167,7 @@ async def test_requests_hold_batches_and_every_row_is_judged(data: str, binary: 
     right = sorted((rows != CLASSES - 1).tolist() for rows in seen[:20])
     assert sorted(result.score.reshape(20, 3).tolist()) == right
     np.testing.assert_array_equal(result.score[39:], warm.score)
-    for slot, source in enumerate((Source.RECONSTRUCTION, Source.MODEL, Source.DEFAULT)):
+    for slot, source in enumerate((Source.RECONSTRUCTION, Source.MODEL, Source.BACKUP)):
         np.testing.assert_array_equal(result.came_from(source), np.arange(60) % 3 == slot)
     assert (np.diff(result.scheduled.reshape(20, 3), axis=1) == 0).all()
 

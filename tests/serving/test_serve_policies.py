@@ -21,7 +21,7 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import RULES
 from parity_models.serving.server import ServeOptions, Server
-from served import OUTPUTS, ServerProcess, predictions, queries, write_linear_bundle
+from served import ServerProcess, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,6 @@ def check(asked: NDArray[np.float32], response: httpx.Response) -> list[str]:
     sources: list[str] = answer["parameters"]["source"].split(",")
     right = {"model": predictions(asked), "backup": 2 * predictions(asked)}
     right["reconstruction"] = right["model"]
-    right["default"] = np.full((len(asked), OUTPUTS), 0.25)
     expected = np.stack([right[source][row] for row, source in enumerate(sources)])
     outputs = np.reshape(answer["outputs"][0]["data"], expected.shape)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
@@ -179,21 +178,6 @@ def test_every_dispatch_rule_serves_every_kind_of_policy(
         for seed in range(3):
             assert len(infer(client, seed)) == ROWS
         assert server.metric("parm_query_latency_seconds_count") == 3 * ROWS
-
-
-@pytest.mark.parametrize(
-    ("policy", "values"),
-    [("equal-resources", "0.25"), ("approximate-backup", ",".join(["0.25"] * OUTPUTS))],
-)
-def test_what_is_not_answered_by_its_deadline_gets_the_default(
-    bundle: Path, policy: str, values: str
-) -> None:
-    arguments = ["--policy", policy, "--default-prediction", values, "--faults", slow(0, 1, 2)]
-    with serving(bundle, *arguments) as (server, client):
-        answered = infer_until(client, {"default"}, timeout=100_000)
-        counted = server.metric('parm_query_latency_seconds_count{source="default"}')
-        assert counted == answered["default"]
-        assert server.metric("parm_query_failures_total") == 0
 
 
 def test_a_policy_and_a_rule_of_one_s_own_are_served(

@@ -154,7 +154,6 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             max_queue=choose([4, 1000]),
             deadline=choose([5.0, 20.0]),
             max_attempts=choose([1, 2, 3, 4]),
-            default_prediction=choose([False, False, True]),
         ),
         choose([None, 1, 2, 3, 4]),
     )

@@ -1,7 +1,7 @@
 """Engines as users write them: models in the server's own process, with options of their own."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Annotated, Any, ClassVar
@@ -14,7 +14,6 @@ from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import Option
 from parity_models.serving.engine import Engine, EngineListener, Parts
-from parity_models.serving.remote.remote_engine import Fault, UpstreamError
 
 
 class InProcess(Engine):
@@ -118,34 +117,6 @@ class Faceless(InProcess):
     refuses: ClassVar[Mapping[str, str]] = {"ui": "its servers have no page"}
 
 
-class Late(InProcess):
-    """It cannot start while there is some `trouble`; `tries` counts how often it was to."""
-
-    name = "late"
-    trouble: ClassVar[Callable[[], Exception] | None] = None
-    tries: ClassVar[int] = 0
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(InProcess.Options):
-        """What can be set."""
-
-    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        Late.tries += 1
-        if Late.trouble is not None:
-            raise Late.trouble()
-        await super().start(roles, listener)
-
-
-def nobody_there() -> Exception:
-    """What passes when servers come."""
-    return UpstreamError(Fault.UNREACHABLE, "nobody is there")
-
-
-def not_ready() -> Exception:
-    """What passes when servers are ready."""
-    return UpstreamError(Fault.NOT_READY, "somebody is there, and not ready")
-
-
-ENGINE, EMULATED, FACELESS, LATE = (
-    f"{__name__}:{each}" for each in ("InProcess", "Emulated", "Faceless", "Late")
+ENGINE, EMULATED, FACELESS = (
+    f"{__name__}:{each}" for each in ("InProcess", "Emulated", "Faceless")
 )

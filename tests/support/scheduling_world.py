@@ -264,7 +264,6 @@ class World:
         at_hand = {
             Source.MODEL: self.predictions,
             Source.RECONSTRUCTION: self.reconstructed,
-            Source.DEFAULT: self.inputs,
         }
         if answer.source in BACKUPS:
             assert (answer.query, answer.source) in self.backups

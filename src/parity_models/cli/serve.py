@@ -55,14 +55,6 @@ EngineName = Annotated[
         metavar="ENGINE",
     ),
 ]
-DefaultPrediction = Annotated[
-    str | None,
-    Option(
-        "Answer queries with this at their deadline, instead of failing them: the values of an "
-        "output row, separated by commas, or one value for all of it.",
-        metavar="VALUES",
-    ),
-]
 Faults = Annotated[
     str | None,
     Option(
@@ -108,7 +100,6 @@ def serve(
     upstreams: Annotated[
         UpstreamOptions, Only("deployed", "parity", "backup", "ca_file", "upstream_token")
     ],
-    default_prediction: DefaultPrediction = None,
     faults: Faults = None,
     allow_code: AllowCode = None,
     config: ConfigPath = None,
@@ -146,7 +137,6 @@ def serve(
         engine=chosen,
         limits=limits,
         access=access,
-        default_prediction=_numbers(default_prediction),
         faults=None if faults is None else load_fault_plan(faults),
     )
     models = opened or repository
@@ -183,15 +173,6 @@ def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle | None, *option
                 f"leave {flag_of(each.name)} out with the engine {engine.name}: "
                 f"{refused[each.name]}"
             )
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(map(float, text.split(",")))
-    except ValueError:
-        raise UserError(
-            f"--default-prediction takes numbers separated by commas, not {text!r}"
-        ) from None
 
 
 def _traces(logging: Logging) -> Any:

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from parity_models.errors import UserError
-from parity_models.options import OptionField, Options, declared_in
+from parity_models.options import Options, declared_in
 from parity_models.registry import is_own
 from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import POLICIES, Policy, StandIns
@@ -103,9 +103,3 @@ def choose(name: str, given: Mapping[str, Any]) -> PolicyChoice:
     options = {option: value for option, value in given.items() if option != "dispatch"}
     canonical = name if is_own(name) else POLICIES.find(name).name
     return PolicyChoice(canonical, options, given.get("dispatch"))
-
-
-def declared_options(policy: str, dispatch: str | None = None) -> list[OptionField]:
-    """Return the options of a policy and of a dispatch rule. Raises UserError for other names."""
-    of_rule = [] if dispatch is None else declared_in(RULES.find(dispatch).Options)
-    return declared_in(POLICIES.find(policy).Options) + of_rule

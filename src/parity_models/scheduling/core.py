@@ -26,7 +26,7 @@ States of a query, and what moves it on:
                max_attempts times, or is tried alone as a suspect (poison.py).
     decoding   it is being reconstructed, until the driver reports `decoded`.
     over       answered by the model or a stand-in, or failed. At its deadline it is answered by
-               any stand-in that the policy has for it, else by the default prediction, or fails.
+               any stand-in that the policy has for it, or fails.
 
 A turn: the event takes effect, then timers that are due fire, then idle instances get tasks; the
 last two alternate until nothing more happens. Health (health.py) sees every unit and decides which
@@ -422,8 +422,6 @@ class Scheduler(Port):
             return
         if query.decoding:
             self._overdue.append(query)
-        elif self.config.default_prediction:
-            self.answer(query, Source.DEFAULT)
         else:
             waited = f"no answer within {self.now - query.arrived:.3f} s"
             self.fail(query, Reason.DEADLINE_EXCEEDED, waited)

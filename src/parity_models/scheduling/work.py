@@ -21,8 +21,6 @@ class SchedulerConfig:
         max_queue: Queries that may wait; more are refused.
         deadline: Seconds after which an unanswered query fails, unless it brings its own deadline.
         max_attempts: Attempts on failing instances before a query fails.
-        default_prediction: Answer with a default instead of failing at the deadline (Crankshaw et
-            al., Clipper, NSDI 2017, section 5.2.1).
         verify_every: An instance answers a golden query of each role when it joins, after this many
             queries of that role, and when it is suspected; 0: never.
         sample_every: Of this many answers of an instance, one is checked: another instance answers
@@ -43,7 +41,6 @@ class SchedulerConfig:
     max_queue: int = 1000
     deadline: float = 10.0
     max_attempts: int = 5
-    default_prediction: bool = False
     verify_every: int = 0
     sample_every: int = 0
     compare_one_in: int = 20

@@ -4,18 +4,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from math import prod
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from parity_models.emulation import FaultPlan
 from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.golden import golden
 from parity_models.models.onnx_model import PinnedModel
-from parity_models.models.signature import Signature
 from parity_models.roles import DEPLOYED, parity_role
 from parity_models.scheduling import Policy, SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
@@ -180,7 +175,6 @@ class Deployment(ServedVersion):
                 max_batch=self.max_batch,
                 max_queue=options.max_queue,
                 deadline=options.deadline,
-                default_prediction=options.default_prediction is not None,
                 verify_every=options.verify_every,
                 sample_every=options.verify_every,
                 compare_every=options.compare_every,
@@ -193,7 +187,6 @@ class Deployment(ServedVersion):
             metrics,
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,
-            default=_default(options, signature),
             gate=OutputGate(gates, envelope),
             golden=self._golden,
             # Ids begin with 1, a plan's numbers with 0.
@@ -340,27 +333,3 @@ def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
             f"{bundle.path} has no {missing} for the policy {choice.name}; make one with {how}, "
             "or serve with another policy"
         )
-
-
-def _default(options: ServeOptions, signature: Signature) -> NDArray[Any] | None:
-    """Return the row (*output shape) that answers queries at their deadline, or None."""
-    values = options.default_prediction
-    if values is None:
-        return None
-    output = None if len(signature.outputs) > 1 else signature.outputs[0].fixed
-    if output is None:
-        raise UserError(
-            "a default prediction is one of one output of fixed shape; the model has the outputs "
-            f"{', '.join(map(str, signature.outputs))}"
-        )
-    if len(values) not in (1, prod(output.shape)):
-        raise UserError(
-            f"the default prediction has {len(values)} values; an output {output} has "
-            f"{prod(output.shape)}: give all of them, or one for all"
-        )
-    wanted = np.broadcast_to(np.array(values), prod(output.shape)).reshape(output.shape)
-    with np.errstate(all="ignore"):
-        row = wanted.astype(output.dtype)
-    if not np.allclose(row.astype(np.float64), wanted, rtol=1e-2):
-        raise UserError(f"the default prediction has values that {output.datatype} cannot hold")
-    return row

@@ -131,30 +131,6 @@ class Engine(ABC):
         return None
 
     @classmethod
-    def options_of_model(
-        cls,
-        given: Mapping[str, options.Value],
-        own: Mapping[str, options.Value],
-        bundle: Bundle,
-        model: str,
-        version: str,
-    ) -> Mapping[str, options.Value]:
-        """Return the options for a version of a repository's model.
-
-        Args:
-            given: Options for all models.
-            own: Options from the model's `serve.toml`.
-            bundle: The version's bundle.
-            model: The model's name.
-            version: The version's name.
-
-        Raises:
-            UserError: An option is not for a single model.
-
-        """
-        return {**given, **own}
-
-    @classmethod
     def build(cls, options: Any, parts: Parts) -> "Engine":
         """Return an engine with these `Options`; by default the class is called with both."""
         make: Any = cls

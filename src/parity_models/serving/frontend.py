@@ -223,7 +223,6 @@ class Frontend:
         imitated: The output that stand-ins give, if the deployed model has several: its predictions
             are then records with a field for each.
         dispatch: The dispatch rule; None for the policy's own choice.
-        default: The answer (*output shape) where `config` asks for default predictions.
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer. By
             default, what is not finite is refused.
         golden: Queries to verify instances with, by role.
@@ -242,7 +241,6 @@ class Frontend:
         *,
         imitated: str | None = None,
         dispatch: Dispatch | None = None,
-        default: NDArray[Any] | None = None,
         gate: OutputGate | None = None,
         golden: Mapping[str, Golden] | None = None,
         refuses: Callable[[int, Source], bool] = lambda query, source: False,
@@ -265,7 +263,6 @@ class Frontend:
         self._signature = signature
         self._code = code
         self._gate = OutputGate() if gate is None else gate
-        self._default = default
         self._imitated = imitated
         self._golden: Mapping[str, Golden] = {} if golden is None else golden
         self._roles: Sequence[str] = ()
@@ -858,9 +855,7 @@ class Frontend:
         self._work.resolved(query, source)
         request = self.in_flight[query]
         row = query - request.first
-        if source is Source.DEFAULT:
-            request.answers[row] = self._default
-        elif self._imitated is None or source is Source.MODEL:
+        if self._imitated is None or source is Source.MODEL:
             request.answers[row] = request.outputs[query, source].output
         else:
             request.answers[self._imitated][row] = request.outputs[query, source].output

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Annotated, Any
 
 from parity_models.emulation import FaultPlan
@@ -57,8 +56,7 @@ class EngineChoice:
 class ServeOptions:
     """The options of a server. Times in seconds, sizes in bytes.
 
-    `policy` None: the bundle's `default_policy`. `engine` runs the models. `default_prediction`
-    answers queries that would fail at their deadline: a row of output, or one value for all of it.
+    `policy` None: the bundle's `default_policy`. `engine` runs the models.
     `limits` bound what clients can make the server hold; `access` restricts who may ask. `faults`
     begin with `begin_faults`. `placements`: where each instance runs; none: all next to the server.
     `port` None, in a program, listens nowhere: the protocol is there to be mounted (`Server.app`).
@@ -135,7 +133,6 @@ class ServeOptions:
     ] = 10.0
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
-    default_prediction: tuple[float, ...] | None = None
     tenant_header: Annotated[
         str | None,
         Option(
@@ -198,8 +195,6 @@ class ServeOptions:
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not self.host:
             raise OptionError("--host is an address; for every network write 0.0.0.0")
-        if not all(map(isfinite, self.default_prediction or ())):
-            raise OptionError("--default-prediction must be finite numbers")
         if self.tenant_header is not None:
             object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
         if self.ui and self.port is None:
@@ -215,7 +210,7 @@ class ServeOptions:
             raise UserError(f"placements are not for the engine {engine.name}; leave them out")
 
     def _check_stand_in_only(self) -> None:
-        needless = ("policy", "extra_instances", "ui", "max_batch", "faults", "default_prediction")
+        needless = ("policy", "extra_instances", "ui", "max_batch", "faults")
         for name in needless:
             if getattr(self, name) not in (None, False):
                 raise OptionError(

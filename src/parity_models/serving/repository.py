@@ -1,16 +1,15 @@
 """A repository: a folder of models that are listed, loaded and unloaded while the server runs.
 
 The layout is Triton's: NAME/VERSION, each a bundle. A model is a folder; its versions are folders
-in it that are named by whole numbers from 1 on. Anything else is ignored. A model may have a
-`serve.toml`, its settings.
+in it that are named by whole numbers from 1 on. Anything else is ignored.
 """
 
 import asyncio
 import json
 import logging
 import os
-import tomllib
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -20,33 +19,17 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from parity_models.errors import OptionError, ParityModelsError, ServingError, UserError
-from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.options import OptionField, declared_in
-from parity_models.scheduling.choice import choose, declared_options
-from parity_models.serving.backoff import Backoff
+from parity_models.errors import OptionError, ParityModelsError, UserError
+from parity_models.models.bundle import open_bundle
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import REPOSITORY, VERSION, IndexEntry, ServedModel, ServedVersion
-from parity_models.serving.options import EngineChoice, ServeOptions
+from parity_models.serving.models import REPOSITORY, IndexEntry, ServedModel, ServedVersion
+from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
-
-SETTINGS = "serve.toml"
-
-_PER_MODEL = (
-    "instances",
-    "extra_instances",
-    "max_batch",
-    "max_queue",
-    "deadline",
-    "verify_every",
-    "agreement",
-)
-"""Options of the server that a model's settings may override."""
 
 _OF_SERVER = frozenset(
     {
@@ -96,84 +79,6 @@ def _is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and not name.startswith("0")
 
 
-# A model's settings
-
-
-def options_of(
-    folder: Path, bundle: Bundle, options: ServeOptions, version: str = VERSION
-) -> ServeOptions:
-    """Return the options by which a `version` of the model in `folder` is served: `options`, and
-    the model's settings.
-
-    Raises:
-        UserError: The settings are wrong.
-
-    """
-    path, given = folder / SETTINGS, {}
-    try:
-        read = tomllib.loads(path.read_text())
-        given = {key.replace("-", "_"): value for key, value in read.items()}
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    try:
-        return _with_settings(replace(options, name=folder.name), bundle, given, version)
-    except UserError as error:
-        if not given:
-            raise
-        said = error.typed.replace("--", "") if isinstance(error, OptionError) else str(error)
-        raise UserError(f"{path}: {said}") from error
-
-
-def _with_settings(
-    options: ServeOptions, bundle: Bundle, given: Mapping[str, Any], version: str
-) -> ServeOptions:
-    engine, name = options.engine, str(options.name)
-    of_engine = {each.name: each for each in declared_in(engine.kind.Options)}
-    own = {key: _parsed(of_engine[key], given[key]) for key in given if key in of_engine}
-    values = engine.kind.options_of_model(engine.options, own, bundle, name, version)
-    engine = EngineChoice(engine.name, values)
-    fixed = engine.kind.fixed_roles(engine.settings, bundle) is not None
-    for key in ("instances", "extra_instances"):
-        if key in given and fixed:
-            raise UserError(
-                f"leave {_key(key)} out with the engine {engine.name}: it has the instances "
-                "that it is given"
-            )
-    of_server = {each.name: each for each in declared_in(ServeOptions) if each.name in _PER_MODEL}
-    changed = {key: _parsed(of_server[key], given[key]) for key in given if key in of_server}
-    options = replace(options, engine=engine, **changed)
-    rest = {key: value for key, value in given.items() if key not in {*of_server, *of_engine}}
-    policy = rest.pop("policy", None)
-    if policy is None:
-        for key in rest:
-            raise UserError(
-                f"{_key(key)} is not an option of a model: there are "
-                f"{', '.join(map(_key, (*_PER_MODEL, *of_engine)))}, and policy with its options"
-            )
-        return options
-    if not isinstance(policy, str):
-        raise UserError(f"policy is a name, not {policy!r}")
-    fields = {each.name: each for each in declared_options(policy, rest.get("dispatch"))}
-    for key in rest.keys() & fields.keys():
-        rest[key] = _parsed(fields[key], rest[key])
-    return replace(options, policy=choose(policy, rest))
-
-
-def _parsed(field: OptionField, value: Any) -> Any:
-    try:
-        return field.parse(value)
-    except UserError as error:
-        raise UserError(f"{_key(field.name)} {error}") from None
-
-
-def _key(option: str) -> str:
-    return option.replace("_", "-")
-
-
 # One model
 
 
@@ -221,15 +126,16 @@ class RepositoryModel:
         self._versions: dict[str, _Version] = {}
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._retrying: asyncio.Task[None] | None = None
         self._why_none = ""
         """Why no version is current, if one was; else its last failure says it."""
 
     async def start(self) -> None:
-        """Load the newest version that loads. Where the servers that run the newest are not up
-        yet, try again until one is."""
-        if await self._load_newest():
-            self._retrying = asyncio.create_task(self._retry())
+        """Load the newest version that loads, unless one is current."""
+        for version in reversed(versions_in(self._folder)):
+            if self.current is not None:
+                break
+            with suppress(UserError):
+                await self.load(version)
 
     async def load(self, version: str | None = None) -> None:
         """Make a version current, by default the newest. Goes on if the caller is cancelled.
@@ -242,7 +148,6 @@ class RepositoryModel:
 
     async def unload(self, why: str = "unloaded") -> None:
         """Unload all versions; returns when their requests are answered."""
-        self._stop_retrying()
         for each in self._versions.values():
             if each.state is State.LOADING:
                 each.state, each.reason = State.UNLOADING, why
@@ -255,7 +160,6 @@ class RepositoryModel:
 
     async def stop(self) -> None:
         """End all versions at once."""
-        self._stop_retrying()
         for task in set(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -297,38 +201,8 @@ class RepositoryModel:
             entries.append(IndexEntry(self.name, name, version.state, version.reason))
         return entries or [IndexEntry(self.name, "", State.UNAVAILABLE, _NO_VERSION)]
 
-    async def _load_newest(self) -> bool:
-        """Load the newest version that loads, unless one is current. Return whether to try again
-        later."""
-        for version in reversed(versions_in(self._folder)):
-            try:
-                await asyncio.shield(self._task(self._load(version, at_start=True)))
-                return False
-            except UserError as error:
-                if isinstance(error.__cause__, ServingError) and error.__cause__.passes:
-                    return True
-        return False
-
-    async def _retry(self) -> None:
-        backoff, known = Backoff(), ""
-        while self.current is None:
-            await asyncio.sleep(backoff.after(0.0))
-            try:
-                if not await self._load_newest():
-                    break
-            except Exception as error:
-                if repr(error) != known:
-                    known = repr(error)
-                    _log.exception("%s cannot be started; trying again", self.name)
-
-    def _stop_retrying(self) -> None:
-        if self._retrying is not None:
-            self._retrying.cancel()
-
-    async def _load(self, version: str | None, *, at_start: bool = False) -> None:
+    async def _load(self, version: str | None) -> None:
         async with self._changing:
-            if at_start and self.current is not None:
-                return
             versions = versions_in(self._folder)
             if not versions:
                 raise InvalidRequestError(f"{self._folder} {_NO_VERSION}")
@@ -343,15 +217,13 @@ class RepositoryModel:
                 await asyncio.wait((loaded.ending,))
             if version == self.current:
                 return
-            known = loaded.reason if at_start else ""
             loaded.state, loaded.reason = State.LOADING, ""
             self._why_none = ""
             try:
                 deployment = self.running[version] = await self._warm(version)
             except ParityModelsError as error:
                 loaded.state, loaded.reason = State.UNAVAILABLE, str(error)
-                if loaded.reason != known:  # a retry reports only news
-                    _log.error("%s version %s cannot be loaded: %s", self.name, version, error)
+                _log.error("%s version %s cannot be loaded: %s", self.name, version, error)
                 raise InvalidRequestError(
                     f"version {version} of model {self.name!r} cannot be loaded: {error}"
                 ) from error
@@ -417,7 +289,7 @@ class Repository(Collector):
 
     Args:
         folder: Holds the models.
-        options: How to serve a version, unless the model's settings say otherwise.
+        options: How to serve each version.
         allow_code: Names of the user's own code that bundles may load.
         tracing: Makes spans of queries.
 
@@ -438,6 +310,8 @@ class Repository(Collector):
     ) -> None:
         if options.name is not None:
             raise OptionError("--name is for a server of one bundle; leave it out")
+        if "deployed" in options.engine.options:
+            raise OptionError("--deployed is for a server of one bundle; leave it out")
         if options.placements:
             raise UserError("placements are for a server of one bundle; leave them out")
         self.metrics = Metrics()
@@ -561,7 +435,7 @@ class Repository(Collector):
 
     def _open(self, folder: Path, version: str, at_once: int | None) -> Deployment:
         bundle = open_bundle(folder / version, self._allow_code)
-        options = options_of(folder, bundle, self._options, version)
+        options = replace(self._options, name=folder.name)
         return Deployment(bundle, options, version, starts_at_once=at_once, tracing=self._tracing)
 
     def _known(self, name: str) -> RepositoryModel:

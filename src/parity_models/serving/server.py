@@ -279,17 +279,8 @@ class Server:
 
     async def _open(self) -> None:
         options, shares = self._options, self._shares_port
-        if options.port is not None:
-            self._socket = self._listening or listen(
-                options.host, options.port, reuse_port=options.reuse_port
-            )
-            self._https[0].start(self._socket)
-        if options.access.metrics_port is not None:
-            of_metrics = listen(options.host, options.access.metrics_port, reuse_port=shares)
-            self._https[-1].start(of_metrics)
-            self.metrics_url = url_of(of_metrics) + METRICS
         if options.grpc_port is not None:
-            # Imported here: gRPC is an extra, and slow to import.
+            # Imported here: gRPC is an extra. Slow to import, so clients of HTTP would wait.
             from parity_models.serving.grpc.grpc_server import GrpcServer
 
             self._grpc = GrpcServer(
@@ -304,6 +295,15 @@ class Server:
             )
             tls = None if self._certificate is None else self._certificate.grpc_credentials()
             self.grpc_url = await self._grpc.start(options.host, options.grpc_port, tls)
+        if options.port is not None:
+            self._socket = self._listening or listen(
+                options.host, options.port, reuse_port=options.reuse_port
+            )
+            self._https[0].start(self._socket)
+        if options.access.metrics_port is not None:
+            of_metrics = listen(options.host, options.access.metrics_port, reuse_port=shares)
+            self._https[-1].start(of_metrics)
+            self.metrics_url = url_of(of_metrics) + METRICS
         files = (self._certificate, self._tokens, self._administrators)
         watched = [each for each in files if each is not None]
         if watched:

@@ -7,20 +7,9 @@ from parity_models.scheduling import (
     NoRedundancy,
     Parity,
     Policy,
-    Scheduler,
-    SchedulerConfig,
-    Source,
 )
 from parity_models.scheduling.policies import Pool
-from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
-
-
-def test_a_default_prediction_answers_at_the_deadline() -> None:
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(default_prediction=True)))
-    world.join("a", ORIGINALS)
-    world.arrive(1, deadline=1.0)
-    world.pass_time(1.0)
-    assert world.answers == {0: Source.DEFAULT}
+from scheduling_world import BOTH, ORIGINALS, PARITIES, code
 
 
 @pytest.mark.parametrize(

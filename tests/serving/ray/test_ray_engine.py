@@ -23,7 +23,7 @@ from engine_conformance import (
 )
 from onnx_models import linear_model, moody_model
 from parity_models.emulation import Constant, FaultPlan
-from parity_models.errors import ModelError, ServingError, UserError
+from parity_models.errors import ModelError, ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine, Parts
 from parity_models.serving.metrics import Metrics
@@ -122,8 +122,6 @@ async def test_what_cannot_be_started_is_refused(fleet: RayFleet, tmp_path: Path
     linear_model(tmp_path / "m.onnx", (2,), (2,))
     with pytest.raises(ModelError, match="was changed since it was checked"):
         await engine.start([DEPLOYED], Events())
-    with pytest.raises(UserError, match="address is for all models"):
-        RayEngine.options_of_model({}, {"address": "auto"}, None, "m", "1")  # type: ignore[arg-type]
     assert EngineChoice("ray").settings.cpus_per_instance == 1.0
 
 

