@@ -138,7 +138,7 @@ def test_a_cascade_asks_the_backup_first_and_the_model_where_that_may_not_answer
     bundle: Path,
 ) -> None:
     half = '{"coverage": 0.5}'
-    with serving(bundle, "--policy", "cascade", "--compare-every", "0", "--faults", half) as (
+    with serving(bundle, "--policy", "cascade", "--faults", half) as (
         _,
         client,
     ):

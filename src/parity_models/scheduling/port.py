@@ -129,7 +129,7 @@ class Port(ABC):
     def ask_first(self, query: Query, role: str) -> Task:
         """Queue a task of a stand-in, apart from the query's others, in place of the original.
 
-        The original is not queued until `queue_original`.
+        The original is not queued until `queue_again`.
         """
         self.dispatch.remove(query.original)
         apart: list[Task] = []
@@ -137,11 +137,6 @@ class Port(ABC):
         task = self.submit(role, query.id, query.kind, apart)
         task.asked_first = True
         return task
-
-    def queue_original(self, query: Query) -> None:
-        """Queue the original of a query for which a stand-in was asked first."""
-        self._queue(query.original)
-        self._waiting.add(query.id)
 
     def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
@@ -194,7 +189,7 @@ class Port(ABC):
         self.dispatch.reserve = instances
 
     def queue_again(self, task: Task) -> None:
-        """Queue a task at the head, after it failed or was lost."""
+        """Queue a task at the head: it failed or was lost, or a stand-in was asked first."""
         self._queue(task, first=True)
         query = self.queries.get(task.subject) if task.role == DEPLOYED else None
         if query is not None and not any(copy.unit for copy in query.tasks):

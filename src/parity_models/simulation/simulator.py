@@ -246,12 +246,8 @@ class Driver:
                 raise TypeError(f"a simulation cannot carry out {action}")
             do(action)
         while self._decoded:
-            decode, refuses = self._decoded.pop(), self._simulation.faults.refuses
-            refused = [
-                slot
-                for slot in decode.slots
-                if refuses(decode.members[slot], Source.RECONSTRUCTION)
-            ]
+            decode, source = self._decoded.pop(), Source.RECONSTRUCTION
+            refused = [slot for slot in decode.slots if self._refuses(decode.members[slot], source)]
             self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
 
     # Events
@@ -273,9 +269,13 @@ class Driver:
             return  # its instance is gone
         refused: list[int] = []
         if run.role in BACKUPS:
-            source, refuses = source_of(run.role), self._simulation.faults.refuses
-            refused = [query for query in run.subjects if refuses(query, source)]
+            source = source_of(run.role)
+            refused = [query for query in run.subjects if self._refuses(query, source)]
         self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused, ended_at=ended))
+
+    def _refuses(self, query: int, source: Source) -> bool:
+        """Return whether the stand-in with this source must not answer the query."""
+        return self._simulation.faults.refuses(query, source)
 
     def _cut(self, unit: int) -> None:
         if self._running.pop(unit, None) is not None:

@@ -49,25 +49,30 @@ class Cascade(Hedging):
 
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()
-        if port.config.compare_every and port.now >= self._compare_at and not query.exact:
+        compares = port.config.compare_every and port.now >= self._compare_at and not query.exact
+        role = None if compares else self._next(port, query)
+        if compares:
             self._compare_at = port.now + port.config.compare_every
+        if role is None:
             self._watch(port, query)
-        elif not self._ask(port, query):
-            self._watch(port, query)
+        else:
+            self._ask(port, query, role)
 
-    def _ask(self, port: Port, query: Query) -> bool:
-        """Ask the next stand-in. Return whether there was one to ask."""
+    def _next(self, port: Port, query: Query) -> str | None:
+        """Return the next stand-in to ask; None: the model is next."""
         for role in query.backups if port.redundancy_on else ():
             if port.up(role) and source_of(role) not in port.closed_gates:
-                self._asked[query.id] = port.ask_first(query, role)
-                self._withheld.add(query.id)
-                self._watch(port, query, self._stand_in_times)
-                return True
-        return False
+                return role
+        return None
+
+    def _ask(self, port: Port, query: Query, role: str) -> None:
+        self._asked[query.id] = port.ask_first(query, role)
+        self._withheld.add(query.id)
+        self._watch(port, query, self._stand_in_times)
 
     def _ask_model(self, port: Port, query: Query) -> None:
         self._withheld.discard(query.id)
-        port.queue_original(query)
+        port.queue_again(query.original)
         self._watch(port, query)
 
     def _hedge(self, port: Port, query: Query) -> None:
@@ -88,8 +93,13 @@ class Cascade(Hedging):
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
         self._stand_in_times.add(port.now - query.arrived)
-        if query.id in self._withheld and not self._ask(port, query):
+        if query.id not in self._withheld:
+            return
+        role = self._next(port, query)
+        if role is None:
             self._ask_model(port, query)
+        else:
+            self._ask(port, query, role)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         for task in unit.tasks if not finished and unit.role in BACKUPS else ():

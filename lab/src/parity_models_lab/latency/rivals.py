@@ -1,0 +1,147 @@
+"""Rivals where answers may be approximate: slack rules, and accuracy scaled to the load.
+
+Each also copies late queries as hedging does, which its paper does not: they are compared at their
+best. Experiments name them as any user's own: parity_models_lab.latency.rivals:SlackFit.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+from parity_models.options import SECONDS, SHARE, Option
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.policies.cascade import Cascade
+from parity_models.scheduling.policies.hedging import Hedging
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.run_times import RecentDurations
+from parity_models.scheduling.work import Query, Task, Unit
+
+
+class LoadAware(Cascade):
+    """Asks the model first while it can; a refused answer is the model's to give."""
+
+    def __init__(self, backups: tuple[str, ...], options: Hedging.Options | None = None) -> None:
+        super().__init__(backups, options)
+        roles = (DEPLOYED, *backups)
+        self._runs = {role: RecentDurations(window=200, every=20) for role in roles}
+
+    def _takes(self, role: str) -> float:
+        """Return the median run time in seconds; 0 while it is unknown."""
+        return self._runs[role].quantile(0.5) or 0.0
+
+    def refused(self, port: Port, query: Query, source: str) -> None:
+        if query.id in self._withheld:
+            self._ask_model(port, query)
+
+    def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
+        super().unit_ended(port, unit, finished=finished)
+        if finished:
+            self._runs[unit.role].add(unit.took)
+
+
+class SlackFit(LoadAware):
+    """The largest network whose time the slack of the oldest queued query allows.
+
+    Khare et al., SuperServe: fine-grained inference serving for unpredictable workloads, NSDI 2025,
+    section 5. There, at dispatch, the slack until the latency objective chooses the largest
+    subnetwork that is done in time, else the smallest one. A query's slack only shrinks while it is
+    queued, and the oldest is dispatched first, so the same choice is made here when its slack falls
+    below a network's time: the query moves on to the queue of the next smaller one.
+    """
+
+    name = "slackfit"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Hedging.Options):
+        """The options."""
+
+        objective: Annotated[
+            float, Option("The latency that queries are to keep.", unit=SECONDS, above=0)
+        ] = 0.1
+
+    def __init__(self, backups: tuple[str, ...], options: Options | None = None) -> None:
+        super().__init__(backups, options)
+        self._objective = (options or self.Options()).objective
+
+    def arrived(self, port: Port, query: Query) -> None:
+        self._budget.earn()
+        self._fit(port, query)
+
+    def starts(self, port: Port, task: Task) -> None:
+        query = port.queries.get(task.subject)
+        if query is not None and task is query.original:
+            self._watch(port, query)
+
+    def _fit(self, port: Port, query: Query) -> None:
+        task = self._asked.get(query.id, query.original)
+        if task.unit is not None or not query.backups:
+            return
+        roles = [DEPLOYED, *reversed(query.backups)]
+        slack = query.arrived + self._objective - port.now
+        role = next((each for each in roles if self._takes(each) <= slack), roles[-1])
+        if role != task.role:
+            if task is not query.original:
+                port.drop(task)
+            self._ask(port, query, role)
+        if role != roles[-1] and (takes := self._takes(role)):
+            port.set_alarm(query, port.now + slack - takes, partial(self._fit, port, query))
+
+
+class ProteusLike(LoadAware):
+    """Each second, the share of queries for the backup with which the capacity matches the rate.
+
+    After Ahmad et al., Proteus: a high-throughput inference-serving system with accuracy scaling,
+    ASPLOS 2024: accuracy is given up no further than the measured rate takes. Its integer programme
+    places variants on devices for seconds at a time; here every instance holds both networks, and
+    what is left to choose is the share. It allows for the answers that the gate refuses.
+    """
+
+    name = "proteus-like"
+
+    EVERY = 1.0
+    """Seconds between two choices of the share."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Hedging.Options):
+        """The options."""
+
+        utilisation: Annotated[
+            float,
+            Option("The share of their time that instances are to be busy.", unit=SHARE, above=0),
+        ] = 0.8
+
+    def __init__(self, backups: tuple[str, ...], options: Options | None = None) -> None:
+        super().__init__(backups, options)
+        self._utilisation = (options or self.Options()).utilisation
+        self._share = self._owed = self._since = 0.0
+        self._arrived = self._answered = self._refused = 0
+
+    def arrived(self, port: Port, query: Query) -> None:
+        self._budget.earn()
+        self._arrived += 1
+        if port.now - self._since >= self.EVERY:
+            self._choose(port)
+        self._owed += self._share
+        role = self._next(port, query) if self._owed >= 1 else None
+        if role is None:
+            self._watch(port, query)
+        else:
+            self._owed -= 1
+            self._ask(port, query, role)
+
+    def _choose(self, port: Port) -> None:
+        work = self._arrived / (port.now - self._since) * self._takes(DEPLOYED)
+        beyond = work - self._utilisation * port.up(DEPLOYED)
+        accepted = (self._answered + 1) / (self._answered + self._refused + 1)
+        backup = self._takes(self.asks.backups[0]) / (self._takes(DEPLOYED) or 1.0)
+        saved = work * (accepted - backup)
+        self._share = min(1.0, max(0.0, beyond / saved)) if saved > 0 else float(beyond > 0)
+        self._arrived, self._since = 0, port.now
+
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        self._answered += 1
+        super().redundancy_finished(port, task)
+
+    def refused(self, port: Port, query: Query, source: str) -> None:
+        self._refused += 1
+        super().refused(port, query, source)
