@@ -402,6 +402,13 @@ class Scheduler(Port):
             query.exact_only = not query.backups
             query.refusals += 1
             self.tell((query_id,), self._policy.refused, self, query, source)
+            if query.withheld and query.first is not None and query.first.role == source:
+                self.queue_again(query.original)
+
+    def _asks_first(self, task: Task) -> Query | None:
+        """Return the query whose original this task of a stand-in takes the place of, if any."""
+        query = self.queries.get(task.subject) if task.role in BACKUPS else None
+        return query if query is not None and query.first is task else None
 
     def _too_late(self, query: Query) -> None:
         """A query that still waits will not be in time: it makes room, if others wait as well."""
@@ -435,6 +442,8 @@ class Scheduler(Port):
         self.cancel_timer(query.timer, query.alarm)
         for task in query.tasks:
             self.drop(task)
+        if query.first is not None:
+            self.drop(query.first)
         try:
             self._policy.resolved(self, query)
         except Exception as error:
@@ -448,17 +457,16 @@ class Scheduler(Port):
         first = tasks[0]
         unit = Unit(self._last_unit, instance, first.role, tasks, self.now, first.kind)
         self.units[unit.id] = self.unit_on[instance] = unit
-        unit.is_original = not first.preemptible and (unit.role == DEPLOYED or first.asked_first)
+        unit.is_original = unit.role == DEPLOYED and not first.preemptible
         unit.is_comparison = first.comparing
-        if unit.is_original:
-            self._admission.spend(self.now, 1)
         policy = self._policy
         for task in tasks:
             task.unit, task.instance = unit, instance
             if task.comparing:
                 continue
             if task.role != DEPLOYED:
-                if task.asked_first:
+                if self._asks_first(task) is not None:
+                    unit.is_original = True
                     self._waiting.discard(task.subject)
                 self.tell((), policy.redundancy_starts, self, task)
                 continue
@@ -467,6 +475,8 @@ class Scheduler(Port):
                 policy.starts(self, task)
             except Exception as error:
                 self._on_error(error, (task.subject,))
+        if unit.is_original:
+            self._admission.spend(self.now, 1)
         self._health.started(unit)
         run = Run(instance, unit.id, unit.role, tuple(map(_SUBJECT, tasks)))
         self._actions += self._background.starts(unit, run) if unit.is_comparison else [run]
@@ -509,6 +519,11 @@ class Scheduler(Port):
         """Try the tasks of a failed unit again, unless that has been done as often as it may."""
         for task in reversed(unit.tasks):
             if not task.wanted:
+                continue
+            if (asking := self._asks_first(task)) is not None:
+                self.drop(task)
+                if asking.withheld:
+                    self.queue_again(asking.original)
                 continue
             task.failed_on.append(unit.instance)
             task.turned_away += turned_away

@@ -67,6 +67,7 @@ class Poison:
             if held and len(suspects) == 1:
                 query.solo_crashes += HUNG if unit.hung else ENDED
             port.tell((query.id,), policy.on_suspected_poison, port, query)
+            query.withheld = False  # it is queued once it may be tried alone
             kept = self._keep_one(query)
             if kept is not None or _is_poison(query):
                 self.set_aside[query] = kept

@@ -126,17 +126,20 @@ class Port(ABC):
         self._queue(task)
         return task
 
-    def ask_first(self, query: Query, role: str) -> Task:
-        """Queue a task of a stand-in, apart from the query's others, in place of the original.
+    def ask_first(self, query: Query, role: str, apart: list[Task] | None = None) -> None:
+        """Queue a task of a stand-in in place of the query's original, which waits for no instance.
 
-        The original is not queued until `queue_again`.
+        The original is queued again if the answer is rejected, the task fails, or by `queue_again`.
+        The task joins the tasks `apart`, by default the original.
         """
         self.dispatch.remove(query.original)
-        apart: list[Task] = []
-        self.keep_apart(query, apart)
-        task = self.submit(role, query.id, query.kind, apart)
-        task.asked_first = True
-        return task
+        if query.first is not None:
+            self.drop(query.first)
+        if apart is None:
+            apart = []
+            self.keep_apart(query, apart)
+        query.first = self.submit(role, query.id, query.kind, apart)
+        query.withheld = True
 
     def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
@@ -192,8 +195,10 @@ class Port(ABC):
         """Queue a task at the head: it failed or was lost, or a stand-in was asked first."""
         self._queue(task, first=True)
         query = self.queries.get(task.subject) if task.role == DEPLOYED else None
-        if query is not None and not any(copy.unit for copy in query.tasks):
-            self._waiting.add(query.id)
+        if query is not None:
+            query.withheld = query.withheld and task is not query.original
+            if not any(copy.unit for copy in query.tasks):
+                self._waiting.add(query.id)
 
     def _queue(self, task: Task, *, first: bool = False) -> None:
         if task.wanted and task.unit is None:

@@ -85,8 +85,6 @@ class Task:
     """It shares its batch with no other task."""
     comparing: bool = False
     """It only compares a stand-in with an answer of the model; policies do not see it."""
-    asked_first: bool = False
-    """It runs a stand-in before the model, and counts as its query's original."""
     unit: "Unit | None" = None
     instance: str | None = None
     """The instance that runs it, or on which a dispatch rule has placed it."""
@@ -146,6 +144,10 @@ class Query:
     coded: bool = True
     backups: tuple[str, ...] = ()
     """The backups that it may still be sent to, the fastest first."""
+    first: Task | None = None
+    """The newest task of a stand-in in place of the original."""
+    withheld: bool = False
+    """Its original is not queued, as a stand-in is asked first."""
     decoding: bool = False
     """It is being reconstructed."""
     refusals: int = 0

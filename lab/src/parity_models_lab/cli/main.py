@@ -13,6 +13,7 @@ COMMANDS = {
     },
     "Reproduce": {
         "latency": "Run the latency figures, for real and simulated.",
+        "rivals": "Compare late binding with cascades, slack rules and accuracy scaling.",
         "validation": "Compare the simulator with real runs, policy by policy.",
         "accuracy": "Train and compare codes and baselines over tasks and networks.",
     },

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from tqdm import tqdm
 
 from parity_models.cli.flags import Only
 from parity_models.errors import ContentionError, UserError
@@ -19,6 +20,7 @@ from parity_models_lab.accuracy.report import write_model
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.demo import run_demo
 from parity_models_lab.deployed import train_deployed
+from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
 from parity_models_lab.latency.real_trial import Laboratory
@@ -101,6 +103,45 @@ def latency(
         write_result(out / f"{plan.name}.json", title, rows, figure=plan.figure, queries=queries)
         draw(plan, lines, out / f"{plan.name}.png")
         print_rows(title, rows)
+
+
+def rivals(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of conv-arrivals.txt and code-arrivals.txt, seconds from the first "
+            "request, one a line (Azure LLM inference trace 2023). Without it, all is Poisson.",
+            metavar="DIR",
+        ),
+    ] = None,
+    out: Out = Path("lab/results"),
+    queries: Annotated[int, typer.Option(help="Queries of each run.", min=1000)] = 6000,
+    seeds: Annotated[int, typer.Option(help="Runs of each setting.", min=1)] = 3,
+    processes: Annotated[int, typer.Option(help="Simulations at a time.", min=1)] = 1,
+) -> None:
+    """Compare late binding with cascades, slack rules and accuracy scaling, by simulation.
+
+    Writes rivals.json, rivals-frontier.json and rivals.png: tails and busy time, and the share of
+    all answers that differ from the model's, counted on recorded predictions.
+    """
+    check_out(out)
+    traces = {} if data_dir is None else racing.read_traces(data_dir)
+    plan = racing.Rivals(seeds, queries, traces)
+    runs = plan.all_runs()
+    with tqdm(total=len(runs), desc="simulated") as bar:
+        found = racing.run_all(runs, processes, bar.update)
+    about = {"queries": queries, "seeds": seeds, "predictions": racing.predictions().about}
+    for name, title, rows in (
+        ("rivals.json", "Rivals", list(racing.table_rows(plan, found))),
+        (
+            "rivals-frontier.json",
+            "Rivals, by answers that differ",
+            list(racing.frontier_rows(plan, found)),
+        ),
+    ):
+        write_result(out / name, title, rows, **about)
+        print_rows(title, rows)
+    racing.plot(out / "rivals.png", plan, rows)
 
 
 def validation(

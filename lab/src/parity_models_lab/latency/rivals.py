@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated
 
 from parity_models.options import SECONDS, SHARE, Option
-from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.actions import DEPLOYED, Source
 from parity_models.scheduling.policies.cascade import Cascade
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.port import Port
@@ -29,9 +29,9 @@ class LoadAware(Cascade):
         """Return the median run time in seconds; 0 while it is unknown."""
         return self._runs[role].quantile(0.5) or 0.0
 
-    def refused(self, port: Port, query: Query, source: str) -> None:
-        if query.id in self._withheld:
-            self._ask_model(port, query)
+    def refused(self, port: Port, query: Query, source: Source) -> None:
+        if query.withheld:
+            self._watch(port, query)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         super().unit_ended(port, unit, finished=finished)
@@ -73,16 +73,15 @@ class SlackFit(LoadAware):
             self._watch(port, query)
 
     def _fit(self, port: Port, query: Query) -> None:
-        task = self._asked.get(query.id, query.original)
+        task = query.first if query.first is not None and query.withheld else query.original
         if task.unit is not None or not query.backups:
             return
         roles = [DEPLOYED, *reversed(query.backups)]
         slack = query.arrived + self._objective - port.now
         role = next((each for each in roles if self._takes(each) <= slack), roles[-1])
         if role != task.role:
-            if task is not query.original:
-                port.drop(task)
-            self._ask(port, query, role)
+            port.ask_first(query, role)
+            self._watch(port, query, self._stand_in_times)
         if role != roles[-1] and (takes := self._takes(role)):
             port.set_alarm(query, port.now + slack - takes, partial(self._fit, port, query))
 
@@ -122,12 +121,10 @@ class ProteusLike(LoadAware):
         if port.now - self._since >= self.EVERY:
             self._choose(port)
         self._owed += self._share
-        role = self._next(port, query) if self._owed >= 1 else None
-        if role is None:
-            self._watch(port, query)
-        else:
+        if self._owed >= 1 and self._ask(port, query):
             self._owed -= 1
-            self._ask(port, query, role)
+        else:
+            self._watch(port, query)
 
     def _choose(self, port: Port) -> None:
         work = self._arrived / (port.now - self._since) * self._takes(DEPLOYED)
@@ -142,6 +139,6 @@ class ProteusLike(LoadAware):
         self._answered += 1
         super().redundancy_finished(port, task)
 
-    def refused(self, port: Port, query: Query, source: str) -> None:
+    def refused(self, port: Port, query: Query, source: Source) -> None:
         self._refused += 1
         super().refused(port, query, source)

@@ -7,6 +7,10 @@ instance, the most beneficial of these tasks is sent, by one rule (benefit.py):
     a parity query of this and other late queries, padded with answered ones;
     an exact copy: the only choice for an exact query and after a stand-in's answer was refused.
 
+A query that waits in the common queue for WAITED median run times is late as well: a backup runs in
+place of its original, which is queued again if the answer is refused. That saves work, and so it
+has no budget.
+
 If that task is late as well, the next one is sent by the same rule. A backup's answer that arrives
 before its query is late is held until then. Redundant tasks are not preemptible, as they serve the
 oldest queries; their price rises with the load. While no run times are known, a query is at risk
@@ -38,6 +42,9 @@ BURST = 20.0
 
 OLDEST, RESERVE = 2.0, 12.0
 """So many of them are kept for queries older than this many median run times."""
+
+WAITED = 0.5
+"""Median run times in the common queue after which a backup takes the original's place."""
 
 HELD_UP = 0.001
 """Seconds by which an alarm is late if the driver's process was held up."""
@@ -117,6 +124,24 @@ class Adaptive(Policy):
         self._budget.earn(self._effect.part)
         if query.original.instance is not None:  # in the queue of an instance
             self._watch(port, query, query.original)
+        elif query.backups and self._must_wait(port):
+            at = query.arrived + WAITED * self._risk.benefit.median
+            port.set_alarm(query, at, partial(self._replace, port, query))
+
+    def _must_wait(self, port: Port) -> bool:
+        """Return whether no instance is idle for the newest query."""
+        return port.queued(DEPLOYED) > port.dispatch.idle_for(DEPLOYED) * port.max_batch
+
+    def _replace(self, port: Port, query: Query) -> None:
+        """Have a backup run in place of the original, which still waits, if that saves work."""
+        allowed = port.redundancy_on and not port.front_door.is_bottleneck
+        if query.original.queue is None or query.crashes or not allowed:
+            return
+        for role in query.backups:
+            is_open = port.up(role) and source_of(role) not in port.closed_gates
+            if is_open and self._risk.choice(role).work < self._risk.benefit.median:
+                port.ask_first(query, role, self._tasks(port, query))
+                return
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
@@ -272,7 +297,7 @@ class Adaptive(Policy):
     def _deliver(self, port: Port, query: Query, source: Source) -> None:
         """Answer from this backup once the query is late."""
         given = self._risk.given(_started(query.original))
-        if port.now >= given:
+        if query.withheld or port.now >= given:
             port.answer(query, source)
         else:
             self._early_answers[query.id] = source

@@ -8,12 +8,12 @@ gate lets pass.
 
 from typing import Any
 
-from parity_models.scheduling.actions import BACKUPS, DEPLOYED, Source, source_of
+from parity_models.scheduling.actions import DEPLOYED, Source, source_of
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.policies.policy import Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RecentDurations
-from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.scheduling.work import Query, Task
 
 
 class Cascade(Hedging):
@@ -37,10 +37,6 @@ class Cascade(Hedging):
     def __init__(self, backups: tuple[str, ...], options: Hedging.Options | None = None) -> None:
         super().__init__(options)
         self.asks = StandIns(backups=backups)
-        self._asked: dict[int, Task] = {}
-        """The newest task of each query on a stand-in."""
-        self._withheld: set[int] = set()
-        """The queries that the model has not been asked for."""
         self._stand_in_times = RecentDurations()
         self._compare_at = 0.0
 
@@ -50,38 +46,29 @@ class Cascade(Hedging):
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()
         compares = port.config.compare_every and port.now >= self._compare_at and not query.exact
-        role = None if compares else self._next(port, query)
         if compares:
             self._compare_at = port.now + port.config.compare_every
-        if role is None:
+        if compares or not self._ask(port, query):
             self._watch(port, query)
-        else:
-            self._ask(port, query, role)
 
-    def _next(self, port: Port, query: Query) -> str | None:
-        """Return the next stand-in to ask; None: the model is next."""
+    def _ask(self, port: Port, query: Query) -> bool:
+        """Ask the next stand-in. Return whether there is one to ask."""
         for role in query.backups if port.redundancy_on else ():
             if port.up(role) and source_of(role) not in port.closed_gates:
-                return role
-        return None
-
-    def _ask(self, port: Port, query: Query, role: str) -> None:
-        self._asked[query.id] = port.ask_first(query, role)
-        self._withheld.add(query.id)
-        self._watch(port, query, self._stand_in_times)
-
-    def _ask_model(self, port: Port, query: Query) -> None:
-        self._withheld.discard(query.id)
-        port.queue_again(query.original)
-        self._watch(port, query)
+                port.ask_first(query, role)
+                self._watch(port, query, self._stand_in_times)
+                return True
+        return False
 
     def _hedge(self, port: Port, query: Query) -> None:
-        if query.id not in self._withheld:
+        first = query.first
+        if first is None or not query.withheld or query.crashes:
             super()._hedge(port, query)
-        elif self._asked[query.id].unit is None and port.up(self._asked[query.id].role):
+        elif first.unit is None and port.up(first.role):
             self._watch(port, query, self._stand_in_times)
         elif self._budget.spend():
-            self._ask_model(port, query)
+            port.queue_again(query.original)
+            self._watch(port, query)
         else:
             port.held_back(DEPLOYED)
 
@@ -93,33 +80,12 @@ class Cascade(Hedging):
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
         self._stand_in_times.add(port.now - query.arrived)
-        if query.id not in self._withheld:
-            return
-        role = self._next(port, query)
-        if role is None:
-            self._ask_model(port, query)
-        else:
-            self._ask(port, query, role)
-
-    def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
-        for task in unit.tasks if not finished and unit.role in BACKUPS else ():
-            query = port.queries.get(task.subject)
-            if query is not None and task.wanted:
-                port.drop(task)
-                if query.id in self._withheld:
-                    self._ask_model(port, query)
+        if query.withheld and not self._ask(port, query):
+            self._watch(port, query)
 
     def copies_in_flight(self, port: Port, query: Query) -> int:
-        return query.id in self._asked and self._asked[query.id].unit is not None
+        return query.first is not None and query.first.unit is not None
 
     def on_suspected_poison(self, port: Port, query: Query) -> None:
-        self._withheld.discard(query.id)  # the model is asked, for this query alone
-        if query.id in self._asked and self._asked[query.id].unit is None:
-            port.drop(self._asked[query.id])
-
-    def resolved(self, port: Port, query: Query) -> None:
-        super().resolved(port, query)
-        self._withheld.discard(query.id)
-        task = self._asked.pop(query.id, None)
-        if task is not None:
-            port.drop(task)
+        if query.first is not None and query.first.unit is None:
+            port.drop(query.first)
