@@ -207,7 +207,8 @@ class Adaptive(Policy):
         self, port: Port, query: Query, tasks: Sequence[Task], newest: Task | None
     ) -> Iterator[Offer]:
         """Yield the tasks that may be sent for the query now, the cheapest first."""
-        risk, taken, queued = self._risk, [task.role for task in tasks], port.queued(DEPLOYED)
+        risk, taken = self._risk, [task.role for task in tasks]
+        queued = sum(map(port.queued, (DEPLOYED, *self.asks.backups)))
 
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
             if not risk.late:  # nothing is known yet: each once, while nothing waits
