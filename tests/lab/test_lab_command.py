@@ -9,14 +9,9 @@ import pytest
 
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
-from parity_models.errors import LoadError, UserError
-from parity_models.load.served import served
-from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.server import ServeOptions
-from parity_models_lab import path
-from parity_models_lab.overhead import IN_PROCESS, measure_overhead
-from served import write_linear_bundle
+from parity_models.errors import UserError
+from parity_models_lab import overhead, path
+from parity_models_lab.overhead import CASES, OURS, TRITON
 
 
 @pytest.mark.parametrize(
@@ -25,7 +20,7 @@ from served import write_linear_bundle
         ("nonsense", "No such command 'nonsense'"),
         ("chaos --minutes 0.1s", "must be 0.01 min or more, got 0.1s"),
         ("overload --seconds soon", "must be a number of seconds, or a time with a unit"),
-        ("overhead --instances few", "valid integer"),
+        ("overhead --instances 1", "No such option"),
         ("latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),
         ("train --task nothing --network mlp --out x", "nothing"),
         ("train --task digits --network nothing --out x", "nothing"),
@@ -54,47 +49,30 @@ def test_the_path_of_a_request_is_counted_by_file(
     assert calls > len(rows)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
-
-
 @pytest.mark.slow
-async def test_servers_and_calls_in_process_are_measured_in_turns(bundle: Path) -> None:
-    policy = PolicyChoice("none")
-    async with served(bundle, ServeOptions(policy=policy, instances=1, port=0)) as other:
-        rows = await measure_overhead(
-            open_bundle(bundle), "none", instances=1, against=(other.url,), quick=True
-        )
-    direct, *asked = rows
-    assert direct["server"] == IN_PROCESS
-    assert [row["clients"] for row in asked] == [1, 1, 16, 16]
-    assert asked[1]["server"] == asked[3]["server"] == other.url
-    for row in asked:
-        rate, cpu = float(str(row["requests/s"])), float(str(row["CPU µs/request"]))
-        assert rate > 0
-        assert float(str(row["p50"])) > float(str(direct["p50"]))
-        # A core has a million µs a second; ticks of its clock may miss what is little.
-        assert cpu < 2e6 * (os.cpu_count() or 1) / rate
-    assert max(float(str(row["CPU µs/request"])) for row in asked) > 10
-
-
-@pytest.mark.slow
-async def test_servers_that_do_not_answer_are_refused(bundle: Path) -> None:
-    opened = open_bundle(bundle)
-    with pytest.raises(UserError, match="not a URL of http"):
-        await measure_overhead(opened, "none", instances=1, against=("grpc://localhost:1",))
-    with pytest.raises(LoadError, match="connection to http://localhost:1 broke"):
-        await measure_overhead(opened, "none", instances=1, against=("http://localhost:1",))
-
-
-@pytest.mark.slow
-def test_overhead_generates_a_model_to_measure(lab_here: Here, tmp_path: Path) -> None:
+@pytest.mark.servers
+def test_overhead_compares_servers_with_triton(lab_here: Here, tmp_path: Path) -> None:
     done = lab_here("overhead", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "requests/s" in done.stdout
     rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
-    assert [row["clients"] for row in rows] == [1, 1, 16]
+    servers = [TRITON, *OURS]
+    assert [row["clients"] for row in rows] == [str(case) for case in CASES for _ in servers]
+    assert [row["server"] for row in rows] == servers * len(CASES)
+    for row in rows:
+        # A core has a million µs a second; ticks of its clock may miss what is little.
+        assert row["CPU µs"] < 2e6 * (os.cpu_count() or 1) / row["requests/s"]
+        if row["server"] == TRITON:
+            assert row["rate x"] == row["CPU x"] == 1
+    assert max(row["CPU µs"] for row in rows) > 10
+
+
+async def test_without_triton_there_is_nothing_to_compare_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overhead, "_ROOT", tmp_path)
+    with pytest.raises(UserError, match="has no Triton to compare with; run make servers"):
+        await overhead.measure_overhead(quick=True)
 
 
 @pytest.mark.slow

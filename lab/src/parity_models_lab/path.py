@@ -36,7 +36,7 @@ def count_path() -> list[Row]:
 
     threading.setprofile(count)  # the server's threads, but not this one, which is the client's
     try:
-        with generated(None) as bundle, serve(bundle, port=0) as server:
+        with generated() as bundle, serve(bundle, port=0) as server:
             assert server.url is not None
             client = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10.0)
             requests = [_ask(client, bundle, calls) for _ in range(WARM_UP + COUNTED)]

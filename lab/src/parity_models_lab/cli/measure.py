@@ -9,7 +9,6 @@ from rich.console import Console
 
 from parity_models.models.bundle import open_bundle
 from parity_models.options import MINUTES, SECONDS, Option
-from parity_models.scheduling.policies import NoRedundancy
 from parity_models_lab.chaos.server import Engine
 from parity_models_lab.overhead import measure_overhead
 from parity_models_lab.path import count_path
@@ -22,47 +21,20 @@ Out = Annotated[
 
 
 def overhead(
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            help="Serve this bundle; by default a generated MLP (784-200-100-10).",
-            metavar="BUNDLE",
-        ),
-    ] = None,
-    policy: Annotated[
-        str,
-        typer.Option(help="The server's policy.", metavar="POLICY"),
-    ] = NoRedundancy.name,
-    instances: Annotated[int, typer.Option(help="Instances of the deployed model.", min=1)] = 1,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help="Compare with these servers, which run the same model already: "
-            "http://HOST:PORT or http://HOST:PORT/MODEL, separated by commas.",
-            metavar="URLS",
-        ),
-    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure briefly; the numbers are rougher.")
     ] = False,
     out: Out = None,
 ) -> None:
-    """Compare requests over HTTP with calls to ONNX Runtime, and with other servers.
+    """Compare the cost of a request with that of Triton, which `make servers` installs.
 
-    One client, then 16, send one row at a time over bare sockets that are kept open. Servers and
-    calls take turns. Latencies in ms; processor time is that of all the server's processes.
+    Serves generated models on two instances each, with the default policy and without one, and with
+    batches of one. Clients send one row at a time over connections that are kept open; servers take
+    turns. CPU is the processor time of a request in all the server's processes; the last columns
+    are ratios to Triton's.
     """
-    rows = asyncio.run(
-        measure_overhead(
-            None if bundle is None else open_bundle(bundle),
-            policy,
-            instances=instances,
-            against=() if against is None else against.split(","),
-            quick=quick,
-        )
-    )
-    title = f"One row a request, policy {policy}, instances {instances}"
-    _report(title, rows, out, "overhead.json")
+    rows = asyncio.run(measure_overhead(quick=quick))
+    _report("The cost of a request", rows, out, "overhead.json")
 
 
 def promises(
