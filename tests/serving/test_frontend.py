@@ -14,8 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.scheduling import DEPLOYED, NoRedundancy, Parity, Policy, SchedulerConfig, Source
+from parity_models.scheduling import (
+    DEPLOYED,
+    NoRedundancy,
+    Parity,
+    Policy,
+    Redundancy,
+    SchedulerConfig,
+    Source,
+)
 from parity_models.scheduling.policies import Pool, Replication
+from parity_models.scheduling.port import Port
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -24,7 +33,14 @@ from parity_models.serving.errors import (
     PoisonError,
     UnavailableError,
 )
-from parity_models.serving.frontend import Frontend, Observer, PoisonedRows, Result
+from parity_models.serving.frontend import (
+    MESSAGE_EVERY,
+    Frontend,
+    Observer,
+    PoisonedRows,
+    Result,
+    now,
+)
 from parity_models.serving.metrics import Metrics
 from puppet_engine import CODE, SIGNATURE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
@@ -101,6 +117,35 @@ async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -
         assert len(second.result().sources) == 100
         assert frontend.queue_depths()[DEPLOYED] == 0
         assert not frontend.in_flight
+
+
+class Wavering(NoRedundancy):
+    """A policy whose state is set."""
+
+    state = Redundancy.ON
+
+    def redundancy(self, port: Port) -> Redundancy:
+        return self.state
+
+
+async def test_states_of_redundant_work_that_alternate_do_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    policy = Wavering()
+    async with serving(policy) as (frontend, _):
+        began = now() + MESSAGE_EVERY
+        for step in range(101):
+            policy.state = Redundancy.ON if step % 2 else Redundancy.BOTTLENECK
+            frontend.log_redundancy(began + step * MESSAGE_EVERY / 100)
+    messages = [each.message for each in caplog.records if "bottleneck" in each.message]
+    assert len(messages) == 1
+    async with serving(policy) as (frontend, _):
+        frontend.log_redundancy(began)
+        policy.state = Redundancy.ON
+        frontend.log_redundancy(began + 1)
+        frontend.log_redundancy(began + MESSAGE_EVERY)
+    assert "no longer the bottleneck" in caplog.records[-1].message
 
 
 async def test_a_large_request_ends_when_the_server_stops() -> None:

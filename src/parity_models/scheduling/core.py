@@ -148,7 +148,7 @@ class Scheduler(Port):
             else:
                 query.backups = self._policy.asks.backups
                 query.coded = coded
-            query.timer = self._start_timer(too_late, partial(self._too_late, query))
+            query.timer = self.set_timer(too_late, partial(self._too_late, query), (query_id,))
             self.queries[query_id] = query
             self._waiting.add(query_id)
             self._holds[query_id] = 1
@@ -380,7 +380,7 @@ class Scheduler(Port):
         known = (self.queries, self._waiting, self.units, self._decodes, self._holds)
         others = (self._overdue, self._poison.set_aside)
         tasks = sum(self.dispatch.depths.values()) + (self._background.task is not None)
-        timers = self._timers_live - (self._health.watch is not None)
+        timers = len(self._callbacks) - (self._health.watch > 0)
         return sum(map(len, (*known, *others))) + tasks + timers
 
     # Queries
@@ -416,7 +416,7 @@ class Scheduler(Port):
             room = self.max_batch * self.dispatch.idle_for(DEPLOYED)
             hopeless = query.id in self._waiting and len(self._waiting) > room
             if not hopeless or self._policy.may_answer(self, query):
-                query.timer = self._start_timer(query.due, partial(self._expire, query))
+                query.timer = self.set_timer(query.due, partial(self._expire, query), (query.id,))
                 return
         self._expire(query)
 
@@ -439,7 +439,9 @@ class Scheduler(Port):
             self._waiting.remove(query.id)
         else:
             self._admission.queries_ended += 1
-        self.cancel_timer(query.timer, query.alarm)
+        callbacks = self._callbacks
+        callbacks.pop(query.timer, None)
+        callbacks.pop(query.alarm, None)
         for task in query.tasks:
             self.drop(task)
         if query.first is not None:
@@ -572,22 +574,24 @@ class Scheduler(Port):
         # only remove the earliest timer, need not replace the driver's.
         if self._wake_at is not None and self._wake_at <= self.now:
             self._wake_at = None
-        while self._timers and self._timers[0][2].callback is None:
-            heapq.heappop(self._timers)
         if self._timers and (self._wake_at is None or self._timers[0][0] < self._wake_at):
-            self._wake_at = self._timers[0][0]
-            self._actions.append(WakeAt(self._wake_at))
+            self._wake_for_next()
         self._deciding = False
         actions, self._actions = self._actions, []
         return actions
 
+    def _wake_for_next(self) -> None:
+        while self._timers and self._timers[0][1] not in self._callbacks:
+            heapq.heappop(self._timers)
+        if self._timers and (self._wake_at is None or self._timers[0][0] < self._wake_at):
+            self._wake_at = self._timers[0][0]
+            self._actions.append(WakeAt(self._wake_at))
+
     def _fire_timers(self) -> None:
         while self._timers and self._timers[0][0] <= self.now:
-            timer = heapq.heappop(self._timers)[2]
-            callback, timer.callback = timer.callback, None
+            callback, about = self._callbacks.pop(heapq.heappop(self._timers)[1], (None, ()))
             if callback is not None:
-                self._timers_live -= 1
-                callback()
+                self.tell(about, callback)
 
 
 Refusal = tuple[Reason, str, float]

@@ -14,8 +14,9 @@ SHARE, LEAST = 0.2, 0.002
 """The front door is the bottleneck once the wait exceeds this share of a median run time, and this
 time in seconds. It is no longer once it is below half of that."""
 
-BUSY = 0.9
-"""It is also the bottleneck while its process uses this share of a core, or more."""
+BUSY, NOT_BUSY = 0.9, 0.75
+"""It is also the bottleneck once its process uses this share of a core, until it uses less than the
+second."""
 
 
 class Redundancy(StrEnum):
@@ -52,7 +53,7 @@ class FrontDoor:
         self._waits += 1
         self._waited += max(0.0, seconds)
         self.lag += NEWEST * (max(0.0, seconds) - self.lag)
-        limit = max(LEAST, SHARE * typical_run)
+        limit, busy = max(LEAST, SHARE * typical_run), BUSY
         if self.is_bottleneck:
-            limit /= 2
-        self.is_bottleneck = self.lag > limit or self.busy >= BUSY
+            limit, busy = limit / 2, NOT_BUSY
+        self.is_bottleneck = self.lag > limit or self.busy >= busy

@@ -26,7 +26,7 @@ from math import inf, log
 
 from parity_models.scheduling.actions import DEPLOYED, RecycleReason
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.work import Task, Timer, Unit
+from parity_models.scheduling.work import Task, Unit
 
 BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
 """Seconds for which an instance is ejected the first time, and at most; they double each time."""
@@ -296,14 +296,14 @@ class Member:
     node: str | None
     is_in: bool = False
     """It gets units, unless it rests."""
-    timer: Timer | None = None
+    timer: int = 0
     """It is ejected, or rests, until then."""
     rests_long: bool = False
     """It rests for more than SHORT_REST."""
     sound: bool = True
     """It has finished its last unit."""
     over: bool = False
-    doubt: Timer | None = None
+    doubt: int = 0
     """It takes last until then."""
     suspected: bool = False
     check: Check | None = None
@@ -357,8 +357,8 @@ class Health:
         self._wrong: list[tuple[frozenset[str], str | None, int]] = []
         """The roles and node of quarantined instances that left, and how often that was."""
         self._limits = RunLimits(port.config.deadline)
-        self.watch: Timer | None = None
-        """When units that run are looked at next."""
+        self.watch = 0
+        """The timer of the next look at units that run."""
         self._over_limit: dict[int, float] = {}
         """Since when units are over their limit."""
 
@@ -405,7 +405,7 @@ class Health:
     def _come_in(self, member: Member) -> None:
         """Verify an instance that joins: one that comes in place of a wrong one by all that there
         is."""
-        member.timer = None
+        member.timer = 0
         if self._verify_every:
             probes = ALL_GOLDEN if member.quarantined else 1
             member.to_verify.extend(Check(role) for role in _in_order(member.roles) * probes)
@@ -418,7 +418,7 @@ class Health:
     def _put_out(self, member: Member) -> None:
         self._dispatch.leave(member.name)
         self._port.cancel_timer(member.doubt)
-        member.is_in, member.doubt = False, None
+        member.is_in, member.doubt = False, 0
 
     def _may_lose(self, member: Member) -> bool:
         """Return whether at most half of the instances of each role would be out without it."""
@@ -445,7 +445,7 @@ class Health:
     def started(self, unit: Unit) -> None:
         """An instance has begun a unit."""
         unit.sound = self._members[unit.instance].sound
-        if self.watch is None:
+        if not self.watch:
             self.watch = self._port.set_timer(unit.started + self._limits.least, self._look)
 
     def ended(self, unit: Unit, *, finished: bool, rest: float = 0.0) -> None:
@@ -463,7 +463,7 @@ class Health:
             member.proven += 1
             if member.proven == PROVEN:
                 member.back_off = BACK_OFF
-            if member.doubt is not None and self._failures.is_clear(member.name):
+            if member.doubt and self._failures.is_clear(member.name):
                 self._trust(member)
         elif rest == 0:
             self._did_badly(member, unit)
@@ -495,7 +495,7 @@ class Health:
         member.timer = self._port.set_timer(at, partial(self._rested, member))
 
     def _rested(self, member: Member) -> None:
-        member.timer = None
+        member.timer = 0
         member.rests_long = False
         self._dispatch.idle(member.name, 0.0, finished=False)
 
@@ -537,7 +537,7 @@ class Health:
             self._back_off(member)
             return growth
         self._port.cancel_timer(member.doubt)
-        if member.doubt is None:
+        if not member.doubt:
             self._dispatch.doubt(member.name)
         member.doubt = self._port.set_timer(self._port.now + DOUBT, partial(self._trust, member))
         return growth
@@ -553,7 +553,7 @@ class Health:
 
     def _trust(self, member: Member) -> None:
         self._port.cancel_timer(member.doubt)
-        member.doubt = None
+        member.doubt = 0
         self._dispatch.trust(member.name)
 
     # Hanging: its unit is over the limit at two looks
@@ -566,7 +566,7 @@ class Health:
         now = self._port.now
         second_look = min(SECOND_LOOK, LOOK_OF_DEADLINE * self._port.config.deadline)
         before, self._over_limit = self._over_limit, {}
-        self.watch = None
+        self.watch = 0
         next_look = now + self._limits.least if self._port.units else inf
         for unit in self._port.units.values():
             limit, member = self._limits.of(unit), self._members[unit.instance]

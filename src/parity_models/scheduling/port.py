@@ -9,7 +9,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable
-from functools import partial
 from typing import Any
 
 from parity_models.scheduling.actions import (
@@ -31,7 +30,7 @@ from parity_models.scheduling.actions import (
 )
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.front_door import FrontDoor
-from parity_models.scheduling.work import LEAST_DELAY, Query, SchedulerConfig, Task, Timer, Unit
+from parity_models.scheduling.work import LEAST_DELAY, Query, SchedulerConfig, Task, Unit
 
 _log = logging.getLogger(__name__)
 
@@ -70,9 +69,12 @@ class Port(ABC):
         self._forgotten: list[int] = []
         self._broken: list[tuple[int, str]] = []
         """Queries that are to fail because a hook raised, and why."""
-        self._timers: list[tuple[float, int, Timer]] = []
-        """A heap; of two timers that are due at the same time, the first that was set fires."""
-        self._timers_set = self._timers_live = 0
+        self._timers: list[tuple[float, int]] = []
+        """A heap of times and timers, cancelled ones among them; of two timers that are due at the
+        same time, the first that was set fires."""
+        self._last_timer, self._most_timers = 0, 64
+        self._callbacks: dict[int, tuple[Callable[[], None], Collection[int]]] = {}
+        """What the timers call that are set, and the queries that it is about."""
         self._last_unit = 0
 
     @abstractmethod
@@ -208,21 +210,24 @@ class Port(ABC):
 
     def set_timer(
         self, at: float, callback: Callable[[], None], about: Collection[int] = ()
-    ) -> Timer:
-        """Call back at a time; if the callback raises, the queries in `about` fail."""
-        return self._start_timer(at, partial(self.tell, about, callback))
+    ) -> int:
+        """Call back at a time, once; if the callback raises, the queries in `about` fail.
 
-    def cancel_timer(self, *timers: Timer | None) -> None:
-        """Cancel timers; those that have fired or are None are left alone."""
-        for timer in timers:
-            if timer is not None and timer.callback is not None:
-                timer.callback = None
-                self._timers_live -= 1
-        if not self._timers_live:
-            self._timers.clear()
-        elif len(self._timers) > 2 * self._timers_live + 16:
-            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+        Return the number of the timer, which is above 0.
+        """
+        self._last_timer = timer = self._last_timer + 1
+        self._callbacks[timer] = callback, about
+        heapq.heappush(self._timers, (at, timer))
+        if len(self._timers) > self._most_timers:
+            self._timers = [entry for entry in self._timers if entry[1] in self._callbacks]
             heapq.heapify(self._timers)
+            self._most_timers = 64 + 4 * len(self._timers)
+        return timer
+
+    def cancel_timer(self, *timers: int) -> None:
+        """Cancel timers; those that have fired, and 0, are left alone."""
+        for timer in timers:
+            self._callbacks.pop(timer, None)
 
     def set_alarm(self, query: Query, at: float, callback: Callable[[], None]) -> None:
         """Call back at a time, unless the query has ended or has a newer alarm.
@@ -230,13 +235,8 @@ class Port(ABC):
         There is a minimum delay, so that a postponed decision is not reconsidered for ever at one
         instant.
         """
-        if query.alarm is not None:
-            self.cancel_timer(query.alarm)
-        query.alarm = Timer(partial(self.tell, (query.id,), callback))
-        self._timers_set += 1
-        self._timers_live += 1
-        at = max(at, self.now + LEAST_DELAY)
-        heapq.heappush(self._timers, (at, self._timers_set, query.alarm))
+        self._callbacks.pop(query.alarm, None)
+        query.alarm = self.set_timer(max(at, self.now + LEAST_DELAY), callback, (query.id,))
 
     def tell(
         self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
@@ -250,13 +250,6 @@ class Port(ABC):
     def _on_error(self, error: Exception, about: Collection[int]) -> None:
         _log.exception("the policy failed")
         self._broken += [(query, f"the policy failed: {error!r}") for query in about]
-
-    def _start_timer(self, at: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(callback)
-        self._timers_set += 1
-        self._timers_live += 1
-        heapq.heappush(self._timers, (at, self._timers_set, timer))
-        return timer
 
     # Answers
 

@@ -19,16 +19,20 @@ class RecentDurations:
     def __init__(self, *, window: int = 1000, every: int = 50) -> None:
         self._recent: deque[float] = deque(maxlen=window)
         self._ranked: list[float] = []
-        self.every = every
+        self._every = every
+        self.added = 0
+        """The durations that the last update took up."""
         self._until_update = every
 
-    def add(self, seconds: float) -> bool:
-        """Add a duration. Return whether the quantiles were updated."""
+    def add(self, seconds: float, *, renew: bool = True) -> bool:
+        """Add a duration. Return whether the quantiles were updated; without `renew`, they are
+        not."""
         self._recent.append(seconds)
         self._until_update -= 1
-        if self._until_update:
+        if self._until_update > 0 or not renew:
             return False
-        self._until_update = self.every
+        self.added = self._every - self._until_update
+        self._until_update = self._every
         self._ranked = sorted(self._recent)
         return True
 
@@ -55,14 +59,14 @@ class RunTimes(RecentDurations):
         self._sums: list[float] = []
         self._squares: list[float] = []
 
-    def add(self, seconds: float, *, finished: bool = True) -> bool:
+    def add(self, seconds: float, *, finished: bool = True, renew: bool = True) -> bool:
         """Add a unit that ran for `seconds`, to its end or not. Return whether estimates were
-        updated."""
+        updated; without `renew`, they are not."""
         if not finished:
             if self.median is None or seconds < self.median:
                 return False
             seconds *= AGAIN
-        if not super().add(seconds):
+        if not super().add(seconds, renew=renew):
             return False
         self._sums = list(accumulate(reversed(self._ranked), initial=0.0))
         squares = (seconds**2 for seconds in reversed(self._ranked))

@@ -1,7 +1,7 @@
-"""The scheduler's data: its bounds, queries, tasks, units and timers. Times are in seconds."""
+"""The scheduler's data: its bounds, queries, tasks and units. Times are in seconds."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 LEAST_DELAY = 1e-4
@@ -56,13 +56,6 @@ class SchedulerConfig:
         for name in ("max_batch", "max_queue", "deadline", "max_attempts", "compare_one_in"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
-
-
-@dataclass(slots=True, eq=False)
-class Timer:
-    """A callback that is due at a time; None once it was called or cancelled."""
-
-    callback: Callable[[], None] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -160,10 +153,10 @@ class Query:
     """Such units whose instance was broken before they began; they do not count as `crashes`."""
     solo_crashes: int = 0
     """The weight of crashes with no other pending query's input in the unit (poison.py)."""
-    timer: Timer | None = None
-    """Its deadline."""
-    alarm: Timer | None = None
-    """The policy's timer, which ends with the query."""
+    timer: int = 0
+    """The timer of its deadline."""
+    alarm: int = 0
+    """The policy's last timer for it, which ends with the query; 0: none was set."""
 
     @property
     def was_lost(self) -> bool:

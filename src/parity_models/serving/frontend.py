@@ -81,6 +81,9 @@ MEASURE_INTERVAL = 0.1
 CHECK_EVERY = 10
 """Measurements between two self-checks."""
 
+MESSAGE_EVERY = 60.0
+"""Minimum seconds between two messages on the state of redundant work."""
+
 
 Golden = tuple[NDArray[Any], NDArray[Any]]
 """Golden queries (n, *input shape) of a model, and its outputs for them (n, *output shape)."""
@@ -300,6 +303,7 @@ class Frontend:
         self._ticks = 0
         self._tick_due = self._computed = 0.0
         self._redundancy = Redundancy.ON
+        self._next_message = 0.0
         self._differences: set[tuple[str, int | None, int | None]] = set()
         self._started = self._retired = self._closing = self._stopped = False
         self._idle = asyncio.Event()
@@ -959,7 +963,7 @@ class Frontend:
             self._carry_out(self.scheduler.time_passed(at))
 
     def _tick(self) -> None:
-        """Report the delay of this timer and the load of the process; log changes."""
+        """Report the delay of this timer and the load of the process."""
         at, computed = now(), time.process_time()
         lag = max(0.0, at - self._tick_due)
         busy = (computed - self._computed) / (MEASURE_INTERVAL + lag)
@@ -969,10 +973,17 @@ class Frontend:
             self.check_engine()
         self._ticks += 1
         self._carry_out(self.scheduler.process_measured(at, lag, busy))
+        self.log_redundancy(at)
+
+    def log_redundancy(self, at: float) -> None:
+        """Log a change of the state of redundant work: the latest, at most once in MESSAGE_EVERY
+        seconds."""
         before, redundancy = self._redundancy, self.scheduler.redundancy
-        if redundancy is before:
+        if redundancy is before or at < self._next_message:
             return
         self._redundancy = redundancy
+        if redundancy is not Redundancy.TESTING:
+            self._next_message = at + MESSAGE_EVERY
         if Redundancy.BOTTLENECK in (redundancy, before):
             door = self.scheduler.front_door
             wait = f"reports wait {door.lag * 1e3:.1f} ms, and it uses {door.busy:.0%} of a core"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_world import BACKUPS, SOME_SLOW, world_of
+from adaptive_world import BACKUPS, SOME_SLOW, runs, world_of
 from estimates import run_times
 from parity_models.scheduling import BACKUP, DEPLOYED, Redundancy, Scheduler
 from parity_models.scheduling.front_door import FrontDoor
@@ -163,3 +163,44 @@ def test_redundancy_can_be_switched_off_and_on_while_it_serves() -> None:
     world.arrive(1)
     world.pass_time(4.0)
     assert BACKUP in [run.role for run in world.running.values()]
+
+
+def test_a_server_that_is_about_to_be_its_own_bottleneck_does_not_turn_to_and_fro() -> None:
+    door, changes = FrontDoor(), 0
+    for step in range(100):
+        before = door.is_bottleneck
+        door.busy = 0.95 if step % 2 else 0.8
+        door.waited(0.0, typical_run=1.0)
+        changes += door.is_bottleneck is not before
+    assert changes == 1
+    door.busy = 0.7
+    door.waited(0.0, typical_run=1.0)
+    assert not door.is_bottleneck
+
+
+def test_while_the_server_is_the_bottleneck_queries_are_not_looked_at_one_by_one() -> None:
+    world = world_of(60, stand_ins=BACKUPS)
+    world.scheduler.process_measured(world.now, 0.0, 1.0)
+    world.arrive(50)
+    before = len(world.log)
+    world.pass_time(8.0)
+    assert len(world.log) - before < 100
+    assert runs(world) == [DEPLOYED] * 50
+    world.scheduler.process_measured(world.now, 0.0, 0.1)
+    world.pass_time(2.0)
+    assert BACKUP in runs(world), "once it is not, they are"
+
+
+def test_queries_that_end_in_time_need_only_be_counted() -> None:
+    random, effects = Random(2), (Effect(), Effect())
+    for query in range(20_000):
+        late = random.random() < (0.04 if query % 4000 < 2000 else 0.0)
+        for number, effect in enumerate(effects):
+            now = query / 100
+            effect.arrived(now, query)
+            if number and not late and not effect.counts_all:
+                effect.in_time += 1
+            else:
+                effect.ended(now, query, 2 * LIMIT if late else 0.0, LIMIT)
+        assert effects[0].state is effects[1].state
+    assert effects[0].part == effects[1].part

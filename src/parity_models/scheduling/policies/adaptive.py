@@ -21,6 +21,7 @@ no redundant work while others are up. effect.py stops what does not help.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, takewhile
 from math import inf
 from typing import Annotated
 
@@ -35,7 +36,7 @@ from parity_models.scheduling.policies.policy import NoCode, Policy, StandIns, r
 from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.scheduling.work import LEAST_DELAY, Query, Task, Unit
 
 BURST = 20.0
 """Redundant tasks that may be sent at once after a time in which few were."""
@@ -45,6 +46,9 @@ OLDEST, RESERVE = 2.0, 12.0
 
 WAITED = 0.5
 """Median run times in the common queue after which a backup takes the original's place."""
+
+WHILE_BUSY = 0.1
+"""Seconds until queries are reconsidered, at the least, while nothing redundant is sent."""
 
 HELD_UP = 0.001
 """Seconds by which an alarm is late if the driver's process was held up."""
@@ -100,8 +104,13 @@ class Adaptive(Policy):
         self._risk = Risk(options.urgency, run_times or RunTimes(every=100), roles, options.budget)
         self._budget = Budget(options.budget, BURST)
         self._effect = Effect()
+        self._fresh: dict[int, Query] = {}
+        """The queries of which only the original runs, and that were not reconsidered yet, in the
+        order in which their units began: the first is the next at risk."""
+        self._timer = 0
+        """The timer of the first of them."""
         self._unassisted: dict[int, Query] = {}
-        """The queries of which only the original runs, oldest first."""
+        """The other queries of which only the original runs."""
         self._asked: dict[int, list[Task]] = {}
         """All tasks of each query that has redundant ones, the original first."""
         self._early_answers: dict[int, Source] = {}
@@ -120,17 +129,19 @@ class Adaptive(Policy):
     # Watch queries
 
     def arrived(self, port: Port, query: Query) -> None:
-        self._effect.arrived(port.now, query.id)
-        self._budget.earn(self._effect.part)
+        effect = self._effect
+        if port.now >= effect.acts_from:
+            effect.arrived(port.now, query.id)
+        self._budget.earn(effect.part)
         if query.original.instance is not None:  # in the queue of an instance
             self._watch(port, query, query.original)
-        elif query.backups and self._must_wait(port):
+        elif (
+            query.backups
+            and not port.front_door.is_bottleneck
+            and port.queued(DEPLOYED) > port.dispatch.idle_for(DEPLOYED) * port.max_batch
+        ):  # no instance is idle for it
             at = query.arrived + WAITED * self._risk.benefit.median
             port.set_alarm(query, at, partial(self._replace, port, query))
-
-    def _must_wait(self, port: Port) -> bool:
-        """Return whether no instance is idle for the newest query."""
-        return port.queued(DEPLOYED) > port.dispatch.idle_for(DEPLOYED) * port.max_batch
 
     def _replace(self, port: Port, query: Query) -> None:
         """Have a backup run in place of the original, which still waits, if that saves work."""
@@ -147,10 +158,20 @@ class Adaptive(Policy):
         query = port.queries.get(task.subject)
         if query is None:
             return
-        if task is query.original and query.id not in self._asked:
-            self._unassisted.pop(query.id, None)  # it ran before, and failed
+        if task is not query.original or query.id in self._asked:
+            self._watch(port, query, task)
+            return
+        if task.failed_on:  # it ran before
+            self._fresh.pop(query.id, None)
+        if query.exact or not self._risk.late or task.instance in self._risk.slow:
             self._unassisted[query.id] = query
-        self._watch(port, query, task)
+            self._watch(port, query, task)
+            return
+        if query.alarm:
+            port.cancel_timer(query.alarm)
+        self._fresh[query.id] = query
+        if not self._timer:
+            self._await(port, port.now)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         if task.role not in BACKUPS:
@@ -159,6 +180,35 @@ class Adaptive(Policy):
             query = port.queries.get(query_id)
             if query is not None:
                 self._watch(port, query, task)
+
+    def _await(self, port: Port, due: float) -> None:
+        """Reconsider the queries that are at risk by now; then wait for the next."""
+        now, late = port.now, []
+        age = self._risk.age_of_originals + port.front_door.lag
+        self._timer = 0
+        if port.front_door.is_bottleneck:
+            self._set_timer(port, now + max(age, WHILE_BUSY))
+            return
+        for query in self._fresh.values():
+            unit = query.original.unit
+            if unit is None:
+                continue  # it failed, and waits
+            if unit.started + age > now:
+                self._set_timer(port, unit.started + age)
+                break
+            late.append(query)
+        for query in late:
+            del self._fresh[query.id]
+            self._unassisted[query.id] = query
+        for query in late:
+            if query.id in self._unassisted:  # else it is in another one's group by now
+                began = _started(query.original)
+                at = max(due, began + age)
+                port.tell((query.id,), self._reconsider, port, query, at)
+
+    def _set_timer(self, port: Port, at: float) -> None:
+        at = max(at, port.now + LEAST_DELAY)
+        self._timer = port.set_timer(at, partial(self._await, port, at))
 
     def _watch(self, port: Port, query: Query, task: Task) -> None:
         """Reconsider the query once this task of it is at risk."""
@@ -201,6 +251,7 @@ class Adaptive(Policy):
         else:
             port.held_back(role)
             again = self._risk.benefit.median or (query.due - port.now) / 2
+            again = again if allowed else max(again, WHILE_BUSY)
             self._reconsider_at(port, query, port.now + again)
 
     def _offers(
@@ -238,10 +289,13 @@ class Adaptive(Policy):
         company: list[Query] = []
         # No two of one batch, as one instance would hold up both.
         units = {None, *(task.unit for task in tasks)}
-        for other in self._unassisted.values():
-            late = port.now - _started(other.original) >= self._risk.late
-            if not late or len(company) >= len(self._rows) - 1:
+        began = port.now - self._risk.late
+        fresh = takewhile(lambda each: _started(each.original) <= began, self._fresh.values())
+        for other in chain(self._unassisted.values(), fresh):
+            if len(company) >= len(self._rows) - 1:
                 break
+            if _started(other.original) > began:
+                continue
             alike = (other.kind, other.tenant) == (query.kind, query.tenant)
             barred = (
                 not other.coded or other.crashes or other.exact_only or other.original.unit in units
@@ -275,6 +329,7 @@ class Adaptive(Policy):
         if query.id not in self._asked:
             self._asked[query.id] = []
             port.keep_apart(query, self._asked[query.id])
+            self._fresh.pop(query.id, None)
             self._unassisted.pop(query.id, None)
         return self._asked[query.id]
 
@@ -311,8 +366,13 @@ class Adaptive(Policy):
         self._watch(port, query, query.original)
 
     def resolved(self, port: Port, query: Query) -> None:
-        now = port.now
-        self._effect.ended(now, query.id, now - query.arrived, self._risk.helped_by)
+        latency, effect, limit = port.now - query.arrived, self._effect, self._risk.helped_by
+        if latency > limit or effect.counts_all:
+            effect.ended(port.now, query.id, latency, limit)
+        else:
+            effect.in_time += 1
+        if self._fresh.pop(query.id, None) is not None:
+            return
         self._unassisted.pop(query.id, None)
         self._early_answers.pop(query.id, None)
         tasks = self._asked.pop(query.id, None)

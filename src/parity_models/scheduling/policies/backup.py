@@ -65,7 +65,7 @@ class ApproximateBackup(Policy):
         return query.id in self._backups
 
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
-        if query.alarm is not None:
+        if query.alarm:
             port.answer(query, Source.BACKUP)
 
     def resolved(self, port: Port, query: Query) -> None:

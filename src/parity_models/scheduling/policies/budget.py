@@ -18,7 +18,8 @@ class Budget:
 
     def earn(self, part: float = 1.0) -> None:
         """Add this part of the share, for a query that arrived."""
-        self._saved = min(self._burst, self._saved + part * self._share)
+        saved = self._saved + part * self._share
+        self._saved = saved if saved < self._burst else self._burst
 
     def is_left(self, reserve: float) -> bool:
         """Return whether a task may be sent that leaves `reserve` tasks."""

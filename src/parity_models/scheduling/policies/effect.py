@@ -50,6 +50,12 @@ class Effect:
     def __init__(self) -> None:
         self.state = Redundancy.ON
         self.part = 1.0
+        self.acts_from = inf
+        """The time from which `arrived` matters."""
+        self.counts_all = True
+        """True if `ended` matters for all queries; if not, those in time may be counted only."""
+        self.in_time = 0
+        """The queries that have ended in time since one was late."""
         self._limit, self._known_from = 0.0, inf
         self._counted = self._late = 0
         self._test_from, self._raise_from = 0.0, inf
@@ -63,13 +69,12 @@ class Effect:
 
     def arrived(self, now: float, query: int) -> None:
         """A query has arrived."""
-        if self.state is Redundancy.ON and now >= self._raise_from:
-            self.part, self._raise_from = 1.0, inf
-            self._begin_test()
-        elif self.state is Redundancy.PAUSED and now >= self._test_from:
-            self._begin_test()
-        if self.state is not Redundancy.TESTING:
+        if now < self.acts_from:
             return
+        if self.state is Redundancy.ON:
+            self.part, self._raise_from = 1.0, inf
+        if self.state is not Redundancy.TESTING:
+            self._begin_test()
         if now >= self._slice_until and self._slice_left <= 0:
             self._helped = not self._helped
             self._slice_until, self._slice_left = now + SLICE, SLICE_QUERIES
@@ -94,18 +99,25 @@ class Effect:
                     self._judge(now)
         elif self.state is Redundancy.ON and limit > 0:
             self._limit = limit
-            self._known_from = min(self._known_from, now)
+            if self.counts_all:
+                self._known_from, self.counts_all = now, False
+            if latency <= limit:
+                self.in_time += 1
+                return
             if now - latency < self._known_from:
                 return  # it arrived before anything could be sent for it
+            self._counted += self.in_time
+            self.in_time = 0
+            if self._counted >= WINDOW:
+                self._counted, self._late = self._counted % WINDOW, 0
             self._counted += 1
-            self._late += latency > limit
+            self._late += 1
             if self._late > TOLERATED * WINDOW and now >= self._test_from:
                 self._begin_test()
-            elif self._counted >= WINDOW:
-                self._counted = self._late = 0
 
     def _begin_test(self) -> None:
-        self._counted = self._late = 0
+        self._counted = self._late = self.in_time = 0
+        self.acts_from, self.counts_all = -inf, True
         self._results = {True: [0, 0], False: [0, 0]}
         self._slice_until, self._slice_left = 0.0, 0
         self.state = Redundancy.TESTING
@@ -121,7 +133,7 @@ class Effect:
         if abs(better) <= CLEAR * error and least < LARGEST:
             return
         self._kinds.clear()
-        self.state = Redundancy.ON
+        self.state, self.counts_all = Redundancy.ON, False
         few = late <= TOLERATED * helped and better >= -error
         if better > error or few:
             self._test_from = now + self._interval
@@ -139,5 +151,6 @@ class Effect:
                 self._rise = min(LONGEST, 2 * self._rise)
             else:
                 self.state = Redundancy.PAUSED
-                self._test_from, self._raise_from = now + self._pause, inf
+                self._test_from = self._raise_from = now + self._pause
                 self._pause = min(LONGEST, 2 * self._pause)
+        self.acts_from = self._raise_from

@@ -26,7 +26,7 @@ from typing import Any
 from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_role
 from parity_models.scheduling.policies.policy import Erasures
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.work import Query, Task, Timer
+from parity_models.scheduling.work import Query, Task
 
 SHARERS_KEPT = 16
 """The kinds and tenants, most recently seen, whose padding and open, fully answered groups are
@@ -55,7 +55,7 @@ class CodingGroup:
     parities: list[bool] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     units: list[Task] = field(default_factory=list)
-    timer: Timer | None = None
+    timer: int = 0
     waiting_since: float = 0.0
     wait: float = 0.0
     overdue: bool = False
@@ -218,7 +218,7 @@ class CodingGroups:
         self._enter(port, group, query)
         if len(group.members) == self._code.k:
             self._close(port, group)
-        elif group.timer is None and self.max_wait is not None:
+        elif not group.timer and self.max_wait is not None:
             at = group.waiting_since + self.max_wait
             group.timer = port.set_timer(at, partial(self._pad, port, group), group.members)
 
@@ -275,7 +275,7 @@ class CodingGroups:
 
     def _pad(self, port: Port, group: CodingGroup) -> None:
         """Close a group that has waited long enough, if there is padding enough."""
-        group.timer = None
+        group.timer = 0
         if all(group.resolved):
             return
         group.overdue = True
@@ -323,7 +323,7 @@ class CodingGroups:
             due = query.arrived + self._stand_in_delay
             if port.now >= due or query.was_lost or query_id == urgent:
                 ready[slot] = query
-            elif query.alarm is None:
+            elif not query.alarm:
                 port.set_alarm(query, due, partial(self._decode, port, group))
         if ready:
             members = tuple(group.members)
@@ -341,4 +341,4 @@ class CodingGroups:
 
     def _cancel_timer(self, port: Port, group: CodingGroup) -> None:
         port.cancel_timer(group.timer)
-        group.timer = None
+        group.timer = 0

@@ -11,6 +11,7 @@ twice where instances are idle and cheap.
 
 from collections.abc import Collection
 from itertools import pairwise
+from math import inf
 from typing import Protocol
 
 from parity_models.scheduling.actions import BACKUPS, DEPLOYED, parity_role
@@ -36,6 +37,9 @@ places, and instances slowed down by transfers are not counted."""
 MARGIN = 0.1
 """Added to the age by which help has arrived, in median run times, as half of all answers take
 longer than their median."""
+
+RENEWED_AFTER = 0.1
+"""Estimates are renewed at most once in so many seconds, as that costs as much as some queries."""
 
 EXACT = 0.9
 """A copy is preferred to a stand-in that takes at least this share of its time: the copy's answer
@@ -135,6 +139,9 @@ class Risk:
         """The age by which a stand-in asked in time has answered; 0 while that is unknown."""
         self.late = 0.0
         """The age from which a unit of the deployed model is late; 0 while that is unknown."""
+        self.age_of_originals = 0.0
+        """The age from which they are at risk, of queries that may be answered by stand-ins on
+        instances that are not slow; 0 while that is unknown."""
         self.slow: dict[str, None] = {}
         """The instances whose last unit of the deployed model was late, the newest last."""
         self._better = dict(pairwise(role for role in stand_ins if role != PARITY))
@@ -142,6 +149,7 @@ class Risk:
         self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
         self._ages: dict[tuple[str, bool], float] = {}
         self._busy, self._since, self._load = 0.0, 0.0, 0.0
+        self._renew_from = -inf
         self._decide()
 
     def age(self, query: Query, task: Task) -> float | None:
@@ -198,14 +206,16 @@ class Risk:
                 del self.slow[next(iter(self.slow))]
         elif finished:
             self.slow.pop(unit.instance, None)
-        if self._run_times.add(took, finished=finished):
+        renew = port.now >= self._renew_from
+        if self._run_times.add(took, finished=finished, renew=renew):
             self._learn(port)
 
     def _learn(self, port: Fleet) -> None:
         """Renew the load and all ages."""
+        self._renew_from = port.now + RENEWED_AFTER
         self._measure_load(port)
         for each in self._measured.values():
-            each.not_asked(self._run_times.every)
+            each.not_asked(self._run_times.added)
         self._decide()
 
     def _measure_load(self, port: Fleet) -> None:
@@ -225,6 +235,7 @@ class Risk:
         for kind in self._measured:
             self._ages[kind, False] = self._earliest(choices, kind)
             self._ages[kind, True] = self._earliest(choices[:1], kind, exact=True)
+        self.age_of_originals = self._ages[DEPLOYED, False]
         self._measure_help()
 
     def _measure_help(self) -> None:
