@@ -1,7 +1,9 @@
 """Whatever happens to calls, copies keep to their budget, and nothing is left running."""
 
 import asyncio
+import random
 import selectors
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -48,7 +50,6 @@ class FailedError(Exception):
 def test_copies_keep_to_their_budget(
     history: list[tuple[float, float, float, str]], budget: float, known: int
 ) -> None:
-    virtual = VirtualTime()
     running: set[object] = set()
     alarms = 0
     on_alarm = late_module._Race._on_alarm
@@ -105,12 +106,43 @@ def test_copies_keep_to_their_budget(
         assert not errors
         assert alarms <= MOST_ALARMS * late.counts["calls"]
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late_module._Race, "_on_alarm", counted)
+        run_in_virtual_time(main())
+
+
+def run_in_virtual_time(main: Coroutine[Any, Any, None]) -> None:
+    virtual = VirtualTime()
     with (
         pytest.MonkeyPatch.context() as patch,
         asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(virtual)) as runner,
     ):
-        loop = runner.get_loop()
-        patch.setattr(loop, "time", lambda: virtual.now)
+        patch.setattr(runner.get_loop(), "time", lambda: virtual.now)
         patch.setattr(late_module, "now", lambda: virtual.now)
-        patch.setattr(late_module._Race, "_on_alarm", counted)
-        runner.run(main())
+        runner.run(main)
+
+
+def test_a_target_that_is_slow_for_everybody_gets_no_copies() -> None:
+    """A server with one slot is nearly full, after a time in which it idles."""
+    draw = random.Random(0)
+    copies: list[int] = []
+
+    async def main() -> None:
+        slot = asyncio.Lock()
+
+        async def run() -> str:
+            async with slot:
+                await asyncio.sleep(draw.choice([0.005, 0.005, 0.005, 0.025]))
+            return "value"
+
+        async with Late() as late:
+            calls = []
+            for load in [0.1] * 1000 + [0.9] * 4000:
+                await asyncio.sleep(draw.expovariate(load / 0.01))
+                calls.append(asyncio.ensure_future(late(run)))
+                copies.append(late.counts["copies"])
+            await asyncio.gather(*calls)
+
+    run_in_virtual_time(main())
+    assert copies[999] > 50
+    assert copies[-1] - copies[2000] < 10  # 61 without the rule

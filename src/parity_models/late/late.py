@@ -6,7 +6,9 @@ load. From the age at which a call is at risk, the more beneficial of a stand-in
 started, and later the other one. The first answer wins; the rest is cancelled.
 
 A copy costs the target as much as a call. So copies have a budget, and stop where calls that get
-one are not answered earlier. A stand-in costs this process time, and has a budget of that.
+one are not answered earlier, and while the target is slow for everybody: the median call waits for
+longer than it runs, or more calls are at risk at once than usual. A stand-in costs this process
+time, and has a budget of that.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from math import inf
 from pathlib import Path
@@ -32,6 +35,7 @@ from parity_models.models.signature import Batch
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive
+from parity_models.scheduling.policies.benefit import Choice
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.risk import Fleet, Risk
@@ -52,6 +56,12 @@ COMPARED = 20
 
 MAX_COMPARED = 16
 """Calls that run on at a time, at most."""
+
+OVERLOADED = 0.5
+"""The share of the median call that is spent waiting, above which no copies are sent."""
+
+RECENT = 0.002
+"""The weight of the newest call in the usual number of calls that are at risk at a time."""
 
 CALLERS = 64
 """Blocking calls at a time, at most."""
@@ -138,6 +148,8 @@ class Late:
         self._effect = Effect()
         self._front_door = FrontDoor()
         self._last_alarm = 0.0
+        self._overdue, self._usual = 0, 0.0
+        """The calls in flight that have been at risk, now and on average."""
         self._ids = count(1)
         self._compared: set[asyncio.Future[Any]] = set()
         self._threads = _Threads()
@@ -217,6 +229,13 @@ class Late:
 
     # For its races
 
+    def _may_copy(self) -> bool:
+        """Return whether a copy may be sent: not if it would make other calls late."""
+        if self._risk.is_overloaded:
+            return False
+        # Stand-ins leave few calls that need a copy.
+        return self._backups is not None or self._overdue <= 1 + max(1.0, self._usual)
+
     def _ran(self, task: Task, *, finished: bool) -> None:
         """Learn from the run time of a task, which ran to its end or not."""
         assert task.unit is not None
@@ -267,7 +286,7 @@ class _Race:
         self._failure: Callable[[], LateAnswer] | None = None
         """Returns or raises what the call ended with, where that was an error."""
         self._alarm = inf
-        self._held_up = False
+        self._held_up = self._is_overdue = False
 
     async def run(self) -> LateAnswer:
         """Return the first answer, or the error of the call."""
@@ -275,6 +294,7 @@ class _Race:
         late.counts["calls"] += 1
         late._effect.arrived(query.arrived, query.id)
         late._budget.earn(late._effect.part)
+        late._usual += RECENT * (late._overdue - late._usual)
         self._start_call(query.original)
         while self._running:
             timeout = None if self._alarm == inf else max(0.0, self._alarm - now())
@@ -295,6 +315,7 @@ class _Race:
     def end(self) -> None:
         """Cancel what still runs, but for a call that is to be compared."""
         late, query = self._late, self._query
+        late._overdue -= self._is_overdue
         late._effect.ended(now(), query.id, now() - query.arrived, late._risk.helped_by)
         for future, task in self._running.items():
             is_original = task is query.original
@@ -382,6 +403,9 @@ class _Race:
             self._alarm, self._held_up = time + HELD_UP, True
             return None
         self._held_up = False
+        if not self._is_overdue:
+            self._is_overdue = True
+            late._overdue += 1
         if late._front_door.is_bottleneck or len(self._running) >= Adaptive.MAX_TASKS:
             return None
         newest = max(self._running.values(), key=_started)
@@ -393,7 +417,7 @@ class _Race:
         reserve = 0.0 if time - query.arrived > OLDEST * median else RESERVE
         if time < helps_from:
             self._alarm = min(self._alarm, helps_from)
-        elif self._failure is None and late._budget.is_left(reserve):
+        elif self._failure is None and late._budget.is_left(reserve) and late._may_copy():
             offers.append((self._worth(DEPLOYED, newest), self._start_copy))
         worth, start = max(offers, key=_worth, default=(0.0, None))
         if worth > 0 and start is not None:
@@ -526,7 +550,17 @@ class _ClientRisk(Risk):
     """
 
     def _most_asked(self, exact: bool) -> float:
-        return self.budget if exact or not self.stand_ins else max(self.budget, ASKED)
+        return max(self.budget, ASKED) if self.stand_ins else self.budget
+
+    def choice(self, role: str, rows: int = 1, *, again: bool = False) -> Choice:
+        """Return the choice; a stand-in does not work for the servers."""
+        choice = super().choice(role, rows, again=again)
+        return choice if role == DEPLOYED else replace(choice, work=0.0)
+
+    @property
+    def is_overloaded(self) -> bool:
+        """True if the median call waits longer than it runs."""
+        return self._load > OVERLOADED
 
     def _measure_load(self, port: Fleet) -> None:
         fastest, median = self._run_times.quantile(FASTEST), self._run_times.median
