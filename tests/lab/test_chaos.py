@@ -108,9 +108,12 @@ def test_chaos_for_seconds_loses_no_query(lab_here: Here, tmp_path: Path) -> Non
 def test_overload_of_seconds_is_measured(lab_here: Here, tmp_path: Path) -> None:
     done = lab_here("overload", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    for row in json.loads((tmp_path / "overload-local.json").read_text())["rows"]:
+    found = json.loads((tmp_path / "overload-local.json").read_text())
+    for row in found["rows"]:
         assert row["capacity"] > 20
         assert 0 < sum(row["errors"].values()) < row["offered"]
+    assert [row["clients"] for row in found["large"]] == [0, 1, 2, 5, 20]
+    assert all(row["p99"] > 0 for row in found["large"])
 
 
 def test_instances_are_counted_by_the_metrics_as_servers_write_them() -> None:

@@ -1,6 +1,8 @@
 """What serving says of its reconstructions, live, is counted where it can be known, and right."""
 
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +18,7 @@ from parity_models.scheduling import DEPLOYED, Parity, Run, Source
 from parity_models.scheduling.policies import ApproximateBackup, Pool
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.stand_ins import Made, StandIns
+from parity_models.serving.stand_ins import ClosedGates, Made, StandIns
 from parity_models.trust.gates import ChosenGate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
@@ -256,6 +258,41 @@ async def test_a_gate_closes_when_answers_disagree_and_opens_when_they_agree_aga
         assert is_open()
         assert "answers again" in caplog.text
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
+
+
+async def test_a_gate_that_was_closed_stays_closed_for_the_next_server_of_the_bundle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
+    parity = Parity(CODE, DEDICATED)
+
+    def kept(digest: str = "a", path: Path = tmp_path) -> ClosedGates:
+        return ClosedGates(cast(Any, SimpleNamespace(path=path, digest=digest)))
+
+    closed = kept()
+    async with serving(parity, 2, 1, gate=gate, compare_one_in=1, closed_gates=closed) as (
+        frontend,
+        engine,
+    ):
+        for _ in range(40):
+            if not closed.sources:
+                await compared(frontend, engine, wrong=True)
+    assert kept().sources == {Source.RECONSTRUCTION}
+    assert kept("of another calibration").sources == set()
+    closed = kept()
+    async with serving(parity, 2, 1, gate=gate, compare_one_in=1, closed_gates=closed) as (
+        frontend,
+        engine,
+    ):
+        assert metric(frontend, "parm_gate_open", source="reconstruction") == 0
+        assert await sources(frontend, engine) == [Source.MODEL] * 2
+        for _ in range(100):
+            if closed.sources:
+                await compared(frontend, engine, wrong=False)
+        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
+    assert kept().sources == set()
+    kept(path=tmp_path / "nowhere").turned(Source.BACKUP, is_open=False)
+    assert "closed gates are not kept" in caplog.text
 
 
 async def test_a_comparison_that_cannot_be_made_keeps_nobody_waiting(

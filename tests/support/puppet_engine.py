@@ -19,6 +19,7 @@ from parity_models.scheduling import (
 from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.frontend import Frontend, Golden, Result
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.stand_ins import ClosedGates
 from parity_models.trust.gates import OutputGate
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -101,6 +102,7 @@ async def serving(
     parity_instances: int = 1,
     *,
     gate: OutputGate | None = None,
+    closed_gates: ClosedGates | None = None,
     golden: Mapping[str, Golden] | None = None,
     repairs: int = 0,
     **config: Any,
@@ -116,6 +118,7 @@ async def serving(
         code,
         Metrics(),
         gate=gate,
+        closed_gates=closed_gates,
         golden=golden,
     )
     starting = asyncio.create_task(frontend.start(policy.roles(instances, parity_instances)))

@@ -22,10 +22,12 @@ from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed, feed_of
 from parity_models.serving.protocol import GateMetadata
+from parity_models.serving.stand_ins import ClosedGates
 from parity_models.trust.gates import OutputGate, choose_gates, ungated
 
 if TYPE_CHECKING:
-    from parity_models.serving.tracing import Tracing
+    from parity_models.serving.stand_ins import ClosedGates
+from parity_models.serving.tracing import Tracing
 
 _UNSCREENED = (
     "the bundle does not say which inputs its parity model learned from, so that one client's "
@@ -188,6 +190,7 @@ class Deployment(ServedVersion):
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,
             gate=OutputGate(gates, envelope),
+            closed_gates=ClosedGates(bundle),
             golden=self._golden,
             # Ids begin with 1, a plan's numbers with 0.
             refuses=lambda query, source: self._faults.refuses(query - 1, source),

@@ -66,7 +66,7 @@ from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import Metrics, count_by_instance
 from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
-from parity_models.serving.stand_ins import Made, StandIns
+from parity_models.serving.stand_ins import ClosedGates, Made, StandIns
 from parity_models.trust.gates import OutputGate
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
@@ -228,6 +228,7 @@ class Frontend:
         dispatch: The dispatch rule; None for the policy's own choice.
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer. By
             default, what is not finite is refused.
+        closed_gates: The gates that an earlier server has closed, where these are kept.
         golden: Queries to verify instances with, by role.
         refuses: Returns whether a fault plan refuses a query, by id, the stand-in with a source.
 
@@ -245,6 +246,7 @@ class Frontend:
         imitated: str | None = None,
         dispatch: Dispatch | None = None,
         gate: OutputGate | None = None,
+        closed_gates: ClosedGates | None = None,
         golden: Mapping[str, Golden] | None = None,
         refuses: Callable[[int, Source], bool] = lambda query, source: False,
     ) -> None:
@@ -293,7 +295,9 @@ class Frontend:
             refuses=refuses,
             gate_turned=partial(self._report, self.scheduler.gate_turned),
             one_in=config.compare_one_in,
+            closed=closed_gates,
         )
+        self.scheduler.closed_gates.update(closed_gates.sources if closed_gates else ())
         self._failed_observers: set[Observer] = set()
         self._reports: deque[Callable[[], Sequence[Action]]] = deque()
         self._wake_at = WakeAt(0.0)

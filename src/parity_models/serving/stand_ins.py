@@ -6,13 +6,16 @@ error, or that of an instance that answers wrongly, which is not held against th
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.models.bundle import Bundle
 from parity_models.roles import Source, source_of
 from parity_models.scheduling import Run
 from parity_models.serving.metrics import Metrics
@@ -28,10 +31,42 @@ class Made(NamedTuple):
     tenant: str | None = None
 
 
+CLOSED_GATES = "closed-gates.json"
+
 Outputs = Sequence[Made | None]
 """None for an output that is not here."""
 
 _log = logging.getLogger(__name__)
+
+
+class ClosedGates:
+    """The `sources` whose gates are closed, kept in the bundle's folder for the next server.
+
+    What was kept with other files of the bundle, as before it was calibrated again, is ignored.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._path, self._bundle = bundle.path / CLOSED_GATES, bundle.digest
+        self.sources: set[Source] = set()
+        with suppress(OSError, ValueError):
+            found = msgspec.json.decode(self._path.read_bytes(), type=_Closed)
+            self.sources = set(found.sources) if found.bundle == self._bundle else set()
+
+    def turned(self, source: Source, is_open: bool) -> None:
+        """Keep that a gate has opened or closed. Where that cannot be written, the log says so."""
+        (self.sources.discard if is_open else self.sources.add)(source)
+        content = msgspec.json.encode(_Closed(self._bundle, sorted(self.sources)))
+        unfinished = self._path.with_suffix(".part")
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(self._path)
+        except OSError as error:
+            _log.warning("closed gates are not kept: %s: %s", self._path, error.strerror)
+
+
+class _Closed(msgspec.Struct):
+    bundle: str
+    sources: list[Source]
 
 
 class _Sample(NamedTuple):
@@ -52,6 +87,7 @@ class StandIns:
         refuses: Returns whether a fault plan refuses a query the stand-in with this source.
         gate_turned: Called when a gate has opened (True) or closed.
         one_in: Groups of which one is compared, as that takes time; all, while its gate is closed.
+        closed: The gates that are closed at first, and from now on.
 
     """
 
@@ -64,10 +100,12 @@ class StandIns:
         refuses: Callable[[int, Source], bool],
         gate_turned: Callable[[Source, bool], None],
         one_in: int,
+        closed: ClosedGates | None = None,
     ) -> None:
         self._code = code
         self._gate = gate
-        self._watch = AgreementWatch(gate.chosen)
+        self._closed = closed
+        self._watch = AgreementWatch(gate.chosen, () if closed is None else closed.sources)
         self.bounds = {source: each.level.level for source, each in gate.chosen.items()}
         """The agreement of each gated stand-in that answers say."""
         self._metrics = metrics
@@ -77,7 +115,7 @@ class StandIns:
         self._with_parity = 0
         self._sample: _Sample | None = None
         for source, each in gate.chosen.items():
-            metrics.gate_open.labels(source).set(1)
+            metrics.gate_open.labels(source).set(self._watch.is_open(source))
             metrics.gate_agreement.labels(source).set(each.level.level)
             metrics.gate_coverage.labels(source).set(each.level.coverage)
             for reason in ("gate", "closed"):
@@ -183,6 +221,8 @@ class StandIns:
     def _turned(self, source: Source, *, is_open: bool) -> None:
         self._metrics.gate_open.labels(source).set(is_open)
         self._gate_turned(source, is_open)
+        if self._closed is not None:
+            self._closed.turned(source, is_open)
         level = self._gate.chosen[source].level.level
         if is_open:
             _log.warning("the %s agrees in %g of cases again, and answers again", source, level)

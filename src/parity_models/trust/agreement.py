@@ -155,15 +155,20 @@ class AgreementWatch:
     Args:
         chosen: The gate of each stand-in. One without a gate is compared by class, and stays in
             service.
+        closed: Those that are closed at first.
 
     """
 
-    def __init__(self, chosen: Mapping[Source, ChosenGate]) -> None:
+    def __init__(
+        self, chosen: Mapping[Source, ChosenGate], closed: Collection[Source] = ()
+    ) -> None:
         self._agreements = {
             source: Agreement(each.calibration.kind, each.calibration.tolerance)
             for source, each in chosen.items()
         }
         self._tests = {source: AgreementTest(each.level.level) for source, each in chosen.items()}
+        for source, test in self._tests.items():
+            test.open = source not in closed
 
     def is_open(self, source: Source) -> bool:
         """Return whether the stand-in is in service."""

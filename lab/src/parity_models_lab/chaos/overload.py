@@ -1,7 +1,8 @@
 """Overload: goodput, refusals and memory of a server that is offered more than it can do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
@@ -22,6 +23,10 @@ WARM_UP = 1.0
 """Seconds at the start of each load that are not counted."""
 GIVE_UP = 1.0
 """Seconds after which impatient clients give up, or half of the deadline if that is sooner."""
+FAST = 0.001
+"""The same, under large requests."""
+LARGE_ROWS, LARGE_CLIENTS = 1000, (0, 1, 2, 5, 20)
+"""Rows of a large request, and the numbers of clients that send such."""
 PATIENCE = 15.0
 """Seconds for which a server is watched after a load."""
 
@@ -75,22 +80,68 @@ async def run_overload(
                     yield {"times capacity": factor, **about, **row}
 
 
+async def run_large_requests(folder: Path, seed: int, seconds: float) -> AsyncIterator[Row]:
+    """Let closed-loop clients of 1,000-row JSON requests press on a server; yield a row for each
+    number of them.
+
+    `big answers` are theirs, `p99` that of a client of single rows, in ms, and `health` the longest
+    answer of /v2/health/live, asked over the same event loop, in ms.
+
+    Raises:
+        ServingError: The server does not start.
+
+    """
+    model = write_known_model(folder, seed)
+    batch = ("--max-batch", "16")
+    server = TestedServer(model, Engine.LOCAL, folder, deadline=10.0, service=FAST, options=batch)
+    rows = np.resize(model.rows, (LARGE_ROWS, model.rows.shape[1]))
+    async with (
+        running(server) as (http, _),
+        target(server.url, MODEL, binary=False) as asked,
+    ):
+        big, small = asked.prepare({"input": rows}), asked.prepare({"input": rows[:1]})
+        for clients in LARGE_CLIENTS:
+            answered: list[float] = []
+            took: list[float] = []
+            health: list[float] = []
+            work = [_again(big, answered) for _ in range(clients)]
+            work += [
+                _again(small, took, pause=0.02),
+                _again(lambda _: http.ask("GET", "/v2/health/live"), health, pause=0.02),
+            ]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await asyncio.gather(*work)
+            yield {
+                "clients": clients,
+                "big answers": len(answered),
+                "p99": float(np.quantile(took, 0.99)) * 1e3 if took else None,
+                "health": max(health, default=0.0) * 1e3,
+            }
+
+
+async def _again(
+    send: Callable[[Callable[[], None]], Awaitable[object]],
+    took: list[float],
+    pause: float = 0.0,
+) -> None:
+    """Send again and again, also where refused; enter the seconds until each answer."""
+    while True:
+        began = time.monotonic()
+        with suppress(NoAnswerError):
+            await send(_nothing)
+            took.append(time.monotonic() - began)
+        await asyncio.sleep(pause)
+
+
 async def _capacity(asked: Target, model: KnownModel, seconds: float) -> float:
     """Return the queries a second that twice as many closed-loop clients as instances get."""
-    answered = 0
+    answered: list[float] = []
     send = asked.prepare({"input": model.rows[:1]})
-
-    async def client() -> None:
-        nonlocal answered
-        while True:
-            with suppress(NoAnswerError):
-                await send(_nothing)
-                answered += 1
-
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await asyncio.gather(*(client() for _ in range(2 * INSTANCES)))
-    return answered / seconds
+            await asyncio.gather(*(_again(send, answered) for _ in range(2 * INSTANCES)))
+    return len(answered) / seconds
 
 
 async def _offer(

@@ -283,7 +283,7 @@ class Traffic:
         while True:
             await asyncio.wait([self._send(_now(), Drawn(Kind.HONEST, self._many, json=True))])
             if self.breaks:  # nothing takes connections, perhaps
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.5)
 
     def _send(self, due: float, drawn: Drawn) -> "asyncio.Task[bool]":
         self._number += 1

@@ -176,13 +176,19 @@ def overload(
 ) -> None:
     """Send 1.2 to 5 times the load that a server can carry.
 
-    Deadlines are from 0.1 to 10 s, with and without clients that give up.
+    Deadlines are from 0.1 to 10 s, with and without clients that give up. Then up to 20 clients
+    send 1,000 rows at a time.
     """
-    from parity_models_lab.chaos.overload import DEADLINES, FACTORS, run_overload
+    from parity_models_lab.chaos.overload import (
+        DEADLINES,
+        FACTORS,
+        run_large_requests,
+        run_overload,
+    )
 
     check_out(out)
 
-    async def run() -> list[Row]:
+    async def run() -> tuple[list[Row], list[Row]]:
         loads = run_overload(
             engine,
             folder=out / f"overload-{engine}",
@@ -191,12 +197,14 @@ def overload(
             factors=(3.0,) if quick else FACTORS,
             deadlines=(1.0,) if quick else DEADLINES,
         )
-        return [row async for row in loads]
+        large = run_large_requests(out / "overload-large", seed, 1.0 if quick else seconds)
+        return [row async for row in loads], [row async for row in large]
 
-    rows = asyncio.run(run())
+    rows, large = asyncio.run(run())
     title = f"Overload on the engine {engine}"
     print_rows(title, rows)
-    write_result(out / f"overload-{engine}.json", title, rows)
+    print_rows("Clients of 1,000 rows", large)
+    write_result(out / f"overload-{engine}.json", title, rows, large=large)
 
 
 def attack(
