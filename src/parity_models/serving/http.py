@@ -148,6 +148,7 @@ class HttpConnection(asyncio.Protocol):
         self._rest = server.rest
         self._refused = refused
         self.peer = peer
+        self._is_local = peer == "::1" or peer.startswith("127.")
         self.opening: asyncio.Task[None] | None = None
         # The request that arrives
         self._parser = httptools.HttpRequestParser(self)
@@ -345,13 +346,14 @@ class HttpConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._arriving is not None:
             return
-        size = len(self._target) + sum(map(len, chain(*self._fields))) + 4 * len(self._fields)
-        if size > MAX_HEAD:
-            raise _head_too_long()
+        if self._head > MAX_HEAD:  # with what follows the head in the last bytes that came
+            size = len(self._target) + sum(map(len, chain(*self._fields))) + 4 * len(self._fields)
+            if size > MAX_HEAD:
+                raise _head_too_long()
         parser = self._parser
         method = parser.get_method().decode("latin-1")
         request = Request(method, self._target.decode("latin-1"), self._fields)
-        request.is_local = self.peer == "::1" or self.peer.startswith("127.")
+        request.is_local = self._is_local
         request.keeps = parser.should_keep_alive() and self._refused is None
         self._arriving = request
         self._target, self._fields, self._head = b"", [], 0
@@ -417,12 +419,12 @@ class HttpConnection(asyncio.Protocol):
             self._busy = request = self._waiting.popleft()
             if request.answer is not None and not request.answer.retry_after:
                 self._write(request, request.answer)
-            elif self._rest.takes_task(request):
-                self._task = asyncio.ensure_future(self._answer(request))
-            else:
+            elif request.inference and not self._rest.traces:
                 running = Running(self._answer(request), self._server.loop)
                 if running.step():
                     self._task = running
+            else:
+                self._task = asyncio.ensure_future(self._answer(request))
         reads = len(self._waiting) < _PAUSE or self._ended
         if reads != self._reading and not self._transport.is_closing():
             self._reading = reads

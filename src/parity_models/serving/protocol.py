@@ -211,19 +211,21 @@ async def at_once() -> None:
 
 
 _Input = tuple[str, str, tuple[int, ...], int, int]
-"""An input of binary data: its name, datatype and shape, and its first and last byte in a body."""
+"""An input of binary data: its name, datatype and shape, and the first and last byte in a body."""
 
 
 class Known(Struct, eq=False):
     """A JSON object that was read before, whose binary data follow: a request without an id, for
     binary outputs. Clients send one again and again, so it is read once.
 
-    `head` is the JSON object of an answer of the model alone, once there was one.
+    `head` is the JSON object of an answer of the model alone, once there was one. `is_plain`: rows
+    and answers are one tensor, as it is in the messages.
     """
 
     request: "InferRequest"
     inputs: list[_Input]
     answer_size: int
+    is_plain: bool
     head: bytes = b""
 
     def again(self, body: bytes | bytearray) -> "InferRequest":
@@ -231,8 +233,9 @@ class Known(Struct, eq=False):
         view = memoryview(body).toreadonly()
         tensors: dict[str, NDArray[Any] | Unread] = {}
         for name, datatype, shape, begin, end in self.inputs:
-            tensors[name] = _binary(view, begin, end, datatype, shape, name)
-        return msgspec.structs.replace(self.request, tensors=tensors, known=self)
+            tensor = tensors[name] = _binary(view, begin, end, datatype, shape, name)
+        rows = tensor if self.is_plain else None
+        return msgspec.structs.replace(self.request, tensors=tensors, rows=rows, known=self)
 
 
 class InferRequest(Struct, eq=False):
@@ -242,7 +245,8 @@ class InferRequest(Struct, eq=False):
     `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
     of the model's dynamic axes, before queries are padded. `by_row`: a request of V1 has a value
     for each row, and so has its answer. `tensors` (count, ...), by input, are read by `read_rows`,
-    once the request is admitted. `known`: its JSON object was read before.
+    once the request is admitted; `rows` are they, where nothing is left to read. `known`: its JSON
+    object was read before.
     """
 
     model: "ServedModel"
@@ -255,6 +259,7 @@ class InferRequest(Struct, eq=False):
     sizes: Sizes
     tensors: dict[str, NDArray[Any] | Unread]
     by_row: bool = False
+    rows: NDArray[Any] | None = None
     known: Known | None = None
 
     def answer_size(self) -> int:
@@ -313,8 +318,10 @@ def read_request(
     if is_binary and request.id is None:
         if len(model.known) >= _KNOWN:
             model.known.clear()
-        without = msgspec.structs.replace(request, tensors={})
-        request.known = model.known[head] = Known(without, inputs, request.answer_size())
+        signature, without = model.signature, msgspec.structs.replace(request, tensors={})
+        is_plain = signature.plain is not None and len(inputs) == len(signature.outputs) == 1
+        size = request.answer_size()
+        request.known = model.known[head] = Known(without, inputs, size, is_plain)
     return request
 
 
@@ -422,17 +429,20 @@ async def write_response(
     outputs: NDArray[Any],
     sources: Sequence[Source],
     turn: Turn = at_once,
-) -> tuple[bytes, list[memoryview]]:
+) -> tuple[bytes, list[bytes | memoryview]]:
     """Return the JSON object of the answer, and the binary data that follow it.
 
     `outputs` are predictions (n, ...) of one kind, `sources` one source per row. Raises
     NotAcceptableError for values that JSON cannot say.
     """
-    model, messages, binary = request.model, [], []
-    tensors = cut(outputs, model.signature, request.sizes)
     known = request.known if request.id is None else None
     if sources.count(Source.MODEL) < len(sources):
         known = None
+    if known is not None and known.head and known.is_plain and outputs.nbytes <= SLICE:
+        return known.head, [little_endian(outputs).tobytes()]
+    model, messages = request.model, []
+    binary: list[bytes | memoryview] = []
+    tensors = cut(outputs, model.signature, request.sizes)
     for spec, is_binary in request.outputs:
         if is_binary:
             binary += await _binary_of(tensors[spec.name], turn)

@@ -50,7 +50,7 @@ class Response:
     status: int
     content: bytes
     headers: Headers = JSON
-    more: Sequence[memoryview] = ()
+    more: Sequence[bytes | memoryview] = ()
     pieces: AsyncGenerator[bytes, None] | None = None
     retry_after: float = 0.0
 
@@ -67,6 +67,15 @@ class Request:
     `is_json`: that limits its body more; `is_large`: it may be refused by its body's first bytes,
     and `peeks` until they have come.
     """
+
+    handler: "Handler | None" = None
+    model = ""
+    version: str | None = None
+    inference = is_json = is_local = is_v1 = is_large = peeks = False
+    keeps = True
+    answer: Response | None = None
+    body: bytes | bytearray = b""
+    held, budget, max_body = 0, _NOTHING, 0
 
     def __init__(self, method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
         self.method = method
@@ -87,15 +96,6 @@ class Request:
             headers.get(TRACEPARENT),
             headers.get(TRACESTATE),
         )
-        self.handler: Handler | None = None
-        self.model = ""
-        self.version: str | None = None
-        self.inference = self.is_json = self.is_local = self.is_v1 = False
-        self.is_large = self.peeks = False
-        self.keeps = True
-        self.answer: Response | None = None
-        self.body: bytes | bytearray = b""
-        self.held, self.budget, self.max_body = 0, _NOTHING, 0
 
     def values(self, name: str) -> Sequence[str]:
         """Return all values of a header, as they were given."""

@@ -133,6 +133,8 @@ class Rest:
         self._administrators = administrators
         self._open = frozenset((*HEALTH, *open_paths))
         self._tracing = tracing
+        self.traces = tracing is not None
+        """Answers to inference requests need a task of their own."""
         self._fixed: dict[str, tuple[str, Handler]] = {
             "/v2": ("GET", self._server_metadata),
             HEALTH[0]: ("GET", self._live),
@@ -208,10 +210,6 @@ class Rest:
         request.peeks = False
         if "content-encoding" not in request.headers and (rows := rows_in_head(request.body)):
             self._models.find(request.model, request.version).frontend.check_admission(rows, None)
-
-    def takes_task(self, request: Request) -> bool:
-        """Return whether `answer` may use what only a task has: all but plain inference."""
-        return not request.inference or self._tracing is not None
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
@@ -306,7 +304,9 @@ class Rest:
                 budget.check_answer(size)
             budget.held += size
             request.held += size
-            rows = await asked.read_rows(budget.turn)
+            rows = asked.rows
+            if rows is None:
+                rows = await asked.read_rows(budget.turn)
             if len(request.body) <= SLICE or version is self._models.find(
                 request.model, request.version
             ):

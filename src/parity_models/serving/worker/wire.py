@@ -302,11 +302,8 @@ class Messages:
     def __init__(self) -> None:
         self._rest = bytearray()
         self._needed = 0
-
-    @property
-    def wanted(self) -> int:
+        self.wanted = _CHUNK
         """The number of bytes to receive next, at most."""
-        return min(max(_CHUNK, self._needed - len(self._rest)), _LARGE_CHUNK)
 
     def of(self, data: bytes) -> list[tuple[Frame, Frame]]:
         """Return header and tensor of the messages that are complete with this piece.
@@ -319,6 +316,7 @@ class Messages:
             self._rest += data
             stream = self._rest
         if len(stream) < self._needed:
+            self.wanted = min(max(_CHUNK, self._needed - len(stream)), _LARGE_CHUNK)
             return messages
         view = memoryview(stream)
         self._rest, self._needed = bytearray(), 0
@@ -333,4 +331,5 @@ class Messages:
             messages.append((view[at : self._needed], view[_SIZES.size : at]))
             view, self._needed = view[self._needed :], 0
         self._rest += view
+        self.wanted = min(max(_CHUNK, self._needed - len(self._rest)), _LARGE_CHUNK)
         return messages
