@@ -147,7 +147,7 @@ def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models(tmp_path
     for wrong in (
         CodeSpec(PILED, LISTED, 2),
         CodeSpec("stack", "separate", 2, 1, {"axis": 1, **STACKED}),
-        CodeSpec("stack", "mlp", 2, 1, STACKED),
+        CodeSpec("stack", "subtraction", 2, 1, STACKED),
     ):
         with pytest.raises(CodeError, match="along a new first axis"):
             code_for(wrong, teacher)
