@@ -1,22 +1,22 @@
 """A search that was cut off goes on where it was, in real processes."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from commands import Here, assert_refused, parm
 from onnx_models import linear_model
 from parity_models.models.bundle import open_bundle
-from parity_models.training.search import Searched
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def killed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed") / "copy"
     shutil.copytree(made, folder)
     with running(folder) as process:
-        await_state(folder, process, lambda found: rounds(found) >= 1)
+        await_more(folder, process, than=0)
         process.kill()
     return folder
 
@@ -82,46 +82,39 @@ def running(folder: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def state(folder: Path) -> Searched | None:
-    try:
-        content = (folder / "bundle.protect" / "search.json").read_bytes()
-    except FileNotFoundError:
-        return None
-    return msgspec.json.decode(content, type=Searched)
+Done = dict[str, list[object]]
+"""What each candidate was, by its file, at the end of each round."""
 
 
-def await_state(
-    folder: Path, process: "subprocess.Popen[str]", reached: Callable[[Searched], bool]
-) -> Searched:
-    """What has been done, once that is so."""
+def done_in(folder: Path) -> Done:
+    found: Done = {}
+    for path in (folder / "bundle.protect").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found[path.stem] = json.loads(file.metadata()["done"])
+    return found
+
+
+def await_more(folder: Path, process: "subprocess.Popen[str]", than: int) -> None:
+    """Wait until more trainings than these are over."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        found = state(folder)
-        if found is not None and reached(found):
-            return found
+        if rounds(done_in(folder)) > than:
+            return
         assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.02)
     raise AssertionError("the search does not get on")
 
 
-def rounds(searched: Searched) -> int:
+def rounds(done: Done) -> int:
     """How many trainings are over."""
-    return sum(map(len, searched.done.values()))
-
-
-def assert_kept(before: Searched, after: Searched) -> None:
-    """Nothing that was over before has been trained again: it took as long, to the digit."""
-    assert after.proposals == before.proposals
-    for slug, done in before.done.items():
-        assert after.done[slug][: len(done)] == done
+    return sum(map(len, done.values()))
 
 
 def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
     killed: Path, parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(killed, tmp_path, monkeypatch)
-    first = state(folder)
-    assert first is not None
+    first = done_in(folder)
     assert not (folder / "bundle").exists()
     for more, flag in (
         (("--inputs", "others.npy"), "--inputs"),
@@ -130,16 +123,16 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
     ):
         refused = parm_here(*command("--resume", *more))
         assert_refused(refused, f"was begun with another {flag}; resume it with the same")
-        assert state(folder) == first
+        assert done_in(folder) == first
     with running(folder, "--resume") as process:
-        await_state(folder, process, lambda found: rounds(found) > rounds(first))
+        await_more(folder, process, than=rounds(first))
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert "interrupted: this is the best so far" in said
-    second = state(folder)
-    assert second is not None
-    assert_kept(first, second)
+    second = done_in(folder)
+    # Nothing was trained again: it took as long, to the digit.
+    assert all(second[name][: len(done)] == done for name, done in first.items())
     assert open_bundle(folder / "bundle").manifest.calibration
     done = parm_here(*command("--resume", "--minutes", "0.1"))
     assert done.returncode == 0, done.stderr
