@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.codes import Code, CodeSpec, NamedShape
-from parity_models.errors import CodeError, TrainingError
+from parity_models.errors import CodeError
 from parity_models.evaluation.calibration import estimate_coverage
 from parity_models.models.bundle import PROBABILITIES, NewModel, Training, parity_inputs
-from parity_models.models.export import export, floats
+from parity_models.models.export import export
 from parity_models.models.gate import AnsweredClass, Calibration
-from parity_models.models.networks.network import NamedModule, Slot, Slotwise
+from parity_models.models.networks.network import NamedModule, Slot, Slotwise, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.training.device import computing, place
@@ -25,6 +25,7 @@ from parity_models.training.distillation import (
     SQUARED_ERROR,
     TEMPERATURE,
     DistillationData,
+    OutputTransform,
     Served,
 )
 from parity_models.training.fit import Budget, Fitted, OnProgress, RunOptions, fit
@@ -35,13 +36,7 @@ from parity_models.training.networks import (
     parity_network,
     single_network,
 )
-from parity_models.training.problems import (
-    CodedNetworks,
-    Distillation,
-    Imitation,
-    Reconstruction,
-    Scaled,
-)
+from parity_models.training.problems import Distillation, Imitation, Reconstruction, Scaled
 from parity_models.training.teacher import Queries, Teacher
 
 STACKED = {"new_axis": True}
@@ -154,15 +149,13 @@ class Candidate:
         network = factory or proposal.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module: nn.Module
             if self._code is None or not teacher.plain:
                 chosen = single_network(network, queried, teacher.output.shape)
                 module = chosen.make()
             else:
                 chosen = plan(network, self._code)
-                models, started = build_models(chosen, self._code.r, model)
+                module, started = build_models(chosen, self._code.r, model)
                 self._foreign = self._foreign and chosen.recipe.from_deployed and not started
-                module = CodedNetworks(models, self._code)
             self._module = place(module, device)
         self.recipe = chosen.recipe
         self._probabilities = False
@@ -170,17 +163,20 @@ class Candidate:
 
     def learn_from(self, data: DistillationData) -> None:
         """Set the queries and predictions to learn from."""
-        data = data.for_recipe(mirror=self.recipe.mirror)
-        module, foreign = self._module, self._foreign
+        module, recipe, foreign, code = self._module, self.recipe, self._foreign, self._code
+        if not recipe.mirror:
+            data = replace(data, predictions=data.predictions[:1])
+        if code is not None and not code.decoder.reads_off:
+            # It computes with predictions, so they are learned as F gives them.
+            kind = data.output_kind
+            self._probabilities = kind == "probabilities"
+            transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
+            data = replace(data, transform=transform)
         self._problem: Distillation
-        if isinstance(module, CodedNetworks):
-            if not module.code.decoder.reads_off:
-                # It computes with predictions, so they are learned as F gives them.
-                self._probabilities = data.output_kind == "probabilities"
-                data = data.learned_as(PLAINLY.get(data.output_kind, data.output_kind))
-            self._problem = Reconstruction(module, data, self.recipe, foreign=foreign)
+        if code is not None and isinstance(module, nn.ModuleList):
+            self._problem = Reconstruction(module, code, data, recipe, foreign=foreign)
         else:
-            self._problem = Imitation(module, data, self.recipe, foreign=foreign)
+            self._problem = Imitation(module, data, recipe, foreign=foreign)
         self.data = data
 
     @property
@@ -272,24 +268,23 @@ class Candidate:
         self._problem.module.load_state_dict(weights)
         self._problem.module.eval()
 
-    # Export
-
     def exported(self, queries: Queries) -> Exported:
         """Export what goes into a bundle, with a record of the training on these queries."""
-        module, teacher, network = self._problem.module, self._teacher, self.proposal.network
-        if isinstance(module, CodedNetworks):
-            made = self._export_coded(module)
-        elif teacher.plain:
-            content = self._export(module, [floats(teacher.signature.input.shape)])
-            made = Exported(backup=NewModel(content, network))
+        module, code, slot = self._problem.module, self._code, None
+        parity = []
+        if isinstance(module, nn.ModuleList):
+            for each in module:
+                inner = each.network if isinstance(each, Scaled) else each
+                slotwise = isinstance(inner, Slotwise)
+                parity.append(self._model(each, code, slotwise=slotwise))
+                if slotwise and slot is None:
+                    slot = each.slot() if isinstance(each, Scaled) else Slot(inner)
         else:
-            signature = teacher.stand_in()
-            content = self._export(module, signature.inputs, teacher.output.name)
-            made = Exported(backup=NewModel(content, network, signature=signature))
-            if self._code is not None:
-                made = self._in_slots(module, self._code, made.backup)
+            slot = module
+            if code is not None:
+                parity.append(self._model(_Slots(module, code.k), code, slotwise=True))
         training = Training(
-            task=teacher.bundle.manifest.task,
+            task=self._teacher.bundle.manifest.task,
             inputs=len(queries.train),
             inputs_sha256=queries.sha256,
             seed=self._seed,
@@ -298,47 +293,27 @@ class Candidate:
             device=str(self.data.inputs.device),
             recipe=self.options,
         )
-        return replace(made, code=self.proposal.code, training=training)
+        backup = None if slot is None else self._model(slot, slot=code is not None)
+        return Exported(self.proposal.code, parity, backup, training)
 
-    def _in_slots(self, module: nn.Module, code: Code, backup: NewModel | None) -> Exported:
-        """Export the parity model that runs a backup for named inputs in each slot of `code`."""
+    def _model(self, module: nn.Module, code: Code | None = None, **marks: bool) -> NewModel:
+        """Export a module for single queries, or the parity queries of a code, as it is served:
+        with valid answers, in the data type of F's output."""
         teacher, network = self._teacher, self.proposal.network
-        if not isinstance(module, NamedModule):
-            raise TrainingError(f"{network} makes no module for named inputs; choose another")
-        output = NamedTensor(teacher.output.name, teacher.output.datatype, code.parity_output_shape)
-        inputs = parity_inputs(code, teacher.signature)
-        signature = msgspec.structs.replace(teacher.signature, inputs=inputs, outputs=(output,))
-        content = self._export(_Slots(module, code.k), inputs, output.name)
-        model = NewModel(content, network, slotwise=True, signature=signature)
-        assert backup is not None
-        slot = replace(backup, network=f"{network}, one slot", slot=True)
-        return Exported(parity=[model], backup=slot)
-
-    def _export_coded(self, module: CodedNetworks) -> Exported:
-        network, code, slot = self.proposal.network, module.code, None
-        models = []
-        for each in module:
-            inner = each.network if isinstance(each, Scaled) else each
-            if isinstance(inner, Slotwise) and slot is None:
-                slot = each.slot() if isinstance(each, Scaled) else Slot(inner)
-            content = self._export(each, [floats(code.parity_shape)])
-            models.append(NewModel(content, network, slotwise=isinstance(inner, Slotwise)))
-        backup = None
-        if slot is not None:
-            content = self._export(slot, [floats(code.query_shape)])
-            backup = NewModel(content, f"{network}, one slot", slot=True)
-        return Exported(parity=models, backup=backup)
-
-    def _export(self, module: nn.Module, inputs: Sequence[NamedTensor], *output: str) -> bytes:
-        """Export a module as it is served: with valid answers, in the data type of F's output."""
-        if isinstance(module, Scaled) and self._teacher.plain:
-            module = module.folded(inputs[0].at({}).shape)
-        elif isinstance(module, NamedModule):
-            module = module.served()
-        kind, dtype = self.data.output_kind, self._teacher.output.dtype
-        if kind in PLAINLY or dtype != np.float32:
-            module = Served(module, kind, dtype)
-        return export(module, inputs, *output)
+        signature, output = teacher.stand_in(), teacher.output
+        if code is not None:
+            given = NamedTensor(output.name, output.datatype, code.parity_output_shape)
+            inputs = parity_inputs(code, signature)
+            signature = msgspec.structs.replace(signature, inputs=inputs, outputs=(given,))
+        if isinstance(module, Scaled) and teacher.plain:
+            module = module.folded(signature.input.shape)
+        module = served(module)
+        kind = self.data.output_kind
+        if kind in PLAINLY or output.dtype != np.float32:
+            module = Served(module, kind, output.dtype)
+        content = export(module, signature.inputs, output.name)
+        name = f"{network}, one slot" if marks.get("slot") else network
+        return NewModel(content, name, signature=signature, **marks)
 
 
 class _Slots(NamedModule):
@@ -350,8 +325,7 @@ class _Slots(NamedModule):
         self._k = k
 
     def served(self) -> nn.Module:
-        assert isinstance(self._network, NamedModule)
-        return _Slots(self._network.served(), self._k)
+        return _Slots(served(self._network), self._k)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         outputs: Tensor = self._network(*(each.flatten(0, 1) for each in inputs))

@@ -3,7 +3,7 @@
 (Distillation: Hinton, Vinyals, Dean, 2015.)
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -157,14 +157,6 @@ class DistillationData:
     def output_kind(self) -> OutputKind:
         """The kind of the predictions as they are learned."""
         return self.transform.kind
-
-    def for_recipe(self, *, mirror: bool) -> "DistillationData":
-        """Return the same without turned queries, unless the recipe is to `mirror`."""
-        return self if mirror else replace(self, predictions=self.predictions[:1])
-
-    def learned_as(self, kind: OutputKind) -> "DistillationData":
-        """Return the same with predictions learned as another kind."""
-        return replace(self, transform=OutputTransform.of(kind, self.predictions))
 
 
 def distill(

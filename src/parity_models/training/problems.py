@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.codes import Code
-from parity_models.models.networks.network import NamedModule, Slot, Slotwise
+from parity_models.models.networks.network import NamedModule, Slot, Slotwise, served
 from parity_models.models.networks.perceptrons import FullLayers
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
@@ -102,20 +102,8 @@ class Imitation(Distillation):
         yield outputs.cpu().numpy(), np.arange(len(inputs))
 
 
-class CodedNetworks(nn.Module):
-    """The r parity models of a code, over which it iterates. They are trained together."""
-
-    def __init__(self, models: nn.ModuleList, code: Code) -> None:
-        super().__init__()
-        self.models = models
-        self.code = code
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self.models)
-
-
 class Reconstruction(Distillation):
-    """Fitting the networks of a code so that predictions of F can be reconstructed.
+    """Fitting the r parity models of a code so that predictions of F can be reconstructed.
 
     All are trained side by side on the same groups, which are drawn anew every epoch. The loss
     compares decoded predictions with F's, or if the recipe says so parity outputs with their
@@ -123,14 +111,20 @@ class Reconstruction(Distillation):
     are not trained on, drawn once.
     """
 
-    module: CodedNetworks
+    module: nn.ModuleList
 
     def __init__(
-        self, module: CodedNetworks, data: DistillationData, recipe: Recipe, *, foreign: bool
+        self,
+        models: nn.ModuleList,
+        code: Code,
+        data: DistillationData,
+        recipe: Recipe,
+        *,
+        foreign: bool,
     ) -> None:
         super().__init__(data)
-        self.module = module
-        self._code = module.code
+        self.module = models
+        self._code = code
         self._decoded = recipe.decoded
         (self._inputs,) = data.inputs.tensors
         self._groups = len(data.inputs) // self._code.k
@@ -151,7 +145,7 @@ class Reconstruction(Distillation):
         classes, channels = self.data.transform.of_classes, channel_axis(self._code.query_shape)
         for j, model in enumerate(self.module):
             targets = None if classes else self._code.targets(predictions, j)
-            self.module.models[j] = scaled(model, parities[j], targets, channels)
+            self.module[j] = scaled(model, parities[j], targets, channels)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the losses of one epoch's batches."""
@@ -310,7 +304,7 @@ class Scaled(NamedModule):
         """Return the network as it is served: one for named inputs scales these itself."""
         if not isinstance(self.network, NamedModule):
             return self
-        return Scaled(self.network.served(), self.scale, self.offset)
+        return Scaled(served(self.network), self.scale, self.offset)
 
     def slot(self) -> "Scaled":
         """Return the first slot of a Slotwise network as a network for one query alone."""

@@ -30,7 +30,7 @@ from parity_models.models.export import export
 from parity_models.models.gate import AnsweredClass
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.network import served
 from parity_models.models.networks.queried import Queried, Shape
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
@@ -114,8 +114,7 @@ class Costs:
         deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
         models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
         for module in modules.values():
-            served = module.served() if isinstance(module, NamedModule) else module
-            content = export(served, signature.inputs, signature.outputs[0].name)
+            content = export(served(module), signature.inputs, signature.outputs[0].name)
             models.append(OnnxModel(content, signature=signature))
         base, *measured = inference_times(models, sizes=sizes)
         self.shares = {name: ms / base for name, ms in zip(modules, measured, strict=True)}

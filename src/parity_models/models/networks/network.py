@@ -127,6 +127,11 @@ class NamedModule(nn.Module):
         return self
 
 
+def served(module: nn.Module) -> nn.Module:
+    """Return a module as it is exported."""
+    return module.served() if isinstance(module, NamedModule) else module
+
+
 def times(width: float, units: int) -> int:
     """Return a multiple `width` of so many units or channels, at least one."""
     return max(1, round(units * width))
