@@ -62,7 +62,7 @@ def copied(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(*more: str) -> list[str]:
     usual = ("--model", "model.onnx", "--inputs", "inputs.npy", "--out", "bundle")
-    wanted = ("--minutes", "0.3", "--agreement", "0.1")
+    wanted = ("--minutes", "1", "--agreement", "0.1")
     return ["protect", *usual, *wanted, *more]
 
 

@@ -270,14 +270,14 @@ class Candidate:
 
     def exported(self, queries: Queries) -> Exported:
         """Export what goes into a bundle, with a record of the training on these queries."""
-        module, code, slot = self._problem.module, self._code, None
-        parity = []
+        module, code, parity = self._problem.module, self._code, []
+        slot: nn.Module | None = None
         if isinstance(module, nn.ModuleList):
             for each in module:
                 inner = each.network if isinstance(each, Scaled) else each
                 slotwise = isinstance(inner, Slotwise)
                 parity.append(self._model(each, code, slotwise=slotwise))
-                if slotwise and slot is None:
+                if isinstance(inner, Slotwise) and slot is None:
                     slot = each.slot() if isinstance(each, Scaled) else Slot(inner)
         else:
             slot = module

@@ -66,8 +66,8 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     backups = [Proposal(name, share=share) for name, share in costs.shares.items()]
     fast = [each for each in backups if each.share <= SLACK]
     fast = fast[::-1] or [min(backups, key=lambda each: each.share)]
-    parity = [] if costs.named else [costs.most_capable(spec) for spec in CODES]
-    parity = [each for each in parity if each is not None and each.share <= SLACK]
+    coded = [] if costs.named else [costs.most_capable(spec) for spec in CODES]
+    parity = [each for each in coded if each is not None and each.share <= SLACK]
     first, rest = [fast[0], *fast[1:][-1:]], fast[1:-1]
     pairs = zip_longest(parity[1:], rest)
     return [*first, *parity[:1], *(each for pair in pairs for each in pair if each is not None)]

@@ -77,7 +77,7 @@ class MLP(FullLayers, Scalable):
     def proposals(cls, queried: Queried) -> tuple[str, ...]:
         if not queried.is_array or (len(queried.shape) == 3 and not is_small(queried.shape)):
             return ()
-        return (*(f"{cls.name}@{width}" for width in (0.25, 0.5, 0.7)), cls.name)
+        return (*(f"{cls.name}@{width}" for width in (0.25, 0.5)), cls.name)
 
     def __init__(self, input_shape: Shape, output_shape: Shape, width: float = 1.0) -> None:
         super().__init__(output_shape)
