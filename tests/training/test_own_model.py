@@ -193,7 +193,7 @@ def test_models_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> 
         train_parity(constant, STACK, ROWS, tmp_path / "b", network="linear")
     with pytest.raises(DataError, match="predicts NaN or infinite values"):
         train_parity(Rooted(), STACK, ROWS, tmp_path / "b", network="linear")
-    with pytest.raises(ModelError, match="depends on the others in its batch"):
+    with pytest.raises(ModelError, match="depends on the other rows of the batch"):
         train_parity(Centred(), STACK, ROWS, tmp_path / "b", network="linear")
 
 

@@ -48,15 +48,15 @@ _SEED = 5
 
 
 def read_servable(
-    path: Path,
+    model: Path | bytes,
     axes: Mapping[str, Axis | int] | None = None,
     padding: Mapping[str, float] | None = None,
     queries: Batch | None = None,
 ) -> tuple[bytes, Signature]:
-    """Return the content of the ONNX file at `path`, and the model's signature.
+    """Return the content of an ONNX file, and the model's signature.
 
     Args:
-        path: the file; weights in further files next to it are taken in.
+        model: the file, whose weights may be in further files next to it, or its content.
         axes: buckets of dynamic axes by name, or their bounds; others are read off `queries`, and
             those of images, inputs of three axes or more, are fixed to the size that these have.
         padding: the values by which shorter rows of inputs are filled up; 0 by default.
@@ -67,7 +67,8 @@ def read_servable(
         DataError: the queries do not fit the model.
 
     """
-    content = _with_weights(path, read_model(path))
+    path = Path("the module") if isinstance(model, bytes) else model
+    content = model if isinstance(model, bytes) else _with_weights(path, read_model(path))
     try:
         session = open_session(content)
         inputs, outputs = declared(session)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.errors import DataError, ModelError
+from parity_models.errors import DataError
 from parity_models.models.envelope import Envelope
 from parity_models.tasks.metrics import (
     OutputKind,
@@ -33,9 +33,6 @@ offset of F's, which distillation leaves open, too little to cost accuracy."""
 
 SMALLEST = 1e-6
 """Smaller probabilities are learned as this one: their logarithms tell nothing more."""
-
-TRIED = 8
-"""Rows that are predicted together and one by one."""
 
 PLAINLY: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
 """The kinds as which predictions are learned that decoders compute with: as F gives them, so parity
@@ -168,8 +165,8 @@ def distill(
 ) -> DistillationData:
     """Run F, here `model`, once over each way that a query can come, instead of once per epoch.
 
-    Raises ModelError if a prediction depends on the rest of its batch, DataError if all are the
-    same or some are not finite, and UserError as `choose_output_kind` does.
+    Raises DataError if all predictions are the same or some are not finite, and UserError as
+    `choose_output_kind` does.
     """
     inputs = Rows.of(queries.train, teacher.signature, device)
     held_out = Rows.of(queries.validation, teacher.signature, device)
@@ -181,7 +178,6 @@ def distill(
             "the deployed model predicts NaN or infinite values for some of the inputs; leave "
             "those out, or check that inputs are scaled as the model expects them"
         )
-    check_rows_apart(model, inputs[:TRIED])
     if len(inputs) > 1 and (predictions[0] == predictions[0, :1]).all():
         raise DataError(
             "the deployed model predicts the same for all inputs, so nothing can be learned from "
@@ -199,18 +195,6 @@ def distill(
         metric,
         OutputTransform.of(kind, predictions),
     )
-
-
-def check_rows_apart(model: nn.Module, rows: Rows) -> None:
-    """Raise ModelError if a prediction of `model` for one of `rows` depends on the others."""
-    together = predict(model, rows)
-    alone = torch.cat([predict(model, rows[i : i + 1]) for i in range(len(rows))])
-    allowed = 1e-2 * together.abs().max()
-    if (together - alone).abs().max() > allowed:
-        raise ModelError(
-            "the deployed model's prediction for a query depends on the others in its batch, so "
-            "serving could not batch queries; export it in evaluation mode (module.eval())"
-        )
 
 
 def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:

@@ -1,7 +1,6 @@
 """The networks of stand-ins: by name or the user's own, built for queries or for a code, and the
 recipes they are trained by."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,8 +25,7 @@ SUMS_EPOCHS = 4
 
 Factory = Callable[..., nn.Module]
 """A function of the shapes of an input and of an output, both without the batch axis, that makes a
-module from (n, *input_shape) to (n, *output_shape), float32. If it has a parameter `grid`, it gets
-the rows and columns of images that concatenation tiled."""
+module from (n, *input_shape) to (n, *output_shape), float32."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +123,11 @@ def _made_by(name: str, factory: Factory) -> type[Network]:
 
         @classmethod
         def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-            takes_grid = "grid" in inspect.signature(factory).parameters
-            more = {"grid": queried.grid} if takes_grid else {}
-            return factory(queried.shape, outputs, **more)
+            return factory(queried.shape, outputs)
 
         @classmethod
         def build_parity(cls, options: Any, code: Code, grid: Grid) -> nn.Module:
-            queried = Queried.of(code.parity_shape, grid)
-            return cls.build(options, queried, code.parity_output_shape)
+            return factory(code.parity_shape, code.parity_output_shape)
 
     return Made
 

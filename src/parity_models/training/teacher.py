@@ -202,20 +202,18 @@ def open_teacher(
     `teacher_of`, `allow_code` as for `open_bundle`. Raises BundleError or ModelError for what
     cannot be deployed.
     """
-    signature: Signature | None = None
-    module = model if isinstance(model, nn.Module) else None
+    if not isinstance(model, Bundle | nn.Module) and Path(model).is_dir():
+        model = open_bundle(model, allow_code)
     if isinstance(model, Bundle):
         yield teacher_of(model, output)
         return
+    queries = None if inputs is None else _arrays(inputs)
+    module = model if isinstance(model, nn.Module) else None
     if isinstance(model, nn.Module):
         if inputs is None or isinstance(inputs, str | Path | Mapping):
             raise UserError("give the inputs of a torch module as one array")
-        content = _exported(model, np.shape(inputs)[1:])
-    elif Path(model).is_dir():
-        yield teacher_of(open_bundle(model, allow_code), output)
-        return
+        content, signature = read_servable(_exported(model, np.shape(inputs)[1:]), queries=queries)
     else:
-        queries = None if inputs is None else _arrays(inputs)
         content, signature = read_servable(Path(model), queries=queries)
     with TemporaryDirectory() as folder:
         deployed = NewModel(content, OWN, signature=signature)
@@ -239,17 +237,12 @@ def _arrays(inputs: GivenInputs) -> dict[str, Array] | None:
 
 def _exported(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
     try:
-        content = export(module, [floats(query_shape)])
+        return export(module, [floats(query_shape)])
     except Exception as error:  # the user's module and the exporter may raise anything
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"the module cannot be exported to ONNX for queries of shape {query_shape}: {why}"
         ) from error
-    try:
-        OnnxModel(content)
-    except ModelError as error:
-        raise ModelError(f"the module cannot be deployed: {error}") from error
-    return content
 
 
 # Queries
