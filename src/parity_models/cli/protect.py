@@ -25,6 +25,7 @@ def protect(
             "extra_work",
             "agreement",
             "answer_only",
+            "pool",
             "ungated",
             "rate",
             "instances",
