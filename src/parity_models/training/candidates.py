@@ -98,10 +98,10 @@ def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
     and the separate decoder. Raises CodeError for a code that cannot be.
     """
     signature = teacher.signature
-    if teacher.plain:
-        return Code(spec, signature.input.shape, teacher.output.shape)
     shapes = {each.name: each.shape for each in signature.inputs}
     code = Code(spec, shapes, teacher.output.shape)
+    if teacher.plain:
+        return code
     queries = signature.smallest.input
     code.encode([queries.split(queries.zeros(0))] * code.k)  # no rows: types count
     stacked: list[NamedShape] = [(code.k, *each.shape) for each in signature.inputs]
