@@ -297,7 +297,7 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
         one_by_one = np.concatenate([each[name] for each in alone]).astype(np.float64)
         finite = np.isfinite(one_by_one)
         allowed = NEAR * np.abs(one_by_one[finite]).max(initial=0.0)
-        off = np.abs(whole.astype(np.float64) - one_by_one)[finite].max(initial=0.0)
+        off = np.abs(whole[finite].astype(np.float64) - one_by_one[finite]).max(initial=0.0)
         if not off <= allowed:
             raise ModelError(
                 f"has an output {name!r} that depends on the other rows of the batch, so that "
