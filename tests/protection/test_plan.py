@@ -13,7 +13,8 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.models.bundle import InferenceTimes, with_measured
+from parity_models.evaluation.accuracy import replacement
+from parity_models.models.bundle import Accuracy, InferenceTimes, with_measured
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.protection.options import Goal, SimulationOptions
 from parity_models.protection.plan import Planner, Plans, plan
@@ -101,6 +102,52 @@ def test_a_parity_model_is_planned_with_its_own_time() -> None:
     assert adaptive.outcome.units[role] > 0
     assert adaptive.outcome.stood_in > 0
     assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
+
+
+def gated() -> list[Service]:
+    """The service with gates of three levels."""
+    levels = ((0.9, 0.9), (0.99, 0.6), (0.999, 0.3))
+    return [replace(known(coverage), agreement=level, level=level) for level, coverage in levels]
+
+
+@pytest.mark.parametrize(
+    ("differ", "policy", "level"), [(0.01, "cascade", 0.99), (1e-6, "equal-resources", None)]
+)
+def test_policy_and_gate_are_those_with_which_few_enough_answers_differ(
+    differ: float, policy: str, level: float | None
+) -> None:
+    found = planner(instances=4, differ=differ, contention="{}").plans(gated())
+    tried = [(each.policy.name, each.level) for each in found.plans if each.level]
+    assert ("cascade", 0.9) in tried
+    assert found.best is not None
+    assert (found.best.policy.name, found.best.level) == (policy, level)
+    assert found.best.differ <= differ
+    for each in found.plans:
+        assert any("differ" in missed for missed in each.missed) == (each.differ > differ)
+    if level is not None:
+        assert "--policy cascade" in found.advice
+        assert "--agreement 0.99" in found.advice
+        assert "of all differ from the model's" in found.advice
+
+
+def test_a_cascade_is_not_tried_unless_it_is_said_how_many_answers_may_differ(four: Plans) -> None:
+    assert "cascade" not in {each.policy.name for each in four.plans}
+
+
+def test_how_many_answers_differ_is_known_of_calibrated_bundles_alone(parm_here: Here) -> None:
+    asked = ("plan", "--service-time", "20ms", "--backup-time", "2ms", "--rate", "9")
+    assert_refused(parm_here(*asked, "--differ", "1%"), "takes a bundle whose stand-ins are cal")
+    both = ("--differ", "1%", "--agreement", "0.9")
+    assert_refused(parm_here(*asked, *both), "give --differ or --agreement, not both")
+
+
+def test_a_backup_that_is_at_least_as_right_replaces_the_model() -> None:
+    accuracy = Accuracy("top-1", 0.899, None, (), {}, None, 3080, backup_accuracies=(0.9218,))
+    said = replacement(accuracy)
+    assert said is not None
+    assert said.startswith("Replace your model: the backup has a top-1 of 0.9218 on 3,080")
+    assert replacement(msgspec.structs.replace(accuracy, backup_accuracies=(0.89,))) is None
+    assert replacement(msgspec.structs.replace(accuracy, available_accuracy=1.0)) is None
 
 
 def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:

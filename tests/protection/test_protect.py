@@ -95,7 +95,12 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
         output="logits",
         minutes=0.2,
         agreement=0.3,
+        differ=0.9,
     )
+    assert found.plans is not None
+    assert found.plans.best is not None
+    assert {"adaptive", "cascade"} <= {each.policy.name for each in found.plans.plans}
+    assert found.plans.best.flags in found.flags
     assert found.manifest.backups
     assert isinstance(found.envelope(), Envelope)
 

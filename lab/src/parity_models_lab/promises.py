@@ -45,7 +45,7 @@ def measure_promises(
     found = {
         f"{place} {stand_in}": answers
         for place, bundle in enumerate(bundles)
-        for stand_in, answers in _answers(bundle, inputs).items()
+        for stand_in, answers in stand_in_answers(bundle, inputs).items()
     }
     rows = len(next(iter(found.values()))[0])
     if rows < 3 * queries:
@@ -76,7 +76,8 @@ def measure_promises(
     return report
 
 
-def _answers(bundle: Bundle, inputs: GivenInputs) -> Mapping[str, Answers]:
+def stand_in_answers(bundle: Bundle, inputs: GivenInputs) -> Mapping[str, Answers]:
+    """Return the answers of each stand-in to the inputs, in their order."""
     outputs = Outputs(bundle, load_queries(inputs, bundle))
     agreement = agreement_for(metric_for(bundle, None), outputs.predictions)
     found: dict[str, Answers] = {}

@@ -33,6 +33,7 @@ def plan(
             "p999",
             "headroom",
             "agreement",
+            "differ",
             "instances",
             "rate",
             "service_time",

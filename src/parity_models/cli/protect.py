@@ -24,6 +24,7 @@ def protect(
             "minutes",
             "extra_work",
             "agreement",
+            "differ",
             "answer_only",
             "pool",
             "ungated",

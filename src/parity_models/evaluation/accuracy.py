@@ -66,6 +66,18 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     )
 
 
+def replacement(accuracy: Accuracy) -> str | None:
+    """Return the advice to replace the model, where a backup is at least as right by labels."""
+    model = accuracy.available_accuracy
+    for role, found in zip(BACKUPS, accuracy.backup_accuracies, strict=False):
+        if model < 1 and found >= model:  # without labels, the model is always right
+            return (
+                f"Replace your model: the {role} has a {accuracy.metric} of {found:.4f} on "
+                f"{accuracy.queries:,} labelled queries, and the model {model:.4f}."
+            )
+    return None
+
+
 def worthless(accuracy: Accuracy, least: float) -> tuple[StandIn, ...]:
     """Return the stand-ins that score no better than `least`, one prediction for every query.
 

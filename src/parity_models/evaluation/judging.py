@@ -15,6 +15,7 @@ from parity_models.evaluation.accuracy import (
     GateResult,
     measure_accuracy,
     measure_gates,
+    replacement,
     share_interval,
     too_few,
     worthless,
@@ -56,7 +57,9 @@ class Evaluation(Printed):
     @property
     def parts(self) -> Sequence[RenderableType]:
         """Tables of accuracy, gates and times, and notes."""
-        parts: list[RenderableType] = [accuracy_table(self.bundle, self.accuracy)]
+        advice = replacement(self.accuracy)
+        parts: list[RenderableType] = [] if advice is None else [advice]
+        parts.append(accuracy_table(self.bundle, self.accuracy))
         if self.gates:
             parts.append(gate_table(self.gates, self.accuracy.metric))
         if self.bundle.manifest.inference_times is not None:

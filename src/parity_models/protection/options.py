@@ -1,12 +1,21 @@
 """The options of simulations: a workload on a cluster, a service, and a goal."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from parity_models.options import SECONDS, SHARE, Option, Options
 
 INSTANCES = 12
 """The default number of simulated instances."""
+
+
+DIFFER = Option(
+    "The share of all answers that may differ from the model's: chooses policy and gate, a cascade "
+    "among them.",
+    above=0,
+    below=1,
+    unit=SHARE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,7 @@ class Goal(SimulationOptions):
     p999: Annotated[
         float | None, Option("99.9 % of the answers come within this time.", unit=SECONDS, above=0)
     ] = None
+    differ: Annotated[float | None, replace(DIFFER, excludes="agreement")] = None
     headroom: Annotated[
         float,
         Option(

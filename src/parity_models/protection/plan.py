@@ -1,6 +1,6 @@
 """The policy and the number of instances for a goal and a load, by simulation: `plan`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from parity_models.errors import UserError
+from parity_models.evaluation.accuracy import replacement
 from parity_models.models.bundle import Bundle
 from parity_models.options import gather
 from parity_models.printed import Printed
@@ -18,13 +19,14 @@ from parity_models.protection.scene import (
     Outcome,
     Scene,
     Service,
+    at_all_levels,
     contention_of,
     open_service,
     outcome_table,
 )
 from parity_models.roles import BACKUPS, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
+from parity_models.scheduling.policies import Adaptive, Cascade, EqualResources, Hedging
 from parity_models.simulation.recording import Recording
 
 QUERIES = 20_000
@@ -50,6 +52,8 @@ class Plan:
 
     `agreement` is the share of all answers that agree with the model; None: unknown. `missed` are
     the parts of the goal that are not met, and `excess` is the factor by which the worst is missed.
+    `level` is that of its gates, where it was chosen, and `differ` the share of all answers that
+    differ at most, as the level promises.
     """
 
     policy: PolicyChoice
@@ -59,19 +63,22 @@ class Plan:
     missed: tuple[str, ...]
     excess: float
     max_batch: int
+    level: float | None = None
+    differ: float = 0.0
 
     @property
     def name(self) -> str:
-        """The policy, with those of its options that are not the defaults."""
-        return str(self.policy)
+        """The policy, with those of its options that are not the defaults, and the gates' level."""
+        return str(self.policy) if self.level is None else f"{self.policy}, gate {self.level:g}"
 
     @property
     def flags(self) -> str:
         """The options of parm serve for this plan."""
         dispatch = self.policy.dispatch
         return (
-            f"--policy {self.name} --instances {self.instances} --max-batch {self.max_batch}"
+            f"--policy {self.policy} --instances {self.instances} --max-batch {self.max_batch}"
             f"{'' if dispatch is None else f' --dispatch {dispatch}'}"
+            f"{'' if self.level is None else f' --agreement {self.level:g}'}"
         )
 
 
@@ -90,6 +97,8 @@ class Plans(Printed):
     enough: Plan | None = None
     bundle: Path | None = None
     recording: Recording | None = None
+    first: str | None = None
+    """Advice that comes before all else."""
 
     @property
     def nearest(self) -> Plan:
@@ -116,6 +125,11 @@ class Plans(Printed):
         )
         if not best.policy.policy.needs_stand_in and self.service.stand_ins:
             said += "\nThe goal is met without a stand-in."
+        elif best.level is not None:
+            said += (
+                f"\n{found.stood_in:.1%} of all answers are a stand-in's, and at most "
+                f"{best.differ:.2%} of all differ from the model's."
+            )
         return said + f"\nServe it with: parm serve {self.bundle or 'BUNDLE'} {best.flags}"
 
     @property
@@ -124,7 +138,8 @@ class Plans(Printed):
         service, seconds = self.service, self.service.seconds
         order = sorted(seconds, key=lambda role: (role != DEPLOYED, role in BACKUPS, role))
         times = ", ".join(f"{role} {1e3 * seconds[role]:.2f} ms" for role in order)
-        said = [f"A unit takes: {times}. Load: {self.rate:.4g} queries/s."]
+        said = [] if self.first is None else [self.first]
+        said += [f"A unit takes: {times}. Load: {self.rate:.4g} queries/s."]
         if service.max_batch > 1:
             said.append(
                 f"Each further query in a unit, of up to {service.max_batch}, adds "
@@ -185,7 +200,10 @@ def plan(
         raise UserError("there is no load to plan for; give --rate, or --recorded")
     service, opened, recording = open_service(bundle, goal)
     planner = Planner(service, goal, recording, on_tried)
-    return planner.plans(None if opened is None else opened.path)
+    services = [] if goal.differ is None else at_all_levels(service, opened)
+    found = planner.plans(services, None if opened is None else opened.path)
+    accuracy = None if opened is None else opened.manifest.accuracy
+    return found if accuracy is None else replace(found, first=replacement(accuracy))
 
 
 class Planner:
@@ -207,8 +225,12 @@ class Planner:
         self.least = max(1, ceil(self.rate * service.query / (1 - goal.headroom)))
         """The fewest instances that the load and the headroom need."""
 
-    def plans(self, bundle: Path | None = None) -> Plans:
-        """Try the policies with the given instances or, without, with as few as suffice."""
+    def plans(self, gated: Sequence[Service] = (), bundle: Path | None = None) -> Plans:
+        """Try the policies with the given instances or, without, with as few as suffice.
+
+        With services `gated` at ascending levels, those with stand-ins are tried at each, up to the
+        first at which few enough answers differ; a cascade, too.
+        """
         if self.least > MAX_INSTANCES:
             raise UserError(
                 f"{self.rate:g} queries/s of {1e3 * self._service.query:.1f} ms take "
@@ -218,50 +240,74 @@ class Planner:
         choices = [  # the simplest first
             PolicyChoice(EqualResources.name),
             *(PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING),
-            *[PolicyChoice(Adaptive.name)] * bool(self._service.stand_ins),
+            *[PolicyChoice(Adaptive.name)] * bool(self._service.stand_ins and not gated),
         ]
+        asks_first = gated and self._service.stand_ins.backups
+        approximate = [PolicyChoice(Adaptive.name)] * bool(gated)
+        approximate += [PolicyChoice(Cascade.name)] * bool(asks_first)
+
+        def tried(instances: int | None) -> Iterator[Plan]:
+            for choice in choices:
+                yield self._plan(choice, instances) if instances else self._fewest(choice)
+            for choice in approximate:
+                for service in gated:
+                    plan = (
+                        self._plan(choice, instances, service)
+                        if instances
+                        else self._fewest(choice, service)
+                    )
+                    yield plan
+                    if plan.differ <= (self._goal.differ or 1.0):
+                        break
+
         given, enough = self._goal.instances, None
-        plans = [self._plan(each, given) if given else self._fewest(each) for each in choices]
+        plans = tuple(tried(given))
         best = _best(plans)
         if best is None and given:
-            enough = _best([self._fewest(each) for each in choices])
+            enough = _best(tried(None))
         goal, recording = self._goal, self._recording
-        return Plans(self._service, goal, self.rate, tuple(plans), best, enough, bundle, recording)
+        return Plans(self._service, goal, self.rate, plans, best, enough, bundle, recording)
 
-    def _fewest(self, choice: PolicyChoice) -> Plan:
+    def _fewest(self, choice: PolicyChoice, service: Service | None = None) -> Plan:
         """Plan with the fewest instances that suffice, or else the most that are tried."""
         low, high = self.least, self.least
         most = min(MAX_INSTANCES, MAX_FACTOR * self.least + 2)
-        plan = self._plan(choice, high)
+        plan = self._plan(choice, high, service)
         while plan.missed and high < most:
             low, high = high + 1, min(most, ceil(1.5 * high) + (high == 1))
-            plan = self._plan(choice, high)
+            plan = self._plan(choice, high, service)
         while not plan.missed and low < high:
             middle = (low + high) // 2
-            tried = self._plan(choice, middle)
+            tried = self._plan(choice, middle, service)
             low, high = (middle + 1, high) if tried.missed else (low, middle)
             plan = plan if tried.missed else tried
         return plan
 
-    def _plan(self, choice: PolicyChoice, instances: int) -> Plan:
-        self._on_tried(f"{choice.name}, {instances} instances")
-        service, goal = self._service, self._goal
+    def _plan(self, choice: PolicyChoice, instances: int, service: Service | None = None) -> Plan:
+        """Simulate a plan, of a service with gates of a chosen level if it is given."""
+        level = None if service is None else service.level
+        service, goal = service or self._service, self._goal
+        gate = "" if level is None else f", gate {level:g}"
+        self._on_tried(f"{choice.name}{gate}, {instances} instances")
         contention = contention_of(goal, service, instances, self._recording)
-        scene = replace(self._scene, instances=instances, contention=contention)
+        scene = replace(self._scene, service=service, instances=instances, contention=contention)
         outcome, agreement = scene.outcome(choice), service.agreement
         if not choice.policy.needs_stand_in:
             agreement = 1.0
         elif agreement is not None:
             agreement = 1 - outcome.stood_in * (1 - agreement)
+        differ = 0.0 if level is None else outcome.stood_in * (1 - level)
         factors = {
             f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / (1e3 * (goal.p99 or inf)),
             f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / (1e3 * (goal.p999 or inf)),
             f"{outcome.idle:.0%} idle": (1 - outcome.idle) / (1 - goal.headroom),
             f"{1 - outcome.answered:.1%} without an answer": ANSWERED / outcome.answered,
+            f"{differ:.2%} differ": differ / (goal.differ or inf),
         }
         missed = tuple(said for said, factor in factors.items() if factor > 1)
         excess = max(factors.values())
-        return Plan(choice, instances, outcome, agreement, missed, excess, service.max_batch)
+        batch = service.max_batch
+        return Plan(choice, instances, outcome, agreement, missed, excess, batch, level, differ)
 
 
 def _counted(instances: int) -> str:

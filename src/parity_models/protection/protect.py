@@ -33,7 +33,9 @@ from parity_models.protection.finalists import (
     measure,
     preferred,
 )
-from parity_models.protection.options import INSTANCES, Scenario
+from parity_models.protection.options import DIFFER, INSTANCES, Goal, Scenario
+from parity_models.protection.plan import Plans
+from parity_models.protection.plan import plan as find_plan
 from parity_models.protection.scene import Service, contention_of, outcome_table
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.policies import Adaptive
@@ -108,6 +110,7 @@ class SearchOptions(TeachingOptions, Scenario):
             unit=SHARE,
         ),
     ] = 0.99
+    differ: Annotated[float | None, DIFFER] = None
     answer_only: Annotated[
         str | None,
         Option(
@@ -135,8 +138,9 @@ class SearchOptions(TeachingOptions, Scenario):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_levels([self.agreement])
-        if self.ungated and self.answer_only is not None:
-            raise OptionError("--answer-only needs a gate; leave out --ungated")
+        for needs, given in (("--answer-only", self.answer_only), ("--differ", self.differ)):
+            if self.ungated and given is not None:
+                raise OptionError(f"{needs} needs a gate; leave out --ungated")
 
 
 @dataclass(frozen=True)
@@ -189,10 +193,14 @@ class Report(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class Protected(Printed, Bundle):
-    """The bundle that a search wrote, and its `report`; `flags` serve it as was simulated."""
+    """The bundle that a search wrote, and its `report`; `flags` serve it as was simulated.
+
+    `plans` are those among which the policy was chosen, if some answers may `differ`.
+    """
 
     report: Report
     flags: str
+    plans: Plans | None = None
 
     @property
     def parts(self) -> Sequence[RenderableType]:
@@ -200,7 +208,8 @@ class Protected(Printed, Bundle):
         said = [f"{self.path} holds it; serve it with: parm serve {self.path}{self.flags}"]
         if self.report.interrupted:
             said.append("interrupted: this is the best so far; resume the search to continue")
-        return [*self.report.parts, *said]
+        plans = [] if self.plans is None else self.plans.parts
+        return [*self.report.parts, *plans, *said]
 
 
 def protect(
@@ -263,7 +272,24 @@ def protect(
         finished = _finish(prepared, found, out, chosen)
         if not found.interrupted:
             search.clear()
-        return finished
+        return finished if chosen.differ is None else _with_policy(finished, chosen)
+
+
+def _with_policy(found: Protected, options: SearchOptions) -> Protected:
+    """Choose the policy and the gates' level with which few enough of all answers differ."""
+    report = found.report
+    goal = Goal(
+        differ=options.differ,
+        rate=report.rate,
+        instances=report.instances,
+        queries=report.queries,
+        contention=options.contention,
+        seed=options.seed,
+        headroom=0.0,
+    )
+    plans = find_plan(found, options=goal)
+    flags = found.flags if plans.best is None else f" {plans.best.flags}"
+    return replace(found, flags=flags, plans=plans)
 
 
 def _check_enough(queries: int, level: float) -> None:

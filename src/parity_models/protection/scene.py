@@ -56,7 +56,8 @@ class Service:
     `seconds` is the median time of a unit of one query, by role; `overhead` is added to every unit.
     Units have up to `max_batch` queries, and each after the first adds a share `added` to their
     time, by role. `coverage` is the share of queries that each gated stand-in may answer, by
-    source; a share `agreement` of the answers of the worst of them is the model's (None: unknown).
+    source; a share `agreement` of the answers of the worst of them is the model's (None: unknown),
+    and its gate promises the `level`.
     """
 
     seconds: Mapping[str, float]
@@ -66,6 +67,7 @@ class Service:
     overhead: float = DISPATCH
     max_batch: int = 1
     added: Mapping[str, float] = field(default_factory=dict)
+    level: float | None = None
 
     @property
     def unit(self) -> float:
@@ -158,14 +160,37 @@ def _measured(bundle: Bundle, options: SimulationOptions, recording: Recording |
         scale = recorded[DEPLOYED] / seconds[DEPLOYED]
         seconds = {role: scale * each for role, each in seconds.items()} | recorded
     stand_ins = stand_ins_of(bundle)
-    level = options.agreement if stand_ins else None
+    agreement = None if manifest.accuracy is None else manifest.accuracy.agreement
+    service = Service(seconds, stand_ins, {}, agreement, overhead, max_batch, added)
+    return gated(service, bundle, options.agreement if stand_ins else None)
+
+
+def gated(service: Service, bundle: Bundle, level: float | None) -> Service:
+    """Return the service of a bundle with gates of this level (see `choose_gates`)."""
     gates = choose_gates(bundle, list(model_files(bundle)), level)
-    coverage = {str(source): each.level.coverage for source, each in gates.items()}
-    accuracy = manifest.accuracy
-    agreement = None if accuracy is None else accuracy.agreement
-    if gates:
-        agreement = min(each.level.agreement for each in gates.values())
-    return Service(seconds, stand_ins, coverage, agreement, overhead, max_batch, added)
+    if not gates:
+        return service
+    return replace(
+        service,
+        coverage={str(source): each.level.coverage for source, each in gates.items()},
+        agreement=min(each.level.agreement for each in gates.values()),
+        level=min(each.level.level for each in gates.values()),
+    )
+
+
+def at_all_levels(service: Service, bundle: Bundle | None) -> list[Service]:
+    """Return the service with gates of each level that all its stand-ins keep, ascending.
+
+    Raises UserError where there is none.
+    """
+    gates = {} if bundle is None else bundle.gates
+    known = [{each.level for each in gate.levels} for gate in gates.values()]
+    if bundle is None or not known or not set.intersection(*known):
+        raise UserError(
+            "--differ takes a bundle whose stand-ins are calibrated: nothing else says how often "
+            "their answers differ; make one with parm protect or parm calibrate"
+        )
+    return [gated(service, bundle, level) for level in sorted(set.intersection(*known))]
 
 
 @dataclass(frozen=True)

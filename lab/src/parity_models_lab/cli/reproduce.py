@@ -115,7 +115,7 @@ def rivals(
         ),
     ] = None,
     out: Out = Path("lab/results"),
-    queries: Annotated[int, typer.Option(help="Queries of each run.", min=1000)] = 6000,
+    queries: Annotated[int, typer.Option(help="Queries of each run.", min=1000)] = 4000,
     seeds: Annotated[int, typer.Option(help="Runs of each setting.", min=1)] = 3,
     processes: Annotated[int, typer.Option(help="Simulations at a time.", min=1)] = 1,
 ) -> None:
