@@ -41,6 +41,7 @@ from parity_models.scheduling.policies import (
 )
 from parity_models.scheduling.run_times import RunTimes
 from parity_models_lab.latency.competitors import PowerOfTwoChoices, Prequal, Tied
+from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from scheduling_world import World, code
 
 TENANTS = (None, None, "one", "other")
@@ -92,6 +93,10 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "live cascade": lambda code, options: Cascade(
         BACKUPS[: options["copies"] - 1], Cascade.Options(hedge_quantile=0.5)
     ),
+    "slackfit": lambda code, options: SlackFit(
+        BACKUPS[: options["copies"] - 1], SlackFit.Options(objective=options["stand_in_delay"] + 1)
+    ),
+    "proteus-like": lambda code, options: ProteusLike((BACKUPS[0],)),
     "tied": lambda code, options: Tied(Tied.Options(tied_delay=options["parity_delay"])),
     "backup": lambda code, options: ApproximateBackup(
         ApproximateBackup.Options(stand_in_delay=options["stand_in_delay"])

@@ -1,0 +1,111 @@
+"""The rivals where answers may be approximate, and the figure that compares them."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from commands import Here, assert_refused
+from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, SchedulerConfig, Source
+from parity_models.scheduling.work import Unit
+from parity_models_lab.latency import reproduce_rivals as racing
+from parity_models_lab.latency.rivals import ProteusLike, SlackFit
+from parity_models_lab.latency.setting import Setting
+from policy_port import port_at
+from scheduling_world import World
+
+TWO = (BACKUP, "backup-2")
+
+
+def taught(policy: SlackFit | ProteusLike, **seconds: float) -> World:
+    """An instance, and a policy that knows how long the networks take."""
+    port = port_at(1.0, policy)
+    for role, takes in seconds.items():
+        for _ in range(20):
+            unit = Unit(-1, "0", role.replace("_", "-"), [], 0.0, took=takes)
+            policy.unit_ended(port, unit, finished=True)
+    world = World(Scheduler(policy, SchedulerConfig(compare_every=0.0)))
+    world.join("0", policy.roles(1, 0)[0])
+    return world
+
+
+def test_slackfit_takes_the_largest_network_that_the_slack_allows() -> None:
+    policy = SlackFit(TWO, SlackFit.Options(objective=2.0))
+    world = taught(policy, deployed=1.0, backup=0.1, backup_2=0.5)
+    world.arrive(2)
+    assert world.queued(DEPLOYED) == 1
+    world.pass_time(1.1)  # 0.9 are left
+    assert (world.queued(DEPLOYED), world.queued("backup-2")) == (0, 1)
+    world.pass_time(0.6)  # 0.3 are left
+    assert (world.queued("backup-2"), world.queued(BACKUP)) == (0, 1)
+    for _ in range(2):
+        world.finish("0")
+    assert world.answers == {0: Source.MODEL, 1: Source.BACKUP}
+
+
+def test_slackfit_asks_the_model_where_the_gate_refuses() -> None:
+    world = taught(SlackFit((BACKUP,), SlackFit.Options(objective=0.5)), deployed=1.0, backup=0.1)
+    world.refuses = lambda query, source: True
+    world.arrive(1)
+    for _ in range(2):
+        world.finish("0")
+    assert world.answers == {0: Source.MODEL}
+
+
+@pytest.mark.parametrize(("rate", "asked"), [(1, False), (20, True)])
+def test_the_share_that_goes_to_the_backup_matches_the_capacity(rate: int, asked: bool) -> None:
+    """An instance carries 10 queries a second, and 8 of them while it is busy for 80 % of it."""
+    world = taught(ProteusLike((BACKUP,)), deployed=0.1, backup=0.0)
+    sources = []
+    for _ in range(3):  # seconds
+        for _ in range(rate):
+            (query,) = world.arrive(1)
+            while world.running:
+                world.finish(min(world.running))
+            sources.append(world.answers[query])
+            world.pass_time(1 / rate)
+    assert abs(sources[-rate:].count(Source.BACKUP) - 0.6 * rate * asked) <= 1
+
+
+def test_answers_that_differ_are_counted_on_recorded_predictions() -> None:
+    recorded = racing.predictions()
+    agrees = np.array(recorded.agrees)
+    run = racing.Run(racing.POLICIES["cascade"][0], "load in bursts", 0.3, -np.inf, 0, 1000)
+    found = racing.simulate_run(run)
+    assert found.stood_in > 0.95
+    assert found.differs == pytest.approx(1 - agrees.mean(), abs=0.03)
+    gated = racing.simulate_run(msgspec.structs.replace(run, threshold=recorded.threshold))
+    passed = np.array(recorded.confidence) >= recorded.threshold
+    assert gated.stood_in == pytest.approx(passed.mean(), abs=0.05)
+    assert gated.differs < found.differs
+
+
+@pytest.mark.slow
+def test_the_figure_says_how_often_each_rival_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = np.cumsum(np.random.default_rng(0).exponential(size=500))
+    plan = racing.Rivals(1, 300, {"transfers, conv-arrivals": tuple(times.tolist())})
+    monkeypatch.setattr(racing, "SCENES", {"transfers, conv-arrivals": Setting()})
+    monkeypatch.setattr(racing, "LOADS", (0.5,))
+    monkeypatch.setattr(racing, "FRONTIER", (0.5,))
+    found = {racing.key(run): racing.simulate_run(run) for run in plan.all_runs()}
+    rows = list(racing.table_rows(plan, found))
+    assert {row["policy"] for row in rows} == {*racing.POLICIES, "slackfit, no gate"}
+    assert all(row["differ"] == 0 for row in rows if row["policy"] in racing.EXACT)
+    frontier = list(racing.frontier_rows(plan, found))
+    assert {row["policy"] for row in frontier} <= set(racing.POLICIES)
+    racing.plot(tmp_path / "rivals.png", plan, frontier)
+    assert (tmp_path / "rivals.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "cannot read"), ("a", "not a list"), ("2\n1", "in order")]
+)
+def test_traces_that_are_none_are_refused(
+    lab_here: Here, tmp_path: Path, content: str | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / "conv-arrivals.txt").write_text(content)
+    assert_refused(lab_here("rivals", "--data-dir", tmp_path, "--out", tmp_path), reason)
