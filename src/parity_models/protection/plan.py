@@ -130,6 +130,10 @@ class Plans(Printed):
                 f"\n{found.stood_in:.1%} of all answers are a stand-in's, and at most "
                 f"{best.differ:.2%} of all differ from the model's."
             )
+        if self.goal.differ is None and self.service.stand_ins.backups and self.bundle:
+            said += (
+                "\nSay how many of all answers may differ (--differ 1%), and a cascade is tried."
+            )
         return said + f"\nServe it with: parm serve {self.bundle or 'BUNDLE'} {best.flags}"
 
     @property
