@@ -231,7 +231,7 @@ async def test_health_and_metrics_are_answered_while_all_connections_are_busy() 
 
 
 async def test_slow_headers_and_slow_bodies_end_with_408() -> None:
-    async with serving(head_timeout=0.3, body_timeout=0.3) as served:
+    async with serving(head_timeout=2, body_timeout=2) as served:
         dripping, halting = await served.connect(), await served.connect()
 
         async def drip() -> None:
@@ -243,12 +243,12 @@ async def test_slow_headers_and_slow_bodies_end_with_408() -> None:
         drops = asyncio.create_task(drip())
         halting.send(post(bytes(500))[:-400])
         late_head, late_body = [
-            await asyncio.wait_for(client.answer(), 20) for client in (dripping, halting)
+            await asyncio.wait_for(client.answer(), 60) for client in (dripping, halting)
         ]
         drops.cancel()
         assert late_head[0] == late_body[0] == 408
-        assert b"headers did not come whole within the head_timeout of 0.3 s" in late_head[2]
-        assert b"body did not come whole within the body_timeout of 0.3 s" in late_body[2]
+        assert b"headers did not come whole within the head_timeout of 2 s" in late_head[2]
+        assert b"body did not come whole within the body_timeout of 2 s" in late_body[2]
         for client in (dripping, halting):
             client.close()
         for limit in ("head timeout", "body timeout"):
@@ -258,12 +258,12 @@ async def test_slow_headers_and_slow_bodies_end_with_408() -> None:
 
 @pytest.mark.parametrize("late", ["headers", "body"])
 async def test_a_late_request_is_refused_after_the_answers_to_those_before_it(late: str) -> None:
-    async with serving(head_timeout=0.2, body_timeout=0.2) as served:
+    async with serving(head_timeout=2, body_timeout=2) as served:
         served.echo.may.clear()
         client = await served.connect()
         whole = post(body())
         client.send(whole, whole[:30] if late == "headers" else whole[:-10])
-        await asyncio.sleep(1)  # several looks at what is late
+        await asyncio.sleep(3)  # several looks at what is late
         served.echo.may.set()
         assert (await client.answer())[0] == 200
         status, error = await client.error()

@@ -37,8 +37,13 @@ LIES = frozenset({"liar", "flip", "sly"})
 """The events in which an instance answers wrongly."""
 OF_FRONTEND = frozenset({"frontend", "restart"})
 """The events in which another frontend starts: on Ray, that takes longer than a phase."""
-ALIKE = (OF_FRONTEND | {"replace", "delete"}, OF_FRONTEND | {"descriptors", "starved"})
-"""Events that exclude each other: both need the bundle's folder, or the server's process."""
+ALIKE = (
+    OF_FRONTEND | {"replace", "delete"},
+    OF_FRONTEND | {"descriptors", "starved"},
+    OF_FRONTEND | LIES,
+)
+"""Events that exclude each other: both need the bundle's folder, or the server's process; and a
+server refuses to start in front of one that predicts something else."""
 TOGETHER = 0.25
 """Share of phases that have two events at once."""
 PHASE = (4.0, 8.0)
