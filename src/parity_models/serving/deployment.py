@@ -26,8 +26,7 @@ from parity_models.serving.stand_ins import ClosedGates
 from parity_models.trust.gates import OutputGate, choose_gates, ungated
 
 if TYPE_CHECKING:
-    from parity_models.serving.stand_ins import ClosedGates
-from parity_models.serving.tracing import Tracing
+    from parity_models.serving.tracing import Tracing
 
 _UNSCREENED = (
     "the bundle does not say which inputs its parity model learned from, so that one client's "
