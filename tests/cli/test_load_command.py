@@ -6,12 +6,12 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from commands import Here, assert_refused
-from forked import Forked, run
+from commands import Here, assert_refused, parm
 from served import (
     INPUTS,
     ServerProcess,
@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run("load", *map(str, arguments))
+    return subprocess.run(parm("load", *map(str, arguments)), capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("form", ["binary", "json"])
@@ -96,8 +96,9 @@ def test_a_trace_is_replayed(server: ServerProcess, data: Path, tmp_path: Path) 
     assert not np.isnan(table["correct"]).any()
 
 
-def running_load(*arguments: object) -> Forked:
-    return Forked("load", *map(str, arguments), read=("stdout", "stderr"))
+def running_load(*arguments: object) -> subprocess.Popen[str]:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(parm("load", *map(str, arguments)), text=True, **pipes)
 
 
 def test_a_server_that_is_killed_is_a_matter_of_errors(

@@ -1,7 +1,6 @@
 """parm-lab accuracy: a matrix is trained once, written, and refused if it cannot be."""
 
 import json
-from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands import Here, assert_refused
-from idx_files import write_dataset
-from parity_models.errors import DataError, UserError
+from parity_models.errors import UserError
 from parity_models.training import Trained
 from parity_models_lab.accuracy.matrix import PRESETS, load_matrix
-from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
 from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import Dataset, Task
@@ -60,68 +57,12 @@ def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -
     assert "[1/" not in again.stderr
 
 
-def _run(folder: Path, text: str) -> tuple[list[ModelResults], list[str]]:
-    """What a matrix gives, and what of it had to be run."""
-    file = folder / "matrix.toml"
-    file.write_text(text)
-    told: list[str] = []
-    results = list(measure_matrix(load_matrix(str(file)), folder / "work", 0, told.append))
-    return results, [line.split("] ")[1] for line in told]
-
-
-def _damage_result(work: Path) -> None:
-    [result] = [one for one in (work / "results").iterdir() if "sha256" in one.read_text()]
-    result.write_text("{")
-
-
-def _change_model(work: Path) -> None:
-    for model in (work / "bundles").glob("*/deployed.onnx"):
-        model.write_bytes(b"another")
-
-
 DEPLOYED = TINY.split("codes =")[0]
 
 
-@pytest.mark.parametrize("harm", [_damage_result, _change_model])
-def test_what_is_damaged_or_gone_is_run_again(tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    [before], _ = _run(tmp_path, DEPLOYED)
-    harm(tmp_path / "work")
-    [after], told = _run(tmp_path, DEPLOYED)
-    assert told == ["digits, linear"]
-    assert after.deployed.available == before.deployed.available
-    assert _run(tmp_path, DEPLOYED)[1] == []
-
-
-def test_results_belong_to_the_deployed_model_and_the_data_that_they_were_measured_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_is_told_before_anything_is_trained(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
-    images = np.random.default_rng(0).integers(0, 256, (240, 28, 28), np.uint8)
-    write_dataset(tmp_path / "data" / "mnist", zipped=False, images=images)
-    text = DEPLOYED.replace("digits", "mnist") + 'free = [{ code = "berrut", k = 2 }]'
-    assert len(_run(tmp_path, text)[1]) == 2
-    _, told = _run(tmp_path, text.replace("epochs = 2", 'epochs = 2\nrecipe = "published"'))
-    assert told == [
-        "mnist, linear, trained as published",
-        "mnist, linear, trained as published: berrut, k=2, r=1",
-    ]
-    write_dataset(tmp_path / "data" / "mnist", zipped=False, images=images[:120])
-    results, told = _run(tmp_path, text)
-    assert told == ["mnist, linear", "mnist, linear: berrut, k=2, r=1"]
-    assert results[-1].deployed.queries == 120
-
-
-def test_data_that_are_missing_are_told_before_anything_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PARM_DATA", str(tmp_path / "none"))
-    missing = '[[deployed]]\ntask = "parity_models_lab.tasks:Cifar10"\nnetwork = "linear"'
-    with pytest.raises(DataError, match="Cifar10 are not in"):
-        _run(tmp_path, DEPLOYED + missing)
-    assert not (tmp_path / "work" / "bundles").exists()
-
-
-def test_what_cannot_be_is_told_before_anything_is_trained(lab_here: Here, tmp_path: Path) -> None:
     matrix = tmp_path / "tiny.toml"
     matrix.write_text(TINY.replace("k = 2, epochs = 1 }", "k = 5, epochs = 1 }", 1))
     matrix.write_text(matrix.read_text().replace('"stack"', '"concatenation"'))
@@ -130,6 +71,10 @@ def test_what_cannot_be_is_told_before_anything_is_trained(lab_here: Here, tmp_p
     assert_refused(lab_here(*args, *out), "concatenation tiles k = 2, 3, 4, 6, 8, 9 images")
     for folder in (str(matrix), "/proc/results"):
         assert_refused(lab_here(*args, "--out", folder), "--out")
+    monkeypatch.setenv("PARM_DATA", str(tmp_path / "none"))
+    missing = '[[deployed]]\ntask = "parity_models_lab.tasks:Cifar10"\nnetwork = "linear"'
+    matrix.write_text(DEPLOYED + missing)
+    assert_refused(lab_here(*args, *out), "Cifar10 are not in")
     assert not (tmp_path / "work" / "bundles").exists()
 
 

@@ -91,7 +91,7 @@ def test_unknown_events_and_engines_are_refused(lab_here: Here, tmp_path: Path) 
     outcome = lab_here("chaos", "--events", "kill,rain", "--out", tmp_path)
     assert_refused(outcome, "there is no event 'rain'; there are calm, kill")
     outcome = lab_here("chaos", "--engine", "cloud", "--out", tmp_path)
-    assert_refused(outcome, "is not one of 'local', 'remote', 'ray'")
+    assert_refused(outcome, "must be one of local, remote, ray")
 
 
 @pytest.mark.slow

@@ -19,49 +19,35 @@ import numpy as np
 import psutil
 import pytest
 
-from parity_models.emulation import Constant, FaultPlan, Pauses, Uniform, WorkerFaults
+from parity_models.emulation import Constant, FaultPlan, Pauses, WorkerFaults
 from parity_models.errors import BundleError, ContentionError
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Served, served
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention import processor
-from parity_models_lab.contention.apply import LONGEST_PAUSE, Contended, Step, contended, steps
+from parity_models_lab.contention.apply import LONGEST_PAUSE, Contended, contended, steps
 from parity_models_lab.contention.network import NAMES, PREFIX, check_privileges, star
 from parity_models_lab.contention.processor import ROOT, Hogs, quota
-from parity_models_lab.contention.transfers import Leg, Network, legs
+from parity_models_lab.contention.transfers import Network, legs
 from parity_models_lab.latency.setting import Setting, Tenant
 from served import predictions, queries, until, write_linear_bundle
 
 # Courses
 
 
-def test_at_all_times_each_lane_has_one_transfer_between_two_machines() -> None:
-    course = list(islice(legs(Network(), 18, seed=1, lane=0), 200))
+def test_each_lane_has_one_transfer_at_a_time_out_and_back_by_the_seed_alone() -> None:
+    network = Network(rate=8e6, smallest=1_000_000, largest=2_000_000)
+    course, again, other = (list(islice(legs(network, 18, seed, 0), 200)) for seed in (1, 1, 2))
+    assert course == again != other
     assert course[0].start == 0
     assert all(before.end == after.start for before, after in pairwise(course))
-    assert all(leg.source != leg.target for leg in course)
     assert {leg.source for leg in course} == set(range(18))
-
-
-def test_a_transfer_goes_out_and_comes_back_in_the_time_its_bytes_take() -> None:
-    network = Network(rate=8e6, smallest=1_000_000, largest=2_000_000)
-    course = list(islice(legs(network, 5, seed=1, lane=3), 100))
     for out, back in zip(course[::2], course[1::2], strict=True):
         assert (out.source, out.target) == (back.target, back.source)
+        assert out.source != out.target
         assert out.end - out.start == pytest.approx(back.end - back.start)
-    assert all(1 <= leg.end - leg.start <= 2 for leg in course[2:])
-
-
-def test_the_course_depends_on_the_seed_alone() -> None:
-    def course(seed: int) -> tuple[list[Leg], list[Step]]:
-        return (
-            list(islice(legs(Network(), 18, seed, lane=1), 50)),
-            list(islice(steps(Pauses(5.0, Uniform(0.1, 0.5)), 18, seed), 50)),
-        )
-
-    assert course(1) == course(1)
-    assert all(one != other for one, other in zip(course(1), course(2), strict=True))
+    assert all(1 <= leg.end - leg.start <= 2 for leg in course[2:]), "the time its bytes take"
 
 
 def test_pauses_come_in_order_and_none_can_be_taken_for_a_death() -> None:

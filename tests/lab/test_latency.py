@@ -14,8 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands import Here, assert_refused
-from own_coders import DECODER, ENCODER
-from own_policy import POLICY, RULE
 from parity_models.arrivals import poisson_arrivals
 from parity_models.emulation import (
     ColdStart,
@@ -61,8 +59,6 @@ from parity_models_lab.latency.validation import (
     summary,
 )
 from parity_models_lab.results import TrialCache
-
-SUPPORT = Path(__file__).parents[1] / "support"
 
 SIMULATED = """
 title = "Small"
@@ -175,14 +171,6 @@ def test_a_file_that_is_no_experiment_is_refused(
         written(tmp_path, text.replace(*change))
 
 
-def test_points_may_be_named_in_words(tmp_path: Path) -> None:
-    words = SIMULATED.replace('"load"', '"kind"').replace("{ load", '{ kind = "this", load')
-    experiment = written(tmp_path, words)
-    assert (experiment.labels, experiment.xs) == (["this", "this"], [0.0, 1.0])
-    with pytest.raises(UserError, match="no setting 'kind'"):
-        written(tmp_path, words.replace('kind = "this"', "kind = 3"))
-
-
 def test_a_swept_series_is_one_for_each_combination(tmp_path: Path) -> None:
     experiment = written(tmp_path, SWEPT)
     assert len(experiment.series) == 1 + 2 * 2 * 2
@@ -284,16 +272,6 @@ def test_each_disturbance_makes_the_tail_longer() -> None:
         {"generations": [1.0, 1.7]},
     ):
         assert simulate_trial(trial_of(**change)).p99_ms > 1.3 * calm.p99_ms, change
-
-
-def test_trials_that_differ_in_anything_have_different_names() -> None:
-    asked = trial_of("adaptive")
-    other = PolicyChoice("adaptive", dispatch="single-queue")
-    changes = ({"mode": Mode.REAL}, {"seed": 1}, {"policy": other}, {"queries": 501})
-    keys = {msgspec.structs.replace(asked, **change).key for change in changes}
-    assert len({asked.key, *keys}) == 1 + len(changes)
-    usual = PolicyChoice("adaptive", dispatch="latency-aware")
-    assert msgspec.structs.replace(asked, policy=usual).key == asked.key
 
 
 def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Path) -> None:
@@ -461,65 +439,6 @@ def test_it_tunes_before_it_runs_and_draws_costs(lab_here: Here, tmp_path: Path)
 @pytest.mark.parametrize("mistake", ["--figure 99z", "--network wireless"])
 def test_mistakes_end_with_2_and_one_line(lab_here: Here, mistake: str, tmp_path: Path) -> None:
     assert_refused(lab_here("latency", *mistake.split(), "--work", tmp_path), "")
-
-
-OWN = f"""
-title = "One's own"
-axis = "load"
-points = [{{ load = 0.3 }}]
-real_queries = 100
-simulated_queries = 300
-warm_up = 20
-
-[setting]
-instances = 2
-shuffles = 0
-service = {{ type = "constant", seconds = 0.004 }}
-encoder = "{ENCODER}"
-decoder = "{DECODER}"
-encoder_options = {{ gain = 3.0 }}
-decoder_options = {{ divisor = 3.0 }}
-
-[[series]]
-label = "own policy"
-policy = {{ name = "{POLICY}", again_after = 0.0001, dispatch = "{RULE}", scans = 3 }}
-
-[[series]]
-label = "own policy, hardly ever"
-policy = {{ name = "{POLICY}", again_after = 9.0 }}
-real = false
-
-[[series]]
-label = "own code"
-policy = {{ name = "parity" }}
-[series.setting.slowdowns]
-mean_between = 0.2
-mean_length = 0.1
-delay = {{ type = "constant", seconds = 0 }}
-factor = 20
-"""
-
-
-@pytest.mark.slow
-def test_policies_and_codes_of_one_s_own_run_and_their_options_count(
-    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(SUPPORT)  # where their modules are found, by servers as well
-    train_briefly(tmp_path / "work", written(tmp_path, OWN))
-    latency(lab_here, tmp_path, "--network", "drawn")
-    rows = {(row["policy"], row["run"]): row for row in rows_in(tmp_path)}
-    assert rows["own policy", "simulated"]["work"] > 1.5
-    assert rows["own policy, hardly ever", "simulated"]["work"] == 1
-    assert rows["own policy", "real"]["failed"] == 0
-    for run in ("real", "simulated"):
-        assert rows["own code", run]["stood in"] > 0
-    for wrong, reason in [
-        (("again_after = 9.0", "again_after = 10.0"), "again_after must be above 0 and 9 s"),
-        (("gain = 3.0", "gain = 0.0"), "gain must be above 0"),
-        (("scans = 3", "scan = 3"), "did you mean scans"),
-    ]:
-        with pytest.raises(UserError, match=reason):
-            written(tmp_path, OWN.replace(*wrong))
 
 
 # Real trials

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import forked
 from access_files import TOKEN, Files
-from commands import Here, assert_refused
+from commands import Here, assert_refused, parm
 from parity_models.errors import LoadError
 from parity_models.load.recorder import record
 from parity_models.serving.client import Credentials
@@ -33,7 +32,8 @@ async def test_a_server_with_tokens_is_loaded_and_recorded(tmp_path: Path) -> No
         ) -> "subprocess.CompletedProcess[str]":
             environment = own if token is None else own | {"PARM_TOKEN": token}
             of = ("load", *arguments, "--inputs", rows, "--rate", 50, "--queries", 50)
-            return forked.run(*map(str, of), environment=environment)
+            command = parm(*map(str, of))
+            return subprocess.run(command, env=environment, capture_output=True, text=True)
 
         done = load(url, "--ca-file", ca, "--json", out, "--processes", 2)
         assert done.returncode == 0, done.stderr

@@ -16,16 +16,11 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
-from served import predictions, queries, write_linear_bundle
+from served import predictions, queries
 
 pytestmark = pytest.mark.slow
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "extend-serving.md"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("own"))
 
 
 async def test_the_engine_of_the_guide_serves(

@@ -26,15 +26,9 @@ from served import (
     predictions,
     queries,
     until,
-    write_linear_bundle,
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("coded"))
 
 
 def service_time(seconds: float) -> str:

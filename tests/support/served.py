@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands import parm
-from forked import Forked
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import (
@@ -86,18 +85,17 @@ class ServerProcess:
     """`parm serve` with these arguments, on a free port; killed at the end if still there.
 
     Unless it has been told to end by then, what its scheduler believed was never to be repaired.
-    `before` is called in its process, first of all; the process is a new one then, else forked.
+    `before` is called in its process, first of all.
     """
 
     def __init__(self, *arguments: str, before: Callable[[], None] | None = None) -> None:
-        command = ("serve", "--port", "0", "--share-groups", *arguments)
-        self.process: Forked | subprocess.Popen[str]
-        if before is None:
-            self.process = Forked(*command)
-        else:
-            self.process = subprocess.Popen(
-                parm(*command), stdout=subprocess.PIPE, text=True, preexec_fn=before
-            )
+        self.process = subprocess.Popen(
+            parm("serve", "--port", "0", "--share-groups", *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=before,
+        )
         line = _text(self.process.stdout).readline()
         found = re.search(r"https?://[^\s,]+", line)
         assert found, f"no URL in {line!r}"

@@ -26,17 +26,11 @@ from served import (
     ServerProcess,
     predictions,
     queries,
-    write_linear_bundle,
 )
 
 pytestmark = pytest.mark.slow
 
 SERVICE = "inference.GRPCInferenceService"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")

@@ -24,17 +24,11 @@ from served import (
     nothing_left_of,
     queries,
     until,
-    write_linear_bundle,
 )
 
 pytestmark = pytest.mark.slow
 
 SLOW = json.dumps({"service_time": {"type": "constant", "seconds": 0.5}})
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 def test_overload_and_deadlines_have_their_codes(bundle: Path) -> None:

@@ -31,7 +31,6 @@ from served import (
     predictions,
     queries,
     until,
-    write_linear_bundle,
 )
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 
@@ -39,11 +38,6 @@ pytestmark = pytest.mark.servers
 
 KSERVE = TESTS.parent / ".servers" / "kserve" / "bin" / "python"
 EXAMPLE = TESTS.parent / "examples" / "kserve" / "client.py"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")

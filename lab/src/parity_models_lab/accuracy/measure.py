@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.errors import BundleError
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
 from parity_models.evaluation.outputs import Outputs, predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_measured
@@ -71,9 +70,8 @@ class Approach(msgspec.Struct, frozen=True):
 
 
 class DeployedResult(msgspec.Struct, frozen=True):
-    """A deployed model, measured on the whole test set; `sha256` is that of its ONNX file."""
+    """A deployed model, measured on the whole test set."""
 
-    sha256: str
     metric: str
     available: float
     queries: int
@@ -103,7 +101,7 @@ def measure_matrix(
 
     Args:
         matrix: The cells.
-        work: The folder for results and bundles; a later run goes on from there.
+        work: The folder for results and bundles; a later run on the same data goes on from there.
         seed: Fixes weights, the order of data, and groups.
         tell: Progress callback.
 
@@ -120,12 +118,10 @@ def measure_matrix(
     cells = sum(1 + len(one.codes) + len(one.backups) + len(one.free) for one in matrix.deployed)
     done = 0
 
-    def measured(
-        kind: type[Result], what: str, key: str, measure: Callable[[], Result], found: bool = True
-    ) -> Result:
+    def measured(kind: type[Result], what: str, key: str, measure: Callable[[], Result]) -> Result:
         nonlocal done
         done += 1
-        result = cache.get(key, kind) if found else None
+        result = cache.get(key, kind)
         if result is None:
             tell(f"[{done}/{cells}] {what}")
             result = measure()
@@ -137,8 +133,7 @@ def measure_matrix(
         model.prepare()
     for model in models:
         cell, name = model.cell, str(model.cell)
-        there = model.holds(cache.get(model.key, DeployedResult))
-        deployed = measured(DeployedResult, name, model.key, model.deploy, there)
+        deployed = measured(DeployedResult, name, model.key, model.deploy)
         so_far = ModelResults(cell, deployed, (model.default(),))
         yield so_far
         further: list[tuple[CodeCell | BackupCell | FreeCell, Callable[[], Approach]]] = [
@@ -163,22 +158,14 @@ class _MeasuredModel:
 
     @cached_property
     def key(self) -> str:
-        """A name for the deployed model, by its data and training."""
+        """A name for the deployed model, by its training."""
         cell = self.cell
         own = (cell.task, cell.network, cell.recipe, cell.seconds, cell.epochs)
-        return _key_of(own, self._seed, _digest(self._data))
+        return _key_of(own, self._seed)
 
     def key_of(self, what: object) -> str:
         """Return a name for a result of this trained model, by its cell or a word."""
-        return _key_of(self.key, self._bundle.manifest.deployed.sha256, type(what).__name__, what)
-
-    def holds(self, deployed: DeployedResult | None) -> bool:
-        """Return whether the model that was measured is still on disk."""
-        try:
-            found = open_bundle(self._folder(self.key)).manifest.deployed.sha256
-        except BundleError:
-            return False
-        return deployed is not None and found == deployed.sha256
+        return _key_of(self.key, type(what).__name__, what)
 
     def prepare(self) -> None:
         """Load the data. Raises DataError without them, CodeError for codes that do not fit."""
@@ -193,7 +180,6 @@ class _MeasuredModel:
         begin = partial(train_deployed, self._task, self._data, cell.network, recipe=cell.recipe)
         trained = self._train(self.key, cell, begin)
         return DeployedResult(
-            trained.manifest.deployed.sha256,
             self._task.metric,
             self._available,
             len(self._data.test),
@@ -335,13 +321,3 @@ def _key_of(*what: object) -> str:
     """Return a name for a result by all that determines it, this package's version included."""
     described = msgspec.json.encode((VERSION, version("parity-models"), what), order="sorted")
     return hashlib.sha256(described).hexdigest()[:24]
-
-
-def _digest(data: Dataset) -> str:
-    """Return a digest of the data's queries, labels and splits."""
-    content = hashlib.sha256(msgspec.json.encode(data.classes))
-    for split in (data.train, data.validation, data.test):
-        for array in (split.inputs, split.labels):
-            content.update(f"{array.dtype} {array.shape}".encode())
-            content.update(np.ascontiguousarray(array).data)
-    return content.hexdigest()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from parity_models.cli.flags import argument
 from parity_models.models.bundle import open_bundle
 from parity_models.options import MINUTES, SECONDS, Option
 from parity_models_lab.chaos.server import Engine
@@ -15,15 +16,11 @@ from parity_models_lab.path import count_path
 from parity_models_lab.promises import measure_promises
 from parity_models_lab.results import Row, check_out, print_rows, write_result
 
-Out = Annotated[
-    Path | None, typer.Option(help="Write the result to this folder, too.", metavar="DIR")
-]
+Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
 
 
 def overhead(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Measure briefly; the numbers are rougher.")
-    ] = False,
+    quick: Annotated[bool, Option("Measure briefly; the numbers are rougher.")] = False,
     out: Out = None,
 ) -> None:
     """Compare the cost of a request with that of Triton, which `make servers` installs.
@@ -39,20 +36,14 @@ def overhead(
 
 def promises(
     bundles: Annotated[
-        list[Path],
-        typer.Argument(help="Bundles of one model with different stand-ins.", metavar="BUNDLES"),
+        list[Path], argument("Bundles of one model with different stand-ins.", "BUNDLES")
     ],
-    inputs: Annotated[
-        Path,
-        typer.Option(help="Queries that no stand-in was trained on.", metavar="FILE"),
-    ],
-    agreement: Annotated[float, typer.Option(help="The level that is named.", metavar="SHARE")] = (
-        0.95
-    ),
+    inputs: Annotated[Path, Option("Queries that no stand-in was trained on.", metavar="FILE")],
+    agreement: Annotated[float, Option("The level that is named.", metavar="SHARE")] = (0.95),
     queries: Annotated[
-        int, typer.Option(help="Queries that rank, and again as many that calibrate.", min=100)
+        int, Option("Queries that rank, and again as many that calibrate.", at_least=100)
     ] = 1000,
-    seeds: Annotated[int, typer.Option(help="How often these are drawn.", min=1)] = 20,
+    seeds: Annotated[int, Option("How often these are drawn.", at_least=1)] = 20,
     out: Out = None,
 ) -> None:
     """Calibrate on some queries, count how often others keep the promised agreement.
@@ -78,8 +69,8 @@ def path(out: Out = None) -> None:
 
 
 def late(
-    calls: Annotated[int, typer.Option(help="Calls of each run.", min=100)] = 4000,
-    seed: Annotated[int, typer.Option(help="Fixes when calls come and are slow.", min=0)] = 0,
+    calls: Annotated[int, Option("Calls of each run.", at_least=100)] = 4000,
+    seed: Annotated[int, Option("Fixes when calls come and are slow.", at_least=0)] = 0,
     out: Out = None,
 ) -> None:
     """Compare parity_models.Late with libraries that hedge, over real sockets.
@@ -101,10 +92,10 @@ def _report(title: str, rows: list[Row], out: Path | None, name: str) -> None:
         write_result(out / name, title, rows)
 
 
-ChaosOut = Annotated[Path, typer.Option(help="The folder for results and logs.", metavar="DIR")]
-EngineName = Annotated[Engine, typer.Option("--engine", help="What runs the models.")]
-Seed = Annotated[int, typer.Option(help="Fixes the course of events and the load.", min=0)]
-Quick = Annotated[bool, typer.Option("--quick", help="Take seconds, not minutes.")]
+ChaosOut = Annotated[Path, Option("The folder for results and logs.", metavar="DIR")]
+EngineName = Annotated[Engine, Option("What runs the models.")]
+Seed = Annotated[int, Option("Fixes the course of events and the load.", at_least=0)]
+Quick = Annotated[bool, Option("Take seconds, not minutes.")]
 RESULTS = Path("runs/chaos")
 
 
@@ -114,12 +105,12 @@ def chaos(
         float, Option("About how long.", unit=MINUTES, typed="min", at_least=0.01)
     ] = 5.0,
     seed: Seed = 0,
-    rate: Annotated[float, typer.Option(help="Requests a second, of 2.8 queries.", min=1)] = 70.0,
+    rate: Annotated[float, Option("Requests a second, of 2.8 queries.", at_least=1)] = 70.0,
     out: ChaosOut = RESULTS,
     events: Annotated[
         str | None,
-        typer.Option(
-            help="Only these, separated by commas; lab/notes/reliability.md lists them.",
+        Option(
+            "Only these, separated by commas; lab/notes/reliability.md lists them.",
             metavar="EVENT,...",
         ),
     ] = None,
@@ -207,11 +198,7 @@ def overload(
     write_result(out / f"overload-{engine}.json", title, rows, large=large)
 
 
-def attack(
-    seed: Seed = 0,
-    out: ChaosOut = RESULTS,
-    quick: Quick = False,
-) -> None:
+def attack(seed: Seed = 0, out: ChaosOut = RESULTS, quick: Quick = False) -> None:
     """Attack other clients' reconstructions by absurd inputs, and by searched ones.
 
     The bundle's slots are not isolated. Victims' reconstructions are compared with the model's

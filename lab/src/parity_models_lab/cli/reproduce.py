@@ -12,6 +12,7 @@ from tqdm import tqdm
 from parity_models.cli.flags import Only
 from parity_models.errors import ContentionError, UserError
 from parity_models.evaluation.judging import evaluate
+from parity_models.options import Option
 from parity_models.training import TrainingOptions, progress_bars
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
@@ -24,33 +25,24 @@ from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
 from parity_models_lab.latency.real_trial import Laboratory
-from parity_models_lab.latency.reproduce_latency import (
-    Plan,
-    draw,
-    lines_of,
-    rows_of,
-    run_trials,
-)
+from parity_models_lab.latency.reproduce_latency import Plan, draw, lines_of, rows_of, run_trials
 from parity_models_lab.latency.trial import Mode, Trial
 from parity_models_lab.networks import NETWORKS
 from parity_models_lab.results import TrialCache, check_out, print_rows, write_result
 from parity_models_lab.tasks import TASKS, find_task, load_dataset
 
-Out = Annotated[
-    Path, typer.Option(help="The folder to write results and pictures to.", metavar="DIR")
-]
+Out = Annotated[Path, Option("The folder to write results and pictures to.", metavar="DIR")]
 WorkFolder = Annotated[
-    Path,
-    typer.Option(help="The folder for what was run and trained, used again.", metavar="DIR"),
+    Path, Option("The folder for what was run and trained, used again.", metavar="DIR")
 ]
-Seed = Annotated[int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)]
+Seed = Annotated[int, Option("Fixes arrivals, service times, contention.", at_least=0)]
 
 
 def latency(
     figure: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"One of {', '.join(experiment_names())}, an experiment file of yours, or all "
+        Option(
+            f"One of {', '.join(experiment_names())}, an experiment file of yours, or all "
             "(but those that take long); may be given several times.",
             metavar="FIGURE",
         ),
@@ -59,21 +51,20 @@ def latency(
     work: WorkFolder = Path("runs/latency"),
     network: Annotated[
         str | None,
-        typer.Option(
-            help="Contention in real runs: shaped (all of it real, shuffles through shaped links; "
+        Option(
+            "Contention in real runs: shaped (all of it real, shuffles through shaped links; "
             "needs root and iproute2), drawn (by workers, as simulated), or none (simulate only). "
             "By default shaped where that can be, else drawn.",
             metavar="[shaped|drawn|none]",
-            show_default=False,
         ),
     ] = None,
     speed: Annotated[
         float,
-        typer.Option(
-            help="The share of two cores' time for the server and its workers: in real runs by a "
+        Option(
+            "The share of two cores' time for the server and its workers: in real runs by a "
             "quota (root and cgroup v1). 0: no quota, and simulated servers take no time.",
-            min=0,
-            max=1,
+            at_least=0,
+            at_most=1,
         ),
     ] = 0.0,
     seed: Seed = 0,
@@ -146,17 +137,16 @@ def rivals(
 
 def validation(
     figure: Annotated[
-        str, typer.Option(help="The experiment whose policies are run.", metavar="FIGURE")
+        str, Option("The experiment whose policies are run.", metavar="FIGURE")
     ] = "validation",
-    queries: Annotated[int, typer.Option(help="Queries of each run.", min=100)] = 20_000,
+    queries: Annotated[int, Option("Queries of each run.", at_least=100)] = 20_000,
     network: Annotated[
         str | None,
-        typer.Option(
-            help="Contention in real runs: shaped (all of it real, shuffles through shaped links; "
+        Option(
+            "Contention in real runs: shaped (all of it real, shuffles through shaped links; "
             "needs root and iproute2) or drawn (by workers, as simulated). By default shaped where "
             "that can be.",
             metavar="[shaped|drawn]",
-            show_default=False,
         ),
     ] = None,
     out: Out = Path("lab/results"),
@@ -187,14 +177,11 @@ def validation(
 
 def accuracy(
     preset: Annotated[
-        str,
-        typer.Option(
-            help=f"The matrix: {', '.join(MATRICES)}, or a file of yours.", metavar="MATRIX"
-        ),
+        str, Option(f"The matrix: {', '.join(MATRICES)}, or a file of yours.", metavar="MATRIX")
     ] = "quick",
     out: Out = Path("lab/results/accuracy"),
     work: WorkFolder = Path("runs/accuracy"),
-    seed: Annotated[int, typer.Option(help="Fixes weights, data and groups.", min=0)] = 0,
+    seed: Annotated[int, Option("Fixes weights, data and groups.", at_least=0)] = 0,
 ) -> None:
     """Train and compare codes and baselines over tasks and networks.
 
@@ -232,25 +219,25 @@ def _choose(network: str | None, known: Sequence[str]) -> str:
 def train(
     task: Annotated[
         str,
-        typer.Option(
-            help=f"The task to learn: {', '.join(TASKS.names)}, or package.module:Class for a task "
+        Option(
+            f"The task to learn: {', '.join(TASKS.names)}, or package.module:Class for a task "
             "of your own.",
             metavar="TASK",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR")],
+    out: Annotated[Path, Option("The folder to write.", metavar="DIR")],
     network: Annotated[
         str,
-        typer.Option(
-            help=f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
+        Option(
+            f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
             "(resnet18@0.25), or package.module:name for one of your own.",
             metavar="NETWORK",
         ),
     ] = "mlp",
     recipe: Annotated[
         str,
-        typer.Option(
-            help="usual is the best known here; published trains with the paper's optimiser, to "
+        Option(
+            "usual is the best known here; published trains with the paper's optimiser, to "
             "compare with.",
             metavar="[usual|published]",
         ),
@@ -286,10 +273,10 @@ def train(
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="The folder for the bundle, results and the plot.", metavar="DIR")
+        Path, Option("The folder for the bundle, results and the plot.", metavar="DIR")
     ] = Path("demo"),
     seed: Annotated[
-        int, typer.Option(help="Fixes training, load and faults.", min=0, max=2**32 - 1)
+        int, Option("Fixes training, load and faults.", at_least=0, at_most=2**32 - 1)
     ] = 0,
 ) -> None:
     """Train, serve under injected faults, and compare the tails.

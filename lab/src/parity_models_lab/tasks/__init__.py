@@ -11,13 +11,7 @@ from parity_models_lab.tasks.cifar import Cifar10
 from parity_models_lab.tasks.localization import Localization, MadeBoxes
 from parity_models_lab.tasks.mnist import Diabetes, Digits, FashionMnist, FashionMnistPixels, Mnist
 from parity_models_lab.tasks.speech import MadeSpeech, SmallSpeechCommands, SpeechCommands
-from parity_models_lab.tasks.task import (
-    Dataset,
-    Split,
-    Task,
-    check_dataset,
-    load_dataset,
-)
+from parity_models_lab.tasks.task import Dataset, Split, Task, check_dataset, load_dataset
 
 TASKS = Registry[Task]("task", Task, Digits, Mnist, FashionMnist, FashionMnistPixels, Diabetes)
 """The tasks that have a short name."""

@@ -45,8 +45,7 @@ class Localization(FolderTask):
         """The options."""
 
         side: Annotated[
-            int,
-            Option("Height and width that images are squeezed into.", at_least=8, at_most=1024),
+            int, Option("Height and width that images are squeezed into.", at_least=8, at_most=1024)
         ] = 64
 
     name = "localization"
@@ -220,10 +219,7 @@ def _clutter(split: Split, random: np.random.Generator) -> NDArray[Any]:
 
 
 def _paste(
-    canvas: NDArray[Any],
-    garment: NDArray[Any],
-    random: np.random.Generator,
-    sizes: tuple[int, int],
+    canvas: NDArray[Any], garment: NDArray[Any], random: np.random.Generator, sizes: tuple[int, int]
 ) -> NDArray[np.int64]:
     """Put a tinted garment on the canvas, anywhere; return its left, top, right and bottom."""
     longer = random.integers(*sizes)

@@ -253,18 +253,7 @@ def _say(utterance: tuple[int, int, int]) -> NDArray[np.int16]:
     voice = f"{own.choice(ACCENTS)}+{own.choice(VOICES)}"
     pitch = round(own.uniform(*PITCHES) + random.uniform(-5, 5))
     pace = round(own.uniform(*PACES) * random.uniform(0.9, 1.1))
-    command = [
-        PROGRAM,
-        "-D",
-        "--stdout",
-        "-v",
-        voice,
-        "-p",
-        f"{pitch}",
-        "-s",
-        f"{pace}",
-        WORDS[word],
-    ]
+    command = f"{PROGRAM} -D --stdout -v {voice} -p {pitch} -s {pace} {WORDS[word]}".split()
     try:
         said = subprocess.run(command, capture_output=True, timeout=TIMEOUT, check=True).stdout
     except subprocess.SubprocessError as error:
