@@ -3,9 +3,9 @@
 import io
 import json
 import logging
+import os
 import queue
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,6 @@ import httpx
 import pytest
 from tritonclient.grpc import service_pb2
 
-from commands import parm
 from parity_models.serving.logs import (
     JsonFormatter,
     LinesToThread,
@@ -28,32 +27,9 @@ from parity_models.serving.logs import (
 )
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.request_log import RequestLog
-from served import INPUTS, queries, write_linear_bundle
+from served import INPUTS, ServerProcess, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
-
-
-class Logged:
-    """`parm serve` that logs to a file."""
-
-    def __init__(self, bundle: Path, file: Path, *arguments: str) -> None:
-        with file.open("w") as log:
-            self.process = subprocess.Popen(
-                parm("serve", str(bundle), "--port", "0", "--instances", "1", *arguments),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self.process.stdout is not None
-        urls = re.findall(r"(?:http|grpc)://[^\s,]+", self.process.stdout.readline())
-        self.url, self.grpc = urls[0], urls[1].removeprefix("grpc://")
-        self.file = file
-
-    def end(self) -> list[dict[str, Any]]:
-        """End it; the objects that it logged."""
-        self.process.terminate()
-        self.process.communicate(timeout=60)
-        return [json.loads(line) for line in self.file.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -69,33 +45,38 @@ def kept() -> Iterator[None]:
 
 def test_requests_are_logged_as_json_with_their_ids(tmp_path: Path) -> None:
     bundle = write_linear_bundle(tmp_path, coded=False)
-    arguments = ("--log-format", "json", "--access-log", "--grpc-port", "0")
-    server = Logged(bundle, tmp_path / "log", *arguments)
+    log = tmp_path / "log"
     rows = queries(1)
     tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": rows.tolist()}
     before = time.monotonic()
-    with httpx.Client(base_url=server.url) as client:
-        named = {"X-Request-Id": "from-the-header"}
-        path = "/v2/models/model/infer"
-        answer = client.post(path, json={"inputs": [tensor], "id": "in-body"}, headers=named)
-        assert answer.headers["x-request-id"] == "from-the-header"
-        answer = client.post(path, json={"inputs": [tensor], "id": "in-body"})
-        assert answer.headers["x-request-id"] == "in-body"
-        made = client.get("/nothing?secret=1", headers={"X-Request-Id": "two words"})
-        assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", made.headers["x-request-id"])
-        client.get("/v2/health/live")
-        accepts = {"Accept": "application/openmetrics-text; version=1.0.0"}
-        metrics = client.get("/metrics", headers=accepts).text
-        assert '# {request_id="in-body"}' in metrics
-        assert metrics.endswith("# EOF\n")
-    with grpc.insecure_channel(server.grpc) as channel:
-        ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
-        message = service_pb2.ModelMetadataRequest(name="other").SerializeToString()
-        with pytest.raises(grpc.RpcError) as caught:
-            ask(message, metadata=(("x-request-id", "of-a-call"),))
-        refused: Any = caught.value  # its stub says nothing of what it carries
-        assert ("x-request-id", "of-a-call") in list(refused.initial_metadata())
-    lines = [line for line in server.end() if line["logger"] == "parity_models.access"]
+    with ServerProcess(
+        *(str(bundle), "--instances", "1", "--grpc-port", "0"),
+        *("--log-format", "json", "--access-log"),
+        before=lambda: os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2),
+    ) as server:
+        with httpx.Client(base_url=server.url) as client:
+            named = {"X-Request-Id": "from-the-header"}
+            path = "/v2/models/model/infer"
+            answer = client.post(path, json={"inputs": [tensor], "id": "in-body"}, headers=named)
+            assert answer.headers["x-request-id"] == "from-the-header"
+            answer = client.post(path, json={"inputs": [tensor], "id": "in-body"})
+            assert answer.headers["x-request-id"] == "in-body"
+            made = client.get("/nothing?secret=1", headers={"X-Request-Id": "two words"})
+            assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", made.headers["x-request-id"])
+            client.get("/v2/health/live")
+            accepts = {"Accept": "application/openmetrics-text; version=1.0.0"}
+            metrics = client.get("/metrics", headers=accepts).text
+            assert '# {request_id="in-body"}' in metrics
+            assert metrics.endswith("# EOF\n")
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+            message = service_pb2.ModelMetadataRequest(name="other").SerializeToString()
+            with pytest.raises(grpc.RpcError) as caught:
+                ask(message, metadata=(("x-request-id", "of-a-call"),))
+            refused: Any = caught.value  # its stub says nothing of what it carries
+            assert ("x-request-id", "of-a-call") in list(refused.initial_metadata())
+    every = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [line for line in every if line["logger"] == "parity_models.access"]
     took = time.monotonic() - before
     assert [(each["method"], each["path"], each["status"]) for each in lines] == [
         ("POST", path, 200),

@@ -88,7 +88,7 @@ class ServerProcess:
     `before` is called in its process, first of all.
     """
 
-    def __init__(self, *arguments: str, before: Callable[[], None] | None = None) -> None:
+    def __init__(self, *arguments: str, before: Callable[[], object] | None = None) -> None:
         self.process = subprocess.Popen(
             parm("serve", "--port", "0", "--share-groups", *arguments),
             stdin=subprocess.DEVNULL,
