@@ -21,7 +21,7 @@ from parity_models_lab.overhead import CASES, OURS, TRITON
         ("chaos --minutes 0.1s", "must be 0.01 min or more, got 0.1s"),
         ("overload --seconds soon", "must be a number of seconds, or a time with a unit"),
         ("overhead --instances 1", "No such option"),
-        ("promises b --inputs x --queries few", "must be a whole number, got \'few\'"),
+        ("promises b --inputs x --queries few", "must be a whole number, got 'few'"),
         ("latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),
         ("train --task nothing --network mlp --out x", "nothing"),
         ("train --task digits --network nothing --out x", "nothing"),

@@ -99,16 +99,16 @@ def latency(
 def rivals(
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="The folder of conv-arrivals.txt and code-arrivals.txt, seconds from the first "
+        Option(
+            "The folder of conv-arrivals.txt and code-arrivals.txt, seconds from the first "
             "request, one a line (Azure LLM inference trace 2023). Without it, all is Poisson.",
             metavar="DIR",
         ),
     ] = None,
     out: Out = Path("lab/results"),
-    queries: Annotated[int, typer.Option(help="Queries of each run.", min=1000)] = 4000,
-    seeds: Annotated[int, typer.Option(help="Runs of each setting.", min=1)] = 3,
-    processes: Annotated[int, typer.Option(help="Simulations at a time.", min=1)] = 1,
+    queries: Annotated[int, Option("Queries of each run.", at_least=1000)] = 4000,
+    seeds: Annotated[int, Option("Runs of each setting.", at_least=1)] = 3,
+    processes: Annotated[int, Option("Simulations at a time.", at_least=1)] = 1,
 ) -> None:
     """Compare late binding with cascades, slack rules and accuracy scaling, by simulation.
 
