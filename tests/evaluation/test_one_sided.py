@@ -33,9 +33,10 @@ from parity_models.models.gate import (
     confidences,
     read_classes,
 )
+from parity_models.models.onnx_model import run_options
 from parity_models.protection.protect import SearchOptions
 from parity_models.roles import Source
-from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal, run_options
+from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
 from parity_models.trust.gates import choose_gates
 
 Array = NDArray[Any]

@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from parity_models.errors import UserError
 from parity_models.late.values import Form, form_of, is_error
 from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.onnx_model import run_options
 from parity_models.models.signature import Batch
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.front_door import FrontDoor
@@ -41,7 +42,7 @@ from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.risk import Fleet, Risk
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
-from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal, run_options
+from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
 
 now = time.monotonic
 

@@ -32,6 +32,13 @@ _DATATYPES = {f"tensor({name.lower()})": name for name in DATATYPES}
 _DATATYPES |= {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
 
 
+def run_options() -> onnxruntime.RunOptions:
+    """Return options of a run that can be ended, by setting `terminate`."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = FATAL_ONLY
+    return options
+
+
 class OnnxModel:
     """An ONNX file whose inputs and outputs have a batch axis in front.
 

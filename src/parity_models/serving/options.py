@@ -14,13 +14,14 @@ from parity_models.serving.access import MAX_PORT, Access, tenant_header
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.limits import Limits
 from parity_models.serving.local.local_engine import LocalEngine
+from parity_models.serving.local.thread_engine import ThreadEngine
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.remote.remote_engine import RemoteEngine
 
 UNIT_TIMEOUT = 10.0
 """Seconds that a unit may always take, however short the deadline."""
 
-ENGINES = Registry[Engine]("engine", Engine, LocalEngine, RemoteEngine, RayEngine)
+ENGINES = Registry[Engine]("engine", Engine, LocalEngine, ThreadEngine, RemoteEngine, RayEngine)
 """All engines."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parity_models.models.bundle import Bundle
+from parity_models.models.onnx_model import run_options
 from parity_models.roles import BACKUP
 from parity_models.serving.errors import NoStandInError
 from parity_models.serving.frontend import Result
@@ -16,7 +17,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.protocol import GateMetadata
-from parity_models.trust.backups import GatedBackups, Refusal, run_options
+from parity_models.trust.backups import GatedBackups, Refusal
 
 _WHY = {
     Refusal.UNLIKE: "an input is unlike those that the stand-in learned from",

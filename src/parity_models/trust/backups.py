@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
-from parity_models.models.onnx_model import FATAL_ONLY, why_it_fails
+from parity_models.models.onnx_model import why_it_fails
 from parity_models.models.queries import as_batch
 from parity_models.models.signature import Batch, padded
 from parity_models.roles import BACKUPS, Source
@@ -127,10 +127,3 @@ class GatedBackups:
         for each in agreed:
             self.watch.saw(answer.source, each, ("model",), None)
         return all(agreed)
-
-
-def run_options() -> onnxruntime.RunOptions:
-    """Return options of a run that can be ended."""
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = FATAL_ONLY
-    return options

@@ -274,6 +274,7 @@ class InferenceService:
         self._models = models
         self._administrators = administrators
         self._metrics = metrics
+        self._received, self._sent = metrics.received.labels(GRPC), metrics.sent.labels(GRPC)
         self._budget = budget
         self._tracing = tracing
         self._limits = limits
@@ -301,7 +302,7 @@ class InferenceService:
                 if is_inference:
                     answer: Message = await self.infer(context, log)
                 else:
-                    self._metrics.received.labels(GRPC).inc(len(data))
+                    self._received.inc(len(data))
                     if len(data) > MAX_BESIDES:
                         raise _too_large(len(data), "without a tensor it has", MAX_BESIDES)
                     if name in _CHANGES and self._models.only is None:
@@ -321,7 +322,7 @@ class InferenceService:
             text = "the server failed to handle the request; its log says why"
             await abort(context, StatusCode.INTERNAL, text)
         size = answer.ByteSize()
-        self._metrics.sent.labels(GRPC).inc(size)
+        self._sent.inc(size)
         release = partial(self._hold, -size)
         context.add_done_callback(release)  # type: ignore[arg-type]  # stubs want its own class
         self._hold(size)
@@ -426,7 +427,7 @@ class InferenceService:
             raise LateRequestError(text, why=Refused.BODY_TIMEOUT) from error
         if not isinstance(data, bytes):
             raise InvalidRequestError("the call has no message")
-        self._metrics.received.labels(GRPC).inc(len(data))
+        self._received.inc(len(data))
         return data
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> Message:

@@ -192,7 +192,7 @@ class EngineStream:
         self._socket = end
         self._socket.setblocking(False)
         self._messages = Messages()
-        self._unsent = b""
+        self._unsent: list[memoryview] = []
         loop.add_reader(end.fileno(), self._receive)
 
     def send(self, header: bytes, tensor: Sequence[Frame] = ()) -> None:
@@ -210,7 +210,7 @@ class EngineStream:
         if sent < size:
             if not self._unsent:
                 self._loop.add_writer(self._socket.fileno(), self._send_rest)
-            self._unsent += b"".join(parts)[sent:]
+            self._unsent += _after(sent, parts)
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
@@ -220,11 +220,12 @@ class EngineStream:
 
     def _send_rest(self) -> None:
         try:
-            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            sent = self._socket.sendmsg(self._unsent[:_PARTS])
+            self._unsent = _after(sent, self._unsent)
         except BlockingIOError:
             return
         except OSError:
-            self._unsent = b""
+            self._unsent = []
         if not self._unsent:
             self._loop.remove_writer(self._socket.fileno())
 
@@ -294,6 +295,17 @@ def parts_of(header: bytes, tensor: Sequence[Frame]) -> tuple[list[Frame], int]:
     sizes = _SIZES.pack(len(header), size)
     pieces = tensor if len(tensor) <= _PARTS else (b"".join(tensor),)
     return [sizes, *pieces, header], len(sizes) + size + len(header)
+
+
+def _after(sent: int, parts: Sequence[Frame]) -> list[memoryview]:
+    """Return what follows the first `sent` bytes of these parts: views, as tensors are large."""
+    rest = []
+    for part in parts:
+        size = memoryview(part).nbytes
+        if sent < size:
+            rest.append(np.frombuffer(part, np.uint8).data[sent:])
+        sent = max(0, sent - size)
+    return rest
 
 
 class Messages:

@@ -20,12 +20,11 @@ from typing import NoReturn
 
 import msgspec
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.errors import ModelError
-from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel, check_sha256
+from parity_models.models.onnx_model import OnnxModel, check_sha256, run_options
 from parity_models.models.signature import tensors_in
 from parity_models.serving.worker.wire import (
     CONTROL,
@@ -91,8 +90,7 @@ class Runner:
         self._ended.set()
 
     def _renew(self) -> None:
-        self._options = onnxruntime.RunOptions()
-        self._options.log_severity_level = FATAL_ONLY
+        self._options = run_options()
         self._ended = Event()
 
     def inject(self, plan: FaultPlan, worker: int, start: float) -> None:
@@ -206,9 +204,8 @@ def warm_model(model: OnnxModel, name: str) -> OnnxModel:
         model(row)
     except Exception as error:  # ONNX Runtime's errors share no base class but this
         raise ModelError(f"{name} does not run on a row of zeros: {error}") from error
-    cancelled = onnxruntime.RunOptions()
+    cancelled = run_options()
     cancelled.terminate = True
-    cancelled.log_severity_level = FATAL_ONLY
     with suppress(Exception):
         model(row, cancelled)
     return model

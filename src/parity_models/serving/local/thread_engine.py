@@ -1,0 +1,101 @@
+"""The threads engine: models run in threads of the server's process.
+
+ONNX Runtime releases the GIL while it runs, so instances compute in parallel. Nothing isolates the
+server from its models: one that crashes ends it, and one that hangs within an operator keeps its
+thread.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from math import inf
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from parity_models.models.onnx_model import OnnxModel, PinnedModel
+from parity_models.serving.engine import Parts
+from parity_models.serving.worker.supervised import (
+    OnReport,
+    SupervisedEngine,
+    SupervisedInstance,
+)
+from parity_models.serving.worker.wire import Cancel, Frame, Hello, InjectFaults, Unit
+from parity_models.serving.worker.worker import Runner, warm_model
+
+
+class WorkerThread(SupervisedInstance):
+    """One life of an instance: a thread that runs models, which instances share."""
+
+    def __init__(
+        self, number: int, name: str, models: Mapping[str, OnnxModel], on_report: OnReport
+    ) -> None:
+        super().__init__(number, name, frozenset(models), on_report)
+        self._hello = Hello({role: model.signature for role, model in models.items()})
+        self._runner = Runner(models)
+        self._units: SimpleQueue[tuple[Unit, Frame] | None] = SimpleQueue()
+        self._ended = asyncio.Event()
+
+    async def live(self) -> str:
+        loop = asyncio.get_running_loop()
+        Thread(target=self._serve, args=(loop,), name=f"parm-{self.name}", daemon=True).start()
+        self._on_report(self._hello, b"")
+        await self._ended.wait()
+        assert self.why_killed is not None
+        return self.why_killed
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the loop is closed, as the server has been stopped
+            while (given := self._units.get()) is not None:
+                loop.call_soon_threadsafe(self._on_report, *self._runner.run(*given))
+
+    def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
+        self._units.put((unit, rows[0] if len(rows) == 1 else b"".join(rows)))
+
+    def send(self, message: Cancel | InjectFaults) -> None:
+        if isinstance(message, Cancel):
+            self._runner.cancel(message.unit)
+
+    def _end(self) -> None:
+        if self.running is not None:
+            self._runner.cancel(self.running.unit)
+        self._units.put(None)
+        self._ended.set()
+
+    async def cleanup(self) -> None:
+        """Nothing is held but the thread, which ends by itself."""
+
+
+class ThreadEngine(SupervisedEngine[WorkerThread]):
+    """Runs `models`, by role, in threads of this process, each model loaded once for all."""
+
+    name = "threads"
+    takes_faults = False
+    same_clock = True
+
+    @classmethod
+    def build(cls, options: Any, parts: Parts) -> "ThreadEngine":
+        return cls(parts.models, unit_timeout=parts.unit_timeout, metrics=parts.metrics)
+
+    def __init__(self, models: Mapping[str, PinnedModel], **supervision: Any) -> None:
+        super().__init__(models, heartbeat_timeout=inf, join_timeout=inf, **supervision)
+        self._loaded: dict[str, OnnxModel] = {}
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-5
+
+    async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
+        for role in sorted(frozenset[str]().union(*roles)):
+            model = self._models[role]
+            name = f"{role} ({model.path})"
+            self._loaded[role] = warm_model(await asyncio.to_thread(model.load), name)
+
+    def _make(
+        self, number: int, name: str, roles: frozenset[str], on_report: OnReport
+    ) -> WorkerThread:
+        models = {role: self._loaded[role] for role in sorted(roles)}
+        return WorkerThread(number, name, models, on_report)
+
+    async def _release(self) -> None:
+        self._loaded.clear()
