@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 def test_every_library_answers_every_call(tmp_path: Path) -> None:
     runs = [
-        asyncio.run(late_calls._run("spells", 0.6, name, calls=100, seed=1))
+        asyncio.run(late_calls._run("plain", "spells", 0.6, name, calls=100, seed=1))
         for name in late_calls.CONTESTANTS
     ]
     for run in runs:

@@ -1,25 +1,31 @@
 """Late against libraries that hedge: the same calls to the same servers, over real sockets.
 
-Four servers, each with one slot and a queue, run calls of 10 ms. Calls come at random times; each
-attempt goes to the next server. Slowness is that of the hedging libraries' own benchmark, 5 % of
-calls ten times as slow, or lasts: each server takes six times as long for a tenth of the time, two
-seconds at a time. A stand-in takes a fifth of the model's time, and its gate lets 88 % pass.
+Four servers, each with one slot and a queue, run calls of 10 ms: plain ones, or Tritons. Calls come
+at random times; each attempt goes to the next server. Slowness is that of the hedging libraries'
+own benchmark, 5 % of calls ten times as slow, or lasts: each server takes six times as long for a
+tenth of the time, two seconds at a time. A stand-in takes a fifth of the model's time, and its gate
+lets 88 % pass.
 """
 
 import asyncio
 import multiprocessing
 import random
+import shutil
+import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from itertools import count
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from itertools import cycle, product
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import onnxruntime
+import psutil
 from aiohttp import web
 from hedge.transport import HedgedHttpxTransport
 from httpx_hedged import HedgedTransport
@@ -30,18 +36,21 @@ from parity_models.models.signature import Batch, Tensor
 from parity_models.roles import Source
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
+from parity_models_lab import slow_model
+from parity_models_lab.overhead import TRITON_PROGRAM, free_ports, wait_until_ready
 from parity_models_lab.plots import plot_latency
 from parity_models_lab.results import INVALID, Row
+from parity_models_lab.slow_model import CONFIGURATION, SECONDS, Slowness, mean_seconds
 
 SERVERS = 4
-SECONDS = 0.010
-"""The time of a call that is not slow."""
-
-STRAGGLERS, SLOWER = 0.05, 10.0
-SPELL, BETWEEN, SPELL_SLOWER = 2.0, 18.0, 6.0
+KINDS = ("plain", "Triton")
 BACKUP_SECONDS, COVERAGE = SECONDS / 5, 0.88
 LOADS = (0.3, 0.6, 0.9)
 
+PATH = "/v2/models/model/infer"
+QUESTION = {
+    "inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [0.0] * 4}],
+}
 ANSWER = {
     "model_name": "model",
     "outputs": [{"name": "output", "datatype": "FP32", "shape": [1, 3], "data": [0.1, 0.7, 0.2]}],
@@ -61,12 +70,11 @@ class Run(NamedTuple):
 
 
 def compare(calls: int, seed: int, on_run: Callable[[str], None]) -> Iterator[Run]:
-    """Yield a run for each kind of slowness, load and library, with times in ms."""
-    for slowness in ("stragglers", "spells"):
-        for load in LOADS:
-            for name in CONTESTANTS:
-                on_run(f"{slowness}, load {load:.0%}, {name}")
-                yield asyncio.run(_run(slowness, load, name, calls, seed))
+    """Yield a run for each kind of servers and of slowness, load and library, with times in ms."""
+    for servers, slowness, load in product(KINDS, ("stragglers", "spells"), LOADS):
+        for name in CONTESTANTS:
+            on_run(f"{servers} servers, {slowness}, load {load:.0%}, {name}")
+            yield asyncio.run(_run(servers, slowness, load, name, calls, seed))
 
 
 def plot_tails(file: Path, runs: Iterable[Run]) -> None:
@@ -74,7 +82,8 @@ def plot_tails(file: Path, runs: Iterable[Run]) -> None:
     drawn = {
         str(run.row["library"]): run.latencies
         for run in runs
-        if (run.row["slowness"], run.row["load"]) == ("spells", LOADS[1])
+        if (run.row["servers"], run.row["slowness"], run.row["load"])
+        == (KINDS[0], "spells", LOADS[1])
         and run.row["library"] != "Late, copies"
     }
     note = (
@@ -85,18 +94,14 @@ def plot_tails(file: Path, runs: Iterable[Run]) -> None:
     plot_latency(file, drawn, "A server is slow for seconds", note)
 
 
-async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> Run:
-    mean = 1 + (
-        STRAGGLERS * (SLOWER - 1)
-        if slowness == "stragglers"
-        else SPELL / (SPELL + BETWEEN) * (SPELL_SLOWER - 1)
-    )
-    rate = load * SERVERS / (SECONDS * mean)
+async def _run(servers: str, slowness: str, load: float, name: str, calls: int, seed: int) -> Run:
+    rate = load * SERVERS / mean_seconds(slowness)
     latencies: list[float] = []
     sources: list[str] = []
-    with _servers(slowness, seed) as (ports, attempts):
+    attempts: Counter[str] = Counter()
+    with (_plain if servers == KINDS[0] else _tritons)(slowness, seed) as ports:
         async with AsyncExitStack() as stack:
-            get = await CONTESTANTS[name](stack, ports)
+            get = await CONTESTANTS[name](stack, _NextServer(ports, attempts))
 
             async def call(due: float) -> None:
                 sources.append(await get())
@@ -111,10 +116,11 @@ async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> 
                 tasks.append(asyncio.ensure_future(call(due)))
             await asyncio.gather(*tasks)
             used = time.process_time() - used
-        extra = attempts() / calls - 1
+        extra = attempts.total() / calls - 1
     found = np.quantile(latencies, list(QUANTILES.values()))
     ours = sum(source not in ("model", "copy") for source in sources)
-    row: dict[str, object] = {"slowness": slowness, "load": load, "library": name}
+    row: dict[str, object] = {"servers": servers, "slowness": slowness}
+    row |= {"load": load, "library": name}
     row |= {
         each: round(1000 * float(value), 1) for each, value in zip(QUANTILES, found, strict=True)
     }
@@ -129,16 +135,18 @@ async def _run(slowness: str, load: float, name: str, calls: int, seed: int) -> 
 
 
 class _NextServer(httpx.AsyncHTTPTransport):
-    """Sends each attempt to the next server."""
+    """Sends each attempt to the next server, by POST: the libraries hedge GET alone."""
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], attempts: Counter[str]) -> None:
         super().__init__(limits=httpx.Limits(max_connections=None, max_keepalive_connections=256))
-        self._ports, self._turn = ports, count()
+        self._urls = cycle([f"http://127.0.0.1:{port}{PATH}" for port in ports])
+        self._attempts = attempts
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url.copy_with(port=self._ports[next(self._turn) % len(self._ports)])
-        sent = httpx.Request(request.method, url, headers=request.headers)
-        return await super().handle_async_request(sent)
+        self._attempts[request.method] += 1
+        return await super().handle_async_request(
+            httpx.Request("POST", next(self._urls), json=QUESTION)
+        )
 
 
 async def _client(
@@ -146,12 +154,12 @@ async def _client(
 ) -> Callable[[], Awaitable[httpx.Response]]:
     client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
     await stack.enter_async_context(client)
-    return lambda: client.get("/infer")
+    return lambda: client.get("/")
 
 
 def _by_transport(make: Callable[[httpx.AsyncHTTPTransport], httpx.AsyncBaseTransport]) -> Any:
-    async def contestant(stack: AsyncExitStack, ports: Sequence[int]) -> Get:
-        get = await _client(stack, make(_NextServer(ports)))
+    async def contestant(stack: AsyncExitStack, servers: _NextServer) -> Get:
+        get = await _client(stack, make(servers))
 
         async def call() -> str:
             await get()
@@ -163,8 +171,8 @@ def _by_transport(make: Callable[[httpx.AsyncHTTPTransport], httpx.AsyncBaseTran
 
 
 def _by_late(backups: GatedBackups | None) -> Any:
-    async def contestant(stack: AsyncExitStack, ports: Sequence[int]) -> Get:
-        get = await _client(stack, _NextServer(ports))
+    async def contestant(stack: AsyncExitStack, servers: _NextServer) -> Get:
+        get = await _client(stack, servers)
         late = await stack.enter_async_context(Late(backups))
 
         async def call() -> str:
@@ -194,7 +202,7 @@ class _EmulatedBackups(GatedBackups):
         return BackupAnswer(self._outputs, Source.BACKUP)
 
 
-CONTESTANTS: dict[str, Callable[[AsyncExitStack, Sequence[int]], Awaitable[Get]]] = {
+CONTESTANTS: dict[str, Callable[[AsyncExitStack, _NextServer], Awaitable[Get]]] = {
     "no help": _by_transport(lambda inner: inner),
     "hedge-python": _by_transport(HedgedHttpxTransport),
     "httpx-hedged": _by_transport(HedgedTransport),
@@ -207,22 +215,16 @@ CONTESTANTS: dict[str, Callable[[AsyncExitStack, Sequence[int]], Awaitable[Get]]
 
 
 @contextmanager
-def _servers(slowness: str, seed: int) -> Iterator[tuple[list[int], Callable[[], int]]]:
-    """Run the servers in a process. Gives their ports, and a function that counts attempts."""
+def _plain(slowness: str, seed: int) -> Iterator[list[int]]:
+    """Run the servers in a process. Gives their ports."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=_serve, args=(there, slowness, seed), daemon=True
     )
     process.start()
     there.close()  # a server that fails is then heard of
-
-    def attempts() -> int:
-        here.send("count")
-        counted: int = here.recv()
-        return counted
-
     try:
-        yield here.recv(), attempts
+        yield here.recv()
     finally:
         process.kill()
         process.join()
@@ -233,37 +235,54 @@ def _serve(pipe: Connection, slowness: str, seed: int) -> None:
 
 
 async def _serve_all(pipe: Connection, slowness: str, seed: int) -> None:
-    seen = count()
     ports = []
     for number in range(SERVERS):
-        runner = web.AppRunner(_application(slowness, random.Random(f"{seed} {number}"), seen))
+        runner = web.AppRunner(_application(Slowness(slowness, seed, number)))
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
         await site.start()
         ports.append(runner.addresses[0][1])
     pipe.send(ports)
-    await asyncio.to_thread(pipe.recv)
-    pipe.send(next(seen))
+    await asyncio.Event().wait()
 
 
-def _application(slowness: str, draw: random.Random, seen: "count[int]") -> web.Application:
+def _application(slowness: Slowness) -> web.Application:
     slot = asyncio.Lock()
-    turns = time.monotonic() + draw.expovariate(1 / BETWEEN)
-    slow = False
 
     async def infer(request: web.Request) -> web.Response:
-        nonlocal slow, turns
-        next(seen)
         async with slot:
-            while slowness == "spells" and time.monotonic() >= turns:
-                slow = not slow
-                turns += draw.expovariate(1 / (SPELL if slow else BETWEEN))
-            factor = SPELL_SLOWER if slow else 1.0
-            if slowness == "stragglers" and draw.random() < STRAGGLERS:
-                factor = SLOWER
-            await asyncio.sleep(SECONDS * factor)
+            await asyncio.sleep(slowness.seconds())
         return web.json_response(ANSWER)
 
     app = web.Application()
-    app.router.add_get("/infer", infer)
+    app.router.add_post(PATH, infer)
     return app
+
+
+@contextmanager
+def _tritons(slowness: str, seed: int) -> Iterator[list[int]]:
+    """Run the Tritons of the tests, which `make servers` installs. Gives their ports."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="parm-lab-")))
+        ports = []
+        for number in range(SERVERS):
+            model, log = folder / str(number) / "model", folder / f"{number}.log"
+            (model / "1").mkdir(parents=True)
+            text = CONFIGURATION.format(kind=slowness, seed=seed, number=number)
+            (model / "config.pbtxt").write_text(text)
+            shutil.copy(slow_model.__file__, model / "1" / "model.py")
+            port, grpc_port = free_ports(2)
+            command = [
+                sys.executable,
+                str(TRITON_PROGRAM),
+                str(model.parent),
+                str(port),
+                str(grpc_port),
+            ]
+            output = stack.enter_context(log.open("wb"))
+            process = psutil.Popen(command, stdout=output, stderr=output)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            wait_until_ready(process, f"http://127.0.0.1:{port}/v2/health/ready", log)
+            ports.append(port)
+        yield ports

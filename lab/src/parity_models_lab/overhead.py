@@ -57,6 +57,8 @@ OURS: Mapping[str, Mapping[str, Any]] = {
 """The options of this software's servers."""
 
 _ROOT = Path(__file__).resolve().parents[3]
+TRITON_PROGRAM = _ROOT / "tests" / "servers" / "triton.py"
+"""Becomes a Triton; see there."""
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -167,7 +169,7 @@ def _measure(
 
 @asynccontextmanager
 async def _ours(bundle: Bundle, name: str, options: Mapping[str, Any]) -> AsyncIterator[Target]:
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     given = ServeOptions(instances=INSTANCES, port=0, grpc_port=port, share_groups=True, **options)
     async with served(bundle.path, given) as server:
         address = server.url.removeprefix("http://")
@@ -178,7 +180,7 @@ async def _ours(bundle: Bundle, name: str, options: Mapping[str, Any]) -> AsyncI
 async def _triton(bundle: Bundle) -> AsyncIterator[Target]:
     """Serve by the Triton of the tests, which `make servers` installs, with its defaults but for
     instances and batches, which it has as ours do."""
-    http_port, grpc_port = _free_ports(2)
+    http_port, grpc_port = free_ports(2)
     with tempfile.TemporaryDirectory(prefix="parm-lab-") as folder:
         repository = Path(folder, "repository")
         export_repository(bundle, repository)
@@ -186,7 +188,7 @@ async def _triton(bundle: Bundle) -> AsyncIterator[Target]:
             text = config.read_text().replace("count: 1", f"count: {INSTANCES}")
             config.write_text(f"{text}dynamic_batching {{ }}\n")
         with Path(folder, "log").open("w+b") as log:
-            program = (str(_ROOT / "tests" / "servers" / "triton.py"), str(repository))
+            program = (str(TRITON_PROGRAM), str(repository))
             process = psutil.Popen(
                 [sys.executable, *program, str(http_port), str(grpc_port)],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -195,14 +197,15 @@ async def _triton(bundle: Bundle) -> AsyncIterator[Target]:
             )
             try:
                 address = f"127.0.0.1:{http_port}"
-                _wait_until_ready(process, f"http://{address}/v2/health/ready", log.name)
+                wait_until_ready(process, f"http://{address}/v2/health/ready", log.name)
                 yield Target(TRITON, address, f"127.0.0.1:{grpc_port}", _processes(process.pid))
             finally:
                 process.terminate()
                 process.wait()
 
 
-def _wait_until_ready(process: psutil.Popen, url: str, log: str) -> None:
+def wait_until_ready(process: psutil.Popen, url: str, log: Path | str) -> None:
+    """Wait for a server. Raises LoadError, with the end of its log, if it ends."""
     while process.poll() is None:
         try:
             if httpx.get(url).is_success:
@@ -218,7 +221,8 @@ def _processes(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Return ports that were free a moment ago."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

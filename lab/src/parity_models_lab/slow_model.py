@@ -1,0 +1,79 @@
+"""A model that is slow now and then: of the servers of late_calls.py, and of Triton, which takes
+this file for a model of its Python backend."""
+
+import os
+import random
+import sys
+import time
+from typing import Any
+
+SECONDS = 0.010
+"""The time of a call that is not slow."""
+
+STRAGGLERS, SLOWER = 0.05, 10.0
+SPELL, BETWEEN, SPELL_SLOWER = 2.0, 18.0, 6.0
+
+
+class Slowness:
+    """The times of the calls of server `number`: those of `kind` "stragglers" or "spells"."""
+
+    def __init__(self, kind: str, seed: int, number: int) -> None:
+        self._kind, self._draw = kind, random.Random(f"{seed} {number}")
+        self._turns = time.monotonic() + self._draw.expovariate(1 / BETWEEN)
+        self._slow = False
+
+    def seconds(self) -> float:
+        """Return the time of a call that begins now."""
+        if self._kind == "stragglers":
+            return SECONDS * (SLOWER if self._draw.random() < STRAGGLERS else 1.0)
+        while time.monotonic() >= self._turns:
+            self._slow = not self._slow
+            self._turns += self._draw.expovariate(1 / (SPELL if self._slow else BETWEEN))
+        return SECONDS * (SPELL_SLOWER if self._slow else 1.0)
+
+
+def mean_seconds(kind: str) -> float:
+    """Return the mean time of a call."""
+    if kind == "stragglers":
+        return SECONDS * (1 + STRAGGLERS * (SLOWER - 1))
+    return SECONDS * (1 + SPELL / (SPELL + BETWEEN) * (SPELL_SLOWER - 1))
+
+
+CONFIGURATION = """
+name: "model"
+backend: "python"
+max_batch_size: 8
+input [{{ name: "input", data_type: TYPE_FP32, dims: [4] }}]
+output [{{ name: "output", data_type: TYPE_FP32, dims: [3] }}]
+instance_group [{{ count: 1, kind: KIND_CPU }}]
+parameters [
+  {{ key: "kind", value: {{ string_value: "{kind}" }} }},
+  {{ key: "seed", value: {{ string_value: "{seed}" }} }},
+  {{ key: "number", value: {{ string_value: "{number}" }} }}
+]
+"""
+"""Triton's config.pbtxt of it."""
+
+
+class TritonPythonModel:
+    """One slot, behind Triton's queue."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        sys.path.append(os.environ["PYTHONPATH"])  # which Triton's Python does not look at
+        import json
+
+        import numpy as np
+        import triton_python_backend_utils as triton
+
+        given = json.loads(args["model_config"])["parameters"]
+        kind, seed, number = (given[each]["string_value"] for each in ("kind", "seed", "number"))
+        self._slowness = Slowness(kind, int(seed), int(number))
+        output = np.array([[0.1, 0.7, 0.2]], np.float32)
+        self._answer = lambda: triton.InferenceResponse(
+            [triton.Tensor.from_dlpack("output", output)]
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        for _ in requests:
+            time.sleep(self._slowness.seconds())
+        return [self._answer() for _ in requests]
