@@ -187,7 +187,7 @@ class _EmulatedBackups(GatedBackups):
     """A backup that takes its time and passes its gate by chance."""
 
     def __init__(self) -> None:
-        self.output = Tensor("output", "FP32", (3,))
+        self.output, self.other_outputs = Tensor("output", "FP32", (3,)), set()
         self.watch = AgreementWatch({})
         self._draw = random.Random(0)
         self._outputs = np.array([[0.1, 0.7, 0.2]], np.float32)

@@ -450,7 +450,8 @@ class _Race:
             answer = LateAnswer(value, "model" if is_original else "copy", 1.0)
             if not is_error(value):
                 if late._form is None and late._backups is not None:
-                    late._form = form_of(value, late._backups.output)
+                    backups = late._backups
+                    late._form = form_of(value, backups.output, backups.other_outputs)
                 late._ran(task, finished=True)
                 late.counts[answer.source] += 1
                 return answer

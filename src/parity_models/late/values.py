@@ -2,7 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -18,18 +18,19 @@ Array = NDArray[Any]
 class Form(ABC):
     """A form of answers, learned from `sample`, one of the model's, with the output `spec`.
 
-    `outputs` returns all outputs of an answer by name; a single one may have any name. `make`
-    returns an answer with this output.
+    `outputs` returns all outputs of an answer by name; a single one may have any name but those of
+    the model's `other` outputs. `make` returns an answer with this output.
     """
 
-    def __init__(self, sample: Any, spec: Tensor) -> None:
-        self.sample, self.spec = sample, spec
+    def __init__(self, sample: Any, spec: Tensor, other: Collection[str] = ()) -> None:
+        self.sample, self.spec, self._other = sample, spec, other
 
     def read(self, value: Any) -> Array | None:
         """Return the output in an answer; None if it is not of this form."""
         try:
-            (only,) = self.outputs(value).values()
-            return only if only.shape[1:] == self.spec.shape else None
+            ((name, only),) = self.outputs(value).items()
+            fits = only.shape[1:] == self.spec.shape and only.dtype.kind in "biuf"
+            return only if fits and name not in self._other else None
         except Exception:  # whatever clients raise for what they cannot read
             return None
 
@@ -124,18 +125,19 @@ def is_error(value: Any) -> bool:
     return getattr(value, "is_error", False) is True
 
 
-def form_of(sample: Any, spec: Tensor) -> Form:
+def form_of(sample: Any, spec: Tensor, other: Collection[str] = ()) -> Form:
     """Return the form of a model's answer, from which stand-ins' answers with the output `spec` are
-    made. Raises UserError for a stream, for other types, and for answers with other outputs."""
+    made; the model has `other` outputs. Raises UserError for a stream, for other types, and for
+    answers with other outputs."""
     if hasattr(sample, "__aiter__") and not hasattr(sample, "json"):
         raise UserError(
             "the call returns a stream, of which no part could be taken back; only whole answers "
             "are raced"
         )
     if isinstance(sample, Mapping) and "outputs" in sample:
-        form: Form = _Json(sample, spec)
+        form: Form = _Json(sample, spec, other)
     elif isinstance(sample, Mapping | np.ndarray):
-        form = _Arrays(sample, spec)
+        form = _Arrays(sample, spec, other)
     else:
         kinds = (
             kind
@@ -150,7 +152,7 @@ def form_of(sample: Any, spec: Tensor) -> Form:
                 "by name, the parsed JSON of the Open Inference Protocol, an httpx.Response or a "
                 "tritonclient InferResult"
             )
-        form = kind(sample, spec)
+        form = kind(sample, spec, other)
     try:
         found = {name: list(array.shape) for name, array in form.outputs(sample).items()}
     except Exception as error:  # whatever clients raise for what they cannot read

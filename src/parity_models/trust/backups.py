@@ -70,6 +70,8 @@ class GatedBackups:
         """The output of the deployed model that they give."""
         self.signature = manifest.deployed.signature
         """The deployed model's."""
+        self.other_outputs = {each.name for each in self.signature.outputs} - {output.name}
+        """The names of its outputs that they do not give."""
         self.gates = choose_gates(bundle, roles, agreement)
         """The gates of those that have one, by the source of their answers."""
         self._gate = OutputGate(self.gates, bundle.envelope())
