@@ -49,6 +49,9 @@ now = time.monotonic
 FASTEST = 0.1
 """The share of calls that wait in no queue."""
 
+FIRST = 20
+"""Calls after which their run times are known."""
+
 ASKED = 0.2
 """The largest share of calls for which a stand-in is asked: the slowest ones."""
 
@@ -143,7 +146,7 @@ class Late:
         self._form: Form | None = None
         stand_ins = [] if self._backups is None else [BACKUP]
         self._targets = _Targets()
-        self._risk = _ClientRisk(Adaptive.Options.urgency, RunTimes(), stand_ins, budget)
+        self._risk = _ClientRisk(Adaptive.Options.urgency, RunTimes(first=FIRST), stand_ins, budget)
         self._budget = Budget(budget, BURST)
         self._computing = _Computing(cpu)
         self._effect = Effect()

@@ -14,15 +14,16 @@ exponent 1)."""
 
 
 class RecentDurations:
-    """The last `window` durations; quantiles are brought up to date every `every` of them."""
+    """The last `window` durations; quantiles are brought up to date every `every` of them, and for
+    the first time after `first`."""
 
-    def __init__(self, *, window: int = 1000, every: int = 50) -> None:
+    def __init__(self, *, window: int = 1000, every: int = 50, first: int | None = None) -> None:
         self._recent: deque[float] = deque(maxlen=window)
         self._ranked: list[float] = []
         self._every = every
         self.added = 0
         """The durations that the last update took up."""
-        self._until_update = every
+        self._until_update = first or every
 
     def add(self, seconds: float, *, renew: bool = True) -> bool:
         """Add a duration. Return whether the quantiles were updated; without `renew`, they are
@@ -44,7 +45,8 @@ class RecentDurations:
 
 
 class RunTimes(RecentDurations):
-    """The run times of the last `window` units; estimates are renewed every `every` of them.
+    """The run times of the last `window` units; estimates are renewed every `every` of them, and
+    are there after the `first`.
 
     A unit that was cancelled, or whose instance left, would have taken longer than it ran. If it
     ran for longer than the median, it counts as AGAIN times as long. Otherwise units would seem
@@ -53,8 +55,8 @@ class RunTimes(RecentDurations):
     upstreams. Times in seconds.
     """
 
-    def __init__(self, *, window: int = 1000, every: int = 50) -> None:
-        super().__init__(window=window, every=every)
+    def __init__(self, *, window: int = 1000, every: int = 50, first: int | None = None) -> None:
+        super().__init__(window=window, every=every, first=first)
         # The sums of the so many longest times, and of their squares.
         self._sums: list[float] = []
         self._squares: list[float] = []
