@@ -68,12 +68,10 @@ class TritonPythonModel:
         given = json.loads(args["model_config"])["parameters"]
         kind, seed, number = (given[each]["string_value"] for each in ("kind", "seed", "number"))
         self._slowness = Slowness(kind, int(seed), int(number))
-        output = np.array([[0.1, 0.7, 0.2]], np.float32)
-        self._answer = lambda: triton.InferenceResponse(
-            [triton.Tensor.from_dlpack("output", output)]
-        )
+        self._triton, self._output = triton, np.array([[0.1, 0.7, 0.2]], np.float32)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         for _ in requests:
             time.sleep(self._slowness.seconds())
-        return [self._answer() for _ in requests]
+        answer = self._triton.Tensor.from_dlpack("output", self._output)
+        return [self._triton.InferenceResponse([answer]) for _ in requests]
