@@ -10,7 +10,7 @@ from enum import StrEnum
 NEWEST = 0.01
 """The weight of the newest measurement."""
 
-SHARE, LEAST = 0.2, 0.002
+SHARE, LEAST = 0.1, 0.002
 """The front door is the bottleneck once the wait exceeds this share of a median run time, and this
 time in seconds. It is no longer once it is below half of that."""
 

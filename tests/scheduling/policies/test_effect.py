@@ -60,6 +60,19 @@ def test_harmful_redundancy_stops_within_seconds_at_100_queries_a_second() -> No
     assert stream.until(Redundancy.PAUSED, within=10) < 10
 
 
+def test_on_a_machine_that_cannot_keep_up_redundancy_stops_at_once() -> None:
+    stream = Stream(0.9, 0.9)
+    assert stream.until(Redundancy.PAUSED, within=5) < 5
+    stream.late = {True: 0.002, False: 0.002}
+    assert stream.until(Redundancy.ON, within=60) < 60
+
+
+def test_redundancy_that_helps_some_goes_on_though_most_are_late() -> None:
+    stream = Stream(0.6, 0.95)
+    stream.run(600)
+    assert stream.helped > 0.97 * 60_000
+
+
 @pytest.mark.parametrize("late", [0.05, 0.5, 1.0])
 def test_redundancy_that_makes_no_difference_is_sent_ever_more_seldom(late: float) -> None:
     stream = Stream(late, late)

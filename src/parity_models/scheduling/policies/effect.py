@@ -12,7 +12,9 @@ if fewer helped queries than unhelped ones are late, by at least one standard er
 than TOLERATED of the helped are late and the unhelped are not better off. Then the next test comes
 after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise only a part of
 the budget is used, LITTLE, for the latest queries; if that does not help either, nothing is sent.
-What was given up is tested again after FIRST seconds, and after twice as long with each failure.
+Where more than SWAMPED of the helped queries are late, and not fewer than of the others by two
+standard errors, the machine cannot keep up: the test ends at once, and nothing is sent. What was
+given up is tested again after FIRST seconds, and after twice as long with each failure.
 
 Queries that a test leaves alone are helped once they are late. So a test costs them no more than
 the time of a stand-in, and only where help was not reaching queries anyway.
@@ -33,6 +35,9 @@ STEP, LARGEST = 50, 1000
 
 CLEAR = 3.0
 """Standard errors of the difference at which a test ends early."""
+
+SWAMPED = 0.5
+"""The share of late queries from which a test ends at once that does not show a benefit."""
 
 FIRST, LONGEST = 5.0, 600.0
 """Seconds between tests: at first, and at most."""
@@ -130,7 +135,8 @@ class Effect:
         better = late_alone / alone - late / helped
         share = (late + late_alone) / (helped + alone)
         error = sqrt(share * (1 - share) * (1 / helped + 1 / alone))
-        if abs(better) <= CLEAR * error and least < LARGEST:
+        swamped = late > SWAMPED * helped and better <= 2 * error
+        if abs(better) <= CLEAR * error and least < LARGEST and not swamped:
             return
         self._kinds.clear()
         self.state, self.counts_all = Redundancy.ON, False
@@ -145,12 +151,12 @@ class Effect:
                 self._rise = FIRST
         else:
             self._interval = FIRST
-            if self.part == 1:
+            if self.part == 1 and not swamped:
                 self.part, self._test_from = LITTLE, now
                 self._raise_from = now + self._rise
                 self._rise = min(LONGEST, 2 * self._rise)
             else:
-                self.state = Redundancy.PAUSED
+                self.state, self.part = Redundancy.PAUSED, LITTLE
                 self._test_from = self._raise_from = now + self._pause
                 self._pause = min(LONGEST, 2 * self._pause)
         self.acts_from = self._raise_from
