@@ -89,6 +89,7 @@ class TestedServer:
         self._lies = lies or {}
         self._descriptors = descriptors if engine is not Engine.RAY else None
         self._process: Process | None = None
+        self._started: list[Process] = []
         self._upstreams: list[Process] = []
         self.url = self.grpc_address = ""
 
@@ -145,6 +146,7 @@ class TestedServer:
         self._process = await self._launch(
             *self._arguments, "--port", port, "--grpc-port", grpc_port
         )
+        self._started.append(self._process)
         if self._descriptors is not None:
             limit_descriptors(self.pid, self._descriptors)
         self.pids.write_text(" ".join(map(str, (*before, self.pid))))
@@ -191,9 +193,8 @@ class TestedServer:
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
-        for process in (self._process, *self._upstreams):
-            if process is not None:
-                await self._end(process)
+        for process in (*self._started, *self._upstreams):
+            await self._end(process)
 
     async def _end(self, process: Process) -> None:
         # Process.send_signal would ask for the exit status, and take it from asyncio, which waits
