@@ -1,7 +1,9 @@
 """Real trials: a server process with worker processes, a client process, real contention."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import os
+import resource
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
@@ -27,6 +30,7 @@ from parity_models_lab.contention.processor import quota
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency.setting import QUERY_SHAPE
 from parity_models_lab.latency.trial import SLOWED, Trial, TrialResult, result_of
+from parity_models_lab.processes import descendants
 from parity_models_lab.tasks import Dataset, Task, find_task
 
 TASK = "digits"
@@ -91,8 +95,10 @@ class Laboratory:
             load = self._load(trial, bundle.manifest.name, server.url)
             warm = float(load.due[trial.warm_up])
             counting: list[asyncio.Task[float]] = []
+            computed: list[tuple[float, float]] = []
 
             def begin() -> None:
+                computed.append(_computed(server.pid))
                 server.begin_faults()
                 if slowed is not None:
                     slowed.begin()
@@ -102,8 +108,15 @@ class Laboratory:
 
             result = await offer_load_from_own_process(load, begin, prefix)
             busy = sum([await server.busy_seconds() - await before for before in counting])
-            summed = _sum_up(result, trial.warm_up, busy)
-            return msgspec.structs.replace(summed, lag_ms=await server.mean_lag() * 1e3)
+            summed = msgspec.structs.replace(
+                _sum_up(result, trial.warm_up, busy), lag_ms=await server.mean_lag() * 1e3
+            )
+            if setting.hogs or setting.tenant:
+                return summed  # they compute, too
+            ms = 1e3 / len(result)
+            (then,) = computed
+            workers, serving = (b - a for a, b in zip(then, _computed(server.pid), strict=True))
+            return msgspec.structs.replace(summed, workers_ms=ms * workers, serving_ms=ms * serving)
 
     def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
         """Contention begins with the warm-up, which policies that learn would else learn from in
@@ -194,6 +207,24 @@ def _without_others(faults: FaultPlan, workers: int) -> FaultPlan:
 
 def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
     return images.repeat(ENLARGED, axis=-2).repeat(ENLARGED, axis=-1)
+
+
+def _computed(server: int) -> tuple[float, float]:
+    """Return the processor seconds so far of a server's workers, and of the server and clients."""
+    workers = _cpu_seconds(server)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    clients = ended.ru_utime + ended.ru_stime
+    return workers, clients + _cpu_seconds(os.getpid()) - workers
+
+
+def _cpu_seconds(parent: int) -> float:
+    """Return the processor seconds of the processes that `parent` started, directly or not."""
+    seconds = 0.0
+    for pid in descendants(parent):
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 async def _busy_after(seconds: float, server: Served) -> float:

@@ -90,9 +90,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     with a `burst`, outside of bursts.
     `service` is the emulated service time of a batch of up to `max_batch` queries,
     `backup_service` that of an approximate backup; it is waited for, or with `computing` computed
-    for in real runs. `speed` is the share of two cores' time that the server's processes get
-    together, in real runs by a quota; 0: no quota. Simulations have no such processes. `encoder`
-    and `decoder`, with their options, are the code's; by default the encoder is the decoder's
+    for; in simulations by this many `cores`, 0 for as many as here. `speed` is the share of
+    two cores' time that the server's processes get together, in real runs by a quota; 0: no quota,
+    and simulations have no such processes. `encoder` and
+    `decoder`, with their options, are the code's; by default the encoder is the decoder's
     usual one. Stand-ins may answer a share `coverage` of the queries, drawn for each. `stand_ins`
     are those that the bundle has for a policy that can use either.
 
@@ -124,6 +125,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     service: Distribution = LogNormal(0.025, 0.05)
     backup_service: Distribution = LogNormal(0.0125, 0.05)
     computing: bool = False
+    cores: Annotated[int, Meta(ge=0, le=100_000)] = 0
     speed: Annotated[float, Meta(ge=0, le=1)] = 0.0
     stand_ins: Annotated[tuple[StandInKind, ...], Meta(min_length=1)] = ("parity",)
     coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
@@ -239,12 +241,12 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def drawn_faults(self, seed: int, seconds: float, *, links: bool = False) -> FaultPlan:
         """Return `faults` with all contention drawn, as in simulations; with `links` the transfers
-        are theirs.
+        are theirs, and hogs are those of simulated cores if models compute.
 
         A hog leaves a unit its share of the core only, so that one takes as much longer.
         """
         plan = self.faults(seed, seconds)
-        if self.hogs:
+        if self.hogs and not (links and self.computing):
             longer = Constant(self.hogs.each * mean_of(self.service))
             slow = Slowdowns(self.hogs.mean_between, self.hogs.mean_length, longer)
             plan = replace(plan, slowdowns=slow)

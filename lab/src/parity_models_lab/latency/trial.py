@@ -1,9 +1,11 @@
 """One run of a latency experiment, real or simulated, and its result."""
 
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from hashlib import sha256
+from math import inf
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
+from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks
 from parity_models_lab.latency.setting import Setting
 
@@ -28,8 +31,9 @@ PARTS = 40
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept where all of them matter."""
 
-SLOWED = 2
-"""The cores of a machine with a `speed`."""
+SLOWED, SERVING, PER_UNIT = 2, 1.05e-3, 0.6e-3
+"""The cores of a machine with a `speed`, and the seconds that one of them computes for a query (by
+server and client) and for a unit (by a worker), as measured in real trials at full speed."""
 
 
 class Mode(StrEnum):
@@ -45,11 +49,15 @@ class Overheads(msgspec.Struct, frozen=True):
     """The overheads of serving, in ms, that simulations add.
 
     `held_ms` is how much longer a unit holds its instance, `outside_ms` the time of an answer
-    outside of queue and instance, as quantiles at SHARES.
+    outside of queue and instance, as quantiles at SHARES. `serving_ms` and `unseen_ms` are computed
+    for each query and `unit_ms` for each unit, where models compute: see `Cores`.
     """
 
     held_ms: float = 0.0
     outside_ms: tuple[float, ...] = ()
+    serving_ms: float = 0.0
+    unseen_ms: float = 0.0
+    unit_ms: float = 0.0
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +104,19 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return StandIns(code, (BACKUP,) if "backup" in has else ())
 
     @property
+    def cores(self) -> Cores | None:
+        """The cores of a simulation: as set, or, where contention is real, those of real runs."""
+        setting, over = self.setting, self.overheads
+        if setting.speed:
+            quota = SLOWED * setting.speed if setting.speed < 1 else inf
+            return Cores(SLOWED, SERVING, unit=PER_UNIT, waiting=not setting.computing, quota=quota)
+        if not setting.computing or (self.drawn and not setting.cores):
+            return None
+        computed = (over.serving_ms / 1e3, over.unseen_ms / 1e3, over.unit_ms / 1e3)
+        count = setting.cores or len(os.sched_getaffinity(0))
+        return Cores(count, *computed, hogs=setting.hogs)
+
+    @property
     def roles(self) -> list[frozenset[str]]:
         """The roles of the policy's instances: all of the setting's, but for `none`."""
         policy, _ = self.policy.build(self.stand_ins)
@@ -107,8 +128,8 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `quantiles_ms` are those of SHARES, `course_ms` the p99 of PARTS of the trial, in their order.
     `sources` counts answers by source. `work` is how many units ran for each query, all models
-    together; `busy_ms` how long instances were busy with them, both for each query; `accuracy` is
-    that of the answers;
+    together; `busy_ms` how long instances were busy with them, `workers_ms` how long workers
+    computed, `serving_ms` server and client, all for each query; `accuracy` is that of the answers;
     `send_delay_p99_ms` how late the load generator sent, `lag_ms` how long reports and timers
     waited for the server's process on average. None where the mode does not know.
     """
@@ -127,6 +148,8 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     send_delay_p99_ms: float | None = None
     lag_ms: float | None = None
+    workers_ms: float | None = None
+    serving_ms: float | None = None
 
     def share(self, source: Source) -> float:
         """Return the share of answers from `source`."""
@@ -171,8 +194,10 @@ def simulate_trial(trial: Trial) -> TrialResult:
         seed=trial.seed,
         warm_up=warm_up,
     )
-    links = None if trial.drawn else setting.links(trial.seed)
+    links, cores = None if trial.drawn else setting.links(trial.seed), trial.cores
     driver: Callable[..., Driver] = partial(DriverOnLinks, links)
+    if cores is not None:
+        driver = partial(DriverOnCores, cores, links)
     result = simulate(simulation, *trial.policy.build(trial.stand_ins), driver=driver)
     sources = result.sources[warm_up:]
     answered = sources != FAILED
@@ -186,4 +211,5 @@ def simulate_trial(trial: Trial) -> TrialResult:
         result_of(latencies, int(np.sum(~answered)), counted),
         work=sum(result.units.values()) / trial.queries,
         busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
+        lag_ms=result.lag * 1e3 if cores else None,
     )

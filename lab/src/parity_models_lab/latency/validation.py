@@ -115,6 +115,8 @@ def overheads_of(points: Sequence[Point]) -> Iterator[Row]:
             "rate": point.setting.queries_per_second,
             "held": took.held_ms,
             **{f"outside {name}": ms for name, ms in zip(PERCENTILES, outside, strict=True)},
+            "server and client": took.serving_ms + took.unseen_ms,
+            "worker": took.unit_ms,
         }
 
 
@@ -144,8 +146,31 @@ def calm_trial(trial: Trial) -> Trial:
 def overheads_between(
     calm: Trial, real: TrialResult, run: Callable[[Trial], TrialResult]
 ) -> Overheads:
-    """Return the overheads of a calm trial: its `real` result less its simulation."""
-    bare = run(msgspec.structs.replace(calm, mode=Mode.SIMULATED, overheads=Overheads()))
-    held = max(0.0, (real.busy_ms or 0.0) - (bare.busy_ms or 0.0))
-    outside = np.maximum(0, np.array(real.quantiles_ms) - bare.p50_ms - held)
-    return Overheads(held, tuple(outside.tolist()))
+    """Return the overheads of a calm trial: its `real` result less its simulation.
+
+    Where models compute, workers computed for some time besides the model's run, and server and
+    clients for some. Of the latter a query waits for the time that it spent outside of queue and
+    instance; the rest is unseen.
+    """
+    busy = real.busy_ms or 0.0
+
+    def simulated(known: Overheads) -> TrialResult:
+        return run(msgspec.structs.replace(calm, mode=Mode.SIMULATED, overheads=known))
+
+    def held_beyond(bare: TrialResult) -> float:
+        return max(0.0, busy - (bare.busy_ms or 0.0))
+
+    if calm.cores is None:
+        bare = simulated(Overheads())
+        held = held_beyond(bare)
+        outside = np.maximum(0, np.array(real.quantiles_ms) - bare.p50_ms - held)
+        return Overheads(held, tuple(outside.tolist()))
+    serving = real.serving_ms or 0.0
+    unit = max(0.0, (real.workers_ms or 0.0) - 1e3 * mean_of(calm.setting.service))
+    bare = simulated(Overheads(unit_ms=unit))
+    held = held_beyond(bare)
+    waited = min(serving, max(0.0, real.p50_ms - bare.p50_ms - held))
+    known = Overheads(held, (), waited, serving - waited, unit)
+    less = np.array(simulated(known).quantiles_ms)
+    outside = np.sort(np.maximum(0, np.array(real.quantiles_ms) - less))
+    return msgspec.structs.replace(known, outside_ms=tuple(outside.tolist()))

@@ -1,0 +1,208 @@
+"""Simulated cores are shared in equal parts by all that compute on them."""
+
+import heapq
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity_models.arrivals import poisson_arrivals
+from parity_models.emulation import Constant, Exponential, FaultPlan, LogNormal, Pauses, RandomKills
+from parity_models.scheduling import DEPLOYED
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import StandIns
+from parity_models.simulation import FAILED, Simulation, SimulationResult, simulate
+from parity_models_lab.contention.processor import Hogs
+from parity_models_lab.latency.cores import Cores, CpuModel, DriverOnCores
+
+
+class Calendar:
+    """What happens when."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._entries: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+
+    def at(self, time: float, happens: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._entries, (max(time, self.now), self._order, happens))
+
+    def run(self, until: float = 1e9) -> None:
+        while self._entries and self._entries[0][0] <= until:
+            self.now, _, happens = heapq.heappop(self._entries)
+            happens()
+
+
+Work = tuple[float, float, float | None]
+"""When it begins, how much it is, and after how long it is stopped, if it is."""
+
+WORK = st.lists(
+    st.tuples(st.floats(0, 2), st.floats(0.01, 1), st.none() | st.floats(0.01, 1)),
+    min_size=1,
+    max_size=8,
+)
+
+
+def ends_of(cores: int, works: list[Work]) -> list[float | None]:
+    """When each is done on so many cores; None for one that is stopped first."""
+    calendar = Calendar()
+    computing = CpuModel(Cores(cores), 0, calendar.at)
+    ends: list[float | None] = [None] * len(works)
+
+    def start(i: int) -> None:
+        def done(now: float) -> None:
+            ends[i] = now
+
+        job = computing.run(calendar.now, i, works[i][1], done)
+        after = works[i][2]
+        if after is not None:
+            calendar.at(calendar.now + after, lambda: computing.stop(calendar.now, job))
+
+    for i, (begin, _, _) in enumerate(works):
+        calendar.at(begin, partial(start, i))
+    calendar.run()
+    return ends
+
+
+def expected(cores: int, works: list[Work], step: float = 1e-3) -> list[float | None]:
+    """The same in small steps."""
+    left = [work for _, work, _ in works]
+    ends: list[float | None] = [None] * len(works)
+    time = 0.0
+    while time < 20:
+        there = [
+            i
+            for i, (begin, _, after) in enumerate(works)
+            if begin <= time and left[i] > 0 and (after is None or time < begin + after)
+        ]
+        for i in there:
+            left[i] -= step * min(1.0, cores / len(there))
+            if left[i] <= 0:
+                ends[i] = time + step
+        time += step
+    return ends
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), WORK)
+def test_all_that_compute_have_equal_parts(cores: int, works: list[Work]) -> None:
+    for found, wanted in zip(ends_of(cores, works), expected(cores, works), strict=True):
+        if found is None or wanted is None:
+            continue  # stopped, or at the very time at which it would be done
+        assert found == pytest.approx(wanted, abs=0.02)
+
+
+def test_one_that_is_stopped_is_never_done_and_leaves_its_part_to_the_others() -> None:
+    assert ends_of(1, [(0, 1, None), (0, 1, 0.5)]) == [pytest.approx(1.25), None]
+
+
+def test_a_hog_takes_half_of_its_core_while_it_computes() -> None:
+    calendar = Calendar()
+    hogs = Hogs(mean_between=0, mean_length=10_000)
+    ends: dict[int, float] = {}
+    for core, on in (
+        (0, CpuModel(Cores(1, hogs=hogs), 0, calendar.at)),
+        (1, CpuModel(Cores(1), 0, calendar.at)),
+    ):
+        on.run(0.0, 0, 1.0, partial(ends.__setitem__, core))
+    calendar.run(until=10)
+    assert ends == {0: pytest.approx(2), 1: pytest.approx(1)}
+
+
+def test_hogs_come_and_go_as_real_ones_do() -> None:
+    calendar = Calendar()
+    computing = CpuModel(Cores(1, hogs=Hogs(1, 0.5, 0.5)), 7, calendar.at)
+    ended: list[float] = []
+    computing.run(0.0, 0, 100.0, ended.append)
+    calendar.run(until=1000)
+    assert ended == [pytest.approx(150, rel=0.15)]
+
+
+def test_the_server_does_one_thing_at_a_time_where_least_is_done() -> None:
+    calendar = Calendar()
+    computing = CpuModel(Cores(2, serving=2.0), 0, calendar.at)
+    ended: dict[str, float] = {}
+    computing.run(0.0, 0, 1.0, lambda now: ended.update(unit=now))
+    computing.server.do(0.0, 1.0, lambda now: ended.update(served=now))
+    computing.server.do(0.0, 0.5, lambda now: ended.update(afterwards=now))
+    calendar.run()
+    expected = {"unit": 1.0, "served": 1.0, "afterwards": 1.5}
+    assert ended == {what: pytest.approx(at) for what, at in expected.items()}
+
+
+def test_a_quota_stops_all_until_the_next_period() -> None:
+    calendar = Calendar()
+    computing = CpuModel(Cores(2, quota=0.5), 0, calendar.at)
+    ended: list[float] = []
+    for _ in range(2):  # 5 ms of a core are given every 10 ms: 2.5 ms for each of the two
+        computing.run(0.0, 0, 0.004, ended.append)
+    calendar.run(until=1)
+    assert ended == [pytest.approx(0.0115)] * 2
+
+
+def simulated(
+    policy: str, cores: Cores | None, faults: FaultPlan | None = None
+) -> SimulationResult:
+    simulation = Simulation(
+        poisson_arrivals(*((40, 1000) if faults else (100, 3000)), seed=1),
+        4,
+        2,
+        {DEPLOYED: LogNormal(0.02, 0.3), "backup": Constant(0.005)},
+        faults or FaultPlan(),
+        overhead=0.0004,
+        seed=3,
+        warm_up=100,
+    )
+    built = PolicyChoice(policy).build(StandIns(None, ("backup",) * (policy == "adaptive")))
+    driver = None if cores is None else partial(DriverOnCores, cores, None)
+    return simulate(simulation, *built, driver=driver)
+
+
+POLICIES = ("equal-resources", "hedging", "adaptive")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_with_a_core_for_everyone_all_is_as_if_there_were_none(policy: str) -> None:
+    alone = simulated(policy, None)
+    shared = simulated(policy, Cores(6))
+    found, wanted = (np.quantile(each.latencies, (0.1, 0.5, 0.9, 0.99)) for each in (shared, alone))
+    np.testing.assert_allclose(found, wanted, rtol=0.02)
+    assert shared.units[DEPLOYED] == pytest.approx(alone.units[DEPLOYED], rel=0.02)
+    assert shared.busy[DEPLOYED] == pytest.approx(alone.busy[DEPLOYED], rel=0.02)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: str) -> None:
+    faults = FaultPlan(
+        seed=5,
+        service_time=Exponential(0.01),
+        computing=True,
+        pauses=Pauses(2.0, Exponential(0.1)),
+        random_kills=RandomKills(20.0),
+    )
+    cores = Cores(2, 0.001, 0.0005, 0.0005, hogs=Hogs(1, 0.5, 0.5))
+    result = simulated(policy, cores, faults)
+    failed = result.sources == FAILED
+    assert failed.mean() < 0.01
+    assert (result.latencies[~failed] > 0).all()
+    again = simulated(policy, cores, faults)
+    np.testing.assert_array_equal(result.latencies, again.latencies)
+
+
+def test_fewer_cores_make_a_longer_tail() -> None:
+    p99 = [
+        np.quantile(simulated("equal-resources", Cores(count)).latencies, 0.99) for count in (6, 3)
+    ]
+    assert p99[1] > 1.2 * p99[0]
+
+
+def test_on_slow_cores_what_a_slow_server_adds_to_every_query_is_seen() -> None:
+    p50 = [
+        float(np.median(simulated("equal-resources", cores).latencies))
+        for cores in (None, Cores(2, 0.004, unit=0.001, waiting=True))
+    ]
+    assert 0.005 < p50[1] - p50[0] < 0.02
