@@ -78,7 +78,7 @@ def test_opening_a_bundle_runs_nothing_that_it_names(tmp_path: Path) -> None:
     run_python(f"{program}; {make}; {write}", tmp_path)
     (tmp_path / "innocent.py").write_text("open('evil', 'w').close(); from own_coders import *")
     np.save(tmp_path / "rows.npy", np.zeros((4, 784), np.float32))
-    for command in ("serve", "evaluate --inputs rows.npy", "export --format triton --out out"):
+    for command in ("serve", "evaluate --inputs rows.npy", "export --out out"):
         refused = subprocess.run(
             parm(*command.split(), "bundle"), cwd=tmp_path, capture_output=True, text=True
         )

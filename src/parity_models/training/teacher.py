@@ -361,7 +361,7 @@ def find_queries(
     options that do not fit.
     """
     if options.hflip and not teacher.plain:
-        raise OptionError("--hflip is for images; the model takes other queries")
+        raise UserError("hflip is for images; the model takes other queries")
     choose_metric(options.metric, teacher.output.shape)
     found = rows_of(teacher, inputs, least=max(least, 3 * k))
     order = np.random.default_rng(1).permutation(len(found))
