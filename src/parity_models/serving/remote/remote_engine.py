@@ -219,14 +219,15 @@ class UpstreamOptions(Options):
         str | None, Option("The client certificate for these servers in PEM.", metavar="FILE")
     ] = None
     upstream_key: Annotated[
-        str | None, Option("The key of --upstream-cert in PEM.", metavar="FILE")
+        str | None, Option("The key of the client certificate in PEM.", metavar="FILE")
     ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.upstream_cert is None) != (self.upstream_key is None):
-            raise OptionError(
-                "a client certificate needs its key; give both, --upstream-cert and --upstream-key"
+            raise UserError(
+                "a client certificate needs its key; give both, upstream_cert and upstream_key, as "
+                "in --engine remote@upstream-cert=FILE,upstream-key=FILE"
             )
 
 
