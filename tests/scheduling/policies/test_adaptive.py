@@ -291,3 +291,20 @@ def test_units_that_took_no_time_do_not_have_queries_looked_at_for_ever(name: st
     scheduler.queries_arrived(1e6, [0, 1], "kind")
     later = scheduler.queries_arrived(1e6 + 1, [2], "kind")
     assert later
+
+
+def test_nothing_is_kept_of_a_query_that_was_at_risk_on_an_instance_that_left() -> None:
+    world = world_of(stand_ins=BACKUPS)
+    policy = world.scheduler._policy
+    assert isinstance(policy, Adaptive)
+    world.scheduler.redundancy_switched(world.now, False)
+    (query,) = world.arrive(1)
+    world.pass_time(5.0)
+    assert policy._unassisted
+    world.leave("0")
+    assert runs(world) == [DEPLOYED]
+    assert policy._fresh
+    world.finish(max(world.running))
+    assert world.answers == {query: Source.MODEL}
+    assert not policy._fresh
+    assert not policy._unassisted

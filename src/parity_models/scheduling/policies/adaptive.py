@@ -161,8 +161,8 @@ class Adaptive(Policy):
         if task is not query.original or query.id in self._asked:
             self._watch(port, query, task)
             return
-        if task.failed_on:  # it ran before
-            self._fresh.pop(query.id, None)
+        self._fresh.pop(query.id, None)  # where it ran before, and failed
+        self._unassisted.pop(query.id, None)
         if query.exact or not self._risk.late or task.instance in self._risk.slow:
             self._unassisted[query.id] = query
             self._watch(port, query, task)
