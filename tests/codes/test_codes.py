@@ -53,15 +53,6 @@ def test_sum_and_subtraction_recover_every_erasure_of_a_linear_model(
                 np.testing.assert_allclose(decoded[i], predictions[i], rtol=0, atol=2e-3)
 
 
-def test_subtraction_is_exact_to_float32_for_one_parity() -> None:
-    rng = np.random.default_rng(0)
-    code = Code(CodeSpec("sum", "subtraction", 2), (4,), (10,))
-    predictions = list(rng.normal(size=(2, 100, 10)).astype(np.float32))
-    target = code.targets(predictions)
-    decoded = code.decode([None, predictions[1]], [target])
-    np.testing.assert_allclose(decoded[0], predictions[0], rtol=1e-5, atol=1e-6)
-
-
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_what_is_subtracted_from_probabilities_gives_the_nearest_probabilities(
     n: int, seed: int

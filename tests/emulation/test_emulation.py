@@ -221,14 +221,6 @@ def test_no_faults_before_they_begin_and_none_without_a_plan() -> None:
     assert WorkerFaults(FaultPlan(), 0).release(0.5, 0.8) == 0.8
 
 
-def test_a_service_time_is_a_minimum_and_may_depend_on_the_role() -> None:
-    plan = FaultPlan(service_time=Constant(0.02), service_times={"backup": Constant(0.01)})
-    faults = WorkerFaults(plan, 0)
-    assert faults.release(1.0, 1.001, "deployed") == pytest.approx(1.02)
-    assert faults.release(2.0, 2.5) == 2.5
-    assert faults.release(3.0, 3.0, "backup") == pytest.approx(3.01)
-
-
 def test_slowdowns_delay_only_the_workers_they_are_for_and_only_for_spells() -> None:
     plan = FaultPlan(slowdowns=Slowdowns(2.0, 1.0, Constant(0.03), (0, 1)))
     slow = {

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from commands import Here
 from own_models import DIGITS, STACK
-from parity_models.errors import DataError, TrainingError
+from parity_models.errors import TrainingError
 from parity_models.models.bundle import open_bundle, with_measured, write_bundle
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.training import Trained, TrainingOptions
@@ -69,42 +67,3 @@ def test_another_backup_joins_those_that_are_kept_the_fastest_first(
     four = write_bundle(tmp_path / "four", deployed=own, backups=[own] * 4)
     with pytest.raises(TrainingError, match="has 4 backups, and may not have more"):
         train_backup(four, "linear", INPUTS, path, keep=True)
-
-
-def test_the_same_seed_gives_the_same_backup_and_another_seed_another(
-    deployed: Trained, tmp_path: Path
-) -> None:
-    once, again, other = (
-        train_backup(deployed, "linear", INPUTS, tmp_path / "b", options, hflip=True).manifest
-        for options in (TrainingOptions(epochs=2, seed=seed) for seed in (0, 0, 1))
-    )
-    assert once.backups == again.backups != other.backups
-
-
-def test_queries_and_networks_that_do_not_fit_are_refused(
-    deployed: Trained, tmp_path: Path
-) -> None:
-    out = tmp_path / "bundle"
-    for wrong, reason in ((INPUTS[:, :, :7], "has rows of shape"), (INPUTS[:0], "too few")):
-        with pytest.raises(DataError, match=reason):
-            train_backup(deployed, "linear", wrong, out)
-    with pytest.raises(TrainingError, match="features cannot take"):
-        train_backup(deployed, "features", INPUTS, out)
-    assert not out.exists()
-
-
-def test_parm_backup_puts_a_backup_and_its_accuracy_into_the_bundle_it_is_given(
-    deployed: Trained, tmp_path: Path, parm_here: Here
-) -> None:
-    bundle = tmp_path / "bundle"
-    train_parity(deployed, STACK, INPUTS, bundle)
-    np.save(tmp_path / "inputs.npy", INPUTS)
-    arguments = ["--from", bundle, "--network", "linear", "--out", bundle]
-    done = parm_here("backup", *arguments, "--inputs", tmp_path / "inputs.npy", "--epochs", "20")
-    assert done.returncode == 0, done.stderr
-    assert "the approximate backup" in done.stdout
-    opened = open_bundle(bundle)
-    assert opened.code() is not None
-    assert opened.manifest.accuracy is not None
-    assert f"{100 * opened.manifest.accuracy.backup_accuracies[0]:.2f}" in done.stdout
-    assert sorted(tmp_path.iterdir()) == [bundle, tmp_path / "inputs.npy"]

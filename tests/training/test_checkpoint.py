@@ -51,12 +51,6 @@ def test_an_interrupt_leaves_the_best_so_far_and_can_be_resumed(train: Train) ->
     assert (fitted.interrupted, fitted.resumable, fitted.epochs) == (False, False, 22)
 
 
-def test_an_interrupt_before_the_first_epoch_still_leaves_a_bundle(train: Train) -> None:
-    stopped = train(epochs=100, report=fail_at(0, KeyboardInterrupt()))
-    assert (stopped.fitted.interrupted, stopped.fitted.resumable) == (True, False)
-    assert open_bundle(stopped.path).code() is not None
-
-
 def test_ctrl_c_within_a_step_waits_for_its_end(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from commands import invoke
 from onnx_models import output_of
-from own_coders import DECODER, ENCODER, LISTED, PILED
+from own_coders import LISTED, PILED
 from parity_models.codes import CodeSpec
 from parity_models.errors import CodeError, DataError, TrainingError, UserError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
@@ -19,7 +19,7 @@ from parity_models.models.signature import Signature, Tensor, pad
 from parity_models.training.candidates import STACKED, code_for
 from parity_models.training.teacher import rows_of, teacher_of
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
-from trainings import train_backup, train_parity
+from trainings import train_backup
 
 
 @pytest.fixture(scope="module")
@@ -151,19 +151,3 @@ def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models(tmp_path
     ):
         with pytest.raises(CodeError, match="along a new first axis"):
             code_for(wrong, teacher)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("encoder", "decoder", "kind"),
-    [(PILED, LISTED, "probabilities"), (ENCODER, DECODER, "logits")],
-)
-def test_probabilities_that_are_read_off_are_learned_as_such(
-    encoder: str, decoder: str, kind: str, tmp_path: Path
-) -> None:
-    inputs = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).numpy()
-    model, spec = nn.Sequential(nn.Linear(12, 10), nn.Softmax(-1)), CodeSpec(encoder, decoder, 2)
-    outcome = train_parity(model, spec, inputs, tmp_path / "out", network="linear")
-    training = outcome.manifest.parity_training
-    assert training is not None
-    assert training.recipe["output_kind"] == kind

@@ -54,18 +54,6 @@ def mlp(takes: Shape, gives: Shape) -> nn.Module:
     return MLP(takes, gives)
 
 
-@pytest.mark.slow
-def test_models_that_start_from_the_deployed_models_weights_are_not_scaled(tmp_path: Path) -> None:
-    for spec, network, expected in (
-        (CodeSpec("sum", "subtraction", 2), mlp, False),
-        (STACK, linear, True),
-    ):
-        bundle = train_parity(MLP((6,), (1,)), spec, RAW, tmp_path / "b", network=network)
-        training = bundle.manifest.parity_training
-        assert training is not None
-        assert training.recipe["scaled"] is expected
-
-
 @pytest.mark.parametrize("network", [Linear((6,), (2, 3)), MLP((6,), (2, 3))])
 def test_scaling_moves_into_the_first_and_the_last_layer(network: nn.Module) -> None:
     rows = torch.from_numpy(RAW)
@@ -79,16 +67,6 @@ def test_scaling_moves_into_the_first_and_the_last_layer(network: nn.Module) -> 
     assert far.folded((6,)) is far
 
 
-def test_inputs_near_unit_scale_are_left_alone() -> None:
-    network, pictures = nn.Flatten(), torch.rand(50, 3, 8, 8)
-    assert scaled(network, pictures, None, 0) is network
-    module = scaled(network, 255 * pictures, None, 0)
-    assert isinstance(module, Scaled)
-    assert module.shift.shape == (3, 1, 1)
-    assert module.folded((3, 8, 8)) is module
-    assert float(module(255 * pictures).std()) == pytest.approx(1, abs=0.05)
-
-
 def test_constant_features_are_only_shifted_and_rare_values_stay_within_bounds() -> None:
     rows = torch.cat([100 * torch.randn(90, 1), torch.full((90, 1), 1234.5)], dim=1)
     module = scaled(nn.Flatten(), rows, None, None)
@@ -98,22 +76,6 @@ def test_constant_features_are_only_shifted_and_rare_values_stay_within_bounds()
     rare = 100 * torch.randn(5000, 2)
     rare[1:, 1] = 0
     assert scaled(nn.Flatten(), rare, None, None)(rare).abs().max() < 10.1
-
-
-@pytest.mark.parametrize(
-    ("query", "stacked", "kept"),
-    [
-        ((6, 10), (12, 10), (12, 1)),
-        ((10, 6), (20, 6), (1, 6)),
-        ((8, 8), (16, 8), (16, 1)),
-        ((3, 9, 9), (6, 9, 9), (6, 1, 1)),
-        ((5,), (10,), (10,)),
-    ],
-)
-def test_each_channel_has_a_scale(query: Shape, stacked: Shape, kept: Shape) -> None:
-    module = scaled(nn.Flatten(), 100 * torch.randn(40, *stacked), None, channel_axis(query))
-    assert isinstance(module, Scaled)
-    assert module.shift.shape == module.inverse.shape == kept
 
 
 def test_one_slot_is_a_scaled_network_for_one_query() -> None:

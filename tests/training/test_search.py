@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx_models import linear_model
 from parity_models.models.networks import Queried
 from parity_models.training import Callbacks, Queries, open_teacher, search
-from parity_models.training.candidates import Candidate, Proposal, saving
+from parity_models.training.candidates import Candidate, Proposal
 from parity_models.training.distillation import distill
 from parity_models.training.fit import save_tensors
 from parity_models.training.search import (
@@ -110,11 +110,6 @@ def test_the_most_useful_candidates_are_kept(
     found, dropped = drop([One("it", *each) for each in judged], most, least=least)
     assert found == kept
     assert all("is no slower" in why or "are worth more" in why for why in dropped.values())
-
-
-def test_a_stand_in_saves_time_for_the_queries_it_may_answer() -> None:
-    assert saving(0.8, 0.25) == pytest.approx(0.6)
-    assert saving(1.0, 1.5) == 0
 
 
 # Proposals

@@ -1,7 +1,6 @@
 """Training reaches accuracy for every kind of code and prediction, repeats exactly, and refuses
 what cannot be learned."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from torch import nn
 from onnx_models import output_of
 from own_models import DIGITS, STACK
 from parity_models.codes import CodeSpec
-from parity_models.errors import BundleError, CodeError, DataError, UserError
+from parity_models.errors import BundleError, UserError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.metrics import choose_output_kind
 from parity_models.training import Trained, TrainingOptions
 from parity_models.training.device import mirror
-from parity_models.training.fit import Budget
-from parity_models.training.networks import recipe_for
 from parity_models_lab.deployed import mirror_boxes, train_deployed
 from parity_models_lab.tasks import Dataset, Diabetes, Split, Task
 from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights
@@ -110,23 +107,6 @@ def test_settings_that_cannot_work_are_refused(
 
 
 @pytest.mark.slow
-def test_inputs_and_codes_that_do_not_fit_are_refused(deployed: Trained, tmp_path: Path) -> None:
-    inputs, out = DIGITS.train.inputs, tmp_path / "bundle"
-    for wrong, reason in (
-        (inputs[:, :, :7], "has rows of shape"),
-        (inputs[:1], "too few"),
-        (inputs[:2], "too few"),
-    ):
-        with pytest.raises(DataError, match=reason):
-            train_parity(deployed, STACK, wrong, out)
-    with pytest.raises(CodeError, match="tell the slots apart"):
-        train_parity(deployed, CodeSpec("sum", "separate", 2), inputs, out)
-    with pytest.raises(CodeError, match="256 at most"):
-        train_parity(deployed, CodeSpec("stack", "separate", 257), inputs, out)
-    assert not out.exists()
-
-
-@pytest.mark.slow
 def test_weights_that_do_not_fit_the_network_of_the_manifest_are_refused(
     deployed: Trained, tmp_path: Path
 ) -> None:
@@ -141,20 +121,6 @@ def test_weights_that_do_not_fit_the_network_of_the_manifest_are_refused(
 
 
 # Recipes
-
-
-def test_the_tighter_of_two_limits_counts() -> None:
-    budget = Budget(epochs=10, seconds=100)
-    assert (budget.spent(5, 20), budget.spent(1, 80), budget.spent(11, 0)) == (0.5, 0.8, 1)
-
-
-def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
-    usual = replace(recipe_for(None, "deployed", (6,)), learning_rate=1.0)
-    rates = [usual.rate_at(spent) for spent in np.linspace(0, 1, 101)]
-    assert max(rates) == rates[20] == 1
-    assert rates[:21] == sorted(rates[:21])
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert rates[100] == pytest.approx(0)
 
 
 # Kinds of predictions

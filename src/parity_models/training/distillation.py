@@ -95,12 +95,9 @@ class OutputTransform:
             return SQUARED_ERROR * functional.mse_loss(outputs, targets)
         return outputs.new_zeros(())
 
-    def answer(self, outputs: Tensor) -> Tensor:
-        """Return a network's `outputs` (..., *output_shape) as valid predictions of the kind."""
-        return _answers(self.kind, outputs)
 
-
-def _answers(kind: OutputKind, outputs: Tensor) -> Tensor:
+def valid(kind: OutputKind, outputs: Tensor) -> Tensor:
+    """Return a network's `outputs` (..., *output_shape) as valid predictions of the kind."""
     if kind == "probabilities":
         return outputs.softmax(dim=-1)
     return functional.normalize(outputs, dim=-1) if kind == "embeddings" else outputs
@@ -116,7 +113,7 @@ class Served(nn.Module):
         self._dtype = torch.from_numpy(np.empty(0, dtype)).dtype
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return _answers(self._kind, self._network(*inputs)).to(self._dtype)
+        return valid(self._kind, self._network(*inputs)).to(self._dtype)
 
 
 @dataclass(frozen=True)

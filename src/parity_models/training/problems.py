@@ -22,7 +22,7 @@ from parity_models.models.networks.network import NamedModule, Slot, Slotwise, s
 from parity_models.models.networks.perceptrons import FullLayers
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
-from parity_models.training.distillation import DistillationData
+from parity_models.training.distillation import DistillationData, valid
 from parity_models.training.envelope import channel_axis
 from parity_models.training.fit import Recipe
 
@@ -98,7 +98,7 @@ class Imitation(Distillation):
     def answers(self) -> Iterator[Answers]:
         """Yield the answers to all queries held out."""
         inputs = self.data.held_out.inputs
-        outputs = self.data.transform.answer(predict(self.module, inputs))
+        outputs = valid(self.data.output_kind, predict(self.module, inputs))
         yield outputs.cpu().numpy(), np.arange(len(inputs))
 
 
@@ -207,7 +207,7 @@ class Reconstruction(Distillation):
             outputs = predict(model, Rows((parities[j],)))
             each = self._decode_each(predictions, outputs, j)
             for decoded, rows in zip(each, self._members.numpy(), strict=True):
-                yield transform.answer(decoded).cpu().numpy(), rows
+                yield valid(transform.kind, decoded).cpu().numpy(), rows
 
     def _encoded(self, queries: Sequence[Tensor]) -> list[Tensor]:
         """Return r parity queries of k queries."""
