@@ -182,6 +182,7 @@ def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
         (CodeSpec("product", "separate", 2), (4,), "there are sum"),
         (CodeSpec("sum", "addition", 2), (4,), "there are subtraction"),
         (CodeSpec("sum", "subtraction", 1), (4,), "k must be 2 or more"),
+        (CodeSpec("sum", "subtraction", 257), (4,), "k can be 256 at most"),
         (CodeSpec("sum", "subtraction", 2, 0), (4,), "r must be from 1"),
         (CodeSpec("sum", "subtraction", 2, 3), (4,), "r must be from 1"),
         (CodeSpec("concatenation", "separate", 5), (1, 28, 28), "not k=5"),

@@ -142,7 +142,6 @@ def test_the_example_leads_to_a_served_bundle(parm: Parm, tmp_path: Path) -> Non
         (np.where(ROWS > 2, np.nan, ROWS), "", "hold NaN or infinite values"),
         (np.ones_like(ROWS), "", "all inputs in rows.npy are the same"),
         (ROWS, "--encoder sum", "could not tell the slots apart"),
-        (ROWS, "--k 257", "256 at most"),
         (ROWS, "--metric iou", "iou judges boxes"),
         (1e36 * np.abs(ROWS), "", "predicts NaN or infinite values"),
         (ROWS, "--out /proc/bundle", "nothing can be written to /proc"),

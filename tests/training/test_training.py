@@ -96,7 +96,7 @@ def test_a_folder_that_is_no_bundle_is_refused_before_training(
         ({"seed": -1}, "seed must be from 0"),
         ({"device": "abacus"}, "leave it out"),
         ({"device": "cuda:99"}, "leave it out"),
-        ({"network": "resnet18"}, "resnet18 takes images"),
+        ({"network": "features"}, "features takes several inputs"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -26,9 +26,6 @@ MAX_K = 256
 REMEMBERED = 256
 """Encoders, for the inputs' shapes, that are cached."""
 
-UNLIKE = 1009
-"""A size of dynamic axes to try encoders with; fixed axes are unlikely to have it."""
-
 
 @dataclass(frozen=True)
 class CodeSpec:
@@ -90,7 +87,7 @@ class Code:
         self._encoder_for = lru_cache(REMEMBERED)(lambda shape: _build(kind, spec, shape, options))
         self.parity_shapes = {name: self._parity_shape(name) for name in self.query_shapes}
         shapes = self.query_shapes.values()
-        encoders = [self._encoder_for(_at(each, dict.fromkeys(each, UNLIKE))) for each in shapes]
+        encoders = [self._encoder_for(each) for each in shapes]
         self.encoder = encoders[0]
         axes = {each.stacked_axis for each in encoders}
         self.stacked_axis = axes.pop() if len(axes) == 1 else None
@@ -193,29 +190,15 @@ class Code:
         return shape
 
     def _parity_shape(self, name: str) -> NamedShape:
-        """Return the shape of this input of a parity query, dynamic where the queries' is.
-
-        Found by trying two sizes: an axis of a parity query is dynamic if it is as large as an
-        axis of the queries in both cases.
-        """
+        """Return the shape of this input of a parity query, with the names of its dynamic axes."""
         shape = self.query_shapes[name]
-        axes = [axis for axis in dict.fromkeys(shape) if isinstance(axis, str)]
-        sizes = {axis: UNLIKE + 2 * i for i, axis in enumerate(axes)}
-        others = {axis: size + 1000 for axis, size in sizes.items()}
         try:
-            one, other = (
-                self._encoder_for(_at(shape, tried)).parity_shape for tried in (sizes, others)
-            )
+            found: NamedShape = self._encoder_for(shape).parity_shape
         except CodeError as error:
             raise self._of_input(name, error) from error
-        if not axes:
-            return one
-        if len(one) == len(other):
-            same = {(sizes[axis], others[axis]): axis for axis in axes}
-            both = list(zip(one, other, strict=True))
-            if all(a == b or (a, b) in same for a, b in both):
-                return tuple(same.get((a, b), a) for a, b in both)
-        raise CodeError(
+        if {each for each in found if isinstance(each, str)} <= set(shape):
+            return found
+        raise CodeError(  # two axes "n" are joined to one "nn"
             f"of input {name!r}: the {self.spec.encoder} encoder joins queries along an axis of no "
             "fixed size; join them along a new one"
         )
@@ -272,8 +255,3 @@ def _build(kind: type[C], spec: CodeSpec, shape: Shape, options: Any) -> C:
     except TypeError as error:  # the user's class lacks a method, or takes other arguments
         name = spec.encoder if issubclass(kind, Encoder) else spec.decoder
         raise CodeError(f"{name} cannot be built: {error}") from error
-
-
-def _at(shape: NamedShape, sizes: Mapping[Any, int]) -> Shape:
-    """Return the shape with these sizes of its dynamic axes."""
-    return tuple(sizes[each] if isinstance(each, str) else each for each in shape)

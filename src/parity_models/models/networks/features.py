@@ -15,6 +15,9 @@ from parity_models.options import Option
 MOST_COLUMNS = 256
 """A row with more integers than these is a sequence, not a row of features."""
 
+WIDTH = 16
+"""Numbers that a category's vector holds."""
+
 MOST_VALUES = 2**20
 """Integers with a wider range are numbers, not categories."""
 
@@ -32,12 +35,9 @@ class Features(Network):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Network.Options):
-        """Sizes of the perceptron and of its vectors."""
+        """The size of the hidden layer."""
 
         units: Annotated[int, Option("Units of the hidden layer.", at_least=1, at_most=4096)] = 64
-        width: Annotated[
-            int, Option("Numbers that a category's vector holds.", at_least=1, at_most=256)
-        ] = 16
 
     @classmethod
     def takes(cls, queried: Queried) -> bool:
@@ -87,8 +87,8 @@ class FeaturePerceptron(NamedModule):
         self.register_buffer("mean", _joined([inputs[i].mean for i in self.numbers]))
         deviations = _joined([inputs[i].deviation for i in self.numbers])
         self.register_buffer("inverse", 1 / deviations)
-        self.embed = nn.Embedding(int(sizes.sum()), options.width) if len(sizes) else None
-        entering = len(sizes) * options.width + len(self.mean)
+        self.embed = nn.Embedding(int(sizes.sum()), WIDTH) if len(sizes) else None
+        entering = len(sizes) * WIDTH + len(self.mean)
         self.layers = nn.Sequential(
             nn.Linear(entering, options.units),
             nn.ReLU(),

@@ -17,12 +17,18 @@ from parity_models.options import Option
 FEWEST_WORDS = 32
 """Integers with fewer different values are not ids of words."""
 
-FACTORS = (1_000_003, 8_191, 131)
-"""Factors of the ids of neighbours, which are added up and hashed."""
+FACTORS = (1_000_003, 8_191)
+"""Factors of the ids of two neighbours, which are added up and hashed."""
+
+BUCKETS = 2**14
+"""Rows of the table of hashed words and pairs of words."""
+
+DROPOUT = 0.1
+"""The share of words left out while it learns."""
 
 
 class Text(Network):
-    """A bag of words and of hashed n-grams, and a perceptron of one hidden layer on it.
+    """A bag of words and of hashed pairs of words, and a perceptron of one hidden layer on it.
 
     (fastText: Joulin et al., EACL 2017; deep averaging: Iyyer et al., ACL 2015.) Words begin with
     the deployed model's embeddings, where they were found, and each has a weight that is learned.
@@ -36,19 +42,9 @@ class Text(Network):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Network.Options):
-        """Sizes of the bag and of the perceptron."""
+        """The size of the hidden layer."""
 
         units: Annotated[int, Option("Units of the hidden layer.", at_least=1, at_most=4096)] = 256
-        ngrams: Annotated[
-            int,
-            Option("Words of the longest n-grams; 0: words without a hash.", at_least=0, at_most=3),
-        ] = 2
-        buckets: Annotated[
-            int, Option("Rows of the table of hashed n-grams.", at_least=1, at_most=2**20)
-        ] = 2**14
-        dropout: Annotated[
-            float, Option("The share of words left out while it learns.", at_least=0, below=1)
-        ] = 0.1
 
     @classmethod
     def takes(cls, queried: Queried) -> bool:
@@ -93,7 +89,6 @@ class BagOfWords(NamedModule):
         self, options: Text.Options, ids: QueriedInput, at: int, mask: int | None, outputs: Shape
     ) -> None:
         super().__init__()
-        self.dropout, self.buckets = options.dropout, options.buckets
         self.at, self.mask, self.outputs = at, mask, outputs
         self.padding = ids.tensor.padding
         units, self.values = options.units, ids.values
@@ -104,27 +99,25 @@ class BagOfWords(NamedModule):
         self.enter: nn.Module = nn.Linear(units if table is None else table.shape[1], units)
         self.weights = nn.Embedding(ids.values, 1)
         nn.init.zeros_(self.weights.weight)
-        self.orders = range(1, options.ngrams + 1)
-        self.grams = nn.Embedding(options.buckets, units) if options.ngrams else None
-        if self.grams is not None:
-            nn.init.zeros_(self.grams.weight)
+        self.single = True  # single words are hashed, too
+        self.grams = nn.Embedding(BUCKETS, units)
+        nn.init.zeros_(self.grams.weight)
         self.leave = nn.Linear(units, prod(outputs))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         ids = inputs[self.at].long()
         here = (ids != int(self.padding) if self.mask is None else inputs[self.mask]).float()
         ids = ids.clamp(0, self.values - 1)
-        if self.training and self.dropout:
-            here = here * (torch.rand_like(here) >= self.dropout)
+        if self.training:
+            here = here * (torch.rand_like(here) >= DROPOUT)
         weights = self.weights(ids).squeeze(-1).exp() * here
         shares = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
         hidden = self.enter(_pool(shares, self._vectors(ids)))
-        for order in self.orders:
-            assert self.grams is not None
-            places, whole = hashed(ids, here, order, self.buckets)
-            if order > 1:
-                shares = whole / whole.sum(1, keepdim=True).clamp(min=1.0)
-            hidden = hidden + _pool(shares, self.grams(places))
+        if self.single:
+            hidden = hidden + _pool(shares, self.grams(hashed(ids)))
+        both = here * _next(here)
+        shares = both / both.sum(1, keepdim=True).clamp(min=1.0)
+        hidden = hidden + _pool(shares, self.grams(hashed(ids, _next(ids))))
         outputs: Tensor = self.leave(hidden.relu())
         return outputs.reshape(-1, *self.outputs)
 
@@ -137,22 +130,18 @@ class BagOfWords(NamedModule):
     def served(self) -> nn.Module:
         """Return the bag with each word looked up as what it adds to the hidden layer."""
         ids = torch.arange(self.values, device=self.weights.weight.device)
-        table = self.enter(self._vectors(ids))
-        if self.grams is not None:
-            table = table + self.grams(hashed(ids, ids, 1, self.buckets)[0])
+        table = self.enter(self._vectors(ids)) + self.grams(hashed(ids))
         bag = deepcopy(self)
-        bag.table, bag.words, bag.enter, bag.orders = table, None, nn.Identity(), self.orders[1:]
+        bag.table, bag.words, bag.enter, bag.single = table, None, nn.Identity(), False
         return bag
 
 
-def hashed(ids: Tensor, here: Tensor, order: int, buckets: int) -> tuple[Tensor, Tensor]:
-    """Return for each place (n, length) the bucket of the n-gram of this order that begins there,
-    and 1 where all of it is there."""
-    total, whole = ids * FACTORS[0], here
-    for behind in range(1, order):
-        ids, here = _next(ids), _next(here)
-        total, whole = total + (ids + 1) * (FACTORS[0] * FACTORS[behind]), whole * here
-    return total % buckets, whole
+def hashed(ids: Tensor, behind: Tensor | None = None) -> Tensor:
+    """Return the bucket of each word of `ids` (n, length), or of it and the word `behind` it."""
+    total = ids * FACTORS[0]
+    if behind is not None:
+        total = total + (behind + 1) * (FACTORS[0] * FACTORS[1])
+    return total % BUCKETS
 
 
 def _next(values: Tensor) -> Tensor:
