@@ -33,7 +33,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def server(bundle: str) -> Iterator[ServerProcess]:
-    with ServerProcess(bundle, "--policy", "none", "--instances", "1") as process:
+    """It refuses nobody for a queue, however slow the machine is."""
+    patient = ("--deadline", "240")
+    with ServerProcess(bundle, "--policy", "none", "--instances", "1", *patient) as process:
         yield process
 
 
