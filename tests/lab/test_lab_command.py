@@ -10,6 +10,7 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.errors import UserError
+from parity_models.evaluation.judging import calibrate
 from parity_models_lab import overhead, path
 from parity_models_lab.overhead import CASES, OURS, TRITON
 
@@ -90,3 +91,23 @@ def test_promises_are_counted_for_each_scheme(lab_here: Here, tmp_path: Path) ->
     assert [row["scheme"] for row in rows[::2]] == ["as if alone", "Bonferroni", "fresh split"]
     assert all(0 < row["kept"] <= row["shown"] <= 3 for row in rows)
     assert_refused(lab_here(*given), "1,000 --queries take 3 times as many")
+
+
+@pytest.mark.slow
+def test_a_gate_closes_sooner_the_more_queries_drift(lab_here: Here, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    noisy = weights + 0.15 * rng.normal(size=weights.shape).astype(np.float32)
+    rows = rng.normal(size=(9000, FEATURES)).astype(np.float32)
+    bundle = calibrate(linear_bundle(tmp_path, weights, backup=noisy), rows[:6000])
+    np.save(tmp_path / "rows.npy", rows[6000:])
+    given = ("drift", bundle.path, "--inputs", tmp_path / "rows.npy", "--agreement", 0.95)
+    done = lab_here(*given, "--seeds", 3, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "drift.json").read_text())["rows"]
+    assert [row["drift"] for row in found] == ["none", *["classes"] * 3, *["noise"] * 3]
+    none, *drifted = found
+    assert none["closed"] == 0
+    assert all(row["agreement"] < none["agreement"] for row in drifted[:3])
+    classes = [row["wrong without a watch"] for row in drifted[:3]]
+    assert classes == sorted(classes)

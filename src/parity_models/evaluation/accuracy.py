@@ -132,7 +132,7 @@ def measure_gates(
         said = classes_of(found.outputs)
         cases: list[tuple[float | None, Mask, str | None]] = [(None, np.ones_like(agreed), None)]
         for level in gates.levels:
-            given = ~Gate(gates.confidence, level).refused(found.outputs)
+            given = ~Gate(gates.confidence, level).refused(found.gave)
             cases.append((level.level, given, None))
             cases += [
                 (each.level, given & (said == each.number), names[each.number])

@@ -34,6 +34,7 @@ from parity_models.models.gate import (
     StandIn,
     classes_of,
     confidences,
+    served,
     suited,
 )
 from parity_models.tasks.metrics import agreement_for
@@ -83,8 +84,8 @@ def calibrate_gates(
         raise UserError(f"{metric} judges no classes, so there are none to answer only")
     gates: dict[StandIn, Calibration] = {}
     for stand_in, found in outputs.answers(independent=True).items():
-        confidence = suited(agreement.kind, found.outputs)
-        sure = confidences(confidence, found.outputs)
+        confidence = suited(agreement.kind, found.gave)
+        sure = confidences(confidence, found.gave)
         agreed = agreement(found.outputs, outputs.predictions[found.rows])
         if answer_only:
             said = classes_of(found.outputs)
@@ -153,25 +154,31 @@ def estimate_coverage(
     level: float,
     answer_only: Sequence[AnsweredClass] = (),
 ) -> float:
-    """Estimate the share of queries that a stand-in with these `outputs` (n, *output_shape) may
-    answer if `level` of its answers must agree with F's `predictions`.
+    """Estimate the share of queries that a stand-in with these `outputs` (n, *output_shape), or
+    rows of it with a head, may answer if `level` of its answers must agree with F's `predictions`.
 
     It is the largest share of the most confident answers that reaches the level, in each class by
     itself where gates are one-sided. This is an estimate; only calibration guarantees the level.
     For outputs without a confidence, it is the share of answers that agree.
     """
     agreement = agreement_for(metric, predictions)
-    agreed, confidence = agreement(outputs, predictions), suited(agreement.kind, outputs)
+    agreed, confidence = agreement(served(outputs), predictions), suited(agreement.kind, outputs)
     if confidence == "none":
         return float(agreed.mean())
-    sure, said = confidences(confidence, outputs), classes_of(outputs)
-    sides = [(said == each.number, max(level, each.level)) for each in answer_only]
-    covered = 0
-    for mine, least in sides or [(np.ones(len(said), np.bool_), level)]:
-        order = np.argsort(-sure[mine], kind="stable")
-        right = np.cumsum(agreed[mine][order]) / np.arange(1, len(order) + 1)
-        covered += max((np.flatnonzero(right >= least) + 1).tolist(), default=0)
-    return covered / len(outputs)
+    sure = confidences(confidence, outputs)
+    if not answer_only:
+        return surest_share(sure, agreed, level)
+    sides = [(classes_of(outputs) == each.number, max(level, each.level)) for each in answer_only]
+    parts = (mine.mean() * surest_share(sure[mine], agreed[mine], to) for mine, to in sides)
+    return float(sum(parts))
+
+
+def surest_share(confidence: Floats, agreed: Mask, level: float) -> float:
+    """Return the largest share of the most confident answers (n,) of which `level` agreed."""
+    order = np.argsort(-confidence, kind="stable")
+    right = np.cumsum(agreed[order]) / np.arange(1, len(order) + 1)
+    enough = np.flatnonzero(right >= level)
+    return float((enough[-1] + 1) / len(order)) if len(enough) else 0.0
 
 
 def reached_levels(

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from parity_models.codes import Code
 from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import Bundle
-from parity_models.models.gate import StandIn
+from parity_models.models.gate import StandIn, served
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.queries import as_batch, renamed, rows_in, run_by_bucket, take
 from parity_models.models.signature import Batch, Named
@@ -44,16 +44,18 @@ def predictor(
 ) -> Run:
     """Return a function that runs a model over any number of queries, on all cores.
 
-    Of several outputs it gives the one called `output`. Queries of dynamic shape are run in their
-    own buckets. The function raises DataError for queries that the model cannot run, and for
-    outputs that are not finite.
+    Of several outputs it gives the one called `output`, or all as rows (see Layout). Queries of
+    dynamic shape are run in their own buckets. The function raises DataError for queries that the
+    model cannot run, and for outputs that are not finite.
     """
     path = model if isinstance(model, Path) else model.path
     loaded = _load(model)
-    chosen = loaded.signature.outputs[0].name if output is None else output
+    chosen = output or ""
 
     def checked(queries: Batch) -> Named:
-        return {chosen: _finite(loaded.predict(queries)[chosen], path)}
+        found = {name: _finite(each, path) for name, each in loaded.predict(queries).items()}
+        rows = loaded.signature.smallest.output.join(found) if output is None else found[output]
+        return {chosen: rows}
 
     def run(queries: Inputs) -> Array:
         named = queries if isinstance(queries, Mapping) else as_batch(queries, loaded.signature)
@@ -105,15 +107,21 @@ def draw_groups(rows: int, k: int, seed: int) -> Array:
 
 @dataclass(frozen=True)
 class Answers:
-    """Outputs (m, *output shape) of a stand-in, and the rows of the queries that they answer."""
+    """Outputs of a stand-in as it `gave` them (m, *output shape), or as rows with what its head
+    says (m,); and the rows of the queries that they answer."""
 
-    outputs: Array
+    gave: Array
     rows: NDArray[np.int64]
+
+    @property
+    def outputs(self) -> Array:
+        """The outputs (m, *output shape) as clients get them."""
+        return served(self.gave)
 
     @classmethod
     def joined(cls, parts: Sequence["Answers"]) -> "Answers":
         """Return all of the `parts` in their order."""
-        outputs = np.concatenate([each.outputs for each in parts])
+        outputs = np.concatenate([each.gave for each in parts])
         return cls(outputs, np.concatenate([each.rows for each in parts]))
 
 
@@ -161,9 +169,13 @@ class Outputs:
         """The deployed model's outputs: (n, *output shape)."""
         return deployed_predictor(self.bundle, on_rows=self._on_rows)(self.queries)
 
-    @cached_property
+    @property
     def backups(self) -> dict[Backup, Array]:
         """The outputs (n, *output shape) of each backup."""
+        return {role: served(rows) for role, rows in self._backups.items()}
+
+    @cached_property
+    def _backups(self) -> dict[Backup, Array]:
         return {
             role: predictor(self.bundle.pinned(model), on_rows=self._on_rows)(self.queries)
             for role, model in self.bundle.manifest.backup_roles.items()
@@ -181,7 +193,7 @@ class Outputs:
             one_of_each = independent and not self.bundle.isolated
             found["reconstruction"] = self._as_served(self.code, one_of_each)
         every = np.arange(self.rows)
-        return found | {role: Answers(outputs, every) for role, outputs in self.backups.items()}
+        return found | {role: Answers(outputs, every) for role, outputs in self._backups.items()}
 
     def reconstructed(self, sets: Iterable[Sequence[int]]) -> Answers:
         """Return the reconstructions where each of these `sets` of slots is unavailable in turn in

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, CodeError, ModelError
 from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
-from parity_models.models.gate import Calibration, Gates, StandIn
+from parity_models.models.gate import HEAD, Calibration, Gates, StandIn
 from parity_models.models.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
 from parity_models.models.onnx_model import (
     MAX_MODEL_BYTES,
@@ -804,6 +804,10 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
             answered = {each.number for each in level.classes}
             if not answered <= may or bool(answered) != bool(may):
                 raise BundleError(f"has a gate of the {stand_in} for classes it may not answer")
+        files = [each for role, each in manifest.backup_roles.items() if role == stand_in]
+        outputs = [tensor.name for each in files for tensor in each.signature.outputs]
+        if calibration.confidence == "head" and HEAD not in outputs:
+            raise BundleError(f"has a gate of the {stand_in} by a head that this does not have")
 
 
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
@@ -843,6 +847,11 @@ def _check_stand_in(
         )
     _check_tensors(model, "input", inputs, why)
     _check_tensors(model, "output", [output], why)
+    head = [each for each in model.signature.outputs if each.name == HEAD]
+    if head and not isinstance(model, BackupFile):
+        raise BundleError(f"{model.file} has a head {HEAD!r}, which only backups have")
+    if head:
+        _check_tensors(model, "head", [Tensor(HEAD, "FP32", (1,))], why)
     for name, axis in model.signature.axes.items():
         if deployed.axes.get(name) != axis:
             raise BundleError(f"{model.file} has other buckets along {name!r} than {deployed}")
@@ -851,6 +860,8 @@ def _check_stand_in(
 def _check_tensors(model: ModelFile, role: str, needed: Sequence[Tensor], why: str) -> None:
     """The tensors of one kind that the model has are these; one alone may have another name."""
     found = model.signature.inputs if role == "input" else model.signature.outputs
+    if role != "input":
+        found = tuple(each for each in found if (each.name == HEAD) == (role == "head"))
     fits = len(found) == len(needed) and all(
         (one.datatype, one.shape) == (other.datatype, other.shape)
         and (one.name == other.name or len(needed) == 1)

@@ -29,11 +29,11 @@ def floats(shape: tuple[int, ...]) -> Tensor:
     return Tensor(INPUT, "FP32", shape)
 
 
-def export(network: nn.Module, inputs: Sequence[Tensor], output: str = OUTPUT) -> bytes:
+def export(network: nn.Module, inputs: Sequence[Tensor], *outputs: str) -> bytes:
     """Return the content of an ONNX file that computes what `network` does in evaluation mode.
 
     It maps the `inputs` (n, *shape), by their names and data types and for any n and sizes of
-    dynamic axes, to one `output`.
+    dynamic axes, to `outputs`, by default one called "output".
     """
     # A copy: the caller's network stays on its device and in its mode.
     frozen = deepcopy(network).cpu().eval()
@@ -52,7 +52,7 @@ def export(network: nn.Module, inputs: Sequence[Tensor], output: str = OUTPUT) -
             frozen,
             tuple(torch.from_numpy(each.zeros(2)) for each in specs),
             input_names=[each.name for each in inputs],
-            output_names=[output],
+            output_names=outputs or [OUTPUT],
             dynamic_shapes=(dynamic,) if takes_any else dynamic,
             dynamo=True,
             verbose=False,

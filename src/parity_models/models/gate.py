@@ -25,12 +25,16 @@ Array = NDArray[Any]
 StandIn = Literal["reconstruction", Backup]
 """A stand-in for the deployed model, named as the source of its answers."""
 
-PredictionKind = Literal["classes", "boxes", "values"]
-"""The kind of predictions, as `tasks.metrics.PredictionKind`."""
+AgreementKind = Literal["classes", "boxes", "values", "directions"]
+"""What agrees, as `tasks.metrics.AgreementKind`."""
 
-Confidence = Literal["scores", "probabilities", "none"]
-"""The confidence in an output, computed from the output: the log-odds of its largest softmax value,
-or of its largest probability; or none, where nothing in an output predicts agreement."""
+Confidence = Literal["scores", "probabilities", "none", "head"]
+"""The confidence in an output: the log-odds of its largest softmax value, or of its largest
+probability; none, where nothing in an output predicts agreement; or what the stand-in's head
+says."""
+
+HEAD = "parm_agreement"
+"""The output (n, 1) of a stand-in with a head: the log-odds that F agrees. Clients never get it."""
 
 CERTAIN = 1e-30
 """The least probability of all other classes: log-odds are finite."""
@@ -91,7 +95,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     `answer_only`, no other class is answered at any level.
     """
 
-    kind: PredictionKind
+    kind: AgreementKind
     tolerance: Annotated[float, msgspec.Meta(ge=0.0)]
     confidence: Confidence
     queries: Annotated[int, msgspec.Meta(ge=0)]
@@ -170,9 +174,13 @@ class Gate:
 
 def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
     """Return the confidence in each of `outputs` (n, *output_shape): (n,), NaN where one is not
-    finite."""
-    outputs = outputs.reshape(len(outputs), -1)
+    finite, or where there is no head to ask."""
+    heads = outputs[HEAD] if has_head(outputs) else np.full(len(outputs), np.nan)
+    outputs = served(outputs).reshape(len(outputs), -1)
     with np.errstate(all="ignore"):
+        if kind == "head":
+            said = heads.reshape(len(outputs)).astype(np.float64)
+            return np.where(np.isfinite(outputs).all(axis=1), said, np.nan)
         if kind == "none":
             return np.where(np.isfinite(outputs).all(axis=1), 0.0, np.nan)
         scores = outputs.astype(np.float64)
@@ -185,8 +193,21 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
         return np.where(np.isfinite(scores).all(axis=1), sure, np.nan)
 
 
+def has_head(outputs: Array) -> bool:
+    """Return whether these are rows (see Layout) of a stand-in with a head."""
+    return outputs.dtype.names is not None and HEAD in outputs.dtype.names
+
+
+def served(outputs: Array) -> Array:
+    """Return a stand-in's `outputs`, one or many, without what its head says: a view."""
+    if not has_head(outputs):
+        return outputs
+    return outputs[next(name for name in outputs.dtype.names or () if name != HEAD)]
+
+
 def classes_of(outputs: Array) -> NDArray[np.int64]:
     """Return the class that each of `outputs` (n, *output_shape) says: (n,)."""
+    outputs = served(outputs)
     said: NDArray[np.int64] = outputs.reshape(len(outputs), prod(outputs.shape[1:])).argmax(axis=1)
     return said
 
@@ -223,8 +244,10 @@ def read_classes(said: str, names: Sequence[str], count: int) -> tuple[AnsweredC
     return tuple(found.values())
 
 
-def suited(kind: PredictionKind, outputs: Array) -> Confidence:
+def suited(kind: AgreementKind, outputs: Array) -> Confidence:
     """Return the measure of confidence for a stand-in that gives `outputs` (n, *output_shape)."""
+    if has_head(outputs):
+        return "head"
     if kind != "classes":
         return "none"
     probable = (outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3)

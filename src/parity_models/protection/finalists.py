@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import Interval, score_interval
-from parity_models.evaluation.calibration import calibrate_gates
+from parity_models.evaluation.calibration import calibrate_gates, estimate_coverage
 from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.models.bundle import Bundle, write_bundle
-from parity_models.models.gate import AnsweredClass, Calibration
+from parity_models.models.gate import AnsweredClass, Calibration, has_head
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
@@ -109,7 +109,7 @@ def measure(
     Returns:
         The milliseconds of the deployed model, and each candidate's measurements.
     """
-    exported = [each.exported(queries) for each in candidates]
+    exported = [each.exported(queries, [level]) for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
     models = [
         OnnxModel(each.onnx, signature=each.signature)
@@ -133,7 +133,10 @@ def measure(
         right = labels_from(predictions[answers.rows], metric)
         candidate.judge(level, answer_only)  # Ctrl-C may have come before this was done
         covered = candidate.covered
-        if METRICS[metric].kind != "classes":  # all or none pass the gate
+        if has_head(answers.gave):  # which learned from the queries that judge
+            right_there = predictions[answers.rows]
+            covered = estimate_coverage(answers.gave, right_there, metric, level, answer_only)
+        elif METRICS[metric].kind != "classes":  # all or none pass the gate
             covered = float(covered >= level)
         finalist = Finalist(
             candidate.name,

@@ -25,6 +25,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.models.gate import served
 from parity_models.models.golden import is_near
 from parity_models.models.signature import Signature, one_row, tensors_in
 from parity_models.roles import BACKUP, BACKUPS, DEPLOYED, Source, parity_role, source_of
@@ -863,10 +864,11 @@ class Frontend:
         self._work.resolved(query, source)
         request = self.in_flight[query]
         row = query - request.first
-        if self._imitated is None or source is Source.MODEL:
+        if source is Source.MODEL:
             request.answers[row] = request.outputs[query, source].output
         else:
-            request.answers[self._imitated][row] = request.outputs[query, source].output
+            answers = request.answers if self._imitated is None else request.answers[self._imitated]
+            answers[row] = served(request.outputs[query, source].output)
         request.sources[row] = source
         request.unanswered -= 1
         exemplar = None if request.request is None else request.request.exemplar

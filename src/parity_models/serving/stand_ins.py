@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.models.bundle import Bundle
+from parity_models.models.gate import served
 from parity_models.roles import Source, source_of
 from parity_models.scheduling import Run
 from parity_models.serving.metrics import Metrics
@@ -207,8 +208,8 @@ class StandIns:
         only if the output may answer. `parities` are those a reconstruction is from. Return whether
         the two agreed."""
         makers = {made.instance for made in (*(parities or (stand_in,)), prediction)}
-        agreed = self._watch.agree(source, stand_in.output, prediction.output)
-        if not self._gate.refused(source, stand_in.output[np.newaxis]).unsure:
+        agreed = self._watch.agree(source, served(stand_in.output), prediction.output)
+        if not self._gate.refused(source, np.asarray(stand_in.output)[np.newaxis]).unsure:
             self._metrics.compared_answers.labels(source).inc()
             if not agreed:
                 self._metrics.disagreed_answers.labels(source).inc()

@@ -5,7 +5,7 @@ labels, the model's own predictions count as right.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,10 @@ PredictionKind = Literal["classes", "boxes", "values"]
 """The kind of predictions: a score for each class; a box's left, top, right and bottom edge, as
 shares of the image's width and height; or any numbers."""
 
+AgreementKind = Literal["classes", "boxes", "values", "directions"]
+"""What agrees: the same class, boxes that overlap, values that are near, or vectors that point in
+nearly the same direction."""
+
 OutputKind = Literal["logits", "probabilities", "boxes", "numbers", "embeddings"]
 """The kind of a model's outputs, so that its stand-ins give valid ones: a score for each class,
 from before a softmax; a share for each class, which add up to 1; boxes; any numbers; or vectors of
@@ -35,6 +39,8 @@ NEAR = 1e-3
 
 LEAST_LENGTH = 8
 """Vectors of fewer values, all of length 1, may be anything: a direction, a rotation."""
+
+TINY = np.finfo(np.float64).tiny
 
 SAME_BOX = 0.5
 """The least overlap (IoU) of two boxes of the same object (the criterion of PASCAL VOC: Everingham
@@ -49,11 +55,13 @@ at which values agree: such rows alone would have an R² of at least 0.9."""
 class Metric:
     """Called with outputs (n, *output_shape) and labels, gives their score, at most 1.
 
-    Labels are (n,) for predictions of classes, else of the shape of the outputs.
+    Labels are (n,) for predictions of classes, else of the shape of the outputs. `bound` is the
+    least score of a prediction that agrees, where the user names one.
     """
 
     kind: PredictionKind
     measure: Callable[[Array, Array], float]
+    bound: float | None = None
 
     def __call__(self, outputs: Array, labels: Array) -> float:
         return self.measure(outputs, labels)
@@ -97,19 +105,42 @@ def r2(outputs: Array, labels: Array) -> float:
 def cosine(outputs: Array, labels: Array) -> float:
     """Return the mean cosine of the angle between rows of `outputs` and `labels`, both (n, ...); 0
     for a row of zeros."""
+    return float(np.mean(_cosines(outputs, labels)))
+
+
+def _cosines(outputs: Array, labels: Array) -> NDArray[np.float64]:
+    """Return the cosine of the angle between each two rows (n, ...): (n,)."""
     one, other = (each.astype(np.float64).reshape(len(each), -1) for each in (outputs, labels))
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    similar = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return float(np.mean(similar))
+    similar: NDArray[np.float64] = (one * other).sum(axis=1) / np.maximum(lengths, TINY)
+    return similar
 
 
-METRICS: dict[str, Metric] = {
-    "top-1": Metric("classes", top1),
-    "top-5": Metric("classes", top5),
-    "iou": Metric("boxes", iou),
-    "r2": Metric("values", r2),
-    "cosine": Metric("values", cosine),
-}
+class _Metrics(dict[str, Metric]):
+    """Metrics by name; NAME@BOUND is NAME with a bound of the user's."""
+
+    def __missing__(self, name: str) -> Metric:
+        base, at, bound = name.partition("@")
+        try:
+            least = float(bound) if at else 1.0
+        except ValueError:
+            least = 1.0
+        if base not in self or self[base].kind == "classes" or not 0 < least < 1:
+            raise KeyError(name)
+        return replace(self[base], bound=least)
+
+
+METRICS: dict[str, Metric] = _Metrics(
+    {
+        "top-1": Metric("classes", top1),
+        "top-5": Metric("classes", top5),
+        "iou": Metric("boxes", iou),
+        "r2": Metric("values", r2),
+        "cosine": Metric("values", cosine),
+    }
+)
+"""The metrics by name. METRICS["cosine@0.9"] is cosine, and predictions agree from 0.9 on; raises
+KeyError for other names, and for bounds that are not between 0 and 1."""
 
 USUAL: dict[OutputKind, str] = {
     "logits": "top-1",
@@ -193,9 +224,13 @@ def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
     is_row = len(output_shape) == 1 and output_shape[0] > 1
     if name is None:
         return "top-1" if is_row else "r2"
-    if name not in METRICS:
-        raise UserError(f"no metric is called {name!r}; there are {', '.join(METRICS)}")
-    kind = METRICS[name].kind
+    try:
+        kind = METRICS[name].kind
+    except KeyError:
+        raise UserError(
+            f"no metric is called {name!r}; there are {', '.join(METRICS)}, and with the bound "
+            "from which on predictions agree: iou@0.7, cosine@0.9, r2@0.8"
+        ) from None
     if kind == "classes" and not is_row:
         raise UserError(
             f"{name} judges predictions that hold a number for each class, not predictions of "
@@ -237,9 +272,10 @@ def agreement(metric: str, outputs: Array, predictions: Array) -> float:
 @dataclass(frozen=True)
 class Agreement:
     """Agreement with a prediction: the same class, a box that overlaps it by `tolerance` (IoU) at
-    least, or values at a distance (Euclidean) of `tolerance` at most."""
+    least, values at a distance (Euclidean) of `tolerance` at most, or a direction whose cosine with
+    it is `tolerance` at least."""
 
-    kind: PredictionKind
+    kind: AgreementKind
     tolerance: float
 
     def __call__(self, outputs: Array, predictions: Array) -> NDArray[np.bool_]:
@@ -252,6 +288,8 @@ class Agreement:
                 same = one.argmax(axis=1) == other.argmax(axis=1)
             elif self.kind == "boxes":
                 same = _overlaps(outputs, predictions) >= self.tolerance
+            elif self.kind == "directions":
+                same = _cosines(outputs, predictions) >= self.tolerance
             else:
                 off = (outputs.astype(np.float64) - predictions).reshape(len(outputs), -1)
                 same = np.linalg.norm(off, axis=1) <= self.tolerance
@@ -260,11 +298,16 @@ class Agreement:
 
 def agreement_for(metric: str, predictions: Array) -> Agreement:
     """Return what agrees under `metric`, where F's predictions are like these (n, ...)."""
-    kind = METRICS[metric].kind
-    if kind != "values":
-        return Agreement(kind, SAME_BOX if kind == "boxes" else 0.0)
+    kind, bound = METRICS[metric].kind, METRICS[metric].bound
+    if kind == "classes":
+        return Agreement(kind, 0.0)
+    if kind == "boxes":
+        return Agreement(kind, SAME_BOX if bound is None else bound)
+    if bound is not None and METRICS[metric].measure is cosine:
+        return Agreement("directions", bound)
     variance = predictions.reshape(len(predictions), -1).var(axis=0, dtype=np.float64).sum()
-    return Agreement(kind, float(np.sqrt(SAME_VALUES * variance)))
+    apart = SAME_VALUES if bound is None else 1 - bound
+    return Agreement(kind, float(np.sqrt(apart * variance)))
 
 
 # The kind of a model's outputs

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from parity_models.codes import Code, CodeSpec, NamedShape
 from parity_models.errors import CodeError
-from parity_models.evaluation.calibration import estimate_coverage
+from parity_models.evaluation.calibration import LEVELS, estimate_coverage
 from parity_models.models.bundle import PROBABILITIES, NewModel, Training, parity_inputs
 from parity_models.models.export import export
-from parity_models.models.gate import AnsweredClass, Calibration
+from parity_models.models.gate import HEAD, AnsweredClass, Calibration, confidences, suited
 from parity_models.models.networks.network import NamedModule, Slot, Slotwise, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
-from parity_models.training.device import computing, place
+from parity_models.tasks.metrics import agreement_for
+from parity_models.training.device import computing, place, predict
 from parity_models.training.distillation import (
     PLAINLY,
     SQUARED_ERROR,
@@ -27,8 +28,10 @@ from parity_models.training.distillation import (
     DistillationData,
     OutputTransform,
     Served,
+    valid,
 )
 from parity_models.training.fit import Budget, Fitted, OnProgress, RunOptions, fit
+from parity_models.training.head import Head, choose_head
 from parity_models.training.networks import (
     Factory,
     ParityPlan,
@@ -268,8 +271,11 @@ class Candidate:
         self._problem.module.load_state_dict(weights)
         self._problem.module.eval()
 
-    def exported(self, queries: Queries) -> Exported:
-        """Export what goes into a bundle, with a record of the training on these queries."""
+    def exported(self, queries: Queries, levels: Sequence[float] = LEVELS) -> Exported:
+        """Export what goes into a bundle, with a record of the training on these queries.
+
+        A backup has a head if more may be answered by it at these `levels` of agreement.
+        """
         module, code, parity = self._problem.module, self._code, []
         slot: nn.Module | None = None
         if isinstance(module, nn.ModuleList):
@@ -293,10 +299,31 @@ class Candidate:
             device=str(self.data.inputs.device),
             recipe=self.options,
         )
-        backup = None if slot is None else self._model(slot, slot=code is not None)
+        head = self._choose_head(levels) if code is None else None
+        backup = None if slot is None else self._model(slot, head=head, slot=code is not None)
         return Exported(self.proposal.code, parity, backup, training)
 
-    def _model(self, module: nn.Module, code: Code | None = None, **marks: bool) -> NewModel:
+    def _choose_head(self, levels: Sequence[float]) -> Head | None:
+        """Return the head for a backup, if one is worth having, by the queries held out."""
+        held_out, transform, metric = self.data.held_out, self.data.transform, self.data.metric
+        predictions = held_out.predictions.cpu().numpy()
+        raw = predict(self._problem.module, held_out.inputs)
+        given = valid(transform.kind, raw).cpu().numpy()
+        agreement = agreement_for(metric, predictions)
+        kind = suited(agreement.kind, given)
+        sure = None if kind == "none" else confidences(kind, given)
+        agreed, of_classes = agreement(given, predictions), transform.of_classes
+        with computing(threaded=False):
+            return choose_head(raw, agreed, sure, levels, of_classes=of_classes, seed=self._seed)
+
+    def _model(
+        self,
+        module: nn.Module,
+        code: Code | None = None,
+        *,
+        head: Head | None = None,
+        **marks: bool,
+    ) -> NewModel:
         """Export a module for single queries, or the parity queries of a code, as it is served:
         with valid answers, in the data type of F's output."""
         teacher, network = self._teacher, self.proposal.network
@@ -309,9 +336,12 @@ class Candidate:
             module = module.folded(signature.input.shape)
         module = served(module)
         kind = self.data.output_kind
-        if kind in PLAINLY or output.dtype != np.float32:
-            module = Served(module, kind, output.dtype)
-        content = export(module, signature.inputs, output.name)
+        if kind in PLAINLY or output.dtype != np.float32 or head is not None:
+            module = Served(module, kind, output.dtype, head)
+        if head is not None:
+            outputs = (*signature.outputs, NamedTensor(HEAD, "FP32", (1,)))
+            signature = msgspec.structs.replace(signature, outputs=outputs)
+        content = export(module, signature.inputs, *(each.name for each in signature.outputs))
         name = f"{network}, one slot" if marks.get("slot") else network
         return NewModel(content, name, signature=signature, **marks)
 

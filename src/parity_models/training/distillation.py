@@ -104,16 +104,26 @@ def valid(kind: OutputKind, outputs: Tensor) -> Tensor:
 
 
 class Served(nn.Module):
-    """`network` as it is served: with answers of `kind`, in the data type `dtype`."""
+    """`network` as it is served: with answers of `kind`, in the data type `dtype`, and, where there
+    is a `head`, with what that says of the network's outputs."""
 
-    def __init__(self, network: nn.Module, kind: OutputKind, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        kind: OutputKind,
+        dtype: np.dtype[Any],
+        head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self._network = network
+        self._head = head
         self._kind = kind
         self._dtype = torch.from_numpy(np.empty(0, dtype)).dtype
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return valid(self._kind, self._network(*inputs)).to(self._dtype)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        outputs: Tensor = self._network(*inputs)
+        answers = valid(self._kind, outputs).to(self._dtype)
+        return answers if self._head is None else (answers, self._head(outputs))
 
 
 @dataclass(frozen=True)

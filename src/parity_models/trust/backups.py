@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
+from parity_models.models.gate import served
 from parity_models.models.onnx_model import why_it_fails
 from parity_models.models.queries import as_batch
 from parity_models.models.signature import Batch, padded
@@ -116,7 +117,7 @@ class GatedBackups:
                 return Refusal.FAILED
             outputs = kind.output.join(named)
             if not any(self._gate.refused(source, outputs)):
-                return BackupAnswer(outputs, source)
+                return BackupAnswer(served(outputs), source)
             why = Refusal.UNSURE
         return why
 

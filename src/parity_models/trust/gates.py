@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
-from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
+from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn, served
 from parity_models.models.signature import tensors_in
 from parity_models.roles import BACKUPS, Source, source_of
 
@@ -171,9 +171,9 @@ class OutputGate:
         """Return the rows of `outputs` (n, *output shape) that may not answer."""
         envelope, gate = self._envelope, self._gates.get(source)
         if envelope is None:
-            impossible = _not_finite(outputs)
+            impossible = _not_finite(served(outputs))
         else:
-            impossible = np.flatnonzero(envelope.impossible(outputs)).tolist()
+            impossible = np.flatnonzero(envelope.impossible(served(outputs))).tolist()
         unsure = () if gate is None else np.flatnonzero(gate.refused(outputs)).tolist()
         return Refused(impossible, unsure)
 

@@ -22,6 +22,7 @@ COMMANDS = {
         "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
         "promises": "Count how often calibrated gates keep their promise.",
+        "drift": "Count wrong answers before a gate closes.",
     },
     "Break": {
         "chaos": "Serve under load and faults; account for every query.",

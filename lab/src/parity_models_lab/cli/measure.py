@@ -1,4 +1,4 @@
-"""parm-lab overhead, path, promises, chaos, overload, attack: what serving costs and withstands."""
+"""What serving costs and withstands: overhead, path, promises, drift, chaos, overload, attack."""
 
 import asyncio
 from pathlib import Path
@@ -11,6 +11,7 @@ from parity_models.cli.flags import argument
 from parity_models.models.bundle import open_bundle
 from parity_models.options import MINUTES, SECONDS, Option
 from parity_models_lab.chaos.server import Engine
+from parity_models_lab.drift import measure_drift
 from parity_models_lab.overhead import measure_overhead
 from parity_models_lab.path import count_path
 from parity_models_lab.promises import measure_promises
@@ -54,6 +55,29 @@ def promises(
     opened = [open_bundle(each) for each in bundles]
     rows = measure_promises(opened, inputs, agreement, queries, seeds)
     _report(f"Promises kept, {queries:,} queries to calibrate with", rows, out, "promises.json")
+
+
+def drift(
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle with a calibrated backup.", metavar="BUNDLE")
+    ],
+    inputs: Annotated[
+        Path,
+        typer.Option(help="Queries that neither trained nor calibrated it.", metavar="FILE"),
+    ],
+    agreement: Annotated[float, typer.Option(help="The level of the gate.", metavar="SHARE")] = (
+        0.99
+    ),
+    seeds: Annotated[int, typer.Option(help="Streams of queries for each drift.", min=1)] = 20,
+    out: Out = None,
+) -> None:
+    """Count the wrong answers that a gate lets through before the watch closes it.
+
+    Queries drift away from those of the calibration: classes that agree least come more often, or
+    inputs become noisy. One stand-in answer in 20 is compared with the model's.
+    """
+    rows = measure_drift(open_bundle(bundle), inputs, agreement, seeds)
+    _report("Wrong answers before the gate closes, of 100,000", rows, out, "drift.json")
 
 
 def path(out: Out = None) -> None:
