@@ -60,7 +60,7 @@ def test_a_rehearsal_shows_the_tails_and_who_answers(
     bundle: Bundle, tmp_path: Path, parm_here: Here
 ) -> None:
     out = tmp_path / "rehearsed.json"
-    of = ("rehearse", str(bundle.path), "--seconds", "1")
+    of = ("rehearse", str(bundle.path))
     told = parm_here(*of, "--json", str(out), columns=80)
     assert told.returncode == 0, told.stderr
     assert "…" not in told.stdout, "the table is cut"

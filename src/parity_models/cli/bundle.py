@@ -56,7 +56,6 @@ def bundle(
     output: Annotated[
         str | None, Option("The output that the backup imitates, of several.", metavar="OUTPUT")
     ] = None,
-    name: Annotated[str, Option("The name under which it is served.", metavar="NAME")] = "model",
 ) -> None:
     """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
 
@@ -76,7 +75,6 @@ def bundle(
         deployed=NewModel(content, NETWORK, signature=signature),
         backups=[NewModel(each, NETWORK, signature=its) for each, its in read],
         imitated=output,
-        name=name,
     )
     for tensor in signature.inputs:
         typer.echo(f"input {tensor}")

@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 
 from parity_models.cli.common import BundleFolder, Json, write_json
-from parity_models.options import SECONDS, Option
+from parity_models.options import Option
 from parity_models.protection.rehearse import Fault
 from parity_models.protection.rehearse import rehearse as rehearse_bundle
 
@@ -25,12 +25,6 @@ def rehearse(
             metavar="FILE",
         ),
     ] = None,
-    seconds: Annotated[
-        float,
-        Option(
-            "Duration of each of the two runs.", unit=SECONDS, typed="s", at_least=1, at_most=600
-        ),
-    ] = 4.0,
     json: Json = None,
 ) -> None:
     """Serve your bundle with a faulty instance, with stand-ins and without, and compare.
@@ -41,12 +35,6 @@ def rehearse(
     """
     console = Console()
     with console.status("measuring the model") as status:
-        found = rehearse_bundle(
-            bundle,
-            inputs,
-            fault=fault,
-            seconds=seconds,
-            on_run=status.update,
-        )
+        found = rehearse_bundle(bundle, inputs, fault=fault, on_run=status.update)
     found.show(console)
     write_json(json, found)

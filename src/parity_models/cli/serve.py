@@ -97,9 +97,7 @@ def serve(
     limits: Annotated[Limits, Only("max_connections", "max_body")],
     access: Access,
     logging: Logging,
-    upstreams: Annotated[
-        UpstreamOptions, Only("deployed", "parity", "backup", "ca_file", "upstream_token")
-    ],
+    upstreams: Annotated[UpstreamOptions, Only("deployed", "parity", "backup", "ca_file")],
     faults: Faults = None,
     allow_code: AllowCode = None,
     config: ConfigPath = None,

@@ -77,7 +77,7 @@ async def test_upstreams_that_are_not_as_they_must_be_are_refused(model: Path, s
         good.mode = fake.AWAY
         assert "ready" in await refusal(good)
         good.mode = fake.DENIED
-        assert "--upstream-token" in await refusal(good)
+        assert "upstream-token" in await refusal(good)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ _AWAY = (502, 503, 504)
 _MAX_TEXT = 300
 """Characters of an upstream's description that are kept."""
 
-GIVE_TOKEN = "; give a token that it knows with --upstream-token"
+GIVE_TOKEN = "; give a token that it knows: --engine remote@upstream-token=FILE"
 
 Tensors = Mapping[str, NDArray[Any]]
 """Rows (n, *shape) of a model's inputs, by name."""
@@ -63,7 +63,7 @@ class Token(Reread):
 
     def read(self) -> None:
         (path,) = self._paths
-        token = read_text(path, "the file of --upstream-token").strip()
+        token = read_text(path, "the file of upstream_token").strip()
         if not token or not (token.isascii() and token.isprintable()):
             raise UserError(f"{path} holds no token; write one line of printable characters")
         self.value = token
