@@ -28,14 +28,18 @@ async def test_a_server_with_tokens_is_loaded_and_recorded(tmp_path: Path) -> No
         own = {name: value for name, value in os.environ.items() if name != "PARM_TOKEN"}
 
         def load(
-            *arguments: object, token: str | None = TOKEN
+            *arguments: object, token: str | None = TOKEN, trusts: bool = True
         ) -> "subprocess.CompletedProcess[str]":
-            environment = own if token is None else own | {"PARM_TOKEN": token}
+            environment = (
+                own
+                | ({"PARM_CA_FILE": str(ca)} if trusts else {})
+                | ({} if token is None else {"PARM_TOKEN": token})
+            )
             of = ("load", *arguments, "--inputs", rows, "--rate", 50, "--queries", 50)
             command = parm(*map(str, of))
             return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-        done = load(url, "--ca-file", ca, "--json", out, "--processes", 2)
+        done = load(url, "--json", out, "--processes", 2)
         assert done.returncode == 0, done.stderr
         assert json.loads(out.read_text())["answered"] == 50
         assert TOKEN not in out.read_text()
@@ -43,11 +47,11 @@ async def test_a_server_with_tokens_is_loaded_and_recorded(tmp_path: Path) -> No
             await record(url, 1.0, credentials=Credentials(TOKEN, ca))
         for token in (None, "a-token-that-the-server-does-not-know"):
             for model in ((), ("--model", "model")):
-                refused = load(url, "--ca-file", ca, *model, token=token)
+                refused = load(url, *model, token=token)
                 assert_refused(refused, "(HTTP 401)")
                 assert_refused(refused, "give one as the variable PARM_TOKEN")
-        assert_refused(load(url.replace("https", "http")), "no server answers")
-        assert_refused(load(url), "its certificate is not trusted")
+        assert_refused(load(url.replace("https", "http"), trusts=False), "no server answers")
+        assert_refused(load(url, trusts=False), "its certificate is not trusted")
         with pytest.raises(LoadError, match=r"refuses \(HTTP 401\).*PARM_TOKEN"):
             await record(url, 1.0, credentials=Credentials(None, ca))
         with pytest.raises(LoadError, match="its certificate is not trusted"):
@@ -68,7 +72,7 @@ def test_a_load_s_processes_get_its_credentials_alone_and_invalid_ones_are_refus
     (tmp_path / "none.pem").write_text("no certificate")
     of = ("load", "https://127.0.0.1:1", "--inputs", "queries.npy", "--rate", "1")
     for file in ("none.pem", "nowhere.pem"):
-        outcome = parm_here(*of, "--ca-file", tmp_path / file)
-        assert_refused(outcome, f"cannot read certificates from {tmp_path / file}")
+        monkeypatch.setenv("PARM_CA_FILE", str(tmp_path / file))
+        assert_refused(parm_here(*of), f"cannot read certificates from {tmp_path / file}")
     monkeypatch.setenv("PARM_TOKEN", "of\ntwo lines")
     assert_refused(parm_here(*of), "characters that no token has")

@@ -1,7 +1,6 @@
 """parm load: open-loop load on a server, and its latencies."""
 
 import asyncio
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, Percentiles, report_of, write_latencies
 from parity_models.load.result import LoadResult
 from parity_models.options import Option
-from parity_models.serving.client import TOKEN, Credentials
+from parity_models.serving.client import Credentials
 
 INTERRUPTED = 130
 
@@ -48,23 +47,17 @@ def load(
     latencies: Annotated[
         Path | None, Option("Write the fate of each query to this CSV file.", metavar="FILE")
     ] = None,
-    ca_file: Annotated[
-        Path | None,
-        Option(
-            "The certificates to trust over https, a PEM file; by default the system's.",
-            metavar="FILE",
-        ),
-    ] = None,
 ) -> None:
     """Send queries on a fixed schedule, and measure latency from the schedule.
 
     Open loop: a server that stalls is charged for every query that was due meanwhile (no
     coordinated omission). Prints percentiles of latency, errors by kind, the sources of answers
     and their accuracy, and how late the generator itself was. The variable PARM_TOKEN has the
-    bearer token for a server that asks for one. Ctrl-C ends the load and prints the results so far;
+    bearer token for a server that asks for one, and PARM_CA_FILE is the PEM file of certificates to
+    trust in place of the system's. Ctrl-C ends the load and prints the results so far;
     a second one ends at once.
     """
-    credentials = Credentials(os.environ.get(TOKEN), ca_file)
+    credentials = Credentials.of_environment()
     spec = replace(options, url=url)
     check_file(json, latencies)
     stop = asyncio.Event()
