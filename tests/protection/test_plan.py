@@ -146,6 +146,7 @@ def test_a_backup_that_is_at_least_as_right_replaces_the_model() -> None:
     said = replacement(accuracy)
     assert said is not None
     assert said.startswith("Replace your model: the backup has a top-1 of 0.9218 on 3,080")
+    assert said.endswith("A difference of up to 0.0150 may be chance.")
     assert replacement(msgspec.structs.replace(accuracy, backup_accuracies=(0.89,))) is None
     assert replacement(msgspec.structs.replace(accuracy, available_accuracy=1.0)) is None
 

@@ -71,10 +71,14 @@ def replacement(accuracy: Accuracy) -> str | None:
     model = accuracy.available_accuracy
     for role, found in zip(BACKUPS, accuracy.backup_accuracies, strict=False):
         if model < 1 and found >= model:  # without labels, the model is always right
-            return (
+            said = (
                 f"Replace your model: the {role} has a {accuracy.metric} of {found:.4f} on "
                 f"{accuracy.queries:,} labelled queries, and the model {model:.4f}."
             )
+            if accuracy.metric.startswith("top-"):
+                chance = NORMAL * sqrt(2 * model * (1 - model) / accuracy.queries)
+                said += f" A difference of up to {chance:.4f} may be chance."
+            return said
     return None
 
 
