@@ -120,7 +120,6 @@ def test_what_a_head_says_does_not_reach_clients(bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.servers
 def test_a_server_answers_by_a_head(bundle: Bundle) -> None:
     options = ServeOptions(
         policy=choose("approximate-backup", {}), agreement=0.95, port=None, instances=2, deadline=60

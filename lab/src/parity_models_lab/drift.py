@@ -27,10 +27,10 @@ COMPARED = 20
 STREAM = 100_000
 """Answers of a stand-in in all."""
 
-WEIGHTS = (3.0, 10.0, 30.0)
+WEIGHTS = (10.0, 30.0, 100.0)
 """How much more often queries of the worst classes come; these are one in five."""
 
-NOISE = (0.1, 0.2, 0.4)
+NOISE = (0.5, 1.0, 2.0)
 """Noise: of numbers, its deviation as a share of theirs; of ids, the share that is replaced."""
 
 Mask = NDArray[np.bool_]
