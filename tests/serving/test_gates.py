@@ -1,6 +1,7 @@
 """What serving says of its reconstructions, live, is counted where it can be known, and right."""
 
 import logging
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -264,26 +265,23 @@ async def test_a_gate_that_was_closed_stays_closed_for_the_next_server_of_the_bu
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
-    parity = Parity(CODE, DEDICATED)
 
     def kept(digest: str = "a", path: Path = tmp_path) -> ClosedGates:
         return ClosedGates(cast(Any, SimpleNamespace(path=path, digest=digest)))
 
+    def served(closed: ClosedGates) -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
+        parity = Parity(CODE, DEDICATED)
+        return serving(parity, 2, 1, gate=gate, compare_one_in=1, closed_gates=closed)
+
     closed = kept()
-    async with serving(parity, 2, 1, gate=gate, compare_one_in=1, closed_gates=closed) as (
-        frontend,
-        engine,
-    ):
+    async with served(closed) as (frontend, engine):
         for _ in range(40):
             if not closed.sources:
                 await compared(frontend, engine, wrong=True)
     assert kept().sources == {Source.RECONSTRUCTION}
     assert kept("of another calibration").sources == set()
     closed = kept()
-    async with serving(parity, 2, 1, gate=gate, compare_one_in=1, closed_gates=closed) as (
-        frontend,
-        engine,
-    ):
+    async with served(closed) as (frontend, engine):
         assert metric(frontend, "parm_gate_open", source="reconstruction") == 0
         assert await sources(frontend, engine) == [Source.MODEL] * 2
         for _ in range(100):
