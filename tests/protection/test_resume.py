@@ -124,7 +124,7 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
         refused = parm_here(*command("--resume", *more))
         assert_refused(refused, f"was begun with another {flag}; resume it with the same")
         assert done_in(folder) == first
-    # Minutes enough that the search is not over, and what follows it interrupted, where all is slow.
+    # With minutes enough, a slow machine is not interrupted in what follows the search.
     with running(folder, "--resume", "--minutes", "3") as process:
         await_more(folder, process, than=rounds(first))
         process.send_signal(signal.SIGINT)
