@@ -101,7 +101,3 @@ class FaultPlanError(UserError):
 
 class LoadError(UserError):
     """A load that cannot be offered: no such server or model, or inputs that do not fit it."""
-
-
-class ContentionError(UserError):
-    """Contention that cannot be made on this machine, or an invalid description of it."""

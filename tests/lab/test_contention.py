@@ -20,17 +20,17 @@ import psutil
 import pytest
 
 from parity_models.emulation import Constant, FaultPlan, Pauses, WorkerFaults
-from parity_models.errors import BundleError, ContentionError
+from parity_models.errors import BundleError
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
-from parity_models.load.served import Served, served
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.contention import processor
+from parity_models_lab.contention import ContentionError, processor
 from parity_models_lab.contention.apply import LONGEST_PAUSE, Contended, contended, steps
 from parity_models_lab.contention.network import NAMES, PREFIX, check_privileges, star
 from parity_models_lab.contention.processor import ROOT, Hogs, quota
 from parity_models_lab.contention.transfers import Network, legs
 from parity_models_lab.latency.setting import Setting, Tenant
+from parity_models_lab.served import Served, served
 from served import predictions, queries, until, write_linear_bundle
 
 # Courses

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_models import linear_model
+from parity_models.models.gate import AnsweredClass
 from parity_models.models.networks import Queried
 from parity_models.training import Callbacks, Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, Proposal
@@ -220,6 +221,22 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
     dropped = started.run(seconds).dropped
     found = [name for name, why in dropped.items() if why.startswith("not tried")]
     assert found == [f"backup {name}" for name in names[2 : 2 + untried]]
+
+
+@pytest.mark.slow
+def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(
+    lesson: Lesson, tmp_path: Path
+) -> None:
+    def covered(lesson: Lesson, folder: str) -> float:
+        (tmp_path / folder).mkdir()
+        (found,) = begun(lesson, tmp_path / folder, "linear").run(2.0).finalists
+        return found.covered
+
+    held_out = lesson.data.held_out.predictions.argmax(1)
+    one_sided = replace(lesson, answer_only=(AnsweredClass(0, "0"),))
+    share = float((held_out == 0).float().mean())
+    assert covered(lesson, "all") > 2 * share > 0
+    assert 0 < covered(one_sided, "one") < 1.5 * share
 
 
 @pytest.mark.slow

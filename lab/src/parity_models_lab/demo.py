@@ -16,7 +16,6 @@ from parity_models.evaluation.judging import evaluate
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import report_of
 from parity_models.load.result import LoadResult
-from parity_models.load.served import served
 from parity_models.models.bundle import Bundle
 from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -26,6 +25,7 @@ from parity_models.training import TrainingOptions, parity, progress_bars
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.plots import plot_latency
 from parity_models_lab.results import Row, check_out, write_result
+from parity_models_lab.served import served
 from parity_models_lab.tasks import find_task
 
 TASK, NETWORK, CODE = "digits", "mlp", CodeSpec("stack", "separate", k=2)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import NewModel, Training, write_bundle
-from parity_models.models.export import WEIGHTS, export, floats, save_weights
+from parity_models.models.export import WEIGHTS, export, floats
 from parity_models.models.networks import Queried
 from parity_models.models.queries import check_queries
 from parity_models.tasks import METRICS, score
@@ -102,11 +103,12 @@ def train_deployed(
         device=str(device),
         recipe=said,
     )
+    weights = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
     bundle = write_bundle(
         out,
         deployed=NewModel(export(module, [floats(dataset.input_shape)]), network),
         deployed_training=training,
-        files={WEIGHTS: save_weights(module)},
+        files={WEIGHTS: save(weights)},
     )
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)

@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import LoadError, UserError
-from parity_models.load.served import served
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.inference_time import measure_models
 from parity_models.scheduling.choice import PolicyChoice
@@ -38,6 +37,7 @@ from parity_models.serving.protocol import write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.results import Row
+from parity_models_lab.served import served
 
 ROUNDS, SECONDS = 20, 0.7
 """Rounds of each case, and the length of one of each server."""

@@ -9,7 +9,7 @@ from copy import deepcopy
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import nn
 
 from parity_models.errors import BundleError
@@ -76,11 +76,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def save_weights(network: nn.Module) -> bytes:
-    """Return the content of a safetensors file with the network's weights."""
-    return save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
 
 
 def has_weights(bundle: Bundle) -> bool:

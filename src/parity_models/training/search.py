@@ -434,7 +434,7 @@ class Search:
             on_progress=report,
         )
         if first or fitted.best_epoch:
-            candidate.judge(lesson.level)
+            candidate.judge(lesson.level, lesson.answer_only)
         if fitted.interrupted:
             raise KeyboardInterrupt
         now = Done(candidate.score, candidate.covered, candidate.seconds, candidate.epochs)

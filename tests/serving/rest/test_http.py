@@ -292,8 +292,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_the_budget_till_
     async with serving(Echo(times=1000), write_timeout=0.4) as served:
         client = await served.connect()
         transport = client.writer.transport
-        # A StreamWriter says that it has a WriteTransport; that of a socket reads, too.
-        transport.pause_reading()  # type: ignore[attr-defined]
+        transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport reads, too
         rows = np.zeros((2000, 4), np.float32)
         for _ in range(20):
             client.send(binary(rows))  # each answer has 32 MB

@@ -10,7 +10,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from parity_models.cli.flags import Only
-from parity_models.errors import ContentionError, UserError
+from parity_models.errors import UserError
 from parity_models.evaluation.judging import evaluate
 from parity_models.options import Option
 from parity_models.training import TrainingOptions, progress_bars
@@ -18,6 +18,7 @@ from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
 from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
 from parity_models_lab.accuracy.report import write_model
+from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.demo import run_demo
 from parity_models_lab.deployed import train_deployed

@@ -26,7 +26,6 @@ import psutil
 
 from parity_models.emulation import Exponential, FaultPlan, Pauses, Spells, course_of
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.served import served
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import NoRedundancy
@@ -36,6 +35,7 @@ from parity_models.serving.worker.wire import Assignment
 from parity_models_lab.contention.network import FRONTEND_ADDRESS, enter, shuffling, star
 from parity_models_lab.contention.processor import hogging
 from parity_models_lab.latency.setting import Setting, Tenant
+from parity_models_lab.served import served
 
 LONGEST_LOAD = 3600.0
 """Seconds for which another tenant's queries come, if the contention does not end before."""

@@ -25,7 +25,7 @@ from threading import Event, Thread
 
 import psutil
 
-from parity_models.errors import ContentionError
+from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.transfers import Leg, Network, legs
 
 NAMES = Path("/run/netns")

@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 
 from parity_models.emulation import Duration, Exponential, Spell, Spells
-from parity_models.errors import ContentionError
+from parity_models_lab.contention import ContentionError
 
 LOOK = 0.05
 """Seconds between two looks at the clock, and at whether the parent is still there."""

@@ -19,7 +19,6 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import BundleError, LoadError
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
-from parity_models.load.served import Served, served
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.engine import Placement
@@ -31,6 +30,7 @@ from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency.setting import QUERY_SHAPE
 from parity_models_lab.latency.trial import SLOWED, Trial, TrialResult, result_of
 from parity_models_lab.processes import descendants
+from parity_models_lab.served import Served, served
 from parity_models_lab.tasks import Dataset, Task, find_task
 
 TASK = "digits"

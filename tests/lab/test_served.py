@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from parity_models.errors import UserError
-from parity_models.load.served import served
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
+from parity_models_lab.served import served
 from served import write_linear_bundle
 
 pytestmark = pytest.mark.slow
