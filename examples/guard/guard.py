@@ -2,7 +2,7 @@
 
 python examples/guard/guard.py prepare --data banking77 --packages packages --out guard
 cd guard
-parm protect --model model.onnx --inputs inputs.npz --answer-only allowed --minutes 20 --out bundle
+parm protect --model model.onnx --inputs inputs.npz --answer-only allowed --minutes 6 --out bundle
 cd ..
 python examples/guard/guard.py measure guard
 
