@@ -1,6 +1,8 @@
 """What gRPC clients can make the server hold has bounds, and what they give up is let go."""
 
 import asyncio
+import gc
+import tracemalloc
 from typing import Any
 
 import grpc
@@ -13,7 +15,11 @@ from grpc_status import rpc_status
 from grpc_served import READY, method, request, serving, until
 from parity_models.serving.errors import AbandonedError, LateRequestError, OverloadedError
 from parity_models.serving.grpc.grpc_server import InferenceService, refuse
-from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ServerReadyRequest
+from parity_models.serving.grpc.inference_pb2 import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ServerReadyRequest,
+)
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 
@@ -138,8 +144,37 @@ async def test_typed_contents_are_limited_as_json_is() -> None:
             await infer(message.SerializeToString())
         assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
         assert served.frontend.asked == 0
+        message.raw_input_contents.append(bytes(3200))
+        with pytest.raises(grpc.aio.AioRpcError, match="no contents, or contents alone"):
+            await infer(message.SerializeToString())
         served.frontend.go.set()
-        assert await infer(request(200))  # its contents are raw
+        raw = ModelInferRequest.FromString(request(200))
+        raw.id = "mine"
+        raw.outputs.add(name="x")
+        answer = ModelInferResponse.FromString(await infer(raw.SerializeToString()))
+        assert (answer.id, answer.outputs[0].name, len(answer.raw_output_contents[0])) == (
+            *("mine", "x"),
+            3200,
+        )
+
+
+async def test_a_refused_message_is_freed_at_once() -> None:
+    """gRPC keeps the error of a call in a cycle, with the frames of its traceback."""
+    async with serving(max_json=2000) as (_, infer):
+        message = ModelInferRequest(model_name="model")
+        tensor = message.inputs.add(name="x", datatype="FP32", shape=(200_000, 4))
+        tensor.contents.fp32_contents.extend([1.0] * 800_000)
+        data = message.SerializeToString()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(3):
+                with pytest.raises(grpc.aio.AioRpcError, match="typed contents"):
+                    await infer(data)
+            await until(lambda: tracemalloc.get_traced_memory()[0] < len(data))
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -> None:

@@ -21,6 +21,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     InferTensorContents,
     ModelInferRequest,
     ModelInferResponse,
+    RawInferRequest,
     RepositoryModelLoadRequest,
 )
 from parity_models.serving.models import ServedModel
@@ -41,6 +42,8 @@ from parity_models.serving.protocol import (
     request_of,
     size_in_bytes,
 )
+
+Request = ModelInferRequest | RawInferRequest
 
 _FIELDS = {
     "BOOL": "bool_contents",
@@ -64,7 +67,7 @@ _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
 """The types of fields that hold more than some of their datatypes do."""
 
 
-def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest:
+def read_request(message: Request, model: ServedModel) -> InferRequest:
     """Return the request in `message`.
 
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
@@ -82,7 +85,7 @@ def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest
     fitting = model.check_request(inputs, outputs)
     spec_of = {each.name: each for each in model.signature.kind(fitting.sizes).input.tensors}
     tensors: dict[str, NDArray[Any] | Unread] = {}
-    if raw:
+    if raw or isinstance(message, RawInferRequest):
         tensors |= _from_raw(message, spec_of, fitting.rows)
     else:
         for each in message.inputs:
@@ -126,7 +129,7 @@ async def write_response(
 
 
 def _from_raw(
-    message: ModelInferRequest, specs: Mapping[str, TensorSpec], rows: int
+    message: Request, specs: Mapping[str, TensorSpec], rows: int
 ) -> dict[str, NDArray[Any]]:
     contents = message.raw_input_contents
     names = [each.name for each in message.inputs]
@@ -215,7 +218,7 @@ def _asked_of(output: Any) -> tuple[str | None, int | None]:
     return "" if _SHARED in parameters else None, 1 if "classification" in parameters else None
 
 
-def _timeout(message: ModelInferRequest) -> int | None:
+def _timeout(message: Request) -> int | None:
     """Return the parameter timeout, in microseconds."""
     if "timeout" not in message.parameters:
         return None
@@ -227,7 +230,7 @@ def _timeout(message: ModelInferRequest) -> int | None:
     return timeout
 
 
-def parameter_of(message: ModelInferRequest | RepositoryModelLoadRequest, name: str) -> Any:
+def parameter_of(message: Request | RepositoryModelLoadRequest, name: str) -> Any:
     """Return the parameter's value, of whatever type it has; None if it is not there or empty."""
     if name not in message.parameters:
         return None

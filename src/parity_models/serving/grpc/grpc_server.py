@@ -354,6 +354,8 @@ class InferenceService:
                 raise budget.exceeded(len(data))
             held = len(data)
             budget.held += held
+            if held > self._limits.max_json:
+                await budget.turn()
             message = self._decode(data)
             del data
             while True:
@@ -395,7 +397,7 @@ class InferenceService:
             budget.held -= held
             self._rpcs -= 1
 
-    def _decode(self, data: bytes) -> pb.ModelInferRequest:
+    def _decode(self, data: bytes) -> pb.ModelInferRequest | pb.RawInferRequest:
         """Return the message. Raises a RequestError for one that is too large once decoded."""
         largest = self._models.largest
         if largest is None:
@@ -403,9 +405,11 @@ class InferenceService:
         most = MAX_BESIDES + _VALUE * largest.max_values
         if len(data) > most:
             raise _too_large(len(data), "the largest request that this server takes has", most)
-        message = read_message(pb.ModelInferRequest, data)
         most = self._limits.max_json
-        if len(data) > most and not message.raw_input_contents:
+        if len(data) <= most:
+            return read_message(pb.ModelInferRequest, data)
+        message = read_message(pb.RawInferRequest, data)
+        if not message.raw_input_contents:
             text = "send raw_input_contents, or several requests"
             raise _too_large(len(data), "typed contents have", most, advice=text)
         return message
@@ -627,6 +631,8 @@ def text_of(error: RequestError) -> str:
 async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoReturn:
     """End a call with this error, and count it; a google.rpc.Status has RetryInfo where it is known
     when it is worth trying again (google/rpc/error_details.proto of googleapis)."""
+    # gRPC keeps the error in a cycle, and what is in the frames of its traceback: large messages.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
     if error.why is not None:
         metrics.refusals.labels(error.why).inc()
     metadata: tuple[tuple[str, bytes], ...] = ()
