@@ -93,7 +93,7 @@ async def offer(
     data = bundle.parent / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
     options = ServeOptions(instances=setting.all_instances, port=0)
-    async with contended(setting, 0, bundle, links=True) as contention:
+    async with contended(setting, 0, bundle) as contention:
         here = replace(options, placements=contention.placements)
         async with served(bundle, here, contention.prefix) as server:
             load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
@@ -126,7 +126,7 @@ async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
 
 @needs_root
 async def test_shuffles_go_through_the_workers_links(tmp_path: Path) -> None:
-    async with contended(setting_of(shuffles=2), 0, tmp_path, links=True) as contention:
+    async with contended(setting_of(shuffles=2), 0, tmp_path) as contention:
         machines = [each.prefix[-1] for each in contention.placements]
         contention.begin(os.getpid())
         async with asyncio.timeout(60):
@@ -155,7 +155,7 @@ async def test_paused_workers_are_stopped_and_continued_at_the_latest_at_the_end
     setting = setting_of(pauses=Pauses(0.3, Constant(0.5)))
     bundle = write_linear_bundle(tmp_path)
     async with served(bundle, ServeOptions(instances=3, port=0)) as server:
-        async with contended(setting, 0, bundle, links=False) as contention:
+        async with contended(setting, 0, bundle) as contention:
             contention.begin(server.pid)
             for stopped in (True, False, True):
                 change = partial(is_stopped, server, stopped)
@@ -174,9 +174,9 @@ def is_stopped(server: Served, stopped: bool) -> bool:
 
 @pytest.mark.slow
 async def test_hogs_are_on_their_cores_while_contention_lasts(tmp_path: Path) -> None:
-    setting = setting_of(hogs=Hogs(each=2, mean_between=0))
+    setting = setting_of(hogs=Hogs(each=2, mean_between=0), computing=True)
     cores = sorted(os.sched_getaffinity(0))
-    async with contended(setting, 0, tmp_path, links=False) as contention:
+    async with contended(setting, 0, tmp_path) as contention:
         pinned = [place.prefix[-1] for place in contention.placements]
         assert pinned == [str(cores[i % len(cores)]) for i in range(3)]
         contention.begin(os.getpid())
@@ -198,7 +198,7 @@ async def test_a_server_next_to_another_tenant_answers(tmp_path: Path) -> None:
     assert len(shared) == 2
     assert not any(Path(device).exists() for device in shared)
     with pytest.raises(BundleError, match="no-bundle"):
-        async with contended(setting, 0, tmp_path / "no-bundle", links=False):
+        async with contended(setting, 0, tmp_path / "no-bundle"):
             pass
 
 

@@ -1,6 +1,7 @@
 """parm-lab demo, train, latency, validation, accuracy: the paper's figures, and ours."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -53,10 +54,9 @@ def latency(
     network: Annotated[
         str | None,
         Option(
-            "Contention in real runs: shaped (all of it real, shuffles through shaped links; "
-            "needs root and iproute2), drawn (by workers, as simulated), or none (simulate only). "
-            "By default shaped where that can be, else drawn.",
-            metavar="[shaped|drawn|none]",
+            "shaped (real runs, shuffles through shaped links; needs root and iproute2) or none "
+            "(simulate only). By default shaped where that can be.",
+            metavar="[shaped|none]",
         ),
     ] = None,
     speed: Annotated[
@@ -76,9 +76,9 @@ def latency(
     the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
     interrupted run goes on where it stopped.
     """
-    chosen = _choose(network, ("shaped", "drawn", "none"))
+    real = _runs_for_real(network)
     plans = [
-        Plan(name, load_experiment(name), seed, chosen != "none", chosen == "drawn", speed)
+        Plan(name, load_experiment(name), seed, real, speed)
         for name in figures_of(list(figure or ["all"]))
     ]
     check_out(out)
@@ -141,35 +141,26 @@ def validation(
         str, Option("The experiment whose policies are run.", metavar="FIGURE")
     ] = "validation",
     queries: Annotated[int, Option("Queries of each run.", at_least=100)] = 20_000,
-    network: Annotated[
-        str | None,
-        Option(
-            "Contention in real runs: shaped (all of it real, shuffles through shaped links; "
-            "needs root and iproute2) or drawn (by workers, as simulated). By default shaped where "
-            "that can be.",
-            metavar="[shaped|drawn]",
-        ),
-    ] = None,
     out: Out = Path("lab/results"),
     work: WorkFolder = Path("runs/latency"),
     seed: Seed = 0,
 ) -> None:
     """Compare the simulator with real runs, policy by policy.
 
-    The overheads of the real system are measured first. Writes validation.json.
+    Real shuffles go through shaped links, which need root and iproute2. The overheads of the real
+    system are measured first. Writes validation.json.
     """
     experiment = load_experiment(figure)
     check_out(out)
-    network = _choose(network, ("shaped", "drawn"))
     cache = TrialCache(work / "trials")
 
     def run(trials: Sequence[Trial]) -> None:
         run_trials(trials, cache, Laboratory(work / "bundles").run)
 
-    plan = Plan(figure, experiment, seed, drawn=network == "drawn")
+    plan = Plan(figure, experiment, seed)
     compared = validating.compare(plan, range(len(experiment.points)), queries, run, cache)
     rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
-    about = {"contention": network, "queries": queries, "overheads": overheads}
+    about = {"queries": queries, "overheads": overheads}
     write_result(out / "validation.json", experiment.title, rows, **about)
     print_rows(experiment.title, rows)
     print_rows("Overheads of serving, in ms", overheads)
@@ -203,18 +194,16 @@ def accuracy(
             print_rows(str(model.cell), write_model(out, model))
 
 
-def _choose(network: str | None, known: Sequence[str]) -> str:
-    """Return the value of --network: by default the first known one where that is possible, else
-    the second. Raises UserError for unknown ones."""
+def _runs_for_real(network: str | None) -> bool:
+    """Return the meaning of --network. Raises UserError for an unknown value."""
     if network is None:
-        try:
+        with suppress(ContentionError):
             check_privileges()
-        except ContentionError:
-            return known[1]
-        return known[0]
-    if network not in known:
-        raise UserError(f"--network is {', '.join(known)}, not {network!r}")
-    return network
+            return True
+        return False
+    if network not in ("shaped", "none"):
+        raise UserError(f"--network is shaped or none, not {network!r}")
+    return network == "shaped"
 
 
 def train(

@@ -1,6 +1,6 @@
 """The contention of a setting for a real server and its workers, while a context lasts.
 
-    async with contended(setting, seed, bundle, links=True) as contention:
+    async with contended(setting, seed, bundle) as contention:
         options = replace(options, placements=contention.placements)
         async with served(bundle, options, contention.prefix) as server:
             contention.begin(server.pid)
@@ -59,17 +59,15 @@ class Contended:
 
 
 @asynccontextmanager
-async def contended(
-    setting: Setting, seed: int, bundle: Path, *, links: bool
-) -> AsyncIterator[Contended]:
-    """Make a setting's contention; on the network only with `links`.
+async def contended(setting: Setting, seed: int, bundle: Path) -> AsyncIterator[Contended]:
+    """Make a setting's contention.
 
     The server of `bundle` is to be started, and stopped again, while the context lasts. At its end
     nothing is left. Raises ContentionError if the network cannot be made here, and what serving
     raises if another tenant cannot be served.
     """
     workers, cores = setting.all_instances, sorted(os.sched_getaffinity(0))
-    network = setting.network if links else None
+    network = setting.network
     beginnings: list[Callable[[float], None]] = []
     async with AsyncExitStack() as stack:
         machines = stack.enter_context(star(network, workers)) if network else None

@@ -30,7 +30,7 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `tuned` are options with values to choose from: at each point, anew, the policy has those with
     which simulations have the lowest latency `tuned_by`; where it is run for real it has them as
     well. `swept` are options, or fields of the setting, with values that make a series of each
-    combination, of this `family`. `real`: whether it is run for real, too.
+    combination. `real`: whether it is run for real, too.
     """
 
     label: str
@@ -40,7 +40,6 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tuned: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
     tuned_by: Literal["p99", "p99.9"] = "p99.9"
     swept: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
-    family: str = ""
 
     @property
     def choice(self) -> PolicyChoice:
@@ -69,7 +68,6 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 msgspec.structs.replace(
                     self,
                     label=f"{self.label} ({said})",
-                    family=self.label,
                     policy=self.policy | options,
                     setting=self.setting | fields,
                     swept={},
@@ -92,7 +90,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     position; all are simulated. `real_queries` and `simulated_queries` are the lengths of runs, and
     `warm_up` the number of queries that come first and are not counted. `apart`: not among `all`
     figures.
-    `picture`: median and p99.9 along the axis, or p99 and p99.9 against instances' busy time.
     `undisturbed` are the points, by position, that those which follow are compared with: for how
     much of the time p99 stays near theirs.
     """
@@ -103,7 +100,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     series: tuple[Series, ...]
     setting: dict[str, Any] = {}
     real: tuple[int, ...] = (0,)
-    picture: Literal["axis", "cost"] = "axis"
     real_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
     simulated_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
     warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None

@@ -21,7 +21,6 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.roles import DEPLOYED, Source
-from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.training import Queries, TrainingOptions, train
 from parity_models_lab.contention.apply import contended
@@ -59,17 +58,13 @@ class Laboratory:
     async def _run(self, trial: Trial) -> TrialResult:
         setting, roles = trial.setting, trial.roles
         bundle = self.bundle_for(trial)
-        draw = setting.drawn_faults if trial.drawn else setting.faults
-        placements = (Placement(),) * len(roles)
-        prefix: tuple[str, ...] = ()
         enter: tuple[str, ...] = ()
         async with AsyncExitStack() as stack:
-            contention = slowed = None
-            if not trial.drawn:
-                contention = await stack.enter_async_context(
-                    contended(setting, trial.seed, bundle.path, links=True)
-                )
-                placements, prefix = contention.placements[: len(roles)], contention.prefix
+            slowed = None
+            contention = await stack.enter_async_context(
+                contended(setting, trial.seed, bundle.path)
+            )
+            placements, prefix = contention.placements[: len(roles)], contention.prefix
             if setting.nodes:
                 placements = tuple(
                     replace(each, node=str(slot % setting.nodes))
@@ -85,7 +80,7 @@ class Laboratory:
                 port=0,
                 max_batch=setting.max_batch,
                 placements=placements,
-                faults=_without_others(draw(trial.seed, trial.seconds), len(roles)),
+                faults=_without_others(setting.faults(trial.seed, trial.seconds), len(roles)),
                 share_groups=True,
                 agreement=0,  # what may not be answered is drawn, as in simulations: coverage
             )
@@ -102,8 +97,7 @@ class Laboratory:
                 server.begin_faults()
                 if slowed is not None:
                     slowed.begin()
-                if contention is not None:
-                    contention.begin(server.pid)
+                contention.begin(server.pid)
                 counting.append(asyncio.create_task(_busy_after(warm, server)))
 
             result = await offer_load_from_own_process(load, begin, prefix)
@@ -198,11 +192,7 @@ class Laboratory:
 def _without_others(faults: FaultPlan, workers: int) -> FaultPlan:
     """Return the plan for a policy with fewer instances, without the faults of the others."""
     kills = tuple(kill for kill in faults.kills if kill.worker < workers)
-    neighbours = faults.neighbours
-    if neighbours is not None:
-        there = tuple(worker for worker in neighbours.workers if worker < workers)
-        neighbours = msgspec.structs.replace(neighbours, workers=there)
-    return msgspec.structs.replace(faults, kills=kills, neighbours=neighbours)
+    return msgspec.structs.replace(faults, kills=kills)
 
 
 def _enlarge(images: NDArray[Any]) -> NDArray[Any]:

@@ -11,9 +11,15 @@ from tqdm import tqdm
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.experiment import Experiment, Series
-from parity_models_lab.latency.figures import PERCENTILES, Line, plot_experiment, plot_frontier
+from parity_models_lab.latency.figures import Line, plot_experiment
 from parity_models_lab.latency.setting import Setting, mean_of
-from parity_models_lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
+from parity_models_lab.latency.trial import (
+    PERCENTILES,
+    Mode,
+    Trial,
+    TrialResult,
+    simulate_trial,
+)
 from parity_models_lab.results import INVALID, Row, TrialCache
 
 REAL_QUERIES, SIMULATED_QUERIES, WARM_UP = 2_000, 10_000, 500
@@ -28,15 +34,14 @@ TUNING = 50_000
 class Plan:
     """The trials of one experiment; `figure` is its name or file.
 
-    With `real`, points and series that say so are run for real, too; contention is `drawn` or real
-    there. `chosen` are the options of tuned series, by label and point, once they are known.
+    With `real`, points and series that say so are run for real, too. `chosen` are the options of
+    tuned series, by label and point, once they are known.
     """
 
     figure: str
     experiment: Experiment
     seed: int
     real: bool = True
-    drawn: bool = False
     speed: float = 0.0
     chosen: Mapping[tuple[str, int], PolicyChoice] = field(default_factory=dict)
 
@@ -111,7 +116,6 @@ class Plan:
             queries=self.queries(mode),
             warm_up=WARM_UP if self.experiment.warm_up is None else self.experiment.warm_up,
             seed=self.seed,
-            drawn=self.drawn,
         )
 
 
@@ -153,10 +157,7 @@ def lines_of(plan: Plan, cache: TrialCache) -> list[Line]:
             options = plan.choice(series, point).written_out()
             chosen = ", ".join(f"{name}={options[name]}" for name in series.tuned)
             labels.append(f"{series.label} ({chosen})" if chosen else series.label)
-        family = series.family or series.label
-        lines.append(
-            Line(series.label, results[Mode.SIMULATED], results[Mode.REAL], labels, family)
-        )
+        lines.append(Line(series.label, results[Mode.SIMULATED], results[Mode.REAL], labels))
     return lines
 
 
@@ -224,13 +225,6 @@ def kept(here: TrialResult, calm: TrialResult) -> float:
 
 def draw(plan: Plan, lines: Sequence[Line], path: Path) -> None:
     """Draw a figure's picture; distributions are those of the last point run for real, if any."""
-    experiment = plan.experiment
-    if experiment.picture == "cost":
-        plot_frontier(path, experiment, lines)
-    else:
-        real = [
-            point
-            for point in range(len(experiment.points))
-            if any(line.real[point] is not None for line in lines)
-        ]
-        plot_experiment(path, experiment, lines, real[-1] if real else len(experiment.points) - 1)
+    points = range(len(plan.experiment.points))
+    real = [point for point in points if any(line.real[point] is not None for line in lines)]
+    plot_experiment(path, plan.experiment, lines, (real or points)[-1])

@@ -178,7 +178,7 @@ def simulate_run(run: Run) -> Found:
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
         faults=msgspec.structs.replace(
-            setting.drawn_faults(run.seed, float(arrivals[-1]), links=True),
+            setting.simulated_faults(run.seed, float(arrivals[-1])),
             service_times={BACKUP: LogNormal(recorded.share * service, 0.05)},
         ),
         overhead=DISPATCH,

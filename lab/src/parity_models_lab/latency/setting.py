@@ -26,7 +26,6 @@ from parity_models.emulation import (
     LogNormal,
     Neighbours,
     Pauses,
-    Shuffles,
     Slowdowns,
     Spell,
     Uniform,
@@ -90,19 +89,17 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     with a `burst`, outside of bursts.
     `service` is the emulated service time of a batch of up to `max_batch` queries,
     `backup_service` that of an approximate backup; it is waited for, or with `computing` computed
-    for; in simulations by this many `cores`, 0 for as many as here. `speed` is the share of
-    two cores' time that the server's processes get together, in real runs by a quota; 0: no quota,
-    and simulations have no such processes. `encoder` and
-    `decoder`, with their options, are the code's; by default the encoder is the decoder's
-    usual one. Stand-ins may answer a share `coverage` of the queries, drawn for each. `stand_ins`
-    are those that the bundle has for a policy that can use either.
+    for, in simulations by as many cores as there are here. `speed` is the share of two cores' time
+    that the server's processes get together, in real runs by a quota; 0: no quota, and simulations
+    have no such processes. `encoder` and `decoder`, with their options, are the code's; by default
+    the encoder is the decoder's usual one. Stand-ins may answer a share `coverage` of the queries,
+    drawn for each. `stand_ins` are those that the bundle has for a policy that can use either.
 
     Contention, of which there may be several kinds:
-    `shuffles` background transfers run at all times, through the links that queries take. Where
-    there are no links, each lasts for a drawn `transfer` and delays a unit of the two instances it
-    runs between by a drawn `delay`. With `quiet_links` queries take such links without shuffles.
+    `shuffles` background transfers run at all times, through the links that queries take. With
+    `quiet_links` queries take such links without shuffles.
     The instances of a `tenant` each share a machine with one of ours.
-    With `hogs`, instances are pinned to cores.
+    With `hogs`, instances are pinned to cores; models are computing then.
     `pauses` stop instances: no longer than an engine waits for a heartbeat.
     One instance, drawn at random, is killed every `kill_every` seconds; 0: never.
 
@@ -125,14 +122,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     service: Distribution = LogNormal(0.025, 0.05)
     backup_service: Distribution = LogNormal(0.0125, 0.05)
     computing: bool = False
-    cores: Annotated[int, Meta(ge=0, le=100_000)] = 0
     speed: Annotated[float, Meta(ge=0, le=1)] = 0.0
     stand_ins: Annotated[tuple[StandInKind, ...], Meta(min_length=1)] = ("parity",)
     coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
     shuffles: Annotated[int, Meta(ge=0, le=100_000)] = 4
     quiet_links: bool = False
-    transfer: Distribution = Uniform(0.7, 1.4)
-    delay: Distribution = Exponential(0.02)
     tenant: Tenant | None = None
     hogs: Hogs | None = None
     pauses: Pauses | None = None
@@ -151,8 +145,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             )
         if mean_of(self.service) <= 0:
             raise ValueError("units take no time: give a service time above 0")
-        if self.slowdowns and self.hogs:
-            raise ValueError("hogs make slow spells themselves: leave out slowdowns")
+        if self.hogs and not self.computing:
+            raise ValueError("hogs take nothing from units that wait: set computing")
         if 0 < self.kill_every < 0.1:
             raise ValueError(
                 f"kill_every is {self.kill_every} s; give 0.1 s or more, or 0 for never"
@@ -239,25 +233,17 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ),
         )
 
-    def drawn_faults(self, seed: int, seconds: float, *, links: bool = False) -> FaultPlan:
-        """Return `faults` with all contention drawn, as in simulations; with `links` the transfers
-        are theirs, and hogs are those of simulated cores if models compute.
+    def simulated_faults(self, seed: int, seconds: float) -> FaultPlan:
+        """Return `faults` with what disturbs real instances from outside: tenants and pauses.
 
-        A hog leaves a unit its share of the core only, so that one takes as much longer.
+        Transfers are those of links, and hogs those of simulated cores.
         """
-        plan = self.faults(seed, seconds)
-        if self.hogs and not (links and self.computing):
-            longer = Constant(self.hogs.each * mean_of(self.service))
-            slow = Slowdowns(self.hogs.mean_between, self.hogs.mean_length, longer)
-            plan = replace(plan, slowdowns=slow)
+        plan = replace(self.faults(seed, seconds), pauses=self.pauses_by_node)
         if self.tenant:
             rate = self.tenant.rate / self.tenant.instances
             workers = tuple(self.shared(seed))
             plan = replace(plan, neighbours=Neighbours(rate, self.tenant.service_time, workers))
-        if self.shuffles and not links:
-            drawn = Shuffles(self.shuffles, self.all_instances, self.transfer, self.delay)
-            plan = replace(plan, shuffles=drawn)
-        return replace(plan, pauses=self.pauses_by_node)
+        return plan
 
 
 def mean_of(distribution: Distribution) -> float:

@@ -31,6 +31,9 @@ PARTS = 40
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept where all of them matter."""
 
+PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
+"""The fields of results, by percentile."""
+
 SLOWED, SERVING, PER_UNIT = 2, 1.05e-3, 0.6e-3
 """The cores of a machine with a `speed`, and the seconds that one of them computes for a query (by
 server and client) and for a unit (by a worker), as measured in real trials at full speed."""
@@ -63,8 +66,7 @@ class Overheads(msgspec.Struct, frozen=True):
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One run: `queries` that are counted, after `warm_up` that are not.
 
-    Contention is real in real runs, with transfers through shaped links, which simulations imitate;
-    or it is `drawn`, real or simulated, but for kills.
+    Contention is real in real runs, with transfers through shaped links, which simulations imitate.
     """
 
     mode: Mode
@@ -73,7 +75,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     queries: int
     warm_up: int
     seed: int
-    drawn: bool = False
     overheads: Overheads = Overheads()
 
     @property
@@ -98,23 +99,22 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stand_ins(self) -> StandIns:
         """The bundle's stand-ins for the policy."""
-        has = self.setting.stand_ins
-        coded = "parity" in has or self.policy.policy.needs_code
+        has, policy = self.setting.stand_ins, self.policy.policy
+        coded, backed = "parity" in has or policy.needs_code, "backup" in has or policy.needs_backup
         code = Code(self.setting.code, (1,), (1,)) if coded else None
-        return StandIns(code, (BACKUP,) if "backup" in has else ())
+        return StandIns(code, (BACKUP,) if backed else ())
 
     @property
     def cores(self) -> Cores | None:
-        """The cores of a simulation: as set, or, where contention is real, those of real runs."""
+        """The cores of a simulation, if models compute, or the processor has a speed."""
         setting, over = self.setting, self.overheads
         if setting.speed:
             quota = SLOWED * setting.speed if setting.speed < 1 else inf
             return Cores(SLOWED, SERVING, unit=PER_UNIT, waiting=not setting.computing, quota=quota)
-        if not setting.computing or (self.drawn and not setting.cores):
+        if not setting.computing:
             return None
         computed = (over.serving_ms / 1e3, over.unseen_ms / 1e3, over.unit_ms / 1e3)
-        count = setting.cores or len(os.sched_getaffinity(0))
-        return Cores(count, *computed, hogs=setting.hogs)
+        return Cores(len(os.sched_getaffinity(0)), *computed, hogs=setting.hogs)
 
     @property
     def roles(self) -> list[frozenset[str]]:
@@ -187,14 +187,14 @@ def simulate_trial(trial: Trial) -> TrialResult:
         setting.instances,
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
-        faults=setting.drawn_faults(trial.seed, trial.seconds, links=not trial.drawn),
+        faults=setting.simulated_faults(trial.seed, trial.seconds),
         overhead=DISPATCH + trial.overheads.held_ms / 1e3,
         nodes=setting.nodes or None,
         config=SchedulerConfig(max_batch=setting.max_batch),
         seed=trial.seed,
         warm_up=warm_up,
     )
-    links, cores = None if trial.drawn else setting.links(trial.seed), trial.cores
+    links, cores = setting.links(trial.seed), trial.cores
     driver: Callable[..., Driver] = partial(DriverOnLinks, links)
     if cores is not None:
         driver = partial(DriverOnCores, cores, links)

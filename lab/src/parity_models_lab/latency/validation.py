@@ -15,13 +15,18 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
 from parity_models_lab.latency.reproduce_latency import Plan
 from parity_models_lab.latency.setting import Setting, mean_of
-from parity_models_lab.latency.trial import SHARES, Mode, Overheads, Trial, TrialResult
+from parity_models_lab.latency.trial import (
+    PERCENTILES,
+    SHARES,
+    Mode,
+    Overheads,
+    Trial,
+    TrialResult,
+)
 from parity_models_lab.results import Row, TrialCache
 
 CLOSE = 0.15
 """The largest error of a simulated percentile that counts as close."""
-
-PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
 
 Runner = Callable[[Sequence[Trial]], None]
 """Has trials run and their results put into the cache."""
@@ -138,7 +143,7 @@ def calm_trial(trial: Trial) -> Trial:
         service=Constant(mean_of(trial.setting.service)),
         computing=trial.setting.computing,
         shuffles=0,
-        quiet_links=bool(trial.setting.shuffles) and not trial.drawn,
+        quiet_links=bool(trial.setting.shuffles),
     )
     return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
