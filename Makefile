@@ -84,7 +84,7 @@ test: ## Lint, documentation, all tests
 	  $$(grep -rl mark.ray tests | sort)
 
 tests: setup servers
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not ray"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not ray"
 
 explore: setup ## The tests of properties, with inputs that no run has tried before
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m "hypothesis and not ray" --hypothesis-profile explore

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+from functools import cache
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -174,12 +175,17 @@ def blocks(text: str, language: str = r"\w+") -> list[str]:
     return [dedent(each[2]) for each in fenced]
 
 
+@cache
+def programs() -> dict[str, Any]:
+    return {"parm": command(), "parm-lab": lab_command()}
+
+
 def problem_of(line: str) -> str:
     """What is wrong with a command; empty if it could run. What it is piped to is left out."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     words = list(takewhile(lambda word: not set(word) <= set("|&;<>"), lexer))
-    commands: dict[str, Any] = {"parm": command(), "parm-lab": lab_command()}
+    commands = programs()
     try:
         while words and commands:
             if words[0] not in commands:

@@ -16,7 +16,7 @@ from parity_models_lab.demo import run_demo
 @pytest.mark.slow
 def test_the_demo_serves_twice_and_leaves_a_bundle_a_summary_and_a_picture(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    rows = run_demo(out, TrainingOptions(epochs=20), 600, Console(quiet=True))
+    rows = run_demo(out, TrainingOptions(epochs=20), 300, Console(quiet=True))
     assert {path.name for path in out.iterdir()} == {"bundle", "summary.json", "latency.png"}
     with Image.open(out / "latency.png") as image:
         assert image.format == "PNG"
@@ -29,7 +29,7 @@ def test_the_demo_serves_twice_and_leaves_a_bundle_a_summary_and_a_picture(tmp_p
     assert (equal["policy"], parity["policy"]) == ("equal resources", "parity")
     assert (equal["stood in"] == 0, parity["stood in"] != 0) == (True, True)
     for row in rows:
-        assert (row["answers"], row["errors"]) == (600, 0), "one worker is killed"
+        assert (row["answers"], row["errors"]) == (300, 0), "one worker is killed"
         assert float(str(row["accuracy"])) > 0.8
 
 

@@ -53,14 +53,18 @@ def test_the_path_of_a_request_is_counted_by_file(
 
 @pytest.mark.slow
 @pytest.mark.servers
-def test_overhead_compares_servers_with_triton(lab_here: Here, tmp_path: Path) -> None:
+def test_overhead_compares_servers_with_triton(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [each for each in CASES if each.clients == 16]
+    monkeypatch.setattr(overhead, "CASES", cases)
     done = lab_here("overhead", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "requests/s" in done.stdout
     rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
     servers = [TRITON, *OURS]
-    assert [row["clients"] for row in rows] == [str(case) for case in CASES for _ in servers]
-    assert [row["server"] for row in rows] == servers * len(CASES)
+    assert [row["clients"] for row in rows] == [str(case) for case in cases for _ in servers]
+    assert [row["server"] for row in rows] == servers * len(cases)
     for row in rows:
         # A core has a million µs a second; ticks of its clock may miss what is little.
         assert row["CPU µs"] < 2e6 * (os.cpu_count() or 1) / row["requests/s"]

@@ -152,15 +152,13 @@ class Laboratory:
         return path
 
     def bundle_for(self, trial: Trial) -> Bundle:
-        """Return the bundle that a trial serves, made once. Its stand-ins are those that the policy
-        needs, or of which it uses what it has."""
+        """Return the bundle of a trial, made once, with the stand-ins that its policy uses."""
         policy, has = trial.policy.policy, trial.setting.stand_ins
         self.folder.mkdir(parents=True, exist_ok=True)
-        coded = not policy.needs_backup and ("parity" in has or not policy.needs_stand_in)
         bundle = self._deployed
-        if coded:
+        if policy.needs_code or (policy.needs_stand_in and "parity" in has):
             bundle = self._trained(bundle, trial.setting.code)
-        if not coded or (policy.needs_stand_in and "backup" in has):
+        if policy.needs_backup or (policy.needs_stand_in and "backup" in has):
             bundle = self._trained(bundle, None)
         return bundle
 
