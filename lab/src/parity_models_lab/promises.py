@@ -17,7 +17,7 @@ from parity_models.evaluation.judging import GivenInputs, load_queries, metric_f
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import GateLevel, confidences, suited
-from parity_models.protection.protect import FIRST_CHOICE
+from parity_models.protection.finalists import FIRST_CHOICE
 from parity_models.tasks.metrics import agreement_for
 from parity_models_lab.results import Row
 

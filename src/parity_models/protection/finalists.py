@@ -1,10 +1,10 @@
 """The finalists of a search: measured, simulated under the user's load, and the choice among them.
 
-Finalists are ranked by what they do on queries that chose their best epoch. The queries that
-calibrate serve the chosen one alone, so choosing cannot favour what happened to agree on those.
+They are ranked by the test queries. The queries that calibrate serve the chosen one alone, so
+choosing cannot favour what happened to agree on those.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,30 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import Interval, score_interval
-from parity_models.evaluation.calibration import calibrate_gates, estimate_coverage
-from parity_models.evaluation.outputs import Outputs, deployed_predictor
+from parity_models.evaluation.calibration import (
+    LEVELS,
+    RISK,
+    calibrate_gates,
+    estimate_coverage,
+)
+from parity_models.evaluation.outputs import Answers, Outputs, deployed_predictor
 from parity_models.models.bundle import Bundle, write_bundle
-from parity_models.models.gate import AnsweredClass, Calibration, has_head
+from parity_models.models.gate import AnsweredClass, Calibration, suited
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
-from parity_models.protection.options import Scenario
-from parity_models.protection.scene import ALIKE, Outcome, Scene, Service
+from parity_models.protection.options import Goal
+from parity_models.protection.plan import Planner
+from parity_models.protection.scene import ALIKE, Outcome, Service
 from parity_models.roles import BACKUP, DEPLOYED, parity_role, source_of
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging, StandIns
-from parity_models.tasks.metrics import METRICS, labels_from, score
+from parity_models.scheduling.policies import StandIns
+from parity_models.tasks.metrics import agreement_for, labels_from, score
 from parity_models.training.candidates import Candidate, Exported, saving
 from parity_models.training.teacher import Queries
+
+FIRST_CHOICE = 0.8
+"""The first choice is calibrated at this share of the risk; if its level is not shown, the next one
+at the same share of what is left, and so on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Finalist:
     `ms` are the milliseconds of a run, `share` is that as a share of the model's. `agreement` is
     the score with the deployed model's predictions as labels, on test queries, and `interval` that
     score's. `covered` is the share of queries that it may answer at the wanted level: estimated,
-    and once it is calibrated, shown.
+    and once it is calibrated, shown. `outcome` is simulated, with it as the stand-in.
     """
 
     name: str
@@ -47,26 +56,48 @@ class Finalist:
     agreement: float
     interval: Interval | None
     covered: float
+    outcome: Outcome | None = None
 
     @property
     def saving(self) -> float:
         """The mean time that a late query saves over a copy, in runs of the model."""
         return saving(self.covered, self.share)
 
+    def service(self, covered: float, level: float | None = None) -> Service:
+        """Return the model with this stand-in, which may answer a share of queries, as served."""
+        code = None if self.code is None else Code(self.code, (1,), (1,))
+        roles = [BACKUP] if code is None else [parity_role(j) for j in range(code.r)]
+        return Service(
+            {DEPLOYED: self.ms / self.share / 1e3} | dict.fromkeys(roles, self.ms / 1e3),
+            StandIns(code, (BACKUP,) if code is None else ()),
+            {str(source_of(role)): covered for role in roles},
+            level=level,
+        )
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A finalist with its models, and with the bundle of these and the deployed model."""
+    """A finalist with its models, the bundle of these and the deployed model, its `answers` to the
+    test queries, and the deployed model's `predictions` for the same."""
 
     finalist: Finalist
     candidate: Candidate
     exported: Exported
     bundle: Bundle
+    answers: Answers
+    predictions: NDArray[Any]
+
+    def covers(self, level: float, answer_only: Sequence[AnsweredClass] = ()) -> float:
+        """Estimate the share of queries that it may answer at a level."""
+        gave, predictions, metric = self.answers.gave, self.predictions, self.candidate.data.metric
+        found = estimate_coverage(gave, predictions, metric, level, answer_only)
+        if suited(agreement_for(metric, predictions).kind, gave) == "none":
+            return float(found >= level)  # all or none pass the gate
+        return found
 
     def calibrate(
         self,
         queries: NDArray[Any],
-        metric: str,
         level: float,
         risk: float,
         answer_only: Sequence[AnsweredClass] = (),
@@ -75,22 +106,22 @@ class Trained:
 
         None if these `queries` do not show that it reaches the level.
         """
-        outputs = Outputs(self.bundle, queries)
-        gates = calibrate_gates(
-            outputs, metric=metric, named=[level], answer_only=answer_only, risk=risk
-        )
-        for gate in gates.values():
-            if (reached := gate.at_least(level)) is not None:
-                finalist = replace(self.finalist, covered=reached.coverage)
-                return replace(self, finalist=finalist), gate
-        return None
+        (gate,) = calibrate_gates(
+            Outputs(self.bundle, queries),
+            metric=self.candidate.data.metric,
+            named=[level],
+            answer_only=answer_only,
+            risk=risk,
+        ).values()
+        if (reached := gate.at_least(level)) is None:
+            return None
+        return replace(self, finalist=replace(self.finalist, covered=reached.coverage)), gate
 
 
 def measure(
     candidates: Sequence[Candidate],
     deployed: Bundle,
     queries: Queries,
-    metric: str,
     level: float,
     folder: Path,
     answer_only: Sequence[AnsweredClass] = (),
@@ -100,8 +131,7 @@ def measure(
     Args:
         candidates: The candidates.
         deployed: A bundle with the deployed model.
-        queries: Those for tests are judged by the `metric`.
-        metric: Judges outputs with the deployed model's predictions as labels.
+        queries: Those for tests judge, with the deployed model's predictions as labels.
         level: The agreement that gates are to keep.
         folder: A folder for bundles that are needed meanwhile.
         answer_only: The classes that gates are to let through; all, if there are none.
@@ -121,6 +151,7 @@ def measure(
     predictions = deployed_predictor(deployed)(queries.test)
     found = []
     for place, (candidate, made, ms) in enumerate(zip(candidates, exported, times, strict=True)):
+        metric = candidate.data.metric
         bundle = write_bundle(
             folder / str(place),
             deployed=own,
@@ -131,13 +162,6 @@ def measure(
         )
         (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
         right = labels_from(predictions[answers.rows], metric)
-        candidate.judge(level, answer_only)  # Ctrl-C may have come before this was done
-        covered = candidate.covered
-        if has_head(answers.gave):  # which learned from the queries that judge
-            right_there = predictions[answers.rows]
-            covered = estimate_coverage(answers.gave, right_there, metric, level, answer_only)
-        elif METRICS[metric].kind != "classes":  # all or none pass the gate
-            covered = float(covered >= level)
         finalist = Finalist(
             candidate.name,
             candidate.proposal.code,
@@ -145,110 +169,71 @@ def measure(
             ms / base,
             score(metric, answers.outputs, right),
             score_interval(metric, answers.outputs, right),
-            covered,
+            0.0,
         )
-        found.append(Trained(finalist, candidate, made, bundle))
+        trained = Trained(finalist, candidate, made, bundle, answers, predictions[answers.rows])
+        finalist = replace(finalist, covered=trained.covers(level, answer_only))
+        found.append(replace(trained, finalist=finalist))
     return base, found
 
 
-# Simulations
-
-
 @dataclass(frozen=True)
-class Protection:
-    """A policy with a finalist as stand-in, or with none, and its simulated outcome.
+class Use:
+    """A finalist with a gate of a `level`, and the simulated outcome."""
 
-    `extra_work` is the work beyond one run for each query, in runs of the deployed model.
-    """
-
-    name: str
-    finalist: Finalist | None
+    trained: Trained
+    level: float
     outcome: Outcome
-    extra_work: float
-
-    @property
-    def p99_ms(self) -> float:
-        """The 99th percentile of latency."""
-        return self.outcome.p99_ms
 
 
-class Simulations:
-    """Simulations of a deployed model, which takes `ms`, under one load.
-
-    Each has so many `queries`, unless the scenario says, for each of which the policy may send
-    `budget` redundant tasks.
-    """
-
-    def __init__(self, scenario: Scenario, ms: float, budget: float, queries: int) -> None:
-        self._ms, self._budget = ms, budget
-        self.scene = Scene.of(Service({DEPLOYED: ms / 1e3}), scenario, queries=queries)
-        self.without = self._run("no redundancy", PolicyChoice(EqualResources.name))
-        self.hedging = self._run("hedging", PolicyChoice(Hedging.name, dispatch="latency-aware"))
-
-    def with_stand_in(self, finalist: Finalist) -> Protection:
-        """Simulate a stand-in for late queries."""
-        choice = PolicyChoice(Adaptive.name, {"budget": self._budget})
-        return self._run(finalist.name, choice, finalist)
-
-    def _run(self, name: str, choice: PolicyChoice, finalist: Finalist | None = None) -> Protection:
-        ms = {DEPLOYED: self._ms}
-        stand_ins, coverage = StandIns(), {}
-        if finalist is not None:
-            code = None if finalist.code is None else Code(finalist.code, (1,), (1,))
-            stand_ins = StandIns(code, (BACKUP,) if code is None else ())
-            roles = [BACKUP] if code is None else [parity_role(j) for j in range(code.r)]
-            ms |= dict.fromkeys(roles, finalist.ms)
-            coverage = {str(source_of(role)): finalist.covered for role in roles}
-        service = Service({role: each / 1e3 for role, each in ms.items()}, stand_ins, coverage)
-        outcome = replace(self.scene, service=service).outcome(choice)
-        work = sum(units * ms.get(role, self._ms) for role, units in outcome.units.items())
-        extra = work / (self.scene.queries * self._ms) - 1
-        return Protection(name, finalist, outcome, max(0.0, extra))
+def uses_within(
+    trained: Trained, goal: Goal, answer_only: Sequence[AnsweredClass] = ()
+) -> Iterator[Use]:
+    """Yield each policy with the lowest level at which few enough of all answers differ."""
+    services = [
+        trained.finalist.service(covered, level)
+        for level in LEVELS
+        if (covered := trained.covers(level, answer_only))
+    ]
+    for plan in Planner(services[-1], goal).plans(services).plans if services else ():
+        if plan.level is not None and not plan.missed:
+            yield Use(trained, plan.level, plan.outcome)
 
 
-def preferred(plans: Sequence[Protection]) -> Protection:
-    """Return the plan with the lowest p99; of those that differ by chance, the one that saves most.
+def preferred(uses: Sequence[Use], *, cheapest: bool = False) -> Use:
+    """Return the use with the lowest p99; of those that differ by chance, the one that saves most
+    for a late query. The `cheapest` has the least work and, of those alike, the lowest p99."""
 
-    What it saves is its stand-in's saving for a late query.
-    """
-    lowest = min(plan.p99_ms for plan in plans)
-    alike = [plan for plan in plans if plan.p99_ms <= ALIKE * lowest]
-    return max(alike, key=lambda plan: (plan.finalist.saving if plan.finalist else 0, -plan.p99_ms))
+    def rank(use: Use) -> tuple[float, float]:
+        outcome = use.outcome
+        if cheapest:
+            return outcome.busy_ms, outcome.p99_ms
+        return outcome.p99_ms, -use.trained.finalist.saving
 
-
-@dataclass(frozen=True)
-class Advice:
-    """The plan that is recommended, and sentences on the reasons and the alternatives.
-
-    `helps` is whether its p99 is below that of plans without a stand-in by more than chance.
-    """
-
-    plan: Protection
-    helps: bool
-    sentences: tuple[str, ...]
-
-
-def advise(best: Protection, without: Protection, hedging: Protection) -> Advice:
-    """Say what a plan is worth next to those without a stand-in."""
-    rival = min(without, hedging, key=lambda other: other.p99_ms)
-    helps = rival.p99_ms > ALIKE * best.p99_ms
-    described = best.name
-    if (one := best.finalist) is not None:
-        described += (
-            f". It takes {one.share:.2f} of the model's time and may answer {one.covered:.1%} of "
-            "queries"
-        )
-    said = f"Recommended: {described}."
-    if not helps:
-        said = (
-            f"No stand-in helps here: {rival.name} does as well within the {ALIKE - 1:.0%} that "
-            f"may be chance (p99 {rival.p99_ms:.2f} ms). The best is {described}."
-        )
-    sentences = (
-        f"{said} Simulated: p99 {best.p99_ms:.2f} ms, not {without.p99_ms:.2f}; p99.9 "
-        f"{best.outcome.p999_ms:.2f} ms, not {without.outcome.p999_ms:.2f}; for "
-        f"{best.extra_work:.1%} more work.",
-        f"Hedging has a p99 of {hedging.p99_ms:.2f} ms for {hedging.extra_work:.1%} more work, and "
-        "every answer is the model's own.",
+    lowest = min(rank(use)[0] for use in uses)
+    return min(
+        (use for use in uses if rank(use)[0] <= ALIKE * lowest), key=lambda use: rank(use)[1]
     )
-    return Advice(best, helps, sentences)
+
+
+def choose(
+    uses: Sequence[Use],
+    calibration: NDArray[Any],
+    answer_only: Sequence[AnsweredClass] = (),
+    *,
+    cheapest: bool = False,
+) -> tuple[Trained, Calibration] | None:
+    """Return the preferred finalist, with the share that its gate covers, and the gate.
+
+    If its level is not shown by the queries for `calibration`, it is the next best; None if no
+    level is.
+    """
+    left, risk = list(uses), RISK
+    while left:
+        use = preferred(left, cheapest=cheapest)
+        found = use.trained.calibrate(calibration, use.level, FIRST_CHOICE * risk, answer_only)
+        if found is not None:
+            return found
+        left = [each for each in left if each is not use]
+        risk *= 1 - FIRST_CHOICE
+    return None

@@ -19,26 +19,33 @@ from parity_models.errors import OptionError, UserError
 from parity_models.evaluation.calibration import LEVELS, RISK, check_levels, fewest_queries
 from parity_models.evaluation.judging import GivenInputs, answered_classes
 from parity_models.models.bundle import Bundle
-from parity_models.models.gate import AnsweredClass, Calibration
+from parity_models.models.gate import Calibration
 from parity_models.models.queries import commonest
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.protection.finalists import (
-    Advice,
+    FIRST_CHOICE,
     Finalist,
-    Protection,
-    Simulations,
     Trained,
-    advise,
+    Use,
+    choose,
     measure,
-    preferred,
+    uses_within,
 )
 from parity_models.protection.options import DIFFER, INSTANCES, Goal, Scenario
 from parity_models.protection.plan import Plans
 from parity_models.protection.plan import plan as find_plan
-from parity_models.protection.scene import Service, contention_of, outcome_table
+from parity_models.protection.scene import (
+    ALIKE,
+    Outcome,
+    Scene,
+    Service,
+    contention_of,
+    outcome_table,
+)
 from parity_models.roles import DEPLOYED
-from parity_models.scheduling.policies import Adaptive
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
 from parity_models.tasks.metrics import OutputKind
 from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import BATCH as PREDICTED
@@ -55,10 +62,7 @@ from parity_models.training.teacher import (
     find_queries,
     open_teacher,
 )
-from parity_models.training.train import (
-    check_place,
-    write_stand_ins,
-)
+from parity_models.training.train import check_place, write_stand_ins
 
 GROUP = 4
 """Queries of the largest groups that are tried."""
@@ -80,10 +84,6 @@ LEAST_SEARCHING = 0.1
 
 LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 """Queries of a simulation: at least, for each minute of the whole search, and at most."""
-
-FIRST_CHOICE = 0.8
-"""The first choice is calibrated at this share of the risk; if its level is not shown, the next one
-at the same share of what is left, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,31 +147,27 @@ class SearchOptions(TeachingOptions, Scenario):
 class Report(Printed):
     """All that was measured in a search.
 
-    `model_ms` are the deployed model's milliseconds. `plans` are all that were simulated, of so
-    many `queries` at a `rate` per second on some `instances`; `dropped` are the reasons against
-    other candidates. `interrupted`: the search was cut off, and can be resumed.
+    `model_ms` are the deployed model's milliseconds. Of the `finalists`, the chosen one comes
+    first. Simulated were so many `queries` at a `rate` per second on some `instances`, `without`
+    redundancy and with `hedging`, too; `dropped` are the reasons against other candidates.
+    `interrupted`: the search was cut off, and can be resumed.
     """
 
     metric: str
     output_kind: OutputKind
     model_ms: float
     finalists: list[Finalist]
-    plans: list[Protection]
+    without: Outcome
+    hedging: Outcome
     queries: int
     rate: float
     instances: int
-    advice: Advice
     dropped: dict[str, str]
     interrupted: bool
 
     @property
     def parts(self) -> Sequence[RenderableType]:
         """Tables of the stand-ins found and of the simulations, and the advice."""
-        rows = ((plan.name, plan.outcome, (f"{plan.extra_work:.1%}",)) for plan in self.plans)
-        simulated = outcome_table(f"{self.queries:,} queries", rows, ("extra\nwork",))
-        return [self._found(), simulated, *self.advice.sentences]
-
-    def _found(self) -> Table:
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
         for heading in ("ms", "of F", "agrees", "may answer"):
@@ -188,7 +184,29 @@ class Report(Printed):
                 f"{100 * each.covered:.1f}",
             )
         table.caption = "in brackets: intervals that hold the true value in 95 of 100 cases"
-        return table
+        rows = [("no redundancy", self.without, ()), ("hedging", self.hedging, ())]
+        rows += [(one.name, one.outcome, ()) for one in self.finalists if one.outcome is not None]
+        return [table, outcome_table(f"{self.queries:,} queries", rows), self.advice]
+
+    @property
+    def advice(self) -> str:
+        """The gain of the chosen stand-in over the better of no redundancy and hedging."""
+        best, without = self.finalists[0], self.without
+        assert best.outcome is not None
+        found, rival = best.outcome, min(without, self.hedging, key=lambda each: each.p99_ms)
+        said = f"Recommended: {best.name}."
+        if rival.p99_ms <= ALIKE * found.p99_ms:
+            name = "no redundancy" if rival is without else "hedging"
+            said = (
+                f"No stand-in helps here: {name} does as well within the {ALIKE - 1:.0%} that may "
+                f"be chance (p99 {rival.p99_ms:.2f} ms). The best is {best.name}."
+            )
+        return (
+            f"{said} It takes {best.share:.2f} of the model's time and may answer "
+            f"{best.covered:.1%} of queries. Simulated: p99 {found.p99_ms:.2f} ms, not "
+            f"{without.p99_ms:.2f}; p99.9 {found.p999_ms:.2f} ms, not {without.p999_ms:.2f}; "
+            f"{found.busy_ms:.2f} ms of an instance for each query, not {without.busy_ms:.2f}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +261,9 @@ def protect(
             where they are times.
 
     Returns:
-        The bundle with the stand-in that has the lowest simulated p99, and the report. Ctrl-C ends
-        the search, and the best so far is written; next to `out`, in the folder OUT.protect, is
-        what is needed to resume.
+        The bundle with the stand-in that has the lowest simulated p99 or, where some answers may
+        `differ`, the least work within that, and the report. Ctrl-C ends the search, and the best
+        so far is written; next to `out`, in the folder OUT.protect, is what is needed to resume.
 
     Raises:
         DataError: For queries that do not fit.
@@ -261,7 +279,8 @@ def protect(
     with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
         if queries.calibration is not None and not chosen.ungated:
-            _check_enough(len(queries.calibration), chosen.agreement)
+            least = chosen.agreement if chosen.differ is None else LEVELS[0]
+            _check_enough(len(queries.calibration), least)
         check_place(out)
         # A file that cannot be read is refused before anything is trained.
         contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
@@ -272,24 +291,7 @@ def protect(
         finished = _finish(prepared, found, out, chosen)
         if not found.interrupted:
             search.clear()
-        return finished if chosen.differ is None else _with_policy(finished, chosen)
-
-
-def _with_policy(found: Protected, options: SearchOptions) -> Protected:
-    """Choose the policy and the gates' level with which few enough of all answers differ."""
-    report = found.report
-    goal = Goal(
-        differ=options.differ,
-        rate=report.rate,
-        instances=report.instances,
-        queries=report.queries,
-        contention=options.contention,
-        seed=options.seed,
-        headroom=0.0,
-    )
-    plans = find_plan(found, options=goal)
-    flags = found.flags if plans.best is None else f" {plans.best.flags}"
-    return replace(found, flags=flags, plans=plans)
+        return finished
 
 
 def _check_enough(queries: int, level: float) -> None:
@@ -367,13 +369,6 @@ def _affordable(
     queries: Queries, row_seconds: float, options: SearchOptions, callbacks: Callbacks
 ) -> Queries:
     """Return the part of the queries that the model can predict in time."""
-
-    def some(rows: Any, most: int) -> Any:
-        """Draw at most this many rows, in their order."""
-        if rows is None or len(rows) <= most:
-            return rows
-        return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
-
     most = TEACHING * 60 * options.minutes / ((1 + queries.hflip) * row_seconds)
     most = max(FEWEST, int(most))
     if len(queries.train) > most:
@@ -381,15 +376,15 @@ def _affordable(
             f"the model takes too long to predict for all {len(queries.train):,} queries: {most:,} "
             "are learned from; give more --minutes for more"
         )
-    return replace(
-        queries,
-        train=some(queries.train, most),
-        validation=some(queries.validation, JUDGING),
-        validation_labels=some(queries.validation_labels, JUDGING),
-        calibration=some(queries.calibration, CALIBRATING),
-        test=some(queries.test, JUDGING),
-        test_labels=some(queries.test_labels, JUDGING),
-    )
+    judging = ("validation", "validation_labels", "test", "test_labels")
+    limits = {"train": most, "calibration": CALIBRATING} | dict.fromkeys(judging, JUDGING)
+    some = {}
+    for name, limit in limits.items():
+        rows = getattr(queries, name)
+        if rows is not None and len(rows) > limit:  # drawn, in their order
+            drawn = np.random.default_rng(0).permutation(len(rows))[:limit]
+            some[name] = rows[np.sort(drawn)]
+    return replace(queries, **some)
 
 
 def _search(prepared: Prepared, search: Search, options: SearchOptions, end: float) -> Found:
@@ -411,76 +406,79 @@ def _search(prepared: Prepared, search: Search, options: SearchOptions, end: flo
 def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
     lesson, queries = prepared.lesson, prepared.queries
-    deployed, metric, level = lesson.teacher.bundle, lesson.data.metric, options.agreement
+    level, only = options.agreement, lesson.answer_only
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
+    late = PolicyChoice(Adaptive.name, {"budget": options.extra_work})
     with TemporaryDirectory() as folder:
-        only = lesson.answer_only
         base, trained = measure(
-            found.finalists, deployed, queries, metric, level, Path(folder), only
+            found.finalists, lesson.teacher.bundle, queries, level, Path(folder), only
         )
-        able = [each for each in trained if each.finalist.covered > 0]
+        scene = Scene.of(Service({DEPLOYED: base / 1e3}), options, queries=count)
+
+        def simulated(finalist: Finalist) -> Finalist:
+            service = finalist.service(finalist.covered)
+            return replace(finalist, outcome=replace(scene, service=service).outcome(late))
+
+        trained = [
+            replace(each, finalist=simulated(each.finalist)) if each.finalist.covered else each
+            for each in trained
+        ]
+        goal = Goal(
+            differ=options.differ,
+            rate=scene.rate,
+            instances=scene.instances,
+            queries=scene.queries,
+            contention=options.contention,
+            seed=options.seed,
+            headroom=0.0,
+        )
+        cheapest, gate, best = options.differ is not None, None, None
         if options.ungated:
             best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
-            able = [replace(best, finalist=replace(best.finalist, covered=1.0))]
-        simulations = Simulations(options, base, options.extra_work, count)
-        plans = [(each, simulations.with_stand_in(each.finalist)) for each in able]
-        chosen, gate = _choose(trained, plans, queries, metric, options, only)
-        bundle = write_protected(prepared, chosen, gate, out)
-    plan = simulations.with_stand_in(chosen.finalist)
-    others = [plan for each, plan in plans if each.candidate is not chosen.candidate]
-    finalists = [each.finalist for each in trained if each.candidate is not chosen.candidate]
+            best = replace(best, finalist=replace(best.finalist, covered=1.0))
+        else:
+            uses = [
+                Use(each, level, each.finalist.outcome) for each in trained if each.finalist.outcome
+            ]
+            if cheapest:
+                within = [use for each in trained for use in uses_within(each, goal, only)]
+                uses, cheapest = within or uses, bool(within)
+            assert queries.calibration is not None
+            chosen = choose(uses, queries.calibration, only, cheapest=cheapest)
+            if chosen is None:
+                raise _none_agrees(trained, level)
+            best, gate = chosen
+        bundle = write_protected(prepared, best, gate, out)
+    others = [each.finalist for each in trained if each.candidate is not best.candidate]
     report = Report(
-        metric,
+        lesson.data.metric,
         lesson.data.output_kind,
         base,
-        [chosen.finalist, *finalists],
-        [simulations.without, simulations.hedging, plan, *others],
-        simulations.scene.queries,
-        simulations.scene.rate,
-        simulations.scene.instances,
-        advise(plan, simulations.without, simulations.hedging),
+        [simulated(best.finalist), *others],
+        scene.outcome(PolicyChoice(EqualResources.name)),
+        scene.outcome(PolicyChoice(Hedging.name, dispatch="latency-aware")),
+        scene.queries,
+        scene.rate,
+        scene.instances,
         found.dropped,
         found.interrupted,
     )
+    plans = None if options.differ is None else find_plan(bundle, options=goal)
     flags = "" if options.ungated else f" --agreement {level}"
     if options.extra_work != Adaptive.Options().budget:
-        flags += f" --policy adaptive@budget={options.extra_work:g}"
-    return Protected(**vars(bundle), report=report, flags=flags)
+        flags += f" --policy {late}"
+    if plans is not None and plans.best is not None:
+        flags = f" {plans.best.flags}"
+    return Protected(**vars(bundle), report=report, flags=flags, plans=plans)
 
 
-def _choose(
-    trained: Sequence[Trained],
-    plans: Sequence[tuple[Trained, Protection]],
-    queries: Queries,
-    metric: str,
-    options: SearchOptions,
-    answer_only: Sequence[AnsweredClass],
-) -> tuple[Trained, Calibration | None]:
-    """Return the best finalist, with the share that its gate covers, and the gate.
-
-    If the best is not shown to reach the agreement, it is the next best. Raises UserError, with the
-    nearest of all that were `trained`, if none is.
-    """
-    left, risk = list(plans), RISK
-    while left:
-        best = preferred([plan for _, plan in left])
-        chosen = next(each for each, plan in left if plan is best)
-        if options.ungated:
-            return chosen, None
-        assert queries.calibration is not None
-        found = chosen.calibrate(
-            queries.calibration, metric, options.agreement, FIRST_CHOICE * risk, answer_only
-        )
-        if found is not None:
-            return found
-        left = [each for each in left if each[0] is not chosen]
-        risk *= 1 - FIRST_CHOICE
+def _none_agrees(trained: Sequence[Trained], level: float) -> UserError:
     nearest = max((each.finalist for each in trained), key=lambda each: each.agreement)
-    raise UserError(
-        f"no stand-in was shown to agree with the model in {options.agreement:g} of cases: the "
-        f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test queries; "
-        "give a lower --agreement, more --inputs, or more --minutes, or have it written without a "
-        "gate, with --ungated"
+    return UserError(
+        f"no stand-in was shown to agree with the model in {level:g} of cases: the nearest is "
+        f"{nearest.name}, which scores {nearest.agreement:.3f} on all test queries; give a lower "
+        "--agreement, more --inputs, or more --minutes, or have it written without a gate, with "
+        "--ungated"
     )
 
 

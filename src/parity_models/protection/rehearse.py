@@ -6,18 +6,16 @@ the bundle's stand-ins. Everything is real, and on this machine.
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import uvloop
-from numpy.typing import NDArray
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
@@ -25,15 +23,16 @@ from rich.table import Table
 from parity_models.emulation import Constant, FaultPlan, Kill, Pauses, Slowdowns
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import GivenInputs, load_queries
+from parity_models.load import LoadSpec, offer_load
+from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.queries import sizes_in
-from parity_models.models.signature import padded
+from parity_models.models.queries import rows_in
+from parity_models.models.signature import Batch
 from parity_models.printed import Printed
 from parity_models.roles import BACKUPS, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
 from parity_models.serving.deployment import default_policy, stand_ins_of
-from parity_models.serving.errors import RequestError
 from parity_models.serving.server import ServeOptions, Server
 
 CALM, LEARNED = 0.4, 150
@@ -50,6 +49,9 @@ LOADED = 0.3
 
 DRAWN = 64
 """Random queries where none are given."""
+
+DEADLINE = 5.0
+"""Seconds after which a query has failed."""
 
 
 class Fault(StrEnum):
@@ -173,15 +175,12 @@ def rehearse(
         raise UserError(
             f"{opened.path} has no stand-in to see at work; find one with: parm protect"
         )
-    signature = opened.manifest.deployed.signature
     if inputs is None:
-        queries = signature.largest.input
-        rows = queries.join(queries.draw(np.random.default_rng(0), DRAWN))
+        queries = opened.manifest.deployed.signature.largest.input
+        batch: Batch = queries.draw(np.random.default_rng(0), DRAWN)
     else:
         batch = load_queries(inputs, opened)
-        sizes = sizes_in(batch, signature.inputs)
-        rows = padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])
-    coroutine = _rehearse(opened, rows, Fault(fault), instances, seconds, on_run)
+    coroutine = _rehearse(opened, batch, Fault(fault), instances, seconds, on_run)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -192,71 +191,55 @@ def rehearse(
 
 async def _rehearse(
     bundle: Bundle,
-    rows: NDArray[Any],
+    queries: Batch,
     fault: Fault,
     instances: int,
     seconds: float,
     on_run: Callable[[str], None],
 ) -> Rehearsal:
-    options = ServeOptions(port=0, deadline=5.0, instances=1, policy=PolicyChoice("none"))
+    options = ServeOptions(port=0, deadline=DEADLINE, instances=1, policy=PolicyChoice("none"))
     async with Server(bundle, options) as server:
         times = []
         for number in range(MEASURED):
+            row = number % rows_in(queries)
             began = time.monotonic()
-            await server.deployment.frontend.infer(rows[number % len(rows)][np.newaxis])
+            await server.predict({name: each[row : row + 1] for name, each in queries.items()})
             times.append(time.monotonic() - began)
     usual = median(times)
     rate = min(MAX_RATE, LOADED * instances / usual)
     calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
-    rng = np.random.default_rng(0)
-    count = max(1, round(rate * (calm + faulty)))
-    arrivals = np.cumsum(rng.exponential(1 / rate, count)).tolist()
-    schedule = list(zip(arrivals, rng.integers(0, len(rows), count).tolist(), strict=True))
     runs = []
-    for policy in (EqualResources.name, default_policy(bundle)):
-        on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
-        options = ServeOptions(
-            policy=PolicyChoice(policy),
-            instances=instances,
-            faults=fault.plan(faulty, usual),
-            port=0,
-            deadline=5.0,
-        )
-        async with Server(bundle, options) as server:
-            runs.append(await _run(server, policy, rows, schedule, calm))
+    with TemporaryDirectory() as folder:
+        inputs = f"{folder}/inputs.npz"
+        np.savez(inputs, allow_pickle=False, **queries)
+        for policy in (EqualResources.name, default_policy(bundle)):
+            on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
+            options = ServeOptions(
+                policy=PolicyChoice(policy),
+                instances=instances,
+                faults=fault.plan(faulty, usual),
+                port=0,
+                deadline=DEADLINE,
+            )
+            async with Server(bundle, options) as server:
+                load = LoadSpec(
+                    url=server.url,
+                    binary=True,
+                    inputs=inputs,
+                    rate=rate,
+                    warm_up=round(rate * calm),
+                    queries=max(1, round(rate * faulty)),
+                )
+                result = await offer_load(load, server.deployment.begin_faults)
+            runs.append(_run(policy, result))
     return Rehearsal(fault, 1e3 * usual, rate, *runs)
 
 
-async def _run(
-    server: Server,
-    policy: str,
-    rows: NDArray[Any],
-    schedule: Sequence[tuple[float, int]],
-    fault_at: float,
-) -> Run:
-    began = time.monotonic()
-    calm = 0
-    asked: list[asyncio.Future[tuple[float, str] | None]] = []
-    for at, row in schedule:
-        await asyncio.sleep(began + at - time.monotonic())
-        if at < fault_at:
-            calm += 1
-        elif calm == len(asked):
-            server.deployment.begin_faults()
-        asked.append(asyncio.ensure_future(_ask(server, rows[row], began + at)))
-    ended = (await asyncio.gather(*asked))[calm:]
-    found = [each for each in ended if each is not None]
-    if not found:
+def _run(policy: str, found: LoadResult) -> Run:
+    if not found.answered.any():
         raise UserError(f"no query was answered with the policy {policy}")
-    p50, p99, longest = np.quantile([ms for ms, _ in found], (0.5, 0.99, 1.0)).tolist()
-    sources = Counter(source for _, source in found)
-    return Run(policy, len(found), sources, len(ended) - len(found), p50, p99, longest)
-
-
-async def _ask(server: Server, row: NDArray[Any], due: float) -> tuple[float, str] | None:
-    """Return the milliseconds since the query was due, and the source of its answer, if any."""
-    try:
-        answers = await server.deployment.frontend.infer(row[np.newaxis])
-    except RequestError:
-        return None
-    return 1e3 * (time.monotonic() - due), str(answers.sources[0])
+    ms = np.quantile(1e3 * found.latency[found.answered], (0.5, 0.99, 1.0)).tolist()
+    counts = {str(each): int(found.came_from(each).sum()) for each in Source}
+    sources = {name: count for name, count in counts.items() if count}
+    answers = int(found.answered.sum())
+    return Run(policy, answers, sources, len(found) - answers, *ms)
