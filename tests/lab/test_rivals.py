@@ -72,10 +72,10 @@ def test_answers_that_differ_are_counted_on_recorded_predictions() -> None:
     recorded = racing.predictions()
     agrees = np.array(recorded.agrees)
     run = racing.Run(racing.POLICIES["cascade"][0], "load in bursts", 0.3, -np.inf, 0, 1000)
-    found = racing.simulate_run(run)
+    found = racing.simulate_run(run, {})
     assert found.stood_in > 0.95
     assert found.differs == pytest.approx(1 - agrees.mean(), abs=0.03)
-    gated = racing.simulate_run(msgspec.structs.replace(run, threshold=recorded.threshold))
+    gated = racing.simulate_run(msgspec.structs.replace(run, threshold=recorded.threshold), {})
     passed = np.array(recorded.confidence) >= recorded.threshold
     assert gated.stood_in == pytest.approx(passed.mean(), abs=0.05)
     assert gated.differs < found.differs
@@ -90,7 +90,7 @@ def test_the_figure_says_how_often_each_rival_differs(
     monkeypatch.setattr(racing, "SCENES", {"transfers, conv-arrivals": Setting()})
     monkeypatch.setattr(racing, "LOADS", (0.5,))
     monkeypatch.setattr(racing, "FRONTIER", (0.5,))
-    found = {racing.key(run): racing.simulate_run(run) for run in plan.all_runs()}
+    found = {run: racing.simulate_run(run, plan.traces) for run in plan.all_runs()}
     rows = list(racing.table_rows(plan, found))
     assert {row["policy"] for row in rows} == {*racing.POLICIES, "slackfit, no gate"}
     assert all(row["differ"] == 0 for row in rows if row["policy"] in racing.EXACT)
@@ -100,9 +100,7 @@ def test_the_figure_says_how_often_each_rival_differs(
     assert (tmp_path / "rivals.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [(None, "cannot read"), ("a", "not a list"), ("2\n1", "in order")]
-)
+@pytest.mark.parametrize(("content", "reason"), [(None, "cannot read"), ("2\n1", "not in order")])
 def test_traces_that_are_none_are_refused(
     lab_here: Here, tmp_path: Path, content: str | None, reason: str
 ) -> None:

@@ -72,7 +72,7 @@ def given(folder: Path, *more: str) -> list[str]:
 def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder: Path) -> None:
     result = invoke(*given(folder, "--json", str(folder / "found.json")))
     assert result.exit_code == 0, result.output
-    for said in ("stand-ins found", "simulated", "hedging", "Recommended", "95 of 100", "logits"):
+    for said in ("stand-ins found", "simulated", "hedging", "Simulated: p99", "95 of 100", "logits"):
         assert said in result.output
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest

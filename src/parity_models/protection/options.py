@@ -42,14 +42,6 @@ class Scenario(Options):
     instances: Annotated[int | None, Option("Instances in all.", at_least=1, at_most=100_000)] = (
         None
     )
-    extra_instances: Annotated[
-        int | None,
-        Option(
-            "Those of them that run stand-ins alone, for policies that have such; by default r of "
-            "k + r.",
-            at_least=1,
-        ),
-    ] = None
     contention: Annotated[
         str | None,
         Option(

@@ -250,8 +250,7 @@ class Scene:
     """A service under a load, with its contention, which every policy of a comparison meets.
 
     Queries arrive at the times `arrivals` (n,) in seconds, of which the first `warm_up` do not
-    count. Of the `instances`, `extra` run stand-ins only, for policies that have such; None: the
-    policy's default. `driver`: in place of the simulation's own.
+    count. `driver`: in place of the simulation's own.
     """
 
     service: Service
@@ -260,7 +259,6 @@ class Scene:
     instances: int
     contention: FaultPlan
     seed: int = 0
-    extra: int | None = None
     driver: Callable[..., Driver] | None = None
 
     @classmethod
@@ -289,8 +287,7 @@ class Scene:
             rate = scenario.rate or scenario.load * instances / service.unit
             arrivals = poisson_arrivals(rate, count + warm_up, scenario.seed)
         contention = contention_of(scenario, service, instances, recording)
-        extra = scenario.extra_instances
-        return cls(service, arrivals, warm_up, instances, contention, scenario.seed, extra)
+        return cls(service, arrivals, warm_up, instances, contention, scenario.seed)
 
     @property
     def queries(self) -> int:
@@ -307,7 +304,7 @@ class Scene:
         service = self.service
         policy, dispatch = choice.build(service.stand_ins)
         code = service.stand_ins.code
-        extra = extra_instances(choice, policy, self.instances, self.extra, code)
+        extra = extra_instances(choice, policy, self.instances, None, code)
         faults = msgspec.structs.replace(
             self.contention, seed=self.seed, coverage=1.0, coverages=dict(service.coverage)
         )

@@ -49,8 +49,7 @@ def promises(
 ) -> None:
     """Calibrate on some queries, count how often others keep the promised agreement.
 
-    Compares the choice of a stand-in and of a level by the queries that calibrate, without a
-    correction and with Bonferroni's, with the choice by other queries, as parm protect makes it.
+    Stand-ins are ranked by other queries than calibrate the best of them, as parm protect does.
     """
     opened = [open_bundle(each) for each in bundles]
     rows = measure_promises(opened, inputs, agreement, queries, seeds)

@@ -119,9 +119,8 @@ def rivals(
     check_out(out)
     traces = {} if data_dir is None else racing.read_traces(data_dir)
     plan = racing.Rivals(seeds, queries, traces)
-    runs = plan.all_runs()
-    with tqdm(total=len(runs), desc="simulated") as bar:
-        found = racing.run_all(runs, processes, bar.update)
+    with tqdm(total=len(plan.all_runs()), desc="simulated") as bar:
+        found = plan.run_all(processes, bar.update)
     about = {"queries": queries, "seeds": seeds, "predictions": racing.predictions().about}
     for name, title, rows in (
         ("rivals.json", "Rivals", list(racing.table_rows(plan, found))),

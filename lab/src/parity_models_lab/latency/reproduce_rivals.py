@@ -22,10 +22,9 @@ from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
-from parity_models.documents import content_of, read_json
+from parity_models.documents import read_json
 from parity_models.emulation import Constant, Degradation, LogNormal, Pauses
-from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle
+from parity_models.load.spec import read_trace
 from parity_models.protection.scene import DISPATCH
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -34,7 +33,6 @@ from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
 from parity_models_lab.latency.link import DriverOnLinks
 from parity_models_lab.latency.setting import Bursts, Setting, mean_of
 from parity_models_lab.plots import FAINT, PALETTE, save, style
-from parity_models_lab.promises import stand_in_answers
 from parity_models_lab.results import Row
 
 PREDICTIONS = resources.files("parity_models_lab.latency") / "banking77.json"
@@ -103,27 +101,6 @@ def predictions() -> Predictions:
     return read_json(PREDICTIONS.read_bytes(), Predictions)
 
 
-def record(bundle: Bundle, inputs: Path, level: float, about: str) -> Predictions:
-    """Record the predictions of a bundle's backup for queries that it has not seen.
-
-    The gate is the bundle's of the highest level up to `level`. Raises UserError without one.
-    """
-    calibration = bundle.gates.get("backup")
-    gate = None if calibration is None else calibration.at_most(level)
-    times = bundle.manifest.inference_times
-    if gate is None or times is None:
-        raise UserError(f"{bundle.path} has no calibrated backup whose time is known")
-    confidence, agrees = stand_in_answers(bundle, inputs)[BACKUP]
-    return Predictions(
-        about,
-        round(times.of_backups[BACKUP] / times.deployed, 4),
-        gate.level,
-        round(gate.threshold, 4),
-        tuple(confidence.round(3).tolist()),
-        tuple(map(int, agrees)),
-    )
-
-
 class Drawn(DriverOnLinks):
     """A driver in which the stand-in may not answer the queries that are `refused` (n,)."""
 
@@ -144,7 +121,10 @@ class Run(msgspec.Struct, frozen=True):
     threshold: float
     seed: int
     queries: int
-    trace: tuple[float, ...] = ()
+
+
+Traces = Mapping[str, Sequence[float]]
+"""Times of arrivals by scene."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -156,16 +136,16 @@ class Found(msgspec.Struct, frozen=True):
     differs: float
 
 
-def simulate_run(run: Run) -> Found:
-    """Run one simulation."""
+def simulate_run(run: Run, traces: Traces) -> Found:
+    """Run one simulation; arrivals are Poisson where the scene has no trace."""
     recorded, setting = predictions(), SCENES[run.scene]
     service = mean_of(setting.service)
     count, rng = WARM_UP + run.queries, np.random.default_rng((run.seed, 3))
     rate = run.load * setting.all_instances / service
-    if run.trace:
-        gaps = np.diff(run.trace)
-        gaps = np.resize(np.roll(gaps, -int(rng.integers(len(gaps)))), count)
-        arrivals = np.cumsum(gaps) / (rate * np.mean(np.diff(run.trace)))
+    if run.scene in traces:
+        gaps = np.diff(traces[run.scene])
+        arrivals = np.resize(np.roll(gaps, -int(rng.integers(len(gaps)))), count).cumsum()
+        arrivals /= rate * gaps.mean()
     elif (burst := setting.burst) is not None:
         rate /= 1 + (burst.factor - 1) * burst.length / burst.every
         arrivals = burst.compress(poisson_arrivals(rate, count, run.seed))
@@ -201,24 +181,12 @@ def simulate_run(run: Run) -> Found:
 
 
 def read_traces(folder: Path) -> dict[str, tuple[float, ...]]:
-    """Read the traces of arrivals in a folder, by scene. Raises UserError where they are not."""
+    """Read the traces of arrivals in a folder, by scene. Raises LoadError where they are not."""
     return {
-        scene: _read_trace(folder / f"{scene.partition(', ')[2]}.txt")
+        scene: tuple(read_trace(str(folder / f"{scene.partition(', ')[2]}.txt")).tolist())
         for scene in SCENES
         if ", " in scene
     }
-
-
-def _read_trace(file: Path) -> tuple[float, ...]:
-    try:
-        times = np.array(content_of(file).split(), float)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not a list of times in seconds: {error}") from error
-    if len(times) < 2 or not (np.diff(times) >= 0).all():
-        raise UserError(f"{file} must have two times in seconds or more, in order")
-    return tuple(times.tolist())
 
 
 @dataclass(frozen=True)
@@ -227,13 +195,14 @@ class Rivals:
 
     seeds: int
     queries: int
-    traces: dict[str, tuple[float, ...]]
+    traces: Traces
 
     def table(self) -> Iterator[tuple[str, list[list[Run]]]]:
         """Yield for each row of the table its policy's name, and runs of each of its candidates."""
         gate = predictions().threshold
         for scene, load, name in product(self._scenes(), LOADS, POLICIES):
-            yield name, [self._runs(each, scene, load, gate) for each in POLICIES[name]]
+            threshold = -inf if name in EXACT else gate
+            yield name, [self._runs(each, scene, load, threshold) for each in POLICIES[name]]
             if name == "slackfit":  # its paper has no gate
                 ungated = [self._runs(each, scene, load, -inf) for each in POLICIES[name]]
                 yield f"{name}, no gate", ungated
@@ -259,7 +228,7 @@ class Rivals:
             for runs in candidates
             for run in runs
         )
-        return list({key(run): run for run in every}.values())
+        return list(dict.fromkeys(every))
 
     def _scenes(self) -> list[str]:
         return [each for each in SCENES if ", " not in each or each in self.traces]
@@ -268,37 +237,19 @@ class Rivals:
         return float(np.quantile(predictions().confidence, 1 - share))
 
     def _runs(self, policy: str, scene: str, load: float, threshold: float) -> list[Run]:
-        trace = self.traces.get(scene, ())
         return [
-            Run(
-                policy,
-                scene,
-                load,
-                -inf if policy in EXACT else threshold,
-                seed,
-                self.queries,
-                trace,
-            )
-            for seed in range(self.seeds)
+            Run(policy, scene, load, threshold, seed, self.queries) for seed in range(self.seeds)
         ]
 
-
-Key = tuple[str, str, float, float, int]
-
-
-def key(run: Run) -> Key:
-    """Name a run."""
-    return run.policy, run.scene, run.load, run.threshold, run.seed
-
-
-def run_all(runs: Sequence[Run], processes: int, on_run: Callable[[], None]) -> dict[Key, Found]:
-    """Simulate the runs, so many at a time."""
-    found = {}
-    with ProcessPoolExecutor(processes) as pool:
-        for run, result in zip(runs, pool.map(simulate_run, runs, chunksize=4), strict=True):
-            found[key(run)] = result
-            on_run()
-    return found
+    def run_all(self, processes: int, on_run: Callable[[], None]) -> dict[Run, Found]:
+        """Simulate every run, so many at a time."""
+        runs, found = self.all_runs(), {}
+        with ProcessPoolExecutor(processes) as pool:
+            results = pool.map(partial(simulate_run, traces=self.traces), runs, chunksize=4)
+            for run, result in zip(runs, results, strict=True):
+                found[run] = result
+                on_run()
+        return found
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -325,9 +276,9 @@ class Outcome(msgspec.Struct, frozen=True):
         return self.p999, self.p99
 
 
-def outcome(runs: Sequence[Run], found: Mapping[Key, Found]) -> Outcome:
+def outcome(runs: Sequence[Run], found: Mapping[Run, Found]) -> Outcome:
     """Return the outcome of runs that differ in their seed alone."""
-    results = [found[key(run)] for run in runs]
+    results = [found[run] for run in runs]
     latencies = 1e3 * np.concatenate([each.latencies for each in results])
     p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").tolist()
     tails = [float(1e3 * np.quantile(e.latencies, 0.999, method="higher")) for e in results]
@@ -346,7 +297,7 @@ def outcome(runs: Sequence[Run], found: Mapping[Key, Found]) -> Outcome:
     )
 
 
-def table_rows(plan: Rivals, found: Mapping[Key, Found]) -> Iterator[Row]:
+def table_rows(plan: Rivals, found: Mapping[Run, Found]) -> Iterator[Row]:
     """Yield the rows of the table, each with the options of the shortest p99.9."""
     for name, candidates in plan.table():
         best = min((outcome(runs, found) for runs in candidates), key=lambda each: each.tail)
@@ -367,7 +318,7 @@ def table_rows(plan: Rivals, found: Mapping[Key, Found]) -> Iterator[Row]:
         }
 
 
-def frontier_rows(plan: Rivals, found: Mapping[Key, Found]) -> Iterator[Row]:
+def frontier_rows(plan: Rivals, found: Mapping[Run, Found]) -> Iterator[Row]:
     """Yield, for each policy and bound on the answers that differ, its shortest p99.9 and its least
     busy time within the bound, each with the other of that run."""
     for name, candidates in plan.swept():
