@@ -22,7 +22,6 @@ from parity_models.evaluation.accuracy import (
     measure_accuracy,
     score_interval,
     share_interval,
-    worthless,
 )
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
@@ -64,16 +63,6 @@ def test_nothing_is_lost_where_reconstruction_is_exact(k: int, r: int, tmp_path:
     assert accuracy.degraded_accuracy == pytest.approx(75 / 101)
     assert accuracy.degraded_by_unavailable == pytest.approx([75 / 101] * r, abs=1e-3)
     assert accuracy.overall == pytest.approx(dict.fromkeys(map(str, FRACTIONS), 75 / 101))
-
-
-def test_stand_ins_no_better_than_one_prediction_for_all_are_worthless(tmp_path: Path) -> None:
-    inputs, labels, weights = draw_data(100)
-    accuracy = measure(linear_bundle(tmp_path, weights, [weights], SUM, -weights), inputs, labels)
-    backup = accuracy.backup_accuracies[0]
-    assert worthless(accuracy, least=backup / 2) == ()
-    assert worthless(accuracy, least=backup) == ("backup",)
-    assert worthless(accuracy, least=0.75) == ("reconstruction", "backup")
-    assert worthless(accuracy, least=1.0) == (), "nothing could be better"
 
 
 @pytest.mark.parametrize("rows", [6, 7, 8, 100])

@@ -191,6 +191,10 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
     none = Calibration("classes", 0.0, "scores", 9, 0.05, (), (AnsweredClass(1, "spam"),))
     with pytest.raises(UserError, match=r"calibrate it with more queries"):
         choose_gates(with_measured(bundle, calibration={"backup": none}), roles, None)
+    with pytest.raises(UserError, match="r2 judges no classes"):
+        calibrate_gates(
+            Outputs(bundle, inputs(100)), metric="r2", answer_only=[AnsweredClass(0, "0")]
+        )
     with pytest.raises(UserError, match="answer_only needs a gate"):
         SearchOptions(ungated=True, answer_only="spam")
 
@@ -214,12 +218,6 @@ def test_gates_that_contradict_the_classes_do_not_open(tmp_path: Path) -> None:
     written = with_measured(bundle, calibration={"backup": wrong})
     with pytest.raises(BundleError, match="classes it may not answer"):
         open_bundle(written.path)
-
-
-def test_values_have_no_classes(tmp_path: Path) -> None:
-    outputs = Outputs(linear_bundle(tmp_path, WEIGHTS, backup=NOISY), inputs(100))
-    with pytest.raises(UserError, match="r2 judges no classes"):
-        calibrate_gates(outputs, metric="r2", answer_only=[AnsweredClass(0, "0")])
 
 
 @pytest.mark.slow

@@ -80,6 +80,8 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
         ),
         ({}, f"{PLAIN} --contention {{models}}/rows.npy", "rows.npy is not a fault plan"),
         ({}, f'{PLAIN} --contention {{"kills":[{{"worker":99,"at":1}}]}}', "names worker 99"),
+        ({}, f"{PLAIN} --metric iou", "are no boxes"),
+        ({}, f"{PLAIN} --resume", "there is nothing to resume"),
         ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),
     ],
 )

@@ -13,7 +13,6 @@ import pytest
 from commands import invoke
 from onnx_models import linear_model, output_of
 from parity_models.codes import CodeSpec
-from parity_models.errors import UserError
 from parity_models.evaluation.calibration import RISK
 from parity_models.evaluation.outputs import Answers
 from parity_models.models.bundle import open_bundle
@@ -72,7 +71,14 @@ def given(folder: Path, *more: str) -> list[str]:
 def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder: Path) -> None:
     result = invoke(*given(folder, "--json", str(folder / "found.json")))
     assert result.exit_code == 0, result.output
-    for said in ("stand-ins found", "simulated", "hedging", "Simulated: p99", "95 of 100", "logits"):
+    for said in (
+        "stand-ins found",
+        "simulated",
+        "hedging",
+        "Simulated: p99",
+        "95 of 100",
+        "logits",
+    ):
         assert said in result.output
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest
@@ -109,23 +115,6 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
     assert found.plans.best.flags in found.flags
     assert found.manifest.backups
     assert isinstance(found.envelope(), Envelope)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--contention", "{not a plan"), "fault plan"),
-        (("--resume",), "there is nothing to resume"),
-        (("--metric", "iou"), "are no boxes"),
-    ],
-)
-def test_what_cannot_be_is_one_sentence_and_nothing_is_written(
-    folder: Path, tmp_path: Path, more: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(UserError) as error:
-        invoke(*given(folder, "--out", str(tmp_path / "none"), *more))
-    assert message in str(error.value)
-    assert not (tmp_path / "none").exists()
 
 
 # Finalists are written

@@ -57,18 +57,15 @@ def test_what_happened_between_two_looks_is_recorded_and_nothing_before() -> Non
     assert max(slowdowns.delay.draw(Random(seed)) for seed in range(1000)) > 0.25
 
 
-def test_too_little_is_said_to_be_too_little() -> None:
+def test_too_little_and_what_are_no_metrics_of_a_server_is_said() -> None:
     server = Server()
     looks = [server.seen(0.0)]
     server.answers(*[0.01] * 99)
     with pytest.raises(LoadError, match="99 units of its model meanwhile, fewer than 100"):
         recording_of([*looks, server.seen(1.0)], "here")
-
-
-@pytest.mark.parametrize("text", ["", "# HELP x y\nother 1\n", "{[<", "parm_instances_up x\n"])
-def test_what_are_no_metrics_of_a_server_is_said(text: str) -> None:
-    with pytest.raises(LoadError, match="metrics"):
-        Seen(text, 0.0)
+    for text in ("", "# HELP x y\nother 1\n", "{[<", "parm_instances_up x\n"):
+        with pytest.raises(LoadError, match="metrics"):
+            Seen(text, 0.0)
 
 
 @given(st.lists(st.floats(1e-4, 9.0), min_size=100, max_size=300))

@@ -210,7 +210,7 @@ class Scheduler(Port):
                     self._on_error(error, (task.subject,))
             query = self.queries.get(task.subject)
             if query is not None:
-                if self.now >= self._background.due:
+                if self.compare_next or self.now >= self._background.due:
                     self._background.answered(query)
                 self._actions.append(Answer(query.id, Source.MODEL))
                 self._end_query(query)
@@ -749,7 +749,8 @@ class BackgroundComparison:
     Where nothing is late, no stand-in is asked. So at most once in `compare_every` seconds, a query
     that the deployed model has just answered runs on a stand-in as well, only to be compared. The
     stand-ins take turns; those of which no instance is up are passed over. For a parity model that
-    takes as many answered queries as are in a group, of one kind and tenant.
+    takes as many answered queries as are in a group, of one kind and tenant. A policy that has
+    stand-ins answer most queries asks for more (`Port.compare_next`).
 
     It costs little: one unit at a time is compared. An answered query runs only if an instance is
     idle at once and no query waits; it is never tried again, and nothing is kept of it once it
@@ -828,6 +829,7 @@ class BackgroundComparison:
             encode = Encode(task.subject, tuple(self._kept), 0.0)
             actions = [encode, *actions, ForgetGroup(task.subject)]
         self.task = None
+        self._port.compare_next = False
         self.due = self._port.now + self._every
         self._turn()
         return actions

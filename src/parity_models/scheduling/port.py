@@ -57,6 +57,8 @@ class Port(ABC):
         """True if redundancy is switched on; if not, copies and tasks are not queued."""
         self.closed_gates: set[Source] = set()
         """The sources whose gate is closed."""
+        self.compare_next = False
+        """The next prediction of the model is compared with a stand-in, if an instance is idle."""
         self._actions: list[Action] = []
         self._waiting: set[int] = set()
         """The pending queries of which no task has run yet, or all that ran have failed."""

@@ -122,16 +122,23 @@ def test_a_query_waits_for_a_stand_in_that_is_queued_and_for_none_that_is_gone()
     assert world.answers == dict.fromkeys(range(3), Source.MODEL)
 
 
-def test_the_model_is_asked_first_now_and_then_so_that_stand_ins_are_compared() -> None:
+@pytest.mark.parametrize(
+    ("queries", "every", "compared"),
+    [(41, 1.0, 4), (211, 0.01, 10)],
+    ids=["every 10 s", "one answer in 20"],
+)
+def test_the_model_is_asked_first_now_and_then_so_that_stand_ins_are_compared(
+    queries: int, every: float, compared: int
+) -> None:
     world = cascade(compare_every=10.0)
-    for _ in range(41):
+    for _ in range(queries):
         world.arrive(1)
         while world.running:
             world.finish(min(world.running))
-        world.pass_time(1.0)
+        world.pass_time(every)
     sources = list(world.answers.values())
-    assert sources.count(Source.MODEL) == 5
-    assert len(world.compared) >= 2
+    assert sources.count(Source.MODEL) == compared + 1
+    assert len(world.compared) == compared
 
 
 def test_a_queue_of_stand_ins_counts_as_waiting_and_one_that_runs_does_not() -> None:

@@ -22,8 +22,9 @@ class Cascade(Hedging):
     The model is also asked where no stand-in can be: the query is exact, no instance for it is up,
     its gate is closed, its unit failed. A query that the model runs is copied as by hedging. A
     stand-in that runs for long counts as late by the same rule, with the times of stand-ins, and
-    the model is asked as well, within the same budget. At most once in `compare_every` seconds the
-    model is asked first, to be compared with a stand-in (core.BackgroundComparison).
+    the model is asked as well, within the same budget. Once for `compare_one_in` answers of
+    stand-ins, and once in `compare_every` seconds, the model is asked first, to be compared with a
+    stand-in (core.BackgroundComparison).
     """
 
     name = "cascade"
@@ -39,16 +40,21 @@ class Cascade(Hedging):
         self.asks = StandIns(backups=backups)
         self._stand_in_times = RecentDurations()
         self._compare_at = 0.0
+        self._not_compared = 0
+        """The answers of stand-ins since the model was asked first."""
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         return [frozenset({DEPLOYED, *self.asks.backups})] * (instances + parity_instances)
 
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()
-        compares = port.config.compare_every and port.now >= self._compare_at and not query.exact
-        if compares:
-            self._compare_at = port.now + port.config.compare_every
-        if compares or not self._ask(port, query):
+        config = port.config
+        due = port.now >= self._compare_at or self._not_compared >= config.compare_one_in
+        if due and config.compare_every and not query.exact:
+            self._compare_at, self._not_compared = port.now + config.compare_every, 0
+            port.compare_next = True
+            self._watch(port, query)
+        elif not self._ask(port, query):
             self._watch(port, query)
 
     def _ask(self, port: Port, query: Query) -> bool:
@@ -75,6 +81,7 @@ class Cascade(Hedging):
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
         if query is not None:
+            self._not_compared += 1
             self._stand_in_times.add(port.now - query.arrived)
             port.answer(query, source_of(task.role))
 
