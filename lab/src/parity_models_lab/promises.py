@@ -50,9 +50,10 @@ def measure_promises(
         for seed in range(seeds):
             order = np.random.default_rng(seed).permutation(rows)
             ranking, calibrating, served = np.split(order, [queries, 2 * queries])
-            sure, agreed = max(
-                found, key=lambda each: surest_share(*(x[ranking] for x in each), named or USUAL)
-            )
+            shares = [
+                surest_share(each[0][ranking], each[1][ranking], named or USUAL) for each in found
+            ]
+            sure, agreed = found[int(np.argmax(shares))]
             gates = reached_levels(
                 sure[calibrating],
                 agreed[calibrating],
