@@ -40,12 +40,6 @@ def test_what_waits_at_an_instance_that_leaves_is_moved() -> None:
     assert len(world.answers) == 4
 
 
-def test_power_of_two_choices_prefers_the_shorter_queue() -> None:
-    world = world_of(PowerOfTwoChoices, 2)
-    world.arrive(2)
-    assert set(world.running) == {"0", "1"}
-
-
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
 def test_instances_to_avoid_get_a_task_only_while_no_others_are_up(rule: type[Dispatch]) -> None:
     dispatch = rule(rule.Options())

@@ -12,7 +12,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
-from scheduling_world import LOG, ORIGINALS, STRICT, world_of
+from scheduling_world import LOG, STRICT, world_of
 
 
 class Test_an_output_that_is_reported_after_the_deadline:
@@ -64,58 +64,7 @@ def test_what_has_expired_takes_no_place_from_those_who_arrive() -> None:
     assert late not in world.failures
 
 
-def test_events_that_say_nothing_new_are_ignored() -> None:
-    world = world_of("a", deadline=3.0)
-    scheduler = world.scheduler
-    world.arrive(1)
-    unit = world.running["a"].unit
-    assert not scheduler.instance_joined(0.0, "a", ORIGINALS)
-    world.finish("a")
-    for event in (
-        scheduler.unit_finished(0.0, unit),
-        scheduler.unit_failed(0.0, unit, "the model raised"),
-        scheduler.queries_abandoned(0.0, [0, 7]),
-        scheduler.queries_failed(0.0, [0, 7], "no memory"),
-        scheduler.instance_left(0.0, "never joined"),
-    ):
-        assert not event
-    world.leave("a")
-    assert not scheduler.instance_left(0.0, "a")
-    assert scheduler.running() == {}
-
-
-def test_a_clock_that_goes_back_is_taken_to_stand_still() -> None:
-    world = world_of("a", deadline=3.0)
-    world.pass_time(5.0)
-    world.arrive(1)
-    world.now = 0.0
-    world.finish("a")
-    assert world.answers == {0: Source.MODEL}
-    world.arrive(1, deadline=4.0)
-    assert world.failures[1].reason is Reason.DEADLINE_EXCEEDED
-
-
-def test_an_instance_that_left_while_it_rested_and_is_back_runs_one_unit_at_a_time() -> None:
-    world = world_of("a", deadline=3.0)
-    world.arrive(1)
-    world.turn_away("a", 1.0)
-    world.leave("a")
-    world.join("a", ORIGINALS)
-    world.arrive(3)
-    world.pass_time(2.0)
-    assert world.running["a"].subjects == (0,)
-
-
 class Test_a_query_that_its_client_abandons:
-    def test_leaves_the_queue(self) -> None:
-        world = world_of("a", deadline=3.0)
-        world.arrive(2)
-        world.abandon(1)
-        assert world.failures[1].reason is Reason.ABANDONED
-        world.finish("a")
-        assert not world.running
-        assert world.scheduler.size() == 0
-
     def test_has_its_unit_cancelled_if_nobody_else_needs_it(self) -> None:
         world = world_of("a", deadline=3.0, max_batch=2)
         world.arrive(2)

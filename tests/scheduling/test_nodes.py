@@ -25,7 +25,7 @@ from parity_models.scheduling.dispatch import (
 from parity_models.scheduling.policies import Replication
 from parity_models_lab.latency.competitors import PowerOfTwoChoices
 from policies import every_policy
-from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, world_of
+from scheduling_world import BOTH, World, code, world_of
 
 
 @dataclass
@@ -156,26 +156,6 @@ def parity_on(nodes: dict[str, str], roles: frozenset[str] = BOTH) -> World:
     for instance, node in nodes.items():
         world.join(instance, roles, node)
     return world
-
-
-def test_a_group_is_of_queries_on_different_nodes() -> None:
-    world = parity_on({"a1": "a", "a2": "a", "b1": "b"}, ORIGINALS)
-    world.arrive(3)
-    world.join("p", PARITIES, "c")
-    world.arrive(1)
-    assert list(world.members.values()) == [(0, 2)]
-
-
-def test_a_parity_query_waits_for_a_node_that_has_none_of_its_group() -> None:
-    world = parity_on({"a1": "a", "a2": "a", "b1": "b", "b2": "b"}, ORIGINALS)
-    world.join("b3", PARITIES, "b")
-    world.join("c1", PARITIES, "c")
-    world.arrive(4)
-    assert "b3" not in world.running
-    first, second = world.members[world.running["c1"].subjects[0]], (1, 3)
-    assert first == (0, 2)
-    world.finish("c1")
-    assert world.members[world.running["c1"].subjects[0]] == second
 
 
 def test_a_node_that_is_lost_takes_one_unit_of_a_group_and_the_others_answer_for_it() -> None:

@@ -31,23 +31,6 @@ def test_units_cut_short_before_the_median_say_nothing() -> None:
     assert known.longest == 6, "past it, they run for twice as long"
 
 
-def test_units_cut_short_do_not_hide_that_units_are_slow() -> None:
-    known = RunTimes(every=10)
-    for _ in range(10):
-        known.add(1.0, finished=True)
-    for number in range(10):
-        known.add(1.0 if number < 6 else 1.2, finished=number < 6)
-    age, late = next(known.ages())
-    assert (age, late) == (1.0, 0.2)
-    assert known.left(1.0, 1.0)[0] == pytest.approx(1.4), "to twice the age at which they were cut"
-
-
-def test_nothing_is_known_to_begin_with() -> None:
-    assert RunTimes().longest == 0.0
-    assert run_times((1.0, False)).median is None
-    assert not list(RunTimes().ages())
-
-
 def test_what_is_known_stays_known_while_all_units_are_cut_short() -> None:
     known = RunTimes(window=10, every=10)
     for _ in range(10):
@@ -71,12 +54,6 @@ def test_what_is_left_of_units_is_their_mean_beyond_an_age(times: list[float], a
     assert left == pytest.approx(sum(time - since for time in beyond) / len(running))
     weighted = sum((time**2 - since**2) / 2 for time in beyond) / len(running)
     assert moment == pytest.approx(weighted)
-
-
-def test_a_unit_older_than_all_that_are_known_is_expected_to_take_as_long_again() -> None:
-    left, moment = run_times((1.0, True), (2.0, True)).left(3.0, 4.0)
-    assert left == 2.0
-    assert moment == pytest.approx((6.0**2 - 4.0**2) / 2)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.booleans()), min_size=1))

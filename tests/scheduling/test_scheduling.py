@@ -23,14 +23,13 @@ from histories import (
 )
 from parity_models.scheduling import (
     NoRedundancy,
-    Parity,
     Reason,
     Scheduler,
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.policies import Pool, Replication
-from scheduling_world import ORIGINALS, World, code, world_of
+from parity_models.scheduling.policies import Replication
+from scheduling_world import ORIGINALS, world_of
 
 STEPS = st.lists(st.tuples(st.sampled_from(STEP_NAMES), st.integers(0, 1000)), max_size=80)
 
@@ -92,26 +91,6 @@ def test_where_all_instances_share_a_node_all_is_as_where_they_name_none(
 ) -> None:
     on_one, on_none = (replace(setup, nodes=nodes) for nodes in (1, None))
     assert run_history(on_one, steps).log == run_history(on_none, steps).log
-
-
-@pytest.mark.parametrize("pool", list(Pool))
-def test_five_thousand_queries_leave_no_more_behind_than_a_hundred(pool: Pool) -> None:
-    policy = Parity(code(), Parity.Options(pool=pool, max_group_wait=0.5))
-    world = World(Scheduler(policy, SchedulerConfig(max_batch=2)), code(), 2)
-    for i, roles in enumerate(policy.roles(4, 2)):
-        world.join(f"{i}", roles)
-    sizes = []
-    for round_ in range(1000):
-        world.arrive(5)
-        world.pass_time(0.01)
-        while world.running:
-            world.finish(next(iter(world.running)))
-        world.log.clear()
-        if round_ in (20, 999):
-            sizes.append(world.scheduler.size())
-    assert len(world.answers) == 5000
-    assert sizes[1] <= sizes[0]
-    assert len(world.inputs) <= 3
 
 
 class Test_originals:

@@ -94,13 +94,11 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
         BACKUPS[: options["copies"] - 1], Cascade.Options(hedge_quantile=0.5)
     ),
     "slackfit": lambda code, options: SlackFit(
-        BACKUPS[: options["copies"] - 1], SlackFit.Options(objective=options["stand_in_delay"] + 1)
+        BACKUPS[: options["copies"] - 1], SlackFit.Options(objective=options["parity_delay"] + 1)
     ),
     "proteus-like": lambda code, options: ProteusLike((BACKUPS[0],)),
     "tied": lambda code, options: Tied(Tied.Options(tied_delay=options["parity_delay"])),
-    "backup": lambda code, options: ApproximateBackup(
-        ApproximateBackup.Options(stand_in_delay=options["stand_in_delay"])
-    ),
+    "backup": lambda code, options: ApproximateBackup(),
     "adaptive": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
     "learned adaptive": lambda code, options: _adaptive(code, options, _learned()),
     "parity": lambda code, options: Parity(
@@ -147,7 +145,6 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "pool": choose(list(Pool)),
             "max_group_wait": choose([None, 0.0, 0.5, 3.0]),
             "parity_delay": choose([0.0, 1.0]),
-            "stand_in_delay": choose([0.0, 2.0]),
             "budget": choose([0.05, 1.0]),
             "copies": choose([2, 3]),
             "urgency": choose([1.0, 100.0, 1e4]),

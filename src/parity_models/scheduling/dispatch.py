@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any, ClassVar
 
 from parity_models import options
@@ -48,7 +47,6 @@ class Dispatch(ABC):
         self._roles: dict[str, frozenset[str]] = {}
         self._node: dict[str, Hashable] = {}
         self._nodes: int | None = None
-        self._doubted: set[str] = set()
 
     # Instances
 
@@ -75,7 +73,6 @@ class Dispatch(ABC):
     def leave(self, instance: str) -> None:
         """Give no more work to an instance, idle or not; it may still run a unit."""
         del self._node[instance]
-        self._doubted.discard(instance)
         self._nodes = None
         for role in self._roles.pop(instance):
             self.up[role].remove(instance)
@@ -90,14 +87,6 @@ class Dispatch(ABC):
     @abstractmethod
     def occupy(self, instance: str) -> bool:
         """Mark the instance busy. Return whether it was idle."""
-
-    def doubt(self, instance: str) -> None:
-        """Have this instance, which is busy, take last: while no other is idle that could."""
-        self._doubted.add(instance)
-
-    def trust(self, instance: str) -> None:
-        """Have this instance take its turn again."""
-        self._doubted.discard(instance)
 
     # Tasks
 
@@ -235,11 +224,6 @@ class SingleQueue(Dispatch):
         self._idle[self._roles[instance]] = others
         return True
 
-    def trust(self, instance: str) -> None:
-        super().trust(instance)
-        if instance in self._roles and self.occupy(instance):
-            self.idle(instance, 0.0, finished=False)
-
     def idle_for(self, role: str) -> int:
         count = 0
         for roles, idle in self._idle.items():
@@ -271,7 +255,6 @@ class SingleQueue(Dispatch):
 
     def _add_idle(self, instance: str, rank: float) -> None:
         self._turn += 1
-        rank = inf if instance in self._doubted else rank
         idle = self._idle.setdefault(self._roles[instance], [])
         heapq.heappush(idle, (rank, self._turn, instance))
 

@@ -34,9 +34,6 @@ BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
 PROVEN = 100
 """Units without a failure after which the next ejection is a first one again."""
 
-DOUBT = 1.0
-"""Seconds for which an instance takes last after a unit failed on it."""
-
 SHORT_REST = 5.0
 """Seconds for which an instance may be busy, and still counts as one that takes units."""
 
@@ -303,8 +300,6 @@ class Member:
     sound: bool = True
     """It has finished its last unit."""
     over: bool = False
-    doubt: int = 0
-    """It takes last until then."""
     suspected: bool = False
     check: Check | None = None
     """What it is verified with now."""
@@ -326,13 +321,13 @@ class Member:
         """True if it takes units, now or soon."""
         return self.is_in and not self.rests_long
 
-    @property
-    def state(self) -> State:
+    def state(self, *, failed: bool) -> State:
+        """Return how it is, given whether it has `failed` lately."""
         if self.check is not None:
             return State.VERIFYING
         if not self.is_in:
             return State.EJECTED
-        return State.SUSPECTED if self.suspected or self.doubt else State.UP
+        return State.SUSPECTED if self.suspected or failed else State.UP
 
 
 class Health:
@@ -364,7 +359,10 @@ class Health:
 
     def states(self) -> list[tuple[str, State]]:
         """Return every instance that has joined and not left, and how it is."""
-        return [(member.name, member.state) for member in self._members.values()]
+        return [
+            (name, member.state(failed=not self._failures.is_clear(name)))
+            for name, member in self._members.items()
+        ]
 
     # Joining and leaving
 
@@ -388,7 +386,7 @@ class Health:
     def left(self, instance: str) -> None:
         """An instance is gone."""
         member = self._members.pop(instance)
-        self._port.cancel_timer(member.timer, member.doubt)
+        self._port.cancel_timer(member.timer)
         if member.is_in:
             self._dispatch.leave(instance)
         now = self._port.now
@@ -415,11 +413,6 @@ class Health:
                 member.to_verify.append(Check(DEPLOYED, each.sample, each.right, REPEATS))
         self._verify_next(member)
 
-    def _put_out(self, member: Member) -> None:
-        self._dispatch.leave(member.name)
-        self._port.cancel_timer(member.doubt)
-        member.is_in, member.doubt = False, 0
-
     def _may_lose(self, member: Member) -> bool:
         """Return whether at most half of the instances of each role would be out without it."""
         if not member.is_there:
@@ -436,8 +429,8 @@ class Health:
     def _replace(self, member: Member, reason: RecycleReason, why: str) -> None:
         """Have an instance replaced; it is out until it leaves."""
         if member.is_in:
-            self._put_out(member)
-        member.over = True
+            self._dispatch.leave(member.name)
+        member.is_in, member.over = False, True
         self._port.recycle(member.name, reason, why)
 
     # Units
@@ -463,8 +456,6 @@ class Health:
             member.proven += 1
             if member.proven == PROVEN:
                 member.back_off = BACK_OFF
-            if member.doubt and self._failures.is_clear(member.name):
-                self._trust(member)
         elif rest == 0:
             self._did_badly(member, unit)
         if self._sample_every and finished and unit.role == DEPLOYED:
@@ -499,7 +490,7 @@ class Health:
         member.rests_long = False
         self._dispatch.idle(member.name, 0.0, finished=False)
 
-    # Failing: doubted at once, ejected when its units fail more often than those of others
+    # Failing: an instance is ejected when its units fail more often than those of others
 
     def _charge_others(self, member: Member, task: Task) -> None:
         """Charge what was taken back after all: the instances that failed the task were at fault,
@@ -524,22 +515,16 @@ class Health:
             task.charge = (member.name, growth)
 
     def _charge(self, member: Member) -> float:
-        """Eject or doubt an instance that has failed something. Return how much its sum grew."""
+        """Eject an instance that fails too often. Return how much its sum grew."""
         growth = self._failures.add(member.name, bad=True)
         member.proven = 0
-        if not member.is_in:
-            return growth
         failing = member.on_probation or self._failures.stands_out(member.name)
-        if failing and self._may_lose(member):
-            self._put_out(member)
+        if member.is_in and failing and self._may_lose(member):
+            self._dispatch.leave(member.name)
+            member.is_in = False
             why = "fails units more often than others do"
             self._port.recycle(member.name, RecycleReason.FAILING, why)
             self._back_off(member)
-            return growth
-        self._port.cancel_timer(member.doubt)
-        if not member.doubt:
-            self._dispatch.doubt(member.name)
-        member.doubt = self._port.set_timer(self._port.now + DOUBT, partial(self._trust, member))
         return growth
 
     def _back_off(self, member: Member, rest: float = 0.0) -> None:
@@ -550,11 +535,6 @@ class Health:
         if rest == 0:
             member.on_probation = True
             member.back_off = min(2 * member.back_off, LONGEST_BACK_OFF)
-
-    def _trust(self, member: Member) -> None:
-        self._port.cancel_timer(member.doubt)
-        member.doubt = 0
-        self._dispatch.trust(member.name)
 
     # Hanging: its unit is over the limit at two looks
 

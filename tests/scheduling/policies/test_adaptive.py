@@ -12,19 +12,11 @@ from parity_models.scheduling import (
     Scheduler,
     SchedulerConfig,
     Source,
-    parity_role,
 )
 from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
 from parity_models.scheduling.work import Task, Unit
 from policy_port import port_at
 from scheduling_world import World, code
-
-
-def test_every_instance_runs_all_that_the_bundle_has() -> None:
-    assert Adaptive(BOTH).roles(2, 1) == [frozenset({DEPLOYED, PARITY, BACKUP})] * 3
-    assert Adaptive(BACKUPS).roles(1, 0) == [frozenset({DEPLOYED, BACKUP})]
-    two = StandIns(code(2, 2))
-    assert Adaptive(two).roles(1, 0) == [frozenset({DEPLOYED, PARITY, parity_role(1)})]
 
 
 def test_nothing_is_sent_while_nothing_is_late() -> None:
@@ -65,13 +57,6 @@ def test_before_run_times_are_known_each_thing_is_sent_once_the_cheapest_first()
     assert runs(world) == sent, "three run at most"
     world.finish(max(world.running))
     assert query in world.answers
-
-
-def test_nothing_is_sent_where_all_units_take_as_long() -> None:
-    world = world_of(stand_ins=BOTH, units=[(1.0, True)] * 100)
-    world.arrive(2)
-    world.pass_time(1.0)
-    assert runs(world) == [DEPLOYED] * 2
 
 
 def test_the_backup_is_asked_for_a_late_query_and_answers_it() -> None:
@@ -264,18 +249,6 @@ def test_no_work_is_added_while_many_wait() -> None:
     world.pass_time(3.0)
     world.finish("0")
     assert world.queued(DEPLOYED) + world.queued(BACKUP) + len(world.running) == 199
-
-
-def test_a_stand_in_and_a_copy_run_apart_from_the_late_unit_on_other_nodes() -> None:
-    world = world_of(0, stand_ins=BACKUPS)
-    roles = frozenset({DEPLOYED, BACKUP})
-    for instance, node in (("a", "x"), ("b", "x"), ("c", "y"), ("d", "z")):
-        world.join(instance, roles, node)
-    world.arrive(1)
-    world.pass_time(1.1)
-    late, backup = world.running
-    nodes = {"a": "x", "b": "x", "c": "y", "d": "z"}
-    assert nodes[late] != nodes[backup]
 
 
 @pytest.mark.parametrize("name", ["adaptive", "hedging"])

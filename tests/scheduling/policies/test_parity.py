@@ -2,21 +2,28 @@
 
 from typing import Any
 
+import pytest
+
 from parity_models.scheduling import (
     DEPLOYED,
     Answer,
     Cancel,
     Decode,
     Encode,
+    EqualResources,
+    NoRedundancy,
     Parity,
-    Run,
+    Policy,
     Scheduler,
     SchedulerConfig,
     Source,
     parity_role,
 )
+from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.policies.groups import SHARERS_KEPT
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.work import Query
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
 
 
@@ -62,12 +69,6 @@ class Test_parity:
         world.arrive(2)
         world.finish("p")
         assert set(world.answers.values()) == {Source.RECONSTRUCTION}
-
-    def test_sends_originals_before_it_encodes(self) -> None:
-        world = parity_world({"a": BOTH, "b": BOTH, "c": BOTH})
-        world.arrive(2)
-        kinds = [type(action) for action in world.log if isinstance(action, Run | Encode)]
-        assert kinds == [Run, Run, Encode, Run]
 
     def test_in_a_shared_pool_waits_until_no_original_does(self) -> None:
         world = parity_world({"a": BOTH})
@@ -132,16 +133,6 @@ class Test_parity:
         world.arrive(1, tenant="one")
         assert world.members[world.running["p"].subjects[0]] == (0, 3)
 
-    def test_batches_are_shared_by_tenants(self) -> None:
-        scheduler = Scheduler(Parity(code()), SchedulerConfig(max_batch=2))
-        world = World(scheduler, code(), max_batch=2)
-        world.join("a", BOTH)
-        world.arrive(1)
-        world.arrive(1, tenant="one")
-        world.arrive(1, tenant="other")
-        world.finish("a")
-        assert world.running["a"].subjects == (1, 2)
-
     def test_of_many_tenants_little_is_kept(self) -> None:
         world = parity_world(DEDICATED)
         for tenant in range(100):
@@ -190,23 +181,6 @@ class Test_parity:
         encodes = [action for action in world.log if isinstance(action, Encode)]
         assert [encode.members for encode in encodes] == [(2, 3)]
 
-    def test_with_a_stand_in_delay_prefers_the_model_until_then(self) -> None:
-        world = parity_world(DEDICATED, stand_in_delay=1.0)
-        world.arrive(2)
-        world.finish("p")
-        world.pass_time(0.5)
-        world.finish("a")
-        assert world.answers == {0: Source.MODEL}
-        world.pass_time(0.6)
-        assert world.answers[1] is Source.RECONSTRUCTION
-
-    def test_with_a_stand_in_delay_does_not_wait_for_a_lost_instance(self) -> None:
-        world = parity_world(DEDICATED, stand_in_delay=1.0)
-        world.arrive(2)
-        world.finish("p")
-        world.leave("b")
-        assert world.answers == {1: Source.RECONSTRUCTION}
-
     def test_encodes_once_even_when_a_parity_unit_is_retried(self) -> None:
         world = parity_world({"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES})
         world.arrive(2)
@@ -234,3 +208,43 @@ class Test_parity:
             Answer,
             Answer,
         ]
+
+
+@pytest.mark.parametrize(("dispatch", "parity_runs"), [(SingleQueue, True), (LatencyAware, False)])
+def test_the_instance_kept_for_originals_is_not_a_slow_one(
+    dispatch: type[Dispatch], parity_runs: bool
+) -> None:
+    class KeepsOne(Parity):
+        def arrived(self, port: Port, query: Query) -> None:
+            super().arrived(port, query)
+            port.keep_idle(1)
+
+    policy = KeepsOne(code(), Parity.Options(max_group_wait=None))
+    scheduler = Scheduler(policy, dispatch=dispatch())
+    world = World(scheduler, code())
+    instances = "slow", "a", "b", "c"
+    for instance in instances:
+        world.join(instance, BOTH)
+    world.arrive(4)
+    world.pass_time(1.0)
+    for instance in instances[1:]:
+        world.finish(instance)
+    world.pass_time(9.0)
+    world.finish("slow")
+    while world.running:
+        world.finish(min(world.running))
+    world.arrive(2)
+    assert (parity_role(0) in {run.role for run in world.running.values()}) == parity_runs
+
+
+@pytest.mark.parametrize(
+    ("policy", "roles"),
+    [
+        (NoRedundancy(), [ORIGINALS] * 2),
+        (EqualResources(), [ORIGINALS] * 3),
+        (Parity(code(), Parity.Options(pool=Pool.DEDICATED)), [ORIGINALS] * 2 + [PARITIES]),
+        (Parity(code(), Parity.Options(pool=Pool.SHARED)), [BOTH] * 3),
+    ],
+)
+def test_policies_say_what_each_instance_runs(policy: Policy, roles: list[frozenset[str]]) -> None:
+    assert policy.roles(2, 1) == roles

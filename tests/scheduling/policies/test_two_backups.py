@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from adaptive_world import world_of
 from estimates import run_times
 from parity_models.arrivals import poisson_arrivals
 from parity_models.emulation import FaultPlan
@@ -90,24 +89,6 @@ def test_a_query_that_none_may_answer_is_copied() -> None:
         world.pass_time(0.01)
     assert runs(world) == [DEPLOYED] * 2
     assert not world.answers
-
-
-def test_what_the_better_one_is_refused_the_fast_one_is_not_asked() -> None:
-    world = world_with(refused=150)
-    world.refuses = lambda query, source: True
-    late(world)
-    finish(world, BETTER)
-    world.pass_time(0.01)
-    assert runs(world) == [DEPLOYED] * 2
-
-
-def test_while_nothing_is_known_each_is_asked_once_and_then_the_model() -> None:
-    world = world_of(stand_ins=TWO, units=[])
-    world.arrive(1)
-    for _ in range(3):
-        world.pass_time(5.0 if world.now < 5 else 2.6)
-    assert runs(world) == [DEPLOYED, FAST, BETTER, DEPLOYED][: len(runs(world))]
-    assert FAST in runs(world)
 
 
 @pytest.mark.slow

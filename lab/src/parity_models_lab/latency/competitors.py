@@ -86,10 +86,6 @@ class InstanceQueues(Dispatch):
     def add(self, task: Task, *, first: bool = False) -> None:
         suited, queue = self._suited(task), self._homeless
         if suited:
-            if self._doubted:
-                trusted = [instance for instance in suited if instance not in self._doubted]
-                if any(each in self._idle and each not in self._ready for each in trusted):
-                    suited = trusted
             key = (task.preemptible, task.role == DEPLOYED, task.role)
             task.instance = self._choose(suited, key)
             queue = self._queues[task.instance][key]

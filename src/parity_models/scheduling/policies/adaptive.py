@@ -386,8 +386,6 @@ class Adaptive(Policy):
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         if query.id in self._early_answers:
             port.answer(query, self._early_answers[query.id])
-        else:
-            self._groups.on_loss_or_deadline(port, query)
 
     def inputs_of(self, task: Task) -> Collection[int]:
         return (task.subject,) if task.role in BACKUPS else self._groups.inputs_of(task)

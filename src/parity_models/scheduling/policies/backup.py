@@ -4,17 +4,16 @@ The baseline of Kosaian et al., SOSP 2019, section 5.2.6: the extra instances, w
 parity models, run a smaller network instead and get every query.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.policies.policy import AnswerOptions, Policy, StandIns
+from parity_models.scheduling.policies.policy import Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
 
 class ApproximateBackup(Policy):
-    """Every query that is not exact goes to the backup as well; times in seconds.
+    """Every query that is not exact goes to the backup as well; whichever is ready first answers.
 
     Where an instance runs both models, originals go first.
     """
@@ -23,12 +22,7 @@ class ApproximateBackup(Policy):
     needs_backup = True
     asks = StandIns(backups=(BACKUP,))
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(AnswerOptions, Policy.Options):
-        """The policy's options."""
-
-    def __init__(self, options: Options | None = None) -> None:
-        self._stand_in_delay = (options or self.Options()).stand_in_delay
+    def __init__(self, options: Any = None) -> None:
         self._backups: dict[int, Task] = {}
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
@@ -43,14 +37,8 @@ class ApproximateBackup(Policy):
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
-        if query is None:
-            return
-        answer = partial(port.answer, query, Source.BACKUP)
-        due = query.arrived + self._stand_in_delay
-        if port.now >= due or query.was_lost:
-            answer()
-        else:
-            port.set_alarm(query, due, answer)
+        if query is not None:
+            port.answer(query, Source.BACKUP)
 
     def copies_in_flight(self, port: Port, query: Query) -> int:
         backup = self._backups.get(query.id)
@@ -63,10 +51,6 @@ class ApproximateBackup(Policy):
 
     def may_answer(self, port: Port, query: Query) -> bool:
         return query.id in self._backups
-
-    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
-        if query.alarm:
-            port.answer(query, Source.BACKUP)
 
     def resolved(self, port: Port, query: Query) -> None:
         backup = self._backups.pop(query.id, None)

@@ -12,8 +12,7 @@
 A group of late queries is formed closed (`form`), of queries that run.
 
 While a group is closed, whatever arrives (a prediction or a parity output) may make missing
-predictions decodable; the code says which, from masks alone. A decodable query is answered once it
-has waited `stand_in_delay`; one whose instance failed, or whose own deadline is here, never waits.
+predictions decodable; the code says which, from masks alone. A decodable query is answered at once.
 """
 
 from collections import OrderedDict, deque
@@ -80,17 +79,11 @@ class CodingGroups:
     """
 
     def __init__(
-        self,
-        code: Erasures,
-        *,
-        max_wait: float | None,
-        parity_delay: float = 0.0,
-        stand_in_delay: float = 0.0,
+        self, code: Erasures, *, max_wait: float | None, parity_delay: float = 0.0
     ) -> None:
         self.max_wait = max_wait
         self._code = code
         self._parity_delay = parity_delay
-        self._stand_in_delay = stand_in_delay
         self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
@@ -159,11 +152,6 @@ class CodingGroups:
         if group is not None:
             group.parities[group.tasks.index(task)] = True
             self._decode(port, group)
-
-    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
-        group = self.of(query)
-        if group is not None:
-            self._decode(port, group, urgent=query.id)
 
     def resolved(self, port: Port, query: Query) -> None:
         group = self.of(query)
@@ -309,25 +297,21 @@ class CodingGroups:
             if group.overdue:
                 self._pad(port, group)
 
-    def _decode(self, port: Port, group: CodingGroup, urgent: int | None = None) -> None:
-        """Decode the members that can be reconstructed and have waited long enough."""
+    def _decode(self, port: Port, group: CodingGroup) -> None:
+        """Decode the members that can be reconstructed."""
         if not any(group.parities):
             return
         available, parities = tuple(group.available), tuple(group.parities)
         decodable = self._code.decodable(available, parities)
-        ready: dict[int, Query] = {}
-        for slot, query_id in enumerate(group.members):
-            query = port.queries.get(query_id)
-            if query is None or not decodable[slot] or query.decoding or query.exact_only:
-                continue
-            due = query.arrived + self._stand_in_delay
-            if port.now >= due or query.was_lost or query_id == urgent:
-                ready[slot] = query
-            elif not query.alarm:
-                port.set_alarm(query, due, partial(self._decode, port, group))
+        members = tuple(group.members)
+        waiting = [port.queries.get(member) for member in members]
+        ready = tuple(
+            slot
+            for slot, query in enumerate(waiting)
+            if query and decodable[slot] and not (query.decoding or query.exact_only)
+        )
         if ready:
-            members = tuple(group.members)
-            port.decode(Decode(group.id, members, available, parities, tuple(ready)))
+            port.decode(Decode(group.id, members, available, parities, ready))
 
     def _end(self, port: Port, group: CodingGroup) -> None:
         del self._groups[group.id]

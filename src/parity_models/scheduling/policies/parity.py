@@ -1,8 +1,6 @@
 """Coded resilience: every k queries are accompanied by r parity queries.
 
-Kosaian et al., SOSP 2019, section 3; groups.py has the life of a coding group. A query that can be
-reconstructed is answered once it has waited `stand_in_delay`; one whose instance failed, or whose
-own deadline is here, never waits.
+Kosaian et al., SOSP 2019, section 3; groups.py has the life of a coding group.
 """
 
 from collections.abc import Collection
@@ -14,7 +12,7 @@ from typing import Annotated
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED, parity_role
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.policy import AnswerOptions, Erasures, Policy, StandIns
+from parity_models.scheduling.policies.policy import Erasures, Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
@@ -82,7 +80,7 @@ class Parity(Policy):
     needs_code = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(AnswerOptions, Policy.Options):
+    class Options(Policy.Options):
         """The policy's options."""
 
         pool: Annotated[
@@ -117,10 +115,7 @@ class Parity(Policy):
         self._code = code
         self._pool = options.pool
         self._groups = CodingGroups(
-            code,
-            max_wait=options.max_group_wait,
-            parity_delay=options.parity_delay,
-            stand_in_delay=options.stand_in_delay,
+            code, max_wait=options.max_group_wait, parity_delay=options.parity_delay
         )
         self._run_times = RunTimes()
         self._margin = Margin(self._run_times)
@@ -156,9 +151,6 @@ class Parity(Policy):
 
     def on_suspected_poison(self, port: Port, query: Query) -> None:
         self._groups.on_suspected_poison(port, query)
-
-    def on_loss_or_deadline(self, port: Port, query: Query) -> None:
-        self._groups.on_loss_or_deadline(port, query)
 
     def resolved(self, port: Port, query: Query) -> None:
         self._margin.answered(port.now - query.arrived)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from parity_models import options
-from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED, Source
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.front_door import Redundancy
@@ -164,18 +163,3 @@ class Policy:
 
     def resolved(self, port: Port, query: Query) -> None:
         """The query has just been answered or failed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerOptions(options.Options):
-    """The options of policies that answer from stand-ins."""
-
-    stand_in_delay: Annotated[
-        float,
-        Option(
-            "How long a query waits for the model before a stand-in answers it; 0: whichever is "
-            "ready first answers.",
-            unit=SECONDS,
-            at_least=0,
-        ),
-    ] = 0.0
