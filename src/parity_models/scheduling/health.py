@@ -19,7 +19,7 @@ of service: it is wrong if it differs many times in a row. See docs/explanation/
 
 from collections import Counter, deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from math import inf, log
@@ -253,32 +253,19 @@ class RunLimits:
 
 
 @dataclass(slots=True, eq=False)
-class Sample:
-    """A client's query that is answered again by other instances, each in a unit of its own.
-
-    `answers` are the different answers so far, as the instances that gave them; the client's is the
-    first. The query's tensors are held meanwhile.
-    """
-
-    query: int
-    kind: Hashable
-    answers: list[list[str]]
-
-    def has_asked(self, instance: str) -> bool:
-        """Return whether this instance has answered it."""
-        return any(instance in each for each in self.answers)
-
-
-@dataclass(slots=True, eq=False)
 class Check:
-    """What an instance is verified with: a golden query of `role`, or a client's.
+    """What an instance is verified with: a golden query of `role`, or a client's: a sample.
 
-    With `right`, two instances agree on that answer of the sample. A third, that differs, answers
-    it `left` times more; before that, if it is `against` that one, one of the two does.
+    A sample is answered by several instances, each in a unit of its own, and its tensors are held
+    meanwhile. `answers` are the different answers so far, as the instances that gave them; the
+    client's is the first. With `right`, two instances agree on that answer. A third, that differs,
+    answers it `left` times more; before that, if it is `against` that one, one of the two does.
     """
 
     role: str = DEPLOYED
-    sample: Sample | None = None
+    query: int | None = None
+    kind: Hashable = None
+    answers: list[list[str]] = field(default_factory=list)
     right: int | None = None
     left: int = 0
     against: str | None = None
@@ -410,7 +397,7 @@ class Health:
         if member.quarantined and DEPLOYED in member.roles:
             for each in self._agreed:
                 self._hold(each)
-                member.to_verify.append(Check(DEPLOYED, each.sample, each.right, REPEATS))
+                member.to_verify.append(replace(each, left=REPEATS))
         self._verify_next(member)
 
     def _may_lose(self, member: Member) -> bool:
@@ -577,8 +564,8 @@ class Health:
         member.sound = True
         self._limits.finished(unit)
         assert check is not None
-        if check.sample is not None:
-            self._answered_again(member, check, check.sample, answer)
+        if check.query is not None:
+            self._answered_again(member, check, check.query, answer)
         elif not right:
             why = f"answered a golden query of the role {unit.role} wrongly"
             self._quarantine(member, why)
@@ -646,14 +633,11 @@ class Health:
             self._dispatch.idle(member.name, 0.0, finished=False)
 
     def _verify(self, member: Member, check: Check) -> None:
-        member.check, role, sample = check, check.role, check.sample
-        if sample is None:
+        member.check, role, probe = check, check.role, self._probes[check.role]
+        if check.query is None:
             member.served[role] = 0
-            unit = self._port.verify(member.name, role, self._probes[role])
             self._probes[role] += 1
-        else:
-            unit = self._port.verify(member.name, role, 0, sample.query, sample.kind)
-        self.started(unit)
+        self.started(self._port.verify(member.name, role, probe, check.query, check.kind))
 
     # Wrong answers to clients: some queries are answered again elsewhere, and a third decides
 
@@ -665,16 +649,15 @@ class Health:
         may = query is not None and not query.crashes and not query.was_lost
         if query is None or not may or self._port.up(DEPLOYED) < 2 or len(self._asked) >= MAX_ASKED:
             return
-        check = Check(DEPLOYED, Sample(query.id, unit.kind, [[member.name]]))
+        check = Check(DEPLOYED, query.id, unit.kind, [[member.name]])
         self._hold(check)
         self._ask_another(check)
 
     def _ask_another(self, check: Check) -> None:
         """Have an instance that has not answered the sample do so, as soon as one is idle."""
-        assert check.sample is not None
         if self._dispatch.idle_for(DEPLOYED):
             for name in self._dispatch.up[DEPLOYED]:
-                if not check.sample.has_asked(name) and self._dispatch.occupy(name):
+                if not _has_answered(name, check) and self._dispatch.occupy(name):
                     self._verify(self._members[name], check)
                     return
         self._asked.append(check)
@@ -682,14 +665,13 @@ class Health:
     def _answers_again(self, member: Member) -> bool:
         """Have this instance, which is idle, answer a sample that waits; return whether it does."""
         for check in self._asked:
-            sample = check.sample
-            if sample and not sample.has_asked(member.name) and DEPLOYED in member.roles:
+            if not _has_answered(member.name, check) and DEPLOYED in member.roles:
                 self._asked.remove(check)
                 self._verify(member, check)
                 return True
         return False
 
-    def _answered_again(self, member: Member, check: Check, sample: Sample, answer: int) -> None:
+    def _answered_again(self, member: Member, check: Check, query: int, answer: int) -> None:
         """This instance has answered a sample. Where two agree against one, that one is examined:
         it is wrong if it differs REPEATS times in a row."""
         if check.right is not None:
@@ -698,21 +680,25 @@ class Health:
                 member.to_verify.appendleft(check)
                 return
             if check.against is not None and answer == check.right:
-                self._examine(check.against, Check(DEPLOYED, sample, check.right, REPEATS))
+                self._examine(check.against, replace(check, left=REPEATS, against=None))
             elif check.against is None and answer != check.right:
                 why = "answered a client's query otherwise than two others did, again and again"
                 self._quarantine(member, why)
-            self._port.release(sample.query)
+            self._port.release(query)
             return
-        groups = sample.answers
+        groups = check.answers
         if answer == len(groups):
             groups.append([])
         groups[answer].append(member.name)
         right = max(range(len(groups)), key=lambda number: len(groups[number]))
         if len(groups[right]) > 1:
-            self._keep_agreed(Check(DEPLOYED, sample, right))
+            check.right = right
+            self._hold(check)
+            self._agreed.append(check)
+            if len(self._agreed) > MAX_AGREED:
+                self._let_go(self._agreed.popleft())
             for name in (each for group in groups if group is not groups[right] for each in group):
-                member.to_verify.appendleft(Check(DEPLOYED, sample, right, CONFIRMED, name))
+                member.to_verify.appendleft(replace(check, left=CONFIRMED, against=name))
                 return
         elif len(groups) == 2 and self._port.up(DEPLOYED) > 2:
             self._ask_another(check)
@@ -721,7 +707,7 @@ class Health:
             for other in (self._members.get(each) for group in groups for each in group):
                 if other is not None:
                     self._suspect(other)
-        self._port.release(sample.query)
+        self._port.release(query)
 
     def _examine(self, name: str, check: Check) -> None:
         member = self._members.get(name)
@@ -731,12 +717,6 @@ class Health:
             if member.is_in and self._dispatch.occupy(name):
                 self._verify_next(member)
 
-    def _keep_agreed(self, check: Check) -> None:
-        self._hold(check)
-        self._agreed.append(check)
-        if len(self._agreed) > MAX_AGREED:
-            self._let_go(self._agreed.popleft())
-
     def _give_up_checks(self, member: Member) -> None:
         for check in (member.check, *member.to_verify):
             if check is not None:
@@ -745,12 +725,16 @@ class Health:
         member.to_verify.clear()
 
     def _hold(self, check: Check) -> None:
-        assert check.sample is not None
-        self._port.hold(check.sample.query)
+        assert check.query is not None
+        self._port.hold(check.query)
 
     def _let_go(self, check: Check) -> None:
-        if check.sample is not None:
-            self._port.release(check.sample.query)
+        if check.query is not None:
+            self._port.release(check.query)
+
+
+def _has_answered(instance: str, check: Check) -> bool:
+    return any(instance in each for each in check.answers)
 
 
 def _in_order(roles: frozenset[str]) -> list[str]:
