@@ -207,20 +207,28 @@ async def test_an_idle_upstream_that_is_not_ready_is_ejected_and_checked_before_
         await events.arrival()
 
 
-async def test_an_upstream_that_is_away_at_the_start_joins_when_it_is_there(
-    model: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("mode", "fault", "text"),
+    [
+        (fake.AWAY, "not ready", "says that model 'model' is not ready"),
+        (fake.OTHER, "mismatch", "predicts something else with model 'model'"),
+    ],
+)
+async def test_an_upstream_that_is_away_or_wrong_at_the_start_joins_when_it_is_well(
+    model: Path, caplog: pytest.LogCaptureFixture, mode: str, fault: str, text: str
 ) -> None:
     metrics = Metrics()
     async with FakeUpstream("http", WEIGHTS) as here, FakeUpstream("grpc", WEIGHTS) as away:
-        away.mode = fake.AWAY
+        away.mode = mode
         engine, events = engine_for(model, here, away, metrics=metrics), Events()
         await engine.start([DEPLOYED] * 2, events)
         try:
             first = await events.arrival()
             assert engine.running() == {first.instance: None}
-            while "says that model 'model' is not ready" not in caplog.text:
+            while text not in caplog.text:
                 await asyncio.sleep(0.01)
-            assert ejections(metrics, away, "not ready") == 1
+            assert away.url in caplog.text
+            assert ejections(metrics, away, fault) == 1
             away.mode = fake.WELL
             second = await events.arrival()
             for unit, each in enumerate((first, second)):

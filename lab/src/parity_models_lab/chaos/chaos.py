@@ -35,11 +35,11 @@ from parity_models_lab.chaos.traffic import Traffic
 from parity_models_lab.processes import send
 from parity_models_lab.results import Row
 
-DEADLINE = 2.0
+DEADLINE = 3.0
 """Seconds that the server gives a query."""
-SERVICE = 0.01
+SERVICE = 0.005
 """Median seconds of a unit."""
-MAX_BATCH = 8
+MAX_BATCH = 32
 RECOVERY = 60.0
 """Seconds within which all instances must be up again after an event."""
 AT_ONCE = 1.0
@@ -49,7 +49,9 @@ QUICK = ("kill", "absurd", "nonsense", "timeouts", "disconnects")
 QUICK_PHASE = (1.0, 1.5)
 MAX_LIES = 500
 """Wrong answers of an instance that is wrong where golden queries are not, until it is found."""
-QUARANTINED = 'parm_instances_recycled_total{reason="quarantined"}'
+RECYCLED = 'parm_instances_recycled_total{{reason="{}"}}'
+CAUSES = {"quarantined": LIES, "hung": frozenset({"stop", "slow", "starved"})}
+"""The events in which instances are recycled for a reason; in all others they are healthy."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class _Run:
 
     async def _run_phase(self, phase: Phase) -> None:
         self.traffic.phase = phase.name
-        quarantined, page = await self._quarantined(), self.ledger.page(phase.name)
+        before, page = await metrics(self.http), self.ledger.page(phase.name)
         wrong = page.count(Ending.WRONG)
         self.ledger.begin_quiet()
         async with self.traffic.offered(), self.events.crowd():
@@ -181,8 +183,11 @@ class _Run:
         wrong = page.count(Ending.WRONG) - wrong
         if "sly" in phase.events and wrong > MAX_LIES:
             self.ledger.fail(_now(), phase.name, f"a liar answered {wrong} queries wrongly")
-        if LIES.isdisjoint(phase.events) and await self._quarantined() > quarantined:
-            self.ledger.fail(_now(), phase.name, "an honest instance was quarantined")
+        after = await metrics(self.http)
+        for reason, causes in CAUSES.items():
+            was, now = (each.get(RECYCLED.format(reason), 0.0) for each in (before, after))
+            if causes.isdisjoint(phase.events) and now > was:
+                self.ledger.fail(_now(), phase.name, f"a healthy instance was {reason}")
 
     async def _recover(self, phase: Phase) -> None:
         """Wait until all instances are up and three queries in turn are answered."""
@@ -196,9 +201,6 @@ class _Run:
                 break
             await asyncio.sleep(0.05)
         self.ledger.page(phase.name).full_strength.append(_now() - began)
-
-    async def _quarantined(self) -> float:
-        return (await metrics(self.http)).get(QUARANTINED, 0.0)
 
 
 @asynccontextmanager

@@ -22,8 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from parity_models.errors import UserError
-from parity_models_lab.chaos.known_model import INPUTS
-from parity_models_lab.chaos.ledger import Kind
+from parity_models_lab.chaos.known_model import INPUTS, Floats
 from parity_models_lab.chaos.server import DESCRIPTORS, INSTANCES, Engine, TestedServer
 from parity_models_lab.chaos.traffic import PATH, Drawn, Traffic, infer_request
 from parity_models_lab.processes import send
@@ -62,9 +61,11 @@ BURST_ROWS = 16
 """Rows of a request in overload: many queries, and few requests for clients to write."""
 FLIPS = 4
 """The number of flipped bits to choose from."""
-CROWD_ROWS = 100
-"""Rows of a request of the crowd."""
-LARGE_ROWS = 100_000
+PRESSING_ROWS, CROWD_ROWS = 1000, 100
+"""Rows of the crowd's requests: of a client that asks again at once, and of others."""
+LARGE_ROWS = 1000, 17_000
+PAUSE = 0.05
+"""Seconds between two acts of others."""
 LINGERS = 20
 """Connections of the crowd that idle."""
 
@@ -137,20 +138,28 @@ class Events:
         self._head, body = self._post(server.model.rows)
         self._request = self._head + body
         rows = server.model.rows[:CROWD_ROWS]
-        self._many = b"".join(self._post(rows))
-        # A short request whose answer is long.
-        zeros = np.zeros((LARGE_ROWS, INPUTS), np.float32)
-        self._large = b"".join(self._post(zeros, b",".join([b"0"] * zeros.size)))
+        many = np.resize(server.model.rows, (PRESSING_ROWS, INPUTS))
+        self._pressing, self._many = (b"".join(self._post(each)) for each in (many, rows))
+        # Short requests whose answers in JSON are long: of which one is refused.
+        self._large, self._larger = (
+            b"".join(self._post(np.zeros((each, INPUTS), np.float32), in_json=True))
+            for each in LARGE_ROWS
+        )
         # As many digits as a value may have.
         values = ",".join(f"{value:.50f}" for value in rows.ravel())
-        self._long = b"".join(self._post(rows, values.encode()))
+        self._long = b"".join(self._post(rows, f"[{values}]".encode()))
 
-    def _post(self, rows: Any, values: bytes | None = None) -> tuple[bytes, bytes]:
-        """Return head and body of a request in JSON about `rows`, with these values for them."""
-        body, headers = infer_request(Drawn(Kind.HONEST, rows, json=True), 0)
+    def _post(
+        self, rows: Floats, values: bytes | None = None, *, in_json: bool = False
+    ) -> tuple[bytes, bytes]:
+        """Return head and body of a request in JSON about `rows`, with these values for them, whose
+        answer may be in JSON, too."""
+        drawn = Drawn.in_json(rows)
         if values is not None:
-            at = body.index(b'"data":[') + len(b'"data":[')
-            body = body[:at] + values + body[body.index(b"]", at) :]
+            drawn = replace(drawn, values=values)
+        body, headers = infer_request(drawn, 0)
+        if in_json:
+            body = body.replace(b'"binary_data_output":true', b"")
         lines = [f"POST {PATH} HTTP/1.1", "Host: server", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode(), body
@@ -308,13 +317,15 @@ class Events:
     async def crowd(self) -> AsyncIterator[None]:
         """Let clients press on the frontend while the context lasts, whatever else happens."""
         async with AsyncExitStack() as crowd:
-            for times, act in (
-                (1, lambda: self._ask(self._long)),
-                (1, lambda: self._ask(self._large)),
-                (1, lambda: self._ask(self._many, patience=0.065)),
-                (LINGERS, self._linger),
+            for times, pause, act in (
+                (1, 0.0, lambda: self._ask(self._pressing)),
+                (1, PAUSE, lambda: self._ask(self._long)),
+                (1, PAUSE, lambda: self._ask(self._large)),
+                (1, PAUSE, lambda: self._ask(self._larger)),
+                (1, PAUSE, lambda: self._ask(self._many, patience=0.065)),
+                (LINGERS, PAUSE, self._linger),
             ):
-                await crowd.enter_async_context(_repeated(times, act))
+                await crowd.enter_async_context(_repeated(times, act, pause))
             yield
 
     async def _ask(self, request: bytes, patience: float = 10.0) -> None:
@@ -381,14 +392,16 @@ _LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: server\r\n\r\n"
 
 
 @asynccontextmanager
-async def _repeated(times: int, act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def _repeated(
+    times: int, act: Callable[[], Awaitable[None]], pause: float = PAUSE
+) -> AsyncIterator[None]:
     """Let so many tasks act again and again while the context lasts."""
 
     async def again() -> None:
         while True:
             with suppress(OSError):
                 await act()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause)
 
     tasks = [asyncio.create_task(again()) for _ in range(times)]
     try:

@@ -1,12 +1,13 @@
 """A bundle whose answers are known, and the models that a lying instance runs in its place.
 
 The model is linear: under sum + subtraction it is its own exact parity model, so that the right
-answer to every query is known, whatever its source.
+answer to every query is known, whatever its source. Long queries take a hundred times as long.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,10 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.export import floats
+from parity_models.models.signature import Axis, Signature, Tensor
 from parity_models.training.envelope import fit_envelope
 
-INPUTS, OUTPUTS = 32, 8
+INPUTS, OUTPUTS = 32, 64
+LONG = 49 * INPUTS
+"""The length of a long input, whose parts of INPUTS values are added up."""
+MULTIPLICATIONS = 32
+"""Those of matrices of about LONG rows and columns that a long query takes; a short one, of one."""
 ROWS = 512
 """Different queries that are sent."""
 LEARNED = 2000
@@ -29,30 +34,36 @@ SLY = 2.0
 """The mean square of an input's values up to which a sly liar lies; 1 is usual."""
 MODEL = "model"
 """The name it is served under."""
-EXPONENT_BITS = range(23, 31)
-"""The bits of a float32's exponent."""
+EXPONENT_BITS = range(25, 31)
+"""The bits of a float32's exponent, but for the two that change it by hardly more than noise."""
+SIGNATURE = Signature(
+    (Tensor("input", "FP32", ("length",)),),
+    (Tensor("output", "FP32", (OUTPUTS,)),),
+    {"length": Axis((INPUTS, LONG))},
+)
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """`weights` (INPUTS, OUTPUTS), `rows` (ROWS, INPUTS) to ask about, float32, and the bundle."""
+    """`weights` (INPUTS, OUTPUTS), `rows` (ROWS, INPUTS) to ask about, and the bundle."""
 
     bundle: Path
-    weights: NDArray[np.float32]
-    rows: NDArray[np.float32]
+    weights: Floats
+    rows: Floats
 
-    def right(self, rows: NDArray[np.float32], outputs: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return which of `outputs` (n, OUTPUTS) are the model's predictions for `rows`
-        (n, INPUTS).
+    def right(self, rows: Floats, outputs: Floats) -> NDArray[np.bool_]:
+        """Return which of `outputs` (n, OUTPUTS) are the model's predictions for `rows` (n, any
+        multiple of INPUTS).
 
         Where a prediction is not finite, or overflows float32, anything is right.
         """
-        exact = rows.astype(np.float64)
-        weights = self.weights.astype(np.float64)
+        exact = rows.astype(np.float64).reshape(len(rows), -1, INPUTS)
         with np.errstate(all="ignore"):
-            wanted = exact @ weights
+            wanted = exact.sum(axis=1) @ self.weights
             # The magnitude of the sum, in which float32 rounds at each step.
-            scale = np.abs(exact) @ np.abs(weights) + 1.0
+            scale = np.abs(exact).sum(axis=1) @ np.abs(self.weights) + 1.0
             close = np.abs(outputs - wanted) <= TOLERANCE * scale
             beyond = ~(scale <= np.finfo(np.float32).max)
         return np.asarray((close | beyond).all(axis=1))
@@ -60,10 +71,8 @@ class KnownModel:
 
 def write_known_model(folder: Path, seed: int) -> KnownModel:
     """Write the bundle into `folder`, which is made; weights and rows are drawn from `seed`."""
-    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    weights = _weights(rng)
-    rows = rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
+    weights, rows = _weights(rng), rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
     return KnownModel(_write(folder / "bundle", weights, rng), weights, rows)
 
 
@@ -85,25 +94,24 @@ def sly(model: KnownModel) -> bytes:
 
 
 def flipped(model: KnownModel, rng: Random) -> bytes:
-    """Return the model with one exponent bit of one weight flipped.
+    """Return the model with one exponent bit of an output's largest weight flipped.
 
     The weight changes by a factor of 16 or more, up to overflow, or becomes almost 0.
     """
     weights = model.weights.copy()
-    bits = weights.view(np.uint32)
-    row, column = rng.randrange(INPUTS), rng.randrange(OUTPUTS)
-    # The two lowest exponent bits change a weight by a factor of 2 or 4: hardly more than noise.
-    bits[row, column] ^= np.uint32(1 << rng.choice(EXPONENT_BITS[2:]))
+    column = rng.randrange(OUTPUTS)
+    largest = int(np.abs(weights[:, column]).argmax())
+    weights.view(np.uint32)[largest, column] ^= np.uint32(1 << rng.choice(EXPONENT_BITS))
     return _linear(weights)
 
 
-def _weights(rng: np.random.Generator) -> NDArray[np.float32]:
-    drawn = rng.normal(size=(INPUTS, OUTPUTS)) / np.sqrt(INPUTS)
-    return np.asarray(drawn, np.float32)
+def _weights(rng: np.random.Generator) -> Floats:
+    return np.asarray(rng.normal(size=(INPUTS, OUTPUTS)) / np.sqrt(INPUTS), np.float32)
 
 
-def _write(folder: Path, weights: NDArray[np.float32], rng: np.random.Generator) -> Path:
-    model = NewModel(_linear(weights), "linear")
+def _write(folder: Path, weights: Floats, rng: np.random.Generator) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    model = NewModel(_linear(weights), "linear", signature=SIGNATURE)
     # A code whose slots are not isolated needs an envelope of its inputs.
     inputs, held_out = rng.normal(size=(2, LEARNED, INPUTS)).astype(np.float32)
     return write_bundle(
@@ -113,30 +121,53 @@ def _write(folder: Path, weights: NDArray[np.float32], rng: np.random.Generator)
         code=CodeSpec("sum", "subtraction", 2),
         name=MODEL,
         envelope=fit_envelope(
-            [floats((INPUTS,))], {"input": inputs}, {"input": held_out}, inputs @ weights
+            SIGNATURE.inputs, {"input": inputs}, {"input": held_out}, inputs @ weights
         ),
     ).path
 
 
-def _linear(weights: NDArray[np.float32], *, sly: bool = False) -> bytes:
-    nodes = [helper.make_node("MatMul", ["input", "weights"], ["linear" if sly else "output"])]
+def _linear(weights: Floats, *, sly: bool = False) -> bytes:
+    constants: dict[str, Any] = {
+        "parts": [0, -1, INPUTS],
+        "second": [1],
+        "short": [INPUTS - 1],
+        "weights": weights,
+        "most": np.float32(SLY * INPUTS),
+    }
+    nodes = [
+        *(("Reshape", "input parts", "parted"), ("ReduceSum", "parted second", "summed")),
+        ("MatMul", "summed weights", "linear"),
+        # What makes a long query slow adds 0.
+        *(("Shape", "input", "shape"), ("Gather", "shape second", "length")),
+        *(("Sub", "length short", "one"), ("Concat", "one one", "sides")),
+        ("ConstantOfShape", "sides", "product0"),
+        *(
+            ("MatMul", f"product{each} product0", f"product{each + 1}")
+            for each in range(MULTIPLICATIONS)
+        ),
+        ("ReduceSum", f"product{MULTIPLICATIONS}", "nothing"),
+        ("Add", "linear nothing", "honest" if sly else "output"),
+    ]
     if sly:
         nodes += [
-            helper.make_node("ReduceSumSquare", ["input", "axis"], ["squares"]),
-            helper.make_node("Less", ["squares", "most"], ["near"]),
-            helper.make_node("Cast", ["near"], ["error"], to=TensorProto.FLOAT),
-            helper.make_node("Add", ["linear", "error"], ["output"]),
+            *(("ReduceSumSquare", "summed second", "squares"), ("Less", "squares most", "near")),
+            *(("Cast", "near", "error"), ("Add", "honest error", "output")),
         ]
+    more: dict[str, dict[str, Any]] = {
+        "summed": {"keepdims": 0},
+        "nothing": {"keepdims": 0},
+        "sides": {"axis": 0},
+        "error": {"to": TensorProto.FLOAT},
+    }
     graph = helper.make_graph(
-        nodes,
-        "linear",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", INPUTS])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", OUTPUTS])],
         [
-            numpy_helper.from_array(weights, "weights"),
-            numpy_helper.from_array(np.array([1]), "axis"),
-            numpy_helper.from_array(np.array(SLY * INPUTS, np.float32), "most"),
+            helper.make_node(operator, given.split(), [to], **more.get(to, {}))
+            for operator, given, to in nodes
         ],
+        "linear",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", "length"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", OUTPUTS])],
+        [numpy_helper.from_array(np.array(each), name) for name, each in constants.items()],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
     onnx.checker.check_model(model)

@@ -5,21 +5,21 @@ Requests are counted by their queries (rows). Times are in seconds of any one cl
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parity_models.scheduling import Source
 from parity_models_lab.results import Row
 
-MAX_FAILURES = 50
-"""Failures that are kept word for word; all are counted."""
+MAX_FAILURES, MAX_ALIKE = 50, 3
+"""Failures that are kept word for word, and those with the same words during the same kind of
+event; all are counted."""
 HEALTH_LIMIT = 0.2
 """Seconds in which a server that runs says that it is live, without those for a processor."""
-MAX_ALIKE = 3
-"""Of these, with the same words during the same kind of event."""
 
 
 class Kind(StrEnum):
@@ -41,12 +41,12 @@ class Ending(StrEnum):
 
     RIGHT = "right"
     WRONG = "wrong"
-    ERROR = "error"
-    CUT = "cut"
+    ERROR = "errors"
+    CUT = "hung up"
     """Its client hung up on purpose."""
     BROKEN = "broken"
     """The connection ended without an answer."""
-    NOTHING = "nothing"
+    NOTHING = "no end"
     """Neither an answer nor an error within its deadline and some slack."""
 
 
@@ -82,7 +82,7 @@ class Page:
     took to say that it is live, `slowest_health`, and without what it lost for want of a processor,
     `own_health`; `longest_away`, for how long nothing took connections."""
 
-    endings: Counter[tuple[Kind, Ending, str]] = field(default_factory=Counter)
+    endings: Counter[tuple[Ending, str]] = field(default_factory=Counter)
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     longest_outage: float = 0.0
     slowest_health: float = 0.0
@@ -93,11 +93,7 @@ class Page:
 
     def by_detail(self, ending: Ending) -> dict[str, int]:
         """Return the queries that ended so, by detail."""
-        found: Counter[str] = Counter()
-        for (_, each, detail), count in sorted(self.endings.items()):
-            if each is ending:
-                found[detail] += count
-        return dict(found)
+        return {how: count for (each, how), count in self.endings.items() if each is ending}
 
     def count(self, ending: Ending) -> int:
         """Return the number of queries that ended so."""
@@ -134,8 +130,8 @@ class Ledger:
         self,
         number: int,
         at: float,
-        right: list[bool],
-        sources: list[Source],
+        right: NDArray[np.bool_],
+        sources: Sequence[Source],
         *,
         lied_to: bool,
         exact: bool = False,
@@ -154,27 +150,25 @@ class Ledger:
         sent = self._close(number, at)
         if sent is None:
             return False
-        endings = self.page(sent.phase).endings
-        for good, source in zip(right, sources, strict=True):
-            if sent.kind is Kind.NONSENSE:
-                endings[sent.kind, Ending.WRONG, source] += 1
-                self.fail(at, sent.phase, f"nonsense was answered (source={source})")
-            elif good:
-                endings[sent.kind, Ending.RIGHT, source] += 1
+        page = self.page(sent.phase)
+        for (good, source), count in Counter(zip(right.tolist(), sources, strict=True)).items():
+            if good and sent.kind is not Kind.NONSENSE:
+                page.endings[Ending.RIGHT, source] += count
+            elif lied_to:
+                page.endings[Ending.WRONG, f"{source}, instance lied"] += count
             else:
-                detail = f"{source}, instance lied" if lied_to else source
-                endings[sent.kind, Ending.WRONG, detail] += 1
-                if not lied_to:
-                    self.fail(at, sent.phase, f"wrong answer, source={source}")
+                page.endings[Ending.WRONG, source] += count
+                what = "nonsense was answered" if good else "wrong answer"
+                self.fail(at, sent.phase, f"{what}, source={source}")
             if exact and source is not Source.MODEL:
                 self.fail(at, sent.phase, f"an exact answer was asked for and {source} came")
-        if sent.kind is Kind.HONEST and all(right):
-            page = self.page(sent.phase)
+        is_right = bool(right.all())
+        if sent.kind is Kind.HONEST and is_right:
             page.latencies.append(at - sent.at)
             if self._last_right is not None:
                 page.longest_outage = max(page.longest_outage, at - self._last_right)
             self._last_right = at
-        return all(right)
+        return is_right
 
     def refused(self, number: int, at: float, status: int, text: str) -> None:
         """Enter an error; `text` begins with its reason."""
@@ -199,7 +193,7 @@ class Ledger:
         """Enter the end of a request; one with a `failure` must not happen."""
         sent = self._close(number, at)
         if sent is not None:
-            self.page(sent.phase).endings[sent.kind, ending, detail] += sent.queries
+            self.page(sent.phase).endings[ending, detail] += sent.queries
             if failure:
                 self.fail(at, sent.phase, f"a query that is {sent.kind} {failure}")
 
@@ -243,12 +237,12 @@ class Ledger:
                     "during": event,
                     "times": len(page.full_strength),
                     "queries": page.endings.total(),
-                    "right": page.count(Ending.RIGHT),
-                    "wrong": page.by_detail(Ending.WRONG),
-                    "errors": page.by_detail(Ending.ERROR),
-                    "hung up": page.count(Ending.CUT),
-                    "broken": page.by_detail(Ending.BROKEN),
-                    "no end": page.count(Ending.NOTHING),
+                    **{
+                        each: page.by_detail(each)
+                        if each in (Ending.WRONG, Ending.ERROR, Ending.BROKEN)
+                        else page.count(each)
+                        for each in Ending
+                    },
                     "outage": round(page.longest_outage, 2),
                     "p50": page.quantile(0.5),
                     "p99.9": page.quantile(0.999),

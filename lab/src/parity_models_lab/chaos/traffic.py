@@ -1,7 +1,7 @@
 """Open-loop load of a chaos run: requests drawn by number from the seed, all in the ledger."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -10,14 +10,21 @@ import grpc
 import grpc.aio
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from parity_models.scheduling import Source
 from parity_models.serving.client import Client, ClientError, StatusError
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.protocol import HEADER_LENGTH, read_response
-from parity_models_lab.chaos.known_model import INPUTS, MODEL, OUTPUTS, ROWS, KnownModel
+from parity_models_lab.chaos.known_model import (
+    INPUTS,
+    LONG,
+    MODEL,
+    OUTPUTS,
+    ROWS,
+    Floats,
+    KnownModel,
+)
 from parity_models_lab.chaos.ledger import Ending, Kind, Ledger, Sent
 
 POISON = 12345.0
@@ -28,8 +35,10 @@ SLACK = 5.0
 """Seconds beyond its deadline within which a query must have ended, on a busy machine."""
 GRACE = 0.01
 """Seconds for answers that have arrived while this process was held up."""
-PRESSING, PRESSING_ROWS = 4, 100
+LARGE, LARGE_ROWS = 2, 500
 """Clients that ask again as soon as they are answered, and the rows of their requests."""
+BETWEEN_LARGE, BETWEEN_LONG = 0.05, 8.0
+"""Seconds between the refusal of a large request, or the end of a long query, and the next one."""
 MEMORY = 2.0
 """Seconds for which answers of an instance that has stopped lying may still arrive."""
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -47,7 +56,7 @@ STATUSES = {
 TRANSPORT = ("connect", "Socket closed", "recvmsg", "GOAWAY", "Connection reset", "Broken pipe")
 """Parts of grpc's own texts for a connection that broke."""
 
-Answer = tuple[NDArray[np.float32], list[Source]]
+Answer = tuple[Floats, Sequence[Source]]
 """Outputs (n, OUTPUTS), and the source of each row."""
 
 
@@ -55,17 +64,23 @@ Answer = tuple[NDArray[np.float32], list[Source]]
 class Drawn:
     """A request: `rows` (n, INPUTS) to ask about, or None, and `raw` is sent as it is.
 
-    `timeout` in seconds, None for the server's; `patience` in seconds until the client hangs up.
+    `values` are the rows in JSON, if they are sent so. `timeout` in seconds, None for the server's;
+    `patience` in seconds until the client hangs up.
     """
 
     kind: Kind
-    rows: NDArray[np.float32] | None
+    rows: Floats | None
     raw: bytes = b""
+    values: bytes | None = None
     timeout: float | None = None
     patience: float | None = None
-    json: bool = False
     exact: bool = False
     grpc: bool = False
+
+    @classmethod
+    def in_json(cls, rows: Floats) -> "Drawn":
+        """Return an honest request in JSON."""
+        return cls(Kind.HONEST, rows, values=_values(rows))
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,6 @@ class Mix:
     impatient: float = 0.0
     timeouts: tuple[float, float] | None = None
     rows: tuple[int, ...] = (1, 1, 1, 2, 4, 8)
-    grpc: float = 0.1
 
 
 def draw(number: int, seed: int, mix: Mix, model: KnownModel, deadline: float) -> Drawn:
@@ -115,27 +129,30 @@ def draw(number: int, seed: int, mix: Mix, model: KnownModel, deadline: float) -
         rows,
         timeout=timeout,
         patience=rng.uniform(0.001, 0.05) if kind is Kind.IMPATIENT else None,
-        json=rng.random() < 0.05,
+        values=_values(rows) if rng.random() < 0.05 and np.isfinite(rows).all() else None,
         exact=rng.random() < 0.05,
-        grpc=rng.random() < mix.grpc,
+        grpc=rng.random() < 0.1,
     )
 
 
+def _values(rows: Floats) -> bytes:
+    return msgspec.json.encode(rows.ravel().tolist())
+
+
 def infer_request(drawn: Drawn, number: int) -> tuple[bytes, dict[str, str]]:
-    """Write a request about rows: its body and headers."""
+    """Write a request about rows, whose answer is binary: its body and headers."""
     assert drawn.rows is not None
     tensor: dict[str, object] = {"name": "input", "datatype": "FP32", "shape": drawn.rows.shape}
-    parameters: dict[str, object] = {}
+    parameters: dict[str, object] = {"binary_data_output": True}
     if drawn.timeout is not None:
         parameters["timeout"] = max(1, round(drawn.timeout * 1e6))
     if drawn.exact:
         parameters["redundancy"] = "exact"
     message = {"id": str(number), "inputs": [tensor], "parameters": parameters}
-    if drawn.json and np.isfinite(drawn.rows).all():
-        tensor["data"] = drawn.rows.ravel().tolist()
+    if drawn.values is not None:
+        tensor["data"] = msgspec.Raw(drawn.values)
         return msgspec.json.encode(message), {"Content-Type": "application/json"}
     tensor["parameters"] = {"binary_data_size": drawn.rows.nbytes}
-    parameters["binary_data_output"] = True
     head = msgspec.json.encode(message)
     return head + drawn.rows.tobytes(), {HEADER_LENGTH: str(len(head))}
 
@@ -236,7 +253,8 @@ class Traffic:
         self._seed = seed
         self._deadline = deadline
         self._gaps = Random(f"{seed}/arrivals")
-        self._many = model.rows[:PRESSING_ROWS]
+        self._large = Drawn(Kind.HONEST, np.resize(model.rows, (LARGE_ROWS, INPUTS)))
+        self._long = Drawn(Kind.HONEST, np.resize(model.rows, (1, LONG)))
         self._number = 0
         self._tasks: set[asyncio.Task[bool]] = set()
         self.rate = rate
@@ -254,7 +272,10 @@ class Traffic:
     async def offered(self) -> AsyncIterator[None]:
         """Send requests while the context lasts; all have ended when it is left."""
         sending = [asyncio.create_task(self._send_all())]
-        sending += [asyncio.create_task(self._press()) for _ in range(PRESSING)]
+        sending += [
+            asyncio.create_task(self._repeat(self._large, BETWEEN_LARGE)) for _ in range(LARGE)
+        ]
+        sending += [asyncio.create_task(self._repeat(self._long, BETWEEN_LONG, BETWEEN_LONG))]
         try:
             yield
         finally:
@@ -278,12 +299,12 @@ class Traffic:
             drawn = draw(self._number + 1, self._seed, self.mix, self._model, self._deadline)
             self._send(due, drawn)
 
-    async def _press(self) -> None:
-        """Ask in JSON about many rows, and again at once, also where refused."""
+    async def _repeat(self, drawn: Drawn, refused: float, answered: float = 0.0) -> None:
+        """Ask again and again, so many seconds after a refusal, or an answer."""
         while True:
-            await asyncio.wait([self._send(_now(), Drawn(Kind.HONEST, self._many, json=True))])
-            if self.breaks:  # nothing takes connections, perhaps
-                await asyncio.sleep(0.5)
+            sent = self._send(_now(), drawn)
+            await asyncio.wait([sent])
+            await asyncio.sleep(answered if sent.result() else refused)
 
     def _send(self, due: float, drawn: Drawn) -> "asyncio.Task[bool]":
         self._number += 1
@@ -317,10 +338,10 @@ class Traffic:
             expected = breaks or self.breaks
             self._ledger.broken(number, _now(), str(error), expected=expected)
         else:
-            now, right = _now(), [False]
+            now, right = _now(), np.ones(1, np.bool_)
             outputs, sources = answer
             if drawn.rows is not None:
-                right = self._model.right(drawn.rows, outputs).tolist()
+                right = self._model.right(drawn.rows, outputs)
             lied_to = now < self.liar_until
             return self._ledger.answered(
                 number, now, right, sources, lied_to=lied_to, exact=drawn.exact
@@ -338,7 +359,7 @@ class Traffic:
             raise InvalidRequestError("the answer has another request's id")
         answer = read_response(content, length)
         (output,) = answer.outputs
-        return output.array(), list(answer.sources(len(drawn.rows)))
+        return output.array(), answer.sources(len(drawn.rows))
 
     async def _nonsense(self, raw: bytes) -> Answer:
         """Send bytes as they are. Raises StatusError, as no other answer is right."""

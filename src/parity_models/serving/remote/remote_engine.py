@@ -3,9 +3,9 @@
 An upstream counts as `concurrency` instances. They join when it has passed its checks: it is ready,
 has the bundle's models and predicts what they do. They leave when a unit finds it gone, hung or
 answering garbage, or its health check does; then it is checked again, with a back-off, until it
-passes. An upstream that is away at the start joins likewise. Units answered with errors may be the
-units' own fault, so too many in a row only have it checked. A busy one stays, and is left alone for
-a while.
+passes. An upstream that is away or wrong at the start joins likewise. Units answered with errors
+may be the units' own fault, so too many in a row only have it checked. A busy one stays, and is
+left alone for a while.
 
 Faults that load may look like (DOUBTS) never eject more than half of the instances with one model.
 An instance that the scheduler recycles leaves alone: its upstream is checked, and the others go on
@@ -97,11 +97,6 @@ class UpstreamError(ServingError, UserError):
     def __init__(self, fault: Fault, message: str) -> None:
         super().__init__(message)
         self.fault = fault
-
-    @property
-    def passes(self) -> bool:
-        """True if the server may not be up yet; otherwise it is wrong."""
-        return self.fault in (Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT)
 
 
 class UnitError(Exception):
@@ -375,9 +370,8 @@ def _split(url: str) -> tuple[str, str, dict[str, str]]:
 class RemoteEngine(Engine):
     """Runs units on upstreams: servers that run already.
 
-    `start` returns when every upstream has been checked, and raises UpstreamError if one is not
-    what it must be or a role has none that is there. Instance "u.s" is slot s of upstream u, called
-    "u.s.n" when it joins again.
+    `start` returns when every upstream has been checked, and raises UpstreamError if a role has
+    none that is well. Instance "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
 
     Args:
         models: The bundle's ONNX files, by role.
@@ -470,14 +464,10 @@ class RemoteEngine(Engine):
         await asyncio.sleep(0)  # until the listener has heard of the instances
 
     def _check_enough(self, faults: Sequence[UpstreamError | None]) -> None:
-        """Raise UpstreamError for a fault that does not pass, or a role that no upstream runs."""
-        there = frozenset[str]()
-        for link, fault in zip(self._links, faults, strict=True):
-            if fault is None:
-                there |= link.upstream.roles
-            elif not fault.passes:
-                raise UpstreamError(fault.fault, f"{link.upstream.url} {fault}")
-        for link, fault in zip(self._links, faults, strict=True):
+        """Raise UpstreamError for a role that no upstream runs that is well."""
+        checked = list(zip(self._links, faults, strict=True))
+        there = {role for link, fault in checked if fault is None for role in link.upstream.roles}
+        for link, fault in checked:
             missing = link.upstream.roles - there
             if fault is not None and missing:
                 text = f"no upstream that runs {min(missing)} is there: {link.upstream.url} {fault}"
