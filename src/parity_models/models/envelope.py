@@ -18,16 +18,13 @@ one deviation. Four statistics of z are each compared with a limit that few trai
                component analysis: Tipping, Bishop, 1999; it joins the T² and Q statistics of
                Jackson, Mudholkar, Technometrics 1979)
 
-Integers of a narrow range may be ids, whose size says nothing. Three statistics judge these:
+Integers of a narrow range may be ids, whose size says nothing. Two statistics judge these:
 
     range     the least and the largest id of the training inputs; of columns of features, which
               are few and of fixed shape, those of the id's column
     surprise  the mean of -ln p, where p is the share of an id in the training inputs (in its
-              column): high where ids are rare, low where one common id repeats
-    pairs     the same of neighbours along the last axis: an order that the inputs do not have
-
-Both means count PRIOR usual values as well, so that chance does not make few ids unlike, and have
-to lie between two limits.
+              column): high where ids are rare, low where one common id repeats. It counts PRIOR
+              usual values as well, so that chance does not make few ids unlike
 """
 
 import contextlib
@@ -150,61 +147,37 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most: float
 
 
-class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, forbid_unknown_fields=True, tag="ids"):
+class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, tag="ids"):
     """One input of ids where stand-ins were trained.
 
-    They go from `low` to `high`, of which there is one, or one for each column. `table` (m,) and
-    `pairs` (p,) hold -ln p of ids and of neighbours, several of which may share a place; p may be
-    0. `surprise` and `paired` bound the means.
+    They go from `low` to `high`, of which there is one, or one for each column. `table` (m,) holds
+    -ln p of ids, several of which may share a place; `surprise` bounds its mean. Files of earlier
+    versions have more fields, which are ignored.
     """
 
     low: _Range
     high: _Range
     table: Floats
-    pairs: Floats
     surprise: Bounds
-    paired: Bounds
 
     def like(self, row: Array) -> bool:
         """Return whether the ids of an input, without padding, are like the training inputs'."""
-        if not self._within(row):
+        low, high = self._ranges
+        ids = row.reshape(-1)
+        if not ((ids >= low) & (ids <= high)).all():
             return False
-        single, paired = self.measure(row)
-        return (
-            self.surprise.least <= single <= self.surprise.most
-            and self.paired.least <= paired <= self.paired.most
-        )
+        return self.surprise.least <= self.measure(row) <= self.surprise.most
 
-    def measure(self, row: Array) -> tuple[float, float]:
-        """Return the mean surprise of an input's ids, all in range, and that of neighbours."""
-        ids = self.places(row)
-        single = _mean(self.table[ids % len(self.table)], self.surprise.usual)
-        if not len(self.pairs):
-            return single, self.paired.usual
-        places = self.paired_places(ids) % len(self.pairs)
-        return single, _mean(self.pairs[places], self.paired.usual)
+    def measure(self, row: Array) -> float:
+        """Return the mean surprise of an input's ids, all in range."""
+        surprises = self.table[self.places(row) % len(self.table)]
+        total = float(surprises.sum()) + PRIOR * self.surprise.usual
+        return total / (surprises.size + PRIOR)
 
     def places(self, rows: Array) -> NDArray[np.int64]:
-        """Return the ids (..., *shape) counted from 0, those of a column behind those of the
-        columns before it: (..., *shape), of columns (..., columns)."""
-        ids = rows.astype(np.int64)
-        if len(self.low) == 1:
-            ids -= self.low[0]
-            return ids
-        return ids.reshape(-1, len(self.low)) + self._begins
-
-    def paired_places(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return a number for each two neighbours of such `places` (..., length): (..., length -
-        1)."""
-        paired = places[..., :-1] * (self.high[0] - self.low[0] + 1)
-        paired += places[..., 1:]
-        return paired
-
-    def _within(self, row: Array) -> bool:
-        if len(self.low) == 1:
-            return bool(row.min() >= self.low[0] and row.max() <= self.high[0])
-        ids, (low, high) = row.reshape(-1), self._ranges
-        return bool(((ids >= low) & (ids <= high)).all())
+        """Return the ids of `rows` counted from 0, those of a column behind those of the columns
+        before it: (..., columns)."""
+        return rows.astype(np.int64).reshape(-1, len(self.low)) + self._begins
 
     @cached_property
     def _ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -216,10 +189,6 @@ class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, forbid_unknown_field
         sizes = high - low + 1
         begins: NDArray[np.int64] = sizes.cumsum() - sizes - low
         return begins
-
-
-def _mean(values: Floats, usual: float) -> float:
-    return (float(values.sum()) + PRIOR * usual) / (values.size + PRIOR)
 
 
 class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True):
@@ -288,21 +257,6 @@ class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     values: bytes
 
 
-class _OneInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file of an envelope of one float32 input, as earlier versions wrote it."""
-
-    shape: _Shape
-    output_shape: _Shape
-    center: Floats
-    spread: Floats
-    components: Floats
-    limits: Limits
-    low: Floats
-    high: Floats
-    false_alarms: _Share
-    held_out: _Count
-
-
 def _load(kind: type[Any], stored: Any) -> Floats:
     """Return a stored array. Raises ValueError for one that is unsound."""
     found = msgspec.convert(stored, _Array)
@@ -316,7 +270,6 @@ def _load(kind: type[Any], stored: Any) -> Floats:
 
 # Made here, and not by the threads that open bundles: see manifest.py.
 _ENVELOPE = msgspec.msgpack.Decoder(Envelope, dec_hook=_load)
-_ONE_INPUT = msgspec.msgpack.Decoder(_OneInput, dec_hook=_load)
 _FIELDS = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
@@ -333,10 +286,7 @@ def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
     Raises BundleError for a file that is damaged, or an envelope of other inputs.
     """
     try:
-        if "inputs" in _FIELDS.decode(content):
-            envelope = _ENVELOPE.decode(content)
-        else:
-            envelope = _of_one_input(_ONE_INPUT.decode(content), inputs)
+        envelope = _ENVELOPE.decode(_upgraded(content, inputs))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or not an envelope: {error}") from error
     if len(envelope.parts) != len(envelope.inputs):
@@ -353,15 +303,18 @@ def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
     return envelope
 
 
-def _of_one_input(file: _OneInput, inputs: Sequence[Tensor]) -> Envelope:
-    if [file.shape] != [each.shape for each in inputs]:
+def _upgraded(content: bytes, inputs: Sequence[Tensor]) -> bytes:
+    """Return the content of a file in today's form: the first versions knew one float32 input."""
+    file = _FIELDS.decode(content)
+    if "inputs" in file or "shape" not in file:
+        return content
+    shape = msgspec.msgpack.decode(file.pop("shape"), type=list[int])
+    if [shape] != [list(each.shape) for each in inputs]:
         needed = " and ".join(f"[{', '.join(map(str, each.shape))}]" for each in inputs)
-        raise BundleError(
-            f"is of inputs of shape {list(file.shape)}, the deployed model's have {needed}"
-        )
-    numbers = Numbers(file.center, file.spread, file.components, file.limits)
-    rest = (file.output_shape, file.low, file.high, file.false_alarms, file.held_out)
-    return Envelope(tuple(inputs), (numbers,), {}, *rest)
+        raise BundleError(f"is of inputs of shape {shape}, the deployed model's have {needed}")
+    numbers = {name: file.pop(name) for name in Numbers.__struct_fields__ if name in file}
+    today = {"inputs": inputs, "parts": [{"type": "numbers", **numbers}], "longest": {}}
+    return msgspec.msgpack.encode(file | today)
 
 
 def _check_numbers(tensor: Tensor, part: Numbers) -> None:
@@ -382,10 +335,8 @@ def _check_ids(tensor: Tensor, ids: Ids) -> None:
         raise BundleError(f"has ranges for {columns} columns of {tensor}")
     if any(low > high for low, high in zip(ids.low, ids.high, strict=True)):
         raise BundleError(f"has a range that is empty for {tensor}")
-    if ids.table.ndim != 1 or not len(ids.table) or ids.pairs.ndim != 1:
+    if ids.table.ndim != 1 or not len(ids.table):
         raise BundleError(f"has no table of ids for {tensor}")
-    if len(ids.pairs) and (columns > 1 or not tensor.shape):
-        raise BundleError(f"has pairs of ids for {tensor}, which has no neighbours")
 
 
 def _check_shape(name: str, array: Floats, shape: tuple[int, ...]) -> None:

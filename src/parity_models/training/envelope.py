@@ -59,9 +59,8 @@ WIDEST, LARGEST = 2**20, 2**53
 MOST_COLUMNS = 256
 """A row of more integers than this is a sequence: all its columns count as one."""
 
-PLACES, PAIRS = 65_537, 16_381
-"""The most places in the tables for ids, and for pairs of neighbours. They are primes, so that ids
-which share a place do so by chance."""
+PLACES = 65_537
+"""The most places in the table for ids: a prime, so that ids share a place by chance alone."""
 
 UNSEEN = 0.5
 """An id that was never seen counts as seen this many times."""
@@ -106,17 +105,16 @@ def fit_envelope(
 def _fit(tensor: Tensor, array: Array, sizes: Sizes, share: float, mirrored: bool) -> Numbers | Ids:
     """Fit one input, an `array` (n, ...), with limits that call at most a `share` of honest inputs
     unlike."""
-    values, ids = prod(array.shape[1:]), _are_ids(array)
+    ids = _are_ids(array)
     if not (ids or tensor.axes):
         return _fit_numbers(array.astype(np.float32, copy=False), share, mirrored)
-    few = FITTED // max(1, values)
+    few = FITTED // max(1, prod(array.shape[1:]))
     array, sizes = spaced(array, few), {axis: spaced(each, few) for axis, each in sizes.items()}
+    rows = list(contents(tensor, array if ids else array.astype(np.float32, copy=False), sizes))
     if ids:
-        return _fit_ids(tensor, array, sizes, share)
+        return _fit_ids(tensor, rows, share)
     # Where an axis is dynamic, all values are of one kind.
-    rows = list(contents(tensor, array.astype(np.float32, copy=False), sizes))
-    every = np.concatenate([row.reshape(-1) for row in rows])
-    center, spread = map(np.asarray, _spread(every, (), by_channel=False))
+    center, spread = map(np.asarray, _spread(_joined(rows), (), by_channel=False))
     blank = Numbers(center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
     return structs.replace(blank, limits=_limits(_measure(blank, rows), share))
 
@@ -243,79 +241,45 @@ def _are_ids(array: Array) -> bool:
     return low > -LARGEST and high < LARGEST and high - low < WIDEST
 
 
-def _fit_ids(tensor: Tensor, array: Array, sizes: Sizes, share: float) -> Ids:
-    here = _content(tensor, array, sizes)
-    low, high = _range(tensor, array, here)
-    none, free = np.zeros(1, np.float32), Bounds(-np.inf, 0.0, np.inf)
-    blank = Ids(low, high, none, none[:0], free, free)
-    paired = len(low) == 1 and tensor.shape[-1:] not in ((), (1,))
-    rows = np.arange(len(array))
-    measured = []
-    for fold in np.array_split(np.random.default_rng(0).permutation(rows), FOLDS):
-        others = np.setdiff1d(rows, fold)
-        if not len(fold) or not len(others):
-            continue
-        known = _counted(blank, array[others], here[others], paired)
-        folded = {axis: each[fold] for axis, each in sizes.items()}
-        measured += [known.measure(row) for row in contents(tensor, array[fold], folded)]
-    ids = _counted(blank, array, here, paired)
-    found = np.array(measured or [(ids.surprise.usual, ids.paired.usual)])
-    sides = 4
-    return structs.replace(
-        ids,
-        surprise=_bounds(found[:, 0], ids.surprise.usual, share / sides),
-        paired=_bounds(found[:, 1], ids.paired.usual, share / sides),
-    )
+def _fit_ids(tensor: Tensor, rows: Sequence[Array], share: float) -> Ids:
+    low, high = _range(tensor, _joined(rows))
+    blank = Ids(low, high, np.zeros(1, np.float32), Bounds(-np.inf, 0.0, np.inf))
+    order, measured = np.random.default_rng(0).permutation(len(rows)), []
+    for fold in np.array_split(order, FOLDS):
+        others = np.setdiff1d(order, fold)
+        if len(fold) and len(others):
+            known = _counted(blank, _joined([rows[i] for i in others]))
+            measured += [known.measure(rows[i]) for i in fold]
+    ids = _counted(blank, _joined(rows))
+    usual = ids.surprise.usual
+    bounds = _bounds(np.array(measured or [usual]), usual, share / 2)
+    return structs.replace(ids, surprise=bounds)
 
 
-def _content(tensor: Tensor, array: Array, sizes: Sizes) -> NDArray[np.bool_]:
-    """Return which values of an input's `array` (n, ...) are content, not padding."""
-    here = np.ones(array.shape, np.bool_)
-    for axis, at in tensor.axes.items():
-        shape = [1] * array.ndim
-        shape[at + 1] = -1
-        places = np.arange(array.shape[at + 1]).reshape(shape)
-        here &= places < sizes[axis].reshape(-1, *[1] * (array.ndim - 1))
-    return here
+def _joined(rows: Sequence[Array]) -> Array:
+    return np.concatenate([row.reshape(-1) for row in rows])
 
 
-def _range(
-    tensor: Tensor, array: Array, here: NDArray[np.bool_]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _range(tensor: Tensor, values: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the least and the largest ids: of each column if columns and their values are few,
     else of all together."""
-    if not tensor.axes and prod(array.shape[1:]) <= MOST_COLUMNS:
-        columns = array.reshape(len(array), -1)
+    row = None if tensor.fixed is None else prod(tensor.fixed.shape)
+    if row is not None and row <= MOST_COLUMNS:
+        columns = values.reshape(-1, row)
         low, high = columns.min(axis=0).tolist(), columns.max(axis=0).tolist()
         if sum(high) - sum(low) + len(low) <= PLACES:
             return tuple(map(int, low)), tuple(map(int, high))
-    ids = array[here]
-    return (int(ids.min()),), (int(ids.max()),)
+    return (int(values.min()),), (int(values.max()),)
 
 
-def _counted(ids: Ids, array: Array, here: NDArray[np.bool_], paired: bool) -> Ids:
-    """Return `ids` with tables of those in an `array` (n, ...) that are `here`."""
-    places = ids.places(array)
-    here = here.reshape(places.shape)
-    values = sum(ids.high) - sum(ids.low) + len(ids.low)
-    table, usual = _surprises(places[here], min(values, PLACES))
-    surprise = structs.replace(ids.surprise, usual=usual)
-    if not paired:
-        return structs.replace(ids, table=table, surprise=surprise)
-    both = here[..., :-1] & here[..., 1:]
-    found = ids.paired_places(places)[both]
-    pairs, usual = _surprises(found, min(values * values, PAIRS))
-    bounds = structs.replace(ids.paired, usual=usual)
-    return structs.replace(ids, table=table, pairs=pairs, surprise=surprise, paired=bounds)
-
-
-def _surprises(places: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32], float]:
-    """Return -ln p of each of `size` places, p being its share in `places`, and the mean of that
-    over `places`. Several ids may share a place."""
-    counts = np.bincount(places % size, minlength=size)
-    seen = max(1, len(places))
-    table = -np.log((counts + UNSEEN) / (seen + UNSEEN * size))
-    return table.astype(np.float32), float((counts * table).sum() / seen)
+def _counted(ids: Ids, values: Array) -> Ids:
+    """Return `ids` with a table of the `values` of training inputs."""
+    size = min(sum(ids.high) - sum(ids.low) + len(ids.low), PLACES)
+    places = ids.places(values).reshape(-1) % size
+    counts = np.bincount(places, minlength=size)
+    table = -np.log((counts + UNSEEN) / (len(places) + UNSEEN * size))
+    surprise = structs.replace(ids.surprise, usual=float((counts * table).sum() / len(places)))
+    return structs.replace(ids, table=table.astype(np.float32), surprise=surprise)
 
 
 def _bounds(found: NDArray[np.float64], usual: float, share: float) -> Bounds:
