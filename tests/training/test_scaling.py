@@ -10,7 +10,6 @@ from torch import nn
 from own_models import STACK
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.outputs import predictor
-from parity_models.models.networks import MLP, Linear
 from parity_models.training import TrainingOptions
 from parity_models.training.envelope import channel_axis
 from parity_models.training.networks import parity_network
@@ -44,27 +43,6 @@ def test_queries_and_predictions_of_any_scale_are_learned(
     found = accuracy.degraded_accuracy if spec else accuracy.backup_accuracies[0]
     assert found is not None
     assert found > 0.95
-
-
-def linear(takes: Shape, gives: Shape) -> nn.Module:
-    return Linear(takes, gives)
-
-
-def mlp(takes: Shape, gives: Shape) -> nn.Module:
-    return MLP(takes, gives)
-
-
-@pytest.mark.parametrize("network", [Linear((6,), (2, 3)), MLP((6,), (2, 3))])
-def test_scaling_moves_into_the_first_and_the_last_layer(network: nn.Module) -> None:
-    rows = torch.from_numpy(RAW)
-    targets = 1e4 * torch.randn(len(rows), 2, 3) + 7e4
-    module, far = (scaled(network, each, targets, None) for each in (rows, rows + 1e8))
-    assert isinstance(module, Scaled)
-    moved = module.folded((6,))
-    assert type(moved) is type(network)
-    torch.testing.assert_close(moved(rows), module(rows), rtol=1e-3, atol=1.0)
-    assert isinstance(far, Scaled)
-    assert far.folded((6,)) is far
 
 
 def test_constant_features_are_only_shifted_and_rare_values_stay_within_bounds() -> None:

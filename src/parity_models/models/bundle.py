@@ -845,23 +845,21 @@ def _check_stand_in(
             f"the output {output} that stand-ins are to imitate has no fixed shape, so that it is "
             "served exact; leave the stand-ins out, or imitate another"
         )
-    _check_tensors(model, "input", inputs, why)
-    _check_tensors(model, "output", [output], why)
-    head = [each for each in model.signature.outputs if each.name == HEAD]
-    if head and not isinstance(model, BackupFile):
-        raise BundleError(f"{model.file} has a head {HEAD!r}, which only backups have")
-    if head:
-        _check_tensors(model, "head", [Tensor(HEAD, "FP32", (1,))], why)
+    given = model.signature.outputs
+    needed = [output]
+    if isinstance(model, BackupFile) and HEAD in [each.name for each in given]:
+        needed = [output if each.name != HEAD else Tensor(HEAD, "FP32", (1,)) for each in given]
+    _check_tensors(model.file, "input", model.signature.inputs, inputs, why)
+    _check_tensors(model.file, "output", given, needed, why)
     for name, axis in model.signature.axes.items():
         if deployed.axes.get(name) != axis:
             raise BundleError(f"{model.file} has other buckets along {name!r} than {deployed}")
 
 
-def _check_tensors(model: ModelFile, role: str, needed: Sequence[Tensor], why: str) -> None:
-    """The tensors of one kind that the model has are these; one alone may have another name."""
-    found = model.signature.inputs if role == "input" else model.signature.outputs
-    if role != "input":
-        found = tuple(each for each in found if (each.name == HEAD) == (role == "head"))
+def _check_tensors(
+    file: str, role: str, found: Sequence[Tensor], needed: Sequence[Tensor], why: str
+) -> None:
+    """The tensors are those that are needed; one alone may have another name."""
     fits = len(found) == len(needed) and all(
         (one.datatype, one.shape) == (other.datatype, other.shape)
         and (one.name == other.name or len(needed) == 1)
@@ -871,9 +869,7 @@ def _check_tensors(model: ModelFile, role: str, needed: Sequence[Tensor], why: s
         wanted = ", ".join(map(str, needed))
         if len(needed) == 1:
             wanted = wanted.removeprefix(f"{needed[0].name!r} ")
-        raise BundleError(
-            f"{model.file} has {role} {', '.join(map(str, found))}, where {why} {wanted}"
-        )
+        raise BundleError(f"{file} has {role} {', '.join(map(str, found))}, where {why} {wanted}")
 
 
 def check_envelope(manifest: Manifest, envelope: Envelope) -> None:

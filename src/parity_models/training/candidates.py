@@ -39,7 +39,7 @@ from parity_models.training.networks import (
     parity_network,
     single_network,
 )
-from parity_models.training.problems import Distillation, Imitation, Reconstruction, Scaled
+from parity_models.training.problems import Distillation, Scaled
 from parity_models.training.teacher import Queries, Teacher
 
 STACKED = {"new_axis": True}
@@ -175,11 +175,8 @@ class Candidate:
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
-        self._problem: Distillation
-        if code is not None and isinstance(module, nn.ModuleList):
-            self._problem = Reconstruction(module, code, data, recipe, foreign=foreign)
-        else:
-            self._problem = Imitation(module, data, recipe, foreign=foreign)
+        grouped = code if isinstance(module, nn.ModuleList) else None
+        self._problem = Distillation(module, grouped, data, recipe, foreign=foreign)
         self.data = data
 
     @property
@@ -332,8 +329,6 @@ class Candidate:
             given = NamedTensor(output.name, output.datatype, code.parity_output_shape)
             inputs = parity_inputs(code, signature)
             signature = msgspec.structs.replace(signature, inputs=inputs, outputs=(given,))
-        if isinstance(module, Scaled) and teacher.plain:
-            module = module.folded(signature.input.shape)
         module = served(module)
         kind = self.data.output_kind
         if kind in PLAINLY or output.dtype != np.float32 or head is not None:

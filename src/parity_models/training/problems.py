@@ -1,13 +1,11 @@
-"""The learning problems of stand-ins: of a backup, and of a code's networks.
+"""The learning problem of stand-ins, of a backup or of a code's parity models; their scaling.
 
 Networks train well when inputs and outputs are near unit scale. A user's deployed model may take
 and predict values of any scale, kilometres, prices, pixels to 255, and scale its inputs itself. So
 a network that imitates it is scaled by the mean and deviation of its training data.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from math import ceil
 from typing import Any
 
@@ -19,7 +17,6 @@ from torch.nn import functional
 
 from parity_models.codes import Code
 from parity_models.models.networks.network import NamedModule, Slot, Slotwise, served
-from parity_models.models.networks.perceptrons import FullLayers
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import DistillationData, valid
@@ -36,183 +33,150 @@ SCALING = 2048
 """The most groups by which queries and outputs are scaled."""
 
 
-class Distillation(ABC):
-    """Fitting a module to F's predictions, scored on queries that it does not see.
+class Distillation:
+    """Fitting networks to F's predictions, scored on queries that they do not see.
+
+    Without a `code`, `module` is a network for single queries. With one, it is a list of the code's
+    r parity models, so that predictions of F can be reconstructed. These are trained side by side
+    on the same groups, drawn anew every epoch. The loss compares decoded predictions with F's, or
+    if the recipe says so parity outputs with their targets. The score is A_d: the mean over slots
+    and parity models, on groups drawn once.
 
     `foreign`: F comes from elsewhere and gives no weights to start from, so queries and predictions
-    may be of any scale.
+    may be of any scale, and `module` is scaled around the given one.
     """
-
-    module: nn.Module
-    steps: int
-
-    def __init__(self, data: DistillationData) -> None:
-        self.data = data
-        self.targets = data.transform.targets(data.predictions)
-
-    @abstractmethod
-    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the losses of one epoch's batches."""
-
-    @abstractmethod
-    def answers(self) -> Iterator[Answers]:
-        """Yield the module's answers to the queries held out, in parts that are scored apart."""
-
-    def score(self) -> float:
-        """Return the mean score of the answers to the queries held out."""
-        metric, labels = self.data.metric, self.data.held_out.labels
-        scores = [score(metric, given, labels[rows]) for given, rows in self.answers()]
-        return sum(scores) / len(scores)
-
-
-class Imitation(Distillation):
-    """Fitting a module for single queries; `foreign`, it is scaled around the given one."""
-
-    def __init__(
-        self, module: nn.Module, data: DistillationData, recipe: Recipe, *, foreign: bool
-    ) -> None:
-        super().__init__(data)
-        self.steps = recipe.steps_per_epoch(len(data.inputs))
-        self.module = module
-        targets = None if data.transform.of_classes else self.targets[0]
-        if foreign and not isinstance(module, NamedModule):
-            (inputs,) = data.inputs.tensors
-            self.module = scaled(module, inputs, targets, channel_axis(tuple(inputs.shape[1:])))
-        elif foreign and targets is not None:  # it scales its inputs itself
-            offset, scale, _ = _spread(targets, ())
-            self.module = Scaled(module, scale, offset)
-
-    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the losses of one epoch's batches."""
-        inputs, transform = self.data.inputs, self.data.transform
-        size, device = len(inputs), inputs.device
-        order = torch.randperm(size, generator=generator).to(device)
-        ways = torch.randint(len(self.targets), (size,), generator=generator).to(device)
-        for rows in order.tensor_split(self.steps):
-            queries, way = inputs[rows], ways[rows]
-            if self.data.mirrored:
-                queries = Rows(tuple(mirror(each, way == 1) for each in queries.tensors))
-            outputs, targets = run_reduced(self.module, queries), self.targets[way, rows]
-            yield transform.difference(outputs, targets) + transform.at_scale(outputs, targets)
-
-    def answers(self) -> Iterator[Answers]:
-        """Yield the answers to all queries held out."""
-        inputs = self.data.held_out.inputs
-        outputs = valid(self.data.output_kind, predict(self.module, inputs))
-        yield outputs.cpu().numpy(), np.arange(len(inputs))
-
-
-class Reconstruction(Distillation):
-    """Fitting the r parity models of a code so that predictions of F can be reconstructed.
-
-    All are trained side by side on the same groups, which are drawn anew every epoch. The loss
-    compares decoded predictions with F's, or if the recipe says so parity outputs with their
-    targets. It is scored by A_d: the mean over slots and parity models, on groups of queries that
-    are not trained on, drawn once.
-    """
-
-    module: nn.ModuleList
 
     def __init__(
         self,
-        models: nn.ModuleList,
-        code: Code,
+        module: nn.Module,
+        code: Code | None,
         data: DistillationData,
         recipe: Recipe,
         *,
         foreign: bool,
     ) -> None:
-        super().__init__(data)
-        self.module = models
-        self._code = code
+        self.data, self.module = data, module
+        self._code, self._k = code, 1 if code is None else code.k
         self._decoded = recipe.decoded
-        (self._inputs,) = data.inputs.tensors
-        self._groups = len(data.inputs) // self._code.k
+        self._targets = data.transform.targets(data.predictions)
+        self._groups = len(data.inputs) // self._k
         self.steps = recipe.steps_per_epoch(self._groups)
-        self._members = _groups_of(len(data.held_out.inputs), self._code.k)
         if foreign:
             self._scale()
 
+    @property
+    def _models(self) -> Sequence[nn.Module]:
+        return list(self.module) if isinstance(self.module, nn.ModuleList) else [self.module]
+
     @torch.no_grad()
     def _scale(self) -> None:
-        """Scale parity queries, and outputs of values to their targets, by some groups."""
-        k, generator = self._code.k, torch.Generator().manual_seed(0)
-        order = torch.randperm(len(self._inputs), generator=generator)
+        """Scale queries, and outputs of values to their targets; of a code, by some groups."""
+        data, code = self.data, self._code
+        classes = data.transform.of_classes
+        if isinstance(self.module, NamedModule):  # it scales its inputs itself
+            if not classes:
+                offset, scale, _ = _spread(self._targets[0], ())
+                self.module = Scaled(self.module, scale, offset)
+            return
+        (inputs,) = data.inputs.tensors
+        channels = channel_axis(tuple(inputs.shape[1:]))
+        if code is None:
+            targets = None if classes else self._targets[0]
+            self.module = scaled(self.module, inputs, targets, channels)
+            return
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
         groups = min(SCALING, self._groups)
-        rows = order[: groups * k].view(k, -1).to(self._inputs.device)
-        parities = self._encoded(list(self._inputs[rows]))
-        predictions = list(self.targets[0, rows])
-        classes, channels = self.data.transform.of_classes, channel_axis(self._code.query_shape)
-        for j, model in enumerate(self.module):
-            targets = None if classes else self._code.targets(predictions, j)
-            self.module[j] = scaled(model, parities[j], targets, channels)
+        rows = order[: groups * code.k].view(code.k, -1).to(inputs.device)
+        parities = self._encoded([data.inputs[each] for each in rows])
+        models = nn.ModuleList()
+        for j, model in enumerate(self._models):
+            targets = None if classes else code.targets(list(self._targets[0, rows]), j)
+            models.append(scaled(model, *parities[j].tensors, targets, channels))
+        self.module = models
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the losses of one epoch's batches."""
-        k, device = self._code.k, self._inputs.device
-        members = torch.randperm(len(self._inputs), generator=generator)[: self._groups * k]
-        members = members.view(k, self._groups).to(device)
+        inputs, k = self.data.inputs, self._k
+        members = torch.randperm(len(inputs), generator=generator)[: self._groups * k]
+        members = members.view(k, self._groups).to(inputs.device)
         ways = torch.zeros_like(members)
         if self.data.mirrored:
-            ways = torch.randint(2, members.shape, generator=generator).to(device)
+            ways = torch.randint(2, members.shape, generator=generator).to(inputs.device)
         for rows, way in zip(
             members.tensor_split(self.steps, dim=1),
             ways.tensor_split(self.steps, dim=1),
             strict=True,
         ):
-            queries = list(self._inputs[rows])
+            queries = [inputs[each] for each in rows]
             if self.data.mirrored:
-                queries = [mirror(each, turn == 1) for each, turn in zip(queries, way, strict=True)]
-            yield self._loss(queries, list(self.targets[way, rows]))
+                queries = [
+                    Rows(tuple(mirror(tensor, turn == 1) for tensor in each.tensors))
+                    for each, turn in zip(queries, way, strict=True)
+                ]
+            yield self._loss(queries, list(self._targets[way, rows]))
 
-    def _loss(self, queries: Sequence[Tensor], predictions: Sequence[Tensor]) -> Tensor:
+    def _loss(self, queries: Sequence[Rows], predictions: Sequence[Tensor]) -> Tensor:
         total, transform = torch.zeros((), device=predictions[0].device), self.data.transform
-        parity_outputs = [
-            run_reduced(model, Rows((parities,)))
-            for model, parities in zip(self.module, self._encoded(queries), strict=True)
-        ]
-        for j, outputs in enumerate(parity_outputs):
-            targets = self._code.targets(predictions, j)
+        for j, (model, encoded) in enumerate(
+            zip(self._models, self._encoded(queries), strict=True)
+        ):
+            outputs = run_reduced(model, encoded)
+            targets = predictions[0] if self._code is None else self._code.targets(predictions, j)
             if not self._decoded:
                 total = total + functional.mse_loss(outputs, targets)
                 continue
             total = total + transform.at_scale(outputs, targets)
             for slot, decoded in enumerate(self._decode_each(predictions, outputs, j)):
-                apart = transform.difference(decoded, predictions[slot])
-                total = total + apart / self._code.k
+                total = total + transform.difference(decoded, predictions[slot]) / self._k
         return total
 
     def _decode_each(
         self, predictions: Sequence[Tensor], outputs: Tensor, j: int
     ) -> Iterator[Tensor]:
         """Yield each of k slots, reconstructed from parity output j and the other predictions."""
+        if self._code is None:
+            yield outputs
+            return
         parity_outputs = [outputs if row == j else None for row in range(self._code.r)]
-        for slot in range(self._code.k):
+        for slot in range(self._k):
             available = [None if i == slot else one for i, one in enumerate(predictions)]
             yield self._code.decode(available, parity_outputs)[slot]
 
+    def _encoded(self, queries: Sequence[Rows]) -> Sequence[Rows]:
+        """Return r parity queries of k queries; without a code, the query."""
+        if self._code is None:
+            return queries
+        (name,) = self._code.query_shapes
+        encoded = self._code.encode([{name: each.tensors[0]} for each in queries])
+        return [Rows((parity[name],)) for parity in encoded]
+
     @torch.no_grad()
     def answers(self) -> Iterator[Answers]:
-        """Yield the reconstructions of each parity model and slot."""
+        """Yield answers to the queries held out, in parts that are scored apart: of a code, the
+        reconstructions of each parity model and slot."""
         held_out, transform = self.data.held_out, self.data.transform
-        (inputs,) = held_out.inputs.tensors
+        if self._code is None:
+            outputs = valid(transform.kind, predict(self.module, held_out.inputs))
+            yield outputs.cpu().numpy(), np.arange(len(outputs))
+            return
+        members = _groups_of(len(held_out.inputs), self._k)
         parts = [
-            torch.stack(self._encoded(list(inputs[rows])))
-            for rows in torch.split(self._members, BATCH, dim=1)
+            self._encoded([held_out.inputs[each] for each in rows])
+            for rows in torch.split(members, BATCH, dim=1)
         ]
         targets = transform.targets(held_out.predictions)
-        predictions = [targets[rows] for rows in self._members]
-        parities = torch.cat(parts, dim=1)
-        for j, model in enumerate(self.module):
-            outputs = predict(model, Rows((parities[j],)))
-            each = self._decode_each(predictions, outputs, j)
-            for decoded, rows in zip(each, self._members.numpy(), strict=True):
+        predictions = [targets[rows] for rows in members]
+        for j, model in enumerate(self._models):
+            parities = torch.cat([part[j].tensors[0] for part in parts])
+            each = self._decode_each(predictions, predict(model, Rows((parities,))), j)
+            for decoded, rows in zip(each, members.numpy(), strict=True):
                 yield valid(transform.kind, decoded).cpu().numpy(), rows
 
-    def _encoded(self, queries: Sequence[Tensor]) -> list[Tensor]:
-        """Return r parity queries of k queries."""
-        (name,) = self._code.query_shapes
-        return [parity[name] for parity in self._code.encode([{name: each} for each in queries])]
+    def score(self) -> float:
+        """Return the mean score of the answers to the queries held out."""
+        metric, labels = self.data.metric, self.data.held_out.labels
+        scores = [score(metric, given, labels[rows]) for given, rows in self.answers()]
+        return sum(scores) / len(scores)
 
 
 def _groups_of(rows: int, k: int) -> Tensor:
@@ -235,10 +199,6 @@ and every value goes farther than NARROW from its mean at least once."""
 FARTHEST = 10.0
 """The most deviations that a value may be from its mean. Rare features go farther: their deviation
 is then taken to be larger."""
-
-EXACT = 1e3
-"""The most deviations that a mean may be from 0 if the scaling is folded into layers; beyond that,
-their float32 sums would lose too much precision."""
 
 MOST = 2**26
 """Values that a scale is taken from, at most."""
@@ -316,22 +276,6 @@ class Scaled(NamedModule):
         )
         scale, offset = (each[0] if each.ndim else each for each in (self.scale, self.offset))
         return Scaled(Slot(self.network), scale, offset, shift, inverse)
-
-    @torch.no_grad()
-    def folded(self, input_shape: tuple[int, ...]) -> nn.Module:
-        """Return the network with the scaling in its first and last layers if these can do it."""
-        exact = (self.shift * self.inverse).abs().max() <= EXACT
-        if not isinstance(self.network, FullLayers) or not exact:
-            return self
-        network = deepcopy(self.network)
-        layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-        first, last = layers[0], layers[-1]
-        first.weight *= self.inverse.expand(input_shape).reshape(-1)
-        first.bias.sub_(first.weight @ self.shift.expand(input_shape).reshape(-1))
-        scale = self.scale.expand(network.output_shape).reshape(-1)
-        last.weight *= scale[:, None]
-        last.bias.copy_(last.bias * scale + self.offset.expand(network.output_shape).reshape(-1))
-        return network
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

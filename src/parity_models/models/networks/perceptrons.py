@@ -9,24 +9,14 @@ from parity_models.models.networks.network import Effort, Network, Scalable, is_
 from parity_models.models.networks.queried import Queried, Shape
 
 
-class FullLayers(nn.Module):
-    """Full layers on flattened inputs: (n, *inputs) to (n, *output_shape).
-
-    The first and last can do the scaling of inputs and outputs.
-    """
-
-    def __init__(self, output_shape: Shape) -> None:
-        super().__init__()
-        self.output_shape = output_shape
-
-    def shaped(self, output: Tensor) -> Tensor:
-        """Return outputs (n, values) in the shape of the outputs."""
-        if len(self.output_shape) == 1:  # reshaping to the same shape takes time, too
-            return output
-        return output.reshape(-1, *self.output_shape)
+def shaped(output: Tensor, shape: Shape) -> Tensor:
+    """Return outputs (n, values) as (n, *shape)."""
+    if len(shape) == 1:  # reshaping to the same shape takes time, too
+        return output
+    return output.reshape(-1, *shape)
 
 
-class Linear(FullLayers, Network):
+class Linear(nn.Module, Network):
     """One full layer: multinomial logistic regression, the cheapest network there is."""
 
     name = "linear"
@@ -47,14 +37,15 @@ class Linear(FullLayers, Network):
         return (cls.name,) if queried.is_array else ()
 
     def __init__(self, input_shape: Shape, output_shape: Shape) -> None:
-        super().__init__(output_shape)
+        super().__init__()
+        self.output_shape = output_shape
         self.layer = nn.Linear(prod(input_shape), prod(output_shape))
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.shaped(self.layer(input.flatten(1)))
+        return shaped(self.layer(input.flatten(1)), self.output_shape)
 
 
-class MLP(FullLayers, Scalable):
+class MLP(nn.Module, Scalable):
     """The published perceptron: two hidden layers of 200 and 100 units, times `width`.
 
     (Kosaian et al., SOSP 2019, section 4.1.)
@@ -80,7 +71,8 @@ class MLP(FullLayers, Scalable):
         return (*(f"{cls.name}@{width}" for width in (0.25, 0.5)), cls.name)
 
     def __init__(self, input_shape: Shape, output_shape: Shape, width: float = 1.0) -> None:
-        super().__init__(output_shape)
+        super().__init__()
+        self.output_shape = output_shape
         first, second = times(width, 200), times(width, 100)
         self.layers = nn.Sequential(
             nn.Flatten(),
@@ -92,4 +84,4 @@ class MLP(FullLayers, Scalable):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.shaped(self.layers(input))
+        return shaped(self.layers(input), self.output_shape)
