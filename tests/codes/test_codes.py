@@ -158,15 +158,6 @@ def test_concatenation_keeps_the_mean_of_every_image_in_its_tile(
     assert np.all(np.diff([np.isclose(parity, v, atol=1e-4).sum() > 0 for v in values]) == 0)
 
 
-def test_concatenation_averages_areas() -> None:
-    image = np.arange(8, dtype=np.float32).reshape(1, 2, 4)
-    code = Code(CodeSpec("concatenation", "separate", 2), (1, 2, 4), (3,))
-    np.testing.assert_array_equal(
-        encode(code, [image, image * 10])[0],
-        [[[0.5, 2.5, 5, 25], [4.5, 6.5, 45, 65]]],
-    )
-
-
 def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
     code = Code(CodeSpec("stack", "separate", 2, 1, {"axis": -1}), (3, 2), (1,))
     first, second = np.arange(6).reshape(3, 2), np.arange(6, 12).reshape(3, 2)

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -151,16 +150,6 @@ def test_a_manifest_of_before_backups_and_envelopes_opens(bundle: Path) -> None:
     assert (opened.manifest.backups, opened.manifest.accuracy) == ((), ACCURACY)
     assert not opened.isolated
     assert opened.envelope() is None
-
-
-def test_a_bundle_has_backups_in_their_order(models: Path, tmp_path: Path) -> None:
-    model = NewModel(models / "deployed.onnx", "linear")
-    backups = [replace(model, network=f"{number}") for number in range(4)]
-    write_bundle(tmp_path / "b", deployed=model, backups=backups)
-    opened = open_bundle(tmp_path / "b")
-    roles = {role: each.network for role, each in opened.manifest.backup_roles.items()}
-    assert roles == {"backup": "0", "backup-2": "1", "backup-3": "2", "backup-4": "3"}
-    assert [path.name for path in opened.backup_paths][:2] == ["backup.onnx", "backup-2.onnx"]
 
 
 def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models: Path) -> None:

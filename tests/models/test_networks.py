@@ -17,11 +17,8 @@ from onnx_models import output_of
 from parity_models.errors import TrainingError
 from parity_models.models.export import export, floats
 from parity_models.models.networks import (
-    MLP,
     NETWORKS,
     Queried,
-    ResNet18,
-    SmallResNet,
     Text,
     build_network,
 )
@@ -113,21 +110,6 @@ def test_networks_that_cannot_take_the_inputs_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(TrainingError, match=reason):
         build_network(name, inputs, (10,), grid)
-
-
-@pytest.mark.parametrize("kind", [MLP, SmallResNet, ResNet18])
-def test_a_width_scales_every_layer(kind: type[MLP]) -> None:
-    names = (f"{kind.name}@{width}" for width in (1.0, 0.5))
-    with torch.device("meta"):
-        full, half = (build_network(name, (3, 32, 32), (10,)) for name in names)
-    layers = [
-        [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        for network in (full, half)
-    ]
-    for wide, narrow in zip(*layers, strict=True):
-        for units in ("out_channels", "out_features"):
-            if getattr(wide, units, 10) != 10:  # not the last layer's
-                assert getattr(narrow, units) * 2 == getattr(wide, units)
 
 
 # One network in every slot

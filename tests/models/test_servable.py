@@ -1,6 +1,5 @@
 """An ONNX file or torch module becomes a bundle as it is, is made batchable, or is refused."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,28 +89,6 @@ def test_parm_bundle_reports_the_bundle(parm_here: Here, tmp_path: Path, text_bu
     assert made.returncode == 0, made.stderr
     assert "axis 'length' is padded to 4, 8, 16" in made.stdout
     assert open_bundle(tmp_path / "bundle").manifest.backups
-
-
-@pytest.mark.slow
-def test_its_backup_is_evaluated_and_calibrated_on_records(
-    parm_here: Here, tmp_path: Path, text_bundle: Path
-) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(text_bundle, bundle)
-    queries = texts(400, 12)
-    held_out, labels = tmp_path / "queries.npz", tmp_path / "labels.npy"
-    np.savez(held_out, ids=queries["ids"], mask=queries["mask"])
-    np.save(labels, expected(queries)["logits"].argmax(axis=1))
-    done = parm_here("evaluate", bundle, "--inputs", held_out, "--labels", labels)
-    assert done.returncode == 0, done.stderr
-    accuracy = open_bundle(bundle).manifest.accuracy
-    assert accuracy is not None
-    assert accuracy.available_accuracy == 1
-    assert 0.5 < (accuracy.backup_accuracies[0] or 0) < 1
-    done = parm_here("calibrate", bundle, "--inputs", held_out, "--agreement", "0.8")
-    assert done.returncode == 0, done.stderr
-    calibration = open_bundle(bundle).manifest.calibration["backup"]
-    assert (calibration.kind, calibration.queries) == ("classes", 400)
 
 
 @pytest.mark.slow

@@ -4,22 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from parity_models.errors import DataError, UserError
+from parity_models.errors import DataError
 from parity_models.tasks import METRICS, agreement, score
-from parity_models_lab.tasks import TASKS, find_task
-
-
-def test_digits_are_normalised_and_split_alike_every_time() -> None:
-    once, again = find_task("digits").load(), find_task("digits").load()
-    splits = (once.train, once.validation, once.test)
-    assert [len(split) for split in splits] == [1200, 197, 400]
-    np.testing.assert_array_equal(once.test.inputs, again.test.inputs)
-    assert (once.input_shape, once.output_shape) == ((1, 8, 8), (10,))
-    everything = np.concatenate([split.inputs for split in splits]).reshape(1797, -1)
-    assert everything.dtype == np.float32
-    assert abs(everything.mean()) < 0.01
-    assert abs(everything.std() - 1) < 0.01
-    assert len(np.unique(everything, axis=0)) == 1797, "no query is in two splits"
 
 
 def test_classes_are_scored_by_the_largest_outputs() -> None:
@@ -100,8 +86,3 @@ def test_agreement_is_with_the_models_classes_or_else_its_predictions() -> None:
     ours, theirs = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[3.0, 9.0], [1.0, 2.0]])
     assert agreement("top-1", ours, theirs) == agreement("top-5", ours, theirs) == 0.5
     assert agreement("r2", theirs, theirs) == 1
-
-
-def test_an_unknown_task_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=", ".join(TASKS.names)):
-        find_task("imagenet")

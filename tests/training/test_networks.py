@@ -110,13 +110,6 @@ def test_a_model_that_sees_places_apart_starts_as_the_deployed_model(shape: Shap
         torch.testing.assert_close(parity.eval()(queries), deployed(queries))
 
 
-def test_at_most_four_pixels_are_folded() -> None:
-    network = built("resnet-small", CodeSpec("stack", "separate", 10), (3, 32, 32))
-    assert isinstance(network, Slotwise)
-    assert network.block == (2, 2)
-    assert network(torch.zeros(2, 30, 32, 32)).shape == (2, 10, 10)
-
-
 @pytest.mark.parametrize("decoder", ["subtraction", DECODER])
 def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: str) -> None:
     sums = Code(CodeSpec("sum", decoder, 2), IMAGE, (10,))

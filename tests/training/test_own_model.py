@@ -16,7 +16,7 @@ from commands import invoke
 from onnx_models import linear_model, output_of
 from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.errors import DataError, ModelError, TrainingError
-from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import Callbacks, TrainingOptions
 from served import ServerProcess
@@ -155,21 +155,6 @@ def test_inputs_and_options_that_do_not_fit_are_refused(
     command = "parity --model model.onnx --inputs rows.npy --out bundle --parity-network mlp "
     assert reason in parm(command + arguments, code=2)
     assert not (tmp_path / "bundle").exists()
-
-
-def test_options_that_contradict_each_other_are_refused(parm: Parm, digits: Path) -> None:
-    write_bundle("plain", deployed=NewModel(digits / "model.onnx", "own"))
-    np.save("alike.npy", np.ones((4, *DIGITS.train.inputs.shape[1:]), np.float32))
-    for arguments, reason in [
-        ("parity --model {digits}/model.onnx --out b", "Missing option"),
-        (
-            "evaluate plain --inputs {digits}/inputs.npy --labels {digits}/labels.npy",
-            "holds 400 labels for 1200 inputs",
-        ),
-        ("evaluate plain --inputs {digits}/labels.npy", "save floating point"),
-        ("evaluate plain --inputs alike.npy", "all inputs in alike.npy are the same"),
-    ]:
-        assert reason in parm(arguments, code=2)
 
 
 class Rooted(nn.Module):

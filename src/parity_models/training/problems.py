@@ -91,7 +91,8 @@ class Distillation:
         models = nn.ModuleList()
         for j, model in enumerate(self._models):
             targets = None if classes else code.targets(list(self._targets[0, rows]), j)
-            models.append(scaled(model, *parities[j].tensors, targets, channels))
+            (parity,) = parities[j].tensors
+            models.append(scaled(model, parity, targets, channels))
         self.module = models
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
