@@ -1,14 +1,11 @@
 """Networks are built by name for any queries, and compute the same once they are exported."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor as Floats
 from torch import nn
@@ -17,19 +14,17 @@ from onnx_models import output_of
 from parity_models.errors import TrainingError
 from parity_models.models.export import export, floats
 from parity_models.models.networks import (
+    MLP,
     NETWORKS,
-    Queried,
     Text,
     build_network,
 )
-from parity_models.models.networks.network import NamedModule, Slotwise
+from parity_models.models.networks.network import Slotwise
 from parity_models.models.networks.queried import Grid, Shape, describe, find_tables
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import take
 from parity_models.models.signature import Axis, Signature, Tensor
 from text_models import WORDS, texts
-
-RNG = np.random.default_rng(0)
 
 
 def settled(network: nn.Module, *shape: int) -> nn.Module:
@@ -101,7 +96,6 @@ def test_published_networks_have_their_published_size() -> None:
         ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
         ("resnet18@nan", (3, 28, 28), (1, 1), "width of resnet18 must be above 0 and 4 or less"),
         ("text", (1, 8, 8), (1, 1), "text takes one input of ids"),
-        ("features", (1, 8, 8), (1, 1), "features takes several inputs"),
         ("mine:Net", (784,), (1, 1), "which is not imported here"),
     ],
 )
@@ -156,24 +150,6 @@ def test_it_can_start_as_a_network_that_sees_every_query_shrunk() -> None:
 # Records
 
 IDS, MASK = Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",))
-FEATURES = (
-    Tensor("user", "INT32", ()),
-    Tensor("kinds", "INT64", (3,)),
-    Tensor("dense", "FP16", (2, 2)),
-    Tensor("balance", "INT64", (1,)),
-)
-QUERIES: dict[str, tuple[tuple[Tensor, ...], Mapping[str, NDArray[Any]]]] = {
-    "text": ((IDS, MASK), texts(40, 8)),
-    "features": (
-        FEATURES,
-        {
-            "user": RNG.integers(0, 9, 40).astype(np.int32),
-            "kinds": RNG.integers(0, 5, (40, 3)),
-            "dense": RNG.normal(5, 3, (40, 2, 2)).astype(np.float16),
-            "balance": RNG.integers(-(10**6), 10**6, (40, 1)),
-        },
-    ),
-}
 
 
 def signature_of(*inputs: Tensor) -> Signature:
@@ -181,22 +157,19 @@ def signature_of(*inputs: Tensor) -> Signature:
     return Signature(inputs, (Tensor("out", "FP32", (5,)),), axes)
 
 
-def built(name: str, queried: Queried) -> NamedModule:
-    kind, options = NETWORKS.parse(name)
+@pytest.mark.slow
+def test_the_network_for_text_is_served_as_it_was_trained_for_any_batch_and_value() -> None:
+    inputs, arrays = (IDS, MASK), texts(40, 8)
+    signature = signature_of(*inputs)
+    queried = describe(arrays, signature)
+    assert [each.name for each in NETWORKS if each.takes(queried)] == ["text"]
+    with pytest.raises(TrainingError, match="takes"):
+        MLP.build(MLP.Options(), queried, (5,))
     torch.manual_seed(0)
-    module = kind.build(options, queried, (5,))
-    assert isinstance(module, NamedModule)
+    module = Text.build(Text.Options(), queried, (5,))
     for weights in module.parameters():  # as if they were learned
         torch.nn.init.normal_(weights, std=0.3)
-    return module.eval()
-
-
-@pytest.mark.parametrize("name", QUERIES)
-@pytest.mark.slow
-def test_a_served_network_agrees_with_the_trained_one_for_any_batch_and_value(name: str) -> None:
-    inputs, arrays = QUERIES[name]
-    signature = signature_of(*inputs)
-    module = built(name, describe(arrays, signature))
+    module.eval()
     served = OnnxModel(export(module.served(), inputs, "out"), signature=signature)
     with torch.no_grad():
         expected = module(*(torch.from_numpy(arrays[each.name]) for each in inputs)).numpy()
@@ -205,16 +178,6 @@ def test_a_served_network_agrees_with_the_trained_one_for_any_batch_and_value(na
         np.testing.assert_allclose(found, expected[rows], rtol=1e-3, atol=1e-3)
     strange = {each: array * 3 + 1 for each, array in arrays.items()}
     assert np.isfinite(output_of(served, strange)).all()
-
-
-@pytest.mark.parametrize("name", QUERIES)
-def test_networks_take_the_queries_that_they_are_for(name: str) -> None:
-    inputs, arrays = QUERIES[name]
-    queried = describe(arrays, signature_of(*inputs))
-    assert [each.name for each in NETWORKS if each.takes(queried)] == [name]
-    for other in {"text", "features", "mlp"} - {name}:
-        with pytest.raises(TrainingError, match="takes"):
-            built(other, queried)
 
 
 def test_masks_and_constants_are_recognised() -> None:

@@ -93,7 +93,7 @@ def test_a_folder_that_is_no_bundle_is_refused_before_training(
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"seconds": float("nan")}, "seconds must be above 0"),
         ({"device": "cuda:99"}, "leave it out"),
-        ({"network": "features"}, "features takes several inputs"),
+        ({"network": "text"}, "text takes one input of ids"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

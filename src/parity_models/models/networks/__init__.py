@@ -4,14 +4,13 @@ from torch import nn
 
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.networks.convolutional import ResNet18, SmallResNet
-from parity_models.models.networks.features import Features
 from parity_models.models.networks.network import Effort, Network
 from parity_models.models.networks.perceptrons import MLP, Linear
 from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.networks.text import Text
 from parity_models.registry import Registry, is_own
 
-NETWORKS = Registry[Network]("network", Network, Linear, MLP, SmallResNet, ResNet18, Text, Features)
+NETWORKS = Registry[Network]("network", Network, Linear, MLP, SmallResNet, ResNet18, Text)
 """The networks. A name may have options after it: resnet18@0.25, or resnet18@width=0.25, has a
 quarter of the channels."""
 
@@ -41,7 +40,6 @@ __all__ = [
     "MLP",
     "NETWORKS",
     "Effort",
-    "Features",
     "Linear",
     "Network",
     "Queried",

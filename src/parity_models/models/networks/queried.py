@@ -16,9 +16,6 @@ Floats = NDArray[np.float32]
 Shape = tuple[int, ...]
 Grid = tuple[int, int]
 
-LEAST_DEVIATION = 1e-6
-"""Values whose deviation is less, relative to their mean, are constant."""
-
 PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Clip")
 """Operators that pass integers on unchanged."""
 
@@ -28,8 +25,7 @@ class QueriedInput:
     """One input of queries, described by the queries.
 
     Its values go from `low` to `high`. `constant`: always the same. `mask`: 1 where integers of
-    another input of that shape are content, 0 where they are padding. `mean`, `deviation` and
-    `highest` have the shape of a row; None where an axis is dynamic. `table` (values, width) are
+    another input of that shape are content, 0 where they are padding. `table` (values, width) are
     the deployed model's embeddings of its integers, if they were found.
     """
 
@@ -38,9 +34,6 @@ class QueriedInput:
     high: float = 1.0
     constant: bool = False
     mask: bool = False
-    mean: Floats | None = None
-    deviation: Floats | None = None
-    highest: Floats | None = None
     table: Floats | None = None
 
     @property
@@ -107,22 +100,12 @@ def _describe(
     tensor: Tensor, queries: Batch, inputs: Sequence[Tensor], tables: Mapping[str, Floats]
 ) -> QueriedInput:
     array = queries[tensor.name]
-    mean = deviation = highest = None
-    if not tensor.axes:
-        highest = np.asarray(array.max(axis=0), np.float32)
-        mean = np.asarray(array.mean(axis=0, dtype=np.float64), np.float32)
-        spread = np.asarray(array.std(axis=0, dtype=np.float64), np.float32)
-        varies = spread > LEAST_DEVIATION * (1 + np.abs(mean))
-        deviation = np.where(varies, spread, 1).astype(np.float32)
     return QueriedInput(
         tensor,
         float(array.min()),
         float(array.max()),
         bool((array == (array.flat[0] if tensor.axes else array[:1])).all()),
         any(_masks(tensor, other, queries) for other in inputs),
-        mean,
-        deviation,
-        highest,
         tables.get(tensor.name),
     )
 
