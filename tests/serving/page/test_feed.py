@@ -17,7 +17,7 @@ class Frame(Struct):
 
 
 class Sampled:
-    """Numbers its frames: a whole one says at = -1. One that is `broken` cannot be made."""
+    """Numbers its frames. One that is `broken` cannot be made."""
 
     def __init__(self, broken: int = 0) -> None:
         self.frames = self.ticks = 0
@@ -26,11 +26,11 @@ class Sampled:
     def tick(self) -> None:
         self.ticks += 1
 
-    def frame(self, *, whole: bool) -> Frame:
-        self.frames += not whole
-        if not whole and self.frames == self.broken:
+    def frame(self) -> Frame:
+        self.frames += 1
+        if self.frames == self.broken:
             raise ValueError("cannot be read")
-        return Frame(-1.0 if whole else float(self.frames))
+        return Frame(float(self.frames))
 
 
 def feed_of(sampled: Any = None) -> Feed:
@@ -45,28 +45,15 @@ async def read(events: AsyncGenerator[bytes, None]) -> float:
     return at
 
 
-async def test_the_first_frame_is_whole_and_the_others_say_what_is_new_to_all_alike() -> None:
+async def test_a_frame_is_made_once_for_all_and_who_does_not_keep_up_gets_the_latest() -> None:
     feed = feed_of()
-    one, other = feed.follow(), feed.follow()
-    assert [await read(one), await read(other)] == [-1, -1]
+    one, slow = feed.follow(), feed.follow()
+    assert [await read(one), await read(slow)] == [1, 2]
     feed.sample()
+    assert await read(one) == 3
     feed.sample()
-    assert [await read(one), await read(other), await read(one)] == [1, 1, 2]
-    feed.close()
-    assert [event async for event in one] == []
-
-
-async def test_a_watcher_that_does_not_keep_up_gets_a_whole_frame_next() -> None:
-    feed = feed_of()
-    slow = feed.follow()
-    assert await read(slow) == -1
-    for _ in range(6):
-        feed.sample()
-    assert await read(slow) == -1
+    assert [await read(one), await read(slow)] == [4, 4]
     feed.sample()
-    assert await read(slow) == 7
-    for _ in range(6):
-        feed.sample()
     feed.close()
     assert [event async for event in slow] == []
 
@@ -91,10 +78,10 @@ async def test_without_watchers_no_frames_are_made() -> None:
 async def test_a_frame_that_cannot_be_made_is_logged_and_the_next_one_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    feed = feed_of(Sampled(broken=1))
+    feed = feed_of(Sampled(broken=2))
     feed.start()
     watcher = feed.follow()
-    assert await read(watcher) == -1
-    assert await read(watcher) == 2
+    assert await read(watcher) == 1
+    assert await read(watcher) == 3
     assert "could not be kept up to date" in caplog.text
     feed.close()

@@ -151,7 +151,7 @@ def test_states_are_shown_and_ejections_are_events() -> None:
     watched = Watched()
     watched.frontend.of_instances = {"0": State.EJECTED, "1": State.SUSPECTED}
     watched.pass_time()
-    states = {cell.name: cell.state for cell in watched.watch.frame(whole=True).instances}
+    states = {cell.name: cell.state for cell in watched.watch.frame().instances}
     assert states == {"0": "ejected", "1": "suspected", "2": "up"}
     watched.frontend.of_instances = {"0": State.UP, "1": State.UP}
     watched.pass_time()
@@ -164,13 +164,13 @@ def test_a_frame_has_the_answers_of_the_last_second_and_their_latencies() -> Non
     watched.act(Answer(11, Source.BACKUP), Answer(12, Source.MODEL), Answer(13, Source.MODEL))
     watched.act(Fail(14, Reason.OVERLOADED, "too much waits"))
     watched.pass_time(0.5)
-    frame = watched.watch.frame(whole=False)
+    frame = watched.watch.frame()
     assert frame.latest is not None
     assert frame.latest.answers == {Source.BACKUP: 1, Source.MODEL: 2}
     assert (frame.latest.failed, frame.latest.queued) == (1, 3)
     assert frame.answered.now is not None
     assert (frame.answered.now.count, round(frame.answered.now.p50, -2)) == (3, 500)
-    assert len(watched.watch.frame(whole=True).points) == 1
+    assert len(watched.watch.frame().points) == 1
 
 
 def test_replaced_instances_and_failing_queries_are_events_once() -> None:
@@ -194,7 +194,7 @@ def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
     metrics.disagreed_answers.labels("backup").inc()
     metrics.redundant.labels("backup", "sent").inc(7)
     metrics.redundant.labels("copy", "sent")
-    frame = watched.watch.frame(whole=True)
+    frame = watched.watch.frame()
     (gate,) = frame.gates
     assert (gate.source, gate.level, gate.open) == ("backup", 0.99, True)
     assert (gate.agreed, gate.compared) == (9, 10)
@@ -211,7 +211,7 @@ def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
 def test_a_frame_says_whether_redundant_work_is_sent(state: Redundancy, text: str) -> None:
     watched = Watched()
     watched.frontend.redundancy, watched.frontend.front_door.lag = state, 0.0032
-    redundancy = watched.watch.frame(whole=False).redundancy
+    redundancy = watched.watch.frame().redundancy
     assert redundancy.startswith("redundant work: ")
     assert redundancy.endswith(text)
 
@@ -222,15 +222,6 @@ def test_a_gate_that_closes_and_opens_is_an_event_once_each() -> None:
         watched.frontend.metrics.gate_open.labels("backup").set(is_open)
         watched.pass_time()
     assert watched.kinds() == ["gate closed", "gate open"]
-
-
-def test_each_frame_has_the_events_that_are_new() -> None:
-    watched = Watched()
-    watched.watch.instance_left(1.0, "1", "left")
-    assert [event.at for event in watched.watch.frame(whole=False).events] == [EPOCH + 1.0]
-    watched.watch.instance_left(2.0, "2", "left")
-    assert [event.number for event in watched.watch.frame(whole=False).events] == [2]
-    assert [event.number for event in watched.watch.frame(whole=True).events] == [1, 2]
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -1,7 +1,7 @@
 """The page over HTTP: its files, and frames as server-sent events, each made once for all browsers.
 
 Without watchers, the server is sampled once a second, so that the charts have a past. A watcher
-that does not keep up misses frames, and then gets a whole one.
+that does not keep up misses frames.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 Only requests from this machine, to one of its own names, are answered, whatever token they show: a
@@ -11,7 +11,6 @@ foreign page whose name is made to lead here (DNS rebinding) is refused.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ from parity_models.serving.rest.messages import (
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Frontend
 
-WATCHED = 0.25
+WATCHED = 0.5
 """Seconds between two frames."""
 
 UNWATCHED = 1.0
@@ -40,9 +39,6 @@ UNWATCHED = 1.0
 
 MAX_WATCHERS = 32
 """Watchers at a time; more are refused."""
-
-_BEHIND = 4
-"""Frames that may wait for a watcher."""
 
 _TYPES = {
     "html": b"text/html; charset=utf-8",
@@ -88,40 +84,35 @@ class Feed:
         """End the streams of all watchers."""
         if self._sampling is not None:
             self._sampling.cancel()
-        for watcher in self._watchers:
-            if watcher.full():
-                watcher.get_nowait()
-            watcher.put_nowait(None)
+        self._send(None)
 
     async def follow(self) -> AsyncGenerator[bytes, None]:
-        """Yield frames as server-sent events, the first one whole, until the feed is closed."""
-        watcher: asyncio.Queue[bytes | None] = asyncio.Queue(_BEHIND)
+        """Yield frames as server-sent events until the feed is closed."""
+        watcher: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._watchers.add(watcher)
         try:
-            yield self._event(whole=True)
-            while True:
-                behind = watcher.full()
-                event = await watcher.get()
-                while behind and event is not None and not watcher.empty():
-                    event = watcher.get_nowait()
-                if event is None:
-                    return
-                yield self._event(whole=True) if behind else event
+            yield self._event()
+            while (event := await watcher.get()) is not None:
+                yield event
         finally:
             self._watchers.discard(watcher)
 
     def sample(self) -> None:
         """Sample the server once, and send a frame to the watchers."""
-        if not self._watchers:
+        if self._watchers:
+            self._send(self._event())
+        else:
             self._watch.tick()
-            return
-        event = self._event(whole=False)
-        for watcher in self._watchers:
-            with suppress(asyncio.QueueFull):
-                watcher.put_nowait(event)
 
-    def _event(self, *, whole: bool) -> bytes:
-        return b"data: " + msgspec.json.encode(self._watch.frame(whole=whole)) + b"\n\n"
+    def _send(self, event: bytes | None) -> None:
+        """Send to all watchers, in place of what waits for one."""
+        for watcher in self._watchers:
+            if watcher.full():
+                watcher.get_nowait()
+            watcher.put_nowait(event)
+
+    def _event(self) -> bytes:
+        return b"data: " + msgspec.json.encode(self._watch.frame()) + b"\n\n"
 
     async def _sample_forever(self) -> None:
         while True:

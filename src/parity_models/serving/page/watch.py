@@ -1,9 +1,7 @@
 """The watch: keeps what an operator wants to know of a server, and makes frames of it.
 
 It observes, without I/O: events come with their time (monotonic, in seconds), and the rest is read
-off the frontend and its metrics when a frame is made. A frame has the present state and what is new
-since the one before; the first that a browser gets has all that is kept. New items may come twice:
-points are known by their time, events by their number.
+off the frontend and its metrics when a frame is made: the present state, and the last minutes.
 """
 
 import time
@@ -44,7 +42,7 @@ WIDTH = 0.02
 SHORTEST, LONGEST = 1e-6, 1e4
 """Seconds; latencies beyond count as these."""
 
-KEPT = 200
+KEPT = 100
 """Events that are kept."""
 
 QUIET = 5.0
@@ -151,9 +149,9 @@ class Point(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True):
-    """The state of a server, and what is new. `latest` is the last second, `redundancy` says in
-    words whether redundant work is sent, and `redundant` counts redundant tasks by kind, then by
-    what became of them."""
+    """The state of a server. `latest` is the last second, `redundancy` says in words whether
+    redundant work is sent, and `redundant` counts redundant tasks by kind, then by what became of
+    them."""
 
     at: float
     model: str
@@ -299,8 +297,6 @@ class Watch(Observer):
         self._closed: set[str] = set()
         self._points: deque[Point] = deque(maxlen=int(MINUTES / STEP))
         self._before = _Totals(clock(), 0, Counter(), 0, 0.0)
-        self._sent = (0.0, 0)
-        """The time, and the last event, of the last frame that was not whole."""
 
     # Observer
 
@@ -403,13 +399,10 @@ class Watch(Observer):
             )
         )
 
-    def frame(self, *, whole: bool) -> Frame:
-        """Return the present state with what is new, or, if `whole`, with all that is kept."""
+    def frame(self) -> Frame:
+        """Return the present state, and what is kept of the past."""
         self.tick()
         now, frontend = self._clock(), self._frontend
-        since, last = (0.0, 0) if whole else self._sent
-        if not whole:
-            self._sent = now, self._last_number
         instances = self.views(now)
         scheduler = frontend.scheduler
         redundancy = f"redundant work: {_REDUNDANCY[scheduler.redundancy]}"
@@ -430,8 +423,8 @@ class Watch(Observer):
             gates=self._gates(),
             redundancy=redundancy,
             redundant={kind: fates for kind, fates in redundant.items() if any(fates.values())},
-            events=tuple(event for event in self.events if event.number > last),
-            points=tuple(point for point in self._points if point.at >= self._epoch + since),
+            events=tuple(self.events),
+            points=tuple(self._points),
         )
 
     def views(self, now: float) -> list[InstanceView]:

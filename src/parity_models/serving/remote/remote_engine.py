@@ -57,9 +57,6 @@ MAX_FAILURES = 3
 MIN_REST, MAX_REST = 0.05, 5.0
 """Seconds for which a busy upstream is left alone: at least, and at most."""
 
-FORGIVEN = 60.0
-"""Seconds without a recycled slot after which the next one is away for as short as the first."""
-
 PATIENCE = 5.0
 """Seconds an upstream has for a health check, and for each check before it is used."""
 
@@ -575,9 +572,6 @@ class _Link:
         self._busy_until = 0.0
         self._next_rest = MIN_REST
         self._lives: Counter[int] = Counter()
-        self._returns = Backoff(FORGIVEN)
-        self._recycled = self._back_at = 0.0
-        """The times at which a slot was recycled, and may come back."""
 
     # Units
 
@@ -636,9 +630,6 @@ class _Link:
     def recycle(self, instance: str, why: str) -> None:
         """Keep the slot of this instance out until the upstream has passed a check."""
         self._leave(instance, f"is to be checked anew: {why}")
-        now = self._loop.time()
-        self._back_at = now + self._returns.after(now - self._recycled)
-        self._recycled = now
         self._doubted.set()
         self._engine.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
 
@@ -763,13 +754,12 @@ class _Link:
             await asyncio.sleep(self._rest())
             if self._fault is not None:
                 return
-            due = len(self.units) < self.upstream.concurrency and self._loop.time() >= self._back_at
             try:
-                if self._doubted.is_set() or due:
+                if self._doubted.is_set() or len(self.units) < self.upstream.concurrency:
                     self._failures = 0
                     self._doubted.clear()
                     await self._check()
-                    if due and self._fault is None:
+                    if self._fault is None:
                         self._join()
                 else:
                     async with asyncio.timeout(PATIENCE):

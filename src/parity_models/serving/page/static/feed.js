@@ -1,11 +1,8 @@
-// Requests with the server's token, and a server's frames: the first of a connection has everything,
-// later ones what is new.
+// Requests with the server's token, and a server's frames.
 
 import { el } from "./dom.js";
 
 const KEY = "parm-token";
-const POINTS = 300;
-const EVENTS = 100;
 const RETRY = 500; // milliseconds
 
 // The token comes from the page's address, after #token=, or is typed. It is kept for this tab; it
@@ -52,11 +49,7 @@ async function typed(wrong) {
 // Follows a server, connection after connection, until the signal (of an AbortController) ends it.
 export async function follow(url, show, away, signal) {
   while (!signal.aborted) {
-    const state = { points: [], events: [] };
-    for await (const data of events(url, signal)) {
-      merge(state, JSON.parse(data));
-      show(state);
-    }
+    for await (const data of events(url, signal)) show(JSON.parse(data));
     if (!signal.aborted) away();
     await new Promise((done) => { setTimeout(done, RETRY); });
   }
@@ -75,17 +68,4 @@ async function* events(url, signal) {
     text = parts.pop();
     for (const part of parts) yield part.replace(/^data: /, "");
   }
-}
-
-function merge(state, frame) {
-  const points = newer(frame.points, "at", state.points);
-  state.frame = frame;
-  state.fresh = points.length > 0;
-  state.points = [...state.points, ...points].slice(-POINTS);
-  state.events = [...state.events, ...newer(frame.events, "number", state.events)].slice(-EVENTS);
-}
-
-function newer(items, key, known) {
-  const last = known.at(-1)?.[key] ?? 0;
-  return items.filter((item) => item[key] > last);
 }

@@ -33,7 +33,7 @@ export class Server {
         block("Events", this.events)));
   }
 
-  show({ frame, points, events, fresh }) {
+  show(frame) {
     write(this.state, frame.ready ? "ready" : "not ready");
     this.state.dataset.state = frame.ready ? "up" : "ejected";
     this.element.classList.remove("away");
@@ -52,10 +52,11 @@ export class Server {
     this.redundant.hidden = kinds.length === 0;
     fill(this.redundant, kinds.map(([kind, fates]) =>
       [kind, ...FATES.map((fate) => (fates[fate] ?? 0).toLocaleString("en"))]));
-    this.showEvents(events);
-    if (fresh) {
-      this.latency.show(points);
-      this.load.show(points);
+    this.showEvents(frame.events);
+    if (frame.latest && frame.latest.at !== this.shown) {
+      this.shown = frame.latest.at;
+      this.latency.show(frame.points);
+      this.load.show(frame.points);
     }
   }
 
