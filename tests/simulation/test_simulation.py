@@ -117,6 +117,18 @@ def test_parity_shortens_the_tail_that_slow_instances_make() -> None:
         assert SOURCES.index(Source.RECONSTRUCTION) in coded.sources
 
 
+def test_late_queries_are_helped_though_all_instances_are_busy_with_batches_that_have_room() -> (
+    None
+):
+    simulation = workload(
+        arrivals=poisson_arrivals(0.95 * 18 / SERVICE, 4000, seed=2),
+        service={DEPLOYED: Constant(SERVICE), BACKUP: Constant(SERVICE / 5)},
+        config=SchedulerConfig(max_batch=8),
+    )
+    backed = simulate(simulation, Adaptive(StandIns(None, (BACKUP,))))
+    assert p999(backed) < 0.3 * p999(simulate(simulation, EqualResources()))
+
+
 def test_a_unit_that_nobody_waits_for_ends_once_it_is_cancelled() -> None:
     slow = FaultPlan(service_time=Constant(SERVICE), generations=(1.0, 10.0))
     two: dict[str, Any] = {

@@ -297,7 +297,7 @@ class _Race:
         late, query = self._late, self._query
         late.counts["calls"] += 1
         late._effect.arrived(query.arrived, query.id)
-        late._budget.earn(late._effect.part)
+        late._budget.earn()
         late._usual += RECENT * (late._overdue - late._usual)
         self._start_call(query.original)
         while self._running:
@@ -529,7 +529,7 @@ class _Targets:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.count = 1
+        self.count = self.max_batch = 1
         self._last = 0
 
     def up(self, role: str) -> int:

@@ -126,6 +126,16 @@ def test_no_more_tasks_are_sent_than_the_budget_has() -> None:
     assert len(redundant) <= BURST + 0.1 * 250
 
 
+def test_the_older_queries_are_the_more_of_what_was_saved_they_may_use() -> None:
+    world = world_of(300, stand_ins=BACKUPS)
+    world.arrive(40)
+    sent = []
+    for _ in range(3):
+        world.pass_time(0.75)
+        sent.append(runs(world).count(BACKUP))
+    assert sent == [0, 14, BURST]
+
+
 def slow_server(world_now: float, scheduler: Scheduler, lag: float) -> None:
     for step in range(1000):
         scheduler.process_measured(world_now + step / 1000, lag, 0.5)
@@ -210,4 +220,3 @@ def test_queries_that_end_in_time_need_only_be_counted() -> None:
             else:
                 effect.ended(now, query, 2 * LIMIT if late else 0.0, LIMIT)
         assert effects[0].state is effects[1].state
-    assert effects[0].part == effects[1].part

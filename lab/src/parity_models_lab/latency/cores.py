@@ -43,7 +43,8 @@ class Cores:
     instance computes for a unit besides its service, half of it before.
 
     With a `quota`, jobs together get `quota` cores' time in each PERIOD, and then none until the
-    next one begins, as in a control group or a container with a processor limit.
+    next one begins, as in a control group or a container with a processor limit. The client is not
+    in that group, and has a core to itself.
     """
 
     count: int
@@ -69,8 +70,8 @@ class Job:
 class Thread:
     """A thread that does one thing after the other, each on the core that is least busy."""
 
-    def __init__(self, cpu: "CpuModel") -> None:
-        self._cpu = cpu
+    def __init__(self, least_busy: Callable[[float], "_Core"]) -> None:
+        self._least_busy = least_busy
         self._queue: deque[tuple[float, Callable[[float], None]]] = deque()
         self._runs = False
 
@@ -85,7 +86,7 @@ class Thread:
         while self._queue:
             work, done = self._queue.popleft()
             if work:
-                self._cpu.least_busy(now).start(now, work, partial(self._done, done))
+                self._least_busy(now).start(now, work, partial(self._done, done))
                 return
             done(now)
         self._runs = False
@@ -107,8 +108,9 @@ class CpuModel:
         self._cores = [
             _Core(cores.count // apart, cores.quota / apart, spells, at) for spells in courses
         ]
-        self.server = Thread(self)
-        self.client = Thread(self)
+        own = _Core(1, inf, [], at)
+        self.server = Thread(self.least_busy)
+        self.client = Thread(self.least_busy if cores.quota == inf else lambda now: own)
 
     def run(self, now: float, instance: int, work: float, done: Callable[[float], None]) -> Job:
         """Have an instance compute for `work` seconds of a core."""
@@ -264,7 +266,7 @@ class DriverOnCores(DriverOnLinks):
         self._serve(partial(super()._cut, unit), 1 / 8, self._now)
 
     def _pass_time(self) -> None:
-        self._serve(super()._pass_time, 0, self._now)
+        self._serve(super()._pass_time, 1 / 64, self._now)
 
     def _serve(self, done: Callable[[], None], share: float, now: float) -> None:
         self._cpu.server.do(now, share * self._cores.serving, lambda now: done())

@@ -34,9 +34,9 @@ SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4,
 PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
 """The fields of results, by percentile."""
 
-SLOWED, SERVING, PER_UNIT = 2, 1.05e-3, 0.6e-3
+SLOWED, SERVING, PER_UNIT = 2, 0.77e-3, 0.47e-3
 """The cores of a machine with a `speed`, and the seconds that one of them computes for a query (by
-server and client) and for a unit (by a worker), as measured in real trials at full speed."""
+server and client) and for a unit (by a worker), as measured in real trials without redundancy."""
 
 
 class Mode(StrEnum):

@@ -42,7 +42,8 @@ BURST = 20.0
 """Redundant tasks that may be sent at once after a time in which few were."""
 
 OLDEST, RESERVE = 2.0, 12.0
-"""So many of them are kept for queries older than this many median run times."""
+"""So many of them are kept for older queries: none for one of this many median run times, all for
+one that is a median younger."""
 
 WAITED = 0.5
 """Median run times in the common queue after which a backup takes the original's place."""
@@ -132,7 +133,7 @@ class Adaptive(Policy):
         effect = self._effect
         if port.now >= effect.acts_from:
             effect.arrived(port.now, query.id)
-        self._budget.earn(effect.part)
+        self._budget.earn()
         if query.original.instance is not None:  # in the queue of an instance
             self._watch(port, query, query.original)
         elif (
@@ -224,9 +225,10 @@ class Adaptive(Policy):
     # Help queries at risk
 
     def _reconsider(self, port: Port, query: Query, due: float) -> None:
-        """Send the most beneficial task; if none is worth it, try again after a median run time."""
-        if port.now > due + HELD_UP:  # reports were held up as well; they come first
-            port.set_alarm(query, port.now + HELD_UP, partial(self._reconsider, port, query, inf))
+        """Send the most beneficial task; if none is worth it, try again soon."""
+        if port.now > due + HELD_UP:  # instances and reports were held up for as long, too
+            at = 2 * port.now - due
+            port.set_alarm(query, at, partial(self._reconsider, port, query, inf))
             return
         tasks = self._asked.get(query.id, [query.original])
         runs = [task for task in tasks if task.unit is not None]
@@ -241,16 +243,17 @@ class Adaptive(Policy):
                 self._reconsider_at(port, query, helps_from)
             return
         worth, role, send = NO_OFFER
-        oldest = port.now - query.arrived > OLDEST * self._risk.benefit.median
+        median, age = self._risk.benefit.median, port.now - query.arrived
+        younger = min(1.0, max(0.0, OLDEST - age / median)) if median else 0.0
         allowed = port.redundancy_on and not port.front_door.is_bottleneck
-        if allowed and self._budget.is_left(0.0 if oldest else RESERVE):
+        if allowed and self._budget.is_left(younger * RESERVE):
             offers = self._offers(port, query, tasks, newest)
             worth, role, send = max(offers, key=lambda offer: offer[0], default=NO_OFFER)
         if worth > 0:
             send()
         else:
             port.held_back(role)
-            again = self._risk.benefit.median or (query.due - port.now) / 2
+            again = median / 4 or (query.due - port.now) / 2
             again = again if allowed else max(again, WHILE_BUSY)
             self._reconsider_at(port, query, port.now + again)
 
@@ -406,7 +409,6 @@ class Adaptive(Policy):
                     )  # what was sent for it will not start
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
-        self._risk.budget = self._effect.part * self._options.budget
         self._risk.ended(port, unit, finished=finished)
 
     def _drop_backups(self, port: Port, tasks: Collection[Task]) -> None:

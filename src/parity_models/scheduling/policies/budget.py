@@ -16,9 +16,9 @@ class Budget:
         self._share = share
         self._burst = self._saved = burst
 
-    def earn(self, part: float = 1.0) -> None:
-        """Add this part of the share, for a query that arrived."""
-        saved = self._saved + part * self._share
+    def earn(self) -> None:
+        """Add the share of a query that arrived."""
+        saved = self._saved + self._share
         self._saved = saved if saved < self._burst else self._burst
 
     def is_left(self, reserve: float) -> bool:

@@ -10,11 +10,10 @@ A test ends when the shares differ by CLEAR standard errors, which takes a secon
 queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
 if fewer helped queries than unhelped ones are late, by at least one standard error, or if no more
 than TOLERATED of the helped are late and the unhelped are not better off. Then the next test comes
-after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise only a part of
-the budget is used, LITTLE, for the latest queries; if that does not help either, nothing is sent.
+after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise nothing is
+sent, and the test is repeated after FIRST seconds, and after twice as long with each failure.
 Where more than SWAMPED of the helped queries are late, and not fewer than of the others by two
-standard errors, the machine cannot keep up: the test ends at once, and nothing is sent. What was
-given up is tested again after FIRST seconds, and after twice as long with each failure.
+standard errors, the machine cannot keep up, and the test ends at once.
 
 Queries that a test leaves alone are helped once they are late. So a test costs them no more than
 the time of a stand-in, and only where help was not reaching queries anyway.
@@ -42,19 +41,12 @@ SWAMPED = 0.5
 FIRST, LONGEST = 5.0, 600.0
 """Seconds between tests: at first, and at most."""
 
-LITTLE = 0.25
-"""The part of the budget that is used where all of it does not help."""
-
 
 class Effect:
-    """See above. Times in seconds.
-
-    `state` is ON, TESTING or PAUSED; `part` is how much of the budget is used.
-    """
+    """See above. Times in seconds. `state` is ON, TESTING or PAUSED."""
 
     def __init__(self) -> None:
         self.state = Redundancy.ON
-        self.part = 1.0
         self.acts_from = inf
         """The time from which `arrived` matters."""
         self.counts_all = True
@@ -63,8 +55,8 @@ class Effect:
         """The queries that have ended in time since one was late."""
         self._limit, self._known_from = 0.0, inf
         self._counted = self._late = 0
-        self._test_from, self._raise_from = 0.0, inf
-        self._interval = self._pause = self._rise = FIRST
+        self._test_from = 0.0
+        self._interval = self._pause = FIRST
         self._helped = True
         self._slice_until, self._slice_left = 0.0, 0
         self._kinds: dict[int, bool] = {}
@@ -76,8 +68,6 @@ class Effect:
         """A query has arrived."""
         if now < self.acts_from:
             return
-        if self.state is Redundancy.ON:
-            self.part, self._raise_from = 1.0, inf
         if self.state is not Redundancy.TESTING:
             self._begin_test()
         if now >= self._slice_until and self._slice_left <= 0:
@@ -139,24 +129,13 @@ class Effect:
         if abs(better) <= CLEAR * error and least < LARGEST and not swamped:
             return
         self._kinds.clear()
-        self.state, self.counts_all = Redundancy.ON, False
+        self.counts_all = False
         few = late <= TOLERATED * helped and better >= -error
         if better > error or few:
-            self._test_from = now + self._interval
+            self.state, self.acts_from = Redundancy.ON, inf
+            self._test_from, self._pause = now + self._interval, FIRST
             self._interval = min(LONGEST, 2 * self._interval)
-            self._pause = FIRST
-            if self.part < 1:
-                self._raise_from = now + self._rise
-            else:
-                self._rise = FIRST
         else:
-            self._interval = FIRST
-            if self.part == 1 and not swamped:
-                self.part, self._test_from = LITTLE, now
-                self._raise_from = now + self._rise
-                self._rise = min(LONGEST, 2 * self._rise)
-            else:
-                self.state, self.part = Redundancy.PAUSED, LITTLE
-                self._test_from = self._raise_from = now + self._pause
-                self._pause = min(LONGEST, 2 * self._pause)
-        self.acts_from = self._raise_from
+            self.state, self.acts_from = Redundancy.PAUSED, now + self._pause
+            self._test_from, self._interval = self.acts_from, FIRST
+            self._pause = min(LONGEST, 2 * self._pause)

@@ -53,6 +53,10 @@ class Fleet(Protocol):
     def now(self) -> float:
         """The time in seconds."""
 
+    @property
+    def max_batch(self) -> int:
+        """Maximum number of tasks in a unit."""
+
     def up(self, role: str) -> int:
         """Return how many instances are up that run this role."""
 
@@ -192,7 +196,7 @@ class Risk:
     def ended(self, port: Fleet, unit: Unit, *, finished: bool) -> None:
         """Record that an instance has run this unit, to its end or not."""
         took = unit.took
-        self._busy += took
+        self._busy += took * len(unit.tasks) / port.max_batch
         if unit.role != DEPLOYED:
             self._measured[measured(unit.role)].ran(took, finished=finished)
             self._measure_help()
