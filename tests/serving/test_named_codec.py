@@ -88,8 +88,7 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
     asked = grpc_codec.read_request(request, model)
     rows = done(asked.read_rows())
     sources = [Source.MODEL] * len(rows)
-    answer = done(grpc_codec.write_response(asked, rows, sources))
-    answer = ModelInferResponse.FromString(answer.SerializeToString())
+    answer = ModelInferResponse.FromString(done(grpc_codec.write_response(asked, rows, sources)))
     for i, output in enumerate(answer.outputs):
         array = queries[output.name]
         if raw:

@@ -39,7 +39,7 @@ from parity_models.serving.server import ServeOptions
 from parity_models_lab.results import Row
 from parity_models_lab.served import served
 
-ROUNDS, SECONDS = 20, 0.7
+ROUNDS, SECONDS = 15, 0.7
 """Rounds of each case, and the length of one of each server."""
 TIMEOUT = 10.0
 INSTANCES = 2
@@ -48,13 +48,14 @@ MLP, IMAGE = (784,), (3, 224, 224)
 kB, as most networks for images do."""
 OUTPUT_SHAPE = (10,)
 
-TRITON = "Triton"
+TRITON, BACKUP = "Triton", "adaptive, backup"
 OURS: Mapping[str, Mapping[str, Any]] = {
     "none": {"policy": PolicyChoice("none")},
     "adaptive": {"policy": PolicyChoice("adaptive")},
     "max-batch 1": {"policy": PolicyChoice("adaptive"), "max_batch": 1},
+    BACKUP: {"policy": PolicyChoice("adaptive")},
 }
-"""The options of this software's servers."""
+"""The options of this software's servers; the last serves a bundle with a backup."""
 
 _ROOT = Path(__file__).resolve().parents[3]
 TRITON_PROGRAM = _ROOT / "tests" / "servers" / "triton.py"
@@ -125,11 +126,14 @@ async def measure_overhead(*, quick: bool = False) -> list[Row]:
     rows: list[Row] = []
     for shape in (MLP, IMAGE):
         cases = [each for each in CASES if each.shape == shape]
-        with generated(shape) as bundle:
+        with generated(shape) as bundle, generated(shape, backup=True) as backed:
             async with AsyncExitStack() as stack:
                 targets = [await stack.enter_async_context(_triton(bundle))]
                 for name, options in OURS.items():
-                    targets.append(await stack.enter_async_context(_ours(bundle, name, options)))
+                    if name != BACKUP or shape == MLP:
+                        served_bundle = backed if name == BACKUP else bundle
+                        server = _ours(served_bundle, name, options)
+                        targets.append(await stack.enter_async_context(server))
                 rows += _measure(bundle, targets, cases, *effort)
     return rows
 
@@ -347,29 +351,30 @@ def _row(bundle: Bundle) -> dict[str, Any]:
 
 
 @contextmanager
-def generated(shape: tuple[int, ...] = MLP) -> Iterator[Bundle]:
+def generated(shape: tuple[int, ...] = MLP, *, backup: bool = False) -> Iterator[Bundle]:
     """A generated model of queries of this shape, with a parity model, while the context lasts:
-    an MLP, or of images one that computes hardly anything."""
+    an MLP, or of images one that computes hardly anything; with a `backup`, which does as much."""
     # Imported here: torch is not needed elsewhere.
     from torch import nn
 
     from parity_models.models.export import export, floats
     from parity_models.models.networks import build_network
 
-    def model() -> NewModel:
-        if shape == MLP:
+    def model(*, small: bool = shape != MLP) -> NewModel:
+        if not small:
             network = build_network("mlp", shape, OUTPUT_SHAPE)
         else:
-            layers = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], *OUTPUT_SHAPE)
-            network = nn.Sequential(*layers)
+            pool = nn.AdaptiveAvgPool2d(1) if shape == IMAGE else nn.Identity()
+            network = nn.Sequential(pool, nn.Flatten(), nn.Linear(shape[0], *OUTPUT_SHAPE))
         return NewModel(export(network, [floats(shape)]), "mlp")
 
-    deployed, parity = model(), model()
+    deployed, parity, backups = model(), model(), [model(small=True)] if backup else []
     with tempfile.TemporaryDirectory(prefix="parm-lab-") as folder:
         yield write_bundle(
             Path(folder, "bundle"),
             deployed=deployed,
             parity=[parity],
+            backups=backups,
             code=CodeSpec("sum", "subtraction", k=2),
-            inference_times=measure_models(deployed, [parity], []),
+            inference_times=measure_models(deployed, [parity], backups),
         )

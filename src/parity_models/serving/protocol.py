@@ -59,9 +59,9 @@ _SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})\b')
 _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
 """Maximum bytes of a number in an answer's JSON, and of everything else in it."""
 
-_SMALL, _KNOWN = 4096, 100
-"""Bytes of JSON that may be kept in memory along with a tensor, and JSON objects of requests that
-a model keeps in memory."""
+SMALL, MAX_KNOWN = 4096, 100
+"""Bytes of a message that may be kept in memory along with a tensor, and the number of messages
+that are kept, but for their tensors, to be read once."""
 
 _T = TypeVar("_T")
 
@@ -218,8 +218,9 @@ class Known(Struct, eq=False):
     """A JSON object that was read before, whose binary data follow: a request without an id, for
     binary outputs. Clients send one again and again, so it is read once.
 
-    `head` is the JSON object of an answer of the model alone, once there was one. `is_plain`: rows
-    and answers are one tensor, as it is in the messages.
+    `head` is the JSON object, or over gRPC the message but for the tensors, of an answer of the
+    model alone, once there was one. `is_plain`: rows and answers are one tensor, as it is in the
+    messages.
     """
 
     request: "InferRequest"
@@ -227,6 +228,13 @@ class Known(Struct, eq=False):
     answer_size: int
     is_plain: bool
     head: bytes = b""
+
+    @classmethod
+    def of(cls, request: "InferRequest", inputs: list[_Input]) -> "Known":
+        """Return what is known of a request but for its tensors, which are at these places."""
+        signature, without = request.model.signature, msgspec.structs.replace(request, tensors={})
+        is_plain = signature.plain is not None and len(inputs) == len(signature.outputs) == 1
+        return cls(without, inputs, request.answer_size(), is_plain)
 
     def again(self, body: bytes | bytearray) -> "InferRequest":
         """Return the request in a body with this object."""
@@ -307,7 +315,7 @@ def read_request(
     expected.
     """
     end = None if header_length is None else _object_end(header_length, len(body))
-    if end is None or end > _SMALL:
+    if end is None or end > SMALL:
         return _read_request(body, end, model)[0]
     head = (bytes(body[:end]), len(body))
     known = model.known.get(head)
@@ -316,12 +324,9 @@ def read_request(
     request, inputs = _read_request(body, end, model)
     is_binary = len(inputs) == len(request.tensors) and all(each.binary for each in request.outputs)
     if is_binary and request.id is None:
-        if len(model.known) >= _KNOWN:
+        if len(model.known) >= MAX_KNOWN:
             model.known.clear()
-        signature, without = model.signature, msgspec.structs.replace(request, tensors={})
-        is_plain = signature.plain is not None and len(inputs) == len(signature.outputs) == 1
-        size = request.answer_size()
-        request.known = model.known[head] = Known(without, inputs, size, is_plain)
+        request.known = model.known[head] = Known.of(request, inputs)
     return request
 
 
@@ -377,7 +382,7 @@ def _binary(
 ) -> NDArray[Any]:
     """Return the tensor in these bytes of a body."""
     data: bytes | memoryview = body[begin:end]
-    if len(body) - len(data) > max(len(data), _SMALL):
+    if len(body) - len(data) > max(len(data), SMALL):
         data = bytes(data)  # a view would keep all of the body alive for these few bytes
     return array_from_bytes(data, datatype, shape, name)
 

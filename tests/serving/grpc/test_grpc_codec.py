@@ -1,9 +1,10 @@
 """Tensors survive the Open Inference Protocol's gRPC messages; what does not fit is refused."""
 
+import secrets
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ import parity_models.serving.grpc
 from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
-from parity_models.serving.grpc.codec import _FIELDS, read_request, write_response
+from parity_models.serving.grpc.codec import _FIELDS, Messages, read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.models import ServedModel
+from parity_models.serving.limits import Limits
+from parity_models.serving.models import ServedModel, ServedVersion
 from rest_bodies import datatype_of, done, model_of
 
 
@@ -68,8 +70,8 @@ def test_outputs_come_back_exactly_in_the_request_s_form(array: NDArray[Any], ra
     sources = [Source.MODEL, Source.RECONSTRUCTION] * len(array)
     model = model_of(array)
     asked = read_request(request(array, raw), model)
-    response = done(write_response(asked, array, sources[: len(array)]))
-    response = ModelInferResponse.FromString(response.SerializeToString())
+    answer = done(write_response(asked, array, sources[: len(array)]))
+    response = ModelInferResponse.FromString(answer)
     assert (response.model_name, response.model_version, response.id) == ("model", "1", "7")
     assert response.parameters["source"].string_param.split(",") == sources[: len(array)]
     (output,) = response.outputs
@@ -88,12 +90,56 @@ def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:
     half = np.array([[1, 2]], np.float16)
     model = ServedModel("model", Signature.of(spec, TensorSpec("y", "FP16", (2,))), max_rows=9)
     asked = read_request(request(np.array([[1, 2]]), raw=False), model)
-    response = done(write_response(asked, half, [Source.MODEL]))
+    response = ModelInferResponse.FromString(done(write_response(asked, half, [Source.MODEL])))
     assert list(response.raw_output_contents) == [half.tobytes()]
     message = request(half)
     message.ClearField("raw_input_contents")
     with pytest.raises(InvalidRequestError, match="FP16, which has no typed contents"):
         done(read_request(message, model_of(half)).read_rows())
+
+
+def plain(rows: int, spec: TensorSpec, **fields: Any) -> tuple[bytes, NDArray[Any]]:
+    """A message of so many raw rows of random values, and these."""
+    array = np.frombuffer(secrets.token_bytes(rows * 4), np.uint8).reshape(rows, 4)
+    message = ModelInferRequest(model_name="model", **fields)
+    message.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
+    message.raw_input_contents.append(array.tobytes())
+    return message.SerializeToString(), array
+
+
+def test_a_message_that_was_read_before_is_read_and_answered_as_it_would_be_anew() -> None:
+    spec = TensorSpec("x", "UINT8", (4,))
+    model = ServedModel("model", Signature.of(spec, spec), max_rows=9)
+    version: Any = ServedVersion(cast(Any, None), model)
+    kept = Messages(version, Limits())
+    for rows in (1, 2, 1, 2, 1):
+        for source in (Source.MODEL, Source.BACKUP, Source.MODEL):
+            for fields in ({}, {"id": "7"}):
+                data, array = plain(rows, spec, **fields)
+                answers = []
+                for messages in (kept, Messages(version, Limits())):
+                    found, asked, named = messages.read(data)
+                    assert (found, named, asked.id) == (version, ("model", None), fields.get("id"))
+                    assert (done(asked.read_rows()) == array).all()
+                    answers.append(done(write_response(asked, array, [source] * rows)))
+                assert answers[0] == answers[1]
+                response = ModelInferResponse.FromString(answers[0])
+                assert list(response.raw_output_contents) == [array.tobytes()]
+
+
+@pytest.mark.parametrize("misleading", [b"\x01" * 16, bytes(16)])
+def test_a_tensor_that_is_not_at_the_end_of_a_message_is_found_in_each(misleading: bytes) -> None:
+    """Fields come in any order, and unknown ones are skipped: those may look like the tensor."""
+    spec = TensorSpec("x", "UINT8", (16,))
+    model = ServedModel("model", Signature.of(spec, spec), max_rows=9)
+    messages = Messages(cast(Any, ServedVersion(cast(Any, None), model)), Limits())
+    for content in (misleading, bytes(range(16)), misleading):
+        head = ModelInferRequest(model_name="model", raw_input_contents=[content])
+        head.inputs.add(name="x", datatype="UINT8", shape=(1, 16))
+        for tail in (misleading, b"\x02" * 16):  # of the unknown field 15
+            unknown = b"\x7a\x10" + tail
+            _, asked, _ = messages.read(head.SerializeToString() + unknown)
+            assert done(asked.read_rows()).tobytes() == content
 
 
 ARRAY = np.arange(6, dtype=np.int16).reshape(2, 3)

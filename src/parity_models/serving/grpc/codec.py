@@ -6,17 +6,19 @@ FP16, for which there is no field, is always raw.
 https://github.com/kserve/open-inference-protocol, specification/protocol/inference_grpc.md.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from parity_models.models.signature import TensorSpec, cut
 from parity_models.scheduling import Source
-from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
 from parity_models.serving.grpc.inference_pb2 import (
     InferTensorContents,
     ModelInferRequest,
@@ -24,10 +26,15 @@ from parity_models.serving.grpc.inference_pb2 import (
     RawInferRequest,
     RepositoryModelLoadRequest,
 )
-from parity_models.serving.models import ServedModel
+from parity_models.serving.limits import Limits
+from parity_models.serving.models import Models, ServedModel, ServedVersion
 from parity_models.serving.protocol import (
+    MAX_KNOWN,
+    SLICE,
     SLICE_VALUES,
+    SMALL,
     InferRequest,
+    Known,
     OutputParameters,
     RequestedOutput,
     RequestMessage,
@@ -60,11 +67,117 @@ _FIELDS = {
 }
 """The field of InferTensorContents that has the values, by datatype."""
 
+MAX_BESIDES = 64 * 2**10
+"""Bytes that a message may have besides the values of its tensors: names, shapes, parameters."""
+
+_VALUE = 10
+"""The most bytes that a value takes in a message."""
+
+_PREFIX = 64
+"""The first bytes of a message, by which those that were read before are found."""
+
 _SHARED = "shared_memory_region"
 """The parameter of a tensor that is in shared memory."""
 
 _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
 """The types of fields that hold more than some of their datatypes do."""
+
+_Request = TypeVar("_Request", bound=Message)
+
+
+class _KnownMessage(NamedTuple):
+    """A message that was read before: the bytes before its tensor, and the model that it names."""
+
+    head: bytes
+    named: tuple[str, str | None]
+    known: Known
+
+
+class Messages:
+    """Reads the messages of ModelInfer to `models`. Clients send the same bytes before a tensor
+    again and again, which are read once."""
+
+    def __init__(self, models: Models, limits: Limits) -> None:
+        self._models = models
+        self._max_json = limits.max_json
+        self._known: dict[tuple[int, bytes], _KnownMessage] = {}
+        """Messages that were read before, by their sizes and first bytes."""
+
+    def read(self, data: bytes) -> tuple[ServedVersion, InferRequest, tuple[str, str | None]]:
+        """Return the version that is to answer a message, the request in it, and the name and the
+        version that it names. Raises a RequestError."""
+        key = (len(data), data[:_PREFIX])
+        known = self._known.get(key)
+        if known is not None and data.startswith(known.head):
+            version = self._models.find(*known.named)
+            if version.model is known.known.request.model:
+                return version, known.known.again(data), known.named
+        message = self._decode(data)
+        named = message.model_name, message.model_version or None
+        version = self._models.find(*named)
+        request = read_request(message, version.model)
+        head = _constant_head(data, message) if request.id is None else b""
+        if head:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            ((name, tensor),) = request.tensors.items()
+            assert isinstance(tensor, np.ndarray)
+            place = (name, message.inputs[0].datatype, tensor.shape, len(head), len(data))
+            request.known = Known.of(request, [place])
+            self._known[key] = _KnownMessage(head, named, request.known)
+        return version, request, named
+
+    def _decode(self, data: bytes) -> Request:
+        """Return the message. Raises a RequestError for one that is too large once decoded."""
+        largest = self._models.largest
+        if largest is None:
+            raise NotFoundError("this server has no model that takes requests; load one")
+        most = MAX_BESIDES + _VALUE * largest.max_values
+        if len(data) > most:
+            raise too_large(len(data), "the largest request that this server takes has", most)
+        if len(data) <= self._max_json:
+            return read_message(ModelInferRequest, data)
+        message = read_message(RawInferRequest, data)
+        if not message.raw_input_contents:
+            advice = "send raw_input_contents, or several requests"
+            raise too_large(len(data), "typed contents have", self._max_json, advice=advice)
+        return message
+
+
+def _constant_head(data: bytes, message: Request) -> bytes:
+    """Return the bytes of a message before its one tensor, if that is raw and small, and comes
+    last. Fields may be in any order, so random bytes are read in the tensor's place: if they are
+    the tensor then, whatever comes there is."""
+    raw = message.raw_input_contents
+    if len(raw) != 1 or not raw[0] or len(data) > SLICE or len(data) - len(raw[0]) > SMALL:
+        return b""
+    head, other = data[: -len(raw[0])], secrets.token_bytes(len(raw[0]))
+    try:
+        found = ModelInferRequest.FromString(head + other).raw_input_contents
+    except DecodeError:
+        return b""
+    return head if list(found) == [other] else b""
+
+
+def read_message(request: type[_Request], data: bytes) -> _Request:
+    """Decode a message. Raises InvalidRequestError for other bytes."""
+    try:
+        return request.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            f"the request cannot be read as {request.DESCRIPTOR.full_name}"
+        ) from error
+
+
+def too_large(
+    size: int,
+    what: str,
+    most: int,
+    which: str = "the message",
+    advice: str = "send several requests",
+) -> TooLargeError:
+    """Return the error of a message, or of `which`, that has more bytes than there may be."""
+    return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; {advice}")
 
 
 def read_request(message: Request, model: ServedModel) -> InferRequest:
@@ -104,28 +217,39 @@ async def write_response(
     outputs: NDArray[Any],
     sources: Sequence[Source],
     turn: Turn = at_once,
-) -> ModelInferResponse:
-    """Return the answer: predictions (n, ...) of one kind, and in `parameters` the source of each
-    row."""
+) -> bytes:
+    """Return the ModelInferResponse: predictions (n, ...) of one kind, and in `parameters` the
+    source of each row."""
     model = request.model
+    known = request.known if sources.count(Source.MODEL) == len(sources) else None
+    if known is not None and known.head and known.is_plain:
+        return known.head + _raw_answer([little_endian(outputs).tobytes()])
     response = ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
     for name, said in model.parameters(sources).items():
         response.parameters[name].string_param = said
-    tensors = cut(outputs, model.signature, request.sizes)
+    tensors, raws = cut(outputs, model.signature, request.sizes), []
     for spec, raw in request.outputs:
         values = tensors[spec.name]
         output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if raw:
-            response.raw_output_contents.append(little_endian(values).tobytes())
+            raws.append(little_endian(values).tobytes())
             continue
         flat, contents = values.ravel(), getattr(output.contents, _FIELDS[spec.datatype])
         for start in range(0, len(flat), SLICE_VALUES):
             if start:
                 await turn()
             contents.extend(flat[start : start + SLICE_VALUES].tolist())
-    return response
+    head = response.SerializeToString()
+    if known is not None:
+        known.head = head
+    return head + _raw_answer(raws)
+
+
+def _raw_answer(raws: Sequence[bytes]) -> bytes:
+    """Return the rest of a response: messages that follow each other are read as one."""
+    return ModelInferResponse(raw_output_contents=raws).SerializeToString()
 
 
 def _from_raw(

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
@@ -37,12 +37,18 @@ from parity_models.serving.errors import (
     NotFoundError,
     OverloadedError,
     RequestError,
-    TooLargeError,
     UnauthorizedError,
     UnavailableError,
 )
 from parity_models.serving.grpc import inference_pb2 as pb
-from parity_models.serving.grpc.codec import parameter_of, read_request, write_response
+from parity_models.serving.grpc.codec import (
+    MAX_BESIDES,
+    Messages,
+    parameter_of,
+    read_message,
+    too_large,
+    write_response,
+)
 from parity_models.serving.http import GRACE
 from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import GRPC, Metrics
@@ -82,15 +88,9 @@ MAX_TEXT, MAX_WIRE = 1000, 3000
 """Characters of an error that surely go through, and their bytes on the wire: they travel in a
 header, with a client's names in them."""
 
-MAX_BESIDES = 64 * 2**10
-"""Bytes that a message may have besides the values of its tensors: names, shapes, parameters."""
-
 RESERVE = 100
 """Calls beyond their limit that are let in far enough to be refused, and calls that ask for the
 server's health, which a busy server answers too."""
-
-_VALUE = 10
-"""The most bytes that a value takes in a message."""
 
 _MAX_INT = 2**31 - 1
 """The largest limit of a message, in bytes, and the longest time, in ms, that gRPC takes."""
@@ -163,10 +163,7 @@ class GrpcServer:
             # A stream of one message is read when the server chooses to, which clients do not see.
             is_inference = method.name == "ModelInfer"
             make = grpc.stream_unary_rpc_method_handler if is_inference else _UNARY
-            own[method.name] = make(
-                partial(service.answer, method.name),
-                response_serializer=GetMessageClass(method.output_type).SerializeToString,
-            )
+            own[method.name] = make(partial(service.answer, method.name))
         health = Health(models, metrics, limits.max_connections, self._stopping)
         write = health_pb2.HealthCheckResponse.SerializeToString
         others: dict[str, _Handler] = {
@@ -282,8 +279,9 @@ class InferenceService:
         self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
         self._arriving = asyncio.Semaphore(self._may_arrive)
         self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._messages = Messages(models, limits)
 
-    async def answer(self, name: str, data: Any, context: Context) -> Message:
+    async def answer(self, name: str, data: Any, context: Context) -> bytes:
         """Answer a call of this method, and log it; ModelInfer is counted, and traced.
 
         gRPC itself would log every request that cannot be read, and send the text of any exception
@@ -300,15 +298,16 @@ class InferenceService:
                 await context.send_initial_metadata(((REQUEST_ID, log.id),))
             with span or nullcontext():
                 if is_inference:
-                    answer: Message = await self.infer(context, log)
+                    answer = await self.infer(context, log)
                 else:
                     self._received.inc(len(data))
                     if len(data) > MAX_BESIDES:
-                        raise _too_large(len(data), "without a tensor it has", MAX_BESIDES)
+                        raise too_large(len(data), "without a tensor it has", MAX_BESIDES)
                     if name in _CHANGES and self._models.only is None:
                         check_administrator(self._administrators, metadata.get("authorization"))
                     kind = GetMessageClass(SERVICE.methods_by_name[name].input_type)
-                    answer = await getattr(self, name)(read_message(kind, data), context)
+                    said: Message = await getattr(self, name)(read_message(kind, data), context)
+                    answer = said.SerializeToString()
             self._ended(name, log, 200, StatusCode.OK)
         except RequestError as error:
             self._ended(name, log, error.status, code_of(error))
@@ -321,7 +320,7 @@ class InferenceService:
             self._ended(name, log, 500, StatusCode.INTERNAL)
             text = "the server failed to handle the request; its log says why"
             await abort(context, StatusCode.INTERNAL, text)
-        size = answer.ByteSize()
+        size = len(answer)
         self._sent.inc(size)
         release = partial(self._hold, -size)
         context.add_done_callback(release)  # type: ignore[arg-type]  # stubs want its own class
@@ -338,7 +337,7 @@ class InferenceService:
     def _hold(self, size: int, _: object = None) -> None:
         self._budget.held += size
 
-    async def infer(self, context: Context, log: RequestLog) -> pb.ModelInferResponse:
+    async def infer(self, context: Context, log: RequestLog) -> bytes:
         """Answer ModelInfer. Its message's bytes, and its answer's, count against the budget."""
         if self._rpcs >= self._limits.max_rpcs:
             raise OverloadedError(
@@ -356,15 +355,12 @@ class InferenceService:
             budget.held += held
             if held > self._limits.max_json:
                 await budget.turn()
-            message = self._decode(data)
-            del data
             while True:
                 # The version is chosen here, and asked before anything is awaited.
-                version = self._models.find(message.model_name, message.model_version or None)
+                version, asked, named = self._messages.read(data)
                 model, log.metrics = version.model, version.metrics
-                asked = read_request(message, model)
-                metadata = context.invocation_metadata() or ()
                 if (header := model.tenant_header) is not None:
+                    metadata = context.invocation_metadata() or ()
                     take_tenant(asked, header, [str(val) for key, val in metadata if key == header])
                 limits = (asked.timeout, context.time_remaining())
                 timeout = min((each for each in limits if each is not None), default=None)
@@ -375,18 +371,18 @@ class InferenceService:
                 size = asked.answer_size()
                 if size > 2 * self._limits.max_body:
                     most = self._limits.max_body
-                    raise _too_large(size // 2, "an answer over gRPC has", most, "the answer")
+                    raise too_large(size // 2, "an answer over gRPC has", most, "the answer")
                 budget.check_answer(size)
                 budget.held += size
                 held += size
-                rows = await asked.read_rows(budget.turn)
-                if asked.count <= LARGE or version is self._models.find(
-                    message.model_name, message.model_version or None
-                ):
+                rows = asked.rows
+                if rows is None:
+                    rows = await asked.read_rows(budget.turn)
+                if asked.count <= LARGE or version is self._models.find(*named):
                     break
                 budget.held -= size  # another version took over as the rows were read
                 held -= size
-            del message
+            del data
             result = await version.frontend.infer(
                 rows, timeout, tenant=asked.tenant, exact=asked.exact
             )
@@ -396,23 +392,6 @@ class InferenceService:
         finally:
             budget.held -= held
             self._rpcs -= 1
-
-    def _decode(self, data: bytes) -> pb.ModelInferRequest | pb.RawInferRequest:
-        """Return the message. Raises a RequestError for one that is too large once decoded."""
-        largest = self._models.largest
-        if largest is None:
-            raise NotFoundError("this server has no model that takes requests; load one")
-        most = MAX_BESIDES + _VALUE * largest.max_values
-        if len(data) > most:
-            raise _too_large(len(data), "the largest request that this server takes has", most)
-        most = self._limits.max_json
-        if len(data) <= most:
-            return read_message(pb.ModelInferRequest, data)
-        message = read_message(pb.RawInferRequest, data)
-        if not message.raw_input_contents:
-            text = "send raw_input_contents, or several requests"
-            raise _too_large(len(data), "typed contents have", most, advice=text)
-        return message
 
     async def _receive(self, context: Context) -> bytes:
         """Return the message of a call. Its size is unknown while it arrives, so few arrive at a
@@ -569,26 +548,6 @@ def _unknown_service(data: bytes) -> str | None:
     """Return the name of the service that is asked for, if it is unknown."""
     service = read_message(health_pb2.HealthCheckRequest, data).service
     return None if service in ("", SERVICE.full_name) else service
-
-
-def read_message(request: type[_Request], data: bytes) -> _Request:
-    """Decode a message. Raises InvalidRequestError for other bytes."""
-    try:
-        return request.FromString(data)
-    except DecodeError as error:
-        raise InvalidRequestError(
-            f"the request cannot be read as {request.DESCRIPTOR.full_name}"
-        ) from error
-
-
-def _too_large(
-    size: int,
-    what: str,
-    most: int,
-    which: str = "the message",
-    advice: str = "send several requests",
-) -> TooLargeError:
-    return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; {advice}")
 
 
 def _name_bundle(version: ServedVersion, context: Context) -> None:
