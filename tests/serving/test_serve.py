@@ -52,11 +52,8 @@ def is_ready(client: httpx.Client) -> bool:
     return client.get("/v2/health/ready").status_code == 200
 
 
-@pytest.mark.parametrize("policy", ["parity", "none"])
-def test_workers_killed_one_after_another_under_load_cost_no_request(
-    bundle: Path, policy: str
-) -> None:
-    with ServerProcess(str(bundle), "--policy", policy, "--instances", "3") as server:
+def test_workers_killed_one_after_another_under_load_cost_no_request(bundle: Path) -> None:
+    with ServerProcess(str(bundle), "--policy", "parity", "--instances", "3") as server:
         answered = [0, 0, 0, 0]
         stop = threading.Event()
 
@@ -85,8 +82,7 @@ def test_workers_killed_one_after_another_under_load_cost_no_request(
                 client.result()
         assert server.metric("parm_query_latency_seconds_count") == sum(answered)
         assert server.metric("parm_query_failures_total") == 0
-        roles = {"none": 1, "parity": 2}[policy]
-        assert server.metric("parm_instances_up") == len(server.workers()) * roles
+        assert server.metric("parm_instances_up") == 2 * len(server.workers()), "of either role"
 
 
 def test_signals_switch_redundancy_off_and_on(bundle: Path) -> None:
@@ -143,45 +139,44 @@ def in_a_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
-    bundle: Path, number: signal.Signals
-) -> None:
+def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(bundle: Path) -> None:
     coded = ("--policy", "parity@max-group-wait=1s", "--instances", "2", "--deadline", "60")
-    arguments = (*coded, "--faults", service_time(0.6))
+    arguments = (*coded, "--faults", service_time(0.4))
     with (
-        ServerProcess(str(bundle), *arguments, before=in_a_terminal) as server,
+        ServerProcess(str(bundle), *arguments) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor(16) as pool,
     ):
         assert client.get("/v2/health/ready").json() == {"ready": True}
-        requests = [pool.submit(infer, client, seed) for seed in range(12)]
-        until(lambda: queries_arrived(server) == 12, "requests do not arrive")
+        requests = [pool.submit(infer, client, seed) for seed in range(8)]
+        until(lambda: queries_arrived(server) == 8, "requests do not arrive")
         with nothing_left_of(server):
-            server.signal(number)
+            server.signal(signal.SIGTERM)
             until(lambda: not is_ready(client), "still ready")
             assert client.get("/v2/health/live").status_code == 200
             refused = infer(client, 99)
             assert refused.status_code == 503
             assert "stopping" in refused.json()["error"]
-            assert [request.result().status_code for request in requests] == [200] * 12
+            assert [request.result().status_code for request in requests] == [200] * 8
             assert server.wait() == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/v2/health/live")
 
 
-def test_a_second_signal_does_not_wait_for_answers(bundle: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_does_not_wait_for_answers(bundle: Path, number: signal.Signals) -> None:
     arguments = ("--policy", "none", "--deadline", "90", "--faults", service_time(60))
     with (
-        ServerProcess(str(bundle), *arguments) as server,
+        ServerProcess(str(bundle), *arguments, before=in_a_terminal) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor() as pool,
     ):
         request = pool.submit(infer, client, 0)
         until(lambda: server.metric("parm_units_in_flight") == 1, "nothing runs")
         with nothing_left_of(server):
-            server.signal(signal.SIGTERM)
+            server.signal(number)
             until(lambda: not is_ready(client), "still ready")
+            assert client.get("/v2/health/live").status_code == 200
             server.signal(signal.SIGTERM)
             assert server.wait() == 130
         assert request.result().status_code == 503

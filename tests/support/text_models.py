@@ -2,7 +2,9 @@
 dynamic axis."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,20 @@ def export_text(network: nn.Module, path: Path, outputs: Sequence[str], *slots: 
     return path
 
 
+@cache
+def _exported(name: str) -> NewModel:
+    """The model, its backup or its parity model; an export takes seconds."""
+    network = TextModel()
+    bag = WordBag(network)
+    part: nn.Module = {"text": network, "bag": bag, "slots": SlotBags(bag)}[name]
+    outputs = {"text": ("logits", "hidden"), "bag": ("logits",), "slots": ("slots",)}[name]
+    slots = (2,) if name == "slots" else ()
+    with TemporaryDirectory() as folder:
+        file = export_text(part, Path(folder, "model.onnx"), outputs, *slots)
+        content, signature = read_servable(file, {"length": BUCKETS})
+    return NewModel(content, name, slotwise=bool(slots), signature=signature)
+
+
 def write_text_bundle(
     folder: Path,
     *,
@@ -106,19 +122,11 @@ def write_text_bundle(
     envelope: Envelope | None = None,
 ) -> Path:
     """A bundle of it; the bag is its backup, and in each slot of a parity model for two queries."""
-    network = TextModel()
-    bag = WordBag(network)
-
-    def made(network: nn.Module, name: str, outputs: Sequence[str], *slots: int) -> NewModel:
-        file = export_text(network, folder / f"{name}.onnx", outputs, *slots)
-        content, signature = read_servable(file, {"length": BUCKETS})
-        return NewModel(content, name, slotwise=bool(slots), signature=signature)
-
     return write_bundle(
         folder / "bundle",
-        deployed=made(network, "text", ("logits", "hidden")),
-        backups=[made(bag, "bag", ("logits",))] if backed else [],
-        parity=[made(SlotBags(bag), "slots", ("slots",), 2)] if coded else [],
+        deployed=_exported("text"),
+        backups=[_exported("bag")] if backed else [],
+        parity=[_exported("slots")] if coded else [],
         code=STACK if coded else None,
         imitated="logits" if backed or coded else None,
         envelope=envelope,

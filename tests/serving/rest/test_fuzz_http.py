@@ -70,22 +70,22 @@ class Transport(asyncio.Transport):
         pass
 
 
-def read_here(pieces: Sequence[bytes]) -> list[Read]:
-    async def read() -> list[Read]:
-        recorder = Recorder()
-        rest = cast(Rest, recorder)
-        connection = HttpConnection(HttpServer(rest, Metrics()), "127.0.0.1", None)
-        connection.connection_made(Transport())
-        for piece in pieces:
-            connection.data_received(piece)
-            await asyncio.sleep(0)
-        for _ in range(20):  # the answers to pipelined requests wait for one another
-            await asyncio.sleep(0)
-        connection.connection_lost(None)
-        assert recorder.budget.held == 0
-        return recorder.read
+METRICS = Metrics()
 
-    return asyncio.run(read())
+
+async def read_here(pieces: Sequence[bytes]) -> list[Read]:
+    recorder = Recorder()
+    rest = cast(Rest, recorder)
+    connection = HttpConnection(HttpServer(rest, METRICS), "127.0.0.1", None)
+    connection.connection_made(Transport())
+    for piece in pieces:
+        connection.data_received(piece)
+        await asyncio.sleep(0)
+    for _ in range(20):  # the answers to pipelined requests wait for one another
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    assert recorder.budget.held == 0
+    return recorder.read
 
 
 def read_by_h11(text: bytes) -> tuple[list[Read], bool]:
@@ -154,7 +154,7 @@ def streams(draw: st.DrawFn) -> bytes:
 
 @given(streams(), st.integers(1, 200))
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_no_request_is_read_that_h11_reads_otherwise(text: bytes, cut: int) -> None:
+async def test_no_request_is_read_that_h11_reads_otherwise(text: bytes, cut: int) -> None:
     pieces = [text[at : at + cut] for at in range(0, len(text), cut)]
-    here, (there, old) = read_here(pieces), read_by_h11(text)
+    here, (there, old) = await read_here(pieces), read_by_h11(text)
     assert (here[: len(there)] if old else here) == there[: len(here)]
