@@ -39,7 +39,7 @@ from parity_models.serving.server import ServeOptions
 from parity_models_lab.results import Row
 from parity_models_lab.served import served
 
-ROUNDS, SECONDS = 15, 0.7
+ROUNDS, SECONDS = 13, 0.7
 """Rounds of each case, and the length of one of each server."""
 TIMEOUT = 10.0
 INSTANCES = 2
