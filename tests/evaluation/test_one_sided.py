@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -36,6 +37,8 @@ from parity_models.models.gate import (
 from parity_models.models.onnx_model import run_options
 from parity_models.protection.protect import SearchOptions
 from parity_models.roles import Source
+from parity_models.serving.deployment import Deployment
+from parity_models.serving.options import ServeOptions
 from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
 from parity_models.trust.gates import choose_gates
 
@@ -185,6 +188,7 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
     bundle = calibrate(named_bundle(tmp_path), inputs(4000), answer_only="spam")
     roles = ["deployed", "backup"]
     (chosen,) = choose_gates(bundle, roles, None).values()
+    assert chosen.classes == {"spam": chosen.level.classes[0].level}
     assert [each.number for each in chosen.level.classes] == [1]
     with pytest.raises(UserError, match="may answer spam only, and without a gate"):
         choose_gates(bundle, roles, 0)
@@ -209,6 +213,17 @@ def test_backups_in_a_process_answer_these_classes_alone(tmp_path: Path) -> None
     assert {int(each.argmax()) for each in answered} == {1, 3}
     assert Refusal.UNSURE in given
     assert backups.gates[Source.BACKUP].level.level == 0.9
+
+
+async def test_the_models_metadata_and_the_live_page_name_the_classes(tmp_path: Path) -> None:
+    bundle = calibrate(named_bundle(tmp_path), inputs(4000), answer_only="spam,other=0.95")
+    served = Deployment(bundle, ServeOptions(agreement=0.9, port=0, ui=True))
+    classes = {"spam": 0.9, "other": 0.95}
+    assert served.model.metadata.gates["backup"].classes == classes
+    assert served.feed is not None
+    event = await anext(served.feed.follow())
+    (gate,) = msgspec.json.decode(event.removeprefix(b"data: "))["gates"]
+    assert gate["classes"] == classes
 
 
 def test_gates_that_contradict_the_classes_do_not_open(tmp_path: Path) -> None:

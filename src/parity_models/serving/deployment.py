@@ -203,7 +203,7 @@ class Deployment(ServedVersion):
             bundle.digest,
             bundle.manifest.deployed.sha256,
             {
-                source: GateMetadata(gate.level.level, gate.level.coverage)
+                source: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)
                 for source, gate in gates.items()
             },
             frozenset() if imitated is None else frozenset({imitated.name}),
@@ -217,7 +217,8 @@ class Deployment(ServedVersion):
         """The feed of its live page, if it has one."""
         if options.ui:
             title = model.name if version is None else f"{model.name} version {version}"
-            self.feed = feed_of(frontend, model=title, policy=choice.name)
+            classes = {str(source): gate.classes for source, gate in gates.items()}
+            self.feed = feed_of(frontend, model=title, policy=choice.name, classes=classes)
 
     async def start(self) -> None:
         """Start all instances; return when they are warm and verified.

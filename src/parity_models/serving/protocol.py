@@ -88,11 +88,15 @@ class TensorMetadata(Struct, frozen=True):
     shape: tuple[int, ...]
 
 
-class GateMetadata(Struct, frozen=True):
-    """A stand-in's calibrated agreement with the model, and the share of queries it may answer."""
+class GateMetadata(Struct, frozen=True, omit_defaults=True):
+    """A stand-in's calibrated agreement with the model, and the share of queries it may answer.
+
+    If it may answer some `classes` alone, they have their own levels of agreement, by name.
+    """
 
     agreement: float
     coverage: float
+    classes: Mapping[str, float] = {}
 
 
 class ModelMetadata(Struct, frozen=True, omit_defaults=True):

@@ -59,7 +59,7 @@ class StandInOnly(ServedVersion):
             digest=bundle.digest,
             sha256=deployed.sha256,
             gates={
-                source: GateMetadata(gate.level.level, gate.level.coverage)
+                source: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)
                 for source, gate in self._backups.gates.items()
             },
             stood_in=frozenset({self._backups.output.name}),

@@ -27,6 +27,12 @@ class ChosenGate:
     calibration: Calibration
     level: GateLevel
 
+    @property
+    def classes(self) -> dict[str, float]:
+        """The levels of the classes that it lets through, by name; empty if that is every class."""
+        names = {each.number: each.name for each in self.calibration.answer_only}
+        return {names[each.number]: each.level for each in self.level.classes}
+
 
 def choose_gates(
     bundle: Bundle, roles: Collection[str], agreement: float | None

@@ -123,9 +123,11 @@ class Feed:
                 _log.exception("the live page could not be kept up to date")
 
 
-def feed_of(frontend: "Frontend", *, model: str, policy: str) -> Feed:
-    """Return the feed of a frontend that is not started yet."""
-    watch = Watch(frontend, frontend.in_flight, model=model, policy=policy)
+def feed_of(
+    frontend: "Frontend", *, model: str, policy: str, classes: Mapping[str, Mapping[str, float]]
+) -> Feed:
+    """Return the feed of a frontend that is not started yet; see Watch for the arguments."""
+    watch = Watch(frontend, frontend.in_flight, model=model, policy=policy, classes=classes)
     frontend.observers.append(watch)
     return Feed(watch)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from statistics import median
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,8 +126,9 @@ class Event(Struct, frozen=True):
 class GateView(Struct, frozen=True):
     """The agreement of a stand-in with the model, next to the `level` that its gate promises.
 
-    Without a gate, `level` is 0 and `open` is true. Since the server's start, `agreed` of the
-    `compared` answers agreed with the model's.
+    Without a gate, `level` is 0 and `open` is true. If it may answer some `classes` alone, these
+    have levels of their own. Since the server's start, `agreed` of the `compared` answers agreed
+    with the model's.
     """
 
     source: str
@@ -134,6 +136,7 @@ class GateView(Struct, frozen=True):
     open: bool
     compared: int
     agreed: int
+    classes: Mapping[str, float]
 
 
 class Point(Struct, frozen=True):
@@ -261,6 +264,7 @@ class Watch(Observer):
         requests: The requests in flight.
         model: The model's name, as the page shows it.
         policy: The policy's name.
+        classes: The classes that one-sided gates let through, with their levels, by source.
         clock: Returns monotonic seconds.
         epoch: Added to these to have seconds since 1970.
 
@@ -273,6 +277,7 @@ class Watch(Observer):
         *,
         model: str,
         policy: str,
+        classes: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         epoch: float | None = None,
     ) -> None:
@@ -280,6 +285,7 @@ class Watch(Observer):
         self._requests = requests
         self._model = model
         self._policy = policy
+        self._classes = classes
         self._clock = clock
         self._epoch = time.time() - clock() if epoch is None else epoch
         self.answers: Counter[str] = Counter()
@@ -459,6 +465,7 @@ class Watch(Observer):
                 bool(is_open.get(source, 1.0)),
                 int(compared.get(source, 0)),
                 int(compared.get(source, 0) - disagreed.get(source, 0)),
+                self._classes.get(source, {}),
             )
             for source in sorted({*is_open, *compared, *stand_ins})
         )
