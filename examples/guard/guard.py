@@ -45,7 +45,7 @@ POLICIES = {
     "a gated backup, late": "adaptive",
     "asked first (cascade)": "cascade",
 }
-RATE, REQUESTS, WARM_UP, INSTANCES = 10.0, 400, 60, 2
+RATE, REQUESTS, SEEDS, WARM_UP, INSTANCES = 10.0, 200, 3, 60, 2
 
 Rows = list[list[int]]
 FIRST_TOKEN = 0.2
@@ -123,10 +123,12 @@ async def mock_llm() -> str:
     return "Here is how."
 
 
-async def offer(inputs: dict[str, Rows], requests: int) -> tuple[list[float], int, int]:
+async def offer(
+    inputs: dict[str, Rows], requests: int, seed: int = 0
+) -> tuple[list[float], int, int]:
     """Send each query when it is due. Return the guard's seconds, and how many were allowed, and
     how many the stand-in answered."""
-    rows, random = len(next(iter(inputs.values()))), Random(0)
+    rows, random = len(next(iter(inputs.values()))), Random(seed)
     seconds: list[float] = []
     allowed = stood_in = 0
 
@@ -166,16 +168,23 @@ def measure(folder: Path) -> None:
     faults = folder / "slow.json"
     faults.write_text(json.dumps(SLOW))
     print(pm.open_bundle(folder / "bundle").gates)
-    print("guard                  p50 ms  p99 ms  CPU ms/request  stood in  allowed")
+    print(f"{SEEDS} seeds of {REQUESTS} requests: median (least to most)")
     for name, policy in POLICIES.items():
+        rows = []
         with served(folder / "bundle", policy, faults) as process:
             asyncio.run(offer(inputs, WARM_UP))
-            before = cpu_seconds(process)
-            seconds, allowed, stood_in = asyncio.run(offer(inputs, REQUESTS))
-            cpu = 1e3 * (cpu_seconds(process) - before) / REQUESTS
-        p50, p99 = 1e3 * np.quantile(seconds, (0.5, 0.99))
-        shares = f"{stood_in / REQUESTS:9.1%} {allowed / REQUESTS:8.1%}"
-        print(f"{name:22} {p50:6.1f} {p99:7.1f} {cpu:15.2f} {shares}", flush=True)
+            for seed in range(SEEDS):
+                before = cpu_seconds(process)
+                seconds, allowed, stood_in = asyncio.run(offer(inputs, REQUESTS, seed))
+                cpu = (cpu_seconds(process) - before) / REQUESTS
+                p50, p99 = np.quantile(seconds, (0.5, 0.99))
+                shares = (100 * stood_in / REQUESTS, 100 * allowed / REQUESTS)
+                rows.append((1e3 * p50, 1e3 * p99, 1e3 * cpu, *shares))
+        print(name)
+        units = ("p50 ms", "p99 ms", "CPU ms/request", "% stood in", "% allowed")
+        for unit, values in zip(units, zip(*rows, strict=True), strict=True):
+            low, middle, high = np.quantile(values, (0, 0.5, 1))
+            print(f"  {unit:16} {middle:7.2f} ({low:.2f} to {high:.2f})", flush=True)
 
 
 if __name__ == "__main__":
