@@ -3,7 +3,7 @@
 import heapq
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -134,22 +134,12 @@ class Dispatch(ABC):
 
     # Which instances suit a task
 
-    def _suited(self, task: Task) -> Sequence[str]:
-        """Return the instances that are best suited to run the task.
+    def _may_run(self, task: Task, instance: str) -> bool:
+        """Return whether this idle instance, which can run the task, is suited best for it.
 
         In order of importance, a suited instance has not failed the task; runs nothing that the
         task is to run apart from; is on a node that does not either; and is not to be avoided. A
         condition that no instance meets is dropped.
-        """
-        suited: Sequence[str] = self.up[task.role]
-        for worse in self._objections(task):
-            suited = [instance for instance in suited if not worse(instance)] or suited
-        return suited
-
-    def _may_run(self, task: Task, instance: str) -> bool:
-        """Return whether this idle instance, which can run the task, is among the `_suited`.
-
-        Does not list them: a queue may be long, and instances many.
         """
         up, applied = self.up[task.role], []
         for worse in self._objections(task):

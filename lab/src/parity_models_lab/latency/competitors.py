@@ -113,6 +113,13 @@ class InstanceQueues(Dispatch):
             elif any(self._queues[instance].values()):
                 self._ready[instance] = None
 
+    def _suited(self, task: Task) -> Sequence[str]:
+        """Return the instances that are suited best for the task (see Dispatch._may_run)."""
+        suited: Sequence[str] = self.up[task.role]
+        for worse in self._objections(task):
+            suited = [instance for instance in suited if not worse(instance)] or suited
+        return suited
+
     def _may_run(self, task: Task, instance: str) -> bool:
         return True  # that was decided when it was placed
 
