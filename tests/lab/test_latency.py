@@ -149,7 +149,7 @@ def test_all_is_every_figure_but_those_that_take_long() -> None:
         (SIMULATED, ("load = 0.6", "rate = 5"), "does not say what load is"),
         (SIMULATED, ("instances = 4", "instances = 0"), "instances must be 1 or more, got 0"),
         (SIMULATED, ("equal-resources", "equal"), "there is no policy .equal."),
-        (SIMULATED, ("[[series]]", "[[series"), "it is not TOML: .* .at line 9"),
+        (SIMULATED, ("[[series]]", "[[series"), "is not TOML: .* .at line 9"),
         (SIMULATED, ("warm_up = 100", "undisturbed = [2]"), "undisturbed names point 2; there are"),
         (TUNED, ("[0.5, 0.9]", "[]"), "must have 1 or more elements"),
         (TUNED, ("[0.5, 0.9]", "[0.5, 1.5]"), "hedge_quantile must be between 0 and 1"),

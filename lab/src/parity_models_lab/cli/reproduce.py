@@ -17,8 +17,7 @@ from parity_models.options import Option
 from parity_models.training import TrainingOptions, progress_bars
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
-from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
-from parity_models_lab.accuracy.report import write_model
+from parity_models_lab.accuracy.measure import run_matrix
 from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.demo import run_demo
@@ -182,15 +181,7 @@ def accuracy(
     matrix = load_matrix(preset)
     check_out(out)
     console = Console(stderr=True, highlight=False)
-    done: dict[str, ModelResults] = {}
-    try:
-        for model in measure_matrix(
-            matrix, work, seed, lambda text: console.print(text, markup=False)
-        ):
-            done[str(model.cell)] = model
-    finally:
-        for model in done.values():
-            print_rows(str(model.cell), write_model(out, model))
+    run_matrix(matrix, out, work, seed, lambda text: console.print(text, markup=False))
 
 
 def _runs_for_real(network: str | None) -> bool:
