@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from parity_models.cli.flags import Only
+from parity_models.cli.flags import Without
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import evaluate
 from parity_models.options import Option
@@ -156,7 +156,7 @@ def validation(
         run_trials(trials, cache, Laboratory(work / "bundles").run)
 
     plan = Plan(figure, experiment, seed)
-    compared = validating.compare(plan, range(len(experiment.points)), queries, run, cache)
+    compared = validating.compare(plan, queries, run, cache)
     rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
     about = {"queries": queries, "overheads": overheads}
     write_result(out / "validation.json", experiment.title, rows, **about)
@@ -223,7 +223,7 @@ def train(
         ),
     ] = "usual",
     *,
-    options: Annotated[TrainingOptions, Only("epochs", "seconds", "seed", "device", "resume")],
+    options: Annotated[TrainingOptions, Without("output", "metric", "output_kind", "hflip")],
 ) -> None:
     """Train a model to serve, if you do not have one.
 

@@ -1,9 +1,7 @@
 """Latency experiments: what one figure compares, read from a file that people can edit."""
 
-from collections import Counter
 from importlib import resources
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -182,22 +180,10 @@ def _checked(experiment: Experiment) -> Experiment:
 
 
 def figures_of(names: list[str]) -> list[str]:
-    """Return the experiments of these names; `all` is every one that is not apart.
-
-    Raises UserError for a file whose result would be taken for another one's, as it has the name
-    of a figure or of another file.
-    """
-    known = experiment_names()
-    everyone = [name for name in known if not load_experiment(name).apart]
-    listed = [other for name in names for other in (everyone if name == "all" else [name])]
-    figures = list(dict.fromkeys(listed))
-    called = Counter(Path(name).stem for name in {*known, *figures})
-    for name in figures:
-        if name not in known and called[Path(name).stem] > 1:
-            raise UserError(
-                f"{name} is called like another figure, whose result it would replace: rename it"
-            )
-    return figures
+    """Return the experiments of these names, each once; `all` is every one that is not apart."""
+    everyone = [name for name in experiment_names() if not load_experiment(name).apart]
+    listed = (other for name in names for other in (everyone if name == "all" else [name]))
+    return list(dict.fromkeys(listed))
 
 
 def _label(value: object) -> str:
