@@ -288,11 +288,6 @@ class LatencyAware(SingleQueue):
     WEIGHT = 0.3
     """Of the newest service time in the mean."""
 
-    SCARCE, ALIKE = 3, 1.25
-    """Idle instances are scarce while they are at most SCARCE times as many as must be kept idle.
-    Then a preemptible task may take the fastest only if those left are at most ALIKE times slower.
-    """
-
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         self._mean: dict[str, float] = {}
@@ -308,15 +303,6 @@ class LatencyAware(SingleQueue):
         elif mean is not None and (finished or took > mean):
             self._mean[instance] = mean + self.WEIGHT * (took - mean)
         self._add_idle(instance, self._mean.get(instance, 0.0))
-
-    def _needed(self, roles: frozenset[str]) -> bool:
-        if DEPLOYED not in roles or super()._needed(roles):
-            return DEPLOYED in roles
-        heaps = [idle for roles, idle in self._idle.items() if DEPLOYED in roles]
-        if sum(map(len, heaps)) > self.SCARCE * self.reserve:
-            return False
-        ranks = sorted(entry[0] for idle in heaps for entry in idle)
-        return ranks[self.reserve] > self.ALIKE * ranks[0]
 
 
 RULES = Registry[Dispatch]("dispatch rule", Dispatch, SingleQueue, LatencyAware)
