@@ -101,17 +101,15 @@ def export_text(network: nn.Module, path: Path, outputs: Sequence[str], *slots: 
 
 
 @cache
-def _exported(name: str) -> NewModel:
-    """The model, its backup or its parity model; an export takes seconds."""
+def _exported(name: str) -> bytes:
+    """The file of the model, its backup or its parity model: an export takes seconds."""
     network = TextModel()
     bag = WordBag(network)
     part: nn.Module = {"text": network, "bag": bag, "slots": SlotBags(bag)}[name]
     outputs = {"text": ("logits", "hidden"), "bag": ("logits",), "slots": ("slots",)}[name]
     slots = (2,) if name == "slots" else ()
     with TemporaryDirectory() as folder:
-        file = export_text(part, Path(folder, "model.onnx"), outputs, *slots)
-        content, signature = read_servable(file, {"length": BUCKETS})
-    return NewModel(content, name, slotwise=bool(slots), signature=signature)
+        return export_text(part, Path(folder, "model.onnx"), outputs, *slots).read_bytes()
 
 
 def write_text_bundle(
@@ -121,12 +119,20 @@ def write_text_bundle(
     coded: bool = False,
     envelope: Envelope | None = None,
 ) -> Path:
-    """A bundle of it; the bag is its backup, and in each slot of a parity model for two queries."""
+    """A bundle of it, and the files; the bag is its backup, and in each slot of a parity model for
+    two queries."""
+
+    def made(name: str) -> NewModel:
+        file = folder / f"{name}.onnx"
+        file.write_bytes(_exported(name))
+        content, signature = read_servable(file, {"length": BUCKETS})
+        return NewModel(content, name, slotwise=name == "slots", signature=signature)
+
     return write_bundle(
         folder / "bundle",
-        deployed=_exported("text"),
-        backups=[_exported("bag")] if backed else [],
-        parity=[_exported("slots")] if coded else [],
+        deployed=made("text"),
+        backups=[made("bag")] if backed else [],
+        parity=[made("slots")] if coded else [],
         code=STACK if coded else None,
         imitated="logits" if backed or coded else None,
         envelope=envelope,
