@@ -20,6 +20,8 @@ from parity_models.late import late as late_module
 from parity_models.models.bundle import Bundle, open_bundle
 from served import gated_bundle, predictions, queries, write_linear_bundle
 
+pytestmark = pytest.mark.usefixtures("never_overloaded")
+
 ROWS = queries(1)
 MODEL = predictions(ROWS)
 KNOWN = 60
@@ -36,11 +38,11 @@ class Target:
     def __init__(self, prediction: Any = MODEL) -> None:
         self.prediction = prediction
         self.hangs = self.fails = False
-        self.hung = 0
-        self.cancelled = 0
+        self.calls = self.hung = self.cancelled = 0
         self.released = asyncio.Event()
 
     async def __call__(self) -> Any:
+        self.calls += 1
         if self.fails:
             raise RefusedError("no")
         if self.hangs:
@@ -148,6 +150,24 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
     assert (await late(target, ROWS, others=[other])).source == "copy"
     with pytest.raises(UserError, match="is closed"):
         late.call(lambda: MODEL, ROWS)
+
+
+@pytest.mark.parametrize(("threshold", "source", "made"), [(-1e9, "backup", 0), (1e9, "model", 1)])
+async def test_while_half_of_the_calls_wait_a_stand_in_is_asked_in_place_of_the_next(
+    tmp_path: Path, threshold: float, source: str, made: int
+) -> None:
+    """The call is made if its gate refuses."""
+    slow, target = Target(), Target()
+    async with Late(gated_bundle(tmp_path, threshold, 0.9), agreement=0.9, cpu=1) as late:
+        await learned(late, target)
+        slow.hangs = True
+        waiting = [asyncio.ensure_future(late(slow)) for _ in range(8)]
+        while not late.counts["in place"]:
+            before = target.calls
+            answer = await late(target, ROWS)
+        assert (answer.source, target.calls - before) == (source, made)
+        slow.released.set()
+        await asyncio.gather(*waiting)
 
 
 async def test_a_copy_may_be_the_very_future_of_the_call() -> None:

@@ -20,7 +20,7 @@ import parity_models as pm
 from parity_models.models.bundle import Bundle, open_bundle
 from served import predictions, queries, write_linear_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_overloaded")]
 
 ROWS = queries(2)
 KNOWN = 60

@@ -25,6 +25,7 @@ def answering(value: Any) -> Callable[[], Awaitable[Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("never_overloaded")
 async def test_queries_of_unequal_length_are_answered_for_the_output_that_is_imitated(
     tmp_path: Path,
 ) -> None:

@@ -8,7 +8,8 @@ started, and later the other one. The first answer wins; the rest is cancelled.
 A copy costs the target as much as a call. So copies have a budget, and stop where calls that get
 one are not answered earlier, and while the target is slow for everybody: the median call waits for
 longer than it runs, or more calls are at risk at once than usual. A stand-in costs this process
-time, and has a budget of that.
+time, and has a budget of that. It costs the target nothing: while half of the calls in flight wait,
+it is asked in place of the call, which is made only if it refuses.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -63,6 +64,10 @@ MAX_COMPARED = 16
 
 OVERLOADED = 0.5
 """The share of the median call that is spent waiting, above which no copies are sent."""
+
+FEW, CONGESTED = 4, 4.0
+"""A stand-in is asked in place of a call while at least FEW are in flight, and half of them for
+more than CONGESTED times as long as a call takes that waits in no queue."""
 
 RECENT = 0.002
 """The weight of the newest call in the usual number of calls that are at risk at a time."""
@@ -139,14 +144,14 @@ class Late:
             bundle = GatedBackups(bundle, agreement)
         self.counts: Counter[str] = Counter()
         """"calls"; the answers by their source, and those "answered" by backups in all; the
-        "copies" and "backups" that were started; the
-        backups' answers that were "refused"; those "compared" with the model's, and of them those
-        that "disagreed"."""
+        "copies" and "backups" that were started; the backups asked "in place" of the call; their
+        answers that were "refused"; those "compared" with the model's, and of them those that
+        "disagreed"."""
         self._backups = bundle
         self._form: Form | None = None
         stand_ins = [] if self._backups is None else [BACKUP]
         self._targets = _Targets()
-        self._risk = _ClientRisk(RunTimes(first=FIRST), stand_ins, budget)
+        self._risk = _ClientRisk(Adaptive.Options.urgency, RunTimes(first=FIRST), stand_ins, budget)
         self._budget = Budget(budget, BURST)
         self._computing = _Computing(cpu)
         self._effect = Effect()
@@ -154,6 +159,8 @@ class Late:
         self._last_alarm = 0.0
         self._overdue, self._usual = 0, 0.0
         """The calls in flight that have been at risk, now and on average."""
+        self._in_flight: dict[int, float] = {}
+        """When each call that is in flight was made, the oldest first."""
         self._ids = count(1)
         self._compared: set[asyncio.Future[Any]] = set()
         self._threads = _Threads()
@@ -240,6 +247,15 @@ class Late:
         # Stand-ins leave few calls that need a copy.
         return self._backups is not None or self._overdue <= 1 + max(1.0, self._usual)
 
+    def _is_congested(self) -> bool:
+        """Return whether a stand-in is to be asked in place of a call; not for the answer that is
+        to be compared with the call's."""
+        calls, fastest = self._in_flight, self._risk.fastest
+        if fastest is None or len(calls) < FEW or (self.counts["answered"] + 1) % COMPARED == 0:
+            return False
+        made = next(islice(calls.values(), len(calls) // 2, None))
+        return now() - made > CONGESTED * fastest
+
     def _ran(self, task: Task, *, finished: bool) -> None:
         """Learn from the run time of a task, which ran to its end or not."""
         assert task.unit is not None
@@ -299,7 +315,12 @@ class _Race:
         late._effect.arrived(query.arrived, query.id)
         late._budget.earn()
         late._usual += RECENT * (late._overdue - late._usual)
-        self._start_call(query.original)
+        if late._is_congested() and self._may_ask_backup():
+            late.counts["in place"] += 1
+            self._start_backup()
+            self._alarm = now() + late._risk.late
+        else:
+            self._start_original()
         while self._running:
             timeout = None if self._alarm == inf else max(0.0, self._alarm - now())
             done, _ = await asyncio.wait(
@@ -320,6 +341,7 @@ class _Race:
         """Cancel what still runs, but for a call that is to be compared."""
         late, query = self._late, self._query
         late._overdue -= self._is_overdue
+        late._in_flight.pop(query.id, None)
         late._effect.ended(now(), query.id, now() - query.arrived, late._risk.helped_by)
         for future, task in self._running.items():
             is_original = task is query.original
@@ -337,6 +359,10 @@ class _Race:
                 future.cancel()
 
     # Start
+
+    def _start_original(self) -> None:
+        self._late._in_flight[self._query.id] = now()
+        self._start_call(self._query.original)
 
     def _start_call(self, task: Task) -> None:
         task.unit = Unit(task.subject, task.instance or "", DEPLOYED, [task], now())
@@ -396,6 +422,9 @@ class _Race:
     def _on_alarm(self, time: float) -> LateAnswer | None:
         """Give the answer that is held, or start the most beneficial task."""
         late, query, due = self._late, self._query, self._alarm
+        if query.original.unit is None:  # the stand-in asked in its place takes long
+            self._start_original()
+            return None
         if self._early is not None:
             return self._give(self._early)
         median = late._risk.benefit.median
@@ -478,8 +507,13 @@ class _Race:
         if not isinstance(answer, BackupAnswer):
             late.counts["refused"] += 1
             query.refusals, query.exact_only = 1, True
-            self._alarm = now()  # for a copy: few calls need one, and it is late already
+            if query.original.unit is None:
+                self._start_original()
+            else:
+                self._alarm = now()  # for a copy: few calls need one, and it is late already
             return None
+        if query.original.unit is None:
+            return self._give(answer)
         given = late._risk.given(_started(query.original))
         if self._failure is not None or now() >= given:
             return self._give(answer)
@@ -563,12 +597,23 @@ class _ClientRisk(Risk):
         return choice if role == DEPLOYED else replace(choice, work=0.0)
 
     @property
+    def fastest(self) -> float | None:
+        """The time of a call that waits in no queue; None while it is unknown."""
+        return self._run_times.quantile(FASTEST)
+
+    @property
     def is_overloaded(self) -> bool:
         """True if the median call waits longer than it runs."""
         return self._load > OVERLOADED
 
+    def _measure_help(self) -> None:
+        """Measure the age by which a copy has answered, which stand-ins are asked before."""
+        super()._measure_help()
+        if self.stand_ins:
+            self.helped_by += self.benefit.median
+
     def _measure_load(self, port: Fleet) -> None:
-        fastest, median = self._run_times.quantile(FASTEST), self._run_times.median
+        fastest, median = self.fastest, self._run_times.median
         if fastest is not None and median:
             self._load = 1 - fastest / median
 
