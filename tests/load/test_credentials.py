@@ -39,7 +39,7 @@ async def test_a_server_with_tokens_is_loaded_and_recorded(tmp_path: Path) -> No
             command = parm(*map(str, of))
             return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-        done = load(url, "--json", out, "--processes", 2)
+        done = load(url, "--json", out)
         assert done.returncode == 0, done.stderr
         assert json.loads(out.read_text())["answered"] == 50
         assert TOKEN not in out.read_text()

@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -17,7 +16,6 @@ from parity_models.errors import LoadError, UserError
 from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
 from parity_models.load.report import report_of
 from parity_models.load.result import LoadResult
-from parity_models.load.target import NoAnswerError, target
 from parity_models.roles import Source
 
 Rows = np.ndarray[Any, Any]
@@ -69,27 +67,6 @@ async def test_every_query_is_sent_once_and_its_answer_is_judged(data: str) -> N
     assert (result.latency > result.send_delay).all()
     np.testing.assert_array_equal(result.scheduled, again.scheduled)
     np.testing.assert_array_equal(result.outcome, again.outcome)
-
-
-async def test_a_request_is_sent_when_it_is_written_and_not_without_a_server() -> None:
-    events: list[str] = []
-
-    async def handle(request: web.Request, row: Rows) -> web.Response:
-        events.append("arrived")
-        response = answer(row)
-        response.force_close()
-        return response
-
-    async with AsyncExitStack() as stack:
-        async with serving(handle) as url:
-            asked = await stack.enter_async_context(target(url, "model"))
-            ask = asked.prepare({"input": np.zeros((1, CLASSES), np.float32)})
-            assert events == []
-            await ask(lambda: events.append("sent"))
-            assert events == ["sent", "arrived"]
-        with pytest.raises(NoAnswerError, match="connection"):
-            await ask(lambda: events.append("sent"))
-    assert events == ["sent", "arrived"]
 
 
 async def test_a_stalled_server_is_charged_for_every_query_due_meanwhile(data: str) -> None:
@@ -172,21 +149,20 @@ async def test_requests_hold_batches_and_every_row_is_judged(data: str, binary: 
     assert (np.diff(result.scheduled.reshape(20, 3), axis=1) == 0).all()
 
 
+@pytest.mark.parametrize("labelled", [False, True])  # r2 of a single query is not defined
 async def test_servers_that_name_no_source_and_queries_without_a_score_will_do(
-    tmp_path: Path,
+    tmp_path: Path, labelled: bool
 ) -> None:
     async def handle(request: web.Request, row: Rows) -> web.Response:
         return answer(row, source=None, binary=False)
 
-    rows = np.eye(CLASSES, dtype=np.float32)
-    np.save(tmp_path / "data.npy", rows)
+    rows = str(tmp_path / "data.npy")
+    np.save(rows, np.eye(CLASSES, dtype=np.float32))
+    more = {"labels": rows, "metric": "r2"} if labelled else {}
     async with serving(handle) as url:
-        # r2 of a single query is not defined.
-        for more in ({}, {"labels": str(tmp_path / "data.npy"), "metric": "r2"}):
-            spec = load(url, str(tmp_path / "data.npy"), rate=500, queries=10, **more)
-            result = await offer_load(spec)
-            assert result.came_from(Source.MODEL).all()
-            assert np.isnan(result.score).all()
+        result = await offer_load(load(url, rows, rate=500, queries=10, **more))
+    assert result.came_from(Source.MODEL).all()
+    assert np.isnan(result.score).all()
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -218,25 +194,18 @@ async def test_a_load_that_cannot_be_offered_is_refused_with_the_reason(
         LoadResult.load(Path(data))
 
 
-# From processes of its own
-
-
 @pytest.mark.slow
-async def test_several_processes_send_one_schedule(data: str) -> None:
-    handle = Answering()
-    starts = []
+async def test_a_process_of_its_own_sends_the_same(data: str) -> None:
+    handle, starts = Answering(), list[int]()
     async with serving(handle) as url:
         spec = load(url, data, rate=300, queries=100, warm_up=11)
-        alone = await offer_load(spec)
+        here = await offer_load(spec)
         expected, handle.seen = handle.seen, []
-        together = await offer_load_from_own_process(
-            replace(spec, processes=3), lambda: starts.append(len(handle.seen))
-        )
+        there = await offer_load_from_own_process(spec, lambda: starts.append(len(handle.seen)))
     assert len(starts) == 1
     assert sorted(handle.seen) == sorted(expected)
-    np.testing.assert_allclose(together.scheduled, alone.scheduled)
-    np.testing.assert_array_equal(together.outcome, alone.outcome)
-    np.testing.assert_array_equal(together.score, alone.score)
+    for name in ("scheduled", "outcome", "score"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
 
 
 @pytest.mark.slow
@@ -253,7 +222,7 @@ async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:
         return answer(row)
 
     async with serving(handle) as url:
-        spec = load(url, data, rate=100, queries=100_000, processes=2)
+        spec = load(url, data, rate=100, queries=100_000)
         result = await offer_load_from_own_process(spec, stop=stop)
     assert 29 <= result.answered.sum() < 100_000
     (interrupted,) = result.errors().items()  # others may have been on their way, too
@@ -263,8 +232,8 @@ async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:
 
 @pytest.mark.slow
 async def test_the_last_line_of_a_generator_that_fails_is_the_error(data: str) -> None:
-    script = "print('ready', flush=True); input(); print('started'); print('no space'); exit(1)"
-    spec = load("http://127.0.0.1:1", data, rate=10, queries=5, processes=2)
+    script = "print('ready'); print('started'); print('no space'); exit(1)"
+    spec = load("http://127.0.0.1:1", data, rate=10, queries=5)
     with pytest.raises(LoadError, match="no space"):
         await offer_load_from_own_process(spec, prefix=(sys.executable, "-c", script))
     with pytest.raises(LoadError, match="no server answers"):

@@ -31,23 +31,6 @@ def some_result(queries: int, seed: int) -> LoadResult:
     )
 
 
-def test_results_of_several_processes_are_put_together_in_order() -> None:
-    parts = [some_result(50, seed) for seed in range(3)]
-    merged = LoadResult.merge(parts)
-    assert (np.diff(merged.scheduled) >= 0).all()
-    assert len(merged) == 150
-    joined: dict[str, int] = {}
-    for part in parts:
-        for kind, count in part.errors().items():
-            joined[kind] = joined.get(kind, 0) + count
-        row = int(np.flatnonzero(merged.scheduled == part.scheduled[5])[0])
-        assert merged.latency[row] == part.latency[5]
-        assert merged.outcomes[merged.outcome[row]] == part.outcomes[part.outcome[5]]
-    assert merged.errors() == joined
-    for source in Source:
-        assert merged.came_from(source).sum() == sum(r.came_from(source).sum() for r in parts)
-
-
 def test_a_report_adds_up() -> None:
     result = some_result(20_000, seed=1)
     report = report_of(LOAD, result)

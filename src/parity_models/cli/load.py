@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.cli.common import Json, check_file, on_signals, write_json
-from parity_models.cli.flags import Without, argument
+from parity_models.cli.flags import Only, argument
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, Percentiles, report_of, write_latencies
 from parity_models.load.result import LoadResult
@@ -20,7 +20,20 @@ from parity_models.serving.client import Credentials
 
 INTERRUPTED = 130
 
-Load = Annotated[LoadSpec, Without("warm_up", "connections", "timeout", "seed")]
+Load = Annotated[
+    LoadSpec,
+    Only(
+        "model",
+        "binary",
+        "inputs",
+        "labels",
+        "batch",
+        "rate",
+        "trace",
+        "queries",
+        "duration",
+    ),
+]
 
 
 def load(
@@ -97,7 +110,7 @@ def _print_report(report: LoadReport) -> None:
     if not late.precise:
         typer.echo(
             "warning: the generator itself was late by more than 1 ms at p99; latencies hold "
-            "that. Use more --processes, --binary, a lower rate or a machine of its own",
+            "that. Use --binary, a lower rate, a machine of its own or more than one parm load",
             err=True,
         )
 

@@ -40,42 +40,32 @@ async def offer_load(
         LoadError: The server or its model cannot be found, or the queries do not fit it.
 
     """
-    async with prepare_load(spec, credentials=credentials) as load:
+    async with prepare_load(spec, credentials) as load:
         load.start(asyncio.get_running_loop().time() + LEAD, started)
         await load.finish()
     return load.result()
 
 
 @asynccontextmanager
-async def prepare_load(
-    spec: LoadSpec,
-    turn: int = 0,
-    turns: int = 1,
-    credentials: Credentials = ANONYMOUS,
-) -> AsyncIterator["Load"]:
-    """Prepare every `turns`-th request of the load, from number `turn` on."""
+async def prepare_load(spec: LoadSpec, credentials: Credentials) -> AsyncIterator["Load"]:
+    """Read the queries, and connect to the model. Raises as `offer_load`."""
     queries = Queries.read(spec.inputs, spec.labels)
     async with target(spec.url, spec.model, spec.binary, credentials) as asked:
-        fitting = queries.fitting(asked, spec.metric)
-        yield Load(spec, fitting, slice(turn, None, turns), asked)
+        yield Load(spec, queries.fitting(asked, spec.metric), asked)
 
 
 class Load:
-    """The requests `mine` of a load, and what is known of each, in order of arrival.
+    """The requests of a load, and what is known of each, in order of arrival.
 
     Arrays are (m,) by request, and (m, batch) by query.
     """
 
-    def __init__(self, spec: LoadSpec, queries: Queries, mine: slice, target: Target) -> None:
-        self._spec = spec
-        self._queries = queries
-        self._target = target
-        self._requests = np.arange(len(spec.due))[mine]
-        self._due = spec.due[mine]
-        drawn = np.random.default_rng((spec.seed, 1)).integers(
+    def __init__(self, spec: LoadSpec, queries: Queries, target: Target) -> None:
+        self._spec, self._queries, self._target = spec, queries, target
+        self._due = spec.due
+        self._rows = np.random.default_rng((spec.seed, 1)).integers(
             len(queries), size=(len(spec.due), spec.batch)
         )
-        self._rows = drawn[mine]
         self._send_delay, self._latency = np.full((2, len(self._due)), np.nan)
         self._score = np.full(self._rows.shape, np.nan)
         self._outcome = np.full(self._rows.shape, NOT_SENT, np.int16)
@@ -85,7 +75,7 @@ class Load:
     def start(self, at: float, started: Callable[[], None]) -> None:
         """Begin to send requests at their times after `at`, in the event loop's time.
 
-        `started` is called when the load's first counted request is due, if it is one of these.
+        `started` is called when the first counted request is due.
         """
         self._sending = asyncio.create_task(self._send_all(at, started))
 
@@ -109,11 +99,10 @@ class Load:
 
     def result(self) -> LoadResult:
         """Return the outcomes of the counted queries that were due before the load ended."""
-        warm_up = self._spec.warm_up_requests
-        counted = np.flatnonzero((self._outcome[:, 0] != NOT_SENT) & (self._requests >= warm_up))
-        batch = self._spec.batch
+        warm_up, batch = self._spec.warm_up_requests, self._spec.batch
+        counted = warm_up + np.flatnonzero(self._outcome[warm_up:, 0] != NOT_SENT)
         return LoadResult(
-            scheduled=np.repeat(self._due[counted] - self._spec.due[warm_up], batch),
+            scheduled=np.repeat(self._due[counted] - self._due[warm_up], batch),
             send_delay=np.repeat(self._send_delay[counted], batch),
             latency=np.repeat(self._latency[counted], batch),
             score=self._score[counted].ravel(),
@@ -127,7 +116,7 @@ class Load:
         for request, due in enumerate((at + self._due).tolist()):
             ask = self._target.prepare(self._queries.take(self._rows[request]))
             await asyncio.sleep(due - loop.time())
-            if self._requests[request] == self._spec.warm_up_requests:
+            if request == self._spec.warm_up_requests:
                 started()
             if len(self._in_flight) >= limit:
                 self._fail(request, f"not sent, {limit} in flight")

@@ -1,6 +1,5 @@
 """The outcome of every query of a load."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -48,22 +47,6 @@ class LoadResult:
         """Return the number of queries that ended in each kind of error."""
         kinds, counts = np.unique(self.outcome[~self.answered], return_counts=True)
         return {str(self.outcomes[kind]): int(n) for kind, n in zip(kinds, counts, strict=True)}
-
-    @classmethod
-    def merge(cls, results: Sequence["LoadResult"]) -> "LoadResult":
-        """Join the queries of several results that have their start in common."""
-        kinds = [*SOURCES, *sorted({k for r in results for k in r.outcomes[len(SOURCES) :]})]
-        codes = {str(kind): code for code, kind in enumerate(kinds)}
-        joined = {
-            name: np.concatenate([getattr(result, name) for result in results])
-            for name in ("scheduled", "send_delay", "latency", "score")
-        }
-        joined["outcome"] = np.concatenate(
-            [np.array([codes[k] for k in r.outcomes], np.int16)[r.outcome] for r in results]
-        )
-        order = np.argsort(joined["scheduled"], kind="stable")
-        arrays = {name: array[order] for name, array in joined.items()}
-        return cls(**arrays, outcomes=np.array(kinds))
 
     def save(self, path: Path) -> None:
         """Write the arrays to an .npz file."""

@@ -30,9 +30,8 @@ class LoadSpec(Options):
     Queries are drawn from the file `inputs` (see `Queries.read`) and sent in requests of `batch`.
     The first `warm_up` queries are not counted; the `queries` after them are, or those due in the
     next `duration` seconds; all three are rounded up to whole requests. The model's first output is
-    judged by `metric`. A request fails `timeout`
-    seconds after it was due; one that is due while its process has as many `connections` in flight
-    is not sent, and counts as an error.
+    judged by `metric`. A request fails `timeout` seconds after it was due; one that is due while as
+    many `connections` are in flight is not sent, and counts as an error.
 
     Raises:
         UserError: A value is out of range, there are no `inputs`, or not exactly one of `rate` and
@@ -86,10 +85,6 @@ class LoadSpec(Options):
         ),
     ] = None
     warm_up: Annotated[int, Option("Queries not counted.", at_least=0, at_most=MAX_QUERIES)] = 0
-    processes: Annotated[
-        int,
-        Option("Generator processes, which take turns in sending.", at_least=1, at_most=64),
-    ] = 1
     # `select`, and with it a precise clock, carries about this many connections.
     connections: Annotated[int, Option("Requests in flight.", at_least=1, at_most=512)] = 256
     timeout: Annotated[float, Option("Seconds.", at_least=1e-3, at_most=600)] = 10.0

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from multiprocessing import get_context
@@ -22,6 +24,9 @@ FACTORS = (1.2, 2.0, 3.0, 5.0)
 DEADLINES = (0.1, 1.0, 10.0)
 SERVICE, FAST = 0.02, 0.001
 """Median seconds that an instance takes for a unit, and under large requests."""
+CLIENTS = 4
+"""Processes that offer a load together."""
+
 WARM_UP = 1.0
 """Seconds at the start of each load that are not counted."""
 GIVE_UP = 1.0
@@ -68,13 +73,12 @@ async def run_overload(
                         model=MODEL,
                         binary=True,
                         inputs=str(queries),
-                        rate=factor * capacity,
-                        queries=ceil(factor * capacity * lasting),
-                        warm_up=ceil(factor * capacity * WARM_UP),
+                        rate=factor * capacity / CLIENTS,
+                        queries=ceil(factor * capacity * lasting / CLIENTS),
+                        warm_up=ceil(factor * capacity * WARM_UP / CLIENTS),
                         seed=seed,
                         timeout=deadline + 5 if gives_up is None else gives_up,
                         connections=512,
-                        processes=4,
                     )
                     about = {"deadline": deadline, "gives up": gives_up, "capacity": capacity}
                     row = await _offer(server, load, asked, gives_up or deadline, capacity)
@@ -162,7 +166,7 @@ async def _capacity(asked: Target, row: Floats, seconds: float) -> float:
 async def _offer(
     server: TestedServer, load: LoadSpec, asked: Target, useful: float, capacity: float
 ) -> Row:
-    """Offer one load; answers within `useful` seconds count."""
+    """Offer a load from each of CLIENTS processes; answers within `useful` seconds count."""
     started, memory = asyncio.Event(), [server.memory()]
     lasts = float(load.due[-1] - load.due[load.warm_up_requests])
 
@@ -178,21 +182,27 @@ async def _offer(
 
     watching, recovering = asyncio.create_task(watch()), asyncio.create_task(recovery())
     try:
-        result = await offer_load_from_own_process(load, started.set)
+        seeds = range(CLIENTS * load.seed, CLIENTS * (load.seed + 1))
+        results = await asyncio.gather(
+            *(offer_load_from_own_process(replace(load, seed=s), started.set) for s in seeds)
+        )
         back = await recovering
     finally:
         watching.cancel()
         recovering.cancel()
-    latency, answered = result.latency, result.answered
-    good = answered & (latency <= useful) & (result.scheduled + latency < lasts)
+    latency, answered, scheduled, send_delay = (
+        np.concatenate([getattr(each, name) for each in results])
+        for name in ("latency", "answered", "scheduled", "send_delay")
+    )
+    good = answered & (latency <= useful) & (scheduled + latency < lasts)
     return {
-        "offered": len(result),
+        "offered": len(latency),
         "goodput": int(good.sum()) / (capacity * lasts),
         "p99": float(np.quantile(latency[answered], 0.99)) * 1e3 if answered.any() else None,
-        "errors": result.errors(),
+        "errors": dict(sum((Counter(each.errors()) for each in results), Counter[str]())),
         "memory MiB": (max(memory) - memory[0]) / 2**20,
         "back": back,
-        "send delay": float(np.nanquantile(result.send_delay, 0.99)) * 1e3,
+        "send delay": float(np.nanquantile(send_delay, 0.99)) * 1e3,
     }
 
 

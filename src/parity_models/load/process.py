@@ -1,8 +1,5 @@
-"""A load from processes of its own, where nothing that its caller does disturbs their clocks.
-
-Each takes its turn of the requests of one schedule, and all start it at the same time of the
-clock that a machine's processes share. They end when the caller does.
-"""
+"""A load from a process of its own, where nothing that its caller does disturbs its clock. It ends
+when the caller does."""
 
 import asyncio
 import os
@@ -10,7 +7,7 @@ import selectors
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,12 +40,12 @@ async def offer_load_from_own_process(
     stop: asyncio.Event | None = None,
     credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
-    """Offer a load from `spec.processes` new processes, gone when this returns or raises.
+    """Offer a load from a new process, gone when this returns or raises.
 
     Args:
         spec: The load.
         started: Called when the first counted query is due.
-        prefix: What the processes' commands begin with.
+        prefix: The beginning of the process's command.
         stop: Ends the load once it is set; the result has the queries sent until then.
         credentials: Shown to the server.
 
@@ -61,37 +58,22 @@ async def offer_load_from_own_process(
     """
     due = spec.due
     with TemporaryDirectory(prefix="parm-load-") as folder:
-        spec_path = Path(folder, "spec.json")
+        spec_path, result = Path(folder, "spec.json"), Path(folder, "result.npz")
         spec_path.write_bytes(msgspec.json.encode(spec))
-        results = [Path(folder, f"{turn}.npz") for turn in range(spec.processes)]
-        command = (*prefix, sys.executable, "-c", GENERATE, str(spec_path))
-        async with AsyncExitStack() as stack:
-            starting = (
-                stack.enter_async_context(
-                    child((*command, str(result), str(turn)), credentials.environment)
-                )
-                for turn, result in enumerate(results)
-            )
-            children = []
-            # All are waited for, whatever becomes of one, so that none is left behind.
-            for generator in await asyncio.gather(*starting, return_exceptions=True):
-                if isinstance(generator, BaseException):
-                    raise generator
-                if generator.message != READY:
-                    raise await generator.failure(LoadError)
-                children.append(generator)
+        command = (*prefix, sys.executable, "-c", GENERATE, str(spec_path), str(result))
+        async with child(command, credentials.environment) as generator:
+            if generator.message != READY:
+                raise await generator.failure(LoadError)
             start = time.monotonic() + LEAD
-            for generator in children:
-                generator.tell(f"{start!r}\n".encode())
             others = [asyncio.create_task(_show_progress(start + due, spec.batch))]
             if stop is not None:
-                others.append(asyncio.create_task(_end_on(stop, children)))
+                others.append(asyncio.create_task(_end_on(stop, generator)))
             try:
-                await asyncio.gather(*(_listen(generator, started) for generator in children))
+                await _listen(generator, started)
             finally:
                 for task in others:
                     task.cancel()
-        return LoadResult.merge([LoadResult.load(result) for result in results])
+        return LoadResult.load(result)
 
 
 async def _listen(generator: Child, started: Callable[[], None]) -> None:
@@ -107,10 +89,9 @@ async def _listen(generator: Child, started: Callable[[], None]) -> None:
         raise LoadError(why or f"the load stopped with exit code {code}")
 
 
-async def _end_on(stop: asyncio.Event, children: Sequence[Child]) -> None:
+async def _end_on(stop: asyncio.Event, generator: Child) -> None:
     await stop.wait()
-    for generator in children:
-        generator.end_input()
+    generator.end_input()
 
 
 async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
@@ -130,24 +111,18 @@ async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
 # In a generator process
 
 
-async def _generate(spec: LoadSpec, result: Path, turn: int) -> None:
-    """Send the requests of the load that are this process's, until its standard input ends.
-
-    Writes READY; reads the time to start; writes STARTED.
-    """
-    credentials = Credentials.of_environment()
-    async with prepare_load(spec, turn, spec.processes, credentials=credentials) as load:
+async def _generate(spec: LoadSpec, result: Path) -> None:
+    """Send the requests of the load until standard input ends. Writes READY, and STARTED."""
+    async with prepare_load(spec, Credentials.of_environment()) as load:
         lines = await commands()
-        _tell(READY)
-        if not (start := await lines.readline()):
-            return
         freeze_modules()
 
         async def stop_at_end() -> None:
             await lines.read()
             load.stop()
 
-        load.start(float(start), lambda: _tell(STARTED))
+        _tell(READY)
+        load.start(asyncio.get_running_loop().time() + LEAD, lambda: _tell(STARTED))
         stopping = asyncio.create_task(stop_at_end())
         await load.finish()
         stopping.cancel()
@@ -161,17 +136,17 @@ def _tell(message: str) -> None:
 
 
 def main() -> None:
-    """Run a generator process: SPEC.json RESULT.npz TURN."""
-    spec_path, result, turn = sys.argv[1:]
+    """Run a generator process: SPEC.json RESULT.npz."""
+    spec_path, result = map(Path, sys.argv[1:])
     # Requests go out on time with a real-time priority, if the system allows it. Workers that a
     # load in process starts do not inherit it.
     with suppress(AttributeError, OSError):
         policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
         os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
-    spec = msgspec.json.decode(Path(spec_path).read_bytes(), type=LoadSpec)
+    spec = msgspec.json.decode(spec_path.read_bytes(), type=LoadSpec)
     # epoll rounds waits up to whole milliseconds; select keeps their microseconds.
     with asyncio.Runner(
         loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
     ) as runner:
-        generating = _generate(spec, Path(result), int(turn))
+        generating = _generate(spec, result)
         sys.exit(exit_code(lambda: runner.run(generating), _tell))
