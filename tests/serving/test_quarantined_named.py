@@ -5,8 +5,8 @@ from typing import Any, cast
 import grpc
 import httpx
 
-from grpc_served import method
-from http_served import MODEL, Echo
+from grpc_served import Waiting, method
+from http_served import MODEL
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelMetadataRequest
 from parity_models.serving.limits import ByteBudget, Limits
@@ -18,7 +18,7 @@ from parity_models.serving.rest.service import Rest
 METADATA = "/inference.GRPCInferenceService/ModelMetadata"
 
 
-class Lying(Echo):
+class Lying(Waiting):
     quarantined = ("1", "0.1")  # type: ignore[assignment]  # a stand-in for Frontend's
 
 

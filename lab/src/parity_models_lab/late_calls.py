@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from itertools import cycle, product
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,48 +40,75 @@ from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
 from parity_models_lab import slow_model
 from parity_models_lab.overhead import TRITON_PROGRAM, free_ports, wait_until_ready
 from parity_models_lab.plots import plot_latency
-from parity_models_lab.results import INVALID, Row
-from parity_models_lab.slow_model import CONFIGURATION, SECONDS, Slowness, mean_seconds
+from parity_models_lab.results import INVALID, ResultCache, code_digest
+from parity_models_lab.slow_model import (
+    CONFIGURATION,
+    RESTART,
+    SECONDS,
+    Slowness,
+    mean_seconds,
+)
 
 SERVERS = 4
 KINDS = ("plain", "Triton")
 BACKUP_SECONDS, COVERAGE = SECONDS / 5, 0.88
-LOADS = (0.3, 0.6, 0.9)
+LOADS, SLOWNESS = (0.3, 0.6, 0.9), ("stragglers", "spells")
 
 PATH = "/v2/models/model/infer"
-QUESTION = {
-    "inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [0.0] * 4}],
-}
 ANSWER = {
     "model_name": "model",
     "outputs": [{"name": "output", "datatype": "FP32", "shape": [1, 3], "data": [0.1, 0.7, 0.2]}],
 }
 ROWS = np.zeros((1, 4), np.float32)
+WARM_UP = 100
+"""Calls that do not count, as they are made before anything is learned."""
+
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 Get = Callable[[], Awaitable[str]]
 """Makes a call; returns the source of its answer."""
 
 
+def _question(value: float) -> dict[str, Any]:
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [value] * 4}
+    return {"inputs": [tensor]}
+
+
 class Run(NamedTuple):
-    """A row of the table, and the latencies in ms (calls,)."""
+    """A row of the table, and the latencies in ms."""
 
-    row: Row
-    latencies: NDArray[np.float64]
+    row: dict[str, Any]
+    latencies: list[float]
 
 
-def compare(calls: int, seed: int, on_run: Callable[[str], None]) -> Iterator[Run]:
-    """Yield a run for each kind of servers and of slowness, load and library, with times in ms."""
-    for servers, slowness, load in product(KINDS, ("stragglers", "spells"), LOADS):
-        for name in CONTESTANTS:
-            on_run(f"{servers} servers, {slowness}, load {load:.0%}, {name}")
-            yield asyncio.run(_run(servers, slowness, load, name, calls, seed))
+def compare(
+    calls: int, seed: int, kept: ResultCache, on_run: Callable[[str], None]
+) -> Iterator[Run]:
+    """Yield a run for each kind of servers and of slowness, load and library, with times in ms.
+
+    Runs that this code has `kept` are not made again.
+    """
+    for servers, slowness in product(KINDS, SLOWNESS):
+        with ExitStack() as stack:
+            ports: list[int] = []
+            for load, name in product(LOADS, CONTESTANTS):
+                key = f"{servers}-{slowness}-{load}-{name}-{calls}-{seed}-{code_digest()}"
+                run = kept.get(key, Run)
+                if run is None:
+                    on_run(f"{servers} servers, {slowness}, load {load:.0%}, {name}")
+                    start = _plain if servers == KINDS[0] else _tritons
+                    ports = ports or stack.enter_context(start(slowness, seed))
+                    latencies, row = asyncio.run(_run(ports, slowness, load, name, calls, seed))
+                    about = {"servers": servers, "slowness": slowness, "load": load}
+                    run = Run(about | {"library": name} | row, latencies)
+                    kept.put(key, run)
+                yield run
 
 
 def plot_tails(file: Path, runs: Iterable[Run]) -> None:
     """Draw the tails of the runs with spells at the middle load."""
     drawn = {
-        str(run.row["library"]): run.latencies
+        str(run.row["library"]): np.array(run.latencies)
         for run in runs
         if (run.row["servers"], run.row["slowness"], run.row["load"])
         == (KINDS[0], "spells", LOADS[1])
@@ -94,41 +122,46 @@ def plot_tails(file: Path, runs: Iterable[Run]) -> None:
     plot_latency(file, drawn, "A server is slow for seconds", note)
 
 
-async def _run(servers: str, slowness: str, load: float, name: str, calls: int, seed: int) -> Run:
+async def _run(
+    ports: Sequence[int], slowness: str, load: float, name: str, calls: int, seed: int
+) -> tuple[list[float], dict[str, Any]]:
+    """Return the latencies in ms, and what the table has of the run."""
     rate = load * SERVERS / mean_seconds(slowness)
     latencies: list[float] = []
     sources: list[str] = []
+    late: list[float] = []
     attempts: Counter[str] = Counter()
-    with (_plain if servers == KINDS[0] else _tritons)(slowness, seed) as ports:
-        async with AsyncExitStack() as stack:
-            get = await CONTESTANTS[name](stack, _NextServer(ports, attempts))
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=60))
+        for port in ports:  # once earlier runs have ended there
+            await client.post(f"http://127.0.0.1:{port}{PATH}", json=_question(RESTART))
+        get = await _contestant(name, stack, _NextServer(ports, attempts))
 
-            async def call(due: float) -> None:
-                sources.append(await get())
-                latencies.append(time.monotonic() - due)
+        async def call(due: float) -> None:
+            source = await get()
+            if due >= counted_from:
+                sources.append(source)
+                latencies.append(1000 * (time.monotonic() - due))
 
-            draw, began, used = random.Random(seed), time.monotonic() + 0.1, time.process_time()
-            due, late, tasks = began, [], []
-            for _ in range(calls):
-                due += draw.expovariate(rate)
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-                late.append(time.monotonic() - due)
-                tasks.append(asyncio.ensure_future(call(due)))
-            await asyncio.gather(*tasks)
-            used = time.process_time() - used
-        extra = attempts.total() / calls - 1
-    found = np.quantile(latencies, list(QUANTILES.values()))
+        draw, due, tasks, counted_from = random.Random(seed), time.monotonic() + 0.1, [], inf
+        for number in range(WARM_UP + calls):
+            due += draw.expovariate(rate)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            late.append(time.monotonic() - due)
+            if number == WARM_UP:
+                counted_from, used, before = due, time.process_time(), attempts.total()
+            tasks.append(asyncio.ensure_future(call(due)))
+        await asyncio.gather(*tasks)
+        used = time.process_time() - used
+        extra = (attempts.total() - before) / calls - 1
+    found = np.quantile(latencies, list(QUANTILES.values())).tolist()
+    row: dict[str, Any] = dict(zip(QUANTILES, (round(each, 1) for each in found), strict=True))
     ours = sum(source not in ("model", "copy") for source in sources)
-    row: dict[str, object] = {"servers": servers, "slowness": slowness}
-    row |= {"load": load, "library": name}
-    row |= {
-        each: round(1000 * float(value), 1) for each, value in zip(QUANTILES, found, strict=True)
-    }
     row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
     row["client CPU, us a call"] = round(1e6 * used / calls)
     if np.quantile(late, 0.99) > 0.005:
         row[INVALID] = "the calls were made late"
-    return Run(row, 1000 * np.array(latencies))
+    return latencies, row
 
 
 # Contestants
@@ -145,42 +178,8 @@ class _NextServer(httpx.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._attempts[request.method] += 1
         return await super().handle_async_request(
-            httpx.Request("POST", next(self._urls), json=QUESTION)
+            httpx.Request("POST", next(self._urls), json=_question(0.0))
         )
-
-
-async def _client(
-    stack: AsyncExitStack, transport: httpx.AsyncBaseTransport
-) -> Callable[[], Awaitable[httpx.Response]]:
-    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
-    await stack.enter_async_context(client)
-    return lambda: client.get("/")
-
-
-def _by_transport(make: Callable[[httpx.AsyncHTTPTransport], httpx.AsyncBaseTransport]) -> Any:
-    async def contestant(stack: AsyncExitStack, servers: _NextServer) -> Get:
-        get = await _client(stack, make(servers))
-
-        async def call() -> str:
-            await get()
-            return "model"
-
-        return call
-
-    return contestant
-
-
-def _by_late(backups: GatedBackups | None) -> Any:
-    async def contestant(stack: AsyncExitStack, servers: _NextServer) -> Get:
-        get = await _client(stack, servers)
-        late = await stack.enter_async_context(Late(backups))
-
-        async def call() -> str:
-            return (await late(get, ROWS)).source
-
-        return call
-
-    return contestant
 
 
 class _EmulatedBackups(GatedBackups):
@@ -202,13 +201,28 @@ class _EmulatedBackups(GatedBackups):
         return BackupAnswer(self._outputs, Source.BACKUP)
 
 
-CONTESTANTS: dict[str, Callable[[AsyncExitStack, _NextServer], Awaitable[Get]]] = {
-    "no help": _by_transport(lambda inner: inner),
-    "hedge-python": _by_transport(HedgedHttpxTransport),
-    "httpx-hedged": _by_transport(HedgedTransport),
-    "Late, copies": _by_late(None),
-    "Late, a backup": _by_late(_EmulatedBackups()),
-}
+CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late, a backup")
+
+
+async def _contestant(name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTPTransport) -> Get:
+    hedged = {"hedge-python": HedgedHttpxTransport, "httpx-hedged": HedgedTransport}
+    transport = hedged[name](servers) if name in hedged else servers
+    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
+    await stack.enter_async_context(client)
+    if not name.startswith("Late"):
+
+        async def call() -> str:
+            await client.get("/")
+            return "model"
+
+        return call
+    late = Late(_EmulatedBackups() if name.endswith("backup") else None)
+    await stack.enter_async_context(late)
+
+    async def raced() -> str:
+        return (await late(lambda: client.get("/"), ROWS)).source
+
+    return raced
 
 
 # Servers
@@ -250,7 +264,10 @@ def _application(slowness: Slowness) -> web.Application:
     slot = asyncio.Lock()
 
     async def infer(request: web.Request) -> web.Response:
+        (tensor,) = (await request.json())["inputs"]
         async with slot:
+            if tensor["data"][0] == RESTART:
+                slowness.restart()
             await asyncio.sleep(slowness.seconds())
         return web.json_response(ANSWER)
 

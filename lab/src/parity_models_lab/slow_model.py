@@ -10,6 +10,9 @@ from typing import Any
 SECONDS = 0.010
 """The time of a call that is not slow."""
 
+RESTART = 1.0
+"""The first input of a call at which the course of slowness begins again."""
+
 STRAGGLERS, SLOWER = 0.05, 10.0
 SPELL, BETWEEN, SPELL_SLOWER = 2.0, 18.0, 6.0
 
@@ -18,7 +21,12 @@ class Slowness:
     """The times of the calls of server `number`: those of `kind` "stragglers" or "spells"."""
 
     def __init__(self, kind: str, seed: int, number: int) -> None:
-        self._kind, self._draw = kind, random.Random(f"{seed} {number}")
+        self._kind, self._seed = kind, f"{seed} {number}"
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the course of slowness again."""
+        self._draw = random.Random(self._seed)
         self._turns = time.monotonic() + self._draw.expovariate(1 / BETWEEN)
         self._slow = False
 
@@ -71,7 +79,9 @@ class TritonPythonModel:
         self._triton, self._output = triton, np.array([[0.1, 0.7, 0.2]], np.float32)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        for _ in requests:
+        for request in requests:
+            if self._triton.get_input_tensor_by_name(request, "input").as_numpy()[0, 0] == RESTART:
+                self._slowness.restart()
             time.sleep(self._slowness.seconds())
         answer = self._triton.Tensor.from_dlpack("output", self._output)
         return [self._triton.InferenceResponse([answer]) for _ in requests]

@@ -9,14 +9,15 @@ same time. So spells in which a server is slow stay what they are.
 import csv
 import heapq
 from bisect import bisect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from math import ceil, inf, isfinite, log10
+from math import ceil, inf, log10
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -51,9 +52,6 @@ MAX_BYTES = 1 << 28
 LEAST, MOST = 100, 500_000
 """The fewest and the most requests that are simulated."""
 
-LONGEST = 86_400.0
-"""The longest latency, in seconds."""
-
 MAX_SPAN = 1e6
 """The longest time between the first arrival and the last, in seconds."""
 
@@ -73,6 +71,63 @@ WIDTH = 60
 """Columns of the picture."""
 
 FIELDS = "arrival, latency (in seconds) or latency_ms, and upstream where there are several servers"
+UNNAMED = "unnamed"
+
+
+class _Request(msgspec.Struct):
+    """A line of a log."""
+
+    arrival: Annotated[float, msgspec.Meta(ge=0)] | datetime
+    latency: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=86_400_000)] | None = None
+    upstream: str = UNNAMED
+
+    def values(self) -> tuple[float, float, str]:
+        """Return arrival, latency and upstream, in seconds. Raises ValueError."""
+        arrival, latency = self.arrival, self.latency
+        if isinstance(arrival, datetime):
+            aware = arrival if arrival.tzinfo else arrival.replace(tzinfo=UTC)
+            arrival = aware.timestamp()
+        if self.latency_ms is not None:
+            if latency is not None:
+                raise ValueError("latency and latency_ms are both there")
+            latency = self.latency_ms / 1000
+        if latency is None:
+            raise ValueError("there is no latency")
+        if self.upstream in ("", "-"):
+            raise ValueError("no upstream answered; leave out such requests")
+        return arrival, latency, self.upstream
+
+
+def _requests(path: Path) -> Iterator[tuple[float, float, str]]:
+    """Yield arrival, latency and upstream of each request. Raises UserError for a line of
+    anything else."""
+    try:
+        lines = content_of(path, MAX_BYTES).splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as an access log: {error}") from error
+    names: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if not line.strip():
+                continue
+            if line.lstrip().startswith(b"{"):
+                fields = msgspec.json.decode(line)
+            else:
+                (values,) = csv.reader([line.decode()], strict=True)
+                if not names:
+                    names = [each.strip() for each in values]
+                    if "arrival" not in names:
+                        raise ValueError("the first line of CSV names the columns")
+                    continue
+                if len(values) != len(names):
+                    raise ValueError(f"it has {len(values)} values for {len(names)} columns")
+                fields = dict(zip(names, values, strict=True))
+            yield msgspec.convert(fields, _Request, strict=False).values()
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path}, line {number}: {error}; it has {FIELDS}") from error
 
 
 @dataclass(frozen=True)
@@ -108,8 +163,16 @@ class AccessLog:
                 f"{path} has {len(requests):,} requests, and {LEAST:,} to {MOST:,} are simulated; "
                 "give the log of a busy hour"
             )
-        upstreams = sorted({upstream for _, _, upstream in requests})
-        if instances is None and upstreams == [""]:
+        first, span = requests[0][0], requests[-1][0] - requests[0][0]
+        if not 0 < span <= MAX_SPAN:
+            raise UserError(
+                f"the requests of {path} arrive within {span:,.0f} s; give a log of more "
+                f"than none and at most {MAX_SPAN:,.0f}"
+            )
+        upstreams: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for arrival, latency, upstream in requests:
+            upstreams[upstream].append((arrival - first, latency))
+        if instances is None and [*upstreams] == [UNNAMED]:
             raise UserError(
                 f"{path} names no upstream; give --instances, the number of requests that the "
                 "servers run at a time"
@@ -120,31 +183,20 @@ class AccessLog:
                 f"{path} names {len(upstreams)} upstreams, which run equal numbers of requests at "
                 f"a time; --instances is a multiple of {len(upstreams)}"
             )
-        first = requests[0][0]
-        arrivals = np.array([arrival - first for arrival, _, _ in requests])
-        if not 0 < arrivals[-1] <= MAX_SPAN:
-            raise UserError(
-                f"the requests of {path} arrive within {arrivals[-1]:,.0f} s; give a log of more "
-                f"than none and at most {MAX_SPAN:,.0f}"
-            )
-        servers, overtaken = [], 0
-        for upstream in upstreams:
-            own = [
-                (arrival - first, latency)
-                for arrival, latency, each in requests
-                if each == upstream
-            ]
-            runs = list(_runs(own, slots))
-            overtaken += sum(took < -TOLERANCE for _, took in runs)
-            began, took = zip(*runs, strict=True)
-            servers.append((began, [max(0.0, each) for each in took]))
+        runs = [[*_runs(upstreams[each], slots)] for each in sorted(upstreams)]
+        overtaken = sum(took < -TOLERANCE for server in runs for _, took in server)
         if overtaken > OVERTAKEN * len(requests):
             raise UserError(
                 f"{overtaken / len(requests):.0%} of the requests of {path} end before one that "
                 f"came earlier to the same server, which so runs more than {slots} at a time; give "
                 "--instances, the number that all servers run at a time"
             )
-        return cls(arrivals, np.array([each for _, each, _ in requests]), servers, slots)
+        arrivals, latencies = np.array([each[:2] for each in requests]).T
+        servers = [
+            ([began for began, _ in server], [max(0.0, took) for _, took in server])
+            for server in runs
+        ]
+        return cls(arrivals - first, latencies, servers, slots)
 
     @property
     def run(self) -> float:
@@ -170,69 +222,16 @@ def _runs(requests: Sequence[tuple[float, float]], slots: int) -> Iterator[tuple
         (heapq.heappush if len(latest) < slots else heapq.heappushpop)(latest, end)
 
 
-# Reading
+class _Replay(Driver):
+    """Simulates servers that take as long as those of a log did at about the same time."""
 
+    def __init__(self, log: AccessLog, shares: Mapping[str, float], *simulation: Any) -> None:
+        super().__init__(*simulation)
+        self._log, self._shares = log, shares
 
-def _requests(path: Path) -> Iterator[tuple[float, float, str]]:
-    """Yield arrival, latency and upstream of each request. Raises UserError for a line of
-    anything else."""
-    try:
-        lines = content_of(path, MAX_BYTES).splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as an access log: {error}") from error
-    names: list[str] | None = None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            if line.lstrip().startswith(b"{"):
-                yield _request(msgspec.json.decode(line))
-                continue
-            (values,) = csv.reader([line.decode()], strict=True)
-            if names is None:
-                names = [each.strip() for each in values]
-                if "arrival" not in names:
-                    raise ValueError("the first line of CSV names the columns")
-                continue
-            if len(values) != len(names):
-                raise ValueError(f"it has {len(values)} values for {len(names)} columns")
-            yield _request(dict(zip(names, values, strict=True)))
-        except (ValueError, csv.Error) as error:
-            raise UserError(f"{path}, line {number}: {error}; it has {FIELDS}") from error
-
-
-def _request(fields: Mapping[str, Any]) -> tuple[float, float, str]:
-    arrival = _number(fields, "arrival")
-    if "latency" in fields and "latency_ms" in fields:
-        raise ValueError("latency and latency_ms are both there")
-    in_ms = "latency_ms" in fields
-    latency = _number(fields, "latency_ms" if in_ms else "latency") / (1000 if in_ms else 1)
-    if not 0 <= latency <= LONGEST:
-        raise ValueError(f"a latency of {latency:g} s is not between 0 and {LONGEST:,.0f}")
-    upstream = fields.get("upstream", "")
-    if not isinstance(upstream, str) or ("upstream" in fields and upstream in ("", "-")):
-        raise ValueError("no upstream answered; leave out such requests")
-    return arrival, latency, upstream
-
-
-def _number(fields: Mapping[str, Any], name: str) -> float:
-    given = fields.get(name)
-    if given is None:
-        raise ValueError(f"there is no {name}")
-    if isinstance(given, str) and name == "arrival" and "T" in given:
-        found = datetime.fromisoformat(given)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    if isinstance(given, bool) or not isinstance(given, int | float | str):
-        raise ValueError(f"{name} is no number")
-    number = float(given)
-    if not isfinite(number):
-        raise ValueError(f"{name} is not finite")
-    return number
-
-
-# Advice
+    def _begin(self, running: Running) -> None:
+        took = self._log.run_time(running.instance.slot, self._now, self._random)
+        self._release(running, running.there + self._shares[running.run.role] * took)
 
 
 @dataclass(frozen=True)
@@ -258,19 +257,35 @@ class LogAdvice(Printed):
             f"{count:,} requests at {count / log.arrivals[-1]:.4g} per second; "
             f"{len(log.servers)} x {log.slots} run at a time, for {1e3 * log.run:.1f} ms (median)."
         )
+        stand_in = (
+            "Give BUNDLE or --backup-time for the rows of a stand-in."
+            if self.backup is None
+            else f"A stand-in takes {1e3 * self.backup:.1f} ms and may answer {self.coverage:.0%}."
+        )
         advice = (
             "One queue for all servers is what parm serve has.\n"
             f"Behind Envoy: per_try_timeout: {self.timeout:.3f}s. {self.late:.1%} of the requests "
-            "are late then; the retry budget has to allow as many."
+            f"are late then; the retry budget has to allow as many.\n{stand_in}"
         )
-        if self.backup is None:
-            advice += "\nGive BUNDLE or --backup-time for the rows of a stand-in."
-        else:
-            advice += (
-                f"\nA stand-in takes {1e3 * self.backup:.1f} ms and may answer {self.coverage:.0%}."
-            )
         table = outcome_table("", ((name, each, ()) for name, each in self.rows.items()))
         return [said, table, _picture(self.rows), advice]
+
+
+def _picture(rows: Mapping[str, Outcome]) -> str:
+    """Return a line for each row from its p50 over its p99 to its p99.9, on a logarithmic axis."""
+    low = max(1e-3, min(each.p50_ms for each in rows.values()))
+    high = max(low, *(each.p999_ms for each in rows.values()))
+    label, lines = max(map(len, rows)), ["├ p50  ● p99  ┤ p99.9"]
+    for name, each in rows.items():
+        at = [
+            round((WIDTH - 1) * log10(max(ms, low) / low) / max(1e-9, log10(high / low)))
+            for ms in (each.p50_ms, each.p99_ms, each.p999_ms)
+        ]
+        line = [*" " * at[0], *"─" * (at[2] - at[0] + 1)]
+        line[at[2]], line[at[1]], line[at[0]] = "┤●├"
+        lines.append(f"{name:{label}}  {''.join(line)}")
+    axis = f"{'':{label}}  {low:<.3g} ms".ljust(label + 2 + WIDTH - 8) + f"{high:>.3g} ms"
+    return "\n".join([*lines, axis])
 
 
 def advise(
@@ -310,11 +325,11 @@ def advise(
     run = log.run
     if not run > 0:
         raise UserError(f"the requests of {log_file} took no time; there is nothing to plan")
-    times, _, _ = open_service(bundle, replace(chosen, service_time=run))
-    backup = times.seconds.get(BACKUP)
-    coverage = times.coverage.get(str(Source.BACKUP), 1.0)
+    service, _, _ = open_service(bundle, replace(chosen, service_time=run))
+    backup = service.seconds.get(BACKUP)
+    coverage = service.coverage.get(str(Source.BACKUP), 1.0)
     service = Service(
-        {DEPLOYED: run} | ({} if backup is None else {BACKUP: backup}),
+        {DEPLOYED: run} if backup is None else {DEPLOYED: run, BACKUP: backup},
         StandIns(None, () if backup is None else (BACKUP,)),
         {} if backup is None else {str(Source.BACKUP): coverage},
         overhead=0.0,
@@ -331,15 +346,14 @@ def advise(
         p50, p99, p999 = (1e3 * np.quantile(latencies, (0.5, 0.99, 0.999))).tolist()
         return Outcome(p50, p99, p999, 1.0, float(answered.mean()), 0.0, {}, busy, 0.0)
 
-    by_timeout = {
-        each: proxied(each)
-        for each in (ceil(1e3 * float(np.quantile(logged, 1 - share))) / 1e3 for share in ASKED)
-    }
-    lowest = min(each.p99_ms for each in by_timeout.values())
-    timeout, behind = next(each for each in by_timeout.items() if each[1].p99_ms <= ALIKE * lowest)
+    timeouts = [ceil(1e3 * float(np.quantile(logged, 1 - share))) / 1e3 for share in ASKED]
+    most = ALIKE * min(proxied(each).p99_ms for each in timeouts)
+    timeout = next(each for each in timeouts if proxied(each).p99_ms <= most)
     rows = {"as logged": proxied(inf)}
+    choices = {"one queue": NoRedundancy.name, "one queue, hedging": Hedging.name}
     if backup is not None:
-        rows["a stand-in behind Envoy"] = behind
+        rows["a stand-in behind Envoy"] = proxied(timeout)
+        choices["one queue, a stand-in"] = Adaptive.name
     scene = Scene(
         service,
         log.arrivals,
@@ -349,45 +363,7 @@ def advise(
         chosen.seed,
         driver=partial(_Replay, log, {role: each / run for role, each in service.seconds.items()}),
     )
-    choices = {
-        "one queue": NoRedundancy.name,
-        "one queue, hedging": Hedging.name,
-        **({} if backup is None else {"one queue, a stand-in": Adaptive.name}),
-    }
     for name, policy in choices.items():
         on_tried(name)
         rows[name] = scene.outcome(PolicyChoice(policy, dispatch="latency-aware"))
-    late = float((logged > timeout).mean())
-    return LogAdvice(log, rows, timeout, late, backup, coverage)
-
-
-def _picture(rows: Mapping[str, Outcome]) -> str:
-    """Return a line for each row from its p50 over its p99 to its p99.9, on a logarithmic axis."""
-    low = max(1e-3, min(each.p50_ms for each in rows.values()))
-    high = max(each.p999_ms for each in rows.values())
-    scale = (WIDTH - 1) / max(1e-9, log10(high / low)) if high > low else 0.0
-
-    def column(ms: float) -> int:
-        return round(scale * log10(max(ms, low) / low))
-
-    label = max(map(len, rows))
-    lines = []
-    for name, each in rows.items():
-        p50, p99, p999 = map(column, (each.p50_ms, each.p99_ms, each.p999_ms))
-        line = [" "] * p50 + ["─"] * (p999 - p50 + 1)
-        line[p999], line[p99], line[p50] = "┤", "●", "├"
-        lines.append(f"{name:{label}}  {''.join(line)}")
-    axis = f"{'':{label}}  {low:<.3g} ms".ljust(label + 2 + WIDTH - 8) + f"{high:>.3g} ms"
-    return "\n".join(["├ p50  ● p99  ┤ p99.9", *lines, axis])
-
-
-class _Replay(Driver):
-    """Simulates servers that take as long as those of a log did at about the same time."""
-
-    def __init__(self, log: AccessLog, shares: Mapping[str, float], *simulation: Any) -> None:
-        super().__init__(*simulation)
-        self._log, self._shares = log, shares
-
-    def _begin(self, running: Running) -> None:
-        took = self._log.run_time(running.instance.slot, self._now, self._random)
-        self._release(running, running.there + self._shares[running.run.role] * took)
+    return LogAdvice(log, rows, timeout, float((logged > timeout).mean()), backup, coverage)

@@ -15,7 +15,7 @@ from parity_models_lab.drift import measure_drift
 from parity_models_lab.overhead import measure_overhead
 from parity_models_lab.path import count_path
 from parity_models_lab.promises import measure_promises
-from parity_models_lab.results import Row, check_out, print_rows, write_result
+from parity_models_lab.results import ResultCache, Row, check_out, print_rows, write_result
 
 Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
 
@@ -98,11 +98,13 @@ def late(
 ) -> None:
     """Compare parity_models.Late with libraries that hedge, over real sockets.
 
-    Four servers with a slot each, two kinds of slowness, three loads. Times in ms.
+    Four servers with a slot each, two kinds of slowness, three loads. Times in ms. Runs are kept in
+    runs/late until the code changes, so what was interrupted goes on where it was.
     """
     from parity_models_lab.late_calls import compare, plot_tails
 
-    runs = list(compare(calls, seed, Console(stderr=True, highlight=False).print))
+    kept = ResultCache(Path("runs/late"))
+    runs = list(compare(calls, seed, kept, Console(stderr=True, highlight=False).print))
     title = f"Calls to four servers, {calls:,} a run, seed {seed}"
     _report(title, [run.row for run in runs], out, "late.json")
     if out is not None:
