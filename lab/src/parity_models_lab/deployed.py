@@ -15,7 +15,7 @@ from torch.nn import functional
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import WEIGHTS, export, floats
-from parity_models.models.networks import Queried
+from parity_models.models.networks import Effort, Queried
 from parity_models.models.queries import check_queries
 from parity_models.tasks import METRICS, score
 from parity_models.tasks.metrics import PredictionKind
@@ -29,7 +29,7 @@ from parity_models.training.device import (
     predict,
     run_reduced,
 )
-from parity_models.training.fit import Budget, Recipe, RunOptions, fit
+from parity_models.training.fit import Budget, RunOptions, fit
 from parity_models.training.networks import single_network
 from parity_models.training.teacher import Queries, TrainingOptions
 from parity_models.training.train import Trained, check_run
@@ -85,7 +85,7 @@ def train_deployed(
         fitted = fit(
             problem,
             chosen,
-            chosen.budget(steps) if budget == Budget() else budget,
+            Budget(chosen.usual_epochs(steps)) if budget == Budget() else budget,
             seed=options.seed,
             checkpoint=checkpoint,
             options={"task": task.name, "inputs": sha256, "seed": options.seed, **said},
@@ -128,7 +128,7 @@ def queries_of(task: Task, dataset: Dataset) -> Queries:
     )
 
 
-def _recipe(usual: Recipe, name: str) -> Recipe:
+def _recipe(usual: Effort, name: str) -> Effort:
     if name not in ("usual", "published"):
         raise TrainingError(f"no recipe is called {name!r}; there are usual, published")
     return usual if name == "usual" else as_published(usual)

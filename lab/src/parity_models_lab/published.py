@@ -9,9 +9,8 @@ from torch.optim import Optimizer
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.networks import family
+from parity_models.models.networks import Effort, family
 from parity_models.models.networks.network import tiles
-from parity_models.training.fit import Recipe
 from parity_models.training.networks import Factory, NetworkPlan, find_network, parity_network
 from parity_models_lab.networks import NETWORKS
 
@@ -19,7 +18,7 @@ ENCODERS = ("sum", "concatenation")
 
 
 @dataclass(frozen=True)
-class Published(Recipe):
+class Published(Effort):
     """Adam with a constant learning rate, and the squared error of parity outputs."""
 
     style: ClassVar[str] = "published"
@@ -33,7 +32,7 @@ class Published(Recipe):
         return self.learning_rate
 
 
-def as_published(recipe: Recipe) -> Published:
+def as_published(recipe: Effort) -> Published:
     """Return `recipe` with the paper's optimiser and batches, nothing mirrored."""
     fields = vars(recipe) | {"batch": 64, "learning_rate": 1e-3, "weight_decay": 1e-5}
     return Published(**fields | {"mirror": False})

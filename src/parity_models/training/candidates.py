@@ -233,7 +233,7 @@ class Candidate:
             fitted = fit(
                 self._problem,
                 self.recipe,
-                budget or self.recipe.budget(self._problem.steps),
+                budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
                 seed=self._seed if seed is None else seed,
                 checkpoint=checkpoint,
                 options=self.options | options,

@@ -11,18 +11,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil, cos, pi
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks import Effort
@@ -34,12 +32,6 @@ RunOptions = dict[str, str | int | float | bool]
 
 REPORT_EVERY = 0.2
 """Seconds between reports of progress within an epoch."""
-
-LEAST_STEPS, LEAST_STEPS_PER_EPOCH = 2000, 16
-"""Steps that a run and an epoch take by default, if the data is so small that they would be few."""
-
-WARM_UP = 0.2
-"""The share of the budget after which the learning rate is reached."""
 
 
 @dataclass(frozen=True)
@@ -54,55 +46,6 @@ class Budget:
         by_epochs = epochs / self.epochs if self.epochs is not None else 0.0
         by_seconds = seconds / self.seconds if self.seconds is not None else 0.0
         return min(1.0, max(by_epochs, by_seconds))
-
-
-@dataclass(frozen=True)
-class Recipe(Effort):
-    """The settings of training a network: AdamW with an annealed learning rate.
-
-    A subclass may train in another `style`: `from_deployed`, parity models start from weights of
-    the deployed model where layers are alike; `decoded`, the loss of parity models compares decoded
-    predictions, else parity outputs.
-    """
-
-    style: ClassVar[str] = "distilled"
-    from_deployed: ClassVar[bool] = True
-    decoded: ClassVar[bool] = True
-
-    @property
-    def options(self) -> RunOptions:
-        """The part of the recipe that determines a run's result, by name."""
-        return {
-            "batch": self.batch,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "mirror": self.mirror,
-            "style": self.style,
-        }
-
-    def optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer:
-        """Return the optimiser of `weights`."""
-        return torch.optim.AdamW(weights, weight_decay=self.weight_decay, fused=True)
-
-    def rate_at(self, spent: float) -> float:
-        """Return the learning rate when `spent` (0 to 1) of the budget is used up.
-
-        It warms up, then goes down along half a cosine (one-cycle: Smith, Topin, 2018). Both follow
-        the share of the budget, so that a run limited in time anneals completely whatever the
-        machine's speed.
-        """
-        if spent < WARM_UP:
-            return self.learning_rate * (0.04 + 0.96 * spent / WARM_UP)
-        through = (spent - WARM_UP) / (1 - WARM_UP)
-        return self.learning_rate * 0.5 * (1 + cos(pi * through))
-
-    def steps_per_epoch(self, items: int) -> int:
-        """Return the number of batches of an epoch over `items`; small data gets small batches."""
-        return min(items, max(LEAST_STEPS_PER_EPOCH, ceil(items / self.batch)))
-
-    def budget(self, steps_per_epoch: int) -> Budget:
-        """Return how long to train by default."""
-        return Budget(epochs=max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch)))
 
 
 class Problem(Protocol):
@@ -160,7 +103,7 @@ class Fitted:
 
 def fit(
     problem: Problem,
-    recipe: Recipe,
+    recipe: Effort,
     budget: Budget,
     *,
     seed: int,
@@ -208,7 +151,7 @@ class _Run:
     """One training run and its state, which the checkpoint holds."""
 
     problem: Problem
-    recipe: Recipe
+    recipe: Effort
     budget: Budget
     seed: int
     checkpoint: Path

@@ -13,12 +13,11 @@ from torch import nn
 from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export, floats
-from parity_models.models.networks import MLP, NETWORKS, Network, SmallResNet, family
+from parity_models.models.networks import MLP, NETWORKS, Effort, Network, SmallResNet, family
 from parity_models.models.networks.network import Slotwise, copy_weights
 from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.registry import is_own, load_own, say
-from parity_models.training.fit import Recipe
 
 SUMS_EPOCHS = 4
 """Learning sums of predictions takes this many times as many epochs as learning each apart."""
@@ -37,7 +36,7 @@ class NetworkPlan:
 
     name: str
     make: Callable[[], nn.Module]
-    recipe: Recipe
+    recipe: Effort
     places: Grid = (1, 1)
 
 
@@ -84,14 +83,14 @@ def parity_network(network: str | Factory, code: Code) -> NetworkPlan:
 
 def recipe_for(
     kind: type[Network] | None, use: Literal["deployed", "parity"], inputs: Shape
-) -> Recipe:
+) -> Effort:
     """Return the recipe of a network as a deployed model or a backup of one, or as a parity model.
 
     A network without settings, as a function of the user's own, gets what suits its inputs.
     """
     usual = SmallResNet if len(inputs) == 3 else MLP
-    effort = getattr(kind, use, None) or getattr(usual, use)
-    return Recipe(**vars(effort))
+    effort: Effort = getattr(kind, use, None) or getattr(usual, use)
+    return effort
 
 
 def find_network(network: str | Factory) -> tuple[str, type[Network], Any]:

@@ -1,10 +1,10 @@
 """The base of networks: architectures for any queries, with the settings they are trained with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, cos, pi, prod
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -25,14 +25,26 @@ MAX_FOLD = 4
 """The most pixels that are folded into one: of more, little would be left of an image."""
 
 
+LEAST_STEPS, LEAST_STEPS_PER_EPOCH = 2000, 16
+"""Steps that a run and an epoch take by default, if the data is so small that they would be few."""
+
+WARM_UP = 0.2
+"""The share of the budget after which the learning rate is reached."""
+
+
 @dataclass(frozen=True)
 class Effort:
-    """Default settings of a training, those that measured best (lab/notes/training.md).
+    """The settings of training a network, by default those that measured best
+    (lab/notes/training.md): AdamW with an annealed learning rate.
 
     `epochs` is the default length; `batch` counts queries of a deployed model and groups of a
     parity model; `mirror` flips queries horizontally at random, where the task allows it.
     `threaded` shares a step between threads: for short steps that gains little, and on a busy
     machine threads that wait for each other cost ten times as much.
+
+    A subclass may train in another `style`: `from_deployed`, parity models start from weights of
+    the deployed model where layers are alike; `decoded`, the loss of parity models compares decoded
+    predictions, else parity outputs.
     """
 
     epochs: int
@@ -41,6 +53,39 @@ class Effort:
     weight_decay: float
     mirror: bool
     threaded: bool
+    style: ClassVar[str] = "distilled"
+    from_deployed: ClassVar[bool] = True
+    decoded: ClassVar[bool] = True
+
+    @property
+    def options(self) -> dict[str, str | int | float | bool]:
+        """The settings that determine a run's result, by name."""
+        names = ("batch", "learning_rate", "weight_decay", "mirror", "style")
+        return {name: getattr(self, name) for name in names}
+
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of `weights`."""
+        return torch.optim.AdamW(weights, weight_decay=self.weight_decay, fused=True)
+
+    def rate_at(self, spent: float) -> float:
+        """Return the learning rate when `spent` (0 to 1) of the budget is used up.
+
+        It warms up, then goes down along half a cosine (one-cycle: Smith, Topin, 2018). Both follow
+        the share of the budget, so that a run limited in time anneals completely whatever the
+        machine's speed.
+        """
+        if spent < WARM_UP:
+            return self.learning_rate * (0.04 + 0.96 * spent / WARM_UP)
+        through = (spent - WARM_UP) / (1 - WARM_UP)
+        return self.learning_rate * 0.5 * (1 + cos(pi * through))
+
+    def steps_per_epoch(self, items: int) -> int:
+        """Return the number of batches of an epoch over `items`; small data gets small batches."""
+        return min(items, max(LEAST_STEPS_PER_EPOCH, ceil(items / self.batch)))
+
+    def usual_epochs(self, steps_per_epoch: int) -> int:
+        """Return how many epochs to train for by default."""
+        return max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch))
 
 
 class Network(ABC):
