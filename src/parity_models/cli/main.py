@@ -7,7 +7,6 @@ is imported when the subcommand is used, so that `parm serve` needs nothing that
 
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -20,9 +19,6 @@ from typer.core import TyperCommand, TyperGroup
 from parity_models import __version__
 from parity_models.cli.flags import command_of, source_of
 from parity_models.errors import OptionError, ParityModelsError, UserError, missing
-
-STARTED = time.monotonic()
-"""The start of the process, before the imports of a subcommand, which may take seconds."""
 
 COMMANDS = {
     "Protect a model": {

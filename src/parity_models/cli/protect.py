@@ -4,7 +4,6 @@ from typing import Annotated
 
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Only
-from parity_models.cli.main import STARTED
 from parity_models.cli.training import Inputs, Model, Out
 from parity_models.protection.protect import SearchOptions
 from parity_models.protection.protect import protect as protect_model
@@ -44,8 +43,6 @@ def protect(
     ends the search early and writes the best so far; --resume continues.
     """
     with progress_bars() as bars:
-        found = protect_model(
-            model, inputs, out=out, callbacks=bars, began=STARTED, options=options
-        )
+        found = protect_model(model, inputs, out=out, callbacks=bars, options=options)
     found.show()
     write_json(json, found.report)

@@ -238,7 +238,6 @@ def protect(
     out: Path | str,
     allow_code: Collection[str] = (),
     callbacks: Callbacks | None = None,
-    began: float | None = None,
     options: SearchOptions | None = None,
     **given: Any,
 ) -> Protected:
@@ -255,7 +254,6 @@ def protect(
         out: The folder of the bundle to write.
         allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the search goes on.
-        began: The time (of time.monotonic) from which the minutes count, by default now.
         options: All of SearchOptions at once, in place of some by name.
         **given: Fields of SearchOptions: minutes, agreement, extra_work, queries, load; in seconds
             where they are times.
@@ -274,7 +272,7 @@ def protect(
             nearest, if no stand-in reaches it; nothing is written then.
     """
     chosen = gather(SearchOptions, options, given)
-    end = (time.monotonic() if began is None else began) + 60 * chosen.minutes
+    end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
     with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
@@ -287,7 +285,18 @@ def protect(
         prepared = prepare(teacher, queries, chosen, said)
         folder = out.with_name(f"{out.name}.protect")
         search = Search(prepared.lesson, folder, prepared.options, said)
-        found = _search(prepared, search, chosen, end)
+        test = prepared.queries.test
+        assert test is not None
+        if chosen.resume:
+            search.resume()
+        else:
+            sizes = commonest(test, teacher.signature)
+            search.begin(propose(teacher, prepared.lesson.queried, sizes))
+        total = 60 * chosen.minutes
+        # Hardly a finalist is slower than the model.
+        running = (FINALISTS + 1) * prepared.row_seconds * 2 * len(test)
+        finishing = min(FINISHING + running, MOST_FINISHING * total)
+        found = search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
         finished = _finish(prepared, found, out, chosen)
         if not found.interrupted:
             search.clear()
@@ -385,22 +394,6 @@ def _affordable(
             drawn = np.random.default_rng(0).permutation(len(rows))[:limit]
             some[name] = rows[np.sort(drawn)]
     return replace(queries, **some)
-
-
-def _search(prepared: Prepared, search: Search, options: SearchOptions, end: float) -> Found:
-    """Search for as long as leaves enough time until `end` for what comes after it."""
-    queries, teacher = prepared.queries, prepared.lesson.teacher
-    assert queries.test is not None
-    if options.resume:
-        search.resume()
-    else:
-        sizes = commonest(queries.test, teacher.signature)
-        search.begin(propose(teacher, prepared.lesson.queried, sizes))
-    # Hardly a finalist is slower than the model.
-    running = (FINALISTS + 1) * prepared.row_seconds * 2 * len(queries.test)
-    total = 60 * options.minutes
-    finishing = min(FINISHING + running, MOST_FINISHING * total)
-    return search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
 
 
 def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions) -> Protected:
