@@ -1,7 +1,6 @@
 """Slowness and failures are decided by a plan alone, which is read from files or refused."""
 
 import json
-import pickle
 import re
 from itertools import islice
 from pathlib import Path
@@ -377,15 +376,6 @@ def test_as_many_transfers_run_at_all_times_as_the_plan_says_and_move_about() ->
         assert sum(active) == 2 * SHUFFLES.transfers
         seen |= {worker for worker in range(18) if active[worker]}
     assert len(seen) == 18
-
-
-def test_of_transfers_between_other_workers_nothing_is_remembered() -> None:
-    everyone, alone = Transfers(SHUFFLES, seed=1), Transfers(SHUFFLES, seed=1, only=5)
-    sizes = []
-    for tenth in range(1000):
-        assert alone.active(5, tenth / 10) == everyone.active(5, tenth / 10)
-        sizes.append(len(pickle.dumps(alone)))
-    assert sizes[999] < sizes[100] + 500
 
 
 def test_a_unit_is_delayed_for_each_transfer_whether_the_course_is_shared_or_not() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+import scheduling_world
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -32,10 +33,8 @@ EVERY = 10.0
 
 
 def world_of(policy: Policy, instances: int = 2, every: float = EVERY) -> World:
-    world = World(Scheduler(policy, SchedulerConfig(compare_every=every)), code())
-    for number, roles in enumerate(policy.roles(instances, 0)):
-        world.join(f"{number}", roles)
-    return world
+    names = map(str, range(instances))
+    return scheduling_world.world_of(names, policy, code=code(), compare_every=every)
 
 
 def adaptive(*, parity: bool = False, backup: bool = False) -> Policy:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.scheduling import DEPLOYED, NoRedundancy, Scheduler
+from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
@@ -20,18 +20,11 @@ from parity_models_lab.latency.competitors import (
     ProbePool,
 )
 from policies import EVERY_RULE
-from scheduling_world import ORIGINALS, World
-
-
-def world_of(rule: type[Dispatch], instances: int) -> World:
-    world = World(Scheduler(NoRedundancy(), dispatch=rule()))
-    for number in range(instances):
-        world.join(f"{number}", ORIGINALS)
-    return world
+from scheduling_world import ORIGINALS, World, world_of
 
 
 def test_what_waits_at_an_instance_that_leaves_is_moved() -> None:
-    world = world_of(PowerOfTwoChoices, 2)
+    world = world_of("01", dispatch=PowerOfTwoChoices())
     world.arrive(4)
     world.finish("0")
     world.leave("1")
@@ -97,7 +90,7 @@ def served_in_turn(world: World, queries: int, slow: str) -> Counter[str]:
 def test_rules_that_know_latencies_avoid_the_recently_slow(
     rule: type[Dispatch], most: float
 ) -> None:
-    world = world_of(rule, 8)
+    world = world_of("01234567", dispatch=rule())
     served_in_turn(world, 100, slow="3")
     later = served_in_turn(world, 400, slow="3")
     assert later["3"] <= most

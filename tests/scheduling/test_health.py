@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 
 from parity_models.scheduling import (
-    NoRedundancy,
     Reason,
     RecycleReason,
     Run,
-    Scheduler,
-    SchedulerConfig,
 )
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.health import State
 from policies import EVERY_RULE
-from scheduling_world import ORIGINALS, World, world_of
+from scheduling_world import World, world_of
 
 INSTANCES = 6
 SERVICE, FAILING_FAST = 0.01, 0.0005
@@ -64,10 +61,8 @@ def serve(
 
 
 def pool(rule: type[Dispatch], bad: int = 1, **config: Any) -> World:
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config), rule()))
-    for i in range(INSTANCES):
-        world.join(f"bad{i}" if i < bad else f"{i}", ORIGINALS)
-    return world
+    names = [f"bad{i}" if i < bad else f"{i}" for i in range(INSTANCES)]
+    return world_of(names, dispatch=rule(), **config)
 
 
 def serve_round(world: World, queries: int) -> None:

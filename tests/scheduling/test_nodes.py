@@ -22,10 +22,8 @@ from parity_models.scheduling.dispatch import (
     LatencyAware,
     SingleQueue,
 )
-from parity_models.scheduling.policies import Replication
-from parity_models_lab.latency.competitors import PowerOfTwoChoices
 from policies import every_policy
-from scheduling_world import BOTH, World, code, world_of
+from scheduling_world import BOTH, World, code
 
 
 @dataclass
@@ -177,17 +175,3 @@ def test_queries_that_all_run_on_one_node_leave_one_open_group_behind() -> None:
         world.finish(min(world.running))
     assert len(world.answers) == 22
     assert len(world.inputs) <= 1
-
-
-def test_a_rule_that_places_on_arrival_places_no_copy_beside_its_original() -> None:
-    policy = Replication(Replication.Options(copies=2))
-    world = world_of(("a", "b", "c"), policy, dispatch=PowerOfTwoChoices())
-    world.arrive(30)
-    runs: dict[int, list[str]] = {}
-    while world.running:
-        instance = min(world.running)
-        for query in world.running[instance].subjects:
-            runs.setdefault(query, []).append(instance)
-        world.fail(instance)
-    assert len(runs) == 30
-    assert all(len(set(each[:2])) == 2 for each in runs.values())

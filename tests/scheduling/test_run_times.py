@@ -1,7 +1,5 @@
 """Run times are estimated from all units, those cut short included."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,19 +52,6 @@ def test_what_is_left_of_units_is_their_mean_beyond_an_age(times: list[float], a
     assert left == pytest.approx(sum(time - since for time in beyond) / len(running))
     weighted = sum((time**2 - since**2) / 2 for time in beyond) / len(running)
     assert moment == pytest.approx(weighted)
-
-
-@given(st.lists(st.tuples(st.floats(0.1, 10), st.booleans()), min_size=1))
-def test_few_ages_are_told_apart_and_each_is_reached_by_fewer(
-    units: list[tuple[float, bool]],
-) -> None:
-    known = run_times(*units)
-    ages = list(known.ages())
-    assert len(ages) <= 26
-    assert all(0 <= share < 1 for _, share in ages)
-    for (earlier, more), (later, fewer) in pairwise(ages):
-        assert earlier < later
-        assert fewer < more
 
 
 def test_that_units_are_slow_is_not_forgotten_where_the_slow_ones_are_cut_short() -> None:

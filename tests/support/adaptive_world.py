@@ -1,7 +1,8 @@
 """Worlds under the adaptive policy, which knows how long units take."""
 
+import scheduling_world
 from estimates import run_times
-from parity_models.scheduling import BACKUP, Scheduler, parity_role
+from parity_models.scheduling import BACKUP, parity_role
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Adaptive, StandIns
 from scheduling_world import World, code
@@ -21,10 +22,8 @@ def world_of(
 ) -> World:
     """Idle instances, and a policy that has seen these units: how long they ran, to their end?"""
     policy = Adaptive(stand_ins, run_times=run_times(*units))
-    world = World(Scheduler(policy, dispatch=dispatch), code())
-    for instance in range(instances):
-        world.join(f"{instance}", policy.roles(1, 0)[0])
-    return world
+    names = map(str, range(instances))
+    return scheduling_world.world_of(names, policy, code=code(), dispatch=dispatch)
 
 
 def runs(world: World) -> list[str]:

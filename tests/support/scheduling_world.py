@@ -324,14 +324,15 @@ def world_of(
     instances: Iterable[str],
     policy: Policy | None = None,
     *,
-    roles: frozenset[str] = ORIGINALS,
     code: Code | None = None,
     dispatch: Dispatch | None = None,
     **config: Any,
 ) -> World:
-    """A world with these instances; `config` is the scheduler's."""
-    scheduler = Scheduler(policy or NoRedundancy(), SchedulerConfig(**config), dispatch)
+    """A world with these instances, in the roles that the policy gives them; `config` is the
+    scheduler's."""
+    policy, names = policy or NoRedundancy(), list(instances)
+    scheduler = Scheduler(policy, SchedulerConfig(**config), dispatch)
     world = World(scheduler, code, config.get("max_batch", 1))
-    for instance in instances:
+    for instance, roles in zip(names, policy.roles(len(names), 0), strict=True):
         world.join(instance, roles)
     return world

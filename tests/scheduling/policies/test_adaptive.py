@@ -2,6 +2,7 @@
 
 import pytest
 
+import scheduling_world
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs, world_of
 from estimates import run_times
 from parity_models.scheduling import (
@@ -13,10 +14,10 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
+from parity_models.scheduling.policies import Adaptive, Hedging, Policy
 from parity_models.scheduling.work import Task, Unit
 from policy_port import port_at
-from scheduling_world import World, code
+from scheduling_world import code
 
 
 def test_nothing_is_sent_while_nothing_is_late() -> None:
@@ -25,21 +26,6 @@ def test_nothing_is_sent_while_nothing_is_late() -> None:
     world.pass_time(0.99)
     assert runs(world) == [DEPLOYED] * 4
     assert not any(isinstance(action, Encode) for action in world.log)
-
-
-@pytest.mark.parametrize(("stand_ins", "sent"), [(BACKUPS, BACKUP), (CODE, DEPLOYED)])
-def test_before_run_times_are_known_what_has_used_half_of_its_time_is_late(
-    stand_ins: StandIns, sent: str
-) -> None:
-    world = world_of(stand_ins=stand_ins, units=[])
-    world.arrive(1)
-    deadline = SchedulerConfig().deadline
-    world.pass_time(deadline * 0.49)
-    assert runs(world) == [DEPLOYED]
-    world.pass_time(deadline * 0.02)
-    assert runs(world) == [DEPLOYED, sent]
-    world.finish(max(world.running))
-    assert len(world.answers) == 1
 
 
 def test_before_run_times_are_known_each_thing_is_sent_once_the_cheapest_first() -> None:
@@ -106,9 +92,7 @@ def test_a_lone_late_query_is_padded_where_its_parity_query_is_faster_than_a_cop
 
 def test_a_lone_late_query_is_copied_where_parity_takes_as_long() -> None:
     policy = Adaptive(CODE, run_times=run_times(*SOME_SLOW))
-    world = World(Scheduler(policy), code())
-    for instance in "abc":
-        world.join(instance, policy.roles(1, 0)[0])
+    world = scheduling_world.world_of("abc", policy, code=code())
     answer_some(world)
     world.pass_time(1.0)
     port = port_at(world.now, policy)
@@ -176,16 +160,6 @@ def test_what_shared_a_parity_query_with_a_suspect_is_asked_for_otherwise() -> N
     assert [run.subjects for run in world.running.values()].count((late,)) == 2
 
 
-def test_parity_queries_are_filled_up_with_the_latest_queries() -> None:
-    world = world_of(stand_ins=CODE)
-    answer_some(world)
-    answer_some(world)
-    (late,) = world.arrive(1)
-    world.pass_time(1.1)
-    (encode,) = [action for action in world.log if isinstance(action, Encode)]
-    assert encode.members in ((late, 6), (late, 7))
-
-
 def test_what_is_asked_and_is_late_itself_is_asked_again_elsewhere_but_not_for_ever() -> None:
     world = world_of(stand_ins=BACKUPS)
     world.arrive(1)
@@ -208,19 +182,6 @@ def test_what_is_sent_for_a_late_query_goes_before_queries_that_wait() -> None:
     world.finish(instance)
     assert world.running[instance].role == BACKUP
     assert world.running[instance].subjects == (late,)
-
-
-def test_a_query_that_waits_for_a_short_time_is_not_asked_for() -> None:
-    world = world_of(1, stand_ins=BACKUPS)
-    world.arrive(2)
-    world.pass_time(0.4)
-    world.finish("0")
-    for instance in range(1, 9):
-        world.join(f"{instance}", frozenset({DEPLOYED, BACKUP}))
-    world.pass_time(0.9)
-    assert runs(world) == [DEPLOYED]
-    world.pass_time(0.2)
-    assert runs(world) == [DEPLOYED, BACKUP]
 
 
 def test_a_unit_that_hangs_is_late_though_none_ever_was() -> None:

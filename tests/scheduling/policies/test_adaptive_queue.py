@@ -3,9 +3,7 @@
 import pytest
 
 from adaptive_world import BACKUPS, CODE, answer_some, runs, world_of
-from estimates import run_times
-from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, Source
-from parity_models.scheduling.policies import Adaptive
+from parity_models.scheduling import BACKUP, DEPLOYED, Source
 from scheduling_world import World
 
 WAITED = 0.6
@@ -67,7 +65,5 @@ def test_parity_models_take_no_query_s_place() -> None:
 
 
 def test_nothing_is_replaced_before_run_times_are_known() -> None:
-    world = World(Scheduler(Adaptive(BACKUPS, run_times=run_times())))
-    world.join("0", frozenset({DEPLOYED, BACKUP}))
-    waiting(world)
+    world = waiting(world_of(1, BACKUPS, units=[]))
     assert world.queued(DEPLOYED) == 1

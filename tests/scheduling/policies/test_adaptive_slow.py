@@ -4,11 +4,11 @@ import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs
 from estimates import run_times
-from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, Source
+from parity_models.scheduling import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Task, Unit
 from policy_port import port_at
-from scheduling_world import World, code
+from scheduling_world import World, code, world_of
 
 
 def ran(world: World, policy: Adaptive, seconds: float, *instances: str) -> None:
@@ -23,9 +23,7 @@ def ran(world: World, policy: Adaptive, seconds: float, *instances: str) -> None
 def slow_world(stand_ins: StandIns = BACKUPS) -> tuple[World, Adaptive]:
     """Instances a to h; a to d, which take first, have been late."""
     policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW))
-    world = World(Scheduler(policy), code())
-    for instance in "abcdefgh":
-        world.join(instance, policy.roles(1, 0)[0])
+    world = world_of("abcdefgh", policy, code=code())
     world.pass_time(10.0)
     ran(world, policy, 9.0, *"abcd")
     return world, policy
@@ -84,9 +82,7 @@ def test_what_is_sent_waits_for_an_instance_that_is_not_slow(
     stand_ins: StandIns, sent: str
 ) -> None:
     policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW))
-    world = World(Scheduler(policy), code())
-    for instance in ("fast", "busy"):
-        world.join(instance, policy.roles(1, 0)[0])
+    world = world_of(("fast", "busy"), policy, code=code())
     answer_some(world)
     world.arrive(2, exact=True)
     for instance in "ab":

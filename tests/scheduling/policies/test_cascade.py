@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from parity_models.errors import UserError
-from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, SchedulerConfig, Source
+from parity_models.scheduling import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Cascade, StandIns
-from scheduling_world import ORIGINALS, World, code
+from scheduling_world import ORIGINALS, World, code, world_of
 
 TWO = (BACKUP, "backup-2")
 
@@ -16,10 +16,7 @@ TWO = (BACKUP, "backup-2")
 def cascade(*backups: str, instances: int = 2, compare_every: float = 0.0, **options: Any) -> World:
     """Instances that all run the model and the backups."""
     policy = Cascade(backups or (BACKUP,), Cascade.Options(**options))
-    world = World(Scheduler(policy, SchedulerConfig(compare_every=compare_every)))
-    for number, roles in enumerate(policy.roles(instances, 0)):
-        world.join(f"{number}", roles)
-    return world
+    return world_of(map(str, range(instances)), policy, compare_every=compare_every)
 
 
 def runs(world: World) -> list[str]:

@@ -2,24 +2,19 @@
 
 from typing import Any
 
-from parity_models.scheduling import BACKUP, DEPLOYED, Run, Scheduler, Source
+from parity_models.scheduling import BACKUP, DEPLOYED, Run, Source
 from parity_models.scheduling.policies import ApproximateBackup, Hedging, Replication
 from parity_models_lab.latency.competitors import PowerOfTwoChoices, Tied
-from scheduling_world import ORIGINALS, World
+from scheduling_world import ORIGINALS, World, world_of
 
 
 def tied(**options: Any) -> World:
     """Two instances, each with a queue, whose originals are placed by turns."""
-    world = World(Scheduler(Tied(Tied.Options(**options)), dispatch=PowerOfTwoChoices()))
-    for instance in ("a", "b"):
-        world.join(instance, ORIGINALS)
-    return world
+    return world_of("ab", Tied(Tied.Options(**options)), dispatch=PowerOfTwoChoices())
 
 
 def test_replication_runs_a_query_twice_and_answers_once() -> None:
-    world = World(Scheduler(Replication(Replication.Options(copies=2))))
-    for instance in ("a", "b"):
-        world.join(instance, ORIGINALS)
+    world = world_of("ab", Replication(Replication.Options(copies=2)))
     world.arrive(1)
     assert world.running["a"].subjects == world.running["b"].subjects == (0,)
     world.finish("b")
@@ -39,21 +34,6 @@ def test_tied_copies_wait_at_two_instances_and_the_first_to_start_cancels_the_ot
     assert "a" not in world.running
 
 
-def test_tied_queries_run_once_where_instances_are_idle() -> None:
-    world = tied()
-    world.arrive(1)
-    assert len(world.running) == 1
-    assert not any(world.scheduler.queue_depths().values())
-
-
-def test_tied_copies_wait_their_turn() -> None:
-    world = tied()
-    world.arrive(4)
-    for query in (2, 3):
-        world.finish("a")
-        assert world.running["a"].subjects == (query,)
-
-
 def test_a_tied_query_is_queued_once_more_only_if_it_waits_after_the_delay() -> None:
     world = tied(tied_delay=1.0)
     world.arrive(3)
@@ -63,20 +43,8 @@ def test_a_tied_query_is_queued_once_more_only_if_it_waits_after_the_delay() -> 
     assert sum(isinstance(action, Run) for action in world.log) == 2
 
 
-def test_hedging_copies_a_query_that_takes_long() -> None:
-    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0))))
-    for instance in ("a", "b"):
-        world.join(instance, ORIGINALS)
-    world.arrive(1)
-    world.pass_time(0.9)
-    assert "b" not in world.running
-    world.pass_time(0.2)
-    assert world.running["b"].subjects == (0,)
-
-
 def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
-    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0))))
-    world.join("busy", ORIGINALS)
+    world = world_of(("busy",), Hedging(Hedging.Options(hedge_delay=1.0)))
     world.arrive(2)
     world.abandon(0)
     world.pass_time(1.5)
@@ -88,8 +56,7 @@ def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
 
 
 def test_hedging_learns_its_delay() -> None:
-    world = World(Scheduler(Hedging(Hedging.Options(hedge_quantile=0.95))))
-    world.join("a", ORIGINALS)
+    world = world_of(("a",), Hedging(Hedging.Options(hedge_quantile=0.95)))
     for _ in range(50):
         world.arrive(1)
         world.pass_time(0.5)
@@ -104,9 +71,7 @@ def test_hedging_learns_its_delay() -> None:
 
 def test_copies_that_the_budget_forbids_are_counted() -> None:
     policy = Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=0.01))
-    world = World(Scheduler(policy))
-    for number in range(30):
-        world.join(f"{number}", ORIGINALS)
+    world = world_of(map(str, range(30)), policy)
     world.arrive(15)
     world.pass_time(0.2)
     assert len(world.running) == 15 + 10
@@ -114,8 +79,7 @@ def test_copies_that_the_budget_forbids_are_counted() -> None:
 
 
 def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none() -> None:
-    world = World(Scheduler(ApproximateBackup()))
-    world.join("a", ORIGINALS)
+    world = world_of(("a",), ApproximateBackup())
     world.join("cheap", frozenset({BACKUP}))
     world.arrive(1)
     world.finish("cheap")

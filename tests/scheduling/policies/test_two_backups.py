@@ -1,18 +1,16 @@
 """Of several backups, the one is asked that is worth most; and if that is refused, a better one."""
 
-import numpy as np
 import pytest
 
 from estimates import run_times
 from parity_models.arrivals import poisson_arrivals
-from parity_models.emulation import FaultPlan
 from parity_models.protection.scene import Scene, Service, standard_contention
-from parity_models.scheduling import BACKUPS, DEPLOYED, Scheduler, Source
+from parity_models.scheduling import BACKUPS, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Query, Task, Unit
 from policy_port import port_at
-from scheduling_world import World, code
+from scheduling_world import World, code, world_of
 
 FAST, BETTER = BACKUPS[:2]
 TWO = StandIns(backups=(FAST, BETTER))
@@ -25,9 +23,7 @@ def world_with(instances: int = 6, refused: int = 0) -> World:
     policy = Adaptive(TWO, run_times=run_times(*SOME_SLOW))
     original = Task(DEPLOYED, 0, "image")
     query = Query(0, "image", 0.0, 9.0, original, [original])
-    world = World(Scheduler(policy), code())
-    for instance in range(instances):
-        world.join(f"{instance}", policy.roles(1, 0)[0])
+    world = world_of(map(str, range(instances)), policy, code=code())
     port = port_at(1.0, policy, world.roles)
     for role, seconds in ((FAST, 0.1), (BETTER, 0.2)):
         for _ in range(20):
@@ -111,13 +107,3 @@ def test_two_are_about_as_good_as_the_better_of_them_or_better() -> None:
     assert both.units["backup"] > 0
     assert both.units["backup-2"] > 0
     assert both.p99_ms < 1.15 * min(found[("fast",)].p99_ms, found[("better",)].p99_ms)
-
-
-def test_a_plan_of_faults_may_say_of_each_which_queries_it_may_answer() -> None:
-    plan = FaultPlan(coverages={"backup": 0.6, "backup-2": 0.9})
-    refused = np.array(
-        [[plan.refuses(query, source) for source in (FAST, BETTER)] for query in range(2000)]
-    )
-    assert refused[:, 0].mean() == pytest.approx(0.4, abs=0.04)
-    assert refused[:, 1].mean() == pytest.approx(0.1, abs=0.03)
-    assert not (refused[:, 1] & ~refused[:, 0]).any()  # what is hard for one is hard for the other
