@@ -118,7 +118,8 @@ def test_metrics_have_a_port_of_their_own(server: ServerProcess, client: httpx.C
     assert httpx.get(f"{base}/v2/health/ready").is_success
     assert httpx.get(f"{base}/v2").status_code == 404
     assert httpx.post(f"{base}/v2/models/model/infer", content=b"{}").status_code == 404
-    assert client.get("/metrics", headers=bearing(TOKEN)).status_code == 404
+    for nowhere in ("/metrics", "/ui/"):
+        assert client.get(nowhere, headers=bearing(TOKEN)).status_code == 404
 
 
 def test_files_that_change_are_read_again(

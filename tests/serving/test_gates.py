@@ -231,39 +231,10 @@ async def sources(frontend: Frontend, engine: Puppet, tenant: str | None = None)
     return list((await request).sources)
 
 
-async def test_a_gate_closes_when_answers_disagree_and_opens_when_they_agree_again(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.WARNING)
-    gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
-    parity = Parity(CODE, DEDICATED)
-    async with serving(parity, 2, 1, gate=gate, compare_one_in=1) as (frontend, engine):
-
-        def is_open() -> float:
-            return metric(frontend, "parm_gate_open", source="reconstruction")
-
-        assert is_open() == 1
-        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
-        for _ in range(40):
-            if is_open():
-                await compared(frontend, engine, wrong=True)
-        assert not is_open()
-        assert "answers nobody until it does again" in caplog.text
-        assert frontend.ready
-        assert await sources(frontend, engine) == [Source.MODEL] * 2
-        refused = "parm_stand_in_answers_refused_total"
-        assert metric(frontend, refused, source="reconstruction", reason="closed") == 1
-        for _ in range(100):
-            if not is_open():
-                await compared(frontend, engine, wrong=False)
-        assert is_open()
-        assert "answers again" in caplog.text
-        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
-
-
-async def test_a_gate_that_was_closed_stays_closed_for_the_next_server_of_the_bundle(
+async def test_a_gate_closes_when_answers_disagree_also_for_the_next_server_until_they_agree_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)
     gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
 
     def kept(digest: str = "a", path: Path = tmp_path) -> ClosedGates:
@@ -273,20 +244,30 @@ async def test_a_gate_that_was_closed_stays_closed_for_the_next_server_of_the_bu
         parity = Parity(CODE, DEDICATED)
         return serving(parity, 2, 1, gate=gate, compare_one_in=1, closed_gates=closed)
 
-    closed = kept()
-    async with served(closed) as (frontend, engine):
+    def is_open(frontend: Frontend) -> float:
+        return metric(frontend, "parm_gate_open", source="reconstruction")
+
+    async with served(kept()) as (frontend, engine):
+        assert is_open(frontend)
+        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
         for _ in range(40):
-            if not closed.sources:
+            if is_open(frontend):
                 await compared(frontend, engine, wrong=True)
+        assert not is_open(frontend)
+        assert "answers nobody until it does again" in caplog.text
+        assert frontend.ready
+        assert await sources(frontend, engine) == [Source.MODEL] * 2
+        refused = "parm_stand_in_answers_refused_total"
+        assert metric(frontend, refused, source="reconstruction", reason="closed") == 1
     assert kept().sources == {Source.RECONSTRUCTION}
     assert kept("of another calibration").sources == set()
-    closed = kept()
-    async with served(closed) as (frontend, engine):
-        assert metric(frontend, "parm_gate_open", source="reconstruction") == 0
+    async with served(kept()) as (frontend, engine):
+        assert not is_open(frontend)
         assert await sources(frontend, engine) == [Source.MODEL] * 2
         for _ in range(100):
-            if closed.sources:
+            if not is_open(frontend):
                 await compared(frontend, engine, wrong=False)
+        assert "answers again" in caplog.text
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
     assert kept().sources == set()
     kept(path=tmp_path / "nowhere").turned(Source.BACKUP, is_open=False)

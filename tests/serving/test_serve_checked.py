@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 
+from grpc_served import method
 from onnx_models import linear_model
 from parity_models import __version__
 from parity_models.codes import CodeSpec
@@ -19,10 +21,12 @@ from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle,
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of, model_files
+from parity_models.serving.grpc.inference_pb2 import ModelMetadataRequest
 from parity_models.serving.server import ServeOptions, Server
 
 pytestmark = pytest.mark.slow
 
+METADATA = "/inference.GRPCInferenceService/ModelMetadata"
 PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0, share_groups=True)
 
 
@@ -104,6 +108,7 @@ async def test_a_worker_that_runs_another_model_is_replaced_and_named(
         policy=PolicyChoice(policy),
         instances=2,
         port=0,
+        grpc_port=0,
         faults=FaultPlan(lies=(Lie(0, str(lie)),)),
     )
     async with Server(bundle, options) as server:
@@ -119,8 +124,16 @@ async def test_a_worker_that_runs_another_model_is_replaced_and_named(
             lie.unlink()
             assert list(server.deployment.frontend.quarantined) == ["0"]
             async with httpx.AsyncClient(base_url=server.url) as client:
-                about = (await client.get(f"/v2/models/{server.deployment.model.name}")).json()
+                about = (await client.get("/v2/models/model")).json()
             assert about["quarantined_instances"] == ["0"]
+            assert server.grpc_url is not None
+            async with grpc.aio.insecure_channel(
+                server.grpc_url.removeprefix("grpc://")
+            ) as channel:
+                asked = ModelMetadataRequest(name="model").SerializeToString()
+                call = method(channel, METADATA)(asked)
+                said = dict(await call.trailing_metadata() or ())
+            assert said["quarantined-instances"] == "0"
             while not any(each.startswith("0.") for each in server.deployment.engine.running()):
                 await asyncio.sleep(0.01)
             for _ in range(300):

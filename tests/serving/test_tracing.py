@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 import httpx
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +21,6 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans
-from repositories import write_version
 from served import INPUTS, OUTPUTS, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -83,30 +81,6 @@ async def test_a_request_s_spans_are_beneath_the_client_s(tmp_path: Path) -> Non
     if "stand-in" in within:  # it is there if there was an instance for it in time
         assert within["encode"]
         assert {span.attributes["parm.role"] for span in within["stand-in"]} == {"parity-0"}
-
-
-async def test_spans_of_a_repository_name_the_version(tmp_path: Path) -> None:
-    spans = Spans()
-    for version in ("1", "2"):
-        write_version(tmp_path / "models", "digits", version)
-    write_version(tmp_path / "models", "prices", "7")
-    options = ServeOptions(policy=PolicyChoice("none"), instances=1, port=0)
-    server = Server(tmp_path / "models", options, traces=spans.provider)
-    data = np.ones((1, 8)).tolist()
-    tensor = {"name": "input", "shape": [1, 8], "datatype": "FP32", "data": data}
-    async with server, httpx.AsyncClient(base_url=server.url) as client:
-        await server.models.load("digits", {"version": "1"})
-        for name in ("digits", "prices"):
-            answer = await client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
-            assert answer.is_success, answer.text
-    found = spans.ended()
-    runs = {}
-    for request in found["infer"]:
-        within = beneath(found, request)
-        runs[of_version(request)] = {of_version(run) for run in within["run"]}
-        assert len(within["queue"]) == len(within["run"])
-    one, seven = ("digits", "1"), ("prices", "7")
-    assert runs == {one: {one}, seven: {seven}}
 
 
 def of_version(span: Any) -> tuple[str, str]:

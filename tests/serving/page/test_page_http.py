@@ -94,11 +94,6 @@ def test_a_server_that_stops_ends_the_events_and_waits_for_no_watcher(bundle: st
         assert server.wait() == 0
 
 
-def test_without_being_asked_for_there_is_no_page(bundle: str) -> None:
-    with ServerProcess(bundle, "--policy", "none", "--instances", "1") as server:
-        assert httpx.get(f"{server.url}/ui/").status_code == 404
-
-
 def test_a_repository_s_page_follows_a_model_s_version(tmp_path: Path) -> None:
     write_version(tmp_path / "models", "first", "1")
     write_version(tmp_path / "models", "second", "3", times=3)

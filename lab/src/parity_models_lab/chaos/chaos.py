@@ -16,6 +16,7 @@ from parity_models.serving.client import Client
 from parity_models_lab.chaos import health
 from parity_models_lab.chaos.events import FLIPS, LIES, PHASE, Events, Phase, draw_course
 from parity_models_lab.chaos.known_model import (
+    SLOW,
     flipped,
     other_weights,
     sly,
@@ -100,7 +101,7 @@ async def run_chaos(
     if quick:
         events, minutes = events or QUICK, min(minutes, 0.2)
     course = draw_course(seed, minutes * 60, events, QUICK_PHASE if quick else PHASE, engine)
-    model = write_known_model(folder, seed)
+    model = write_known_model(folder, seed, 1 if quick else SLOW)
     rng = Random(f"{seed}/events")
     lies = {f"flip-{each}": flipped(model, rng) for each in range(FLIPS)}
     server = TestedServer(

@@ -1,7 +1,7 @@
 """A bundle whose answers are known, and the models that a lying instance runs in its place.
 
 The model is linear: under sum + subtraction it is its own exact parity model, so that the right
-answer to every query is known, whatever its source. Long queries take a hundred times as long.
+answer to every query is known, whatever its source. Long queries may take a hundred times as long.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from parity_models.training.envelope import fit_envelope
 INPUTS, OUTPUTS = 32, 64
 LONG = 49 * INPUTS
 """The length of a long input, whose parts of INPUTS values are added up."""
-MULTIPLICATIONS = 32
-"""Those of matrices of about LONG rows and columns that a long query takes; a short one, of one."""
+SLOW = 32
+"""Multiplications of matrices of about LONG rows and columns that take a second."""
 ROWS = 512
 """Different queries that are sent."""
 LEARNED = 2000
@@ -69,11 +69,12 @@ class KnownModel:
         return np.asarray((close | beyond).all(axis=1))
 
 
-def write_known_model(folder: Path, seed: int) -> KnownModel:
-    """Write the bundle into `folder`, which is made; weights and rows are drawn from `seed`."""
+def write_known_model(folder: Path, seed: int, products: int = 1) -> KnownModel:
+    """Write the bundle into `folder`, which is made; weights and rows are drawn from `seed`. A long
+    query takes so many `products` of matrices."""
     rng = np.random.default_rng(seed)
     weights, rows = _weights(rng), rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
-    return KnownModel(_write(folder / "bundle", weights, rng), weights, rows)
+    return KnownModel(_write(folder / "bundle", weights, rng, products), weights, rows)
 
 
 def write_other_bundle(folder: Path, seed: int) -> Path:
@@ -109,9 +110,9 @@ def _weights(rng: np.random.Generator) -> Floats:
     return np.asarray(rng.normal(size=(INPUTS, OUTPUTS)) / np.sqrt(INPUTS), np.float32)
 
 
-def _write(folder: Path, weights: Floats, rng: np.random.Generator) -> Path:
+def _write(folder: Path, weights: Floats, rng: np.random.Generator, products: int = 1) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    model = NewModel(_linear(weights), "linear", signature=SIGNATURE)
+    model = NewModel(_linear(weights, products), "linear", signature=SIGNATURE)
     # A code whose slots are not isolated needs an envelope of its inputs.
     inputs, held_out = rng.normal(size=(2, LEARNED, INPUTS)).astype(np.float32)
     return write_bundle(
@@ -126,7 +127,7 @@ def _write(folder: Path, weights: Floats, rng: np.random.Generator) -> Path:
     ).path
 
 
-def _linear(weights: Floats, *, sly: bool = False) -> bytes:
+def _linear(weights: Floats, products: int = 1, *, sly: bool = False) -> bytes:
     constants: dict[str, Any] = {
         "parts": [0, -1, INPUTS],
         "second": [1],
@@ -141,11 +142,8 @@ def _linear(weights: Floats, *, sly: bool = False) -> bytes:
         *(("Shape", "input", "shape"), ("Gather", "shape second", "length")),
         *(("Sub", "length short", "one"), ("Concat", "one one", "sides")),
         ("ConstantOfShape", "sides", "product0"),
-        *(
-            ("MatMul", f"product{each} product0", f"product{each + 1}")
-            for each in range(MULTIPLICATIONS)
-        ),
-        ("ReduceSum", f"product{MULTIPLICATIONS}", "nothing"),
+        *(("MatMul", f"product{each} product0", f"product{each + 1}") for each in range(products)),
+        ("ReduceSum", f"product{products}", "nothing"),
         ("Add", "linear nothing", "honest" if sly else "output"),
     ]
     if sly:
