@@ -7,15 +7,14 @@ shape are checked here.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.roles import Source
@@ -32,8 +31,9 @@ from parity_models.serving.protocol import (
 from parity_models.serving.refusals import Refused
 
 if TYPE_CHECKING:
-    from parity_models.serving.frontend import Result
+    from parity_models.serving.frontend import Frontend
     from parity_models.serving.repository import Repository
+    from parity_models.serving.stand_in_only import StandInOnly
 
 VERSION = "1"
 """The version of a bundle that is served on its own."""
@@ -288,31 +288,6 @@ class IndexEntry(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class Predictor(Protocol):
-    """Answers the queries of a version: a Frontend, or stand-ins alone."""
-
-    @property
-    def ready(self) -> bool:
-        """True if a query would be answered."""
-
-    @property
-    def quarantined(self) -> Collection[str]:
-        """The instances that answered a golden query wrongly, the latest last."""
-
-    def check_admission(self, rows: int, timeout: float | None = None) -> None:
-        """Raise the RequestError with which a request of so many rows would be refused now."""
-
-    async def infer(
-        self,
-        rows: NDArray[Any],
-        timeout: float | None = None,
-        *,
-        tenant: str | None = None,
-        exact: bool = False,
-    ) -> "Result":
-        """Answer a query per row of `rows` (n, *input shape), as Frontend.infer does."""
-
-
 class ServedVersion:
     """A version of a model that takes requests; by itself, the Models of a server of one bundle.
 
@@ -327,7 +302,7 @@ class ServedVersion:
     """The extensions of the protocol that the server speaks on account of its models."""
 
     def __init__(
-        self, frontend: Predictor, model: ServedModel, metrics: Metrics | None = None
+        self, frontend: "Frontend | StandInOnly", model: ServedModel, metrics: Metrics | None = None
     ) -> None:
         self.frontend = frontend
         self.model = model

@@ -38,10 +38,6 @@ class EngineChoice:
     def __post_init__(self) -> None:
         _ = self.settings
 
-    def __str__(self) -> str:
-        options = ",".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.name}@{options}" if options else self.name
-
     @property
     def kind(self) -> type[Engine]:
         """The engine's class."""

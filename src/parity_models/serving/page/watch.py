@@ -52,9 +52,6 @@ QUIET = 5.0
 VERIFYING = "golden query"
 """The role of an instance's unit while it is verified."""
 
-MAX_INSTANCES = 400
-"""Instances in a frame; of further ones it has the number."""
-
 STEP = 1.0
 """Seconds between two points of the charts."""
 
@@ -161,7 +158,6 @@ class Frame(Struct, frozen=True):
     policy: str
     ready: bool
     instances: tuple[InstanceView, ...]
-    further_instances: int
     latest: Point | None
     answered: Tail
     gates: tuple[GateView, ...]
@@ -409,7 +405,6 @@ class Watch(Observer):
         """Return the present state, and what is kept of the past."""
         self.tick()
         now, frontend = self._clock(), self._frontend
-        instances = self.views(now)
         scheduler = frontend.scheduler
         redundancy = f"redundant work: {_REDUNDANCY[scheduler.redundancy]}"
         if scheduler.redundancy is Redundancy.BOTTLENECK:
@@ -422,8 +417,7 @@ class Watch(Observer):
             model=self._model,
             policy=self._policy,
             ready=frontend.ready,
-            instances=tuple(instances[:MAX_INSTANCES]),
-            further_instances=max(0, len(instances) - MAX_INSTANCES),
+            instances=tuple(self.views(now)),
             latest=self._points[-1] if self._points else None,
             answered=self._latencies.tail(now),
             gates=self._gates(),

@@ -9,7 +9,7 @@ export class Instances {
   grids = new Map();
   cells = new Map();
 
-  show(instances, further) {
+  show(instances) {
     const there = new Set(instances.map((instance) => instance.name));
     for (const [name, cell] of this.cells) {
       if (!there.has(name)) {
@@ -20,7 +20,6 @@ export class Instances {
     for (const instance of instances) {
       fill(this.cells.get(instance.name) ?? this.add(instance), instance);
     }
-    this.element.dataset.more = further ? `and ${further} more` : "";
   }
 
   // A cell where its instance's name belongs, 2 before 10.

@@ -41,7 +41,7 @@ export class Server {
     const { asked = 0, queued = 0, busy = 0, failed = 0, answers = {} } = frame.latest ?? {};
     write(this.facts, `${rate(asked)} queries/s · ${queued} waiting · instances ` +
       `${percent(busy)} busy · ${rate(failed)} failed/s`);
-    this.instances.show(frame.instances, frame.further_instances);
+    this.instances.show(frame.instances);
     fill(this.tails, [["now", frame.answered.now], ["5 min", frame.answered.minutes]].map(
       ([when, tail]) => [when, ms(tail?.p50), ms(tail?.p99), ms(tail?.p999)]));
     this.showSources(answers);
