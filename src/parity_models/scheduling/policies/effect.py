@@ -11,7 +11,7 @@ queries a second where redundancy does harm, or after LARGEST queries of each ki
 if fewer helped queries than unhelped ones are late, by at least one standard error, or if no more
 than TOLERATED of the helped are late and the unhelped are not better off. Then the next test comes
 after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise nothing is
-sent, and the test is repeated after FIRST seconds, and after twice as long with each failure.
+sent, and the test is repeated after PAUSE seconds, and after twice as long with each failure.
 Where more than SWAMPED of the helped queries are late, and not fewer than of the others by two
 standard errors, the machine cannot keep up, and the test ends at once.
 
@@ -38,8 +38,9 @@ CLEAR = 3.0
 SWAMPED = 0.5
 """The share of late queries from which a test ends at once that does not show a benefit."""
 
-FIRST, LONGEST = 5.0, 600.0
-"""Seconds between tests: at first, and at most."""
+FIRST, PAUSE, LONGEST = 5.0, 1.0, 600.0
+"""Seconds between tests: at first while redundancy helps, at first where it is paused, at most. The
+first tests judge by few run times, so a first pause is short."""
 
 
 class Effect:
@@ -56,7 +57,7 @@ class Effect:
         self._limit, self._known_from = 0.0, inf
         self._counted = self._late = 0
         self._test_from = 0.0
-        self._interval = self._pause = FIRST
+        self._interval, self._pause = FIRST, PAUSE
         self._helped = True
         self._slice_until, self._slice_left = 0.0, 0
         self._kinds: dict[int, bool] = {}
@@ -133,7 +134,7 @@ class Effect:
         few = late <= TOLERATED * helped and better >= -error
         if better > error or few:
             self.state, self.acts_from = Redundancy.ON, inf
-            self._test_from, self._pause = now + self._interval, FIRST
+            self._test_from, self._pause = now + self._interval, PAUSE
             self._interval = min(LONGEST, 2 * self._interval)
         else:
             self.state, self.acts_from = Redundancy.PAUSED, now + self._pause
