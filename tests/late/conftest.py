@@ -1,5 +1,7 @@
 """Shared fixtures of the tests of Late."""
 
+from math import inf
+
 import pytest
 
 from parity_models.late import late as late_module
@@ -9,5 +11,5 @@ from parity_models.scheduling.front_door import FrontDoor
 @pytest.fixture
 def never_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is, neither the target nor the event loop seems overloaded."""
-    monkeypatch.setattr(late_module, "OVERLOADED", 1.0)
+    monkeypatch.setattr(late_module, "CONGESTED", inf)
     monkeypatch.setattr(FrontDoor, "waited", lambda *_: None)

@@ -154,9 +154,10 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
 
 @pytest.mark.parametrize(("threshold", "source", "made"), [(-1e9, "backup", 0), (1e9, "model", 1)])
 async def test_while_half_of_the_calls_wait_a_stand_in_is_asked_in_place_of_the_next(
-    tmp_path: Path, threshold: float, source: str, made: int
+    tmp_path: Path, threshold: float, source: str, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call is made if its gate refuses."""
+    monkeypatch.setattr(late_module, "CONGESTED", 4.0)
     slow, target = Target(), Target()
     async with Late(gated_bundle(tmp_path, threshold, 0.9), agreement=0.9, cpu=1) as late:
         await learned(late, target)

@@ -6,10 +6,9 @@ load. From the age at which a call is at risk, the more beneficial of a stand-in
 started, and later the other one. The first answer wins; the rest is cancelled.
 
 A copy costs the target as much as a call. So copies have a budget, and stop where calls that get
-one are not answered earlier, and while the target is slow for everybody: the median call waits for
-longer than it runs, or more calls are at risk at once than usual. A stand-in costs this process
-time, and has a budget of that. It costs the target nothing: while half of the calls in flight wait,
-it is asked in place of the call, which is made only if it refuses.
+one are not answered earlier. A stand-in costs this process time, and has a budget of that. While
+the target is slow for everybody, as half of the calls in flight wait, no copies are sent, and a
+stand-in is asked in place of each call, which is made only if it refuses.
 """
 
 import asyncio
@@ -62,15 +61,9 @@ COMPARED = 20
 MAX_COMPARED = 16
 """Calls that run on at a time, at most."""
 
-OVERLOADED = 0.5
-"""The share of the median call that is spent waiting, above which no copies are sent."""
-
 FEW, CONGESTED = 4, 4.0
-"""A stand-in is asked in place of a call while at least FEW are in flight, and half of them for
+"""The target is slow for everybody while at least FEW calls are in flight, and half of them for
 more than CONGESTED times as long as a call takes that waits in no queue."""
-
-RECENT = 0.002
-"""The weight of the newest call in the usual number of calls that are at risk at a time."""
 
 CALLERS = 64
 """Blocking calls at a time, at most."""
@@ -157,8 +150,6 @@ class Late:
         self._effect = Effect()
         self._front_door = FrontDoor()
         self._last_alarm = 0.0
-        self._overdue, self._usual = 0, 0.0
-        """The calls in flight that have been at risk, now and on average."""
         self._in_flight: dict[int, float] = {}
         """When each call that is in flight was made, the oldest first."""
         self._ids = count(1)
@@ -240,18 +231,10 @@ class Late:
 
     # For its races
 
-    def _may_copy(self) -> bool:
-        """Return whether a copy may be sent: not if it would make other calls late."""
-        if self._risk.is_overloaded:
-            return False
-        # Stand-ins leave few calls that need a copy.
-        return self._backups is not None or self._overdue <= 1 + max(1.0, self._usual)
-
     def _is_congested(self) -> bool:
-        """Return whether a stand-in is to be asked in place of a call; not for the answer that is
-        to be compared with the call's."""
+        """Return whether the target is slow for everybody now."""
         calls, fastest = self._in_flight, self._risk.fastest
-        if fastest is None or len(calls) < FEW or (self.counts["answered"] + 1) % COMPARED == 0:
+        if fastest is None or len(calls) < FEW:
             return False
         made = next(islice(calls.values(), len(calls) // 2, None))
         return now() - made > CONGESTED * fastest
@@ -306,7 +289,7 @@ class _Race:
         self._failure: Callable[[], LateAnswer] | None = None
         """Returns or raises what the call ended with, where that was an error."""
         self._alarm = inf
-        self._held_up = self._is_overdue = False
+        self._held_up = False
 
     async def run(self) -> LateAnswer:
         """Return the first answer, or the error of the call."""
@@ -314,8 +297,8 @@ class _Race:
         late.counts["calls"] += 1
         late._effect.arrived(query.arrived, query.id)
         late._budget.earn()
-        late._usual += RECENT * (late._overdue - late._usual)
-        if late._is_congested() and self._may_ask_backup():
+        compares = (late.counts["answered"] + 1) % COMPARED == 0
+        if not compares and late._is_congested() and self._may_ask_backup():
             late.counts["in place"] += 1
             self._start_backup()
             self._alarm = now() + late._risk.late
@@ -340,7 +323,6 @@ class _Race:
     def end(self) -> None:
         """Cancel what still runs, but for a call that is to be compared."""
         late, query = self._late, self._query
-        late._overdue -= self._is_overdue
         late._in_flight.pop(query.id, None)
         late._effect.ended(now(), query.id, now() - query.arrived, late._risk.helped_by)
         for future, task in self._running.items():
@@ -436,9 +418,6 @@ class _Race:
             self._alarm, self._held_up = time + HELD_UP, True
             return None
         self._held_up = False
-        if not self._is_overdue:
-            self._is_overdue = True
-            late._overdue += 1
         if late._front_door.is_bottleneck or len(self._running) >= Adaptive.MAX_TASKS:
             return None
         newest = max(self._running.values(), key=_started)
@@ -450,7 +429,7 @@ class _Race:
         reserve = 0.0 if time - query.arrived > OLDEST * median else RESERVE
         if time < helps_from:
             self._alarm = min(self._alarm, helps_from)
-        elif self._failure is None and late._budget.is_left(reserve) and late._may_copy():
+        elif self._failure is None and late._budget.is_left(reserve) and not late._is_congested():
             offers.append((self._worth(DEPLOYED, newest), self._start_copy))
         worth, start = max(offers, key=_worth, default=(0.0, None))
         if worth > 0 and start is not None:
@@ -600,11 +579,6 @@ class _ClientRisk(Risk):
     def fastest(self) -> float | None:
         """The time of a call that waits in no queue; None while it is unknown."""
         return self._run_times.quantile(FASTEST)
-
-    @property
-    def is_overloaded(self) -> bool:
-        """True if the median call waits longer than it runs."""
-        return self._load > OVERLOADED
 
     def _measure_help(self) -> None:
         """Measure the age by which a copy has answered, which stand-ins are asked before."""
