@@ -191,7 +191,7 @@ class ResponseMessage(Struct, omit_defaults=True, kw_only=True):
 _REQUEST = msgspec.json.Decoder(RequestMessage)
 _RESPONSE = msgspec.json.Decoder(ResponseMessage)
 _name = attrgetter("name")
-_NO_TENSOR, _NO_OUTPUT, _NO_REQUEST = TensorParameters(), OutputParameters(), RequestParameters()
+_NO_OUTPUT, _NO_REQUEST = OutputParameters(), RequestParameters()
 
 # Servers
 
