@@ -9,7 +9,7 @@ from torch import nn
 
 from own_models import STACK
 from parity_models.codes import Code, CodeSpec
-from parity_models.evaluation.outputs import predictor
+from parity_models.evaluation.outputs import deployed_predictor
 from parity_models.training import TrainingOptions
 from parity_models.training.envelope import channel_axis
 from parity_models.training.networks import parity_network
@@ -39,7 +39,7 @@ def test_queries_and_predictions_of_any_scale_are_learned(
     bundle = train_parity(
         Prices(), spec, RAW, tmp_path / "p", settings, network="linear", metric="r2"
     )
-    accuracy = evaluate(bundle, RAW, predictor(bundle.deployed_path)(RAW), metric="r2")
+    accuracy = evaluate(bundle, RAW, deployed_predictor(bundle)(RAW), metric="r2")
     found = accuracy.degraded_accuracy if spec else accuracy.backup_accuracies[0]
     assert found is not None
     assert found > 0.95
@@ -80,5 +80,5 @@ def test_maps_that_hardly_vary_at_an_edge_are_learned(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).normal(size=(600, 3, 8, 8)).astype(np.float32)
     settings, network = TrainingOptions(epochs=12), f"{__name__}:layers"
     bundle = train_backup(Blurred(), network, pictures, tmp_path / "b", settings, metric="r2")
-    right = predictor(bundle.deployed_path)(pictures)
+    right = deployed_predictor(bundle)(pictures)
     assert evaluate(bundle, pictures, right, metric="r2").backup_accuracies[0] > 0.9

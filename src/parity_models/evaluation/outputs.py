@@ -40,7 +40,7 @@ BATCH = 256
 
 
 def predictor(
-    model: Path | PinnedModel, *, on_rows: OnRows | None = None, output: str | None = None
+    model: PinnedModel, *, on_rows: OnRows | None = None, output: str | None = None
 ) -> Run:
     """Return a function that runs a model over any number of queries, on all cores.
 
@@ -48,12 +48,10 @@ def predictor(
     dynamic shape are run in their own buckets. The function raises DataError for queries that the
     model cannot run, and for outputs that are not finite.
     """
-    path = model if isinstance(model, Path) else model.path
-    loaded = _load(model)
-    chosen = output or ""
+    loaded, chosen = _load(model), output or ""
 
     def checked(queries: Batch) -> Named:
-        found = {name: _finite(each, path) for name, each in loaded.predict(queries).items()}
+        found = {name: _finite(each, model.path) for name, each in loaded.predict(queries).items()}
         rows = loaded.signature.smallest.output.join(found) if output is None else found[output]
         return {chosen: rows}
 
@@ -82,11 +80,8 @@ def deployed_predictor(bundle: Bundle, *, on_rows: OnRows | None = None) -> Run:
     return predictor(bundle.pinned(manifest.deployed), on_rows=on_rows, output=name)
 
 
-def _load(model: Path | PinnedModel) -> OnnxModel:
-    threads = os.cpu_count() or 1
-    if isinstance(model, Path):
-        return OnnxModel(model, threads=threads)
-    return OnnxModel(model.read(), signature=model.signature, threads=threads)
+def _load(model: PinnedModel) -> OnnxModel:
+    return OnnxModel(model.read(), signature=model.signature, threads=os.cpu_count() or 1)
 
 
 def _finite(outputs: Array, path: Path) -> Array:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
-from parity_models.evaluation.outputs import Outputs, predictor
+from parity_models.evaluation.outputs import Outputs, deployed_predictor, predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_measured
 from parity_models.roles import Backup
 from parity_models.tasks.metrics import score
@@ -213,7 +213,7 @@ class _MeasuredModel:
     def backup(self, cell: BackupCell) -> Approach:
         """Train an approximate backup and measure it."""
         bundle = self._train_stand_in(cell, cell.network, None)
-        predictions = predictor(bundle.backup_paths[0])(self._data.test.inputs)
+        predictions = predictor(bundle.pinned(bundle.manifest.backups[0]))(self._data.test.inputs)
         degraded = score(self._task.metric, predictions, self._data.test.labels)
         time = relative_time(bundle, "backup")
         return plain_approach(str(cell), time, self._available, degraded)
@@ -221,7 +221,7 @@ class _MeasuredModel:
     def free(self, cell: FreeCell) -> Approach:
         """Measure a code that needs no training."""
         code, test = BerrutCode(cell.k, cell.r), self._data.test
-        run = predictor(self._bundle.deployed_path)
+        run = deployed_predictor(self._bundle)
         found = code.accuracies(run, test.inputs, test.labels, self._task.metric, self._seed)
         rows = [test.inputs[row : row + 1] for row in range(code.coded)]
         decode = [partial(code.decode, [None, *map(run, rows[1:])])] * TIMED
@@ -233,7 +233,7 @@ class _MeasuredModel:
 
         (Crankshaw et al., Clipper, NSDI 2017.)
         """
-        run, test = predictor(self._bundle.deployed_path), self._data.test
+        run, test = deployed_predictor(self._bundle), self._data.test
         mean = run(self._data.validation.inputs).mean(axis=0)
         answers = np.broadcast_to(mean, (len(test), *mean.shape))
         degraded = score(self._task.metric, answers, test.labels)
@@ -250,7 +250,7 @@ class _MeasuredModel:
 
     @cached_property
     def _available(self) -> float:
-        predictions = predictor(self._bundle.deployed_path)(self._data.test.inputs)
+        predictions = deployed_predictor(self._bundle)(self._data.test.inputs)
         return score(self._task.metric, predictions, self._data.test.labels)
 
     def _folder(self, key: str) -> Path:
