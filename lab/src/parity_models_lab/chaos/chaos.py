@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 from urllib.parse import urlsplit
 
 from parity_models.errors import ServingError
@@ -55,21 +56,6 @@ CAUSES = {"quarantined": LIES, "hung": frozenset({"stop", "slow", "starved"})}
 """The events in which instances are recycled for a reason; in all others they are healthy."""
 
 
-@dataclass(frozen=True)
-class Chaos:
-    """The results of a run.
-
-    `failures` are texts, each with the seconds since the run began; `failed` counts all of them.
-    `memory` is the growth of all processes' resident memory, in MiB.
-    """
-
-    rows: list[Row]
-    queries: int
-    failures: list[str]
-    failed: int
-    memory: float
-
-
 async def run_chaos(
     engine: Engine,
     *,
@@ -80,8 +66,12 @@ async def run_chaos(
     events: Sequence[str] = (),
     quick: bool = False,
     tell: Callable[[str], None],
-) -> Chaos:
+) -> tuple[list[Row], dict[str, Any]]:
     """Run a course of events against a server of its own.
+
+    Returns the rows of the ledger, and further facts: `failures` are texts, each with the seconds
+    since the run began, of which there are `failed` in all, and `memory_MiB` is the growth of all
+    processes' resident memory.
 
     Args:
         engine: What runs the server's instances.
@@ -131,7 +121,12 @@ async def run_chaos(
     failures = [
         f"{at - began:.1f} s, {event or 'any'}: {text}" for at, event, text in ledger.failures
     ]
-    return Chaos(list(ledger.rows()), ledger.sent_queries, failures, ledger.failed, grown)
+    return list(ledger.rows()), {
+        "queries": ledger.sent_queries,
+        "failed": ledger.failed,
+        "failures": failures,
+        "memory_MiB": grown,
+    }
 
 
 @dataclass

@@ -167,20 +167,15 @@ async def _offer(
     server: TestedServer, load: LoadSpec, asked: Target, useful: float, capacity: float
 ) -> Row:
     """Offer a load from each of CLIENTS processes; answers within `useful` seconds count."""
-    started, memory = asyncio.Event(), [server.memory()]
+    started, memory = asyncio.Event(), server.memory()
     lasts = float(load.due[-1] - load.due[load.warm_up_requests])
-
-    async def watch() -> None:
-        while True:
-            memory.append(server.memory())
-            await asyncio.sleep(0.25)
 
     async def recovery() -> float | None:
         await started.wait()
         await asyncio.sleep(lasts)
         return await _back_to_normal(asked, server.model.rows[:1])
 
-    watching, recovering = asyncio.create_task(watch()), asyncio.create_task(recovery())
+    recovering = asyncio.create_task(recovery())
     try:
         seeds = range(CLIENTS * load.seed, CLIENTS * (load.seed + 1))
         results = await asyncio.gather(
@@ -188,7 +183,6 @@ async def _offer(
         )
         back = await recovering
     finally:
-        watching.cancel()
         recovering.cancel()
     latency, answered, scheduled, send_delay = (
         np.concatenate([getattr(each, name) for each in results])
@@ -200,7 +194,7 @@ async def _offer(
         "goodput": int(good.sum()) / (capacity * lasts),
         "p99": float(np.quantile(latency[answered], 0.99)) * 1e3 if answered.any() else None,
         "errors": dict(sum((Counter(each.errors()) for each in results), Counter[str]())),
-        "memory MiB": (max(memory) - memory[0]) / 2**20,
+        "memory MiB": (server.memory() - memory) / 2**20,
         "back": back,
         "send delay": float(np.nanquantile(send_delay, 0.99)) * 1e3,
     }

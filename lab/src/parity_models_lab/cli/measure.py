@@ -151,7 +151,7 @@ def chaos(
 
     check_out(out)
     console = Console(stderr=True, highlight=False)
-    found = asyncio.run(
+    rows, found = asyncio.run(
         run_chaos(
             engine,
             minutes=minutes,
@@ -164,20 +164,12 @@ def chaos(
         )
     )
     title = f"Chaos on the engine {engine}, seed {seed}"
-    print_rows(title, found.rows)
-    write_result(
-        out / f"chaos-{engine}.json",
-        title,
-        found.rows,
-        queries=found.queries,
-        failed=found.failed,
-        failures=found.failures,
-        memory_MiB=found.memory,
-    )
-    for failure in found.failures:
+    print_rows(title, rows)
+    write_result(out / f"chaos-{engine}.json", title, rows, **found)
+    for failure in found["failures"]:
         console.print(failure, markup=False)
-    typer.echo(f"{found.queries:,} queries, {found.failed:,} failures.")
-    if found.failed:
+    typer.echo(f"{found['queries']:,} queries, {found['failed']:,} failures.")
+    if found["failed"]:
         raise typer.Exit(1)
 
 
@@ -213,7 +205,7 @@ def overload(
             factors=(3.0,) if quick else FACTORS,
             deadlines=(1.0,) if quick else DEADLINES,
         )
-        large = run_large_requests(out / "overload-large", seed, 1.0 if quick else seconds)
+        large = run_large_requests(out / "overload-large", seed, 2.0 if quick else seconds)
         return [row async for row in loads], [row async for row in large]
 
     rows, large = asyncio.run(run())
