@@ -9,7 +9,7 @@ SERVERS := .servers
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo lint docs docs-serve check quick-tests test tests explore format dist protos clean
+.PHONY: help setup servers demo lint docs docs-serve check quick-tests test tests ray-tests lint-and-docs explore format dist protos clean
 
 # Marks of tests, which pyproject.toml lists.
 QUICK := not slow and not servers and not ray and not root
@@ -75,11 +75,18 @@ check: setup ## Lint, documentation and the quick tests, in 90 seconds
 quick-tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -q -m "$(QUICK)"
 
-# Ray's tests are apart, as a cluster beside two workers of other tests would starve. Two beside each other keep
-# two cores busy; those of a cluster of several nodes come first in their worker, in which no other may be yet.
+# Ray's tests are apart, as a cluster beside two workers of other tests would starve. They wait for much; lint and
+# documentation take what time they leave.
 test: ## Lint, documentation, all tests
 	$(MAKE) --jobs 4 setup servers
-	$(MAKE) --jobs 3 lint docs tests
+	$(MAKE) tests
+	$(MAKE) --jobs 2 ray-tests lint-and-docs
+
+lint-and-docs: setup
+	nice -n 19 $(MAKE) --jobs 2 lint docs
+
+# Those of a cluster of several nodes come first in their worker, in which no other may be yet.
+ray-tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ray \
 	  $$(grep -rl mark.ray tests | sort)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.documents import as_struct, read_json, read_toml
+from parity_models.documents import as_struct, read_json
 from parity_models.emulation import FaultPlan
 
 PLAN = {
@@ -64,10 +64,18 @@ class Sized(msgspec.Struct):
     size: int
 
 
-def test_json_and_toml_are_read_alike() -> None:
-    assert read_json(b'{"size": 3}', Sized) == read_toml(b"size = 3", Sized) == Sized(3)
-    for read, text in [(read_json, b'{"size": "3"}'), (read_toml, b'size = "3"')]:
-        with pytest.raises(ValueError, match=r'^size must be a whole number, not "3"$'):
-            read(text, Sized)
-        with pytest.raises(ValueError, match=r"^it is not text in UTF-8$"):
-            read(b'\xff = ["\xff"]' if read is read_toml else b'["\xff"]', Sized)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"size": "3"}', 'size must be a whole number, not "3"'),
+        (b'["\xff"]', "it is not text in UTF-8"),
+        (b"[" * 10_000, "it is nested too deeply"),
+        (b'{"size": ', "it is not JSON: it ends too early; is a bracket or a quote not closed?"),
+        (b'{\n"size": x}', "it is not JSON: invalid character at line 2, column 9"),
+    ],
+)
+def test_json_that_cannot_be_read_is_refused(text: bytes, reason: str) -> None:
+    assert read_json(b'{"size": 3}', Sized) == Sized(3)
+    with pytest.raises(ValueError) as refused:  # noqa: PT011  # its text is compared
+        read_json(text, Sized)
+    assert str(refused.value) == reason

@@ -112,7 +112,7 @@ def test_presets_can_be_read(preset: str) -> None:
         (TINY.replace("epochs = 2", "epoch = 2"), "epoch"),
         (TINY.replace('"berrut"', '"barret"'), "barret"),
         (TINY.replace('"stack"', '"stuck"'), "stuck"),
-        ("title", "not a matrix"),
+        ("title", "is not TOML"),
     ],
 )
 def test_what_is_no_matrix_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -123,7 +123,7 @@ def test_what_is_no_matrix_is_refused(tmp_path: Path, text: str, said: str) -> N
 
 
 def test_a_matrix_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="quick, paper, full"):
+    with pytest.raises(UserError, match="full, paper, quick"):
         load_matrix(str(tmp_path / "none.toml"))
 
 

@@ -136,8 +136,6 @@ def test_all_is_every_figure_but_those_that_take_long() -> None:
     everyone = figures_of(["all", "9a"])
     assert {"late", "speed", "million", "validation"}.isdisjoint(everyone)
     assert everyone.count("9a") == 1
-    with pytest.raises(UserError, match=r"mine/load\.toml is called like another"):
-        figures_of(["mine/load.toml"])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,7 @@ def test_all_is_every_figure_but_those_that_take_long() -> None:
         (SIMULATED, ("load = 0.6", "rate = 5"), "does not say what load is"),
         (SIMULATED, ("instances = 4", "instances = 0"), "instances must be 1 or more, got 0"),
         (SIMULATED, ("equal-resources", "equal"), "there is no policy .equal."),
-        (SIMULATED, ("[[series]]", "[[series"), "it is not TOML: .* .at line 9"),
+        (SIMULATED, ("[[series]]", "[[series"), "is not TOML: .* .at line 9"),
         (SIMULATED, ("warm_up = 100", "undisturbed = [2]"), "undisturbed names point 2; there are"),
         (TUNED, ("[0.5, 0.9]", "[]"), "must have 1 or more elements"),
         (TUNED, ("[0.5, 0.9]", "[0.5, 1.5]"), "hedge_quantile must be between 0 and 1"),
@@ -270,17 +268,16 @@ def test_a_policy_keeps_its_latency_in_the_parts_near_the_undisturbed() -> None:
 
 
 def test_a_simulated_server_on_a_slower_processor_is_slower_until_the_run_is_invalid() -> None:
-    def at(speed: float, load: float = 0.5) -> Trial:
-        trial = trial_of(load=load, service={"type": "constant", "seconds": 0.025}, speed=speed)
+    def at(speed: float) -> Trial:
+        trial = trial_of(load=0.5, service={"type": "constant", "seconds": 0.025}, speed=speed)
         return msgspec.structs.replace(trial, queries=1500)
 
-    ideal, full, quarter = (simulate_trial(at(speed)) for speed in (0, 1, 0.25))
-    assert ideal.p50_ms < full.p50_ms < quarter.p50_ms
-    assert full.p99_ms < quarter.p99_ms
+    ideal, full, tenth = (simulate_trial(at(speed)) for speed in (0, 1, 0.1))
+    assert ideal.p50_ms < full.p50_ms < tenth.p50_ms
+    assert full.p99_ms < tenth.p99_ms
     assert ideal.lag_ms is None
     assert not why_invalid(full, at(1).setting)
-    busy = simulate_trial(at(0.25, load=0.9))
-    assert why_invalid(busy, at(0.25).setting) == "the server was its own bottleneck"
+    assert why_invalid(tenth, at(0.1).setting) == "the server was its own bottleneck"
     late = msgspec.structs.replace(full, send_delay_p99_ms=1.5)
     assert why_invalid(late, at(1).setting) == "the load generator was late"
 
@@ -447,14 +444,13 @@ def test_every_policy_of_every_point_is_run_both_ways_with_the_options_tuned_the
             cache.keep(trial, of(40, 50) if best else of(50, 60))
 
     plan = Plan("tuned", written(tmp_path, TUNED), 3)
-    points = compare(plan, [1], 1000, run, cache)
-    assert {trial.setting.load for trial in ran[:4]} == {0.6}, "the other point is not tuned"
+    points = compare(plan, 1000, run, cache)
     real = [trial for trial in ran if trial.mode is Mode.REAL]
     hedged = [trial.policy.options for trial in real if trial.policy.name == "hedging"]
-    assert [options["hedge_quantile"] for options in hedged] == [0.9]
+    assert [options["hedge_quantile"] for options in hedged] == [0.9] * 2
     assert {trial.setting.quiet_links for trial in real} == {True, False}, "one of them is calm"
-    assert summary(points) == "Within 15% at p50, p99, p99.9: 2 of 2 policies."
-    assert [row["policy"] for row in rows_of(points)] == ["equal resources", "hedging, tuned"]
+    assert summary(points) == "Within 15% at p50, p99, p99.9: 4 of 4 policies."
+    assert [row["policy"] for row in rows_of(points)] == ["equal resources", "hedging, tuned"] * 2
 
 
 REAL = """

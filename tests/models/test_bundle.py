@@ -238,16 +238,6 @@ def test_a_file_that_is_cut_short_or_missing_is_refused_by_name(bundle: Path, fi
         open_bundle(bundle)
 
 
-def test_what_is_no_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
-    for path, reason in [
-        (tmp_path / "nowhere", "there is no bundle at"),
-        (tmp_path, "is not a bundle: it holds no manifest.json"),
-        (bundle / "manifest.json", "is a file; give the folder"),
-    ]:
-        with pytest.raises(BundleError, match=reason):
-            open_bundle(path)
-
-
 @given(st.binary(max_size=300) | st.sampled_from([b"[" * 10**5, b'{"format":' * 10**5]))
 def test_any_bytes_for_a_manifest_are_refused(original: Bundle, content: bytes) -> None:
     path = original.path.with_name("noise")

@@ -6,13 +6,9 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
+from http_served import Echo
 from parity_models.models.signature import Signature, TensorSpec
-from parity_models.scheduling import Source
-from parity_models.serving.errors import RequestError
-from parity_models.serving.frontend import Result
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
 from parity_models.serving.limits import ByteBudget, Limits
@@ -24,38 +20,8 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 READY = "/inference.GRPCInferenceService/ServerReady"
 
 
-class Waiting:
-    """A frontend that answers when it is told to, with the rows themselves."""
-
-    ready = True
-    quarantined = ()
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-        self.asked = 0
-        self.abandoned = 0
-        self.error: RequestError | None = None
-        self.widen = 1
-
-    def check_admission(self, rows: int, timeout: float | None) -> None:
-        pass
-
-    async def infer(
-        self, rows: NDArray[Any], timeout: float | None = None, **sharing: object
-    ) -> Result:
-        self.asked += 1
-        try:
-            await self.go.wait()
-        except asyncio.CancelledError:
-            self.abandoned += 1
-            raise
-        if self.error is not None:
-            raise self.error
-        return Result(np.tile(rows, (1, self.widen)), [Source.MODEL] * len(rows))
-
-
 class Served:
-    def __init__(self, frontend: Waiting, budget: ByteBudget, metrics: Metrics, address: str):
+    def __init__(self, frontend: Echo, budget: ByteBudget, metrics: Metrics, address: str):
         self.frontend, self.budget, self.metrics = frontend, budget, metrics
         self.address = address
 
@@ -75,7 +41,8 @@ class Served:
 @asynccontextmanager
 async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     """A server with these limits, and the method ModelInfer, on bytes, of a channel to it."""
-    frontend, metrics = Waiting(), Metrics()
+    frontend, metrics = Echo(), Metrics()
+    frontend.may.clear()
     bounds = Limits(**limits)
     budget = ByteBudget(bounds.max_in_flight)
     model = ServedModel("model", Signature.of(SPEC, SPEC), max_rows=10**6)
@@ -86,7 +53,7 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     try:
         yield served, method(channel)
     finally:
-        frontend.go.set()
+        frontend.may.set()
         await channel.close()
         await server.stop()
         await until(lambda: budget.held == 0)

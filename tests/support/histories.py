@@ -62,7 +62,6 @@ def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Polic
     has = options["stand_ins"]
     return Adaptive(
         StandIns(code if "code" in has else None, BACKUPS[: has.count("backup")]),
-        Adaptive.Options(urgency=options["urgency"]),
         run_times=run_times,
     )
 
@@ -75,7 +74,7 @@ STAND_INS = [
     ("code", "backup", "backup"),
 ]
 
-OTHERS = ("budget", "copies", "urgency", "stand_ins", "gated")
+OTHERS = ("budget", "copies", "stand_ins", "gated")
 """The options that are not those of parity."""
 
 BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
@@ -147,7 +146,6 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "parity_delay": choose([0.0, 1.0]),
             "budget": choose([0.05, 1.0]),
             "copies": choose([2, 3]),
-            "urgency": choose([1.0, 100.0, 1e4]),
             "stand_ins": choose(STAND_INS),
             "gated": choose([0, 0, 1, 4]),
         },

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling import Source
-from parity_models.serving.errors import OverloadedError
+from parity_models.serving.errors import OverloadedError, RequestError
 from parity_models.serving.frontend import Result
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, Limits
@@ -28,7 +28,7 @@ INFER = "/v2/models/model/infer"
 
 
 class Echo:
-    """A frontend whose answers are its inputs, `times` over, once it may answer."""
+    """A frontend whose answers are its inputs, `times` over, or an `error`, once it may answer."""
 
     ready = True
     quarantined = ()
@@ -39,14 +39,15 @@ class Echo:
         self.asked = 0
         self.cancelled = 0
         self.room, self.retry_after = 10**6, 0.01
-        self._times = times
+        self.times = times
+        self.error: RequestError | None = None
 
     def check_admission(self, rows: int, timeout: float | None) -> None:
         if rows > self.room:
             raise OverloadedError("overloaded: too much waits", retry_after=self.retry_after)
 
     async def infer(
-        self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
+        self, rows: NDArray[Any], timeout: float | None = None, **sharing: object
     ) -> Result:
         self.asked += 1
         try:
@@ -56,7 +57,9 @@ class Echo:
             raise
         if rows[0, 0] < 0:
             raise OverloadedError("overloaded: too much waits", retry_after=-float(rows[0, 0]))
-        return Result(np.tile(rows, (1, self._times)), [Source.MODEL] * len(rows))
+        if self.error is not None:
+            raise self.error
+        return Result(np.tile(rows, (1, self.times)), [Source.MODEL] * len(rows))
 
 
 class Served:

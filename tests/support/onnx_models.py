@@ -125,16 +125,13 @@ def _write(
     in_shape: Sequence[int],
     out_shape: Sequence[int],
 ) -> None:
-    graph = helper.make_graph(
-        nodes,
-        path.stem,
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *in_shape])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *out_shape])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    batch = {
+        name: (TensorProto.FLOAT, ["batch", *shape])
+        for name, shape in (("input", in_shape), ("output", out_shape))
+    }
+    content = graph_model(nodes, {"input": batch["input"]}, {"output": batch["output"]}, constants)
+    onnx.checker.check_model(content)
+    path.write_bytes(content)
 
 
 def output_of(model: OnnxModel, queries: NDArray[Any] | Mapping[str, NDArray[Any]]) -> NDArray[Any]:

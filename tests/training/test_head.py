@@ -17,7 +17,6 @@ from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle, NewModel, with_measured, write_bundle
 from parity_models.models.export import export, floats
 from parity_models.models.gate import HEAD, Calibration, StandIn, confidences, served
-from parity_models.models.onnx_model import run_options
 from parity_models.roles import Source
 from parity_models.scheduling.choice import choose
 from parity_models.serving.options import ServeOptions
@@ -25,7 +24,6 @@ from parity_models.serving.server import serve
 from parity_models.tasks.metrics import METRICS, agreement_for, choose_metric
 from parity_models.training.distillation import Served
 from parity_models.training.head import FEWEST, Head, choose_head, fit_head
-from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
 
 Array = NDArray[Any]
 WIDTH = 8
@@ -105,18 +103,6 @@ def test_gates_of_a_head_keep_their_level_in_nearly_all_calibrations(bundle: Bun
         assert level is not None
         kept += bool(agreed[sure >= level.threshold].mean() >= 0.95)
     assert kept >= 17  # a risk of 5 % each: fewer is chance in one of 400 runs of this test
-
-
-@pytest.mark.slow
-def test_what_a_head_says_does_not_reach_clients(bundle: Bundle) -> None:
-    backups = GatedBackups(bundle, 0.95)
-    given = [backups.answer(backups.read(row[np.newaxis]), run_options()) for row in inputs(60, 7)]
-    answered = [each for each in given if isinstance(each, BackupAnswer)]
-    assert answered
-    assert Refusal.UNSURE in given
-    assert all(each.outputs.shape == (1, WIDTH) for each in answered)
-    assert all(each.outputs.dtype == np.float32 for each in answered)
-    assert isinstance(backups.compare(answered[0], np.ones((1, WIDTH), np.float32)), bool)
 
 
 @pytest.mark.slow

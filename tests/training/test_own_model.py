@@ -5,7 +5,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,6 @@ from parity_models.errors import DataError, ModelError, TrainingError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import Callbacks, TrainingOptions
-from served import ServerProcess
 from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
@@ -35,15 +33,12 @@ def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
         "--parity-network mlp --epochs 20"
     )
     assert "top-1 agreement, 120 queries" in said
-    assert "ratio" in said
     assert "stand-in" in said
     manifest = open_bundle(tmp_path / "bundle").manifest
-    assert manifest.deployed.network == "own"
-    assert manifest.deployed_training is None
+    assert (manifest.deployed.network, manifest.deployed_training) == ("own", None)
     assert manifest.accuracy is not None
     assert manifest.accuracy.available_accuracy == 1
     assert manifest.accuracy.degraded_accuracy == manifest.accuracy.agreement
-    assert manifest.accuracy.metric == "top-1 agreement"
     assert manifest.inference_times is not None
     assert manifest.inference_times.parity is not None
     assert manifest.parity_training is not None
@@ -58,12 +53,6 @@ def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
     assert (right["metric"], right["queries"]) == ("top-1", 400)
     assert right["available_accuracy"] < 1
     assert right["degraded_accuracy"] > 0.75
-    parm("evaluate bundle --inputs {digits}/test.npy --json alike.json")
-    alike = json.loads((tmp_path / "alike.json").read_text())
-    assert alike["degraded_accuracy"] == right["agreement"]
-    assert alike["available_accuracy"] == 1
-    assert {each["stand_in"] for each in alike["gates"]} == {"reconstruction"}
-
     parm(
         "backup --from bundle --network linear --inputs {digits}/inputs.npy --out bundle "
         "--epochs 60"
@@ -108,7 +97,7 @@ def test_a_path_in_python_is_an_onnx_file_or_a_bundle(digits: Path, tmp_path: Pa
     assert train_backup(again, "linear", inputs, tmp_path / "c").backup_paths
 
 
-def test_the_example_leads_to_a_served_bundle(parm: Parm, tmp_path: Path) -> None:
+def test_the_examples_commands_lead_to_a_measured_bundle(parm: Parm, tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "own_model.py"
     commands = [line.strip() for line in example.read_text().splitlines()[2:6]]
     assert commands[0] == "python examples/own_model.py own"
@@ -122,12 +111,6 @@ def test_the_example_leads_to_a_served_bundle(parm: Parm, tmp_path: Path) -> Non
     assert accuracy is not None
     assert accuracy.available_accuracy > 0.9
     assert commands[3] == "parm serve own/bundle --instances 4"
-    rows = np.load("own/test.npy")[:2]
-    data = {"name": "image", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
-    with ServerProcess("own/bundle", "--instances", "1") as server:
-        url = f"{server.url}/v2/models/model/infer"
-        answer = httpx.post(url, json={"inputs": [data]}, timeout=30).json()
-    assert answer["outputs"][0]["shape"] == [2, 10]
 
 
 # Refusals and warnings

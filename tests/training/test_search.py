@@ -1,6 +1,5 @@
 """A search proposes stand-ins, trains them, drops those that others beat, and can be resumed."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from parity_models.models.networks import Queried
 from parity_models.training import Callbacks, Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, Proposal
 from parity_models.training.distillation import distill
-from parity_models.training.fit import save_tensors
 from parity_models.training.search import (
     MARGINS,
     SLACK,
@@ -196,27 +194,17 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seconds", "judging", "known", "untried"),
-    [(20.0, 0.0, False, 0), (1.0, 9.0, False, 2), (1.0, 9.0, True, 1)],
-)
+@pytest.mark.parametrize(("seconds", "judging", "untried"), [(20.0, 0.0, 0), (1.0, 9.0, 2)])
 def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
     lesson: Lesson,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
     judging: float,
-    known: bool,
     untried: int,
 ) -> None:
     names = ["linear", "mlp@0.25", "mlp@0.5", "mlp"]
-    lesson = replace(lesson, judging=judging)
-    started = begun(lesson, tmp_path, *names)
-    if known:
-        weights = lesson.candidate(Proposal("mlp", None, 0.9)).weights
-        done = json.dumps([{"score": 0.5, "covered": 0.5, "seconds": 0.0, "epochs": 1}])
-        save_tensors(tmp_path / "mlp.safetensors", weights, {"done": done})
-        started = resumed(lesson, tmp_path)
+    started = begun(replace(lesson, judging=judging), tmp_path, *names)
     interrupt(monkeypatch, Candidate, "fit", 2)  # cut off rather than waited for
     dropped = started.run(seconds).dropped
     found = [name for name, why in dropped.items() if why.startswith("not tried")]

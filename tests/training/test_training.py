@@ -18,8 +18,7 @@ from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bun
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.metrics import choose_output_kind
 from parity_models.training import Trained, TrainingOptions
-from parity_models.training.device import mirror
-from parity_models_lab.deployed import mirror_boxes, train_deployed
+from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import Dataset, Diabetes, Split, Task
 from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights
 
@@ -261,14 +260,3 @@ def test_boxes_are_learned_and_reconstructed(tmp_path: Path) -> None:
     assert accuracy.degraded_accuracy is not None
     assert accuracy.available_accuracy > 0.7
     assert accuracy.degraded_accuracy > 0.7 * accuracy.available_accuracy
-
-
-def test_boxes_turn_with_their_pictures() -> None:
-    test = Squares().load().test
-    boxes, pictures = torch.from_numpy(test.labels), torch.from_numpy(test.inputs)
-    turned = mirror(pictures, torch.ones(len(pictures), dtype=torch.bool))
-    for picture, box in zip(turned[:20], mirror_boxes(boxes)[:20], strict=True):
-        left, top, right, bottom = (12 * box).round().int().tolist()
-        assert picture[0, top:bottom, left:right].mean() > 0.8
-        assert picture[0, top:bottom, left:right].sum() > 0.8 * picture[0].abs().sum() - 12
-    torch.testing.assert_close(mirror_boxes(mirror_boxes(boxes)), boxes)

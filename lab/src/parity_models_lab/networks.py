@@ -12,7 +12,7 @@ from torchvision.models import resnet, vgg
 from parity_models.errors import TrainingError
 from parity_models.models.networks import NETWORKS
 from parity_models.models.networks.convolutional import DeepResNet, check_image
-from parity_models.models.networks.network import Effort, Scalable, is_small, times
+from parity_models.models.networks.network import Effort, Scalable, times
 from parity_models.models.networks.queried import Grid, Queried, Shape
 
 SMALLEST = 12
@@ -33,10 +33,6 @@ class LeNet5(Scalable, nn.Module):
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
         return cls(queried.shape, outputs, options.width)
-
-    @classmethod
-    def proposals(cls, queried: Queried) -> tuple[str, ...]:
-        return (cls.name,) if queried.is_array and is_small(queried.shape) else ()
 
     def __init__(
         self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], width: float = 1.0

@@ -1,13 +1,12 @@
 """Pictures: their style, and latency distributions."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
@@ -25,17 +24,6 @@ def style() -> AbstractContextManager[None]:
     return mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK})
 
 
-@contextmanager
-def one_panel(path: Path, size: tuple[float, float], note: str = "") -> Iterator[Axes]:
-    """Write what is drawn on these axes as a PNG, with a note below it; `size` in inches."""
-    with style():
-        figure = Figure(figsize=size, dpi=140, layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        yield axes
-        save(figure, path, note)
-
-
 def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write a picture, with a note below it."""
     width = round(figure.get_figwidth() * 13)
@@ -51,7 +39,10 @@ def plot_latency(
 
     `latencies_ms` (n,) by label; p50 and p99.9 of each are marked. `note` stands below.
     """
-    with one_panel(path, (9, 5.2), note) as axes:
+    with style():
+        figure = Figure(figsize=(9, 5.2), dpi=140, layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
         floor = 0.5 / max(len(values) for values in latencies_ms.values())
         longest = max(float(np.quantile(values, 0.9997)) for values in latencies_ms.values())
         for share, name in SHARES.items():
@@ -91,3 +82,4 @@ def plot_latency(
         axes.set_ylabel("share of queries that took longer")
         axes.legend(loc="upper right", edgecolor="none", framealpha=1)
         axes.set_title(title, loc="left", fontweight="bold")
+        save(figure, path, note)

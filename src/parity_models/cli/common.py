@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from parity_models.cli.flags import argument
 from parity_models.errors import UserError
 from parity_models.options import Option
+from parity_models.writable import why_not_writable
 
 OWN = "or your own as package.module:Class"
 
@@ -47,18 +48,12 @@ def write_json(path: Path | None, report: object) -> None:
 def check_file(*paths: Path | None) -> None:
     """Raise UserError unless a result can be written to each of the `paths`.
 
-    Their folders are made; no file is left that was not there.
+    Their folders are made.
     """
-    for path in paths:
-        if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                new = not path.exists()
-                path.open("ab").close()
-                if new:
-                    path.unlink()
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror}") from error
+    for path in filter(None, paths):
+        why = "it is a folder" if path.is_dir() else why_not_writable(path.parent)
+        if why:
+            raise UserError(f"cannot write {path}: {why}")
 
 
 @contextmanager
@@ -80,7 +75,7 @@ def on_signals(callback: Callable[[], None]) -> Iterator[None]:
 
     callbacks: dict[signal.Signals, Callable[[], None]]
     callbacks = dict.fromkeys((signal.SIGINT, signal.SIGTERM), callback)
-    if hangups_count():
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         callbacks[signal.SIGHUP] = on_hangup
     for number, each in callbacks.items():
         loop.add_signal_handler(number, each)
@@ -89,11 +84,6 @@ def on_signals(callback: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in callbacks:
             loop.remove_signal_handler(number)
-
-
-def hangups_count() -> bool:
-    """Return whether SIGHUP ends this process, as it was not started to outlive its terminal."""
-    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 @contextmanager

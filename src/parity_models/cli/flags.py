@@ -29,8 +29,8 @@ PREFIX = "PARM"
 _PLAIN: dict[str, Any] = {"show_default": False, "show_envvar": False}
 
 
-class Only:
-    """In the annotation of a parameter that is a dataclass: those of its options that are flags."""
+class Without:
+    """In the annotation of a parameter that is a dataclass: its options that are no flags."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -60,11 +60,8 @@ def _with_flags(entry: Any) -> Any:
         if one is None and not is_dataclass(kind):
             parameters.append(each.replace(annotation=hint, kind=each.KEYWORD_ONLY))
             continue
-        only = next((mark.names for mark in marks if isinstance(mark, Only)), None)
-        fields = [one] if one else declared_in(kind)
-        if only is not None:
-            by_name = {field.name: field for field in fields}
-            fields = [by_name[name] for name in only]
+        hidden = next((mark.names for mark in marks if isinstance(mark, Without)), ())
+        fields = [one] if one else [f for f in declared_in(kind) if f.name not in hidden]
         declared[each.name] = (None if one else kind, fields)
         parameters += [_parameter(field, negatable="config" in hints) for field in fields]
 

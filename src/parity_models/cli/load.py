@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.cli.common import Json, check_file, on_signals, write_json
-from parity_models.cli.flags import Only, argument
+from parity_models.cli.flags import Without, argument
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, Percentiles, report_of, write_latencies
 from parity_models.load.result import LoadResult
@@ -20,20 +20,7 @@ from parity_models.serving.client import Credentials
 
 INTERRUPTED = 130
 
-Load = Annotated[
-    LoadSpec,
-    Only(
-        "model",
-        "binary",
-        "inputs",
-        "labels",
-        "batch",
-        "rate",
-        "trace",
-        "queries",
-        "duration",
-    ),
-]
+Load = Annotated[LoadSpec, Without("warm_up", "connections", "timeout", "seed")]
 
 
 def load(

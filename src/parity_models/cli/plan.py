@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from parity_models.cli.common import Json, write_json
-from parity_models.cli.flags import Only, argument
+from parity_models.cli.flags import Without, argument
 from parity_models.errors import UserError
 from parity_models.load.recorder import STEP, record
 from parity_models.options import Option
@@ -26,23 +26,7 @@ RECORDED = 60.0
 def plan(
     bundle: Annotated[Path | None, argument("The bundle to be served.", "BUNDLE")] = None,
     *,
-    goal: Annotated[
-        Goal,
-        Only(
-            "p99",
-            "p999",
-            "headroom",
-            "agreement",
-            "differ",
-            "instances",
-            "rate",
-            "service_time",
-            "backup_time",
-            "coverage",
-            "recorded",
-            "contention",
-        ),
-    ],
+    goal: Annotated[Goal, Without("load", "queries", "seed", "max_batch")],
     log: Annotated[
         Path | None,
         Option(

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from parity_models.cli.common import Json, write_json
-from parity_models.cli.flags import Only
+from parity_models.cli.flags import Without
 from parity_models.cli.training import Inputs, Model, Out
 from parity_models.protection.protect import SearchOptions
 from parity_models.protection.protect import protect as protect_model
@@ -16,22 +16,7 @@ def protect(
     model: Model,
     inputs: Inputs,
     options: Annotated[
-        SearchOptions,
-        Only(
-            "output",
-            "metric",
-            "minutes",
-            "extra_work",
-            "agreement",
-            "differ",
-            "answer_only",
-            "pool",
-            "ungated",
-            "rate",
-            "instances",
-            "contention",
-            "resume",
-        ),
+        SearchOptions, Without("load", "queries", "seed", "output_kind", "hflip", "device")
     ],
     json: Json = None,
 ) -> None:

@@ -15,7 +15,7 @@ import typer
 import uvloop
 
 from parity_models.cli.common import OWN, AllowCode, on_signals
-from parity_models.cli.flags import ConfigPath, Only, argument
+from parity_models.cli.flags import ConfigPath, Without, argument
 from parity_models.cli.policies import DispatchName, PolicyName
 from parity_models.emulation import load_fault_plan
 from parity_models.errors import OptionError, UserError
@@ -65,25 +65,13 @@ Faults = Annotated[
 ]
 Served = Annotated[
     ServeOptions,
-    Only(
-        "instances",
-        "extra_instances",
-        "stand_in_only",
-        "name",
-        "host",
-        "port",
-        "reuse_port",
-        "grpc_port",
-        "ui",
-        "max_batch",
-        "max_queue",
-        "deadline",
-        "agreement",
-        "tenant_header",
-        "share_groups",
-        "shutdown_delay",
-    ),
+    Without("verify_every", "compare_every"),
 ]
+
+HIDDEN_LIMITS = Without(
+    *("max_rpcs", "max_json", "max_in_flight"),
+    *("head_timeout", "body_timeout", "write_timeout", "idle_timeout"),
+)
 
 
 def serve(
@@ -94,10 +82,12 @@ def serve(
     policy: PolicyName = None,
     dispatch: DispatchName = None,
     options: Served,
-    limits: Annotated[Limits, Only("max_connections", "max_body")],
+    limits: Annotated[Limits, HIDDEN_LIMITS],
     access: Access,
     logging: Logging,
-    upstreams: Annotated[UpstreamOptions, Only("deployed", "parity", "backup", "ca_file")],
+    upstreams: Annotated[
+        UpstreamOptions, Without("upstream_token", "upstream_cert", "upstream_key")
+    ],
     faults: Faults = None,
     allow_code: AllowCode = None,
     config: ConfigPath = None,

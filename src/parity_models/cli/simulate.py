@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from parity_models.cli.common import Json, write_json
-from parity_models.cli.flags import Only, argument
+from parity_models.cli.flags import Without, argument
 from parity_models.cli.policies import DispatchName, PolicyNames
 from parity_models.errors import UserError
 from parity_models.protection.comparison import simulate as compare
@@ -17,19 +17,7 @@ def simulate(
     *,
     policy: PolicyNames = None,
     dispatch: DispatchName = None,
-    options: Annotated[
-        SimulationOptions,
-        Only(
-            "instances",
-            "load",
-            "rate",
-            "queries",
-            "service_time",
-            "backup_time",
-            "coverage",
-            "contention",
-        ),
-    ],
+    options: Annotated[SimulationOptions, Without("seed", "max_batch", "recorded", "agreement")],
     json: Json = None,
 ) -> None:
     """Simulate policies under one load and the same contention.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from parity_models.cli.flags import Only
+from parity_models.cli.flags import Without
 from parity_models.options import Option
 from parity_models.training import TrainingOptions
 
@@ -16,4 +16,4 @@ Inputs = Annotated[
     Path,
     Option("Queries to learn from, without labels: an .npy or .npz file.", metavar="FILE"),
 ]
-Training = Annotated[TrainingOptions, Only("output", "metric", "epochs", "seconds", "resume")]
+Training = Annotated[TrainingOptions, Without("output_kind", "hflip", "seed", "device")]

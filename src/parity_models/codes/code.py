@@ -122,14 +122,11 @@ class Code:
         """The shape of a parity model's output for one parity query."""
         return self.decoder.parity_output_shape
 
-    def encode(
-        self, queries: Sequence[Mapping[str, Array]], out: Mapping[str, Array] | None = None
-    ) -> list[dict[str, Array]]:
+    def encode(self, queries: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Encode k queries, or batches of queries.
 
         Args:
             queries: an array (*batch, *query_shape) for each input by name, k times.
-            out: arrays (r, *batch, *parity_shape) by input to write into.
 
         Returns:
             r parity queries: an array (*batch, *parity_shape) for each input.
@@ -145,8 +142,7 @@ class Code:
                 if not all(isinstance(size, int) for size in shape):
                     found = tuple(arrays[0].shape)
                     shape = found[len(found) - len(shape) :]
-                into = None if out is None else out[name]
-                parts[name] = self._encoder_for(shape).encode(arrays, into)
+                parts[name] = self._encoder_for(shape).encode(arrays)
             except KeyError as error:
                 raise CodeError(f"queries have no input {name!r}") from error
             except CodeError as error:

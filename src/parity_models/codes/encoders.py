@@ -1,8 +1,8 @@
 """Encoders: k queries in, r parity queries out.
 
 An encoder is built for queries of one shape and one (k, r). `encode` takes k arrays of shape
-(*batch, *query_shape) and fills an array of shape (r, *batch, *parity_shape); giving it `out`
-keeps the hot path free of allocations. Images are (channels, height, width).
+(*batch, *query_shape) and gives an array of shape (r, *batch, *parity_shape). Images are (channels,
+height, width).
 """
 
 import math
@@ -24,8 +24,6 @@ from parity_models.registry import Registry
 
 GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 8: (2, 4), 9: (3, 3)}
 """Rows and columns into which k images are tiled."""
-
-CACHE_LINE = 64
 
 
 class Encoder(Coder):
@@ -68,26 +66,22 @@ class Encoder(Coder):
         allocates as little as it can.
         """
 
-    def encode(self, queries: Sequence[Array], out: Array | None = None) -> Array:
+    def encode(self, queries: Sequence[Array]) -> Array:
         """Encode k arrays of shape (*batch, *query_shape) into (r, *batch, *parity_shape).
 
         All queries have one shape and one dtype, floating point for encoders that compute
-        (`floating`). `out`, if given, has the result's shape and dtype, is overwritten and
-        returned. Raises CodeError otherwise.
+        (`floating`). Raises CodeError otherwise.
         """
         first = queries[0]
         batch = self._check(queries)
         xp = namespace(first)
-        if self.floating:
-            require_floating(first, xp, self.name)
-        shape = (self.r, *batch, *self.parity_shape)
-        if out is None:
-            out = _empty(shape, first, xp)
-        elif tuple(out.shape) != shape or out.dtype != first.dtype:
+        if self.floating and not _is_floating(first.dtype, xp):
             raise CodeError(
-                f"the buffer to encode into has shape {tuple(out.shape)} and dtype {out.dtype}; "
-                f"it needs shape {shape} and dtype {first.dtype}"
+                f"the {self.name} encoder computes with queries and needs floating point, got "
+                f"{first.dtype}; convert them or use the stack encoder"
             )
+        shape = (self.r, *batch, *self.parity_shape)
+        out = xp.empty(shape, dtype=first.dtype, device=device(first))
         self.fill(queries, out, xp)
         return out
 
@@ -109,29 +103,10 @@ class Encoder(Coder):
         return shape[:rank]
 
 
-def require_floating(array: Array, xp: Any, encoder: str) -> None:
-    """Raise CodeError unless `array`, of namespace `xp`, can be computed with."""
-    if not _is_floating(array.dtype, xp):
-        raise CodeError(
-            f"the {encoder} encoder computes with queries and needs floating point, got "
-            f"{array.dtype}; convert them or use the stack encoder"
-        )
-
-
 @cache
 def _is_floating(dtype: Any, xp: Any) -> bool:
     floating: bool = xp.isdtype(dtype, "real floating")
     return floating
-
-
-def _empty(shape: Shape, like: Array, xp: Any) -> Array:
-    if not isinstance(like, np.ndarray):
-        return xp.empty(shape, dtype=like.dtype, device=device(like))
-    # NumPy aligns to 16 bytes; vector stores that straddle cache lines slow encoding by a sixth.
-    size = math.prod(shape) * like.dtype.itemsize
-    memory = np.empty(size + CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % CACHE_LINE
-    return memory[start : start + size].view(like.dtype).reshape(shape)
 
 
 class SumEncoder(Encoder):

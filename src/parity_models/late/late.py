@@ -144,7 +144,7 @@ class Late:
         self._form: Form | None = None
         stand_ins = [] if self._backups is None else [BACKUP]
         self._targets = _Targets()
-        self._risk = _ClientRisk(Adaptive.Options.urgency, RunTimes(first=FIRST), stand_ins, budget)
+        self._risk = _ClientRisk(RunTimes(first=FIRST), stand_ins, budget)
         self._budget = Budget(budget, BURST)
         self._computing = _Computing(cpu)
         self._effect = Effect()

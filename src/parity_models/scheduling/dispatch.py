@@ -3,7 +3,7 @@
 import heapq
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -134,22 +134,12 @@ class Dispatch(ABC):
 
     # Which instances suit a task
 
-    def _suited(self, task: Task) -> Sequence[str]:
-        """Return the instances that are best suited to run the task.
+    def _may_run(self, task: Task, instance: str) -> bool:
+        """Return whether this idle instance, which can run the task, is suited best for it.
 
         In order of importance, a suited instance has not failed the task; runs nothing that the
         task is to run apart from; is on a node that does not either; and is not to be avoided. A
         condition that no instance meets is dropped.
-        """
-        suited: Sequence[str] = self.up[task.role]
-        for worse in self._objections(task):
-            suited = [instance for instance in suited if not worse(instance)] or suited
-        return suited
-
-    def _may_run(self, task: Task, instance: str) -> bool:
-        """Return whether this idle instance, which can run the task, is among the `_suited`.
-
-        Does not list them: a queue may be long, and instances many.
         """
         up, applied = self.up[task.role], []
         for worse in self._objections(task):
@@ -298,11 +288,6 @@ class LatencyAware(SingleQueue):
     WEIGHT = 0.3
     """Of the newest service time in the mean."""
 
-    SCARCE, ALIKE = 3, 1.25
-    """Idle instances are scarce while they are at most SCARCE times as many as must be kept idle.
-    Then a preemptible task may take the fastest only if those left are at most ALIKE times slower.
-    """
-
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         self._mean: dict[str, float] = {}
@@ -318,15 +303,6 @@ class LatencyAware(SingleQueue):
         elif mean is not None and (finished or took > mean):
             self._mean[instance] = mean + self.WEIGHT * (took - mean)
         self._add_idle(instance, self._mean.get(instance, 0.0))
-
-    def _needed(self, roles: frozenset[str]) -> bool:
-        if DEPLOYED not in roles or super()._needed(roles):
-            return DEPLOYED in roles
-        heaps = [idle for roles, idle in self._idle.items() if DEPLOYED in roles]
-        if sum(map(len, heaps)) > self.SCARCE * self.reserve:
-            return False
-        ranks = sorted(entry[0] for idle in heaps for entry in idle)
-        return ranks[self.reserve] > self.ALIKE * ranks[0]
 
 
 RULES = Registry[Dispatch]("dispatch rule", Dispatch, SingleQueue, LatencyAware)

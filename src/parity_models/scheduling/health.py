@@ -150,17 +150,16 @@ class RunLimit:
     """The longest that units of one kind may run before they count as hung. Times in seconds.
 
     Once KNOWN units have finished, `longest` is the longest of the last WINDOW to twice as many.
-    A unit may run for FACTOR times that, or, where run times spread, as many times as the longest
-    is longer than the mean, up to MOST.
+    A unit may run for FACTOR times that.
     """
 
-    FACTOR, MOST = 2.75, 20.0
+    FACTOR = 2.75
     KNOWN, WINDOW = 20, 500
 
     def __init__(self) -> None:
         self.count = 0
-        self._before = self._now = self._sum = 0.0
-        """The longest of the window before, and of this one; the sum of all."""
+        self._before = self._now = 0.0
+        """The longest of the window before, and of this one."""
 
     @property
     def longest(self) -> float | None:
@@ -173,15 +172,9 @@ class RunLimit:
             self._before, self._now = self._now, 0.0
         usual = seconds <= 2 * max(self._before, self._now)
         self.count += 1
-        self._sum += seconds
         if seconds > self._now:
             self._now = seconds
         return usual
-
-    def of(self, longest: float) -> float:
-        """Return the limit, given the longest run time."""
-        spread = longest * self.count / self._sum if self._sum else self.FACTOR
-        return longest * min(self.MOST, max(self.FACTOR, spread))
 
 
 class RunLimits:
@@ -246,7 +239,7 @@ class RunLimits:
             if longest is None:
                 continue
             if unit.id < self._overtook:
-                return max(self.least + longest, limit.of(longest))
+                return max(self.least + longest, RunLimit.FACTOR * longest)
             in_time = max(self.BEFORE_DEADLINE * self._deadline, self.LEAST_FACTOR * longest)
             return max(self.least, min(self.FACTOR * longest, in_time))
         return None if unit.tasks else self._deadline

@@ -303,7 +303,6 @@ class Search:
         self._lesson = lesson
         self._folder = folder
         self._callbacks = callbacks
-        self._resumed: dict[str, tuple[Done, ...]] = {}
         self._dropped: dict[str, str] = {}
         self._began = self._seconds = 0.0
 
@@ -341,7 +340,6 @@ class Search:
                 f"the search in {self._folder} was begun with another {flags}; resume it with the "
                 "same, or begin anew without --resume"
             )
-        self._resumed = dict(self.done)
 
     def clear(self) -> None:
         """Remove all that only resuming needs."""
@@ -355,7 +353,7 @@ class Search:
         Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
         before the first was.
         """
-        spent = sum(done[-1].seconds for done in self._resumed.values())
+        spent = sum(done[-1].seconds for done in self.done.values())
         self._began = time.monotonic() - spent
         self._seconds = seconds + spent
         left, interrupted, end = self._entrants(), False, self._began
@@ -384,7 +382,7 @@ class Search:
         left = RUNGS[0] * self._seconds
         for proposal in self.state.proposals:
             left -= max(LEAST_SECONDS, JUDGED * proposal.share * self._lesson.judging)
-            if left >= 0 or len(entrants) < 2 or proposal.slug in self._resumed:
+            if left >= 0 or len(entrants) < 2 or proposal.slug in self.done:
                 entrants.append(self._lesson.candidate(proposal))
             else:
                 self._dropped[proposal.name] = "not tried: there are not enough --minutes"
@@ -406,7 +404,7 @@ class Search:
 
     def _restored(self, candidate: Candidate, rung: int) -> bool:
         """Restore the candidate if this rung was over for it when the search was cut off."""
-        done = self._resumed.get(candidate.proposal.slug, ())
+        done = self.done.get(candidate.proposal.slug, ())
         if rung >= len(done):
             return False
         found = done[rung]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from adaptive_world import SOME_SLOW
 from estimates import run_times
-from parity_models.scheduling.policies.benefit import Benefit, Choice
+from parity_models.scheduling.policies.benefit import URGENCY, Benefit, Choice
 from parity_models.scheduling.policies.risk import FORGOTTEN, StandIn
 
 
@@ -15,8 +15,8 @@ def asking(takes: float, answers: float = 1.0) -> Choice:
     return Choice(takes + (1 - answers), ((answers, takes), (1 - answers, takes + 1.0)))
 
 
-def benefit(urgency: float = 10.0, load: float = 0.0) -> Benefit:
-    rule = Benefit(urgency)
+def benefit(load: float = 0.0) -> Benefit:
+    rule = Benefit()
     rule.learn(1.0, load)
     return rule
 
@@ -25,13 +25,15 @@ def test_what_is_saved_is_lateness_weighted_with_lateness() -> None:
     known = run_times(*[(1.0, True)] * 90, *[(3.0, True)] * 10)
     # A tenth of units run from 1 to 3; one asked at 1 that takes 0.5 ends its query at 1.5.
     saved = benefit().saved(asking(0.5), known, age=1.0)
-    assert saved == pytest.approx(10 * (2.0**2 - 0.5**2) / 2)
+    assert saved == pytest.approx(URGENCY * (2.0**2 - 0.5**2) / 2)
 
 
 def test_where_a_stand_in_may_be_refused_a_copy_follows() -> None:
     known = run_times(*[(1.0, True)] * 90, *[(3.0, True)] * 10)
     saved = benefit().saved(asking(0.5, 0.5), known, age=1.0)
-    assert saved == pytest.approx(10 * (0.5 * (2.0**2 - 0.5**2) / 2 + 0.5 * (2.0**2 - 1.5**2) / 2))
+    assert saved == pytest.approx(
+        URGENCY * (0.5 * (2.0**2 - 0.5**2) / 2 + 0.5 * (2.0**2 - 1.5**2) / 2)
+    )
     assert benefit().cost(asking(0.5, 0.5)) == benefit().cost(asking(1.0))
 
 

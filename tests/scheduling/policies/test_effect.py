@@ -200,17 +200,3 @@ def test_while_the_server_is_the_bottleneck_queries_are_not_looked_at_one_by_one
     world.scheduler.process_measured(world.now, 0.0, 0.1)
     world.pass_time(2.0)
     assert BACKUP in runs(world), "once it is not, they are"
-
-
-def test_queries_that_end_in_time_need_only_be_counted() -> None:
-    random, effects = Random(2), (Effect(), Effect())
-    for query in range(20_000):
-        late = random.random() < (0.04 if query % 4000 < 2000 else 0.0)
-        for number, effect in enumerate(effects):
-            now = query / 100
-            effect.arrived(now, query)
-            if number and not late and not effect.counts_all:
-                effect.in_time += 1
-            else:
-                effect.ended(now, query, 2 * LIMIT if late else 0.0, LIMIT)
-        assert effects[0].state is effects[1].state

@@ -19,11 +19,8 @@ from parity_models.scheduling import (
     Source,
     parity_role,
 )
-from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.policies.groups import SHARERS_KEPT
-from parity_models.scheduling.port import Port
-from parity_models.scheduling.work import Query
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
 
 
@@ -208,33 +205,6 @@ class Test_parity:
             Answer,
             Answer,
         ]
-
-
-@pytest.mark.parametrize(("dispatch", "parity_runs"), [(SingleQueue, True), (LatencyAware, False)])
-def test_the_instance_kept_for_originals_is_not_a_slow_one(
-    dispatch: type[Dispatch], parity_runs: bool
-) -> None:
-    class KeepsOne(Parity):
-        def arrived(self, port: Port, query: Query) -> None:
-            super().arrived(port, query)
-            port.keep_idle(1)
-
-    policy = KeepsOne(code(), Parity.Options(max_group_wait=None))
-    scheduler = Scheduler(policy, dispatch=dispatch())
-    world = World(scheduler, code())
-    instances = "slow", "a", "b", "c"
-    for instance in instances:
-        world.join(instance, BOTH)
-    world.arrive(4)
-    world.pass_time(1.0)
-    for instance in instances[1:]:
-        world.finish(instance)
-    world.pass_time(9.0)
-    world.finish("slow")
-    while world.running:
-        world.finish(min(world.running))
-    world.arrive(2)
-    assert (parity_role(0) in {run.role for run in world.running.values()}) == parity_runs
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_every_call_ends_with_a_status_that_is_not_the_server_s_failure() -> Non
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         served, _ = runner.run(stack.enter_async_context(serving(max_body=2**20)))
-        served.frontend.go.set()
+        served.frontend.may.set()
         channel = served.channel()
 
         async def status(name: str, message: bytes) -> StatusCode:

@@ -26,7 +26,7 @@ async def is_watched(stub: Any) -> bool:
 async def test_streams_of_health_keep_no_prediction_out() -> None:
     async with AsyncExitStack() as stack:
         served, infer = await stack.enter_async_context(serving(max_rpcs=2, max_connections=5))
-        served.frontend.go.set()
+        served.frontend.may.set()
         channels = [await stack.enter_async_context(served.channel()) for _ in range(3)]
         stubs: list[Any] = [health_pb2_grpc.HealthStub(each) for each in channels]
         watching = [stub.Watch(QUESTION) for stub in stubs for _ in range(50)]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:
     """The client is a process that stops once it has asked, and its answer is large."""
     async with serving(idle_timeout=1, head_timeout=1) as (served, _):
-        served.frontend.widen = 2_000_000
+        served.frontend.times = 2_000_000
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", ASK, served.address, stdin=PIPE, stdout=PIPE
         )
@@ -27,7 +27,7 @@ async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:
         client.stdin.close()
         await until(lambda: served.frontend.asked == 1)
         client.send_signal(signal.SIGSTOP)
-        served.frontend.go.set()
+        served.frontend.may.set()
         await until(lambda: served.requests(200) == 1)
         assert established(served.address) == 1
         await until(lambda: established(served.address) == 0)
@@ -58,7 +58,7 @@ except grpc.RpcError as error:
 
 async def test_connections_beyond_the_limit_are_closed() -> None:
     async with serving(max_connections=2) as (served, infer), AsyncExitStack() as stack:
-        served.frontend.go.set()
+        served.frontend.may.set()
         await infer(request())
         host, port = served.address.rsplit(":", 1)
         _, writer = await asyncio.open_connection(host, int(port))

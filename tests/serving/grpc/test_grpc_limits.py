@@ -39,7 +39,7 @@ def delay(error: grpc.aio.AioRpcError) -> float:
 async def test_overload_is_resource_exhausted_and_says_when_to_come_back() -> None:
     async with serving() as (served, infer):
         served.frontend.error = OverloadedError("too much", retry_after=0.25)
-        served.frontend.go.set()
+        served.frontend.may.set()
         with pytest.raises(grpc.aio.AioRpcError, match="too much") as error:
             await infer(request())
         assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
@@ -66,7 +66,7 @@ async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:
             health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
             assert (await health.Check(health_pb2.HealthCheckRequest())).status
             assert await method(channel, READY)(ServerReadyRequest().SerializeToString())
-        served.frontend.go.set()
+        served.frontend.may.set()
         await asyncio.gather(*two)
         await infer(request())
 
@@ -77,12 +77,12 @@ async def test_what_a_client_gives_up_is_abandoned(how: str) -> None:
         call = method(channel)(request(), timeout=2 if how == "deadline" else None)
         waited = asyncio.ensure_future(call.code())
         await until(lambda: served.frontend.asked == 1)
-        assert served.frontend.abandoned == 0
+        assert served.frontend.cancelled == 0
         if how == "cancel":
             call.cancel()
         elif how == "connection":
             await channel.close()
-        await until(lambda: served.frontend.abandoned == 1)
+        await until(lambda: served.frontend.cancelled == 1)
         await until(lambda: served.requests(499) == 1)
         await waited
 
@@ -108,7 +108,7 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
         assert served.refused("max_in_flight") == 1
         assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
         assert delay(error.value) > 0
-        served.frontend.go.set()
+        served.frontend.may.set()
         await first
         await until(lambda: served.budget.held == 0)
         await infer(request(100))
@@ -116,7 +116,7 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
 
 async def test_the_bytes_of_messages_are_counted_both_ways() -> None:
     async with serving() as (served, infer), served.channel() as channel:
-        served.frontend.go.set()
+        served.frontend.may.set()
         asked = [request(100), ServerReadyRequest().SerializeToString()]
         answers = [await infer(asked[0]), await method(channel, READY)(asked[1])]
         for name, messages in (("received", asked), ("sent", answers)):
@@ -147,7 +147,7 @@ async def test_typed_contents_are_limited_as_json_is() -> None:
         message.raw_input_contents.append(bytes(3200))
         with pytest.raises(grpc.aio.AioRpcError, match="no contents, or contents alone"):
             await infer(message.SerializeToString())
-        served.frontend.go.set()
+        served.frontend.may.set()
         raw = ModelInferRequest.FromString(request(200))
         raw.id = "mine"
         raw.outputs.add(name="x")

@@ -1,23 +1,22 @@
 """Accuracy matrices: what is trained and compared, read from a file that people can edit."""
 
 from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from parity_models.codes import CodeSpec
 from parity_models.codes.code import check_spec
-from parity_models.documents import content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.options import Value
 from parity_models.training.networks import find_network
+from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.published import check_published
 from parity_models_lab.tasks import find_task
 
 FILES = resources.files("parity_models_lab.accuracy") / "matrices"
-PRESETS = ("quick", "paper", "full")
+PRESETS = names_in(FILES)
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Epochs = Annotated[int, Meta(ge=1, le=100_000)]
 K = Annotated[int, Meta(ge=2, le=64)]
@@ -99,6 +98,13 @@ class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True
     backups: tuple[BackupCell, ...] = ()
     free: tuple[FreeCell, ...] = ()
 
+    @property
+    def file(self) -> str:
+        """The name of its results' file."""
+        recipe = "" if self.recipe == "usual" else f"-{self.recipe}"
+        task = self.task.rpartition(":")[2]
+        return f"{task}-{self.network}{recipe}".replace(":", "-").replace("@", "-")
+
     def __str__(self) -> str:
         recipe = "" if self.recipe == "usual" else ", trained as published"
         return f"{self.task.rpartition(':')[2]}, {self.network}{recipe}"
@@ -110,8 +116,8 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     title: str
     deployed: tuple[DeployedCell, ...]
 
-    def check(self) -> None:
-        """Raise UserError for what cannot be, before anything is trained."""
+    def checked(self) -> "Matrix":
+        """Return it. Raises UserError for what cannot be, before anything is trained."""
         if not self.deployed:
             raise UserError("a matrix needs a deployed model at least")
         for cell in self.deployed:
@@ -124,6 +130,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 networks += [] if code.network is None else [code.network]
             for network in networks:
                 find_network(network)  # refuses names that there are not
+        return self
 
 
 def load_matrix(name: str) -> Matrix:
@@ -131,15 +138,4 @@ def load_matrix(name: str) -> Matrix:
 
     Raises UserError if there is none or it is not a matrix.
     """
-    file: Any = FILES / f"{name}.toml" if name in PRESETS else Path(name)
-    try:
-        matrix = read_toml(content_of(file), Matrix)
-        matrix.check()
-    except OSError as error:
-        raise UserError(
-            f"cannot read the matrix {name}: {error.strerror}; give a file, or one of "
-            f"{', '.join(PRESETS)}"
-        ) from error
-    except (ValueError, UserError) as error:
-        raise UserError(f"{name} is not a matrix: {error}; see lab/notes/accuracy.md") from error
-    return matrix
+    return load_toml(name, FILES, Matrix, Matrix.checked, "matrix", "lab/notes/accuracy.md")

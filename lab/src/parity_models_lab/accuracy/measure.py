@@ -2,14 +2,15 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property, partial
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -34,94 +35,50 @@ from parity_models_lab.accuracy.matrix import (
 from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.published import published_network
-from parity_models_lab.results import ResultCache
+from parity_models_lab.results import ResultCache, print_rows, write_result
 from parity_models_lab.tasks import Dataset, find_task, load_dataset
 
 Floats = NDArray[np.float32]
-Result = TypeVar("Result")
+Measured = dict[str, Any]
 
 TIMED = 200
 """Groups that are encoded and decoded; times are medians, in microseconds."""
-VERSION = 4
+VERSION = 5
 """Part of every key: raised when what a cell measures changes."""
 
 
-class Approach(msgspec.Struct, frozen=True):
-    """The measurements of one way to answer unavailable predictions.
+def run_matrix(
+    matrix: Matrix, out: Path, work: Path, seed: int, tell: Callable[[str], None]
+) -> None:
+    """Measure the cells of a matrix, print them, and write TASK-NETWORK.json for each model.
 
-    `overhead` is work beyond one run of F per query, in runs of F. `available` is the accuracy of
-    all answers with no output unavailable; `degraded` that of answers to queries whose own
-    prediction is unavailable, with 1, 2, .. of a group's outputs unavailable; `overall` that of all
-    answers, by the fraction of outputs that is unavailable. `encode_us` and `decode_us` are for a
-    group, `seconds` of training; None where nothing is coded or trained. `cell`: of parity models.
-    """
-
-    name: str
-    overhead: float
-    available: float
-    degraded: tuple[float, ...]
-    overall: dict[str, float]
-    encode_us: float | None = None
-    decode_us: float | None = None
-    agreement: float | None = None
-    relative_time: float | None = None
-    seconds: float | None = None
-    cell: CodeCell | None = None
-
-
-class DeployedResult(msgspec.Struct, frozen=True):
-    """A deployed model, measured on the whole test set."""
-
-    metric: str
-    available: float
-    queries: int
-    epochs: int
-    seconds: float
-    date: str
-
-
-class ModelResults(msgspec.Struct, frozen=True):
-    """All that was measured for one deployed model, so far."""
-
-    cell: DeployedCell
-    deployed: DeployedResult
-    approaches: tuple[Approach, ...]
-
-
-def plain_approach(name: str, overhead: float, available: float, degraded: float) -> Approach:
-    """Return an approach that answers each query apart, with accuracy `degraded`."""
-    overall = {str(f): (1 - f) * available + f * degraded for f in FRACTIONS}
-    return Approach(name, overhead, available, (degraded,), overall)
-
-
-def measure_matrix(
-    matrix: Matrix, work: Path, seed: int, tell: Callable[[str], None]
-) -> Iterator[ModelResults]:
-    """Measure the cells of a matrix.
+    There is a row for everything that could answer an unavailable prediction, the cheapest first.
+    `overhead` is work beyond one run of the model for each query. A_a is the accuracy with all
+    predictions available, A_d that of answers in place of unavailable ones, with every member of
+    every group of the test set unavailable in turn, A_o that of all answers with a share of
+    predictions unavailable. Encoding and decoding take µs for a group, training seconds.
 
     Args:
         matrix: The cells.
-        work: The folder for results and bundles; a later run on the same data goes on from there.
+        out: The folder for results.
+        work: The folder for measurements and bundles; a later run on the same data goes on there.
         seed: Fixes weights, the order of data, and groups.
         tell: Progress callback.
-
-    Yields:
-        After every measurement, all results of its deployed model so far.
 
     Raises:
         DataError: Data are missing. Nothing has been trained then.
         CodeError: A code does not fit the data. Nothing has been trained then.
-        KeyboardInterrupt: A training was interrupted.
+        KeyboardInterrupt: A training was interrupted. What was measured is written.
 
     """
     cache = ResultCache(work / "results")
     cells = sum(1 + len(one.codes) + len(one.backups) + len(one.free) for one in matrix.deployed)
     done = 0
 
-    def measured(kind: type[Result], what: str, key: str, measure: Callable[[], Result]) -> Result:
+    def measured(what: str, key: str, measure: Callable[[], Measured]) -> Measured:
         nonlocal done
         done += 1
-        result = cache.get(key, kind)
+        result = cache.get(key, dict)
         if result is None:
             tell(f"[{done}/{cells}] {what}")
             result = measure()
@@ -133,18 +90,42 @@ def measure_matrix(
         model.prepare()
     for model in models:
         cell, name = model.cell, str(model.cell)
-        deployed = measured(DeployedResult, name, model.key, model.deploy)
-        so_far = ModelResults(cell, deployed, (model.default(),))
-        yield so_far
-        further: list[tuple[CodeCell | BackupCell | FreeCell, Callable[[], Approach]]] = [
+        deployed = measured(name, model.key, model.deploy)
+        available = float(deployed["A_a"])
+        rows = [plain_row("replication", 1.0, available, available), model.default()]
+        further: list[tuple[CodeCell | BackupCell | FreeCell, Callable[[], Measured]]] = [
             *((code, partial(model.code, code)) for code in cell.codes),
             *((backup, partial(model.backup, backup)) for backup in cell.backups),
             *((free, partial(model.free, free)) for free in cell.free),
         ]
-        for one, measure in further:
-            found = measured(Approach, f"{name}: {one}", model.key_of(one), measure)
-            so_far = ModelResults(cell, deployed, (*so_far.approaches, found))
-            yield so_far
+        try:
+            for one, measure in further:
+                rows.append(measured(f"{name}: {one}", model.key_of(one), measure))
+        finally:
+            rows.sort(key=itemgetter("overhead"))
+            write_result(out / f"{cell.file}.json", name, rows, **deployed)
+            print_rows(name, rows)
+
+
+def plain_row(name: str, overhead: float, available: float, degraded: float) -> Measured:
+    """Return the row of what answers each query apart, with accuracy `degraded`."""
+    overall = {str(f): (1 - f) * available + f * degraded for f in FRACTIONS}
+    return _row(name, overhead, (degraded,), overall, None, None)
+
+
+def _row(
+    name: str,
+    overhead: float,
+    degraded: Sequence[float],
+    overall: Mapping[str, float],
+    encode: float | None,
+    decode: float | None,
+) -> Measured:
+    row: Measured = {"approach": name, "overhead": overhead}
+    for unavailable, share in enumerate(degraded, 1):
+        row["A_d" if unavailable == 1 else f"{unavailable} unavailable"] = share
+    row |= {f"A_o {float(f):.0%}": share for f, share in overall.items()}
+    return row | {"encode": encode, "decode": decode}
 
 
 class _MeasuredModel:
@@ -173,22 +154,20 @@ class _MeasuredModel:
         for cell in self.cell.codes:
             Code(cell.spec, *shapes)
 
-    def deploy(self) -> DeployedResult:
+    def deploy(self) -> Measured:
         """Train the deployed model and measure it."""
         cell = self.cell
-
         begin = partial(train_deployed, self._task, self._data, cell.network, recipe=cell.recipe)
         trained = self._train(self.key, cell, begin)
-        return DeployedResult(
-            self._task.metric,
-            self._available,
-            len(self._data.test),
-            trained.fitted.epochs,
-            trained.fitted.seconds,
-            date.today().isoformat(),
-        )
+        return {
+            "metric": self._task.metric,
+            "queries": len(self._data.test),
+            "A_a": self._available,
+            "trained": {"epochs": trained.fitted.epochs, "seconds": trained.fitted.seconds},
+            "measured": date.today().isoformat(),
+        }
 
-    def code(self, cell: CodeCell) -> Approach:
+    def code(self, cell: CodeCell) -> Measured:
         """Train a code's parity models and measure them."""
         bundle = self._train_stand_in(cell, cell.network, cell.spec, cell.recipe)
         test = self._data.test
@@ -197,38 +176,38 @@ class _MeasuredModel:
         code = with_measured(bundle, accuracy=accuracy).code()
         assert code is not None
         time = relative_time(bundle, "parity")
-        return Approach(
+        row = _row(
             str(cell),
             cell.r / cell.k * time,
-            accuracy.available_accuracy,
             accuracy.degraded_by_unavailable,
             accuracy.overall,
             *coding_times(code, test.inputs),
-            accuracy.agreement,
-            time,
-            bundle.fitted.seconds,
-            cell,
         )
+        further = {"agreement": accuracy.agreement, "time": time}
+        return row | further | {"training s": bundle.fitted.seconds}
 
-    def backup(self, cell: BackupCell) -> Approach:
+    def backup(self, cell: BackupCell) -> Measured:
         """Train an approximate backup and measure it."""
         bundle = self._train_stand_in(cell, cell.network, None)
         predictions = predictor(bundle.pinned(bundle.manifest.backups[0]))(self._data.test.inputs)
         degraded = score(self._task.metric, predictions, self._data.test.labels)
         time = relative_time(bundle, "backup")
-        return plain_approach(str(cell), time, self._available, degraded)
+        return plain_row(str(cell), time, self._available, degraded)
 
-    def free(self, cell: FreeCell) -> Approach:
+    def free(self, cell: FreeCell) -> Measured:
         """Measure a code that needs no training."""
         code, test = BerrutCode(cell.k, cell.r), self._data.test
         run = deployed_predictor(self._bundle)
-        found = code.accuracies(run, test.inputs, test.labels, self._task.metric, self._seed)
+        _, degraded, overall = code.accuracies(
+            run, test.inputs, test.labels, self._task.metric, self._seed
+        )
         rows = [test.inputs[row : row + 1] for row in range(code.coded)]
         decode = [partial(code.decode, [None, *map(run, rows[1:])])] * TIMED
         encode = [partial(code.encode, rows[: code.k])] * TIMED
-        return Approach(str(cell), cell.r / cell.k, *found, _median_us(encode), _median_us(decode))
+        times = _median_us(encode), _median_us(decode)
+        return _row(str(cell), cell.r / cell.k, degraded, overall, *times)
 
-    def default(self) -> Approach:
+    def default(self) -> Measured:
         """Measure one answer for every unavailable prediction: the mean of the validation set's.
 
         (Crankshaw et al., Clipper, NSDI 2017.)
@@ -237,7 +216,7 @@ class _MeasuredModel:
         mean = run(self._data.validation.inputs).mean(axis=0)
         answers = np.broadcast_to(mean, (len(test), *mean.shape))
         degraded = score(self._task.metric, answers, test.labels)
-        return plain_approach("default prediction", 0.0, self._available, degraded)
+        return plain_row("default prediction", 0.0, self._available, degraded)
 
     @cached_property
     def _data(self) -> Dataset:

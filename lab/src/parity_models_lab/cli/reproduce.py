@@ -10,15 +10,14 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from parity_models.cli.flags import Only
+from parity_models.cli.flags import Without
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import evaluate
 from parity_models.options import Option
 from parity_models.training import TrainingOptions, progress_bars
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
-from parity_models_lab.accuracy.measure import ModelResults, measure_matrix
-from parity_models_lab.accuracy.report import write_model
+from parity_models_lab.accuracy.measure import run_matrix
 from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.demo import run_demo
@@ -157,7 +156,7 @@ def validation(
         run_trials(trials, cache, Laboratory(work / "bundles").run)
 
     plan = Plan(figure, experiment, seed)
-    compared = validating.compare(plan, range(len(experiment.points)), queries, run, cache)
+    compared = validating.compare(plan, queries, run, cache)
     rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
     about = {"queries": queries, "overheads": overheads}
     write_result(out / "validation.json", experiment.title, rows, **about)
@@ -182,15 +181,7 @@ def accuracy(
     matrix = load_matrix(preset)
     check_out(out)
     console = Console(stderr=True, highlight=False)
-    done: dict[str, ModelResults] = {}
-    try:
-        for model in measure_matrix(
-            matrix, work, seed, lambda text: console.print(text, markup=False)
-        ):
-            done[str(model.cell)] = model
-    finally:
-        for model in done.values():
-            print_rows(str(model.cell), write_model(out, model))
+    run_matrix(matrix, out, work, seed, lambda text: console.print(text, markup=False))
 
 
 def _runs_for_real(network: str | None) -> bool:
@@ -232,7 +223,7 @@ def train(
         ),
     ] = "usual",
     *,
-    options: Annotated[TrainingOptions, Only("epochs", "seconds", "seed", "device", "resume")],
+    options: Annotated[TrainingOptions, Without("output", "metric", "output_kind", "hflip")],
 ) -> None:
     """Train a model to serve, if you do not have one.
 

@@ -23,7 +23,8 @@ from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
 REMOVED = 1
-"""Probes that leave the pool for each task placed, besides those used up (the paper's r_remove)."""
+"""Probes that leave the pool for each task placed, besides those used up (the paper's r_remove):
+`ProbePool.thin_out` removes one."""
 
 DELTA = 1.0
 """The surplus of uses of probes beyond those that keep the pool full (the paper's delta)."""
@@ -112,6 +113,13 @@ class InstanceQueues(Dispatch):
                 yield instance, batch
             elif any(self._queues[instance].values()):
                 self._ready[instance] = None
+
+    def _suited(self, task: Task) -> Sequence[str]:
+        """Return the instances that are suited best for the task (see Dispatch._may_run)."""
+        suited: Sequence[str] = self.up[task.role]
+        for worse in self._objections(task):
+            suited = [instance for instance in suited if not worse(instance)] or suited
+        return suited
 
     def _may_run(self, task: Task, instance: str) -> bool:
         return True  # that was decided when it was placed
@@ -210,7 +218,7 @@ class ProbePool:
 
     def thin_out(self) -> None:
         """Remove the oldest probe and the worst by turns, so that the pool does not go bad."""
-        for _ in range(min(REMOVED, len(self.probes))):
+        if self.probes:
             worst, self._worst_next = self._worst_next, not self._worst_next
             self.probes.remove(self._worst() if worst else self.probes[0])
 

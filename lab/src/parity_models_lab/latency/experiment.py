@@ -1,19 +1,17 @@
 """Latency experiments: what one figure compares, read from a file that people can edit."""
 
-from collections import Counter
-from difflib import get_close_matches
 from importlib import resources
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from parity_models.codes.code import check_spec
-from parity_models.documents import as_struct, content_of, read_toml
+from parity_models.documents import as_struct
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice, choose
+from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.latency.setting import Setting
 
 FILES = resources.files("parity_models_lab.latency") / "experiments"
@@ -163,7 +161,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def experiment_names() -> list[str]:
     """Return the experiments that come with the package."""
-    return sorted(file.name.removesuffix(".toml") for file in FILES.iterdir() if _is_toml(file))
+    return names_in(FILES)
 
 
 def load_experiment(name: str) -> Experiment:
@@ -171,49 +169,22 @@ def load_experiment(name: str) -> Experiment:
 
     Raises UserError if there is none or it is not an experiment.
     """
-    file = FILES / f"{name}.toml" if name in experiment_names() else Path(name)
-    try:
-        experiment = read_toml(content_of(file), Experiment)
-        series = tuple(each for one in experiment.series for each in one.swept_out())
-        experiment = msgspec.structs.replace(experiment, series=series)
-        experiment.check()
-    except OSError as error:
-        known = experiment_names()
-        near = get_close_matches(name, known, 1)
-        meant = f"did you mean {near[0]}? Give" if near else "give"
-        raise UserError(
-            f"cannot read the experiment {name}: {error.strerror}; {meant} a file, or one of "
-            f"{', '.join(known)}"
-        ) from error
-    except (ValueError, UserError) as error:
-        raise UserError(
-            f"{name} is not an experiment: {error}; see lab/notes/latency.md"
-        ) from error
+    return load_toml(name, FILES, Experiment, _checked, "figure", "lab/notes/latency.md")
+
+
+def _checked(experiment: Experiment) -> Experiment:
+    series = tuple(each for one in experiment.series for each in one.swept_out())
+    experiment = msgspec.structs.replace(experiment, series=series)
+    experiment.check()
     return experiment
 
 
 def figures_of(names: list[str]) -> list[str]:
-    """Return the experiments of these names; `all` is every one that is not apart.
-
-    Raises UserError for a file whose result would be taken for another one's, as it has the name
-    of a figure or of another file.
-    """
-    known = experiment_names()
-    everyone = [name for name in known if not load_experiment(name).apart]
-    listed = [other for name in names for other in (everyone if name == "all" else [name])]
-    figures = list(dict.fromkeys(listed))
-    called = Counter(Path(name).stem for name in {*known, *figures})
-    for name in figures:
-        if name not in known and called[Path(name).stem] > 1:
-            raise UserError(
-                f"{name} is called like another figure, whose result it would replace: rename it"
-            )
-    return figures
+    """Return the experiments of these names, each once; `all` is every one that is not apart."""
+    everyone = [name for name in experiment_names() if not load_experiment(name).apart]
+    listed = (other for name in names for other in (everyone if name == "all" else [name]))
+    return list(dict.fromkeys(listed))
 
 
 def _label(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def _is_toml(file: Any) -> bool:
-    return str(file.name).endswith(".toml")

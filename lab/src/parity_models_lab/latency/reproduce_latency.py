@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -52,19 +53,19 @@ class Plan:
         seed = f"-seed-{self.seed}" if self.seed else ""
         return f"{Path(self.figure).stem}{speed}{seed}"
 
-    def tuning_trials(self, points: Sequence[int] | None = None) -> list[Trial]:
-        """Return the simulations that tune options, at all or some points."""
+    def tuning_trials(self) -> list[Trial]:
+        """Return the simulations that tune options."""
         return [
             trial
-            for series, point in self._tuned_points(points)
+            for series, point in self._tuned_points()
             for trial in self._candidates(series, point)
         ]
 
-    def tuned(self, cache: TrialCache, points: Sequence[int] | None = None) -> "Plan":
-        """Return this plan with the best options of tuned series at all or some points, by tuning
-        trials that have been run. Options with which queries fail are worse than all others."""
+    def tuned(self, cache: TrialCache) -> "Plan":
+        """Return this plan with the best options of tuned series at each point, by tuning trials
+        that have been run. Options with which queries fail are worse than all others."""
         chosen = {}
-        for series, point in self._tuned_points(points):
+        for series, point in self._tuned_points():
             by = PERCENTILES[series.tuned_by]
             best = min(
                 ((cache[trial], trial) for trial in self._candidates(series, point)),
@@ -93,11 +94,9 @@ class Plan:
             return self.experiment.real_queries or REAL_QUERIES
         return self.experiment.simulated_queries or SIMULATED_QUERIES
 
-    def _tuned_points(self, points: Sequence[int] | None) -> Iterator[tuple[Series, int]]:
-        everywhere = range(len(self.experiment.points)) if points is None else points
-        for series in self.experiment.series:
-            for point in everywhere if series.tuned else ():
-                yield series, point
+    def _tuned_points(self) -> Iterator[tuple[Series, int]]:
+        tuned = (series for series in self.experiment.series if series.tuned)
+        return product(tuned, range(len(self.experiment.points)))
 
     def _candidates(self, series: Series, point: int) -> list[Trial]:
         trial = self.trial(Mode.SIMULATED, series, point)

@@ -61,15 +61,13 @@ class Point:
     compared: tuple[Compared, ...]
 
 
-def compare(
-    plan: Plan, points: Sequence[int], queries: int, run: Runner, cache: TrialCache
-) -> list[Point]:
-    """Run the policies of a plan's experiment at some of its points, for real and then simulated.
+def compare(plan: Plan, queries: int, run: Runner, cache: TrialCache) -> list[Point]:
+    """Run the policies of a plan's experiment at its points, for real and then simulated.
 
     Tuned series have the options with which simulations are best there.
     """
-    run(plan.tuning_trials(points))
-    plan = plan.tuned(cache, points)
+    run(plan.tuning_trials())
+    plan = plan.tuned(cache)
     experiment = plan.experiment
 
     def result(trial: Trial) -> TrialResult:
@@ -77,7 +75,7 @@ def compare(
         return cache[trial]
 
     found = []
-    for point in points:
+    for point, label in enumerate(experiment.labels):
         real = [
             msgspec.structs.replace(plan.trial(Mode.REAL, series, point), queries=queries)
             for series in experiment.series
@@ -94,7 +92,7 @@ def compare(
             Compared(series.label, cache[trial], cache[other])
             for series, trial, other in zip(experiment.series, real, simulated, strict=True)
         )
-        found.append(Point(experiment.labels[point], real[0].setting, overheads, compared))
+        found.append(Point(label, real[0].setting, overheads, compared))
     return found
 
 

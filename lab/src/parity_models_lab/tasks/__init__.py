@@ -10,7 +10,7 @@ from parity_models.tasks import METRICS
 from parity_models_lab.tasks.cifar import Cifar10
 from parity_models_lab.tasks.localization import Localization, MadeBoxes
 from parity_models_lab.tasks.mnist import Diabetes, Digits, FashionMnist, FashionMnistPixels, Mnist
-from parity_models_lab.tasks.speech import MadeSpeech, SmallSpeechCommands, SpeechCommands
+from parity_models_lab.tasks.speech import MadeSpeech, SpeechCommands
 from parity_models_lab.tasks.task import Dataset, Split, Task, check_dataset, load_dataset
 
 TASKS = Registry[Task]("task", Task, Digits, Mnist, FashionMnist, FashionMnistPixels, Diabetes)
@@ -46,7 +46,6 @@ __all__ = [
     "MadeBoxes",
     "MadeSpeech",
     "Mnist",
-    "SmallSpeechCommands",
     "SpeechCommands",
     "Split",
     "Task",

@@ -55,7 +55,6 @@ class SpeechCommands(FolderTask):
         "a folder speech_commands there with one folder of WAV files for each word (from "
         "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz)"
     )
-    small = False
 
     def holds(self, folder: Path) -> bool:
         return len(_words(folder)) > 1
@@ -74,22 +73,13 @@ class SpeechCommands(FolderTask):
                     "(files SPEAKER_nohash_N.wav)"
                 )
             chunks = [
-                as_queries(
-                    np.stack([read_second(file) for file in found[i : i + CHUNK]]), self.small
-                )
+                as_queries(np.stack([read_second(file) for file in found[i : i + CHUNK]]))
                 for i in range(0, len(found), CHUNK)
             ]
             labels = np.array([words.index(file.parent.name) for file in found])
             splits.append(Split(np.concatenate(chunks), labels))
         train, validation, test = splits
         return Dataset(train, validation, test, words)
-
-
-class SmallSpeechCommands(SpeechCommands):
-    """Words as log spectrograms of 40 mel bands by 50 times, an eighth of the numbers."""
-
-    name = "speech-commands-small"
-    small = True
 
 
 def part_of(file: str) -> str:
@@ -127,7 +117,7 @@ def mel_filters() -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def as_queries(seconds: NDArray[np.int16], small: bool) -> NDArray[np.float32]:
+def as_queries(seconds: NDArray[np.int16], *, small: bool = False) -> NDArray[np.float32]:
     """Return log spectrograms (n, 1, frequencies, times) of sounds (n, 16000), each with mean 0 and
     deviation 1; `small`: 40 mel bands by 50 times."""
     powers = spectrogram(seconds)

@@ -76,14 +76,6 @@ class Adaptive(Policy):
     class Options(Policy.Options):
         """The policy's options."""
 
-        urgency: Annotated[
-            float,
-            Option(
-                "Worth of a second of waiting to a query that is a median run time late, in "
-                "seconds of an idle instance. More asks earlier and more often.",
-                above=0,
-            ),
-        ] = 100.0
         budget: Annotated[
             float,
             Option("Redundant tasks per query, on average, at most.", above=0, at_most=1),
@@ -102,7 +94,7 @@ class Adaptive(Policy):
         self._groups = CodingGroups(self._code, max_wait=None)
         roles = [*stand_ins.backups, *[PARITY] * bool(self._rows)]
         self._options = options = options or self.Options()
-        self._risk = Risk(options.urgency, run_times or RunTimes(every=100), roles, options.budget)
+        self._risk = Risk(run_times or RunTimes(every=100), roles, options.budget)
         self._budget = Budget(options.budget, BURST)
         self._effect = Effect()
         self._fresh: dict[int, Query] = {}

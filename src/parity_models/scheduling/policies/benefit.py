@@ -1,11 +1,11 @@
 """The worth of asking a stand-in, or running the model once more, for a query that runs.
 
 A query is late once it is older than a median run time m of the deployed model. A second of
-lateness costs `urgency` instance-seconds when the query is one median late, twice as many when it
+lateness costs URGENCY instance-seconds when the query is one median late, twice as many when it
 is two medians late. Of units of age a, a share S(t) / S(a) is still running at age t. An answer at
 age b saves
 
-    L(b) = urgency * integral from b on of (lateness at t) * S(t) / S(a) dt
+    L(b) = URGENCY * integral from b on of (lateness at t) * S(t) / S(a) dt
 
 A task that takes s and starts now answers its query at a + s if its answer is accepted (with
 probability `coverage`); otherwise a copy answers it, one median later:
@@ -22,7 +22,7 @@ is empty, is delayed by its share: these are waiting / (1 - load). They will be 
 query was when it began, after waiting w, plus a median:
 
     cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3
-              + urgency * (1 + w / m) * waiting / (1 - load) / instances)
+              + URGENCY * (1 + w / m) * waiting / (1 - load) / instances)
 
 Asking at age a is worth S(a) * (saved - cost) to a unit that begins. A unit is *at risk* from the
 age at which that is greatest: earlier, a stand-in is often asked in vain; later, it saves little. A
@@ -34,6 +34,10 @@ from itertools import chain
 from math import inf
 
 from parity_models.scheduling.run_times import RunTimes
+
+URGENCY = 100.0
+"""The worth of a second of waiting to a query that is a median run time late, in seconds of an idle
+instance. Half and twice as much make hardly a difference."""
 
 FULLEST = 0.99
 """Loads above this count as this load."""
@@ -57,8 +61,7 @@ class Benefit:
     STEEPNESS = 3
     """The exponent of the price."""
 
-    def __init__(self, urgency: float) -> None:
-        self._urgency = urgency
+    def __init__(self) -> None:
         self._price = inf
         self._delayed = 1.0
         self.median = 0.0
@@ -79,12 +82,12 @@ class Benefit:
         for chance, after in choice.answers:
             left, moment = running.left(age, max(age + after, late_from))
             saved += chance * (moment - late_from * left)
-        return self._urgency * saved / self.median
+        return URGENCY * saved / self.median
 
     def cost(self, choice: Choice, waiting: float = 0.0) -> float:
         """Return the cost. `waiting` is the number of waiting queries per instance, each counted
         as many times as it will be medians late."""
-        return choice.work * (self._price + self._urgency * waiting * self._delayed)
+        return choice.work * (self._price + URGENCY * waiting * self._delayed)
 
     def at_risk(
         self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False

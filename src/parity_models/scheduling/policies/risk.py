@@ -131,13 +131,12 @@ class Risk:
 
     def __init__(
         self,
-        urgency: float,
         run_times: RunTimes,
         stand_ins: Collection[str],
         budget: float,
     ) -> None:
         self.budget = budget
-        self.benefit = Benefit(urgency)
+        self.benefit = Benefit()
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.helped_by = 0.0
         """The age by which a stand-in asked in time has answered; 0 while that is unknown."""

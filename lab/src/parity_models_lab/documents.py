@@ -1,0 +1,54 @@
+"""TOML files that describe what an experiment does: those of the package, by name, or any."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from parity_models.documents import as_struct, content_of
+from parity_models.errors import UserError
+
+T = TypeVar("T")
+
+
+def names_in(folder: Traversable) -> list[str]:
+    """Return the names of the TOML files in a folder of the package."""
+    files = sorted(file.name for file in folder.iterdir())
+    return [name.removesuffix(".toml") for name in files if name.endswith(".toml")]
+
+
+def load_toml(
+    name: str, folder: Traversable, kind: type[T], prepare: Callable[[T], T], what: str, notes: str
+) -> T:
+    """Read a file: one of the package's `folder`, by name, or any file.
+
+    Args:
+        name: The name or the path.
+        folder: The folder of the package.
+        kind: The struct that it describes.
+        prepare: Completes and checks what was read. May raise UserError or ValueError.
+        what: The word for it in messages.
+        notes: The page that explains such files.
+
+    Raises:
+        UserError: There is no such file, or it does not describe one.
+
+    """
+    known = names_in(folder)
+    file = folder / f"{name}.toml" if name in known else Path(name)
+    try:
+        return prepare(as_struct(msgspec.toml.decode(content_of(file)), kind))
+    except OSError as error:
+        near = get_close_matches(name, known, 1)
+        meant = f"did you mean {near[0]}? Give" if near else "give"
+        raise UserError(
+            f"cannot read the {what} {name}: {error.strerror}; {meant} a file, or one of "
+            f"{', '.join(known)}"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise UserError(f"{name} is not TOML: {error}; see {notes}") from error
+    except (ValueError, UserError) as error:
+        raise UserError(f"{name} does not describe a {what}: {error}; see {notes}") from error
