@@ -86,10 +86,8 @@ def setting_of(instances: int = 2, shuffles: int = 0, **contention: Any) -> Sett
     return Setting(instances=instances, shuffles=shuffles, **contention)
 
 
-async def offer(
-    bundle: Path, setting: Setting, during: list[str] | None = None
-) -> tuple[LoadResult, Contended]:
-    """A short load on a server in a setting, and what namespaces there were meanwhile."""
+async def offer(bundle: Path, setting: Setting) -> tuple[LoadResult, Contended]:
+    """A short load on a server in a setting."""
     data = bundle.parent / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
     options = ServeOptions(instances=setting.all_instances, port=0)
@@ -100,8 +98,6 @@ async def offer(
             result = await offer_load_from_own_process(
                 load, lambda: contention.begin(server.pid), contention.prefix
             )
-            if during is not None:
-                during += own_namespaces()
     return result, contention
 
 
@@ -114,25 +110,20 @@ async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     interfaces = {name for _, name in socket.if_nameindex()}
-    during: list[str] = []
-    result, _ = await offer(write_linear_bundle(tmp_path), setting_of(shuffles=2), during)
+    result, _ = await offer(write_linear_bundle(tmp_path), setting_of(shuffles=2))
     assert result.answered.all()
     assert result.score.all()
-    assert len(during) == 5
-    assert own_namespaces() == []
-    added = {name for _, name in socket.if_nameindex()} - interfaces
-    assert not [name for name in added if name.startswith(("bridge", "port-"))]
-
-
-@needs_root
-async def test_shuffles_go_through_the_workers_links(tmp_path: Path) -> None:
     async with contended(setting_of(shuffles=2), 0, tmp_path) as contention:
+        assert len(own_namespaces()) == 5
         machines = [each.prefix[-1] for each in contention.placements]
         contention.begin(os.getpid())
         async with asyncio.timeout(60):
             while min(sum(carried(each)[way] for each in machines) for way in (0, 1)) < 500_000:
                 await asyncio.sleep(0.02)
         assert "tbf" in inside(machines[0], "tc", "qdisc", "show", "dev", "eth0")
+    assert own_namespaces() == []
+    added = {name for _, name in socket.if_nameindex()} - interfaces
+    assert not [name for name in added if name.startswith(("bridge", "port-"))]
 
 
 def carried(namespace: str) -> tuple[int, int]:

@@ -21,15 +21,11 @@ from parity_models_lab.tasks import (
 )
 from parity_models_lab.tasks.cifar import DEVIATION, MEAN
 from parity_models_lab.tasks.speech import (
-    BINS,
-    FRAMES,
     PROGRAM,
     RATE,
     WORDS,
-    mel_filters,
     part_of,
     read_second,
-    spectrogram,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -180,14 +176,6 @@ def test_words_are_split_by_speaker_and_become_spectrograms(tmp_path: Path) -> N
     peaks = data.train.inputs[:, 0].mean(axis=2).argmax(axis=1)
     low, high = (peaks[data.train.labels == word] for word in (0, 1))
     assert low.max() < high.min()
-
-
-def test_a_spectrogram_has_its_peak_at_the_tone() -> None:
-    tone = (8000 * np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)).astype(np.int16)
-    powers = spectrogram(tone[None])
-    assert powers.shape == (1, BINS, FRAMES)
-    assert set(powers[0, :, 1:-1].argmax(axis=0)) == {20}  # of 50 Hz each
-    np.testing.assert_allclose(mel_filters().sum(axis=1), 1, rtol=1e-5)
 
 
 def test_a_speaker_for_every_split_is_needed(tmp_path: Path) -> None:
