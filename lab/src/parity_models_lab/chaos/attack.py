@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, write_bundle
+from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import TrainingOptions, train
@@ -63,8 +63,8 @@ def run_attack(
     tell("training a deployed and a parity model")
     data = task.load()
     deployed = train_deployed(task, data, NETWORK, folder / "deployed", options)
-    bundle = train(deployed, queries_of(task, data), folder / "with", None, CODE, options)
-    bare = without_envelope(bundle, folder / "without")
+    bundle = train(deployed, queries_of(task, data), folder / "bundle", None, CODE, options)
+    envelope = bundle.envelope()
     rng = np.random.default_rng(options.seed)
     tried, victims = np.array_split(rng.permutation(data.test.inputs), [len(data.test.inputs) // 3])
     rows: list[Row] = []
@@ -73,8 +73,8 @@ def run_attack(
     beside = partners(victims, len(victims), rng)
     beside[SEARCHED] = np.concatenate(found)[rng.integers(STARTS, size=len(victims))]
     for name, queries in beside.items():
-        agreement, kept_out = compute(bundle, victims, queries)
-        without, _ = compute(bare, victims, queries)
+        agreement, kept_out = compute(bundle, envelope, victims, queries)
+        without, _ = compute(bundle, None, victims, queries)
         row = {"no envelope": without, "envelope": agreement, "kept out": kept_out}
         rows.append({"partner": name, **row})
         tell(f"{name}: {agreement:.1%} agree, {without:.1%} without an envelope")
@@ -102,22 +102,24 @@ def search(
     """
     envelope = bundle.envelope()
     best = honest[rng.integers(len(honest), size=1)]
-    agreement, _ = compute(bundle, victims, np.repeat(best, len(victims), axis=0))
+    agreement, _ = compute(bundle, envelope, victims, np.repeat(best, len(victims), axis=0))
     for _ in range(steps):
         changed = rng.random(best.shape) < rng.choice(PARTS)
         step = rng.normal(size=best.shape) * rng.choice(SPREAD) * changed
         query = (best + step).astype(best.dtype)
         if not _unlike(envelope, query)[0]:
-            found, _ = compute(bundle, victims, np.repeat(query, len(victims), axis=0))
+            found, _ = compute(bundle, envelope, victims, np.repeat(query, len(victims), axis=0))
             if found <= agreement:
                 best, agreement = query, found
     return best
 
 
-def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float]:
+def compute(
+    bundle: Bundle, envelope: Envelope | None, victims: Array, beside: Array
+) -> tuple[float, float]:
     """Reconstruct `victims` next to others, both (n, *shape), in either slot.
 
-    Where the bundle's envelope keeps the other query out, the next victim takes its place.
+    Where the envelope keeps the other query out, the next victim takes its place.
 
     Returns:
         The agreement of reconstructions with the model, and the share of `beside` kept out.
@@ -127,7 +129,6 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
     assert code is not None
     model, parity = OnnxModel(bundle.deployed_path), OnnxModel(bundle.parity_paths[0])
     name = bundle.manifest.deployed.signature.inputs[0].name
-    envelope = bundle.envelope()
     joining = ~_unlike(envelope, victims)
     held = _unlike(envelope, beside)
     beside = np.where(
@@ -147,18 +148,6 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
                 answers = ~envelope.impossible(decoded)
             agreed.append((decoded.argmax(axis=-1) == right)[joining & answers])
     return float(np.concatenate(agreed).mean()), float(held.mean())
-
-
-def without_envelope(bundle: Bundle, folder: Path) -> Bundle:
-    """Write the same bundle without its envelope into `folder`."""
-    manifest = bundle.manifest
-    return write_bundle(
-        folder,
-        deployed=bundle.stored(manifest.deployed),
-        parity=[bundle.stored(parity) for parity in manifest.parity],
-        code=manifest.code,
-        name=manifest.name,
-    )
 
 
 def _output(model: OnnxModel, rows: Array) -> Array:
