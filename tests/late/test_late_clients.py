@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -143,7 +143,7 @@ async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
         assert (answer.source, answer.value.status_code) == ("backup", 200)
 
 
-def test_the_synchronous_triton_client_is_raced_in_threads(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_synchronous_triton_client_is_raced_in_threads(bundle: Bundle) -> None:
     with (
         pm.serve(bundle, policy="none", instances=1, port=0) as server,
         pm.Late(bundle, agreement=0) as late,
@@ -151,24 +151,13 @@ def test_the_synchronous_triton_client_is_raced_in_threads(bundle: Bundle, tmp_p
         assert server.url is not None
         address = server.url.removeprefix("http://")
 
-        def infer() -> Any:
-            client = tritonclient.http.InferenceServerClient(address)
-            try:
-                return client.infer("model", triton_inputs(tritonclient.http))
-            finally:
-                client.close()
+        def infer(model: str) -> Any:
+            with tritonclient.http.InferenceServerClient(address) as client:
+                return client.infer(model, triton_inputs(tritonclient.http))
 
-        def failing() -> Any:
-            client = tritonclient.http.InferenceServerClient(address)
-            try:
-                return client.infer("other", triton_inputs(tritonclient.http))
-            finally:
-                client.close()
-
-        answer = late.call(infer, ROWS)
-        np.testing.assert_allclose(array_in(answer.value), predictions(ROWS), rtol=1e-3, atol=1e-5)
-        answer = late.call(failing, ROWS)
-        assert answer.source == "backup"
-        np.testing.assert_allclose(
-            array_in(answer.value), 2 * predictions(ROWS), rtol=1e-3, atol=1e-5
-        )
+        for model, source, factor in (("model", "model", 1), ("other", "backup", 2)):
+            answer = late.call(partial(infer, model), ROWS)
+            assert answer.source == source
+            np.testing.assert_allclose(
+                array_in(answer.value), factor * predictions(ROWS), rtol=1e-3, atol=1e-5
+            )
