@@ -215,16 +215,13 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
 def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(
     lesson: Lesson, tmp_path: Path
 ) -> None:
-    def covered(lesson: Lesson, folder: str) -> float:
-        (tmp_path / folder).mkdir()
-        (found,) = begun(lesson, tmp_path / folder, "linear").run(2.0).finalists
-        return found.covered
-
-    held_out = lesson.data.held_out.predictions.argmax(1)
-    one_sided = replace(lesson, answer_only=(AnsweredClass(0, "0"),))
-    share = float((held_out == 0).float().mean())
-    assert covered(lesson, "all") > 2 * share > 0
-    assert 0 < covered(one_sided, "one") < 1.5 * share
+    candidate = lesson.candidate(Proposal("linear"))
+    candidate.fit(None, tmp_path / "checkpoint", options={})
+    share = float((lesson.data.held_out.predictions.argmax(1) == 0).float().mean())
+    candidate.judge(lesson.level)
+    assert candidate.covered > 2 * share > 0
+    candidate.judge(lesson.level, (AnsweredClass(0, "0"),))
+    assert 0 < candidate.covered < 1.5 * share
 
 
 @pytest.mark.slow
