@@ -21,7 +21,7 @@ from parity_models.models.bundle import open_bundle
 pytestmark = pytest.mark.slow
 
 INPUTS = np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32)
-PATIENCE = 120.0
+PATIENCE = 280.0
 """Seconds for a process to get on, on a machine that has other things to do."""
 
 

@@ -126,18 +126,11 @@ def measure(
     folder: Path,
     answer_only: Sequence[AnsweredClass] = (),
 ) -> tuple[float, list[Trained]]:
-    """Measure trained candidates against the deployed model.
+    """Measure trained candidates against the deployed model, by the queries for tests.
 
-    Args:
-        candidates: The candidates.
-        deployed: A bundle with the deployed model.
-        queries: Those for tests judge, with the deployed model's predictions as labels.
-        level: The agreement that gates are to keep.
-        folder: A folder for bundles that are needed meanwhile.
-        answer_only: The classes that gates are to let through; all, if there are none.
-
-    Returns:
-        The milliseconds of the deployed model, and each candidate's measurements.
+    Gates are to keep the `level`, and to let the classes in `answer_only` through, or all. Bundles
+    that are needed meanwhile go to `folder`. Returns the milliseconds of the deployed model, and
+    each candidate's measurements.
     """
     exported = [each.exported(queries, [level]) for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)

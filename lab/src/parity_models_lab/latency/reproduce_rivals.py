@@ -252,96 +252,68 @@ class Rivals:
         return found
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """Runs of all seeds together: quantiles in ms, infinite where so many queries failed.
+Outcome = dict[str, Any]
+"""A row of results whose times may be infinite."""
 
-    `tails` and `differ_range` are the least and the most of a seed, of p99.9 and of the share of
-    answers that differ; `busy` is in ms a query.
+
+def outcome(name: str, runs: Sequence[Run], found: Mapping[Run, Found]) -> Outcome:
+    """Return the outcome of a policy's runs that differ in their seed alone.
+
+    Times are in ms, infinite where so many queries failed; "of seeds": the least and the most.
     """
-
-    run: Run
-    p50: float
-    p99: float
-    p999: float
-    tails: tuple[float, float]
-    busy: float
-    stood_in: float
-    differ: float
-    differ_range: tuple[float, float]
-    failed: float
-
-    @property
-    def tail(self) -> tuple[float, float]:
-        """What a policy's options are chosen by: p99.9, then p99."""
-        return self.p999, self.p99
-
-
-def outcome(runs: Sequence[Run], found: Mapping[Run, Found]) -> Outcome:
-    """Return the outcome of runs that differ in their seed alone."""
-    results = [found[run] for run in runs]
+    results, first = [found[run] for run in runs], runs[0]
     latencies = 1e3 * np.concatenate([each.latencies for each in results])
-    p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").tolist()
+    p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").round(2).tolist()
     tails = [float(1e3 * np.quantile(e.latencies, 0.999, method="higher")) for e in results]
     differ = [each.differs for each in results]
-    return Outcome(
-        runs[0],
-        p50,
-        p99,
-        p999,
-        (min(tails), max(tails)),
-        1e3 * float(np.mean([each.busy for each in results])),
-        float(np.mean([each.stood_in for each in results])),
-        float(np.mean(differ)),
-        (min(differ), max(differ)),
-        float(np.isinf(latencies).mean()),
-    )
+    return {
+        "scene": first.scene,
+        "load": first.load,
+        "policy": name,
+        "p50": p50,
+        "p99": p99,
+        "p99.9": p999,
+        "p99.9 of seeds": [round(min(tails), 2), round(max(tails), 2)],
+        "busy": round(1e3 * float(np.mean([each.busy for each in results])), 2),
+        "not F's": round(float(np.mean([each.stood_in for each in results])), 4),
+        "differ": round(float(np.mean(differ)), 6),
+        "differ of seeds": [round(min(differ), 6), round(max(differ), 6)],
+        "failed": round(float(np.isinf(latencies).mean()), 5),
+        "options": first.policy.partition("@")[2],
+    }
 
 
 def table_rows(plan: Rivals, found: Mapping[Run, Found]) -> Iterator[Row]:
     """Yield the rows of the table, each with the options of the shortest p99.9."""
     for name, candidates in plan.table():
-        best = min((outcome(runs, found) for runs in candidates), key=lambda each: each.tail)
-        yield {
-            "scene": best.run.scene,
-            "load": best.run.load,
-            "policy": name,
-            "p50": _known(best.p50),
-            "p99": _known(best.p99),
-            "p99.9": _known(best.p999),
-            "p99.9 of seeds": list(map(_known, best.tails)),
-            "busy": round(best.busy, 2),
-            "not F's": round(best.stood_in, 4),
-            "differ": round(best.differ, 6),
-            "differ of seeds": [round(each, 6) for each in best.differ_range],
-            "failed": round(best.failed, 5),
-            "options": best.run.policy.partition("@")[2],
-        }
+        yield _known(min((outcome(name, runs, found) for runs in candidates), key=_tail))
 
 
 def frontier_rows(plan: Rivals, found: Mapping[Run, Found]) -> Iterator[Row]:
     """Yield, for each policy and bound on the answers that differ, its shortest p99.9 and its least
-    busy time within the bound, each with the other of that run."""
+    busy time within the bound."""
     for name, candidates in plan.swept():
-        ran = [outcome(runs, found) for runs in candidates]
+        ran = [outcome(name, runs, found) for runs in candidates]
         for bound in BOUNDS:
-            within = [each for each in ran if each.differ <= bound]
-            if not within:
-                continue
-            fast = min(within, key=lambda each: each.tail)
-            cheap = min(within, key=lambda each: each.busy)
-            yield {
-                "scene": fast.run.scene,
-                "load": fast.run.load,
-                "differ at most": bound,
-                "policy": name,
-                "p99.9": _known(fast.p999),
-                "p99.9 of seeds": list(map(_known, fast.tails)),
-                "p99": _known(fast.p99),
-                "its busy": round(fast.busy, 2),
-                "its not F's": round(fast.stood_in, 4),
-                "least busy": round(cheap.busy, 2),
-                "its p99.9": _known(cheap.p999),
-            }
+            within = [each for each in ran if each["differ"] <= bound]
+            if within:
+                cheap = min(within, key=lambda each: each["busy"])
+                more = {"differ at most": bound, "least busy": cheap["busy"]}
+                yield _known(min(within, key=_tail) | more)
+
+
+def _tail(row: Outcome) -> tuple[float, float]:
+    return row["p99.9"], row["p99"]
+
+
+def _known(row: Outcome) -> Row:
+    """Return the row with None in place of infinite times."""
+    return {
+        name: [None if each == inf else each for each in value]
+        if isinstance(value, list)
+        else (None if value == inf else value)
+        for name, value in row.items()
+    }
 
 
 def plot(file: Path, plan: Rivals, rows: Sequence[Row]) -> None:
@@ -374,7 +346,3 @@ def plot(file: Path, plan: Rivals, rows: Sequence[Row]) -> None:
         panels[1][0].set_ylabel("least busy time a query, ms")
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper")
         save(figure, file, f"Simulated, {plan.seeds} seeds of {plan.queries:,} queries each.")
-
-
-def _known(ms: float) -> float | None:
-    return None if ms == inf else round(float(ms), 2)
