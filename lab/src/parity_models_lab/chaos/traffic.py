@@ -35,7 +35,7 @@ SLACK = 5.0
 """Seconds beyond its deadline within which a query must have ended, on a busy machine."""
 GRACE = 0.01
 """Seconds for answers that have arrived while this process was held up."""
-LARGE, LARGE_ROWS = 2, 500
+LARGE, LARGE_ROWS = 3, 128
 """Clients that ask again as soon as they are answered, and the rows of their requests."""
 BETWEEN_LARGE, BETWEEN_LONG = 0.05, 8.0
 """Seconds between the refusal of a large request, or the end of a long query, and the next one."""
