@@ -124,8 +124,9 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
         refused = parm_here(*command("--resume", *more))
         assert_refused(refused, f"was begun with another {flag}; resume it with the same")
         assert done_in(folder) == first
-    # With minutes enough, a slow machine is not interrupted in what follows the search.
-    with running(folder, "--resume", "--minutes", "3") as process:
+    # With minutes enough, a slow machine is not interrupted in what follows the search. It may have
+    # trained so little that no level of agreement is shown.
+    with running(folder, "--resume", "--minutes", "3", "--ungated") as process:
         await_more(folder, process, than=rounds(first))
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=PATIENCE)
@@ -134,8 +135,9 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
     second = done_in(folder)
     # Nothing was trained again: it took as long, to the digit.
     assert all(second[name][: len(done)] == done for name, done in first.items())
-    assert open_bundle(folder / "bundle").manifest.calibration
-    done = parm_here(*command("--resume", "--minutes", "0.1"))
+    manifest = open_bundle(folder / "bundle").manifest
+    assert manifest.backups or manifest.parity
+    done = parm_here(*command("--resume", "--minutes", "0.1", "--ungated"))
     assert done.returncode == 0, done.stderr
     assert "interrupted" not in done.stdout + done.stderr
     assert not list((folder / "bundle.protect").iterdir())
