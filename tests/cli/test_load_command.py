@@ -65,7 +65,7 @@ def test_every_answer_is_counted_judged_and_kept(
     out, latencies = tmp_path / "new" / "out.json", tmp_path / "latencies.csv"
     done = load(
         server.url, "--inputs", data / "queries.npz", "--rate", 200, "--queries", 200,
-        "--processes", 2, "--batch", 2, "--json", out, "--latencies", latencies, "--binary",
+        "--batch", 2, "--json", out, "--latencies", latencies, "--binary",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for word in ("p50", "p90", "p99.5", "p99.9", "max", "model", "later than scheduled"):
@@ -129,7 +129,7 @@ def test_an_interrupt_ends_the_load_with_what_there_is(
     before = server.metric("parm_requests_total")
     asking = running_load(
         server.url, "--inputs", data / "queries.npz", "--rate", 100, "--duration", 600,
-        "--processes", 2, "--json", out,
+        "--json", out,
     )  # fmt: skip
     until(lambda: server.metric("parm_requests_total") > before + 20, "no requests came")
     asking.send_signal(signal.SIGINT)

@@ -151,6 +151,7 @@ def test_what_the_gate_refuses_is_counted() -> None:
 
 @given(st.integers(0, 2**32 - 1))
 @example(16522)  # a copy runs in one batch with another query's original
+@example(614526)  # a comparison begins after the answer, while the same task still runs elsewhere
 @settings(max_examples=150, deadline=None)
 @pytest.mark.slow
 def test_counts_add_up_in_any_history(seed: int) -> None:

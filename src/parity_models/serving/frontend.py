@@ -1123,9 +1123,10 @@ class RedundantWork:
             tasks = [(kind, each) for each in run.subjects]
         if tasks:
             self._count(tasks[0][0], SENT)(len(tasks))
+            for task in tasks:  # if it runs elsewhere and is not remembered, its query is resolved
+                if not any(task in each for each in self.units.values()):
+                    self._unused.setdefault(task, 0)
             self.units[run.unit] = tasks
-            for task in tasks:
-                self._unused.setdefault(task, 0)
 
     def ended(self, unit: Run, *, finished: bool) -> None:
         """A unit is off its instance, with outputs or without."""
