@@ -88,6 +88,10 @@ MAX_TEXT, MAX_WIRE = 1000, 3000
 """Characters of an error that surely go through, and their bytes on the wire: they travel in a
 header, with a client's names in them."""
 
+BACKLOG = 10_000
+"""Calls that have arrived and wait for this process; beyond them, gRPC cancels new ones at random.
+At its default of 1,000, a client that resets streams as it opens them gets others' cancelled."""
+
 RESERVE = 100
 """Calls beyond their limit that are let in far enough to be refused, and calls that ask for the
 server's health, which a busy server answers too."""
@@ -222,6 +226,8 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),
+        ("grpc.server.max_pending_requests", BACKLOG),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * BACKLOG),
         *((f"grpc.{name}_ms", min(ceil(time * 1e3), _MAX_INT)) for name, time in times.items()),
     ]
 
