@@ -1,6 +1,7 @@
 """Gated stand-ins behind the real Envoy: a late request is answered where the gate allows."""
 
 import asyncio
+import importlib
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.servers
 
 ROOT = Path(__file__).parent.parent.parent
 ENVOY = ROOT / ".servers" / "envoy" / "envoy" / "_bin" / "envoy"
+ISTIO = ROOT / ".servers" / "istio"
 EXAMPLES = ROOT / "examples" / "proxies"
 QUICK = ("--concurrency", "1", "--file-flush-interval-msec", "100")
 PATIENCE = 120.0
@@ -207,3 +209,14 @@ def test_envoy_takes_what_istio_would_merge(tmp_path: Path) -> None:
     assert route == own, "the examples of Envoy and Istio differ"
     validated = envoy(patched, tmp_path, "--mode", "validate")
     assert validated.wait(PATIENCE) == 0, (tmp_path / "envoy.log").read_text()
+
+
+def test_istio_takes_its_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validated by models made of Istio's CRDs, which drop fields that these do not have."""
+    assert ISTIO.exists(), f"there are no models of Istio's objects at {ISTIO}; run make servers"
+    monkeypatch.syspath_prepend(ISTIO)
+    networking = importlib.import_module("cloudcoil.models.istio.networking")
+    for document in documents("istio.yaml"):
+        version = getattr(networking, document["apiVersion"].rpartition("/")[2])
+        valid = getattr(version, document["kind"]).model_validate(document)
+        assert valid.model_dump(mode="json", by_alias=True, exclude_unset=True) == document
