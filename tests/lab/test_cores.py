@@ -144,6 +144,16 @@ def test_a_quota_stops_all_until_the_next_period() -> None:
     assert ended == [pytest.approx(0.0115)] * 2
 
 
+def test_a_server_is_busy_while_it_waits_for_its_quota() -> None:
+    calendar = Calendar()
+    server = CpuModel(Cores(2, quota=0.5), 0, calendar.at).server
+    ended: list[float] = []
+    server.do(0.0, 0.006, ended.append)  # 5 ms of a core are given every 10 ms
+    calendar.run(until=0.02)
+    assert ended == [pytest.approx(0.011)]
+    assert server.busy(0.02) == pytest.approx(0.011)
+
+
 def simulated(
     policy: str, cores: Cores | None, faults: FaultPlan | None = None
 ) -> SimulationResult:

@@ -2,9 +2,14 @@
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -25,6 +30,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.policies import Pool, Replication
 from parity_models.scheduling.port import Port
+from parity_models.serving import frontend as frontend_module
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -35,11 +41,13 @@ from parity_models.serving.errors import (
 )
 from parity_models.serving.frontend import (
     MESSAGE_EVERY,
+    SCHEDSTAT,
     Frontend,
     Observer,
     PoisonedRows,
     Result,
     now,
+    processor_wanted,
 )
 from parity_models.serving.metrics import Metrics
 from puppet_engine import CODE, SIGNATURE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
@@ -126,6 +134,29 @@ async def test_states_of_redundant_work_that_alternate_do_not_fill_the_log(
         frontend.log_redundancy(began + 1)
         frontend.log_redundancy(began + MESSAGE_EVERY)
     assert "no longer the bottleneck" in caplog.records[-1].message
+
+
+@pytest.mark.skipif(not SCHEDSTAT.exists(), reason="only Linux counts what threads wait")
+def test_a_loop_that_waits_for_a_processor_is_as_busy_as_one_that_computes() -> None:
+    cores = os.sched_getaffinity(0)
+    began, computed = processor_wanted(), time.thread_time()
+    os.sched_setaffinity(0, {min(cores)})
+    rival = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # on the same core
+    try:
+        while processor_wanted() - began < time.thread_time() - computed + 0.05:
+            pass
+    finally:
+        rival.kill()
+        rival.wait()
+        os.sched_setaffinity(0, cores)
+
+
+def test_where_waits_are_not_counted_a_loop_is_busy_while_its_process_computes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(frontend_module, "SCHEDSTAT", tmp_path / "none")
+    before = time.process_time()
+    assert before <= processor_wanted() <= time.process_time()
 
 
 async def test_a_large_request_ends_when_the_server_stops() -> None:

@@ -304,8 +304,8 @@ class Scheduler(Port):
         return self._turn()
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
-        """A timer of the driver's own was `lag` seconds late, and its process has used the share
-        `busy` of a core since the last time."""
+        """A timer of the driver's own was `lag` seconds late, and for the share `busy` of the time
+        since the last one, its thread has computed or waited for a processor."""
         self.now = max(self.now, now)
         self.front_door.busy = busy
         self.front_door.waited(lag, self._admission.typical_run)

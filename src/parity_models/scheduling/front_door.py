@@ -1,8 +1,8 @@
 """The server's own process as the bottleneck: late reports are not late instances.
 
 Reports, timers and requests wait for the event loop. If that wait is a large part of a unit's run
-time, or the process is always busy, all queries are late for this reason. Redundant work costs the
-loop as much as originals do, so it makes them later still.
+time, or the loop always computes or waits for a processor, all queries are late for this reason.
+Redundant work costs the loop as much as originals do, so it makes them later still.
 """
 
 from enum import StrEnum
@@ -15,8 +15,11 @@ SHARE, LEAST = 0.1, 0.002
 time in seconds. It is no longer once it is below half of that."""
 
 BUSY, NOT_BUSY = 0.9, 0.75
-"""It is also the bottleneck once its process uses this share of a core, until it uses less than the
-second."""
+"""It is also the bottleneck once the loop is busy for this share of the time, until it is for less
+than the second."""
+
+MEASURE_INTERVAL = 0.1
+"""Seconds between two measurements of how busy it is."""
 
 
 class Redundancy(StrEnum):
@@ -34,8 +37,8 @@ class Redundancy(StrEnum):
 
 
 class FrontDoor:
-    """Knows how late the event loop is (`lag`, in seconds), and how `busy` its process is, as a
-    share of a core."""
+    """Knows how late the event loop is (`lag`, in seconds), and how `busy`: the share of the time
+    in which it computed or waited for a processor."""
 
     def __init__(self) -> None:
         self.lag = 0.0

@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import cache, partial
 from hashlib import blake2b
 from math import ceil
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ from parity_models.scheduling import (
     WakeAt,
 )
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.front_door import MEASURE_INTERVAL
 from parity_models.scheduling.health import State
 from parity_models.serving.engine import Engine
 from parity_models.serving.errors import (
@@ -76,8 +78,8 @@ now = time.monotonic
 VERIFIED_WITHIN = 10.0
 """Seconds for which a frontend that starts waits for golden queries."""
 
-MEASURE_INTERVAL = 0.1
-"""Seconds between two measurements of the process."""
+SCHEDSTAT = Path("/proc/thread-self/schedstat")
+"""Nanoseconds for which the thread that reads it has computed and has waited for a processor."""
 
 CHECK_EVERY = 10
 """Measurements between two self-checks."""
@@ -306,7 +308,7 @@ class Frontend:
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
-        self._tick_due = self._computed = 0.0
+        self._tick_due = self._wanted = 0.0
         self._redundancy = Redundancy.ON
         self._next_message = 0.0
         self._differences: set[tuple[str, int | None, int | None]] = set()
@@ -530,7 +532,7 @@ class Frontend:
         self._loop = asyncio.get_running_loop()
         await self._engine.start(roles, self)
         self._started = True
-        self._tick_due, self._computed = now(), time.process_time()
+        self._tick_due, self._wanted = now(), processor_wanted()
         self._tick()
         with suppress(TimeoutError):
             async with asyncio.timeout(VERIFIED_WITHIN):
@@ -969,11 +971,11 @@ class Frontend:
             self._carry_out(self.scheduler.time_passed(at))
 
     def _tick(self) -> None:
-        """Report the delay of this timer and the load of the process."""
-        at, computed = now(), time.process_time()
+        """Report the delay of this timer and how busy the loop was."""
+        at, wanted = now(), processor_wanted()
         lag = max(0.0, at - self._tick_due)
-        busy = (computed - self._computed) / (MEASURE_INTERVAL + lag)
-        self._tick_due, self._computed = at + MEASURE_INTERVAL, computed
+        busy = (wanted - self._wanted) / (MEASURE_INTERVAL + lag)
+        self._tick_due, self._wanted = at + MEASURE_INTERVAL, wanted
         self._ticker = self._loop.call_later(MEASURE_INTERVAL, self._tick)
         if self._ticks % CHECK_EVERY == 0:
             self.check_engine()
@@ -992,7 +994,7 @@ class Frontend:
             self._next_message = at + MESSAGE_EVERY
         if Redundancy.BOTTLENECK in (redundancy, before):
             door = self.scheduler.front_door
-            wait = f"reports wait {door.lag * 1e3:.1f} ms, and it uses {door.busy:.0%} of a core"
+            wait = f"reports wait {door.lag * 1e3:.1f} ms; it is busy {door.busy:.0%} of the time"
             if redundancy is Redundancy.BOTTLENECK:
                 _log.warning("this process is the bottleneck: %s; nothing redundant is sent", wait)
             else:
@@ -1061,6 +1063,19 @@ class PoisonedRows:
                     f"poison: row {i} ended the instances that it was tried on before; it is "
                     f"refused for {self.REFUSED:.0f} s"
                 )
+
+
+def processor_wanted() -> float:
+    """Return the seconds for which this thread has computed or waited for a processor so far.
+
+    The wait includes what a quota of the control group withholds. Only Linux counts it; elsewhere,
+    these are the seconds for which the process has computed.
+    """
+    try:
+        computed, waited, _ = SCHEDSTAT.read_bytes().split()
+    except OSError:
+        return time.process_time()
+    return (int(computed) + int(waited)) / 1e9
 
 
 def _digest(row: NDArray[Any]) -> bytes:

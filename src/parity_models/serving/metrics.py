@@ -125,7 +125,9 @@ class Metrics:
         self.lag = gauge(
             "parm_loop_lag_seconds", "How long reports and timers wait for this process, lately."
         )
-        self.process_busy = gauge("parm_process_busy", "Share of a core that this process uses.")
+        self.process_busy = gauge(
+            "parm_process_busy", "Share of the time in which the loop computes or waits for a core."
+        )
         self.redundancy = gauge(
             "parm_redundancy",
             "1 for the state of redundant work: on, testing whether it helps, paused as it does "

@@ -15,6 +15,7 @@ from typing import Any
 
 from parity_models.emulation import Spells
 from parity_models.scheduling import Answer, Run
+from parity_models.scheduling.front_door import MEASURE_INTERVAL
 from parity_models.simulation import Simulation
 from parity_models.simulation.simulator import Instance, Running
 from parity_models_lab.contention.processor import PERIOD, Hogs
@@ -74,21 +75,27 @@ class Thread:
         self._least_busy = least_busy
         self._queue: deque[tuple[float, Callable[[float], None]]] = deque()
         self._runs = False
+        self._since = self._busy = 0.0
+
+    def busy(self, now: float) -> float:
+        """Return the seconds until now in which it computed or waited for a core."""
+        return self._busy + (now - self._since) * self._runs
 
     def do(self, now: float, work: float, done: Callable[[float], None]) -> None:
         """Compute for `work` seconds of a core after all else; call `done` with the time."""
         self._queue.append((work, done))
         if not self._runs:
+            self._runs, self._since = True, now
             self._next(now)
 
     def _next(self, now: float) -> None:
-        self._runs = True
         while self._queue:
             work, done = self._queue.popleft()
             if work:
                 self._least_busy(now).start(now, work, partial(self._done, done))
                 return
             done(now)
+        self._busy = self.busy(now)
         self._runs = False
 
     def _done(self, done: Callable[[float], None], now: float) -> None:
@@ -246,7 +253,20 @@ class DriverOnCores(DriverOnLinks):
         self._cores = cores
         self._cpu = CpuModel(cores, simulation.faults.seed, self._at)
         self._jobs: dict[int, Job] = {}  # by unit, of those that run
+        self._busy = 0.0
         super().__init__(links, simulation, *others)
+        self._at(MEASURE_INTERVAL, partial(self._tick, MEASURE_INTERVAL))
+
+    def _tick(self, due: float) -> None:
+        self._serve(partial(self._measure, due), 1 / 64, self._now)
+
+    def _measure(self, due: float) -> None:
+        """Report the delay of the server's timer and how busy its thread was."""
+        busy, lag = self._cpu.server.busy(self._now), self._now - due
+        share = (busy - self._busy) / (MEASURE_INTERVAL + lag)
+        self._busy, due = busy, self._now + MEASURE_INTERVAL
+        self._at(due, partial(self._tick, due))
+        self._carry_out(self._scheduler.process_measured(self._now, lag, share))
 
     def _admit(self, query: int) -> None:
         if self._cores.unseen:
