@@ -8,9 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,16 @@ import numpy as np
 import psutil
 import pytest
 
-from parity_models.emulation import Constant, FaultPlan, Pauses, WorkerFaults
-from parity_models.errors import BundleError
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention import ContentionError, processor
-from parity_models_lab.contention.apply import LONGEST_PAUSE, Contended, contended, steps
+from parity_models_lab.contention.apply import contended
 from parity_models_lab.contention.network import NAMES, PREFIX, check_privileges, star
 from parity_models_lab.contention.processor import ROOT, Hogs, quota
 from parity_models_lab.contention.transfers import Network, legs
-from parity_models_lab.latency.setting import Setting, Tenant
-from parity_models_lab.served import Served, served
+from parity_models_lab.latency.setting import Setting
+from parity_models_lab.served import served
 from served import predictions, queries, until, write_linear_bundle
 
 # Courses
@@ -50,27 +46,6 @@ def test_each_lane_has_one_transfer_at_a_time_out_and_back_by_the_seed_alone() -
     assert all(1 <= leg.end - leg.start <= 2 for leg in course[2:]), "the time its bytes take"
 
 
-def test_pauses_come_in_order_and_none_can_be_taken_for_a_death() -> None:
-    course = list(islice(steps(Pauses(1.0, Constant(60.0)), 4, seed=1), 100))
-    assert course == sorted(course, key=lambda step: step.time)
-    assert {step.worker for step in course} == {0, 1, 2, 3}
-    stopped = {}
-    for step in course:
-        if step.stops:
-            stopped[step.worker] = step.time
-        else:
-            assert step.time - stopped.pop(step.worker) == pytest.approx(LONGEST_PAUSE)
-    together = islice(steps(Pauses(1.0, Constant(0.1), nodes=2), 4, seed=1), 40)
-    assert len({(step.time, step.worker % 2) for step in together}) == 20
-
-
-def test_real_workers_pause_when_simulated_ones_do() -> None:
-    plan = Pauses(1.0, Constant(0.2))
-    begun = next(steps(plan, 1, seed=3)).time - 0.01
-    simulated = WorkerFaults(FaultPlan(3, pauses=plan), 0)
-    assert simulated.release(begun, begun + 0.02) == pytest.approx(begun + 0.22)
-
-
 # Of a server
 
 
@@ -86,19 +61,16 @@ def setting_of(instances: int = 2, shuffles: int = 0, **contention: Any) -> Sett
     return Setting(instances=instances, shuffles=shuffles, **contention)
 
 
-async def offer(bundle: Path, setting: Setting) -> tuple[LoadResult, Contended]:
+async def offer(bundle: Path, setting: Setting) -> LoadResult:
     """A short load on a server in a setting."""
     data = bundle.parent / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
     options = ServeOptions(instances=setting.all_instances, port=0)
-    async with contended(setting, 0, bundle) as contention:
+    with contended(setting, 0) as contention:
         here = replace(options, placements=contention.placements)
         async with served(bundle, here, contention.prefix) as server:
             load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
-            result = await offer_load_from_own_process(
-                load, lambda: contention.begin(server.pid), contention.prefix
-            )
-    return result, contention
+            return await offer_load_from_own_process(load, contention.begin, contention.prefix)
 
 
 def own_namespaces(pid: int | None = None) -> list[str]:
@@ -110,13 +82,13 @@ async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     interfaces = {name for _, name in socket.if_nameindex()}
-    result, _ = await offer(write_linear_bundle(tmp_path), setting_of(shuffles=2))
+    result = await offer(write_linear_bundle(tmp_path), setting_of(shuffles=2))
     assert result.answered.all()
     assert result.score.all()
-    async with contended(setting_of(shuffles=2), 0, tmp_path) as contention:
+    with contended(setting_of(shuffles=2), 0) as contention:
         assert len(own_namespaces()) == 5
         machines = [each.prefix[-1] for each in contention.placements]
-        contention.begin(os.getpid())
+        contention.begin()
         async with asyncio.timeout(60):
             while min(sum(carried(each)[way] for each in machines) for way in (0, 1)) < 500_000:
                 await asyncio.sleep(0.02)
@@ -140,37 +112,13 @@ def inside(namespace: str, *command: str) -> str:
 
 
 @pytest.mark.slow
-async def test_paused_workers_are_stopped_and_continued_at_the_latest_at_the_end(
-    tmp_path: Path,
-) -> None:
-    setting = setting_of(pauses=Pauses(0.3, Constant(0.5)))
-    bundle = write_linear_bundle(tmp_path)
-    async with served(bundle, ServeOptions(instances=3, port=0)) as server:
-        async with contended(setting, 0, bundle) as contention:
-            contention.begin(server.pid)
-            for stopped in (True, False, True):
-                change = partial(is_stopped, server, stopped)
-                await asyncio.to_thread(until, change, "it does not change")
-        await asyncio.to_thread(until, partial(is_stopped, server, False), "it is not continued")
-
-
-def is_stopped(server: Served, stopped: bool) -> bool:
-    """Whether the server's first worker is there, and stopped or not as said."""
-    with suppress(psutil.Error):
-        for each in psutil.Process(server.pid).children():
-            if '"instance":"0' in each.cmdline()[-1]:
-                return (each.status() == psutil.STATUS_STOPPED) is stopped
-    return False
-
-
-@pytest.mark.slow
-async def test_hogs_are_on_their_cores_while_contention_lasts(tmp_path: Path) -> None:
+def test_hogs_are_on_their_cores_while_contention_lasts() -> None:
     setting = setting_of(hogs=Hogs(each=2, mean_between=0), computing=True)
     cores = sorted(os.sched_getaffinity(0))
-    async with contended(setting, 0, tmp_path) as contention:
+    with contended(setting, 0) as contention:
         pinned = [place.prefix[-1] for place in contention.placements]
         assert pinned == [str(cores[i % len(cores)]) for i in range(3)]
-        contention.begin(os.getpid())
+        contention.begin()
         hogs = [each for each in psutil.Process().children() if "contention" in each.cmdline()[2]]
         assert len(hogs) == 2 * len(cores)
         until(lambda: all(each.cpu_times().user > 0.5 for each in hogs), "a hog is not busy")
@@ -178,19 +126,6 @@ async def test_hogs_are_on_their_cores_while_contention_lasts(tmp_path: Path) ->
             [[core] for core in cores] * 2
         )
     assert not any(each.is_running() for each in hogs)
-
-
-@pytest.mark.slow
-async def test_a_server_next_to_another_tenant_answers(tmp_path: Path) -> None:
-    setting = setting_of(tenant=Tenant(2, 100, Constant(0.01)))
-    result, contention = await offer(write_linear_bundle(tmp_path), setting)
-    assert result.answered.all()
-    shared = {place.device for place in contention.placements if place.device}
-    assert len(shared) == 2
-    assert not any(Path(device).exists() for device in shared)
-    with pytest.raises(BundleError, match="no-bundle"):
-        async with contended(setting, 0, tmp_path / "no-bundle"):
-            pass
 
 
 def test_without_root_or_its_tools_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

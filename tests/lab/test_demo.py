@@ -1,10 +1,8 @@
-"""`parm-lab demo` goes the whole path on real data and leaves what it says."""
+"""`parm-lab demo` goes the whole path on real data and leaves a bundle."""
 
-import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from commands import Here, assert_refused
@@ -14,23 +12,16 @@ from parity_models_lab.demo import run_demo
 
 
 @pytest.mark.slow
-def test_the_demo_serves_twice_and_leaves_a_bundle_a_summary_and_a_picture(tmp_path: Path) -> None:
+def test_the_demo_rehearses_a_failure_and_leaves_a_bundle(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    rows = run_demo(out, TrainingOptions(epochs=20), 300, Console(quiet=True))
-    assert {path.name for path in out.iterdir()} == {"bundle", "summary.json", "latency.png"}
-    with Image.open(out / "latency.png") as image:
-        assert image.format == "PNG"
-    assert json.loads((out / "summary.json").read_text())["rows"] == rows
+    found = run_demo(out, TrainingOptions(epochs=20), Console(quiet=True), seconds=1.0)
     accuracy = open_bundle(out / "bundle").manifest.accuracy
     assert accuracy is not None
     assert accuracy.degraded_accuracy is not None
     assert min(accuracy.available_accuracy, accuracy.degraded_accuracy) > 0.8
-    equal, parity = rows
-    assert (equal["policy"], parity["policy"]) == ("equal resources", "parity")
-    assert (equal["stood in"] == 0, parity["stood in"] != 0) == (True, True)
-    for row in rows:
-        assert (row["answers"], row["errors"]) == (300, 0), "one worker is killed"
-        assert float(str(row["accuracy"])) > 0.8
+    for run in (found.without, found.with_stand_ins):
+        assert run.answers > 0
+    assert not found.without.sources.keys() - {"model"}
 
 
 def test_a_folder_that_cannot_be_written_is_refused(lab_here: Here) -> None:

@@ -70,15 +70,12 @@ class Placement:
 
     `prefix` comes before the worker's command line and must end in an exec of it, as `taskset`
     and `ip netns exec` do. `link` is the IP address at which the engine listens for its worker,
-    which then uses TCP; for namespaces of a machine, as nothing authenticates the worker. `device`
-    is a file that stands for an accelerator: of all workers with the same device, one runs a unit
-    at a time. `node` names the machine whose workers fail together; None: the worker has a machine
-    to itself.
+    which then uses TCP; for namespaces of a machine, as nothing authenticates the worker. `node`
+    names the machine whose workers fail together; None: the worker has a machine to itself.
     """
 
     prefix: tuple[str, ...] = ()
     link: str | None = None
-    device: str | None = None
     node: str | None = None
 
 

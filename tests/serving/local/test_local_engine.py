@@ -52,8 +52,6 @@ from parity_models.serving.worker.wire import (
 )
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
-from parity_models.serving.worker.worker import Device
-from served import until
 
 pytestmark = pytest.mark.slow
 
@@ -227,24 +225,6 @@ async def test_placements_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ServingError, match=why):
         await LocalEngine(models(model), placements=placements).start([DEPLOYED], Events())
-
-
-async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path, model: Path) -> None:
-    path = tmp_path / "device"
-
-    def waiting() -> int:
-        locks = Path("/proc/locks").read_text().splitlines()
-        inode = f":{path.stat().st_ino} "
-        return sum(" -> FLOCK" in lock and inode in lock for lock in locks)
-
-    shared = [Placement(device=str(path))] * 2
-    async with running(model, [DEPLOYED] * 2, placements=shared) as (engine, events):
-        with Device(str(path)):
-            for instance in "01":
-                engine.run(instance, int(instance), "deployed", [row(0, 5)])
-            await asyncio.to_thread(until, lambda: waiting() == 2, "they do not both wait")
-            assert events.nothing_more()
-        assert {type(await events.next()) for _ in shared} == {Finished}
 
 
 # Starts

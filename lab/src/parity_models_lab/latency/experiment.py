@@ -88,8 +88,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     position; all are simulated. `real_queries` and `simulated_queries` are the lengths of runs, and
     `warm_up` the number of queries that come first and are not counted. `apart`: not among `all`
     figures.
-    `undisturbed` are the points, by position, that those which follow are compared with: for how
-    much of the time p99 stays near theirs.
     """
 
     title: str
@@ -102,7 +100,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     simulated_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
     warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
     apart: bool = False
-    undisturbed: tuple[int, ...] = ()
 
     def at(self, point: int, series: Series) -> Setting:
         """Return the setting of a series at a point."""
@@ -132,12 +129,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Raise ValueError or UserError for a setting that cannot be."""
         if not self.points or not self.series:
             raise UserError("an experiment needs a point and a series at least")
-        for name, indices in (("real", self.real), ("undisturbed", self.undisturbed)):
-            for index in indices:
-                if not 0 <= index < len(self.points):
-                    raise UserError(
-                        f"{name} names point {index}; there are {len(self.points)}, from 0"
-                    )
+        for index in self.real:
+            if not 0 <= index < len(self.points):
+                raise UserError(f"real names point {index}; there are {len(self.points)}, from 0")
         for index, point in enumerate(self.points):
             if self.axis not in point:
                 raise UserError(f"point {index} does not say what {self.axis} is there")

@@ -60,16 +60,8 @@ class Laboratory:
         bundle = self.bundle_for(trial)
         enter: tuple[str, ...] = ()
         async with AsyncExitStack() as stack:
-            slowed = None
-            contention = await stack.enter_async_context(
-                contended(setting, trial.seed, bundle.path)
-            )
-            placements, prefix = contention.placements[: len(roles)], contention.prefix
-            if setting.nodes:
-                placements = tuple(
-                    replace(each, node=str(slot % setting.nodes))
-                    for slot, each in enumerate(placements)
-                )
+            contention, slowed = stack.enter_context(contended(setting, trial.seed)), None
+            prefix = contention.prefix
             if 0 < setting.speed < 1:
                 slowed = stack.enter_context(quota(SLOWED * setting.speed))
                 enter = slowed.prefix
@@ -79,8 +71,8 @@ class Laboratory:
                 extra_instances=sum(DEPLOYED not in each for each in roles) or None,
                 port=0,
                 max_batch=setting.max_batch,
-                placements=placements,
-                faults=_without_others(setting.faults(trial.seed, trial.seconds), len(roles)),
+                placements=contention.placements[: len(roles)],
+                faults=_of_workers(setting.faults(trial.seed, trial.seconds), len(roles)),
                 share_groups=True,
                 agreement=0,  # what may not be answered is drawn, as in simulations: coverage
             )
@@ -97,7 +89,7 @@ class Laboratory:
                 server.begin_faults()
                 if slowed is not None:
                     slowed.begin()
-                contention.begin(server.pid)
+                contention.begin()
                 counting.append(asyncio.create_task(_busy_after(warm, server)))
 
             result = await offer_load_from_own_process(load, begin, prefix)
@@ -105,7 +97,7 @@ class Laboratory:
             summed = msgspec.structs.replace(
                 _sum_up(result, trial.warm_up, busy), lag_ms=await server.mean_lag() * 1e3
             )
-            if setting.hogs or setting.tenant:
+            if setting.hogs:
                 return summed  # they compute, too
             ms = 1e3 / len(result)
             (then,) = computed
@@ -187,10 +179,13 @@ class Laboratory:
             return train(bundle, queries, path, network, code, self.training)
 
 
-def _without_others(faults: FaultPlan, workers: int) -> FaultPlan:
+def _of_workers(faults: FaultPlan, workers: int) -> FaultPlan:
     """Return the plan for a policy with fewer instances, without the faults of the others."""
-    kills = tuple(kill for kill in faults.kills if kill.worker < workers)
-    return msgspec.structs.replace(faults, kills=kills)
+    kills, neighbours = (kill for kill in faults.kills if kill.worker < workers), faults.neighbours
+    if neighbours is not None:
+        here = tuple(worker for worker in neighbours.workers if worker < workers)
+        neighbours = msgspec.structs.replace(neighbours, workers=here)
+    return msgspec.structs.replace(faults, kills=tuple(kills), neighbours=neighbours)
 
 
 def _enlarge(images: NDArray[Any]) -> NDArray[Any]:

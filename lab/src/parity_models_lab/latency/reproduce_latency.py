@@ -166,23 +166,17 @@ SEND_DELAY_MS = 1.0
 LAG = 0.1
 """Maximum mean time that reports wait for the server, as a share of the service time."""
 
-NEAR = 1.5
-"""Multiples of the undisturbed p99 that still count as near it."""
-
 
 def rows_of(plan: Plan, lines: Sequence[Line]) -> Iterator[Row]:
     """Yield a row for each point, series and kind of run; latencies in ms.
 
-    `shrinks` is the first series' gap divided by this one's. `kept`, in figures with undisturbed
-    points, is the share of the run in which p99 is near the first series' undisturbed one.
+    `shrinks` is the first series' gap divided by this one's.
     """
     experiment = plan.experiment
     for mode in Mode:
         columns = [line.real if mode is Mode.REAL else line.simulated for line in lines]
         for point, label in enumerate(experiment.labels):
             baseline = columns[0][point]
-            before = [each for each in experiment.undisturbed if each <= point]
-            calm = columns[0][max(before)] if before else None
             for series, line, results in zip(experiment.series, lines, columns, strict=True):
                 here = results[point]
                 if here is None:
@@ -196,7 +190,6 @@ def rows_of(plan: Plan, lines: Sequence[Line]) -> Iterator[Row]:
                     "p99.9": here.p999_ms,
                     "gap": here.gap_ms,
                     "shrinks": None if baseline is None else baseline.gap_ms / here.gap_ms,
-                    **({} if calm is None else {"kept": kept(here, calm)}),
                     "stood in": sum(here.share(each) for each in Source if each.stands_in),
                     "failed": here.errors,
                     "busy": here.busy_ms,
@@ -215,11 +208,6 @@ def why_invalid(result: TrialResult, setting: Setting) -> str:
     if (result.lag_ms or 0.0) > LAG * mean_of(setting.service) * 1e3:
         return "the server was its own bottleneck"
     return ""
-
-
-def kept(here: TrialResult, calm: TrialResult) -> float:
-    """Return the share of the parts of a run whose p99 is near that of the run `calm`."""
-    return sum(ms <= NEAR * calm.p99_ms for ms in here.course_ms) / len(here.course_ms)
 
 
 def draw(plan: Plan, lines: Sequence[Line], path: Path) -> None:

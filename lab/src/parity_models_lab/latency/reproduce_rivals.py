@@ -158,7 +158,7 @@ def simulate_run(run: Run, traces: Traces) -> Found:
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
         faults=msgspec.structs.replace(
-            setting.simulated_faults(run.seed, float(arrivals[-1])),
+            setting.faults(run.seed, float(arrivals[-1])),
             service_times={BACKUP: LogNormal(recorded.share * service, 0.05)},
         ),
         overhead=DISPATCH,

@@ -51,9 +51,8 @@ OUTPUT_SHAPE = (10,)
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A second, lightly loaded deployment of the same model, on the machines of some workers.
 
-    Each of its `instances` shares the link and the accelerator of another worker, drawn at random:
-    of two units there, one waits. Its queries are Poisson, `rate` a second in all; each takes at
-    least `service_time`.
+    Each of its `instances` shares the accelerator of another worker, drawn at random: of two units
+    there, one waits. Its queries are Poisson, `rate` a second in all; each takes `service_time`.
     """
 
     instances: Count = 4
@@ -98,14 +97,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Contention, of which there may be several kinds:
     `shuffles` background transfers run at all times, through the links that queries take. With
     `quiet_links` queries take such links without shuffles.
-    The instances of a `tenant` each share a machine with one of ours.
     With `hogs`, instances are pinned to cores; models are computing then.
-    `pauses` stop instances: no longer than an engine waits for a heartbeat.
     One instance, drawn at random, is killed every `kill_every` seconds; 0: never.
 
-    Slowness, which workers obey, real or simulated (see `FaultPlan`): `slowdowns`, a `degraded` set
-    of instances, the `cold` start of an instance that takes a killed one's place, `generations`.
-    With `nodes`, instance i is on node i modulo that; pauses and slowdowns are whole nodes'.
+    Slowness, which workers obey, real or simulated (see `FaultPlan`): instances of a `tenant`, each
+    on the machine of one of ours, `pauses`, `slowdowns`, a `degraded` set of instances, the `cold`
+    start of an instance that takes a killed one's place, `generations`. With `nodes`, instance i is
+    on node i modulo that; pauses and slowdowns are whole nodes'.
     """
 
     instances: Count = 12
@@ -202,48 +200,30 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
         return Links(network, self.all_instances, row, seed)
 
-    @property
-    def pauses_by_node(self) -> Pauses | None:
-        return replace(self.pauses, nodes=self.nodes) if self.pauses else None
-
-    def shared(self, seed: int) -> list[int]:
-        """Return the workers that share a machine with another tenant's instances."""
-        if self.tenant is None:
-            return []
-        workers = range(self.all_instances)
-        return sorted(Random(f"{seed}/machines").sample(workers, self.tenant.instances))
-
     def faults(self, seed: int, seconds: float) -> FaultPlan:
-        """Return the plan of real and simulated workers: service times, and kills for `seconds`."""
+        """Return the plan of real and simulated workers: service times, slowness, and kills for
+        `seconds`. Transfers are those of links, and hogs are on cores."""
         rng = Random(f"{seed}/kills")
         kills = ceil(seconds / self.kill_every) if self.kill_every else 0
+        workers, neighbours = range(self.all_instances), None
+        if tenant := self.tenant:
+            shared = sorted(Random(f"{seed}/machines").sample(workers, tenant.instances))
+            rate = tenant.rate / tenant.instances
+            neighbours = Neighbours(rate, tenant.service_time, tuple(shared))
         return FaultPlan(
             seed=seed,
             service_time=self.service,
             service_times={BACKUP: self.backup_service},
             computing=self.computing,
             slowdowns=replace(self.slowdowns, nodes=self.nodes) if self.slowdowns else None,
+            pauses=replace(self.pauses, nodes=self.nodes) if self.pauses else None,
+            neighbours=neighbours,
             generations=self.generations,
             degradation=self.degraded,
             cold_start=self.cold,
             coverage=self.coverage,
-            kills=tuple(
-                Kill(rng.randrange(self.all_instances), self.kill_every * (i + 1))
-                for i in range(kills)
-            ),
+            kills=tuple(Kill(rng.choice(workers), self.kill_every * (i + 1)) for i in range(kills)),
         )
-
-    def simulated_faults(self, seed: int, seconds: float) -> FaultPlan:
-        """Return `faults` with what disturbs real instances from outside: tenants and pauses.
-
-        Transfers are those of links, and hogs those of simulated cores.
-        """
-        plan = replace(self.faults(seed, seconds), pauses=self.pauses_by_node)
-        if self.tenant:
-            rate = self.tenant.rate / self.tenant.instances
-            workers = tuple(self.shared(seed))
-            plan = replace(plan, neighbours=Neighbours(rate, self.tenant.service_time, workers))
-        return plan
 
 
 def mean_of(distribution: Distribution) -> float:

@@ -25,9 +25,6 @@ from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks
 from parity_models_lab.latency.setting import Setting
 
-PARTS = 40
-"""Consecutive parts of a trial, of as many queries each, whose p99 is kept."""
-
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept where all of them matter."""
 
@@ -126,12 +123,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     """Latencies in ms over answered queries. `gap_ms` is p99.9 - p50.
 
-    `quantiles_ms` are those of SHARES, `course_ms` the p99 of PARTS of the trial, in their order.
-    `sources` counts answers by source. `work` is how many units ran for each query, all models
-    together; `busy_ms` how long instances were busy with them, `workers_ms` how long workers
-    computed, `serving_ms` server and client, all for each query; `accuracy` is that of the answers;
-    `send_delay_p99_ms` how late the load generator sent, `lag_ms` how long reports and timers
-    waited for the server's process on average. None where the mode does not know.
+    `quantiles_ms` are those of SHARES. `sources` counts answers by source. `work` is how many units
+    ran for each query, all models together; `busy_ms` how long instances were busy with them,
+    `workers_ms` how long workers computed, `serving_ms` server and client, all for each query;
+    `accuracy` is that of the answers; `send_delay_p99_ms` how late the load generator sent,
+    `lag_ms` how long reports and timers waited for the server's process on average. None where the
+    mode does not know.
     """
 
     p50_ms: float
@@ -139,7 +136,6 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     p999_ms: float
     gap_ms: float
     quantiles_ms: tuple[float, ...]
-    course_ms: tuple[float, ...]
     answered: int
     errors: int
     sources: dict[str, int]
@@ -157,7 +153,7 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def result_of(latencies: NDArray[np.float64], errors: int, sources: dict[str, int]) -> TrialResult:
-    """Sum up the `latencies` (n,) in seconds of answered queries, in the order of arrival.
+    """Sum up the `latencies` (n,) in seconds of answered queries.
 
     Raises UserError if there are none.
     """
@@ -165,14 +161,12 @@ def result_of(latencies: NDArray[np.float64], errors: int, sources: dict[str, in
         raise UserError("no query was answered, so there are no latencies: offer less load")
     ms = latencies * 1e3
     p50, p99, p999 = np.quantile(ms, [0.5, 0.99, 0.999]).tolist()
-    parts = np.array_split(ms, min(PARTS, len(ms)))
     return TrialResult(
         p50_ms=p50,
         p99_ms=p99,
         p999_ms=p999,
         gap_ms=p999 - p50,
         quantiles_ms=tuple(np.quantile(ms, SHARES).round(3).tolist()),
-        course_ms=tuple(float(np.quantile(part, 0.99).round(3)) for part in parts),
         answered=len(ms),
         errors=errors,
         sources=sources,
@@ -187,7 +181,7 @@ def simulate_trial(trial: Trial) -> TrialResult:
         setting.instances,
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
-        faults=setting.simulated_faults(trial.seed, trial.seconds),
+        faults=setting.faults(trial.seed, trial.seconds),
         overhead=DISPATCH + trial.overheads.held_ms / 1e3,
         nodes=setting.nodes or None,
         config=SchedulerConfig(max_batch=setting.max_batch),

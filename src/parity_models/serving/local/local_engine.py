@@ -91,7 +91,6 @@ class WorkerProcess(SupervisedInstance):
             dict(self._models),
             inherited or None,
             self._listener.getsockname()[:2] if self._listener is not None else None,
-            self._placement.device,
         )
         self._process = await self._execute(
             *self._placement.prefix,

@@ -65,7 +65,6 @@ class Assignment(msgspec.Struct, frozen=True):
     `instance` names it in listings of processes. `parent` is the engine's process: when that is
     gone, so is the worker. `models` are its models, by role. `streams` are the descriptors of its
     ends of the two streams, which it inherits; None: it connects to `address`, once for each.
-    `device`: see Placement.
     """
 
     instance: str
@@ -73,7 +72,6 @@ class Assignment(msgspec.Struct, frozen=True):
     models: dict[str, AssignedModel]
     streams: tuple[int, ...] | None
     address: tuple[str, int] | None = None
-    device: str | None = None
 
 
 class Unit(msgspec.Struct, frozen=True, tag=True):

@@ -5,7 +5,6 @@ thread. A second thread does what cannot wait for a unit to end: it sends heartb
 units.
 """
 
-import fcntl
 import hashlib
 import os
 import signal
@@ -13,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
@@ -54,14 +53,10 @@ MAX_READ = 2**30
 
 
 class Runner:
-    """Runs units of `models`, by role: `run` on one thread, `cancel` on another.
+    """Runs units of `models`, by role: `run` on one thread, `cancel` on another."""
 
-    `device` is a file that is locked while a unit runs.
-    """
-
-    def __init__(self, models: Mapping[str, OnnxModel], *, device: str | None = None) -> None:
+    def __init__(self, models: Mapping[str, OnnxModel]) -> None:
         self._models = models
-        self._device = Device(device) if device else nullcontext()
         self._lock = Lock()
         """Between `run` and `cancel`."""
         self._running: int | None = None
@@ -72,8 +67,7 @@ class Runner:
 
     def run(self, unit: Unit, rows: Frame) -> tuple[Finished | Failed, Frame]:
         """Run a unit on rows (n, *query_shape). Return its report, and the bytes of its outputs."""
-        with self._device:
-            result = self._run(unit, rows)
+        result = self._run(unit, rows)
         if isinstance(result, Failed):
             return result, b""
         return Finished(unit.unit, time.monotonic()), bytes_of(result)
@@ -161,22 +155,6 @@ class Runner:
         cut_at = start + faults.cut(time.monotonic() - start)
         time.sleep(max(0.0, min(cut_at, release) - time.monotonic()))
         return cut_at < release
-
-
-class Device:
-    """An accelerator that several workers share, as a lock on a file: `with device:`.
-
-    A worker that ends, however it does, releases it.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def __enter__(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def load(assigned: AssignedModel) -> OnnxModel:
@@ -294,7 +272,7 @@ def main() -> None:
     except (ModelError, OSError) as error:
         sys.exit(str(error))
     signatures = {role: model.signature for role, model in models.items()}
-    runner = Runner(models, device=assigned.device)
+    runner = Runner(models)
     Worker(runner, *_streams(assigned), assigned.parent).serve(Hello(signatures))
     os._exit(0)
 
