@@ -7,6 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from aiohttp import web
@@ -16,7 +17,10 @@ from parity_models.errors import LoadError, UserError
 from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
 from parity_models.load.report import report_of
 from parity_models.load.result import LoadResult
+from parity_models.load.target import Queries, Target
 from parity_models.roles import Source
+from parity_models.serving.client import Client
+from parity_models.serving.protocol import ModelMetadata
 
 Rows = np.ndarray[Any, Any]
 LONG = 600.0
@@ -165,15 +169,27 @@ async def test_servers_that_name_no_source_and_queries_without_a_score_will_do(
     assert np.isnan(result.score).all()
 
 
+def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -> None:
+    ids = np.array([[1, 2, 0, 0], [1, 2, 3, 0]])
+    np.savez(tmp_path / "texts.npz", ids=ids, mask=(ids > 1).astype(int))
+    tensors = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in ("ids", "mask")]
+    described = {"name": "texts", "inputs": tensors, "outputs": tensors}
+    target = Target(Client("http://127.0.0.1:1"), msgspec.convert(described, ModelMetadata), True)
+    queries = Queries.read(load("", str(tmp_path / "texts.npz")), target)
+    for rows, length in (([0, 0], 2), ([0, 1], 3)):
+        taken = queries.take(np.array(rows))
+        assert [each.shape for each in taken.values()] == [(2, length)] * 2
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": "other"}, "has no model 'other'"),
-    ({"data": "wrong-shape.npz"}, "the model takes rows of"),
-    ({"data": "pickled.npz"}, "neither an .npy file nor an .npz file with inputs"),
-    ({"data": "missing.npz"}, "cannot read"),
+    ({"data": "wrong-shape.npz"}, "the model takes 'input' FP32"),
+    ({"data": "pickled.npz"}, "is damaged or not an .npz file"),
+    ({"data": "missing.npz"}, "there is no missing.npz"),
     ({"url": "http://127.0.0.1:1"}, "no server answers"),
     ({"url": "127.0.0.1:8000"}, "is not a server's address"),
     ({"url": "http://[::1"}, "is not a server's address"),
-    ({"labels": "labels.npy"}, "4 inputs, but 2 labels"),
+    ({"labels": "labels.npy"}, "2 labels for 4 inputs"),
     ({"metric": "iou"}, "the labels do not fit the model"),
     ({"metric": "best"}, "no metric is called 'best'"),
 ]

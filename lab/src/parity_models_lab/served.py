@@ -13,7 +13,7 @@ import msgspec
 import uvloop
 
 from parity_models.errors import ServingError, UserError
-from parity_models.load.child import Child, child, commands, exit_code, tell
+from parity_models.load.process import Child, child, commands, exit_code, tell
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.server import ServeOptions, Server

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
+from parity_models.models.queries import rows_in
 from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.tasks import METRICS
 
@@ -48,10 +49,9 @@ async def offer_load(
 
 @asynccontextmanager
 async def prepare_load(spec: LoadSpec, credentials: Credentials) -> AsyncIterator["Load"]:
-    """Read the queries, and connect to the model. Raises as `offer_load`."""
-    queries = Queries.read(spec.inputs, spec.labels)
+    """Connect to the model, and read the queries. Raises as `offer_load`."""
     async with target(spec.url, spec.model, spec.binary, credentials) as asked:
-        yield Load(spec, queries.fitting(asked, spec.metric), asked)
+        yield Load(spec, Queries.read(spec, asked), asked)
 
 
 class Load:
@@ -64,7 +64,7 @@ class Load:
         self._spec, self._queries, self._target = spec, queries, target
         self._due = spec.due
         self._rows = np.random.default_rng((spec.seed, 1)).integers(
-            len(queries), size=(len(spec.due), spec.batch)
+            rows_in(queries.inputs), size=(len(spec.due), spec.batch)
         )
         self._send_delay, self._latency = np.full((2, len(self._due)), np.nan)
         self._score = np.full(self._rows.shape, np.nan)

@@ -4,15 +4,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
-from parity_models.errors import DataError, LoadError
-from parity_models.models.queries import LABELS
-from parity_models.models.signature import DATATYPES
+from parity_models.errors import LoadError, UserError
+from parity_models.load.spec import LoadSpec
+from parity_models.models.queries import (
+    LABELS,
+    fit_tensors,
+    read_arrays,
+    rows_in,
+    sizes_in,
+    take,
+)
+from parity_models.models.signature import DATATYPES, Batch, Tensor
 from parity_models.roles import Source
 from parity_models.serving.client import (
     ANONYMOUS,
@@ -32,7 +41,8 @@ from parity_models.serving.protocol import (
     read_response,
     write_request,
 )
-from parity_models.tasks import METRICS, check_labels
+from parity_models.tasks.labels import load_labels
+from parity_models.tasks.metrics import choose_metric
 
 IDLE_CONNECTION = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after five."""
@@ -71,6 +81,7 @@ class Target:
         if not (model.inputs and model.outputs):
             raise LoadError(f"model {model.name!r} has no inputs, or no outputs")
         self.model = model
+        self.inputs = tuple(map(_tensor, model.inputs))
         self.judged: TensorMetadata = model.outputs[0]
         self._client = client
         self._binary = binary
@@ -109,7 +120,10 @@ class Target:
         answer = read_response(content, length)
         only = len(self.model.outputs) == 1
         found = [each for each in answer.outputs if only or each.name == self.judged.name]
-        if not found or not is_shape(found[-1].shape, (rows, *self.judged.shape[1:])):
+        shape, wanted = found[-1].shape if found else (), (rows, *self.judged.shape[1:])
+        if len(shape) != len(wanted) or any(
+            -1 != each != size for size, each in zip(shape, wanted, strict=True)
+        ):
             raise InvalidRequestError(f"there is no output {self.judged.name!r} of this shape")
         return RowAnswers(found[-1].array(), answer.sources(rows))
 
@@ -150,11 +164,10 @@ def _only(url: str, names: list[str]) -> str:
     raise LoadError(f"{url} has {has}; choose one with --model")
 
 
-def is_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Return whether the shape is the wanted one, where -1 is any size."""
-    return len(shape) == len(wanted) and all(
-        size == each or each < 0 for size, each in zip(shape, wanted, strict=True)
-    )
+def _tensor(each: TensorMetadata) -> Tensor:
+    sizes = enumerate(each.shape[1:])
+    shape = tuple(size if size >= 0 else f"{each.name}.{i}" for i, size in sizes)
+    return Tensor(each.name, each.datatype, shape)
 
 
 # Queries
@@ -162,122 +175,56 @@ def is_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Queries:
-    """Inputs (n, ...) by name, and labels (n, ...) in the same order or None.
+    """Inputs (n, ...) of the model, by name, and labels (n, ...) in the same order or None.
 
-    `open_axes` are the axes of no fixed size, each as the inputs that have it and where (0 is the
-    batch axis).
+    In `tensors`, the inputs' axes of no fixed size that are as long in the file are one axis.
     """
 
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Batch
+    tensors: Sequence[Tensor]
     labels: NDArray[Any] | None
-    open_axes: Sequence[Sequence[tuple[str, int]]] = ()
-
-    def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
 
     @classmethod
-    def read(cls, path: str, labels: str | None = None) -> "Queries":
-        """Read an .npy file of inputs, or an .npz file with `inputs`, or else an array per input.
+    def read(cls, spec: LoadSpec, target: Target) -> "Queries":
+        """Read a load's inputs, an .npy or an .npz file, and its labels: by default those of that
+        file, if it has some.
 
-        Args:
-            path: The file.
-            labels: An .npy file of labels; by default the .npz file's `labels`, if it has them.
-
-        Raises:
-            LoadError: The files cannot be read or do not fit each other.
-
+        Raises UserError for files that cannot be read, or do not fit the model or each other.
         """
-        arrays = _read(path)
-        own_labels = arrays.pop(LABELS, None)
+        arrays = read_arrays(Path(spec.inputs), labels=True)
+        labels: Any = spec.labels or arrays.get(LABELS)
+        arrays = {name: arrays[name] for name in arrays if name != LABELS}
         if "inputs" in arrays:
             arrays = {"inputs": arrays["inputs"]}
+        inputs = fit_tensors(arrays, target.inputs, spec.inputs)
+        if not rows_in(inputs):
+            raise LoadError(f"{spec.inputs} has no rows of inputs")
         if labels is not None:
-            found = _read(labels)
-            own_labels = found[LABELS] if LABELS in found else next(iter(found.values()), None)
-        counts = {len(each) if each.ndim else 0 for each in arrays.values()}
-        if not counts or 0 in counts:
-            raise LoadError(f"{path} has no rows of inputs")
-        if len(counts) > 1:
-            raise LoadError(f"{path} has inputs of unequal numbers of rows: {sorted(counts)}")
-        rows = counts.pop()
-        if own_labels is not None and (own_labels.ndim == 0 or len(own_labels) != rows):
-            raise LoadError(
-                f"there are {rows} inputs, but {own_labels.size} labels; each needs its own"
-            )
-        return cls(arrays, own_labels)
-
-    def fitting(self, target: Target, metric: str) -> "Queries":
-        """Return the queries under the names that the target's model has for its inputs.
-
-        Raises:
-            LoadError: The model takes other inputs, or `metric` and the labels cannot judge the
-                output.
-
-        """
-        inputs, specs = self.inputs, target.model.inputs
-        if len(specs) == len(inputs) == 1:
-            inputs = {specs[0].name: next(iter(inputs.values()))}
-        names = [each.name for each in specs]
-        if sorted(names) != sorted(inputs):
-            raise LoadError(
-                f"the model takes {', '.join(names)}, but the queries are {', '.join(inputs)}"
-            )
-        axes: dict[int, list[tuple[str, int]]] = {}
-        for each in specs:
-            rows, dtype = inputs[each.name], DATATYPES[each.datatype]
-            if rows.dtype != dtype or not is_shape(rows.shape, each.shape):
+            output, shape = target.judged.name, target.judged.shape[1:]
+            if -1 in shape:
                 raise LoadError(
-                    f"the model takes rows of {dtype} {list(each.shape[1:])}, but the queries are "
-                    f"of {rows.dtype} {list(rows.shape[1:])}; convert them"
-                )
-            for at, size in enumerate(each.shape):
-                if at and size < 0:  # those of one size in the file are taken for one
-                    axes.setdefault(rows.shape[at], []).append((each.name, at))
-        if metric not in METRICS:
-            raise LoadError(f"no metric is called {metric!r}; there are {', '.join(METRICS)}")
-        if self.labels is not None:
-            output = target.judged
-            if -1 in output.shape[1:]:
-                raise LoadError(
-                    f"output {output.name!r} has no fixed shape, so that labels cannot judge it; "
+                    f"output {output!r} has no fixed shape, so that labels cannot judge it; "
                     "leave them out"
                 )
-            row = np.zeros((1, *output.shape[1:]), DATATYPES[output.datatype])
             try:
-                check_labels(metric, row, self.labels[:1])
-            except DataError as error:
+                metric = choose_metric(spec.metric, shape)
+                labels = load_labels(labels, metric, rows_in(inputs), shape)
+            except UserError as error:
                 raise LoadError(f"the labels do not fit the model: {error}") from error
-        return Queries(inputs, self.labels, list(axes.values()))
+        tensors = []
+        for each in target.inputs:
+            sizes = dict(zip(each.shape, inputs[each.name].shape[1:], strict=True))
+            shared = tuple(n if isinstance(n, int) else f"of {sizes[n]}" for n in each.shape)
+            alike = len(set(shared)) < len(set(each.shape))
+            tensors.append(each if alike else structs.replace(each, shape=shared))
+        return cls(inputs, tensors, labels)
 
     def take(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return the queries with these numbers, cut to the length of the longest of them."""
-        taken = {name: array[rows] for name, array in self.inputs.items()}
-        for axis in self.open_axes:
-            longest = max(_used(taken[name], at) for name, at in axis)
-            for name, at in axis:
-                taken[name] = taken[name][(slice(None),) * at + (slice(longest),)]
+        taken = take(self.inputs, rows)
+        sizes = sizes_in(taken, self.tensors)
+        most: dict[int | str, int] = {axis: int(each.max()) for axis, each in sizes.items()}
+        for each in self.tensors if most else ():
+            kept = (slice(None), *(slice(most.get(size)) for size in each.shape))
+            taken[each.name] = taken[each.name][kept]
         return taken
-
-
-def _used(array: NDArray[Any], axis: int) -> int:
-    """Return the length of an axis without the zeros that pad it; 1 at least."""
-    others = tuple(i for i in range(array.ndim) if i != axis)
-    used = np.flatnonzero((array != 0).any(axis=others))
-    return int(used[-1]) + 1 if used.size else 1
-
-
-def _read(path: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an .npz file by name, or the array of an .npy file as "inputs"."""
-    try:
-        # Mapped, not read: each of several processes has the file open.
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"inputs": loaded}
-        with loaded as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except OSError as error:
-        raise LoadError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise LoadError(
-            f"{path} is neither an .npy file nor an .npz file with inputs: {error}"
-        ) from error
