@@ -169,13 +169,14 @@ async def test_servers_that_name_no_source_and_queries_without_a_score_will_do(
     assert np.isnan(result.score).all()
 
 
-def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -> None:
+async def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -> None:
     ids = np.array([[1, 2, 0, 0], [1, 2, 3, 0]])
     np.savez(tmp_path / "texts.npz", ids=ids, mask=(ids > 1).astype(int))
     tensors = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in ("ids", "mask")]
     described = {"name": "texts", "inputs": tensors, "outputs": tensors}
-    target = Target(Client("http://127.0.0.1:1"), msgspec.convert(described, ModelMetadata), True)
-    queries = Queries.read(load("", str(tmp_path / "texts.npz")), target)
+    async with Client("http://127.0.0.1:1") as client:
+        target = Target(client, msgspec.convert(described, ModelMetadata), True)
+        queries = Queries.read(load("", str(tmp_path / "texts.npz")), target)
     for rows, length in (([0, 0], 2), ([0, 1], 3)):
         taken = queries.take(np.array(rows))
         assert [each.shape for each in taken.values()] == [(2, length)] * 2

@@ -10,19 +10,18 @@ parity models for k = 2, 3 and 4.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from math import prod
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError, TrainingError
@@ -30,8 +29,8 @@ from parity_models.models.export import export
 from parity_models.models.gate import AnsweredClass
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.network import served
-from parity_models.models.networks.queried import Queried, Shape
+from parity_models.models.networks.network import Slotwise, served
+from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
 from parity_models.training.callbacks import Callbacks
@@ -118,9 +117,6 @@ class Costs:
             models.append(OnnxModel(content, signature=signature))
         base, *measured = inference_times(models, sizes=sizes)
         self.shares = {name: ms / base for name, ms in zip(modules, measured, strict=True)}
-        if teacher.plain:
-            makes = {n: single_network(n, queried, teacher.output.shape).make for n in modules}
-            self._work = {name: _operations(make, queried.shape) for name, make in makes.items()}
 
     def most_capable(self, spec: CodeSpec) -> Proposal | None:
         """Return the most capable parity model of a code that is not slower than the deployed
@@ -135,28 +131,17 @@ class Costs:
         return fast[-1] if fast else min(found, key=lambda each: each.share, default=None)
 
     def _share(self, network: str, code: Code) -> float:
-        """Return the time of one run for a parity query, by how much is computed.
+        """Return about the time of one run for a parity query.
 
-        It lies between or beyond the measured times of the family's networks.
+        Slots that are answered apart are folded into one; else it takes as many times as long as
+        the parity query is larger than a query. Raises TrainingError where it cannot take them.
         """
         if self.named:  # a run for each slot
             return code.k * self.shares[network]
-        alike = [name for name in self.shares if family(name) == family(network)]
-        work = sorted(self._work[name] for name in alike)
-        shares = sorted(self.shares[name] for name in alike)
-        computed = _operations(parity_network(network, code).make, code.parity_shape)
-        beyond = shares[-1] * computed / work[-1]
-        return max(float(np.interp(computed, work, shares)), beyond)
-
-
-def _operations(make: Callable[[], nn.Module], shape: Shape) -> int:
-    """Return the operations of one run of a network over inputs of this shape."""
-    counter = FlopCounterMode(display=False)
-    with torch.device("meta"):
-        network = make().eval()
-        with counter, torch.no_grad():
-            network(torch.zeros(1, *shape))
-    return int(counter.get_total_flops())
+        with torch.device("meta"):
+            folded = isinstance(parity_network(network, code).make(), Slotwise)
+        larger = 1.0 if folded else prod(code.parity_shape) / prod(code.query_shape)
+        return larger * self.shares[network]
 
 
 # The search
