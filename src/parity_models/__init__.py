@@ -30,6 +30,7 @@ _HOMES = {
     "protection.plan": ("Plans", "plan"),
     "protection.protect": ("Protected", "SearchOptions", "protect"),
     "protection.rehearse": ("Rehearsal", "rehearse"),
+    "progress": ("Callbacks", "progress_bars"),
     "scheduling.choice": ("PolicyChoice",),
     "scheduling.policies": (
         "Adaptive",
@@ -43,7 +44,7 @@ _HOMES = {
         "Replication",
     ),
     "serving.server": ("ServeOptions", "Server", "serve"),
-    "training": ("Callbacks", "Trained", "TrainingOptions", "backup", "parity", "progress_bars"),
+    "training": ("Trained", "TrainingOptions", "backup", "parity"),
 }
 """The names that are exported, by their module."""
 

@@ -10,6 +10,8 @@ from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load
 from parity_models.models.bundle import Bundle as Bundle
 from parity_models.models.bundle import open_bundle as open_bundle
+from parity_models.progress import Callbacks as Callbacks
+from parity_models.progress import progress_bars as progress_bars
 from parity_models.protection.comparison import Comparison as Comparison
 from parity_models.protection.comparison import simulate as simulate
 from parity_models.protection.options import Goal as Goal
@@ -34,11 +36,9 @@ from parity_models.scheduling.policies import Replication as Replication
 from parity_models.serving.server import ServeOptions as ServeOptions
 from parity_models.serving.server import Server as Server
 from parity_models.serving.server import serve as serve
-from parity_models.training import Callbacks as Callbacks
 from parity_models.training import Trained as Trained
 from parity_models.training import TrainingOptions as TrainingOptions
 from parity_models.training import backup as backup
 from parity_models.training import parity as parity
-from parity_models.training import progress_bars as progress_bars
 
 __version__: str

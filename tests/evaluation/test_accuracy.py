@@ -26,6 +26,7 @@ from parity_models.evaluation.accuracy import (
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Accuracy, Bundle
+from parity_models.progress import Progress
 
 SUM = CodeSpec("sum", "subtraction", 2)
 
@@ -126,11 +127,10 @@ def test_each_model_runs_once_over_all_rows_and_progress_counts_them(
     inputs, labels, weights = draw_data(99)
     code = CodeSpec("sum", "subtraction", 2, 2)
     bundle = linear_bundle(tmp_path, weights, [weights, weights], code, backup=weights)
-    reports: list[tuple[int, int]] = []
-    outputs = Outputs(bundle, inputs, progress=lambda *report: reports.append(report))
+    reports: list[Progress] = []
+    outputs = Outputs(bundle, inputs, progress=reports.append)
     assert measure_accuracy(outputs, labels) == measure_accuracy(outputs, labels)
-    assert {total for _, total in reports} == {2 * 99 + 2 * 50}
-    assert sum(rows for rows, _ in reports) == 2 * 99 + 2 * 50
+    assert {each.total for each in reports} == {reports[-1].done} == {2 * 99 + 2 * 50}
 
 
 def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def fail_at(share: float, error: BaseException) -> Callable[[Progress], None]:
     """A report that breaks a training off when `share` of its budget is spent."""
 
     def report(progress: Progress) -> None:
-        if progress.spent >= share:
+        if progress.work == "training" and progress.done >= share:
             raise error
 
     return report

@@ -13,8 +13,8 @@ from own_models import DIGITS, STACK, Parm
 from parity_models.cli.main import main
 from parity_models.codes import CodeSpec
 from parity_models.models import inference_time
+from parity_models.progress import OnProgress
 from parity_models.training import Callbacks, Trained, TrainingOptions
-from parity_models.training.fit import OnProgress
 from parity_models.training.networks import ParityPlan, parity_network
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task
@@ -92,7 +92,7 @@ def train(deployed: Trained, tmp_path: Path) -> Train:
             network=network,
             validation=DIGITS.validation,
             plan=plan,
-            callbacks=Callbacks(on_training=report) if report else None,
+            callbacks=Callbacks(on_progress=report) if report else None,
         )
 
     return run

@@ -17,7 +17,7 @@ from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.errors import DataError, ModelError, TrainingError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.training import Callbacks, TrainingOptions
+from parity_models.training import Callbacks, Progress, TrainingOptions
 from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
@@ -86,12 +86,13 @@ def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:
 
 def test_a_path_in_python_is_an_onnx_file_or_a_bundle(digits: Path, tmp_path: Path) -> None:
     inputs = DIGITS.train.inputs
-    predicted: list[int] = []
-    bars = Callbacks(on_predicted=predicted.append)
+    predicted: list[Progress] = []
+    bars = Callbacks(predicted.append)
     once = train_parity(
         digits / "model.onnx", STACK, inputs, tmp_path / "a", network="linear", callbacks=bars
     )
-    assert sum(predicted) >= len(inputs)
+    (last, *_) = (each for each in reversed(predicted) if "predictions" in each.work)
+    assert last.done >= len(inputs)
     again = train_parity(str(once.path), STACK, inputs, tmp_path / "b", network="linear")
     assert once.manifest.parity[0].sha256 == again.manifest.parity[0].sha256
     assert train_backup(again, "linear", inputs, tmp_path / "c").backup_paths

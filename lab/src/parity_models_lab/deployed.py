@@ -17,9 +17,9 @@ from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import WEIGHTS, export, floats
 from parity_models.models.networks import Effort, Queried
 from parity_models.models.queries import check_queries
+from parity_models.progress import Callbacks
 from parity_models.tasks import METRICS, score
 from parity_models.tasks.metrics import PredictionKind
-from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import (
     Rows,
     choose_device,
@@ -90,7 +90,7 @@ def train_deployed(
             checkpoint=checkpoint,
             options={"task": task.name, "inputs": sha256, "seed": options.seed, **said},
             resume=options.resume,
-            on_progress=(callbacks or Callbacks()).on_training,
+            on_progress=(callbacks or Callbacks()).on_progress,
             began=began,
         )
     training = Training(

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-from parity_models.cli.common import AllowCode, BundleFolder, rows_bar
+from parity_models.cli.common import AllowCode, BundleFolder
 from parity_models.evaluation.calibration import LEVELS
 from parity_models.evaluation.judging import calibrate as calibrate_bundle
 from parity_models.options import SHARE, Option
+from parity_models.progress import progress_bars
 
 
 def calibrate(
@@ -49,13 +50,13 @@ def calibrate(
     the queries, and a thousand or more are needed for a level of 0.99. A server chooses one with
     `parm serve --agreement`.
     """
-    with rows_bar("calibrating") as progress:
+    with progress_bars() as bars:
         calibrated = calibrate_bundle(
             bundle,
             inputs,
             agreement=agreement or (),
             answer_only=answer_only,
             allow_code=allow_code or (),
-            progress=progress,
+            progress=bars.on_progress,
         )
     calibrated.gates.show()

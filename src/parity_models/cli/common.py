@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from rich.console import Console
-from rich.progress import Progress as Bar
 
 from parity_models.cli.flags import argument
 from parity_models.errors import UserError
@@ -84,16 +82,3 @@ def on_signals(callback: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in callbacks:
             loop.remove_signal_handler(number)
-
-
-@contextmanager
-def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many rows are done, on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-
-        def advance(rows: int, total: int) -> None:
-            bar.update(task, advance=rows, total=total)
-
-        yield advance

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import msgspec
 
-from parity_models.cli.common import AllowCode, BundleFolder, Json, rows_bar, write_json
+from parity_models.cli.common import AllowCode, BundleFolder, Json, write_json
 from parity_models.evaluation.judging import evaluate as evaluate_bundle
 from parity_models.options import Option
+from parity_models.progress import progress_bars
 from parity_models.tasks import METRICS
 
 
@@ -45,14 +46,14 @@ def evaluate(
     share of queries that stand-ins may answer and the accuracy of those answers. The numbers, but
     for those of gates, go into the bundle's manifest as well.
     """
-    with rows_bar("evaluating") as progress:
+    with progress_bars() as bars:
         found = evaluate_bundle(
             bundle,
             inputs,
             labels,
             metric=metric,
             allow_code=allow_code or (),
-            progress=progress,
+            progress=bars.on_progress,
         )
     found.show()
     report = {

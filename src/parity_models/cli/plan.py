@@ -7,13 +7,13 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from rich.console import Console
-from rich.progress import Progress
 
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.errors import UserError
-from parity_models.load.recorder import STEP, record
+from parity_models.load.recorder import record
 from parity_models.options import Option
+from parity_models.progress import Progress, progress_bars
 from parity_models.protection.access_log import advise
 from parity_models.protection.options import Goal
 from parity_models.protection.plan import plan as find_plan
@@ -72,8 +72,9 @@ def plan(
 def _record(url: str, file: Path) -> None:
     """Record the running server at a URL. Raises as `record` does."""
     credentials = Credentials.of_environment()
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("recording", total=RECORDED)
-        recording = record(url, RECORDED, lambda _: bar.advance(task, STEP), credentials)
-        write_json(file, asyncio.run(recording))
+    with progress_bars() as bars:
+
+        def progress(done: float) -> None:
+            bars.on_progress(Progress("recording", done, RECORDED))
+
+        write_json(file, asyncio.run(record(url, RECORDED, progress, credentials)))

@@ -5,9 +5,9 @@ from typing import Annotated
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Without
 from parity_models.cli.training import Inputs, Model, Out
+from parity_models.progress import progress_bars
 from parity_models.protection.protect import SearchOptions
 from parity_models.protection.protect import protect as protect_model
-from parity_models.training import progress_bars
 
 
 def protect(

@@ -21,7 +21,7 @@ from parity_models.evaluation.accuracy import (
     worthless,
 )
 from parity_models.evaluation.calibration import calibrate_gates
-from parity_models.evaluation.outputs import Outputs, Progress
+from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import (
     Accuracy,
     Bundle,
@@ -33,6 +33,7 @@ from parity_models.models.onnx_model import class_names
 from parity_models.models.queries import as_batch, check_queries, read_batch, rows_in
 from parity_models.models.signature import Batch
 from parity_models.printed import Printed
+from parity_models.progress import OnProgress
 from parity_models.roles import BACKUPS
 from parity_models.tasks.labels import load_labels
 from parity_models.tasks.metrics import METRICS, Labels, choose_metric, constant_score, labels_from
@@ -76,7 +77,7 @@ def evaluate(
     metric: str | None = None,
     seed: int = 0,
     allow_code: Collection[str] = (),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Evaluation:
     """Measure accuracy on queries, each member of each coding group unavailable in turn.
 
@@ -88,7 +89,7 @@ def evaluate(
         metric: The measure of accuracy; by default what stand-ins were trained for.
         seed: Draws the coding groups.
         allow_code: Encoders and decoders of one's own that the bundle may name.
-        progress: Called with the rows that were just run, and how many there are in all.
+        progress: Called as models run.
 
     Returns:
         Accuracies A_a, A_d and A_o, and the results of gates. Accuracies go into the bundle's
@@ -143,7 +144,7 @@ def calibrate(
     answer_only: str | None = None,
     seed: int = 0,
     allow_code: Collection[str] = (),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Bundle:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
 
@@ -162,7 +163,7 @@ def calibrate(
             is calibrated by itself. By default those of the bundle's gates; "all" lifts these.
         seed: Draws the coding groups.
         allow_code: Encoders and decoders of one's own that the bundle may name.
-        progress: Called with the rows that were just run, and how many there are in all.
+        progress: Called as models run.
 
     Returns:
         The bundle with its gates.

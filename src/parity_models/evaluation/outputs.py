@@ -18,6 +18,7 @@ from parity_models.models.gate import StandIn, served
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.queries import as_batch, renamed, rows_in, run_by_bucket, take
 from parity_models.models.signature import Batch, Named
+from parity_models.progress import OnProgress, Progress
 from parity_models.roles import Backup
 
 Array = NDArray[Any]
@@ -28,9 +29,6 @@ Inputs = ArrayLike | Batch
 
 OnRows = Callable[[int], None]
 """Called with the number of rows that have been through a model."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of rows that have been through a model, and with that of all rows."""
 
 Run = Callable[[Inputs], Array]
 """A model: n queries to one output (n, *output_shape)."""
@@ -143,7 +141,7 @@ class Outputs:
         *,
         seed: int = 0,
         predictions: Array | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         self.bundle = bundle
         self.seed = seed
@@ -153,6 +151,7 @@ class Outputs:
             raise DataError("there are 0 inputs, too few")
         self.code = bundle.code()
         self._progress = progress
+        self._done = 0
         self._total = self.rows * (1 + len(bundle.manifest.backups))
         if self.code is not None:
             self._total += self.code.r * len(self._groups)
@@ -263,8 +262,9 @@ class Outputs:
         return Answers.joined(parts)
 
     def _on_rows(self, rows: int) -> None:
+        self._done += rows
         if self._progress is not None:
-            self._progress(rows, self._total)
+            self._progress(Progress("measuring", self._done, self._total))
 
 
 def _cases(

@@ -24,6 +24,7 @@ from parity_models.errors import LoadError, ParityModelsError, ServingError, Use
 from parity_models.load.generator import LEAD, prepare_load
 from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
+from parity_models.progress import Progress, progress_bars
 from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.serving.garbage import freeze_modules
 
@@ -215,17 +216,11 @@ async def _end_on(stop: asyncio.Event, generator: Child) -> None:
 
 
 async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
-    # Only now: generators need no rich.
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), refresh_per_second=1 / REFRESH) as bar:
-        task = bar.add_task("queries", total=len(due) * batch)
+    with progress_bars() as bars:
         while True:
-            try:
-                await asyncio.sleep(REFRESH)
-            finally:  # for the last time when the load has ended
-                bar.update(task, completed=int(np.searchsorted(due, time.monotonic())) * batch)
+            await asyncio.sleep(REFRESH)
+            sent = int(np.searchsorted(due, time.monotonic())) * batch
+            bars.on_progress(Progress("queries", sent, len(due) * batch))
 
 
 # In a generator process

@@ -23,6 +23,7 @@ from parity_models.models.gate import Calibration
 from parity_models.models.queries import commonest
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
+from parity_models.progress import Callbacks
 from parity_models.protection.finalists import (
     FIRST_CHOICE,
     Finalist,
@@ -47,7 +48,6 @@ from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
 from parity_models.tasks.metrics import OutputKind
-from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
@@ -339,7 +339,7 @@ def prepare(
     """
     queries.check(teacher, 8)
     device = choose_device(options.device)
-    model = place(teacher.network(callbacks.on_predicted), device)
+    model = place(teacher.network(callbacks.on_progress), device)
     began = time.monotonic()
     some = Rows.of(queries.train[:PREDICTED], teacher.signature, device)
     predict(model, some)

@@ -1,7 +1,7 @@
 """Training stand-ins, parity models and backups, from a deployed model's predictions."""
 
-from parity_models.training.callbacks import Callbacks, progress_bars
-from parity_models.training.fit import Fitted, Progress
+from parity_models.progress import Callbacks, Progress, progress_bars
+from parity_models.training.fit import Fitted
 from parity_models.training.teacher import Queries, TrainingOptions, open_teacher, teacher_of
 from parity_models.training.train import Trained, backup, parity, train
 

@@ -19,6 +19,7 @@ from parity_models.models.gate import HEAD, AnsweredClass, Calibration, confiden
 from parity_models.models.networks.network import NamedModule, Slot, Slotwise, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
+from parity_models.progress import OnProgress
 from parity_models.tasks.metrics import agreement_for
 from parity_models.training.device import computing, place, predict
 from parity_models.training.distillation import (
@@ -30,7 +31,7 @@ from parity_models.training.distillation import (
     Served,
     valid,
 )
-from parity_models.training.fit import Budget, Fitted, OnProgress, RunOptions, fit
+from parity_models.training.fit import Budget, Fitted, RunOptions, fit
 from parity_models.training.head import Head, choose_head
 from parity_models.training.networks import (
     Factory,

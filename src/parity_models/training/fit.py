@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks import Effort
+from parity_models.progress import OnProgress, Progress
 
 Weights = dict[str, Tensor]
 
@@ -62,25 +63,6 @@ class Problem(Protocol):
 
     def score(self) -> float:
         """Return how good the module is, from 0 to 1, on queries it is not trained on."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a training run: `spent` is the share of its budget, times are in seconds.
-
-    `score` is that of the last epoch, `best` of the best so far; None before the first. The
-    time left is None before the first step.
-    """
-
-    spent: float
-    epoch: int
-    seconds: float
-    seconds_left: float | None
-    score: float | None
-    best: float | None
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -249,7 +231,8 @@ class _Run:
             return
         self.reported = now = self._seconds
         left = now / self.spent - now if self.spent else None
-        self.on_progress(Progress(self.spent, epoch, now, left, self.score, self.best_score))
+        scores = self.score, self.best_score
+        self.on_progress(Progress("training", self.spent, 1.0, f"epoch {epoch}", left, *scores))
 
     # The checkpoint
 

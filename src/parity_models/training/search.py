@@ -33,10 +33,10 @@ from parity_models.models.networks.network import Slotwise, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
-from parity_models.training.callbacks import Callbacks
+from parity_models.progress import Callbacks, OnProgress, Progress
 from parity_models.training.candidates import Candidate, Proposal, code_for
 from parity_models.training.distillation import DistillationData
-from parity_models.training.fit import Budget, OnProgress, Progress, RunOptions, save_tensors
+from parity_models.training.fit import Budget, RunOptions, save_tensors
 from parity_models.training.networks import parity_network, single_network
 from parity_models.training.teacher import Teacher
 
@@ -437,14 +437,16 @@ class Search:
         before = time.monotonic() - self._began
 
         def report(progress: Progress) -> None:
-            passed = before + progress.spent * slot
+            passed = before + progress.done * slot
             report = replace(
                 progress,
-                spent=min(1.0, passed / self._seconds),
+                work="search",
+                done=min(1.0, passed / self._seconds),
+                said=where,
                 seconds_left=max(0.0, self._seconds - passed),
                 best=max(best, progress.best or 0.0),
             )
-            self._callbacks.on_search(report, where)
+            self._callbacks.on_progress(report)
 
         return report
 

@@ -1,7 +1,7 @@
 """The deployed model that stand-ins imitate, and the queries that they learn from."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -38,6 +38,7 @@ from parity_models.models.servable import read_servable, with_mean
 from parity_models.models.signature import Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.options import SECONDS, Option, Options
+from parity_models.progress import OnProgress, Progress
 from parity_models.tasks import METRICS
 from parity_models.tasks.metrics import OUTPUT_KINDS, Labels, choose_metric
 from parity_models.training.device import BATCH, Rows
@@ -46,9 +47,6 @@ Array = NDArray[Any]
 
 Model = Bundle | Path | str | nn.Module
 """A bundle, the path of one or of an ONNX file, or a module."""
-
-OnPredicted = Callable[[int], None]
-"""Called with the number of rows that the deployed model has just predicted."""
 
 OWN = "own"
 """The network's name, in manifests, of a model that this package did not build."""
@@ -99,7 +97,7 @@ class Teacher:
         batch = as_batch(rows, self.signature)
         return describe(batch, self.signature, content)
 
-    def network(self, on_predicted: OnPredicted | None = None) -> nn.Module:
+    def network(self, on_progress: OnProgress | None = None) -> nn.Module:
         """Return the deployed model as a module: its network if there are weights, else in ONNX
         Runtime.
 
@@ -112,7 +110,7 @@ class Teacher:
                 return load_deployed(self.bundle)
             except TrainingError:  # a network that is not one of ours
                 pass
-        return _InOnnxRuntime(self, on_predicted)
+        return _InOnnxRuntime(self, on_progress)
 
 
 class _InOnnxRuntime(nn.Module):
@@ -121,12 +119,13 @@ class _InOnnxRuntime(nn.Module):
     It can predict, but has no weights to start from.
     """
 
-    def __init__(self, teacher: Teacher, on_predicted: OnPredicted | None) -> None:
+    def __init__(self, teacher: Teacher, on_progress: OnProgress | None) -> None:
         super().__init__()
         path, signature = teacher.bundle.deployed_path, teacher.signature
         self._model = OnnxModel(path, signature=signature, threads=torch.get_num_threads())
         self._teacher = teacher
-        self._on_predicted = on_predicted
+        self._on_progress = on_progress
+        self._predicted = 0
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Map the inputs' tensors (n, ...), in their order, to (n, *output_shape), on their device.
@@ -136,8 +135,13 @@ class _InOnnxRuntime(nn.Module):
         signature, name = self._teacher.signature, self._teacher.output.name
         arrays = Rows(tensors).arrays(signature)
         run = self._model.predict
-        outputs = run_by_bucket(run, arrays, signature, name, BATCH, self._on_predicted)
+        outputs = run_by_bucket(run, arrays, signature, name, BATCH, self._on_rows)
         return torch.from_numpy(outputs.astype(np.float32, copy=False)).to(tensors[0].device)
+
+    def _on_rows(self, rows: int) -> None:
+        self._predicted += rows
+        if self._on_progress is not None:
+            self._on_progress(Progress("the model's predictions", self._predicted))
 
 
 def teacher_of(

@@ -38,8 +38,8 @@ from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
 from parity_models.options import gather
 from parity_models.printed import Printed
+from parity_models.progress import Callbacks, OnProgress
 from parity_models.roles import BACKUPS
-from parity_models.training.callbacks import Callbacks, OnMeasured
 from parity_models.training.candidates import STACKED, Candidate, Exported, Proposal
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
@@ -234,7 +234,7 @@ def train(
         network = propose_network(teacher, code, queried, sizes)
         callbacks.say(f"parity network: {network}")
     began, device = time.monotonic(), choose_device(options.device)
-    model = place(teacher.network(callbacks.on_predicted), device)
+    model = place(teacher.network(callbacks.on_progress), device)
     candidate = Candidate(
         Proposal(find_network(network)[0], code),
         teacher,
@@ -254,7 +254,7 @@ def train(
         checkpoint,
         options={"task": bundle.manifest.task, "inputs": queries.sha256, "seed": options.seed},
         resume=options.resume,
-        on_progress=callbacks.on_training,
+        on_progress=callbacks.on_progress,
         began=began,
     )
     made, envelope = candidate.exported(queries), envelope_of(candidate.data, teacher)
@@ -274,7 +274,7 @@ def train(
         queries,
         candidate.data.metric,
         sizes=sizes,
-        on_measured=callbacks.on_measured,
+        progress=callbacks.on_progress,
     )
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)
@@ -333,7 +333,7 @@ def write_stand_ins(
     *,
     sizes: Sizes,
     calibrated: bool = False,
-    on_measured: OnMeasured | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[Bundle, Evaluation | None]:
     """Write a bundle of a deployed model and stand-ins, with gates and accuracy; return it, and how
     it fares.
@@ -372,11 +372,11 @@ def write_stand_ins(
     with TemporaryDirectory() as folder:
         draft, found = write_bundle(Path(folder, "draft"), **contents), queries.calibration
         if not calibrated and found is not None and len(found):
-            measured = Outputs(draft, found, progress=on_measured)
+            measured = Outputs(draft, found, progress=progress)
             only = answered_classes(deployed, None)
             gates = calibrate_gates(measured, metric=metric, answer_only=only)
         if queries.test is not None:
-            outputs = Outputs(draft, queries.test, progress=on_measured)
+            outputs = Outputs(draft, queries.test, progress=progress)
             evaluation = judge(outputs, queries.test_labels, metric, gates)
             accuracy = evaluation.accuracy
     bundle = write_bundle(out, **contents, calibration=gates, accuracy=accuracy)
