@@ -6,13 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from adaptive_world import port_at
 from commands import Here, assert_refused
 from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, SchedulerConfig, Source
 from parity_models.scheduling.work import Unit
 from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from parity_models_lab.latency.setting import Setting
-from policy_port import port_at
 from scheduling_world import World
 
 TWO = (BACKUP, "backup-2")

@@ -20,7 +20,7 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.gate import confidences
 from parity_models.protection.access_log import LEAST, AccessLog
 from ports import free_ports
-from served import gated_bundle, predictions, queries
+from served import INFER, gated_bundle, infer_message, predictions, queries
 
 pytestmark = pytest.mark.servers
 
@@ -134,9 +134,8 @@ async def proxied(bundle: Bundle, tmp_path: Path) -> AsyncIterator[tuple[str, Mo
 
 
 async def ask(url: str, rows: Any) -> tuple[int, Any]:
-    tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
     async with httpx.AsyncClient(timeout=PATIENCE) as client:
-        response = await client.post(f"{url}/v2/models/model/infer", json={"inputs": [tensor]})
+        response = await client.post(f"{url}{INFER}", json=infer_message(rows))
     (output,) = response.json()["outputs"]
     return response.status_code, np.reshape(output["data"], output["shape"])
 

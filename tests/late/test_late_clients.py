@@ -18,23 +18,16 @@ from numpy.typing import NDArray
 
 import parity_models as pm
 from parity_models.models.bundle import Bundle, open_bundle
-from served import predictions, queries, write_linear_bundle
+from served import INFER, infer_message, predictions, queries, write_linear_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_overloaded")]
 
 ROWS = queries(2)
 KNOWN = 60
-PATH = "/v2/models/model/infer"
 
 Infer = Callable[[], Awaitable[Any]]
 Open = Callable[[AsyncExitStack, str, str], Awaitable[Infer]]
 """Opens a client for a server's HTTP and gRPC addresses; returns its call."""
-
-
-def message() -> dict[str, Any]:
-    data = ROWS.ravel().tolist()
-    tensor = {"name": "input", "shape": list(ROWS.shape), "datatype": "FP32", "data": data}
-    return {"inputs": [tensor]}
 
 
 def triton_inputs(module: Any) -> list[Any]:
@@ -45,14 +38,14 @@ def triton_inputs(module: Any) -> list[Any]:
 
 async def of_httpx(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
     client = await stack.enter_async_context(httpx.AsyncClient(base_url=url))
-    return lambda: client.post(PATH, json=message())
+    return lambda: client.post(INFER, json=infer_message(ROWS))
 
 
 async def of_aiohttp(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
     session = await stack.enter_async_context(aiohttp.ClientSession(url))
 
     async def infer() -> Any:
-        async with session.post(PATH, json=message()) as response:
+        async with session.post(INFER, json=infer_message(ROWS)) as response:
             response.raise_for_status()
             return await response.json()
 
@@ -134,11 +127,11 @@ async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
         late = await stack.enter_async_context(pm.Late(bundle, agreement=0))
 
         def wrong() -> Awaitable[httpx.Response]:
-            return client.post("/v2/models/other/infer", json=message())
+            return client.post("/v2/models/other/infer", json=infer_message(ROWS))
 
         answer = await late(wrong, ROWS)
         assert (answer.source, answer.value.status_code) == ("model", 404)
-        await late(lambda: client.post(PATH, json=message()), ROWS)
+        await late(lambda: client.post(INFER, json=infer_message(ROWS)), ROWS)
         answer = await late(wrong, ROWS)
         assert (answer.source, answer.value.status_code) == ("backup", 200)
 

@@ -8,11 +8,7 @@ from typing import Any
 
 import pytest
 
-from parity_models.scheduling import (
-    Reason,
-    RecycleReason,
-    Run,
-)
+from parity_models.scheduling import Reason, RecycleReason, Run
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.health import State
 from policies import EVERY_RULE
@@ -129,7 +125,7 @@ def test_those_that_are_busy_for_long_count_as_out(
         for instance in list(world.running):
             if instance in resting:
                 resting.remove(instance)
-                world.turn_away(instance, rest)
+                world.fail(instance, rest)
             else:
                 world.finish(instance)
     for _ in range(300):

@@ -111,7 +111,7 @@ def test_an_instance_that_was_broken_when_a_query_began_is_held_against_nobody()
     world = world_of("0", deadline=100.0)
     (query,) = world.arrive(1)
     for i in range(3):
-        world.turn_away(f"{i}", 0.1)
+        world.fail(f"{i}", 0.1)
         world.pass_time(0.2)
         world.join(f"{i + 1}", ORIGINALS)
         assert world.running[f"{i}"].subjects == (query,)
@@ -148,7 +148,7 @@ def test_no_query_is_excused_for_ever() -> None:
     for i in range(20):
         if poison in world.failures:
             break
-        world.turn_away(f"{i}", 0.1)
+        world.fail(f"{i}", 0.1)
         world.pass_time(0.2)
         world.join(f"{i + 1}", ORIGINALS)
         world.leave(f"{i}")

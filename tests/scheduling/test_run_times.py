@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimates import run_times
+from adaptive_world import run_times
 from parity_models.scheduling.run_times import RunTimes
 
 

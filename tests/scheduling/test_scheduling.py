@@ -21,13 +21,7 @@ from histories import (
     history,
     run_history,
 )
-from parity_models.scheduling import (
-    NoRedundancy,
-    Reason,
-    Scheduler,
-    SchedulerConfig,
-    Source,
-)
+from parity_models.scheduling import NoRedundancy, Reason, Scheduler, SchedulerConfig, Source
 from parity_models.scheduling.policies import Replication
 from scheduling_world import ORIGINALS, world_of
 
@@ -162,7 +156,7 @@ class Test_originals:
         world.arrive(1)
         for other in ("b", "c"):
             world.join(other, ORIGINALS)
-        world.turn_away("busy", 2.0)
+        world.fail("busy", 2.0)
         assert world.running["b"].subjects == (0,)
         world.arrive(2)
         assert world.running["c"].subjects == (1,)
@@ -171,7 +165,7 @@ class Test_originals:
         assert "busy" not in world.running
         world.pass_time(0.2)
         assert world.running["busy"].subjects == (2,)
-        world.turn_away("busy", 2.0)
+        world.fail("busy", 2.0)
         world.leave("busy")  # as what rests may
         world.pass_time(3.0)
         assert not world.failures

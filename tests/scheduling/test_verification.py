@@ -79,7 +79,7 @@ class Test_an_instance_that_joins:
     def test_is_tried_again_after_a_while_if_it_does_not_answer(self) -> None:
         world = pool(1, verified=False)
         for _ in range(3):
-            world.fail_to_verify("0")
+            world.fail("0")
             assert "0" not in world.verifying
             world.pass_time(5.0)
         assert world.recycled["0"].reason is RecycleReason.FAILING
@@ -122,7 +122,7 @@ class Test_an_instance_at_work:
         world = pool(1, verify_every=1, rule=rule)
         world.arrive(2)
         world.finish("0")
-        world.fail_to_verify("0")
+        world.fail("0")
         assert "0" in world.running
         world.finish("0")
         assert "0" in world.verifying
@@ -142,8 +142,7 @@ def test_golden_queries_take_turns() -> None:
 
 def test_a_golden_query_that_hits_a_busy_instance_is_asked_later() -> None:
     world = pool(1, verify_every=1, verified=False)
-    unit = world.verifying.pop("0").unit
-    world.do(world.scheduler.unit_failed(world.now, unit, "is busy", busy=2.0))
+    world.fail("0", busy=2.0)
     assert not world.verifying
     world.pass_time(2.1)
     assert "0" in world.verifying

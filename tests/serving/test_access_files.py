@@ -11,7 +11,6 @@ from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.serving.access import MIN_TOKEN, Reread, Tokens
 from parity_models.serving.certificate import Certificate
-from served import write_linear_bundle
 
 
 def test_a_certificate_that_is_not_valid_now_is_named(files: Files) -> None:
@@ -39,15 +38,14 @@ def test_files_that_are_no_certificate_or_of_another_are_named(files: Files) -> 
 
 
 def test_parm_serve_names_what_is_wrong_at_the_start(
-    files: Files, parm_here: Here, tmp_path: Path
+    files: Files, parm_here: Here, plain: Path, tmp_path: Path
 ) -> None:
-    bundle = str(write_linear_bundle(tmp_path, coded=False))
     files.renew(ends=datetime.now(UTC) - timedelta(hours=1))
     pair = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key))
-    assert_refused(parm_here("serve", bundle, *pair), "expired at")
-    assert_refused(parm_here("serve", bundle, *pair[:2]), "give both, --tls-cert and --tls-key")
+    assert_refused(parm_here("serve", plain, *pair), "expired at")
+    assert_refused(parm_here("serve", plain, *pair[:2]), "give both, --tls-cert and --tls-key")
     missing = str(tmp_path / "nothing")
-    assert_refused(parm_here("serve", bundle, "--tokens", missing), "cannot be read")
+    assert_refused(parm_here("serve", plain, "--tokens", missing), "cannot be read")
 
 
 def test_a_wrong_file_leaves_in_force_what_was_read_before(

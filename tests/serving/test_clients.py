@@ -1,6 +1,5 @@
 """What the guides tell users to type and to write: clients, and servers in other programs."""
 
-import asyncio
 import os
 import re
 import signal
@@ -198,15 +197,6 @@ def test_the_program_of_the_guide_runs(own: Path) -> None:
         [sys.executable, "-c", program], cwd=own, capture_output=True, text=True, timeout=120
     )
     assert str(SCORES[:2].argmax(axis=1)) in done.stdout, done.stderr
-
-
-def test_options_are_given_in_one_way(own: Path) -> None:
-    async def both() -> None:
-        async with parity_models.serve(own / "own" / "bundle", ServeOptions(), port=0):
-            pass
-
-    with pytest.raises(TypeError, match="not both"):
-        asyncio.run(both())
 
 
 def test_the_page_needs_a_port() -> None:

@@ -12,14 +12,8 @@ import httpx
 import pytest
 
 from commands import parm
-from parity_models.errors import UserError
-from parity_models.serving.limits import (
-    FILES_OF_A_WORKER,
-    LEAST_CONNECTIONS,
-    OTHER_FILES,
-    allow_descriptors,
-)
-from served import ServerProcess, until, write_linear_bundle
+from parity_models.serving.limits import FILES_OF_A_WORKER, OTHER_FILES, allow_descriptors
+from served import ServerProcess, until
 
 pytestmark = pytest.mark.slow
 
@@ -54,17 +48,7 @@ def test_the_limit_is_raised_to_what_is_needed_or_the_log_says_so(
     assert (f"workers may need {NEEDED}" in caplog.text) == (then == 512)
 
 
-def test_a_limit_that_leaves_no_room_for_clients_is_refused(limits: list[int]) -> None:
-    least = LEAST_CONNECTIONS + 2 * FILES_OF_A_WORKER + OTHER_FILES
-    limits[:] = 80, least
-    allow_descriptors(connections=1000, workers=2)
-    limits[:] = 80, least - 1
-    with pytest.raises(UserError, match=f"at most {least - 1} files .* need {least};"):
-        allow_descriptors(connections=1000, workers=2)
-
-
-def test_a_server_that_may_open_too_few_files_does_not_start(tmp_path: Path) -> None:
-    bundle = write_linear_bundle(tmp_path)
+def test_a_server_that_may_open_too_few_files_does_not_start(bundle: Path) -> None:
     done = subprocess.run(
         parm("serve", "--port", "0", str(bundle)),
         capture_output=True,
@@ -80,10 +64,10 @@ def test_a_server_that_may_open_too_few_files_does_not_start(tmp_path: Path) -> 
 
 
 def test_a_crowd_of_idle_connections_leaves_descriptors_to_clients_and_workers(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few = 128
-    with ServerProcess(str(write_linear_bundle(tmp_path))) as server, ExitStack() as idle:
+    with ServerProcess(str(bundle)) as server, ExitStack() as idle:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (few, few))
         server.process.send_signal(signal.SIGSTOP)  # so that they come at once
         for _ in range(4 * few):

@@ -53,20 +53,6 @@ from parity_models.serving.metrics import Metrics
 from puppet_engine import CODE, SIGNATURE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
 
-async def test_a_query_on_a_slow_instance_is_answered_by_its_reconstruction() -> None:
-    async with serving(Parity(CODE)) as (frontend, engine):
-        rows = queries(2)
-        requests = [await asked(frontend.infer(row[None])) for row in rows]
-        _, other, parity = engine.units
-        engine.finish(other)
-        engine.finish(parity)
-        slow, fast = await asyncio.gather(*requests)
-        assert slow.sources == [Source.RECONSTRUCTION]
-        assert fast.sources == [Source.MODEL]
-        np.testing.assert_allclose(slow.outputs, rows[:1] @ WEIGHTS, atol=1e-5)
-        np.testing.assert_allclose(fast.outputs, rows[1:] @ WEIGHTS, atol=1e-5)
-
-
 async def test_a_large_request_arrives_in_slices_with_small_ones_between() -> None:
     async with serving(NoRedundancy(), max_batch=2, max_queue=300) as (frontend, engine):
         large = await asked(frontend.infer(queries(200)))

@@ -27,7 +27,7 @@ from parity_models.serving.logs import (
 )
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.request_log import RequestLog
-from served import INPUTS, ServerProcess, queries, write_linear_bundle
+from served import ServerProcess, infer_message, queries
 
 pytestmark = pytest.mark.slow
 
@@ -43,23 +43,21 @@ def kept() -> Iterator[None]:
         each.handlers[:] = handlers
 
 
-def test_requests_are_logged_as_json_with_their_ids(tmp_path: Path) -> None:
-    bundle = write_linear_bundle(tmp_path, coded=False)
+def test_requests_are_logged_as_json_with_their_ids(plain: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    rows = queries(1)
-    tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": rows.tolist()}
+    message = {**infer_message(queries(1)), "id": "in-body"}
     before = time.monotonic()
     with ServerProcess(
-        *(str(bundle), "--instances", "1", "--grpc-port", "0"),
+        *(str(plain), "--instances", "1", "--grpc-port", "0"),
         *("--log-format", "json", "--access-log"),
         before=lambda: os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2),
     ) as server:
         with httpx.Client(base_url=server.url) as client:
             named = {"X-Request-Id": "from-the-header"}
             path = "/v2/models/model/infer"
-            answer = client.post(path, json={"inputs": [tensor], "id": "in-body"}, headers=named)
+            answer = client.post(path, json=message, headers=named)
             assert answer.headers["x-request-id"] == "from-the-header"
-            answer = client.post(path, json={"inputs": [tensor], "id": "in-body"})
+            answer = client.post(path, json=message)
             assert answer.headers["x-request-id"] == "in-body"
             made = client.get("/nothing?secret=1", headers={"X-Request-Id": "two words"})
             assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", made.headers["x-request-id"])
@@ -70,9 +68,9 @@ def test_requests_are_logged_as_json_with_their_ids(tmp_path: Path) -> None:
             assert metrics.endswith("# EOF\n")
         with grpc.insecure_channel(server.grpc_address) as channel:
             ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
-            message = service_pb2.ModelMetadataRequest(name="other").SerializeToString()
+            other = service_pb2.ModelMetadataRequest(name="other").SerializeToString()
             with pytest.raises(grpc.RpcError) as caught:
-                ask(message, metadata=(("x-request-id", "of-a-call"),))
+                ask(other, metadata=(("x-request-id", "of-a-call"),))
             refused: Any = caught.value  # its stub says nothing of what it carries
             assert ("x-request-id", "of-a-call") in list(refused.initial_metadata())
     every = [json.loads(line) for line in log.read_text().splitlines()]

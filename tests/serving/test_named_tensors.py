@@ -67,18 +67,6 @@ def test_queries_of_any_length_are_answered_at_their_own(client: Any, length: in
         np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-5)
 
 
-def test_a_client_may_ask_for_some_outputs(client: Any) -> None:
-    module = triton if isinstance(client, triton.InferenceServerClient) else triton_grpc
-    queries = texts(2, 6)
-    answer = client.infer(
-        "model", inputs(client, queries), outputs=[module.InferRequestedOutput("logits")]
-    )
-    np.testing.assert_allclose(
-        answer.as_numpy("logits"), expected(queries)["logits"], rtol=1e-4, atol=1e-5
-    )
-    assert answer.as_numpy("hidden") is None
-
-
 async def test_half_precision_bytes_and_truths_go_through_workers(tmp_path: Path) -> None:
     kinds: dict[str, tuple[int, list[str | int | None]]] = {
         "half": (TensorProto.FLOAT16, ["n", 3]),

@@ -19,7 +19,6 @@ from parity_models.models.bundle import open_bundle
 from parity_models.serving.access import Access
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.server import Server
-from served import write_linear_bundle
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -78,15 +77,14 @@ def series_of(node: Any) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+def served(backed: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names of the series that a server can have."""
     folder = tmp_path_factory.mktemp("served")
-    bundle = open_bundle(write_linear_bundle(folder, backed=True))
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(folder / "key")
     issued.cert_chain_pems[0].write_to_path(folder / "certificate")
     access = Access(tls_cert=str(folder / "certificate"), tls_key=str(folder / "key"))
-    server = Server(bundle, ServeOptions(access=access))
+    server = Server(open_bundle(backed), ServeOptions(access=access))
     names = set()
     for metric in server.registry.collect():
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}

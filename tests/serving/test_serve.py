@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,20 +12,11 @@ from typing import Any
 
 import grpc
 import httpx
-import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from commands import parm
-from served import (
-    INPUTS,
-    ServerProcess,
-    is_alive,
-    nothing_left_of,
-    predictions,
-    queries,
-    until,
-)
+from served import Clients, ServerProcess, infer, is_alive, nothing_left_of, queries, until
 
 pytestmark = pytest.mark.slow
 
@@ -36,51 +26,23 @@ def service_time(seconds: float) -> str:
     return json.dumps({"service_time": {"type": "constant", "seconds": seconds}})
 
 
-def infer(client: httpx.Client, seed: int = 0, **parameters: int) -> httpx.Response:
-    """Ask for one prediction; if there is an answer, it is the right one."""
-    rows = queries(1, seed)
-    tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": rows.tolist()}
-    message = {"inputs": [tensor], "parameters": parameters}
-    response = client.post("/v2/models/model/infer", json=message)
-    if response.is_success:
-        answer = response.json()["outputs"][0]["data"]
-        np.testing.assert_allclose(answer, predictions(rows)[0], rtol=1e-4, atol=1e-5)
-    return response
-
-
 def is_ready(client: httpx.Client) -> bool:
     return client.get("/v2/health/ready").status_code == 200
 
 
 def test_workers_killed_one_after_another_under_load_cost_no_request(bundle: Path) -> None:
     with ServerProcess(str(bundle), "--policy", "parity", "--instances", "3") as server:
-        answered = [0, 0, 0, 0]
-        stop = threading.Event()
-
-        def load(client_number: int) -> None:
-            with httpx.Client(base_url=server.url, timeout=60) as client:
-                while not stop.wait(0.005):  # and leave cores to those who start
-                    response = infer(client, answered[client_number])
-                    assert response.status_code == 200, response.text
-                    answered[client_number] += 1
-
-        with ThreadPoolExecutor() as pool:
-            clients = [pool.submit(load, number) for number in range(len(answered))]
-            try:
-                for kills, worker in enumerate(server.workers(), 1):
-                    before = sum(answered)
-                    os.kill(worker, signal.SIGKILL)
-
-                    def mended(kills: int = kills, before: int = before) -> bool:
-                        restarts = server.metric("parm_instance_restarts_total")
-                        return sum(answered) > before + 20 and restarts == kills
-
-                    until(mended, f"kill {kills}: no restart, or no more answers")
-            finally:
-                stop.set()
-            for client in clients:
-                client.result()
-        assert server.metric("parm_query_latency_seconds_count") == sum(answered)
+        with Clients(
+            lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
+        ) as clients:
+            for kills, worker in enumerate(server.workers(), 1):
+                os.kill(worker, signal.SIGKILL)
+                clients.more()
+                until(
+                    lambda kills=kills: server.metric("parm_instance_restarts_total") == kills,  # type: ignore[misc]  # of a lambda's default
+                    f"kill {kills}: no restart",
+                )
+        assert server.metric("parm_query_latency_seconds_count") == len(clients.answers)
         assert server.metric("parm_query_failures_total") == 0
         assert server.metric("parm_instances_up") == 2 * len(server.workers()), "of either role"
 
@@ -104,7 +66,7 @@ def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> No
 
         def one_is_refused() -> bool:
             # One runs and two wait: the fourth is refused, if they come while the first runs.
-            answers.extend(pool.map(lambda seed: infer(client, seed), range(4)))
+            answers.extend(pool.map(lambda seed: infer(client, queries(1, seed)), range(4)))
             return any(each.status_code != 200 for each in answers)
 
         until(one_is_refused, "all are answered")
@@ -113,13 +75,13 @@ def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> No
             assert each.status_code == 503
             assert "overloaded: 2 queries wait, and at most 2 may" in each.json()["error"]
             assert int(each.headers["retry-after"]) >= 1
-        late = infer(client, 4, timeout=1000)
+        late = infer(client, queries(1), timeout=1000)
         assert late.status_code == 504
         told = re.search(r"deadline exceeded: no answer within (\S+) s", late.json()["error"])
         assert told
         assert 0.001 <= float(told[1]) < 10, "its own time, and not the server's"
         assert server.metric("parm_query_failures_total") == len(refused) + 1
-        assert infer(client, 5).status_code == 200
+        assert infer(client, queries(1, 5)).status_code == 200
 
 
 # The end
@@ -148,13 +110,13 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(bundle: Path) 
         ThreadPoolExecutor(16) as pool,
     ):
         assert client.get("/v2/health/ready").json() == {"ready": True}
-        requests = [pool.submit(infer, client, seed) for seed in range(8)]
+        requests = [pool.submit(infer, client, queries(1, seed)) for seed in range(8)]
         until(lambda: queries_arrived(server) == 8, "requests do not arrive")
         with nothing_left_of(server):
             server.signal(signal.SIGTERM)
             until(lambda: not is_ready(client), "still ready")
             assert client.get("/v2/health/live").status_code == 200
-            refused = infer(client, 99)
+            refused = infer(client, queries(1, 99))
             assert refused.status_code == 503
             assert "stopping" in refused.json()["error"]
             assert [request.result().status_code for request in requests] == [200] * 8
@@ -171,7 +133,7 @@ def test_a_second_signal_does_not_wait_for_answers(bundle: Path, number: signal.
         httpx.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor() as pool,
     ):
-        request = pool.submit(infer, client, 0)
+        request = pool.submit(infer, client, queries(1))
         until(lambda: server.metric("parm_units_in_flight") == 1, "nothing runs")
         with nothing_left_of(server):
             server.signal(number)
@@ -203,7 +165,7 @@ def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) ->
                 if not is_ready(client):
                     return
             with httpx.Client(base_url=url) as client:
-                response = infer(client)
+                response = infer(client, queries(1))
                 answers.append(response.status_code)
                 if not response.is_success:
                     failures.append(response.text)
@@ -224,9 +186,9 @@ def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) ->
             assert status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert client.get("/v2/health/live").status_code == 200
             # Clients that do not look at readiness, or not yet, are still served.
-            assert infer(client).status_code == 200
+            assert infer(client, queries(1)).status_code == 200
             with httpx.Client(base_url=server.url) as another:
-                assert infer(another).status_code == 200
+                assert infer(another, queries(1)).status_code == 200
             balancing.result(60)
             assert server.process.poll() is None
             server.signal(signal.SIGTERM)
@@ -257,6 +219,6 @@ def test_a_server_serves_whatever_its_streams_are(
     ):
         os.kill(server.workers()[0], signal.SIGKILL)
         until(lambda: server.metric("parm_instance_restarts_total") == 1, "nothing came back")
-        assert infer(client).status_code == 200
+        assert infer(client, queries(1)).status_code == 200
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

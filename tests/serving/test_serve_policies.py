@@ -20,7 +20,7 @@ from parity_models.emulation import load_fault_plan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
-from served import ServerProcess, predictions, queries, write_linear_bundle
+from served import INFER, ServerProcess, infer_message, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +28,6 @@ SUPPORT = Path(__file__).parent.parent / "support"
 
 ROWS = 8
 """More than there are instances: each of them runs an original at first."""
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("all"), backed=True)
 
 
 def slow(*workers: int, seconds: float = 60.0) -> str:
@@ -54,8 +49,7 @@ def serving(bundle: Path, *arguments: str) -> Iterator[tuple[ServerProcess, http
 def infer(client: httpx.Client, seed: int, rows: int = ROWS, **parameters: Any) -> list[str]:
     """Ask, and check that every answer is the one its source gives; returns the sources."""
     asked = queries(rows, seed)
-    message = {**message_of(asked), "parameters": parameters}
-    return check(asked, client.post("/v2/models/model/infer", json=message))
+    return check(asked, client.post(INFER, json=infer_message(asked, **parameters)))
 
 
 def infer_until(client: httpx.Client, wanted: set[str], **parameters: int) -> Counter[str]:
@@ -72,18 +66,12 @@ def infer_until(client: httpx.Client, wanted: set[str], **parameters: int) -> Co
     pytest.fail(f"no request was answered from {wanted}, but {counts}")
 
 
-def message_of(asked: NDArray[np.float32]) -> dict[str, Any]:
-    tensor = {"name": "input", "shape": asked.shape, "datatype": "FP32", "data": asked.tolist()}
-    return {"inputs": [tensor]}
-
-
 def check(asked: NDArray[np.float32], response: httpx.Response) -> list[str]:
     assert response.status_code == 200, response.text
     answer = response.json()
     sources: list[str] = answer["parameters"]["source"].split(",")
-    right = {"model": predictions(asked), "backup": 2 * predictions(asked)}
-    right["reconstruction"] = right["model"]
-    expected = np.stack([right[source][row] for row, source in enumerate(sources)])
+    times = np.array([{"backup": 2, "backup-2": 3}.get(source, 1) for source in sources])
+    expected = times[:, None] * predictions(asked)
     outputs = np.reshape(answer["outputs"][0]["data"], expected.shape)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
     return sources
@@ -102,65 +90,66 @@ def check(asked: NDArray[np.float32], response: httpx.Response) -> list[str]:
     ],
 )
 def test_without_stand_ins_every_answer_is_the_model_s(
-    bundle: Path, policy: str, seconds: float, rule: str
+    backed: Path, policy: str, seconds: float, rule: str
 ) -> None:
     options = ("--policy", policy, "--dispatch", rule, "--faults", slow(0, seconds=seconds))
-    with serving(bundle, *options) as (server, client):
+    with serving(backed, *options) as (server, client):
         for seed in range(3):
             assert infer(client, seed) == ["model"] * ROWS
         assert server.metric("parm_query_latency_seconds_count") == 3 * ROWS
 
 
 @pytest.mark.parametrize("name", ["hedging", "adaptive"])
-async def test_what_is_late_is_learned_from_the_latencies_before(bundle: Path, name: str) -> None:
+async def test_what_is_late_is_learned_from_the_latencies_before(backed: Path, name: str) -> None:
     faults = load_fault_plan(slow(0))
     options = ServeOptions(policy=PolicyChoice(name), deadline=90, port=0, faults=faults)
     async with (
-        Server(open_bundle(bundle), options) as server,
+        Server(open_bundle(backed), options) as server,
         httpx.AsyncClient(base_url=server.url, timeout=30) as client,
     ):
         for rows in (100, ROWS):
             asked = queries(rows)
-            response = await client.post("/v2/models/model/infer", json=message_of(asked))
-            check(asked, response)
+            check(asked, await client.post(INFER, json=infer_message(asked)))
             server.deployment.begin_faults()
 
 
-def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(bundle: Path) -> None:
+def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(backed: Path) -> None:
     arguments = ("--policy", "approximate-backup", "--faults", slow(0, 1))
-    with serving(bundle, *arguments) as (server, client):
+    with serving(backed, *arguments) as (server, client):
         answered = infer_until(client, {"backup"})
         counted = server.metric('parm_query_latency_seconds_count{source="backup"}')
         assert counted == answered["backup"]
         assert server.metric('parm_instances_up{role="backup",work="backup"}') == 1
 
 
-def test_a_cascade_asks_the_backup_first_and_the_model_where_that_may_not_answer(
-    bundle: Path,
+@pytest.mark.parametrize("coverages", [{"backup": 0.5}, {"backup": 0.0, "backup-2": 0.5}])
+def test_a_cascade_asks_the_backups_first_and_the_model_where_they_may_not_answer(
+    tmp_path: Path, coverages: dict[str, float]
 ) -> None:
-    half = '{"coverage": 0.5}'
-    with serving(bundle, "--policy", "cascade", "--faults", half) as (
-        _,
-        client,
-    ):
+    backed = write_linear_bundle(tmp_path, coded=False, backed=len(coverages))
+    plan = json.dumps({"coverages": coverages})
+    with serving(backed, "--policy", "cascade", "--faults", plan) as (server, client):
         sources = Counter(source for seed in range(5) for source in infer(client, seed))
-        assert sources.keys() == {"backup", "model"}
+        assert sources.keys() == {[*coverages][-1], "model"}
+        for source in coverages:
+            tasks = f'parm_redundant_tasks_total{{fate="answered",kind="{source}"}}'
+            assert server.metric(tasks) == sources[source]
         assert infer(client, 9, redundancy="exact") == ["model"] * ROWS
 
 
 @pytest.mark.parametrize("pool", ["shared", "dedicated"])
-def test_a_parity_model_answers_for_a_slow_worker(bundle: Path, pool: str) -> None:
+def test_a_parity_model_answers_for_a_slow_worker(backed: Path, pool: str) -> None:
     arguments = ("--policy", f"parity@pool={pool}", "--faults", slow(0))
-    with serving(bundle, *arguments) as (server, client):
+    with serving(backed, *arguments) as (server, client):
         answered = infer_until(client, {"model", "reconstruction"})
         assert server.metric("parm_reconstructions_total") == answered["reconstruction"]
 
 
-def test_a_fault_plan_says_which_queries_no_stand_in_may_answer(bundle: Path) -> None:
+def test_a_fault_plan_says_which_queries_no_stand_in_may_answer(backed: Path) -> None:
     faults = json.loads(slow(0, seconds=0.2))
     half = load_fault_plan(json.dumps(faults | {"coverage": 0.5}))
     plan = msgspec.json.encode(half).decode()
-    with serving(bundle, "--policy", "parity", "--faults", plan) as (_, client):
+    with serving(backed, "--policy", "parity", "--faults", plan) as (_, client):
         sources = [source for seed in range(40) for source in infer(client, seed)]
     reconstructed = [at for at, source in enumerate(sources) if source == "reconstruction"]
     assert reconstructed
@@ -168,11 +157,11 @@ def test_a_fault_plan_says_which_queries_no_stand_in_may_answer(bundle: Path) ->
 
 
 def test_a_policy_and_a_rule_of_one_s_own_are_served(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    backed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(SUPPORT)  # where their modules are found
     flags = ("--policy", f"{POLICY}@again-after=1", "--dispatch", f"{RULE}@scans=2")
-    with serving(bundle, *flags, "--faults", slow(0)) as (server, client):
+    with serving(backed, *flags, "--faults", slow(0)) as (server, client):
         assert set(infer(client, 0, rows=2)) == {"model"}
         assert server.metric("parm_query_latency_seconds_count") == 2
 

@@ -15,11 +15,6 @@ from served import write_linear_bundle
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_linear_bundle(tmp_path_factory.mktemp("bundle"), backed=True)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
@@ -57,9 +52,9 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
     ],
 )
 def test_options_that_cannot_be_are_explained(
-    parm_here: Here, bundle: Path, arguments: str, reason: str
+    parm_here: Here, backed: Path, arguments: str, reason: str
 ) -> None:
-    assert_refused(parm_here("serve", bundle, *arguments.split()), reason)
+    assert_refused(parm_here("serve", backed, *arguments.split()), reason)
 
 
 def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: Path) -> None:
@@ -78,10 +73,10 @@ def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: 
 
 
 @pytest.mark.parametrize("given", [("--port",), ("--port", "0", "--metrics-port")])
-def test_a_port_in_use_is_explained(bundle: Path, given: tuple[str, ...]) -> None:
+def test_a_port_in_use_is_explained(backed: Path, given: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = parm("serve", str(bundle), *given, port)
+        command = parm("serve", str(backed), *given, port)
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert_refused(done, f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose")
     assert not done.stdout

@@ -16,7 +16,15 @@ import parity_models as pm
 from commands import Here
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import confidences
-from served import ServerProcess, gated_bundle, predictions, queries, write_linear_bundle
+from served import (
+    INFER,
+    ServerProcess,
+    gated_bundle,
+    infer_message,
+    predictions,
+    queries,
+    write_linear_bundle,
+)
 
 ROWS = queries(20)
 CONFIDENCE = confidences("scores", 2 * predictions(ROWS))
@@ -37,9 +45,7 @@ def server(bundle: Bundle) -> Iterator[ServerProcess]:
 
 
 def ask(url: str, rows: Any, **parameters: Any) -> httpx.Response:
-    tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
-    message = {"inputs": [tensor], "parameters": parameters}
-    return httpx.post(f"{url}/v2/models/model/infer", json=message)
+    return httpx.post(f"{url}{INFER}", json=infer_message(rows, **parameters))
 
 
 @pytest.mark.slow

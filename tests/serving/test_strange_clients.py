@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Event
 
 import httpx
@@ -25,8 +26,8 @@ from http2_frames import (
     call_headers,
     frame,
 )
-from rest_requests import assert_served, triton_input
-from served import ServerProcess, predictions, queries, until, write_linear_bundle
+from rest_requests import triton_input
+from served import Clients, ServerProcess, infer, predictions, queries, until
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +35,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+def server(bundle: Path) -> Iterator[ServerProcess]:
     with ServerProcess(str(bundle), "--grpc-port", "0") as process:
         yield process
         assert process.metric("parm_instance_restarts_total") == 0
@@ -53,7 +53,7 @@ def given_up(server: ServerProcess) -> float:
 
 
 def assert_answers(server: ServerProcess, http: httpx.Client) -> None:
-    assert_served(http)
+    assert infer(http, queries(1, 99)).is_success
     result = grpc_requests.infer(server.grpc_address, seed=1).as_numpy("output")
     np.testing.assert_allclose(result, predictions(queries(1, 1)), rtol=1e-4, atol=1e-6)
 
@@ -105,26 +105,13 @@ def test_names_that_fill_a_header_many_times_over_are_told_in_part(server: Serve
 def test_a_server_that_stood_still_for_a_while_goes_on_as_if_nothing_had_been(
     server: ServerProcess, http: httpx.Client
 ) -> None:
-    answered = 0
-    stop = Event()
-
-    def ask(seed: int) -> int:
-        nonlocal answered
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            while not stop.is_set():
-                assert_served(client)
-                answered += 1
-        return seed
-
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, seed) for seed in range(4)]
-        until(lambda: answered > 20, "nothing is answered")
+    with Clients(
+        lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
+    ) as clients:
+        clients.more()
         server.process.send_signal(signal.SIGSTOP)
         Event().wait(3.0)
         server.process.send_signal(signal.SIGCONT)
-        before = answered
-        until(lambda: answered > before + 20, "nothing is answered any more")
-        stop.set()
-        assert [each.result() for each in asking] == list(range(4))
+        clients.more()
     assert server.metric("parm_query_failures_total") == 0
     assert_answers(server, http)

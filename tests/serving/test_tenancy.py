@@ -13,7 +13,7 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import InferRequest, read_request, take_tenant
 from parity_models.serving.server import ServeOptions
 from rest_bodies import model_of, request
-from served import ServerProcess, queries, write_linear_bundle
+from served import ServerProcess, infer_message, queries
 
 pytestmark = pytest.mark.slow
 
@@ -63,11 +63,9 @@ def test_the_header_is_one_that_http_and_grpc_can_carry() -> None:
             ServeOptions(tenant_header=name)
 
 
-def test_a_server_reads_the_header_over_rest_and_grpc(tmp_path: Path) -> None:
-    bundle = write_linear_bundle(tmp_path)
+def test_a_server_reads_the_header_over_rest_and_grpc(bundle: Path) -> None:
     row = queries(1)
-    tensor = {"name": "input", "shape": row.shape, "datatype": "FP32", "data": row.ravel().tolist()}
-    body = {"inputs": [tensor], "parameters": {"tenant": "a"}}
+    body = infer_message(row, tenant="a")
     with ServerProcess(str(bundle), "--grpc-port", "0", "--tenant-header", "X-Tenant") as server:
         url = f"{server.url}/v2/models/model/infer"
         assert httpx.post(url, json=body).status_code == 200

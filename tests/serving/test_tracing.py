@@ -21,7 +21,7 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans
-from served import INPUTS, OUTPUTS, queries, write_linear_bundle
+from served import INPUTS, OUTPUTS, infer_message, queries
 
 pytestmark = pytest.mark.slow
 
@@ -44,22 +44,16 @@ class Spans:
         return found
 
 
-def body(rows: int) -> dict[str, object]:
-    data = queries(rows).tolist()
-    tensor = {"name": "input", "shape": [rows, INPUTS], "datatype": "FP32", "data": data}
-    return {"inputs": [tensor]}
-
-
-async def test_a_request_s_spans_are_beneath_the_client_s(tmp_path: Path) -> None:
+async def test_a_request_s_spans_are_beneath_the_client_s(bundle: Path) -> None:
     spans = Spans()
     policy = PolicyChoice("parity", {})
-    bundle = open_bundle(write_linear_bundle(tmp_path))
     options = ServeOptions(policy=policy, instances=1, port=0, grpc_port=0)
-    async with Server(bundle, options, spans.provider) as server:
+    async with Server(open_bundle(bundle), options, spans.provider) as server:
         async with httpx.AsyncClient(base_url=server.url) as client:
             path = "/v2/models/%6dodel/infer"  # nobody makes names of spans
             for parent in (UNSAMPLED, SAMPLED):
-                answer = await client.post(path, json=body(4), headers={"traceparent": parent})
+                message = infer_message(queries(4))
+                answer = await client.post(path, json=message, headers={"traceparent": parent})
                 assert answer.is_success, answer.text
         assert server.grpc_url is not None
         await asyncio.to_thread(call, server.grpc_url.removeprefix("grpc://"))

@@ -1,17 +1,38 @@
-"""Worlds under the adaptive policy, which knows how long units take."""
+"""Worlds under the adaptive policy, which knows how long units take, or is told so by hand."""
+
+from collections.abc import Iterable
 
 import scheduling_world
-from estimates import run_times
-from parity_models.scheduling import BACKUP, parity_role
-from parity_models.scheduling.dispatch import Dispatch
-from parity_models.scheduling.policies import Adaptive, StandIns
-from scheduling_world import World, code
+from parity_models.scheduling import BACKUP, Scheduler, parity_role
+from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.policies import Adaptive, Policy, StandIns
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.run_times import RunTimes
+from scheduling_world import ORIGINALS, World, code
 
 PARITY = parity_role(0)
 CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backups=(BACKUP,)), StandIns(code(), (BACKUP,))
 
 SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
 """Most units take a second, one in ten nine seconds."""
+
+
+def run_times(*units: tuple[float, bool]) -> RunTimes:
+    """What is known after these units: how long they ran, whether to their end."""
+    times = RunTimes(every=max(1, len(units)))
+    for seconds, finished in units:
+        times.add(seconds, finished=finished)
+    return times
+
+
+def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:
+    """A port on which nothing has happened, for a policy that is told something by hand."""
+    dispatch = SingleQueue()
+    for instance in up:
+        dispatch.join(instance, ORIGINALS, None)
+    port = Scheduler(policy, dispatch=dispatch)
+    port.now = now
+    return port
 
 
 def world_of(

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import ssl
+from collections.abc import Iterable
+from functools import partial
 from math import prod
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
@@ -80,59 +81,55 @@ class FakeUpstream:
         self._tls = tls
 
     async def __aenter__(self) -> Self:
-        if self._scheme.startswith("http"):
-            app = web.Application()
-            app.add_routes(
-                [
-                    web.get("/v2", self._about),
-                    web.get("/v2/models/model", self._metadata),
-                    web.get("/v2/models/model/ready", self._ready),
-                    web.post("/v2/models/model/infer", self._infer),
-                    web.get("/v1/models/model", self._status),
-                    web.post("/v1/models/model:predict", self._predict),
-                ]
-            )
-            self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
-            await self._runner.setup()
-            site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
-            await site.start()
-            port = self._runner.addresses[0][1]
-        else:
-            self._server = grpc.aio.server()
-            methods = {
-                "ServerMetadata": self._about_grpc,
-                "ModelReady": self._ready_grpc,
-                "ModelMetadata": self._metadata_grpc,
-                "ModelInfer": self._infer_grpc,
-            }
-            handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-                name: grpc.unary_unary_rpc_method_handler(method)
-                for name, method in methods.items()
-            }
-            self._server.add_generic_rpc_handlers(
-                [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)]
-            )
-            if self._tls is None:
-                port = self._server.add_insecure_port("127.0.0.1:0")
-            else:
-                *pair, clients = self._tls
-                credentials = grpc.ssl_server_credentials([tuple(pair)], clients, True)
-                port = self._server.add_secure_port("127.0.0.1:0", credentials)
-            await self._server.start()
+        port = await (self._serve_http() if self._scheme.startswith("http") else self._serve_grpc())
         self.url = f"{self._scheme}://127.0.0.1:{port}"
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._closing.set()
-        if self._scheme.startswith("http"):
-            await self._runner.cleanup()
+    async def _serve_http(self) -> int:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/v2", self._about),
+                web.get("/v2/models/model", self._metadata),
+                web.get("/v2/models/model/ready", self._ready),
+                web.post("/v2/models/model/infer", self._infer),
+                web.get("/v1/models/model", self._status),
+                web.post("/v1/models/model:predict", self._predict),
+            ]
+        )
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self._stop = runner.cleanup
+        return int(runner.addresses[0][1])
+
+    async def _serve_grpc(self) -> int:
+        server = grpc.aio.server()
+        methods = {
+            "ServerMetadata": self._about_grpc,
+            "ModelReady": self._ready_grpc,
+            "ModelMetadata": self._metadata_grpc,
+            "ModelInfer": self._infer_grpc,
+        }
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()
+        }
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)]
+        )
+        if self._tls is None:
+            port = server.add_insecure_port("127.0.0.1:0")
         else:
-            await self._server.stop(None)
+            *pair, clients = self._tls
+            credentials = grpc.ssl_server_credentials([tuple(pair)], clients, True)
+            port = server.add_secure_port("127.0.0.1:0", credentials)
+        await server.start()
+        self._stop = partial(server.stop, None)
+        return port
+
+    async def __aexit__(self, *about: object) -> None:
+        self._closing.set()
+        await self._stop()
 
     def _answer(self, data: bytes) -> NDArray[np.float32]:
         rows = np.frombuffer(data, np.float32).reshape(-1, prod(self._weights.shape[:1]))
@@ -142,12 +139,18 @@ class FakeUpstream:
     def _dislikes(self, data: bytes) -> bool:
         return self.mode == PICKY and bool((np.frombuffer(data, np.float32) > 1).any())
 
-    async def _released(self) -> None:
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.abandoned += 1
-            raise
+    async def _asked(self, headers: Iterable[tuple[str, Any]]) -> None:
+        """A unit has come: it waits if that is how the server misbehaves."""
+        self.asked += 1
+        self.heard.append({name.lower(): str(value) for name, value in headers})
+        if self.mode == HUNG:
+            await self._closing.wait()
+        if self.mode == HELD:
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.abandoned += 1
+                raise
 
     # REST
 
@@ -174,37 +177,44 @@ class FakeUpstream:
         return web.json_response({"name": "model", "ready": self.mode != AWAY})
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
-        misbehaved = await self._asked(request)
-        if misbehaved is not None:
-            return misbehaved
         body = await request.read()
         if not self._binary:
-            return self._infer_json(json.loads(body))
-        return self._infer_binary(body, request)
+            return await self._answer_json(request, json.loads(body)["inputs"][0]["data"])
+        length = int(request.headers["Inference-Header-Content-Length"])
+        if (wrong := await self._misbehave(request, body[length:])) is not None:
+            return wrong
+        outputs = self._answer(body[length:])
+        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape}
+        header = json.dumps({"outputs": [output]}).encode()
+        data = outputs.tobytes()
+        return web.Response(
+            body=header + (data[:-1] if self.mode == SHORT else data),
+            headers={"Inference-Header-Content-Length": str(len(header))},
+        )
 
     async def _predict(self, request: web.Request) -> web.StreamResponse:
-        misbehaved = await self._asked(request)
-        if misbehaved is not None:
-            return misbehaved
-        rows = json.loads(await request.read())["instances"]
-        data = np.array(rows, np.float32).tobytes()
-        if self._dislikes(data):
-            return web.json_response({"error": "above 1"}, status=400)
-        predictions = self._answer(data).tolist()
-        if self.mode == SHORT:
-            predictions.pop()
-        if self.mode == NULL:
-            predictions[0][0] = None
-        return web.json_response({"predictions": predictions})
+        return await self._answer_json(request, json.loads(await request.read())["instances"])
 
-    async def _asked(self, request: web.Request) -> web.StreamResponse | None:
-        """A unit has come: how it is answered by a server that misbehaves."""
-        self.asked += 1
-        self.heard.append({name.lower(): value for name, value in request.headers.items()})
-        if self.mode == HUNG:
-            await self._closing.wait()
-        if self.mode == HELD:
-            await self._released()
+    async def _answer_json(self, request: web.Request, rows: Any) -> web.StreamResponse:
+        data = np.array(rows, np.float32).tobytes()
+        if (wrong := await self._misbehave(request, data)) is not None:
+            return wrong
+        outputs = self._answer(data)
+        answers = outputs.tolist()
+        if self.mode == SHORT:
+            answers.pop()
+        if self.mode == NULL:
+            answers[0][0] = None
+        if request.path.startswith("/v1"):
+            return web.json_response({"predictions": answers})
+        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape, "data": answers}
+        return web.json_response({"outputs": [output]})
+
+    async def _misbehave(self, request: web.Request, data: bytes) -> web.StreamResponse | None:
+        """The answer of a server that misbehaves, or dislikes this unit."""
+        held = self.mode == HELD
+        await self._asked(request.headers.items())
+        if held:
             return None
         if self.mode == ERROR:
             return web.json_response({"error": "not today"}, status=500)
@@ -223,31 +233,7 @@ class FakeUpstream:
             assert request.transport is not None
             request.transport.close()
             return cut
-        return None
-
-    def _infer_binary(self, body: bytes, request: web.Request) -> web.Response:
-        length = int(request.headers["Inference-Header-Content-Length"])
-        if self._dislikes(body[length:]):
-            return web.json_response({"error": "above 1"}, status=400)
-        outputs = self._answer(body[length:])
-        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape}
-        header = json.dumps({"outputs": [output]}).encode()
-        data = outputs.tobytes()
-        return web.Response(
-            body=header + (data[:-1] if self.mode == SHORT else data),
-            headers={"Inference-Header-Content-Length": str(len(header))},
-        )
-
-    def _infer_json(self, message: Any) -> web.Response:
-        (tensor,) = message["inputs"]
-        outputs = self._answer(np.array(tensor["data"], np.float32).tobytes())
-        data = outputs.tolist()
-        if self.mode == SHORT:
-            data.pop()
-        if self.mode == NULL:
-            data[0][0] = None
-        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape, "data": data}
-        return web.json_response({"outputs": [output]})
+        return web.json_response({"error": "above 1"}, status=400) if self._dislikes(data) else None
 
     # gRPC
 
@@ -271,16 +257,11 @@ class FakeUpstream:
         return about.SerializeToString()
 
     async def _infer_grpc(self, request: bytes, context: Any) -> bytes:
-        self.asked += 1
-        self.heard.append({name: str(value) for name, value in context.invocation_metadata()})
-        if self.mode == HUNG:
-            await self._closing.wait()
-        if self.mode == HELD:
-            await self._released()
-            return self._response(ModelInferRequest.FromString(request).raw_input_contents[0])
-        if self.mode == ERROR:
+        held = self.mode == HELD
+        await self._asked(context.invocation_metadata())
+        if self.mode == ERROR and not held:
             await context.abort(grpc.StatusCode.INTERNAL, "not today")
-        if self.mode == BUSY:
+        if self.mode == BUSY and not held:
             details = _retry_info(self.retry_after)
             await context.abort(self.busy, "too much", (("grpc-status-details-bin", details),))
         if self.mode == NOISE:
@@ -290,9 +271,6 @@ class FakeUpstream:
         data = ModelInferRequest.FromString(request).raw_input_contents[0]
         if self._dislikes(data):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "above 1")
-        return self._response(data)
-
-    def _response(self, data: bytes) -> bytes:
         outputs = self._answer(data)
         response = ModelInferResponse(model_name="model")
         response.outputs.add(name="output", datatype="FP32", shape=outputs.shape)

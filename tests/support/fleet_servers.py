@@ -1,5 +1,4 @@
-"""Upstreams as processes (Triton, MLServer, this software), and clients that keep a server busy,
-for tests."""
+"""Upstreams as processes (Triton, MLServer, this software), and the test of one that is killed."""
 
 import os
 import re
@@ -7,22 +6,18 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from itertools import count
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from threading import Event, Lock
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import numpy as np
 import tritonclient.grpc
-import tritonclient.http
 
+from grpc_requests import triton_input
 from ports import free_ports
-from served import ServerProcess, predictions, queries, until
+from served import Clients, ServerProcess, infer, predictions, queries, until
 
 TESTS = Path(__file__).parent.parent
 MLSERVER = TESTS.parent / ".servers" / "mlserver" / "bin" / "mlserver"
@@ -89,12 +84,7 @@ class FleetServer(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *about: object) -> None:
         self.kill()
 
 
@@ -142,82 +132,51 @@ class Parm:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.__exit__(kind, error, traceback)
-
-
-class Load:
-    """Clients of `front` that ask one request after another and check every answer."""
-
-    def __init__(self, front: ServerProcess) -> None:
-        self._front = front
-        self._done = Event()
-        self._ids = count()
-        self._counting = Lock()
-        self.answered = 0
-
-    def more(self, answers: int = 20) -> None:
-        """Wait until so many more requests are answered."""
-        enough = self.answered + answers
-        until(lambda: self.answered >= enough, "requests are not answered", PATIENCE)
-
-    @contextmanager
-    def running(self) -> Iterator[Self]:
-        """Two clients over HTTP and two over gRPC; a request that fails is raised at the end."""
-        clients = [(tritonclient.http, f"127.0.0.1:{self._front.port}")] * 2
-        clients += [(tritonclient.grpc, self._front.grpc_address)] * 2
-        with ThreadPoolExecutor(len(clients)) as pool:
-            asking = [pool.submit(self._ask, *client) for client in clients]
-            try:
-                yield self
-            finally:
-                self._done.set()
-        for client in asking:
-            client.result()
-
-    def _ask(self, library: Any, address: str) -> None:
-        with library.InferenceServerClient(address) as client:
-            while not self._done.wait(0.01):  # and leave cores to those who start
-                number = next(self._ids)
-                rows = queries(2, number)
-                tensor = library.InferInput("input", list(rows.shape), "FP32")
-                tensor.set_data_from_numpy(rows)
-                result = client.infer("model", [tensor], request_id=str(number))
-                np.testing.assert_allclose(
-                    result.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
-                )
-                with self._counting:
-                    self.answered += 1
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        self._server.__exit__(kind)
 
 
 def kill_and_mend(
     front: ServerProcess, victims: Sequence[FleetServer | Parm], instances: int
 ) -> None:
-    """Kill each of the `victims` under load, and start it again: no request fails, every query is
-    answered once, and `front` is back at full strength."""
+    """Kill each of the `victims` under load, over HTTP and gRPC, and start it again: no request
+    fails, every query is answered once, and `front` is back at full strength."""
 
     def up() -> float:
         return front.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
 
     assert up() == instances
-    load = Load(front)
-    with load.running():
-        load.more()
+
+    def ask_grpc(_: object, number: int) -> None:
+        rows = queries(2, number)
+        found = grpc.infer("model", [triton_input(rows)]).as_numpy("output")
+        np.testing.assert_allclose(found, predictions(rows), rtol=1e-3, atol=1e-5)
+
+    def ask_http(client: httpx.Client, number: int) -> None:
+        infer(client, queries(2, number), front.url).raise_for_status()
+
+    with (
+        tritonclient.grpc.InferenceServerClient(front.grpc_address) as grpc,
+        Clients(ask_http, 2) as over_http,
+        Clients(ask_grpc, 2) as over_grpc,
+    ):
+
+        def more() -> None:
+            for each in (over_http, over_grpc):
+                each.more(10)
+
+        more()
         for victim in victims:
             victim.kill()
             until(lambda: up() == instances - 1, "the server is not ejected", PATIENCE)
-            load.more()
+            more()
             victim.start()
             until(lambda: up() == instances, "the server is not back", PATIENCE)
-            load.more()
+            more()
+    answered = len(over_http.answers) + len(over_grpc.answers)
     assert front.metric("parm_query_failures_total") == 0
-    assert front.metric("parm_requests_total") == load.answered
-    assert front.metric("parm_query_latency_seconds_count") == 2 * load.answered
+    assert front.metric("parm_requests_total") == answered
+    assert front.metric("parm_query_latency_seconds_count") == 2 * answered
     assert front.metric("parm_upstream_ejections_total") >= len(victims)
 
 

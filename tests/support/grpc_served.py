@@ -1,13 +1,12 @@
 """A real gRPC server over a frontend that answers when it is told to."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc
 
-from http_served import Echo
+from http_served import Echo, eventually
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
@@ -56,7 +55,7 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
         frontend.may.set()
         await channel.close()
         await server.stop()
-        await until(lambda: budget.held == 0)
+        await eventually(lambda: budget.held == 0)
 
 
 def method(
@@ -70,9 +69,3 @@ def request(rows: int = 1) -> bytes:
     message.inputs.add(name="x", datatype="FP32", shape=(rows, 4))
     message.raw_input_contents.append(bytes(16 * rows))
     return message.SerializeToString()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(120):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -24,11 +24,7 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.dispatch import (
-    Dispatch,
-    LatencyAware,
-    SingleQueue,
-)
+from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.health import MAX_AGREED, MAX_ASKED, State
 from parity_models.scheduling.policies import (
     Adaptive,
@@ -223,22 +219,6 @@ STEPS: dict[str, Callable[[World, int], None]] = {
 }
 """What may happen at any time."""
 
-BUSY_STEPS: dict[str, Callable[[World, str, int], None]] = {
-    "finish": lambda world, instance, choice: world.finish(instance),
-    "end": lambda world, instance, choice: world.end(instance),
-    "fail": lambda world, instance, choice: world.fail(instance),
-    "busy": lambda world, instance, choice: world.turn_away(instance, choice / 500 + 0.01),
-}
-"""What may happen to an instance that runs a unit."""
-
-VERIFYING_STEPS: dict[str, Callable[[World, str], None]] = {
-    "finish": lambda world, instance: world.verify(instance),
-    "end": lambda world, instance: world.verify(instance, right=False, answer=1),
-    "fail": lambda world, instance: world.fail_to_verify(instance),
-    "busy": lambda world, instance: world.turn_away_golden(instance, 0.1),
-}
-"""What the same steps come to on an instance that answers a golden query."""
-
 STEP_NAMES = [
     *["arrive"] * 3,
     *["finish"] * 4,
@@ -283,10 +263,17 @@ def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
                 world.report(_one_of(sorted(world.unreported), choice))
         elif busy := sorted(world.running | world.verifying):
             instance = _one_of(busy, choice)
-            if instance in world.verifying:
-                VERIFYING_STEPS[step](world, instance)
+            verifying = instance in world.verifying
+            if step == "fail":
+                world.fail(instance)
+            elif step == "busy":
+                world.fail(instance, 0.1 if verifying else choice / 500 + 0.01)
+            elif verifying:
+                world.verify(instance, right=step == "finish", answer=int(step == "end"))
+            elif step == "finish":
+                world.finish(instance)
             else:
-                BUSY_STEPS[step](world, instance, choice)
+                world.end(instance)
     return world
 
 

@@ -135,7 +135,7 @@ async def serving(
     assert served.budget.held == 0
 
 
-async def eventually(condition: Callable[[], bool], otherwise: str) -> None:
+async def eventually(condition: Callable[[], bool], otherwise: str = "it is not so") -> None:
     end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end, otherwise

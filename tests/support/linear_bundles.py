@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.models.envelope import Envelope
 
 FEATURES, CLASSES = 6, 4
 Array = NDArray[Any]
@@ -21,23 +22,26 @@ def linear_bundle(
     code: CodeSpec | None = None,
     backup: Array | None = None,
     further: Sequence[Array] = (),
+    envelope: Envelope | None = None,
 ) -> Bundle:
     """A bundle of linear models with these weights (inputs, outputs); `further` are those of more
     backups."""
+    outputs = deployed.shape[1:]
 
     def model(name: str, weights: Array, out_shape: tuple[int, ...]) -> NewModel:
         linear_model(folder / name, (len(weights),), out_shape, weights)
         return NewModel(folder / name, "linear")
 
     separate = code is not None and code.decoder == "separate"
-    out_shape = (code.k, CLASSES) if separate and code is not None else (CLASSES,)
+    out_shape = (code.k, *outputs) if separate and code is not None else outputs
     return write_bundle(
         folder / "bundle",
-        deployed=model("deployed.onnx", deployed, (CLASSES,)),
+        deployed=model("deployed.onnx", deployed, outputs),
         parity=[model(f"{j}.onnx", weights, out_shape) for j, weights in enumerate(parity)],
         backups=[
-            model(f"backup-{place}.onnx", weights, (CLASSES,))
+            model(f"backup-{place}.onnx", weights, outputs)
             for place, weights in enumerate([*([] if backup is None else [backup]), *further])
         ],
         code=code,
+        envelope=envelope,
     )

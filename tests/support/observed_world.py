@@ -24,36 +24,27 @@ class ObservedWorld(World):
         super().join(instance, roles, node)
 
     def leave(self, instance: str) -> None:
-        lost: Run | Verify | None = self.running.get(instance) or self.unreported.get(instance)
-        lost = lost or self.verifying.get(instance)
-        if lost is not None:
-            self.observer.unit_ended(self.now, lost, finished=False)
+        if instance in {**self.running, **self.unreported, **self.verifying}:
+            self._tell(instance, finished=False)
         self.observer.instance_left(self.now, instance, "is gone")
         super().leave(instance)
 
     def report(self, instance: str) -> None:
-        self.observer.unit_ended(self.now, self.unreported[instance], finished=True)
+        self._tell(instance, finished=True)
         super().report(instance)
 
-    def fail(self, instance: str) -> None:
-        self.observer.unit_ended(self.now, self.running[instance], finished=False)
-        super().fail(instance)
+    def fail(self, instance: str, busy: float = 0.0) -> None:
+        self._tell(instance, finished=False)
+        super().fail(instance, busy)
 
     def verify(self, instance: str, *, right: bool = True, answer: int = 0) -> None:
-        self.observer.unit_ended(self.now, self.verifying[instance], finished=True)
+        self._tell(instance, finished=True)
         super().verify(instance, right=right, answer=answer)
 
-    def fail_to_verify(self, instance: str) -> None:
-        self.observer.unit_ended(self.now, self.verifying[instance], finished=False)
-        super().fail_to_verify(instance)
-
-    def turn_away_golden(self, instance: str, seconds: float) -> None:
-        self.observer.unit_ended(self.now, self.verifying[instance], finished=False)
-        super().turn_away_golden(instance, seconds)
-
-    def turn_away(self, instance: str, seconds: float) -> None:
-        self.observer.unit_ended(self.now, self.running[instance], finished=False)
-        super().turn_away(instance, seconds)
+    def _tell(self, instance: str, *, finished: bool) -> None:
+        """Say that the instance's unit, or golden query, has ended."""
+        units: dict[str, Run | Verify] = {**self.verifying, **self.unreported, **self.running}
+        self.observer.unit_ended(self.now, units[instance], finished=finished)
 
 
 def observed_history(seed: int, observer: Callable[[], Observer]) -> tuple[ObservedWorld, int]:

@@ -154,27 +154,20 @@ class World:
         refused = [q for q in run.subjects if is_backup and self.refuses(q, source)]
         self.do(self.scheduler.unit_finished(self.now, run.unit, refused))
 
-    def fail(self, instance: str) -> None:
-        run = self.running.pop(instance)
-        self.over.add(run.unit)
-        self.do(self.scheduler.unit_failed(self.now, run.unit, "the model raised"))
+    def fail(self, instance: str, busy: float = 0.0) -> None:
+        """Its unit or golden query fails, or it turns that away as it is busy for so long."""
+        if instance in self.verifying:
+            unit = self.verifying.pop(instance).unit
+        else:
+            unit = self.running.pop(instance).unit
+            self.over.update([] if busy else [unit])
+        why = "is busy" if busy else "the model raised"
+        self.do(self.scheduler.unit_failed(self.now, unit, why, busy=busy))
 
     def verify(self, instance: str, *, right: bool = True, answer: int = 0) -> None:
         """It answers a golden query, rightly or not, or a client's with this answer."""
         unit = self.verifying.pop(instance).unit
         self.do(self.scheduler.unit_verified(self.now, unit, right, answer))
-
-    def fail_to_verify(self, instance: str) -> None:
-        unit = self.verifying.pop(instance).unit
-        self.do(self.scheduler.unit_failed(self.now, unit, "the model raised"))
-
-    def turn_away_golden(self, instance: str, seconds: float) -> None:
-        unit = self.verifying.pop(instance).unit
-        self.do(self.scheduler.unit_failed(self.now, unit, "is busy", busy=seconds))
-
-    def turn_away(self, instance: str, seconds: float) -> None:
-        run = self.running.pop(instance)
-        self.do(self.scheduler.unit_failed(self.now, run.unit, "is busy", busy=seconds))
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds

@@ -1,30 +1,25 @@
-"""A small bundle, and `parm serve` as a process of its own, for tests."""
+"""A small bundle, `parm serve` as a process of its own, and its clients, for tests."""
 
 import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
 from commands import parm
-from onnx_models import linear_model
+from linear_bundles import linear_bundle
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import (
-    Bundle,
-    NewModel,
-    open_bundle,
-    with_measured,
-    write_bundle,
-)
+from parity_models.models.bundle import Bundle, open_bundle, with_measured
 from parity_models.models.envelope import Envelope
 from parity_models.models.gate import Calibration, GateLevel
 
@@ -32,8 +27,6 @@ INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
 WEIGHTS /= INPUTS
 SUM = CodeSpec("sum", "subtraction", 2)
-MULTIPLES = {2: "double", 3: "triple"}
-"""How many times as much each backup predicts, and what it is called."""
 
 
 def write_linear_bundle(
@@ -49,17 +42,12 @@ def write_linear_bundle(
     So it is under another linear `code`. The first of its `backed` backups predicts twice as much,
     the second three times.
     """
-    onnx = folder / "linear.onnx"
-    linear_model(onnx, (INPUTS,), (OUTPUTS,), WEIGHTS)
-    model = NewModel(onnx, "linear")
-    for times, name in MULTIPLES.items():
-        linear_model(folder / f"{name}.onnx", (INPUTS,), (OUTPUTS,), times * WEIGHTS)
-    return write_bundle(
-        folder / "bundle",
-        deployed=model,
-        parity=[model] if coded else [],
-        backups=[NewModel(folder / f"{name}.onnx", name) for name in MULTIPLES.values()][:backed],
-        code=code if coded else None,
+    return linear_bundle(
+        folder,
+        WEIGHTS,
+        [WEIGHTS] if coded else [],
+        code if coded else None,
+        further=[times * WEIGHTS for times in (2, 3)[:backed]],
         envelope=envelope,
     ).path
 
@@ -79,6 +67,82 @@ def queries(rows: int, seed: int = 0) -> NDArray[np.float32]:
 
 def predictions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows @ WEIGHTS
+
+
+INFER = "/v2/models/model/infer"
+
+
+def infer_message(rows: NDArray[Any], **parameters: Any) -> dict[str, Any]:
+    """A request for the predictions of these rows, as JSON."""
+    shape, data = list(rows.shape), rows.tolist()
+    tensor = {"name": "input", "shape": shape, "datatype": "FP32", "data": data}
+    return {"inputs": [tensor], "parameters": parameters}
+
+
+def infer(
+    client: httpx.Client, rows: NDArray[np.float32], url: str = "", **parameters: Any
+) -> httpx.Response:
+    """Ask for predictions; if there is an answer, it is the right one."""
+    response = client.post(f"{url}{INFER}", json=infer_message(rows, **parameters))
+    if response.is_success:
+        (output,) = response.json()["outputs"]
+        found = np.reshape(output["data"], output["shape"])
+        np.testing.assert_allclose(found, predictions(rows), rtol=1e-3, atol=1e-5)
+    return response
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a metric over its labels; `url` is that of the metrics."""
+    # Reading all authorities' certificates takes longer than reading the metrics.
+    text = httpx.get(url, verify=False).text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
+
+
+class Clients:
+    """Clients that ask again and again meanwhile, each over a connection of its own.
+
+    `ask` is called with that, and the number of the request; what it returns is kept in `answers`,
+    and the text of its error in `failures`, of which there may be none unless they `may_fail`.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[httpx.Client, int], object],
+        clients: int = 4,
+        *,
+        pause: float = 0.01,
+        may_fail: bool = False,
+    ) -> None:
+        self.answers: list[Any] = []
+        self.failures: list[str] = []
+        self._ask, self._pause, self._may_fail = ask, pause, may_fail
+        self._numbers = count()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._keep_asking) for _ in range(clients)]
+
+    def more(self, answers: int = 20) -> None:
+        """Wait until so many more requests are answered."""
+        enough = len(self.answers) + answers
+        until(lambda: len(self.answers) >= enough, f"no answers, but {self.failures[:3]}", 240)
+
+    def _keep_asking(self) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not self._over.wait(self._pause):  # and leave cores to those who start
+                try:
+                    self.answers.append(self._ask(client, next(self._numbers)))
+                except Exception as error:
+                    self.failures.append(repr(error))
+
+    def __enter__(self) -> Self:
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        self._over.set()
+        for each in self._threads:
+            each.join()
+        assert kind or self._may_fail or not self.failures, self.failures[:3]
 
 
 class ServerProcess:
@@ -117,9 +181,7 @@ class ServerProcess:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        # Reading all authorities' certificates takes longer than reading the metrics.
-        text = httpx.get(self.metrics_url, verify=False).text
-        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
+        return metric(self.metrics_url, name)
 
     def signal(self, number: signal.Signals) -> None:
         self._signalled = True
@@ -133,12 +195,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
         try:
             if kind is None and not self._signalled and self.process.poll() is None:
                 self._check_repairs()

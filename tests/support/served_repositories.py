@@ -1,9 +1,7 @@
 """A server of a repository for tests, and clients that tell its versions apart."""
 
-import threading
-import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import numpy as np
@@ -11,7 +9,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from repositories import INPUTS, WEIGHTS
-from served import ServerProcess
+from served import ServerProcess, infer_message
 
 TOKEN = "of-an-administrator"
 ADMINISTRATOR = {"authorization": f"Bearer {TOKEN}"}
@@ -53,9 +51,8 @@ def administered(folder: Path) -> tuple[str, ...]:
 
 
 def ask(url: str, name: str, version: str = "", client: Any = httpx) -> dict[str, Any]:
-    tensor = {"name": "input", "shape": ROWS.shape, "datatype": "FP32", "data": ROWS.tolist()}
     path = f"/v2/models/{name}/versions/{version}" if version else f"/v2/models/{name}"
-    response = client.post(f"{url}{path}/infer", json={"inputs": [tensor]}, timeout=20)
+    response = client.post(f"{url}{path}/infer", json=infer_message(ROWS), timeout=20)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
@@ -66,64 +63,3 @@ def times_of(data: list[float]) -> float:
     ratios = np.array(data).reshape(len(ROWS), -1) / (ROWS @ WEIGHTS)
     np.testing.assert_allclose(ratios, ratios[0, 0], rtol=1e-3)
     return round(float(ratios[0, 0]), 3)
-
-
-class Clients:
-    """Clients that ask one request after another while inside.
-
-    Each makes a pause of so many seconds before it asks again. `failures` are what they were told
-    in place of an answer.
-    """
-
-    def __init__(self, clients: int, pause: float = 0.0) -> None:
-        self.failures: list[str] = []
-        self._pause = pause
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._keep_asking) for _ in range(clients)]
-
-    def ask(self, client: httpx.Client) -> None:
-        """Ask once, and keep what was answered. Raises AssertionError for a wrong answer."""
-        raise NotImplementedError
-
-    def _keep_asking(self) -> None:
-        with httpx.Client(timeout=60) as client:
-            while not self._over.is_set():
-                try:
-                    self.ask(client)
-                except (AssertionError, httpx.HTTPError) as error:
-                    self.failures.append(str(error))
-                self._over.wait(self._pause)
-
-    def __enter__(self) -> Self:
-        for each in self._threads:
-            each.start()
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self._over.set()
-        for each in self._threads:
-            each.join()
-
-
-class Load(Clients):
-    """Clients of a model of `repositories.py`; by whom and with what weights they were answered."""
-
-    def __init__(self, url: str, name: str, clients: int = 2) -> None:
-        super().__init__(clients)
-        self._answers: list[tuple[float, tuple[str, float]]] = []
-        self._url = url
-        self._name = name
-
-    def ask(self, client: httpx.Client) -> None:
-        asked_at = time.monotonic()
-        found = ask(self._url, self._name, client=client)
-        answer = (found["model_version"], times_of(found["outputs"][0]["data"]))
-        self._answers.append((asked_at, answer))
-
-    @property
-    def answers(self) -> list[tuple[str, float]]:
-        return self.asked_after(0.0)
-
-    def asked_after(self, when: float) -> list[tuple[str, float]]:
-        """The answers to requests that were sent after `when`, a time.monotonic()."""
-        return [answer for asked_at, answer in list(self._answers) if asked_at > when]

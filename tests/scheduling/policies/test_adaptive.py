@@ -3,8 +3,18 @@
 import pytest
 
 import scheduling_world
-from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs, world_of
-from estimates import run_times
+from adaptive_world import (
+    BACKUPS,
+    BOTH,
+    CODE,
+    PARITY,
+    SOME_SLOW,
+    answer_some,
+    port_at,
+    run_times,
+    runs,
+    world_of,
+)
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -16,7 +26,6 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.policies import Adaptive, Hedging, Policy
 from parity_models.scheduling.work import Task, Unit
-from policy_port import port_at
 from scheduling_world import code
 
 
@@ -196,7 +205,7 @@ def test_a_query_is_answered_though_all_recent_units_were_turned_away() -> None:
     (query,) = world.arrive(1)
     for _ in range(1100):
         (busy,) = world.running
-        world.turn_away(busy, 0.001)
+        world.fail(busy, 0.001)
         world.pass_time(0.002)
     world.pass_time(3.0)
     assert not world.failures

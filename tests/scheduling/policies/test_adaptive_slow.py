@@ -2,12 +2,20 @@
 
 import pytest
 
-from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs
-from estimates import run_times
+from adaptive_world import (
+    BACKUPS,
+    BOTH,
+    CODE,
+    PARITY,
+    SOME_SLOW,
+    answer_some,
+    port_at,
+    run_times,
+    runs,
+)
 from parity_models.scheduling import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Task, Unit
-from policy_port import port_at
 from scheduling_world import World, code, world_of
 
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_world import SOME_SLOW
-from estimates import run_times
+from adaptive_world import SOME_SLOW, run_times
 from parity_models.scheduling.policies.benefit import URGENCY, Benefit, Choice
 from parity_models.scheduling.policies.risk import FORGOTTEN, StandIn
 

@@ -77,7 +77,7 @@ def test_the_model_is_asked_where_the_stand_in_s_unit_is_lost(event: str) -> Non
     elif event == "leaves":
         world.leave("0")
     else:
-        world.turn_away("0", 1.0)
+        world.fail("0", 1.0)
     assert runs(world) == [DEPLOYED]
     world.finish(next(iter(world.running)))
     assert world.answers == {0: Source.MODEL}

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_world import BACKUPS, SOME_SLOW, runs, world_of
-from estimates import run_times
+from adaptive_world import BACKUPS, SOME_SLOW, run_times, runs, world_of
 from parity_models.scheduling import BACKUP, DEPLOYED, Redundancy, Scheduler
 from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies import Adaptive

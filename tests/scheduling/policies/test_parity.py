@@ -67,6 +67,13 @@ class Test_parity:
         world.finish("p")
         assert set(world.answers.values()) == {Source.RECONSTRUCTION}
 
+    def test_outputs_that_cannot_be_right_reconstruct_nothing(self) -> None:
+        world = parity_world(DEDICATED)
+        world.arrive(2)
+        run = world.running.pop("p")
+        world.do(world.scheduler.unit_finished(world.now, run.unit, run.subjects))
+        assert not world.answers
+
     def test_in_a_shared_pool_waits_until_no_original_does(self) -> None:
         world = parity_world({"a": BOTH})
         world.arrive(3)

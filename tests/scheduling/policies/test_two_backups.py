@@ -2,19 +2,17 @@
 
 import pytest
 
-from estimates import run_times
+from adaptive_world import SOME_SLOW, port_at, run_times
 from parity_models.arrivals import poisson_arrivals
 from parity_models.protection.scene import Scene, Service, standard_contention
 from parity_models.scheduling import BACKUPS, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Query, Task, Unit
-from policy_port import port_at
 from scheduling_world import World, code, world_of
 
 FAST, BETTER = BACKUPS[:2]
 TWO = StandIns(backups=(FAST, BETTER))
-SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
 
 
 def world_with(instances: int = 6, refused: int = 0) -> World:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from grpc_served import INFER, request, serving, until
+from grpc_served import INFER, request, serving
+from http_served import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -25,12 +26,12 @@ async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:
         assert client.stdout is not None
         client.stdin.write(request())
         client.stdin.close()
-        await until(lambda: served.frontend.asked == 1)
+        await eventually(lambda: served.frontend.asked == 1)
         client.send_signal(signal.SIGSTOP)
         served.frontend.may.set()
-        await until(lambda: served.requests(200) == 1)
+        await eventually(lambda: served.requests(200) == 1)
         assert established(served.address) == 1
-        await until(lambda: established(served.address) == 0)
+        await eventually(lambda: established(served.address) == 0)
         client.send_signal(signal.SIGCONT)
         assert await client.stdout.read() == b"UNAVAILABLE"
         await client.wait()

@@ -12,7 +12,8 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from grpc_served import READY, method, request, serving, until
+from grpc_served import READY, method, request, serving
+from http_served import eventually
 from parity_models.serving.errors import AbandonedError, LateRequestError, OverloadedError
 from parity_models.serving.grpc.grpc_server import InferenceService, refuse
 from parity_models.serving.grpc.inference_pb2 import (
@@ -55,7 +56,7 @@ async def test_overload_is_resource_exhausted_and_says_when_to_come_back() -> No
 async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:
     async with serving(max_rpcs=2) as (served, infer):
         two = [asyncio.ensure_future(infer(request())) for _ in range(2)]
-        await until(lambda: served.frontend.asked == 2)
+        await eventually(lambda: served.frontend.asked == 2)
         text = r"at most 2 gRPC calls at a time \(max_rpcs\)"
         with pytest.raises(grpc.aio.AioRpcError, match=text) as error:
             await infer(request())
@@ -76,14 +77,14 @@ async def test_what_a_client_gives_up_is_abandoned(how: str) -> None:
     async with serving() as (served, _), served.channel() as channel:
         call = method(channel)(request(), timeout=2 if how == "deadline" else None)
         waited = asyncio.ensure_future(call.code())
-        await until(lambda: served.frontend.asked == 1)
+        await eventually(lambda: served.frontend.asked == 1)
         assert served.frontend.cancelled == 0
         if how == "cancel":
             call.cancel()
         elif how == "connection":
             await channel.close()
-        await until(lambda: served.frontend.cancelled == 1)
-        await until(lambda: served.requests(499) == 1)
+        await eventually(lambda: served.frontend.cancelled == 1)
+        await eventually(lambda: served.requests(499) == 1)
         await waited
 
 
@@ -101,7 +102,7 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
     most = 8000
     async with serving(max_body=2000, max_in_flight=most) as (served, infer):
         first = asyncio.ensure_future(infer(request(100)))
-        await until(lambda: served.frontend.asked == 1)
+        await eventually(lambda: served.frontend.asked == 1)
         assert served.budget.held >= 3 * 1600  # the message, the outputs, and the answer
         with pytest.raises(grpc.aio.AioRpcError, match=f"exceed the {most}.*max_in_fl") as error:
             await infer(request(100))
@@ -110,7 +111,7 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
         assert delay(error.value) > 0
         served.frontend.may.set()
         await first
-        await until(lambda: served.budget.held == 0)
+        await eventually(lambda: served.budget.held == 0)
         await infer(request(100))
 
 
@@ -171,7 +172,7 @@ async def test_a_refused_message_is_freed_at_once() -> None:
             for _ in range(3):
                 with pytest.raises(grpc.aio.AioRpcError, match="typed contents"):
                     await infer(data)
-            await until(lambda: tracemalloc.get_traced_memory()[0] < len(data))
+            await eventually(lambda: tracemalloc.get_traced_memory()[0] < len(data))
         finally:
             tracemalloc.stop()
             gc.enable()

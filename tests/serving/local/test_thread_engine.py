@@ -14,7 +14,7 @@ from parity_models.errors import ModelError, UserError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.thread_engine import ThreadEngine
-from served import predictions, queries, until, write_linear_bundle
+from served import predictions, queries, until
 
 
 class Threads(Fleet):
@@ -65,8 +65,8 @@ async def test_a_model_that_was_changed_is_not_loaded(fleet: Threads, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_bundle_is_served_by_name_without_a_process(tmp_path: Path) -> None:
-    bundle, rows = write_linear_bundle(tmp_path), queries(20)
+def test_a_bundle_is_served_by_name_without_a_process(bundle: Path) -> None:
+    rows = queries(20)
     with parity_models.serve(bundle, engine="threads", instances=2) as server:
         np.testing.assert_allclose(
             server.predict(rows).output, predictions(rows), rtol=1e-3, atol=1e-5

@@ -79,11 +79,11 @@ def test_a_model_of_a_repository_is_chosen_and_stays_chosen(
 
 
 @pytest.fixture(scope="module")
-def guarded(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def guarded(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     tokens = tmp_path_factory.mktemp("access") / "tokens"
     tokens.write_text(TOKEN)
     options = ("--ui", "--tokens", str(tokens), "--policy", "none", "--instances", "1")
-    with ServerProcess(bundle, *options) as server:
+    with ServerProcess(str(plain), *options) as server:
         yield server
 
 

@@ -13,15 +13,7 @@ import pytest
 import ray
 
 from commands import assert_refused, parm
-from engine_conformance import (
-    BOTH,
-    DEPLOYED,
-    EngineConformance,
-    Events,
-    Finished,
-    Fleet,
-    row,
-)
+from engine_conformance import BOTH, DEPLOYED, EngineConformance, Events, Finished, Fleet, row
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from onnx_models import linear_model, moody_model
 from parity_models.emulation import Constant, FaultPlan
@@ -34,9 +26,9 @@ from parity_models.serving.options import EngineChoice
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.server import ServeOptions, Server
 from ports import free_ports
-from ray_cluster import SMALL, Client, init_ray, other_cluster
+from ray_cluster import SMALL, init_ray, other_cluster
 from repositories import write_version
-from served import ServerProcess, until, write_linear_bundle
+from served import Clients, ServerProcess, infer, queries, until, write_linear_bundle
 from served_repositories import ADMINISTRATOR, Repository, administered
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -155,13 +147,14 @@ def test_a_server_survives_a_killed_instance_and_leaves_nothing(
 
     def serve(engine: str) -> None:
         with ServerProcess(str(bundle), "--engine", engine, *arguments) as server:
-            client = Client(server.url)
-            with client.asking():
-                client.more()
-                kill_actor()
-                client.more(100)
-            assert client.metric("parm_query_failures_total") == 0
-            until(lambda: client.metric("parm_instance_restarts_total") >= 1, "it is not replaced")
+            with Clients(
+                lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
+            ) as clients:
+                clients.more()
+                os.kill(actors()[0], signal.SIGKILL)
+                clients.more(100)
+            assert server.metric("parm_query_failures_total") == 0
+            until(lambda: server.metric("parm_instance_restarts_total") >= 1, "it is not replaced")
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
         until(lambda: not actors(), "an actor is left")  # a dying cluster takes them with it
@@ -183,10 +176,6 @@ def actors() -> list[int]:
         except OSError:
             continue
     return found
-
-
-def kill_actor() -> None:
-    os.kill(actors()[0], signal.SIGKILL)
 
 
 def test_versions_of_a_repository_have_their_instances_on_one_cluster(tmp_path: Path) -> None:

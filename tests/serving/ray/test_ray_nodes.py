@@ -9,9 +9,9 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
-from ray_cluster import Client, eventually
+from ray_cluster import eventually
 from ray_nodes import Cluster, ray_nodes
-from served import write_linear_bundle
+from served import Clients, infer, metric, queries, write_linear_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -29,22 +29,24 @@ async def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes
     )
     with ray_nodes(3) as cluster:
         async with Server(bundle, options) as server:
-            client = Client(server.url)
-            await asyncio.to_thread(lose_a_node, cluster, client)
+            assert server.url is not None
+            await asyncio.to_thread(lose_a_node, cluster, server.url)
 
 
-def lose_a_node(cluster: Cluster, client: Client) -> None:
+def lose_a_node(cluster: Cluster, url: str) -> None:
+    metrics = f"{url}/metrics"
+
     def up() -> float:
-        return client.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
+        return metric(metrics, r'parm_instances_up\{role="deployed",work="deployed"\}')
 
-    with client.asking():
-        client.more()
+    with Clients(lambda client, n: infer(client, queries(1, n), url).raise_for_status()) as clients:
+        clients.more()
         assert up() == 6
         cluster.nodes[0].kill()
         eventually(lambda: up() == 4, "the lost instances are still counted")
-        client.more()
+        clients.more()
         cluster.add(1)
         eventually(lambda: up() == 6, "the instances are not replaced")
-        client.more()
-    assert client.metric("parm_query_failures_total") == 0
-    assert client.metric("parm_query_latency_seconds_count") == client.answered
+        clients.more()
+    assert metric(metrics, "parm_query_failures_total") == 0
+    assert metric(metrics, "parm_query_latency_seconds_count") == len(clients.answers)

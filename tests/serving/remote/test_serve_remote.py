@@ -18,12 +18,7 @@ from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
-from parity_models.models.bundle import (
-    Bundle,
-    NewModel,
-    open_bundle,
-    write_bundle,
-)
+from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
@@ -31,10 +26,12 @@ from parity_models.serving.options import EngineChoice
 from parity_models.serving.request_log import MAX_ID, RequestLog, headers_for
 from parity_models.serving.server import ServeOptions, Server
 from served import (
+    INFER,
     INPUTS,
     OUTPUTS,
     WEIGHTS,
     ServerProcess,
+    infer_message,
     predictions,
     queries,
     write_linear_bundle,
@@ -44,19 +41,13 @@ from upstream_engines import WEIGHTS as SMALL
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model, without a code, for upstreams."""
-    return write_linear_bundle(tmp_path_factory.mktemp("alone"), coded=False)
-
-
 def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
-    bundle: Path, alone: Path
+    bundle: Path, plain: Path
 ) -> None:
     with (
-        Parm(alone) as one,
-        Parm(alone) as two,
-        Parm(alone) as parity,
+        Parm(plain) as one,
+        Parm(plain) as two,
+        Parm(plain) as parity,
         ServerProcess(
             *(str(bundle), "--deployed", f"{one.url},{two.grpc_url}"),
             *("--parity", f"{parity.url}/model", "--policy", "parity", "--grpc-port", "0"),
@@ -110,15 +101,15 @@ REFUSED = [
 
 
 def test_fleets_that_do_not_fit_are_refused_with_the_difference(
-    bundle: Path, alone: Path, tmp_path: Path, parm_here: Here
+    bundle: Path, plain: Path, tmp_path: Path, parm_here: Here
 ) -> None:
     linear_model(tmp_path / "other.onnx", (INPUTS,), (OUTPUTS,))
     model = NewModel(tmp_path / "other.onnx", "other")
     other = write_bundle(tmp_path / "other", deployed=model, parity=[], code=None).path
-    with Parm(alone) as server:
+    with Parm(plain) as server:
         meant = {
             "BUNDLE": bundle,
-            "ALONE": alone,
+            "ALONE": plain,
             "OTHER": other,
             "NOWHERE": tmp_path / "none",
             "URL": server.url,
@@ -146,7 +137,7 @@ def test_the_first_backup_is_what_approximate_backup_needs(tmp_path: Path) -> No
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{PARENT}-01"
-ROW = [0.5] * FEATURES
+ROW = np.full((1, FEATURES), 0.5)
 
 
 @pytest.fixture
@@ -166,10 +157,7 @@ async def in_front(bundle: Bundle, policy: str, **urls: str) -> AsyncIterator[ht
 
 
 async def ask(client: httpx.AsyncClient, **headers: str) -> None:
-    tensor = {"name": "input", "shape": [1, FEATURES], "datatype": "FP32", "data": ROW}
-    answer = await client.post(
-        "/v2/models/model/infer", json={"inputs": [tensor]}, headers=dict(headers)
-    )
+    answer = await client.post(INFER, json=infer_message(ROW), headers=dict(headers))
     assert answer.is_success, answer.text
 
 

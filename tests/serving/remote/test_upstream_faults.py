@@ -23,9 +23,12 @@ from upstream_engines import ROW, WEIGHTS, engine_for, left, one, two, using
 UNITS = 8
 """More units at a time than an engine keeps connections when it has none."""
 
-V1, V2 = "v1", "v2"
-HTTP = [("http", V1), ("http", V2)]
-WIRES = [*HTTP, ("grpc", V2)]
+Wire = dict[str, Any]
+"""Scheme and protocol."""
+V1: Wire = {"scheme": "http", "protocol": "v1"}
+V2: Wire = {"scheme": "http"}
+GRPC: Wire = {"scheme": "grpc"}
+HTTP, WIRES = [V1, V2], [V1, V2, GRPC]
 ERROR = "answered with an error, which the server's log has"
 
 
@@ -44,32 +47,20 @@ async def asked(upstream: FakeUpstream, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "protocol", "mode", "fault", "reason"),
+    ("wire", "mode", "fault", "reason"),
     [
-        *((*wire, fake.NOISE, "garbage", "what cannot be read") for wire in WIRES),
-        *((*wire, fake.HUGE, "garbage", "more than") for wire in HTTP),
-        *((*wire, fake.CUT, "unreachable", "cannot be reached") for wire in HTTP),
-        ("http", V2, fake.SHORT, "garbage", "15 bytes of data, where 16 were due"),
-        ("grpc", V2, fake.SHORT, "garbage", "15 bytes of data, where 16 were due"),
+        *((wire, fake.NOISE, "garbage", "what cannot be read") for wire in WIRES),
+        *((wire, fake.HUGE, "garbage", "more than") for wire in HTTP),
+        *((wire, fake.CUT, "unreachable", "cannot be reached") for wire in HTTP),
+        *((wire, fake.SHORT, "garbage", "15 bytes of data, where 16 were") for wire in (V2, GRPC)),
     ],
 )
 @pytest.mark.slow
 async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
-    model: Path,
-    scheme: str,
-    protocol: str,
-    mode: str,
-    fault: str,
-    reason: str,
-    caplog: pytest.LogCaptureFixture,
+    model: Path, wire: Wire, mode: str, fault: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics = Metrics()
-    async with two(model, scheme, metrics=metrics, protocol=protocol) as (
-        upstream,
-        engine,
-        events,
-        first,
-    ):
+    async with two(model, **wire, metrics=metrics) as (upstream, engine, events, first):
         upstream.mode = mode
         engine.run(first, 1, "deployed", [ROW])
         assert reason in await events.departure(first)
@@ -85,11 +76,11 @@ async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
         np.testing.assert_allclose(await events.outputs(2), ROW[np.newaxis] @ WEIGHTS, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("scheme", "protocol"), WIRES)
+@pytest.mark.parametrize("wire", WIRES)
 async def test_errors_fail_units_and_too_many_in_a_row_eject(
-    model: Path, scheme: str, protocol: str, caplog: pytest.LogCaptureFixture
+    model: Path, wire: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with two(model, scheme, protocol=protocol) as (upstream, engine, events, instance):
+    async with two(model, **wire) as (upstream, engine, events, instance):
         upstream.mode = fake.ERROR
         for unit in range(1, remote.MAX_FAILURES):
             engine.run(instance, unit, "deployed", [ROW])
@@ -107,11 +98,9 @@ async def test_errors_fail_units_and_too_many_in_a_row_eject(
         assert "cannot run model 'model'" in await events.departure(instance)
 
 
-@pytest.mark.parametrize(("scheme", "protocol"), WIRES)
-async def test_units_that_are_wrong_themselves_eject_no_upstream(
-    model: Path, scheme: str, protocol: str
-) -> None:
-    async with one(model, scheme, protocol=protocol) as (upstream, engine, events, instance):
+@pytest.mark.parametrize("wire", WIRES)
+async def test_units_that_are_wrong_themselves_eject_no_upstream(model: Path, wire: Wire) -> None:
+    async with one(model, **wire) as (upstream, engine, events, instance):
         upstream.mode = fake.PICKY
         for unit in range(1, 3 * remote.MAX_FAILURES + 1):
             engine.run(instance, unit, "deployed", [ROW])
@@ -122,30 +111,17 @@ async def test_units_that_are_wrong_themselves_eject_no_upstream(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "options", "mode", "reason"),
+    ("wire", "mode", "reason"),
     [
-        ("grpc", {}, fake.HUGE, "larger than max"),
-        ("json", {}, fake.SHORT, "has shape"),
-        ("json", {}, fake.NULL, "cannot be read"),
-        ("http", {"protocol": V1}, fake.SHORT, "has shape"),
-        ("http", {"protocol": V1}, fake.NULL, "cannot be read"),
+        (GRPC, fake.HUGE, "larger than max"),
+        *((wire, fake.SHORT, "has shape") for wire in (V1, {"given": {"binary": False}})),
+        *((wire, fake.NULL, "cannot be read") for wire in (V1, {"given": {"binary": False}})),
     ],
 )
 async def test_an_answer_that_may_be_the_unit_s_fault_fails_the_unit_alone(
-    model: Path,
-    scheme: str,
-    options: dict[str, Any],
-    mode: str,
-    reason: str,
-    caplog: pytest.LogCaptureFixture,
+    model: Path, wire: Wire, mode: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    binary, scheme = scheme != "json", scheme.replace("json", "http")
-    async with one(model, scheme, given={"binary": binary}, **options) as (
-        upstream,
-        engine,
-        events,
-        instance,
-    ):
+    async with one(model, **wire) as (upstream, engine, events, instance):
         rows = np.array([ROW, -ROW / 3])
         engine.run(instance, 1, "deployed", list(rows))
         np.testing.assert_allclose(await events.outputs(1), rows @ WEIGHTS, rtol=1e-5)
@@ -162,7 +138,7 @@ async def test_an_answer_that_may_be_the_unit_s_fault_fails_the_unit_alone(
 async def test_values_that_json_cannot_say_fail_their_unit_unsent(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with one(model, protocol=V1) as (upstream, engine, events, instance):
+    async with one(model, **V1) as (upstream, engine, events, instance):
         before = upstream.asked
         engine.run(instance, 1, "deployed", [np.full_like(ROW, np.nan)])
         assert ERROR in await events.failure(1)
@@ -284,31 +260,26 @@ async def test_upstreams_that_are_unreachable_are_out_however_many_they_are(mode
 
 
 @pytest.mark.parametrize(
-    ("scheme", "protocol", "busy", "retry_after", "rest"),
+    ("wire", "busy", "retry_after", "rest"),
     [
-        ("http", V2, 503, None, remote.MIN_REST),
-        ("http", V2, 503, "1.5", 1.5),
-        ("http", V2, 429, "3600", remote.MAX_REST),
-        ("http", V2, 429, "-1", remote.MIN_REST),
-        ("http", V2, 503, "Fri, 31 Dec 2999 23:59:59 GMT", remote.MAX_REST),
-        ("http", V2, 503, "soon", remote.MIN_REST),
-        ("http", V1, 429, "2.0", 2.0),
-        ("grpc", V2, grpc.StatusCode.RESOURCE_EXHAUSTED, None, remote.MIN_REST),
-        ("grpc", V2, grpc.StatusCode.RESOURCE_EXHAUSTED, 1.5, 1.5),
-        ("grpc", V2, grpc.StatusCode.UNAVAILABLE, 1.5, 1.5),
-        ("grpc", V2, grpc.StatusCode.UNAVAILABLE, None, remote.MIN_REST),
+        (V2, 503, None, remote.MIN_REST),
+        (V2, 503, "1.5", 1.5),
+        (V2, 429, "3600", remote.MAX_REST),
+        (V2, 429, "-1", remote.MIN_REST),
+        (V2, 503, "Fri, 31 Dec 2999 23:59:59 GMT", remote.MAX_REST),
+        (V2, 503, "soon", remote.MIN_REST),
+        (V1, 429, "2.0", 2.0),
+        (GRPC, grpc.StatusCode.RESOURCE_EXHAUSTED, None, remote.MIN_REST),
+        (GRPC, grpc.StatusCode.RESOURCE_EXHAUSTED, 1.5, 1.5),
+        (GRPC, grpc.StatusCode.UNAVAILABLE, 1.5, 1.5),
+        (GRPC, grpc.StatusCode.UNAVAILABLE, None, remote.MIN_REST),
     ],
 )
 async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
-    model: Path, scheme: str, protocol: str, busy: Any, retry_after: Any, rest: float
+    model: Path, wire: Wire, busy: Any, retry_after: Any, rest: float
 ) -> None:
     metrics = Metrics()
-    async with one(model, scheme, metrics=metrics, concurrency=3, protocol=protocol) as (
-        upstream,
-        engine,
-        events,
-        _,
-    ):
+    async with one(model, **wire, metrics=metrics, concurrency=3) as (upstream, engine, events, _):
         upstream.mode = fake.HELD
         engine.run("0.0", 1, "deployed", [ROW])
         await asked(upstream, 2)
@@ -371,12 +342,8 @@ def no_further_descriptors() -> Iterator[None]:
 async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
     model: Path, scheme: str
 ) -> None:
-    async with one(model, scheme, given={"software": SOFTWARE}, concurrency=2) as (
-        upstream,
-        engine,
-        events,
-        _,
-    ):
+    ours: Wire = {"scheme": scheme, "given": {"software": SOFTWARE}}
+    async with one(model, **ours, concurrency=2) as (upstream, engine, events, _):
         upstream.mode = fake.HELD
         before = upstream.asked
         engine.run("0.0", 9, "deployed", [ROW])
@@ -404,18 +371,13 @@ async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "protocol", "software"),
-    [*((*wire, "triton") for wire in WIRES), ("grpc", V2, None)],
+    ("wire", "software"), [*((wire, "triton") for wire in WIRES), (GRPC, None)]
 )
 async def test_other_software_is_busy_until_it_answers(
-    model: Path, scheme: str, protocol: str, software: str | None
+    model: Path, wire: Wire, software: str | None
 ) -> None:
-    async with one(model, scheme, given={"software": software}, protocol=protocol) as (
-        upstream,
-        engine,
-        events,
-        instance,
-    ):
+    given = {"software": software}
+    async with one(model, **wire, given=given) as (upstream, engine, events, instance):
         upstream.mode = fake.HELD
         engine.run(instance, 1, "deployed", [ROW])
         await asked(upstream, upstream.asked + 1)

@@ -14,8 +14,8 @@ from tritonclient.utils import InferenceServerException
 
 from http_served import post, serving
 from repositories import write_version
-from served import ServerProcess, is_alive, until
-from served_repositories import ADMINISTRATOR, Load, Repository, administered
+from served import Clients, ServerProcess, is_alive, until
+from served_repositories import ADMINISTRATOR, Repository, administered, ask, times_of
 
 pytestmark = pytest.mark.slow
 
@@ -119,18 +119,24 @@ def test_a_version_takes_the_place_of_another_under_load_while_a_worker_is_kille
     write_version(repository.folder, "rolled", "1")
     repository.load("rolled")
     before = set(repository.server.workers())
-    with Load(repository.server.url, "rolled") as load:
-        until(lambda: len(load.answers) > 20, "nobody is answered")
+
+    def ask_rolled(client: httpx.Client, number: int) -> tuple[float, str, float]:
+        asked_at = time.monotonic()
+        found = ask(repository.server.url, "rolled", client=client)
+        return asked_at, found["model_version"], times_of(found["outputs"][0]["data"])
+
+    with Clients(ask_rolled, 2, pause=0.0) as clients:
+        clients.more()
         write_version(repository.folder, "rolled", "2", times=2)
         loading = threading.Thread(target=repository.load, args=("rolled",))
         loading.start()
         kill_one(before)
         loading.join()
         loaded = time.monotonic()
-        until(lambda: len(load.asked_after(loaded)) > 20, "nobody is answered")
-    assert load.failures == []
-    assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
-    assert set(load.asked_after(loaded)) == {("2", 2.0)}
+        clients.more(30)
+    given = clients.answers
+    assert {each[1:] for each in given} == {("1", 1.0), ("2", 2.0)}
+    assert {each[1:] for each in given if each[0] > loaded} == {("2", 2.0)}
     until(
         lambda: repository.state("rolled", "1") == ("UNAVAILABLE", "version 2 took its place"),
         "the old version does not end",

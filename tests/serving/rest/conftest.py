@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 import tritonclient.http as triton
 import uvloop
 
-from served import ServerProcess, write_linear_bundle
+from served import ServerProcess
 
 
 def pytest_asyncio_loop_factories(
@@ -20,9 +21,8 @@ def pytest_asyncio_loop_factories(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(bundle: Path) -> Iterator[ServerProcess]:
     """It takes bodies of 1 MiB and 300 rows, and loses no instance."""
-    bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"))
     with ServerProcess(str(bundle), "--max-body", "1", "--max-queue", "300") as process:
         yield process
         assert process.process.poll() is None

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from fuzzing import fuzz, mutated
 from parity_models.models.export import floats
 from parity_models.training.envelope import fit_envelope
-from rest_requests import INFER
-from served import INPUTS, ServerProcess, predictions, queries, write_linear_bundle
+from served import INFER, INPUTS, ServerProcess, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import pytest
 import tritonclient.http as triton
 
 from parity_models import __version__
-from rest_requests import INFER, binary_request, json_request, triton_input
-from served import INPUTS, OUTPUTS, predictions, queries
+from rest_requests import binary_request, triton_input
+from served import INFER, INPUTS, OUTPUTS, infer_message, predictions, queries
 
 
 def test_tritonclient_sees_a_live_and_ready_model(client: triton.InferenceServerClient) -> None:
@@ -108,9 +108,8 @@ def test_a_body_in_many_pieces_is_put_together(http: httpx.Client) -> None:
 
 
 def test_headers_say_who_answered(http: httpx.Client) -> None:
-    exact = {"redundancy": "exact"}
-    message = json_request([0.0] * INPUTS, [1, INPUTS], parameters=exact)
-    for request in (binary_request(queries(3), **exact), {"json": message}):
+    exact, rows = {"redundancy": "exact"}, queries(3)
+    for request in (binary_request(rows, **exact), {"json": infer_message(rows, **exact)}):
         headers = http.post(INFER, **request).headers
         assert (headers["x-parm-source"], headers["x-parm-agreement"]) == ("model", "1")
 
@@ -118,6 +117,6 @@ def test_headers_say_who_answered(http: httpx.Client) -> None:
 def test_clients_that_write_null_for_what_they_leave_out_are_understood(
     http: httpx.Client,
 ) -> None:
-    message = json_request([0.0] * INPUTS, [1, INPUTS], id=None, parameters=None, outputs=None)
+    message = {**infer_message(queries(1)), "id": None, "parameters": None, "outputs": None}
     message["inputs"][0]["parameters"] = None
     assert http.post(INFER, json=message).status_code == 200

@@ -26,15 +26,6 @@ def runner(tmp_path: Path) -> Runner:
     return Runner({"deployed": OnnxModel(tmp_path / "m.onnx")})
 
 
-def test_a_finished_unit_has_its_end_and_outputs(runner: Runner) -> None:
-    before = time.monotonic()
-    report, outputs = runner.run(Unit(7, "deployed", 2), ROW + ROW)
-    assert isinstance(report, Finished)
-    assert report.unit == 7
-    assert before <= report.ended <= time.monotonic()
-    assert np.frombuffer(outputs, np.float32).shape == (4,)
-
-
 @pytest.mark.parametrize(
     ("unit", "rows", "why"),
     [
