@@ -46,7 +46,12 @@ class Limits(Options):
         int, Option("gRPC calls for predictions at a time; more are refused.", at_least=1)
     ] = 1024
     max_body: Annotated[
-        int, Option("MiB that a request's body may have; more is refused.", unit=BYTES, above=0)
+        int,
+        Option(
+            "MiB that a request's body may have, over gRPC half as many; more is refused.",
+            unit=BYTES,
+            above=0,
+        ),
     ] = 64 * 2**20
     max_json: Annotated[
         int,

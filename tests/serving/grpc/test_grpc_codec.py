@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 import parity_models.serving.grpc
-from parity_models.models.signature import DATATYPES, Signature, TensorSpec
+from parity_models.models.signature import DATATYPES, Signature, Tensor, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.grpc.codec import _FIELDS, Messages, read_request, write_response
@@ -100,6 +100,33 @@ def test_a_tensor_that_is_not_at_the_end_of_a_message_is_found_in_each(misleadin
             unknown = b"\x7a\x10" + tail
             _, asked, _ = messages.read(head.SerializeToString() + unknown)
             assert done(asked.read_rows()).tobytes() == content
+
+
+RAW = b"\x80\xf1\x04" + bytes(80_000)
+"""The length of raw contents, and these."""
+FIELDS = [
+    ModelInferRequest(model_name="model").SerializeToString(),
+    *(
+        ModelInferRequest(
+            inputs=[{"name": name, "datatype": "UINT8", "shape": (1, 80_000)}]
+        ).SerializeToString()
+        for name in "xy"
+    ),
+    *(b"\x3a" + RAW, b"\xba\x00" + RAW[:-1] + b"\x01"),  # a tag as it is due, and a longer one
+    *(b"\x7a\x03\x3a\x01\x07", b"\x78\x07", b"\x79" + bytes(8), b"\x7b\x7c"),  # unknown
+]
+
+
+@given(st.permutations(FIELDS))
+def test_large_raw_contents_are_those_that_protobuf_would_read(fields: list[bytes]) -> None:
+    x, y = (Tensor(name, "UINT8", (80_000,)) for name in "xy")
+    model = ServedModel("model", Signature((x, y), (x,)), max_rows=9)
+    messages = Messages(cast(Any, ServedVersion(cast(Any, None), model)), Limits())
+    data = b"".join(fields)
+    expected = read_request(ModelInferRequest.FromString(data), model)
+    _, asked, _ = messages.read(data)
+    for name, tensor in expected.tensors.items():
+        assert (cast(Any, asked.tensors[name]) == tensor).all()
 
 
 ARRAY = np.arange(6, dtype=np.int16).reshape(2, 3)

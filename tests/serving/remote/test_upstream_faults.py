@@ -244,6 +244,31 @@ async def test_no_more_than_half_are_ejected_for_doubts(
         assert len(gone) == 1
 
 
+async def test_an_upstream_that_was_needed_is_out_once_another_is_back(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its units would count as hung otherwise, and the next look at it is a while away."""
+    async with (
+        FakeUpstream("http", WEIGHTS) as one,
+        FakeUpstream("http", WEIGHTS) as two,
+        FakeUpstream("http", WEIGHTS) as three,
+        using(model, one, two, three) as (engine, events, _),
+    ):
+        engine.health_interval = 3600.0
+        for number, each in enumerate((one, two)):
+            each.mode = fake.ERROR
+            for unit in range(remote.MAX_FAILURES):
+                engine.run(f"{number}.0", unit, "deployed", [ROW])
+                await events.failure(unit)
+            if each is one:
+                await events.departure("0.0")
+        while "stays in use" not in caplog.text:
+            await asyncio.sleep(0.01)
+        one.mode = fake.WELL
+        assert (await events.arrival()).instance == "0.0.1"
+        await events.departure("1.0")
+
+
 async def test_upstreams_that_are_unreachable_are_out_however_many_they_are(model: Path) -> None:
     async with FakeUpstream("http", WEIGHTS) as one:
         other = FakeUpstream("http", WEIGHTS)

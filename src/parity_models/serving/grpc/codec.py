@@ -23,7 +23,6 @@ from parity_models.serving.grpc.inference_pb2 import (
     InferTensorContents,
     ModelInferRequest,
     ModelInferResponse,
-    RawInferRequest,
     RepositoryModelLoadRequest,
 )
 from parity_models.serving.limits import Limits
@@ -50,7 +49,12 @@ from parity_models.serving.protocol import (
     size_in_bytes,
 )
 
-Request = ModelInferRequest | RawInferRequest
+Raws = Sequence[bytes | memoryview]
+"""A message's raw_input_contents."""
+
+_LENGTH_DELIMITED = 2
+_RAW_INPUTS, _RAW_OUTPUTS = 7 << 3 | _LENGTH_DELIMITED, 6 << 3 | _LENGTH_DELIMITED
+"""The tags of raw_input_contents and raw_output_contents, which their lengths follow."""
 
 _FIELDS = {
     "BOOL": "bool_contents",
@@ -72,6 +76,9 @@ MAX_BESIDES = 64 * 2**10
 
 _VALUE = 10
 """The most bytes that a value takes in a message."""
+
+_MAX_FIELDS = 1000
+"""Fields of a large message that are looked through for raw_input_contents."""
 
 _PREFIX = 64
 """The first bytes of a message, by which those that were read before are found."""
@@ -112,11 +119,11 @@ class Messages:
             version = self._models.find(*known.named)
             if version.model is known.known.request.model:
                 return version, known.known.again(data), known.named
-        message = self._decode(data)
+        message, raws = self._decode(data)
         named = message.model_name, message.model_version or None
         version = self._models.find(*named)
-        request = read_request(message, version.model)
-        head = _constant_head(data, message) if request.id is None else b""
+        request = read_request(message, version.model, raws)
+        head = _constant_head(data, raws) if request.id is None else b""
         if head:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
@@ -127,31 +134,57 @@ class Messages:
             self._known[key] = _KnownMessage(head, named, request.known)
         return version, request, named
 
-    def _decode(self, data: bytes) -> Request:
-        """Return the message. Raises a RequestError for one that is too large once decoded."""
+    def _decode(self, data: bytes) -> tuple[ModelInferRequest, Raws]:
+        """Return the message, and its raw_input_contents, which are no longer in it where they are
+        large. Raises a RequestError for one that is too large once decoded."""
         largest = self._models.largest
         if largest is None:
             raise NotFoundError("this server has no model that takes requests; load one")
         most = MAX_BESIDES + _VALUE * largest.max_values
         if len(data) > most:
             raise too_large(len(data), "the largest request that this server takes has", most)
-        if len(data) <= self._max_json:
-            return read_message(ModelInferRequest, data)
-        message = read_message(RawInferRequest, data)
-        if not message.raw_input_contents:
+        is_small = len(data) <= min(SLICE, self._max_json)
+        pieces, raws = ([data], []) if is_small else _without_raws(data)
+        rest = sum(map(len, pieces))
+        if rest > self._max_json:
             advice = "send raw_input_contents, or several requests"
-            raise too_large(len(data), "typed contents have", self._max_json, advice=advice)
-        return message
+            raise too_large(rest, "typed contents have", self._max_json, advice=advice)
+        message = read_message(ModelInferRequest, b"".join(pieces))
+        return message, [*raws, *message.raw_input_contents]
 
 
-def _constant_head(data: bytes, message: Request) -> bytes:
+def _without_raws(data: bytes) -> tuple[list[bytes | memoryview], list[memoryview]]:
+    """Return a message in pieces without its raw_input_contents, and these, which protobuf would
+    copy. What comes after an unusual field, or many of them, is one piece with all that it has."""
+    view, begin, at = memoryview(data), 0, 0
+    pieces, raws = list[bytes | memoryview](), list[memoryview]()
+    for _ in range(_MAX_FIELDS):
+        size = 0
+        for length, byte in enumerate(data[at + 1 : at + 6]):  # after a tag of one byte
+            size |= (byte & 0x7F) << 7 * length
+            if byte < 0x80:
+                break
+        else:
+            break
+        content = at + length + 2
+        end = content + size
+        if data[at] & 0x87 != _LENGTH_DELIMITED or end > len(data):
+            break
+        if data[at] == _RAW_INPUTS:
+            pieces.append(view[begin:at])
+            raws.append(view[content:end])
+            begin = end
+        at = end
+    return [*pieces, view[begin:]], raws
+
+
+def _constant_head(data: bytes, raws: Raws) -> bytes:
     """Return the bytes of a message before its one tensor, if that is raw and small, and comes
     last. Fields may be in any order, so random bytes are read in the tensor's place: if they are
     the tensor then, whatever comes there is."""
-    raw = message.raw_input_contents
-    if len(raw) != 1 or not raw[0] or len(data) > SLICE or len(data) - len(raw[0]) > SMALL:
+    if len(data) > SLICE or len(raws) != 1 or not 0 < len(raws[0]) >= len(data) - SMALL:
         return b""
-    head, other = data[: -len(raw[0])], secrets.token_bytes(len(raw[0]))
+    head, other = data[: -len(raws[0])], secrets.token_bytes(len(raws[0]))
     try:
         found = ModelInferRequest.FromString(head + other).raw_input_contents
     except DecodeError:
@@ -180,13 +213,15 @@ def too_large(
     return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; {advice}")
 
 
-def read_request(message: Request, model: ServedModel) -> InferRequest:
-    """Return the request in `message`.
+def read_request(
+    message: ModelInferRequest, model: ServedModel, raws: Raws | None = None
+) -> InferRequest:
+    """Return the request in `message`, whose raw contents are `raws`; None: its own.
 
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
     expected.
     """
-    raw = len(message.raw_input_contents) > 0
+    raws = list(message.raw_input_contents) if raws is None else raws
     inputs = [
         TensorMessage(each.name, each.datatype, tuple(each.shape), _storage(each))
         for each in message.inputs
@@ -198,14 +233,14 @@ def read_request(message: Request, model: ServedModel) -> InferRequest:
     fitting = model.check_request(inputs, outputs)
     spec_of = {each.name: each for each in model.signature.kind(fitting.sizes).input.tensors}
     tensors: dict[str, NDArray[Any] | Unread] = {}
-    if raw or isinstance(message, RawInferRequest):
-        tensors |= _from_raw(message, spec_of, fitting.rows)
+    if raws:
+        tensors |= _from_raw(message, raws, spec_of, fitting.rows)
     else:
         for each in message.inputs:
             about = (each.contents, spec_of[each.name], fitting.rows, f"input {each.name!r}")
             tensors[each.name] = partial(read_contents, *about)
     # Raw contents are all outputs' or none's.
-    raw = raw or any(each.datatype not in _FIELDS for each in fitting.outputs)
+    raw = bool(raws) or any(each.datatype not in _FIELDS for each in fitting.outputs)
     redundancy, tenant = (parameter_of(message, name) for name in ("redundancy", "tenant"))
     parameters = RequestParameters(_timeout(message), raw, redundancy, tenant)
     whole = RequestMessage(tuple(inputs), message.id or None, parameters, tuple(outputs) or None)
@@ -223,7 +258,7 @@ async def write_response(
     model = request.model
     known = request.known if sources.count(Source.MODEL) == len(sources) else None
     if known is not None and known.head and known.is_plain:
-        return known.head + _raw_answer([little_endian(outputs).tobytes()])
+        return await _with_raws(known.head, [outputs], turn)
     response = ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
@@ -234,7 +269,7 @@ async def write_response(
         values = tensors[spec.name]
         output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if raw:
-            raws.append(little_endian(values).tobytes())
+            raws.append(values)
             continue
         flat, contents = values.ravel(), getattr(output.contents, _FIELDS[spec.datatype])
         for start in range(0, len(flat), SLICE_VALUES):
@@ -244,18 +279,31 @@ async def write_response(
     head = response.SerializeToString()
     if known is not None:
         known.head = head
-    return head + _raw_answer(raws)
+    return await _with_raws(head, raws, turn)
 
 
-def _raw_answer(raws: Sequence[bytes]) -> bytes:
-    """Return the rest of a response: messages that follow each other are read as one."""
-    return ModelInferResponse(raw_output_contents=raws).SerializeToString()
+async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -> bytes:
+    """Return a response with raw_output_contents, which protobuf would copy more than once. gRPC
+    copies a large one again, in a turn of its own."""
+    pieces: list[bytes | memoryview] = [head]
+    for each in tensors:
+        size, length = each.nbytes, bytearray([_RAW_OUTPUTS])
+        while size > 0x7F:
+            length.append(size & 0x7F | 0x80)
+            size >>= 7
+        length.append(size)
+        pieces += length, little_endian(each).data
+    if sum(each.nbytes for each in tensors) <= SLICE:
+        return b"".join(pieces)
+    await turn()
+    answer = b"".join(pieces)
+    await turn()
+    return answer
 
 
 def _from_raw(
-    message: Request, specs: Mapping[str, TensorSpec], rows: int
+    message: ModelInferRequest, contents: Raws, specs: Mapping[str, TensorSpec], rows: int
 ) -> dict[str, NDArray[Any]]:
-    contents = message.raw_input_contents
     names = [each.name for each in message.inputs]
     if len(contents) != len(names) or any(each.HasField("contents") for each in message.inputs):
         of = f"input {names[0]!r}" if len(names) == 1 else "each input"
@@ -342,7 +390,7 @@ def _asked_of(output: Any) -> tuple[str | None, int | None]:
     return "" if _SHARED in parameters else None, 1 if "classification" in parameters else None
 
 
-def _timeout(message: Request) -> int | None:
+def _timeout(message: ModelInferRequest) -> int | None:
     """Return the parameter timeout, in microseconds."""
     if "timeout" not in message.parameters:
         return None
@@ -354,7 +402,7 @@ def _timeout(message: Request) -> int | None:
     return timeout
 
 
-def parameter_of(message: Request | RepositoryModelLoadRequest, name: str) -> Any:
+def parameter_of(message: ModelInferRequest | RepositoryModelLoadRequest, name: str) -> Any:
     """Return the parameter's value, of whatever type it has; None if it is not there or empty."""
     if name not in message.parameters:
         return None

@@ -222,7 +222,8 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         "keepalive_timeout": limits.head_timeout,
     }
     return [
-        ("grpc.max_receive_message_length", min(limits.max_body, _MAX_INT)),
+        # gRPC copies a whole message twice, on the event loop, before anything can judge it.
+        ("grpc.max_receive_message_length", min(max(1, limits.max_body // 2), _MAX_INT)),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),

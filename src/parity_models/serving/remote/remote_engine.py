@@ -512,6 +512,12 @@ class RemoteEngine(Engine):
         hosts = {urlsplit(each.url).hostname for each in self._upstreams}
         return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
 
+    def look_again(self) -> None:
+        """Check at once the upstreams that stayed in use though in doubt: another is back."""
+        for link in self._links:
+            if link.kept_for is not None:
+                link.doubted.set()
+
     def can_spare(self, link: "_Link") -> bool:
         """Return whether half of the instances of each role would remain without this upstream."""
         for role in link.upstream.roles if link.units else ():
@@ -545,7 +551,8 @@ class _Link:
     """An upstream as the engine has it: in use or ejected, busy or not, and its units.
 
     `units` has its instances that have joined and not left, each with its unit, if it has one.
-    `_doubted` is set where the upstream has to be checked while it is in use: it may be to blame
+    `kept_for` is the doubt despite which it stays in use, as too many others are out.
+    `doubted` is set where the upstream has to be checked while it is in use: it may be to blame
     for errors, or a slot was recycled; and when it is ejected.
     """
 
@@ -566,9 +573,9 @@ class _Link:
         self._loop = asyncio.get_running_loop()
         self._fault: UpstreamError | None = None
         """Why it is not in use."""
-        self._doubted = asyncio.Event()
+        self.doubted = asyncio.Event()
         self._failures = 0
-        self._kept_for: Fault | None = None
+        self.kept_for: Fault | None = None
         self._busy_until = 0.0
         self._next_rest = MIN_REST
         self._lives: Counter[int] = Counter()
@@ -608,7 +615,7 @@ class _Link:
             if isinstance(error, UnitError):
                 self._failures += 1
                 if self._failures >= MAX_FAILURES:
-                    self._doubted.set()
+                    self.doubted.set()
             elif self._eject(error):
                 return
             self.units[instance] = None
@@ -630,7 +637,7 @@ class _Link:
     def recycle(self, instance: str, why: str) -> None:
         """Keep the slot of this instance out until the upstream has passed a check."""
         self._leave(instance, f"is to be checked anew: {why}")
-        self._doubted.set()
+        self.doubted.set()
         self._engine.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
 
     def _turned_away(self, error: BusyError) -> float:
@@ -642,7 +649,7 @@ class _Link:
                 rest = min(max(error.after, MIN_REST), MAX_REST)
             self._busy_until = self._loop.time() + rest
         if not error.certain:
-            self._doubted.set()
+            self.doubted.set()
         return max(self._rest(), 1e-3)
 
     def _rest(self) -> float:
@@ -653,7 +660,7 @@ class _Link:
         """It has run a unit, or passed its checks."""
         self._failures = 0
         self._next_rest = MIN_REST
-        self._kept_for = None
+        self.kept_for = None
 
     # Membership
 
@@ -661,8 +668,9 @@ class _Link:
         """Let its instances join: it has passed its checks."""
         self._fault = None
         self._recovered()
-        self._doubted.clear()
+        self.doubted.clear()
         self._join()
+        self._engine.look_again()
 
     def _join(self) -> None:
         """Let the instances join that are out."""
@@ -688,8 +696,8 @@ class _Link:
         instances with its models would be out. Return whether it was ejected."""
         fault, url = self._fault_of(error), self.upstream.url
         if fault.fault in DOUBTS and not self._engine.can_spare(self):
-            if self._kept_for is not fault.fault:
-                self._kept_for = fault.fault
+            if self.kept_for is not fault.fault:
+                self.kept_for = fault.fault
                 _log.warning(
                     "upstream %s %s; it stays in use, as no more than half of the instances with "
                     "its models are ejected for that",
@@ -702,7 +710,7 @@ class _Link:
             self._report(fault)
             for instance in list(self.units):
                 self._leave(instance, str(fault))
-            self._doubted.set()
+            self.doubted.set()
         return True
 
     def _fault_of(self, error: Exception) -> UpstreamError:
@@ -750,14 +758,14 @@ class _Link:
         while self._fault is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._engine.health_interval):
-                    await self._doubted.wait()
+                    await self.doubted.wait()
             await asyncio.sleep(self._rest())
             if self._fault is not None:
                 return
             try:
-                if self._doubted.is_set() or len(self.units) < self.upstream.concurrency:
+                if self.doubted.is_set() or len(self.units) < self.upstream.concurrency:
                     self._failures = 0
-                    self._doubted.clear()
+                    self.doubted.clear()
                     await self._check()
                     if self._fault is None:
                         self._join()
