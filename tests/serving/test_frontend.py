@@ -69,9 +69,11 @@ async def test_a_large_request_arrives_in_slices_with_small_ones_between() -> No
             await settle()
         assert finished < 10
         assert not large.done()
+        room = frontend.scheduler.max_batch * frontend.scheduler.up(DEPLOYED)
         while not large.done():
             engine.finish(engine.units[0])
             await settle()
+            assert frontend.scheduler.waiting <= 1.25 * room
         np.testing.assert_allclose(large.result().outputs, queries(200) @ WEIGHTS, rtol=1e-5)
 
 

@@ -408,7 +408,7 @@ class Frontend:
             request.future.add_done_callback(lambda _: self._detach(request))
         # A large request arrives in slices, as the queue drains: others' queries come between, and
         # no turn of the event loop is long.
-        step, held = (self._slice, count) if large else (count, 0)
+        step, held = (max(1, self._room // 4), count) if large else (count, 0)
         self._held += held
         try:
             for begin in range(0, count, step):
@@ -485,14 +485,17 @@ class Frontend:
         return self._stand_ins.bounds
 
     @property
-    def _slice(self) -> int:
-        """The rows of a large request that arrive together: a unit's for each instance."""
+    def _room(self) -> int:
+        """The waiting rows from which on those of large requests have to wait elsewhere: a unit's
+        for each instance. They arrive in slices of a quarter, which is all that others' queries may
+        find beyond that."""
         return self.scheduler.max_batch * max(1, self.scheduler.up(DEPLOYED))
 
     async def _room_for(self, request: InFlight) -> bool:
         """Wait until the next slice of a request may arrive. Return False if it has ended."""
-        await asyncio.sleep(0)
-        while self.scheduler.waiting >= self._slice and not request.future.done():
+        if self.scheduler.waiting >= self._room // 2:  # else instances may be idle soon
+            await asyncio.sleep(0)
+        while self.scheduler.waiting >= self._room and not request.future.done():
             self._feeding.append(self._loop.create_future())
             await self._feeding[-1]
         if self._stopped:
@@ -501,7 +504,7 @@ class Frontend:
 
     def _feed(self) -> None:
         """Let the next slice of a large request arrive if there is room."""
-        while self._feeding and self.scheduler.waiting < self._slice:
+        while self._feeding and self.scheduler.waiting < self._room:
             first = self._feeding.popleft()
             if not first.done():  # else its client has gone
                 first.set_result(None)

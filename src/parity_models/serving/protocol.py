@@ -52,7 +52,7 @@ MAX_JSON_VALUES = 2**20
 HEAD = 1024
 """The first bytes of a body, in which the shape of its tensors is looked for."""
 
-SLICE, SLICE_VALUES = 2**17, 2**14
+SLICE, SLICE_VALUES = 2**17, 2**13
 """Bytes, and values, of JSON that are read, or written, at once."""
 
 _SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})\b')
@@ -836,6 +836,7 @@ async def json_list(
     for start in range(0, length, step):
         await turn()
         pieces.append(msgspec.json.encode(part(slice(start, start + step)))[1:-1])
+    await turn()
     return Raw(b"[%b]" % b",".join(pieces))
 
 

@@ -292,7 +292,7 @@ async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -
             length.append(size & 0x7F | 0x80)
             size >>= 7
         length.append(size)
-        pieces += length, little_endian(each).data
+        pieces += [bytes(length), little_endian(each).data]
     if sum(each.nbytes for each in tensors) <= SLICE:
         return b"".join(pieces)
     await turn()
