@@ -59,11 +59,13 @@ class OptionError(UserError):
     """Options that do not fit together.
 
     The message names them by their flags, as `typed` has it; the error's text has their names in
-    Python: `tls_cert` for `--tls-cert`.
+    Python: `tls_cert` for `--tls-cert`, but in a command at the end.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), message))
+        said, command, typed = message.partition("parm ")
+        named = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), said)
+        super().__init__(named + command + typed)
         self.typed = message
 
 

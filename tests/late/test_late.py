@@ -147,7 +147,7 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
 
 
 @pytest.mark.parametrize(("threshold", "source", "made"), [(-1e9, "backup", 0), (1e9, "model", 1)])
-async def test_while_half_of_the_calls_wait_a_stand_in_is_asked_in_place_of_the_next(
+async def test_while_most_calls_wait_a_stand_in_is_asked_in_place_of_the_next(
     tmp_path: Path, threshold: float, source: str, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call is made if its gate refuses."""
@@ -156,7 +156,7 @@ async def test_while_half_of_the_calls_wait_a_stand_in_is_asked_in_place_of_the_
     async with Late(gated_bundle(tmp_path, threshold, 0.9), agreement=0.9, cpu=1) as late:
         await learned(late, target)
         slow.hangs = True
-        waiting = [asyncio.ensure_future(late(slow)) for _ in range(8)]
+        waiting = [asyncio.ensure_future(late(slow)) for _ in range(late_module.RECENT)]
         while not late.counts["in place"]:
             before = target.calls
             answer = await late(target, ROWS)

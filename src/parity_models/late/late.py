@@ -6,9 +6,12 @@ load. From the age at which a call is at risk, the more beneficial of a stand-in
 started, and later the other one. The first answer wins; the rest is cancelled.
 
 A copy costs the target as much as a call. So copies have a budget, and stop where calls that get
-one are not answered earlier. A stand-in costs this process time, and has a budget of that. While
-the target is slow for everybody, as half of the calls in flight wait, no copies are sent, and a
-stand-in is asked in place of each call, which is made only if it refuses.
+one are not answered earlier, and while the target is slow for many calls. A stand-in costs this
+process time, and has a budget of that. While the target is slow for most calls, a stand-in is asked
+in place of each, and the call is made only if it refuses.
+
+A copy may wait behind the call itself, as a balancer may send it to the same server. So a call that
+has as many tasks as a query of `adaptive` may have gets another one whenever its age has doubled.
 """
 
 import asyncio
@@ -16,7 +19,7 @@ import inspect
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -61,9 +64,17 @@ COMPARED = 20
 MAX_COMPARED = 16
 """Calls that run on at a time, at most."""
 
-FEW, CONGESTED = 4, 4.0
-"""The target is slow for everybody while at least FEW calls are in flight, and half of them for
-more than CONGESTED times as long as a call takes that waits in no queue."""
+CONGESTED = 4.0
+"""The target is slow for a call that takes so many times as long as one that waits in no queue.
+Calls that a stand-in has answered before do not count, those that a copy has answered are slow."""
+
+FULL, RECENT_COPIES = 0.15, 64
+"""No copies are sent, as they would make other calls wait, while the target is slow for this share
+of so many recent calls."""
+
+OVERLOADED, RECENT = 0.6, 16
+"""A stand-in is asked in place of each call, and there are no copies of the few that it refused,
+while the target is slow for this share of so many recent calls."""
 
 CALLERS = 64
 """Blocking calls at a time, at most."""
@@ -150,8 +161,10 @@ class Late:
         self._effect = Effect()
         self._front_door = FrontDoor()
         self._last_alarm = 0.0
+        self._slow = deque([False] * RECENT_COPIES, RECENT_COPIES)
+        """Of recent calls, whether the target was slow."""
         self._in_flight: dict[int, float] = {}
-        """When each call that is in flight was made, the oldest first."""
+        """When each call that is in flight and not slow yet was made, the oldest first."""
         self._ids = count(1)
         self._compared: set[asyncio.Future[Any]] = set()
         self._threads = _Threads()
@@ -231,13 +244,13 @@ class Late:
 
     # For its races
 
-    def _is_congested(self) -> bool:
-        """Return whether the target is slow for everybody now."""
+    def _slowness(self, recent: int) -> float:
+        """Return the share of recent calls for which the target was slow."""
         calls, fastest = self._in_flight, self._risk.fastest
-        if fastest is None or len(calls) < FEW:
-            return False
-        made = next(islice(calls.values(), len(calls) // 2, None))
-        return now() - made > CONGESTED * fastest
+        while fastest and calls and now() - next(iter(calls.values())) > CONGESTED * fastest:
+            del calls[next(iter(calls))]
+            self._slow.append(True)
+        return sum(islice(reversed(self._slow), recent)) / recent
 
     def _ran(self, task: Task, *, finished: bool) -> None:
         """Learn from the run time of a task, which ran to its end or not."""
@@ -298,7 +311,7 @@ class _Race:
         late._effect.arrived(query.arrived, query.id)
         late._budget.earn()
         compares = (late.counts["answered"] + 1) % COMPARED == 0
-        if not compares and late._is_congested() and self._may_ask_backup():
+        if not compares and late._slowness(RECENT) >= OVERLOADED and self._may_ask_backup():
             late.counts["in place"] += 1
             self._start_backup()
             self._alarm = now() + late._risk.late
@@ -418,18 +431,27 @@ class _Race:
             self._alarm, self._held_up = time + HELD_UP, True
             return None
         self._held_up = False
-        if late._front_door.is_bottleneck or len(self._running) >= Adaptive.MAX_TASKS:
+        if late._front_door.is_bottleneck:
             return None
         newest = max(self._running.values(), key=_started)
+        twice_as_old = 2 * _started(newest) - query.arrived
+        if len(self._running) >= Adaptive.MAX_TASKS and time < twice_as_old:
+            self._alarm = twice_as_old
+            return None
         late._targets.now = time
         offers: list[tuple[float, Callable[[], None]]] = []
         if self._may_ask_backup():
             offers.append((self._worth(BACKUP, newest), self._start_backup))
         helps_from = late._effect.helps_from(query.id, query.arrived)
         reserve = 0.0 if time - query.arrived > OLDEST * median else RESERVE
+        limit, recent = (OVERLOADED, RECENT) if query.refusals else (FULL, RECENT_COPIES)
         if time < helps_from:
             self._alarm = min(self._alarm, helps_from)
-        elif self._failure is None and late._budget.is_left(reserve) and not late._is_congested():
+        elif (
+            self._failure is None
+            and late._budget.is_left(reserve)
+            and late._slowness(recent) < limit
+        ):
             offers.append((self._worth(DEPLOYED, newest), self._start_copy))
         worth, start = max(offers, key=_worth, default=(0.0, None))
         if worth > 0 and start is not None:
@@ -464,6 +486,9 @@ class _Race:
                     backups = late._backups
                     late._form = form_of(value, backups.output, backups.other_outputs)
                 late._ran(task, finished=True)
+                late._slowness(RECENT)
+                if late._in_flight.pop(self._query.id, None):
+                    late._slow.append(not is_original)
                 late.counts[answer.source] += 1
                 return answer
             self._failed(is_original, lambda: answer)
