@@ -75,9 +75,7 @@ def test_the_users_mistakes_exit_with_2_and_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_our_mistakes_exit_with_1_and_show_a_traceback_only_when_asked_for(
-    parm_here: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_our_mistakes_exit_with_1(parm_here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parity_models.cli.evaluate.evaluate_bundle", lambda *given, **more: 1 / 0)
     given = ("evaluate", "bundle", "--inputs", "x")
     plain = parm_here(*given)
@@ -104,9 +102,7 @@ def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_prints_writes_and_keeps_the_numbers(
-    parm_here: Here, digits_bundle: Path, tmp_path: Path
-) -> None:
+def test_evaluate_prints_and_keeps(parm_here: Here, digits_bundle: Path, tmp_path: Path) -> None:
     report = tmp_path / "new" / "report.json"
     np.save(tmp_path / "test.npy", DIGITS.test.inputs)
     np.save(tmp_path / "labels.npy", DIGITS.test.labels)
@@ -128,9 +124,7 @@ def test_evaluate_prints_writes_and_keeps_the_numbers(
     assert kept.available_accuracy == accuracy
 
 
-def test_evaluate_refuses_what_it_cannot_judge(
-    parm_here: Here, digits_bundle: Path, tmp_path: Path
-) -> None:
+def test_evaluate_refuses_others(parm_here: Here, digits_bundle: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "test.npy", DIGITS.test.inputs[:20])
     cases: list[tuple[list[object], str]] = [
         ([digits_bundle / "manifest.json"], "is a file; give the folder"),

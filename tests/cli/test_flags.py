@@ -77,9 +77,7 @@ def test_flags_go_before_variables_and_those_before_the_file(
     assert served().port == 2
 
 
-def test_an_engine_has_the_options_after_its_name_and_those_of_flags(
-    bundle: str, served: Served
-) -> None:
+def test_an_engine_has_options_after_its_name_and_of_flags(bundle: str, served: Served) -> None:
     url = "http://127.0.0.1:1"
     options = served(bundle, "--engine", "remote@ca-file=ca.pem", "--deployed", url)
     assert options.engine.options == {"ca_file": "ca.pem", "deployed": url}

@@ -12,14 +12,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused, parm
-from served import (
-    INPUTS,
-    ServerProcess,
-    predictions,
-    queries,
-    until,
-    write_linear_bundle,
-)
+from served import INPUTS, ServerProcess, predictions, queries, until, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -59,9 +52,7 @@ def load(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(parm("load", *map(str, arguments)), capture_output=True, text=True)
 
 
-def test_every_answer_is_counted_judged_and_kept(
-    server: ServerProcess, data: Path, tmp_path: Path
-) -> None:
+def test_every_answer_is_judged(server: ServerProcess, data: Path, tmp_path: Path) -> None:
     out, latencies = tmp_path / "new" / "out.json", tmp_path / "latencies.csv"
     done = load(
         server.url, "--inputs", data / "queries.npz", "--rate", 200, "--queries", 200,
@@ -101,9 +92,7 @@ def running_load(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(parm("load", *map(str, arguments)), text=True, **pipes)
 
 
-def test_a_server_that_is_killed_is_a_matter_of_errors(
-    bundle: str, data: Path, tmp_path: Path
-) -> None:
+def test_a_killed_server_is_a_matter_of_errors(bundle: str, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with ServerProcess(bundle, "--policy", "none", "--instances", "1") as server:
         asking = running_load(
@@ -122,9 +111,7 @@ def test_a_server_that_is_killed_is_a_matter_of_errors(
     assert all(kind.startswith("connection: ") for kind in report["errors"])
 
 
-def test_an_interrupt_ends_the_load_with_what_there_is(
-    server: ServerProcess, data: Path, tmp_path: Path
-) -> None:
+def test_an_interrupt_ends_the_load(server: ServerProcess, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     before = server.metric("parm_requests_total")
     asking = running_load(

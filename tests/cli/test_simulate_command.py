@@ -8,9 +8,7 @@ import pytest
 from commands import Here, assert_refused
 
 
-def test_simulate_compares_settings_of_policies_and_writes_json(
-    parm_here: Here, tmp_path: Path
-) -> None:
+def test_simulate_compares_settings_and_writes_json(parm_here: Here, tmp_path: Path) -> None:
     done = parm_here(
         "simulate", "--queries", "1000", "--service-time", "25ms", "--backup-time", "5ms",
         "--coverage", "50%", "--policy", "hedging", "--policy", "hedging@hedge-delay=5ms",

@@ -31,9 +31,7 @@ def ks_and_rs(draw: st.DrawFn) -> tuple[int, int]:
 
 
 @given(ks_and_rs(), st.integers(0, 2**32 - 1))
-def test_sum_and_subtraction_recover_every_erasure_of_a_linear_model(
-    k_and_r: tuple[int, int], seed: int
-) -> None:
+def test_sum_and_subtraction_recover_every_erasure(k_and_r: tuple[int, int], seed: int) -> None:
     k, r = k_and_r
     rng = np.random.default_rng(seed)
     code = Code(CodeSpec("sum", "subtraction", k, r), (5,), (3,))
@@ -54,9 +52,7 @@ def test_sum_and_subtraction_recover_every_erasure_of_a_linear_model(
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_what_is_subtracted_from_probabilities_gives_the_nearest_probabilities(
-    n: int, seed: int
-) -> None:
+def test_subtraction_from_probabilities_gives_the_nearest_ones(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     code = Code(CodeSpec("sum", "subtraction", 2), (4,), (n,), probabilities=True)
     here = rng.dirichlet(np.ones(n), 50).astype(np.float32)
@@ -73,9 +69,7 @@ def test_what_is_subtracted_from_probabilities_gives_the_nearest_probabilities(
 
 
 @given(ks_and_rs(), st.integers(0, 2**32 - 1))
-def test_separate_reads_off_every_erasure_from_any_one_parity(
-    k_and_r: tuple[int, int], seed: int
-) -> None:
+def test_separate_reads_every_erasure_off_any_parity(k_and_r: tuple[int, int], seed: int) -> None:
     k, r = k_and_r
     rng = np.random.default_rng(seed)
     code = Code(CodeSpec("stack", "separate", k, r), (5,), (2, 3))
@@ -143,9 +137,7 @@ def test_numpy_and_torch_encode_alike(
 
 
 @given(st.sampled_from([2, 3, 4, 6, 8, 9]), SHAPES, st.integers(0, 2**32 - 1))
-def test_concatenation_keeps_the_mean_of_every_image_in_its_tile(
-    k: int, shape: tuple[int, int, int], seed: int
-) -> None:
+def test_concatenation_keeps_tiles_means(k: int, shape: tuple[int, int, int], seed: int) -> None:
     code = Code(CodeSpec("concatenation", "separate", k), shape, (3,))
     values = np.random.default_rng(seed).normal(size=k).astype(np.float32)
     queries = [np.full(shape, value) for value in values]
@@ -185,9 +177,7 @@ def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
         ),
     ],
 )
-def test_senseless_codes_are_refused_with_the_reason(
-    spec: CodeSpec, shape: tuple[int, ...], reason: str
-) -> None:
+def test_senseless_codes_are_refused(spec: CodeSpec, shape: tuple[int, ...], reason: str) -> None:
     with pytest.raises(CodeError, match=reason):
         Code(spec, shape, (10,))
 

@@ -72,9 +72,7 @@ def test_a_sum_adds_floating_point_inputs_and_refuses_ids() -> None:
         ("concatenation", {}, "concatenation needs images"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_the_input_s_name(
-    encoder: str, options: dict[str, Any], reason: str
-) -> None:
+def test_refusals_name_the_input(encoder: str, options: dict[str, Any], reason: str) -> None:
     text = Signature((Tensor("ids", "INT64", ("length",)),), SCORES, {"length": Axis((4,))})
     with pytest.raises(CodeError, match=reason):
         code_for(text, encoder, **options)

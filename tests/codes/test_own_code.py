@@ -66,9 +66,7 @@ def test_what_a_bundle_names_is_imported_only_if_it_is_allowed(bundle: Path) -> 
     assert code.spec == OWN
 
 
-def test_opening_a_bundle_runs_nothing_that_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_opening_a_bundle_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "innocent.py").write_text("from own_coders import Amplified as Coder")
     path = write_linear_bundle(tmp_path, code=CodeSpec("innocent:Coder", "subtraction", 2))

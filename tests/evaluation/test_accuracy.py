@@ -120,9 +120,7 @@ def test_a_backup_is_judged_on_every_query(coded: bool, tmp_path: Path) -> None:
     assert (accuracy.degraded_accuracy is None) == (not coded)
 
 
-def test_each_model_runs_once_over_all_rows_and_progress_counts_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_model_runs_once_over_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "BATCH", 10)
     inputs, labels, weights = draw_data(99)
     code = CodeSpec("sum", "subtraction", 2, 2)

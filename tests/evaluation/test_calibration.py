@@ -65,9 +65,7 @@ def test_the_fewest_queries_that_can_show_a_level_are_known(level: float) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("agrees", [sigmoid, indifferent, overconfident])
 @pytest.mark.parametrize("level", [0.9, 0.97, 0.99, None])
-def test_the_true_agreement_is_below_its_level_in_few_calibrations(
-    agrees: Any, level: float | None
-) -> None:
+def test_true_agreement_is_below_its_level_in_few_runs(agrees: Any, level: float | None) -> None:
     """Though, without a named level, it is the best of seven."""
     rng = np.random.default_rng(3)
     everything = rng.normal(3, 2, 200_000)
@@ -179,9 +177,7 @@ def inputs(rows: int, seed: int = 0) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(("k", "r"), [(2, 1), (4, 2), (5, 3)])
 @pytest.mark.parametrize("independent", [False, True])
-def test_every_query_is_reconstructed_as_soon_as_it_can_be(
-    tmp_path: Path, k: int, r: int, independent: bool
-) -> None:
+def test_queries_are_reconstructed_soon(tmp_path: Path, k: int, r: int, independent: bool) -> None:
     queries = inputs(101)
     outputs = Outputs(exact_bundle(tmp_path, k, r), queries, predictions=queries @ WEIGHTS)
     answers = outputs.answers(independent=independent)["reconstruction"]
@@ -243,9 +239,7 @@ def test_inputs_and_levels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parm_calibrate_puts_gates_into_the_bundle_and_parm_evaluate_measures_them(
-    tmp_path: Path, parm_here: Here
-) -> None:
+def test_parm_calibrate_puts_gates_into_the_bundle(tmp_path: Path, parm_here: Here) -> None:
     bundle = exact_bundle(tmp_path, backup=-WEIGHTS)
     for name, rows, seed in (("held-out", 2000, 0), ("few", 20, 0), ("test", 500, 1)):
         np.save(tmp_path / f"{name}.npy", inputs(rows, seed))

@@ -71,9 +71,7 @@ def named_bundle(folder: Path, backup: Array = NOISY) -> Bundle:
     st.lists(st.integers(0, CLASSES - 1), min_size=1, unique=True),
     st.data(),
 )
-def test_no_other_class_passes_whatever_the_scores_are(
-    scores: Array, numbers: list[int], data: st.DataObject
-) -> None:
+def test_no_other_class_passes(scores: Array, numbers: list[int], data: st.DataObject) -> None:
     may = [AnsweredClass(number, str(number)) for number in numbers]
     sure = data.draw(arrays(np.float64, 300, elements=st.floats(-50, 50)))
     said = data.draw(arrays(np.int64, 300, elements=st.integers(0, CLASSES - 1)))

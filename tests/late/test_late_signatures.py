@@ -26,9 +26,7 @@ def answering(value: Any) -> Callable[[], Awaitable[Any]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("never_overloaded")
-async def test_queries_of_unequal_length_are_answered_for_the_output_that_is_imitated(
-    tmp_path: Path,
-) -> None:
+async def test_queries_of_unequal_length_are_answered(tmp_path: Path) -> None:
     async with Late(write_text_bundle(tmp_path, backed=True), agreement=0) as late:
         other = expected(texts(1, 4))["logits"]
         with pytest.raises(UserError, match=r"'hidden'.*ask for that output alone"):

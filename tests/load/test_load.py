@@ -154,9 +154,7 @@ async def test_requests_hold_batches_and_every_row_is_judged(data: str, binary: 
 
 
 @pytest.mark.parametrize("labelled", [False, True])  # r2 of a single query is not defined
-async def test_servers_that_name_no_source_and_queries_without_a_score_will_do(
-    tmp_path: Path, labelled: bool
-) -> None:
+async def test_servers_may_name_no_source(tmp_path: Path, labelled: bool) -> None:
     async def handle(request: web.Request, row: Rows) -> web.Response:
         return answer(row, source=None, binary=False)
 

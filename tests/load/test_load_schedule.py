@@ -82,9 +82,7 @@ def test_a_trace_is_sent_as_it_was_recorded(
         (None, "cannot read the trace"),
     ],
 )
-def test_files_that_are_not_traces_are_refused(
-    tmp_path: Path, text: str | None, reason: str
-) -> None:
+def test_other_files_are_refused(tmp_path: Path, text: str | None, reason: str) -> None:
     path = tmp_path / "times.txt"
     if text is not None:
         path.write_bytes(text.encode("latin-1"))
@@ -100,9 +98,7 @@ def test_files_that_are_not_traces_are_refused(
     duration=st.floats(0.1, 2),
     batch=st.integers(1, 4),
 )
-def test_a_load_lasts_for_its_duration_after_the_warm_up(
-    rate: float, warm_up: int, duration: float, batch: int
-) -> None:
+def test_a_load_lasts_for_its_time(rate: float, warm_up: int, duration: float, batch: int) -> None:
     load = spec(rate=rate, warm_up=warm_up, duration=duration, batch=batch)
     first = -(-warm_up // batch)
     assert load.warm_up_requests == first

@@ -90,9 +90,7 @@ for each in threads:
 
 
 @pytest.mark.slow
-def test_the_first_bundles_of_a_process_may_be_opened_by_several_threads_at_once(
-    original: Bundle,
-) -> None:
+def test_the_first_bundles_may_be_opened_by_several_threads(original: Bundle) -> None:
     for _ in range(3):  # what one thread does to another is up to chance
         command = [sys.executable, "-c", AT_ONCE, str(original.path)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -162,9 +160,7 @@ def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models
     assert list(bundle.parent.iterdir()) == [bundle]
 
 
-def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
-    bundle: Path, models: Path, original: Bundle
-) -> None:
+def test_a_failed_write_leaves_the_old_bundle(bundle: Path, models: Path, original: Bundle) -> None:
     deployed = NewModel(models / "deployed.onnx", "linear")
     cast = helper.make_node("Cast", ["input"], ["output"], to=FLOAT)
     ids = NewModel(save([cast], (TensorProto.INT64, ["n", 4]), (FLOAT, ["n", 4])), "cast")
@@ -323,9 +319,7 @@ def places(content: Any, prefix: str = "") -> list[str]:
         ("accuracy/available_accuracy", 1.5, r"\$.accuracy.available_accuracy"),
     ],
 )
-def test_a_manifest_that_promises_something_else_is_refused_with_the_reason(
-    bundle: Path, place: str, value: object, reason: str
-) -> None:
+def test_false_promises_are_refused(bundle: Path, place: str, value: object, reason: str) -> None:
     tamper(bundle, lambda content: put(content, place, value))
     with pytest.raises(BundleError, match=reason):
         open_bundle(bundle)
@@ -345,9 +339,7 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @pytest.mark.slow
 @given(st.data())
-def test_a_manifest_with_any_value_replaced_opens_or_is_refused(
-    original: Bundle, data: st.DataObject
-) -> None:
+def test_a_changed_manifest_opens_or_is_refused(original: Bundle, data: st.DataObject) -> None:
     path = original.path.with_name("replaced")
     shutil.copytree(original.path, path, dirs_exist_ok=True)
 

@@ -149,9 +149,7 @@ def test_few_honest_queries_are_rejected(envelopes: dict[str, Envelope], kind: s
 
 @pytest.mark.parametrize("value", [100.0, -3.4e38, np.nan])
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_absurd_values_are_unlike_even_one_of_them(
-    envelopes: dict[str, Envelope], kind: str, value: float
-) -> None:
+def test_absurd_values_are_unlike(envelopes: dict[str, Envelope], kind: str, value: float) -> None:
     rows = KINDS[kind].draw(50, 2)["input"]
     value *= float(np.abs(rows).max()) if abs(value) == 100 else 1
     with warnings.catch_warnings():
@@ -221,9 +219,7 @@ ABSURD: dict[str, tuple[str, str, Callable[[Array], Array]]] = {
 
 
 @pytest.mark.parametrize("what", ABSURD)
-def test_other_queries_than_in_training_are_unlike(
-    envelopes: dict[str, Envelope], what: str
-) -> None:
+def test_queries_unlike_those_in_training(envelopes: dict[str, Envelope], what: str) -> None:
     kind, name, change = ABSURD[what]
     queries = KINDS[kind].draw(200, 3)
     queries[name] = np.asarray(change(queries[name].copy()), queries[name].dtype)
@@ -296,9 +292,7 @@ def test_the_files_of_earlier_versions_are_read(envelopes: dict[str, Envelope]) 
     assert encode_envelope(found) == text
 
 
-def test_an_envelope_of_other_inputs_or_outputs_is_refused(
-    envelopes: dict[str, Envelope], tmp_path: Path
-) -> None:
+def test_an_envelope_of_others_is_refused(envelopes: dict[str, Envelope], tmp_path: Path) -> None:
     for other, message in (
         (of_rows(DIGITS[:50], OUTPUTS[:, :2]), r"shape \[2\].*\[3\]"),
         (envelopes["features"], "is of the inputs 'categories'"),

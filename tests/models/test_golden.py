@@ -14,13 +14,7 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.export import floats
-from parity_models.models.golden import (
-    GOLDEN,
-    check_golden,
-    encode_golden,
-    golden,
-    golden_rows,
-)
+from parity_models.models.golden import GOLDEN, check_golden, encode_golden, golden, golden_rows
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Layout, Tensor, TensorSpec
 from parity_models.training.envelope import fit_envelope
@@ -128,9 +122,7 @@ def test_golden_ids_are_drawn_from_their_range() -> None:
 # Stored in a bundle
 
 
-def test_a_bundle_is_refused_where_its_stand_ins_answer_otherwise(
-    bundle: Bundle, tmp_path: Path
-) -> None:
+def test_a_bundle_whose_stand_ins_differ_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
     linear_model(copy / "backup.onnx", (4,), (3,), np.ones((4, 3), np.float32))
     check_golden((copy / "golden.msgpack").read_bytes(), models(bundle))

@@ -13,12 +13,7 @@ from torch import nn
 from onnx_models import output_of
 from parity_models.errors import TrainingError
 from parity_models.models.export import export, floats
-from parity_models.models.networks import (
-    MLP,
-    NETWORKS,
-    Text,
-    build_network,
-)
+from parity_models.models.networks import MLP, NETWORKS, Text, build_network
 from parity_models.models.networks.network import Slotwise
 from parity_models.models.networks.queried import Grid, Shape, describe, find_tables
 from parity_models.models.onnx_model import OnnxModel
@@ -56,17 +51,13 @@ def check_export(network: nn.Module, inputs: Shape, outputs: Shape) -> None:
     ],
 )
 @pytest.mark.slow
-def test_networks_compute_the_same_in_onnx_runtime_for_any_batch(
-    name: str, inputs: Shape, outputs: Shape, grid: Grid
-) -> None:
+def test_onnx_runtime_gives_the_same(name: str, inputs: Shape, outputs: Shape, grid: Grid) -> None:
     torch.manual_seed(0)
     check_export(settled(build_network(name, inputs, outputs, grid), *inputs), inputs, outputs)
 
 
 @pytest.mark.slow
-def test_exporting_prints_nothing_and_leaves_the_network_as_it_was(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_exporting_prints_and_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     network = build_network("resnet-small", (1, 8, 8), (10,))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
     model = OnnxModel(export(network, [floats((1, 8, 8))]))
@@ -99,9 +90,7 @@ def test_published_networks_have_their_published_size() -> None:
         ("mine:Net", (784,), (1, 1), "which is not imported here"),
     ],
 )
-def test_networks_that_cannot_take_the_inputs_are_refused_with_the_reason(
-    name: str, inputs: Shape, grid: Grid, reason: str
-) -> None:
+def test_networks_refuse_other_inputs(name: str, inputs: Shape, grid: Grid, reason: str) -> None:
     with pytest.raises(TrainingError, match=reason):
         build_network(name, inputs, (10,), grid)
 

@@ -63,9 +63,7 @@ def test_what_does_not_fit_is_refused(arrays: dict[str, object], why: str) -> No
         ({"ids": np.array([None])}, "damaged or not an .npz file .*Object arrays"),
     ],
 )
-def test_a_file_without_sound_inputs_is_refused(
-    tmp_path: Path, arrays: dict[str, object], why: str
-) -> None:
+def test_unsound_files_are_refused(tmp_path: Path, arrays: dict[str, object], why: str) -> None:
     with pytest.raises(DataError, match=why):
         read_batch(save(tmp_path / "a.npz", **arrays), TEXT)
     with pytest.raises(DataError, match="there is no"):
@@ -219,9 +217,7 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
 
 
 @pytest.mark.parametrize(("make", "reason"), REFUSED)
-def test_inputs_that_cannot_be_are_refused(
-    make: Callable[[Path], Path], reason: str, tmp_path: Path
-) -> None:
+def test_bad_inputs_are_refused(make: Callable[[Path], Path], reason: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=reason):
         load_inputs(make(tmp_path), SHAPE)
 

@@ -78,9 +78,7 @@ def test_servers_that_run_several_at_a_time_are_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stand_in_cuts_the_tail_that_servers_with_spells_have(
-    tmp_path: Path, parm_here: Here
-) -> None:
+def test_a_stand_in_cuts_the_tail_of_slow_spells(tmp_path: Path, parm_here: Here) -> None:
     file, out = write(tmp_path / "log.json", with_spells(), "json"), tmp_path / "out.json"
     stand_in = ("--backup-time", "2ms", "--coverage", "0.9")
     done = parm_here("plan", "--log", file, *stand_in, "--json", out)
@@ -197,9 +195,7 @@ def test_any_log_gives_an_answer_or_a_users_error(
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
+def test_bytes_are_no_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any"
     file.write_bytes(content)
     with pytest.raises(UserError):

@@ -112,9 +112,7 @@ def gated() -> list[Service]:
 @pytest.mark.parametrize(
     ("differ", "policy", "level"), [(0.01, "cascade", 0.99), (1e-6, "equal-resources", None)]
 )
-def test_policy_and_gate_are_those_with_which_few_enough_answers_differ(
-    differ: float, policy: str, level: float | None
-) -> None:
+def test_few_enough_answers_differ(differ: float, policy: str, level: float | None) -> None:
     found = planner(instances=4, differ=differ, contention="{}").plans(gated())
     tried = [(each.policy.name, each.level) for each in found.plans if each.level]
     assert ("cascade", 0.9) in tried

@@ -27,9 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
 
 
-async def test_a_running_server_is_recorded_and_compares_though_nothing_is_late(
-    bundle: Bundle,
-) -> None:
+async def test_a_server_is_recorded_though_nothing_is_late(bundle: Bundle) -> None:
     options = ServeOptions(policy=PolicyChoice("adaptive"), port=0, compare_every=0.1)
     rows = np.ones((5, FEATURES), np.float32)
     async with Server(bundle, options) as server:
@@ -56,9 +54,7 @@ def test_nobody_at_the_address_is_said_in_a_sentence(bundle: Bundle, parm_here: 
     assert_refused(parm_here(*of, "ftp://nonsense"), "not a server's address")
 
 
-def test_a_rehearsal_shows_the_tails_and_who_answers(
-    bundle: Bundle, tmp_path: Path, parm_here: Here
-) -> None:
+def test_a_rehearsal_shows_the_tails(bundle: Bundle, tmp_path: Path, parm_here: Here) -> None:
     out = tmp_path / "rehearsed.json"
     of = ("rehearse", str(bundle.path))
     told = parm_here(*of, "--json", str(out), columns=80)

@@ -70,9 +70,7 @@ def test_too_little_and_what_are_no_metrics_of_a_server_is_said() -> None:
 
 @given(st.lists(st.floats(1e-4, 9.0), min_size=100, max_size=300))
 @pytest.mark.slow
-def test_the_mean_is_exact_and_quantiles_are_in_order_whatever_was_seen(
-    times: list[float],
-) -> None:
+def test_the_mean_is_exact_and_quantiles_are_in_order(times: list[float]) -> None:
     server = Server()
     first = server.seen(0.0)
     server.answers(*times)

@@ -21,12 +21,7 @@ from parity_models.scheduling import (
     Source,
     parity_role,
 )
-from parity_models.scheduling.policies import (
-    Adaptive,
-    EqualResources,
-    Pool,
-    StandIns,
-)
+from parity_models.scheduling.policies import Adaptive, EqualResources, Pool, StandIns
 from scheduling_world import World, code
 
 EVERY = 10.0
@@ -135,9 +130,7 @@ def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> No
 
 @pytest.mark.parametrize("how", ["finish", "fail", "leave"])
 @pytest.mark.parametrize("stand_ins", [{"backup": True}, {"parity": True}])
-def test_nothing_is_kept_of_a_comparison_that_runs_and_it_is_not_tried_again(
-    how: str, stand_ins: dict[str, bool]
-) -> None:
+def test_a_comparison_that_runs_keeps_nothing(how: str, stand_ins: dict[str, bool]) -> None:
     world = world_of(adaptive(**stand_ins))
     answer(world)
     world.pass_time(EVERY)
@@ -157,9 +150,7 @@ def test_nothing_is_kept_of_a_comparison_that_runs_and_it_is_not_tried_again(
 @pytest.mark.parametrize(
     "quiet", [lambda world: None, lambda world: world.arrive(2)], ids=["idle", "busy"]
 )
-def test_it_is_run_only_on_an_instance_that_is_idle_at_once(
-    quiet: Callable[[World], None],
-) -> None:
+def test_it_runs_on_an_instance_that_is_idle_at_once(quiet: Callable[[World], None]) -> None:
     world = world_of(adaptive(backup=True), instances=1)
     answer(world)
     world.pass_time(EVERY)

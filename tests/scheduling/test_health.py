@@ -71,9 +71,7 @@ def serve_round(world: World, queries: int) -> None:
 @pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize("load", [0.05, 0.7])
 class Test_an_instance_that_fails_fast:
-    def test_gets_no_more_than_its_fair_share_and_then_none(
-        self, rule: type[Dispatch], load: float
-    ) -> None:
+    def test_gets_its_fair_share_and_then_none(self, rule: type[Dispatch], load: float) -> None:
         world = pool(rule)
         runs = serve(world, 1000, load)
         tries = Counter(run.instance for run in runs)
@@ -82,9 +80,7 @@ class Test_an_instance_that_fails_fast:
         assert world.recycled["bad0"].reason is RecycleReason.FAILING
         assert dict(world.scheduler.instances())["bad0"] is State.EJECTED
 
-    def test_is_readmitted_after_twice_as_long_each_time(
-        self, rule: type[Dispatch], load: float
-    ) -> None:
+    def test_is_out_twice_as_long_each_time(self, rule: type[Dispatch], load: float) -> None:
         world = pool(rule)
         serve(world, 100, load)
         world.pass_time(1.0)
@@ -115,9 +111,7 @@ def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize(("rest", "counts_as_out"), [(60.0, True), (1.0, False)])
-def test_those_that_are_busy_for_long_count_as_out(
-    rule: type[Dispatch], rest: float, counts_as_out: bool
-) -> None:
+def test_the_busy_count_as_out(rule: type[Dispatch], rest: float, counts_as_out: bool) -> None:
     world = pool(rule)
     resting = [f"{i}" for i in range(1, 1 + INSTANCES // 2)]
     while resting:
@@ -148,9 +142,7 @@ def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
 @pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize("one_in", [2, 10])
 @pytest.mark.parametrize("load", [0.05, 0.5])
-def test_a_clients_failing_inputs_eject_nobody(
-    rule: type[Dispatch], one_in: int, load: float
-) -> None:
+def test_a_clients_bad_inputs_eject_nobody(rule: type[Dispatch], one_in: int, load: float) -> None:
     world = pool(rule, bad=0)
     serve(world, 1500, load / (1 + 4 / one_in), bad_query=lambda query: query % one_in == 0)
     assert not world.recycled

@@ -44,9 +44,7 @@ def experienced(
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
-def test_a_unit_that_takes_far_longer_than_units_do_has_its_instance_replaced(
-    rule: type[Dispatch],
-) -> None:
+def test_a_unit_that_takes_far_too_long_has_its_instance_replaced(rule: type[Dispatch]) -> None:
     world = experienced(4, rule=rule)
     (query,) = world.arrive(1)
     (hung,) = world.running
@@ -185,9 +183,7 @@ def test_a_rare_and_long_kind_of_query_is_not_taken_for_a_hang(ratio: int) -> No
 
 
 @pytest.mark.parametrize(("kind", "seconds"), [("short", 0.5), ("long", 3.0)])
-def test_a_hang_of_either_kind_is_found_within_three_times_what_the_kind_takes(
-    kind: str, seconds: float
-) -> None:
+def test_a_hang_is_found_in_three_times_what_its_kind_takes(kind: str, seconds: float) -> None:
     served = Kinds(0.5, 3.0, deadline=20.0)
     for _ in range(25):
         served.arrive("short")

@@ -9,9 +9,7 @@ from parity_models.scheduling.run_times import RunTimes
 
 
 @given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1))
-def test_of_units_that_all_finished_those_that_take_longer_than_an_age_are_counted(
-    times: list[float],
-) -> None:
+def test_of_units_that_finished_those_longer_than_an_age_are_counted(times: list[float]) -> None:
     known = run_times(*((time, True) for time in times))
     for age, share in known.ages():
         assert share == pytest.approx(sum(time > age for time in times) / len(times))

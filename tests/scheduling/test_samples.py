@@ -92,9 +92,7 @@ def lies_in(place: str, share: float = 1.0) -> Output:
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize(("instances", "batch"), [(3, 1), (4, 1), (4, 8), (30, 1)])
-def test_a_liar_is_replaced_and_so_few_answers_are_wrong(
-    rule: type[Dispatch], instances: int, batch: int
-) -> None:
+def test_a_liar_gives_few_wrong_answers(rule: type[Dispatch], instances: int, batch: int) -> None:
     fleet = Fleet(instances, lies_in("1"), rule, max_batch=batch)
     fleet.serve(4200, at_once=max(2, batch // 2))
     assert {name.split(".")[0] for name, _ in fleet.replaced} == {"1"}

@@ -38,9 +38,7 @@ def setups(draw: st.DrawFn) -> Setup:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(setups(), STEPS)
-def test_every_query_is_answered_once_or_failed_once_and_nothing_is_left(
-    setup: Setup, steps: list[tuple[str, int]]
-) -> None:
+def test_queries_end_once_and_leave_nothing(setup: Setup, steps: list[tuple[str, int]]) -> None:
     check_nothing_is_left(run_history(setup, steps), setup.code.k)
 
 
@@ -80,9 +78,7 @@ def test_so_they_do_in_every_process() -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(setups(), STEPS)
-def test_where_all_instances_share_a_node_all_is_as_where_they_name_none(
-    setup: Setup, steps: list[tuple[str, int]]
-) -> None:
+def test_one_node_for_all_is_like_none(setup: Setup, steps: list[tuple[str, int]]) -> None:
     on_one, on_none = (replace(setup, nodes=nodes) for nodes in (1, None))
     assert run_history(on_one, steps).log == run_history(on_none, steps).log
 
@@ -149,9 +145,7 @@ class Test_originals:
         world.finish("good")
         assert world.running["good"].subjects == (0,)
 
-    def test_are_tried_elsewhere_at_once_when_turned_away_by_an_instance_that_then_rests(
-        self,
-    ) -> None:
+    def test_are_tried_elsewhere_when_turned_away_by_an_instance_that_rests(self) -> None:
         world = world_of(("busy",), max_attempts=1)
         world.arrive(1)
         for other in ("b", "c"):

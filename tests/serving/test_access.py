@@ -118,9 +118,7 @@ def test_metrics_have_a_port_of_their_own(server: ServerProcess, client: httpx.C
         assert client.get(nowhere, headers=bearing(TOKEN)).status_code == 404
 
 
-def test_files_that_change_are_read_again(
-    server: ServerProcess, shown: Files, channel: grpc.Channel
-) -> None:
+def test_changed_files_are_read(server: ServerProcess, shown: Files, channel: grpc.Channel) -> None:
     assert call(channel, f"/{SERVICE}/ServerLive")
     before, after = shown.authority, trustme.CA()
     shown.renew(after)

@@ -37,9 +37,7 @@ def test_files_that_are_no_certificate_or_of_another_are_named(files: Files) -> 
         Certificate(files.certificate.with_name("missing.crt"), files.key)
 
 
-def test_parm_serve_names_what_is_wrong_at_the_start(
-    files: Files, parm_here: Here, plain: Path, tmp_path: Path
-) -> None:
+def test_wrong_files_are_named(files: Files, parm_here: Here, plain: Path, tmp_path: Path) -> None:
     files.renew(ends=datetime.now(UTC) - timedelta(hours=1))
     pair = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key))
     assert_refused(parm_here("serve", plain, *pair), "expired at")
@@ -48,9 +46,7 @@ def test_parm_serve_names_what_is_wrong_at_the_start(
     assert_refused(parm_here("serve", plain, "--tokens", missing), "cannot be read")
 
 
-def test_a_wrong_file_leaves_in_force_what_was_read_before(
-    files: Files, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_file_leaves_the_one_before(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     certificate, tokens = Certificate(files.certificate, files.key), Tokens(files.tokens)
     before = certificate.context
     files.key.write_text("nothing")
@@ -66,9 +62,7 @@ def test_a_wrong_file_leaves_in_force_what_was_read_before(
     assert certificate.context is not before
 
 
-def test_what_could_not_be_read_is_read_again_and_said_once(
-    files: Files, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_files_are_read_again(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     class Unlucky(Reread):
         """Cannot read its files, for a reason of the machine's, so often."""
 

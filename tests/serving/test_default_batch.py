@@ -26,9 +26,7 @@ def timed(folder: Path, one: float, batch: float | None) -> Bundle:
 
 
 @pytest.mark.parametrize(("batch", "default"), [(2.0, 4), (2.1, 1), (None, 1)])
-def test_batches_are_run_where_four_queries_take_as_long_as_two(
-    batch: float | None, default: int, tmp_path: Path
-) -> None:
+def test_batches_are_run_where_they_pay(batch: float | None, default: int, tmp_path: Path) -> None:
     bundle = timed(tmp_path, 1.0, batch)
     assert Deployment(bundle, ServeOptions()).max_batch == default
     assert Deployment(bundle, ServeOptions(max_batch=3)).max_batch == 3

@@ -63,9 +63,7 @@ def test_a_server_that_may_open_too_few_files_does_not_start(bundle: Path) -> No
     assert "ulimit -Hn" in done.stderr
 
 
-def test_a_crowd_of_idle_connections_leaves_descriptors_to_clients_and_workers(
-    bundle: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_idle_crowds_leave_descriptors(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = 128
     with ServerProcess(str(bundle)) as server, ExitStack() as idle:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (few, few))

@@ -100,9 +100,7 @@ def test_hadolint_accepts_the_dockerfile() -> None:
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
-def test_the_server_of_a_deployment_starts_and_has_time_to_shut_down(
-    deployment: dict[str, Any], parm_here: Here, tmp_path: Path
-) -> None:
+def test_deployments_shut_down(deployment: dict[str, Any], parm_here: Here, tmp_path: Path) -> None:
     """Its options are read before its bundle, which is not here."""
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -183,9 +181,7 @@ def test_values_that_cannot_be_are_named(values: dict[str, Any], named: str) -> 
         rendered(values)
 
 
-def test_the_server_of_the_chart_starts_and_has_time_to_shut_down(
-    parm_here: Here, tmp_path: Path
-) -> None:
+def test_the_chart_s_server_starts_and_has_time_to_stop(parm_here: Here, tmp_path: Path) -> None:
     extra = {"extraArgs": ["--policy=hedging"], "shutdownDelay": 20.5, "deadline": 3}
     manifests = rendered({"server": extra})
     server = container(manifests)

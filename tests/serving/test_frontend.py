@@ -104,9 +104,7 @@ class Wavering(NoRedundancy):
         return self.state
 
 
-async def test_states_of_redundant_work_that_alternate_do_not_fill_the_log(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_alternating_states_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     policy = Wavering()
     async with serving(policy) as (frontend, _):
@@ -330,9 +328,7 @@ async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
     st.sampled_from([1, 3]),
     st.sampled_from([None, *Pool]),
 )
-def test_whatever_happens_every_request_is_answered_once_and_right(
-    seed: int, max_batch: int, pool: Pool | None
-) -> None:
+def test_in_any_history_all_are_answered_once(seed: int, max_batch: int, pool: Pool | None) -> None:
     asyncio.run(_chaos(Random(seed), max_batch, pool))
 
 

@@ -274,9 +274,7 @@ async def test_a_gate_closes_when_answers_disagree_also_for_the_next_server_unti
     assert "closed gates are not kept" in caplog.text
 
 
-async def test_a_comparison_that_cannot_be_made_keeps_nobody_waiting(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_failed_comparison_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(Parity(CODE, DEDICATED), 2, 1, compare_one_in=1) as (frontend, engine):
         request = await asked(frontend.infer(queries(2)))
         one, other, parity = engine.units
@@ -290,9 +288,7 @@ async def test_a_comparison_that_cannot_be_made_keeps_nobody_waiting(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-async def test_what_would_spoil_other_queries_reconstructions_is_served_exact(
-    value: float,
-) -> None:
+async def test_what_would_spoil_other_reconstructions_is_served_exact(value: float) -> None:
     spoilt = queries(2)
     spoilt[1, 3] = value
     async with serving(Parity(CODE), instances=3) as (frontend, engine):

@@ -50,9 +50,7 @@ def write(folder: Path, weights: NDArray[np.float32], backup: Any = None, **clai
     )
 
 
-def test_a_bundle_is_isolated_if_its_code_and_its_parity_models_keep_slots_apart(
-    tmp_path: Path,
-) -> None:
+def test_a_bundle_is_isolated_if_its_code_and_models_keep_slots_apart(tmp_path: Path) -> None:
     assert write(tmp_path, apart(), slotwise=True).isolated
     opened = open_bundle(tmp_path / "bundle")
     assert opened.isolated
@@ -63,9 +61,7 @@ def test_a_bundle_is_isolated_if_its_code_and_its_parity_models_keep_slots_apart
 
 
 @pytest.mark.parametrize("leak", [1.0, 1e-30])
-def test_a_parity_model_that_mixes_slots_cannot_be_called_slotwise(
-    tmp_path: Path, leak: float
-) -> None:
+def test_a_model_that_mixes_slots_cannot_be_called_slotwise(tmp_path: Path, leak: float) -> None:
     weights = apart()
     weights[6, 1] = leak
     with pytest.raises(BundleError, match=r"parity-0\.onnx.*slot 1 changes.*slot 0"):
@@ -97,9 +93,7 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("screened", [True, False])
 @pytest.mark.parametrize("isolated", [True, False])
-def test_a_server_says_that_a_bundle_without_an_envelope_lets_queries_spoil_others(
-    tmp_path: Path, isolated: bool, screened: bool
-) -> None:
+def test_a_server_warns_of_spoiled_queries(tmp_path: Path, isolated: bool, screened: bool) -> None:
     inputs = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     weights, queries = np.ones((4, 3), np.float32), {"input": inputs}
     linear_model(tmp_path / "deployed.onnx", (4,), (3,), weights)

@@ -38,9 +38,7 @@ def requests(draw: st.DrawFn) -> Sent:
     st.lists(st.sampled_from(Source), min_size=1),
     st.dictionaries(st.sampled_from([*Source][1:]), st.sampled_from([0.9, 0.95, 0.99])),
 )
-def test_headers_say_the_sources_and_the_lowest_agreement(
-    sources: list[Source], levels: dict[Source, float]
-) -> None:
+def test_headers_say_sources_and_level(sources: list[Source], levels: dict[Source, float]) -> None:
     signature = Signature.of(TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,)))
     gates = {source: GateMetadata(level, 1.0) for source, level in levels.items()}
     said = dict(ServedModel("model", signature, max_rows=10, gates=gates).headers(sources))

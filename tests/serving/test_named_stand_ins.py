@@ -90,21 +90,15 @@ def test_an_isolated_code_of_records_reconstructs_what_slots_say(tmp_path: Path)
 
 
 @pytest.mark.parametrize("length", [1, 5, 16])
-def test_stand_ins_answer_at_each_length_for_the_output_that_they_imitate(
-    client: httpx.Client, source: str, length: int
-) -> None:
+def test_stand_ins_answer_at_each_length(client: httpx.Client, source: str, length: int) -> None:
     # On a busy machine, the model may have answered before.
     assert any(ask(client, length, ["logits"]) == {source} for _ in range(5))
 
 
 @pytest.mark.parametrize("outputs", [["hidden"], ["hidden", "logits"], []])
-def test_requests_for_other_outputs_are_answered_by_the_model(
-    client: httpx.Client, outputs: list[str]
-) -> None:
+def test_the_model_answers_for_other_outputs(client: httpx.Client, outputs: list[str]) -> None:
     assert ask(client, 5, outputs) == {"model"}
 
 
-def test_queries_unlike_those_that_stand_ins_learned_from_are_answered_by_the_model(
-    client: httpx.Client,
-) -> None:
+def test_the_model_answers_queries_unlike_those_learned_from(client: httpx.Client) -> None:
     assert ask(client, 16, ["logits"], masked=0) == {"model"}

@@ -93,9 +93,7 @@ def served(backed: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 @pytest.mark.parametrize(("where", "expression"), list(queries()))
-def test_queries_are_promql_and_read_metrics_that_there_are(
-    where: str, expression: str, served: set[str]
-) -> None:
+def test_queries_read_metrics_that_there_are(where: str, expression: str, served: set[str]) -> None:
     names = set(series_of(promql_parser.parse(plain(expression))))
     assert names
     assert names <= served | SCRAPED, where

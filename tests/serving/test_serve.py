@@ -208,9 +208,7 @@ def closed() -> None:
 
 
 @pytest.mark.parametrize("streams", [full, closed])
-def test_a_server_serves_whatever_its_streams_are(
-    bundle: Path, streams: Callable[[], None]
-) -> None:
+def test_a_server_serves_whatever_its_streams(bundle: Path, streams: Callable[[], None]) -> None:
     # The bundle has no envelope, which the server notes on standard error once it is ready.
     with (
         ServerProcess(str(bundle), "--access-log", before=streams) as server,

@@ -55,9 +55,7 @@ def delete(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [replace, overwrite, delete])
-async def test_a_bundle_that_changes_before_the_start_is_not_served(
-    tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+async def test_a_changed_bundle_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
     write(tmp_path, 1)
     server = Server(open_bundle(tmp_path / "bundle"), PARITY)
     change(tmp_path)
@@ -89,9 +87,7 @@ async def test_a_server_has_golden_queries_of_what_its_instances_run(tmp_path: P
         golden_of(bundle, models, [frozenset({"deployed"})])
 
 
-def test_a_model_that_cannot_be_known_by_its_outputs_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unrecognisable_model_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundle = write(tmp_path, np.inf)
     models = {"deployed": bundle.pinned(bundle.manifest.deployed)}
     assert not golden_of(bundle, models, [frozenset({"deployed"})])
@@ -99,9 +95,7 @@ def test_a_model_that_cannot_be_known_by_its_outputs_is_told(
 
 
 @pytest.mark.parametrize("policy", ["none", "adaptive"])
-async def test_a_worker_that_runs_another_model_is_replaced_and_named(
-    tmp_path: Path, policy: str
-) -> None:
+async def test_a_worker_that_runs_another_model_is_replaced(tmp_path: Path, policy: str) -> None:
     bundle = write(tmp_path, 1)
     lie = tmp_path / "lie.onnx"
     options = ServeOptions(

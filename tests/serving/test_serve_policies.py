@@ -89,9 +89,7 @@ def check(asked: NDArray[np.float32], response: httpx.Response) -> list[str]:
         ("hedging@hedge-delay=50", 60.0, "single-queue"),
     ],
 )
-def test_without_stand_ins_every_answer_is_the_model_s(
-    backed: Path, policy: str, seconds: float, rule: str
-) -> None:
+def test_the_model_answers_everything(backed: Path, policy: str, seconds: float, rule: str) -> None:
     options = ("--policy", policy, "--dispatch", rule, "--faults", slow(0, seconds=seconds))
     with serving(backed, *options) as (server, client):
         for seed in range(3):
@@ -123,9 +121,7 @@ def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(backed: Pa
 
 
 @pytest.mark.parametrize("coverages", [{"backup": 0.5}, {"backup": 0.0, "backup-2": 0.5}])
-def test_a_cascade_asks_the_backups_first_and_the_model_where_they_may_not_answer(
-    tmp_path: Path, coverages: dict[str, float]
-) -> None:
+def test_a_cascade_asks_the_backups_first(tmp_path: Path, coverages: dict[str, float]) -> None:
     backed = write_linear_bundle(tmp_path, coded=False, backed=len(coverages))
     plan = json.dumps({"coverages": coverages})
     with serving(backed, "--policy", "cascade", "--faults", plan) as (server, client):
@@ -156,9 +152,7 @@ def test_a_fault_plan_says_which_queries_no_stand_in_may_answer(backed: Path) ->
     assert not any(half.refuses(query, "reconstruction") for query in reconstructed)
 
 
-def test_a_policy_and_a_rule_of_one_s_own_are_served(
-    backed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_own_policy_and_rule_are_served(backed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SUPPORT)  # where their modules are found
     flags = ("--policy", f"{POLICY}@again-after=1", "--dispatch", f"{RULE}@scans=2")
     with serving(backed, *flags, "--faults", slow(0)) as (server, client):
@@ -166,9 +160,7 @@ def test_a_policy_and_a_rule_of_one_s_own_are_served(
         assert server.metric("parm_query_latency_seconds_count") == 2
 
 
-def test_a_code_of_one_s_own_reconstructs_where_it_is_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_own_code_reconstructs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SUPPORT)
     code = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})
     own = write_linear_bundle(tmp_path, code=code)

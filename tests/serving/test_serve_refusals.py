@@ -51,9 +51,7 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
         ('--faults {"kills":[{"worker":9,"at":1}]}', "names worker 9"),
     ],
 )
-def test_options_that_cannot_be_are_explained(
-    parm_here: Here, backed: Path, arguments: str, reason: str
-) -> None:
+def test_bad_options_are_named(parm_here: Here, backed: Path, arguments: str, reason: str) -> None:
     assert_refused(parm_here("serve", backed, *arguments.split()), reason)
 
 

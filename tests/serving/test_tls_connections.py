@@ -40,9 +40,7 @@ async def test_what_is_no_tls_ends_nothing_but_its_connection(files: Files, tls:
         client.close()
 
 
-async def test_requests_are_pipelined_refused_and_ended_as_without_tls(
-    files: Files, tls: Tls
-) -> None:
+async def test_requests_end_and_are_refused_as_without_tls(files: Files, tls: Tls) -> None:
     async with serving(tls=tls, idle_timeout=1.0, max_body=1000) as served:
         client = await served.connect(files.trusting)
         client.send(get(), get())

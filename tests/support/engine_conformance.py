@@ -232,9 +232,7 @@ class EngineConformance:
             engine.run(first, 2, "deployed", [row(0, 5)])
             assert (await events.outputs(2)).shape == (1, 2)
 
-    async def test_an_instance_that_is_killed_leaves_with_its_unit_and_comes_back(
-        self, fleet: Fleet
-    ) -> None:
+    async def test_a_killed_instance_leaves_with_its_unit_and_is_back(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, second):
             engine.run(second, 1, "deployed", [row(0, SLOW)])
             fleet.kill(engine, 1)
@@ -249,9 +247,7 @@ class EngineConformance:
             engine.run(joined.instance, 4, "parity-0", [row(0, 5)])
             assert (await events.outputs(4)).shape == (1, 2)
 
-    async def test_an_instance_that_is_recycled_leaves_with_its_unit_and_another_comes(
-        self, fleet: Fleet
-    ) -> None:
+    async def test_a_recycled_instance_leaves_and_another_comes(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, second):
             engine.run(second, 1, "deployed", [row(0, SLOW)])
             engine.recycle("no such instance", "it is not there")

@@ -25,6 +25,7 @@ from parity_models.scheduling import (
     NoRedundancy,
     Policy,
     Recycle,
+    RecycleReason,
     Run,
     Scheduler,
     SchedulerConfig,
@@ -84,6 +85,7 @@ class World:
     failures: dict[int, Fail] = field(default_factory=dict)
     exact: set[int] = field(default_factory=set)
     tenants: dict[int, str | None] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
     compared: set[int] = field(default_factory=set)
     log: list[Action] = field(default_factory=list)
@@ -111,6 +113,7 @@ class World:
         if exact:
             self.exact.update(ids)
         self.tenants.update(dict.fromkeys(ids, tenant))
+        self.kinds.update(dict.fromkeys(ids, kind))
         event = self.scheduler.queries_arrived
         only = ids if exact else ()
         self.do(event(self.now, ids, kind, deadline, tenant=tenant, exact=only))
@@ -205,11 +208,15 @@ class World:
         busy = self.running.keys() | self.unreported.keys()
         assert run.instance not in busy, "an instance runs one unit at a time"
         assert run.instance not in self.verifying, "an instance that is verified runs nothing else"
+        recycled = self.recycled.get(run.instance)
+        lied = recycled is not None and recycled.reason is RecycleReason.QUARANTINED
+        assert not lied, "an instance that has lied runs nothing more"
         assert run.role in self.roles[run.instance]
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
         if run.role in (DEPLOYED, *BACKUPS):
             assert self.inputs.issuperset(run.subjects)
+            assert len({self.kinds[query] for query in run.subjects}) == 1, "a batch is of one kind"
             for members in self.members.values():
                 self._check_apart(run, members)
         else:
@@ -231,6 +238,7 @@ class World:
         assert encode.group_wait >= 0
         assert not self.exact & set(encode.members), "exact queries are not encoded"
         (tenant,) = {self.tenants[query] for query in encode.members}  # tenants share no code
+        assert len({self.kinds[query] for query in encode.members}) == 1, "nor do kinds"
         assert tenant is not None or self.scheduler.config.share_groups
         for run in self.running.values():
             if run.role == DEPLOYED:

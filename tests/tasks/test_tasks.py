@@ -75,9 +75,7 @@ def test_r2_of_maps_is_of_all_their_numbers_together() -> None:
         ("r2", (4, 1), np.zeros(4, np.float32)),
     ],
 )
-def test_labels_that_do_not_fit_outputs_are_refused(
-    metric: str, outputs: tuple[int, ...], labels: np.ndarray
-) -> None:
+def test_bad_labels_are_refused(metric: str, outputs: tuple[int, ...], labels: np.ndarray) -> None:
     with pytest.raises(DataError, match="takes labels"):
         score(metric, np.zeros(outputs, np.float32), labels)
 

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.slow
 INPUTS = DIGITS.train.inputs
 
 
-def test_a_backup_imitates_without_labels_and_comes_before_or_after_a_parity_model(
-    deployed: Trained, tmp_path: Path
-) -> None:
+def test_a_backup_imitates_without_labels(deployed: Trained, tmp_path: Path) -> None:
     one, other, settings = tmp_path / "one", tmp_path / "other", TrainingOptions(epochs=20)
     coded = train_parity(deployed, STACK, INPUTS, one)
     backed = train_backup(deployed, "linear", INPUTS, other, settings)
@@ -36,9 +34,7 @@ def test_a_backup_imitates_without_labels_and_comes_before_or_after_a_parity_mod
     assert open_bundle(one).code() is not None
 
 
-def test_another_backup_joins_those_that_are_kept_the_fastest_first(
-    deployed: Trained, tmp_path: Path
-) -> None:
+def test_another_backup_joins_the_fastest_first(deployed: Trained, tmp_path: Path) -> None:
     path = tmp_path / "two"
     trained = train_backup(deployed, "mlp", INPUTS, path)
     gate = Calibration("classes", 0.0, "scores", 100, 0.05, (GateLevel(0.9, 0.0, 0.8, 0.9),))

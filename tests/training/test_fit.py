@@ -60,9 +60,7 @@ def test_no_epoch_begins_that_could_not_be_judged_in_time(tmp_path: Path, clock:
     assert problem.judged == 3
 
 
-def test_an_earlier_training_is_not_judged_again_and_not_made_worse(
-    tmp_path: Path, clock: Clock
-) -> None:
+def test_an_earlier_training_is_not_judged_again(tmp_path: Path, clock: Clock) -> None:
     problem = Slow(clock, 0.5)
     before = problem.module.weight.item()
     found = fitted(problem, Budget(epochs=1), tmp_path, known=0.8)

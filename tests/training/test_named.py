@@ -36,9 +36,7 @@ def command(name: str, folder: Path, out: Path, *more: str) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_parm_backup_trains_a_bag_of_words(folder: Path, tmp_path: Path) -> None:
     out, more = tmp_path / "backed", ("--network", "text@units=32", "--epochs", "8")
     result = invoke(*command("backup", folder, out, "--output", "logits", *more))
     assert result.exit_code == 0, result.output
@@ -65,9 +63,7 @@ def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(
 
 
 @pytest.mark.slow
-def test_parm_parity_stacks_ids_and_answers_each_slot_as_the_backup_in_it(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_parm_parity_stacks_ids(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     more = ("--output", "logits", "--network", "text@units=32", "--epochs", "8", "--k", "3")
     result = invoke(*command("parity", folder, out, *more))

@@ -125,9 +125,7 @@ def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: 
 
 
 @pytest.mark.slow
-def test_an_own_network_is_trained_and_bundled_like_this_packages(
-    parm: Parm, tmp_path: Path
-) -> None:
+def test_an_own_network_is_trained_and_bundled(parm: Parm, tmp_path: Path) -> None:
     parm(
         "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle --encoder "
         f"stack --decoder separate --parity-network {OWN}@units=16 --epochs 2"
@@ -154,9 +152,7 @@ number = 4
 
 
 @pytest.mark.slow
-def test_a_network_may_come_from_a_function_in_the_current_folder(
-    parm: Parm, tmp_path: Path
-) -> None:
+def test_a_network_may_come_from_a_function_here(parm: Parm, tmp_path: Path) -> None:
     (tmp_path / "mine_good.py").write_text(f"from {__name__} import good")
     parm(
         "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle "

@@ -25,9 +25,7 @@ pytestmark = pytest.mark.slow
 Shape = tuple[int, ...]
 
 
-def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
-    parm: Parm, digits: Path, tmp_path: Path
-) -> None:
+def test_one_command_leads_to_a_measured_bundle(parm: Parm, digits: Path, tmp_path: Path) -> None:
     said = parm(
         "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle --k 2 "
         "--parity-network mlp --epochs 20"

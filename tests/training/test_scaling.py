@@ -32,9 +32,7 @@ class Prices(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [STACK, CodeSpec("sum", "subtraction", 2), None], ids=str)
-def test_queries_and_predictions_of_any_scale_are_learned(
-    spec: CodeSpec | None, tmp_path: Path
-) -> None:
+def test_values_of_any_scale_are_learned(spec: CodeSpec | None, tmp_path: Path) -> None:
     settings = TrainingOptions(epochs=80)
     bundle = train_parity(
         Prices(), spec, RAW, tmp_path / "p", settings, network="linear", metric="r2"

@@ -38,9 +38,7 @@ SUM = CodeSpec("sum", "subtraction", 2)
     ],
     ids=str,
 )
-def test_parity_models_of_every_code_reconstruct(
-    train: Train, spec: CodeSpec, least: float
-) -> None:
+def test_models_of_every_code_reconstruct(train: Train, spec: CodeSpec, least: float) -> None:
     outcome = train(spec, epochs=30)
     bundle = open_bundle(outcome.path)
     assert len(bundle.parity_paths) == spec.r
@@ -52,9 +50,7 @@ def test_parity_models_of_every_code_reconstruct(
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_randomness_alone(
-    train: Train,
-) -> None:
+def test_the_same_seed_gives_the_same_weights_and_keeps_randomness(train: Train) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -76,9 +72,7 @@ def test_a_time_limit_ends_training_and_anneals_it(train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_no_bundle_is_refused_before_training(
-    train: Train, tmp_path: Path
-) -> None:
+def test_another_folder_is_refused_before_training(train: Train, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "thesis.tex").touch()
     with pytest.raises(BundleError, match="choose another folder"):
@@ -95,17 +89,13 @@ def test_a_folder_that_is_no_bundle_is_refused_before_training(
         ({"network": "text"}, "text takes one input of ids"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(
-    train: Train, settings: dict[str, Any], reason: str
-) -> None:
+def test_wrong_settings_are_refused(train: Train, settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         train(**settings)
 
 
 @pytest.mark.slow
-def test_weights_that_do_not_fit_the_network_of_the_manifest_are_refused(
-    deployed: Trained, tmp_path: Path
-) -> None:
+def test_weights_of_another_network_are_refused(deployed: Trained, tmp_path: Path) -> None:
     for content in (b"noise", (deployed.path / "deployed.safetensors").read_bytes()):
         wrong: Bundle = write_bundle(
             tmp_path / "wrong",
@@ -152,9 +142,7 @@ def test_the_kind_of_predictions_is_recognised_or_given(
         ("boxes", None, "iou judges boxes"),
     ],
 )
-def test_kinds_and_metrics_that_contradict_each_other_are_refused(
-    named: str, metric: str | None, message: str
-) -> None:
+def test_contradicting_metrics_are_refused(named: str, metric: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         choose_output_kind(named, metric, NUMBERS)
 

@@ -78,9 +78,7 @@ def test_a_closed_gate_opens_when_answers_agree_again(level: float) -> None:
 
 @pytest.mark.parametrize("instances", [4, 6, 12])
 @LEVELS
-def test_one_instance_that_answers_wrongly_does_not_close_a_gate(
-    level: float, instances: int
-) -> None:
+def test_one_instance_that_is_wrong_does_not_close_a_gate(level: float, instances: int) -> None:
     """The others disagree as often as the level lets them. It is found within 500 queries."""
     closed = 0
     for seed in range(20):

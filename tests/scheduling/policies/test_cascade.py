@@ -124,9 +124,7 @@ def test_a_query_waits_for_a_stand_in_that_is_queued_and_for_none_that_is_gone()
     [(41, 1.0, 4), (211, 0.01, 10)],
     ids=["every 10 s", "one answer in 20"],
 )
-def test_the_model_is_asked_first_now_and_then_so_that_stand_ins_are_compared(
-    queries: int, every: float, compared: int
-) -> None:
+def test_the_model_is_asked_first_now_and_then(queries: int, every: float, compared: int) -> None:
     world = cascade(compare_every=10.0)
     for _ in range(queries):
         world.arrive(1)

@@ -10,17 +10,6 @@ from own_policy import POLICY, RULE, Again, Oldest
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice, choose
 from parity_models.scheduling.policies import StandIns
-from parity_models_lab.latency.experiment import load_experiment
-
-EXPERIMENT = """
-title = "One's own"
-axis = "load"
-points = [{ load = 0.3 }]
-
-[[series]]
-label = "again"
-policy = { name = "%s", again_after = %s }
-"""
 
 
 def test_its_options_are_its_own() -> None:
@@ -59,13 +48,3 @@ def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:
     asked = {"name": POLICY, "dispatch": RULE, "again_after": 0.001, "scans": 3}
     assert asked in numbers["options"]
     assert f"{POLICY}@again-after=1, {RULE}" in numbers["policies"]
-
-
-def test_it_is_in_an_experiment_file(tmp_path: Path) -> None:
-    file = tmp_path / "own.toml"
-    file.write_text(EXPERIMENT % (POLICY, "0.5"))
-    (series,) = load_experiment(str(file)).series
-    assert series.choice == PolicyChoice(POLICY, {"again_after": 0.5})
-    file.write_text(EXPERIMENT % (POLICY, "-1.0"))
-    with pytest.raises(UserError, match="again_after must be above 0"):
-        load_experiment(str(file))

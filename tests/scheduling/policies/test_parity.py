@@ -117,44 +117,12 @@ class Test_parity:
         world.arrive(1, "image")
         assert "p" in world.running
 
-    def test_of_different_kinds_never_share_a_group(self) -> None:
-        world = parity_world(DEDICATED, max_group_wait=None)
-        world.arrive(1, "image")
-        world.arrive(1, "text")
-        assert "p" not in world.running
-        world.arrive(1, "image")
-        assert world.members[world.running["p"].subjects[0]] == (0, 2)
-
-    def test_of_different_tenants_never_share_a_group_nor_padding(self) -> None:
-        world = parity_world(DEDICATED, max_group_wait=1.0)
-        world.arrive(1, tenant="one")
-        world.arrive(1, tenant="other")
-        world.finish("a")
-        world.finish("b")
-        world.arrive(1, tenant="third")
-        world.pass_time(2.0)
-        assert "p" not in world.running
-        world.arrive(1, tenant="one")
-        assert world.members[world.running["p"].subjects[0]] == (0, 3)
-
     def test_of_many_tenants_little_is_kept(self) -> None:
         world = parity_world(DEDICATED)
         for tenant in range(100):
             world.arrive(1, tenant=f"{tenant}")
             world.finish(min(world.running))
         assert len(world.inputs) <= 2 * SHARERS_KEPT
-
-    def test_exact_queries_join_no_group_and_are_no_padding(self) -> None:
-        world = parity_world(DEDICATED, max_group_wait=1.0)
-        world.arrive(1, exact=True)
-        world.arrive(1)
-        world.finish("a")
-        world.pass_time(2.0)
-        assert "p" not in world.running
-        world.finish("b")
-        assert len(world.inputs) == 1
-        world.arrive(1)
-        assert world.members[world.running["p"].subjects[0]] == (1, 2)
 
     def test_batch_mates_never_join_one_group(self) -> None:
         """Nodes are lost between their arrival and their start."""

@@ -20,13 +20,7 @@ from tritonclient.utils import InferenceServerException
 from grpc_requests import code_of, triton_input
 from parity_models import __version__
 from parity_models.models.bundle import open_bundle
-from served import (
-    INPUTS,
-    OUTPUTS,
-    ServerProcess,
-    predictions,
-    queries,
-)
+from served import INPUTS, OUTPUTS, ServerProcess, predictions, queries
 
 pytestmark = pytest.mark.slow
 
@@ -190,9 +184,7 @@ def test_tritonclient_tells_the_code_and_the_reason(
 
 
 @pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_what_decompresses_beyond_the_limit_is_refused(
-    channel: grpc.Channel, algorithm: grpc.Compression
-) -> None:
+def test_what_inflates_beyond_the_limit(channel: grpc.Channel, algorithm: grpc.Compression) -> None:
     with pytest.raises(grpc.RpcError) as error:
         bytes_method(channel, "ModelInfer")(bytes(100 * 2**20), compression=algorithm)
     assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED

@@ -50,9 +50,7 @@ async def test_streams_of_health_keep_no_prediction_out() -> None:
 
 
 @pytest.mark.parametrize("method", [f"{HEALTH}/Check", f"{HEALTH}/Watch"])
-async def test_a_message_that_cannot_be_read_is_the_clients_mistake(
-    method: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_garbage_is_a_client_s_mistake(method: str, caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as (served, _), served.channel() as channel:
         ask: Any = channel.unary_stream(method)
         call = ask(b"\x0a\xff")

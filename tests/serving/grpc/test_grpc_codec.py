@@ -182,9 +182,7 @@ def with_parameter(name: str, **value: Any) -> ModelInferRequest:
         (with_parameter("tenant", int64_param=7), "1 to 128 characters, got 7"),
     ],
 )
-def test_requests_that_do_not_fit_are_refused_with_the_reason(
-    message: ModelInferRequest, reason: str
-) -> None:
+def test_requests_that_do_not_fit_are_refused(message: ModelInferRequest, reason: str) -> None:
     with pytest.raises(InvalidRequestError, match=reason):
         done(read_request(message, model_of(ARRAY)).read_rows())
 

@@ -18,13 +18,7 @@ from grpc_requests import code_of, infer, triton_input
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.server import ServeOptions, Server
-from served import (
-    OUTPUTS,
-    ServerProcess,
-    nothing_left_of,
-    queries,
-    until,
-)
+from served import OUTPUTS, ServerProcess, nothing_left_of, queries, until
 
 pytestmark = pytest.mark.slow
 
@@ -86,9 +80,7 @@ def test_a_signal_lets_requests_end_and_refuses_new_ones(bundle: Path) -> None:
             assert server.wait() == 0
 
 
-def test_nothing_is_said_where_a_worker_starts_beside_open_connections(
-    bundle: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_start_beside_connections(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ("--grpc-port", "0", "--instances", "1", "--policy", "none")
     with ServerProcess(str(bundle), *arguments) as server:
         infer(server.grpc_address, 0)

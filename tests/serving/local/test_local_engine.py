@@ -96,9 +96,7 @@ async def test_a_finished_unit_says_when_its_worker_ran_it(model: Path) -> None:
         assert before <= report.ended <= time.monotonic()
 
 
-async def test_workers_end_before_the_server_and_know_no_secrets(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_workers_end_before_the_server(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OTEL_EXPORTER_OTLP_HEADERS", "PARM_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "secret")
     async with running(model) as (engine, _):
@@ -152,9 +150,7 @@ class Impostor:
         return await asyncio.create_subprocess_exec("sleep", "1000", **options)
 
 
-async def test_reports_of_other_units_are_ignored_and_a_malformed_one_ends_the_worker(
-    model: Path,
-) -> None:
+async def test_reports_of_other_units_are_ignored_and_malformed_ones_fatal(model: Path) -> None:
     impostor, metrics = Impostor(), Metrics()
     options: dict[str, Any] = {"metrics": metrics, "worker": impostor.worker}
     async with running(model, **options) as (engine, events):
@@ -220,9 +216,7 @@ async def test_workers_with_a_link_use_tcp(model: Path) -> None:
         ([Placement(("no-such-command",))], "could not be run: FileNotFoundError"),
     ],
 )
-async def test_placements_that_cannot_be_are_refused(
-    model: Path, placements: list[Placement], why: str
-) -> None:
+async def test_placements_are_checked(model: Path, placements: list[Placement], why: str) -> None:
     with pytest.raises(ServingError, match=why):
         await LocalEngine(models(model), placements=placements).start([DEPLOYED], Events())
 
@@ -249,9 +243,7 @@ class TooLarge(PinnedModel):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-async def test_what_cannot_be_started_is_refused(
-    model: Path, tmp_path: Path, temporary: Path
-) -> None:
+async def test_what_cannot_start_is_refused(model: Path, tmp_path: Path, temporary: Path) -> None:
     engine = LocalEngine({"deployed": PinnedModel.of(model)})
     with pytest.raises(ServingError, match="at least one instance"):
         await engine.start([], Events())
@@ -265,9 +257,7 @@ async def test_what_cannot_be_started_is_refused(
     assert not list(temporary.iterdir())
 
 
-async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
-    model: Path, tmp_path: Path, temporary: Path
-) -> None:
+async def test_a_failed_start_has_last_words(model: Path, tmp_path: Path, temporary: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(model.read_bytes()[:-30])
     both = {**models(model), "parity-0": PinnedModel.of(tmp_path / "bad.onnx")}
     engine = LocalEngine(both)
@@ -346,9 +336,7 @@ def overwrite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [overwrite, Path.unlink])
-async def test_workers_run_the_pinned_content_after_the_file_changes(
-    tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+async def test_workers_run_pinned_content(tmp_path: Path, change: Callable[[Path], None]) -> None:
     model = tmp_path / "m.onnx"
     linear_model(model, (2,), (2,), np.eye(2, dtype=np.float32))
     async with running(model) as (engine, events):

@@ -26,9 +26,7 @@ def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
         yield page
 
 
-def test_it_shows_that_an_instance_was_killed_and_is_back(
-    page: Page, server: ServerProcess
-) -> None:
+def test_it_shows_an_instance_killed_and_back(page: Page, server: ServerProcess) -> None:
     expect(page.locator(".cell")).to_have_count(3)
     os.kill(server.workers()[0], signal.SIGKILL)
     expect(page.locator(".events")).to_contain_text("signal 9")
@@ -53,9 +51,7 @@ def test_it_is_read_out_and_fits_a_phone_and_the_dark(page: Page) -> None:
     page.wait_for_function("document.documentElement.scrollWidth <= 360")
 
 
-def test_a_model_of_a_repository_is_chosen_and_stays_chosen(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_a_repository_s_model_is_chosen_and_stays_so(browser: Browser, tmp_path: Path) -> None:
     write_version(tmp_path / "models", "first", "1")
     write_version(tmp_path / "models", "second", "3", times=3)
     broken = write_version(tmp_path / "models", "second", "4")
@@ -98,9 +94,7 @@ def test_the_page_s_files_are_open_and_the_server_s_state_is_not(guarded: Server
     assert httpx.get(f"{guarded.url}/ui/", headers=elsewhere).status_code == 403
 
 
-def test_a_token_after_the_address_is_taken_and_taken_away_from_there(
-    guarded: ServerProcess, browser: Browser
-) -> None:
+def test_a_token_after_the_address_is_taken(guarded: ServerProcess, browser: Browser) -> None:
     page = browser.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

@@ -22,9 +22,7 @@ def frames(response: httpx.Response) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-def test_the_page_and_its_files_load_nothing_from_elsewhere_and_change_nothing(
-    server: ServerProcess,
-) -> None:
+def test_the_page_loads_nothing_from_elsewhere_and_changes_nothing(server: ServerProcess) -> None:
     page = httpx.get(f"{server.url}/ui", follow_redirects=True)
     assert page.status_code == 200
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
@@ -39,9 +37,7 @@ def test_the_page_and_its_files_load_nothing_from_elsewhere_and_change_nothing(
 
 
 @pytest.mark.parametrize("path", ["/ui/", "/ui/about", "/ui/events", "/ui/page.js"])
-def test_pages_of_others_whose_name_leads_here_are_refused(
-    server: ServerProcess, path: str
-) -> None:
+def test_pages_of_others_that_lead_here_are_refused(server: ServerProcess, path: str) -> None:
     for headers in (
         {"Host": "evil.example"},
         {"Host": "127.0.0.1.evil.example"},

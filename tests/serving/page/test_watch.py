@@ -258,9 +258,7 @@ def test_percentiles_are_those_of_what_was_added_within_a_bucket(seconds: list[f
 
 
 @given(st.lists(st.tuples(st.integers(0, 2 * MINUTES), SECONDS), max_size=100), st.integers(0, 900))
-def test_a_window_holds_the_seconds_that_are_over_and_no_others(
-    added: list[tuple[int, float]], later: int
-) -> None:
+def test_a_window_holds_whole_past_seconds(added: list[tuple[int, float]], later: int) -> None:
     latencies = Latencies()
     for at, seconds in sorted(added):
         latencies.add(at + 0.2, seconds)

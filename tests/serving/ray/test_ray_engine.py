@@ -81,9 +81,7 @@ class TestRayEngine(EngineConformance):
     """The engine does what every engine does."""
 
 
-async def test_a_cancelled_unit_ends_early_and_a_hung_one_ends_its_instance(
-    fleet: RayFleet,
-) -> None:
+async def test_a_cancelled_unit_ends_early_and_a_hung_one_its_instance(fleet: RayFleet) -> None:
     engine, events = fleet.engine(unit_timeout=3.0), Events()
     await engine.start([DEPLOYED], events)
     joined = await events.arrival()
@@ -139,9 +137,7 @@ async def test_a_cascade_asks_the_backup_first(cluster: None, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("joins", [False, True])
-def test_a_server_survives_a_killed_instance_and_leaves_nothing(
-    tmp_path: Path, joins: bool
-) -> None:
+def test_a_server_survives_a_kill_and_leaves_nothing(tmp_path: Path, joins: bool) -> None:
     bundle = write_linear_bundle(tmp_path)
     arguments = ("--policy", "parity", "--deadline", "20s")
 

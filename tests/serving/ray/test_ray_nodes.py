@@ -16,9 +16,7 @@ from served import Clients, infer, metric, queries, write_linear_bundle
 pytestmark = [pytest.mark.ray, pytest.mark.root, pytest.mark.timeout(900)]
 
 
-async def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_place(
-    tmp_path: Path,
-) -> None:
+async def test_a_node_lost_under_load_costs_no_request_and_is_replaced(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path))
     # Six instances, two on each node, which has room for no more.
     options = ServeOptions(

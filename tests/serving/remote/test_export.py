@@ -21,9 +21,7 @@ def bundle(tmp_path: Path) -> Path:
     return write_linear_bundle(tmp_path, backed=True)
 
 
-def test_a_repository_has_each_model_with_its_tensors(
-    bundle: Path, tmp_path: Path, parm_here: Here
-) -> None:
+def test_a_repository_has_each_model(bundle: Path, tmp_path: Path, parm_here: Here) -> None:
     out = tmp_path / "repository"
     assert not parm_here("export", bundle, "--out", out).returncode
     assert {folder.name for folder in out.iterdir()} == NAMES.keys()

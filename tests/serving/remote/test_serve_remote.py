@@ -41,9 +41,7 @@ from upstream_engines import WEIGHTS as SMALL
 pytestmark = pytest.mark.slow
 
 
-def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
-    bundle: Path, plain: Path
-) -> None:
+def test_an_upstream_killed_under_load_fails_no_request(bundle: Path, plain: Path) -> None:
     with (
         Parm(plain) as one,
         Parm(plain) as two,
@@ -100,9 +98,7 @@ REFUSED = [
 ]
 
 
-def test_fleets_that_do_not_fit_are_refused_with_the_difference(
-    bundle: Path, plain: Path, tmp_path: Path, parm_here: Here
-) -> None:
+def test_fleets_that_do_not_fit(bundle: Path, plain: Path, tmp_path: Path, parm_here: Here) -> None:
     linear_model(tmp_path / "other.onnx", (INPUTS,), (OUTPUTS,))
     model = NewModel(tmp_path / "other.onnx", "other")
     other = write_bundle(tmp_path / "other", deployed=model, parity=[], code=None).path
@@ -162,9 +158,7 @@ async def ask(client: httpx.AsyncClient, **headers: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_an_upstream_gets_the_request_s_id_and_the_client_s_trace_as_they_came(
-    linear: Bundle, scheme: str
-) -> None:
+async def test_an_upstream_gets_the_request_s_id_and_trace(linear: Bundle, scheme: str) -> None:
     async with (
         FakeUpstream(scheme, SMALL) as upstream,
         in_front(linear, "none", deployed=f"{upstream.url}/model") as client,

@@ -23,15 +23,7 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import Server
 from ports import free_ports
-from served import (
-    INPUTS,
-    OUTPUTS,
-    WEIGHTS,
-    ServerProcess,
-    predictions,
-    queries,
-    until,
-)
+from served import INPUTS, OUTPUTS, WEIGHTS, ServerProcess, predictions, queries, until
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 
 pytestmark = pytest.mark.servers
@@ -70,15 +62,11 @@ def test_a_triton_loads_what_is_exported(tritons: list[Triton]) -> None:
             )
 
 
-async def test_a_triton_runs_a_model_of_several_inputs_and_any_length(
-    text: Path, tritons: list[Triton]
-) -> None:
+async def test_a_triton_runs_a_model_of_any_length(text: Path, tritons: list[Triton]) -> None:
     await assert_served_upstream(text, tritons[0].url, tritons[1].grpc_url)
 
 
-def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(
-    bundle: Path, tritons: list[Triton]
-) -> None:
+def test_a_triton_killed_under_load_fails_no_request(bundle: Path, tritons: list[Triton]) -> None:
     """Over REST and over gRPC; each runs both models."""
     first, second, third = tritons
     urls = f"{first.url},{second.grpc_url},{third.url}"
@@ -107,9 +95,7 @@ def mlserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLServer]:
         yield server
 
 
-def test_an_mlserver_killed_under_load_fails_no_request_and_comes_back(
-    bundle: Path, mlserver: MLServer
-) -> None:
+def test_an_mlserver_killed_under_load_fails_no_request(bundle: Path, mlserver: MLServer) -> None:
     """Beside a server of this software. It takes queries as JSON data over REST, and parity
     queries over gRPC."""
     with (

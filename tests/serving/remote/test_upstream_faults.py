@@ -135,9 +135,7 @@ async def test_an_answer_that_may_be_the_unit_s_fault_fails_the_unit_alone(
         assert events.nothing_more()
 
 
-async def test_values_that_json_cannot_say_fail_their_unit_unsent(
-    model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_json_cannot_say_fails(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with one(model, **V1) as (upstream, engine, events, instance):
         before = upstream.asked
         engine.run(instance, 1, "deployed", [np.full_like(ROW, np.nan)])
@@ -364,9 +362,7 @@ def no_further_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
-    model: Path, scheme: str
-) -> None:
+async def test_the_call_of_a_cancelled_unit_ends_at_once(model: Path, scheme: str) -> None:
     ours: Wire = {"scheme": scheme, "given": {"software": SOFTWARE}}
     async with one(model, **ours, concurrency=2) as (upstream, engine, events, _):
         upstream.mode = fake.HELD
@@ -398,9 +394,7 @@ async def test_the_call_of_a_cancelled_unit_ends_and_its_slot_is_free_at_once(
 @pytest.mark.parametrize(
     ("wire", "software"), [*((wire, "triton") for wire in WIRES), (GRPC, None)]
 )
-async def test_other_software_is_busy_until_it_answers(
-    model: Path, wire: Wire, software: str | None
-) -> None:
+async def test_other_software_stays_busy(model: Path, wire: Wire, software: str | None) -> None:
     given = {"software": software}
     async with one(model, **wire, given=given) as (upstream, engine, events, instance):
         upstream.mode = fake.HELD
@@ -438,9 +432,7 @@ async def test_a_recycled_slot_leaves_with_its_unit_and_comes_back_alone(model: 
         assert events.nothing_more()
 
 
-async def test_recycled_slots_count_among_those_that_are_out(
-    model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_recycled_slots_count_as_out(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with (
         FakeUpstream("http", WEIGHTS) as one,
         FakeUpstream("http", WEIGHTS) as other,

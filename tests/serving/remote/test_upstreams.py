@@ -83,9 +83,7 @@ async def test_upstreams_that_are_not_as_they_must_be_are_refused(model: Path, s
 @pytest.mark.parametrize(
     ("mode", "reason"), [(fake.OTHER, "predicts something else"), (fake.AWAY, "is not ready")]
 )
-async def test_over_v1_a_model_is_known_by_its_predictions(
-    model: Path, mode: str, reason: str
-) -> None:
+async def test_over_v1_a_model_is_known_by_outputs(model: Path, mode: str, reason: str) -> None:
     async with FakeUpstream("http", WEIGHTS) as upstream:
         async with using(model, upstream, protocol="v1") as (engine, events, instance):
             engine.run(instance, 1, "deployed", [ROW, -ROW])
@@ -124,9 +122,7 @@ async def test_the_instances_are_those_of_the_upstreams(model: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-async def test_upstreams_are_trusted_by_their_authority_and_shown_certificate_and_token(
-    model: Path, tmp_path: Path, scheme: str
-) -> None:
+async def test_upstreams_and_we_are_authenticated(model: Path, tmp_path: Path, scheme: str) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
     server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("client")
     files = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "strange", "cert", "key")}

@@ -11,20 +11,13 @@ from commands import Here, assert_refused
 from own_engine import ENGINE
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.repository import (
-    Repository,
-    asked_version,
-    scan,
-    versions_in,
-)
+from parity_models.serving.repository import Repository, asked_version, scan, versions_in
 from repositories import INPUTS, WEIGHTS, write_version
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
-async def test_no_request_is_lost_while_versions_replace_each_other(
-    tmp_path: Path, seed: int
-) -> None:
+async def test_no_request_is_lost_while_versions_change(tmp_path: Path, seed: int) -> None:
     random_ = random.Random(seed)
     times = {"1": 1, "2": 2, "3": 3}
     for version in times:

@@ -71,9 +71,7 @@ def test_metrics_name_the_model_and_its_version(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_models_are_listed_loaded_and_unloaded_over_both_protocols(
-    repository: Repository, protocol: str
-) -> None:
+def test_models_are_loaded_over_both_protocols(repository: Repository, protocol: str) -> None:
     client = getattr(repository, protocol)
     name = f"late-{protocol}"
     with pytest.raises(InferenceServerException, match="no model is called"):
@@ -113,9 +111,7 @@ def test_models_are_listed_loaded_and_unloaded_over_both_protocols(
         )
 
 
-def test_a_version_takes_the_place_of_another_under_load_while_a_worker_is_killed(
-    repository: Repository,
-) -> None:
+def test_a_version_replaces_another_while_a_worker_is_killed(repository: Repository) -> None:
     write_version(repository.folder, "rolled", "1")
     repository.load("rolled")
     before = set(repository.server.workers())

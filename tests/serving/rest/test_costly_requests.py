@@ -16,12 +16,7 @@ from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.frontend import Result
 from parity_models.serving.models import ServedModel
-from parity_models.serving.protocol import (
-    InferRequest,
-    read_array,
-    read_request,
-    write_response,
-)
+from parity_models.serving.protocol import InferRequest, read_array, read_request, write_response
 from parity_models.serving.v1 import read_predict, write_predictions
 from rest_bodies import done
 
@@ -61,9 +56,7 @@ def _list(value: bytes, times: int = MANY) -> bytes:
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_json_of_more_values_than_a_request_has_is_refused_unread(
-    changes: dict[str, bytes],
-) -> None:
+def test_json_of_too_many_values_is_refused_unread(changes: dict[str, bytes]) -> None:
     with pytest.raises(TooLargeError, match=r"the request has \d+ values in its JSON; 1000 rows"):
         read_request(infer(**changes), None, MODEL)
     with pytest.raises(TooLargeError, match=r"values in its JSON"):

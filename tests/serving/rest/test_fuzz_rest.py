@@ -159,9 +159,7 @@ MESSAGES = st.fixed_dictionaries(
 
 @fuzz(150)
 @given(MESSAGES)
-def test_messages_that_are_json_but_wrong_say_what_is_wrong(
-    http: httpx.Client, message: dict[str, Any]
-) -> None:
+def test_json_that_is_wrong_gets_its_reason(http: httpx.Client, message: dict[str, Any]) -> None:
     body = json.dumps(message).encode(errors="surrogatepass")
     answer = http.post(INFER, content=body)
     if answer.status_code != 200:

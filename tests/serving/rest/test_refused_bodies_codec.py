@@ -74,9 +74,7 @@ def bad(**changes: object) -> dict[str, object]:
         ({**bad(), "parameters": {"tenant": 7}}, "Expected `str | null`, got `int`"),
     ],
 )
-def test_a_request_that_does_not_fit_is_refused_with_the_reason(
-    message: object, reason: str
-) -> None:
+def test_a_request_that_does_not_fit_is_refused(message: object, reason: str) -> None:
     model = ServedModel(
         "model",
         Signature.of(TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", (2,))),
@@ -128,9 +126,7 @@ def test_what_is_not_json_is_refused(text: bytes) -> None:
         ("BOOL", 1, "Expected `bool`"),
     ],
 )
-def test_numbers_that_the_datatype_cannot_hold_are_refused(
-    datatype: str, value: float, reason: str
-) -> None:
+def test_numbers_beyond_the_datatype_are_refused(datatype: str, value: float, reason: str) -> None:
     array = np.zeros((1, 1), DATATYPES[datatype])
     with pytest.raises(RequestError) as refusal:
         read(*request(array, [value]), model_of(array))

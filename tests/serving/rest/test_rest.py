@@ -114,9 +114,7 @@ def test_headers_say_who_answered(http: httpx.Client) -> None:
         assert (headers["x-parm-source"], headers["x-parm-agreement"]) == ("model", "1")
 
 
-def test_clients_that_write_null_for_what_they_leave_out_are_understood(
-    http: httpx.Client,
-) -> None:
+def test_null_for_what_is_left_out_is_understood(http: httpx.Client) -> None:
     message = {**infer_message(queries(1)), "id": None, "parameters": None, "outputs": None}
     message["inputs"][0]["parameters"] = None
     assert http.post(INFER, json=message).status_code == 200

@@ -32,9 +32,7 @@ def test_binary_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.sampled_from([None, "a"]))))
-def test_a_json_object_that_was_read_before_is_read_the_same(
-    asked: list[tuple[int, bool, str | None]],
-) -> None:
+def test_json_read_before_is_read_the_same(asked: list[tuple[int, bool, str | None]]) -> None:
     shared = model_of(np.zeros((1, 3), np.float32))
     for number, (count, alone, id) in enumerate(asked):
         rows = np.full((count, 3), number, np.float32)
@@ -112,9 +110,7 @@ def test_outputs_that_json_cannot_say_are_refused_and_binary_is_named(value: flo
         ({}, [{"name": "x", "parameters": None}], False),
     ],
 )
-def test_an_output_is_binary_if_it_or_else_the_request_says_so(
-    parameters: dict[str, bool], outputs: object, binary: bool
-) -> None:
+def test_outputs_may_be_binary(parameters: dict[str, bool], outputs: object, binary: bool) -> None:
     array = np.zeros((1, 2), np.float32)
     body = request(array, parameters=parameters, outputs=outputs)
     (asked,) = read_request(*body, model_of(array)).outputs

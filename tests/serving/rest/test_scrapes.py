@@ -39,9 +39,7 @@ class Written:
 
 
 @given(st.lists(st.floats(0, 0.2), max_size=300), st.floats(0.001, 0.1))
-async def test_however_often_they_are_asked_for_a_share_of_the_time_is_used(
-    waits: list[float], seconds: float
-) -> None:
+async def test_metrics_take_a_share_of_the_time(waits: list[float], seconds: float) -> None:
     written = Written(seconds)
     for asked, wait in enumerate(waits, 1):
         written.now += wait

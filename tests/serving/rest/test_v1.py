@@ -39,9 +39,7 @@ async def ask(served: Served, path: str, content: Any = None, **more: Any) -> ht
 
 @pytest.mark.parametrize("path", [PREDICT, "/v1/models/model/versions/1:predict"])
 @pytest.mark.parametrize("instances", [ROWS, [{"x": row} for row in ROWS]])
-async def test_instances_are_answered_by_predictions(
-    served: Served, path: str, instances: list[Any]
-) -> None:
+async def test_instances_get_predictions(served: Served, path: str, instances: list[Any]) -> None:
     body = json.dumps({"signature_name": "serving_default", "instances": instances})
     answer = await ask(served, path, body)
     assert answer.json() == {"predictions": ROWS}

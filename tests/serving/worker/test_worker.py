@@ -35,9 +35,7 @@ def runner(tmp_path: Path) -> Runner:
         (Unit(1, "deployed", 1, (3,)), ROW, ""),
     ],
 )
-def test_a_unit_that_does_not_fit_fails_and_the_next_runs(
-    runner: Runner, unit: Unit, rows: bytes, why: str
-) -> None:
+def test_a_unit_that_does_not_fit_fails(runner: Runner, unit: Unit, rows: bytes, why: str) -> None:
     report, outputs = runner.run(unit, rows)
     assert isinstance(report, Failed)
     assert why in report.detail
