@@ -449,7 +449,7 @@ class _Race:
             self._alarm = min(self._alarm, helps_from)
         elif (
             self._failure is None
-            and late._budget.is_left(reserve)
+            and late._budget.left >= 1 + reserve
             and late._slowness(recent) < limit
         ):
             offers.append((self._worth(DEPLOYED, newest), self._start_copy))

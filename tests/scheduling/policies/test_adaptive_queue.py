@@ -59,6 +59,22 @@ def test_a_query_waits_for_the_model(reason: str) -> None:
     assert world.queued(BACKUP) == 0
 
 
+def test_none_is_overtaken_that_waits_since_the_front_door_was_the_bottleneck() -> None:
+    world = world_of(1, BACKUPS)
+    world.do(world.scheduler.process_measured(world.now, 0.0, 1.0))
+    world.arrive(3)
+    world.pass_time(WAITED)
+    world.do(world.scheduler.process_measured(world.now, 0.0, 0.1))
+    world.arrive(2)
+    world.pass_time(WAITED)
+    for _ in range(5):
+        world.finish("0")
+    assert list(world.answers) == [0, 1, 2, 3, 4]
+    world.arrive(2)
+    world.pass_time(WAITED)
+    assert world.queued(BACKUP) == 1, "later ones get backups again"
+
+
 def test_parity_models_take_no_query_s_place() -> None:
     world = waiting(world_of(1, CODE))
     assert world.queued(DEPLOYED) == 1

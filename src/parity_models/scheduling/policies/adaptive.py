@@ -102,6 +102,8 @@ class Adaptive(Policy):
         order in which their units began: the first is the next at risk."""
         self._timer = 0
         """The timer of the first of them."""
+        self._last_kept: Task | None = None
+        """The newest original that keeps its place in the queue, see `_keeps_place`."""
         self._unassisted: dict[int, Query] = {}
         """The other queries of which only the original runs."""
         self._asked: dict[int, list[Task]] = {}
@@ -130,7 +132,7 @@ class Adaptive(Policy):
             self._watch(port, query, query.original)
         elif (
             query.backups
-            and not port.front_door.is_bottleneck
+            and not self._keeps_place(port, query)
             and port.queued(DEPLOYED) > port.dispatch.idle_for(DEPLOYED) * port.max_batch
         ):  # no instance is idle for it
             at = query.arrived + WAITED * self._risk.benefit.median
@@ -138,14 +140,23 @@ class Adaptive(Policy):
 
     def _replace(self, port: Port, query: Query) -> None:
         """Have a backup run in place of the original, which still waits, if that saves work."""
-        allowed = port.redundancy_on and not port.front_door.is_bottleneck
-        if query.original.queue is None or query.crashes or not allowed:
+        waits = query.original.queue is not None and not query.crashes
+        if not waits or not port.redundancy_on or self._keeps_place(port, query):
             return
         for role in query.backups:
             is_open = port.up(role) and source_of(role) not in port.closed_gates
             if is_open and self._risk.choice(role).work < self._risk.benefit.median:
                 port.ask_first(query, role, self._tasks(port, query))
                 return
+
+    def _keeps_place(self, port: Port, query: Query) -> bool:
+        """Return whether the front door is the bottleneck, or was for an older query that waits: a
+        backup for this one would overtake it."""
+        older = self._last_kept
+        keeps = port.front_door.is_bottleneck or (older is not None and older.queue is not None)
+        if keeps:
+            self._last_kept = query.original
+        return keeps
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
@@ -236,9 +247,9 @@ class Adaptive(Policy):
             return
         worth, role, send = NO_OFFER
         median, age = self._risk.benefit.median, port.now - query.arrived
-        younger = min(1.0, max(0.0, OLDEST - age / median)) if median else 0.0
         allowed = port.redundancy_on and not port.front_door.is_bottleneck
-        if allowed and self._budget.is_left(younger * RESERVE):
+        spends_from = self._spends_from(median)
+        if allowed and age >= spends_from:
             offers = self._offers(port, query, tasks, newest)
             worth, role, send = max(offers, key=lambda offer: offer[0], default=NO_OFFER)
         if worth > 0:
@@ -246,8 +257,14 @@ class Adaptive(Policy):
         else:
             port.held_back(role)
             again = median / 4 or (query.due - port.now) / 2
+            again = min(again, spends_from - age) if spends_from > age else again
             again = again if allowed else max(again, WHILE_BUSY)
             self._reconsider_at(port, query, port.now + again)
+
+    def _spends_from(self, median: float) -> float:
+        """Return the age from which queries may use what is left of the budget."""
+        spare = (self._budget.left - 1) / RESERVE
+        return (0.0 if spare >= 1 else median * (OLDEST - spare)) if spare >= 0 else inf
 
     def _offers(
         self, port: Port, query: Query, tasks: Sequence[Task], newest: Task | None

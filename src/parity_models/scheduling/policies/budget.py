@@ -21,9 +21,10 @@ class Budget:
         saved = self._saved + self._share
         self._saved = saved if saved < self._burst else self._burst
 
-    def is_left(self, reserve: float) -> bool:
-        """Return whether a task may be sent that leaves `reserve` tasks."""
-        return self._saved >= 1 + reserve
+    @property
+    def left(self) -> float:
+        """The tasks that may be sent now."""
+        return self._saved
 
     def spend(self) -> bool:
         """Spend a task. Return whether the budget allowed it."""
