@@ -69,7 +69,9 @@ def test_what_cannot_be_promised_is_refused_with_the_way_out(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"this policy has no stand-in .*; leave agreement out"):
         choose_gates(held, {"deployed"}, 0.9)
     held = bundle(tmp_path, reconstruction=calibration())
-    with pytest.raises(UserError, match=r"no level: .* more queries: parm calibrate .* --agreement"):
+    with pytest.raises(
+        UserError, match=r"no level: .* more queries: parm calibrate .* --agreement"
+    ):
         choose_gates(held, {"deployed", "parity-0"}, 0.9)
     for wrong in (1.0, -0.1, 99.0):
         with pytest.raises(UserError, match=r"agreement must be 0 or more and below 1"):
