@@ -327,7 +327,11 @@ def _from_raw(
 async def read_contents(
     contents: InferTensorContents, spec: TensorSpec, rows: int, what: str, turn: Turn = at_once
 ) -> NDArray[Any]:
-    """Do as tensor_from_contents does, large tensors in slices, each in its `turn`."""
+    """Return the tensor (rows, *shape of spec) in a tensor's typed contents, not to be written to;
+    large ones are read in slices, each in its `turn`.
+
+    Raises InvalidRequestError, which calls it `what`.
+    """
     values, size = _values_of(contents, spec, rows, what), rows * prod(spec.shape)
     array = np.empty(size, spec.dtype)
     for start in range(0, size, SLICE_VALUES):
@@ -335,18 +339,6 @@ async def read_contents(
             await turn()
         end = start + SLICE_VALUES
         array[start:end] = _numbers(values[start:end], spec, what)
-    array.flags.writeable = False
-    return array.reshape(rows, *spec.shape)
-
-
-def tensor_from_contents(
-    contents: InferTensorContents, spec: TensorSpec, rows: int, what: str
-) -> NDArray[Any]:
-    """Return the tensor (rows, *shape of spec) in a tensor's typed contents, not to be written to.
-
-    Raises InvalidRequestError, which calls it `what`.
-    """
-    array = _numbers(_values_of(contents, spec, rows, what), spec, what)
     array.flags.writeable = False
     return array.reshape(rows, *spec.shape)
 

@@ -12,7 +12,7 @@ from grpc import StatusCode
 from parity_models.models.signature import Kind
 from parity_models.serving.client import Credentials
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.grpc.codec import tensor_from_contents
+from parity_models.serving.grpc.codec import read_contents
 from parity_models.serving.grpc.grpc_server import DETAILS, MODEL_SHA256
 from parity_models.serving.grpc.inference_pb2 import (
     DESCRIPTOR,
@@ -141,7 +141,7 @@ class GrpcClient(UpstreamClient):
                 await self._check_ready(model)
             raise
         try:
-            return _outputs(response, kind, len(array))
+            return await _outputs(response, kind, len(array))
         except InvalidRequestError as error:
             raise unreadable(error) from error
 
@@ -161,7 +161,7 @@ class GrpcClient(UpstreamClient):
             raise _fault(error, is_unit=headers is not None) from error
 
 
-def _outputs(response: Any, kind: Kind, rows: int) -> list[OutputTensor]:
+async def _outputs(response: Any, kind: Kind, rows: int) -> list[OutputTensor]:
     """Return the outputs in a response: all raw, or all typed.
 
     Raises InvalidRequestError for contents that do not fit.
@@ -180,7 +180,7 @@ def _outputs(response: Any, kind: Kind, rows: int) -> list[OutputTensor]:
                     f"output {output.name!r} has {len(data)} bytes of data, where {due} were due"
                 )
         elif spec is not None:
-            typed = tensor_from_contents(output.contents, spec, rows, f"output {output.name!r}")
+            typed = await read_contents(output.contents, spec, rows, f"output {output.name!r}")
             data = little_endian(typed).tobytes()
         shape = tuple(output.shape)
         outputs.append(OutputTensor(output.name, output.datatype, shape, memoryview(data)))
