@@ -178,35 +178,6 @@ async def test_a_copy_may_be_the_very_future_of_the_call() -> None:
         await race
 
 
-async def test_without_a_bundle_copies_race_within_their_budget() -> None:
-    target = Target()
-    late = Late(budget=0.05)
-    await learned(late, target)
-    target.hangs = True
-    calls = 80
-    races = [asyncio.ensure_future(late(target)) for _ in range(calls)]
-    while target.hung < calls:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.2)
-    assert target.hung <= calls + 21 + 0.05 * (KNOWN + calls)
-    target.released.set()
-    assert {each.source for each in await asyncio.gather(*races)} <= {"model", "copy"}
-    assert late.counts["copies"] <= 21 + 0.05 * (KNOWN + calls)
-
-
-async def test_a_caller_that_gives_up_cancels_everything(bundle: Bundle) -> None:
-    target = Target()
-    late = Late()
-    await learned(late, target)
-    target.hangs = True
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.2):
-            await late(target)
-    await asyncio.sleep(0)
-    assert target.hung == target.cancelled >= 1
-    assert len(asyncio.all_tasks()) == 1
-
-
 async def test_a_backup_that_no_longer_agrees_is_asked_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

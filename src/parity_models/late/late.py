@@ -342,7 +342,9 @@ class _Race:
             is_original = task is query.original
             if is_original and self._given and late._compare(future, task, self._given):
                 continue
-            future.add_done_callback(_retrieve)
+            future.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # or asyncio logs it
             if task.role == BACKUP and self._backup is not None:
                 run, options = self._backup
                 if run.cancel():  # it had not begun
@@ -453,7 +455,7 @@ class _Race:
             and late._slowness(recent) < limit
         ):
             offers.append((self._worth(DEPLOYED, newest), self._start_copy))
-        worth, start = max(offers, key=_worth, default=(0.0, None))
+        worth, start = max(offers, key=lambda offer: offer[0], default=(0.0, None))
         if worth > 0 and start is not None:
             start()
         return None
@@ -550,16 +552,6 @@ def _awaitable(call: Call) -> Awaitable[Any]:
 def _started(task: Task) -> float:
     assert task.unit is not None
     return task.unit.started
-
-
-def _worth(offer: tuple[float, Callable[[], None]]) -> float:
-    return offer[0]
-
-
-def _retrieve(future: "asyncio.Future[Any]") -> None:
-    """Retrieve an exception that has no caller, which asyncio would log."""
-    if not future.cancelled():
-        future.exception()
 
 
 class _Targets:
