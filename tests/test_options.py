@@ -9,15 +9,7 @@ import pytest
 
 from parity_models import options
 from parity_models.errors import OptionError, UserError
-from parity_models.options import (
-    BYTES,
-    MINUTES,
-    SECONDS,
-    SHARE,
-    Option,
-    declared_in,
-    make_options,
-)
+from parity_models.options import BYTES, MINUTES, SECONDS, SHARE, Option, declared_in, make_options
 from parity_models.registry import Registry
 
 

@@ -94,9 +94,7 @@ def envoy(document: dict[str, Any], folder: Path, *arguments: str) -> subprocess
     file.write_bytes(msgspec.json.encode(document))
     with (folder / "envoy.log").open("wb") as log:
         return subprocess.Popen(
-            [ENVOY, "-c", file, "--use-dynamic-base-id", *QUICK, *arguments],
-            stdout=log,
-            stderr=log,
+            [ENVOY, "-c", file, "--use-dynamic-base-id", *QUICK, *arguments], stdout=log, stderr=log
         )
 
 

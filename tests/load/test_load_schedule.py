@@ -55,8 +55,7 @@ def test_loads_that_make_no_sense_are_refused(change: dict[str, Any], reason: st
 
 
 @given(
-    st.lists(st.floats(0, 1e5), min_size=1, max_size=50).map(sorted),
-    st.sampled_from([0, 1.7e9]),
+    st.lists(st.floats(0, 1e5), min_size=1, max_size=50).map(sorted), st.sampled_from([0, 1.7e9])
 )
 def test_a_trace_is_sent_as_it_was_recorded(
     tmp_path_factory: pytest.TempPathFactory, times: list[float], since: float

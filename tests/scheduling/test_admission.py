@@ -4,15 +4,7 @@ from typing import Any
 
 import pytest
 
-from parity_models.scheduling import (
-    BACKUP,
-    Fail,
-    NoRedundancy,
-    Reason,
-    Run,
-    Scheduler,
-    Source,
-)
+from parity_models.scheduling import BACKUP, Fail, NoRedundancy, Reason, Run, Scheduler, Source
 from parity_models.scheduling.policies import ApproximateBackup
 from scheduling_world import World, world_of
 
@@ -26,8 +18,7 @@ def test_abandoned_queries_do_not_have_others_refused() -> None:
         world.pass_time(0.1)
         world.abandon(abandoned)
         world.pass_time(0.05)
-        while world.running:
-            world.finish(min(world.running))
+        world.finish_all()
     assert not [fail for fail in refusals(world) if fail.reason is Reason.OVERLOADED]
 
 

@@ -52,8 +52,7 @@ def comparisons(world: World) -> list[str]:
 
 
 def finish_all(world: World) -> None:
-    for instance in list(world.running):
-        world.finish(instance)
+    world.finish_running()
 
 
 def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:

@@ -38,8 +38,7 @@ def experienced(
         world.arrive(instances)
         while world.running:
             world.pass_time(seconds)
-            for instance in list(world.running):
-                world.finish(instance)
+            world.finish_running()
     return world
 
 
@@ -101,8 +100,7 @@ def test_what_finished_while_the_server_was_held_up_has_not_hung() -> None:
     world.now += 5.0  # nothing was reported meanwhile, timers included
     world.wake_at = None
     world.do(world.scheduler.time_passed(world.now))
-    for instance in list(world.running):
-        world.finish(instance)
+    world.finish_running()
     world.pass_time(5.0)
     assert not world.recycled
     assert not world.failures
@@ -223,8 +221,7 @@ def test_who_ran_beside_poison_and_then_alone_is_given_until_its_deadline() -> N
     for _ in range(120):
         world.arrive(2)
         world.pass_time(0.01)
-        for instance in list(world.running):
-            world.finish(instance)
+        world.finish_running()
     poison, honest = world.arrive(2)
     both = [name for name, run in world.running.items() if {*run.subjects} == {poison, honest}]
     assert len(both) == 2, "each batch of copies has both"
@@ -272,8 +269,7 @@ def test_a_slowness_that_begins_suddenly_replaces_few(factor: int) -> None:
     for _ in range(100):
         world.arrive(12 - len(world.running))
         world.pass_time(0.02 * factor)
-        for instance in list(world.running):
-            world.finish(instance)
+        world.finish_running()
         for instance in list(world.recycled):
             replaced += 1
             world.leave(instance)

@@ -4,12 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from parity_models.scheduling import (
-    Policy,
-    Reason,
-    Run,
-    Source,
-)
+from parity_models.scheduling import Policy, Reason, Run, Source
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 from scheduling_world import LOG, STRICT, world_of
@@ -128,8 +123,7 @@ def test_a_policy_that_raises_loses_no_instance_and_no_query(hook: str) -> None:
     world.arrive(3)
     world.pass_time(0.2)
     for _ in range(5):
-        for instance in sorted(world.running):
-            world.finish(instance)
+        world.finish_running()
     world.pass_time(5.0)
     assert world.answers.keys() | world.failures.keys() == {0, 1, 2}
     if hook in ("arrived", "starts", "alarm"):

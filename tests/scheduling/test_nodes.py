@@ -16,12 +16,7 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.dispatch import (
-    RULES,
-    Dispatch,
-    LatencyAware,
-    SingleQueue,
-)
+from parity_models.scheduling.dispatch import RULES, Dispatch, LatencyAware, SingleQueue
 from policies import every_policy
 from scheduling_world import BOTH, World, code
 
@@ -171,7 +166,6 @@ def test_a_node_that_is_lost_takes_one_unit_of_a_group_and_the_others_answer_for
 def test_queries_that_all_run_on_one_node_leave_one_open_group_behind() -> None:
     world = parity_on({**{f"a{number}": "a" for number in range(20)}, "b": "b", "c": "c"})
     world.arrive(22)
-    while world.running:
-        world.finish(min(world.running))
+    world.finish_all()
     assert len(world.answers) == 22
     assert len(world.inputs) <= 1

@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import parity_models
+from onnx_models import graph_model
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
@@ -41,20 +41,13 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the tutorial's `own` is, with a model that needs no training."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "own").mkdir()
-    graph = helper.make_graph(
-        [
-            helper.make_node("Flatten", ["image"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weights"], ["scores"]),
-        ],
-        "linear",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *SHAPE])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 10])],
-        [numpy_helper.from_array(WEIGHTS, "weights")],
-    )
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["scores"]),
+    ]
+    image, scores = (TensorProto.FLOAT, ["n", *SHAPE]), (TensorProto.FLOAT, ["n", 10])
     file = folder / "own" / "model.onnx"
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file
-    )
+    file.write_bytes(graph_model(nodes, {"image": image}, {"scores": scores}, {"weights": WEIGHTS}))
     write_bundle(folder / "own" / "bundle", deployed=NewModel(file, "linear"))
     np.save(folder / "own" / "test.npy", ROWS)
     return folder

@@ -216,8 +216,7 @@ async def test_exact_queries_and_those_of_other_tenants_share_no_group() -> None
         assert [role for _, role in engine.log] == [DEPLOYED] * 4
         requests.append(await asked(frontend.infer(queries(1), tenant="a")))
         assert engine.log[-1][1] == "parity-0"
-        for unit in list(engine.units):
-            engine.finish(unit)
+        engine.finish_all()
         await asyncio.gather(*requests)
 
 
@@ -293,8 +292,7 @@ async def test_where_the_engine_fails_its_query_gets_an_error_and_the_rest_goes_
         assert engine.log[-1] == ("0", "recycle")
         assert metric(frontend, "parm_actions_failed_total") == 1
         request = await asked(frontend.infer(queries(3)))
-        while engine.units:
-            engine.finish(engine.units[0])
+        engine.finish_all()
         assert (await request).sources == [Source.MODEL] * 3
 
 
@@ -305,8 +303,7 @@ async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
         for _ in range(2):
             frontend.check_engine()
         assert metric(frontend, "parm_repairs_total") == 1
-        while engine.units:
-            engine.finish(engine.units[0])
+        engine.finish_all()
         assert (await request).sources == [Source.MODEL] * 2
         del engine.roles["1"]
         for _ in range(2):
@@ -323,11 +320,7 @@ async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([1, 3]),
-    st.sampled_from([None, *Pool]),
-)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.sampled_from([None, *Pool]))
 def test_in_any_history_all_are_answered_once(seed: int, max_batch: int, pool: Pool | None) -> None:
     asyncio.run(_chaos(Random(seed), max_batch, pool))
 
@@ -375,10 +368,9 @@ async def test_tensors_are_let_go_of(policy: Callable[[], Policy]) -> None:
             request = await asked(frontend.infer(rows))
             del rows
             while not request.done():
-                for unit in list(engine.units):
-                    engine.finish(unit)
+                engine.finish_all()
                 await settle()
-            del request, unit
+            del request
         gc.collect()
         kept = sum(ref() is not None for ref in alive)
         assert kept <= 3  # padding for lonely queries, and the group that is open
@@ -392,13 +384,12 @@ async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
             request = await asked(frontend.infer(rows))
             alive += [weakref.ref(rows)]
             while not request.done():
-                for unit in list(engine.units):
-                    engine.finish(unit)
+                engine.finish_all()
                 await settle()
             answers = (await request).outputs
             alive += [weakref.ref(answers)]
             np.testing.assert_allclose(answers, rows @ WEIGHTS, atol=1e-4)
-            del request, rows, unit, answers
+            del request, rows, answers
         kept = frontend.in_flight
         assert 0 < len(kept) < 10, "padding for lonely queries, and the group that is open"
         await settle()
@@ -408,7 +399,7 @@ async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
         lonely = await asked(frontend.infer(queries(1)))
         await asyncio.sleep(0.01)
         while engine.units:
-            engine.finish(engine.units[0])
+            engine.finish_all()
             await settle()
         assert metric(frontend, "parm_actions_failed_total") == 0
         assert lonely.done()
@@ -448,8 +439,7 @@ async def test_only_so_many_liars_are_remembered_by_name() -> None:
         ]
         assert len(named) == 100
         assert set(named) == set(frontend.quarantined)
-        while engine.units:
-            engine.finish(engine.units[0])
+        engine.finish_all()
 
 
 async def test_an_instance_that_is_wrong_on_clients_queries_alone_is_replaced() -> None:

@@ -92,8 +92,7 @@ async def answer_group(frontend: Frontend, engine: Any) -> NDArray[np.float32]:
     """A group whose predictions are all here before its parity output."""
     rows = queries(2)
     request = await asked(frontend.infer(rows))
-    for unit in [unit for unit in engine.units if unit.role == "deployed"]:
-        engine.finish(unit)
+    engine.finish_all("deployed")
     await request
     return rows
 
@@ -165,12 +164,10 @@ async def test_an_unsure_backup_answers_nobody() -> None:
     gate = OutputGate({Source.BACKUP: chosen(threshold)})
     async with serving(ApproximateBackup(), 4, 4, gate=gate) as (frontend, engine):
         request = await asked(frontend.infer(rows[[0, 3]]))
-        for unit in [unit for unit in engine.units if unit.role == "backup"]:
-            engine.finish(unit)
+        engine.finish_all("backup")
         await settle()
         assert not request.done()
-        for unit in [unit for unit in engine.units if unit.role == "deployed"]:
-            engine.finish(unit)
+        engine.finish_all("deployed")
         assert (await request).sources == [Source.BACKUP, Source.MODEL]
         assert metric(frontend, "parm_stand_in_answers_compared_total", source="backup") == 0
 
@@ -294,8 +291,7 @@ async def test_what_would_spoil_other_reconstructions_is_served_exact(value: flo
     async with serving(Parity(CODE), instances=3) as (frontend, engine):
         request = await asked(frontend.infer(spoilt))
         assert [role for _, role in engine.log] == [DEPLOYED, DEPLOYED]  # no group, no parity
-        for unit in list(engine.units):
-            engine.finish(unit)
+        engine.finish_all()
         answers = await request
         assert answers.sources == [Source.MODEL] * 2
         assert not np.isfinite(answers.outputs[1]).all()

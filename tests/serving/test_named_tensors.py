@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from onnx_models import graph_model
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import cut, padded
@@ -68,19 +68,14 @@ def test_queries_of_any_length_are_answered_at_their_own(client: Any, length: in
 
 
 async def test_half_precision_bytes_and_truths_go_through_workers(tmp_path: Path) -> None:
-    kinds: dict[str, tuple[int, list[str | int | None]]] = {
+    kinds: dict[str, tuple[int, list[Any]]] = {
         "half": (TensorProto.FLOAT16, ["n", 3]),
         "image": (TensorProto.UINT8, ["n", "height", 2]),
         "truth": (TensorProto.BOOL, ["n"]),
     }
-    tensors = [
-        [helper.make_tensor_value_info(f"{role}{name}", *each) for name, each in kinds.items()]
-        for role in ("", "same_")
-    ]
     nodes = [helper.make_node("Identity", [name], [f"same_{name}"]) for name in kinds]
-    graph = helper.make_graph(nodes, "g", tensors[0], tensors[1])
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    onnx.save(model, tmp_path / "same.onnx")
+    outputs = {f"same_{name}": each for name, each in kinds.items()}
+    (tmp_path / "same.onnx").write_bytes(graph_model(nodes, kinds, outputs))
     content, signature = read_servable(tmp_path / "same.onnx", {"height": 8})
     bundle = write_bundle(
         tmp_path / "bundle", deployed=NewModel(content, "same", signature=signature)

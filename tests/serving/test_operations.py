@@ -12,6 +12,9 @@ import promql_parser
 import pytest
 import trustme
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from promql_parser import VectorSelector
 
 from commands import Here, assert_refused
@@ -219,3 +222,24 @@ def test_kubernetes_objects_are_about_the_same_pods() -> None:
     assert scaled["minReplicas"] == found["Deployment"]["spec"]["replicas"]
     files = found["Kustomization"]["resources"]
     assert all((EXAMPLES / "kubernetes" / name).is_file() for name in files)
+
+
+# The dashboard
+
+
+def unread(written: Any, read: Any, where: str = "dashboard") -> Iterator[str]:
+    """What the library left out, or read as something else, by where it stands."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        for key, value in written.items():
+            yield from unread(value, read.get(key), f"{where}.{key}")
+    elif isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+        for number, pair in enumerate(zip(written, read, strict=True)):
+            yield from unread(*pair, f"{where}[{number}]")
+    elif written != read:
+        yield where
+
+
+def test_grafana_reads_all_of_the_dashboard() -> None:
+    register_default_plugins()
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard())))
+    assert list(unread(dashboard(), read)) == []

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from own_engine import ENGINE, FACELESS
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
@@ -23,14 +22,25 @@ pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "extend-serving.md"
 
 
-async def test_the_engine_of_the_guide_serves(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ENGINE, FACELESS = "engine_of_the_guide:Threads", "engine_of_the_guide:Faceless"
+FACELESS_TOO = """
+
+class Faceless(Threads):
+    name, refuses = "faceless", {"ui": "its servers have no page"}
+"""
+
+
+@pytest.fixture(autouse=True)
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of the guide can be imported, and one of its kind that refuses an option."""
     section = GUIDE.read_text().partition("\n## An engine\n")[2]
     (code,) = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    (tmp_path / "engine_of_the_guide.py").write_text(code)
+    (tmp_path / "engine_of_the_guide.py").write_text(code + FACELESS_TOO)
     monkeypatch.syspath_prepend(str(tmp_path))
-    engine = EngineChoice("engine_of_the_guide:Threads", {"called": "mine"})
+
+
+async def test_the_engine_of_the_guide_serves(bundle: Path) -> None:
+    engine = EngineChoice(ENGINE, {"called": "mine"})
     options = ServeOptions(engine=engine, port=0, policy=PolicyChoice("replication"))
     async with Server(open_bundle(bundle), options) as server:
         rows = queries(20)

@@ -16,7 +16,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from commands import parm
-from served import Clients, ServerProcess, infer, is_alive, nothing_left_of, queries, until
+from grpc_requests import infer as grpc_infer
+from served import OUTPUTS, Clients, ServerProcess, infer, is_alive, nothing_left_of, queries, until
 
 pytestmark = pytest.mark.slow
 
@@ -103,14 +104,15 @@ def in_a_terminal() -> None:
 
 def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(bundle: Path) -> None:
     coded = ("--policy", "parity@max-group-wait=1s", "--instances", "2", "--deadline", "60")
-    arguments = (*coded, "--faults", service_time(0.4))
+    arguments = (*coded, "--faults", service_time(0.4), "--grpc-port", "0")
     with (
         ServerProcess(str(bundle), *arguments) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor(16) as pool,
     ):
         assert client.get("/v2/health/ready").json() == {"ready": True}
-        requests = [pool.submit(infer, client, queries(1, seed)) for seed in range(8)]
+        requests = [pool.submit(infer, client, queries(1, seed)) for seed in range(6)]
+        calls = [pool.submit(grpc_infer, server.grpc_address, seed) for seed in range(2)]
         until(lambda: queries_arrived(server) == 8, "requests do not arrive")
         with nothing_left_of(server):
             server.signal(signal.SIGTERM)
@@ -119,7 +121,8 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(bundle: Path) 
             refused = infer(client, queries(1, 99))
             assert refused.status_code == 503
             assert "stopping" in refused.json()["error"]
-            assert [request.result().status_code for request in requests] == [200] * 8
+            assert [request.result().status_code for request in requests] == [200] * 6
+            assert all(call.result().as_numpy("output").shape == (1, OUTPUTS) for call in calls)
             assert server.wait() == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/v2/health/live")

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from grpc_served import method
+from linear_bundles import linear_bundle
 from onnx_models import linear_model
 from parity_models import __version__
-from parity_models.codes import CodeSpec
 from parity_models.emulation import FaultPlan, Lie
 from parity_models.errors import ModelError
-from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.bundle import MANIFEST, Bundle, open_bundle
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of, model_files
 from parity_models.serving.grpc.inference_pb2 import ModelMetadataRequest
 from parity_models.serving.server import ServeOptions, Server
+from served import SUM
 
 pytestmark = pytest.mark.slow
 
@@ -32,11 +33,8 @@ PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0, share_groups=True)
 
 def write(folder: Path, weight: float) -> Bundle:
     """A bundle of a model whose outputs are the sum of its inputs, times `weight`."""
-    onnx = folder / "model.onnx"
-    linear_model(onnx, (4,), (2,), np.full((4, 2), weight, np.float32))
-    model = NewModel(onnx, "linear")
-    code = CodeSpec("sum", "subtraction", 2)
-    return write_bundle(folder / "bundle", deployed=model, parity=[model], code=code)
+    weights = np.full((4, 2), weight, np.float32)
+    return linear_bundle(folder, weights, [weights], SUM)
 
 
 def replace(folder: Path) -> None:

@@ -54,5 +54,4 @@ def runs(world: World) -> list[str]:
 def answer_some(world: World, count: int = 4) -> None:
     """So many queries are answered soon by the model, for groups to be filled up with."""
     world.arrive(count)
-    while world.running:
-        world.finish(min(world.running))
+    world.finish_all()

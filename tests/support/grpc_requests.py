@@ -8,9 +8,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from served import (
-    queries,
-)
+from served import queries
 
 
 def triton_input(rows: NDArray[np.float32]) -> triton.InferInput:

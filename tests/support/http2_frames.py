@@ -4,8 +4,8 @@ honest to be."""
 import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
-END_STREAM, END_HEADERS, ACK = 1, 4, 1
+HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
+END_HEADERS = 4
 CANCEL = struct.pack(">I", 8)
 """The payload of RST_STREAM from a client that wants no answer any more."""
 

@@ -5,11 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from engine_conformance import (
-    DEPLOYED,
-    Events,
-    Joined,
-)
+from engine_conformance import DEPLOYED, Events, Joined
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.local.local_engine import LocalEngine
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
-from parity_models.scheduling.policies import ApproximateBackup, Policy
+from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
 
@@ -49,10 +49,4 @@ class Oldest(SingleQueue):
         self.scans = (options or self.Options()).scans
 
 
-class Backed(ApproximateBackup):
-    """Every query goes to the backup, too."""
-
-    name = "backed"
-
-
-POLICY, RULE, BACKED = f"{__name__}:Again", f"{__name__}:Oldest", f"{__name__}:Backed"
+POLICY, RULE = f"{__name__}:Again", f"{__name__}:Oldest"

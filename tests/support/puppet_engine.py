@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.models.signature import Signature, TensorSpec
-from parity_models.scheduling import (
-    Parity,
-    Policy,
-    SchedulerConfig,
-)
+from parity_models.scheduling import Parity, Policy, SchedulerConfig
 from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.frontend import Frontend, Golden, Result
 from parity_models.serving.metrics import Metrics
@@ -76,6 +72,11 @@ class Puppet(Engine):
     def finish(self, unit: Unit) -> None:
         self.units.remove(unit)
         self.listener.unit_finished(unit.id, np.stack(unit.rows) @ WEIGHTS)
+
+    def finish_all(self, role: str | None = None) -> None:
+        """Finish what is here, and what comes thereby; or only the units that have this role."""
+        while units := [unit for unit in self.units if role in (None, unit.role)]:
+            self.finish(units[0])
 
     def fail(self, unit: Unit, detail: str) -> None:
         self.units.remove(unit)

@@ -24,11 +24,7 @@ def datatype_of(array: NDArray[Any]) -> str:
 
 def request(array: NDArray[Any], data: object = None, **more: Any) -> tuple[bytes, str | None]:
     """A request for `array`, with `data` as JSON, or as binary data if that is None."""
-    tensor: dict[str, Any] = {
-        "name": "x",
-        "shape": array.shape,
-        "datatype": datatype_of(array),
-    }
+    tensor: dict[str, Any] = {"name": "x", "shape": array.shape, "datatype": datatype_of(array)}
     if data is not None:
         tensor["data"] = data
         return msgspec.json.encode({"inputs": [tensor], **more}), None

@@ -138,6 +138,16 @@ class World:
         self.end(instance)
         self.report(instance)
 
+    def finish_running(self) -> None:
+        """What runs now finishes."""
+        for instance in sorted(self.running):
+            self.finish(instance)
+
+    def finish_all(self) -> None:
+        """What runs finishes, until nothing does."""
+        while self.running:
+            self.finish(min(self.running))
+
     def end(self, instance: str) -> None:
         """The instance has run its unit; the scheduler is not told yet."""
         self.unreported[instance] = self.running.pop(instance)
@@ -262,10 +272,7 @@ class World:
     def _answer(self, answer: Answer) -> None:
         assert answer.query not in self.answers, "answered once"
         assert answer.query not in self.failures, "not answered after it failed"
-        at_hand = {
-            Source.MODEL: self.predictions,
-            Source.RECONSTRUCTION: self.reconstructed,
-        }
+        at_hand = {Source.MODEL: self.predictions, Source.RECONSTRUCTION: self.reconstructed}
         if answer.source in BACKUPS:
             assert (answer.query, answer.source) in self.backups
         else:

@@ -113,11 +113,7 @@ def _exported(name: str) -> bytes:
 
 
 def write_text_bundle(
-    folder: Path,
-    *,
-    backed: bool = False,
-    coded: bool = False,
-    envelope: Envelope | None = None,
+    folder: Path, *, backed: bool = False, coded: bool = False, envelope: Envelope | None = None
 ) -> Path:
     """A bundle of it, and the files; the bag is its backup, and in each slot of a parity model for
     two queries."""

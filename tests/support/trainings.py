@@ -51,15 +51,7 @@ def train_parity(
         queries = Queries(inputs, validation.inputs, validation.labels, metric=metric, hflip=hflip)
     with open_teacher(deployed, inputs, options.output) as teacher:
         return train(
-            teacher,
-            queries,
-            out,
-            network,
-            code,
-            options,
-            plan=plan,
-            keep=keep,
-            callbacks=callbacks,
+            teacher, queries, out, network, code, options, plan=plan, keep=keep, callbacks=callbacks
         )
 
 

@@ -75,19 +75,6 @@ def test_two_that_are_late_share_a_parity_query() -> None:
     assert world.answers == dict.fromkeys((0, 1), Source.RECONSTRUCTION)
 
 
-@pytest.mark.parametrize(("kind", "tenant"), [("text", None), ("image", "other")])
-def test_those_of_other_kinds_and_tenants_share_none(kind: str, tenant: str | None) -> None:
-    world = world_of(stand_ins=CODE)
-    answer_some(world)
-    world.arrive(1)
-    world.arrive(1, kind, tenant=tenant)
-    world.pass_time(1.1)
-    encoded = [action.members for action in world.log if isinstance(action, Encode)]
-    assert not any({4, 5} <= set(members) for members in encoded)
-    world.pass_time(8.0)
-    assert runs(world).count(DEPLOYED) >= 3, "for one that none has padding for, a copy"
-
-
 def test_a_lone_late_query_is_padded_where_its_parity_query_is_faster_than_a_copy() -> None:
     world = world_of(stand_ins=CODE)
     answer_some(world)

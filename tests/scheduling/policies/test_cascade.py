@@ -128,8 +128,7 @@ def test_the_model_is_asked_first_now_and_then(queries: int, every: float, compa
     world = cascade(compare_every=10.0)
     for _ in range(queries):
         world.arrive(1)
-        while world.running:
-            world.finish(min(world.running))
+        world.finish_all()
         world.pass_time(every)
     sources = list(world.answers.values())
     assert sources.count(Source.MODEL) == compared + 1

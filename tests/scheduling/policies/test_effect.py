@@ -93,11 +93,7 @@ def test_what_has_begun_to_help_is_found_again() -> None:
     assert stream.until(Redundancy.ON, within=60) < 60
 
 
-@given(
-    st.floats(0.01, 1),
-    st.floats(1, 50),
-    st.lists(st.booleans(), max_size=500),
-)
+@given(st.floats(0.01, 1), st.floats(1, 50), st.lists(st.booleans(), max_size=500))
 def test_the_budget_holds_in_any_history(share: float, burst: float, history: list[bool]) -> None:
     budget, sent = Budget(share, burst), [0]
     queries = [0]

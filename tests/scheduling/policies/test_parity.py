@@ -56,8 +56,7 @@ class Test_parity:
         world = parity_world({"a": BOTH, "b": BOTH, "c": BOTH}, share_groups=False)
         world.arrive(2)
         assert not world.members
-        for instance in list(world.running):
-            world.finish(instance)
+        world.finish_running()
         world.arrive(2, tenant="one")
         assert list(world.members.values()) == [(2, 3)]
 
@@ -140,8 +139,7 @@ class Test_parity:
         world.abandon(1)  # it runs on
         world.arrive(2)
         world.leave("b")
-        while world.running:
-            world.finish(min(world.running))
+        world.finish_all()
         assert len(world.answers) == 3
 
     def test_delayed_is_sent_only_to_groups_still_incomplete(self) -> None:

@@ -29,7 +29,7 @@ SERVICE = "inference.GRPCInferenceService"
 
 @pytest.fixture(scope="module")
 def server(bundle: Path) -> Iterator[ServerProcess]:
-    arguments = ("--grpc-port", "0", "--max-body", "1", "--max-queue", "300")
+    arguments = ("--grpc-port", "0", "--max-body", "2", "--max-queue", "300")
     with ServerProcess(str(bundle), *arguments) as process:
         yield process
         assert process.process.poll() is None

@@ -14,7 +14,13 @@ from grpc_status import rpc_status
 
 from grpc_served import READY, method, request, serving
 from http_served import eventually
-from parity_models.serving.errors import AbandonedError, LateRequestError, OverloadedError
+from parity_models.serving.errors import (
+    AbandonedError,
+    DeadlineError,
+    LateRequestError,
+    OverloadedError,
+    UnavailableError,
+)
 from parity_models.serving.grpc.grpc_server import InferenceService, refuse
 from parity_models.serving.grpc.inference_pb2 import (
     ModelInferRequest,
@@ -46,11 +52,16 @@ async def test_overload_is_resource_exhausted_and_says_when_to_come_back() -> No
         assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
         assert delay(error.value) == 0.25
         assert served.requests(503) == served.refused("admission") == 1
-        served.frontend.error = AbandonedError("gone")
-        with pytest.raises(grpc.aio.AioRpcError, match="gone") as error:
-            await infer(request())
-        assert error.value.code() is StatusCode.CANCELLED
-        assert rpc_status.from_call(error.value) is None
+        for failure, code in (
+            (AbandonedError("gone"), StatusCode.CANCELLED),
+            (DeadlineError("no answer within 1 s"), StatusCode.DEADLINE_EXCEEDED),
+            (UnavailableError("stopping"), StatusCode.UNAVAILABLE),
+        ):
+            served.frontend.error = failure
+            with pytest.raises(grpc.aio.AioRpcError, match=str(failure)) as error:
+                await infer(request())
+            assert error.value.code() is code
+            assert rpc_status.from_call(error.value) is None
 
 
 async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:

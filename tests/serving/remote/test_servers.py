@@ -142,11 +142,7 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]
 
 
 @pytest.mark.parametrize(
-    "urls",
-    [
-        ["http://127.0.0.1:{0}?protocol=v1"],
-        ["http://127.0.0.1:{0}", "grpc://127.0.0.1:{1}"],
-    ],
+    "urls", [["http://127.0.0.1:{0}?protocol=v1"], ["http://127.0.0.1:{0}", "grpc://127.0.0.1:{1}"]]
 )
 async def test_it_is_an_upstream_over_each_of_its_protocols(
     bundle: Path, ports: tuple[int, int], urls: list[str]

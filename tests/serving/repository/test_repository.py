@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from own_engine import ENGINE
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.repository import Repository, asked_version, scan, versions_in
@@ -23,7 +22,7 @@ async def test_no_request_is_lost_while_versions_change(tmp_path: Path, seed: in
     for version in times:
         write_version(tmp_path / "models", "one", version, times=times[version])
     (tmp_path / "models" / "one" / "3" / "deployed.onnx").write_bytes(b"broken")
-    repository = Repository(tmp_path / "models", ServeOptions(engine=EngineChoice(ENGINE)))
+    repository = Repository(tmp_path / "models", ServeOptions(engine=EngineChoice("threads")))
     await repository.start()
     assert repository.versions("one") == ["2"], "the newest that is not broken"
     rows = np.random.default_rng(seed).normal(size=(1, INPUTS)).astype(np.float32)

@@ -124,11 +124,7 @@ CASES = {
     ),
     Refused.NOT_FOUND: (get("/nowhere"), 404, "nothing is at /nowhere"),
     Refused.METHOD: (post(b"", path="/v2"), 405, "method POST"),
-    Refused.FORBIDDEN: (
-        post(b"", "Origin: http://evil\r\n", LOAD),
-        403,
-        "",
-    ),
+    Refused.FORBIDDEN: (post(b"", "Origin: http://evil\r\n", LOAD), 403, ""),
     Refused.INVALID: (post(b"[]"), 400, ""),
     Refused.COSTLY: (post(b"," * 900_000), 413, ""),
     Refused.MAX_BODY: (

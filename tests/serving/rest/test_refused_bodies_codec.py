@@ -66,10 +66,7 @@ def bad(**changes: object) -> dict[str, object]:
         ({**bad(), "parameters": {"timeout": 10**400}}, "Expected `int` <= 9223372036854775807"),
         ({**bad(), "parameters": {"redundancy": "none"}}, "'any' or 'exact', got 'none'"),
         ({**bad(), "parameters": {"redundancy": True}}, "Expected `str | null`, got `bool`"),
-        (
-            {**bad(), "parameters": {"redundancy": ["exact"] * 999}},
-            "null`, got `array`",
-        ),
+        ({**bad(), "parameters": {"redundancy": ["exact"] * 999}}, "null`, got `array`"),
         ({**bad(), "parameters": {"tenant": ""}}, "1 to 128 characters, got ''"),
         ({**bad(), "parameters": {"tenant": 7}}, "Expected `str | null`, got `int`"),
     ],
