@@ -7,7 +7,7 @@ https://github.com/kserve/open-inference-protocol, specification/protocol/infere
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple, TypeVar
@@ -52,9 +52,10 @@ from parity_models.serving.protocol import (
 Raws = Sequence[bytes | memoryview]
 """A message's raw_input_contents."""
 
-_LENGTH_DELIMITED = 2
-_RAW_INPUTS, _RAW_OUTPUTS = 7 << 3 | _LENGTH_DELIMITED, 6 << 3 | _LENGTH_DELIMITED
-"""The tags of raw_input_contents and raw_output_contents, which their lengths follow."""
+_NUMBER, _OF_LENGTH = 0, 2
+_INPUTS, _RAW_INPUTS, _RAW_OUTPUTS = (field << 3 | _OF_LENGTH for field in (5, 7, 6))
+_CONTENTS = _INPUTS
+"""Tags of fields: of a request, of a response, and of an input."""
 
 _FIELDS = {
     "BOOL": "bool_contents",
@@ -78,7 +79,7 @@ _VALUE = 10
 """The most bytes that a value takes in a message."""
 
 _MAX_FIELDS = 1000
-"""Fields of a large message that are looked through for raw_input_contents."""
+"""Fields of a large message, and of each input, that are looked through for tensors."""
 
 _PREFIX = 64
 """The first bytes of a message, by which those that were read before are found."""
@@ -143,39 +144,56 @@ class Messages:
         most = MAX_BESIDES + _VALUE * largest.max_values
         if len(data) > most:
             raise too_large(len(data), "the largest request that this server takes has", most)
-        is_small = len(data) <= min(SLICE, self._max_json)
-        pieces, raws = ([data], []) if is_small else _without_raws(data)
-        rest = sum(map(len, pieces))
+        if len(data) <= min(MAX_BESIDES, self._max_json):
+            message = read_message(ModelInferRequest, data)
+            return message, list(message.raw_input_contents)
+        head, raws, values = _without_raws(data)
+        rest = sum(map(len, head))
+        if rest - values > MAX_BESIDES:
+            raise too_large(rest - values, "besides its tensors it has", MAX_BESIDES)
         if rest > self._max_json:
             advice = "send raw_input_contents, or several requests"
             raise too_large(rest, "typed contents have", self._max_json, advice=advice)
-        message = read_message(ModelInferRequest, b"".join(pieces))
+        message = read_message(ModelInferRequest, b"".join(head))
         return message, [*raws, *message.raw_input_contents]
 
 
-def _without_raws(data: bytes) -> tuple[list[bytes | memoryview], list[memoryview]]:
-    """Return a message in pieces without its raw_input_contents, and these, which protobuf would
-    copy. What comes after an unusual field, or many of them, is one piece with all that it has."""
-    view, begin, at = memoryview(data), 0, 0
-    pieces, raws = list[bytes | memoryview](), list[memoryview]()
+def _without_raws(data: bytes) -> tuple[list[memoryview], list[memoryview], int]:
+    """Return a message in pieces without its raw_input_contents, these, which protobuf would copy,
+    and how many bytes the typed contents have."""
+    view, begin, values = memoryview(data), 0, 0
+    pieces, raws = list[memoryview](), list[memoryview]()
+    for start, tag, content, end in _fields(data, 0, len(data)):
+        if tag == _RAW_INPUTS:
+            pieces.append(view[begin:start])
+            raws.append(view[content:end])
+            begin = end
+        elif tag == _INPUTS:
+            inner = _fields(data, content, end)
+            values += sum(end - begin for _, tag, begin, end in inner if tag == _CONTENTS)
+    return [*pieces, view[begin:]], raws, values
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the first fields of a message: where each begins, its tag, and where its content, a
+    number or of a length, begins and ends. It ends before other fields, and before many."""
     for _ in range(_MAX_FIELDS):
-        size = 0
-        for length, byte in enumerate(data[at + 1 : at + 6]):  # after a tag of one byte
-            size |= (byte & 0x7F) << 7 * length
+        value = 0
+        for length, byte in enumerate(data[at + 1 : at + 11], 1):  # after a tag of one byte
+            value |= (byte & 0x7F) << 7 * (length - 1)
             if byte < 0x80:
                 break
         else:
-            break
-        content = at + length + 2
-        end = content + size
-        if data[at] & 0x87 != _LENGTH_DELIMITED or end > len(data):
-            break
-        if data[at] == _RAW_INPUTS:
-            pieces.append(view[begin:at])
-            raws.append(view[content:end])
-            begin = end
-        at = end
-    return [*pieces, view[begin:]], raws
+            return
+        tag, content = data[at], at + 1 + length
+        if tag & 0x87 == _NUMBER:
+            value = 0
+        elif tag & 0x87 != _OF_LENGTH:
+            return
+        if content + value > end:
+            return
+        yield at, tag, content, content + value
+        at = content + value
 
 
 def _constant_head(data: bytes, raws: Raws) -> bytes:
