@@ -21,7 +21,15 @@ import numpy as np
 from msgspec import Meta, Raw, Struct
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Sizes, Tensor, TensorSpec, cut, padded
+from parity_models.models.signature import (
+    DATATYPES,
+    MAX_TENSORS,
+    Sizes,
+    Tensor,
+    TensorSpec,
+    cut,
+    padded,
+)
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 
@@ -65,7 +73,10 @@ that are kept, but for their tensors, to be read once."""
 
 _T = TypeVar("_T")
 
-# Messages
+# Messages, whose lists are bounded
+
+Shape = Annotated[tuple[int, ...], Meta(max_length=64)]
+_Some = Meta(max_length=MAX_TENSORS)
 
 
 class ServerMetadata(Struct, frozen=True, omit_defaults=True):
@@ -132,7 +143,7 @@ class TensorMessage(Struct, omit_defaults=True):
 
     name: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: Shape
     parameters: TensorParameters | None = None
     data: Raw = NO_DATA
 
@@ -172,10 +183,10 @@ class RequestParameters(Struct, omit_defaults=True):
 class RequestMessage(Struct, omit_defaults=True):
     """An infer request's JSON object."""
 
-    inputs: tuple[TensorMessage, ...]
+    inputs: Annotated[tuple[TensorMessage, ...], _Some]
     id: str | None = None
     parameters: RequestParameters | None = None
-    outputs: tuple[RequestedOutput, ...] | None = None
+    outputs: Annotated[tuple[RequestedOutput, ...], _Some] | None = None
 
 
 class ResponseMessage(Struct, omit_defaults=True, kw_only=True):

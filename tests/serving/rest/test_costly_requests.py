@@ -63,6 +63,18 @@ def test_json_of_too_many_values_is_refused_unread(changes: dict[str, bytes]) ->
         read_predict(infer(**changes), MODEL)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"shape": _list(b"1", 1000)}, {"outputs": _list(b'{"name":"y"}', 1000)}]
+)
+def test_lists_that_are_no_data_are_short(changes: dict[str, bytes]) -> None:
+    """Those that data leave room for took a third of a second, and an error of megabytes."""
+    with pytest.raises(
+        InvalidRequestError, match=r"Expected `array` of length <= 64 - at"
+    ) as error:
+        read_request(infer(**changes), None, MODEL)
+    assert len(str(error.value)) < 100
+
+
 async def turns(counted: list[int]) -> None:
     counted.append(1)
 
