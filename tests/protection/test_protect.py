@@ -28,7 +28,6 @@ from parity_models.protection.finalists import (
 )
 from parity_models.protection.options import Goal, Scenario
 from parity_models.protection.protect import (
-    Prepared,
     Report,
     SearchOptions,
     prepare,
@@ -43,6 +42,7 @@ from parity_models.serving.options import ServeOptions
 from parity_models.training import Callbacks, Queries, open_teacher
 from parity_models.training.candidates import Proposal
 from parity_models.training.fit import Budget
+from parity_models.training.search import Lesson
 from text_models import TextModel, write_text_folder
 
 SHAPE = (6,)
@@ -121,7 +121,7 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(folder: Path) -> Iterator[Prepared]:
+def prepared(folder: Path) -> Iterator[Lesson]:
     queries = Queries.of(INPUTS[:1400], calibration=INPUTS[1400:1700], test=INPUTS[1700:])
     with open_teacher(folder / "model.onnx", INPUTS) as teacher:
         yield prepare(teacher, queries, SearchOptions(agreement=LEVEL), Callbacks())
@@ -129,15 +129,15 @@ def prepared(folder: Path) -> Iterator[Prepared]:
 
 @pytest.mark.slow
 def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
-    prepared: Prepared, tmp_path: Path
+    prepared: Lesson, tmp_path: Path
 ) -> None:
     candidates = [
-        prepared.lesson.candidate(Proposal("mlp@0.25", PAIRS, 1.0)),
-        prepared.lesson.candidate(Proposal("linear", None, 0.2)),
+        prepared.candidate(Proposal("mlp@0.25", PAIRS, 1.0)),
+        prepared.candidate(Proposal("linear", None, 0.2)),
     ]
     for each in candidates:
         each.fit(Budget(seconds=3.0), tmp_path / f"{each.proposal.slug}.checkpoint", options={})
-    deployed = prepared.lesson.teacher.bundle
+    deployed = prepared.teacher.bundle
     queries, folder = prepared.queries, tmp_path / "bundles"
     _, trained = measure(candidates, deployed, queries, LEVEL, folder)
     assert queries.calibration is not None

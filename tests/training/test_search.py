@@ -165,7 +165,8 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
     with open_teacher(path, INPUTS) as teacher:
         model = teacher.network()
         data = distill(model, teacher, queries, torch.device("cpu"), None)
-        yield Lesson(teacher, model, data, teacher.describe(queries.train), level=0.9, seed=0)
+        queried = teacher.describe(queries.train)
+        yield Lesson(teacher, model, queries, data, queried, level=0.9, seed=0)
 
 
 def begun(lesson: Lesson, folder: Path, *names: str) -> Search:
@@ -204,7 +205,8 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
     untried: int,
 ) -> None:
     names = ["linear", "mlp@0.25", "mlp@0.5", "mlp"]
-    started = begun(replace(lesson, judging=judging), tmp_path, *names)
+    row_seconds = judging / len(lesson.queries.validation)
+    started = begun(replace(lesson, row_seconds=row_seconds), tmp_path, *names)
     interrupt(monkeypatch, Candidate, "fit", 2)  # cut off rather than waited for
     dropped = started.run(seconds).dropped
     found = [name for name, why in dropped.items() if why.startswith("not tried")]

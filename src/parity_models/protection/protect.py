@@ -282,22 +282,32 @@ def protect(
         check_place(out)
         # A file that cannot be read is refused before anything is trained.
         contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
-        prepared = prepare(teacher, queries, chosen, said)
-        folder = out.with_name(f"{out.name}.protect")
-        search = Search(prepared.lesson, folder, prepared.options, said)
-        test = prepared.queries.test
+        lesson = prepare(teacher, queries, chosen, said)
+        options: RunOptions = {
+            "model": teacher.sha256,
+            "inputs": queries.sha256,
+            "hflip": queries.hflip,
+            "output": teacher.output.name,
+            "metric": lesson.data.metric,
+            "output-kind": lesson.data.output_kind,
+            "agreement": lesson.level,
+            "answer-only": ",".join(f"{each.number}={each.level}" for each in lesson.answer_only),
+            "seed": lesson.seed,
+        }
+        search = Search(lesson, out.with_name(f"{out.name}.protect"), options, said)
+        test = lesson.queries.test
         assert test is not None
         if chosen.resume:
             search.resume()
         else:
             sizes = commonest(test, teacher.signature)
-            search.begin(propose(teacher, prepared.lesson.queried, sizes))
+            search.begin(propose(teacher, lesson.queried, sizes))
         total = 60 * chosen.minutes
         # Hardly a finalist is slower than the model.
-        running = (FINALISTS + 1) * prepared.row_seconds * 2 * len(test)
+        running = (FINALISTS + 1) * lesson.row_seconds * 2 * len(test)
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         found = search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
-        finished = _finish(prepared, found, out, chosen)
+        finished = _finish(lesson, found, out, chosen)
         if not found.interrupted:
             search.clear()
         return finished
@@ -317,23 +327,11 @@ def _check_enough(queries: int, level: float) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The data that candidates learn from and are measured by, and the options of the search.
-
-    The deployed model takes `row_seconds` for each of the `queries`.
-    """
-
-    lesson: Lesson
-    queries: Queries
-    options: RunOptions
-    row_seconds: float
-
-
 def prepare(
     teacher: Teacher, queries: Queries, options: SearchOptions, callbacks: Callbacks
-) -> Prepared:
-    """Check the queries and the model, and have it predict.
+) -> Lesson:
+    """Check the queries and the model, have it predict, and return all that candidates learn from
+    and are measured by.
 
     If that would take too long, it predicts for fewer queries, and a note says so.
     """
@@ -344,7 +342,6 @@ def prepare(
     some = Rows.of(queries.train[:PREDICTED], teacher.signature, device)
     predict(model, some)
     row_seconds = max(1e-9, (time.monotonic() - began) / len(some))
-    sha256 = queries.sha256
     queries = _affordable(queries, row_seconds, options, callbacks)
     data = distill(model, teacher, queries, device, options.output_kind)
     callbacks.say(
@@ -352,26 +349,14 @@ def prepare(
         f"{time.monotonic() - began:.0f} s to predict for {len(queries.train):,} queries to learn "
         "from"
     )
-    queried = teacher.describe(queries.train)
-    judging = row_seconds * len(queries.validation)
     only = answered_classes(teacher.bundle, options.answer_only)
-    if only and data.transform.of_classes is False:
+    if only and not data.transform.of_classes:
         raise UserError(
             f"predictions are {data.output_kind}, so there are no classes to answer only"
         )
-    lesson = Lesson(teacher, model, data, queried, options.agreement, options.seed, judging, only)
-    determining: RunOptions = {
-        "model": teacher.sha256,
-        "inputs": sha256,
-        "hflip": queries.hflip,
-        "output": teacher.output.name,
-        "metric": data.metric,
-        "output-kind": data.output_kind,
-        "agreement": options.agreement,
-        "answer-only": ",".join(f"{each.number}={each.level}" for each in only),
-        "seed": options.seed,
-    }
-    return Prepared(lesson, queries, determining, row_seconds)
+    queried, level = teacher.describe(queries.train), options.agreement
+    learned = teacher, model, queries, data, queried
+    return Lesson(*learned, level, options.seed, row_seconds, only)
 
 
 def _affordable(
@@ -396,9 +381,9 @@ def _affordable(
     return replace(queries, **some)
 
 
-def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions) -> Protected:
+def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
-    lesson, queries = prepared.lesson, prepared.queries
+    queries = lesson.queries
     level, only = options.agreement, lesson.answer_only
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
     late = PolicyChoice(Adaptive.name, {"budget": options.extra_work})
@@ -441,7 +426,7 @@ def _finish(prepared: Prepared, found: Found, out: Path, options: SearchOptions)
             if chosen is None:
                 raise _none_agrees(trained, level)
             best, gate = chosen
-        bundle = write_protected(prepared, best, gate, out)
+        bundle = write_protected(lesson, best, gate, out)
     others = [each.finalist for each in trained if each.candidate is not best.candidate]
     report = Report(
         lesson.data.metric,
@@ -475,11 +460,9 @@ def _none_agrees(trained: Sequence[Trained], level: float) -> UserError:
     )
 
 
-def write_protected(
-    prepared: Prepared, chosen: Trained, gate: Calibration | None, out: Path
-) -> Bundle:
+def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration | None, out: Path) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
-    lesson, queries = prepared.lesson, prepared.queries
+    queries = lesson.queries
     assert queries.test is not None
     return write_stand_ins(
         out,

@@ -38,7 +38,7 @@ from parity_models.training.candidates import Candidate, Proposal, code_for
 from parity_models.training.distillation import DistillationData
 from parity_models.training.fit import Budget, RunOptions, save_tensors
 from parity_models.training.networks import parity_network, single_network
-from parity_models.training.teacher import Teacher
+from parity_models.training.teacher import Queries, Teacher
 
 SLACK = 1.02
 """The factor by which measurements of equally fast models differ."""
@@ -235,19 +235,25 @@ class Searched(msgspec.Struct, frozen=True):
 class Lesson:
     """All that the candidates of a search have in common.
 
-    `model` is F as a module, `queried` describes its queries, `level` is the agreement that is
-    wanted, of the classes to `answer_only` if there are some, `judging` how many seconds F takes
-    for the queries that candidates are judged by.
+    `model` is F as a module, and takes `row_seconds` for each of the `queries`, which `queried`
+    describes. `level` is the agreement that is wanted, of the classes to `answer_only` if there are
+    some.
     """
 
     teacher: Teacher
     model: nn.Module
+    queries: Queries
     data: DistillationData
     queried: Queried
     level: float
     seed: int
-    judging: float = 0.0
+    row_seconds: float = 0.0
     answer_only: tuple[AnsweredClass, ...] = ()
+
+    @property
+    def judging(self) -> float:
+        """Seconds that F takes for the queries that candidates are judged by."""
+        return self.row_seconds * len(self.queries.validation)
 
     def candidate(self, proposal: Proposal) -> Candidate:
         """Build the networks of a proposal."""

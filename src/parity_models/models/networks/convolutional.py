@@ -89,8 +89,9 @@ def convolution(before: int, after: int, size: int = 3, stride: int = 1) -> nn.S
     )
 
 
-class DeepResNet(resnet.ResNet):  # type: ignore[misc]  # torchvision is untyped
-    """A residual network of torchvision's: (n, channels, height, width) to (n, *output_shape).
+class DeepResNet(nn.Module):
+    """A residual network of torchvision's blocks: (n, channels, height, width) to (n,
+    *output_shape). Weights have the names that they have in torchvision's ResNet.
 
     `width` multiplies the channels of all layers: a quarter of them costs about a sixteenth. The
     last feature map is averaged over each cell of `grid`.
@@ -106,30 +107,37 @@ class DeepResNet(resnet.ResNet):  # type: ignore[misc]  # torchvision is untyped
         grid: Grid = (1, 1),
         width: float = 1.0,
     ) -> None:
+        super().__init__()
         channels, *size = check_image(input_shape, grid, name)
-        self._width = width
-        super().__init__(block, blocks)
-        stem = times(width, 64)
-        if min(size) < SMALL:
-            self.conv1 = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
-        else:
-            self.conv1 = nn.Conv2d(channels, stem, 7, 2, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.avgpool = nn.AdaptiveAvgPool2d(grid)
-        self.fc = nn.Linear(self.inplanes * prod(grid), prod(output_shape))
-        self.output_shape = output_shape
-
-    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
-        if planes == 64:  # the first stage takes what the scaled stem gives
-            self.inplanes = times(self._width, 64)
-        planes = times(self._width, planes)
-        stage: nn.Sequential = super()._make_layer(block, planes, *args, **kwargs)
-        return stage
+        self.output_shape, self.grid, before = output_shape, grid, times(width, 64)
+        self.small = min(size) < SMALL
+        kernel, stride = (3, 1) if self.small else (7, 2)
+        self.conv1 = nn.Conv2d(channels, before, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1, stages = nn.BatchNorm2d(before), []
+        for i, count in enumerate(blocks):
+            planes, layers = times(width, 64 * 2**i), []
+            after = planes * block.expansion
+            for j in range(count):
+                stride = 2 if i and not j else 1
+                same = before == after and stride == 1
+                shortcut = None if same else convolution(before, after, 1, stride)
+                layers.append(block(before, planes, stride, shortcut))
+                before = after
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.fc = nn.Linear(before * prod(grid), prod(output_shape))
+        for each in self.modules():
+            if isinstance(each, nn.Conv2d):
+                nn.init.kaiming_normal_(each.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = super().forward(input)
+        features = functional.relu(self.bn1(self.conv1(input)))
+        if not self.small:
+            features = functional.max_pool2d(features, 3, 2, padding=1)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            features = stage(features)
+        pooled = functional.adaptive_avg_pool2d(features, self.grid)
+        output: Tensor = self.fc(pooled.flatten(1))
         return output.reshape(-1, *self.output_shape)
 
 
