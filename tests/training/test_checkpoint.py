@@ -16,6 +16,7 @@ from own_models import DIGITS, STACK
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import open_bundle
+from parity_models.progress import Progress
 from trainings import Train, evaluate, fail_at, weights
 
 pytestmark = pytest.mark.slow
@@ -31,11 +32,9 @@ def test_a_run_that_was_cut_off_continues_as_if_it_had_not_been(
     with safe_open(tmp_path / "bundle.checkpoint", "pt") as file:
         run = msgspec.json.decode(file.metadata()["run"])
     assert (run["epochs"], run["options"]["code"]) == (2, str(STACK))
-    epochs: list[int] = []
-    resumed = train(
-        network=network, epochs=3, resume=True, report=lambda each: epochs.append(each.epoch)
-    )
-    assert min(epochs) == 3
+    reports: list[Progress] = []
+    resumed = train(network=network, epochs=3, resume=True, report=reports.append)
+    assert {each.said for each in reports if each.work == "training"} == {"epoch 3"}
     assert weights(resumed) == weights(train(network=network, epochs=3, name="uninterrupted"))
     assert not (tmp_path / "bundle.checkpoint").exists()
 

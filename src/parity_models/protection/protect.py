@@ -283,7 +283,7 @@ def protect(
         # A file that cannot be read is refused before anything is trained.
         contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
         lesson = prepare(teacher, queries, chosen, said)
-        options: RunOptions = {
+        determining: RunOptions = {
             "model": teacher.sha256,
             "inputs": queries.sha256,
             "hflip": queries.hflip,
@@ -294,7 +294,7 @@ def protect(
             "answer-only": ",".join(f"{each.number}={each.level}" for each in lesson.answer_only),
             "seed": lesson.seed,
         }
-        search = Search(lesson, out.with_name(f"{out.name}.protect"), options, said)
+        search = Search(lesson, out.with_name(f"{out.name}.protect"), determining, said)
         test = lesson.queries.test
         assert test is not None
         if chosen.resume:
