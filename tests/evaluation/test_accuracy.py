@@ -12,16 +12,17 @@ from rich.console import Console
 
 from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.codes import CodeSpec
-from parity_models.codes.weights import MOST_SETS, some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation import outputs as models
 from parity_models.evaluation.accuracy import (
     FEWEST,
     FRACTIONS,
+    MOST_SETS,
     GateResult,
     measure_accuracy,
     score_interval,
     share_interval,
+    some_sets,
 )
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs

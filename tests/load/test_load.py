@@ -15,8 +15,7 @@ from aiohttp import web
 from load_served import CLASSES, answer, say_it_back, serving
 from parity_models.errors import LoadError, UserError
 from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
-from parity_models.load.report import report_of
-from parity_models.load.result import LoadResult
+from parity_models.load.result import LoadResult, report_of
 from parity_models.load.target import Queries, Target
 from parity_models.roles import Source
 from parity_models.serving.client import Client

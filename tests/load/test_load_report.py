@@ -8,8 +8,7 @@ import pytest
 
 from parity_models.errors import UserError
 from parity_models.load import LoadSpec
-from parity_models.load.report import report_of, write_latencies
-from parity_models.load.result import LoadResult
+from parity_models.load.result import LoadResult, report_of, write_latencies
 from parity_models.roles import Source
 
 LOAD = LoadSpec(inputs="queries.npy", rate=1, queries=20_000)

@@ -8,8 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError, UserError
-from parity_models.tasks.labels import load_labels
-from parity_models.tasks.metrics import choose_metric, labels_from
+from parity_models.tasks.metrics import choose_metric, labels_from, load_labels
 
 QUERIES = np.random.default_rng(0).normal(size=(7, 3, 4, 5)).astype(np.float32)
 

@@ -13,8 +13,13 @@ from rich.table import Table
 from parity_models.cli.common import Json, check_file, on_signals, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.report import LoadReport, Percentiles, report_of, write_latencies
-from parity_models.load.result import LoadResult
+from parity_models.load.result import (
+    LoadReport,
+    LoadResult,
+    Percentiles,
+    report_of,
+    write_latencies,
+)
 from parity_models.options import Option
 from parity_models.serving.client import Credentials
 

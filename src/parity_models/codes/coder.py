@@ -1,11 +1,13 @@
-"""The base of encoders and decoders."""
+"""The base of encoders and decoders, and the weights of parity queries."""
 
 from abc import ABC
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 from parity_models import options
 
@@ -38,3 +40,19 @@ class Coder(ABC):
         self.options: Any = options or self.Options()
         self.k = k
         self.r = r
+
+
+@lru_cache(256)
+def parity_weights(k: int, r: int) -> NDArray[np.float64]:
+    """Return weights w of shape (r, k) with P_j = Σ_i w_ji X_i; row 0 is all ones.
+
+    Row j holds the j-th powers of the nodes 1..k, scaled to sum to k so that every parity
+    query has the scale of the first. A Vandermonde matrix with positive nodes is totally
+    positive: each of its square submatrices is invertible, so any u parities recover any u
+    unavailable predictions (the MDS property; Kosaian et al., SOSP 2019, section 3.5).
+    """
+    nodes = np.arange(1, k + 1, dtype=np.float64)
+    rows = nodes[None, :] ** np.arange(r, dtype=np.float64)[:, None]
+    weights: NDArray[np.float64] = rows * (k / rows.sum(axis=1, keepdims=True))
+    weights.flags.writeable = False
+    return weights

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes.coder import Array, Coder, Shape, namespace
-from parity_models.codes.weights import parity_weights
+from parity_models.codes.coder import Array, Coder, Shape, namespace, parity_weights
 from parity_models.errors import UndecodableError
 from parity_models.registry import Registry
 

@@ -16,8 +16,7 @@ import numpy as np
 from array_api_compat import device
 from numpy.typing import NDArray
 
-from parity_models.codes.coder import Array, Coder, Shape, namespace
-from parity_models.codes.weights import parity_weights
+from parity_models.codes.coder import Array, Coder, Shape, namespace, parity_weights
 from parity_models.errors import CodeError
 from parity_models.options import Option
 from parity_models.registry import Registry

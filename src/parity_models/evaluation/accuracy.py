@@ -4,14 +4,14 @@
 """
 
 from collections.abc import Mapping
-from math import sqrt
+from itertools import combinations
+from math import comb, sqrt
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes.weights import some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation.outputs import Answers, Outputs
 from parity_models.models.bundle import Accuracy
@@ -24,6 +24,10 @@ Mask = NDArray[np.bool_]
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
+
+
+MOST_SETS = 128
+"""Maximum number of sets of one size that are tried."""
 
 
 def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") -> Accuracy:
@@ -64,6 +68,17 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
         degraded_by_unavailable=tuple(degraded),
         backup_accuracies=backups,
     )
+
+
+def some_sets(of: int, size: int, seed: int, most: int = MOST_SETS) -> list[tuple[int, ...]]:
+    """Return all sets of `size` out of `of` outputs, or `most` of them, drawn by `seed`."""
+    if comb(of, size) <= most:
+        return list(combinations(range(of), size))
+    random = np.random.default_rng(seed)
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < most:
+        drawn.add(tuple(sorted(random.choice(of, size, replace=False).tolist())))
+    return sorted(drawn)
 
 
 def replacement(accuracy: Accuracy) -> str | None:

@@ -35,8 +35,14 @@ from parity_models.models.signature import Batch
 from parity_models.printed import Printed
 from parity_models.progress import OnProgress
 from parity_models.roles import BACKUPS
-from parity_models.tasks.labels import load_labels
-from parity_models.tasks.metrics import METRICS, Labels, choose_metric, constant_score, labels_from
+from parity_models.tasks.metrics import (
+    METRICS,
+    Labels,
+    choose_metric,
+    constant_score,
+    labels_from,
+    load_labels,
+)
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 """Queries: a file, an array (n, ...), or an array for each input by name."""

@@ -1,12 +1,18 @@
-"""The outcome of every query of a load."""
+"""The outcome of every query of a load, and the result in numbers, for people and for files.
 
+Latencies are those of answered queries, from the scheduled send.
+"""
+
+import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import LoadError
+from parity_models.errors import LoadError, UserError
+from parity_models.load.spec import LoadSpec
 from parity_models.roles import Source
 
 SOURCES = tuple(Source)
@@ -60,3 +66,125 @@ class LoadResult:
                 return cls(**{field.name: arrays[field.name] for field in fields(cls)})
         except (OSError, ValueError, KeyError) as error:
             raise LoadError(f"{path} is not a load's result: {error}") from error
+
+
+# The report
+
+PRECISE_MS = 1.0
+"""A generator that sends 99 % of its queries less late than that is a good one."""
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Percentiles of latency and their `gap_ms`, p99.9 − p50, in milliseconds."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p995_ms: float
+    p999_ms: float
+    max_ms: float
+    gap_ms: float
+
+
+class SendDelay(msgspec.Struct, frozen=True):
+    """The delay of requests behind their schedule, in milliseconds: the generator's own error.
+
+    A wait for a new connection is in it.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @property
+    def precise(self) -> bool:
+        return self.p99_ms <= PRECISE_MS
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """The number of queries answered from a source, and their mean score (None without labels)."""
+
+    count: int
+    accuracy: float | None
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The summary of a load.
+
+    `queries` are those counted, fewer than `planned` if the load was interrupted: `answered` and
+    `errors` by kind add up to them. `offered` and `throughput` are queries due, and answers, per
+    second. `latency` and `send_delay` are None where there are no answers, or nothing was sent.
+    """
+
+    load: LoadSpec
+    planned: int
+    queries: int
+    answered: int
+    errors: dict[str, int]
+    offered: float
+    throughput: float
+    accuracy: float | None
+    sources: dict[str, Answered]
+    latency: Percentiles | None
+    send_delay: SendDelay | None
+
+
+def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
+    """Sum up the result of `spec`."""
+    answered = result.answered
+    latency = None
+    if answered.any():
+        shares = [0.5, 0.9, 0.99, 0.995, 0.999, 1]
+        ms: list[float] = (np.quantile(result.latency[answered], shares) * 1e3).tolist()
+        p50, p90, p99, p995, p999, longest = ms
+        latency = Percentiles(p50, p90, p99, p995, p999, longest, p999 - p50)
+    sent = result.send_delay[~np.isnan(result.send_delay)]
+    return LoadReport(
+        load=spec,
+        planned=(len(spec.due) - spec.warm_up_requests) * spec.batch,
+        queries=len(result),
+        answered=int(answered.sum()),
+        errors=result.errors(),
+        offered=_per_second(len(result), result.scheduled),
+        throughput=_per_second(int(answered.sum()), (result.scheduled + result.latency)[answered]),
+        accuracy=_mean(result.score[answered]),
+        sources={
+            str(source): Answered(int(here.sum()), _mean(result.score[here]))
+            for source in SOURCES
+            if (here := result.came_from(source)).any()
+        },
+        latency=latency,
+        send_delay=SendDelay(*(np.quantile(sent, [0.5, 0.99, 1]) * 1e3).tolist())
+        if len(sent)
+        else None,
+    )
+
+
+def _per_second(count: int, times: NDArray[np.float64]) -> float:
+    """Return `count` per second until the last of `times`."""
+    return count / float(times.max()) if count and times.max() > 0 else 0.0
+
+
+def _mean(scores: NDArray[np.float64]) -> float | None:
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else None
+
+
+def write_latencies(path: Path, result: LoadResult) -> None:
+    """Write a CSV file with a row for each query, in order of arrival.
+
+    Times in seconds: `scheduled` and `sent` since the first query was due, `latency` from the
+    scheduled time. `source`, or `error`; `correct` is the answer's score by the metric: for
+    top-1, 1 or 0. What does not apply is empty. Raises UserError if the file cannot be written.
+    """
+    sent, kinds = result.scheduled + result.send_delay, result.outcomes[result.outcome]
+    try:
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("scheduled", "sent", "latency", "source", "correct", "error"))
+            for i, answered in enumerate(result.answered):
+                of_kind = (kinds[i], result.score[i], "") if answered else ("", np.nan, kinds[i])
+                row = (result.scheduled[i], sent[i], result.latency[i], *of_kind)
+                rows.writerow("" if each != each else each for each in row)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

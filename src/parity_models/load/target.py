@@ -41,8 +41,7 @@ from parity_models.serving.protocol import (
     read_response,
     write_request,
 )
-from parity_models.tasks.labels import load_labels
-from parity_models.tasks.metrics import choose_metric
+from parity_models.tasks.metrics import choose_metric, load_labels
 
 IDLE_CONNECTION = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after five."""

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes.weights import some_sets
-from parity_models.evaluation.accuracy import FRACTIONS
+from parity_models.evaluation.accuracy import FRACTIONS, some_sets
 from parity_models.evaluation.outputs import BATCH, draw_groups
 from parity_models.tasks.metrics import score
 

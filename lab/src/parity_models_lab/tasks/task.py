@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from parity_models import options
 from parity_models.errors import DataError, UserError
 from parity_models.registry import say
-from parity_models.tasks.labels import check_floats
-from parity_models.tasks.metrics import METRICS, Labels, check_labels
+from parity_models.tasks.metrics import METRICS, Labels, check_floats, check_labels
 
 VALIDATES = 5
 """One query in VALIDATES of a validation set helps to choose the best epoch."""
