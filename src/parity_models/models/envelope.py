@@ -29,7 +29,7 @@ Integers of a narrow range may be ids, whose size says nothing. Two statistics j
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Annotated, Any
 
@@ -119,7 +119,7 @@ class Numbers(
         z = deviations.reshape(-1)
         values = len(z)
         square = z * z
-        dot = np.ndarray.dot if values <= DOT else _long_dot
+        dot: Any = np.ndarray.dot if values <= DOT else partial(np.einsum, "i,i->")
         energy = float(dot(z, z))
         tails = float(dot(square, square))
         roughness = energy - float(dot(z[1:], z[:-1]))
@@ -133,10 +133,6 @@ class Numbers(
     def _scaling(self) -> tuple[Floats, Floats]:
         one = np.float32(1)
         return one / self.spread, self.center / self.spread
-
-
-def _long_dot(a: Floats, b: Floats) -> Any:
-    return np.einsum("i,i->", a, b)
 
 
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

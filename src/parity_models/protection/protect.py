@@ -424,7 +424,13 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
             assert queries.calibration is not None
             chosen = choose(uses, queries.calibration, only, cheapest=cheapest)
             if chosen is None:
-                raise _none_agrees(trained, level)
+                nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
+                raise UserError(
+                    f"no stand-in was shown to agree with the model in {level:g} of cases: the "
+                    f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test "
+                    "queries; give a lower --agreement, more --inputs, or more --minutes, or have "
+                    "it written without a gate, with --ungated"
+                )
             best, gate = chosen
         bundle = write_protected(lesson, best, gate, out)
     others = [each.finalist for each in trained if each.candidate is not best.candidate]
@@ -448,16 +454,6 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
     if plans is not None and plans.best is not None:
         flags = f" {plans.best.flags}"
     return Protected(**vars(bundle), report=report, flags=flags, plans=plans)
-
-
-def _none_agrees(trained: Sequence[Trained], level: float) -> UserError:
-    nearest = max((each.finalist for each in trained), key=lambda each: each.agreement)
-    return UserError(
-        f"no stand-in was shown to agree with the model in {level:g} of cases: the nearest is "
-        f"{nearest.name}, which scores {nearest.agreement:.3f} on all test queries; give a lower "
-        "--agreement, more --inputs, or more --minutes, or have it written without a gate, with "
-        "--ungated"
-    )
 
 
 def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration | None, out: Path) -> Bundle:

@@ -10,7 +10,7 @@ parity models for k = 2, 3 and 4.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from parity_models.codes import Code, CodeSpec
+from parity_models.codes import CodeSpec
 from parity_models.errors import CodeError, TrainingError
 from parity_models.models.export import export
 from parity_models.models.gate import AnsweredClass
@@ -61,11 +61,11 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     named inputs, which have backups alone, are measured at these `sizes`. Raises TrainingError
     where no network can take the queries.
     """
-    costs = Costs(teacher, queried, sizes)
-    backups = [Proposal(name, share=share) for name, share in costs.shares.items()]
+    shares = measure_networks(teacher, queried, sizes)
+    backups = [Proposal(name, share=share) for name, share in shares.items()]
     fast = [each for each in backups if each.share <= SLACK]
     fast = fast[::-1] or [min(backups, key=lambda each: each.share)]
-    coded = [] if costs.named else [costs.most_capable(spec) for spec in CODES]
+    coded = [most_capable(teacher, shares, spec) for spec in CODES if teacher.plain]
     parity = [each for each in coded if each is not None and each.share <= SLACK]
     first, rest = [fast[0], *fast[1:][-1:]], fast[1:-1]
     pairs = zip_longest(parity[1:], rest)
@@ -84,64 +84,62 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
     own = teacher.bundle.manifest.deployed.network
     if teacher.plain and not teacher.foreign and family(own) in NETWORKS.names:
         return own
-    chosen = Costs(teacher, queried, sizes).most_capable(spec)
+    chosen = most_capable(teacher, measure_networks(teacher, queried, sizes), spec)
     if chosen is None:
         raise TrainingError(f"no network of this package can be trained for {spec}; name your own")
     return chosen.network
 
 
-class Costs:
-    """Times of the networks for a deployed model's queries, as `shares` of that model's time.
+def measure_networks(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float]:
+    """Return the times of the networks for a deployed model's queries, as shares of its own.
 
     All that can take single queries are measured in ONNX Runtime, each slower than those of its
     family before it, and better. They learn in minutes from some ten thousand queries. Raises
     TrainingError where there are none.
     """
+    modules: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        for name in (name for kind in NETWORKS for name in kind.proposals(queried)):
+            with suppress(TrainingError):  # it cannot take such queries
+                modules[name] = single_network(name, queried, teacher.output.shape).make()
+    if not modules:
+        raise TrainingError(
+            f"no network of this package learns from {teacher.signature}; train one of your own "
+            "and bundle it (parm bundle --backup)"
+        )
+    deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
+    models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
+    for module in modules.values():
+        content = export(served(module), signature.inputs, signature.outputs[0].name)
+        models.append(OnnxModel(content, signature=signature))
+    base, *measured = inference_times(models, sizes=sizes)
+    return {name: ms / base for name, ms in zip(modules, measured, strict=True)}
 
-    def __init__(self, teacher: Teacher, queried: Queried, sizes: Sizes) -> None:
-        self._teacher, self.named = teacher, not teacher.plain
-        modules: dict[str, nn.Module] = {}
-        with torch.random.fork_rng(devices=[]):
-            for name in (name for kind in NETWORKS for name in kind.proposals(queried)):
-                with suppress(TrainingError):  # it cannot take such queries
-                    modules[name] = single_network(name, queried, teacher.output.shape).make()
-        if not modules:
-            raise TrainingError(
-                f"no network of this package learns from {teacher.signature}; train one of your "
-                "own and bundle it (parm bundle --backup)"
-            )
-        deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
-        models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
-        for module in modules.values():
-            content = export(served(module), signature.inputs, signature.outputs[0].name)
-            models.append(OnnxModel(content, signature=signature))
-        base, *measured = inference_times(models, sizes=sizes)
-        self.shares = {name: ms / base for name, ms in zip(modules, measured, strict=True)}
 
-    def most_capable(self, spec: CodeSpec) -> Proposal | None:
-        """Return the most capable parity model of a code that is not slower than the deployed
-        model, else the fastest; None where queries or networks cannot have the code."""
-        found = []
-        with suppress(CodeError):
-            code = code_for(spec, self._teacher)
-            for name in self.shares:
-                with suppress(TrainingError):
-                    found.append(Proposal(name, spec, self._share(name, code)))
-        fast = [each for each in found if each.share <= SLACK]
-        return fast[-1] if fast else min(found, key=lambda each: each.share, default=None)
+def most_capable(teacher: Teacher, shares: Mapping[str, float], spec: CodeSpec) -> Proposal | None:
+    """Return the most capable parity model of a code, of the networks with these `shares`, that is
+    not slower than the deployed model, else the fastest; None where queries or networks cannot have
+    the code.
 
-    def _share(self, network: str, code: Code) -> float:
-        """Return about the time of one run for a parity query.
-
-        Slots that are answered apart are folded into one; else it takes as many times as long as
-        the parity query is larger than a query. Raises TrainingError where it cannot take them.
-        """
-        if self.named:  # a run for each slot
-            return code.k * self.shares[network]
-        with torch.device("meta"):
-            folded = isinstance(parity_network(network, code).make(), Slotwise)
-        larger = 1.0 if folded else prod(code.parity_shape) / prod(code.query_shape)
-        return larger * self.shares[network]
+    Slots that are answered apart are folded into one; else a run takes as many times as long as the
+    parity query is larger than a query. Named queries take a run for each slot.
+    """
+    found = []
+    with suppress(CodeError):
+        code = code_for(spec, teacher)
+        for name, share in shares.items():
+            larger = float(code.k)
+            if teacher.plain:
+                try:
+                    with torch.device("meta"):
+                        network = parity_network(name, code).make()
+                except TrainingError:
+                    continue
+                folded = isinstance(network, Slotwise)
+                larger = 1.0 if folded else prod(code.parity_shape) / prod(code.query_shape)
+            found.append(Proposal(name, spec, larger * share))
+    fast = [each for each in found if each.share <= SLACK]
+    return fast[-1] if fast else min(found, key=lambda each: each.share, default=None)
 
 
 # The search

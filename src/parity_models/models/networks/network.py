@@ -141,7 +141,9 @@ class Network(ABC):
         parity query. Raises TrainingError for a code that it does not support.
         """
         outputs = code.output_shape
-        if has_slots(code) and cls.slot_by_slot(options):
+        stacked = code.encoder.stacked_axis == 0 and code.decoder.reads_off
+        images = len(code.query_shape) == 3 and code.parity_shape[1:] == code.query_shape[1:]
+        if stacked and images and cls.slot_by_slot(options):
             with suppress(TrainingError):  # folded queries are too small for it
                 return Slotwise(
                     code.k,
@@ -253,16 +255,6 @@ class Slot(nn.Module):
         """Return the outputs that `slotwise` would give in any slot."""
         outputs: Tensor = self._slotwise.network(self._slotwise.fold(input))
         return outputs
-
-
-def has_slots(code: Code) -> bool:
-    """Return whether images are stacked along their channels and answered apart."""
-    return (
-        code.encoder.stacked_axis == 0
-        and code.decoder.reads_off
-        and code.parity_shape[1:] == code.query_shape[1:]
-        and len(code.query_shape) == 3
-    )
 
 
 @torch.no_grad()

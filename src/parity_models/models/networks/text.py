@@ -62,7 +62,8 @@ class Text(Network):
                 "text takes one input of ids (n, length), a mask of its shape, and inputs that are "
                 f"always the same, not {queried}"
             )
-        return BagOfWords(options, queried.inputs[ids], ids, mask_of(queried), outputs)
+        mask = next((i for i, each in enumerate(queried.inputs) if each.mask), None)
+        return BagOfWords(options, queried.inputs[ids], ids, mask, outputs)
 
 
 def ids_of(queried: Queried) -> int | None:
@@ -73,11 +74,6 @@ def ids_of(queried: Queried) -> int | None:
     ids = queried.inputs[content[0]]
     fits = ids.whole and len(ids.tensor.shape) == 1 and ids.low >= 0
     return content[0] if fits and ids.values > FEWEST_WORDS else None
-
-
-def mask_of(queried: Queried) -> int | None:
-    """Return the place of the input that marks padding, if there is one."""
-    return next((i for i, each in enumerate(queried.inputs) if each.mask), None)
 
 
 class BagOfWords(NamedModule):
