@@ -60,10 +60,8 @@ def parity(
 def read_code(encoder: str, decoder: str, k: int, r: int) -> CodeSpec:
     """Return the code that texts such as stack@axis=1 stand for.
 
-    Raises UserError for names and options that are not there, and values out of range.
+    Raises UserError for names and options that are not there.
     """
     encoder, of_encoder = ENCODERS.read(encoder)
     decoder, of_decoder = DECODERS.read(decoder)
-    ENCODERS.options(encoder, of_encoder)
-    DECODERS.options(decoder, of_decoder)
     return CodeSpec(encoder, decoder, k, r, of_encoder, of_decoder)

@@ -76,8 +76,7 @@ class Code:
         *,
         probabilities: bool = False,
     ) -> None:
-        kind, decoder = check_spec(spec)
-        options, of_decoder = _options(spec)
+        kind, decoder, options, of_decoder = check_spec(spec)
         self.spec = spec
         self.k = spec.k
         self.r = spec.r
@@ -209,17 +208,18 @@ def nearest_probabilities(values: NDArray[Any]) -> NDArray[Any]:
     return nearest.astype(values.dtype)
 
 
-def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder]]:
-    """Return the classes of encoder and decoder, where the two can be a code.
+def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder], Any, Any]:
+    """Return the classes of encoder and decoder, where the two can be a code, and their options.
 
     Raises CodeError for names and options that do not exist, k and r out of range, and senseless
     pairs.
     """
     try:
         encoder, decoder = ENCODERS.find(spec.encoder), DECODERS.find(spec.decoder)
+        options = ENCODERS.options(spec.encoder, spec.encoder_options)
+        of_decoder = DECODERS.options(spec.decoder, spec.decoder_options)
     except UserError as error:
         raise CodeError(str(error)) from error
-    _options(spec)
     if spec.k < 2:
         raise CodeError(f"k must be 2 or more, got {spec.k}; with one query, replicate it instead")
     if spec.k > MAX_K:
@@ -232,17 +232,7 @@ def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder]]:
             f"could not tell the slots apart; use subtraction with {spec.encoder}, or "
             f"concatenation or stack with {spec.decoder}"
         )
-    return encoder, decoder
-
-
-def _options(spec: CodeSpec) -> tuple[Any, Any]:
-    try:
-        return (
-            ENCODERS.options(spec.encoder, spec.encoder_options),
-            DECODERS.options(spec.decoder, spec.decoder_options),
-        )
-    except UserError as error:
-        raise CodeError(str(error)) from error
+    return encoder, decoder, options, of_decoder
 
 
 def _build(kind: type[C], spec: CodeSpec, shape: Shape, options: Any) -> C:

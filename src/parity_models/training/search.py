@@ -10,11 +10,10 @@ parity models for k = 2, 3 and 4.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from math import prod
 from pathlib import Path
 
 import msgspec
@@ -25,14 +24,15 @@ from torch import nn
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import CodeError, TrainingError
+from parity_models.models.bundle import parity_inputs
 from parity_models.models.export import export
 from parity_models.models.gate import AnsweredClass
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.network import Slotwise, served
+from parity_models.models.networks.network import served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.signature import Sizes
+from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.progress import Callbacks, OnProgress, Progress
 from parity_models.training.candidates import Candidate, Proposal, code_for
 from parity_models.training.distillation import DistillationData
@@ -57,16 +57,25 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     """Propose stand-ins for a deployed model, the most promising first.
 
     Backups are all networks for such queries that are not slower than the model, or the fastest
-    there is; parity models the most capable that are not slower, for each of CODES. Queries of
-    named inputs, which have backups alone, are measured at these `sizes`. Raises TrainingError
-    where no network can take the queries.
+    there is; parity models the most capable of these for each of CODES, which are taken to be as
+    fast until they are measured. Queries of named inputs, which have backups alone, are measured at
+    these `sizes`. Raises TrainingError where no network can take the queries.
     """
-    shares = measure_networks(teacher, queried, sizes)
+
+    def make(name: str) -> nn.Module:
+        return single_network(name, queried, teacher.output.shape).make()
+
+    shares = measure_networks(teacher, queried, make, teacher.stand_in("FP32"), sizes)
     backups = [Proposal(name, share=share) for name, share in shares.items()]
-    fast = [each for each in backups if each.share <= SLACK]
-    fast = fast[::-1] or [min(backups, key=lambda each: each.share)]
-    coded = [most_capable(teacher, shares, spec) for spec in CODES if teacher.plain]
-    parity = [each for each in coded if each is not None and each.share <= SLACK]
+    fast = [each for each in backups if each.share <= SLACK][::-1]
+    parity = []
+    for spec in CODES if teacher.plain else ():
+        for each in fast:
+            with suppress(CodeError, TrainingError), torch.device("meta"):
+                parity_network(each.network, code_for(spec, teacher)).make()
+                parity.append(Proposal(each.network, spec, each.share))
+                break
+    fast = fast or [min(backups, key=lambda each: each.share)]
     first, rest = [fast[0], *fast[1:][-1:]], fast[1:-1]
     pairs = zip_longest(parity[1:], rest)
     return [*first, *parity[:1], *(each for pair in pairs for each in pair if each is not None)]
@@ -80,66 +89,55 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
     measured here, or the fastest if all take longer: a slower one would make its instances a
     bottleneck.
     """
-    code_for(spec, teacher)
+    code, signature = code_for(spec, teacher), teacher.stand_in("FP32")
     own = teacher.bundle.manifest.deployed.network
     if teacher.plain and not teacher.foreign and family(own) in NETWORKS.names:
         return own
-    chosen = most_capable(teacher, measure_networks(teacher, queried, sizes), spec)
-    if chosen is None:
-        raise TrainingError(f"no network of this package can be trained for {spec}; name your own")
-    return chosen.network
+    if teacher.plain:
+        output = Tensor(teacher.output.name, "FP32", code.parity_output_shape)
+        signature = Signature(parity_inputs(code, signature), (output,))
+
+    def make(name: str) -> nn.Module:
+        if teacher.plain:
+            return parity_network(name, code).make()
+        return single_network(name, queried, teacher.output.shape).make()
+
+    shares = measure_networks(teacher, queried, make, signature, sizes)
+    runs = 1 if teacher.plain else code.k  # of named queries, one for each slot
+    fast = [name for name, share in shares.items() if runs * share <= SLACK]
+    return fast[-1] if fast else min(shares, key=lambda name: shares[name])
 
 
-def measure_networks(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float]:
-    """Return the times of the networks for a deployed model's queries, as shares of its own.
+def measure_networks(
+    teacher: Teacher,
+    queried: Queried,
+    make: Callable[[str], nn.Module],
+    signature: Signature,
+    sizes: Sizes,
+) -> dict[str, float]:
+    """Return the times of networks of this signature, as shares of the deployed model's.
 
-    All that can take single queries are measured in ONNX Runtime, each slower than those of its
-    family before it, and better. They learn in minutes from some ten thousand queries. Raises
+    All for such queries that can be made are measured in ONNX Runtime, each slower than those of
+    its family before it, and better. They learn in minutes from some ten thousand queries. Raises
     TrainingError where there are none.
     """
     modules: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         for name in (name for kind in NETWORKS for name in kind.proposals(queried)):
             with suppress(TrainingError):  # it cannot take such queries
-                modules[name] = single_network(name, queried, teacher.output.shape).make()
+                modules[name] = make(name)
     if not modules:
         raise TrainingError(
-            f"no network of this package learns from {teacher.signature}; train one of your own "
-            "and bundle it (parm bundle --backup)"
+            f"no network of this package learns from {teacher.signature}; name one of your own, or "
+            "train one and bundle it (parm bundle --backup)"
         )
-    deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in("FP32")
+    deployed = teacher.bundle.manifest.deployed
     models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
     for module in modules.values():
         content = export(served(module), signature.inputs, signature.outputs[0].name)
         models.append(OnnxModel(content, signature=signature))
     base, *measured = inference_times(models, sizes=sizes)
     return {name: ms / base for name, ms in zip(modules, measured, strict=True)}
-
-
-def most_capable(teacher: Teacher, shares: Mapping[str, float], spec: CodeSpec) -> Proposal | None:
-    """Return the most capable parity model of a code, of the networks with these `shares`, that is
-    not slower than the deployed model, else the fastest; None where queries or networks cannot have
-    the code.
-
-    Slots that are answered apart are folded into one; else a run takes as many times as long as the
-    parity query is larger than a query. Named queries take a run for each slot.
-    """
-    found = []
-    with suppress(CodeError):
-        code = code_for(spec, teacher)
-        for name, share in shares.items():
-            larger = float(code.k)
-            if teacher.plain:
-                try:
-                    with torch.device("meta"):
-                        network = parity_network(name, code).make()
-                except TrainingError:
-                    continue
-                folded = isinstance(network, Slotwise)
-                larger = 1.0 if folded else prod(code.parity_shape) / prod(code.query_shape)
-            found.append(Proposal(name, spec, larger * share))
-    fast = [each for each in found if each.share <= SLACK]
-    return fast[-1] if fast else min(found, key=lambda each: each.share, default=None)
 
 
 # The search
