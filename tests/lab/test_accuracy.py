@@ -53,8 +53,8 @@ def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -
     assert all(0 <= row["A_d"] <= 1 for row in result["rows"])
     again = lab_here(*args)
     assert again.returncode == 0
-    assert "[1/" in first.stderr
-    assert "[1/" not in again.stderr
+    assert "digits, linear: berrut, k=2, r=1" in first.stderr
+    assert "digits, linear" not in again.stderr
 
 
 DEPLOYED = TINY.split("codes =")[0]
@@ -107,7 +107,7 @@ def test_presets_can_be_read(preset: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("title = 'x'\ndeployed = []", "needs a deployed model"),
+        ("title = 'x'\ndeployed = []", "deployed must have 1 or more elements"),
         (TINY.replace('"digits"', '"dgits"'), "dgits"),
         (TINY.replace("epochs = 2", "epoch = 2"), "epoch"),
         (TINY.replace('"berrut"', '"barret"'), "barret"),

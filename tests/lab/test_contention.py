@@ -68,7 +68,7 @@ async def offer(bundle: Path, setting: Setting) -> LoadResult:
     options = ServeOptions(instances=setting.all_instances, port=0)
     with contended(setting, 0) as contention:
         here = replace(options, placements=contention.placements)
-        async with served(bundle, here, contention.prefix) as server:
+        async with served(bundle, here, contention.server_prefix) as server:
             load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
             return await offer_load_from_own_process(load, contention.begin, contention.prefix)
 

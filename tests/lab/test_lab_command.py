@@ -11,7 +11,7 @@ from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import calibrate
-from parity_models_lab import overhead, path
+from parity_models_lab import overhead, path, triton
 from parity_models_lab.overhead import CASES, OURS, TRITON
 
 
@@ -76,7 +76,7 @@ def test_overhead_compares_servers_with_triton(
 async def test_without_triton_there_is_nothing_to_compare_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overhead, "_ROOT", tmp_path)
+    monkeypatch.setattr(triton, "ROOT", tmp_path)
     with pytest.raises(UserError, match="has no Triton to compare with; run make servers"):
         await overhead.measure_overhead(quick=True)
 

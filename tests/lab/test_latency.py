@@ -1,7 +1,9 @@
 """Latency experiments: their files, settings, plans, simulated and real trials, and reports."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.training import TrainingOptions
 from parity_models_lab.contention.processor import Hogs
+from parity_models_lab.latency import reproduce_latency
 from parity_models_lab.latency.experiment import (
     Experiment,
     experiment_names,
@@ -31,11 +34,7 @@ from parity_models_lab.latency.experiment import (
     load_experiment,
 )
 from parity_models_lab.latency.real_trial import Laboratory
-from parity_models_lab.latency.reproduce_latency import (
-    TUNING,
-    Plan,
-    why_invalid,
-)
+from parity_models_lab.latency.reproduce_latency import TUNING, Plan, Trials, why_invalid
 from parity_models_lab.latency.setting import Bursts, Setting, Tenant
 from parity_models_lab.latency.trial import (
     Mode,
@@ -45,14 +44,12 @@ from parity_models_lab.latency.trial import (
     simulate_trial,
 )
 from parity_models_lab.latency.validation import (
-    Compared,
     calm_trial,
     compare,
+    off,
     overheads_between,
-    rows_of,
     summary,
 )
-from parity_models_lab.results import TrialCache
 
 SIMULATED = """
 title = "Small"
@@ -247,14 +244,20 @@ def test_each_disturbance_makes_the_tail_longer() -> None:
         assert simulate_trial(trial_of(**change)).p99_ms > 1.3 * calm.p99_ms, change
 
 
-def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Path) -> None:
-    cache = TrialCache(tmp_path)
-    cache.keep(trial_of(), of(1, 2))
-    assert cache.find(trial_of()) == of(1, 2)
-    assert cache.find(trial_of("none")) is None
+def test_a_trial_is_run_once_and_again_if_its_result_is_damaged(tmp_path: Path) -> None:
+    ran: list[Trial] = []
+
+    def run(trial: Trial) -> TrialResult:
+        ran.append(trial)
+        return of(1, 2)
+
+    trial = trial_of(mode=Mode.REAL)
+    assert Trials(tmp_path, run)[trial] == Trials(tmp_path, run)[trial] == of(1, 2)
+    assert ran == [trial]
     for file in tmp_path.iterdir():
         file.write_text(file.read_text()[:-5])
-    assert cache.find(trial_of()) is None
+    Trials(tmp_path, run).run([trial, trial])
+    assert ran == [trial] * 2
 
 
 def test_a_simulated_server_on_a_slower_processor_is_slower_until_the_run_is_invalid() -> None:
@@ -274,6 +277,16 @@ def test_a_simulated_server_on_a_slower_processor_is_slower_until_the_run_is_inv
 
 # Tuning
 
+
+def trials_of(
+    run: Callable[[Trial], TrialResult], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Trials:
+    """Trials of which each is run by this function."""
+    monkeypatch.setattr(reproduce_latency, "simulate_trial", run)
+    monkeypatch.setattr(reproduce_latency, "ProcessPoolExecutor", partial(ThreadPoolExecutor, 1))
+    return Trials(folder / "trials", run)
+
+
 ALIKE = {
     (quantile, rule): of(50, 60)
     for quantile in (0.5, 0.9)
@@ -290,21 +303,28 @@ ALIKE = {
     ],
 )
 def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
-    change: str, result: TrialResult, quantile: float, rule: str, tmp_path: Path
+    change: str,
+    result: TrialResult,
+    quantile: float,
+    rule: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Options with which queries fail are worse than all others."""
     plan = Plan("t", written(tmp_path, TUNED + change), 0)
-    trials = plan.tuning_trials()
-    assert len({trial.key for trial in trials}) == len(trials) == 2 * 2 * 2
-    cache = TrialCache(tmp_path / "trials")
     results = ALIKE | {(0.9, "latency-aware"): result}
-    for trial in trials:
-        assert (trial.mode, trial.policy.options["hedge_budget"]) == (Mode.SIMULATED, 1.0)
-        where = (trial.policy.options["hedge_quantile"], str(trial.policy.dispatch))
-        cache.keep(trial, results[where])
-    tuned = [trial for _, trial in plan.tuned(cache).trials(plan.experiment.series[1])]
-    assert {trial.mode for trial in tuned} == set(Mode)
-    for trial in tuned:
+    tuning: list[Trial] = []
+
+    def simulated(trial: Trial) -> TrialResult:
+        tuning.append(trial)
+        return results[trial.policy.options["hedge_quantile"], str(trial.policy.dispatch)]
+
+    tuned = plan.tuned(trials_of(simulated, tmp_path, monkeypatch))
+    assert len({trial.key for trial in tuning}) == len(tuning) == 2 * 2 * 2
+    assert {(t.mode, t.policy.options["hedge_budget"]) for t in tuning} == {(Mode.SIMULATED, 1.0)}
+    found = [trial for _, trial in tuned.trials(plan.experiment.series[1])]
+    assert {trial.mode for trial in found} == set(Mode)
+    for trial in found:
         assert trial.policy.options == {"hedge_budget": 1.0, "hedge_quantile": quantile}
         assert trial.policy.dispatch == rule
 
@@ -312,7 +332,8 @@ def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
 def test_simulations_that_options_are_chosen_by_are_of_bounded_length(tmp_path: Path) -> None:
     long = TUNED.replace("[setting]", "simulated_queries = 1000000\n[setting]")
     plan = Plan("tuned", written(tmp_path, long), 0, real=False)
-    assert {trial.queries for trial in plan.tuning_trials()} == {TUNING}
+    tuned = plan.candidates(plan.experiment.series[1], 0)
+    assert {trial.queries for trial in tuned} == {TUNING}
     assert {trial.queries for trial in plan.all_trials()} == {1_000_000}
 
 
@@ -381,9 +402,9 @@ def test_a_simulation_is_close_if_every_percentile_is_within_15_percent(
         latencies[-20:] = tail / 1e3
         return result_of(latencies, 0, {"model": 1000})
 
-    compared = Compared("hedging", result(25, 100), result(26, tail))
-    assert compared.close is close
-    assert compared.off("p99") == pytest.approx(tail / 100 - 1)
+    row = off(result(25, 100), result(26, tail))
+    assert row["p99 off"] == pytest.approx(tail / 100 - 1)
+    assert summary([row]).endswith(f"{int(close)} of 1 policies.")
 
 
 def ran(ms: float, busy: float) -> TrialResult:
@@ -422,25 +443,23 @@ def test_of_what_is_computed_a_query_waits_for_what_it_took_longer(
 
 
 def test_every_policy_of_every_point_is_run_both_ways_with_the_options_tuned_there(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = TrialCache(tmp_path / "trials")
     ran: list[Trial] = []
 
-    def run(trials: Sequence[Trial]) -> None:
-        for trial in trials:
-            ran.append(trial)
-            best = trial.policy.options.get("hedge_quantile") == 0.9
-            cache.keep(trial, of(40, 50) if best else of(50, 60))
+    def run(trial: Trial) -> TrialResult:
+        ran.append(trial)
+        return of(40, 50) if trial.policy.options.get("hedge_quantile") == 0.9 else of(50, 60)
 
     plan = Plan("tuned", written(tmp_path, TUNED), 3)
-    points = compare(plan, 1000, run, cache)
+    rows, overheads = compare(plan, 1000, trials_of(run, tmp_path, monkeypatch))
     real = [trial for trial in ran if trial.mode is Mode.REAL]
     hedged = [trial.policy.options for trial in real if trial.policy.name == "hedging"]
     assert [options["hedge_quantile"] for options in hedged] == [0.9] * 2
     assert {trial.setting.quiet_links for trial in real} == {True, False}, "one of them is calm"
-    assert summary(points) == "Within 15% at p50, p99, p99.9: 4 of 4 policies."
-    assert [row["policy"] for row in rows_of(points)] == ["equal resources", "hedging, tuned"] * 2
+    assert summary(rows) == "Within 15% at p50, p99, p99.9: 4 of 4 policies."
+    assert [row["policy"] for row in rows] == ["equal resources", "hedging, tuned"] * 2
+    assert [row["at"] for row in overheads] == ["0.3", "0.6"]
 
 
 REAL = """

@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.work import Task
-from parity_models_lab.latency.competitors import PowerOfTwoChoices, Prequal, Probe, ProbePool
+from parity_models_lab.latency.competitors import Prequal, Probe, ProbePool
 from policies import EVERY_RULE
 from scheduling_world import ORIGINALS, World, world_of
 
 
 def test_what_waits_at_an_instance_that_leaves_is_moved() -> None:
-    world = world_of("01", dispatch=PowerOfTwoChoices())
+    world = world_of("01", dispatch=Prequal())
     world.arrive(4)
-    world.finish("0")
     world.leave("1")
     while world.running:
         world.finish("0")

@@ -36,7 +36,7 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.scheduling.run_times import RunTimes
-from parity_models_lab.latency.competitors import PowerOfTwoChoices, Prequal, Tied
+from parity_models_lab.latency.competitors import Prequal, Tied
 from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from scheduling_world import World, code
 
@@ -134,7 +134,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
     adaptive = ["learned adaptive", "learned adaptive", "cascade"]
     return Setup(
         choose([*BUILDERS, *parities, *adaptive]),
-        choose([SingleQueue, SingleQueue, LatencyAware, PowerOfTwoChoices, Prequal]),
+        choose([SingleQueue, SingleQueue, LatencyAware, Prequal, Prequal]),
         code(choose([2, 3, 4]), choose([1, 2]), choose(["separate", "subtraction"])),
         {
             "pool": choose(list(Pool)),

@@ -16,9 +16,9 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.scheduling.run_times import RunTimes
-from parity_models_lab.latency.competitors import PowerOfTwoChoices, Prequal, Tied
+from parity_models_lab.latency.competitors import Prequal, Tied
 
-EVERY_RULE: list[type[Dispatch]] = [*RULES, PowerOfTwoChoices, Prequal]
+EVERY_RULE: list[type[Dispatch]] = [*RULES, Prequal]
 
 
 def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:

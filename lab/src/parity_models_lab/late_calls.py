@@ -11,7 +11,6 @@ import asyncio
 import multiprocessing
 import random
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,6 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import onnxruntime
-import psutil
 from aiohttp import web
 from hedge.transport import HedgedHttpxTransport
 from httpx_hedged import HedgedTransport
@@ -38,7 +36,6 @@ from parity_models.roles import Source
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
 from parity_models_lab import slow_model
-from parity_models_lab.overhead import TRITON_PROGRAM, free_ports, wait_until_ready
 from parity_models_lab.plots import plot_latency
 from parity_models_lab.results import INVALID, ResultCache, code_digest
 from parity_models_lab.slow_model import (
@@ -48,6 +45,7 @@ from parity_models_lab.slow_model import (
     Slowness,
     mean_seconds,
 )
+from parity_models_lab.triton import triton
 
 SERVERS = 4
 KINDS = ("plain", "Triton")
@@ -278,28 +276,15 @@ def _application(slowness: Slowness) -> web.Application:
 
 @contextmanager
 def _tritons(slowness: str, seed: int) -> Iterator[list[int]]:
-    """Run the Tritons of the tests, which `make servers` installs. Gives their ports."""
+    """Run the Tritons. Gives their ports."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="parm-lab-")))
         ports = []
         for number in range(SERVERS):
-            model, log = folder / str(number) / "model", folder / f"{number}.log"
+            model = folder / str(number) / "model"
             (model / "1").mkdir(parents=True)
             text = CONFIGURATION.format(kind=slowness, seed=seed, number=number)
             (model / "config.pbtxt").write_text(text)
             shutil.copy(slow_model.__file__, model / "1" / "model.py")
-            port, grpc_port = free_ports(2)
-            command = [
-                sys.executable,
-                str(TRITON_PROGRAM),
-                str(model.parent),
-                str(port),
-                str(grpc_port),
-            ]
-            output = stack.enter_context(log.open("wb"))
-            process = psutil.Popen(command, stdout=output, stderr=output)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            wait_until_ready(process, f"http://127.0.0.1:{port}/v2/health/ready", log)
-            ports.append(port)
+            ports.append(stack.enter_context(triton(model.parent)).port)
         yield ports

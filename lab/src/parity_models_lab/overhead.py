@@ -4,30 +4,28 @@ Closed-loop clients ask servers in turns within one run, so that other work of t
 of them alike. Compare ratios, not absolute numbers.
 """
 
+import asyncio
 import gc
-import os
 import re
-import selectors
-import socket
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from asyncio import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
-import httpx
 import numpy as np
 import psutil
 from tqdm import tqdm
 
 from parity_models.codes import CodeSpec
-from parity_models.errors import LoadError, UserError
+from parity_models.errors import LoadError
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.inference_time import measure_models
 from parity_models.scheduling.choice import PolicyChoice
@@ -38,6 +36,7 @@ from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.results import Row
 from parity_models_lab.served import served
+from parity_models_lab.triton import free_ports, triton
 
 ROUNDS, SECONDS = 13, 0.7
 """Rounds of each case, and the length of one of each server."""
@@ -57,9 +56,6 @@ OURS: Mapping[str, Mapping[str, Any]] = {
 }
 """The options of this software's servers; the last serves a bundle with a backup."""
 
-_ROOT = Path(__file__).resolve().parents[3]
-TRITON_PROGRAM = _ROOT / "tests" / "servers" / "triton.py"
-"""Becomes a Triton; see there."""
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -80,13 +76,12 @@ class Case:
 CASES = (Case(MLP, 1), Case(MLP, 16), Case(MLP, 16, "gRPC"), Case(IMAGE, 8))
 
 
-@dataclass(frozen=True)
-class Target:
-    """A server of the bundle's model at these addresses (HOST:PORT), and its processes."""
+class Target(NamedTuple):
+    """A server of the bundle's model at these ports of this machine, and its processes."""
 
     name: str
-    address: str
-    grpc_address: str
+    port: int
+    grpc_port: int
     processes: Sequence[psutil.Process]
 
     def cpu_seconds(self) -> float:
@@ -119,39 +114,36 @@ async def measure_overhead(*, quick: bool = False) -> list[Row]:
         LoadError: A server refuses, breaks a connection or takes too long.
 
     """
-    if not (_ROOT / ".servers" / "triton").exists():
-        raise UserError(f"{_ROOT} has no Triton to compare with; run make servers there")
-    # Nothing else is due on this event loop, so the measurement may block it.
     effort = (3, 0.1) if quick else (ROUNDS, SECONDS)
     rows: list[Row] = []
     for shape in (MLP, IMAGE):
         cases = [each for each in CASES if each.shape == shape]
         with generated(shape) as bundle, generated(shape, backup=True) as backed:
             async with AsyncExitStack() as stack:
-                targets = [await stack.enter_async_context(_triton(bundle))]
+                targets = [stack.enter_context(_triton(bundle))]
                 for name, options in OURS.items():
                     if name != BACKUP or shape == MLP:
                         served_bundle = backed if name == BACKUP else bundle
                         server = _ours(served_bundle, name, options)
                         targets.append(await stack.enter_async_context(server))
-                rows += _measure(bundle, targets, cases, *effort)
+                rows += [row async for row in _measure(bundle, targets, cases, *effort)]
     return rows
 
 
-def _measure(
+async def _measure(
     bundle: Bundle, targets: Sequence[Target], cases: Sequence[Case], rounds: int, seconds: float
-) -> Iterator[Row]:
+) -> AsyncIterator[Row]:
     measured = {(case, target.name): _Rounds() for case in cases for target in targets}
     asks = {"REST": _ask(bundle), "gRPC": _ask_grpc(bundle)}
     for target, case in product(targets, cases):
-        asks[case.protocol](target, case.clients, seconds)
+        await asks[case.protocol](target, case.clients, seconds)
     gc.freeze()
     for turn, case in tqdm(list(product(range(rounds), cases)), desc="overhead", unit="turn"):
         # Every other time the other way round, as a warm cache may favour the second.
         for target in targets if turn % 2 == 0 else targets[::-1]:
             of = measured[case, target.name]
             before, began = target.cpu_seconds(), perf_counter()
-            latencies = asks[case.protocol](target, case.clients, seconds)
+            latencies = await asks[case.protocol](target, case.clients, seconds)
             of.rates.append(len(latencies) / (perf_counter() - began))
             of.latencies += latencies
             of.cpu.append((target.cpu_seconds() - before) / len(latencies) * 1e6)
@@ -176,48 +168,21 @@ async def _ours(bundle: Bundle, name: str, options: Mapping[str, Any]) -> AsyncI
     (port,) = free_ports(1)
     given = ServeOptions(instances=INSTANCES, port=0, grpc_port=port, share_groups=True, **options)
     async with served(bundle.path, given) as server:
-        address = server.url.removeprefix("http://")
-        yield Target(name, address, f"127.0.0.1:{port}", _processes(server.pid))
+        http_port = int(server.url.rpartition(":")[2])
+        yield Target(name, http_port, port, _processes(server.pid))
 
 
-@asynccontextmanager
-async def _triton(bundle: Bundle) -> AsyncIterator[Target]:
-    """Serve by the Triton of the tests, which `make servers` installs, with its defaults but for
-    instances and batches, which it has as ours do."""
-    http_port, grpc_port = free_ports(2)
+@contextmanager
+def _triton(bundle: Bundle) -> Iterator[Target]:
+    """Serve by Triton, with its defaults but for instances and batches, which it has as ours do."""
     with tempfile.TemporaryDirectory(prefix="parm-lab-") as folder:
         repository = Path(folder, "repository")
         export_repository(bundle, repository)
         for config in repository.glob("*/config.pbtxt"):
             text = config.read_text().replace("count: 1", f"count: {INSTANCES}")
             config.write_text(f"{text}dynamic_batching {{ }}\n")
-        with Path(folder, "log").open("w+b") as log:
-            program = (str(TRITON_PROGRAM), str(repository))
-            process = psutil.Popen(
-                [sys.executable, *program, str(http_port), str(grpc_port)],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                address = f"127.0.0.1:{http_port}"
-                wait_until_ready(process, f"http://{address}/v2/health/ready", log.name)
-                yield Target(TRITON, address, f"127.0.0.1:{grpc_port}", _processes(process.pid))
-            finally:
-                process.terminate()
-                process.wait()
-
-
-def wait_until_ready(process: psutil.Popen, url: str, log: Path | str) -> None:
-    """Wait for a server. Raises LoadError, with the end of its log, if it ends."""
-    while process.poll() is None:
-        try:
-            if httpx.get(url).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        selectors.DefaultSelector().select(0.1)
-    raise LoadError(f"Triton ended: {Path(log).read_text()[-2000:]}")
+        with triton(repository) as server:
+            yield Target(TRITON, server.port, server.grpc_port, _processes(server.pid))
 
 
 def _processes(pid: int) -> list[psutil.Process]:
@@ -225,52 +190,41 @@ def _processes(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def free_ports(number: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 # Clients
 
-Ask = Callable[[Target, int, float], list[float]]
+Ask = Callable[[Target, int, float], Awaitable[list[float]]]
 """Returns the latencies of so many closed-loop clients for so many seconds, in seconds."""
 
 
-class _Connection:
-    """One client's connection, and the part of an answer that it has read."""
+class _Client(asyncio.Protocol):
+    """A closed-loop client: sends the same request again once its answer is whole."""
 
-    def __init__(self, target: Target, request: bytes) -> None:
-        host, _, port = target.address.partition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=TIMEOUT)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._request = request
+    def __init__(self, request: bytes, latencies: list[float], broken: Future[None]) -> None:
+        self._request, self._latencies, self._broken = request, latencies, broken
         self._received = b""
-        self._sent = 0.0
 
-    def send(self) -> None:
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._send()
+
+    def _send(self) -> None:
         self._sent = perf_counter()
-        self.socket.sendall(self._request)
+        self._transport.write(self._request)
 
-    def receive(self) -> float | None:
-        """Return the latency in seconds once the answer is whole."""
-        received = self.socket.recv(1 << 20)
-        if not received:
-            raise LoadError("the server closed the connection")
-        self._received += received
-        head = self._received.find(b"\r\n\r\n")
-        if head < 0:
-            return None
-        length = _LENGTH.search(self._received, 0, head)
-        if length is None or b" 200 " not in self._received[:20]:
-            raise LoadError(f"the server answered {self._received[:300]!r}")
-        if len(self._received) < head + len(b"\r\n\r\n") + int(length[1]):
-            return None
-        self._received = b""
-        return perf_counter() - self._sent
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if end and (length is None or b" 200 " not in head[:20]):
+            self.connection_lost(LoadError(f"the server answered {self._received[:300]!r}"))
+        elif end and length and len(body) >= int(length[1]):
+            self._latencies.append(perf_counter() - self._sent)
+            self._received = b""
+            self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._broken.done():
+            self._broken.set_exception(error or LoadError("the server closed the connection"))
 
 
 def _ask(bundle: Bundle) -> Ask:
@@ -281,33 +235,29 @@ def _ask(bundle: Bundle) -> Ask:
     lines += [f"{name}: {value}" for name, value in headers.items()]
     request = "\r\n".join([*lines, "", ""]).encode() + body
 
-    def ask(target: Target, clients: int, seconds: float) -> list[float]:
-        latencies: list[float] = []
-        connections: list[_Connection] = []
+    async def ask(target: Target, clients: int, seconds: float) -> list[float]:
+        loop, latencies = asyncio.get_running_loop(), list[float]()
+        broken = loop.create_future()
+        client = partial(_Client, request, latencies, broken)
+        transports: list[asyncio.Transport] = []
         try:
             for _ in range(clients):
-                connections.append(_Connection(target, request))
-            with selectors.DefaultSelector() as selector:
-                for each in connections:
-                    selector.register(each.socket, selectors.EVENT_READ, each)
-                    each.send()
-                end = perf_counter() + seconds
-                while perf_counter() < end:
-                    ready = selector.select(TIMEOUT)
-                    if not ready:
-                        raise LoadError(f"{target.name} did not answer within {TIMEOUT:g} s")
-                    for key, _ in ready:
-                        latency = key.data.receive()
-                        if latency is not None:
-                            latencies.append(latency)
-                            key.data.send()
+                transport, _ = await loop.create_connection(client, "127.0.0.1", target.port)
+                transports.append(transport)
+            waited = 0.0
+            while waited < seconds or (not latencies and waited < TIMEOUT):
+                await asyncio.wait([broken], timeout=seconds)
+                if broken.done():
+                    broken.result()
+                waited += seconds
         except OSError as error:
             raise LoadError(f"a connection to {target.name} broke: {error}") from error
         finally:
-            for each in connections:
-                each.socket.close()
+            broken.cancel()
+            for each in transports:
+                each.abort()
         if not latencies:
-            raise LoadError(f"{target.name} answered nothing within {seconds:g} s")
+            raise LoadError(f"{target.name} did not answer within {TIMEOUT:g} s")
         return latencies
 
     return ask
@@ -322,13 +272,14 @@ def _ask_grpc(bundle: Bundle) -> Ask:
         message.raw_input_contents.append(row.tobytes())
     request = message.SerializeToString()
 
-    def ask(target: Target, clients: int, seconds: float) -> list[float]:
+    async def ask(target: Target, clients: int, seconds: float) -> list[float]:
         end = perf_counter() + seconds
 
         def client(_: int) -> list[float]:
             own = [("grpc.use_local_subchannel_pool", 1)]  # and so a connection
             latencies = []
-            with grpc.insecure_channel(target.grpc_address, options=own) as channel:
+            address = f"127.0.0.1:{target.grpc_port}"
+            with grpc.insecure_channel(address, options=own) as channel:
                 infer: Any = channel.unary_unary(_INFER)
                 while (began := perf_counter()) < end:
                     infer(request, timeout=TIMEOUT)

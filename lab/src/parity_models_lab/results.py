@@ -19,7 +19,6 @@ from rich.table import Table
 
 from parity_models.errors import UserError
 from parity_models.writable import why_not_writable
-from parity_models_lab.latency.trial import Trial, TrialResult
 
 Result = TypeVar("Result")
 Row = Mapping[str, object]
@@ -55,26 +54,6 @@ class ResultCache:
         unfinished = file.with_suffix(".part")
         unfinished.write_bytes(msgspec.json.encode(result))
         unfinished.replace(file)
-
-
-class TrialCache(ResultCache):
-    """The results of trials of latency experiments, each of the code that made it."""
-
-    def find(self, trial: Trial) -> TrialResult | None:
-        return self.get(self._key(trial), TrialResult)
-
-    def __getitem__(self, trial: Trial) -> TrialResult:
-        """Return the result of a trial. Raises KeyError if it did not run."""
-        result = self.find(trial)
-        if result is None:
-            raise KeyError(trial.key)
-        return result
-
-    def keep(self, trial: Trial, result: TrialResult) -> None:
-        self.put(self._key(trial), result)
-
-    def _key(self, trial: Trial) -> str:
-        return f"{trial.key}-{code_digest()}"
 
 
 @cache

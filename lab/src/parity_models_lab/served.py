@@ -24,11 +24,10 @@ LAG = b"lag\n"
 
 
 class ServeSpec(msgspec.Struct):
-    """The bundle and options to serve; `allow_code`: see `open_bundle`."""
+    """The bundle and options to serve."""
 
     bundle: str
     options: ServeOptions
-    allow_code: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,7 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    bundle: Path,
-    options: ServeOptions,
-    prefix: Sequence[str] = (),
-    allow_code: frozenset[str] = frozenset(),
+    bundle: Path, options: ServeOptions, prefix: Sequence[str] = ()
 ) -> AsyncIterator[Served]:
     """Serve `bundle` while the context lasts, by a command that begins with `prefix`.
 
@@ -77,14 +73,13 @@ async def served(
         bundle: The bundle's folder.
         options: The server's options.
         prefix: What the process's command begins with.
-        allow_code: See `open_bundle`.
 
     Raises:
         UserError: The options do not fit the bundle.
         ServingError: The server does not start.
 
     """
-    spec = msgspec.json.encode(ServeSpec(str(bundle), options, allow_code)).decode()
+    spec = msgspec.json.encode(ServeSpec(str(bundle), options)).decode()
     async with child((*prefix, sys.executable, "-m", __name__, spec)) as server:
         if not server.message.startswith("http"):
             raise await server.failure(UserError)
@@ -92,7 +87,7 @@ async def served(
 
 
 async def _serve(spec: ServeSpec) -> None:
-    async with Server(open_bundle(spec.bundle, spec.allow_code), spec.options) as server:
+    async with Server(open_bundle(spec.bundle), spec.options) as server:
         freeze_modules()
         tell(server.url)
         async for line in await commands():

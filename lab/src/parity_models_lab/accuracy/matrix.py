@@ -4,12 +4,10 @@ from importlib import resources
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from parity_models.codes import CodeSpec
 from parity_models.codes.code import check_spec
-from parity_models.errors import UserError
-from parity_models.options import Value
 from parity_models.training.networks import find_network
 from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.published import check_published
@@ -17,55 +15,37 @@ from parity_models_lab.tasks import find_task
 
 FILES = resources.files("parity_models_lab.accuracy") / "matrices"
 PRESETS = names_in(FILES)
-Seconds = Annotated[float, Meta(gt=0, le=1e6)]
-Epochs = Annotated[int, Meta(ge=1, le=100_000)]
-K = Annotated[int, Meta(ge=2, le=64)]
-R = Annotated[int, Meta(ge=1, le=3)]
 
 
-class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The length of a training; by default that of its network's recipe."""
+class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A training and its length; by default that of its network's recipe."""
 
-    seconds: Seconds | None = None
-    epochs: Epochs | None = None
+    seconds: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    epochs: Annotated[int, Meta(ge=1, le=100_000)] | None = None
 
 
-class CodeCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A code to train parity models for, how, and with which network (by default F's).
-
-    Options that are not given are not written, so that results keep their names.
-    """
+class CodeCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A code to train parity models for, how, and with which network (by default F's)."""
 
     encoder: str
     decoder: str
-    encoder_options: dict[str, Value] | UnsetType = UNSET
-    decoder_options: dict[str, Value] | UnsetType = UNSET
-    k: K = 2
-    r: R = 1
+    k: int = 2
+    r: int = 1
     recipe: Literal["distilled", "published"] = "distilled"
     network: str | None = None
 
     @property
     def spec(self) -> CodeSpec:
-        return CodeSpec(
-            self.encoder,
-            self.decoder,
-            self.k,
-            self.r,
-            self.encoder_options or {},
-            self.decoder_options or {},
-        )
+        return CodeSpec(self.encoder, self.decoder, self.k, self.r)
 
     def __str__(self) -> str:
-        given = {**self.spec.encoder_options, **self.spec.decoder_options}
-        options = "".join(f", {name} {value}" for name, value in given.items())
         recipe = "" if self.recipe == "distilled" else f", {self.recipe} recipe"
         network = "" if self.network is None else f", {self.network}"
         parities = f", r={self.r}" if self.r > 1 else ""
-        return f"{self.encoder} + {self.decoder}{options}{recipe}{network}, k={self.k}{parities}"
+        return f"{self.encoder} + {self.decoder}{recipe}{network}, k={self.k}{parities}"
 
 
-class BackupCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BackupCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An approximate backup to train: its network."""
 
     network: str
@@ -78,14 +58,14 @@ class FreeCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A code that needs no training."""
 
     code: Literal["berrut"]
-    k: K = 2
-    r: R = 1
+    k: Annotated[int, Meta(ge=2, le=64)] = 2
+    r: Annotated[int, Meta(ge=1, le=3)] = 1
 
     def __str__(self) -> str:
         return f"{self.code}, k={self.k}, r={self.r}"
 
 
-class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DeployedCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task and a network, and all that is compared for them.
 
     With the `recipe` "published" the deployed model, too, is trained as in the paper.
@@ -97,6 +77,10 @@ class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True
     codes: tuple[CodeCell, ...] = ()
     backups: tuple[BackupCell, ...] = ()
     free: tuple[FreeCell, ...] = ()
+
+    @property
+    def compared(self) -> tuple[CodeCell | BackupCell | FreeCell, ...]:
+        return (*self.codes, *self.backups, *self.free)
 
     @property
     def file(self) -> str:
@@ -111,15 +95,13 @@ class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The deployed models that one report compares."""
+    """The deployed models that are compared."""
 
     title: str
-    deployed: tuple[DeployedCell, ...]
+    deployed: Annotated[tuple[DeployedCell, ...], Meta(min_length=1)]
 
     def checked(self) -> "Matrix":
         """Return it. Raises UserError for what cannot be, before anything is trained."""
-        if not self.deployed:
-            raise UserError("a matrix needs a deployed model at least")
         for cell in self.deployed:
             find_task(cell.task)
             networks = [cell.network, *(backup.network for backup in cell.backups)]

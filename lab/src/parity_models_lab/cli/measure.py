@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 from rich.console import Console
 
 from parity_models.cli.flags import argument
@@ -31,7 +32,7 @@ def overhead(
     turns. CPU is the processor time of a request in all the server's processes; the last columns
     are ratios to Triton's.
     """
-    rows = asyncio.run(measure_overhead(quick=quick))
+    rows = uvloop.run(measure_overhead(quick=quick))
     _report("The cost of a request", rows, out, "overhead.json")
 
 

@@ -1,6 +1,5 @@
 """parm-lab demo, train, latency, validation, accuracy: the paper's figures, and ours."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -25,11 +24,12 @@ from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
+from parity_models_lab.latency.figures import draw
 from parity_models_lab.latency.real_trial import Laboratory
-from parity_models_lab.latency.reproduce_latency import Plan, draw, lines_of, rows_of, run_trials
-from parity_models_lab.latency.trial import Mode, Trial
+from parity_models_lab.latency.reproduce_latency import Plan, Trials, lines_of, rows_of
+from parity_models_lab.latency.trial import Mode
 from parity_models_lab.networks import NETWORKS
-from parity_models_lab.results import TrialCache, check_out, print_rows, write_result
+from parity_models_lab.results import check_out, print_rows, write_result
 from parity_models_lab.tasks import TASKS, find_task, load_dataset
 
 Out = Annotated[Path, Option("The folder to write results and pictures to.", metavar="DIR")]
@@ -76,19 +76,14 @@ def latency(
     interrupted run goes on where it stopped.
     """
     real = _runs_for_real(network)
-    plans = [
-        Plan(name, load_experiment(name), seed, real, speed)
-        for name in figures_of(list(figure or ["all"]))
-    ]
+    names = figures_of(list(figure or ["all"]))
+    plans = [Plan(name, load_experiment(name), seed, real, speed) for name in names]
     check_out(out)
-    cache = TrialCache(work / "trials")
-    tuning = [trial for plan in plans for trial in plan.tuning_trials()]
-    laboratory = Laboratory(work / "bundles")
-    run_trials(tuning, cache, laboratory.run)
-    plans = [plan.tuned(cache) for plan in plans]
-    run_trials([trial for plan in plans for trial in plan.all_trials()], cache, laboratory.run)
+    trials = Trials(work / "trials", Laboratory(work / "bundles").run)
+    plans = [plan.tuned(trials) for plan in plans]
+    trials.run([trial for plan in plans for trial in plan.all_trials()])
     for plan in plans:
-        lines = lines_of(plan, cache)
+        lines = lines_of(plan, trials)
         title, rows = plan.experiment.title, list(rows_of(plan, lines))
         queries = {str(mode): plan.queries(mode) for mode in Mode}
         write_result(out / f"{plan.name}.json", title, rows, figure=plan.figure, queries=queries)
@@ -150,19 +145,13 @@ def validation(
     """
     experiment = load_experiment(figure)
     check_out(out)
-    cache = TrialCache(work / "trials")
-
-    def run(trials: Sequence[Trial]) -> None:
-        run_trials(trials, cache, Laboratory(work / "bundles").run)
-
-    plan = Plan(figure, experiment, seed)
-    compared = validating.compare(plan, queries, run, cache)
-    rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
+    trials = Trials(work / "trials", Laboratory(work / "bundles").run)
+    rows, overheads = validating.compare(Plan(figure, experiment, seed), queries, trials)
     about = {"queries": queries, "overheads": overheads}
     write_result(out / "validation.json", experiment.title, rows, **about)
     print_rows(experiment.title, rows)
     print_rows("Overheads of serving, in ms", overheads)
-    typer.echo(validating.summary(compared))
+    typer.echo(validating.summary(rows))
 
 
 def accuracy(
@@ -180,8 +169,7 @@ def accuracy(
     """
     matrix = load_matrix(preset)
     check_out(out)
-    console = Console(stderr=True, highlight=False)
-    run_matrix(matrix, out, work, seed, lambda text: console.print(text, markup=False))
+    run_matrix(matrix.deployed, out, work, seed, Console(stderr=True, highlight=False))
 
 
 def _runs_for_real(network: str | None) -> bool:

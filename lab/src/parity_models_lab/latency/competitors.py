@@ -1,9 +1,8 @@
-"""Competitors: dispatch rules with a queue at each instance, and tied requests.
+"""Competitors: a dispatch rule with a queue at each instance, and tied requests.
 
 Experiments name them as any user's own: parity_models_lab.latency.competitors:Prequal.
 """
 
-from abc import abstractmethod
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from itertools import chain
 from math import inf
 from random import Random
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED
@@ -36,23 +35,138 @@ RUNS = 5
 """The run time of an instance is the median of its last RUNS."""
 
 
-class InstanceQueues(Dispatch):
-    """A queue at each instance: tasks are placed on arrival and moved only if it leaves.
+@dataclass
+class Probe:
+    """An instance's answer to a probe: requests in flight (RIF), and its run time."""
 
-    Tasks that no instance up can run wait until one joins.
+    instance: str
+    rif: int
+    run_time: float
+    uses: int = 0
+
+    @property
+    def latency(self) -> float:
+        """The latency of a further task there, which runs after all others."""
+        return (self.rif + 1) * self.run_time
+
+
+class ProbePool:
+    """The probes that may still be used, the oldest first. One is hot whose RIF is above the
+    quantile `hot` of recent ones."""
+
+    def __init__(self, hot: float) -> None:
+        self._hot = hot
+        self.probes: list[Probe] = []
+        self._recent: deque[int] = deque()
+        self._ranked: list[int] = []
+        self._worst_next = False
+
+    def add(self, probe: Probe, size: int) -> None:
+        """Add a probe, in place of an older one of its instance; at most `size` are kept."""
+        self.forget(probe.instance)
+        self.probes.append(probe)
+        del self.probes[:-size]
+        self._recent.append(probe.rif)
+        insort(self._ranked, probe.rif)
+        if len(self._recent) > WINDOW:
+            del self._ranked[bisect_left(self._ranked, self._recent.popleft())]
+
+    def best(self, among: Sequence[Probe]) -> Probe:
+        """Hot-cold lexicographic: of the cold the one of the lowest latency; if all are hot, the
+        one with the lowest RIF."""
+        cold = [probe for probe in among if not self._is_hot(probe)]
+        return min(cold, key=lambda probe: probe.latency) if cold else min(among, key=_rif)
+
+    def use(self, probe: Probe, budget: float) -> None:
+        """Count a task that goes there; a probe that is used up leaves."""
+        probe.rif += 1
+        probe.uses += 1
+        if probe.uses >= budget:
+            self.probes.remove(probe)
+
+    def thin_out(self) -> None:
+        """Remove the oldest probe and the worst by turns, so that the pool does not go bad."""
+        if self.probes:
+            worst, self._worst_next = self._worst_next, not self._worst_next
+            self.probes.remove(self._worst() if worst else self.probes[0])
+
+    def forget(self, instance: str) -> None:
+        self.probes = [probe for probe in self.probes if probe.instance != instance]
+
+    def _is_hot(self, probe: Probe) -> bool:
+        last = len(self._ranked) - 1
+        return probe.rif > (
+            self._ranked[min(last, int(self._hot * (last + 1)))] if last >= 0 else 0
+        )
+
+    def _worst(self) -> Probe:
+        """Return a hot probe of the highest RIF, or, if all are cold, of the highest latency."""
+        hot = [probe for probe in self.probes if self._is_hot(probe)]
+        return max(hot, key=_rif) if hot else max(self.probes, key=lambda probe: probe.latency)
+
+
+def _rif(probe: Probe) -> int:
+    return probe.rif
+
+
+class Prequal(Dispatch):
+    """A queue at each instance; the hot-cold lexicographic choice from a pool of probes.
+
+    Tasks are placed on arrival and moved only if the instance leaves; those that no instance up can
+    run wait until one joins.
+
+    Wydrowski et al., Load is not what you should balance: introducing Prequal, NSDI 2024, in its
+    asynchronous mode. For each task placed, `prequal_probes` instances drawn at random are probed,
+    and what they say goes into a pool, for the tasks that come next. A probe says how many tasks
+    are ahead of a new one there, and how long its units took recently. An instance whose RIF is
+    above the quantile `prequal_hot` of recent probes is hot. Of the cold the one of the lowest
+    latency is chosen; if all are hot, the one with the lowest RIF. A chosen probe counts one more
+    RIF and may be used again as often as equation 1 of the paper says; for each task the oldest or
+    the worst probe leaves. With fewer than two probes to choose from, the choice is random.
+
+    What differs here: the scheduler knows every queue, so that probes cost nothing and a probe
+    could always be fresh; that they are drawn and grow stale is modelled, as a balancer among many
+    would have it. An instance runs a unit at a time, so its latency at a RIF follows from its run
+    time. Dispatch rules have no clock: the paper's age limit of a second is left out, and as every
+    task brings in probes, none outlives a few tasks. The pool holds half of the instances at most,
+    for equation 1 supposes many more of them than probes.
     """
 
-    def __init__(self, options: Any = None) -> None:
+    name = "prequal"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Dispatch.Options):
+        """The options."""
+
+        prequal_probes: Annotated[
+            int, Option("Instances probed for each task.", at_least=1, at_most=1000)
+        ] = 3
+        prequal_pool: Annotated[
+            int, Option("Probes kept at most; half of the instances at most.", at_least=2)
+        ] = 16
+        prequal_hot: Annotated[
+            float,
+            Option(
+                "An instance with more requests in flight than this quantile of recent probes is "
+                "hot.",
+                above=0,
+                below=1,
+            ),
+        ] = 0.84
+
+    def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
+        self._options = options or self.Options()
+        self._random = Random(0)
+        self._pools: dict[str, ProbePool] = {}
+        self._runs: dict[str, deque[float]] = {}
+        self._run_time: dict[str, float] = {}
+        self._latest = 0.0
         self._queues: dict[str, dict[QueueKey, Queue]] = {}
         self._idle: dict[str, None] = {}
         self._ready: dict[str, None] = {}
         """The idle instances that have something queued."""
         self._homeless: Queue = OrderedDict()
-
-    @abstractmethod
-    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
-        """Return the instance to place a task at that goes into its queue `key`."""
 
     def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
         super().join(instance, roles, node)
@@ -62,12 +176,21 @@ class InstanceQueues(Dispatch):
         self._place_again(self._homeless)
 
     def leave(self, instance: str) -> None:
+        for pool in self._pools.values():
+            pool.forget(instance)
+        self._runs.pop(instance, None)
+        self._run_time.pop(instance, None)
         super().leave(instance)
         self._idle.pop(instance, None)
         self._ready.pop(instance, None)
         self._place_again(chain.from_iterable(self._queues.pop(instance).values()))
 
     def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        # A unit that did not finish has only taken so long at least.
+        if took > 0 and (finished or took > self._run_time.get(instance, inf)):
+            runs = self._runs.setdefault(instance, deque(maxlen=RUNS))
+            runs.append(took)
+            self._latest = self._run_time[instance] = median(runs)
         self._idle[instance] = None
         if any(self._queues[instance].values()):
             self._ready[instance] = None
@@ -147,167 +270,8 @@ class InstanceQueues(Dispatch):
         for task in tasks:
             self.add(task)
 
-
-class PowerOfTwoChoices(InstanceQueues):
-    """Of two instances drawn at random, the one with less to do.
-
-    (Mitzenmacher, The power of two choices in randomized load balancing, IEEE TPDS 2001.)
-    """
-
-    name = "two-choices"
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        self._random = Random(0)
-
     def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
-        if len(suited) == 1:
-            return suited[0]
-        first, second = self._random.sample(suited, 2)
-        return first if self._load(first, key) <= self._load(second, key) else second
-
-
-@dataclass
-class Probe:
-    """An instance's answer to a probe: requests in flight (RIF), and its run time."""
-
-    instance: str
-    rif: int
-    run_time: float
-    uses: int = 0
-
-    @property
-    def latency(self) -> float:
-        """The latency of a further task there, which runs after all others."""
-        return (self.rif + 1) * self.run_time
-
-
-class ProbePool:
-    """The probes that may still be used, the oldest first. One is hot whose RIF is above the
-    quantile `hot` of recent ones."""
-
-    def __init__(self, hot: float) -> None:
-        self._hot = hot
-        self.probes: list[Probe] = []
-        self._recent: deque[int] = deque()
-        self._ranked: list[int] = []
-        self._worst_next = False
-
-    def add(self, probe: Probe, size: int) -> None:
-        """Add a probe, in place of an older one of its instance; at most `size` are kept."""
-        self.forget(probe.instance)
-        self.probes.append(probe)
-        del self.probes[:-size]
-        self._recent.append(probe.rif)
-        insort(self._ranked, probe.rif)
-        if len(self._recent) > WINDOW:
-            del self._ranked[bisect_left(self._ranked, self._recent.popleft())]
-
-    def best(self, among: Sequence[Probe]) -> Probe:
-        """Hot-cold lexicographic: of the cold the one of the lowest latency; if all are hot, the
-        one with the lowest RIF."""
-        cold = [probe for probe in among if not self._is_hot(probe)]
-        return min(cold, key=lambda probe: probe.latency) if cold else min(among, key=_rif)
-
-    def use(self, probe: Probe, budget: float) -> None:
-        """Count a task that goes there; a probe that is used up leaves."""
-        probe.rif += 1
-        probe.uses += 1
-        if probe.uses >= budget:
-            self.probes.remove(probe)
-
-    def thin_out(self) -> None:
-        """Remove the oldest probe and the worst by turns, so that the pool does not go bad."""
-        if self.probes:
-            worst, self._worst_next = self._worst_next, not self._worst_next
-            self.probes.remove(self._worst() if worst else self.probes[0])
-
-    def forget(self, instance: str) -> None:
-        self.probes = [probe for probe in self.probes if probe.instance != instance]
-
-    def _is_hot(self, probe: Probe) -> bool:
-        last = len(self._ranked) - 1
-        return probe.rif > (
-            self._ranked[min(last, int(self._hot * (last + 1)))] if last >= 0 else 0
-        )
-
-    def _worst(self) -> Probe:
-        """Return a hot probe of the highest RIF, or, if all are cold, of the highest latency."""
-        hot = [probe for probe in self.probes if self._is_hot(probe)]
-        return max(hot, key=_rif) if hot else max(self.probes, key=lambda probe: probe.latency)
-
-
-def _rif(probe: Probe) -> int:
-    return probe.rif
-
-
-class Prequal(InstanceQueues):
-    """A queue at each instance; the hot-cold lexicographic choice from a pool of probes.
-
-    Wydrowski et al., Load is not what you should balance: introducing Prequal, NSDI 2024, in its
-    asynchronous mode. For each task placed, `prequal_probes` instances drawn at random are probed,
-    and what they say goes into a pool, for the tasks that come next. A probe says how many tasks
-    are ahead of a new one there, and how long its units took recently. An instance whose RIF is
-    above the quantile `prequal_hot` of recent probes is hot. Of the cold the one of the lowest
-    latency is chosen; if all are hot, the one with the lowest RIF. A chosen probe counts one more
-    RIF and may be used again as often as equation 1 of the paper says; for each task the oldest or
-    the worst probe leaves. With fewer than two probes to choose from, the choice is random.
-
-    What differs here: the scheduler knows every queue, so that probes cost nothing and a probe
-    could always be fresh; that they are drawn and grow stale is modelled, as a balancer among many
-    would have it. An instance runs a unit at a time, so its latency at a RIF follows from its run
-    time. Dispatch rules have no clock: the paper's age limit of a second is left out, and as every
-    task brings in probes, none outlives a few tasks. The pool holds half of the instances at most,
-    for equation 1 supposes many more of them than probes.
-    """
-
-    name = "prequal"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Dispatch.Options):
-        """The options."""
-
-        prequal_probes: Annotated[
-            int, Option("Instances probed for each task.", at_least=1, at_most=1000)
-        ] = 3
-        prequal_pool: Annotated[
-            int, Option("Probes kept at most; half of the instances at most.", at_least=2)
-        ] = 16
-        prequal_hot: Annotated[
-            float,
-            Option(
-                "An instance with more requests in flight than this quantile of recent probes is "
-                "hot.",
-                above=0,
-                below=1,
-            ),
-        ] = 0.84
-
-    def __init__(self, options: Options | None = None) -> None:
-        super().__init__(options)
-        self._options = options or self.Options()
-        self._random = Random(0)
-        self._pools: dict[str, ProbePool] = {}
-        self._runs: dict[str, deque[float]] = {}
-        self._run_time: dict[str, float] = {}
-        self._latest = 0.0
-
-    def leave(self, instance: str) -> None:
-        for pool in self._pools.values():
-            pool.forget(instance)
-        self._runs.pop(instance, None)
-        self._run_time.pop(instance, None)
-        super().leave(instance)
-
-    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
-        # A unit that did not finish has only taken so long at least.
-        if took > 0 and (finished or took > self._run_time.get(instance, inf)):
-            runs = self._runs.setdefault(instance, deque(maxlen=RUNS))
-            runs.append(took)
-            self._latest = self._run_time[instance] = median(runs)
-        super().idle(instance, took, finished=finished)
-
-    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        """Return the instance to place a task at that goes into its queue `key`."""
         if len(suited) == 1:
             return suited[0]
         up = self.up[key[2]]

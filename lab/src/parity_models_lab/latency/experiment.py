@@ -1,5 +1,6 @@
 """Latency experiments: what one figure compares, read from a file that people can edit."""
 
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -47,37 +48,31 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def candidates(self) -> list[PolicyChoice]:
         """The policy with each of the options that are `tuned`; itself where none are."""
-        return [
-            self._with(dict(zip(self.tuned, values, strict=True)))
-            for values in product(*self.tuned.values())
-        ]
+        return [self._with(options) for options in _combinations(self.tuned)]
 
-    def swept_out(self) -> list["Series"]:
-        """Return a series for each combination of swept values; itself where nothing is swept."""
-        if not self.swept:
-            return [self]
-        found = []
-        for values in product(*self.swept.values()):
-            changes = dict(zip(self.swept, values, strict=True))
+    def swept_out(self) -> Iterator["Series"]:
+        """Yield a series for each combination of swept values; itself where nothing is swept."""
+        for changes in _combinations(self.swept):
             said = ", ".join(f"{name}={value}" for name, value in changes.items())
             fields = {n: v for n, v in changes.items() if n in Setting.__struct_fields__}
-            options = {n: v for n, v in changes.items() if n not in fields}
-            found.append(
-                msgspec.structs.replace(
-                    self,
-                    label=f"{self.label} ({said})",
-                    policy=self.policy | options,
-                    setting=self.setting | fields,
-                    swept={},
-                )
+            yield msgspec.structs.replace(
+                self,
+                label=f"{self.label} ({said})" if said else self.label,
+                policy=self.policy | {n: v for n, v in changes.items() if n not in fields},
+                setting=self.setting | fields,
+                swept={},
             )
-        return found
 
     def _with(self, options: dict[str, Value]) -> PolicyChoice:
         given = self.policy | options
         if "name" not in given:
             raise UserError(f"the policy of the series {self.label!r} has no name")
         return choose(str(given.pop("name")), given)
+
+
+def _combinations(values: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
+    for each in product(*values.values()):
+        yield dict(zip(values, each, strict=True))
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,7 +111,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def labels(self) -> list[str]:
         """The names of the points."""
-        return [_label(point[self.axis]) for point in self.points]
+        given = (point[self.axis] for point in self.points)
+        return [each if isinstance(each, str) else f"{each:g}" for each in given]
 
     @property
     def xs(self) -> list[float]:
@@ -135,15 +131,10 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for index, point in enumerate(self.points):
             if self.axis not in point:
                 raise UserError(f"point {index} does not say what {self.axis} is there")
-            if self.in_words and not isinstance(point[self.axis], str):
-                known = ", ".join(Setting.__struct_fields__)
+            if not isinstance(point[self.axis], str if self.in_words else int | float):
                 raise UserError(
-                    f"there is no setting {self.axis!r} to vary (there are {known}), and point "
-                    f"{index} does not say in words what it is"
-                )
-            if not self.in_words and not isinstance(point[self.axis], int | float):
-                raise UserError(
-                    f"{self.axis} cannot be the axis: it is not a number at point {index}"
+                    f"{self.axis} is not {'in words' if self.in_words else 'a number'} at point "
+                    f"{index}; a setting varies by numbers, and what is not a setting in words"
                 )
             for series in self.series:
                 check_spec(self.at(index, series).code)
@@ -178,7 +169,3 @@ def figures_of(names: list[str]) -> list[str]:
     everyone = [name for name in experiment_names() if not load_experiment(name).apart]
     listed = (other for name in names for other in (everyone if name == "all" else [name]))
     return list(dict.fromkeys(listed))
-
-
-def _label(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)

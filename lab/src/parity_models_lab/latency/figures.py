@@ -1,7 +1,6 @@
 """The picture of a latency experiment: percentiles along its axis, and distributions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
-from parity_models_lab.latency.experiment import Experiment
-from parity_models_lab.latency.trial import SHARES, TrialResult
+from parity_models_lab.latency.reproduce_latency import Line, Plan
+from parity_models_lab.latency.trial import SHARES, Mode
 from parity_models_lab.plots import FAINT, PALETTE, save, style
 
 NOTE = (
@@ -20,27 +19,18 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Line:
-    """A series: results by position on the axis, None where there is none.
-
-    `labels` name it at each position, with its tuned options there.
-    """
-
-    label: str
-    simulated: Sequence[TrialResult | None]
-    real: Sequence[TrialResult | None]
-    labels: Sequence[str]
-
-
-def plot_experiment(path: Path, experiment: Experiment, lines: Sequence[Line], cdf_at: int) -> None:
+def draw(plan: Plan, lines: Sequence[Line], path: Path) -> None:
     """Write a PNG: p50 (solid) and p99.9 (dashed) along the axis, and distributions at one point.
 
     Lines are simulated, markers are real runs; where points are words, dashes are simulated. The
-    distributions are those at position `cdf_at`.
+    distributions are those at the last point that was run for real, if any.
     """
+    experiment = plan.experiment
     axis, xs, labels = experiment.axis, experiment.xs, experiment.labels
     joined = not experiment.in_words
+    points = range(len(labels))
+    real = [each for each in points if any(line.results[Mode.REAL][each] for line in lines)]
+    cdf_at = (real or points)[-1]
     with style():
         figure = Figure(figsize=(13.5, 4.8), dpi=140, layout="constrained")
         along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
@@ -76,22 +66,21 @@ def plot_experiment(path: Path, experiment: Experiment, lines: Sequence[Line], c
 
 
 def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str, *, joined: bool) -> None:
-    for results, look, of in (
-        (line.simulated, "-" if joined else "_", "p50_ms"),
-        (line.simulated, "--" if joined else "_", "p999_ms"),
-        (line.real, "o", "p50_ms"),
-        (line.real, "^", "p999_ms"),
+    for mode, look, of in (
+        (Mode.SIMULATED, "-" if joined else "_", "p50_ms"),
+        (Mode.SIMULATED, "--" if joined else "_", "p999_ms"),
+        (Mode.REAL, "o", "p50_ms"),
+        (Mode.REAL, "^", "p999_ms"),
     ):
-        here = [(x, getattr(y, of)) for x, y in zip(xs, results, strict=True) if y is not None]
+        results = zip(xs, line.results[mode], strict=True)
+        here = [(x, getattr(y, of)) for x, y in results if y is not None]
         size = 16 if look == "_" else None
         axes.plot([x for x, _ in here], [y for _, y in here], look, color=colour, ms=size, mew=2)
-    axes.plot([], [], "-", color=colour, label=line.label)
+    axes.plot([], [], "-", color=colour, label=line.series.label)
 
 
 def _draw_distribution(axes: Axes, line: Line, at: int, colour: str) -> None:
-    for result, look, width in (
-        (line.simulated[at], "--" if line.real[at] else "-", 1.0),
-        (line.real[at], "-", 1.8),
-    ):
+    simulated, real = (line.results[mode][at] for mode in (Mode.SIMULATED, Mode.REAL))
+    for result, look, width in ((simulated, "--" if real else "-", 1.0), (real, "-", 1.8)):
         if result is not None:
             axes.plot(result.quantiles_ms, 1 - np.asarray(SHARES), look, color=colour, lw=width)

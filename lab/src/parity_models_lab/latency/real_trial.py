@@ -24,12 +24,11 @@ from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.server import ServeOptions
 from parity_models.training import Queries, TrainingOptions, train
 from parity_models_lab.contention.apply import contended
-from parity_models_lab.contention.processor import quota
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency.setting import QUERY_SHAPE
-from parity_models_lab.latency.trial import SLOWED, Trial, TrialResult, result_of
+from parity_models_lab.latency.trial import Trial, TrialResult, result_of
 from parity_models_lab.processes import descendants
-from parity_models_lab.served import Served, served
+from parity_models_lab.served import served
 from parity_models_lab.tasks import Dataset, Task, find_task
 
 TASK = "digits"
@@ -58,13 +57,8 @@ class Laboratory:
     async def _run(self, trial: Trial) -> TrialResult:
         setting, roles = trial.setting, trial.roles
         bundle = self.bundle_for(trial)
-        enter: tuple[str, ...] = ()
         async with AsyncExitStack() as stack:
-            contention, slowed = stack.enter_context(contended(setting, trial.seed)), None
-            prefix = contention.prefix
-            if 0 < setting.speed < 1:
-                slowed = stack.enter_context(quota(SLOWED * setting.speed))
-                enter = slowed.prefix
+            contention = stack.enter_context(contended(setting, trial.seed))
             options = ServeOptions(
                 policy=trial.policy,
                 instances=len(roles),
@@ -77,22 +71,23 @@ class Laboratory:
                 agreement=0,  # what may not be answered is drawn, as in simulations: coverage
             )
             server = await stack.enter_async_context(
-                served(bundle.path, options, prefix=enter + prefix, allow_code=bundle.allowed)
+                served(bundle.path, options, contention.server_prefix)
             )
             load = self._load(trial, bundle.manifest.name, server.url)
-            warm = float(load.due[trial.warm_up])
             counting: list[asyncio.Task[float]] = []
             computed: list[tuple[float, float]] = []
+
+            async def busy_in_warm_up() -> float:
+                await asyncio.sleep(float(load.due[trial.warm_up]))
+                return await server.busy_seconds()
 
             def begin() -> None:
                 computed.append(_computed(server.pid))
                 server.begin_faults()
-                if slowed is not None:
-                    slowed.begin()
                 contention.begin()
-                counting.append(asyncio.create_task(_busy_after(warm, server)))
+                counting.append(asyncio.create_task(busy_in_warm_up()))
 
-            result = await offer_load_from_own_process(load, begin, prefix)
+            result = await offer_load_from_own_process(load, begin, contention.prefix)
             busy = sum([await server.busy_seconds() - await before for before in counting])
             summed = msgspec.structs.replace(
                 _sum_up(result, trial.warm_up, busy), lag_ms=await server.mean_lag() * 1e3
@@ -107,18 +102,15 @@ class Laboratory:
     def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
         """Contention begins with the warm-up, which policies that learn would else learn from in
         vain; so all queries are the load's own, and those of the warm-up are left out later."""
-        burst = trial.setting.burst is not None
         trace = self.folder / "trace.txt"
-        if burst:
-            np.savetxt(trace, trial.arrivals(), fmt="%.6f")
+        np.savetxt(trace, trial.arrivals(), fmt="%.9f")
         return LoadSpec(
             url=url,
             model=model,
             binary=True,
             inputs=str(self._queries),
             metric=self._task.metric,
-            rate=None if burst else trial.setting.queries_per_second,
-            trace=str(trace) if burst else None,
+            trace=str(trace),
             queries=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
@@ -129,7 +121,7 @@ class Laboratory:
 
     @cached_property
     def _dataset(self) -> Dataset:
-        dataset = self._task.load(None)
+        dataset = self._task.load()
         train, validation, test = (
             replace(part, inputs=_enlarge(part.inputs))
             for part in (dataset.train, dataset.validation, dataset.test)
@@ -166,12 +158,10 @@ class Laboratory:
         """Return the bundle with parity models for `code`, or with a backup, trained once."""
         words = ["" if bundle is self._deployed else bundle.path.name, "backup"]
         if code is not None:
-            options = {**code.encoder_options, **code.decoder_options}
-            said = (f"{name}={value}" for name, value in options.items())
-            words = [code.encoder, code.decoder, str(code.k), str(code.r), *said]
+            words = [code.encoder, code.decoder, str(code.k)]
         path = self.folder / "-".join(filter(None, words))
         try:
-            return open_bundle(path, bundle.allowed if code is None else code.own)
+            return open_bundle(path)
         except BundleError:
             inputs = self._dataset.train.inputs
             queries = Queries.of(inputs) if code is None else Queries.of(inputs, code.k)
@@ -208,12 +198,6 @@ def _cpu_seconds(parent: int) -> float:
             times = psutil.Process(pid).cpu_times()
             seconds += times.user + times.system
     return seconds
-
-
-async def _busy_after(seconds: float, server: Served) -> float:
-    """Return the busy time of instances, `seconds` from now."""
-    await asyncio.sleep(seconds)
-    return await server.busy_seconds()
 
 
 def _sum_up(result: LoadResult, warm_up: int, busy: float) -> TrialResult:

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.experiment import Experiment, Series
-from parity_models_lab.latency.figures import Line, plot_experiment
 from parity_models_lab.latency.setting import Setting, mean_of
 from parity_models_lab.latency.trial import (
     PERCENTILES,
@@ -21,7 +20,7 @@ from parity_models_lab.latency.trial import (
     TrialResult,
     simulate_trial,
 )
-from parity_models_lab.results import INVALID, Row, TrialCache
+from parity_models_lab.results import INVALID, ResultCache, Row, code_digest
 
 REAL_QUERIES, SIMULATED_QUERIES, WARM_UP = 2_000, 10_000, 500
 """The queries of a real and of a simulated trial, and those before them that are not counted, where
@@ -29,6 +28,48 @@ the experiment does not say otherwise."""
 
 TUNING = 50_000
 """Queries of a simulation by which options are chosen, at most."""
+
+
+class Trials:
+    """Runs trials, and keeps the results of this code in a folder."""
+
+    def __init__(self, folder: Path, run_real: Callable[[Trial], TrialResult]) -> None:
+        self._cache, self._run_real = ResultCache(folder), run_real
+
+    def find(self, trial: Trial) -> TrialResult | None:
+        """Return the result of a trial that was run, else None."""
+        return self._cache.get(_key(trial), TrialResult)
+
+    def __getitem__(self, trial: Trial) -> TrialResult:
+        """Return the result of a trial, run now if it was not yet."""
+        self.run([trial])
+        result = self.find(trial)
+        assert result is not None
+        return result
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Run those without a result: the simulated on all cores, then the real in turn."""
+        to_run = {trial.key: trial for trial in trials if self.find(trial) is None}.values()
+        simulated = [trial for trial in to_run if trial.mode is Mode.SIMULATED]
+        with (
+            tqdm(total=len(simulated), desc="simulated", disable=not simulated) as bar,
+            ProcessPoolExecutor() as pool,
+        ):
+            futures = {pool.submit(simulate_trial, trial): trial for trial in simulated}
+            try:
+                for future in as_completed(futures):
+                    self._cache.put(_key(futures[future]), future.result())
+                    bar.update()
+            except BaseException:  # Ctrl-C included: do not wait for those that have not begun
+                pool.shutdown(cancel_futures=True)
+                raise
+        real = [trial for trial in to_run if trial.mode is Mode.REAL]
+        for trial in tqdm(real, desc="real", disable=not real):
+            self._cache.put(_key(trial), self._run_real(trial))
+
+
+def _key(trial: Trial) -> str:
+    return f"{trial.key}-{code_digest()}"
 
 
 @dataclass(frozen=True)
@@ -53,26 +94,30 @@ class Plan:
         seed = f"-seed-{self.seed}" if self.seed else ""
         return f"{Path(self.figure).stem}{speed}{seed}"
 
-    def tuning_trials(self) -> list[Trial]:
-        """Return the simulations that tune options."""
-        return [
-            trial
-            for series, point in self._tuned_points()
-            for trial in self._candidates(series, point)
-        ]
+    def tuned(self, trials: Trials) -> "Plan":
+        """Return this plan with the best options of tuned series at each point, by simulations.
 
-    def tuned(self, cache: TrialCache) -> "Plan":
-        """Return this plan with the best options of tuned series at each point, by tuning trials
-        that have been run. Options with which queries fail are worse than all others."""
+        Options with which queries fail are worse than all others.
+        """
+        tuned = [series for series in self.experiment.series if series.tuned]
+        places = list(product(tuned, range(len(self.experiment.points))))
+        trials.run([each for place in places for each in self.candidates(*place)])
         chosen = {}
-        for series, point in self._tuned_points():
+        for series, point in places:
             by = PERCENTILES[series.tuned_by]
-            best = min(
-                ((cache[trial], trial) for trial in self._candidates(series, point)),
-                key=lambda run: (run[0].errors, getattr(run[0], by)),
-            )
-            chosen[series.label, point] = best[1].policy
+            results = [(trials[each], each.policy) for each in self.candidates(series, point)]
+            best = min(results, key=lambda run: (run[0].errors, getattr(run[0], by)))
+            chosen[series.label, point] = best[1]
         return replace(self, chosen=chosen)
+
+    def candidates(self, series: Series, point: int) -> list[Trial]:
+        """Return the simulations that tune the options of a series at a point."""
+        trial = self.trial(Mode.SIMULATED, series, point)
+        queries = min(trial.queries, TUNING)
+        return [
+            msgspec.structs.replace(trial, policy=choice, queries=queries)
+            for choice in series.candidates
+        ]
 
     def choice(self, series: Series, point: int) -> PolicyChoice:
         """Return the policy of a series at a point, tuned as far as that is known."""
@@ -94,18 +139,6 @@ class Plan:
             return self.experiment.real_queries or REAL_QUERIES
         return self.experiment.simulated_queries or SIMULATED_QUERIES
 
-    def _tuned_points(self) -> Iterator[tuple[Series, int]]:
-        tuned = (series for series in self.experiment.series if series.tuned)
-        return product(tuned, range(len(self.experiment.points)))
-
-    def _candidates(self, series: Series, point: int) -> list[Trial]:
-        trial = self.trial(Mode.SIMULATED, series, point)
-        queries = min(trial.queries, TUNING)
-        return [
-            msgspec.structs.replace(trial, policy=choice, queries=queries)
-            for choice in series.candidates
-        ]
-
     def trial(self, mode: Mode, series: Series, point: int) -> Trial:
         """Return the trial of a series at a point."""
         return Trial(
@@ -118,30 +151,19 @@ class Plan:
         )
 
 
-def run_trials(
-    trials: Sequence[Trial], cache: TrialCache, run_real: Callable[[Trial], TrialResult]
-) -> None:
-    """Run the trials that the cache lacks: the simulated on all cores, then the real in turn."""
-    to_run = {trial.key: trial for trial in trials if cache.find(trial) is None}.values()
-    simulated = [trial for trial in to_run if trial.mode is Mode.SIMULATED]
-    with (
-        tqdm(total=len(simulated), desc="simulated", disable=not simulated) as bar,
-        ProcessPoolExecutor() as pool,
-    ):
-        futures = {pool.submit(simulate_trial, trial): trial for trial in simulated}
-        try:
-            for future in as_completed(futures):
-                cache.keep(futures[future], future.result())
-                bar.update()
-        except BaseException:  # Ctrl-C included: do not wait for those that have not begun
-            pool.shutdown(cancel_futures=True)
-            raise
-    real = [trial for trial in to_run if trial.mode is Mode.REAL]
-    for trial in tqdm(real, desc="real", disable=not real):
-        cache.keep(trial, run_real(trial))
+@dataclass(frozen=True)
+class Line:
+    """A series: results by kind of run and position on the axis, None where there is none.
+
+    `labels` name it at each position, with its tuned options there.
+    """
+
+    series: Series
+    results: Mapping[Mode, Sequence[TrialResult | None]]
+    labels: Sequence[str]
 
 
-def lines_of(plan: Plan, cache: TrialCache) -> list[Line]:
+def lines_of(plan: Plan, trials: Trials) -> list[Line]:
     """Return a line for each series of a plan whose trials have been run."""
     points = range(len(plan.experiment.points))
     lines = []
@@ -150,13 +172,13 @@ def lines_of(plan: Plan, cache: TrialCache) -> list[Line]:
             mode: [None] * len(points) for mode in Mode
         }
         for point, trial in plan.trials(series):
-            results[trial.mode][point] = cache.find(trial)
+            results[trial.mode][point] = trials.find(trial)
         labels = []
         for point in points:
             options = plan.choice(series, point).written_out()
             chosen = ", ".join(f"{name}={options[name]}" for name in series.tuned)
             labels.append(f"{series.label} ({chosen})" if chosen else series.label)
-        lines.append(Line(series.label, results[Mode.SIMULATED], results[Mode.REAL], labels))
+        lines.append(Line(series, results, labels))
     return lines
 
 
@@ -173,31 +195,29 @@ def rows_of(plan: Plan, lines: Sequence[Line]) -> Iterator[Row]:
     `shrinks` is the first series' gap divided by this one's.
     """
     experiment = plan.experiment
-    for mode in Mode:
-        columns = [line.real if mode is Mode.REAL else line.simulated for line in lines]
-        for point, label in enumerate(experiment.labels):
-            baseline = columns[0][point]
-            for series, line, results in zip(experiment.series, lines, columns, strict=True):
-                here = results[point]
-                if here is None:
-                    continue
-                yield {
-                    experiment.axis: label,
-                    "policy": line.labels[point],
-                    "run": str(mode),
-                    "p50": here.p50_ms,
-                    "p99": here.p99_ms,
-                    "p99.9": here.p999_ms,
-                    "gap": here.gap_ms,
-                    "shrinks": None if baseline is None else baseline.gap_ms / here.gap_ms,
-                    "stood in": sum(here.share(each) for each in Source if each.stands_in),
-                    "failed": here.errors,
-                    "busy": here.busy_ms,
-                    "work": here.work,
-                    "send delay": here.send_delay_p99_ms,
-                    "lag": here.lag_ms,
-                    INVALID: why_invalid(here, experiment.at(point, series)),
-                }
+    for mode, (point, label) in product(Mode, enumerate(experiment.labels)):
+        baseline = lines[0].results[mode][point]
+        for line in lines:
+            here = line.results[mode][point]
+            if here is None:
+                continue
+            yield {
+                experiment.axis: label,
+                "policy": line.labels[point],
+                "run": str(mode),
+                "p50": here.p50_ms,
+                "p99": here.p99_ms,
+                "p99.9": here.p999_ms,
+                "gap": here.gap_ms,
+                "shrinks": None if baseline is None else baseline.gap_ms / here.gap_ms,
+                "stood in": sum(here.share(each) for each in Source if each.stands_in),
+                "failed": here.errors,
+                "busy": here.busy_ms,
+                "work": here.work,
+                "send delay": here.send_delay_p99_ms,
+                "lag": here.lag_ms,
+                INVALID: why_invalid(here, experiment.at(point, line.series)),
+            }
 
 
 def why_invalid(result: TrialResult, setting: Setting) -> str:
@@ -208,10 +228,3 @@ def why_invalid(result: TrialResult, setting: Setting) -> str:
     if (result.lag_ms or 0.0) > LAG * mean_of(setting.service) * 1e3:
         return "the server was its own bottleneck"
     return ""
-
-
-def draw(plan: Plan, lines: Sequence[Line], path: Path) -> None:
-    """Draw a figure's picture; distributions are those of the last point run for real, if any."""
-    points = range(len(plan.experiment.points))
-    real = [point for point in points if any(line.real[point] is not None for line in lines)]
-    plot_experiment(path, plan.experiment, lines, (real or points)[-1])

@@ -30,7 +30,6 @@ from parity_models.emulation import (
     Spell,
     Uniform,
 )
-from parity_models.options import Value
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models_lab.contention.processor import Hogs
 from parity_models_lab.contention.transfers import Network
@@ -46,6 +45,9 @@ QUERY_SHAPE = (1, 112, 112)
 some 600 kB are to its own, ten times as fast."""
 
 OUTPUT_SHAPE = (10,)
+
+SLOWED = 2
+"""The cores of a machine with a `speed`."""
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,16 +85,16 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The conditions of a run, whatever the policy. Times in seconds.
 
     `instances` run the deployed model. Every policy except `none` has extra instances:
-    instances * r / k of them, rounded up. The offered load is `rate` in queries
+    instances / k of them, rounded up. The offered load is `rate` in queries
     per second, or, where that is None, `load` as a share of what `instances` alone can carry;
     with a `burst`, outside of bursts.
     `service` is the emulated service time of a batch of up to `max_batch` queries,
     `backup_service` that of an approximate backup; it is waited for, or with `computing` computed
     for, in simulations by as many cores as there are here. `speed` is the share of two cores' time
     that the server's processes get together, in real runs by a quota; 0: no quota, and simulations
-    have no such processes. `encoder` and `decoder`, with their options, are the code's; by default
-    the encoder is the decoder's usual one. Stand-ins may answer a share `coverage` of the queries,
-    drawn for each. `stand_ins` are those that the bundle has for a policy that can use either.
+    have no such processes. The code has the `decoder` and its usual encoder. Stand-ins may answer a
+    share `coverage` of the queries, drawn for each. `stand_ins` are those that the bundle has for a
+    policy that can use either.
 
     Contention, of which there may be several kinds:
     `shuffles` background transfers run at all times, through the links that queries take. With
@@ -108,11 +110,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     instances: Count = 12
     k: Annotated[int, Meta(ge=2, le=9)] = 2
-    r: Annotated[int, Meta(ge=1, le=3)] = 1
-    encoder: str | None = None
     decoder: str = "separate"
-    encoder_options: dict[str, Value] = {}
-    decoder_options: dict[str, Value] = {}
     rate: Rate | None = None
     load: Annotated[float, Meta(gt=0, le=3)] = 0.5
     burst: Bursts | None = None
@@ -152,7 +150,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def parity_instances(self) -> int:
-        return ceil(self.instances * self.r / self.k)
+        return ceil(self.instances / self.k)
 
     @property
     def all_instances(self) -> int:
@@ -160,14 +158,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def code(self) -> CodeSpec:
-        return CodeSpec(
-            self.encoder or ("stack" if DECODERS.find(self.decoder).tells_slots else "sum"),
-            self.decoder,
-            self.k,
-            self.r,
-            self.encoder_options,
-            self.decoder_options,
-        )
+        encoder = "stack" if DECODERS.find(self.decoder).tells_slots else "sum"
+        return CodeSpec(encoder, self.decoder, self.k)
 
     @property
     def queries_per_second(self) -> float:
@@ -196,8 +188,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if network is None:
             return None
         code = Code(self.code, QUERY_SHAPE, OUTPUT_SHAPE)
-        row = {DEPLOYED: 4 * prod(QUERY_SHAPE)}
-        row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
+        row = {DEPLOYED: 4 * prod(QUERY_SHAPE), parity_role(0): 4 * prod(code.parity_shape)}
         return Links(network, self.all_instances, row, seed)
 
     def faults(self, seed: int, seconds: float) -> FaultPlan:

@@ -23,7 +23,7 @@ from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks
-from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.setting import SLOWED, Setting
 
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept where all of them matter."""
@@ -31,9 +31,9 @@ SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4,
 PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
 """The fields of results, by percentile."""
 
-SLOWED, SERVING, PER_UNIT = 2, 0.77e-3, 0.47e-3
-"""The cores of a machine with a `speed`, and the seconds that one of them computes for a query (by
-server and client) and for a unit (by a worker), as measured in real trials without redundancy."""
+SERVING, PER_UNIT = 0.77e-3, 0.47e-3
+"""The seconds that a core of a machine with a `speed` computes for a query (by server and client)
+and for a unit (by a worker), as measured in real trials without redundancy."""
 
 
 class Mode(StrEnum):

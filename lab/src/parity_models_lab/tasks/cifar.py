@@ -29,15 +29,13 @@ class Cifar10(FolderTask):
     name = "cifar-10"
     metric = "top-1"
     flips = True
+    mark = TEST
     places = ("cifar-10-batches-bin", "cifar-10", "")
     needs = (
         "the folder cifar-10-batches-bin of the binary version there (data_batch_1.bin to 5, "
         "test_batch.bin, batches.meta.txt, from https://www.cs.toronto.edu/~kriz/cifar.html); the "
         "python version is not read"
     )
-
-    def holds(self, folder: Path) -> bool:
-        return all((folder / name).is_file() for name in (*TRAIN, TEST, NAMES))
 
     def read(self, folder: Path) -> Dataset:
         classes = tuple((folder / NAMES).read_text("utf-8", "replace").split())

@@ -2,6 +2,7 @@
 
 import os
 from abc import abstractmethod
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,39 +16,29 @@ from parity_models_lab.tasks.task import Dataset, Task
 class FolderTask(Task):
     """A task whose data are files in a standard layout.
 
-    `places` are the folders below a folder of datasets where the files may be; `installed` are
-    folders of datasets besides the user's. `needs` is for people: the files, and their source.
+    `places` are the folders below a folder of datasets where the files may be: they are where
+    something matches the glob pattern `mark`. `installed` are folders of datasets besides the
+    user's. `needs` is for people: the files, and their source.
     """
 
     places: ClassVar[tuple[str, ...]]
+    mark: ClassVar[str]
     needs: ClassVar[str]
     installed: ClassVar[tuple[Path, ...]] = ()
 
     @abstractmethod
-    def holds(self, folder: Path) -> bool:
-        """Return whether the files are in `folder`."""
-
-    @abstractmethod
     def read(self, folder: Path) -> Dataset:
-        """Return the data in `folder`, which holds the files. Raises DataError for damaged ones."""
+        """Return the data in `folder`, where the mark is. Raises DataError for damaged ones."""
 
     def load(self, folder: Path | None = None) -> Dataset:
-        found = self._search(folder)
-        if found is None:
-            looked = folder or own_folder()
-            raise DataError(
-                f"the data of {self.name} are not in {looked}: put {self.needs}; name the folder "
-                "by the variable PARM_DATA"
-            )
-        return self.read(found)
-
-    def _search(self, folder: Path | None) -> Path | None:
         roots = (folder,) if folder else (own_folder(), *self.installed)
-        for root in roots:
-            for place in self.places:
-                if self.holds(root / place):
-                    return root / place
-        return None
+        for root, place in product(roots, self.places):
+            if next((root / place).glob(self.mark), None) is not None:
+                return self.read(root / place)
+        raise DataError(
+            f"the data of {self.name} are not in {roots[0]}: put {self.needs}; name the folder by "
+            "the variable PARM_DATA"
+        )
 
 
 def own_folder() -> Path:

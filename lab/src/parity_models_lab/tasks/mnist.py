@@ -19,9 +19,8 @@ from parity_models.errors import DataError
 from parity_models_lab.tasks.folder import FolderTask, normalised
 from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out
 
-UNSIGNED_BYTE = 0x08
-LARGEST = 1 << 31
-"""Bytes of values that a file may hold: no such dataset is near it, a damaged header may be."""
+UNSIGNED_BYTES = b"\0\0\x08"
+"""The start of a file of them."""
 
 TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -83,14 +82,12 @@ class Mnist(FolderTask):
     metric = "top-1"
     mean, deviation = 0.1307, 0.3081
     classes: tuple[str, ...] = tuple(map(str, range(10)))
+    mark = f"{TEST[0]}*"
     places = ("mnist", "MNIST/raw", "")
     needs = (
         f"{', '.join(TRAIN + TEST)}, gzipped or not, there or in its folder mnist; they come "
         "with most machine-learning libraries' downloads of MNIST"
     )
-
-    def holds(self, folder: Path) -> bool:
-        return all(_find(folder, name) for name in TRAIN + TEST)
 
     def read(self, folder: Path) -> Dataset:
         rest, test = (self._read_split(folder, names) for names in (TRAIN, TEST))
@@ -105,13 +102,7 @@ class Mnist(FolderTask):
         return Dataset(train, validation, test, self.classes)
 
     def _read_split(self, folder: Path, names: tuple[str, str]) -> Split:
-        arrays = []
-        for name in names:
-            path = _find(folder, name)
-            if path is None:
-                raise DataError(f"there is no {name} or {name}.gz in {folder}")
-            arrays.append(read_idx(path))
-        images, labels = arrays
+        images, labels = (read_idx(_find(folder, name)) for name in names)
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise DataError(
                 f"{names[0]} {images.shape} and {names[1]} {labels.shape} in {folder} do not "
@@ -154,32 +145,17 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises DataError for a file that is not IDX, truncated, or longer than its header says.
     """
     try:
-        with path.open("rb") as file:
-            gzipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if gzipped else path.open("rb") as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != UNSIGNED_BYTE:
-                raise DataError(
-                    f"{path} is not an IDX file of unsigned bytes (it starts with "
-                    f"{magic.hex(' ') or 'nothing'}); fetch it again"
-                )
-            rank = magic[3]
-            sizes = file.read(4 * rank)
-            shape = struct.unpack(f">{rank}I", sizes) if len(sizes) == 4 * rank else ()
-            size = prod(shape)
-            if not shape or not 0 < size <= LARGEST:
-                raise DataError(f"{path} has a damaged header (sizes {shape}); fetch it again")
-            values = file.read(size + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged or truncated ({error}); fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if len(values) != size:
-        has = "fewer" if len(values) < size else "more"
-        raise DataError(f"{path} holds {has} values than its header {shape} says; fetch it again")
-    return np.frombuffer(values, np.uint8).reshape(shape)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
+    start = 4 + 4 * content[3] if content[:3] == UNSIGNED_BYTES and len(content) > 3 else 0
+    shape = struct.unpack(f">{content[3]}I", content[4:start]) if 4 < start <= len(content) else ()
+    if not shape or len(content) != start + prod(shape):
+        raise DataError(f"{path} is not a whole IDX file of unsigned bytes; fetch it again")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.gz")
-    return next((each for each in candidates if each.is_file()), None)
+def _find(folder: Path, name: str) -> Path:
+    gzipped = folder / f"{name}.gz"
+    return gzipped if gzipped.is_file() else folder / name

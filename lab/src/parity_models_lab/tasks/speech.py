@@ -50,14 +50,12 @@ class SpeechCommands(FolderTask):
 
     name = "speech-commands"
     metric = "top-1"
+    mark = "*/*.wav"
     places = ("speech_commands", "speech_commands_v0.02", "speech_commands_v0.01", "")
     needs = (
         "a folder speech_commands there with one folder of WAV files for each word (from "
         "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz)"
     )
-
-    def holds(self, folder: Path) -> bool:
-        return len(_words(folder)) > 1
 
     def read(self, folder: Path) -> Dataset:
         words = _words(folder)
@@ -157,8 +155,6 @@ def read_second(path: Path) -> NDArray[np.int16]:
 
 def _words(folder: Path) -> tuple[str, ...]:
     """Return the words in `folder`, sorted: its folders that hold WAV files."""
-    if not folder.is_dir():
-        return ()
     found = [entry.name for entry in folder.iterdir() if next(entry.glob("*.wav"), None)]
     return tuple(sorted(name for name in found if name != NOISE))
 

@@ -13,9 +13,6 @@ from parity_models.errors import DataError, UserError
 from parity_models.registry import say
 from parity_models.tasks.metrics import METRICS, Labels, check_floats, check_labels
 
-VALIDATES = 5
-"""One query in VALIDATES of a validation set helps to choose the best epoch."""
-
 SPLIT_SEED = 2019
 """Splits are a property of the task: the same for every run, whatever its seed."""
 
@@ -33,13 +30,6 @@ class Split:
     def take(self, rows: NDArray[np.int64]) -> "Split":
         """Return the queries at `rows`, in that order."""
         return Split(self.inputs[rows], self.labels[rows])
-
-    def part(self, least: int) -> tuple["Split", NDArray[np.float32]]:
-        """Part a validation set: one in VALIDATES, `least` at least, to choose the best epoch by,
-        and the inputs of the others, to calibrate gates with. No query does both."""
-        order = np.random.default_rng(0).permutation(len(self))
-        number = max(least, len(order) // VALIDATES)
-        return self.take(np.sort(order[:number])), self.inputs[np.sort(order[number:])]
 
 
 @dataclass(frozen=True)
@@ -92,13 +82,13 @@ class Task(ABC):
         """
 
 
-def load_dataset(task: Task, folder: Path | None = None) -> Dataset:
+def load_dataset(task: Task) -> Dataset:
     """Return a task's data, checked; its class may be a user's own.
 
     Raises DataError for data that cannot be used, and where there are none.
     """
     try:
-        dataset = task.load(folder)
+        dataset = task.load()
         check_dataset(task.metric, dataset)
     except DataError as error:
         raise DataError(f"the data of {task.name} cannot be used: {error}") from error
