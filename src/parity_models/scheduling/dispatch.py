@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from parity_models import options
@@ -19,6 +20,9 @@ Queue = OrderedDict[Task, None]
 
 QueueKey = tuple[bool, bool, str]
 """Queues by priority: preemptible, of the deployed model, role. The lowest is the most urgent."""
+
+Suits = Callable[[str], bool]
+"""Whether an idle instance may run a task."""
 
 
 class Dispatch(ABC):
@@ -110,8 +114,13 @@ class Dispatch(ABC):
         at = task.instance
         return at in self._node and self._node[at] in self._nodes_of(self._instances_of(others))
 
-    def _take_batch(self, queue: Queue, instance: str, max_batch: int) -> list[Task]:
-        """Take the oldest tasks that may share a batch on this instance."""
+    def _take_batch(
+        self, queue: Queue, instance: str, max_batch: int, suits: dict[Task, Suits]
+    ) -> list[Task]:
+        """Take the oldest tasks that may share a batch on this instance.
+
+        `suits` keeps what was found out about tasks, for other instances at the same time.
+        """
         batch: list[Task] = []
         nodes = self.nodes if self._nodes is None else self._nodes
         for looked_at, task in enumerate(queue):
@@ -120,9 +129,11 @@ class Dispatch(ABC):
                     break
                 if task.alone or task.kind != batch[0].kind or _clash(task, batch):
                     continue
-            restricted = nodes or task.failed_on or task.avoid
-            if restricted and not self._may_run(task, instance):
-                continue
+            if nodes or task.failed_on or task.avoid:
+                if task not in suits:
+                    suits[task] = self._suits(task)
+                if not suits[task](instance):
+                    continue
             batch.append(task)
             if task.alone or len(batch) == max_batch:
                 break
@@ -134,34 +145,30 @@ class Dispatch(ABC):
 
     # Which instances suit a task
 
-    def _may_run(self, task: Task, instance: str) -> bool:
-        """Return whether this idle instance, which can run the task, is suited best for it.
+    def _suits(self, task: Task) -> Suits:
+        """Return the function that says whether no other instance is suited better for the task."""
+        grade, up = self._grade(task), self.up[task.role]
+
+        @cache
+        def is_best(own: int) -> bool:
+            return not any(grade(each) < own for each in up)
+
+        return lambda instance: is_best(grade(instance))
+
+    def _grade(self, task: Task) -> Callable[[str], int]:
+        """Return the function that grades an instance for the task: the lowest is suited best.
 
         In order of importance, a suited instance has not failed the task; runs nothing that the
-        task is to run apart from; is on a node that does not either; and is not to be avoided. A
-        condition that no instance meets is dropped.
+        task is to run apart from; is on a node that does not either; and is not to be avoided.
         """
-        up, applied = self.up[task.role], []
-        for worse in self._objections(task):
-            if not worse(instance):
-                applied.append(worse)
-            elif any(not (worse(each) or any(one(each) for one in applied)) for each in up):
-                return False
-        return True
-
-    def _objections(self, task: Task) -> list[Callable[[str], bool]]:
-        """Return what makes an instance less suited than others, the worst first."""
-        others = (each for tasks in task.apart for each in tasks if each is not task)
-        taken = self._instances_of(others)
-        if not (taken or task.failed_on or task.avoid):
-            return []
-        nodes = self._nodes_of(taken)
-        return [
-            task.failed_on.__contains__,
-            taken.__contains__,
-            lambda instance: self._node[instance] in nodes,
-            task.avoid.__contains__,
-        ]
+        taken = self._instances_of(o for tasks in task.apart for o in tasks if o is not task)
+        nodes, node, failed, avoid = self._nodes_of(taken), self._node, task.failed_on, task.avoid
+        return lambda instance: (
+            8 * (instance in failed)
+            + 4 * (instance in taken)
+            + 2 * (node[instance] in nodes)
+            + (instance in avoid)
+        )
 
     def _instances_of(self, tasks: Iterable[Task]) -> set[str]:
         return {task.instance for task in tasks if task.instance is not None}
@@ -257,9 +264,10 @@ class SingleQueue(Dispatch):
                 continue
             passed = []
             batch: list[Task] = []
+            suits: dict[Task, Suits] = {}
             while idle and not batch:
                 entry = heapq.heappop(idle)
-                batch = self._take_batch(queue, entry[2], max_batch)
+                batch = self._take_batch(queue, entry[2], max_batch, suits)
                 if not batch:
                     passed.append(entry)
             for other in passed:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED
-from parity_models.scheduling.dispatch import Dispatch, Queue, QueueKey
+from parity_models.scheduling.dispatch import Dispatch, Queue, QueueKey, Suits
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
@@ -238,20 +238,17 @@ class Prequal(Dispatch):
                 self._ready[instance] = None
 
     def _suited(self, task: Task) -> Sequence[str]:
-        """Return the instances that are suited best for the task (see Dispatch._may_run)."""
-        suited: Sequence[str] = self.up[task.role]
-        for worse in self._objections(task):
-            suited = [instance for instance in suited if not worse(instance)] or suited
-        return suited
+        """Return the instances that are suited best for the task."""
+        return list(filter(super()._suits(task), self.up[task.role]))
 
-    def _may_run(self, task: Task, instance: str) -> bool:
-        return True  # that was decided when it was placed
+    def _suits(self, task: Task) -> Suits:
+        return lambda instance: True  # that was decided when it was placed
 
     def _next_batch(self, instance: str, max_batch: int) -> list[Task]:
         needed = DEPLOYED in self._roles[instance] and len(self._idle) <= self.reserve
         for (preemptible, _, _), queue in self._queues[instance].items():
             if not (preemptible and needed):
-                batch = self._take_batch(queue, instance, max_batch)
+                batch = self._take_batch(queue, instance, max_batch, {})
                 if batch:
                     return batch
         return []
