@@ -146,29 +146,32 @@ class Dispatch(ABC):
     # Which instances suit a task
 
     def _suits(self, task: Task) -> Suits:
-        """Return the function that says whether no other instance is suited better for the task."""
-        grade, up = self._grade(task), self.up[task.role]
+        """Return the function that says whether no other instance is suited better for the task.
+
+        In order of importance, a suited instance has not failed the task; runs nothing that the
+        task is to run apart from; is on a node that does not either; and is not to be avoided.
+        """
+        up, failed, avoid, node = self.up[task.role], task.failed_on, task.avoid, self._node
+        taken = self._instances_of(o for tasks in task.apart for o in tasks if o is not task)
+        nodes = self._nodes_of(taken) if self.nodes else ()
+
+        def grade(instance: str) -> int:
+            """The lower, the better."""
+            return (
+                8 * (instance in failed)
+                + 4 * (instance in taken)
+                + 2 * (node[instance] in nodes)
+                + (instance in avoid)
+            )
+
+        if not nodes and len(up) > len(failed) + len(taken) + len(avoid):
+            return lambda instance: not grade(instance)  # as it is 0 for at least one
 
         @cache
         def is_best(own: int) -> bool:
             return not any(grade(each) < own for each in up)
 
         return lambda instance: is_best(grade(instance))
-
-    def _grade(self, task: Task) -> Callable[[str], int]:
-        """Return the function that grades an instance for the task: the lowest is suited best.
-
-        In order of importance, a suited instance has not failed the task; runs nothing that the
-        task is to run apart from; is on a node that does not either; and is not to be avoided.
-        """
-        taken = self._instances_of(o for tasks in task.apart for o in tasks if o is not task)
-        nodes, node, failed, avoid = self._nodes_of(taken), self._node, task.failed_on, task.avoid
-        return lambda instance: (
-            8 * (instance in failed)
-            + 4 * (instance in taken)
-            + 2 * (node[instance] in nodes)
-            + (instance in avoid)
-        )
 
     def _instances_of(self, tasks: Iterable[Task]) -> set[str]:
         return {task.instance for task in tasks if task.instance is not None}

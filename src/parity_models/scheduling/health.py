@@ -95,26 +95,15 @@ class Outliers:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._recent: deque[tuple[str, bool]] = deque()
-        self._counts: dict[tuple[str, bool], int] = {}
-        """Of the recent events, by instance, those that were bad and those that were not."""
-        self._bad = 0
+        self._recent: deque[tuple[str, bool]] = deque(maxlen=self.WINDOW)
+        """The instances of the latest events, and whether those were bad."""
 
     def add(self, instance: str, *, bad: bool) -> float:
         """Count an event of an instance. Return how much its sum has grown."""
         old = new = self._sums.get(instance, 0.0)
         if bad or old:
             new = self._sums[instance] = max(0.0, old + self._evidence(instance, bad=bad))
-        event = (instance, bad)
-        self._recent.append(event)
-        self._counts[event] = self._counts.get(event, 0) + 1
-        self._bad += bad
-        if len(self._recent) > self.WINDOW:
-            oldest = self._recent.popleft()
-            self._counts[oldest] -= 1
-            self._bad -= oldest[1]
-            if not self._counts[oldest]:
-                del self._counts[oldest]
+        self._recent.append((instance, bad))
         return new - old
 
     def stands_out(self, instance: str) -> bool:
@@ -133,15 +122,12 @@ class Outliers:
     def clear(self, instance: str) -> None:
         """Forget an instance, or begin anew with it."""
         self._sums.pop(instance, None)
-        bad = self._counts.pop((instance, True), 0)
-        self._bad -= bad
-        if self._counts.pop((instance, False), 0) or bad:
-            self._recent = deque(event for event in self._recent if event[0] != instance)
+        others = [event for event in self._recent if event[0] != instance]
+        self._recent = deque(others, maxlen=self.WINDOW)
 
     def _evidence(self, instance: str, *, bad: bool) -> float:
-        own_bad = self._counts.get((instance, True), 0)
-        others = len(self._recent) - own_bad - self._counts.get((instance, False), 0)
-        usual = (self._bad - own_bad + 1) / (others + 2)  # Laplace's rule of succession
+        others = [was_bad for other, was_bad in self._recent if other != instance]
+        usual = (sum(others) + 1) / (len(others) + 2)  # Laplace's rule of succession
         worse = (1 + usual) / 2
         return log(worse / usual) if bad else log((1 - worse) / (1 - usual))
 

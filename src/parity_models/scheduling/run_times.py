@@ -57,7 +57,7 @@ class RunTimes(RecentDurations):
 
     def __init__(self, *, window: int = 1000, every: int = 50, first: int | None = None) -> None:
         super().__init__(window=window, every=every, first=first)
-        # The sums of the so many longest times, and of their squares.
+        # The sums of the so many longest times, and of their squares; empty until they are needed.
         self._sums: list[float] = []
         self._squares: list[float] = []
 
@@ -70,9 +70,7 @@ class RunTimes(RecentDurations):
             seconds *= AGAIN
         if not super().add(seconds, renew=renew):
             return False
-        self._sums = list(accumulate(reversed(self._ranked), initial=0.0))
-        squares = (seconds**2 for seconds in reversed(self._ranked))
-        self._squares = list(accumulate(squares, initial=0.0))
+        self._sums = []
         return True
 
     @property
@@ -110,6 +108,10 @@ class RunTimes(RecentDurations):
         if not running:
             again = max(0.0, 2 * age - since)
             return again, again * (2 * age + since) / 2
+        if not self._sums:
+            self._sums = list(accumulate(reversed(self._ranked), initial=0.0))
+            squares = [seconds**2 for seconds in reversed(self._ranked)]
+            self._squares = list(accumulate(squares, initial=0.0))
         longer = self._longer(since)
         left = self._sums[longer] - longer * since
         moment = (self._squares[longer] - longer * since**2) / 2

@@ -100,6 +100,7 @@ class Link:
         self._machine = machine
         self._random = Random(f"{seed}/link {machine}")
         self._now = 0.0
+        self._asked = -1.0
         self._starting: deque[Leg] = deque()
         self._running: list[_Transfer] = []
         # What queries have in the queue: when it is through, and bytes.
@@ -119,14 +120,15 @@ class Link:
         flying: deque[tuple[float, int, int]] = deque()
         time, sent, out, widest, lost = now, 0, 0, 0, 0
         while unsent or flying:
-            while unsent and out < int(self._window):
-                window = int(self._window)
+            window = int(self._window)
+            while unsent and out < window:
                 most = max(1, window // 2) if sent else FIRST_PARCEL
                 parcel = min(unsent, window - out, most, PARCEL)
                 sent += parcel
                 unsent -= parcel
                 out += parcel
-                widest = max(widest, out)
+                if out > widest:
+                    widest = out
                 there = self._pass(time, parcel)
                 if there is None:
                     lost += parcel
@@ -156,6 +158,9 @@ class Link:
 
     def _advance(self, now: float) -> None:
         """Let the transfers' windows grow until `now`, as they start and end."""
+        if now == self._asked:
+            return  # for another parcel
+        self._asked = now
         self._starting += self._traffic.to(self._machine, now)
         if not self._running and not self._starting:
             self._now = max(self._now, now)
@@ -182,7 +187,7 @@ class Link:
             while self._own and self._own[0][0] <= self._now:
                 self._own.popleft()
             queued = self._queued()
-            room = self._limit - queued - sum(size for _, size in self._own)
+            room = self._limit - queued - sum([size for _, size in self._own])
             if room < 1:
                 self._shrink()
                 step = queued / self._rate  # which is when the loss is known
@@ -209,7 +214,7 @@ class Link:
         most.full = True
 
     def _queued(self) -> float:
-        return sum(each.window for each in self._running)
+        return sum([each.window for each in self._running])
 
     def _pass(self, time: float, segments: int) -> float | None:
         """Return the arrival of these segments, sent as one parcel; None if they are lost."""
@@ -220,7 +225,7 @@ class Link:
             self._through = max(self._through, time - BURST / self._rate) + takes
             return max(time, self._through)
         queued = self._queued()
-        if queued + sum(own for through, own in self._own if through > time) + size > self._limit:
+        if queued + sum([own for through, own in self._own if through > time]) + size > self._limit:
             return None
         # The link serves whole parcels, and is somewhere in one.
         ahead = queued * (1 - self._random.random() / PARCELS)
