@@ -84,9 +84,7 @@ def test_the_readme_is_read_in_a_minute() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_in_pages_can_be_typed(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_can_be_typed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     found = blocks(page.read_text())

@@ -130,9 +130,7 @@ def test_instances_are_counted_by_the_metrics_as_servers_write_them() -> None:
 
 
 @pytest.mark.slow
-def test_next_to_an_attacker_victims_fare_as_next_to_honest_partners_with_an_envelope(
-    tmp_path: Path,
-) -> None:
+def test_victims_of_attackers_fare_as_well_with_an_envelope(tmp_path: Path) -> None:
     options = TrainingOptions(epochs=20)
     rows = run_attack(find_task("digits"), tmp_path, options, lambda _: None, steps=20)
     found = {
@@ -212,9 +210,7 @@ def test_a_second_end_of_a_request_is_noticed() -> None:
         (Kind.NONSENSE, 400, "the input has values that are not finite", True),
     ],
 )
-def test_errors_must_be_clear_for_their_kind_of_request(
-    kind: Kind, status: int, text: str, clear: bool
-) -> None:
+def test_errors_are_clear_for_a_request(kind: Kind, status: int, text: str, clear: bool) -> None:
     ledger = ledger_with(kind)
     ledger.refused(1, 11.0, status, text)
     assert (not ledger.failures) == clear
@@ -258,9 +254,7 @@ def test_health_is_late_by_the_servers_own_time_and_an_outage_is_no_answer() -> 
 
 
 @given(st.lists(st.tuples(st.sampled_from(Kind), st.integers(1, 8), st.integers(0, 3))))
-def test_every_query_that_was_sent_is_on_one_page_once(
-    requests: list[tuple[Kind, int, int]],
-) -> None:
+def test_every_query_sent_is_on_one_page_once(requests: list[tuple[Kind, int, int]]) -> None:
     ledger = Ledger()
     for number, (kind, queries, end) in enumerate(requests):
         ledger.sent(number, Sent(kind, f"event {number % 3}", queries, 0.0))

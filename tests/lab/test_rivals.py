@@ -82,9 +82,7 @@ def test_answers_that_differ_are_counted_on_recorded_predictions() -> None:
 
 
 @pytest.mark.slow
-def test_the_figure_says_how_often_each_rival_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_figure_says_who_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = np.cumsum(np.random.default_rng(0).exponential(size=500))
     plan = racing.Rivals(1, 300, {"transfers, conv-arrivals": tuple(times.tolist())})
     monkeypatch.setattr(racing, "SCENES", {"transfers, conv-arrivals": Setting()})

@@ -16,8 +16,6 @@ from parity_models.scheduling import (
     Parity,
     Policy,
     Run,
-    Scheduler,
-    SchedulerConfig,
     Source,
     parity_role,
 )
@@ -175,30 +173,23 @@ ONE_IN = 5
 
 
 def world_that_lets_finish(policy: Policy) -> World:
-    world = World(Scheduler(policy, SchedulerConfig(compare_one_in=ONE_IN)), code())
-    for number, roles in enumerate(policy.roles(2, 1)):
-        world.join(f"{number}", roles)
-    return world
+    instances = scheduling_world.numbered(policy.roles(2, 1))
+    return scheduling_world.world_of(instances, policy, code=code(), compare_one_in=ONE_IN)
 
 
 def parity() -> Policy:
     return Parity(code(), Parity.Options(pool=Pool.DEDICATED))
 
 
-def answer_by_the_model(world: World, queries: int = 2) -> str:
-    """The instance whose unit nobody needs thereby."""
-    world.arrive(queries)
-    for instance in [each for each, run in world.running.items() if run.role == DEPLOYED]:
-        world.finish(instance)
-    (instance,) = world.running
-    return instance
-
-
 def compared(world: World, units: int) -> list[int]:
-    """Which of so many units that nobody needs run on; all of them end before the next begins."""
+    """Which of so many units run on that nobody needs, as the model has answered; all of them end
+    before the next begins."""
     numbers = []
     for number in range(1, units + 1):
-        instance = answer_by_the_model(world)
+        world.arrive(2)
+        for instance in [each for each, run in world.running.items() if run.role == DEPLOYED]:
+            world.finish(instance)
+        (instance,) = world.running
         if world.running[instance].unit in world.compared:
             numbers.append(number)
         world.finish(instance)

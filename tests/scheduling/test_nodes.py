@@ -18,7 +18,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.dispatch import RULES, Dispatch, LatencyAware, SingleQueue
 from policies import every_policy
-from scheduling_world import BOTH, World, code
+from scheduling_world import BOTH, World, code, world_of
 
 
 @dataclass
@@ -130,11 +130,7 @@ def test_with_nodes_enough_no_two_units_of_a_query_or_of_a_group_are_on_one(
 def test_no_query_waits_for_a_node_while_an_instance_is_idle(
     dispatch: type[Dispatch], nodes: list[int], steps: list[tuple[bool, int]]
 ) -> None:
-    world = World(
-        Scheduler(Parity(code(), Parity.Options(max_group_wait=None)), dispatch=dispatch()), code()
-    )
-    for number, node in enumerate(nodes):
-        world.join(f"{number}", BOTH, f"node {node}")
+    world = parity_on({f"{i}": f"node {node}" for i, node in enumerate(nodes)}, dispatch())
     for arrive, choice in steps:
         busy = sorted(world.running)
         if arrive or not busy:
@@ -144,11 +140,12 @@ def test_no_query_waits_for_a_node_while_an_instance_is_idle(
         assert not world.scheduler.queue_depths().get(DEPLOYED) or len(world.running) == len(nodes)
 
 
-def parity_on(nodes: dict[str, str], roles: frozenset[str] = BOTH) -> World:
-    world = World(Scheduler(Parity(code(), Parity.Options(max_group_wait=None))), code())
-    for instance, node in nodes.items():
-        world.join(instance, roles, node)
-    return world
+def parity_on(nodes: dict[str, str], dispatch: Dispatch | None = None) -> World:
+    policy, instances = (
+        Parity(code(), Parity.Options(max_group_wait=None)),
+        dict.fromkeys(nodes, BOTH),
+    )
+    return world_of(instances, policy, code=code(), dispatch=dispatch, nodes=nodes)
 
 
 def test_a_node_that_is_lost_takes_one_unit_of_a_group_and_the_others_answer_for_it() -> None:

@@ -1,25 +1,17 @@
 """Queries of death end three instances at most, and nobody fails with them."""
 
 from random import Random
+from typing import Any
 
 import pytest
 
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
-    Fail,
-    NoRedundancy,
-    Reason,
-    Run,
-    Scheduler,
-    SchedulerConfig,
-)
+from parity_models.scheduling import BACKUP, DEPLOYED, Fail, NoRedundancy, Reason, Run, Scheduler
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Hedging
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
 from policies import EVERY_RULE, every_policy
-from scheduling_world import LOG, ORIGINALS, STRICT, World, code, world_of
+from scheduling_world import LOG, ORIGINALS, STRICT, World, code, numbered, world_of
 
 POLICIES = every_policy(0.001)
 
@@ -65,10 +57,9 @@ def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
     for seed in range(10):
         random = Random(seed)
         built = POLICIES[policy](code(k, r))
-        config = SchedulerConfig(max_batch=max_batch, deadline=100.0)
-        world = World(Scheduler(built, config, rule()), code(k, r), max_batch)
-        for i, roles in enumerate(built.roles(6, 2)):
-            world.join(f"{i}", roles)
+        given: dict[str, Any] = {"max_batch": max_batch, "deadline": 100.0}
+        instances = numbered(built.roles(6, 2))
+        world = world_of(instances, built, code=code(k, r), dispatch=rule(), **given)
         innocent = set(world.arrive(random.randrange(8)))
         (poison,) = world.arrive(1)
         innocent |= set(world.arrive(random.randrange(1, 20)))
@@ -161,9 +152,7 @@ def test_random_kills_fail_nobody() -> None:
     random = Random(4)
     for policy in POLICIES:
         built = POLICIES[policy](code())
-        world = World(Scheduler(built, SchedulerConfig(max_batch=2)), code(), 2)
-        for i, roles in enumerate(built.roles(10, 4)):
-            world.join(f"{i}", roles)
+        world = world_of(numbered(built.roles(10, 4)), built, code=code(), max_batch=2)
         for step in range(3000):
             world.arrive(1)
             world.pass_time(0.001)

@@ -45,9 +45,7 @@ def states(world: World) -> dict[str, State]:
 
 class Test_an_instance_that_joins:
     def test_answers_a_golden_query_of_each_work_before_it_gets_any(self) -> None:
-        config = SchedulerConfig(verify_every=100)
-        world = World(Scheduler(Parity(code()), config), code())
-        world.join("a", BOTH)
+        world = world_of({"a": BOTH}, Parity(code()), code=code(), verify_every=100)
         (too_soon,) = world.arrive(1)
         assert world.failures[too_soon].reason is Reason.NO_INSTANCES
         assert states(world) == {"a": State.VERIFYING}
@@ -168,10 +166,8 @@ def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None
 
 
 def test_a_work_is_verified_after_so_many_queries_of_its_own() -> None:
-    config = SchedulerConfig(verify_every=4)
-    world = World(Scheduler(Parity(code()), config), code())
-    world.join("a", ORIGINALS)
-    world.join("b", BOTH)
+    both = {"a": ORIGINALS, "b": BOTH}
+    world = world_of(both, Parity(code()), code=code(), verify_every=4)
     verify_all(world)
     seen = []
     for number in range(1, 9):

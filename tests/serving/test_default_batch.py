@@ -8,7 +8,7 @@ import pytest
 
 from linear_bundles import CLASSES, linear_bundle
 from parity_models.emulation import Constant, FaultPlan
-from parity_models.models.bundle import Bundle, InferenceTimes, open_bundle
+from parity_models.models.bundle import InferenceTimes, open_bundle
 from parity_models.models.inference_time import measure_models
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.server import ServeOptions
@@ -17,17 +17,12 @@ from whole_bundle import tamper
 WEIGHTS = np.random.default_rng(0).normal(size=(6, CLASSES)).astype(np.float32)
 
 
-def timed(folder: Path, one: float, batch: float | None) -> Bundle:
-    """A bundle that says how long its model takes."""
-    bundle = linear_bundle(folder, WEIGHTS)
-    times = msgspec.to_builtins(InferenceTimes(one, None, (), batch))
-    tamper(bundle.path, lambda manifest: manifest.update(inference_times=times))
-    return open_bundle(bundle.path)
-
-
 @pytest.mark.parametrize(("batch", "default"), [(2.0, 4), (2.1, 1), (None, 1)])
 def test_batches_are_run_where_they_pay(batch: float | None, default: int, tmp_path: Path) -> None:
-    bundle = timed(tmp_path, 1.0, batch)
+    path = linear_bundle(tmp_path, WEIGHTS).path
+    times = msgspec.to_builtins(InferenceTimes(1.0, None, (), batch))
+    tamper(path, lambda manifest: manifest.update(inference_times=times))
+    bundle = open_bundle(path)
     assert Deployment(bundle, ServeOptions()).max_batch == default
     assert Deployment(bundle, ServeOptions(max_batch=3)).max_batch == 3
     faults = FaultPlan(service_time=Constant(0.01))  # in place of the measured times

@@ -88,20 +88,13 @@ def test_a_parity_unit_that_runs_on_is_compared_with_the_predictions_of_its_grou
     assert counted(metrics)[0] == 2
 
 
-async def answer_group(frontend: Frontend, engine: Any) -> NDArray[np.float32]:
-    """A group whose predictions are all here before its parity output."""
-    rows = queries(2)
-    request = await asked(frontend.infer(rows))
-    engine.finish_all("deployed")
-    await request
-    return rows
-
-
 async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() -> None:
     async with serving(Parity(CODE, DEDICATED), compare_one_in=ONE_IN) as (frontend, engine):
         metrics = frontend.metrics
         for number in range(1, ONE_IN + 1):
-            await answer_group(frontend, engine)
+            request = await asked(frontend.infer(queries(2)))
+            engine.finish_all("deployed")
+            await request
             cancelled = [what for _, what in engine.log].count("cancel")
             assert cancelled == min(number, ONE_IN - 1)
             (parity,) = engine.units

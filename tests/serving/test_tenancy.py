@@ -1,5 +1,6 @@
 """Who shares codes with whom is said by the request, or by a header that the operator names."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -51,9 +52,8 @@ def test_without_the_header_a_request_shares_with_nobody_whatever_it_says() -> N
     ],
 )
 def test_headers_that_do_not_fit_are_refused(values: tuple[str, ...], reason: str) -> None:
-    with pytest.raises(InvalidRequestError) as refusal:
+    with pytest.raises(InvalidRequestError, match=re.escape(reason)):
         take_tenant(asked(tenant="a"), "x-tenant", values)
-    assert reason in str(refusal.value)
 
 
 def test_the_header_is_one_that_http_and_grpc_can_carry() -> None:

@@ -1,7 +1,6 @@
 """Spans say where the time of a sampled request went, and are part of the client's trace."""
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,11 @@ async def test_a_request_s_spans_are_beneath_the_client_s(bundle: Path) -> None:
     assert called.context.trace_id == request.context.trace_id
     assert dict(request.attributes)["parm.sources"].split(",")
     assert of_version(request) == of_version(called) == ("model", "1")
-    within = beneath(found, request)
+    within = {
+        name: below
+        for name, spans in found.items()
+        if (below := [span for span in spans if span.parent == request.context])
+    }
     assert len(within["queue"]) == 4
     assert {span.attributes["parm.role"] for span in within["run"]} == {"deployed"}
     for name in ("queue", "run"):
@@ -93,14 +96,6 @@ def call(address: str) -> None:
         answer = ask(message.SerializeToString(), metadata=(("traceparent", SAMPLED),))
     response = service_pb2.ModelInferResponse.FromString(answer)
     assert list(response.outputs[0].shape) == [1, OUTPUTS]
-
-
-def beneath(found: dict[str, list[Any]], parent: Any) -> dict[str, Sequence[Any]]:
-    below = {
-        name: [span for span in spans if span.parent == parent.context]
-        for name, spans in found.items()
-    }
-    return {name: spans for name, spans in below.items() if spans}
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -5,7 +5,7 @@ every action against it, so that any history run through it is a test of the inv
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -329,18 +329,27 @@ class World:
 
 
 def world_of(
-    instances: Iterable[str],
+    instances: Iterable[str] | Mapping[str, frozenset[str]],
     policy: Policy | None = None,
     *,
     code: Code | None = None,
     dispatch: Dispatch | None = None,
+    nodes: Mapping[str, str | None] | None = None,
     **config: Any,
 ) -> World:
-    """A world with these instances, in the roles that the policy gives them; `config` is the
+    """A world with these instances, in the given roles or those of the policy; `config` is the
     scheduler's."""
-    policy, names = policy or NoRedundancy(), list(instances)
+    policy = policy or NoRedundancy()
     scheduler = Scheduler(policy, SchedulerConfig(**config), dispatch)
     world = World(scheduler, code, config.get("max_batch", 1))
-    for instance, roles in zip(names, policy.roles(len(names), 0), strict=True):
-        world.join(instance, roles)
+    if not isinstance(instances, Mapping):
+        names = list(instances)
+        instances = dict(zip(names, policy.roles(len(names), 0), strict=True))
+    for instance, roles in instances.items():
+        world.join(instance, roles, (nodes or {}).get(instance))
     return world
+
+
+def numbered(roles: Iterable[frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Instances with these roles."""
+    return {str(number): each for number, each in enumerate(roles)}

@@ -14,14 +14,12 @@ from parity_models.scheduling import (
     NoRedundancy,
     Parity,
     Policy,
-    Scheduler,
-    SchedulerConfig,
     Source,
     parity_role,
 )
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.policies.groups import SHARERS_KEPT
-from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, world_of
 
 
 def parity_world(
@@ -33,10 +31,7 @@ def parity_world(
 ) -> World:
     the_code = code(decoder=decoder)
     policy = Parity(the_code, Parity.Options(**options))
-    world = World(Scheduler(policy, SchedulerConfig(share_groups=share_groups)), the_code)
-    for instance, roles in instances.items():
-        world.join(instance, roles)
-    return world
+    return world_of(instances, policy, code=the_code, share_groups=share_groups)
 
 
 DEDICATED = {"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}
@@ -125,15 +120,9 @@ class Test_parity:
 
     def test_batch_mates_never_join_one_group(self) -> None:
         """Nodes are lost between their arrival and their start."""
-        config = SchedulerConfig(max_batch=2)
-        world = World(
-            Scheduler(Parity(code(), Parity.Options(max_group_wait=None)), config),
-            code(),
-            max_batch=2,
-        )
-        world.join("a", ORIGINALS, "x")
-        world.join("b", ORIGINALS, "y")
-        world.join("p", PARITIES, "x")
+        policy = Parity(code(), Parity.Options(max_group_wait=None))
+        nodes = {"a": "x", "b": "y", "p": "x"}
+        world = world_of(DEDICATED, policy, code=code(), nodes=nodes, max_batch=2)
         for _ in "ab":
             world.arrive(1, exact=True)
         world.abandon(1)  # it runs on
@@ -160,12 +149,10 @@ class Test_parity:
 
     def test_with_two_rows_recovers_two_of_three(self) -> None:
         the_code = code(3, 2, "subtraction")
-        world = World(Scheduler(Parity(the_code, Parity.Options(pool=Pool.DEDICATED))), the_code)
+        policy = Parity(the_code, Parity.Options(pool=Pool.DEDICATED))
         both_rows = frozenset({parity_role(0), parity_role(1)})
-        for instance in ("a", "b", "c"):
-            world.join(instance, ORIGINALS)
-        world.join("p", both_rows)
-        world.join("q", both_rows)
+        instances = dict.fromkeys("abc", ORIGINALS) | dict.fromkeys("pq", both_rows)
+        world = world_of(instances, policy, code=the_code)
         world.arrive(3)
         world.finish("b")
         world.finish("p")

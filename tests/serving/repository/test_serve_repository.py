@@ -126,7 +126,7 @@ def test_a_version_replaces_another_while_a_worker_is_killed(repository: Reposit
         write_version(repository.folder, "rolled", "2", times=2)
         loading = threading.Thread(target=repository.load, args=("rolled",))
         loading.start()
-        kill_one(before)
+        os.kill(max(filter(is_alive, before)), signal.SIGKILL)
         loading.join()
         loaded = time.monotonic()
         clients.more(30)
@@ -137,11 +137,6 @@ def test_a_version_replaces_another_while_a_worker_is_killed(repository: Reposit
         lambda: repository.state("rolled", "1") == ("UNAVAILABLE", "version 2 took its place"),
         "the old version does not end",
     )
-
-
-def kill_one(workers: set[int]) -> None:
-    alive = [pid for pid in sorted(workers) if is_alive(pid)]
-    os.kill(alive[-1], signal.SIGKILL)
 
 
 def test_a_server_of_a_bundle_has_an_index_and_loads_nothing() -> None:

@@ -1,5 +1,7 @@
 """What does not fit the model, or is no message, is refused with the reason."""
 
+import re
+
 import msgspec
 import numpy as np
 import pytest
@@ -125,9 +127,8 @@ def test_what_is_not_json_is_refused(text: bytes) -> None:
 )
 def test_numbers_beyond_the_datatype_are_refused(datatype: str, value: float, reason: str) -> None:
     array = np.zeros((1, 1), DATATYPES[datatype])
-    with pytest.raises(RequestError) as refusal:
+    with pytest.raises(RequestError, match=re.escape(reason)):
         read(*request(array, [value]), model_of(array))
-    assert reason in str(refusal.value)
 
 
 def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
@@ -153,9 +154,8 @@ def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
         (short + bytes(20), str(len(short)), "takes 24 bytes"),
         (both + bytes(24), str(len(both)), "no input has a binary_data_size"),
     ]:
-        with pytest.raises(RequestError) as refusal:
+        with pytest.raises(RequestError, match=re.escape(reason)):
             read(text, header_length, model)
-        assert reason in str(refusal.value)
 
 
 def test_binary_booleans_are_zeros_and_ones() -> None:
