@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import psutil
 import pytest
 
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.result import LoadResult
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention import ContentionError, processor
 from parity_models_lab.contention.apply import contended
@@ -56,23 +54,6 @@ def needs_root(test: Any) -> Any:
     return pytest.mark.slow(pytest.mark.root(skip(test)))
 
 
-def setting_of(instances: int = 2, shuffles: int = 0, **contention: Any) -> Setting:
-    """A setting of this many instances and half as many for parity."""
-    return Setting(instances=instances, shuffles=shuffles, **contention)
-
-
-async def offer(bundle: Path, setting: Setting) -> LoadResult:
-    """A short load on a server in a setting."""
-    data = bundle.parent / "data.npz"
-    np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
-    options = ServeOptions(instances=setting.all_instances, port=0)
-    with contended(setting, 0) as contention:
-        here = replace(options, placements=contention.placements)
-        async with served(bundle, here, contention.server_prefix) as server:
-            load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
-            return await offer_load_from_own_process(load, contention.begin, contention.prefix)
-
-
 def own_namespaces(pid: int | None = None) -> list[str]:
     return [path.name for path in NAMES.glob(f"{PREFIX}{pid or os.getpid()}-*")]
 
@@ -82,10 +63,17 @@ async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     interfaces = {name for _, name in socket.if_nameindex()}
-    result = await offer(write_linear_bundle(tmp_path), setting_of(shuffles=2))
+    setting, bundle = Setting(instances=2, shuffles=2), write_linear_bundle(tmp_path)
+    data = tmp_path / "data.npz"
+    np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
+    with contended(setting, 0) as contention:
+        options = ServeOptions(instances=3, port=0, placements=contention.placements)
+        async with served(bundle, options, contention.server_prefix) as server:
+            load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
+            result = await offer_load_from_own_process(load, contention.begin, contention.prefix)
     assert result.answered.all()
     assert result.score.all()
-    with contended(setting_of(shuffles=2), 0) as contention:
+    with contended(setting, 0) as contention:
         assert len(own_namespaces()) == 5
         machines = [each.prefix[-1] for each in contention.placements]
         contention.begin()
@@ -113,7 +101,7 @@ def inside(namespace: str, *command: str) -> str:
 
 @pytest.mark.slow
 def test_hogs_are_on_their_cores_while_contention_lasts() -> None:
-    setting = setting_of(hogs=Hogs(each=2, mean_between=0), computing=True)
+    setting = Setting(instances=2, shuffles=0, hogs=Hogs(2, mean_between=0), computing=True)
     cores = sorted(os.sched_getaffinity(0))
     with contended(setting, 0) as contention:
         pinned = [place.prefix[-1] for place in contention.placements]

@@ -345,11 +345,10 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def latency(lab_here: Here, folder: Path, *more: object) -> str:
+def latency(lab_here: Here, folder: Path, *more: object) -> None:
     places = ("--out", folder / "out", "--work", folder / "work")
     done = lab_here("latency", "--figure", folder / "mine.toml", *(more or NO_REAL_RUNS), *places)
     assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 NO_REAL_RUNS = ("--network", "none")
@@ -360,7 +359,9 @@ def test_it_writes_rows_and_pictures_and_reuses_earlier_runs(
     lab_here: Here, tmp_path: Path
 ) -> None:
     written(tmp_path, SIMULATED)
-    assert "simulated:" in latency(lab_here, tmp_path)
+    latency(lab_here, tmp_path)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").rglob("*.json")}
+    assert len(kept) == 4
     result = json.loads((tmp_path / "out" / "mine.json").read_text())
     assert result["command"].startswith("parm-lab latency --figure")
     assert result["queries"] == {"real": 2000, "simulated": 1000}
@@ -374,7 +375,8 @@ def test_it_writes_rows_and_pictures_and_reuses_earlier_runs(
         assert 0 < row["p50"] <= row["p99"] <= row["p99.9"]
         assert row["failed"] == 0
     assert (tmp_path / "out" / "mine.png").read_bytes().startswith(b"\x89PNG")
-    assert "simulated:" not in latency(lab_here, tmp_path)
+    latency(lab_here, tmp_path)
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
 
 
 @pytest.mark.slow

@@ -21,19 +21,19 @@ from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
-import psutil
-from tqdm import tqdm
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import LoadError
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.inference_time import measure_models
+from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.client import model_path
 from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.protocol import write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
+from parity_models_lab.processes import cpu_seconds, descendants
 from parity_models_lab.results import Row
 from parity_models_lab.served import served
 from parity_models_lab.triton import free_ports, triton
@@ -82,12 +82,7 @@ class Target(NamedTuple):
     name: str
     port: int
     grpc_port: int
-    processes: Sequence[psutil.Process]
-
-    def cpu_seconds(self) -> float:
-        """Return the user and system time of its processes so far."""
-        times = [process.cpu_times() for process in self.processes if process.is_running()]
-        return sum(each.user + each.system for each in times)
+    pids: Sequence[int]
 
 
 @dataclass
@@ -138,15 +133,18 @@ async def _measure(
     for target, case in product(targets, cases):
         await asks[case.protocol](target, case.clients, seconds)
     gc.freeze()
-    for turn, case in tqdm(list(product(range(rounds), cases)), desc="overhead", unit="turn"):
-        # Every other time the other way round, as a warm cache may favour the second.
-        for target in targets if turn % 2 == 0 else targets[::-1]:
-            of = measured[case, target.name]
-            before, began = target.cpu_seconds(), perf_counter()
-            latencies = await asks[case.protocol](target, case.clients, seconds)
-            of.rates.append(len(latencies) / (perf_counter() - began))
-            of.latencies += latencies
-            of.cpu.append((target.cpu_seconds() - before) / len(latencies) * 1e6)
+    turns = list(product(range(rounds), cases))
+    with progress_bars() as bars:
+        for number, (turn, case) in enumerate(turns):
+            bars.on_progress(Progress("overhead", number, len(turns)))
+            # Every other time the other way round, as a warm cache may favour the second.
+            for target in targets if turn % 2 == 0 else targets[::-1]:
+                of = measured[case, target.name]
+                before, began = cpu_seconds(target.pids), perf_counter()
+                latencies = await asks[case.protocol](target, case.clients, seconds)
+                of.rates.append(len(latencies) / (perf_counter() - began))
+                of.latencies += latencies
+                of.cpu.append((cpu_seconds(target.pids) - before) / len(latencies) * 1e6)
     for (case, name), of in measured.items():
         triton = measured[case, TRITON]
         yield {
@@ -169,7 +167,7 @@ async def _ours(bundle: Bundle, name: str, options: Mapping[str, Any]) -> AsyncI
     given = ServeOptions(instances=INSTANCES, port=0, grpc_port=port, share_groups=True, **options)
     async with served(bundle.path, given) as server:
         http_port = int(server.url.rpartition(":")[2])
-        yield Target(name, http_port, port, _processes(server.pid))
+        yield Target(name, http_port, port, [server.pid, *descendants(server.pid)])
 
 
 @contextmanager
@@ -182,12 +180,8 @@ def _triton(bundle: Bundle) -> Iterator[Target]:
             text = config.read_text().replace("count: 1", f"count: {INSTANCES}")
             config.write_text(f"{text}dynamic_batching {{ }}\n")
         with triton(repository) as server:
-            yield Target(TRITON, server.port, server.grpc_port, _processes(server.pid))
-
-
-def _processes(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
+            pids = [server.pid, *descendants(server.pid)]
+            yield Target(TRITON, server.port, server.grpc_port, pids)
 
 
 # Clients

@@ -7,6 +7,7 @@ from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
@@ -32,6 +33,16 @@ def save(figure: Figure, path: Path, note: str = "") -> None:
     figure.savefig(path)
 
 
+def tail_axes(axes: Axes, floor: float) -> None:
+    """Prepare axes for shares of queries that took longer, from 1 down to `floor`."""
+    axes.set_yscale("log")
+    axes.set_ylim(floor, 1)
+    axes.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
+    axes.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def plot_latency(
     path: Path, latencies_ms: Mapping[str, NDArray[np.float64]], title: str, note: str
 ) -> None:
@@ -42,7 +53,6 @@ def plot_latency(
     with style():
         figure = Figure(figsize=(9, 5.2), dpi=140, layout="constrained")
         axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
         floor = 0.5 / max(len(values) for values in latencies_ms.values())
         longest = max(float(np.quantile(values, 0.9997)) for values in latencies_ms.values())
         for share, name in SHARES.items():
@@ -72,12 +82,8 @@ def plot_latency(
                 color=colour,
                 fontweight="bold",
             )
-        axes.set_yscale("log")
-        axes.set_ylim(floor, 1)
+        tail_axes(axes, floor)
         axes.set_xlim(0, longest * 1.12)
-        axes.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
-        axes.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
-        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("latency in ms, from the scheduled send to the answer")
         axes.set_ylabel("share of queries that took longer")
         axes.legend(loc="upper right", edgecolor="none", framealpha=1)

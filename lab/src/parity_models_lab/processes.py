@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 
 import psutil
@@ -13,6 +14,16 @@ def descendants(pid: int) -> list[int]:
     with suppress(psutil.Error):
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     return []
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the user and system time so far of these processes."""
+    seconds = 0.0
+    for pid in pids:
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def command_line(pid: int) -> str:

@@ -74,24 +74,22 @@ def check_out(folder: Path) -> None:
         raise UserError(f"--out: {why}; choose another folder")
 
 
-def typed_command() -> str:
-    """The command line of this process."""
-    return shlex.join(["parm-lab", *sys.argv[1:]])
-
-
-def write_result(file: Path, title: str, rows: Sequence[Row], **about: object) -> None:
-    """Write rows as JSON, one a line, with the command and the machine that they come from.
+def report(title: str, rows: Sequence[Row], file: Path | None, **about: object) -> None:
+    """Print rows as a table, and write them as JSON, one a line, with the command and the machine.
 
     Args:
-        file: The file to write; its folder is made.
         title: The title of the table.
         rows: Values by column, as JSON has them.
+        file: The file to write, if any; its folder is made.
         about: Further facts, such as units or the number of queries.
 
     """
+    print_rows(title, rows)
+    if file is None:
+        return
     head = {
         "title": title,
-        "command": typed_command(),
+        "command": shlex.join(["parm-lab", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}, "

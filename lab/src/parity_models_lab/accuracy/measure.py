@@ -26,7 +26,7 @@ from parity_models_lab.accuracy.matrix import BackupCell, Cell, CodeCell, Deploy
 from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.published import published_network
-from parity_models_lab.results import ResultCache, print_rows, write_result
+from parity_models_lab.results import ResultCache, report
 from parity_models_lab.tasks import Dataset, find_task, load_dataset
 
 Measured = dict[str, Any]
@@ -70,8 +70,7 @@ def run_matrix(
         finally:
             rows.sort(key=itemgetter("overhead"))
             name = str(model.cell)
-            write_result(out / f"{model.cell.file}.json", name, rows, **deployed)
-            print_rows(name, rows)
+            report(name, rows, out / f"{model.cell.file}.json", **deployed)
 
 
 def plain_row(name: str, overhead: float, available: float, degraded: float) -> Measured:

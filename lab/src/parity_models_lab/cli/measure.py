@@ -16,7 +16,7 @@ from parity_models_lab.drift import measure_drift
 from parity_models_lab.overhead import measure_overhead
 from parity_models_lab.path import count_path
 from parity_models_lab.promises import measure_promises
-from parity_models_lab.results import ResultCache, Row, check_out, print_rows, write_result
+from parity_models_lab.results import ResultCache, Row, check_out, print_rows, report
 
 Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
 
@@ -33,7 +33,7 @@ def overhead(
     are ratios to Triton's.
     """
     rows = uvloop.run(measure_overhead(quick=quick))
-    _report("The cost of a request", rows, out, "overhead.json")
+    report("The cost of a request", rows, _file(out, "overhead.json"))
 
 
 def promises(
@@ -54,7 +54,9 @@ def promises(
     """
     opened = [open_bundle(each) for each in bundles]
     rows = measure_promises(opened, inputs, agreement, queries, seeds)
-    _report(f"Promises kept, {queries:,} queries to calibrate with", rows, out, "promises.json")
+    report(
+        f"Promises kept, {queries:,} queries to calibrate with", rows, _file(out, "promises.json")
+    )
 
 
 def drift(
@@ -77,7 +79,7 @@ def drift(
     inputs become noisy. One stand-in answer in 20 is compared with the model's.
     """
     rows = measure_drift(open_bundle(bundle), inputs, agreement, seeds)
-    _report("Wrong answers before the gate closes, of 100,000", rows, out, "drift.json")
+    report("Wrong answers before the gate closes, of 100,000", rows, _file(out, "drift.json"))
 
 
 def path(out: Out = None) -> None:
@@ -89,7 +91,7 @@ def path(out: Out = None) -> None:
     rows = count_path()
     calls = sum(int(str(row["calls"])) for row in rows)
     title = f"{len(rows)} files and {calls} calls for a request"
-    _report(title, rows, out, "path.json")
+    report(title, rows, _file(out, "path.json"))
 
 
 def late(
@@ -107,15 +109,13 @@ def late(
     kept = ResultCache(Path("runs/late"))
     runs = list(compare(calls, seed, kept, Console(stderr=True, highlight=False).print))
     title = f"Calls to four servers, {calls:,} a run, seed {seed}"
-    _report(title, [run.row for run in runs], out, "late.json")
+    report(title, [run.row for run in runs], _file(out, "late.json"))
     if out is not None:
         plot_tails(out / "late.png", runs)
 
 
-def _report(title: str, rows: list[Row], out: Path | None, name: str) -> None:
-    print_rows(title, rows)
-    if out is not None:
-        write_result(out / name, title, rows)
+def _file(out: Path | None, name: str) -> Path | None:
+    return None if out is None else out / name
 
 
 ChaosOut = Annotated[Path, Option("The folder for results and logs.", metavar="DIR")]
@@ -165,8 +165,7 @@ def chaos(
         )
     )
     title = f"Chaos on the engine {engine}, seed {seed}"
-    print_rows(title, rows)
-    write_result(out / f"chaos-{engine}.json", title, rows, **found)
+    report(title, rows, out / f"chaos-{engine}.json", **found)
     for failure in found["failures"]:
         console.print(failure, markup=False)
     typer.echo(f"{found['queries']:,} queries, {found['failed']:,} failures.")
@@ -211,9 +210,8 @@ def overload(
 
     rows, large = asyncio.run(run())
     title = f"Overload on the engine {engine}"
-    print_rows(title, rows)
+    report(title, rows, out / f"overload-{engine}.json", large=large)
     print_rows("Clients of 1,000 rows", large)
-    write_result(out / f"overload-{engine}.json", title, rows, large=large)
 
 
 def attack(seed: Seed = 0, out: ChaosOut = RESULTS, quick: Quick = False) -> None:
@@ -234,6 +232,4 @@ def attack(seed: Seed = 0, out: ChaosOut = RESULTS, quick: Quick = False) -> Non
         Console(stderr=True, highlight=False).print,
         steps=20 if quick else STEPS,
     )
-    title = "Agreement of victims' reconstructions with the model"
-    print_rows(title, rows)
-    write_result(out / "attack.json", title, rows)
+    report("Agreement of victims' reconstructions with the model", rows, out / "attack.json")

@@ -7,7 +7,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from tqdm import tqdm
 
 from parity_models.cli.flags import Without
 from parity_models.errors import UserError
@@ -29,7 +28,7 @@ from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import Plan, Trials, lines_of, rows_of
 from parity_models_lab.latency.trial import Mode
 from parity_models_lab.networks import NETWORKS
-from parity_models_lab.results import check_out, print_rows, write_result
+from parity_models_lab.results import check_out, print_rows, report
 from parity_models_lab.tasks import TASKS, find_task, load_dataset
 
 Out = Annotated[Path, Option("The folder to write results and pictures to.", metavar="DIR")]
@@ -86,9 +85,8 @@ def latency(
         lines = lines_of(plan, trials)
         title, rows = plan.experiment.title, list(rows_of(plan, lines))
         queries = {str(mode): plan.queries(mode) for mode in Mode}
-        write_result(out / f"{plan.name}.json", title, rows, figure=plan.figure, queries=queries)
+        report(title, rows, out / f"{plan.name}.json", figure=plan.figure, queries=queries)
         draw(plan, lines, out / f"{plan.name}.png")
-        print_rows(title, rows)
 
 
 def rivals(
@@ -113,19 +111,12 @@ def rivals(
     check_out(out)
     traces = {} if data_dir is None else racing.read_traces(data_dir)
     plan = racing.Rivals(seeds, queries, traces)
-    with tqdm(total=len(plan.all_runs()), desc="simulated") as bar:
-        found = plan.run_all(processes, bar.update)
+    with progress_bars() as bars:
+        found = plan.run_all(processes, bars.on_progress)
     about = {"queries": queries, "seeds": seeds, "predictions": racing.predictions().about}
-    for name, title, rows in (
-        ("rivals.json", "Rivals", list(racing.table_rows(plan, found))),
-        (
-            "rivals-frontier.json",
-            "Rivals, by answers that differ",
-            list(racing.frontier_rows(plan, found)),
-        ),
-    ):
-        write_result(out / name, title, rows, **about)
-        print_rows(title, rows)
+    report("Rivals", list(racing.table_rows(plan, found)), out / "rivals.json", **about)
+    rows = list(racing.frontier_rows(plan, found))
+    report("Rivals, by answers that differ", rows, out / "rivals-frontier.json", **about)
     racing.plot(out / "rivals.png", plan, rows)
 
 
@@ -147,9 +138,8 @@ def validation(
     check_out(out)
     trials = Trials(work / "trials", Laboratory(work / "bundles").run)
     rows, overheads = validating.compare(Plan(figure, experiment, seed), queries, trials)
-    about = {"queries": queries, "overheads": overheads}
-    write_result(out / "validation.json", experiment.title, rows, **about)
-    print_rows(experiment.title, rows)
+    file = out / "validation.json"
+    report(experiment.title, rows, file, queries=queries, overheads=overheads)
     print_rows("Overheads of serving, in ms", overheads)
     typer.echo(validating.summary(rows))
 

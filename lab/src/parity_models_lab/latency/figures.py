@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
 
 from parity_models_lab.latency.reproduce_latency import Line, Plan
 from parity_models_lab.latency.trial import SHARES, Mode
-from parity_models_lab.plots import FAINT, PALETTE, save, style
+from parity_models_lab.plots import FAINT, PALETTE, save, style, tail_axes
 
 NOTE = (
     "Lines are simulated, marks are real runs; p50 solid and round, p99.9 dashed and triangular. "
@@ -51,16 +51,12 @@ def draw(plan: Plan, lines: Sequence[Line], path: Path) -> None:
             fontsize=8,
             frameon=False,
         )
-        across.set_yscale("log")
-        across.set_ylim(2e-4, 1)
-        across.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
-        across.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
-        across.yaxis.set_minor_locator(NullLocator())
+        tail_axes(across, 2e-4)
         across.set_xlim(left=0)
         across.set_xlabel(f"latency in ms, at {axis} = {labels[cdf_at]}")
         across.set_title("share of queries that took longer", loc="left")
+        along.spines[["top", "right"]].set_visible(False)
         for axes in (along, across):
-            axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
         save(figure, path, NOTE)
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import resource
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
@@ -27,7 +26,7 @@ from parity_models_lab.contention.apply import contended
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency.setting import QUERY_SHAPE
 from parity_models_lab.latency.trial import Trial, TrialResult, result_of
-from parity_models_lab.processes import descendants
+from parity_models_lab.processes import cpu_seconds, descendants
 from parity_models_lab.served import served
 from parity_models_lab.tasks import Dataset, Task, find_task
 
@@ -184,20 +183,10 @@ def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
 
 def _computed(server: int) -> tuple[float, float]:
     """Return the processor seconds so far of a server's workers, and of the server and clients."""
-    workers = _cpu_seconds(server)
+    workers = cpu_seconds(descendants(server))
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     clients = ended.ru_utime + ended.ru_stime
-    return workers, clients + _cpu_seconds(os.getpid()) - workers
-
-
-def _cpu_seconds(parent: int) -> float:
-    """Return the processor seconds of the processes that `parent` started, directly or not."""
-    seconds = 0.0
-    for pid in descendants(parent):
-        with suppress(psutil.Error):
-            times = psutil.Process(pid).cpu_times()
-            seconds += times.user + times.system
-    return seconds
+    return workers, clients + cpu_seconds(descendants(os.getpid())) - workers
 
 
 def _sum_up(result: LoadResult, warm_up: int, busy: float) -> TrialResult:

@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 
 import msgspec
-from tqdm import tqdm
 
+from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.experiment import Experiment, Series
@@ -51,21 +51,19 @@ class Trials:
         """Run those without a result: the simulated on all cores, then the real in turn."""
         to_run = {trial.key: trial for trial in trials if self.find(trial) is None}.values()
         simulated = [trial for trial in to_run if trial.mode is Mode.SIMULATED]
-        with (
-            tqdm(total=len(simulated), desc="simulated", disable=not simulated) as bar,
-            ProcessPoolExecutor() as pool,
-        ):
+        real = [trial for trial in to_run if trial.mode is Mode.REAL]
+        with progress_bars() as bars, ProcessPoolExecutor() as pool:
             futures = {pool.submit(simulate_trial, trial): trial for trial in simulated}
             try:
-                for future in as_completed(futures):
+                for done, future in enumerate(as_completed(futures)):
+                    bars.on_progress(Progress("simulated", done, len(simulated)))
                     self._cache.put(_key(futures[future]), future.result())
-                    bar.update()
             except BaseException:  # Ctrl-C included: do not wait for those that have not begun
                 pool.shutdown(cancel_futures=True)
                 raise
-        real = [trial for trial in to_run if trial.mode is Mode.REAL]
-        for trial in tqdm(real, desc="real", disable=not real):
-            self._cache.put(_key(trial), self._run_real(trial))
+            for done, trial in enumerate(real):
+                bars.on_progress(Progress("real", done, len(real)))
+                self._cache.put(_key(trial), self._run_real(trial))
 
 
 def _key(trial: Trial) -> str:

@@ -25,6 +25,7 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.documents import read_json
 from parity_models.emulation import Constant, Degradation, LogNormal, Pauses
 from parity_models.load.spec import read_trace
+from parity_models.progress import OnProgress, Progress
 from parity_models.protection.scene import DISPATCH
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -241,14 +242,14 @@ class Rivals:
             Run(policy, scene, load, threshold, seed, self.queries) for seed in range(self.seeds)
         ]
 
-    def run_all(self, processes: int, on_run: Callable[[], None]) -> dict[Run, Found]:
+    def run_all(self, processes: int, on_progress: OnProgress) -> dict[Run, Found]:
         """Simulate every run, so many at a time."""
         runs, found = self.all_runs(), {}
         with ProcessPoolExecutor(processes) as pool:
             results = pool.map(partial(simulate_run, traces=self.traces), runs, chunksize=4)
             for run, result in zip(runs, results, strict=True):
                 found[run] = result
-                on_run()
+                on_progress(Progress("simulated", len(found), len(runs)))
         return found
 
 
