@@ -8,8 +8,10 @@ are named, and so are its outputs then. Servers call `read_predict` and `write_p
 `write_predict` and `read_predictions`.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +20,7 @@ from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
 from parity_models.models.signature import Tensor, cut
-from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.protocol import (
     JSON_OBJECT,
     NO_DATA,
@@ -37,6 +39,7 @@ from parity_models.serving.protocol import (
     read_json,
     request_of,
 )
+from parity_models.serving.refusals import Refused
 
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Result
@@ -72,6 +75,7 @@ _STATUS = msgspec.json.Decoder(_Status)
 _ROWS = msgspec.json.Decoder(list[Raw])
 _NAMED_ROWS = msgspec.json.Decoder(list[dict[str, Raw]])
 _NAMED = msgspec.json.Decoder(dict[str, Raw])
+_OBJECTS = re.compile(rb"\[\s*\{")
 
 # Servers
 
@@ -138,6 +142,12 @@ def _data_of(given: Raw, by_row: bool, model: "ServedModel") -> dict[str, Raw]:
     """Return the data of each input, all its rows as one array, whether inputs are named or not."""
     names = [each.name for each in model.signature.inputs]
     if by_row:
+        if len(memoryview(given)) > JSON_OBJECT and bytes(given).count(b"{") > model.max_rows:
+            raise TooLargeError(
+                f"the request has more than the {model.max_rows} rows that this server takes at "
+                "once (max_queue); send several requests",
+                why=Refused.MAX_QUEUE,
+            )
         named = _named_rows(given, "instances")
     else:
         named = [read_json(_NAMED, given, "inputs")] if _is_object(given) else None
@@ -158,17 +168,27 @@ def _data_of(given: Raw, by_row: bool, model: "ServedModel") -> dict[str, Raw]:
 
 def _message(tensor: Tensor, data: Raw) -> TensorMessage:
     """Return an input of these data: its dynamic axes are as long as the first lists there."""
+    fixed = tensor.fixed
+    if fixed is not None and len(memoryview(data)) > JSON_OBJECT:  # rows take long to tell apart
+        size, values = prod(fixed.shape), bytes(data).count(b",") + 1
+        if values % size:
+            raise InvalidRequestError(
+                f"{tensor.name!r} has {values} values; a row of shape {list(fixed.shape)} takes "
+                f"{size}"
+            )
+        shape = (values // size, *fixed.shape)
+        return TensorMessage(tensor.name, tensor.datatype, shape, data=data)
     rows = read_json(_ROWS, data, "the rows")
-    shape = [len(rows)]
+    sizes = [len(rows)]
     first: Any = rows[0] if rows else None
     for each in tensor.shape:
         if isinstance(each, int) and not tensor.axes:
-            shape.append(each)
+            sizes.append(each)
             continue
         inner = [] if first is None else read_json(_ROWS, first, f"the data of {tensor.name!r}")
-        shape.append(len(inner))
+        sizes.append(len(inner))
         first = inner[0] if inner else None
-    return TensorMessage(tensor.name, tensor.datatype, tuple(shape), data=data)
+    return TensorMessage(tensor.name, tensor.datatype, tuple(sizes), data=data)
 
 
 # Clients
@@ -221,10 +241,7 @@ def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
 
 def _named_rows(rows: Raw, what: str) -> list[dict[str, Raw]] | None:
     """Return the rows, if they are objects; None if they are not."""
-    found = read_json(_ROWS, rows, what)
-    if not found or not _is_object(found[0]):
-        return None
-    return read_json(_NAMED_ROWS, rows, what)
+    return read_json(_NAMED_ROWS, rows, what) if _OBJECTS.match(memoryview(rows)) else None
 
 
 def _is_object(value: Raw) -> bool:

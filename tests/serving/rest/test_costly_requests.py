@@ -120,6 +120,21 @@ def wide(values: int, rows: int, **parameters: bool) -> tuple[InferRequest, Serv
     return read_request(json.dumps(message).encode(), None, model), model
 
 
+@pytest.mark.parametrize(
+    ("row", "rows", "wrong"),
+    [
+        (b"[]", 128_000, "2000 rows"),
+        (b"1", 128_000, "2000 rows"),
+        (b'{"x":[]}', 128_000, "more than the 1000 rows"),
+        (_list(b"1", 63), 2000, r"126000 values; a row of shape \[64\] takes 64"),
+    ],
+)
+def test_rows_of_v1_are_counted_before_they_are_read(row: bytes, rows: int, wrong: str) -> None:
+    """A list of millions takes half a second to tell apart."""
+    with pytest.raises((InvalidRequestError, TooLargeError), match=wrong):
+        read_predict(b'{"instances":' + _list(row, rows) + b"}", MODEL)
+
+
 def test_large_answers_are_written_in_slices() -> None:
     asked, model = wide(50_000, 2)
     outputs = np.arange(100_000, dtype=np.float32).reshape(2, -1)
