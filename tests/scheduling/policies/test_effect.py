@@ -1,5 +1,6 @@
 """Redundancy is judged by what it does, kept to a budget, and not blamed on a slow server."""
 
+from math import inf
 from random import Random
 
 import pytest
@@ -64,6 +65,17 @@ def test_on_a_machine_that_cannot_keep_up_redundancy_stops_at_once() -> None:
     assert stream.until(Redundancy.PAUSED, within=5) < 5
     stream.late = {True: 0.002, False: 0.002}
     assert stream.until(Redundancy.ON, within=60) < 60
+
+
+@pytest.mark.parametrize(
+    ("helped", "alone", "after"), [(0.1, 0.1, LIMIT), (0.3, 0.1, LIMIT), (0.9, 0.9, inf)]
+)
+def test_in_a_pause_queries_are_helped_once_late_but_not_where_all_are(
+    helped: float, alone: float, after: float
+) -> None:
+    stream = Stream(helped, alone)
+    stream.until(Redundancy.PAUSED, within=120)
+    assert stream.effect.helps_from(0, stream.now) == stream.now + after
 
 
 def test_redundancy_that_helps_some_goes_on_though_most_are_late() -> None:

@@ -10,10 +10,12 @@ A test ends when the shares differ by CLEAR standard errors, which takes a secon
 queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
 if fewer helped queries than unhelped ones are late, by at least one standard error, or if no more
 than TOLERATED of the helped are late and the unhelped are not better off. Then the next test comes
-after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise nothing is
-sent, and the test is repeated after PAUSE seconds, and after twice as long with each failure.
+after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise it pauses, and
+the test is repeated after PAUSE seconds, and after twice as long with each failure. In a pause,
+queries are helped once they are late, as the unhelped were in the test.
+
 Where more than SWAMPED of the helped queries are late, and not fewer than of the others by two
-standard errors, the machine cannot keep up, and the test ends at once.
+standard errors, the machine cannot keep up: the test ends at once, and the pause is without help.
 
 Queries that a test leaves alone are helped once they are late. So a test costs them no more than
 the time of a stand-in, and only where help was not reaching queries anyway.
@@ -59,6 +61,7 @@ class Effect:
         self._test_from = 0.0
         self._interval, self._pause = FIRST, PAUSE
         self._helped = True
+        self._swamped = True
         self._slice_until, self._slice_left = 0.0, 0
         self._kinds: dict[int, bool] = {}
         """For each query of this test, whether it is helped."""
@@ -81,7 +84,7 @@ class Effect:
         """Return the time from which redundant work may be sent for the query."""
         if self._kinds.get(query, self.state is not Redundancy.PAUSED):
             return arrived
-        return inf if self.state is Redundancy.PAUSED else arrived + self._limit
+        return inf if self.state is Redundancy.PAUSED and self._swamped else arrived + self._limit
 
     def ended(self, now: float, query: int, latency: float, limit: float) -> None:
         """A query has ended after `latency` seconds; at the age `limit` queries are late now."""
@@ -138,5 +141,6 @@ class Effect:
             self._interval = min(LONGEST, 2 * self._interval)
         else:
             self.state, self.acts_from = Redundancy.PAUSED, now + self._pause
+            self._swamped = swamped
             self._test_from, self._interval = self.acts_from, FIRST
             self._pause = min(LONGEST, 2 * self._pause)
