@@ -32,7 +32,7 @@ from parity_models.training.device import (
 from parity_models.training.fit import Budget, RunOptions, fit
 from parity_models.training.networks import single_network
 from parity_models.training.teacher import Queries, TrainingOptions
-from parity_models.training.train import Trained, check_run
+from parity_models.training.train import Trained, check_place
 from parity_models_lab.published import as_published
 from parity_models_lab.tasks import Dataset, Task, check_dataset
 
@@ -67,7 +67,7 @@ def train_deployed(
     shapes = dataset.input_shape, dataset.output_shape
     check_dataset(task.metric, dataset)
     check_queries({"input": dataset.train.inputs}, "training inputs")
-    check_run(out, options)
+    check_place(out)
     device = choose_device(options.device)
     plan = single_network(network, Queried.of(shapes[0]), shapes[1])
     with torch.random.fork_rng(devices=[]):

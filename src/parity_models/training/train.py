@@ -146,7 +146,7 @@ def parity(
     """
     chosen = gather(TrainingOptions, options, given)
     spec = code or BEST
-    check_run(out, chosen)
+    check_place(Path(out).resolve())
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         if spec.encoder == "stack" and not spec.encoder_options and not teacher.plain:
             spec = replace(spec, encoder_options=STACKED)
@@ -191,17 +191,11 @@ def backup(
             also for more backups than a bundle may have.
     """
     chosen = gather(TrainingOptions, options, given)
-    check_run(out, chosen)
+    check_place(Path(out).resolve())
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         held = teacher.bundle.manifest.code
         queries = find_queries(teacher, inputs, chosen, k=1 if held is None else held.k)
         return train(teacher, queries, out, network, None, chosen, keep=keep, callbacks=callbacks)
-
-
-def check_run(out: Path | str, options: TrainingOptions) -> None:
-    """Raise BundleError if `out` cannot hold a bundle, TrainingError for a missing device."""
-    check_place(Path(out).resolve())
-    choose_device(options.device)
 
 
 def train(
@@ -222,10 +216,13 @@ def train(
     """
     teacher = deployed if isinstance(deployed, Teacher) else teacher_of(deployed)
     callbacks, out = callbacks or Callbacks(), Path(out).resolve()
-    bundle = teacher.bundle
+    bundle, device = teacher.bundle, choose_device(options.device)
     check_place(out)
-    if keep:
-        check_room(bundle)
+    if keep and len(bundle.manifest.backups) == len(BACKUPS):
+        raise TrainingError(
+            f"{bundle.path} has {len(BACKUPS)} backups, and may not have more; leave out --keep to "
+            "put the new one in their place"
+        )
     queries.check(teacher, 1 if code is None else code.k)
     queried = teacher.describe(queries.train)
     sizes = commonest(queries.train, teacher.signature)
@@ -233,7 +230,7 @@ def train(
         assert code is not None
         network = propose_network(teacher, code, queried, sizes)
         callbacks.say(f"parity network: {network}")
-    began, device = time.monotonic(), choose_device(options.device)
+    began = time.monotonic()
     model = place(teacher.network(callbacks.on_progress), device)
     candidate = Candidate(
         Proposal(find_network(network)[0], code),
@@ -289,15 +286,6 @@ def check_place(out: Path) -> None:
     check_replaceable(out)
     if why := why_not_writable(out.parent):
         raise BundleError(f"{why}; choose another folder")
-
-
-def check_room(bundle: Bundle) -> None:
-    """Raise TrainingError if the bundle has as many backups as it may."""
-    if len(bundle.manifest.backups) == len(BACKUPS):
-        raise TrainingError(
-            f"{bundle.path} has {len(BACKUPS)} backups, and may not have more; leave out --keep to "
-            "put the new one in their place"
-        )
 
 
 def stand_ins_of(bundle: Bundle) -> list[Exported]:
