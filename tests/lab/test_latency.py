@@ -25,6 +25,7 @@ from parity_models.emulation import (
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.training import TrainingOptions
+from parity_models_lab import results
 from parity_models_lab.contention.processor import Hogs
 from parity_models_lab.latency import reproduce_latency
 from parity_models_lab.latency.experiment import (
@@ -283,7 +284,7 @@ def trials_of(
 ) -> Trials:
     """Trials of which each is run by this function."""
     monkeypatch.setattr(reproduce_latency, "simulate_trial", run)
-    monkeypatch.setattr(reproduce_latency, "ProcessPoolExecutor", partial(ThreadPoolExecutor, 1))
+    monkeypatch.setattr(results, "ProcessPoolExecutor", partial(ThreadPoolExecutor, 1))
     return Trials(folder / "trials", run)
 
 
@@ -312,12 +313,12 @@ def test_the_options_of_the_lowest_tail_are_run_simulated_and_real(
 ) -> None:
     """Options with which queries fail are worse than all others."""
     plan = Plan("t", written(tmp_path, TUNED + change), 0)
-    results = ALIKE | {(0.9, "latency-aware"): result}
+    by_options = ALIKE | {(0.9, "latency-aware"): result}
     tuning: list[Trial] = []
 
     def simulated(trial: Trial) -> TrialResult:
         tuning.append(trial)
-        return results[trial.policy.options["hedge_quantile"], str(trial.policy.dispatch)]
+        return by_options[trial.policy.options["hedge_quantile"], str(trial.policy.dispatch)]
 
     tuned = plan.tuned(trials_of(simulated, tmp_path, monkeypatch))
     assert len({trial.key for trial in tuning}) == len(tuning) == 2 * 2 * 2

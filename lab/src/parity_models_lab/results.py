@@ -4,7 +4,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from functools import cache
 from hashlib import sha256
@@ -18,8 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.errors import UserError
+from parity_models.progress import Progress, progress_bars
 from parity_models.writable import why_not_writable
 
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 Row = Mapping[str, object]
 """One row of a table: values by column."""
@@ -64,6 +67,24 @@ def code_digest() -> str:
         for file in sorted(Path(str(files(package))).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def simulated(
+    function: Callable[[Job], Result], jobs: Sequence[Job]
+) -> Iterator[tuple[Job, Result]]:
+    """Yield each job with its result as it is done, on all cores, while a bar shows how many are.
+
+    Those that have not begun are not awaited when the caller stops, by Ctrl-C, say.
+    """
+    with progress_bars() as bars, ProcessPoolExecutor() as pool:
+        futures = {pool.submit(function, job): job for job in jobs}
+        try:
+            for done, future in enumerate(as_completed(futures)):
+                bars.on_progress(Progress("simulated", done, len(jobs)))
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def check_out(folder: Path) -> None:

@@ -101,7 +101,6 @@ def rivals(
     out: Out = Path("lab/results"),
     queries: Annotated[int, Option("Queries of each run.", at_least=1000)] = 4000,
     seeds: Annotated[int, Option("Runs of each setting.", at_least=1)] = 3,
-    processes: Annotated[int, Option("Simulations at a time.", at_least=1)] = 1,
 ) -> None:
     """Compare late binding with cascades, slack rules and accuracy scaling, by simulation.
 
@@ -111,8 +110,7 @@ def rivals(
     check_out(out)
     traces = {} if data_dir is None else racing.read_traces(data_dir)
     plan = racing.Rivals(seeds, queries, traces)
-    with progress_bars() as bars:
-        found = plan.run_all(processes, bars.on_progress)
+    found = plan.run_all()
     about = {"queries": queries, "seeds": seeds, "predictions": racing.predictions().about}
     report("Rivals", list(racing.table_rows(plan, found)), out / "rivals.json", **about)
     rows = list(racing.frontier_rows(plan, found))

@@ -1,7 +1,6 @@
 """Busy and slower processors: hogs, which keep cores busy in spells, and a quota (cgroup v1).
 
-Run as a program, it is a hog: a JSON `_Hog`. Its course begins at the time that it reads from its
-standard input, and it ends with the process that started it.
+Run as a program, it is a hog: a JSON `_Hog`. It ends with the process that started it.
 """
 
 import os
@@ -49,45 +48,40 @@ class Hogs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Hog(msgspec.Struct):
-    """Hog `number` of `hogs`, on a core."""
+    """Hog `number` of `hogs`, on a core; its course begins at `start` of time.monotonic()."""
 
     hogs: Hogs
     seed: int
     number: int
     core: int
+    start: float
 
 
 @contextmanager
 def hogging(hogs: Hogs, cores: Sequence[int], seed: int) -> Iterator[Callable[[float], None]]:
-    """Run hogs, which wait. Yields a function that starts them at a time of time.monotonic()."""
-    processes: list[subprocess.Popen[str]] = []
+    """Yield a function that starts hogs, whose courses begin at a time of time.monotonic()."""
+    processes: list[subprocess.Popen[bytes]] = []
 
     def begin(start: float) -> None:
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{start}\n")
-            process.stdin.flush()
+        for number, core in enumerate([*cores] * hogs.each):
+            spec = msgspec.json.encode(_Hog(hogs, seed, number, core, start)).decode()
+            processes.append(subprocess.Popen([sys.executable, "-m", __name__, spec]))
 
     try:
-        for number, core in enumerate([*cores] * hogs.each):
-            spec = msgspec.json.encode(_Hog(hogs, seed, number, core)).decode()
-            command = [sys.executable, "-m", __name__, spec]
-            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, text=True))
         yield begin
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def _run(hog: _Hog) -> None:
     parent = os.getppid()
     os.sched_setaffinity(0, {hog.core})
-    start = sys.stdin.readline()
     spells = hog.hogs.spells(hog.seed, hog.number)
-    while start and os.getppid() == parent:
+    while os.getppid() == parent:
         now = time.monotonic()
-        begin, end = (float(start) + at for at in spells.after(max(0.0, now - float(start))))
+        begin, end = (hog.start + at for at in spells.after(now - hog.start))
         if now < begin:
             time.sleep(min(LOOK, begin - now))
         while now < end and time.monotonic() < min(end, now + LOOK):

@@ -1,7 +1,6 @@
 """The paper's latency figures, and ours: their trials, tables and pictures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +19,7 @@ from parity_models_lab.latency.trial import (
     TrialResult,
     simulate_trial,
 )
-from parity_models_lab.results import INVALID, ResultCache, Row, code_digest
+from parity_models_lab.results import INVALID, ResultCache, Row, code_digest, simulated
 
 REAL_QUERIES, SIMULATED_QUERIES, WARM_UP = 2_000, 10_000, 500
 """The queries of a real and of a simulated trial, and those before them that are not counted, where
@@ -50,17 +49,12 @@ class Trials:
     def run(self, trials: Sequence[Trial]) -> None:
         """Run those without a result: the simulated on all cores, then the real in turn."""
         to_run = {trial.key: trial for trial in trials if self.find(trial) is None}.values()
-        simulated = [trial for trial in to_run if trial.mode is Mode.SIMULATED]
+        for trial, result in simulated(
+            simulate_trial, [trial for trial in to_run if trial.mode is Mode.SIMULATED]
+        ):
+            self._cache.put(_key(trial), result)
         real = [trial for trial in to_run if trial.mode is Mode.REAL]
-        with progress_bars() as bars, ProcessPoolExecutor() as pool:
-            futures = {pool.submit(simulate_trial, trial): trial for trial in simulated}
-            try:
-                for done, future in enumerate(as_completed(futures)):
-                    bars.on_progress(Progress("simulated", done, len(simulated)))
-                    self._cache.put(_key(futures[future]), future.result())
-            except BaseException:  # Ctrl-C included: do not wait for those that have not begun
-                pool.shutdown(cancel_futures=True)
-                raise
+        with progress_bars() as bars:
             for done, trial in enumerate(real):
                 bars.on_progress(Progress("real", done, len(real)))
                 self._cache.put(_key(trial), self._run_real(trial))

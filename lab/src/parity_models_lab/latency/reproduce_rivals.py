@@ -6,7 +6,6 @@ and not computed from the gate.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
@@ -25,7 +24,6 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.documents import read_json
 from parity_models.emulation import Constant, Degradation, LogNormal, Pauses
 from parity_models.load.spec import read_trace
-from parity_models.progress import OnProgress, Progress
 from parity_models.protection.scene import DISPATCH
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -34,7 +32,7 @@ from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
 from parity_models_lab.latency.link import DriverOnLinks
 from parity_models_lab.latency.setting import Bursts, Setting, mean_of
 from parity_models_lab.plots import FAINT, PALETTE, save, style
-from parity_models_lab.results import Row
+from parity_models_lab.results import Row, simulated
 
 PREDICTIONS = resources.files("parity_models_lab.latency") / "banking77.json"
 """Banking77's test queries: MiniLM-L3 with a classifier, and the stand-in `parm protect` found."""
@@ -242,15 +240,9 @@ class Rivals:
             Run(policy, scene, load, threshold, seed, self.queries) for seed in range(self.seeds)
         ]
 
-    def run_all(self, processes: int, on_progress: OnProgress) -> dict[Run, Found]:
-        """Simulate every run, so many at a time."""
-        runs, found = self.all_runs(), {}
-        with ProcessPoolExecutor(processes) as pool:
-            results = pool.map(partial(simulate_run, traces=self.traces), runs, chunksize=4)
-            for run, result in zip(runs, results, strict=True):
-                found[run] = result
-                on_progress(Progress("simulated", len(found), len(runs)))
-        return found
+    def run_all(self) -> dict[Run, Found]:
+        """Simulate every run."""
+        return dict(simulated(partial(simulate_run, traces=self.traces), self.all_runs()))
 
 
 Outcome = dict[str, Any]
