@@ -92,3 +92,5 @@ def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none() -> None
     world.finish("a")
     world.arrive(1, exact=True)
     assert list(world.running) == ["a"]
+    world.finish("a")
+    assert world.answers[1] is Source.MODEL
