@@ -9,7 +9,7 @@ restarted worker continues where its predecessor would be. Times in seconds.
 import heapq
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from math import inf, log
+from math import exp, inf, log
 from pathlib import Path
 from random import Random
 from typing import Annotated, Literal
@@ -68,7 +68,7 @@ class LogNormal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lo
     sigma: Annotated[float, msgspec.Meta(ge=0, le=5)]
 
     def draw(self, rng: Random) -> float:
-        return rng.lognormvariate(log(self.median), self.sigma)
+        return exp(rng.normalvariate(log(self.median), self.sigma))
 
 
 class Empirical(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="empirical"):
@@ -125,8 +125,8 @@ class SlicedRandom(Random):
 
     def random(self) -> float:
         """Return a number of 0 or more and below 1, in steps of 2^-53."""
-        self._state = (self._state + _STEP) & _MASK
-        return (_mix(self._state) >> 11) * 2.0**-53
+        self._state = value = (self._state + _STEP) & _MASK
+        return (_mix(value) >> 11) * 2.0**-53
 
 
 def _mix(value: int) -> int:
