@@ -10,8 +10,8 @@ one are not answered earlier, and while the target is slow for many calls. A sta
 process time, and has a budget of that. While the target is slow for most calls, a stand-in is asked
 in place of each, and the call is made only if it refuses.
 
-A copy may wait behind the call itself, as a balancer may send it to the same server. So a call that
-has as many tasks as a query of `adaptive` may have gets another one whenever its age has doubled.
+A balancer may send a copy to the same slow server as the call. So a call that has as many tasks as
+`adaptive` allows a query still gets another one whenever its age has doubled.
 """
 
 import asyncio
@@ -65,16 +65,16 @@ MAX_COMPARED = 16
 """Calls that run on at a time, at most."""
 
 CONGESTED = 4.0
-"""The target is slow for a call that takes so many times as long as one that waits in no queue.
-Calls that a stand-in has answered before do not count, those that a copy has answered are slow."""
+"""The target is slow for a call that takes this many times as long as one that waits in no queue.
+Calls that a stand-in answered first do not count; those that a copy answered first do."""
 
 FULL, RECENT_COPIES = 0.15, 64
-"""No copies are sent, as they would make other calls wait, while the target is slow for this share
-of so many recent calls."""
+"""While the target is slow for the share FULL of the RECENT_COPIES latest calls, no copies are
+sent, as they would make other calls wait."""
 
 OVERLOADED, RECENT = 0.6, 16
-"""A stand-in is asked in place of each call, and there are no copies of the few that it refused,
-while the target is slow for this share of so many recent calls."""
+"""While the target is slow for the share OVERLOADED of the RECENT latest calls, a stand-in is asked
+in place of each call, and calls that it refuses get no copies."""
 
 CALLERS = 64
 """Blocking calls at a time, at most."""
@@ -86,7 +86,8 @@ PATIENCE = 0.25
 """A call is reconsidered after this share of its age, so many that hang cost little time."""
 
 STALL = 0.01
-"""Seconds that a stall of the event loop counts as, or a median run time: one is no overload."""
+"""Seconds that a stall of the event loop counts as at most, or a median run time if that is longer:
+one stall is no overload."""
 
 Call = Callable[[], Awaitable[Any]]
 

@@ -250,10 +250,10 @@ def _by_bucket(batch: Batch, signature: Signature) -> Iterator[tuple[Integers, I
 def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
     """Read the queries in a file.
 
-    An .npz file holds an array for each input, or several of which the only input is "inputs"; an
-    .npy file that of the only input. Unsigned bytes for floating-point inputs, as the pixels of
-    images, become 0 to 1; other integers are refused there, as the scale that the model expects is
-    unknown.
+    An .npz file holds an array for each input; that of an only input may be called "inputs". An
+    .npy file holds the array of an only input. Unsigned bytes for floating-point inputs, as the
+    pixels of images, become 0 to 1; other integers are refused there, as the scale that the model
+    expects is unknown.
 
     Raises:
         DataError: the file cannot be read or does not fit, or `check_queries` refuses the queries.

@@ -181,10 +181,10 @@ class Scheduler(Port):
     ) -> list[Action]:
         """An instance has run a unit; the driver holds its outputs.
 
-        The outputs for the subjects `unusable` cannot be right, or are rejected: a stand-in's
-        answers no query, and a prediction of the deployed model answers its own query only.
-        `ended_at` is when the instance was done, by this clock, if it says so: the report has
-        waited since.
+        The outputs for the subjects `unusable` are impossible or rejected: a stand-in's answers no
+        query, and a prediction of the deployed model answers its own query only. `ended_at` is the
+        time by this clock at which the instance was done, if it reports one: the report has waited
+        since.
         """
         self.now = now = max(self.now, now)
         known = self.units.get(unit)
@@ -312,7 +312,7 @@ class Scheduler(Port):
         return self._turn()
 
     def redundancy_switched(self, now: float, on: bool) -> list[Action]:
-        """From now on redundant work is sent, or none; it is at first."""
+        """Redundant work is sent from now on, or not; at first it is."""
         self.now = max(self.now, now)
         self.redundancy_on = on
         return self._turn()
@@ -325,8 +325,8 @@ class Scheduler(Port):
     # Questions of the driver
 
     def refusal(self, now: float, queries: int, due: float, held: int = 0) -> "Refusal | None":
-        """Return the reason for which so many queries, due at one time, would be refused; None if
-        they would be taken. The driver holds back `held` queries that were taken."""
+        """Return why so many queries, due at one time, would be refused; None if they would be
+        taken. The driver still holds back `held` queries that were taken."""
         return self._admission.refusal(
             max(self.now, now),
             due,
@@ -354,7 +354,7 @@ class Scheduler(Port):
         return {role: len(names) for role, names in self.dispatch.up.items() if names}
 
     def capacity(self, now: float) -> float:
-        """Return the queries a second that admission expects the instances to answer at most; 0:
+        """Return the most queries a second that admission expects the instances to answer; 0:
         unknown."""
         return self._admission.capacity(now)
 
@@ -595,8 +595,8 @@ class Scheduler(Port):
 
 
 Refusal = tuple[Reason, str, float]
-"""Why a query is not taken: the reason, a detail, and after how many seconds to try again, which is
-jittered so that not all come at once."""
+"""A refusal of queries: the reason, a detail, and the seconds until a retry, jittered so that
+clients do not all come at once."""
 
 
 class Admission:
@@ -743,14 +743,14 @@ class BackgroundComparison:
 
     Most queries are answered before the output of their stand-in is here, and its unit is
     cancelled. One in `compare_one_in` of these units finishes, and its outputs are compared with
-    the model's predictions; while the gate of their source is closed, all that can, so that it
-    opens again soon.
+    the model's predictions; while the gate of their source is closed, all that can do so, to reopen
+    it soon.
 
     Where nothing is late, no stand-in is asked. So at most once in `compare_every` seconds, a query
     that the deployed model has just answered runs on a stand-in as well, only to be compared. The
-    stand-ins take turns; those of which no instance is up are passed over. For a parity model that
-    takes as many answered queries as are in a group, of one kind and tenant. A policy that has
-    stand-ins answer most queries asks for more (`Port.compare_next`).
+    stand-ins take turns; those of which no instance is up are passed over. A parity model needs a
+    whole group of answered queries, of one kind and tenant. A policy that has stand-ins answer most
+    queries asks for more (`Port.compare_next`).
 
     It costs little: one unit at a time is compared. An answered query runs only if an instance is
     idle at once and no query waits; it is never tried again, and nothing is kept of it once it

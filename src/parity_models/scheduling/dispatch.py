@@ -83,7 +83,7 @@ class Dispatch(ABC):
 
     @abstractmethod
     def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
-        """Mark an instance idle, whose last unit took this many seconds.
+        """Mark an instance idle; its last unit took this many seconds.
 
         One that is not `finished` (it failed, or was cancelled) would have taken longer.
         """

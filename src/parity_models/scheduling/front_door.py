@@ -12,11 +12,11 @@ NEWEST = 0.01
 
 SHARE, LEAST = 0.1, 0.002
 """The front door is the bottleneck once the wait exceeds this share of a median run time, and this
-time in seconds. It is no longer once it is below half of that."""
+time in seconds, until it is below half of the larger one."""
 
 BUSY, NOT_BUSY = 0.9, 0.75
-"""It is also the bottleneck once the loop is busy for this share of the time, until it is for less
-than the second."""
+"""It is also the bottleneck once the loop is busy for this share of the time, until it is busy for
+less than the second."""
 
 MEASURE_INTERVAL = 0.1
 """Seconds between two measurements of how busy it is."""

@@ -46,19 +46,19 @@ SECOND_LOOK, LOOK_OF_DEADLINE = 0.25, 0.125
 that is less. Where the server itself was held up, finished units are only waiting to be read."""
 
 ALL_GOLDEN = 8
-"""Golden queries of each role that an instance answers which comes in place of a wrong one: as many
-as drivers have (models/golden.py)."""
+"""Golden queries of each role for an instance that replaces a wrong one: as many as drivers have
+(models/golden.py)."""
 
 MAX_ASKED, MAX_AGREED, MAX_WRONG = 4, 8, 100
 """Bounds of what is remembered: samples that wait, samples that are agreed on, and instances that
 answered wrongly."""
 
 CONFIRMED = 3
-"""How often one of two that agree gives their answer again before a third is examined."""
+"""How often one of two instances that agree repeats their answer before the third is examined."""
 
 REPEATS = 24
 """How often in a row an instance differs from two that agree before it counts as wrong. Outputs
-that differ by chance, as any of two values, do so once in 10 million times."""
+that take either of two values by chance do so once in 10 million times."""
 
 
 class State(StrEnum):
@@ -233,12 +233,13 @@ class RunLimits:
 
 @dataclass(slots=True, eq=False)
 class Check:
-    """What an instance is verified with: a golden query of `role`, or a client's: a sample.
+    """A check of an instance: a golden query of `role`, or a sample, which is a client's query.
 
     A sample is answered by several instances, each in a unit of its own, and its tensors are held
     meanwhile. `answers` are the different answers so far, as the instances that gave them; the
-    client's is the first. With `right`, two instances agree on that answer. A third, that differs,
-    answers it `left` times more; before that, if it is `against` that one, one of the two does.
+    client's is the first. Once `right` is set, two instances agree on that answer, and a third
+    differs. While `against` names the third, one of the two answers `left` times more; then the
+    third does.
     """
 
     role: str = DEPLOYED
@@ -268,7 +269,7 @@ class Member:
     over: bool = False
     suspected: bool = False
     check: Check | None = None
-    """What it is verified with now."""
+    """Its check in progress."""
     to_verify: deque[Check] = field(default_factory=deque)
     served: Counter[str] = field(default_factory=Counter)
     """The queries of each role that it ran since it was last verified."""

@@ -14,8 +14,8 @@ An instance may have been broken when the unit began, by earlier work that it ha
 where an upstream restarts whatever ended, the next query would be blamed for it. The first such
 losses are excused: the query is tried again as if the instance had turned it away.
 
-An instance that hung may have been slow for reasons of its own; one that ended seldom was. So a
-query that is poison has run alone on one that ended, or on two that hung.
+An instance that hung may have been slow for reasons of its own; one that ended probably was not. So
+a query counts as poison only if it ran alone on one that ended, or on two that hung.
 """
 
 from parity_models.scheduling.actions import DEPLOYED, Reason

@@ -113,8 +113,8 @@ class Reread(ABC):
         """Read the files. Raises UserError, and leaves all as it was, where they are wrong."""
 
     def refresh(self) -> None:
-        """Read the files again if they have changed, or could not be read the last time: it may be
-        well now though no file changes, as the server may have lacked descriptors."""
+        """Read the files again if they have changed, or if the last attempt failed: the server may
+        have lacked descriptors then."""
         before, self._seen = self._seen, [_stamp(path) for path in self._paths]
         if self._seen == before and not self._trouble:
             return
@@ -134,8 +134,8 @@ class Tokens(Reread):
     """The tokens in a file: one a line, or `sha256:` and the SHA-256 of one in hex.
 
     Empty lines and lines that begin with # are ignored. A file without a token is taken for one
-    that is half written, unless its only line is `revoke-all`: then nobody is admitted any more.
-    Raises UserError for a file that cannot be read or has no token, and for invalid lines.
+    that is half written, unless its only line is `revoke-all`: then no token is valid. Raises
+    UserError for a file that cannot be read or has no token, and for invalid lines.
     """
 
     def read(self) -> None:

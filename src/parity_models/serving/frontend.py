@@ -449,8 +449,8 @@ class Frontend:
             self._held -= held
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
-        """Raise the error with which a request of so many rows would be refused now, if any: its
-        data need not be read for that."""
+        """Raise the error of a request of so many rows if it would be refused now, before its data
+        are read."""
         if self._closing or not self._started:
             raise self._closed()
         at = now()
@@ -481,7 +481,7 @@ class Frontend:
 
     @property
     def bounds(self) -> Mapping[Source, float]:
-        """The agreement of each gated stand-in that answers say."""
+        """The agreement that answers of each gated stand-in carry."""
         return self._stand_ins.bounds
 
     @property
@@ -1008,8 +1008,8 @@ class Frontend:
             _log.info("redundant work shortens latencies; it goes on")
 
     def check_engine(self) -> None:
-        """Repair what scheduler and engine say differently of an instance, at two checks in a row:
-        what is on its way between the two differs for a moment. Runs once a second."""
+        """Repair what scheduler and engine disagree on about an instance, at two checks in a row:
+        they differ for a moment while a report is on its way. Runs once a second."""
         believed, real = self.scheduler.running(), self._engine.running()
         found = {
             (name, believed.get(name, _ABSENT), real.get(name, _ABSENT))

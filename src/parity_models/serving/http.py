@@ -67,8 +67,8 @@ _SPARE = 16
 """Connections beyond the limit for questions about health and metrics, if all others are busy."""
 
 _PARTING, _LINGER = 0.5, 5.0
-"""Seconds that a client has to close its side of a connection that ends, and one that may still
-send a body that was refused: it reads the answer only if its data does not meet a closed socket."""
+"""Seconds that a client has to close its side of a connection that ends; _LINGER if it may still
+send a refused body: it reads the answer only if its data does not meet a closed socket."""
 
 _PROGRESS = 16 * 2**10
 """Bytes of unread answers that a client has to take in each write timeout."""
@@ -97,8 +97,8 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 
 
 class Running:
-    """A coroutine that runs within its caller's turn of the event loop, and on when the future that
-    it waits for is done, as a task does at a multiple of the cost: a task begins in a turn of its
+    """A coroutine that starts within its caller's turn of the event loop, and continues when the
+    future that it waits for is done. A task costs several times as much: it begins in a turn of its
     own, and is listed. asyncio.timeout and current_task do not work in it."""
 
     __slots__ = ("_coroutine", "_loop", "_waits_for")

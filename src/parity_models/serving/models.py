@@ -42,8 +42,8 @@ PLATFORM = "onnxruntime_onnx"
 """The protocol's name for what runs the model."""
 
 SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
-"""Headers, or gRPC's trailing metadata, that say of a whole answer what its parameters say of each
-row."""
+"""Headers, or gRPC's trailing metadata, that summarise for a whole answer what its parameters say
+of each row."""
 
 OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
 """The headers of an answer of the model alone."""
@@ -66,8 +66,8 @@ class ServedModel:
     `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
     the digest of the bundle's manifest, where the model is of a bundle; `sha256`: the hash of the
     model's file. `gates`: those of its stand-ins, by the source of their answers. `stood_in`: the
-    names of the outputs that stand-ins give. `bounds`: the agreement that their answers say now,
-    where that is not the gates'.
+    names of the outputs that stand-ins give. `bounds`: the agreement that their answers carry now,
+    where it is not the gates'.
     """
 
     name: str

@@ -5,7 +5,7 @@ from enum import StrEnum
 from random import Random
 
 SOON = 1.0
-"""Seconds after which it is worth trying again where nothing is known but that it may be."""
+"""Seconds until a retry is worthwhile, if nothing better is known."""
 
 _RANDOM = Random()
 

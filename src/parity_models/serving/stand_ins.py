@@ -54,7 +54,7 @@ class ClosedGates:
             self.sources = set(found.sources) if found.bundle == self._bundle else set()
 
     def turned(self, source: Source, is_open: bool) -> None:
-        """Keep that a gate has opened or closed. Where that cannot be written, the log says so."""
+        """Record that a gate has opened or closed. If that cannot be written, the log says so."""
         (self.sources.discard if is_open else self.sources.add)(source)
         content = msgspec.json.encode(_Closed(self._bundle, sorted(self.sources)))
         unfinished = self._path.with_suffix(".part")
@@ -87,7 +87,7 @@ class StandIns:
         metrics: Count what is refused and compared.
         refuses: Returns whether a fault plan refuses a query the stand-in with this source.
         gate_turned: Called when a gate has opened (True) or closed.
-        one_in: Groups of which one is compared, as that takes time; all, while its gate is closed.
+        one_in: One in this many groups is compared (it takes time); all, while its gate is closed.
         closed: The gates that are closed at first, and from now on.
 
     """

@@ -126,8 +126,8 @@ class Candidate:
 
     Its networks are built at once, so that ones that do not fit are refused early; `learn_from`
     gives it the queries and predictions. A code's networks start from the weights of `model`, F,
-    where layers are alike. `score` is the metric's, `covered` the share of queries that it may
-    answer as it looks; `judging` is how many seconds it takes to be judged. Raises CodeError and
+    where layers are alike. `score` is the metric's, `covered` the estimated share of queries that
+    it may answer, and `judging` the seconds that judging it takes. Raises CodeError and
     TrainingError for a code and a network that cannot be.
     """
 
@@ -250,8 +250,8 @@ class Candidate:
         return fitted
 
     def judge(self, level: float, answer_only: Sequence[AnsweredClass] = ()) -> None:
-        """Estimate the share of queries that it may answer if `level` of the answers must agree, by
-        the queries held out; see `estimate_coverage`."""
+        """Estimate, from held-out queries, the share that it may answer if `level` of the answers
+        must agree; see `estimate_coverage`."""
         began = time.monotonic()
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
         predictions = self.data.held_out.predictions.cpu().numpy()[rows]

@@ -32,11 +32,11 @@ SQUARED_ERROR = 0.02
 offset of F's, which distillation leaves open, too little to cost accuracy."""
 
 SMALLEST = 1e-6
-"""Smaller probabilities are learned as this one: their logarithms tell nothing more."""
+"""Smaller probabilities are learned as this one: their logarithms carry no information."""
 
 PLAINLY: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
-"""The kinds as which predictions are learned that decoders compute with: as F gives them, so parity
-models are served without a softmax or a normalisation."""
+"""The kind as which predictions are learned if decoders compute with them, where it is not their
+own: as F gives them, so that parity models are served without a softmax or a normalisation."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ PASSES, BATCH, RATE, DECAY = 20, 64, 3e-3, 0.3
 """Passes over the queries, queries of a step, the highest learning rate, and the weight decay."""
 
 FOLDS = 4
-"""Heads by which one is judged, each of which learns from the queries that others are tried on."""
+"""Folds of the cross-validation that judges a head."""
 
 FEWEST = 200
 """Queries that a head learns from, at least, and of either kind a tenth as many."""
@@ -62,8 +62,8 @@ class Head(nn.Module):
         )
 
     def features(self, outputs: Tensor) -> Tensor:
-        """Return what it looks at, of outputs (n, *output_shape) before a softmax or scaling to
-        length 1: (n, features)."""
+        """Return the features (n, features) of outputs (n, *output_shape), as they are before a
+        softmax or scaling to length 1."""
         flat = outputs.flatten(1).float()
         if self._of_classes:
             largest = flat.topk(min(LEADING, flat.shape[1])).values

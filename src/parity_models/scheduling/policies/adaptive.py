@@ -42,8 +42,8 @@ BURST = 20.0
 """Redundant tasks that may be sent at once after a time in which few were."""
 
 OLDEST, RESERVE = 2.0, 12.0
-"""So many of them are kept for older queries: none for one of this many median run times, all for
-one that is a median younger."""
+"""RESERVE of them are kept for older queries: one of OLDEST median run times may use all, one that
+is a median younger must leave RESERVE."""
 
 WAITED = 0.5
 """Median run times in the common queue after which a backup takes the original's place."""

@@ -1,6 +1,6 @@
 """Judge redundancy by its measured effect, not by a model of it.
 
-A query is *late* if it is unanswered at the age by which a stand-in asked in time would have
+Here, a query is *late* if it is unanswered at the age by which a stand-in asked in time would have
 answered. While help reaches queries, few are late. Once more than TOLERATED of WINDOW queries are
 late, a test begins: in short alternating slices of time, arriving queries are helped or left alone,
 and the shares that are late are compared. Slices see every effect of redundancy, including the load

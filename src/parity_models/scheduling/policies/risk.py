@@ -4,7 +4,7 @@ Causes of slowness last longer than one unit. So an instance is *slow* if its la
 deployed model was late. At most a share SLOWEST of all instances counts as slow, the most recently
 late ones: slow instances get work last, and one that gets none could never be on time again. Run
 times on slow instances are measured separately. A stand-in may be asked for a query on a slow
-instance as soon as its unit begins, and such a unit is never trusted longer than others. On other
+instance as soon as its unit begins, and such a unit never gets more time than others. On other
 instances no stand-in is asked before the first units have ended; otherwise everything would run
 twice where instances are idle and cheap.
 """

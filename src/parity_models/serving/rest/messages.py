@@ -33,7 +33,7 @@ _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """The argument that makes zlib read one of HTTP's content encodings."""
 
 _DECOMPRESS_STEP = 2**20
-"""Bytes that are decompressed, of at most as many, before the limits are asked for more."""
+"""Bytes read, and bytes written, by one step of decompression; limits are checked between steps."""
 
 _NOTHING = ByteBudget(0)
 
@@ -44,7 +44,8 @@ class Response:
     follows it.
 
     Where there are `pieces`, they are the content, and the connection ends with them. With
-    `retry_after`, a request on the connection before that many seconds is refused only then.
+    `retry_after`, a request that comes earlier on the connection is refused only after that many
+    seconds.
     """
 
     status: int
@@ -56,8 +57,8 @@ class Response:
 
 
 class Request:
-    """A request: `target` as it was sent, `headers` by their names in lower case. One without a
-    `method` has no head that was read, and no id.
+    """A request: `target` as it was sent, `headers` by their names in lower case. Without a
+    `method`, its head could not be read, and it has no id.
 
     Values of a name that is `repeated` are joined by commas, and are there one by one. The service
     sets `handler` when it has found what the request is for, the `model` and `version` that it

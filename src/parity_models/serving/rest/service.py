@@ -104,9 +104,9 @@ class Rest:
     `limits` and `budget` bound what bodies hold. `read_metrics` answers /metrics in place of the
     server's own `metrics`. With `tokens`, clients that show none of them may ask for the server's
     health and nothing else, but for `open_paths`. Models are loaded and unloaded with a token of
-    `administrators`, who are clients too. Paths that it `lacks`, or, given `only`, all but these,
-    are not there. `pages` are further handlers, with their methods, by path. `tracing` makes spans
-    of requests.
+    `administrators`, who are clients too. Paths in `lacks`, or all but those in `only` if given, do
+    not exist. `pages` are further handlers, with their methods, by path. `tracing` makes spans of
+    requests.
     """
 
     def __init__(
