@@ -112,9 +112,9 @@ def test_a_server_warns_of_spoiled_queries(tmp_path: Path, isolated: bool, scree
         code=STACK if isolated else CodeSpec("sum", "subtraction", 2),
         envelope=envelope if screened else None,
     )
-    said = [note for note in Deployment(bundle, ServeOptions()).notes if "spoil" in note]
+    said = [note for note in Deployment(bundle, ServeOptions()).notes if "can spoil" in note]
     assert len(said) == (not screened and not isolated)
-    assert not [note for note in Deployment(bundle, NONE).notes if "spoil" in note]
+    assert not [note for note in Deployment(bundle, NONE).notes if "can spoil" in note]
     shared = [note for note in Deployment(bundle, ServeOptions()).notes if "share-groups" in note]
     assert len(shared) == (not isolated)
     for agreed in ({"share_groups": True}, {"tenant_header": "x-tenant"}):
