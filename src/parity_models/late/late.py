@@ -165,7 +165,7 @@ class Late:
         self._slow = deque([False] * RECENT_COPIES, RECENT_COPIES)
         """Of recent calls, whether the target was slow."""
         self._in_flight: dict[int, float] = {}
-        """When each call that is in flight and not slow yet was made, the oldest first."""
+        """The start of each call in flight that is not slow yet, the oldest first."""
         self._ids = count(1)
         self._compared: set[asyncio.Future[Any]] = set()
         self._threads = _Threads()

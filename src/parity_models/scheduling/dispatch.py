@@ -22,7 +22,7 @@ QueueKey = tuple[bool, bool, str]
 """Queues by priority: preemptible, of the deployed model, role. The lowest is the most urgent."""
 
 Suits = Callable[[str], bool]
-"""Whether an idle instance may run a task."""
+"""A test of whether an idle instance may run a task."""
 
 
 class Dispatch(ABC):

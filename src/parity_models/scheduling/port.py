@@ -76,7 +76,7 @@ class Port(ABC):
         same time, the first that was set fires."""
         self._last_timer, self._most_timers = 0, 64
         self._callbacks: dict[int, tuple[Callable[[], None], Collection[int]]] = {}
-        """What the timers call that are set, and the queries that it is about."""
+        """The callback of each timer that is set, and the queries that it is about."""
         self._last_unit = 0
 
     @abstractmethod

@@ -1046,7 +1046,7 @@ class PoisonedRows:
 
     def __init__(self) -> None:
         self.until: OrderedDict[bytes, float] = OrderedDict()
-        """When each row, by its digest, is tried again."""
+        """The time at which each row, by its digest, is tried again."""
 
     def remember(self, row: NDArray[Any], now: float) -> None:
         """Refuse rows like this one (*input shape) from now on."""

@@ -174,7 +174,7 @@ class HttpConnection(asyncio.Protocol):
         """The limit that bounds the wait for the client, and for which request."""
         self._wait_since, self._closes = time.monotonic(), inf
         self._retry_at = 0.0
-        """When a client may ask again that was refused a large request."""
+        """The time at which a client whose large request was refused may ask again."""
 
     # Callbacks of the event loop
 

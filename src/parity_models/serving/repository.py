@@ -127,7 +127,7 @@ class RepositoryModel:
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._why_none = ""
-        """Why no version is current, if one was; else its last failure says it."""
+        """The reason why no version is current, if one was; else its last failure is the reason."""
 
     async def start(self) -> None:
         """Load the newest version that loads, unless one is current."""

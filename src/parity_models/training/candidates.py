@@ -163,7 +163,7 @@ class Candidate:
             self._module = place(module, device)
         self.recipe = chosen.recipe
         self._probabilities = False
-        """What is decoded by computing with probabilities is to be probabilities again."""
+        """True if decoders compute with probabilities; results are made probabilities again."""
 
     def learn_from(self, data: DistillationData) -> None:
         """Set the queries and predictions to learn from."""

@@ -223,7 +223,7 @@ class _Instance:
     began: float = 0.0
     """The time at which it was given its unit, or left."""
     why: str = ""
-    """Why it left; empty while it is up."""
+    """The reason why it left; empty while it is up."""
 
     def view(self, now: float, state: str, typical: Mapping[str, float]) -> InstanceView:
         """Return what is shown of it, where units of all instances take a `typical` time."""

@@ -572,7 +572,7 @@ class _Link:
         self._models = models
         self._loop = asyncio.get_running_loop()
         self._fault: UpstreamError | None = None
-        """Why it is not in use."""
+        """The reason why it is not in use."""
         self.doubted = asyncio.Event()
         self._failures = 0
         self.kept_for: Fault | None = None
