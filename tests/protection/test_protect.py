@@ -105,7 +105,7 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
         tmp_path / "inputs.npz",
         out=tmp_path / "protected",
         output="logits",
-        minutes=0.2,
+        minutes=0.35,
         agreement=0.3,
         differ=0.9,
     )
