@@ -21,7 +21,6 @@ from parity_models.protection.plan import Planner, plan
 from parity_models.protection.scene import Service, service_of
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.policies import StandIns
-from recordings import recording
 
 MODEL, STAND_IN = 0.02, 0.002
 
@@ -157,30 +156,14 @@ def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
     assert "--max-batch 1" in one_by_one.flags
 
 
-def test_what_further_rows_add_is_taken_out_of_recorded_times(bundle: Bundle) -> None:
+def test_further_rows_add_what_was_measured_where_the_bundle_was_made(bundle: Bundle) -> None:
     times = InferenceTimes(1.0, None, (0.5,), 2.5)
     bundle = replace(
         bundle, manifest=msgspec.structs.replace(bundle.manifest, inference_times=times)
     )
-    kept = recording(rows=3.0)
-    found = service_of(bundle, SimulationOptions(max_batch=4), recording=kept)
+    found = service_of(bundle, SimulationOptions(max_batch=4))
     assert found.added == {DEPLOYED: 0.5, BACKUP: 0.5}
-    assert found.seconds[DEPLOYED] == pytest.approx(0.01 / (1 + 2 * 0.5))
-    goal = Goal(queries=1000, instances=8, max_batch=4)
-    assert Planner(found, goal, kept).plans().plans
-
-
-def test_a_recording_has_load_times_and_contention(bundle: Bundle) -> None:
-    kept = recording()
-    found = service_of(bundle, SimulationOptions(max_batch=1), recording=kept)
-    assert found.seconds[DEPLOYED] == pytest.approx(0.01)
-    assert found.overhead == 0
-    assert found.seconds[BACKUP] < 0.1
-    sized = Planner(found, Goal(queries=1000, instances=8), kept).plans()
-    assert sized.rate == 100
-    alone = sized.plans[0].outcome
-    assert alone.p50_ms == pytest.approx(10, rel=0.1)
-    assert alone.p99_ms > 45  # a third of the units took 50 ms
+    assert Planner(found, Goal(queries=1000, instances=8, max_batch=4)).plans().plans
 
 
 @pytest.mark.slow
@@ -188,23 +171,20 @@ def test_the_command_says_what_to_serve_and_with_what(
     bundle: Bundle, tmp_path: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parity_models.protection.plan.QUERIES", 2000)
-    calm, kept, out = tmp_path / "calm.json", tmp_path / "recording.json", tmp_path / "out"
+    calm, out = tmp_path / "calm.json", tmp_path / "out"
     calm.write_bytes(msgspec.json.encode(FaultPlan()))
-    kept.write_bytes(msgspec.json.encode(recording()))
-    of = ("plan", str(bundle.path), "--recorded", str(kept), "--contention", str(calm))
-    told = parm_here(*of, "--p99", "60ms", "--instances", "4", "--json", str(out), columns=80)
+    of = ("plan", str(bundle.path), "--contention", str(calm))
+    loaded = (*of, "--service-time", "10ms", "--rate", "100", "--instances", "4")
+    told = parm_here(*loaded, "--p99", "60ms", "--json", str(out), columns=80)
     assert told.returncode == 0, told.stderr
     assert "Take " in told.stdout
-    assert "The recorded server had p50 10.0, p99 50.0" in told.stdout
     assert f"parm serve {bundle.path} --policy " in told.stdout
     assert "…" not in told.stdout, "the table is cut"
     assert json.loads(out.read_text())["plans"]
-    never = parm_here(*of, "--p99", "1ms", "--instances", "4")
-    assert_refused(never, "no plan fits: the nearest is")
-    for flag in ("--recorded", "--contention"):
-        calm.write_text("no profile")
-        assert_refused(parm_here(*of[:2], "--rate", "9", flag, str(calm)), str(calm))
-    assert_refused(parm_here(*of[:2]), "give --rate, or --recorded")
+    assert_refused(parm_here(*loaded, "--p99", "1ms"), "no plan fits: the nearest is")
+    assert_refused(parm_here(*of), "give --rate, or an access log with --log")
+    calm.write_text("no plan")
+    assert_refused(parm_here(*of, "--rate", "9"), str(calm))
 
 
 def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(bundle: Bundle) -> None:
@@ -234,8 +214,6 @@ def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:
         plan(rate=200)
     with pytest.raises(UserError, match="plan for a part of the load"):
         planner(rate=1e6).plans()
-    with pytest.raises(UserError, match=r"had 4\.0 queries on average.* give --max-batch"):
-        Planner(known(), Goal(), recording(rows=4.0))
 
 
 def test_of_plans_that_differ_by_chance_the_simplest_is_taken() -> None:

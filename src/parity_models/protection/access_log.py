@@ -325,7 +325,7 @@ def advise(
     run = log.run
     if not run > 0:
         raise UserError(f"the requests of {log_file} took no time; there is nothing to plan")
-    service, _, _ = open_service(bundle, replace(chosen, service_time=run))
+    service, _ = open_service(bundle, replace(chosen, service_time=run))
     backup = service.seconds.get(BACKUP)
     coverage = service.coverage.get(str(Source.BACKUP), 1.0)
     service = Service(

@@ -109,8 +109,8 @@ def simulate(
     chosen = gather(SimulationOptions, options, given)
     if chosen.backup_time is None:
         code = code or CODE
-    service, _, recording = open_service(bundle, chosen, code)
-    scene = Scene.of(service, chosen, queries=QUERIES, recording=recording)
+    service, _ = open_service(bundle, chosen, code)
+    scene = Scene.of(service, chosen, queries=QUERIES)
     parity = [Parity.name] * (service.stand_ins.code is not None)
     usual = [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]
     asked = [

@@ -45,8 +45,8 @@ class Scenario(Options):
     contention: Annotated[
         str | None,
         Option(
-            "A fault plan, or a recording of a running server: the slowness that instances meet. "
-            "By default background transfers, as in the paper, in units of the model's time.",
+            "A fault plan: the slowness that instances meet. By default background transfers, as "
+            "in the paper, in units of the model's time.",
             metavar="FILE",
         ),
     ] = None
@@ -89,12 +89,6 @@ class SimulationOptions(Scenario):
             "serve has it: 4 where the model runs these in the time of two or less, else 1.",
             at_least=1,
             at_most=1024,
-        ),
-    ] = None
-    recorded: Annotated[
-        str | None,
-        Option(
-            "A recording of a running server: its times, arrivals and contention.", metavar="FILE"
         ),
     ] = None
     agreement: Annotated[

@@ -27,7 +27,6 @@ from parity_models.protection.scene import (
 from parity_models.roles import BACKUPS, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Cascade, EqualResources, Hedging
-from parity_models.simulation.recording import Recording
 
 QUERIES = 20_000
 """Queries of one simulation, by default."""
@@ -96,7 +95,6 @@ class Plans(Printed):
     best: Plan | None
     enough: Plan | None = None
     bundle: Path | None = None
-    recording: Recording | None = None
     first: str | None = None
     """Advice that comes before all else."""
 
@@ -149,12 +147,6 @@ class Plans(Printed):
                 f"Each further query in a unit, of up to {service.max_batch}, adds "
                 f"{service.added.get(DEPLOYED, 0.0):.0%} to the time of the model."
             )
-        if (recording := self.recording) is not None:
-            said.append(
-                f"The recorded server had p50 {recording.p50_ms:.1f}, p99 {recording.p99_ms:.1f}, "
-                f"p99.9 {recording.p999_ms:.1f} ms at {recording.rate:.4g} queries/s, with "
-                f"{recording.instances} instances."
-            )
         rows = [
             (
                 each.name,
@@ -182,8 +174,8 @@ def plan(
     """Find the policy and the number of instances that serve a load within a goal.
 
     For example, from numbers alone: plan(service_time=0.02, rate=200, p99=0.05). Policies are
-    simulated by the scheduler that serves, with the times of the bundle's models, of numbers, or of
-    a recorded server. Without `instances`, the fewest that suffice are searched for.
+    simulated by the scheduler that serves, with the times of the bundle's models, or of numbers.
+    Without `instances`, the fewest that suffice are searched for.
 
     Args:
         bundle: The bundle to be served, or its folder. Without one, give `service_time`; with a
@@ -200,10 +192,10 @@ def plan(
             more instances are needed than can be simulated.
     """
     goal = gather(Goal, options, given)
-    if goal.rate is None and goal.recorded is None:
-        raise UserError("there is no load to plan for; give --rate, or --recorded")
-    service, opened, recording = open_service(bundle, goal)
-    planner = Planner(service, goal, recording, on_tried)
+    if goal.rate is None:
+        raise UserError("there is no load to plan for; give --rate, or an access log with --log")
+    service, opened = open_service(bundle, goal)
+    planner = Planner(service, goal, on_tried)
     services = [] if goal.differ is None else at_all_levels(service, opened)
     found = planner.plans(services, None if opened is None else opened.path)
     accuracy = None if opened is None else opened.manifest.accuracy
@@ -217,15 +209,12 @@ class Planner:
         self,
         service: Service,
         goal: Goal,
-        recording: Recording | None = None,
         on_tried: OnTried = lambda text: None,
     ) -> None:
-        self._service, self._goal, self._recording = service, goal, recording
-        self._on_tried = on_tried
+        self._service, self._goal, self._on_tried = service, goal, on_tried
         few = replace(goal, instances=goal.instances or 1, contention=None)
-        self._scene = Scene.of(service, few, queries=QUERIES, recording=recording)
-        recorded = None if recording is None else recording.rate
-        self.rate = goal.rate or recorded or self._scene.rate
+        self._scene = Scene.of(service, few, queries=QUERIES)
+        self.rate = goal.rate or self._scene.rate
         self.least = max(1, ceil(self.rate * service.query / (1 - goal.headroom)))
         """The fewest instances that the load and the headroom need."""
 
@@ -269,8 +258,7 @@ class Planner:
         best = _best(plans)
         if best is None and given:
             enough = _best(tried(None))
-        goal, recording = self._goal, self._recording
-        return Plans(self._service, goal, self.rate, plans, best, enough, bundle, recording)
+        return Plans(self._service, self._goal, self.rate, plans, best, enough, bundle)
 
     def _fewest(self, choice: PolicyChoice, service: Service | None = None) -> Plan:
         """Plan with the fewest instances that suffice, or else the most that are tried."""
@@ -293,7 +281,7 @@ class Planner:
         service, goal = service or self._service, self._goal
         gate = "" if level is None else f", gate {level:g}"
         self._on_tried(f"{choice.name}{gate}, {instances} instances")
-        contention = contention_of(goal, service, instances, self._recording)
+        contention = contention_of(goal, service, instances)
         scene = replace(self._scene, service=service, instances=instances, contention=contention)
         outcome, agreement = scene.outcome(choice), service.agreement
         if not choice.policy.needs_stand_in:

@@ -16,7 +16,14 @@ from rich.table import Table
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
-from parity_models.emulation import Exponential, FaultPlan, LogNormal, Shuffles, Uniform
+from parity_models.emulation import (
+    Exponential,
+    FaultPlan,
+    LogNormal,
+    Shuffles,
+    Uniform,
+    load_fault_plan,
+)
 from parity_models.errors import UserError
 from parity_models.models.bundle import BATCH, Bundle, open_bundle
 from parity_models.models.inference_time import measure_models
@@ -27,7 +34,6 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.serving.deployment import extra_instances, model_files, stand_ins_of
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
-from parity_models.simulation.recording import Recording, load_contention, read_recording
 from parity_models.trust.gates import choose_gates
 
 DISPATCH = 0.0004
@@ -38,12 +44,6 @@ SPREAD = 0.05
 
 WARM_UP = 10
 """One query in WARM_UP comes before those that count."""
-
-ENOUGH = 20
-"""The fewest units of a role whose recorded times are better than a ratio of measured ones."""
-
-BATCHED = 1.05
-"""A recorded server ran batches if its units had more queries than this on average."""
 
 ALIKE = 1.05
 """The largest ratio of two p99, or of two busy times, that chance explains."""
@@ -83,19 +83,14 @@ class Service:
 
 def open_service(
     bundle: Bundle | Path | str | None, options: SimulationOptions, code: CodeSpec | None = None
-) -> tuple[Service, Bundle | None, Recording | None]:
-    """Return the service to simulate (see `service_of`), its bundle and the recording, if any."""
+) -> tuple[Service, Bundle | None]:
+    """Return the service to simulate (see `service_of`) and its bundle, if any."""
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
-    recording = None if options.recorded is None else read_recording(Path(options.recorded))
-    return service_of(opened, options, code=code, recording=recording), opened, recording
+    return service_of(opened, options, code), opened
 
 
 def service_of(
-    bundle: Bundle | None,
-    options: SimulationOptions,
-    *,
-    code: CodeSpec | None = None,
-    recording: Recording | None = None,
+    bundle: Bundle | None, options: SimulationOptions, code: CodeSpec | None = None
 ) -> Service:
     """Return the service of a bundle or, without one, that of the numbers in the options.
 
@@ -107,7 +102,7 @@ def service_of(
     """
     service_time = options.service_time
     if bundle is not None:
-        service = _measured(bundle, options, recording)
+        service = _measured(bundle, options)
         scale = 1.0 if service_time is None else service_time / service.seconds[DEPLOYED]
         times = {role: scale * each for role, each in service.seconds.items()}
         return replace(service, seconds=times)
@@ -127,11 +122,8 @@ def service_of(
     return Service(seconds, stand_ins, coverage, max_batch=options.max_batch or 1)
 
 
-def _measured(bundle: Bundle, options: SimulationOptions, recording: Recording | None) -> Service:
-    """Return a bundle's service, with the times that were measured where it was made, or else now.
-
-    Of a recording, roles with too few units take as long, relative to the model, as there.
-    """
+def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
+    """Return a bundle's service, with the times that were measured where it was made, or now."""
     manifest = bundle.manifest
     times = manifest.inference_times
     if times is None or (manifest.parity and times.parity is None):
@@ -149,19 +141,9 @@ def _measured(bundle: Bundle, options: SimulationOptions, recording: Recording |
         full = times.deployed_batch or BATCH * times.deployed
         each = max(0.0, (full / times.deployed - 1) / (BATCH - 1))
         added = dict.fromkeys(seconds, each)
-    overhead = DISPATCH
-    if recording is not None:
-        overhead = 0.0  # it is in the recorded times
-        recorded = {
-            role: runs.median / (1 + added.get(role, 0.0) * (recording.rows - 1))
-            for role, runs in recording.runs.items()
-            if role in seconds and (role == DEPLOYED or runs.units >= ENOUGH)
-        }
-        scale = recorded[DEPLOYED] / seconds[DEPLOYED]
-        seconds = {role: scale * each for role, each in seconds.items()} | recorded
     stand_ins = stand_ins_of(bundle)
     agreement = None if manifest.accuracy is None else manifest.accuracy.agreement
-    service = Service(seconds, stand_ins, {}, agreement, overhead, max_batch, added)
+    service = Service(seconds, stand_ins, {}, agreement, max_batch=max_batch, added=added)
     return gated(service, bundle, options.agreement if stand_ins else None)
 
 
@@ -262,31 +244,16 @@ class Scene:
     driver: Callable[..., Driver] | None = None
 
     @classmethod
-    def of(
-        cls,
-        service: Service,
-        scenario: Scenario,
-        *,
-        queries: int,
-        recording: Recording | None = None,
-    ) -> "Scene":
+    def of(cls, service: Service, scenario: Scenario, *, queries: int) -> "Scene":
         """Return the scene of a scenario, by default of so many `queries`.
 
         Raises UserError for files that cannot be read or do not fit.
         """
-        if recording is not None and recording.rows > BATCHED and service.max_batch == 1:
-            raise UserError(
-                f"units of the recorded server had {recording.rows:.1f} queries on average, and "
-                "here there is one in a unit; give --max-batch as that server has it"
-            )
         instances, count = scenario.instances or INSTANCES, scenario.queries or queries
         warm_up = count // WARM_UP
-        if recording is not None:
-            arrivals = recording.arrivals(count + warm_up, scenario.seed, scenario.rate)
-        else:
-            rate = scenario.rate or scenario.load * instances / service.unit
-            arrivals = poisson_arrivals(rate, count + warm_up, scenario.seed)
-        contention = contention_of(scenario, service, instances, recording)
+        rate = scenario.rate or scenario.load * instances / service.unit
+        arrivals = poisson_arrivals(rate, count + warm_up, scenario.seed)
+        contention = contention_of(scenario, service, instances)
         return cls(service, arrivals, warm_up, instances, contention, scenario.seed)
 
     @property
@@ -344,16 +311,11 @@ class Scene:
         )
 
 
-def contention_of(
-    scenario: Scenario, service: Service, instances: int, recording: Recording | None = None
-) -> FaultPlan:
-    """Return the contention of so many instances: the given, the recorded, or the standard one."""
-    if scenario.contention is not None:
-        plan = load_contention(scenario.contention)
-    elif recording is not None:
-        plan = recording.contention
-    else:
+def contention_of(scenario: Scenario, service: Service, instances: int) -> FaultPlan:
+    """Return the contention of so many instances: the given, or the standard one."""
+    if scenario.contention is None:
         return standard_contention(instances, service.unit)
+    plan = load_fault_plan(scenario.contention)
     plan.check(instances)
     return plan
 

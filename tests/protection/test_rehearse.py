@@ -1,6 +1,5 @@
-"""Recordings of real servers, and `parm rehearse`."""
+"""`parm rehearse` shows both runs of a failure."""
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -11,12 +10,8 @@ from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.load.recorder import record
 from parity_models.models.bundle import Bundle
 from parity_models.protection.rehearse import Fault, rehearse
-from parity_models.scheduling import BACKUP, DEPLOYED
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.server import ServeOptions, Server
 
 pytestmark = pytest.mark.slow
 
@@ -25,33 +20,6 @@ pytestmark = pytest.mark.slow
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
     return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
-
-
-async def test_a_server_is_recorded_though_nothing_is_late(bundle: Bundle) -> None:
-    options = ServeOptions(policy=PolicyChoice("adaptive"), port=0, compare_every=0.1)
-    rows = np.ones((5, FEATURES), np.float32)
-    async with Server(bundle, options) as server:
-        recording = asyncio.create_task(record(server.url, 2.0))
-        asked = 0
-        while not recording.done():
-            await server.deployment.frontend.infer(rows)
-            asked += len(rows)
-            await asyncio.sleep(0.005)
-        found = await recording
-    assert 100 < sum(found.ended) <= asked
-    assert found.answers["model"] > 0
-    assert found.runs[DEPLOYED].units >= 100
-    assert found.runs[BACKUP].units >= 1
-    assert found.compared >= 1
-    assert found.agreed == found.compared
-    assert found.rate > 0
-    assert found.busy > 0
-
-
-def test_nobody_at_the_address_is_said_in_a_sentence(bundle: Bundle, parm_here: Here) -> None:
-    of = ("plan", bundle.path, "--p99", "50ms", "--recorded")
-    assert_refused(parm_here(*of, "http://127.0.0.1:1"), "no server answers at")
-    assert_refused(parm_here(*of, "ftp://nonsense"), "not a server's address")
 
 
 def test_a_rehearsal_shows_the_tails(bundle: Bundle, tmp_path: Path, parm_here: Here) -> None:
