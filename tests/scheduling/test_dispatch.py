@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.work import Task
-from parity_models_lab.latency.competitors import Prequal, Probe, ProbePool
 from policies import EVERY_RULE
 from scheduling_world import ORIGINALS, World, world_of
-
-
-def test_what_waits_at_an_instance_that_leaves_is_moved() -> None:
-    world = world_of("01", dispatch=Prequal())
-    world.arrive(4)
-    world.leave("1")
-    while world.running:
-        world.finish("0")
-    assert len(world.answers) == 4
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
@@ -76,40 +66,8 @@ def served_in_turn(world: World, queries: int, slow: str) -> Counter[str]:
     return runs
 
 
-@pytest.mark.parametrize(("rule", "most"), [(LatencyAware, 0), (Prequal, 400 / 8 / 4)])
-def test_rules_that_know_latencies_avoid_the_slow(rule: type[Dispatch], most: float) -> None:
-    world = world_of("01234567", dispatch=rule())
+def test_the_latency_aware_rule_avoids_the_slow() -> None:
+    world = world_of("01234567", dispatch=LatencyAware())
     served_in_turn(world, 100, slow="3")
     later = served_in_turn(world, 400, slow="3")
-    assert later["3"] <= most
-    assert rule is not Prequal or len(later) > 4, "probing draws from all of them"
-
-
-def test_prequal_takes_the_fastest_of_the_cold_and_the_least_busy_if_all_are_hot() -> None:
-    pool = ProbePool(hot=0.5)
-    for rif in (1, 1, 1, 9):
-        pool.add(Probe(f"{rif}", rif, 1.0), 16)
-    quick, slow = Probe("quick", 1, 0.1), Probe("slow", 0, 1.0)
-    assert pool.best([slow, quick]) is quick
-    busy, busier = Probe("busy", 5, 1.0), Probe("busier", 6, 0.1)
-    assert pool.best([busier, busy]) is busy
-    assert pool.best([busy, slow]) is slow
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 5), st.integers(0, 3))),
-    st.integers(2, 4),
-)
-def test_prequal_keeps_one_probe_an_instance(steps: list[tuple[str, int, int]], size: int) -> None:
-    pool = ProbePool(hot=0.8)
-    for instance, rif, what in steps:
-        if what == 0 and pool.probes:
-            pool.use(pool.best(pool.probes), budget=2)
-        elif what == 1:
-            pool.thin_out()
-        elif what == 2:
-            pool.forget(instance)
-        else:
-            pool.add(Probe(instance, rif, 1.0), size)
-        names = [probe.instance for probe in pool.probes]
-        assert len(names) == len(set(names)) <= size
+    assert later["3"] == 0

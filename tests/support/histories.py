@@ -36,7 +36,6 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.scheduling.run_times import RunTimes
-from parity_models_lab.latency.competitors import Prequal, Tied
 from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from scheduling_world import World, code
 
@@ -92,7 +91,6 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
         BACKUPS[: options["copies"] - 1], SlackFit.Options(objective=options["parity_delay"] + 1)
     ),
     "proteus-like": lambda code, options: ProteusLike((BACKUPS[0],)),
-    "tied": lambda code, options: Tied(Tied.Options(tied_delay=options["parity_delay"])),
     "backup": lambda code, options: ApproximateBackup(),
     "adaptive": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
     "learned adaptive": lambda code, options: _adaptive(code, options, _learned()),
@@ -134,7 +132,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
     adaptive = ["learned adaptive", "learned adaptive", "cascade"]
     return Setup(
         choose([*BUILDERS, *parities, *adaptive]),
-        choose([SingleQueue, SingleQueue, LatencyAware, Prequal, Prequal]),
+        choose([SingleQueue, LatencyAware]),
         code(choose([2, 3, 4]), choose([1, 2]), choose(["separate", "subtraction"])),
         {
             "pool": choose(list(Pool)),

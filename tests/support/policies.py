@@ -16,9 +16,8 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.scheduling.run_times import RunTimes
-from parity_models_lab.latency.competitors import Prequal, Tied
 
-EVERY_RULE: list[type[Dispatch]] = [*RULES, Prequal]
+EVERY_RULE: list[type[Dispatch]] = [*RULES]
 
 
 def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:
@@ -31,7 +30,6 @@ def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:
         "cascade": lambda code: Cascade(
             (BACKUP,), Cascade.Options(hedge_delay=wait, hedge_budget=1.0)
         ),
-        "tied": lambda code: Tied(Tied.Options(tied_delay=0.0)),
         "backup": lambda code: ApproximateBackup(),
         "parity": lambda code: Parity(code, Parity.Options(max_group_wait=wait)),
         "parity, dedicated": lambda code: Parity(

@@ -1,21 +1,8 @@
-"""Replication, tied requests, hedging, approximate backups: when they are sent, and how many."""
-
-from typing import Any
+"""Replication, hedging, approximate backups: when they are sent, and how many."""
 
 from parity_models.scheduling import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies import ApproximateBackup, Hedging, Replication
-from parity_models_lab.latency.competitors import Prequal, Tied
-from scheduling_world import ORIGINALS, World, world_of
-
-
-def tied(**options: Any) -> World:
-    """Two instances, each with a queue, after nine queries, by which their run times are known."""
-    world = world_of("ab", Tied(Tied.Options(**options)), dispatch=Prequal())
-    for _ in range(9):
-        world.arrive(1)
-        world.pass_time(0.5)
-        world.finish(*world.running)
-    return world
+from scheduling_world import ORIGINALS, world_of
 
 
 def test_replication_runs_a_query_twice_and_answers_once() -> None:
@@ -25,27 +12,6 @@ def test_replication_runs_a_query_twice_and_answers_once() -> None:
     world.finish("b")
     assert world.answers == {0: Source.MODEL}
     assert world.cancelled == {world.running["a"].unit}
-
-
-def test_tied_copies_wait_at_two_instances_and_the_first_to_start_cancels_the_other() -> None:
-    world = tied()
-    world.arrive(3)  # two run, and the third waits at both
-    assert sum(world.scheduler.queue_depths().values()) == 2
-    world.finish("b")
-    assert world.running["b"].subjects == (11,)
-    assert world.running["a"].subjects != (11,)
-    assert not any(world.scheduler.queue_depths().values())
-    world.finish("a")
-    assert "a" not in world.running
-
-
-def test_a_tied_query_is_queued_once_more_only_if_it_waits_after_the_delay() -> None:
-    world = tied(tied_delay=1.0)
-    world.arrive(3)
-    assert sum(world.scheduler.queue_depths().values()) == 1
-    world.pass_time(1.1)
-    assert sum(world.scheduler.queue_depths().values()) == 2
-    assert len(world.running) == 2
 
 
 def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
