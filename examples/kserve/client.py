@@ -1,4 +1,4 @@
-"""Ask a server by KServe's SDK, over V1, over V2 and over gRPC (pip install kserve).
+"""Ask a server by KServe's SDK, over REST and over gRPC (pip install kserve).
 
 python client.py http://127.0.0.1:8000 127.0.0.1:8001 MODEL INPUT queries.npy
 """
@@ -17,18 +17,11 @@ from kserve import (
 
 
 async def main(url: str, grpc_address: str, model: str, name: str, file: str) -> None:
-    """Ask the model four rows of the file, three times, and print the classes they are of.
+    """Ask the model four rows of the file, twice, and print the classes they are of.
 
     They are for the input called `name`.
     """
     rows = np.load(file)[:4]
-
-    async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
-        headers: dict[str, str] = {}
-        answer = await client.infer(
-            url, {"instances": rows.tolist()}, model_name=model, response_headers=headers
-        )
-        tell("v1", answer["predictions"], headers["x-parm-source"])
 
     def request() -> InferRequest:
         tensor = InferInput(name, list(rows.shape), "FP32")

@@ -173,7 +173,7 @@ def test_the_service_of_systemd_starts_the_server(parm_here: Here, tmp_path: Pat
 
 def test_kserve_s_runtime_serves_its_own_protocols(parm_here: Here) -> None:
     runtime = yaml.safe_load((EXAMPLES / "kserve" / "servingruntime.yaml").read_text())
-    assert runtime["spec"]["protocolVersions"] == ["v1", "v2", "grpc-v2"]
+    assert runtime["spec"]["protocolVersions"] == ["v2", "grpc-v2"]
     (container,) = runtime["spec"]["containers"]
     program, command, bundle = container["command"]
     assert (program, bundle) == ("parm", "/mnt/models")

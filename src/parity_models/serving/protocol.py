@@ -266,10 +266,9 @@ class InferRequest(Struct, eq=False):
 
     `id` is the client's, if it gave one. `timeout` in seconds; `outputs` are those of the answer.
     `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
-    of the model's dynamic axes, before queries are padded. `by_row`: a request of V1 has a value
-    for each row, and so has its answer. `tensors` (count, ...), by input, are read by `read_rows`,
-    once the request is admitted; `rows` are they, where nothing is left to read. `known`: its JSON
-    object was read before.
+    of the model's dynamic axes, before queries are padded. `tensors` (count, ...), by input, are
+    read by `read_rows`, once the request is admitted; `rows` are they, where nothing is left to
+    read. `known`: its JSON object was read before.
     """
 
     model: "ServedModel"
@@ -281,7 +280,6 @@ class InferRequest(Struct, eq=False):
     tenant: str | None
     sizes: Sizes
     tensors: dict[str, NDArray[Any] | Unread]
-    by_row: bool = False
     rows: NDArray[Any] | None = None
     known: Known | None = None
 
@@ -351,7 +349,13 @@ def _read_request(
     """Return the request in a body whose JSON object has this end, and its inputs of binary
     data."""
     if end is None and len(body) > JSON_OBJECT:
-        check_json_size(body, model)
+        # Each value takes many times its bytes in memory.
+        most, values = model.max_values + JSON_OBJECT, body.count(b",") + 1
+        if values > most:
+            raise TooLargeError(
+                f"the request has {values} values in its JSON; {model.max_rows} rows of "
+                f"{model.signature.largest.input} take up to {most}"
+            )
     elif end is not None and JSON_OBJECT < end < len(body):
         raise TooLargeError(
             f"the JSON object before the binary data has {end} bytes; it may have {JSON_OBJECT}"
@@ -414,8 +418,6 @@ def request_of(
     model: "ServedModel",
     fitting: "Fitting",
     tensors: dict[str, NDArray[Any] | Unread],
-    *,
-    by_row: bool = False,
 ) -> InferRequest:
     """Return the request in a message that fits the model, with these tensors, by input.
 
@@ -440,7 +442,6 @@ def request_of(
         None if tenant is None else tenant_from(tenant, "the parameter tenant"),
         fitting.sizes,
         tensors,
-        by_row,
     )
 
 
@@ -474,13 +475,7 @@ async def write_response(
         if is_binary:
             message.parameters = TensorParameters(values.nbytes)
         else:
-            check_finite(values, spec.name, "binary data (binary_data_output)")
-            flat = values.ravel()
-            if len(flat) <= SLICE_VALUES:
-                message.data = Raw(msgspec.json.encode(flat.tolist()))
-            else:
-                column = partial(lambda values, part: values[part].tolist(), flat)
-                message.data = await json_list(len(flat), SLICE_VALUES, column, turn)
+            message.data = await _json(values, spec.name, turn)
         messages.append(message)
     header = msgspec.json.encode(
         ResponseMessage(
@@ -509,17 +504,6 @@ async def _binary_of(values: NDArray[Any], turn: Turn) -> list[memoryview]:
 
 def _bytes_of(values: NDArray[Any]) -> memoryview:
     return little_endian(values).reshape(-1).view(np.uint8).data
-
-
-def check_json_size(body: bytes | bytearray, model: "ServedModel") -> None:
-    """Raise TooLargeError for a body of JSON with more values than any request has: each takes many
-    times its bytes in memory."""
-    most, values = model.max_values + JSON_OBJECT, body.count(b",") + 1
-    if values > most:
-        raise TooLargeError(
-            f"the request has {values} values in its JSON; {model.max_rows} rows of "
-            f"{model.signature.largest.input} take up to {most}"
-        )
 
 
 def _check_keys(text: bytes | bytearray, key: bytes, most: int) -> None:
@@ -836,18 +820,22 @@ def _brackets(shape: tuple[int, ...]) -> bytes:
     return text
 
 
-async def json_list(
-    length: int, step: int, part: Callable[[slice], list[Any]], turn: Turn = at_once
-) -> Raw:
-    """Return a list of this length as JSON; `part` returns a slice of it. What is longer than a
-    `step` is written in steps, each in its `turn`."""
-    if length <= step:
-        return Raw(msgspec.json.encode(part(slice(length))))
-    pieces = []
-    for start in range(0, length, step):
-        await turn()
-        pieces.append(msgspec.json.encode(part(slice(start, start + step)))[1:-1])
-    await turn()
+async def _json(values: NDArray[Any], name: str, turn: Turn) -> Raw:
+    """Return the values of an output as JSON; many in slices, each in its `turn`.
+
+    Raises NotAcceptableError for values that JSON cannot say.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise NotAcceptableError(
+            f"output {name!r} has values that are not finite, which JSON cannot say; ask for "
+            "binary data (binary_data_output)"
+        )
+    flat, pieces = values.ravel(), []
+    for start in range(0, max(1, len(flat)), SLICE_VALUES):
+        if start:
+            await turn()
+        part = flat[start : start + SLICE_VALUES].tolist()
+        pieces.append(msgspec.json.encode(part)[1:-1])
     return Raw(b"[%b]" % b",".join(pieces))
 
 
@@ -871,12 +859,3 @@ def _data_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
     for _ in range(depth):
         element = list[element]
     return msgspec.json.Decoder(element)
-
-
-def check_finite(values: NDArray[Any], name: str, instead: str) -> None:
-    """Raise NotAcceptableError for values that JSON cannot express; `instead` names what can."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise NotAcceptableError(
-            f"output {name!r} has values that are not finite, which JSON cannot say; ask for "
-            f"{instead}"
-        )

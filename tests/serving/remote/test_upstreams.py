@@ -20,10 +20,10 @@ from fake_upstream import FakeUpstream, server_context
 from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature, TensorSpec
-from parity_models.serving import v1
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import OutputTensor
+from parity_models.serving.remote import v1
 from parity_models.serving.remote.clients import connect
 from parity_models.serving.remote.remote_engine import (
     RemoteEngine,

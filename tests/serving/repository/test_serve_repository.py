@@ -58,7 +58,6 @@ def test_a_broken_bundle_is_unavailable_and_says_why(repository: Repository) -> 
     assert response.status_code == 503
     assert "deployed.onnx" in response.json()["error"]
     assert httpx.get(f"{url}/v2/models/nothing").status_code == 404
-    assert httpx.get(f"{url}/v1/models").json() == {"models": ["first", "second"]}
 
 
 def test_metrics_name_the_model_and_its_version(repository: Repository) -> None:

@@ -14,10 +14,8 @@ from http_served import INFER, binary, body, eventually, get, post, serving
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
-from parity_models.serving.frontend import Result
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import InferRequest, read_array, read_request, write_response
-from parity_models.serving.v1 import read_predict, write_predictions
 from rest_bodies import done
 
 X = TensorSpec("x", "FP32", (64,))
@@ -59,8 +57,6 @@ def _list(value: bytes, times: int = MANY) -> bytes:
 def test_json_of_too_many_values_is_refused_unread(changes: dict[str, bytes]) -> None:
     with pytest.raises(TooLargeError, match=r"the request has \d+ values in its JSON; 1000 rows"):
         read_request(infer(**changes), None, MODEL)
-    with pytest.raises(TooLargeError, match=r"values in its JSON"):
-        read_predict(infer(**changes), MODEL)
 
 
 @pytest.mark.parametrize(
@@ -112,47 +108,28 @@ def test_large_json_of_another_shape_or_type_is_refused(
         done(read_array(text, "FP32", shape, "it"))
 
 
-def wide(values: int, rows: int, **parameters: bool) -> tuple[InferRequest, ServedModel]:
+def wide(values: int, rows: int, **parameters: bool) -> InferRequest:
     outputs = TensorSpec("y", "FP32", (values,))
     model = ServedModel("model", Signature.of(X, outputs), max_rows=1000)
     tensor = {"name": "x", "datatype": "FP32", "shape": [rows, 64], "data": [0] * 64 * rows}
     message = {"inputs": [tensor], "parameters": parameters}
-    return read_request(json.dumps(message).encode(), None, model), model
-
-
-@pytest.mark.parametrize(
-    ("row", "rows", "wrong"),
-    [
-        (b"[]", 128_000, "2000 rows"),
-        (b"1", 128_000, "2000 rows"),
-        (b'{"x":[]}', 128_000, "more than the 1000 rows"),
-        (_list(b"1", 63), 2000, r"126000 values; a row of shape \[64\] takes 64"),
-    ],
-)
-def test_rows_of_v1_are_counted_before_they_are_read(row: bytes, rows: int, wrong: str) -> None:
-    """A list of millions takes half a second to tell apart."""
-    with pytest.raises((InvalidRequestError, TooLargeError), match=wrong):
-        read_predict(b'{"instances":' + _list(row, rows) + b"}", MODEL)
+    return read_request(json.dumps(message).encode(), None, model)
 
 
 def test_large_answers_are_written_in_slices() -> None:
-    asked, model = wide(50_000, 2)
+    asked = wide(50_000, 2)
     outputs = np.arange(100_000, dtype=np.float32).reshape(2, -1)
     counted: list[int] = []
     head, _ = done(write_response(asked, outputs, [Source.MODEL] * 2, partial(turns, counted)))
     assert json.loads(head)["outputs"][0]["data"] == list(range(100_000))
-    text = json.dumps({"instances": [[0] * 64] * 2}).encode()
-    answer = Result(outputs, [Source.MODEL] * 2)
-    body = done(write_predictions(read_predict(text, model), answer, partial(turns, counted)))
-    assert json.loads(body)["predictions"] == outputs.tolist()
     assert len(counted) > 7
 
 
 def test_an_answer_too_large_for_json_is_refused_and_binary_named() -> None:
-    asked, _ = wide(65_536, 100)
+    asked = wide(65_536, 100)
     with pytest.raises(TooLargeError, match=r"6553600 values, and JSON .*\(binary_data_output"):
         asked.answer_size()
-    asked, _ = wide(65_536, 100, binary_data_output=True)
+    asked = wide(65_536, 100, binary_data_output=True)
     assert asked.answer_size() == 2 * 4 * 6_553_600
 
 

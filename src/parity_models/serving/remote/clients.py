@@ -1,4 +1,4 @@
-"""Clients of upstreams: the part that all share, and those over HTTP, by V2 and V1."""
+"""Clients of upstreams: the part that all share, and the one over REST."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.models.signature import Kind, Signature, Tensor, tensors_in
-from parity_models.serving import v1
 from parity_models.serving.access import Reread, read_text
 from parity_models.serving.client import (
     Client,
@@ -237,8 +236,11 @@ def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> Up
     credentials = Credentials(None, *(None if file is None else Path(file) for file in files))
     scheme, address = upstream.url.split("://")
     if scheme.startswith("http"):
-        kind = V1Client if upstream.protocol == "v1" else RestClient
-        return kind(token, upstream.url, credentials)
+        if upstream.protocol == "v1":
+            from parity_models.serving.remote.v1 import V1Client
+
+            return V1Client(token, upstream.url, credentials)
+        return RestClient(token, upstream.url, credentials)
     # Only now: fleets that speak HTTP need no gRPC.
     from parity_models.serving.remote.grpc import GrpcClient
 
@@ -246,7 +248,7 @@ def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> Up
 
 
 @contextmanager
-def _faults(path: str = "") -> Iterator[None]:
+def faults(path: str = "") -> Iterator[None]:
     """Translate the errors of a request to `path`; without one, of a unit's request."""
     try:
         yield
@@ -283,15 +285,15 @@ class RestClient(UpstreamClient):
 
     async def _check_ready(self, model: UpstreamModel) -> None:
         path = f"{model_path(model.name, model.version)}/ready"
-        with _faults(path):
+        with faults(path):
             await self._client.ask("GET", path)
 
     async def _server(self) -> ServerMetadata:
-        with _faults("/v2"):
+        with faults("/v2"):
             return await self._client.server()
 
     async def _model(self, model: UpstreamModel) -> ModelMetadata:
-        with _faults(model_path(model.name, model.version)):
+        with faults(model_path(model.name, model.version)):
             return await self._client.model(model.name, model.version)
 
     async def _ask(
@@ -302,52 +304,11 @@ class RestClient(UpstreamClient):
         body, own = write_request(tensors, outputs, id=id, binary=self.binary)
         path = f"{model_path(model.name, model.version)}/infer"
         limit = answer_limit(_rows(tensors) * kind.output.row_values)
-        with _faults():
+        with faults():
             answer, length = await self._client.ask(
                 "POST", path, body, {**headers, **own}, limit=limit
             )
             return read_response(answer, length).outputs
-
-
-class V1Client(RestClient):
-    """An upstream over V1, where only a prediction can show whether its model is the right one."""
-
-    async def _check_ready(self, model: UpstreamModel) -> None:
-        path = _v1_path(model)
-        with _faults(path):
-            text, _ = await self._client.ask("GET", path)
-            if v1.says_not_ready(text):
-                raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
-
-    async def _metadata(self, model: UpstreamModel) -> None:
-        return None
-
-    async def _ask(
-        self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
-    ) -> Sequence[OutputTensor]:
-        try:
-            body = v1.write_predict(tensors)
-        except ValueError as error:
-            raise UnitError(f"cannot be asked: {error}") from error
-        specs, rows = kind.output.tensors, _rows(tensors)
-        values = kind.output.row_values + sum(len(each.name.encode()) + 7 for each in specs)
-        with _faults():
-            answer, _ = await self._client.ask(
-                "POST",
-                f"{_v1_path(model)}:predict",
-                body,
-                {**headers, "Content-Type": "application/json"},
-                limit=answer_limit(rows * values),
-            )
-            columns = v1.read_predictions(answer, [each.name for each in specs])
-        return [
-            OutputTensor(each.name, each.datatype, (rows, *each.shape), columns[each.name])
-            for each in specs
-        ]
-
-
-def _v1_path(model: UpstreamModel) -> str:
-    return model_path(model.name, model.version).replace("/v2/", "/v1/", 1)
 
 
 def _rows(tensors: Tensors) -> int:

@@ -62,9 +62,9 @@ class Request:
 
     Values of a name that is `repeated` are joined by commas, and are there one by one. The service
     sets `handler` when it has found what the request is for, the `model` and `version` that it
-    names, and whether it is an `inference`, over V1 or not. Its carrier sets `is_local`, if it
-    comes from this machine, `keeps`, if the connection goes on after it, and `answer`, where its
-    head was enough to refuse it. The `body` comes in pieces; its bytes are held from the `budget`.
+    names, and whether it is an `inference`. Its carrier sets `is_local`, if it comes from this
+    machine, `keeps`, if the connection goes on after it, and `answer`, where its head was enough to
+    refuse it. The `body` comes in pieces; its bytes are held from the `budget`.
     `is_json`: that limits its body more; `is_large`: it may be refused by its body's first bytes,
     and `peeks` until they have come.
     """
@@ -72,7 +72,7 @@ class Request:
     handler: "Handler | None" = None
     model = ""
     version: str | None = None
-    inference = is_json = is_local = is_v1 = is_large = peeks = False
+    inference = is_json = is_local = is_large = peeks = False
     keeps = True
     answer: Response | None = None
     body: bytes | bytearray = b""

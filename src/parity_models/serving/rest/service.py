@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, and V1's, over models: requests in, responses out.
+"""The Open Inference Protocol over HTTP, over models: requests in, responses out.
 
 What carries them is elsewhere: `serving/http.py` over sockets of its own, asgi.py in another
 server. Every error is a JSON object with an `error`, and the status of its class in
@@ -59,7 +59,6 @@ from parity_models.serving.rest.messages import (
     json_response,
     refusal,
 )
-from parity_models.serving.v1 import read_predict, status_of, write_predictions
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -73,8 +72,7 @@ _QUIET = (*HEALTH, METRICS)
 """Paths that are asked again and again, and are in no access log."""
 
 _OF_MODEL = re.compile(
-    r"/v2/models/(?P<v2>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<end>/ready|/infer)?"
-    r"|/v1/models/(?P<v1>[^/]+?)(?:/versions/(?P<v1_version>[^/]+?))?(?P<predict>:predict)?"
+    r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<end>/ready|/infer)?"
     r"|/v2/repository/models/(?P<kept>[^/]+)(?P<change>/load|/unload)"
 )
 """The paths that name a model, and maybe a version."""
@@ -139,7 +137,6 @@ class Rest:
             "/v2": ("GET", self._server_metadata),
             HEALTH[0]: ("GET", self._live),
             HEALTH[1]: ("GET", self._ready),
-            "/v1/models": ("GET", self._v1_models),
             "/v2/repository/index": ("POST", self._index),
             METRICS: ("GET", Scrapes(read_metrics or self._own_metrics)),
             **(pages or {}),
@@ -148,8 +145,6 @@ class Rest:
             None: ("GET", self._model_metadata),
             "/ready": ("GET", self._model_ready),
             "/infer": ("POST", self._infer),
-            "": ("GET", self._v1_model),
-            ":predict": ("POST", self._infer),
             "/load": ("POST", self._load),
             "/unload": ("POST", self._unload),
         }
@@ -171,9 +166,8 @@ class Rest:
         method, handler = self._fixed.get(path, ("", None))
         found = _OF_MODEL.fullmatch(path) if handler is None and self._of_model else None
         if found is not None:
-            v2, version, end, v1, v1_version, predict, kept, change = found.groups()
-            request.model, request.version = v2 or v1 or kept, version or v1_version
-            asks = end if v2 else change if kept else predict or ""
+            name, request.version, asks, kept, change = found.groups()
+            request.model, asks = name or kept, asks or change
             method, handler = self._of_model[asks]
         if handler is None:
             raise NotFoundError(
@@ -184,8 +178,7 @@ class Rest:
             text = f"{path[:_PATH]} does not take the method {request.method}"
             raise MethodError(text, "GET, HEAD" if method == "GET" else method)
         request.handler = handler
-        request.is_v1 = asks == ":predict"
-        request.inference = request.is_v1 or asks == "/infer"
+        request.inference = asks == "/infer"
         if kept is not None:
             self._check_change(request)
         # A size that is only declared takes no room: a few clients that declare much and send
@@ -279,7 +272,7 @@ class Rest:
         if self._models.only is None:
             check_administrator(self._administrators, request.headers.get("authorization"))
 
-    # Inference, over either protocol
+    # Inference
 
     async def _infer(self, request: Request) -> Response:
         if "content-encoding" in request.headers:
@@ -289,10 +282,7 @@ class Rest:
             version = self._models.find(request.model, request.version)
             model, log, budget = version.model, request.log, self.budget
             log.metrics = version.metrics
-            if request.is_v1:
-                asked = read_predict(request.body, model)
-            else:
-                asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
+            asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
             if model.tenant_header is not None:
                 take_tenant(asked, model.tenant_header, request.values(model.tenant_header))
             if asked.id is not None:
@@ -318,22 +308,12 @@ class Rest:
         )
         log.model, log.version, log.sources = model.name, model.version, result.sources
         said = _encoded(model.headers(result.sources))
-        if request.is_v1:
-            return Response(200, await write_predictions(asked, result, budget.turn), JSON + said)
         head, binary = await write_response(asked, result.outputs, result.sources, budget.turn)
         if not binary:
             return Response(200, head, JSON + said)
         return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
 
     # Others
-
-    async def _v1_models(self, request: Request) -> Response:
-        return json_response({"models": self._models.names})
-
-    async def _v1_model(self, request: Request) -> Response:
-        version = self._models.find(request.model, request.version)
-        ready = version.frontend.ready
-        return json_response(status_of(version.model, ready), 200 if ready else 503)
 
     async def _live(self, request: Request) -> Response:
         return json_response({"live": True})
