@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -188,8 +189,17 @@ def _not_finite(rows: Array) -> Sequence[int]:
     """Return which rows (n, *shape), maybe records, have a value that is not finite."""
     found: set[int] = set()
     for tensor in tensors_in(rows):
-        if tensor.dtype.kind == "f":
-            finite = np.isfinite(tensor)
-            if np.count_nonzero(finite) < finite.size:  # the fastest way to see that all are
-                found.update(np.flatnonzero(~finite.reshape(len(rows), -1).all(axis=1)).tolist())
-    return sorted(found)
+        if not _all_finite(tensor):
+            finite = np.isfinite(tensor).reshape(len(rows), -1)
+            found.update(np.flatnonzero(~finite.all(axis=1)).tolist())
+    return sorted(found) if found else ()
+
+
+def _all_finite(tensor: Array) -> bool:
+    if tensor.dtype.kind != "f":
+        return True
+    if tensor.dtype.itemsize >= 4:  # the sum of squares takes less than half of the time
+        values = tensor.ravel()
+        if isfinite(values.dot(values)):
+            return True
+    return bool(np.isfinite(tensor).all())

@@ -51,6 +51,9 @@ WAITED = 0.5
 WHILE_BUSY = 0.1
 """Seconds until queries are reconsidered, at the least, while nothing redundant is sent."""
 
+KEPT_OF = 8
+"""One of so many answered queries is kept to fill up groups of late ones, as each costs time."""
+
 HELD_UP = 0.001
 """Seconds by which an alarm is late if the driver's process was held up."""
 
@@ -352,6 +355,8 @@ class Adaptive(Policy):
             self._groups.on_prediction(port, task)
         query = port.queries.get(task.subject)
         if self._rows and query is not None and query.coded and not query.crashes:
+            if query.id % KEPT_OF and self._groups.can_form((query,)):
+                return
             self._groups.keep(port, (query.kind, query.tenant), query.id)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
