@@ -150,6 +150,12 @@ def test_a_manifest_of_before_backups_and_envelopes_opens(bundle: Path) -> None:
     assert opened.envelope() is None
 
 
+def test_a_model_of_a_fixed_batch_in_an_old_bundle_is_refused(bundle: Path) -> None:
+    tamper(bundle, lambda content: content["deployed"]["signature"].update(batch=4))
+    with pytest.raises(BundleError, match="fixed to 4; export it with a dynamic batch axis"):
+        open_bundle(bundle)
+
+
 def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models: Path) -> None:
     written = write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
     opened = open_bundle(bundle)

@@ -82,8 +82,6 @@ def bundle(
         typer.echo(f"output {tensor}")
     for each, sizes in signature.axes.items():
         typer.echo(f"axis {each!r} is padded to {', '.join(map(str, sizes.buckets))}")
-    if signature.batch:
-        typer.echo(f"the batch axis is fixed to {signature.batch}: no stand-in can answer for it")
     typer.echo(f"wrote {written.path}")
 
 

@@ -835,11 +835,6 @@ def _check_stand_in(
     deployed: Signature, model: ModelFile, inputs: Sequence[Tensor], output: Tensor, why: str
 ) -> None:
     """The model takes these inputs and gives this output, with the axes of the deployed model."""
-    if deployed.batch or model.signature.batch:
-        raise BundleError(
-            "the batch axis of a model is fixed, so that it is served exact; leave the stand-ins "
-            "out"
-        )
     if output.fixed is None:
         raise BundleError(
             f"the output {output} that stand-ins are to imitate has no fixed shape, so that it is "

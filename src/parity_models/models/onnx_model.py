@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError, ModelError
-from parity_models.models.signature import DATATYPES, Signature, Tensor
+from parity_models.models.signature import DATATYPES, FREE_BATCH, Signature, Tensor
 
 Array = NDArray[Any]
 
@@ -43,10 +43,10 @@ class OnnxModel:
     """An ONNX file whose inputs and outputs have a batch axis in front.
 
     `model` is the file's path or its content, called `name` in errors. Its `signature` is given
-    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs, a batch
-    axis that is not free. Only the file itself is read: weights in further files are refused, as
-    nothing vouches for those. `threads` compute within one call; they hold no core while they wait.
-    Raises ModelError for a file that cannot be read or is not such a model.
+    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs. Only
+    the file itself is read: weights in further files are refused, as nothing vouches for those.
+    `threads` compute within one call; they hold no core while they wait. Raises ModelError for a
+    file that cannot be read or is not such a model.
     """
 
     def __init__(
@@ -84,17 +84,9 @@ class OnnxModel:
             Exception: ONNX Runtime's errors, which share no base class but this.
 
         """
-        size = self.signature.batch
-        if not size:
-            return self._run(batch, options)
-        parts, rows = [], len(next(iter(batch.values())))
-        for start in range(0, rows, size):
-            # The last row fills up the last batch.
-            which = np.minimum(np.arange(start, start + size), rows - 1)
-            parts.append(self._run({name: each[which] for name, each in batch.items()}, options))
-        return {
-            name: np.concatenate([part[name] for part in parts])[:rows] for name in self._outputs
-        }
+        feeds = {name: np.ascontiguousarray(each) for name, each in batch.items()}
+        results = self._session.run(self._outputs, feeds, options)
+        return dict(zip(self._outputs, results, strict=True))
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on a user's queries.
@@ -108,13 +100,6 @@ class OnnxModel:
                 f"the model cannot run some of the queries: {why_it_fails(error)}; leave those "
                 "out, or check that they are what the model takes"
             ) from error
-
-    def _run(
-        self, batch: Mapping[str, Array], options: onnxruntime.RunOptions | None
-    ) -> dict[str, Array]:
-        feeds = {name: np.ascontiguousarray(each) for name, each in batch.items()}
-        results = self._session.run(self._outputs, feeds, options)
-        return dict(zip(self._outputs, results, strict=True))
 
 
 @dataclass(frozen=True)
@@ -270,10 +255,7 @@ def _fixed_signature(session: onnxruntime.InferenceSession) -> Signature:
 
 def _fixed(tensor: Declared) -> Tensor:
     if not tensor.shape or isinstance(tensor.shape[0], int):
-        raise ModelError(
-            f"has {tensor}, without a free batch axis in front; export it with a dynamic first "
-            "axis (torch.onnx.export(dynamic_shapes=...))"
-        )
+        raise ModelError(f"has {tensor}, without a free batch axis in front; {FREE_BATCH}")
     row = tuple(axis for axis in tensor.shape[1:] if isinstance(axis, int) and axis > 0)
     if len(row) < len(tensor.shape) - 1:
         raise ModelError(
@@ -297,7 +279,7 @@ def _check_signature(session: onnxruntime.InferenceSession, promised: Signature)
                 f"{', '.join(map(str, tensors))} is promised"
             )
         for tensor in tensors:
-            one, shape = named[tensor.name], (promised.batch or None, *tensor.shape)
+            one, shape = named[tensor.name], (None, *tensor.shape)
             fits = one.datatype == tensor.datatype and len(one.shape) == len(shape)
             if not fits or any(
                 isinstance(size, int) and size != wanted

@@ -1,15 +1,15 @@
 """A user's ONNX model made ready to be served: in one piece, with a complete signature.
 
 Bounds of dynamic axes are given, or read off queries; a batch axis fixed to 1 is freed where that
-changes no prediction; the shapes of outputs are found by running the model. Needs the package onnx,
-which serving does without: bundles hold models that went through here.
+changes no prediction, else the model is refused; the shapes of outputs are found by running the
+model. Needs the package onnx, which serving does without: bundles hold models that went through
+here.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -29,7 +29,15 @@ from parity_models.models.onnx_model import (
     why_it_fails,
 )
 from parity_models.models.queries import axis_for, fit_tensors, rows_in, sizes_in, take
-from parity_models.models.signature import Axis, Batch, Layout, Signature, Tensor, pad
+from parity_models.models.signature import (
+    FREE_BATCH,
+    Axis,
+    Batch,
+    Layout,
+    Signature,
+    Tensor,
+    pad,
+)
 
 Array = NDArray[Any]
 
@@ -45,6 +53,8 @@ PARTS = (4, 2, 1)
 """Without queries, the buckets of an axis are these parts of its bound."""
 
 _SEED = 5
+
+_FIXED = f"has a batch axis fixed to 1, and cannot take more rows; {FREE_BATCH}"
 
 
 def read_servable(
@@ -72,26 +82,13 @@ def read_servable(
     try:
         session = open_session(content)
         inputs, outputs = declared(session)
-        images = _image_sizes(inputs, dict(axes or {}), queries)
-        if images:
-            sized = _declare(content, images)
-            try:
-                session = open_session(sized)
-            except ModelError:  # what ONNX Runtime infers of these sizes may be too much for it
-                images = {}
-            else:
-                content, (inputs, outputs) = sized, declared(session)
-        batch = _batch_of(inputs)
-        tensors = _input_tensors(inputs, dict(padding or {}))
+        fixed = _has_fixed_batch(inputs)
+        tensors = _input_tensors(inputs, dict(axes or {}), dict(padding or {}), queries)
         found = _axes(tensors, dict(axes or {}), queries)
-        shapes = _output_shapes(session, outputs, tensors, found, batch or 2)
-        signature = make_signature(tensors, shapes, axes=found, batch=batch)
-        if images and not found:
-            content = _declare(content, {each.name: each.at({}).shape for each in shapes})
-        if batch == 1:
-            freed = _free_batch(content, signature)
-            if freed is not None:
-                content, signature = freed, msgspec.structs.replace(signature, batch=0)
+        shapes = _output_shapes(session, outputs, tensors, found, 1 if fixed else 2)
+        signature = make_signature(tensors, shapes, axes=found)
+        if fixed:
+            content = _free_batch(content, session, signature)
         _check_rows_apart(OnnxModel(content, signature=signature), queries, str(path))
     except ModelError as error:
         raise ModelError(f"{path}: it {error}") from error
@@ -123,24 +120,6 @@ def _with_weights(path: Path, content: bytes) -> bytes:
     return whole
 
 
-def _image_sizes(
-    inputs: Sequence[Declared], given: Mapping[str, Any], queries: Batch | None
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape of rows of each image with free axes, by input: that of its queries.
-
-    Padding would become part of an image, so all are served at one size.
-    """
-    found, arrays = {}, queries or {}
-    for each in inputs:
-        array = arrays.get(each.name, next(iter(arrays.values())) if len(arrays) == 1 else None)
-        row = _row_of(each)
-        free = {axis for axis in row if isinstance(axis, str)}
-        image = len(row) >= 3 and free and not free & given.keys()
-        if image and array is not None and array.ndim == 1 + len(row):
-            found[each.name] = array.shape[1:]
-    return found
-
-
 def _row_of(tensor: Declared) -> tuple[int | str, ...]:
     """Return the shape of a row, with a name of its own for each free axis.
 
@@ -153,42 +132,40 @@ def _row_of(tensor: Declared) -> tuple[int | str, ...]:
     return tuple(row)
 
 
-def _declare(content: bytes, shapes: Mapping[str, Sequence[int]]) -> bytes:
-    """Return the model with rows of these `shapes`, by input or output; other sizes are inferred
-    anew."""
-    model = onnx.load_model_from_string(content)
-    del model.graph.value_info[:]
-    for value in (*model.graph.input, *model.graph.output):
-        for dim, size in zip(
-            value.type.tensor_type.shape.dim[1:], shapes.get(value.name, ()), strict=False
-        ):
-            dim.dim_value = size
-    declared: bytes = model.SerializeToString()
-    return declared
-
-
-def _batch_of(inputs: Sequence[Declared]) -> int:
-    """Return the number of rows that the model takes at once; 0: any."""
+def _has_fixed_batch(inputs: Sequence[Declared]) -> bool:
+    """Return whether the model takes one row at once."""
     if not inputs:
         raise ModelError("has no inputs; export it with one or more")
     firsts = {each.shape[0] if each.shape else "none" for each in inputs}
-    fixed = {first for first in firsts if isinstance(first, int)}
-    if len(firsts) > len(fixed) > 0 or len(fixed) > 1 or not all(each.shape for each in inputs):
+    sizes = {first for first in firsts if isinstance(first, int)}
+    if len(firsts) > len(sizes) > 0 or len(sizes) > 1 or not all(each.shape for each in inputs):
         found = ", ".join(map(str, inputs))
         raise ModelError(
             f"has {found}; the first axis of every input must be the batch axis, free or of one "
             "size"
         )
-    return next(iter(fixed), 0)
+    if sizes - {1}:
+        raise ModelError(f"has a batch axis fixed to {sizes.pop()}; {FREE_BATCH}")
+    return bool(sizes)
 
 
-def _input_tensors(inputs: Sequence[Declared], padding: dict[str, float]) -> list[Tensor]:
-    batch = {each.shape[0] for each in inputs}
-    tensors = []
+def _input_tensors(
+    inputs: Sequence[Declared],
+    given: Mapping[str, Any],
+    padding: dict[str, float],
+    queries: Batch | None,
+) -> list[Tensor]:
+    """Return the inputs. Free axes of images have the size that the queries have: padding would
+    become part of an image."""
+    batch, arrays, tensors = {each.shape[0] for each in inputs}, queries or {}, []
     for each in inputs:
         shape = _row_of(each)
-        if batch.intersection(name for name in shape if isinstance(name, str)):
+        free = {axis for axis in shape if isinstance(axis, str)}
+        if batch & free:
             raise ModelError(f"has {each}, with the batch axis twice; export it with one in front")
+        array = arrays.get(each.name, next(iter(arrays.values())) if len(arrays) == 1 else None)
+        if len(shape) >= 3 and not free & given.keys() and array is not None:
+            shape = array.shape[1:] if array.ndim == 1 + len(shape) and free else shape
         try:
             tensors.append(Tensor(each.name, each.datatype, shape, padding.pop(each.name, 0.0)))
         except ValueError as error:
@@ -305,70 +282,16 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
             )
 
 
-# Outputs for each token
-
-
-def with_mean(
-    content: bytes, signature: Signature, output: str | None = None
-) -> tuple[bytes, Signature, str]:
-    """Give a model one more output: the mean of an output [sequence, width], scaled to length 1.
-
-    Tokens count that the input with "mask" in its name marks, or else those that are not padding.
-
-    Returns:
-        The content, the signature, and the name of the new output.
-
-    Raises:
-        ModelError: There is no such output, or no input of the same sequence.
-
-    """
-    found = [
-        each
-        for each in signature.outputs
-        if len(each.shape) == 2 and list(each.axes.values()) == [0] and each.dtype.kind == "f"
-        if output in (None, each.name)
-    ]
-    tokens = [each for each in signature.inputs if found and each.shape == found[0].shape[:1]]
-    if len(found) != 1 or not tokens:
-        raise ModelError(
-            "a mean is taken of an output of shape [sequence, width], where an input has the same "
-            f"sequence; the model gives {', '.join(map(str, signature.outputs))}: name one such "
-            "output, or leave out --pool"
-        )
-    mask = next((each for each in tokens if "mask" in each.name), tokens[0])
-    model, name, float32 = onnx.load_model_from_string(content), f"{found[0].name}.mean", 1
-    padding = onnx.helper.make_tensor(f"{name}.padding", float32, [], [mask.padding])
-    model.graph.initializer.append(padding)
-    for operator, taken, given, more in (
-        ("Cast", [mask.name], f"{name}.ids", {"to": float32}),
-        ("Equal", [f"{name}.ids", padding.name], f"{name}.padded", {}),
-        ("Not", [f"{name}.padded"], f"{name}.content", {}),
-        ("Cast", [f"{name}.content"], f"{name}.counted", {"to": float32}),
-        ("Cast", [found[0].name], f"{name}.tokens", {"to": float32}),
-        (
-            "Einsum",
-            [f"{name}.counted", f"{name}.tokens"],
-            f"{name}.sum",
-            {"equation": "nl,nlw->nw"},
-        ),
-        ("LpNormalization", [f"{name}.sum"], name, {"axis": -1, "p": 2}),
-    ):
-        model.graph.node.append(onnx.helper.make_node(operator, taken, [given], **more))
-    width = found[0].shape[1:]
-    value = onnx.helper.make_tensor_value_info(name, float32, [BATCH, *width])
-    model.graph.output.append(value)
-    outputs = (*signature.outputs, Tensor(name, "FP32", width))
-    content = model.SerializeToString()
-    open_session(content)
-    return content, msgspec.structs.replace(signature, outputs=outputs), name
-
-
 # A batch axis of one
 
 
-def _free_batch(content: bytes, signature: Signature) -> bytes | None:
-    """Return the model, whose batch axis is fixed to 1, with a free one; None if that changes
-    predictions."""
+def _free_batch(
+    content: bytes, session: onnxruntime.InferenceSession, signature: Signature
+) -> bytes:
+    """Return the model of a `session`, whose batch axis is fixed to 1, with a free one.
+
+    Raises ModelError if that changes predictions.
+    """
     model = onnx.load_model_from_string(content)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for value in (*model.graph.input, *model.graph.output):
@@ -385,15 +308,15 @@ def _free_batch(content: bytes, signature: Signature) -> bytes | None:
                 sizes[0] = 0 if -1 in sizes[1:] else -1  # 0 stands for the axis as it comes in
                 shape.CopyFrom(numpy_helper.from_array(sizes, shape.name))
     freed: bytes = model.SerializeToString()
+    rows = signature.largest.input.draw(np.random.default_rng(0), TRIED)
+    names = [each.name for each in signature.outputs]
     try:
-        together = OnnxModel(freed, signature=msgspec.structs.replace(signature, batch=0))
-        alone = OnnxModel(content, signature=signature)
-        rows = signature.largest.input.draw(np.random.default_rng(0), TRIED)
-        one, other = together(rows), alone(rows)
-    except Exception:  # ONNX Runtime's errors share no base class but this
-        return None
-    same = all(
-        one[name].shape == each.shape and np.allclose(one[name], each, 1e-3, 1e-4, equal_nan=True)
-        for name, each in other.items()
-    )
-    return freed if same else None
+        together = OnnxModel(freed, signature=signature)(rows)
+        alone = [session.run(names, take(rows, slice(i, i + 1))) for i in range(TRIED)]
+    except Exception as error:  # ONNX Runtime's errors share no base class but this
+        raise ModelError(_FIXED) from error
+    for name, parts in zip(names, zip(*alone, strict=True), strict=True):
+        one, other = together[name], np.concatenate(parts)
+        if one.shape != other.shape or not np.allclose(one, other, 1e-3, 1e-4, equal_nan=True):
+            raise ModelError(_FIXED)
+    return freed

@@ -439,12 +439,6 @@ class RemoteEngine(Engine):
                     role: replace(models[role], name=name, version=upstream.version)
                     for role, name in upstream.models.items()
                 }
-                for model in there.values():
-                    if model.signature.batch:
-                        raise UserError(
-                            f"the {model} takes {model.signature.batch} rows at once and no other "
-                            "number; serve it with the engine local, or export it with a free one"
-                        )
                 row = max(each.signature.largest.output.row_bytes for each in there.values())
                 most = _OVERHEAD + self._max_batch * row
                 client = clients.connect(upstream, self._options, most)
