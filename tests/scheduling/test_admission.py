@@ -22,25 +22,6 @@ def test_abandoned_queries_do_not_have_others_refused() -> None:
     assert not [fail for fail in refusals(world) if fail.reason is Reason.OVERLOADED]
 
 
-def test_a_large_request_that_is_abandoned_has_nobody_refused() -> None:
-    world = learned(run=0.05, instances="abcd", deadline=10.0)
-    ends: dict[int, float] = {}
-    abandoned, at = [], 0.0
-    for step in range(4000):  # of 5 ms: 56 queries a second, where 80 can be answered
-        if step * 56 // 200 > (step - 1) * 56 // 200:
-            world.arrive(1)
-        if step % 2000 == 500:
-            abandoned, at = world.arrive(100), world.now + 0.065
-        if abandoned and world.now >= at:
-            world.abandon(*abandoned)
-            abandoned = []
-        world.pass_time(0.005)
-        for instance, run in list(world.running.items()):
-            if world.now >= ends.setdefault(run.unit, world.now + 0.045):
-                world.finish(instance)
-    assert {fail.reason for fail in world.failures.values()} == {Reason.ABANDONED}
-
-
 def learned(run: float = 1.0, instances: str = "a", **config: Any) -> World:
     """A world whose instances have run some queries, for so many seconds each."""
     world = world_of(instances, **config)
@@ -79,22 +60,6 @@ def test_a_query_that_cannot_be_answered_in_time_is_refused_with_the_numbers() -
     assert fail.retry_after > 2.0
     (later,) = world.arrive(1, deadline=world.now + 9.0)
     assert later not in world.failures
-
-
-def test_retries_are_spread() -> None:
-    world = learned()
-    world.arrive(5)
-    for _ in range(9):
-        world.arrive(1, deadline=world.now + 4.0)
-    assert len({fail.retry_after for fail in refusals(world)}) == 9
-
-
-def test_an_idle_instance_takes_a_query_whatever_is_expected() -> None:
-    world = learned()
-    (query,) = world.arrive(1, deadline=world.now + 0.5)
-    world.pass_time(0.4)
-    world.finish("a")
-    assert world.answers[query] is Source.MODEL
 
 
 def test_a_request_of_too_many_queries_is_refused_by_an_idle_server_too() -> None:

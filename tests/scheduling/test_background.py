@@ -8,11 +8,8 @@ import scheduling_world
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
-    Action,
     Compare,
     Encode,
-    ForgetGroup,
-    ForgetQueries,
     Parity,
     Policy,
     Run,
@@ -49,10 +46,6 @@ def comparisons(world: World) -> list[str]:
     return [runs[each.unit] for each in world.log if isinstance(each, Compare)]
 
 
-def finish_all(world: World) -> None:
-    world.finish_running()
-
-
 def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:
     world = world_of(adaptive(backup=True))
     answer(world)
@@ -62,7 +55,7 @@ def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:
     (run,) = world.running.values()
     assert (run.role, run.subjects) == (BACKUP, (query,))
     assert comparisons(world) == [BACKUP]
-    finish_all(world)
+    world.finish_running()
     answer(world)
     assert comparisons(world) == [BACKUP]
     world.pass_time(EVERY)
@@ -111,7 +104,7 @@ def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> No
         world.pass_time(EVERY)
         answer(world)
         answer(world)
-        finish_all(world)
+        world.finish_running()
     assert comparisons(world) == [BACKUP, parity_role(0)] * 2
     for instance in list(world.roles):
         world.leave(instance)
@@ -121,27 +114,8 @@ def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> No
         world.pass_time(EVERY)
         answer(world)
         answer(world)
-        finish_all(world)
+        world.finish_running()
     assert comparisons(world)[4:] == [BACKUP] * 4
-
-
-@pytest.mark.parametrize("how", ["finish", "fail", "leave"])
-@pytest.mark.parametrize("stand_ins", [{"backup": True}, {"parity": True}])
-def test_a_comparison_that_runs_keeps_nothing(how: str, stand_ins: dict[str, bool]) -> None:
-    world = world_of(adaptive(**stand_ins))
-    answer(world)
-    world.pass_time(EVERY)
-    queries = {answer(world)} if "backup" in stand_ins else {answer(world), answer(world)}
-    last: list[Action] = world.log[-5:]
-    forgotten = {q for each in last if isinstance(each, ForgetQueries) for q in each.queries}
-    if "parity" in stand_ins:
-        assert any(isinstance(each, ForgetGroup) for each in last)
-    (instance,) = world.running
-    getattr(world, how)(instance)
-    assert not world.running
-    assert not any(world.scheduler.queue_depths().values())
-    # A policy with a code keeps answered queries itself, as padding.
-    assert forgotten == queries or "parity" in stand_ins
 
 
 @pytest.mark.parametrize(

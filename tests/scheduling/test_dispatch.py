@@ -2,32 +2,13 @@
 
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.scheduling import DEPLOYED
-from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
+from parity_models.scheduling.dispatch import LatencyAware, SingleQueue
 from parity_models.scheduling.work import Task
-from policies import EVERY_RULE
 from scheduling_world import ORIGINALS, World, world_of
-
-
-@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
-def test_instances_to_avoid_get_a_task_only_while_no_others_are_up(rule: type[Dispatch]) -> None:
-    dispatch = rule(rule.Options())
-    avoided = {"a", "b"}
-    for instance in "abc":
-        dispatch.join(instance, ORIGINALS, None)
-    dispatch.occupy("c")
-    dispatch.add(Task(DEPLOYED, 1, "image", avoid=avoided))
-    assert not list(dispatch.assign(1)), "it waits for c"
-    dispatch.idle("c", 1.0)
-    assert [instance for instance, _ in dispatch.assign(1)] == ["c"]
-    dispatch.leave("c")
-    dispatch.add(Task(DEPLOYED, 2, "image", avoid=avoided))
-    assert [instance in avoided for instance, _ in dispatch.assign(1)] == [True]
-
 
 SOME = st.sets(st.sampled_from("abcdef"))
 

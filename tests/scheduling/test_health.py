@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parity_models.scheduling import Reason, RecycleReason, Run
-from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
+from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.health import State
 from policies import EVERY_RULE
 from scheduling_world import World, world_of
@@ -110,28 +110,6 @@ def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
-@pytest.mark.parametrize(("rest", "counts_as_out"), [(60.0, True), (1.0, False)])
-def test_the_busy_count_as_out(rule: type[Dispatch], rest: float, counts_as_out: bool) -> None:
-    world = pool(rule)
-    resting = [f"{i}" for i in range(1, 1 + INSTANCES // 2)]
-    while resting:
-        world.arrive(1)
-        for instance in list(world.running):
-            if instance in resting:
-                resting.remove(instance)
-                world.fail(instance, rest)
-            else:
-                world.finish(instance)
-    for _ in range(300):
-        serve_round(world, INSTANCES // 2)
-    assert ("bad0" in world.recycled) is not counts_as_out
-    world.pass_time(rest + 1.0)
-    for _ in range(300):
-        serve_round(world, INSTANCES)
-    assert "bad0" in world.recycled, "they are back"
-
-
-@pytest.mark.parametrize("rule", EVERY_RULE)
 def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
     world = world_of(("bad",), dispatch=rule())
     serve(world, 100, 0.01)
@@ -176,19 +154,3 @@ def test_cancelled_units_are_held_against_nobody() -> None:
             world.fail(instance)
     assert not world.recycled
     assert {state for _, state in world.scheduler.instances()} == {State.UP}
-
-
-def test_failing_fast_does_not_make_an_instance_look_fast() -> None:
-    world = world_of(("fails", "works"), dispatch=LatencyAware())
-    world.arrive(2)
-    world.pass_time(0.02)
-    world.finish("works")
-    world.pass_time(0.01)
-    world.finish("fails")
-    world.arrive(1, deadline=world.now + 0.001)
-    world.arrive(1, deadline=world.now + 0.001)
-    world.pass_time(0.002)
-    world.fail("fails")  # cancelled
-    world.finish("works")
-    world.arrive(1)
-    assert "works" in world.running

@@ -23,7 +23,6 @@ from parity_models.scheduling import (
     SchedulerConfig,
 )
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
-from parity_models.scheduling.policies import Replication
 from parity_models.simulation import Simulation, simulate
 from policies import EVERY_RULE
 from scheduling_world import ORIGINALS, World, world_of
@@ -197,44 +196,6 @@ def test_a_hang_is_found_in_three_times_what_its_kind_takes(kind: str, seconds: 
     assert after <= max(3 * seconds, 2.0)
 
 
-def test_a_hang_is_found_soon_though_the_first_units_were_slow() -> None:
-    served = Kinds(0.02, 3.0)
-    served.took["short"] = 1.0
-    for _ in range(20):
-        served.arrive("short")
-        served.serve(1.0)
-    served.took["short"] = 0.02
-    for _ in range(1100):
-        served.arrive("short")
-        served.serve(0.02)
-    served.hung.add(served.arrive("short"))
-    for _ in range(100):
-        served.serve(0.02)
-        served.arrive("short")
-    ((_, after),) = served.lost
-    assert after < 1.5
-
-
-def test_who_ran_beside_poison_and_then_alone_is_given_until_its_deadline() -> None:
-    policy = Replication(Replication.Options(copies=2))
-    world = world_of("0123", policy, max_batch=2)
-    for _ in range(120):
-        world.arrive(2)
-        world.pass_time(0.01)
-        world.finish_running()
-    poison, honest = world.arrive(2)
-    both = [name for name, run in world.running.items() if {*run.subjects} == {poison, honest}]
-    assert len(both) == 2, "each batch of copies has both"
-    for instance in both:
-        world.leave(instance)
-        world.join(f"{instance}.1", ORIGINALS)
-    (slow,) = (name for name, run in world.running.items() if run.subjects == (honest,))
-    world.pass_time(9.0)
-    assert not world.recycled
-    world.finish(slow)
-    assert honest in world.answers
-
-
 MILDER = {
     "shuffles and slowdowns": FaultPlan(
         seed=1,
@@ -260,21 +221,6 @@ def test_slow_instances_are_not_replaced(plan: str) -> None:
         config=SchedulerConfig(deadline=10.0),
     )
     assert not simulate(simulation, EqualResources()).recycled
-
-
-@pytest.mark.parametrize("factor", [10, 40])
-def test_a_slowness_that_begins_suddenly_replaces_few(factor: int) -> None:
-    world = experienced(12, seconds=0.02, deadline=100.0)
-    replaced = 0
-    for _ in range(100):
-        world.arrive(12 - len(world.running))
-        world.pass_time(0.02 * factor)
-        world.finish_running()
-        for instance in list(world.recycled):
-            replaced += 1
-            world.leave(instance)
-            world.join(f"again-{replaced}", ORIGINALS)
-    assert replaced == 0
 
 
 @pytest.mark.parametrize("there", [2, 3, 4])

@@ -50,15 +50,6 @@ def test_a_query_that_arrives_after_its_deadline_is_never_run() -> None:
     assert world.scheduler.size() == 0
 
 
-def test_what_has_expired_takes_no_place_from_those_who_arrive() -> None:
-    world = world_of("a", deadline=3.0, max_queue=1)
-    world.arrive(1)
-    world.arrive(1, deadline=0.5)
-    world.stall(1.0)
-    (late,) = world.arrive(1)
-    assert late not in world.failures
-
-
 class Test_a_query_that_its_client_abandons:
     def test_has_its_unit_cancelled_if_nobody_else_needs_it(self) -> None:
         world = world_of("a", deadline=3.0, max_batch=2)

@@ -14,7 +14,6 @@ from parity_models.scheduling import (
     Policy,
     Scheduler,
     SchedulerConfig,
-    Source,
 )
 from parity_models.scheduling.dispatch import RULES, Dispatch, LatencyAware, SingleQueue
 from policies import every_policy
@@ -146,23 +145,3 @@ def parity_on(nodes: dict[str, str], dispatch: Dispatch | None = None) -> World:
         dict.fromkeys(nodes, BOTH),
     )
     return world_of(instances, policy, code=code(), dispatch=dispatch, nodes=nodes)
-
-
-def test_a_node_that_is_lost_takes_one_unit_of_a_group_and_the_others_answer_for_it() -> None:
-    nodes = {f"{node}{number}": node for number in range(2) for node in "abc"}
-    world = parity_on(nodes)
-    world.arrive(4)
-    for instance in ("a0", "a1"):
-        world.leave(instance)
-    for instance in sorted(world.running):
-        if world.running[instance].role != DEPLOYED:
-            world.finish(instance)
-    assert Source.RECONSTRUCTION in world.answers.values()
-
-
-def test_queries_that_all_run_on_one_node_leave_one_open_group_behind() -> None:
-    world = parity_on({**{f"a{number}": "a" for number in range(20)}, "b": "b", "c": "c"})
-    world.arrive(22)
-    world.finish_all()
-    assert len(world.answers) == 22
-    assert len(world.inputs) <= 1

@@ -74,17 +74,6 @@ def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
         assert world.scheduler.pending == 0
 
 
-def test_what_was_lost_together_is_tried_alone() -> None:
-    world = world_of("a", max_batch=4)
-    world.arrive(4)
-    world.leave("a")
-    for i in range(2):
-        world.join(f"b{i}", ORIGINALS)
-    assert [run.subjects for run in world.running.values()] == [(0,), (1,)]
-    world.finish("b0")
-    assert world.running["b0"].subjects == (2,)
-
-
 def test_no_copy_runs_beside_a_suspect() -> None:
     world = world_of("0123", Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=1.0)))
     world.arrive(1)

@@ -133,14 +133,6 @@ def test_one_that_begins_to_lie_later_is_found_within_500_of_its_answers(share: 
     assert sum(by == "0" for query, by in fleet.given.items() if query > 4000) <= 500
 
 
-def test_of_two_that_differ_both_answer_golden_queries() -> None:
-    fleet = Fleet(2, lies_in("0"), verify_every=10**6)
-    verified = fleet.world.scheduler._last_unit
-    fleet.serve(10)
-    assert not fleet.replaced
-    assert fleet.world.scheduler._last_unit > verified + 10
-
-
 by_chance = Random(3)
 
 

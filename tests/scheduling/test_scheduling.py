@@ -128,13 +128,6 @@ class Test_originals:
         assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
         assert world.scheduler.size() == 0
 
-    def test_are_retried_elsewhere_when_their_instance_is_lost(self) -> None:
-        world = world_of("a")
-        world.arrive(2)
-        world.leave("a")
-        world.join("b", ORIGINALS)
-        assert world.running["b"].subjects == (0,)
-
     def test_keep_away_from_an_instance_that_failed_them_while_there_are_others(self) -> None:
         world = world_of(("bad",))
         world.arrive(1)

@@ -125,15 +125,6 @@ def test_golden_queries_take_turns() -> None:
     assert seen == [0, 1, 2, 3]
 
 
-def test_a_golden_query_that_hits_a_busy_instance_is_asked_later() -> None:
-    world = pool(1, verify_every=1, verified=False)
-    world.fail("0", busy=2.0)
-    assert not world.verifying
-    world.pass_time(2.1)
-    assert "0" in world.verifying
-    assert not world.recycled
-
-
 def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
     world = World(Scheduler(NoRedundancy(), SchedulerConfig(verify_every=3)))
     for instance, node in (("0", "a"), ("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):

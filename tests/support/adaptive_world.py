@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 
 import scheduling_world
-from parity_models.scheduling import BACKUP, Scheduler, parity_role
+from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, parity_role
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.work import Task, Unit
 from scheduling_world import ORIGINALS, World, code
 
 PARITY = parity_role(0)
@@ -23,6 +24,17 @@ def run_times(*units: tuple[float, bool]) -> RunTimes:
     for seconds, finished in units:
         times.add(seconds, finished=finished)
     return times
+
+
+def ran(
+    world: World, policy: Adaptive, seconds: float, *instances: str, role: str = DEPLOYED
+) -> None:
+    """The policy hears that each of these has run a unit of this role for so long."""
+    port = port_at(world.now, policy, world.roles)
+    for instance in instances:
+        tasks = [Task(role, -1, "image")]
+        unit = Unit(-1, instance, role, tasks, world.now - seconds, took=seconds)
+        policy.unit_ended(port, unit, finished=True)
 
 
 def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:

@@ -11,10 +11,12 @@ from adaptive_world import (
     SOME_SLOW,
     answer_some,
     port_at,
+    ran,
     run_times,
     runs,
     world_of,
 )
+from parity_models import roles
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -24,9 +26,9 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.policies import Adaptive, Hedging, Policy
-from parity_models.scheduling.work import Task, Unit
-from scheduling_world import code
+from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
+from parity_models.scheduling.work import Query, Task
+from scheduling_world import World, code
 
 
 def test_nothing_is_sent_while_nothing_is_late() -> None:
@@ -91,10 +93,7 @@ def test_a_lone_late_query_is_copied_where_parity_takes_as_long() -> None:
     world = scheduling_world.world_of("abc", policy, code=code())
     answer_some(world)
     world.pass_time(1.0)
-    port = port_at(world.now, policy)
-    for _ in range(20):
-        unit = Unit(-1, "a", PARITY, [Task(PARITY, 0, "image")], 0.0, took=world.now)
-        policy.unit_ended(port, unit, finished=True)
+    ran(world, policy, world.now, *["a"] * 20, role=PARITY)
     world.arrive(1)
     world.pass_time(1.1)
     assert runs(world) == [DEPLOYED] * 2
@@ -139,23 +138,6 @@ def test_what_one_stand_in_is_refused_no_other_answers() -> None:
     assert other not in world.answers
 
 
-def test_what_shared_a_parity_query_with_a_suspect_is_asked_for_otherwise() -> None:
-    world = world_of(4, stand_ins=CODE)
-    answer_some(world, 2)
-    lost, late = world.arrive(2)
-    world.pass_time(0.5)
-    world.arrive(2, exact=True)
-    world.pass_time(0.6)
-    assert world.queued(PARITY) == 1
-    (instance,) = (each for each, run in world.running.items() if run.subjects == (lost,))
-    world.leave(instance)
-    assert world.queued(PARITY) == 0
-    for each in [each for each, run in world.running.items() if run.subjects[0] > late]:
-        world.finish(each)
-    world.pass_time(2.0)
-    assert [run.subjects for run in world.running.values()].count((late,)) == 2
-
-
 def test_what_is_asked_and_is_late_itself_is_asked_again_elsewhere_but_not_for_ever() -> None:
     world = world_of(stand_ins=BACKUPS)
     world.arrive(1)
@@ -187,19 +169,6 @@ def test_a_unit_that_hangs_is_late_though_none_ever_was() -> None:
     assert runs(world) == [DEPLOYED] * 2
 
 
-def test_a_query_is_answered_though_all_recent_units_were_turned_away() -> None:
-    world = world_of(stand_ins=BOTH)
-    (query,) = world.arrive(1)
-    for _ in range(1100):
-        (busy,) = world.running
-        world.fail(busy, 0.001)
-        world.pass_time(0.002)
-    world.pass_time(3.0)
-    assert not world.failures
-    world.finish(max(world.running))
-    assert query in world.answers
-
-
 def test_no_work_is_added_while_many_wait() -> None:
     world = world_of(2, stand_ins=BACKUPS)
     world.arrive(200)
@@ -223,18 +192,258 @@ def test_units_that_took_no_time_do_not_have_queries_looked_at_for_ever(name: st
     assert later
 
 
-def test_nothing_is_kept_of_a_query_that_was_at_risk_on_an_instance_that_left() -> None:
-    world = world_of(stand_ins=BACKUPS)
-    policy = world.scheduler._policy
-    assert isinstance(policy, Adaptive)
-    world.scheduler.redundancy_switched(world.now, False)
-    (query,) = world.arrive(1)
-    world.pass_time(5.0)
-    assert policy._unassisted
-    world.leave("0")
+# Where queries wait, a backup runs in place of the model
+
+WAITED = 0.6
+"""Seconds, more than half of a median run time."""
+
+
+def waiting(world: World) -> World:
+    """One query runs, and another waits."""
+    world.arrive(2)
+    world.pass_time(WAITED)
+    return world
+
+
+def test_a_backup_takes_the_place_of_a_query_that_waits() -> None:
+    world = waiting(world_of(1, BACKUPS))
+    assert (world.queued(DEPLOYED), world.queued(BACKUP)) == (0, 1)
+    world.finish("0")
+    assert runs(world) == [BACKUP]
+    world.finish("0")
+    assert world.answers == {0: Source.MODEL, 1: Source.BACKUP}
+    assert not world.running
+
+
+def test_the_model_runs_it_first_of_all_where_the_answer_is_refused() -> None:
+    world = waiting(world_of(1, BACKUPS))
+    world.refuses = lambda query, source: True
+    world.arrive(1)
+    for _ in range(2):
+        world.finish("0")
+    assert world.running["0"].role == DEPLOYED
+    assert world.running["0"].subjects == (1,)
+    world.finish("0")
+    assert world.answers == {0: Source.MODEL, 1: Source.MODEL}
+
+
+@pytest.mark.parametrize(
+    "reason", ["exact", "closed", "off", "refused", "starts", "unknown", "code"]
+)
+def test_a_query_waits_for_the_model(reason: str) -> None:
+    units = [] if reason == "unknown" else SOME_SLOW
+    world = world_of(1, CODE if reason == "code" else BACKUPS, units)
+    if reason == "refused":  # as often as its answers are refused, it does not save work
+        world.refuses = lambda query, source: True
+        for _ in range(150):
+            waiting(world)
+            answer_some(world, 0)
+    elif reason == "closed":
+        world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
+    elif reason == "off":
+        world.do(world.scheduler.redundancy_switched(world.now, False))
+    world.arrive(2, exact=reason == "exact")
+    if reason == "starts":
+        world.pass_time(0.1)
+        world.finish("0")
+    world.pass_time(WAITED)
+    assert world.queued(BACKUP) == 0
+    assert world.running["0"].role == DEPLOYED
+
+
+def test_none_is_overtaken_that_waits_since_the_front_door_was_the_bottleneck() -> None:
+    world = world_of(1, BACKUPS)
+    world.do(world.scheduler.process_measured(world.now, 0.0, 1.0))
+    world.arrive(3)
+    world.pass_time(WAITED)
+    world.do(world.scheduler.process_measured(world.now, 0.0, 0.1))
+    world.arrive(2)
+    world.pass_time(WAITED)
+    for _ in range(5):
+        world.finish("0")
+    assert list(world.answers) == [0, 1, 2, 3, 4]
+    world.arrive(2)
+    world.pass_time(WAITED)
+    assert world.queued(BACKUP) == 1, "later ones get backups again"
+
+
+# Queries on instances that are known to be slow are asked for at once
+
+
+def slow_world(stand_ins: StandIns = BACKUPS) -> tuple[World, Adaptive]:
+    """Instances a to h; a to d, which take first, have been late."""
+    policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW))
+    world = scheduling_world.world_of("abcdefgh", policy, code=code())
+    world.pass_time(10.0)
+    ran(world, policy, 9.0, *"abcd")
+    return world, policy
+
+
+def test_a_query_on_a_slow_instance_is_asked_for_at_once_and_answered_once_late() -> None:
+    world, _ = slow_world()
+    world.arrive(1)
+    world.pass_time(0.01)
+    original, backup = world.running
+    assert runs(world) == [DEPLOYED, BACKUP]
+    world.pass_time(0.5)
+    world.finish(backup)
+    assert not world.answers, "the model may be in time"
+    world.pass_time(0.6)
+    assert world.answers == {0: Source.BACKUP}
+    assert world.cancelled == {world.running[original].unit}
+
+
+def test_a_model_that_is_in_time_answers_before_the_backup_that_is_kept() -> None:
+    world, _ = slow_world()
+    world.arrive(1)
+    world.pass_time(0.01)
+    original, backup = world.running
+    world.finish(backup)
+    world.pass_time(0.9)
+    world.finish(original)
+    assert world.answers == {0: Source.MODEL}
+    world.pass_time(9.0)
+    assert not world.running
+
+
+def test_what_a_backup_says_is_kept_no_longer_than_the_original_s_instance_lives() -> None:
+    world, _ = slow_world()
+    world.arrive(1)
+    world.pass_time(0.01)
+    original, backup = world.running
+    world.finish(backup)
+    world.leave(original)
+    assert world.answers == {0: Source.BACKUP}
+
+
+def test_what_a_backup_says_is_the_answer_at_the_deadline() -> None:
+    world, _ = slow_world()
+    world.arrive(1, deadline=world.now + 0.6)
+    world.pass_time(0.01)
+    world.finish(list(world.running)[1])
+    world.pass_time(0.6)
+    assert world.answers == {0: Source.BACKUP}
+
+
+@pytest.mark.parametrize(("stand_ins", "sent"), [(BACKUPS, BACKUP), (CODE, PARITY)])
+def test_what_is_sent_waits_for_an_instance_that_is_not_slow(
+    stand_ins: StandIns, sent: str
+) -> None:
+    policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW))
+    world = scheduling_world.world_of(("fast", "busy"), policy, code=code())
+    answer_some(world)
+    world.arrive(2, exact=True)
+    for instance in "ab":
+        world.join(instance, policy.roles(1, 0)[0])
+    ran(world, policy, 9.0, *"ab")
+    world.arrive(1)
+    world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED] * 3
+    assert world.queued(sent) == 1
+    world.finish("fast")
+    assert world.running["fast"].role == sent
+
+
+def test_a_query_that_is_refused_early_is_copied_before_it_is_late() -> None:
+    world, _ = slow_world()
+    world.refuses = lambda query, source: True
+    world.arrive(1)
+    world.pass_time(0.01)
+    world.finish(list(world.running)[1])
+    world.pass_time(0.001)
+    assert runs(world) == [DEPLOYED] * 2
+    assert not world.answers
+
+
+def test_an_instance_is_slow_until_it_is_in_time_again() -> None:
+    world, policy = slow_world()
+    ran(world, policy, 1.0, *"abcd")
+    world.arrive(1)
+    world.pass_time(0.9)
     assert runs(world) == [DEPLOYED]
-    assert policy._fresh
-    world.finish(max(world.running))
-    assert world.answers == {query: Source.MODEL}
-    assert not policy._fresh
-    assert not policy._unassisted
+    ran(world, policy, 9.0, *(f"gone {n}" for n in range(100)))
+    world.arrive(1)
+    world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED] * 2, "what is gone says nothing of others"
+
+
+def test_two_thirds_of_all_are_slow_at_most_the_newest() -> None:
+    world, policy = slow_world()
+    ran(world, policy, 9.0, *"ef")
+    for early in (False, True, True, True, True, True):  # a to f
+        before = runs(world)
+        world.arrive(1)
+        world.pass_time(0.001)
+        asked = [BACKUP] if early else []
+        assert sorted(runs(world)) == sorted([*before, DEPLOYED, *asked])
+        for instance in list(world.running):
+            if world.running[instance].role != DEPLOYED:
+                world.finish(instance)
+
+
+# Of several backups, the one is asked that is worth most; where that is refused, a better one
+
+FAST, BETTER = roles.BACKUPS[:2]
+TWO = StandIns(backups=(FAST, BETTER))
+
+
+def world_with(instances: int = 6, refused: int = 0) -> World:
+    """The fast backup takes a tenth of the model's time, the better one a fifth. So many answers of
+    the fast one were refused before."""
+    policy = Adaptive(TWO, run_times=run_times(*SOME_SLOW))
+    original = Task(DEPLOYED, 0, "image")
+    query = Query(0, "image", 0.0, 9.0, original, [original])
+    world = scheduling_world.world_of(map(str, range(instances)), policy, code=code())
+    ran(world, policy, 0.1, *"0" * 20, role=FAST)
+    ran(world, policy, 0.2, *"0" * 20, role=BETTER)
+    for _ in range(refused):
+        policy.refused(port_at(1.0, policy), query, Source.BACKUP)
+    return world
+
+
+def finish(world: World, role: str) -> None:
+    world.finish(next(name for name, run in world.running.items() if run.role == role))
+
+
+def late(world: World) -> None:
+    world.arrive(1)
+    world.pass_time(1.2)
+
+
+def test_the_fast_one_is_asked_first() -> None:
+    world = world_with()
+    late(world)
+    assert runs(world) == [DEPLOYED, FAST]
+    finish(world, FAST)
+    world.pass_time(0.01)
+    assert world.answers == {0: Source.BACKUP}
+
+
+def test_the_better_one_is_asked_first_where_the_fast_one_s_answers_are_mostly_refused() -> None:
+    world = world_with(refused=150)
+    late(world)
+    assert runs(world) == [DEPLOYED, BETTER]
+
+
+def test_a_query_that_the_fast_one_may_not_answer_is_asked_of_the_better_one() -> None:
+    world = world_with()
+    world.refuses = lambda query, source: source is Source.BACKUP
+    late(world)
+    finish(world, FAST)
+    world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED, BETTER]
+    finish(world, BETTER)
+    world.pass_time(0.01)
+    assert world.answers == {0: Source.BACKUP_2}
+    assert world.scheduler.pending == 0
+
+
+def test_a_query_that_none_may_answer_is_copied() -> None:
+    world = world_with()
+    world.refuses = lambda query, source: True
+    late(world)
+    for role in (FAST, BETTER):
+        finish(world, role)
+        world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED] * 2
+    assert not world.answers

@@ -24,25 +24,6 @@ def runs(world: World) -> list[str]:
     return sorted(run.role for run in world.running.values())
 
 
-def test_a_stand_in_answers_and_the_model_is_not_asked() -> None:
-    world = cascade()
-    world.arrive(1)
-    assert runs(world) == [BACKUP]
-    world.finish("0")
-    assert world.answers == {0: Source.BACKUP}
-    assert runs(world) == []
-
-
-def test_the_model_answers_where_the_gate_refuses() -> None:
-    world = cascade()
-    world.refuses = lambda query, source: True
-    world.arrive(1)
-    world.finish("0")
-    assert runs(world) == [DEPLOYED]
-    world.finish("1")
-    assert world.answers == {0: Source.MODEL}
-
-
 def test_the_next_backup_is_asked_where_the_gate_of_the_first_refuses() -> None:
     world = cascade(*TWO)
     world.refuses = lambda query, source: source is Source.BACKUP

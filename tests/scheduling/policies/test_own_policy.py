@@ -6,18 +6,9 @@ from pathlib import Path
 import pytest
 
 from commands import Here
-from own_policy import POLICY, RULE, Again, Oldest
+from own_policy import POLICY, RULE
 from parity_models.errors import UserError
-from parity_models.scheduling.choice import PolicyChoice, choose
-from parity_models.scheduling.policies import StandIns
-
-
-def test_its_options_are_its_own() -> None:
-    policy, rule = PolicyChoice(POLICY, {"again_after": 0.5, "scans": 7}, RULE).build(StandIns())
-    assert isinstance(policy, Again)
-    assert policy.Options().again_after == 1.0
-    assert isinstance(rule, Oldest)
-    assert rule.scans == 7
+from parity_models.scheduling.choice import choose
 
 
 def test_its_options_are_checked_as_it_says() -> None:

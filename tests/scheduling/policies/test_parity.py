@@ -55,12 +55,6 @@ class Test_parity:
         world.arrive(2, tenant="one")
         assert list(world.members.values()) == [(2, 3)]
 
-    def test_with_separate_outputs_needs_no_other_prediction(self) -> None:
-        world = parity_world(DEDICATED)
-        world.arrive(2)
-        world.finish("p")
-        assert set(world.answers.values()) == {Source.RECONSTRUCTION}
-
     def test_outputs_that_cannot_be_right_reconstruct_nothing(self) -> None:
         world = parity_world(DEDICATED)
         world.arrive(2)
@@ -139,13 +133,6 @@ class Test_parity:
         world.pass_time(1.5)
         encodes = [action for action in world.log if isinstance(action, Encode)]
         assert [encode.members for encode in encodes] == [(2, 3)]
-
-    def test_encodes_once_even_when_a_parity_unit_is_retried(self) -> None:
-        world = parity_world({"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES})
-        world.arrive(2)
-        world.fail("p")
-        assert world.running["p"].role == parity_role(0)
-        assert sum(isinstance(action, Encode) for action in world.log) == 1
 
     def test_with_two_rows_recovers_two_of_three(self) -> None:
         the_code = code(3, 2, "subtraction")
