@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from parity_models.protection.finalists import (
     Finalist,
     Trained,
     Use,
+    choose,
     measure,
     preferred,
     uses_within,
@@ -40,8 +42,8 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.training import Callbacks, Queries, open_teacher
-from parity_models.training.candidates import Proposal
-from parity_models.training.fit import Budget
+from parity_models.training.candidates import Candidate, Proposal
+from parity_models.training.fit import Budget, Fitted
 from parity_models.training.search import Lesson
 from text_models import TextModel, write_text_folder
 
@@ -94,7 +96,28 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
         same = (output_of(backup, INPUTS).argmax(axis=1) == own).mean()
         measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
         assert min(abs(same - each) for each in measured) < 0.1
-    assert not list((folder / "bundle.protect").glob("*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_search_and_the_best_so_far_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, calls = Candidate.fit, count(1)
+
+    def interrupted(candidate: Candidate, *arguments: Any, **options: Any) -> Fitted:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return fit(candidate, *arguments, **options)
+
+    monkeypatch.setattr(Candidate, "fit", interrupted)
+    found = protect(
+        folder / "model.onnx", INPUTS, out=tmp_path / "bundle", minutes=0.2, ungated=True
+    )
+    assert found.report.interrupted
+    assert "interrupted: this is the best so far" in str(found)
+    assert len(found.report.finalists) + len(found.report.dropped) >= 2
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert manifest.parity or manifest.backups
 
 
 @pytest.mark.slow
@@ -136,7 +159,7 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
         prepared.candidate(Proposal("linear", None, 0.2)),
     ]
     for each in candidates:
-        each.fit(Budget(seconds=3.0), tmp_path / f"{each.proposal.slug}.checkpoint", options={})
+        each.fit(Budget(seconds=3.0))
     deployed = prepared.teacher.bundle
     queries, folder = prepared.queries, tmp_path / "bundles"
     _, trained = measure(candidates, deployed, queries, LEVEL, folder)
@@ -190,6 +213,24 @@ def test_of_uses_that_differ_by_chance_the_one_that_saves_most_is_taken() -> Non
         fast = Use(stand_in(finalist("fast", share=0.1)), 0.9, outcome(p99, 2.0))
         assert preferred([slow, fast]).trained.finalist.name == better
     assert preferred([fast, slow], cheapest=True) is slow
+
+
+def test_where_no_level_is_shown_at_which_few_enough_differ_the_agreement_counts() -> None:
+    tried: list[tuple[float, float]] = []
+
+    def calibrate(*given: Any) -> Any:
+        _, level, risk, _ = given
+        tried.append((level, risk))
+        return (stand_in(finalist("shown")), "its gate") if level < 0.9 else None
+
+    one: Any = SimpleNamespace(calibrate=calibrate, finalist=finalist("one"))
+    within = [Use(one, level, outcome(2.0, busy)) for level, busy in ((0.9, 3.0), (0.95, 1.0))]
+    found = choose([Use(one, 0.5, outcome(1.0))], np.zeros(9), within=within)
+    assert found is not None
+    assert found[0].finalist.name == "shown"
+    assert [level for level, _ in tried] == [0.95, 0.9, 0.5], "the cheapest first"
+    assert sum(risk for _, risk in tried) < RISK
+    assert choose([], np.zeros(9), within=within) is None
 
 
 def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> None:

@@ -1,4 +1,4 @@
-"""A search proposes stand-ins, trains them, drops those that others beat, and can be resumed."""
+"""A search proposes stand-ins, trains them, and drops those that others beat."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ from parity_models.training.distillation import distill
 from parity_models.training.search import (
     MARGINS,
     SLACK,
+    Found,
     Lesson,
-    Search,
     propose,
 )
 
@@ -138,7 +138,7 @@ def test_networks_that_are_not_slower_are_proposed_as_backups_and_in_codes(
     shape: Shape, proposed: Callable[[Shape, float], list[Proposal]]
 ) -> None:
     found = proposed(shape, 3.0)
-    assert len(found) == len({each.slug for each in found})
+    assert len(found) == len({each.name for each in found})
     assert all(each.share <= SLACK for each in found)
     backups = {each.network: each.share for each in found if each.code is None}
     assert backups == pytest.approx({"linear": 1 / 3, "mlp@0.25": 2 / 3, "mlp@0.5": 1.0})
@@ -169,17 +169,10 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
         yield Lesson(teacher, model, queries, data, queried, level=0.9, seed=0)
 
 
-def begun(lesson: Lesson, folder: Path, *names: str) -> Search:
-    """A search among these backups that has begun."""
-    started = Search(lesson, folder, {}, Callbacks())
-    started.begin([Proposal(name, None, 0.9) for name in names])
-    return started
-
-
-def resumed(lesson: Lesson, folder: Path) -> Search:
-    started = Search(lesson, folder, {}, Callbacks())
-    started.resume()
-    return started
+def searched(lesson: Lesson, seconds: float, *names: str) -> Found:
+    """Search among these backups."""
+    proposals = [Proposal(name, None, 0.9) for name in names]
+    return search.search(lesson, proposals, seconds, Callbacks())
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> None:
@@ -198,7 +191,6 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> N
 @pytest.mark.parametrize(("seconds", "judging", "untried"), [(20.0, 0.0, 0), (1.0, 9.0, 2)])
 def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
     lesson: Lesson,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
     judging: float,
@@ -206,19 +198,16 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
 ) -> None:
     names = ["linear", "mlp@0.25", "mlp@0.5", "mlp"]
     row_seconds = judging / len(lesson.queries.validation)
-    started = begun(replace(lesson, row_seconds=row_seconds), tmp_path, *names)
     interrupt(monkeypatch, Candidate, "fit", 2)  # cut off rather than waited for
-    dropped = started.run(seconds).dropped
+    dropped = searched(replace(lesson, row_seconds=row_seconds), seconds, *names).dropped
     found = [name for name, why in dropped.items() if why.startswith("not tried")]
     assert found == [f"backup {name}" for name in names[2 : 2 + untried]]
 
 
 @pytest.mark.slow
-def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(
-    lesson: Lesson, tmp_path: Path
-) -> None:
+def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(lesson: Lesson) -> None:
     candidate = lesson.candidate(Proposal("linear"))
-    candidate.fit(None, tmp_path / "checkpoint", options={})
+    candidate.fit(None)
     share = float((lesson.data.held_out.predictions.argmax(1) == 0).float().mean())
     candidate.judge(lesson.level)
     assert candidate.covered > 2 * share > 0
@@ -227,45 +216,23 @@ def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(
 
 
 @pytest.mark.slow
-def test_when_the_time_is_over_each_was_trained_once_and_continues_when_resumed(
-    lesson: Lesson, tmp_path: Path
-) -> None:
-    assert not begun(lesson, tmp_path, "linear", "mlp@0.25").run(0.01).interrupted
-    again = resumed(lesson, tmp_path)
-    before = dict(again.done)
-    assert [len(done) for done in before.values()] == [1, 1]
-    again.run(3.0)
-    after = resumed(lesson, tmp_path).done
-    # No training was repeated: each took as long, to the digit.
-    assert all(after[slug][: len(done)] == done for slug, done in before.items())
-    assert sum(map(len, after.values())) > 2
+def test_when_the_time_is_over_each_was_trained_once(lesson: Lesson) -> None:
+    found = searched(lesson, 0.01, "linear", "mlp@0.25")
+    assert not found.interrupted
+    assert len(found.finalists) + len(found.dropped) == 2
+    assert all(each.trained for each in found.finalists)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("owner", "name", "at", "trained"),
-    [
-        (search, "save_tensors", 1, 1),
-        (search, "save_tensors", 2, 2),
-        (Candidate, "fit", 2, 1),
-        (Candidate, "fit", 1, 0),
-    ],
-)
+@pytest.mark.parametrize("trained", [1, 0])
 def test_ctrl_c_between_two_trainings_leaves_what_was_trained(
-    lesson: Lesson,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: object,
-    name: str,
-    at: int,
-    trained: int,
+    lesson: Lesson, monkeypatch: pytest.MonkeyPatch, trained: int
 ) -> None:
-    interrupt(monkeypatch, owner, name, at)
-    started = begun(lesson, tmp_path, "linear", "mlp@0.25")
+    interrupt(monkeypatch, Candidate, "fit", trained + 1)
     if not trained:
         with pytest.raises(KeyboardInterrupt):
-            started.run(3.0)
+            searched(lesson, 3.0, "linear", "mlp@0.25")
         return
-    found = started.run(3.0)
+    found = searched(lesson, 3.0, "linear", "mlp@0.25")
     assert found.interrupted
     assert len(found.finalists) + len(found.dropped) == trained

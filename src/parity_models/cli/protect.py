@@ -25,7 +25,7 @@ def protect(
     Backups and parity models of several sizes learn from the model's own predictions; labels are
     not needed. Candidates that others beat are dropped, the others are trained for longer, timed,
     and simulated under your load. The one with the lowest p99 is calibrated and written. Ctrl-C
-    ends the search early and writes the best so far; --resume continues.
+    ends the search early and writes the best so far.
     """
     with progress_bars() as bars:
         found = protect_model(model, inputs, out=out, callbacks=bars, options=options)

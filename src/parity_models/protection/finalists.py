@@ -214,19 +214,21 @@ def choose(
     calibration: NDArray[Any],
     answer_only: Sequence[AnsweredClass] = (),
     *,
-    cheapest: bool = False,
+    within: Sequence[Use] = (),
 ) -> tuple[Trained, Calibration] | None:
     """Return the preferred finalist, with the share that its gate covers, and the gate.
 
-    If its level is not shown by the queries for `calibration`, it is the next best; None if no
-    level is.
+    The cheapest of those `within` the share of answers that may differ come first, then all others.
+    If the level of one is not shown by the queries for `calibration`, it is the next best; None if
+    no level is.
     """
-    left, risk = list(uses), RISK
-    while left:
-        use = preferred(left, cheapest=cheapest)
-        found = use.trained.calibrate(calibration, use.level, FIRST_CHOICE * risk, answer_only)
-        if found is not None:
-            return found
-        left = [each for each in left if each is not use]
-        risk *= 1 - FIRST_CHOICE
+    risk = RISK
+    for left, cheapest in ((list(within), True), (list(uses), False)):
+        while left:
+            use = preferred(left, cheapest=cheapest)
+            found = use.trained.calibrate(calibration, use.level, FIRST_CHOICE * risk, answer_only)
+            if found is not None:
+                return found
+            left = [each for each in left if each is not use]
+            risk *= 1 - FIRST_CHOICE
     return None

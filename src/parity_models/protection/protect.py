@@ -51,8 +51,7 @@ from parity_models.tasks.metrics import OutputKind
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.fit import RunOptions
-from parity_models.training.search import FINALISTS, Found, Lesson, Search, propose
+from parity_models.training.search import FINALISTS, Found, Lesson, propose, search
 from parity_models.training.teacher import (
     HELD_OUT,
     Model,
@@ -142,7 +141,7 @@ class Report(Printed):
     `model_ms` are the deployed model's milliseconds. Of the `finalists`, the chosen one comes
     first. Simulated were so many `queries` at a `rate` per second on some `instances`, `without`
     redundancy and with `hedging`, too; `dropped` are the reasons against other candidates.
-    `interrupted`: the search was cut off, and can be resumed.
+    `interrupted`: the search was cut off.
     """
 
     metric: str
@@ -217,7 +216,7 @@ class Protected(Printed, Bundle):
         """The report, and the command that serves the bundle."""
         said = [f"{self.path} holds it; serve it with: parm serve {self.path}{self.flags}"]
         if self.report.interrupted:
-            said.append("interrupted: this is the best so far; resume the search to continue")
+            said.append("interrupted: this is the best so far")
         plans = [] if self.plans is None else self.plans.parts
         return [*self.report.parts, *plans, *said]
 
@@ -253,12 +252,12 @@ def protect(
     Returns:
         The bundle with the stand-in that has the lowest simulated p99 or, where some answers may
         `differ`, the least work within that, and the report. Ctrl-C ends the search, and the best
-        so far is written; next to `out`, in the folder OUT.protect, is what is needed to resume.
+        so far is written.
 
     Raises:
         DataError: For queries that do not fit.
         ModelError: For a model that cannot be deployed.
-        TrainingError: For a search that cannot be resumed.
+        TrainingError: If no candidate could be trained.
         BundleError: A bundle cannot be written to `out`.
         UserError: For options out of range, too few queries for the agreement, and, naming the
             nearest, if no stand-in reaches it; nothing is written then.
@@ -269,40 +268,23 @@ def protect(
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
         if queries.calibration is not None and not chosen.ungated:
-            least = chosen.agreement if chosen.differ is None else LEVELS[0]
+            least = chosen.agreement
+            if chosen.differ is not None:
+                least = min(least, LEVELS[0])
             _check_enough(len(queries.calibration), least)
         check_place(out)
         # A file that cannot be read is refused before anything is trained.
         contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
         lesson = prepare(teacher, queries, chosen, said)
-        determining: RunOptions = {
-            "model": teacher.sha256,
-            "inputs": queries.sha256,
-            "hflip": queries.hflip,
-            "output": teacher.output.name,
-            "metric": lesson.data.metric,
-            "output-kind": lesson.data.output_kind,
-            "agreement": lesson.level,
-            "answer-only": ",".join(f"{each.number}={each.level}" for each in lesson.answer_only),
-            "seed": lesson.seed,
-        }
-        search = Search(lesson, out.with_name(f"{out.name}.protect"), determining, said)
         test = lesson.queries.test
         assert test is not None
-        if chosen.resume:
-            search.resume()
-        else:
-            sizes = commonest(test, teacher.signature)
-            search.begin(propose(teacher, lesson.queried, sizes))
+        proposals = propose(teacher, lesson.queried, commonest(test, teacher.signature))
         total = 60 * chosen.minutes
         # Hardly a finalist is slower than the model.
         running = (FINALISTS + 1) * lesson.row_seconds * 2 * len(test)
         finishing = min(FINISHING + running, MOST_FINISHING * total)
-        found = search.run(max(end - finishing - time.monotonic(), LEAST_SEARCHING * total))
-        finished = _finish(lesson, found, out, chosen)
-        if not found.interrupted:
-            search.clear()
-        return finished
+        seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
+        return _finish(lesson, search(lesson, proposals, seconds, said), out, chosen)
 
 
 def _check_enough(queries: int, level: float) -> None:
@@ -402,7 +384,7 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
             seed=options.seed,
             headroom=0.0,
         )
-        cheapest, gate, best = options.differ is not None, None, None
+        gate = None
         if options.ungated:
             best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
             best = replace(best, finalist=replace(best.finalist, covered=1.0))
@@ -410,11 +392,10 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
             uses = [
                 Use(each, level, each.finalist.outcome) for each in trained if each.finalist.outcome
             ]
-            if cheapest:
-                within = [use for each in trained for use in uses_within(each, goal, only)]
-                uses, cheapest = within or uses, bool(within)
+            differing = trained if options.differ is not None else []
+            within = [use for each in differing for use in uses_within(each, goal, only)]
             assert queries.calibration is not None
-            chosen = choose(uses, queries.calibration, only, cheapest=cheapest)
+            chosen = choose(uses, queries.calibration, only, within=within)
             if chosen is None:
                 nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
                 raise UserError(

@@ -65,13 +65,6 @@ class Proposal(msgspec.Struct, frozen=True):
         code = f"{self.code.encoder}+{self.code.decoder} k={self.code.k}"
         return f"parity {self.network} {code}" + (f" r={self.code.r}" if self.code.r > 1 else "")
 
-    @property
-    def slug(self) -> str:
-        """A name for files, the same for the same proposal."""
-        code = "" if self.code is None else f"-{self.code}"
-        kept = (each if each.isalnum() or each in "@.-" else "-" for each in self.network + code)
-        return "".join(kept)
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -221,9 +214,9 @@ class Candidate:
     def fit(
         self,
         budget: Budget | None,
-        checkpoint: Path,
+        checkpoint: Path | None = None,
         *,
-        options: RunOptions,
+        options: RunOptions | None = None,
         seed: int | None = None,
         resume: bool = False,
         on_progress: OnProgress | None = None,
@@ -237,7 +230,7 @@ class Candidate:
                 budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
                 seed=self._seed if seed is None else seed,
                 checkpoint=checkpoint,
-                options=self.options | options,
+                options=self.options | (options or {}),
                 resume=resume,
                 on_progress=on_progress,
                 began=began,
@@ -258,16 +251,6 @@ class Candidate:
         self.judging = time.monotonic() - began
         metric = self.data.metric
         self.covered = estimate_coverage(given, predictions, metric, level, answer_only)
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The weights of its networks."""
-        return self._problem.module.state_dict()
-
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Take weights of an earlier training."""
-        self._problem.module.load_state_dict(weights)
-        self._problem.module.eval()
 
     def exported(self, queries: Queries, levels: Sequence[float] = LEVELS) -> Exported:
         """Export what goes into a bundle, with a record of the training on these queries.

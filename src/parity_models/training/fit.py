@@ -89,7 +89,7 @@ def fit(
     budget: Budget,
     *,
     seed: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
     options: RunOptions,
     resume: bool = False,
     on_progress: OnProgress | None = None,
@@ -106,7 +106,7 @@ def fit(
         recipe: The optimiser and its learning rate.
         budget: When training ends. It includes judging the module, if that time is known.
         seed: Fixes the order of the data.
-        checkpoint: The file that holds all that is needed to continue, after every epoch.
+        checkpoint: The file that holds all that is needed to continue, after every epoch, if any.
         options: All that determines the run's result besides chance.
         resume: Continue from the checkpoint.
         on_progress: Called several times a second.
@@ -136,7 +136,7 @@ class _Run:
     recipe: Effort
     budget: Budget
     seed: int
-    checkpoint: Path
+    checkpoint: Path | None
     options: RunOptions
     on_progress: OnProgress | None
     began: float
@@ -237,7 +237,9 @@ class _Run:
     # The checkpoint
 
     def _save(self) -> None:
-        """Write the checkpoint, replacing the one before it in one step."""
+        """Write the checkpoint, if there is to be one, replacing the one before it in one step."""
+        if self.checkpoint is None:
+            return
         parts = {"module": self.module.state_dict(), "best": self.best}
         state = self.optimizer.state_dict()["state"]
         parts |= {f"optimizer/{index}": values for index, values in state.items()}
@@ -263,7 +265,7 @@ class _Run:
         Raises TrainingError if it is missing or damaged, or its run had other options.
         """
         path = self.checkpoint
-        if not path.is_file():
+        if path is None or not path.is_file():
             raise TrainingError(f"there is nothing to resume at {path}; run without --resume")
         parts: dict[str, Weights] = {"module": {}, "best": {}, "optimizer": {}}
         try:

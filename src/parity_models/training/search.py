@@ -2,8 +2,7 @@
 
 (Successive halving: Jamieson, Talwalkar, AISTATS 2016.) Each rung has a share of the time, which
 its candidates divide evenly. Between rungs, candidates that others beat are dropped. The rest
-continue from where they were, with a new cycle of the learning rate. The state is kept in a folder,
-from which a search that was cut off is resumed.
+continue from where they were, with a new cycle of the learning rate.
 
 Candidates are the networks that are not slower than F, as backups, and the most capable of them as
 parity models for k = 2, 3 and 4.
@@ -14,12 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from pathlib import Path
 
-import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from parity_models.codes import CodeSpec
@@ -36,7 +31,7 @@ from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.progress import Callbacks, OnProgress, Progress
 from parity_models.training.candidates import Candidate, Proposal, code_for
 from parity_models.training.distillation import DistillationData
-from parity_models.training.fit import Budget, RunOptions, save_tensors
+from parity_models.training.fit import Budget
 from parity_models.training.networks import parity_network, single_network
 from parity_models.training.teacher import Queries, Teacher
 
@@ -164,8 +159,6 @@ JUDGED = 2.0
 SHORTEST = 0.1
 """Seconds of a training at least, so that some steps are taken."""
 
-STATE = "search.json"
-
 
 def drop(
     judged: Sequence[Candidate], most: int, margin: float = MARGINS[-1], least: int = 1
@@ -209,22 +202,6 @@ def drop(
             f"late query (score {one.score:.1%}, {one.share:.2f} of the time)"
         )
     return dropped
-
-
-class Done(msgspec.Struct, frozen=True):
-    """A candidate at the end of a rung: how good it was, and how long it was trained until then."""
-
-    score: float
-    covered: float
-    seconds: float
-    epochs: int
-
-
-class Searched(msgspec.Struct, frozen=True):
-    """The proposals, and all that determines the search."""
-
-    options: RunOptions
-    proposals: tuple[Proposal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -274,76 +251,28 @@ class Found:
     interrupted: bool
 
 
-class Search:
-    """One search among candidates, whose state is in `folder`; `options` determine it.
+def search(
+    lesson: Lesson, proposals: Sequence[Proposal], seconds: float, callbacks: Callbacks
+) -> Found:
+    """Train the proposed stand-ins for so many seconds, and each at least once.
 
-    The weights of each candidate are in a file, with what was `done` in each rung. `begin` or
-    `resume` comes first, then `run`. Raises TrainingError where the folder cannot be written or
-    read.
+    Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
+    before the first was.
     """
+    return _Search(lesson, seconds, callbacks).run(proposals)
 
-    def __init__(
-        self, lesson: Lesson, folder: Path, options: RunOptions, callbacks: Callbacks
-    ) -> None:
-        self.state = Searched(options)
-        self.done: dict[str, tuple[Done, ...]] = {}
+
+class _Search:
+    """One search, and the candidates that it dropped."""
+
+    def __init__(self, lesson: Lesson, seconds: float, callbacks: Callbacks) -> None:
         self._lesson = lesson
-        self._folder = folder
         self._callbacks = callbacks
         self._dropped: dict[str, str] = {}
-        self._began = self._seconds = 0.0
+        self._began, self._seconds = time.monotonic(), seconds
 
-    def begin(self, proposals: Sequence[Proposal]) -> None:
-        """Start anew with these proposals, and remove what another search left."""
-        self.state = Searched(self.state.options, tuple(proposals))
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self.clear()
-            (self._folder / STATE).write_bytes(msgspec.json.encode(self.state))
-        except OSError as error:
-            raise TrainingError(f"cannot write {self._folder}: {error.strerror}") from error
-
-    def resume(self) -> None:
-        """Continue from the state in the folder, which has to be of a search with these options."""
-        path, options = self._folder / STATE, self.state.options
-        try:
-            self.state = msgspec.json.decode(path.read_bytes(), type=Searched)
-            for proposal in self.state.proposals:
-                path = self._weights(proposal)
-                if path.exists():
-                    with safe_open(path, "pt") as file:
-                        done = file.metadata()["done"]
-                    self.done[proposal.slug] = msgspec.json.decode(done, type=tuple[Done, ...])
-        except FileNotFoundError as error:
-            raise TrainingError(
-                f"there is nothing to resume in {self._folder}; run without --resume"
-            ) from error
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-            raise TrainingError(f"{path} is damaged ({error}); run without --resume") from error
-        changed = [name for name, was in self.state.options.items() if options.get(name) != was]
-        if changed:
-            flags = " and another ".join(f"--{name}" for name in changed)
-            raise TrainingError(
-                f"the search in {self._folder} was begun with another {flags}; resume it with the "
-                "same, or begin anew without --resume"
-            )
-
-    def clear(self) -> None:
-        """Remove all that only resuming needs."""
-        for pattern in ("*.safetensors", "*.checkpoint", "*.new", STATE):
-            for file in self._folder.glob(pattern):
-                file.unlink(missing_ok=True)
-
-    def run(self, seconds: float) -> Found:
-        """Train for this many more seconds, and each candidate at least once.
-
-        Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
-        before the first was.
-        """
-        spent = sum(done[-1].seconds for done in self.done.values())
-        self._began = time.monotonic() - spent
-        self._seconds = seconds + spent
-        left, interrupted, end = self._entrants(), False, self._began
+    def run(self, proposals: Sequence[Proposal]) -> Found:
+        left, interrupted, end = self._entrants(proposals), False, self._began
         try:
             for rung, share in enumerate(RUNGS):
                 end += share * self._seconds
@@ -362,14 +291,13 @@ class Search:
                 raise
         return Found(self._keep(left, FINALISTS, len(RUNGS) - 1), self._dropped, interrupted)
 
-    def _entrants(self) -> list[Candidate]:
-        """Return those that there is time for in the first rung, two at least, and those that were
-        in it before."""
+    def _entrants(self, proposals: Sequence[Proposal]) -> list[Candidate]:
+        """Return those that there is time for in the first rung, two at least."""
         entrants: list[Candidate] = []
         left = RUNGS[0] * self._seconds
-        for proposal in self.state.proposals:
+        for proposal in proposals:
             left -= max(LEAST_SECONDS, JUDGED * proposal.share * self._lesson.judging)
-            if left >= 0 or len(entrants) < 2 or proposal.slug in self.done:
+            if left >= 0 or len(entrants) < 2:
                 entrants.append(self._lesson.candidate(proposal))
             else:
                 self._dropped[proposal.name] = "not tried: there are not enough --minutes"
@@ -377,62 +305,26 @@ class Search:
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:
         """Train each until `end` at the latest; those that could not be trained are dropped."""
+        lesson = self._lesson
         for place, candidate in enumerate(candidates):
             slot = max(0.0, (end - time.monotonic()) / (len(candidates) - place))
-            too_short = rung > 0 and slot <= JUDGED * candidate.judging
-            if self._restored(candidate, rung) or too_short:  # it stays as it is
+            if rung > 0 and slot <= JUDGED * candidate.judging:  # it stays as it is
                 continue
             best = max((each.score for each in candidates[:place]), default=0.0)
             where = f"round {rung + 1}, {candidate.name} ({place + 1} of {len(candidates)})"
+            first = not candidate.trained
             try:
-                self._train(candidate, rung, slot, self._reporting(where, slot, best))
+                fitted = candidate.fit(
+                    Budget(seconds=max(SHORTEST, slot - candidate.judging)),
+                    seed=lesson.seed + rung,
+                    on_progress=self._reporting(where, slot, best),
+                )
+                if first or fitted.best_epoch:
+                    candidate.judge(lesson.level, lesson.answer_only)
+                if fitted.interrupted:
+                    raise KeyboardInterrupt
             except TrainingError as error:
                 self._dropped[candidate.name] = str(error)
-
-    def _restored(self, candidate: Candidate, rung: int) -> bool:
-        """Restore the candidate if this rung was over for it when the search was cut off."""
-        done = self.done.get(candidate.proposal.slug, ())
-        if rung >= len(done):
-            return False
-        found = done[rung]
-        candidate.score, candidate.covered = found.score, found.covered
-        candidate.seconds, candidate.epochs = found.seconds, found.epochs
-        candidate.trained = True
-        if rung == len(done) - 1:
-            path = self._weights(candidate.proposal)
-            try:
-                candidate.load(load_file(path))
-            except (OSError, SafetensorError) as error:
-                raise TrainingError(f"{path} is damaged ({error}); run without --resume") from error
-        return True
-
-    def _train(self, candidate: Candidate, rung: int, seconds: float, report: OnProgress) -> None:
-        """Train for this many seconds, including the time to judge the candidate."""
-        slug, lesson, first = candidate.proposal.slug, self._lesson, not candidate.trained
-        checkpoint = self._folder / f"{slug}.{rung}.checkpoint"
-        fitted = candidate.fit(
-            Budget(seconds=max(SHORTEST, seconds - candidate.judging)),
-            checkpoint,
-            options={"rung": rung},
-            seed=lesson.seed + rung,
-            resume=checkpoint.exists(),
-            on_progress=report,
-        )
-        if first or fitted.best_epoch:
-            candidate.judge(lesson.level, lesson.answer_only)
-        if fitted.interrupted:
-            raise KeyboardInterrupt
-        now = Done(candidate.score, candidate.covered, candidate.seconds, candidate.epochs)
-        self.done[slug] = (*self.done.get(slug, ()), now)
-        done = msgspec.json.encode(self.done[slug]).decode()
-        try:
-            save_tensors(self._weights(candidate.proposal), candidate.weights, {"done": done})
-        except OSError as error:
-            raise TrainingError(f"cannot write {self._folder}: {error.strerror}") from error
-        checkpoint.unlink(missing_ok=True)
-
-    def _weights(self, proposal: Proposal) -> Path:
-        return self._folder / f"{proposal.slug}.safetensors"
 
     def _reporting(self, where: str, slot: float, best: float) -> OnProgress:
         """Return a callback that turns reports of a training into reports of the search."""

@@ -276,7 +276,6 @@ class TeachingOptions(Options):
         str | None,
         Option("The device that trains: cpu, cuda, cuda:1, mps. By default the fastest."),
     ] = None
-    resume: Annotated[bool, Option("Continue a run that was cut off.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +295,7 @@ class TrainingOptions(TeachingOptions):
         float | None,
         Option("End after so much time.", unit=SECONDS, typed="s", above=0),
     ] = None
+    resume: Annotated[bool, Option("Continue a run that was cut off.")] = False
 
 
 @dataclass(frozen=True)
