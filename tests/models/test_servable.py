@@ -16,7 +16,7 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, ModelError, UserError
 from parity_models.models.bundle import open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.servable import read_servable
+from parity_models.models.servable import read_servable, with_mean
 from parity_models.models.signature import Axis, Signature, Tensor
 from text_models import BUCKETS, expected, texts, write_text_bundle
 from trainings import ONCE, train_parity
@@ -118,6 +118,28 @@ def test_free_axes_of_images_have_the_size_of_the_queries(tmp_path: Path, free: 
     if free[2] == "h":
         _, signature = read_servable(path, {"h": 4, "w": 12})
         assert signature.axes.keys() == {"h", "w"}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_mean_over_tokens_becomes_an_output(tmp_path: Path, masked: bool) -> None:
+    table = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    tokens: Described = (INT64, ["n", "length"])
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["hidden"])]
+    inputs = {"ids": tokens}
+    if masked:
+        inputs["attention_mask"] = tokens
+        nodes.append(helper.make_node("Identity", ["attention_mask"], ["copy"]))
+    hidden: dict[str, Described] = {"hidden": (FLOAT, ["n", "length", 4])}
+    path = graph(tmp_path / "m.onnx", nodes, inputs, hidden, table=table)
+    rows = np.array([[3, 4, 5, 0], [7, 8, 0, 0]])
+    queries = {"ids": rows} | ({"attention_mask": (rows > 0).astype(np.int64)} if masked else {})
+    content, signature, name = with_mean(*read_servable(path, queries=queries))
+    found = OnnxModel(content, signature=signature)(queries)
+    means = np.stack([table[[3, 4, 5]].mean(axis=0), table[[7, 8]].mean(axis=0)])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(found[name], expected, atol=1e-6)
+    with pytest.raises(ModelError, match=r"the model gives 'hidden' .*leave out --pool"):
+        with_mean(content, signature, "nothing")
 
 
 # Batch axes

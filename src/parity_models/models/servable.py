@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -280,6 +281,64 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
                 f"has an output {name!r} that depends on the other rows of the batch, so that "
                 "serving could not batch queries; export it in evaluation mode (module.eval())"
             )
+
+
+# Outputs for each token
+
+
+def with_mean(
+    content: bytes, signature: Signature, output: str | None = None
+) -> tuple[bytes, Signature, str]:
+    """Give a model one more output: the mean of an output [sequence, width], scaled to length 1.
+
+    Tokens count that the input with "mask" in its name marks, or else those that are not padding.
+
+    Returns:
+        The content, the signature, and the name of the new output.
+
+    Raises:
+        ModelError: There is no such output, or no input of the same sequence.
+
+    """
+    found = [
+        each
+        for each in signature.outputs
+        if len(each.shape) == 2 and list(each.axes.values()) == [0] and each.dtype.kind == "f"
+        if output in (None, each.name)
+    ]
+    tokens = [each for each in signature.inputs if found and each.shape == found[0].shape[:1]]
+    if len(found) != 1 or not tokens:
+        raise ModelError(
+            "a mean is taken of an output of shape [sequence, width], where an input has the same "
+            f"sequence; the model gives {', '.join(map(str, signature.outputs))}: name one such "
+            "output, or leave out --pool"
+        )
+    mask = next((each for each in tokens if "mask" in each.name), tokens[0])
+    model, name, float32 = onnx.load_model_from_string(content), f"{found[0].name}.mean", 1
+    padding = onnx.helper.make_tensor(f"{name}.padding", float32, [], [mask.padding])
+    model.graph.initializer.append(padding)
+    for operator, taken, given, more in (
+        ("Cast", [mask.name], f"{name}.ids", {"to": float32}),
+        ("Equal", [f"{name}.ids", padding.name], f"{name}.padded", {}),
+        ("Not", [f"{name}.padded"], f"{name}.content", {}),
+        ("Cast", [f"{name}.content"], f"{name}.counted", {"to": float32}),
+        ("Cast", [found[0].name], f"{name}.tokens", {"to": float32}),
+        (
+            "Einsum",
+            [f"{name}.counted", f"{name}.tokens"],
+            f"{name}.sum",
+            {"equation": "nl,nlw->nw"},
+        ),
+        ("LpNormalization", [f"{name}.sum"], name, {"axis": -1, "p": 2}),
+    ):
+        model.graph.node.append(onnx.helper.make_node(operator, taken, [given], **more))
+    width = found[0].shape[1:]
+    value = onnx.helper.make_tensor_value_info(name, float32, [BATCH, *width])
+    model.graph.output.append(value)
+    outputs = (*signature.outputs, Tensor(name, "FP32", width))
+    content = model.SerializeToString()
+    open_session(content)
+    return content, msgspec.structs.replace(signature, outputs=outputs), name
 
 
 # A batch axis of one

@@ -118,6 +118,14 @@ class SearchOptions(TeachingOptions, Scenario):
             metavar="CLASS[=LEVEL]",
         ),
     ] = None
+    pool: Annotated[
+        str | None,
+        Option(
+            "Of an output with a row for each token, have stand-ins imitate the mean, scaled to "
+            "length 1, and serve that, too: mean.",
+            metavar="HOW",
+        ),
+    ] = None
     ungated: Annotated[
         bool,
         Option(
@@ -265,7 +273,7 @@ def protect(
     chosen = gather(SearchOptions, options, given)
     end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
-    with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
+    with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
         if queries.calibration is not None and not chosen.ungated:
             least = chosen.agreement

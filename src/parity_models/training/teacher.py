@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from parity_models.errors import (
     BundleError,
     ModelError,
+    OptionError,
     TrainingError,
     UserError,
 )
@@ -33,7 +34,7 @@ from parity_models.models.queries import (
     run_by_bucket,
     sizes_in,
 )
-from parity_models.models.servable import read_servable
+from parity_models.models.servable import read_servable, with_mean
 from parity_models.models.signature import Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.options import SECONDS, Option, Options
@@ -174,7 +175,7 @@ def teacher_of(
     if fixed is None or fixed.dtype.kind != "f":
         raise ModelError(
             f"the output {chosen} cannot be imitated: it has to be floating point, and of fixed "
-            "shape; if it has a row for each token, export the model with their mean as an output"
+            "shape; if it has a row for each token, their mean can be (--pool mean)"
         )
     taken = signature.inputs[0]
     plain = (
@@ -191,14 +192,20 @@ def open_teacher(
     inputs: GivenInputs | None = None,
     output: str | None = None,
     allow_code: Collection[str] = (),
+    pool: str | None = None,
 ) -> Iterator[Teacher]:
     """Open the deployed `model` for as long as the context lasts.
 
     A module is exported for queries like `inputs`. With inputs, which tell how large dynamic axes
     become, an ONNX file may have several inputs and outputs, of any numbers. `output` is as for
-    `teacher_of`, `allow_code` as for `open_bundle`. Raises BundleError or ModelError for what
+    `teacher_of`; with `pool` it is the scaled mean of that output (see `with_mean`), which is
+    served, too. `allow_code` is as for `open_bundle`. Raises BundleError or ModelError for what
     cannot be deployed.
     """
+    if pool not in (None, "mean"):
+        raise OptionError(f"--pool takes mean, not {pool!r}")
+    if pool is not None and (isinstance(model, Bundle | nn.Module) or Path(model).is_dir()):
+        raise OptionError("--pool changes the model that is served; give an ONNX file")
     if not isinstance(model, Bundle | nn.Module) and Path(model).is_dir():
         model = open_bundle(model, allow_code)
     if isinstance(model, Bundle):
@@ -212,6 +219,8 @@ def open_teacher(
         content, signature = read_servable(_exported(model, np.shape(inputs)[1:]), queries=queries)
     else:
         content, signature = read_servable(Path(model), queries=queries)
+    if pool is not None:
+        content, signature, output = with_mean(content, signature, output)
     with TemporaryDirectory() as folder:
         deployed = NewModel(content, OWN, signature=signature)
         try:
