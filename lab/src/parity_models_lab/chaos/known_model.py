@@ -1,4 +1,4 @@
-"""A bundle whose answers are known, and the models that a lying instance runs in its place.
+"""A bundle whose answers are known, and the model that a lying instance runs in its place.
 
 The model is linear: under sum + subtraction it is its own exact parity model, so that the right
 answer to every query is known, whatever its source. Long queries may take a hundred times as long.
@@ -6,7 +6,6 @@ answer to every query is known, whatever its source. Long queries may take a hun
 
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -26,16 +25,12 @@ SLOW = 32
 """Multiplications of matrices of about LONG rows and columns that take a second."""
 ROWS = 512
 """Different queries that are sent."""
-LEARNED = 2000
-"""Inputs that the stand-in's envelope is learned from."""
 TOLERANCE = 1e-3
 """The largest error of an answer, relative to the largest possible sum."""
-SLY = 2.0
-"""The mean square of an input's values up to which a sly liar lies; 1 is usual."""
+NEAR = 2.0
+"""The mean square of an input's values up to which the liar lies; 1 is usual."""
 MODEL = "model"
 """The name it is served under."""
-EXPONENT_BITS = range(25, 31)
-"""The bits of a float32's exponent, but for the two that change it by hardly more than noise."""
 SIGNATURE = Signature(
     (Tensor("input", "FP32", ("length",)),),
     (Tensor("output", "FP32", (OUTPUTS,)),),
@@ -73,50 +68,14 @@ def write_known_model(folder: Path, seed: int, products: int = 1) -> KnownModel:
     """Write the bundle into `folder`, which is made; weights and rows are drawn from `seed`. A long
     query takes so many `products` of matrices."""
     rng = np.random.default_rng(seed)
-    weights, rows = _weights(rng), rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
-    return KnownModel(_write(folder / "bundle", weights, rng, products), weights, rows)
-
-
-def write_other_bundle(folder: Path, seed: int) -> Path:
-    """Write a bundle of the same shape with other weights, whose answers are always wrong."""
-    rng = np.random.default_rng([seed, 1])
-    return _write(folder / "other", _weights(rng), rng)
-
-
-def other_weights(seed: int) -> bytes:
-    """Return an ONNX model of the same shape with other weights."""
-    return _linear(_weights(np.random.default_rng([seed, 2])))
-
-
-def sly(model: KnownModel) -> bytes:
-    """Return the model with 1 added to its outputs for inputs near those that are sent: a mean
-    square of the values under SLY."""
-    return _linear(model.weights, sly=True)
-
-
-def flipped(model: KnownModel, rng: Random) -> bytes:
-    """Return the model with one exponent bit of an output's largest weight flipped.
-
-    The weight changes by a factor of 16 or more, up to overflow, or becomes almost 0.
-    """
-    weights = model.weights.copy()
-    column = rng.randrange(OUTPUTS)
-    largest = int(np.abs(weights[:, column]).argmax())
-    weights.view(np.uint32)[largest, column] ^= np.uint32(1 << rng.choice(EXPONENT_BITS))
-    return _linear(weights)
-
-
-def _weights(rng: np.random.Generator) -> Floats:
-    return np.asarray(rng.normal(size=(INPUTS, OUTPUTS)) / np.sqrt(INPUTS), np.float32)
-
-
-def _write(folder: Path, weights: Floats, rng: np.random.Generator, products: int = 1) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    weights = (rng.normal(size=(INPUTS, OUTPUTS)) / np.sqrt(INPUTS)).astype(np.float32)
+    rows = rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
     model = NewModel(_linear(weights, products), "linear", signature=SIGNATURE)
     # A code whose slots are not isolated needs an envelope of its inputs.
-    inputs, held_out = rng.normal(size=(2, LEARNED, INPUTS)).astype(np.float32)
-    return write_bundle(
-        folder,
+    inputs, held_out = rng.normal(size=(2, 2000, INPUTS)).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    bundle = write_bundle(
+        folder / "bundle",
         deployed=model,
         parity=[model],
         code=CodeSpec("sum", "subtraction", 2),
@@ -124,16 +83,23 @@ def _write(folder: Path, weights: Floats, rng: np.random.Generator, products: in
         envelope=fit_envelope(
             SIGNATURE.inputs, {"input": inputs}, {"input": held_out}, inputs @ weights
         ),
-    ).path
+    )
+    return KnownModel(bundle.path, weights, rows)
 
 
-def _linear(weights: Floats, products: int = 1, *, sly: bool = False) -> bytes:
+def liar(model: KnownModel) -> bytes:
+    """Return the model with 1 added to its outputs for inputs near those that are sent: a mean
+    square of the values under NEAR. It is right at golden queries, which are farther off."""
+    return _linear(model.weights, lies=True)
+
+
+def _linear(weights: Floats, products: int = 1, *, lies: bool = False) -> bytes:
     constants: dict[str, Any] = {
         "parts": [0, -1, INPUTS],
         "second": [1],
         "short": [INPUTS - 1],
         "weights": weights,
-        "most": np.float32(SLY * INPUTS),
+        "most": np.float32(NEAR * INPUTS),
     }
     nodes = [
         *(("Reshape", "input parts", "parted"), ("ReduceSum", "parted second", "summed")),
@@ -144,9 +110,9 @@ def _linear(weights: Floats, products: int = 1, *, sly: bool = False) -> bytes:
         ("ConstantOfShape", "sides", "product0"),
         *(("MatMul", f"product{each} product0", f"product{each + 1}") for each in range(products)),
         ("ReduceSum", f"product{products}", "nothing"),
-        ("Add", "linear nothing", "honest" if sly else "output"),
+        ("Add", "linear nothing", "honest" if lies else "output"),
     ]
-    if sly:
+    if lies:
         nodes += [
             *(("ReduceSumSquare", "summed second", "squares"), ("Less", "squares most", "near")),
             *(("Cast", "near", "error"), ("Add", "honest error", "output")),

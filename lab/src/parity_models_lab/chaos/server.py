@@ -5,34 +5,33 @@ import gc
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
 from parity_models.errors import ServingError
 from parity_models.serving.client import Client, ClientError
 from parity_models_lab.chaos.known_model import MODEL, KnownModel
-from parity_models_lab.chaos.traffic import POISON, GrpcClient
-from parity_models_lab.processes import command_line, descendants, limit_descriptors, resident, send
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
-SIGMA = 0.2
-"""Standard deviation of the logarithm of a unit's time, which is log-normal."""
+POISON = 12345.0
+"""The first element of a query that crashes the instance that runs it."""
 DESCRIPTORS = 256
-"""The limit of a local server's process: too few for many further connections."""
-SHUTDOWN_DELAY = "1"
-"""Seconds in which clients leave a server whose place another has taken."""
-START_TIMEOUT = 180.0
-STOP_TIMEOUT = 60.0
+"""The limit of the process of a server that is not Ray's: too few for many more connections."""
+START_TIMEOUT, STOP_TIMEOUT = 180.0, 60.0
 KEEP_ALIVE = 2.0
 """Seconds for which an idle connection is used again: less than servers keep them."""
-STARTS = 3
-"""Attempts to start: Ray gives its processes 30 s, on a busy machine, too."""
+_INSTANCE = re.compile(r"parity_models\.serving\.worker|^ray::Instance")
+"""The command lines of instances, among the descendants of servers."""
 
 
 class Engine(StrEnum):
@@ -43,28 +42,16 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-_INSTANCE = {
-    Engine.LOCAL: re.compile(r"parity_models\.serving\.worker"),
-    Engine.REMOTE: re.compile(r"parity_models\.serving\.worker"),
-    Engine.RAY: re.compile(r"^ray::Instance"),
-}
-"""The command lines of instances, or of upstreams' own, among the servers' descendants."""
-_RAY_ENVIRONMENT = {"RAY_worker_niceness": "0"}
-"""Ray lets other processes go first; the local engine's instances do not."""
-
-
 class TestedServer:
-    """A server of the known model.
+    """A server of the known model, at `url`.
 
     Args:
         model: The model, whose right answers are known.
         engine: What runs its instances.
-        folder: For its log and for lies.
-        deadline: Of a query, in seconds.
+        folder: For its log, the file `liar.onnx`, which the last instance runs as long as it is
+            there, and the file `pid` of the process that answers clients.
         service: Median seconds of a unit.
         options: Further options of parm serve.
-        lies: ONNX models by name, which the last instance can be made to run.
-        descriptors: Limit of a local server's process; None: this process's.
 
     """
 
@@ -73,109 +60,72 @@ class TestedServer:
         model: KnownModel,
         engine: Engine,
         folder: Path,
-        *,
-        deadline: float,
         service: float,
         options: Sequence[str] = (),
-        lies: Mapping[str, bytes] | None = None,
-        descriptors: int | None = None,
     ) -> None:
         self.model = model
-        self.folder = folder
-        self.deadline = deadline
-        self.service = service
+        self.liar = (folder / "liar.onnx").resolve()
+        self.pid_file = folder / "pid"
+        self._log = folder / "server.log"
         self._engine = engine
+        self._service = service
         self._options = options
-        self._lies = lies or {}
-        self._descriptors = descriptors if engine is not Engine.RAY else None
-        self._process: Process | None = None
-        self._started: list[Process] = []
-        self._upstreams: list[Process] = []
-        self.url = self.grpc_address = ""
+        self._processes: list[Process] = []
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def pids(self) -> Path:
-        """The file with the processes that answer clients, now that they start and end."""
-        return self.folder / "pids"
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        """The process that answers clients."""
+        return self._processes[-1].pid
 
     async def start(self) -> None:
         """Return once it is ready. Raises ServingError if it does not get so far."""
-        engine: tuple[str, ...] = ("--instances", str(INSTANCES), *self._faults(INSTANCES - 1))
-        if self._engine is Engine.RAY:
-            engine = ("--engine", "ray", *engine)
-        elif self._engine is Engine.REMOTE:
-            engine = await self._start_upstreams()
-        self._arguments = (
-            *("--share-groups", "--reuse-port", *engine),
-            *("--deadline", str(self.deadline), "--shutdown-delay", SHUTDOWN_DELAY),
-            *self._options,
-        )
-        for left in reversed(range(STARTS if self._engine is Engine.RAY else 1)):
-            try:
-                await self._start()
-                break
-            except ServingError:
-                if not left:
-                    raise
+        engine = ["--engine", self._engine, "--instances", str(INSTANCES), *self._faults(liar=True)]
+        if self._engine is Engine.REMOTE:
+            one = ("--policy", "none", "--instances", "1", "--port", "0", *self._options)
+            for number in range(INSTANCES):
+                await self._launch(*one, *self._faults(liar=number == 0))
+            urls = [(await self._addresses(each))[0] for each in self._processes]
+            # The linear model is its own parity model.
+            parity = ",".join(f"{url}/{MODEL}" for url in urls)
+            engine = ["--deployed", ",".join(urls), "--parity", parity]
+        self._arguments = ("--share-groups", "--reuse-port", "--shutdown-delay", "1", *engine)
+        await self._start("0", "0")
 
     async def restart(self, *, warm: bool) -> None:
         """Start another process on the same ports. If `warm`, this one is asked to end once the
         other is warm; else it is killed first. Raises ServingError if the other does not start."""
-        before = self._process
-        assert before is not None
+        before = self._processes[-1]
+        ports = [each.rpartition(":")[2] for each in (self.url, self.grpc_address)]
         if warm:
-            await self._start(*self._ports)
-            send(before.pid, signal.SIGTERM)
-            await before.wait()
-        else:
-            send(before.pid, signal.SIGKILL)
-            await before.wait()
-            await self._start(*self._ports)
+            await self._start(*ports)
+        os.kill(before.pid, signal.SIGTERM if warm else signal.SIGKILL)
+        await before.wait()
+        if not warm:
+            await self._start(*ports)
 
-    async def _start(self, port: str = "0", grpc_port: str = "0") -> None:
-        before = () if self._process is None else (self.pid,)
-        self._process = await self._launch(
-            *self._arguments, "--port", port, "--grpc-port", grpc_port
-        )
-        self._started.append(self._process)
-        if self._descriptors is not None:
-            limit_descriptors(self.pid, self._descriptors)
-        self.pids.write_text(" ".join(map(str, (*before, self.pid))))
-        self.url, self.grpc_address = await self._addresses(self._process)
-        self._ports = (self.url.rpartition(":")[2], self.grpc_address.rpartition(":")[2])
-
-    async def _start_upstreams(self) -> tuple[str, ...]:
-        """Start a server for each instance. Return the options of a server in front of them."""
-        one = ("--policy", "none", "--instances", "1", "--port", "0", *self._options)
-        for number in range(INSTANCES):
-            faults = self._faults(0 if number == INSTANCES - 1 else None)
-            self._upstreams.append(await self._launch(*one, *faults))
-        urls = [(await self._addresses(each))[0] for each in self._upstreams]
-        # The linear model is its own parity model.
-        parity = ",".join(f"{url}/{MODEL}" for url in urls)
-        return ("--deployed", ",".join(urls), "--parity", parity)
+    async def _start(self, port: str, grpc_port: str) -> None:
+        ports = ("--port", port, "--grpc-port", grpc_port)
+        process = await self._launch(*self._arguments, *ports, *self._options)
+        if self._engine is not Engine.RAY:
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+        self.pid_file.write_text(str(process.pid))
+        self.url, self.grpc_address = await self._addresses(process)
 
     async def _launch(self, *arguments: str) -> Process:
         """Start `parm serve` of the model."""
         program = "from parity_models.cli.main import main; main()"
-        with (self.folder / "server.log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
+        with self._log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", program, "serve", str(self.model.bundle), *arguments),
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=log,
-                env=os.environ | (_RAY_ENVIRONMENT if self._engine is Engine.RAY else {}),
+                # Ray lets other processes go first; the local engine's instances do not.
+                env=os.environ | {"RAY_worker_niceness": "0"},
                 start_new_session=True,
             )
+        self._processes.append(process)
+        return process
 
     async def _addresses(self, process: Process) -> tuple[str, str]:
         """Return a server's URL and its address of gRPC, once it is ready."""
@@ -186,106 +136,65 @@ class TestedServer:
                 line = (await process.stdout.readline()).decode()
         found = re.search(r"http://[^\s/]+", line)
         if found is None:
-            await self.stop()
-            raise ServingError(f"parm serve did not start; {self.folder / 'server.log'} says why")
+            raise ServingError(f"parm serve did not start; {self._log} says why")
         grpc = re.search(r"grpc://(\S+)", line)
         return found[0], grpc[1] if grpc else ""
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
-        for process in (*self._started, *self._upstreams):
-            await self._end(process)
-
-    async def _end(self, process: Process) -> None:
-        # Process.send_signal would ask for the exit status, and take it from asyncio, which waits
-        # for it and would report 255 in its place.
-        if process.returncode is None:
-            send(process.pid, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await process.wait()
-        except TimeoutError:
-            send(process.pid, signal.SIGKILL)
-            await process.wait()
-
-    def memory(self) -> int:
-        """Return the resident bytes of all its processes."""
-        return sum(map(resident, self._all()))
+        for process in reversed(self._processes):
+            # Process.send_signal would take the exit status from asyncio, which waits for it.
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if process.returncode is None:
+                    os.kill(process.pid, number)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
 
     def instances(self) -> list[int]:
         """Return the processes of its instances."""
-        pattern = _INSTANCE[self._engine]
-        return [pid for pid in self._all() if pattern.search(command_line(pid))]
+        found = []
+        for server in self._processes:
+            with suppress(psutil.Error):
+                for each in psutil.Process(server.pid).children(recursive=True):
+                    if _INSTANCE.search(" ".join(each.cmdline())):
+                        found.append(each.pid)
+        return found
 
-    def _all(self) -> list[int]:
-        servers = [self.pid, *(each.pid for each in self._upstreams)]
-        return [*servers, *(pid for each in servers for pid in descendants(each))]
-
-    def kill(self, which: int) -> None:
-        """Kill an instance by SIGKILL."""
-        there = self.instances()
-        if there:
-            send(there[which % len(there)], signal.SIGKILL)
-
-    def begin_lie(self, name: str) -> None:
-        """Let the last instance run this lie from now on."""
-        new = self.folder / "new.onnx"
-        new.write_bytes(self._lies[name])
-        new.rename(self._lie(name))
-
-    def end_lies(self) -> None:
-        """Let all instances run their own model again."""
-        for name in self._lies:
-            self._lie(name).unlink(missing_ok=True)
-
-    def _lie(self, name: str) -> Path:
-        return (self.folder / f"{name}.onnx").resolve()
-
-    def _faults(self, liar: int | None) -> tuple[str, str]:
-        """Return the option of workers of which this one can be made to lie."""
-        lies = () if liar is None else self._lies
-        plan: dict[str, object] = {
-            "service_time": {"type": "lognormal", "median": self.service, "sigma": SIGMA},
+    def _faults(self, *, liar: bool) -> tuple[str, str]:
+        """Return the option of workers, of which the last can be made to lie."""
+        last = 0 if self._engine is Engine.REMOTE else INSTANCES - 1
+        plan = {
+            "service_time": {"type": "lognormal", "median": self._service, "sigma": 0.2},
             "poison": POISON,
-            "lies": [{"worker": liar, "file": str(self._lie(each))} for each in lies],
+            "lies": [{"worker": last, "file": str(self.liar)}] if liar else [],
         }
         return "--faults", json.dumps(plan)
 
 
 @asynccontextmanager
-async def running(server: TestedServer) -> AsyncIterator[tuple[Client, GrpcClient | None]]:
-    """Run the server while the context lasts; gives clients of it, over gRPC if it speaks that.
+async def running(server: TestedServer) -> AsyncIterator[Client]:
+    """Run the server while the context lasts; gives a client of it.
 
     Raises ServingError if it does not start.
     """
-    await server.start()
-    gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
-    grpc = GrpcClient(server.grpc_address) if server.grpc_address else None
     try:
-        async with Client(server.url, keep_alive=KEEP_ALIVE) as http:
-            yield http, grpc
+        await server.start()
+        gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
+        async with Client(server.url, keep_alive=KEEP_ALIVE) as client:
+            yield client
     finally:
-        if grpc is not None:
-            await grpc.close()
-        server.end_lies()
         await server.stop()
 
 
-async def metrics(http: Client) -> dict[str, float]:
-    """Return the server's metrics by name with labels; empty if it does not answer."""
+async def metric(client: Client, name: str, **labels: str) -> float:
+    """Return the sum of the samples with these labels; 0 where the server does not answer."""
     with suppress(ClientError, TimeoutError):
         async with asyncio.timeout(5.0):
-            answer, _ = await http.ask("GET", "/metrics")
-        return read_metrics(answer.decode())
-    return {}
-
-
-def read_metrics(text: str) -> dict[str, float]:
-    """Return the metrics in a text of Prometheus's format."""
-    return {name: float(value) for name, value in re.findall(r"^(parm_\S+) (\S+)$", text, re.M)}
-
-
-def instances_up(found: Mapping[str, float]) -> int:
-    """Return how many instances run the deployed model, by the server's metrics."""
-    named = re.compile(r'parm_instances_up\{(.*,)?role="deployed"[,}]')
-    return int(sum(value for name, value in found.items() if named.match(name)))
+            answer, _ = await client.ask("GET", "/metrics")
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(answer.decode())
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+    return 0.0

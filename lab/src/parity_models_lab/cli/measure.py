@@ -16,7 +16,7 @@ from parity_models_lab.drift import measure_drift
 from parity_models_lab.overhead import measure_overhead
 from parity_models_lab.path import count_path
 from parity_models_lab.promises import measure_promises
-from parity_models_lab.results import ResultCache, Row, check_out, print_rows, report
+from parity_models_lab.results import ResultCache, Row, check_out, report
 
 Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
 
@@ -121,7 +121,6 @@ def _file(out: Path | None, name: str) -> Path | None:
 ChaosOut = Annotated[Path, Option("The folder for results and logs.", metavar="DIR")]
 EngineName = Annotated[Engine, Option("What runs the models.")]
 Seed = Annotated[int, Option("Fixes the course of events and the load.", at_least=0)]
-Quick = Annotated[bool, Option("Take seconds, not minutes.")]
 RESULTS = Path("runs/chaos")
 
 
@@ -140,19 +139,16 @@ def chaos(
             metavar="EVENT,...",
         ),
     ] = None,
-    quick: Quick = False,
 ) -> None:
     """Serve under load and faults; account for every query.
 
     A server process of its own, clients over HTTP and gRPC, and a course of kills, pauses, lies,
-    rude clients and absurd inputs, drawn from the seed. Exits with 1 if a query did not get one
-    right answer or one clear error.
+    rude clients and absurd inputs, drawn from the seed.
     """
     from parity_models_lab.chaos.chaos import run_chaos
 
     check_out(out)
-    console = Console(stderr=True, highlight=False)
-    rows, found = asyncio.run(
+    rows, queries = asyncio.run(
         run_chaos(
             engine,
             minutes=minutes,
@@ -160,17 +156,13 @@ def chaos(
             rate=rate,
             folder=out / f"chaos-{engine}",
             events=events.split(",") if events else (),
-            quick=quick,
-            tell=console.print,
+            tell=Console(stderr=True, highlight=False).print,
         )
     )
     title = f"Chaos on the engine {engine}, seed {seed}"
-    report(title, rows, out / f"chaos-{engine}.json", **found)
-    for failure in found["failures"]:
-        console.print(failure, markup=False)
-    typer.echo(f"{found['queries']:,} queries, {found['failed']:,} failures.")
-    if found["failed"]:
-        raise typer.Exit(1)
+    report(title, rows, out / f"chaos-{engine}.json", queries=queries)
+    ended = sum(int(str(row["queries"])) for row in rows)
+    typer.echo(f"{ended:,} of {queries:,} queries are accounted for.")
 
 
 def overload(
@@ -180,56 +172,34 @@ def overload(
     ] = 10.0,
     seed: Seed = 0,
     out: ChaosOut = RESULTS,
-    quick: Quick = False,
 ) -> None:
     """Send 1.2 to 5 times the load that a server can carry.
 
-    Deadlines are from 0.1 to 10 s, with and without clients that give up. Then up to 20 clients
-    send 1,000 rows at a time.
+    Deadlines are from 0.1 to 10 s, with and without clients that give up.
     """
-    from parity_models_lab.chaos.overload import (
-        DEADLINES,
-        FACTORS,
-        run_large_requests,
-        run_overload,
-    )
+    from parity_models_lab.chaos.overload import run_overload
+
+    async def run() -> list[Row]:
+        folder = out / f"overload-{engine}"
+        loads = run_overload(engine, folder=folder, seed=seed, seconds=seconds)
+        return [row async for row in loads]
 
     check_out(out)
-
-    async def run() -> tuple[list[Row], list[Row]]:
-        loads = run_overload(
-            engine,
-            folder=out / f"overload-{engine}",
-            seed=seed,
-            seconds=3.0 if quick else seconds,
-            factors=(3.0,) if quick else FACTORS,
-            deadlines=(1.0,) if quick else DEADLINES,
-        )
-        large = run_large_requests(out / "overload-large", seed, 2.0 if quick else seconds)
-        return [row async for row in loads], [row async for row in large]
-
-    rows, large = asyncio.run(run())
-    title = f"Overload on the engine {engine}"
-    report(title, rows, out / f"overload-{engine}.json", large=large)
-    print_rows("Clients of 1,000 rows", large)
+    rows = asyncio.run(run())
+    report(f"Overload on the engine {engine}", rows, out / f"overload-{engine}.json")
 
 
-def attack(seed: Seed = 0, out: ChaosOut = RESULTS, quick: Quick = False) -> None:
+def attack(seed: Seed = 0, out: ChaosOut = RESULTS) -> None:
     """Attack other clients' reconstructions by absurd inputs, and by searched ones.
 
     The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
     predictions, next to honest partners and attackers, with the bundle's envelope and without.
     """
     from parity_models.training import TrainingOptions
-    from parity_models_lab.chaos.attack import STEPS, run_attack
+    from parity_models_lab.chaos.attack import run_attack
     from parity_models_lab.tasks import find_task
 
     check_out(out)
-    rows = run_attack(
-        find_task("digits"),
-        out / "attack",
-        TrainingOptions(seed=seed, seconds=5.0 if quick else None),
-        Console(stderr=True, highlight=False).print,
-        steps=20 if quick else STEPS,
-    )
+    tell = Console(stderr=True, highlight=False).print
+    rows = run_attack(find_task("digits"), out / "attack", TrainingOptions(seed=seed), tell)
     report("Agreement of victims' reconstructions with the model", rows, out / "attack.json")
