@@ -237,8 +237,9 @@ class _Run:
     # The checkpoint
 
     def _save(self) -> None:
-        """Write the checkpoint, if there is to be one, replacing the one before it in one step."""
-        if self.checkpoint is None:
+        """Write the checkpoint, if there is one, replacing the one before it in one step."""
+        path = self.checkpoint
+        if path is None:
             return
         parts = {"module": self.module.state_dict(), "best": self.best}
         state = self.optimizer.state_dict()["state"]
@@ -251,13 +252,17 @@ class _Run:
             "best_score": self.best_score,
             "options": self.options,
         }
+        new = path.with_name(path.name + ".new")
         try:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(self.checkpoint, tensors, {"run": json.dumps(run)})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not by save_file, which leaves a file of a random name where it is killed.
+            content = {name: value.contiguous() for name, value in tensors.items()}
+            new.write_bytes(save(content, {"run": json.dumps(run)}))
+            os.replace(new, path)
         except OSError as error:
-            raise TrainingError(
-                f"cannot write the checkpoint {self.checkpoint}: {error}"
-            ) from error
+            raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error
+        finally:
+            new.unlink(missing_ok=True)
 
     def load(self) -> None:
         """Continue from the checkpoint.
@@ -346,15 +351,3 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
         interrupt_if_asked()
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def save_tensors(path: Path, tensors: Weights, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, replacing it in one step. Raises OSError."""
-    new = path.with_name(path.name + ".new")
-    try:
-        # Not by save_file, which leaves a file of a random name where it is killed.
-        content = {name: value.contiguous() for name, value in tensors.items()}
-        new.write_bytes(save(content, metadata))
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
