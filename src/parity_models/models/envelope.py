@@ -18,13 +18,8 @@ one deviation. Four statistics of z are each compared with a limit that few trai
                component analysis: Tipping, Bishop, 1999; it joins the T² and Q statistics of
                Jackson, Mudholkar, Technometrics 1979)
 
-Integers of a narrow range may be ids, whose size says nothing. Two statistics judge these:
-
-    range     the least and the largest id of the training inputs; of columns of features, which
-              are few and of fixed shape, those of the id's column
-    surprise  the mean of -ln p, where p is the share of an id in the training inputs (in its
-              column): high where ids are rare, low where one common id repeats. It counts PRIOR
-              usual values as well, so that chance does not make few ids unlike
+Integers of a narrow range may be ids, whose size says nothing. They have to be in the range of the
+training inputs; columns of features, which are few and of fixed shape, each in its own.
 """
 
 import contextlib
@@ -53,9 +48,6 @@ server's frontend must not have next to its workers."""
 
 DOT = 8192
 """The longest vectors whose products OpenBLAS computes on one thread."""
-
-PRIOR = 8
-"""Usual values that are counted with those of an input."""
 
 FARTHEST = 2**61
 """Ids lie between this and its negative."""
@@ -135,56 +127,25 @@ class Numbers(
         return one / self.spread, self.center / self.spread
 
 
-class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The range, and the usual value, of a mean of -ln p."""
-
-    least: float
-    usual: float
-    most: float
-
-
 class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, tag="ids"):
     """One input of ids where stand-ins were trained.
 
-    They go from `low` to `high`, of which there is one, or one for each column. `table` (m,) holds
-    -ln p of ids, several of which may share a place; `surprise` bounds its mean. Files of earlier
+    They go from `low` to `high`, of which there is one, or one for each column. Files of earlier
     versions have more fields, which are ignored.
     """
 
     low: _Range
     high: _Range
-    table: Floats
-    surprise: Bounds
 
     def like(self, row: Array) -> bool:
         """Return whether the ids of an input, without padding, are like the training inputs'."""
         low, high = self._ranges
         ids = row.reshape(-1)
-        if not ((ids >= low) & (ids <= high)).all():
-            return False
-        return self.surprise.least <= self.measure(row) <= self.surprise.most
-
-    def measure(self, row: Array) -> float:
-        """Return the mean surprise of an input's ids, all in range."""
-        surprises = self.table[self.places(row) % len(self.table)]
-        total = float(surprises.sum()) + PRIOR * self.surprise.usual
-        return total / (surprises.size + PRIOR)
-
-    def places(self, rows: Array) -> NDArray[np.int64]:
-        """Return the ids of `rows` counted from 0, those of a column behind those of the columns
-        before it: (..., columns)."""
-        return rows.astype(np.int64).reshape(-1, len(self.low)) + self._begins
+        return bool(((ids >= low) & (ids <= high)).all())
 
     @cached_property
     def _ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.array(self.low, np.int64), np.array(self.high, np.int64)
-
-    @cached_property
-    def _begins(self) -> NDArray[np.int64]:
-        low, high = self._ranges
-        sizes = high - low + 1
-        begins: NDArray[np.int64] = sizes.cumsum() - sizes - low
-        return begins
 
 
 class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True):
@@ -331,8 +292,6 @@ def _check_ids(tensor: Tensor, ids: Ids) -> None:
         raise BundleError(f"has ranges for {columns} columns of {tensor}")
     if any(low > high for low, high in zip(ids.low, ids.high, strict=True)):
         raise BundleError(f"has a range that is empty for {tensor}")
-    if ids.table.ndim != 1 or not len(ids.table):
-        raise BundleError(f"has no table of ids for {tensor}")
 
 
 def _check_shape(name: str, array: Floats, shape: tuple[int, ...]) -> None:

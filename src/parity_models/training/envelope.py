@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from parity_models.models.envelope import (
     MAX_PROJECTION,
-    Bounds,
     Envelope,
     Ids,
     Limits,
@@ -59,15 +58,6 @@ WIDEST, LARGEST = 2**20, 2**53
 MOST_COLUMNS = 256
 """A row of more integers than this is a sequence: all its columns count as one."""
 
-PLACES = 65_537
-"""The most places in the table for ids: a prime, so that ids share a place by chance alone."""
-
-UNSEEN = 0.5
-"""An id that was never seen counts as seen this many times."""
-
-ROUNDING = 1e-3
-"""Means that differ by less than this count as equal."""
-
 
 def fit_envelope(
     inputs: Sequence[Tensor],
@@ -106,15 +96,20 @@ def _fit(tensor: Tensor, array: Array, sizes: Sizes, share: float, mirrored: boo
     """Fit one input, an `array` (n, ...), with limits that call at most a `share` of honest inputs
     unlike."""
     ids = _are_ids(array)
+    if not ids:
+        array = array.astype(np.float32, copy=False)
     if not (ids or tensor.axes):
-        return _fit_numbers(array.astype(np.float32, copy=False), share, mirrored)
+        return _fit_numbers(array, share, mirrored)
     few = FITTED // max(1, prod(array.shape[1:]))
     array, sizes = spaced(array, few), {axis: spaced(each, few) for axis, each in sizes.items()}
-    rows = list(contents(tensor, array if ids else array.astype(np.float32, copy=False), sizes))
+    rows = list(contents(tensor, array, sizes))
+    values = np.concatenate([row.reshape(-1) for row in rows])
     if ids:
-        return _fit_ids(tensor, rows, share)
+        columns = 1 if tensor.axes or rows[0].size > MOST_COLUMNS else rows[0].size
+        low, high = (each(values.reshape(-1, columns), axis=0) for each in (np.min, np.max))
+        return Ids(tuple(map(int, low)), tuple(map(int, high)))
     # Where an axis is dynamic, all values are of one kind.
-    center, spread = map(np.asarray, _spread(_joined(rows), (), by_channel=False))
+    center, spread = map(np.asarray, _spread(values, (), by_channel=False))
     blank = Numbers(center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
     return structs.replace(blank, limits=_limits(_measure(blank, rows), share))
 
@@ -239,54 +234,3 @@ def _are_ids(array: Array) -> bool:
         return False
     low, high = int(array.min()), int(array.max())
     return low > -LARGEST and high < LARGEST and high - low < WIDEST
-
-
-def _fit_ids(tensor: Tensor, rows: Sequence[Array], share: float) -> Ids:
-    low, high = _range(tensor, _joined(rows))
-    blank = Ids(low, high, np.zeros(1, np.float32), Bounds(-np.inf, 0.0, np.inf))
-    order, measured = np.random.default_rng(0).permutation(len(rows)), []
-    for fold in np.array_split(order, FOLDS):
-        others = np.setdiff1d(order, fold)
-        if len(fold) and len(others):
-            known = _counted(blank, _joined([rows[i] for i in others]))
-            measured += [known.measure(rows[i]) for i in fold]
-    ids = _counted(blank, _joined(rows))
-    usual = ids.surprise.usual
-    bounds = _bounds(np.array(measured or [usual]), usual, share / 2)
-    return structs.replace(ids, surprise=bounds)
-
-
-def _joined(rows: Sequence[Array]) -> Array:
-    return np.concatenate([row.reshape(-1) for row in rows])
-
-
-def _range(tensor: Tensor, values: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the least and the largest ids: of each column if columns and their values are few,
-    else of all together."""
-    row = None if tensor.fixed is None else prod(tensor.fixed.shape)
-    if row is not None and row <= MOST_COLUMNS:
-        columns = values.reshape(-1, row)
-        low, high = columns.min(axis=0).tolist(), columns.max(axis=0).tolist()
-        if sum(high) - sum(low) + len(low) <= PLACES:
-            return tuple(map(int, low)), tuple(map(int, high))
-    return (int(values.min()),), (int(values.max()),)
-
-
-def _counted(ids: Ids, values: Array) -> Ids:
-    """Return `ids` with a table of the `values` of training inputs."""
-    size = min(sum(ids.high) - sum(ids.low) + len(ids.low), PLACES)
-    places = ids.places(values).reshape(-1) % size
-    counts = np.bincount(places, minlength=size)
-    table = -np.log((counts + UNSEEN) / (len(places) + UNSEEN * size))
-    surprise = structs.replace(ids.surprise, usual=float((counts * table).sum() / len(places)))
-    return structs.replace(ids, table=table.astype(np.float32), surprise=surprise)
-
-
-def _bounds(found: NDArray[np.float64], usual: float, share: float) -> Bounds:
-    """Return the range that means may have: all of those `found` (n,), without a `share` at either
-    end."""
-    middle = float(np.median(found))
-    low = float(np.quantile(found, share, method="lower"))
-    high = float(np.quantile(found, 1 - share, method="higher"))
-    least = middle - MARGIN * (middle - low) - ROUNDING
-    return Bounds(least, usual, middle + MARGIN * (high - middle) + ROUNDING)
