@@ -4,19 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from commands import invoke
 from onnx_models import output_of
-from own_coders import LISTED, PILED
-from parity_models.codes import CodeSpec
-from parity_models.errors import CodeError, DataError, TrainingError, UserError
-from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.errors import DataError, TrainingError, UserError
+from parity_models.models.bundle import open_bundle
 from parity_models.models.envelope import Envelope
-from parity_models.models.export import export
-from parity_models.models.signature import Signature, Tensor, pad
-from parity_models.training.candidates import STACKED, code_for
+from parity_models.models.signature import pad
 from parity_models.training.teacher import rows_of, teacher_of
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
 from trainings import train_backup
@@ -63,24 +57,6 @@ def test_parm_backup_trains_a_bag_of_words(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_parm_parity_stacks_ids(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    more = ("--output", "logits", "--network", "text@units=32", "--epochs", "8", "--k", "3")
-    result = invoke(*command("parity", folder, out, *more))
-    assert result.exit_code == 0, result.output
-    bundle = open_bundle(out)
-    accuracy = bundle.manifest.accuracy
-    assert bundle.isolated
-    assert isinstance(bundle.envelope(), Envelope)
-    assert [each.slot for each in bundle.manifest.backups] == [True]
-    assert accuracy is not None
-    assert accuracy.degraded_accuracy is not None
-    assert accuracy.degraded_accuracy > 0.85
-    assert accuracy.backup_accuracies[0] == pytest.approx(accuracy.degraded_accuracy, abs=0.01)
-    assert len(accuracy.degraded_by_slot) == 3
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "rows", "error", "message"),
     [
@@ -107,10 +83,9 @@ def test_networks_and_queries_that_do_not_fit_are_refused(
         (("--output", "pooled"), "no output 'pooled'; it has logits, hidden"),
         (("--output", "hidden"), "cannot be imitated"),
         (
-            ("--output", "logits", "--encoder", "sum", "--decoder", "subtraction"),
-            "of input 'ids': the sum encoder",
+            ("--output", "logits"),
+            "takes 'ids' INT64 [length], 'mask' INT64 [length]; train a backup",
         ),
-        (("--output", "logits", "--r", "2"), "use r=1"),
     ],
 )
 def test_outputs_and_codes_that_do_not_fit_are_refused(
@@ -120,30 +95,3 @@ def test_outputs_and_codes_that_do_not_fit_are_refused(
         invoke(*command("parity", folder, tmp_path / "out", *more))
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
-
-
-# The user's own encoders and decoders
-
-
-class _Mean(nn.Module):
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        return vectors.mean(1)
-
-
-@pytest.mark.slow
-def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models(tmp_path: Path) -> None:
-    signature = Signature((Tensor("ids", "INT32", (8,)),), (Tensor("scores", "FP32", (3,)),))
-    model = export(nn.Sequential(nn.Embedding(9, 3), _Mean()), signature.inputs, "scores")
-    bundle = write_bundle(tmp_path / "b", deployed=NewModel(model, "own", signature=signature))
-    teacher = teacher_of(bundle)
-    own = code_for(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), teacher)
-    ours = code_for(CodeSpec("stack", "separate", 2, 1, STACKED), teacher)
-    assert own.parity_shapes == ours.parity_shapes
-    code_for(CodeSpec("stack", "separate", 2, 1, {"axis": 0, **STACKED}), teacher)
-    for wrong in (
-        CodeSpec(PILED, LISTED, 2),
-        CodeSpec("stack", "separate", 2, 1, {"axis": 1, **STACKED}),
-        CodeSpec("stack", "subtraction", 2, 1, STACKED),
-    ):
-        with pytest.raises(CodeError, match="along a new first axis"):
-            code_for(wrong, teacher)

@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from parity_models.codes import Code, CodeSpec, NamedShape
+from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError
 from parity_models.evaluation.calibration import LEVELS, estimate_coverage
 from parity_models.models.bundle import PROBABILITIES, NewModel, Training, parity_inputs
 from parity_models.models.export import export
 from parity_models.models.gate import HEAD, AnsweredClass, Calibration, confidences, suited
-from parity_models.models.networks.network import NamedModule, Slot, Slotwise, served
+from parity_models.models.networks.network import Slot, Slotwise, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.progress import OnProgress
@@ -42,9 +42,6 @@ from parity_models.training.networks import (
 )
 from parity_models.training.problems import Distillation, Scaled
 from parity_models.training.teacher import Queries, Teacher
-
-STACKED = {"new_axis": True}
-"""The options of the stack encoder that joins queries of any shape and type."""
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -89,29 +86,15 @@ class Exported:
 
 
 def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
-    """Return the code for a deployed model's queries.
-
-    For queries of named inputs, parity models are trained only for a stack along a new first axis
-    and the separate decoder. Raises CodeError for a code that cannot be.
-    """
+    """Return the code for a deployed model's queries. Raises CodeError for one that cannot be."""
     signature = teacher.signature
-    shapes = {each.name: each.shape for each in signature.inputs}
-    code = Code(spec, shapes, teacher.output.shape)
-    if teacher.plain:
-        return code
-    queries = signature.smallest.input
-    code.encode([queries.split(queries.zeros(0))] * code.k)  # no rows: types count
-    stacked: list[NamedShape] = [(code.k, *each.shape) for each in signature.inputs]
-    along_new_first = code.stacked_axis == 0 and list(code.parity_shapes.values()) == stacked
-    if not (along_new_first and code.decoder.reads_off):
+    if not teacher.plain:
         raise CodeError(
-            "for queries of named inputs parity models are trained for the stack encoder along a "
-            "new first axis and the separate decoder: use --encoder stack@new-axis=true --decoder "
-            "separate"
+            "parity models are trained for models of one float32 input and output of fixed shape, "
+            f"and this one takes {signature}; train a backup, with parm backup or parm protect"
         )
-    if spec.r > 1:
-        raise CodeError("one parity model gives every slot apart, so more add nothing: use r=1")
-    return code
+    shapes = {each.name: each.shape for each in signature.inputs}
+    return Code(spec, shapes, teacher.output.shape)
 
 
 class Candidate:
@@ -146,7 +129,7 @@ class Candidate:
         network = factory or proposal.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if self._code is None or not teacher.plain:
+            if self._code is None:
                 chosen = single_network(network, queried, teacher.output.shape)
                 module = chosen.make()
             else:
@@ -169,8 +152,7 @@ class Candidate:
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
-        grouped = code if isinstance(module, nn.ModuleList) else None
-        self._problem = Distillation(module, grouped, data, recipe, foreign=foreign)
+        self._problem = Distillation(module, code, data, recipe, foreign=foreign)
         self.data = data
 
     @property
@@ -268,8 +250,6 @@ class Candidate:
                     slot = each.slot() if isinstance(each, Scaled) else Slot(inner)
         else:
             slot = module
-            if code is not None:
-                parity.append(self._model(_Slots(module, code.k), code, slotwise=True))
         training = Training(
             task=self._teacher.bundle.manifest.task,
             inputs=len(queries.train),
@@ -323,22 +303,6 @@ class Candidate:
         content = export(module, signature.inputs, *(each.name for each in signature.outputs))
         name = f"{network}, one slot" if marks.get("slot") else network
         return NewModel(content, name, signature=signature, **marks)
-
-
-class _Slots(NamedModule):
-    """Takes k queries (n, k, *shape) of each input, gives the answers (n, k, ...) of `network`."""
-
-    def __init__(self, network: nn.Module, k: int) -> None:
-        super().__init__()
-        self._network = network
-        self._k = k
-
-    def served(self) -> nn.Module:
-        return _Slots(served(self._network), self._k)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        outputs: Tensor = self._network(*(each.flatten(0, 1) for each in inputs))
-        return outputs.reshape(-1, self._k, *outputs.shape[1:])
 
 
 def saving(covered: float, share: float) -> float:

@@ -76,7 +76,7 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     return [*first, *parity[:1], *(each for pair in pairs for each in pair if each is not None)]
 
 
-def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: Sizes) -> str:
+def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried) -> str:
     """Choose the network of parity models where none is named.
 
     It is the deployed model's if the bundle holds its weights, which training then starts from.
@@ -84,22 +84,18 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
     measured here, or the fastest if all take longer: a slower one would make its instances a
     bottleneck.
     """
-    code, signature = code_for(spec, teacher), teacher.stand_in("FP32")
+    code, signature = code_for(spec, teacher), teacher.signature
     own = teacher.bundle.manifest.deployed.network
-    if teacher.plain and not teacher.foreign and family(own) in NETWORKS.names:
+    if not teacher.foreign and family(own) in NETWORKS.names:
         return own
-    if teacher.plain:
-        output = Tensor(teacher.output.name, "FP32", code.parity_output_shape)
-        signature = Signature(parity_inputs(code, signature), (output,))
+    output = Tensor(teacher.output.name, "FP32", code.parity_output_shape)
+    signature = Signature(parity_inputs(code, signature), (output,))
 
     def make(name: str) -> nn.Module:
-        if teacher.plain:
-            return parity_network(name, code).make()
-        return single_network(name, queried, teacher.output.shape).make()
+        return parity_network(name, code).make()
 
-    shares = measure_networks(teacher, queried, make, signature, sizes)
-    runs = 1 if teacher.plain else code.k  # of named queries, one for each slot
-    fast = [name for name, share in shares.items() if runs * share <= SLACK]
+    shares = measure_networks(teacher, queried, make, signature, ())
+    fast = [name for name, share in shares.items() if share <= SLACK]
     return fast[-1] if fast else min(shares, key=lambda name: shares[name])
 
 

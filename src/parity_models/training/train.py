@@ -40,7 +40,7 @@ from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
 from parity_models.roles import BACKUPS
-from parity_models.training.candidates import STACKED, Candidate, Exported, Proposal
+from parity_models.training.candidates import Candidate, Exported, Proposal
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Budget, Fitted
@@ -148,8 +148,6 @@ def parity(
     spec = code or BEST
     check_place(Path(out).resolve())
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
-        if spec.encoder == "stack" and not spec.encoder_options and not teacher.plain:
-            spec = replace(spec, encoder_options=STACKED)
         queries = find_queries(teacher, inputs, chosen, k=spec.k)
         return train(teacher, queries, out, network, spec, chosen, callbacks=callbacks)
 
@@ -228,7 +226,7 @@ def train(
     sizes = commonest(queries.train, teacher.signature)
     if network is None:
         assert code is not None
-        network = propose_network(teacher, code, queried, sizes)
+        network = propose_network(teacher, code, queried)
         callbacks.say(f"parity network: {network}")
     began = time.monotonic()
     model = place(teacher.network(callbacks.on_progress), device)
