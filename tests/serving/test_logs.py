@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import queue
 import re
 import time
 from collections.abc import Iterator
@@ -18,14 +17,12 @@ from tritonclient.grpc import service_pb2
 
 from parity_models.serving.logs import (
     JsonFormatter,
-    LinesToThread,
     LogFormat,
     Logging,
     LogLevel,
     Repeats,
     set_up,
 )
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.request_log import RequestLog
 from served import ServerProcess, infer_message, queries
 
@@ -62,10 +59,6 @@ def test_requests_are_logged_as_json_with_their_ids(plain: Path, tmp_path: Path)
             made = client.get("/nothing?secret=1", headers={"X-Request-Id": "two words"})
             assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", made.headers["x-request-id"])
             client.get("/v2/health/live")
-            accepts = {"Accept": "application/openmetrics-text; version=1.0.0"}
-            metrics = client.get("/metrics", headers=accepts).text
-            assert '# {request_id="in-body"}' in metrics
-            assert metrics.endswith("# EOF\n")
         with grpc.insecure_channel(server.grpc_address) as channel:
             ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
             other = service_pb2.ModelMetadataRequest(name="other").SerializeToString()
@@ -123,15 +116,6 @@ def test_levels_are_of_this_software_and_libraries_only_warn(level: LogLevel, li
     assert stream.getvalue().count("\n") == lines
 
 
-def test_lines_that_find_no_room_are_counted() -> None:
-    handler = LinesToThread(queue.Queue(1))
-    before = LinesToThread.dropped
-    for _ in range(3):
-        handler.handle(logging.makeLogRecord({"msg": "a line"}))
-    value = Metrics().registry.get_sample_value("parm_log_lines_dropped_total")
-    assert value == LinesToThread.dropped == before + 2
-
-
 @pytest.mark.usefixtures("kept")
 def test_lines_for_people_say_what_json_says() -> None:
     stream = io.StringIO()
@@ -147,15 +131,6 @@ def test_lines_for_people_say_what_json_says() -> None:
 def test_an_id_that_could_forge_a_line_is_not_taken() -> None:
     for bad in ("a\nb", "a b", "", "ü", "x" * 129):
         assert RequestLog("GET", "/", bad).id != bad
-
-
-def test_an_exemplar_is_the_trace_s_or_the_request_s_id_if_openmetrics_has_room_for_it() -> None:
-    trace = "0af7651916cd43dd8448eb211c80319c"
-    traced = RequestLog("GET", "/", "id", f"00-{trace}-b7ad6b7169203331-01")
-    assert traced.exemplar == {"trace_id": trace}
-    for bad in ("00-" + "0" * 32 + "-b7ad6b7169203331-01", "00-xyz", ""):
-        assert RequestLog("GET", "/", "short", bad).exemplar == {"request_id": "short"}
-    assert RequestLog("GET", "/", "x" * 101).exemplar is None
 
 
 def test_what_fails_again_and_again_is_logged_a_few_times_and_then_counted() -> None:

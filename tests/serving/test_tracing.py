@@ -68,15 +68,12 @@ async def test_a_request_s_spans_are_beneath_the_client_s(bundle: Path) -> None:
         for name, spans in found.items()
         if (below := [span for span in spans if span.parent == request.context])
     }
-    assert len(within["queue"]) == 4
     assert {span.attributes["parm.role"] for span in within["run"]} == {"deployed"}
-    for name in ("queue", "run"):
-        for span in within[name]:
-            assert of_version(span) == ("model", "1")
-            assert request.start_time <= span.end_time
-            assert span.start_time <= span.end_time
+    assert len(within["run"]) == 4
+    for span in within["run"]:
+        assert of_version(span) == ("model", "1")
+        assert request.start_time <= span.start_time <= span.end_time
     if "stand-in" in within:  # it is there if there was an instance for it in time
-        assert within["encode"]
         assert {span.attributes["parm.role"] for span in within["stand-in"]} == {"parity-0"}
 
 
@@ -105,4 +102,5 @@ def test_nothing_is_remembered_of_any_history(seed: int) -> None:
     world, k = observed_history(seed, lambda: QuerySpans(tracer, {}, {}))
     check_nothing_is_left(world, k)
     assert isinstance(world.observer, QuerySpans)
-    assert world.observer.remembered == 0
+    assert not world.observer.units
+    assert not world.observer.members

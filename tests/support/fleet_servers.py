@@ -143,7 +143,7 @@ def kill_and_mend(
     fails, every query is answered once, and `front` is back at full strength."""
 
     def up() -> float:
-        return front.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
+        return front.metric(r'parm_instances_up\{role="deployed"\}')
 
     assert up() == instances
 

@@ -29,7 +29,7 @@ from parity_models.codes import Code
 from parity_models.models.gate import served
 from parity_models.models.golden import is_near
 from parity_models.models.signature import Signature, one_row, tensors_in
-from parity_models.roles import BACKUP, BACKUPS, DEPLOYED, Source, parity_role, source_of
+from parity_models.roles import BACKUPS, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling import (
     Action,
     Answer,
@@ -66,7 +66,7 @@ from parity_models.serving.errors import (
     UnavailableError,
 )
 from parity_models.serving.limits import LARGE
-from parity_models.serving.metrics import Metrics, count_by_instance
+from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
 from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
 from parity_models.serving.stand_ins import ClosedGates, Made, StandIns
@@ -88,8 +88,19 @@ MESSAGE_EVERY = 60.0
 """Minimum seconds between two messages on the state of redundant work."""
 
 
+MAX_QUARANTINED = 100
+"""Instances that answered wrongly and are named."""
+
 Golden = tuple[NDArray[Any], NDArray[Any]]
 """Golden queries (n, *input shape) of a model, and its outputs for them (n, *output shape)."""
+
+_REDUNDANCY = {
+    Redundancy.ON: "on, as the policy decides",
+    Redundancy.TESTING: "on and off in turns, to test whether it shortens latencies",
+    Redundancy.PAUSED: "paused, as it does not shorten latencies",
+    Redundancy.BOTTLENECK: "stopped, as the server's own process is the bottleneck",
+    Redundancy.OFF: "switched off",
+}
 
 _SOURCES = {role: source_of(role) for role in (DEPLOYED, *BACKUPS)}
 
@@ -130,7 +141,6 @@ class InFlight(Struct, eq=False):
     answers: NDArray[Any]
     future: asyncio.Future[Result]
     unanswered: int
-    due: float
     request: RequestLog | None
     sources: list[Source]
     tenant: str | None = None
@@ -152,7 +162,6 @@ class InFlight(Struct, eq=False):
             answers=self.answers[only].copy(),
             future=cancelled,
             unanswered=1,
-            due=self.due,
             request=self.request,
             sources=self.sources[only],
             tenant=self.tenant,
@@ -189,15 +198,6 @@ class Observer:
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         """A unit is off its instance, with outputs or without."""
 
-    def encoded(self, began: float, ended: float, action: Encode) -> None:
-        """The parity queries of a group have been made, in this time."""
-
-    def decoded(self, began: float, ended: float, action: Decode) -> None:
-        """Predictions of a group have been reconstructed, in this time."""
-
-    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
-        """The stand-in with this source may not answer these queries."""
-
     def headers(self, unit: Run) -> Mapping[str, str]:
         """Return headers for the request that has another server run this unit."""
         return {}
@@ -212,8 +212,11 @@ class _Group(NamedTuple):
 
 
 class _Unit(NamedTuple):
+    """A unit that the engine has, and how many of its subjects are copies, or for a stand-in."""
+
     action: Run | Verify
     began: float
+    redundant: int = 0
 
 
 class Frontend:
@@ -261,9 +264,8 @@ class Frontend:
         """The request of each query that is remembered, by the query's id."""
         self.asked = 0
         """The number of queries so far."""
-        self.quarantined: deque[str] = deque()
+        self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
         """The instances that answered wrongly, the latest last."""
-        self._disagreed: deque[str] = deque()
         self._engine = engine
         self.scheduler = Scheduler(policy, config, dispatch)
         """Decides; to be looked at, not to be told anything."""
@@ -287,7 +289,9 @@ class Frontend:
         self._feeding: deque[asyncio.Future[None]] = deque()
         """Large requests that wait for their next slice's turn."""
         self._poison = PoisonedRows()
-        self._work = RedundantWork(metrics)
+        self._originals: dict[int, Run] = {}
+        """The unit of the deployed model that runs each query; a second one runs a copy."""
+        self._redundant = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
         self._classes: dict[str, str] = {}
         """The class of each instance that is up: the roles that it runs."""
         self._timed = cache(lambda role, alike: metrics.unit_run.labels(role, alike).observe)
@@ -309,8 +313,7 @@ class Frontend:
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._tick_due = self._wanted = 0.0
-        self._redundancy = Redundancy.ON
-        self._next_message = 0.0
+        self._logged, self._next_message = Redundancy.ON, 0.0
         self._differences: set[tuple[str, int | None, int | None]] = set()
         self._started = self._retired = self._closing = self._stopped = False
         self._idle = asyncio.Event()
@@ -356,7 +359,6 @@ class Frontend:
         for state in Redundancy:
             in_state = partial(lambda state: scheduler.redundancy is state, state)
             metrics.redundancy.labels(state).set_function(in_state)
-        metrics.capacity.set_function(lambda: scheduler.capacity(now()))
 
     # Requests
 
@@ -398,7 +400,6 @@ class Frontend:
             answers=np.empty((count, *kind.output.shape), kind.output.dtype),
             future=self._loop.create_future(),
             unanswered=count,
-            due=due,
             request=CURRENT.get(),
             sources=[Source.MODEL] * count,
             tenant=tenant,
@@ -630,7 +631,7 @@ class Frontend:
                 golden = self._golden[run.role][1]
                 right = self._is_like(output, golden[run.probe % len(golden), ...])
             else:
-                answer = self._number_of_answer(run.instance, run.query, output)
+                answer = self._number_of_answer(run.query, output)
             self._carry_out(self.scheduler.unit_verified(at, unit, right, answer))
             return
         j, source = self._parity_rows.get(run.role), _SOURCES.get(run.role, Source.RECONSTRUCTION)
@@ -647,7 +648,6 @@ class Frontend:
         refused: Collection[int] = ()
         if run.role in BACKUPS:
             refused = self._stand_ins.refused(source, run.subjects, outputs)
-            self._refused(refused, source)
         if comparable and self._has_stand_ins:
             try:
                 self._compare_outputs(run, outputs)
@@ -683,12 +683,9 @@ class Frontend:
         """A unit that was taken from `_units` is off its instance."""
         action = unit.action
         self._busy[action.role] = self._busy.get(action.role, 0.0) + at - unit.began
-        if isinstance(action, Run):
-            if self._work.units or not finished:
-                self._work.ended(action, finished=finished)
-            if finished:
-                alike = self._classes.get(action.instance, "")
-                self._timed(action.role, alike)(at - unit.began)
+        if finished and isinstance(action, Run):
+            alike = self._classes.get(action.instance, "")
+            self._timed(action.role, alike)(at - unit.began)
         if self.observers:
             self._tell("unit_ended", at, action, finished=finished)
         if not finished:
@@ -701,17 +698,15 @@ class Frontend:
         pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
         return all(is_near(one, other, self._engine.tolerance) for one, other in pairs)
 
-    def _number_of_answer(self, instance: str, query: int, output: NDArray[Any]) -> int:
+    def _number_of_answer(self, query: int, output: NDArray[Any]) -> int:
         """Return the number of this answer to a query that was answered before: the client's is 0,
-        then they are in order. Count each that is new as a disagreement with the client's."""
+        then they are in order."""
         first = self.in_flight[query].outputs[query, Source.MODEL]
         known = self._answers.setdefault(query, [first.output])
         alike = (number for number, each in enumerate(known) if self._is_like(output, each))
         number = next(alike, len(known))
         if number == len(known):
             known.append(output)
-            for name in (instance, first.instance):
-                count_by_instance(self.metrics.instance_disagreements, name, self._disagreed)
         return number
 
     def _compare_outputs(self, run: Run, outputs: NDArray[Any]) -> None:
@@ -739,20 +734,14 @@ class Frontend:
             return made
         return made._replace(output=made.output[self._imitated])
 
-    def _refused(self, queries: Collection[int], source: Source) -> None:
-        if queries:
-            self._work.refused(queries, source)
-            self._tell("refused", now(), queries, source)
-
     def _tell(self, event: str, *about: object, **more: object) -> list[Any]:
         """Call the method `event` of each observer; return what they return. An exception in one
-        affects neither the others nor the server: it is counted, and logged the first time."""
+        affects neither the others nor the server: it is logged the first time."""
         returned = []
         for each in self.observers:
             try:
                 returned.append(getattr(each, event)(*about, **more))
             except Exception:
-                self.metrics.observer_errors.inc()
                 if each not in self._failed_observers:
                     self._failed_observers.add(each)
                     _log.exception("%s failed; queries are unaffected", type(each).__name__)
@@ -809,7 +798,7 @@ class Frontend:
 
     def _run(self, action: Run) -> None:
         j, at = self._parity_rows.get(action.role), now()
-        self._work.began(action)
+        redundant = self._count_redundant(action)
         rows = []
         for subject in action.subjects:
             if j is None:
@@ -817,8 +806,27 @@ class Frontend:
                 rows.append(request.rows[subject - request.first, ...])
             else:
                 rows.append(self._groups[subject].parities[j])
-        self._units[action.unit] = _Unit(action, at)
+        self._units[action.unit] = _Unit(action, at, redundant)
         self._engine.run(action.instance, action.unit, action.role, rows)
+
+    def _count_redundant(self, run: Run) -> int:
+        """Count what a unit does in addition to originals; return how much that is.
+
+        A query that is run again because its unit failed is not a copy.
+        """
+        if run.role != DEPLOYED:
+            copies = len(run.subjects)
+        else:
+            copies = 0
+            for query in run.subjects:
+                original = self._originals.get(query)
+                if original is not None and original.unit in self._units:
+                    copies += 1
+                else:
+                    self._originals[query] = run
+        if copies:
+            self._redundant(_kind(run.role), SENT)(copies)
+        return copies
 
     def _row(self, query: int) -> Any:
         request = self.in_flight[query]
@@ -826,22 +834,15 @@ class Frontend:
 
     def _encode(self, action: Encode) -> None:
         assert self._code is not None
-        began = now()
         names = self._code.query_shapes
         rows = (tensors_in(self._row(query)) for query in action.members)
         queries = [dict(zip(names, row, strict=True)) for row in rows]
         with np.errstate(all="ignore"):
             parities = list(map(one_row, self._code.encode(queries)))
         self._groups[action.group] = _Group(action.members, parities, [None] * self._code.r)
-        ended = now()
-        self.metrics.encode.observe(ended - began)
-        self.metrics.group_wait.observe(action.group_wait)
-        self._tell("encoded", began, ended, action)
 
     def _decode(self, action: Decode) -> None:
         assert self._code is not None
-        began = now()
-        self._work.decoding(action)
         predictions = [
             made.output if here and (made := self._prediction(query)) is not None else None
             for query, here in zip(action.members, action.available, strict=True)
@@ -858,35 +859,29 @@ class Frontend:
             self.in_flight[query].outputs[query, Source.RECONSTRUCTION] = Made(output, "")
             if self._stand_ins.refused(Source.RECONSTRUCTION, (query,), output[np.newaxis]):
                 wrong.append(slot)
-        ended = now()
-        self.metrics.decode.observe(ended - began)
-        self._tell("decoded", began, ended, action)
-        self._refused([action.members[slot] for slot in wrong], Source.RECONSTRUCTION)
         self._report(self.scheduler.decoded, action.group, wrong)
 
     def _answer(self, action: Answer) -> None:
         query, source, at = action.query, action.source, now()
-        self._work.resolved(query, source)
         request = self.in_flight[query]
         row = query - request.first
         if source is Source.MODEL:
-            request.answers[row] = request.outputs[query, source].output
+            made = request.outputs[query, source]
+            request.answers[row] = made.output
+            if made.instance != self._originals[query].instance:
+                self._redundant(COPY, ANSWERED)()
         else:
+            self._redundant(PARITY if source is Source.RECONSTRUCTION else source, ANSWERED)()
             answers = request.answers if self._imitated is None else request.answers[self._imitated]
             answers[row] = served(request.outputs[query, source].output)
         request.sources[row] = source
         request.unanswered -= 1
-        exemplar = None if request.request is None else request.request.exemplar
-        self.metrics.latency(source).observe(at - request.arrived, exemplar)
-        self.metrics.deadline_margin.observe(max(0.0, request.due - at))
-        if source is Source.RECONSTRUCTION:
-            self.metrics.reconstructions.inc()
+        self.metrics.latency(source).observe(at - request.arrived)
         if not request.unanswered and not request.future.done():
             request.future.set_result(Result(request.answers, request.sources))
 
     def _fail(self, action: Fail) -> None:
         """Fail a query, and its request with it."""
-        self._work.resolved(action.query, None)
         request = self.in_flight[action.query]
         self.metrics.failures.labels(action.reason).inc()
         if action.reason is Reason.POISON:
@@ -899,12 +894,13 @@ class Frontend:
             self._report(self.scheduler.queries_abandoned, request.queries)
 
     def _cancel(self, action: Cancel) -> None:
-        self._work.not_needed(action.unit, CANCELLED)
-        if action.unit in self._units:
+        unit = self._units.get(action.unit)
+        if unit is not None:
+            if unit.redundant:
+                self._redundant(_kind(unit.action.role), CANCELLED)(unit.redundant)
             self._engine.cancel(action.instance, action.unit)
 
     def _compare(self, action: Compare) -> None:
-        self._work.not_needed(action.unit, COMPARED)
         unit = self._units.get(action.unit)
         if unit is None or not isinstance(unit.action, Run):
             return
@@ -926,7 +922,6 @@ class Frontend:
             self._report(self.scheduler.unit_verified, action.unit, True)
             return
         self._units[action.unit] = _Unit(action, now())
-        self.metrics.verifications.inc()
         self._engine.run(action.instance, action.unit, action.role, [row])
 
     def _recycle(self, action: Recycle) -> None:
@@ -934,18 +929,18 @@ class Frontend:
         _log.warning("instance %s is replaced: it %s", instance, action.why)
         self.metrics.recycled.labels(action.reason).inc()
         if action.reason is RecycleReason.QUARANTINED:
-            count_by_instance(self.metrics.quarantined, instance, self.quarantined)
+            self.quarantined.append(instance)
         self._engine.recycle(instance, action.why)
 
     def _forget_queries(self, action: ForgetQueries) -> None:
         for query in action.queries:
             del self.in_flight[query]
+            self._originals.pop(query, None)
         if self._answers:
             for query in action.queries:
                 self._answers.pop(query, None)
 
     def _forget_group(self, action: ForgetGroup) -> None:
-        self._work.group_forgotten(action.group)
         group = self._groups.pop(action.group)
         predictions = [self._prediction(query) for query in group.members]
         self._stand_ins.group_over(action.group, predictions, group.outputs)
@@ -986,26 +981,26 @@ class Frontend:
         self._carry_out(self.scheduler.process_measured(at, lag, busy))
         self.log_redundancy(at)
 
+    @property
+    def redundancy(self) -> str:
+        """The state of redundant work, in words."""
+        scheduler = self.scheduler
+        said = _REDUNDANCY[scheduler.redundancy]
+        if scheduler.redundancy is Redundancy.BOTTLENECK:
+            said += f"; reports wait {scheduler.front_door.lag * 1e3:.1f} ms"
+        return f"redundant work: {said}"
+
     def log_redundancy(self, at: float) -> None:
-        """Log a change of the state of redundant work: the latest, at most once in MESSAGE_EVERY
-        seconds."""
-        before, redundancy = self._redundancy, self.scheduler.redundancy
-        if redundancy is before or at < self._next_message:
-            return
-        self._redundancy = redundancy
-        if redundancy is not Redundancy.TESTING:
-            self._next_message = at + MESSAGE_EVERY
-        if Redundancy.BOTTLENECK in (redundancy, before):
-            door = self.scheduler.front_door
-            wait = f"reports wait {door.lag * 1e3:.1f} ms; it is busy {door.busy:.0%} of the time"
-            if redundancy is Redundancy.BOTTLENECK:
-                _log.warning("this process is the bottleneck: %s; nothing redundant is sent", wait)
-            else:
-                _log.info("this process is no longer the bottleneck: %s", wait)
-        elif redundancy is Redundancy.PAUSED:
-            _log.warning("redundant work does not shorten latencies; it is paused")
-        elif redundancy is Redundancy.ON and before is Redundancy.TESTING:
-            _log.info("redundant work shortens latencies; it goes on")
+        """Log the state of redundant work where it is another than the last one that was logged, at
+        most once in MESSAGE_EVERY seconds."""
+        state = self.scheduler.redundancy
+        if (
+            state not in (self._logged, Redundancy.TESTING, Redundancy.OFF)
+            and at >= self._next_message
+        ):
+            self._logged, self._next_message = state, at + MESSAGE_EVERY
+            bad = state in (Redundancy.PAUSED, Redundancy.BOTTLENECK)
+            _log.log(logging.WARNING if bad else logging.INFO, "%s", self.redundancy)
 
     def check_engine(self) -> None:
         """Repair what scheduler and engine disagree on about an instance, at two checks in a row:
@@ -1081,124 +1076,11 @@ def processor_wanted() -> float:
     return (int(computed) + int(waited)) / 1e9
 
 
+def _kind(role: str) -> str:
+    """Return the kind of redundant work that a unit of this role is."""
+    return COPY if role == DEPLOYED else role if role in BACKUPS else PARITY
+
+
 def _digest(row: NDArray[Any]) -> bytes:
     whole = np.ascontiguousarray(row).reshape(-1)
     return blake2b(whole.view(np.uint8).data, digest_size=16).digest()
-
-
-COPY, PARITY = "copy", "parity"
-USUAL = (COPY, BACKUP, PARITY)
-"""Kinds of redundant work that are shown from the start."""
-
-SENT, ANSWERED, CANCELLED, WASTED = "sent", "answered", "cancelled", "wasted"
-COMPARED, REFUSED = "compared", "refused"
-FATES = (SENT, ANSWERED, CANCELLED, WASTED, COMPARED, REFUSED)
-
-_Task = tuple[str, int]
-"""A redundant task: its kind, and the query or the group."""
-
-
-class RedundantWork:
-    """Counts in `metrics` the work besides the originals, by kind, and its fate.
-
-    A task is a query's copy or backup, or a group's parity query. It is *sent* when it begins to
-    run, *cancelled* if it was no longer needed while it ran, *compared* if it ran, or ran on, only
-    for a comparison, and *wasted* if it ran to its end and answered no query. Of queries,
-    *answered* are those that it answered, before the model's own prediction, and *refused* those
-    that its output was not allowed to answer. A query that is run again because its unit failed is
-    not a copy.
-    """
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._count = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
-        for kind in USUAL:
-            for fate in FATES:
-                metrics.redundant.labels(kind, fate)
-        self.units: dict[int, Sequence[_Task]] = {}
-        """The redundant tasks of each unit that runs and is needed."""
-        self._runs: dict[int, int] = {}
-        """Units of the deployed model that run, or have finished, for each unresolved query."""
-        self._unused: dict[_Task, int] = {}
-        """How often each task that may still answer has finished, and has answered no query."""
-        self._groups: dict[int, int] = {}
-        """The group from which a query is being reconstructed."""
-
-    @property
-    def remembered(self) -> int:
-        """The size of what it remembers of work in flight: 0 when nothing is in flight."""
-        return len(self.units) + len(self._runs) + len(self._unused) + len(self._groups)
-
-    def began(self, run: Run) -> None:
-        """A unit begins to run."""
-        if run.role == DEPLOYED:
-            tasks = []
-            for query in run.subjects:
-                if before := self._runs.get(query, 0):
-                    tasks.append((COPY, query))
-                self._runs[query] = before + 1
-        else:
-            kind = run.role if run.role in BACKUPS else PARITY
-            tasks = [(kind, each) for each in run.subjects]
-        if tasks:
-            self._count(tasks[0][0], SENT)(len(tasks))
-            for task in tasks:  # if it runs elsewhere and is not remembered, its query is resolved
-                if not any(task in each for each in self.units.values()):
-                    self._unused.setdefault(task, 0)
-            self.units[run.unit] = tasks
-
-    def ended(self, unit: Run, *, finished: bool) -> None:
-        """A unit is off its instance, with outputs or without."""
-        tasks = self.units.pop(unit.unit, ())
-        for task in tasks if finished else ():
-            if task in self._unused:
-                self._unused[task] += 1
-            else:
-                self._count(task[0], WASTED)(1)
-        if unit.role == DEPLOYED and not finished:
-            for query in unit.subjects:
-                if self._runs.get(query):
-                    self._runs[query] -= 1
-
-    def not_needed(self, unit: int, fate: str) -> None:
-        """A unit's outputs will answer no query: it is cancelled, or runs on to be compared."""
-        tasks = self.units.pop(unit, ())
-        if tasks:
-            self._count(tasks[0][0], fate)(len(tasks))
-        for task in tasks:  # their queries may have been resolved before: nothing else ends them
-            if not self._unused.get(task) and not any(task in each for each in self.units.values()):
-                self._unused.pop(task, None)
-
-    def decoding(self, action: Decode) -> None:
-        """Queries are being reconstructed from a group."""
-        for slot in action.slots:
-            self._groups[action.members[slot]] = action.group
-
-    def refused(self, queries: Collection[int], source: Source) -> None:
-        """The stand-in with this source may not answer these queries."""
-        for query in queries:
-            if source is Source.RECONSTRUCTION:
-                if query in self._groups:
-                    self._count(PARITY, REFUSED)(1)
-            elif self._unused.get((source, query)):  # else it was compared, or came too late
-                self._count(source, REFUSED)(1)
-
-    def resolved(self, query: int, source: Source | None) -> None:
-        """A query has its answer, from this source, or its error: nothing more is run for it."""
-        self._runs.pop(query, None)
-        group = self._groups.pop(query, None)
-        if source is Source.RECONSTRUCTION:
-            self._count(PARITY, ANSWERED)(1)
-            if group is not None and (PARITY, group) in self._unused:
-                self._unused[PARITY, group] = 0
-        for kind in (COPY, *BACKUPS) if self._unused else ():
-            unused = self._unused.pop((kind, query), 0)
-            if unused and source == (Source.MODEL if kind == COPY else kind):
-                self._count(kind, ANSWERED)(1)
-            elif unused:
-                self._count(kind, WASTED)(unused)
-
-    def group_forgotten(self, group: int) -> None:
-        """A group is over."""
-        wasted = self._unused.pop((PARITY, group), 0)
-        if wasted:
-            self._count(PARITY, WASTED)(wasted)

@@ -37,7 +37,7 @@ from parity_models.serving.errors import (
     RequestError,
     TransferCodingError,
 )
-from parity_models.serving.metrics import HTTP, Metrics
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import HEAD
 from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Headers, Request, Response
@@ -199,7 +199,6 @@ class HttpConnection(asyncio.Protocol):
         self._server.lost(self)
 
     def data_received(self, data: bytes) -> None:
-        self._server.received += len(data)
         while data and not self._ended:
             self._head += len(data)
             try:
@@ -479,7 +478,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(b"".join((head, *content)))
         else:
             self._transport.writelines((head, *content))
-        self._server.sent += len(head) + size
         if last and response.pieces is None:
             self.end(_LINGER if self._lingers else _PARTING)
 
@@ -494,7 +492,6 @@ class HttpConnection(asyncio.Protocol):
             async for piece in pieces:
                 await self._writable.wait()
                 self._transport.write(piece)
-                self._server.sent += len(piece)
         self.end()
 
 
@@ -575,7 +572,6 @@ class HttpServer:
             self._tick = min(self._tick, getattr(limits, name) / 4)
         self.closing = False
         """Every answer is the last of its connection."""
-        self.received = self.sent = 0
         """Bytes from clients and to them, since they were last added to the metrics."""
         self.loop: asyncio.AbstractEventLoop
         """The loop that it serves on, once it is started."""
@@ -641,7 +637,6 @@ class HttpServer:
             await self._emptied(inf)
         finally:
             self._reaper.cancel()
-            self._count_bytes()
 
     async def _emptied(self, seconds: float) -> None:
         """Wait until all connections are closed, for this many seconds at most."""
@@ -744,7 +739,6 @@ class HttpServer:
             await asyncio.sleep(self._tick)
             self._fitting = inf
             self._set_date()
-            self._count_bytes()
             now = time.monotonic()
             for connection in list(self._connections):
                 try:
@@ -756,9 +750,3 @@ class HttpServer:
 
     def _set_date(self) -> None:
         self.date = f"date: {formatdate(usegmt=True)}".encode()
-
-    def _count_bytes(self) -> None:
-        """Add the bytes since the last time to the metrics, which costs more than a sum."""
-        self._metrics.received.labels(HTTP).inc(self.received)
-        self._metrics.sent.labels(HTTP).inc(self.sent)
-        self.received = self.sent = 0

@@ -11,11 +11,12 @@ import queue
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from logging.handlers import QueueHandler, QueueListener
-from typing import IO, Annotated, Any, ClassVar
+from typing import IO, Annotated, Any
 
 from parity_models.options import Option, Options
 
@@ -89,19 +90,14 @@ class JsonFormatter(logging.Formatter):
 class LinesToThread(QueueHandler):
     """Hands lines to a thread that writes them, so that a slow reader does not slow requests."""
 
-    dropped: ClassVar[int] = 0
-    """Lines that found no room, in this process."""
-
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         record.message = record.getMessage()
         record.msg, record.args = record.message, None
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        try:
+        with suppress(queue.Full):
             self.queue.put_nowait(record)
-        except queue.Full:
-            LinesToThread.dropped += 1
 
 
 class Repeats:

@@ -5,7 +5,6 @@ asked for; only events are counted as they happen. Every server has a registry o
 several live in one process.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -15,51 +14,40 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
-from parity_models.scheduling import BACKUPS, Reason, RecycleReason, Redundancy, Source
-from parity_models.serving.logs import LinesToThread
+from parity_models.scheduling import BACKUP, BACKUPS, Reason, RecycleReason, Redundancy, Source
 from parity_models.serving.refusals import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
-_ERRORS = (1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5)
-_TIMINGS = (*(scale * step for scale in (1e-6, 1e-5, 1e-4) for step in (1, 2, 5)), *_LATENCIES)
 
-HTTP, GRPC = PROTOCOLS = ("http", "grpc")
+HTTP, GRPC = "http", "grpc"
 
-MAX_NAMES = 100
-"""Instances that a metric has by name."""
+COPY, PARITY = "copy", "parity"
+"""Kinds of redundant work; backups are of the kind of their role."""
+
+SENT, ANSWERED, CANCELLED = "sent", "answered", "cancelled"
+"""Fates of redundant work."""
 
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
-class _Read(Collector):
-    """A metric whose `values`, by role, are read when it is asked for. Each has the role as its
-    `labels`, of which there may be none."""
+class _ByRole(Collector):
+    """A metric of this `kind` by role, whose `values` are read when metrics are."""
 
     def __init__(
         self,
-        family: Callable[[], GaugeMetricFamily | CounterMetricFamily],
-        labels: int,
+        kind: type[GaugeMetricFamily | CounterMetricFamily],
+        name: str,
+        help_text: str,
         values: Callable[[], Mapping[str, float]],
     ) -> None:
-        self._family = family
-        self._labels = labels
-        self._values = values
+        self._kind, self._name, self._help_text, self._values = kind, name, help_text, values
 
     def collect(self) -> Iterable[Metric]:
-        family = self._family()
+        family = self._kind(self._name, self._help_text, labels=["role"])
         for role, value in self._values().items():
-            family.add_metric([role] * self._labels, value)
+            family.add_metric([role], value)
         yield family
-
-
-def count_by_instance(counter: Counter, instance: str, names: deque[str]) -> None:
-    """Count for this instance; of the `names` that are counted, the oldest make room."""
-    if instance not in names:
-        names.append(instance)
-        if len(names) > MAX_NAMES:
-            counter.remove(names.popleft())
-    counter.labels(instance).inc()
 
 
 class Metrics:
@@ -91,12 +79,6 @@ class Metrics:
         self.bytes_in_flight = gauge(
             "parm_bytes_in_flight", "Bytes of requests under way and of answers not yet read."
         )
-        self.received = counter(
-            "parm_received_bytes", "Bytes from clients, by protocol.", "protocol", known=PROTOCOLS
-        )
-        self.sent = counter(
-            "parm_sent_bytes", "Bytes to clients, by protocol.", "protocol", known=PROTOCOLS
-        )
 
         # Queries
         self.latency_by_source = histogram(
@@ -110,18 +92,10 @@ class Metrics:
         self.failures = counter(
             "parm_query_failures", "Queries without an answer, by reason.", "reason", known=Reason
         )
-        self.reconstructions = counter("parm_reconstructions", "Queries that were reconstructed.")
         self.unlike = counter(
             "parm_queries_unlike",
             "Queries unlike those that stand-ins learned from, which are answered exactly.",
         )
-        self.group_wait = histogram(
-            "parm_group_wait_seconds",
-            "From a coding group's first query to its closing.",
-            buckets=_TIMINGS,
-        )
-        self.encode = histogram("parm_encode_seconds", "Encoding a group.", buckets=_TIMINGS)
-        self.decode = histogram("parm_decode_seconds", "Decoding a group.", buckets=_TIMINGS)
         self.lag = gauge(
             "parm_loop_lag_seconds", "How long reports and timers wait for this process, lately."
         )
@@ -135,23 +109,17 @@ class Metrics:
             "state",
             known=Redundancy,
         )
-        self.capacity = gauge(
-            "parm_capacity_queries_per_second",
-            "Queries per second that admission expects the instances to answer; 0: unknown.",
-        )
-        self.deadline_margin = histogram(
-            "parm_deadline_margin_seconds",
-            "From a query's answer to its deadline.",
-            buckets=_LATENCIES,
-        )
 
         # Redundant work
         self.redundant = counter(
             "parm_redundant_tasks",
-            "Redundant tasks, by kind and fate; answered, refused: their queries.",
+            "Redundant tasks, by kind and fate; answered: queries that one of them answered.",
             "kind",
             "fate",
         )
+        for kind in (COPY, BACKUP, PARITY):
+            for fate in (SENT, ANSWERED, CANCELLED):
+                self.redundant.labels(kind, fate)
         self.unit_run = histogram(
             "parm_unit_run_seconds",
             "From when an instance was given a unit to its outputs, by role and class of instance.",
@@ -161,17 +129,6 @@ class Metrics:
         )
 
         # Agreement of stand-ins
-        self.compared = counter(
-            "parm_reconstructions_compared", "Predictions compared with their reconstructions."
-        )
-        self.disagreements = counter(
-            "parm_reconstructions_disagreed", "Compared reconstructions of another class."
-        )
-        self.reconstruction_error = histogram(
-            "parm_reconstruction_error",
-            "Distance of a compared reconstruction from the prediction, over the latter's length.",
-            buckets=_ERRORS,
-        )
         self.impossible = counter(
             "parm_stand_in_outputs_impossible", "Outputs of stand-ins that cannot be right."
         )
@@ -195,9 +152,6 @@ class Metrics:
         self.gate_agreement = gauge(
             "parm_gate_agreement", "The gate's calibrated agreement with the model.", "source"
         )
-        self.gate_coverage = gauge(
-            "parm_gate_coverage", "Share of calibration queries that pass the gate.", "source"
-        )
 
         # Instances
         self.restarts = counter(
@@ -206,45 +160,17 @@ class Metrics:
         self.recycled = counter(
             "parm_instances_recycled", "Replaced instances.", "reason", known=RecycleReason
         )
-        self.quarantined = counter(
-            "parm_instance_quarantines",
-            "Instances that answered wrongly, the latest of them by name.",
-            "instance",
-        )
-        self.instance_disagreements = counter(
-            "parm_instance_disagreements",
-            "Queries that two instances answered differently, counted for both; the latest of "
-            "these instances by name.",
-            "instance",
-        )
-        self.verifications = counter(
-            "parm_verifications", "Golden queries, and clients' again, run on instances to check."
-        )
         self.ejections = counter(
             "parm_upstream_ejections", "Upstreams taken out for a while.", "upstream", "fault"
         )
-        self.upstream_busy = counter(
-            "parm_upstream_busy", "Units that upstreams refused as too many.", "upstream"
-        )
 
         # Errors inside the server
-        self.engine_errors = counter(
-            "parm_engine_errors", "Errors that the engine recovered from.", "doing"
-        )
-        self.messages_refused = counter(
-            "parm_messages_refused", "Malformed messages of workers.", "why", known=("malformed",)
-        )
         self.undone = counter(
             "parm_actions_failed", "Actions of the scheduler that could not be carried out."
-        )
-        self.observer_errors = counter(
-            "parm_observer_errors", "Errors of observers; queries are unaffected."
         )
         self.repairs = counter(
             "parm_repairs", "Differences between scheduler and engine that were repaired."
         )
-        dropped = partial(CounterMetricFamily, "parm_log_lines_dropped", "Log lines not written.")
-        self.registry.register(_Read(dropped, 0, lambda: {"": LinesToThread.dropped}))
         about = gauge("parm_build_info", "Version, and bundle digest.", "version", "bundle_digest")
         about.labels(__version__, bundle_digest).set(1)
 
@@ -277,9 +203,5 @@ class Metrics:
         total: bool = False,
     ) -> None:
         """Show a gauge, or a counter if `total`, by role; `values` are read when metrics are."""
-        # `work` is the name of the label until version 0.3.
-        labels = ["role"] if total else ["role", "work"]
         kind = CounterMetricFamily if total else GaugeMetricFamily
-        self.registry.register(
-            _Read(partial(kind, name, help_text, labels=labels), len(labels), values)
-        )
+        self.registry.register(_ByRole(kind, name, help_text, values))

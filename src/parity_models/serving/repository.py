@@ -38,10 +38,7 @@ _OF_SERVER = frozenset(
         "parm_connections_ended",
         "parm_refused",
         "parm_bytes_in_flight",
-        "parm_received_bytes",
-        "parm_sent_bytes",
         "parm_certificate_expires_seconds",
-        "parm_log_lines_dropped",
     }
 )
 """Metrics of the server, which no model has."""

@@ -32,9 +32,6 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-
 _PREFIX = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
-_EXEMPLAR = 100
-"""Characters that the id of an exemplar may have: OpenMetrics allows 128 in all."""
-
 _PATH = 200
 """Characters of a path that a line repeats."""
 
@@ -47,14 +44,12 @@ class RequestLog:
     `id_in_body` takes the protocol's own id, which is used if there is no header. Once the request
     is answered, `sources` are those of its rows, and `model` and `version` those that answered;
     `metrics` are the model's, if it has its own. `span` is the request's OpenTelemetry span, if it
-    is sampled; `trace_id` is its trace (W3C Trace Context), in hex, if any. `exemplar` are the
-    labels that a measurement of it has in OpenMetrics: None where neither a client nor a log knows
-    its id.
+    is sampled; `trace_id` is its trace (W3C Trace Context), in hex, if any.
     """
 
     __slots__ = (
         *("_began", "_is_given", "_trace", "id", "method", "metrics", "model", "path", "sources"),
-        *("exemplar", "span", "trace_id", "version"),
+        *("span", "trace_id", "version"),
     )
 
     def __init__(
@@ -77,21 +72,11 @@ class RequestLog:
         found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
         self.trace_id = "" if found is None else found[1]
         self._trace = (traceparent, tracestate) if found else (None, None)
-        self.exemplar: dict[str, str] | None = None
-        if self.trace_id:
-            self.exemplar = {"trace_id": self.trace_id}
-        elif self._is_given or ACCESS_LOG.isEnabledFor(logging.INFO):
-            self._name_exemplar()
 
     def id_in_body(self, id: str) -> None:
         """Take the id in the body, unless the request had a header with one."""
         if not self._is_given and _ID.fullmatch(id):
             self.id, self._is_given = id, True
-            if not self.trace_id:
-                self._name_exemplar()
-
-    def _name_exemplar(self) -> None:
-        self.exemplar = {"request_id": self.id} if len(self.id) <= _EXEMPLAR else None
 
     @property
     def trace_headers(self) -> dict[str, str]:

@@ -7,7 +7,6 @@ error, or that of an instance that answers wrongly, which is not held against th
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from math import isfinite
 from typing import Any, NamedTuple
 
 import msgspec
@@ -118,7 +117,6 @@ class StandIns:
         for source, each in gate.chosen.items():
             metrics.gate_open.labels(source).set(self._watch.is_open(source))
             metrics.gate_agreement.labels(source).set(each.level.level)
-            metrics.gate_coverage.labels(source).set(each.level.coverage)
             for reason in ("gate", "closed"):
                 metrics.refused_answers.labels(source, reason)
 
@@ -193,31 +191,24 @@ class StandIns:
                 continue
             with np.errstate(all="ignore"):
                 reconstruction = Made(self._code.decode(others, parity_outputs)[slot], "")
-                size = float(np.linalg.norm(prediction.output))
-                off = float(np.linalg.norm(reconstruction.output - prediction.output))
-                error = off / size if size > 0 else 0.0
-                if isfinite(error):  # else the sum of errors would be lost for good
-                    self._metrics.reconstruction_error.observe(error)
-                source = Source.RECONSTRUCTION
-                agreed = self.compare(source, reconstruction, prediction, *filter(None, parities))
-            self._metrics.compared.inc()
-            self._metrics.disagreements.inc(not agreed)
+                self.compare(
+                    Source.RECONSTRUCTION, reconstruction, prediction, *filter(None, parities)
+                )
 
-    def compare(self, source: Source, stand_in: Made, prediction: Made, *parities: Made) -> bool:
+    def compare(self, source: Source, stand_in: Made, prediction: Made, *parities: Made) -> None:
         """Compare a stand-in's output with the model's prediction for the same query; for the gate
-        only if the output may answer. `parities` are those a reconstruction is from. Return whether
-        the two agreed."""
+        only if the output may answer. `parities` are those a reconstruction is from."""
+        if self._gate.refused(source, np.asarray(stand_in.output)[np.newaxis]).unsure:
+            return
         makers = {made.instance for made in (*(parities or (stand_in,)), prediction)}
         agreed = self._watch.agree(source, served(stand_in.output), prediction.output)
-        if not self._gate.refused(source, np.asarray(stand_in.output)[np.newaxis]).unsure:
-            self._metrics.compared_answers.labels(source).inc()
-            if not agreed:
-                self._metrics.disagreed_answers.labels(source).inc()
-            if self._watch.saw(source, agreed, makers, prediction.tenant):
-                self._turned(source, is_open=self._watch.is_open(source))
-            if (bound := self._watch.bound(source)) is not None:
-                self.bounds[source] = bound
-        return agreed
+        self._metrics.compared_answers.labels(source).inc()
+        if not agreed:
+            self._metrics.disagreed_answers.labels(source).inc()
+        if self._watch.saw(source, agreed, makers, prediction.tenant):
+            self._turned(source, is_open=self._watch.is_open(source))
+        if (bound := self._watch.bound(source)) is not None:
+            self.bounds[source] = bound
 
     def _turned(self, source: Source, *, is_open: bool) -> None:
         self._metrics.gate_open.labels(source).set(is_open)

@@ -1,10 +1,8 @@
 """Spans of requests for OpenTelemetry: where a request's time went.
 
     infer MODEL            the request, beneath the client's span (W3C traceparent)
-      queue                from a query's arrival to its first run
-      run                  on an instance, with the model
+      run                  a query's, on an instance, with the model
       stand-in             likewise, with a backup or a parity model
-      encode, decode       of the coding group that the query is in
 
 A request to an upstream is beneath the run, or stand-in, of the first query in its unit that has
 one. Only requests that are sampled have any. Spans name the version of the model. This module needs
@@ -22,13 +20,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from parity_models import __version__
-from parity_models.roles import BACKUPS, DEPLOYED, Source
+from parity_models.roles import BACKUPS, DEPLOYED
 from parity_models.scheduling import (
     Action,
-    Answer,
-    Decode,
     Encode,
-    Fail,
     ForgetGroup,
     Run,
     Verify,
@@ -94,15 +89,10 @@ class QuerySpans(Observer):
         self._about = about
         self._requests = requests
         self._epoch = time.time_ns() - time.monotonic_ns()
-        self._units: dict[int, Sequence[Span]] = {}
-        self._queued: set[int] = set()
-        """Queries that are sampled and have run already, so that they are not queued any more."""
-        self._members: dict[int, Sequence[int]] = {}
-
-    @property
-    def remembered(self) -> int:
-        """The size of what it remembers of work in flight: 0 when nothing is in flight."""
-        return len(self._units) + len(self._queued) + len(self._members)
+        self.units: dict[int, Sequence[Span]] = {}
+        """The spans of each unit that runs."""
+        self.members: dict[int, Sequence[int]] = {}
+        """The queries of each group, if one of them is sampled."""
 
     def acted(self, now: float, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -110,36 +100,19 @@ class QuerySpans(Observer):
                 case Run():
                     self._run(now, action)
                 case Encode() if any(map(self._span_of, action.members)):
-                    self._members[action.group] = action.members
+                    self.members[action.group] = action.members
                 case ForgetGroup():
-                    self._members.pop(action.group, None)
-                case Answer() | Fail():
-                    self._queued.discard(action.query)
-                    span = self._span_of(action.query)
-                    if span is None:
-                        continue
-                    if isinstance(action, Fail):
-                        span.set_status(Status(StatusCode.ERROR, action.reason))
-                    elif action.source is not Source.MODEL:
-                        span.add_event("answered", {"parm.source": action.source})
-
-    def encoded(self, began: float, ended: float, action: Encode) -> None:
-        for query in action.members:
-            self._add(query, "encode", began, ended)
-
-    def decoded(self, began: float, ended: float, action: Decode) -> None:
-        for slot in action.slots:
-            self._add(action.members[slot], "decode", began, ended)
+                    self.members.pop(action.group, None)
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
-        for span in self._units.pop(unit.unit, ()):
+        for span in self.units.pop(unit.unit, ()):
             if not finished:
                 span.set_status(Status(StatusCode.ERROR, "cancelled, failed or lost"))
             span.end(self._at(now))
 
     def headers(self, unit: Run) -> Mapping[str, str]:
         headers: dict[str, str] = {}
-        for span in self._units.get(unit.unit, ())[:1]:
+        for span in self.units.get(unit.unit, ())[:1]:
             inject(headers, set_span_in_context(span))
         return headers
 
@@ -147,7 +120,7 @@ class QuerySpans(Observer):
         is_own = run.role == DEPLOYED
         queries: Sequence[int] = run.subjects
         if not is_own and run.role not in BACKUPS:
-            queries = [query for group in queries for query in self._members.get(group, ())]
+            queries = [query for group in queries for query in self.members.get(group, ())]
         attributes: dict[str, str | int] = {
             **self._about,
             "parm.role": run.role,
@@ -159,24 +132,13 @@ class QuerySpans(Observer):
             parent = self._span_of(query)
             if parent is None:
                 continue
-            if is_own and query not in self._queued:
-                self._queued.add(query)
-                self._add(query, "queue", self._requests[query].arrived, now)
             name, context = "run" if is_own else "stand-in", set_span_in_context(parent)
             start = self._at(now)
             spans.append(
                 self._tracer.start_span(name, context, attributes=attributes, start_time=start)
             )
         if spans:
-            self._units[run.unit] = spans
-
-    def _add(self, query: int, name: str, began: float, ended: float) -> None:
-        """Add a whole span to that of the query's request, if there is one."""
-        parent = self._span_of(query)
-        if parent is not None:
-            context, start = set_span_in_context(parent), self._at(began)
-            span = self._tracer.start_span(name, context, attributes=self._about, start_time=start)
-            span.end(self._at(ended))
+            self.units[run.unit] = spans
 
     def _span_of(self, query: int) -> Span | None:
         """Return the span of the query's request, if it is sampled and under way."""

@@ -126,18 +126,6 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
         await infer(request(100))
 
 
-async def test_the_bytes_of_messages_are_counted_both_ways() -> None:
-    async with serving() as (served, infer), served.channel() as channel:
-        served.frontend.may.set()
-        asked = [request(100), ServerReadyRequest().SerializeToString()]
-        answers = [await infer(asked[0]), await method(channel, READY)(asked[1])]
-        for name, messages in (("received", asked), ("sent", answers)):
-            found = served.metrics.registry.get_sample_value(
-                f"parm_{name}_bytes_total", {"protocol": "grpc"}
-            )
-            assert found == sum(map(len, messages))
-
-
 async def test_a_message_beyond_half_the_limit_of_bodies_is_refused_by_grpc() -> None:
     async with serving(max_body=4000) as (served, infer):
         with pytest.raises(grpc.aio.AioRpcError, match=r"larger than max \(.* vs\. 2000") as error:

@@ -35,7 +35,7 @@ def lose_a_node(cluster: Cluster, url: str) -> None:
     metrics = f"{url}/metrics"
 
     def up() -> float:
-        return metric(metrics, r'parm_instances_up\{role="deployed",work="deployed"\}')
+        return metric(metrics, r'parm_instances_up\{role="deployed"\}')
 
     with Clients(lambda client, n: infer(client, queries(1, n), url).raise_for_status()) as clients:
         clients.more()

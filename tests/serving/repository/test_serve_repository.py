@@ -62,7 +62,7 @@ def test_a_broken_bundle_is_unavailable_and_says_why(repository: Repository) -> 
 
 def test_metrics_name_the_model_and_its_version(repository: Repository) -> None:
     text = httpx.get(f"{repository.server.url}/metrics").text
-    up = 'parm_instances_up{model="%s",role="deployed",version="%s",work="deployed"} %s'
+    up = 'parm_instances_up{model="%s",role="deployed",version="%s"} %s'
     assert up % ("first", "1", "2.0") in text
     assert up % ("second", "2", "2.0") in text
     assert 'parm_requests_total{code="200",model="first",version="1"}' in text

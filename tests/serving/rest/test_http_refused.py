@@ -6,10 +6,9 @@ hide in another."""
 import asyncio
 from typing import Any
 
-import numpy as np
 import pytest
 
-from http_served import INFER, Served, binary, body, eventually, get, post, serving
+from http_served import INFER, Served, body, get, post, serving
 from parity_models.serving.refusals import Refused
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\n"
@@ -162,28 +161,3 @@ async def test_it_is_counted_once_and_told(why: Refused, case: tuple[bytes, int,
         assert (told, text in content.decode()) == (status, True), content
         client.close()
         assert refused(served) == {why: 1}
-
-
-@pytest.mark.parametrize("rows", [1, 2000])
-async def test_bytes_are_counted_both_ways(rows: int) -> None:
-    """Small answers go out in one piece with their head, large ones in two."""
-    async with serving() as served:
-        client = await served.connect()
-        values = np.random.default_rng(0).random((rows, 4), np.float32)
-        asked = [
-            binary(values).replace(b'"binary_data_output": true', b'"binary_data_output": null'),
-            get("/nowhere"),
-        ]
-        read = []
-        for each in asked:
-            client.send(each)
-            head = await client.reader.readuntil(b"\r\n\r\n")
-            size = int(head.lower().partition(b"content-length: ")[2].split()[0])
-            read.append(len(head) + len(await client.reader.readexactly(size)))
-        assert (read[0] > 64 * 2**10) == (rows == 2000)
-        received = sum(map(len, asked))
-        await eventually(  # they are counted now and then
-            lambda: served.counted("parm_received_bytes_total", protocol="http") == received,
-            "not all bytes are counted",
-        )
-        assert served.counted("parm_sent_bytes_total", protocol="http") == sum(read)

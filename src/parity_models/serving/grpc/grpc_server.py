@@ -51,7 +51,7 @@ from parity_models.serving.grpc.codec import (
 )
 from parity_models.serving.http import GRACE
 from parity_models.serving.limits import LARGE, ByteBudget, Limits
-from parity_models.serving.metrics import GRPC, Metrics
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.protocol import SOFTWARE, take_tenant
 from parity_models.serving.refusals import Refused
@@ -278,7 +278,6 @@ class InferenceService:
         self._models = models
         self._administrators = administrators
         self._metrics = metrics
-        self._received, self._sent = metrics.received.labels(GRPC), metrics.sent.labels(GRPC)
         self._budget = budget
         self._tracing = tracing
         self._limits = limits
@@ -307,7 +306,6 @@ class InferenceService:
                 if is_inference:
                     answer = await self.infer(context, log)
                 else:
-                    self._received.inc(len(data))
                     if len(data) > MAX_BESIDES:
                         raise too_large(len(data), "without a tensor it has", MAX_BESIDES)
                     if name in _CHANGES and self._models.only is None:
@@ -328,7 +326,6 @@ class InferenceService:
             text = "the server failed to handle the request; its log says why"
             await abort(context, StatusCode.INTERNAL, text)
         size = len(answer)
-        self._sent.inc(size)
         release = partial(self._hold, -size)
         context.add_done_callback(release)  # type: ignore[arg-type]  # stubs want its own class
         self._hold(size)
@@ -417,7 +414,6 @@ class InferenceService:
             raise LateRequestError(text, why=Refused.BODY_TIMEOUT) from error
         if not isinstance(data, bytes):
             raise InvalidRequestError("the call has no message")
-        self._received.inc(len(data))
         return data
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> Message:

@@ -183,7 +183,6 @@ class WorkerProcess(SupervisedInstance):
         self._on_report(read(REPORT, header), tensor)
 
     def _on_malformed(self, error: MessageError) -> None:
-        self._metrics.messages_refused.labels("malformed").inc()
         self.kill(f"sent {error}")
 
 

@@ -127,7 +127,7 @@ def feed_of(
     frontend: "Frontend", *, model: str, policy: str, classes: Mapping[str, Mapping[str, float]]
 ) -> Feed:
     """Return the feed of a frontend that is not started yet; see Watch for the arguments."""
-    watch = Watch(frontend, frontend.in_flight, model=model, policy=policy, classes=classes)
+    watch = Watch(frontend, model=model, policy=policy, classes=classes)
     frontend.observers.append(watch)
     return Feed(watch)
 

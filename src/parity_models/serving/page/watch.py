@@ -8,13 +8,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log
 from statistics import median
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 from prometheus_client.registry import Collector
 
 from parity_models.scheduling import (
@@ -23,7 +23,6 @@ from parity_models.scheduling import (
     Answer,
     Fail,
     Recycle,
-    Redundancy,
     Run,
     Verify,
     source_of,
@@ -32,16 +31,13 @@ from parity_models.scheduling.health import State
 from parity_models.serving.frontend import Observer
 
 if TYPE_CHECKING:
-    from parity_models.serving.frontend import Frontend, InFlight
+    from parity_models.serving.frontend import Frontend
+
+STEP = 1.0
+"""Seconds between two points of the charts."""
 
 NOW, MINUTES = 10, 300
-"""Seconds that count as now, and those that are remembered."""
-
-WIDTH = 0.02
-"""The width of a latency's bucket, as a share of the latency at which it begins."""
-
-SHORTEST, LONGEST = 1e-6, 1e4
-"""Seconds; latencies beyond count as these."""
+"""Points whose latencies count as now, and points that are kept."""
 
 KEPT = 100
 """Events that are kept."""
@@ -52,28 +48,11 @@ QUIET = 5.0
 VERIFYING = "golden query"
 """The role of an instance's unit while it is verified."""
 
-STEP = 1.0
-"""Seconds between two points of the charts."""
-
 SLOW = 2.0
 """An instance is slow if its units take this many times as long as those of others."""
 
 WEIGHT = 0.2
 """The weight of the latest unit in an instance's usual run time."""
-
-REMEMBERED = 60.0
-"""Seconds for which an instance that is gone is shown if nothing replaces it."""
-
-MAX_GONE = 64
-"""Maximum number of instances that are gone and shown."""
-
-_REDUNDANCY = {
-    Redundancy.ON: "on, as the policy decides",
-    Redundancy.TESTING: "on and off in turns, to test whether it shortens latencies",
-    Redundancy.PAUSED: "paused, as it does not shorten latencies",
-    Redundancy.BOTTLENECK: "stopped, as the server's own process is the bottleneck",
-    Redundancy.OFF: "switched off",
-}
 
 
 class Percentiles(Struct, frozen=True):
@@ -85,19 +64,11 @@ class Percentiles(Struct, frozen=True):
     p999: float
 
 
-class Tail(Struct, frozen=True):
-    """Latencies of the last seconds, and of the last minutes; None where there were none."""
-
-    now: Percentiles | None = None
-    minutes: Percentiles | None = None
-
-
 class InstanceView(Struct, frozen=True):
     """An instance.
 
-    `state` is up, suspected, ejected, verifying or gone. It is `slow` if its units take longer than
-    those of others. `running` is the role of its unit, which it has had for `since_ms`; units of
-    that role take it `usual_ms`. `why` is the reason why it is gone.
+    `state` is up, suspected, ejected or verifying. It is `slow` if its units take longer than those
+    of others. `running` is the role of its unit; units of that role take it `usual_ms`.
     """
 
     name: str
@@ -106,9 +77,7 @@ class InstanceView(Struct, frozen=True):
     state: str
     slow: bool
     running: str
-    since_ms: float
     usual_ms: float
-    why: str
 
 
 class Event(Struct, frozen=True):
@@ -137,7 +106,8 @@ class GateView(Struct, frozen=True):
 
 
 class Point(Struct, frozen=True):
-    """One second of the charts, which ended at `at`. Rates are per second; `busy` is a share."""
+    """One second of the charts, which ended at `at`. Rates are per second; `busy` is a share;
+    `answered` are the latencies of the last NOW points."""
 
     at: float
     asked: float
@@ -149,17 +119,14 @@ class Point(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True):
-    """The state of a server. `latest` is the last second, `redundancy` says in words whether
-    redundant work is sent, and `redundant` counts redundant tasks by kind, then by what became of
-    them."""
+    """The state of a server. `redundancy` says in words whether redundant work is sent, and
+    `redundant` counts redundant tasks by kind, then by fate."""
 
     at: float
     model: str
     policy: str
     ready: bool
     instances: tuple[InstanceView, ...]
-    latest: Point | None
-    answered: Tail
     gates: tuple[GateView, ...]
     redundancy: str
     redundant: dict[str, dict[str, int]]
@@ -167,81 +134,14 @@ class Frame(Struct, frozen=True):
     points: tuple[Point, ...]
 
 
-class Latencies:
-    """Counts of latencies in seconds, in buckets; a second counts once it is over.
-
-    A time earlier than one before counts as that one.
-    """
-
-    def __init__(self) -> None:
-        buckets = 1 + int(log(LONGEST / SHORTEST) / log(1 + WIDTH))
-        self._counts = np.zeros((MINUTES + 1, buckets), np.int32)
-        """By second, modulo as many as are kept, and bucket."""
-        self._second = 0
-
-    def add(self, now: float, latency: float) -> None:
-        """Add a latency that became known at the time `now`."""
-        self._turn(now)
-        bounded = min(max(latency, SHORTEST), LONGEST)
-        bucket = int(log(bounded / SHORTEST) / log(1 + WIDTH))
-        self._counts[self._second % (MINUTES + 1), bucket] += 1
-
-    def tail(self, now: float) -> Tail:
-        """Return the percentiles at the time `now`, each accurate to half a bucket."""
-        self._turn(now)
-        return Tail(self._percentiles(NOW), self._percentiles(MINUTES))
-
-    def _turn(self, now: float) -> None:
-        """Forget the seconds that are too long ago."""
-        passed = int(now) - self._second
-        if passed > 0:
-            first = self._second + 1 + max(0, passed - MINUTES - 1)
-            self._counts[np.arange(first, int(now) + 1) % (MINUTES + 1)] = 0
-            self._second = int(now)
-
-    def _percentiles(self, seconds: int) -> Percentiles | None:
-        rows = np.arange(self._second - seconds, self._second) % (MINUTES + 1)
-        counts = self._counts[rows].sum(axis=0).cumsum()
-        total = int(counts[-1])
-        if not total:
-            return None
-        ranks = np.ceil(total * np.array([0.5, 0.99, 0.999]))
-        buckets = np.searchsorted(counts, ranks)
-        return Percentiles(total, *(1e3 * SHORTEST * (1 + WIDTH) ** (buckets + 0.5)).tolist())
-
-
 @dataclass(slots=True, eq=False)
 class _Instance:
-    name: str
     node: str
     roles: frozenset[str]
     usual: dict[str, float] = field(default_factory=dict)
     """The usual run time of units in seconds, by role."""
-    role: str = ""
-    """Of the unit that it has, if any."""
-    unit: int = 0
+    unit: Run | Verify | None = None
     began: float = 0.0
-    """The time at which it was given its unit, or left."""
-    why: str = ""
-    """The reason why it left; empty while it is up."""
-
-    def view(self, now: float, state: str, typical: Mapping[str, float]) -> InstanceView:
-        """Return what is shown of it, where units of all instances take a `typical` time."""
-        since = now - self.began if self.role or self.why else 0.0
-        takes = {role: usual for role, usual in self.usual.items() if role in typical}
-        if self.role in typical:
-            takes[self.role] = max(since, takes.get(self.role, 0.0))
-        return InstanceView(
-            self.name,
-            self.node,
-            tuple(sorted(self.roles)),
-            "gone" if self.why else state,
-            any(took > SLOW * typical[role] for role, took in takes.items()) and not self.why,
-            self.role,
-            1e3 * since,
-            1e3 * self.usual.get(self.role or min(self.usual, default=""), 0.0),
-            self.why,
-        )
 
 
 class _Totals(Struct, frozen=True):
@@ -253,11 +153,10 @@ class _Totals(Struct, frozen=True):
 
 
 class Watch(Observer):
-    """Observes `frontend`, whose requests in flight are `requests`, by query.
+    """Observes `frontend`, whose state is read when a frame is made.
 
     Args:
-        frontend: Its state is read when a frame is made.
-        requests: The requests in flight.
+        frontend: The frontend.
         model: The model's name, as the page shows it.
         policy: The policy's name.
         classes: The classes that one-sided gates let through, with their levels, by source.
@@ -269,7 +168,6 @@ class Watch(Observer):
     def __init__(
         self,
         frontend: "Frontend",
-        requests: "Mapping[int, InFlight]",
         *,
         model: str,
         policy: str,
@@ -278,7 +176,6 @@ class Watch(Observer):
         epoch: float | None = None,
     ) -> None:
         self._frontend = frontend
-        self._requests = requests
         self._model = model
         self._policy = policy
         self._classes = classes
@@ -286,18 +183,19 @@ class Watch(Observer):
         self._epoch = time.time() - clock() if epoch is None else epoch
         self.answers: Counter[str] = Counter()
         """Queries answered, by source."""
-        self.failures: Counter[str] = Counter()
-        """Queries that failed, by reason."""
+        self.failed = 0
+        """Queries that failed."""
         self.events: deque[Event] = deque(maxlen=KEPT)
         self._instances: dict[str, _Instance] = {}
-        self._gone: deque[_Instance] = deque(maxlen=MAX_GONE)
-        self._latencies = Latencies()
+        self._latencies: list[float] = []
+        self._earlier: deque[NDArray[np.float64]] = deque(maxlen=NOW)
+        """The latencies of the last points."""
         self._roles: set[str] = set()
         self._last_number = 0
         self._last_failure = -QUIET
         self._ejected: set[str] = set()
         self._closed: set[str] = set()
-        self._points: deque[Point] = deque(maxlen=int(MINUTES / STEP))
+        self._points: deque[Point] = deque(maxlen=MINUTES)
         self._before = _Totals(clock(), 0, Counter(), 0, 0.0)
 
     # Observer
@@ -308,13 +206,12 @@ class Watch(Observer):
                 case Run() | Verify():
                     instance = self._instances.get(action.instance)
                     if instance is not None:
-                        role = action.role if isinstance(action, Run) else VERIFYING
-                        instance.role, instance.unit, instance.began = role, action.unit, now
+                        instance.unit, instance.began = action, now
                 case Answer():
                     self.answers[action.source] += 1
-                    self._latencies.add(now, now - self._requests[action.query].arrived)
+                    self._latencies.append(now - self._frontend.in_flight[action.query].arrived)
                 case Fail():
-                    self.failures[action.reason] += 1
+                    self.failed += 1
                     if now - self._last_failure >= QUIET:
                         text = f"queries fail ({action.reason}): {action.detail}"
                         self._happened(now, "failed", text)
@@ -327,33 +224,24 @@ class Watch(Observer):
         self, now: float, instance: str, roles: frozenset[str], node: str | None
     ) -> None:
         self._roles |= roles
-        self._instances[instance] = _Instance(instance, node or "", roles)
-        alike = [each for each in self._gone if each.roles == roles]
-        if alike:
-            family = instance.partition(".")[0]
-            before = max(
-                alike, key=lambda each: (each.name.partition(".")[0] == family, each.node == node)
-            )
-            self._gone.remove(before)
-            self._happened(now, "joined", f"instance {instance} is up, in place of {before.name}")
+        self._instances[instance] = _Instance(node or "", roles)
+        if self._points:
+            self._happened(now, "joined", f"instance {instance} is up")
 
     def instance_left(self, now: float, instance: str, why: str) -> None:
-        left = self._instances.pop(instance, None)
-        if left is not None:
-            left.began, left.role, left.why = now, "", why
-            self._gone.append(left)
+        self._instances.pop(instance, None)
         self._ejected.discard(instance)
         self._happened(now, "left", f"instance {instance} left: it {why}")
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         instance = self._instances.get(unit.instance)
-        if instance is None or instance.unit != unit.unit or not instance.role:
+        if instance is None or instance.unit is None or instance.unit.unit != unit.unit:
             return
-        if finished and instance.role in instance.roles:
+        if finished and isinstance(unit, Run):
             took = now - instance.began
-            usual = instance.usual.get(instance.role, took)
-            instance.usual[instance.role] = usual + WEIGHT * (took - usual)
-        instance.role = ""
+            usual = instance.usual.get(unit.role, took)
+            instance.usual[unit.role] = usual + WEIGHT * (took - usual)
+        instance.unit = None
 
     def _happened(self, now: float, kind: str, text: str) -> None:
         self._last_number += 1
@@ -379,13 +267,12 @@ class Watch(Observer):
         for source in sorted(self._closed - closed):
             self._happened(now, "gate open", f"the {source} answers again")
         self._ejected, self._closed = ejected, closed
+        busy = sum(frontend.busy_seconds().values())
         self._before = totals = _Totals(
-            now,
-            frontend.asked,
-            Counter(self.answers),
-            self.failures.total(),
-            sum(frontend.busy_seconds().values()),
+            now, frontend.asked, Counter(self.answers), self.failed, busy
         )
+        self._earlier.append(np.array(self._latencies))
+        self._latencies = []
         self._points.append(
             Point(
                 self._epoch + now,
@@ -397,47 +284,51 @@ class Watch(Observer):
                     for source, count in totals.answers.items()
                 },
                 (totals.failed - before.failed) / took,
-                self._latencies.tail(now).now,
+                _percentiles(np.concatenate(self._earlier)),
             )
         )
 
     def frame(self) -> Frame:
         """Return the present state, and what is kept of the past."""
         self.tick()
-        now, frontend = self._clock(), self._frontend
-        scheduler = frontend.scheduler
-        redundancy = f"redundant work: {_REDUNDANCY[scheduler.redundancy]}"
-        if scheduler.redundancy is Redundancy.BOTTLENECK:
-            redundancy += f"; reports wait {scheduler.front_door.lag * 1e3:.1f} ms"
+        frontend = self._frontend
         redundant: dict[str, dict[str, int]] = {}
         for labels, value in _samples(frontend.metrics.redundant):
             redundant.setdefault(labels["kind"], {})[labels["fate"]] = int(value)
         return Frame(
-            at=self._epoch + now,
+            at=self._epoch + self._clock(),
             model=self._model,
             policy=self._policy,
             ready=frontend.ready,
-            instances=tuple(self.views(now)),
-            latest=self._points[-1] if self._points else None,
-            answered=self._latencies.tail(now),
+            instances=self.instances(),
             gates=self._gates(),
-            redundancy=redundancy,
+            redundancy=frontend.redundancy,
             redundant={kind: fates for kind, fates in redundant.items() if any(fates.values())},
             events=tuple(self.events),
             points=tuple(self._points),
         )
 
-    def views(self, now: float) -> list[InstanceView]:
-        """Return all instances that are up, and those that are gone and not replaced."""
+    def instances(self) -> tuple[InstanceView, ...]:
+        """Return all instances that are up."""
         states = dict(self._frontend.scheduler.instances())
         times: dict[str, list[float]] = {}
         for instance in self._instances.values():
             for role, usual in instance.usual.items():
                 times.setdefault(role, []).append(usual)
-        typical = {role: median(each) for role, each in times.items() if len(each) > 1}
-        there = [*self._instances.values()]
-        there += [each for each in self._gone if now - each.began < REMEMBERED]
-        return [each.view(now, str(states.get(each.name, State.UP)), typical) for each in there]
+        views = []
+        for name, instance in self._instances.items():
+            unit, usual_of = instance.unit, instance.usual
+            running = "" if unit is None else unit.role if isinstance(unit, Run) else VERIFYING
+            slow = any(
+                usual > SLOW * median(times[role])
+                for role, usual in usual_of.items()
+                if len(times[role]) > 1
+            )
+            usual = usual_of.get(running, next(iter(usual_of.values()), 0.0))
+            roles, state = tuple(sorted(instance.roles)), str(states.get(name, State.UP))
+            view = InstanceView(name, instance.node, roles, state, slow, running, 1e3 * usual)
+            views.append(view)
+        return tuple(views)
 
     def _gates(self) -> tuple[GateView, ...]:
         """Return the gates, and the stand-ins that have none."""
@@ -463,6 +354,12 @@ class Watch(Observer):
             )
             for source in sorted({*is_open, *compared, *stand_ins})
         )
+
+
+def _percentiles(latencies: NDArray[np.float64]) -> Percentiles | None:
+    if not len(latencies):
+        return None
+    return Percentiles(len(latencies), *(1e3 * np.percentile(latencies, (50, 99, 99.9))).tolist())
 
 
 def _samples(metric: Collector) -> list[tuple[dict[str, str], float]]:

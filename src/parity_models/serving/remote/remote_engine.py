@@ -599,7 +599,6 @@ class _Link:
                 outputs = await self.client.infer(model, rows, listener.headers_of(unit))
         except BusyError as error:
             rest = self._turned_away(error)
-            self._engine.metrics.upstream_busy.labels(self.upstream.url).inc()
             self.units[instance] = None
             listener.unit_failed(unit, f"instance {instance} is busy", busy=rest)
         except Exception as error:

@@ -309,7 +309,6 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                     try:
                         rows = rows_of(outputs, running.output, running.rows)
                     except MessageError as error:
-                        self._metrics.messages_refused.labels("malformed").inc()
                         self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
                         return
                     at = ended if self.same_clock else None
@@ -355,7 +354,6 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 why = await instance.live()
             except Exception as error:  # what is missing now may be available later
                 why = f"could not be run: {error!r}"
-                self._metrics.engine_errors.labels("start").inc()
             await self._cleanup(instance)
             if number in self._to_join:
                 self._slots.release()
@@ -409,6 +407,5 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 instance.kill(f"had unit {running.unit} for more than {self._unit_timeout:g} s")
 
     def _recovered(self, doing: str, error: Exception) -> None:
-        """Log and count an error that must not stop the engine."""
+        """Log an error that must not stop the engine."""
         _log.error("the engine goes on after an error (%s): %s", doing, error, exc_info=error)
-        self._metrics.engine_errors.labels(doing).inc()

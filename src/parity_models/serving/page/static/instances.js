@@ -44,8 +44,8 @@ function fill(cell, instance) {
   const usual = instance.usual_ms ? ` · ${ms(instance.usual_ms)} ms` : "";
   const role = instance.running && (ROLES[instance.running] ?? instance.running);
   write(cell.children[1], word);
-  write(cell.children[2], instance.why || `${role || "idle"}${usual}`);
+  write(cell.children[2], `${role || "idle"}${usual}`);
   cell.dataset.state = word;
   cell.dataset.running = role.startsWith("parity") ? "parity" : role;
-  cell.title = instance.why || `runs ${instance.roles.join(", ")}`;
+  cell.title = `runs ${instance.roles.join(", ")}`;
 }

@@ -4,7 +4,7 @@ import { latencyChart, loadChart } from "./charts.js";
 import { block, el, fill, ms, percent, rate, table, write } from "./dom.js";
 import { Instances } from "./instances.js";
 
-const FATES = ["sent", "answered", "refused", "compared", "cancelled", "wasted"];
+const FATES = ["sent", "answered", "cancelled"];
 
 export class Server {
   constructor(name) {
@@ -38,12 +38,12 @@ export class Server {
     this.state.dataset.state = frame.ready ? "up" : "ejected";
     this.element.classList.remove("away");
     write(this.policy, `policy ${frame.policy}`);
-    const { asked = 0, queued = 0, busy = 0, failed = 0, answers = {} } = frame.latest ?? {};
+    const latest = frame.points.at(-1);
+    const { asked = 0, queued = 0, busy = 0, failed = 0, answers = {}, answered } = latest ?? {};
     write(this.facts, `${rate(asked)} queries/s · ${queued} waiting · instances ` +
       `${percent(busy)} busy · ${rate(failed)} failed/s`);
     this.instances.show(frame.instances);
-    fill(this.tails, [["now", frame.answered.now], ["5 min", frame.answered.minutes]].map(
-      ([when, tail]) => [when, ms(tail?.p50), ms(tail?.p99), ms(tail?.p999)]));
+    fill(this.tails, [["10 s", ms(answered?.p50), ms(answered?.p99), ms(answered?.p999)]]);
     this.showSources(answers);
     this.showGates(frame.gates);
     write(this.redundancy, frame.redundancy);
@@ -53,8 +53,8 @@ export class Server {
     fill(this.redundant, kinds.map(([kind, fates]) =>
       [kind, ...FATES.map((fate) => (fates[fate] ?? 0).toLocaleString("en"))]));
     this.showEvents(frame.events);
-    if (frame.latest && frame.latest.at !== this.shown) {
-      this.shown = frame.latest.at;
+    if (latest && latest.at !== this.shown) {
+      this.shown = latest.at;
       this.latency.show(frame.points);
       this.load.show(frame.points);
     }
