@@ -52,7 +52,7 @@ class FakeUpstream:
     when it is NULL, a number there is none. When it is HELD, units wait for `release`; `abandoned`
     counts those whose clients did not. When it is BUSY, units are turned away: as `busy` says, with
     an HTTP status or a gRPC one, to be tried again after `retry_after` if there is one. With `tls`,
-    https or grpcs: the context, or the key, the certificate, and that of the clients' authority.
+    https or grpcs: the context, or the key and the certificate.
     """
 
     def __init__(
@@ -120,8 +120,7 @@ class FakeUpstream:
         if self._tls is None:
             port = server.add_insecure_port("127.0.0.1:0")
         else:
-            *pair, clients = self._tls
-            credentials = grpc.ssl_server_credentials([tuple(pair)], clients, True)
+            credentials = grpc.ssl_server_credentials([self._tls])
             port = server.add_secure_port("127.0.0.1:0", credentials)
         await server.start()
         self._stop = partial(server.stop, None)

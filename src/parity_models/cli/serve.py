@@ -85,9 +85,7 @@ def serve(
     limits: Annotated[Limits, HIDDEN_LIMITS],
     access: Access,
     logging: Logging,
-    upstreams: Annotated[
-        UpstreamOptions, Without("upstream_token", "upstream_cert", "upstream_key")
-    ],
+    upstreams: Annotated[UpstreamOptions, Without("upstream_token")],
     faults: Faults = None,
     allow_code: AllowCode = None,
     config: ConfigPath = None,

@@ -55,14 +55,11 @@ class Credentials:
     """A bearer `token` (RFC 6750) if there is one, and the certificates to trust over https: those
     of the PEM file `ca_file`, by default the system's.
 
-    `certificate` and `key` are PEM files by which servers know this client. Raises UserError for a
-    token that cannot be one, or files that cannot be used.
+    Raises UserError for a token that cannot be one, or a file that cannot be used.
     """
 
     token: str | None = None
     ca_file: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
@@ -72,26 +69,14 @@ class Credentials:
     @cached_property
     def tls(self) -> ssl.SSLContext | bool:
         """The trust in servers as aiohttp takes it: True for the system's certificates."""
-        if self.ca_file is None and self.certificate is None:
+        if self.ca_file is None:
             return True
-        file = self.ca_file
         try:
-            context = ssl.create_default_context(cafile=file)
-            if self.certificate is not None:
-                file = self.certificate
-                context.load_cert_chain(file, self.key)
+            return ssl.create_default_context(cafile=self.ca_file)
         except (OSError, ssl.SSLError) as error:
             raise UserError(
-                f"cannot read certificates from {file}: {error}; give a PEM file"
+                f"cannot read certificates from {self.ca_file}: {error}; give a PEM file"
             ) from error
-        return context
-
-    @property
-    def pem(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """The certificates to trust, this client's key, and its certificate, as gRPC takes them."""
-        files = (self.ca_file, self.key, self.certificate)
-        trusted, key, certificate = (None if file is None else file.read_bytes() for file in files)
-        return trusted, key, certificate
 
     @property
     def environment(self) -> dict[str, str]:

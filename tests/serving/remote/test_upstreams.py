@@ -1,7 +1,6 @@
 """Fleets by their URLs, and what is refused of them: other models, strange certificates."""
 
 import json
-import ssl
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -122,27 +121,17 @@ async def test_the_instances_are_those_of_the_upstreams(model: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-async def test_upstreams_and_we_are_authenticated(model: Path, tmp_path: Path, scheme: str) -> None:
+async def test_upstreams_and_we_are_known(model: Path, tmp_path: Path, scheme: str) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
-    server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("client")
-    files = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "strange", "cert", "key")}
+    server = authority.issue_cert("127.0.0.1")
+    files = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "strange")}
     authority.cert_pem.write_to_path(files["ca"])
     stranger.cert_pem.write_to_path(files["strange"])
-    client.cert_chain_pems[0].write_to_path(files["cert"])
-    client.private_key_pem.write_to_path(files["key"])
     token = tmp_path / "token"
     token.write_text("first\n")
-    context = server_context(server)
-    context.verify_mode = ssl.CERT_REQUIRED
-    authority.configure_trust(context)
     key, chain = server.private_key_pem.bytes(), server.cert_chain_pems[0].bytes()
-    tls = context if scheme == "https" else (key, chain, authority.cert_pem.bytes())
-    given: dict[str, Any] = {
-        "ca_file": files["ca"],
-        "upstream_cert": files["cert"],
-        "upstream_key": files["key"],
-        "upstream_token": str(token),
-    }
+    tls = server_context(server) if scheme == "https" else (key, chain)
+    given: dict[str, Any] = {"ca_file": files["ca"], "upstream_token": str(token)}
     async with FakeUpstream(scheme, WEIGHTS, tls=tls) as upstream:
         async with using(model, upstream, **given) as (engine, events, first):
             for unit, word in enumerate(("first", "second")):
@@ -150,17 +139,14 @@ async def test_upstreams_and_we_are_authenticated(model: Path, tmp_path: Path, s
                 while upstream.heard[-1]["authorization"] != f"Bearer {word}":
                     engine.run(first, unit, "deployed", [ROW])
                     await events.outputs(unit)
-        anonymous = {"upstream_cert": None, "upstream_key": None}
-        for change in ({"ca_file": files["strange"]}, {"ca_file": None}, anonymous):
+        for change in ({"ca_file": files["strange"]}, {"ca_file": None}):
             with pytest.raises(UpstreamError, match="cannot be reached"):
                 await engine_for(model, upstream, **given | change).start([DEPLOYED], Events())
-        for name in ("ca_file", "upstream_cert", "upstream_token"):
+        for name in ("ca_file", "upstream_token"):
             (tmp_path / "none").write_text(" ")
             engine = engine_for(model, upstream, **given | {name: str(tmp_path / "none")})
             with pytest.raises(UserError, match=r"give a PEM file|holds no token"):
                 await engine.start([DEPLOYED], Events())
-    with pytest.raises(UserError, match="give both, upstream_cert and upstream_key"):
-        UpstreamOptions(upstream_cert=files["cert"])
 
 
 @pytest.mark.parametrize("protocol", ["v1", "v2"])

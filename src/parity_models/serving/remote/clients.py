@@ -232,8 +232,7 @@ def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> Up
     that cannot be used.
     """
     token = None if options.upstream_token is None else Token(Path(options.upstream_token))
-    files = (options.ca_file, options.upstream_cert, options.upstream_key)
-    credentials = Credentials(None, *(None if file is None else Path(file) for file in files))
+    credentials = Credentials(None, None if options.ca_file is None else Path(options.ca_file))
     scheme, address = upstream.url.split("://")
     if scheme.startswith("http"):
         if upstream.protocol == "v1":

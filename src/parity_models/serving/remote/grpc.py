@@ -87,7 +87,8 @@ class GrpcClient(UpstreamClient):
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options)
         else:
-            secure = grpc.ssl_channel_credentials(*credentials.pem)
+            file = credentials.ca_file
+            secure = grpc.ssl_channel_credentials(None if file is None else file.read_bytes())
             self._channel = grpc.aio.secure_channel(address, secure, options)
 
     async def close(self) -> None:
@@ -137,7 +138,7 @@ class GrpcClient(UpstreamClient):
         try:
             response, _ = await self._call("ModelInfer", request, ModelInferResponse, headers)
         except BusyError as error:
-            if not error.certain:
+            if error.after is None:  # unavailable, maybe: it may be gone
                 await self._check_ready(model)
             raise
         try:
@@ -197,7 +198,7 @@ def _fault(error: grpc.aio.AioRpcError, *, is_unit: bool) -> Exception:
         return BusyError(f"is busy: {text}", after)
     if is_gone and is_unit:
         # Said by a server with too much to do, or here, of a connection that is gone.
-        return BusyError(f"is busy: {text}", certain=False)
+        return BusyError(f"is busy: {text}")
     if is_gone or code is StatusCode.CANCELLED:
         return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {text}")
     if is_unit:

@@ -4,8 +4,7 @@ An upstream counts as `concurrency` instances. They join when it has passed its 
 has the bundle's models and predicts what they do. They leave when a unit finds it gone, hung or
 answering garbage, or its health check does; then it is checked again, with a back-off, until it
 passes. An upstream that is away or wrong at the start joins likewise. Units answered with errors
-may be the units' own fault, so too many in a row only have it checked. A busy one stays, and is
-left alone for a while.
+may be the units' own fault, and only fail. A busy one stays, and is left alone for a while.
 
 Faults that load may look like (DOUBTS) never eject more than half of the instances with one model.
 An instance that the scheduler recycles leaves alone: its upstream is checked, and the others go on
@@ -16,7 +15,7 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -51,10 +50,7 @@ _LISTS = ("deployed", "parity", "backup")
 _SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "version": ".+"}
 """The parameters of a URL, with the pattern of each value."""
 
-MAX_FAILURES = 3
-"""Units in a row that an upstream answers with errors until it is checked as at the start."""
-
-MIN_REST, MAX_REST = 0.05, 5.0
+MIN_REST, MAX_REST = 0.2, 5.0
 """Seconds for which a busy upstream is left alone: at least, and at most."""
 
 PATIENCE = 5.0
@@ -101,15 +97,11 @@ class UnitError(Exception):
 
 
 class BusyError(Exception):
-    """An upstream has enough to do. It asks to be left alone for `after` seconds; None: some time.
+    """An upstream has enough to do. It asks to be left alone for `after` seconds, if at all."""
 
-    Where it is not `certain`, the upstream may be unavailable instead.
-    """
-
-    def __init__(self, text: str, after: float | None = None, *, certain: bool = True) -> None:
+    def __init__(self, text: str, after: float | None = None) -> None:
         super().__init__(text)
         self.after = after
-        self.certain = certain
 
 
 @dataclass(frozen=True)
@@ -207,20 +199,6 @@ class UpstreamOptions(Options):
             metavar="FILE",
         ),
     ] = None
-    upstream_cert: Annotated[
-        str | None, Option("The client certificate for these servers in PEM.", metavar="FILE")
-    ] = None
-    upstream_key: Annotated[
-        str | None, Option("The key of the client certificate in PEM.", metavar="FILE")
-    ] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.upstream_cert is None) != (self.upstream_key is None):
-            raise UserError(
-                "a client certificate needs its key; give both, upstream_cert and upstream_key, as "
-                "in --engine remote@upstream-cert=FILE,upstream-key=FILE"
-            )
 
 
 def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ...]:
@@ -443,26 +421,22 @@ class RemoteEngine(Engine):
                 most = _OVERHEAD + self._max_batch * row
                 client = clients.connect(upstream, self._options, most)
                 self._links.append(_Link(self, number, upstream, client, there))
-            faults = await asyncio.gather(*(link.check() for link in self._links))
-            self._check_enough(faults)
+            await asyncio.gather(*(link.check() for link in self._links))
+            well = {role for link in self._links if link.fault is None for role in link.models}
+            for link in self._links:
+                if link.fault is not None and (missing := link.models.keys() - well):
+                    raise UpstreamError(
+                        link.fault.fault,
+                        f"no upstream that runs {min(missing)} is there: {link.upstream.url} "
+                        f"{link.fault}",
+                    )
         except BaseException:
             await self.stop()
             raise
-        for link, fault in zip(self._links, faults, strict=True):
-            if fault is None:
-                link.admit()
-            self._supervisors.append(asyncio.create_task(link.supervise(fault)))
+        for link in self._links:
+            link.begin()
+            self._supervisors.append(asyncio.create_task(link.supervise()))
         await asyncio.sleep(0)  # until the listener has heard of the instances
-
-    def _check_enough(self, faults: Sequence[UpstreamError | None]) -> None:
-        """Raise UpstreamError for a role that no upstream runs that is well."""
-        checked = list(zip(self._links, faults, strict=True))
-        there = {role for link, fault in checked if fault is None for role in link.upstream.roles}
-        for link, fault in checked:
-            missing = link.upstream.roles - there
-            if fault is not None and missing:
-                text = f"no upstream that runs {min(missing)} is there: {link.upstream.url} {fault}"
-                raise UpstreamError(fault.fault, text)
 
     def _link_of(self, instance: str) -> "_Link | None":
         return next((link for link in self._links if instance in link.units), None)
@@ -544,10 +518,10 @@ class _Unit(NamedTuple):
 class _Link:
     """An upstream as the engine has it: in use or ejected, busy or not, and its units.
 
-    `units` has its instances that have joined and not left, each with its unit, if it has one.
-    `kept_for` is the doubt despite which it stays in use, as too many others are out.
-    `doubted` is set where the upstream has to be checked while it is in use: it may be to blame
-    for errors, or a slot was recycled; and when it is ejected.
+    `fault` is the reason why it is not in use. `units` has its instances that have joined and not
+    left, each with its unit, if it has one. `kept_for` is the doubt despite which it stays in use,
+    as too many others are out. `doubted` is set where the upstream has to be checked while it is in
+    use, as a slot was recycled, and when it is ejected.
     """
 
     def __init__(
@@ -560,18 +534,15 @@ class _Link:
     ) -> None:
         self.upstream = upstream
         self.client = client
+        self.models = models
         self.units: dict[str, _Unit | None] = {}
+        self.fault: UpstreamError | None = None
+        self.doubted = asyncio.Event()
+        self.kept_for: Fault | None = None
         self._engine = engine
         self._number = number
-        self._models = models
         self._loop = asyncio.get_running_loop()
-        self._fault: UpstreamError | None = None
-        """The reason why it is not in use."""
-        self.doubted = asyncio.Event()
-        self._failures = 0
-        self.kept_for: Fault | None = None
         self._busy_until = 0.0
-        self._next_rest = MIN_REST
         self._lives: Counter[int] = Counter()
 
     # Units
@@ -580,7 +551,7 @@ class _Link:
         had = self.units[instance]
         if had is not None:
             raise ValueError(f"instance {instance} still has unit {had.number}")
-        model = self._models.get(role)
+        model = self.models.get(role)
         if model is None:
             wrong = f"instance {instance} does not run {role}"
             self._loop.call_soon(self._engine.listener.unit_failed, unit, wrong)
@@ -592,33 +563,27 @@ class _Link:
         self, instance: str, unit: int, model: UpstreamModel, rows: Sequence[NDArray[Any]]
     ) -> None:
         listener, timeout = self._engine.listener, self._engine.unit_timeout
+        busy, text = 0.0, f"instance {instance} answered with an error, which the server's log has"
         try:
             if self._rest():
-                raise BusyError("is busy still")
+                raise BusyError("is busy still", self._rest())
             async with asyncio.timeout(timeout):
                 outputs = await self.client.infer(model, rows, listener.headers_of(unit))
         except BusyError as error:
-            rest = self._turned_away(error)
-            self.units[instance] = None
-            listener.unit_failed(unit, f"instance {instance} is busy", busy=rest)
+            busy, text = self._turned_away(error), f"instance {instance} is busy"
         except Exception as error:
             if isinstance(error, TimeoutError):
-                text = f"had unit {unit} for more than {timeout:g} s"
-                error = UpstreamError(Fault.TIMEOUT, text)
-            if isinstance(error, UnitError):
-                self._failures += 1
-                if self._failures >= MAX_FAILURES:
-                    self.doubted.set()
-            elif self._eject(error):
+                late = f"had unit {unit} for more than {timeout:g} s"
+                error = UpstreamError(Fault.TIMEOUT, late)
+            if not isinstance(error, UnitError) and self._eject(error):
                 return
-            self.units[instance] = None
             _log.warning("upstream %s, instance %s: %s", self.upstream.url, instance, error)
-            text = f"instance {instance} answered with an error, which the server's log has"
-            listener.unit_failed(unit, text)
         else:
-            self._recovered()
-            self.units[instance] = None
+            self.kept_for = self.units[instance] = None
             listener.unit_finished(unit, outputs)
+            return
+        self.units[instance] = None
+        listener.unit_failed(unit, text, busy=busy)
 
     def cancel(self, instance: str, number: int) -> None:
         unit = self.units[instance]
@@ -634,39 +599,22 @@ class _Link:
         self._engine.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
 
     def _turned_away(self, error: BusyError) -> float:
-        """Leave the upstream alone as long as it asks for, within bounds, or else for twice as long
-        as the last time. Return the seconds from now."""
+        """Leave the upstream alone as long as it asks for, within bounds. Return the seconds from
+        now."""
         if not self._rest():
-            self._next_rest, rest = min(2 * self._next_rest, MAX_REST), self._next_rest
-            if error.after is not None:
-                rest = min(max(error.after, MIN_REST), MAX_REST)
+            rest = min(max(error.after or 0.0, MIN_REST), MAX_REST)
             self._busy_until = self._loop.time() + rest
-        if not error.certain:
-            self.doubted.set()
         return max(self._rest(), 1e-3)
 
     def _rest(self) -> float:
         """Return for how many seconds from now the upstream is to be left alone."""
         return max(0.0, self._busy_until - self._loop.time())
 
-    def _recovered(self) -> None:
-        """It has run a unit, or passed its checks."""
-        self._failures = 0
-        self._next_rest = MIN_REST
-        self.kept_for = None
-
     # Membership
 
-    def admit(self) -> None:
-        """Let its instances join: it has passed its checks."""
-        self._fault = None
-        self._recovered()
-        self.doubted.clear()
-        self._join()
-        self._engine.look_again()
-
-    def _join(self) -> None:
-        """Let the instances join that are out."""
+    def _admit(self) -> None:
+        """Let the instances join that are out: it has passed its checks."""
+        self.kept_for = None
         roles, node = self.upstream.roles, self._engine.node(self.upstream)
         out = set(range(self.upstream.concurrency)) - {_slot(each) for each in self.units}
         for slot in sorted(out):
@@ -686,7 +634,7 @@ class _Link:
 
     def _eject(self, error: Exception) -> bool:
         """Eject the upstream for its fault, unless that is a doubt and more than half of the
-        instances with its models would be out. Return whether it was ejected."""
+        instances with its models would be out. Return whether it is out."""
         fault, url = self._fault_of(error), self.upstream.url
         if fault.fault in DOUBTS and not self._engine.can_spare(self):
             if self.kept_for is not fault.fault:
@@ -698,13 +646,18 @@ class _Link:
                     fault,
                 )
             return False
-        if self._fault is None:
-            self._fault = fault
-            self._report(fault)
+        if self.fault is None:
+            self._out(fault)
             for instance in list(self.units):
                 self._leave(instance, str(fault))
             self.doubted.set()
         return True
+
+    def _out(self, fault: UpstreamError) -> None:
+        """Count and log that it is out for this fault from now on."""
+        self.fault = fault
+        _log.warning(_IS_OUT, self.upstream.url, fault)
+        self._engine.metrics.ejections.labels(self.upstream.url, fault.fault).inc()
 
     def _fault_of(self, error: Exception) -> UpstreamError:
         """Return the fault that `error` shows; log an unforeseen error."""
@@ -712,86 +665,73 @@ class _Link:
             return error
         if isinstance(error, BusyError):
             return UpstreamError(Fault.NOT_READY, f"cannot be checked: it {error}")
+        if isinstance(error, TimeoutError):
+            return UpstreamError(Fault.TIMEOUT, f"did not answer within {PATIENCE:g} s")
         _log.error("upstream %s caused an unexpected error", self.upstream.url, exc_info=error)
         text = f"caused an unexpected error: {type(error).__name__}"
         return UpstreamError(Fault.GARBAGE, text)
 
     # Supervision
 
-    async def supervise(self, fault: UpstreamError | None) -> None:
-        """Watch the upstream while it is well, and check it while it is not, for good.
+    def begin(self) -> None:
+        """Let the instances join if the first check has found no fault."""
+        if self.fault is None:
+            self._admit()
+        else:
+            self._out(self.fault)
 
-        `fault` is that of its first check; None: it has been admitted.
-        """
+    async def supervise(self) -> None:
+        """Watch the upstream while it is well, and check it while it is not, for good."""
         backoff = Backoff()
-        if fault is not None:
-            self._report(fault)
         while True:
             began = self._loop.time()
-            if fault is None:
+            while (before := self.fault) is None:
                 await self._watch()
             await asyncio.sleep(backoff.after(self._loop.time() - began))
-            before, fault = fault or self._fault, await self.check()
-            if fault is None:
+            await self.check()
+            if self.fault is None:
                 _log.warning("upstream %s is well and gets units", self.upstream.url)
-                self.admit()
-            elif before is None or fault.fault is not before.fault:
-                _log.warning(_IS_OUT, self.upstream.url, fault)
-
-    def _report(self, fault: UpstreamError) -> None:
-        """Say that the upstream is out."""
-        _log.warning(_IS_OUT, self.upstream.url, fault)
-        self._engine.metrics.ejections.labels(self.upstream.url, fault.fault).inc()
+                self.doubted.clear()
+                self._admit()
+                self._engine.look_again()
+            elif self.fault.fault is not before.fault:
+                _log.warning(_IS_OUT, self.upstream.url, self.fault)
 
     async def _watch(self) -> None:
-        """Eject the upstream when it does not say that it is ready, or is doubted with reason.
-
-        Return once it is ejected.
-        """
-        while self._fault is None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._engine.health_interval):
-                    await self.doubted.wait()
-            await asyncio.sleep(self._rest())
-            if self._fault is not None:
-                return
-            try:
-                if self.doubted.is_set() or len(self.units) < self.upstream.concurrency:
-                    self._failures = 0
-                    self.doubted.clear()
-                    await self._check()
-                    if self._fault is None:
-                        self._join()
-                else:
-                    async with asyncio.timeout(PATIENCE):
-                        for model in self._models.values():
-                            await self.client.check_ready(model)
-            except BusyError as error:
-                self._turned_away(error)
-            except TimeoutError:
-                text = f"did not say within {PATIENCE:g} s whether it is ready"
-                self._eject(UpstreamError(Fault.TIMEOUT, text))
-            except Exception as error:
-                self._eject(error)
-
-    async def check(self) -> UpstreamError | None:
-        """Return the fault of an upstream that is not what it must be, or cannot be checked."""
+        """Eject the upstream if it does not say, after a while, that it is ready, or if it is
+        doubted with reason."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._engine.health_interval):
+                await self.doubted.wait()
+        await asyncio.sleep(self._rest())
+        if self.fault is not None:
+            return
         try:
-            await self._check()
+            if self.doubted.is_set() or len(self.units) < self.upstream.concurrency:
+                self.doubted.clear()
+                await self._each(self.client.check)
+                if self.fault is None:  # as a unit may have shown meanwhile
+                    self._admit()
+            else:
+                await self._each(self.client.check_ready)
+        except BusyError as error:
+            self._turned_away(error)
         except Exception as error:
-            return self._fault_of(error)
-        return None
+            self._eject(error)
 
-    async def _check(self) -> None:
-        """Raise UpstreamError unless the upstream has the bundle's models and runs them, and
-        BusyError if it cannot be checked for now."""
-        for model in self._models.values():
+    async def check(self) -> None:
+        """Find the `fault` of an upstream that is not what it must be, or cannot be checked."""
+        try:
+            await self._each(self.client.check)
+            self.fault = None
+        except Exception as error:
+            self.fault = self._fault_of(error)
+
+    async def _each(self, check: Callable[[UpstreamModel], Awaitable[None]]) -> None:
+        for model in self.models.values():
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await self.client.check(model)
-            except TimeoutError:
-                text = f"did not answer within {PATIENCE:g} s"
-                raise UpstreamError(Fault.TIMEOUT, text) from None
+                    await check(model)
             except UnitError as error:
                 text = f"cannot run {model}: it {error}"
                 raise UpstreamError(Fault.ERRORS, text) from error
