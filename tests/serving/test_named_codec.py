@@ -84,7 +84,7 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
         else:
             contents = getattr(tensor.contents, grpc_codec._FIELDS[each.datatype])
             contents.extend(array.ravel().tolist())
-    asked = grpc_codec.read_request(request, model)
+    asked = grpc_codec.read_request(request, list(request.raw_input_contents), model)
     rows = done(asked.read_rows())
     sources = [Source.MODEL] * len(rows)
     answer = ModelInferResponse.FromString(done(grpc_codec.write_response(asked, rows, sources)))

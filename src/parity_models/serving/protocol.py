@@ -233,9 +233,8 @@ class Known(Struct, eq=False):
     """A JSON object that was read before, whose binary data follow: a request without an id, for
     binary outputs. Clients send one again and again, so it is read once.
 
-    `head` is the JSON object, or over gRPC the message but for the tensors, of an answer of the
-    model alone, once there was one. `is_plain`: rows and answers are one tensor, as it is in the
-    messages.
+    `head` is the JSON object of an answer of the model alone, once there was one. `is_plain`: rows
+    and answers are one tensor, as it is in the messages.
     """
 
     request: "InferRequest"

@@ -19,7 +19,6 @@ class Refused(StrEnum):
     MAX_CONNECTIONS = "max_connections"
     DESCRIPTORS = "descriptors"
     MAX_RPCS = "max_rpcs"
-    STREAMS = "streams"
     MAX_BODY = "max_body"
     MAX_IN_FLIGHT = "max_in_flight"
     MAX_QUEUE = "max_queue"

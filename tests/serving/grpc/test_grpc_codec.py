@@ -1,6 +1,5 @@
 """Tensors survive the Open Inference Protocol's gRPC messages; what does not fit is refused."""
 
-import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +17,10 @@ import parity_models.serving.grpc
 from parity_models.models.signature import DATATYPES, Signature, Tensor, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
-from parity_models.serving.grpc.codec import _FIELDS, Messages, read_request, write_response
+from parity_models.serving.grpc.codec import _FIELDS, decode, read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.limits import Limits
-from parity_models.serving.models import ServedModel, ServedVersion
+from parity_models.serving.models import ServedModel
+from parity_models.serving.protocol import InferRequest
 from rest_bodies import datatype_of, done, model_of
 
 
@@ -35,9 +34,13 @@ def request(array: NDArray[Any], raw: bool = True) -> ModelInferRequest:
     return message
 
 
+def read(message: ModelInferRequest, model: ServedModel) -> InferRequest:
+    return read_request(message, list(message.raw_input_contents), model)
+
+
 @given(npst.arrays(st.sampled_from([*DATATYPES.values()]), npst.array_shapes(max_side=4)))
 def test_raw_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
-    asked = read_request(request(array), model_of(array))
+    asked = read(request(array), model_of(array))
     rows = done(asked.read_rows())
     assert (rows.dtype, rows.shape) == (array.dtype, array.shape)
     assert rows.tobytes() == array.tobytes()
@@ -49,57 +52,13 @@ def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:
     spec = TensorSpec("x", "INT64", (2,))
     half = np.array([[1, 2]], np.float16)
     model = ServedModel("model", Signature.of(spec, TensorSpec("y", "FP16", (2,))), max_rows=9)
-    asked = read_request(request(np.array([[1, 2]]), raw=False), model)
+    asked = read(request(np.array([[1, 2]]), raw=False), model)
     response = ModelInferResponse.FromString(done(write_response(asked, half, [Source.MODEL])))
     assert list(response.raw_output_contents) == [half.tobytes()]
     message = request(half)
     message.ClearField("raw_input_contents")
     with pytest.raises(InvalidRequestError, match="FP16, which has no typed contents"):
-        done(read_request(message, model_of(half)).read_rows())
-
-
-def plain(rows: int, spec: TensorSpec, **fields: Any) -> tuple[bytes, NDArray[Any]]:
-    """A message of so many raw rows of random values, and these."""
-    array = np.frombuffer(secrets.token_bytes(rows * 4), np.uint8).reshape(rows, 4)
-    message = ModelInferRequest(model_name="model", **fields)
-    message.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
-    message.raw_input_contents.append(array.tobytes())
-    return message.SerializeToString(), array
-
-
-def test_a_message_that_was_read_before_is_read_and_answered_as_it_would_be_anew() -> None:
-    spec = TensorSpec("x", "UINT8", (4,))
-    model = ServedModel("model", Signature.of(spec, spec), max_rows=9)
-    version: Any = ServedVersion(cast(Any, None), model)
-    kept = Messages(version, Limits())
-    for rows in (1, 2, 1, 2, 1):
-        for source in (Source.MODEL, Source.BACKUP, Source.MODEL):
-            for fields in ({}, {"id": "7"}):
-                data, array = plain(rows, spec, **fields)
-                answers = []
-                for messages in (kept, Messages(version, Limits())):
-                    found, asked, named = messages.read(data)
-                    assert (found, named, asked.id) == (version, ("model", None), fields.get("id"))
-                    assert (done(asked.read_rows()) == array).all()
-                    answers.append(done(write_response(asked, array, [source] * rows)))
-                assert answers[0] == answers[1]
-                response = ModelInferResponse.FromString(answers[0])
-                assert list(response.raw_output_contents) == [array.tobytes()]
-
-
-@pytest.mark.parametrize("misleading", [b"\x01" * 16, bytes(16)])
-def test_a_tensor_that_is_not_at_the_end_of_a_message_is_found_in_each(misleading: bytes) -> None:
-    """Fields come in any order, and unknown ones are skipped: those may look like the tensor."""
-    spec = TensorSpec("x", "UINT8", (16,))
-    model = ServedModel("model", Signature.of(spec, spec), max_rows=9)
-    messages = Messages(cast(Any, ServedVersion(cast(Any, None), model)), Limits())
-    for content in (misleading, bytes(range(16)), misleading):
-        head = ModelInferRequest(model_name="model", raw_input_contents=[content])
-        head.inputs.add(name="x", datatype="UINT8", shape=(1, 16))
-        for tail in (misleading, b"\x02" * 16):  # of the unknown field 15
-            unknown = b"\x7a\x10" + tail
-            _, asked, _ = messages.read(head.SerializeToString() + unknown)
-            assert done(asked.read_rows()).tobytes() == content
+        done(read(message, model_of(half)).read_rows())
 
 
 RAW = b"\x80\xf1\x04" + bytes(80_000)
@@ -121,10 +80,9 @@ FIELDS = [
 def test_large_raw_contents_are_those_that_protobuf_would_read(order: list[int]) -> None:
     x, y = (Tensor(name, "UINT8", (80_000,)) for name in "xy")
     model = ServedModel("model", Signature((x, y), (x,)), max_rows=9)
-    messages = Messages(cast(Any, ServedVersion(cast(Any, None), model)), Limits())
     data = b"".join(FIELDS[each] for each in order)
-    expected = read_request(ModelInferRequest.FromString(data), model)
-    _, asked, _ = messages.read(data)
+    expected = read(ModelInferRequest.FromString(data), model)
+    asked = read_request(*decode(data, model, 2**20), model)
     for name, tensor in expected.tensors.items():
         assert (cast(Any, asked.tensors[name]) == tensor).all()
 
@@ -156,9 +114,8 @@ BESIDES = {
 def test_what_is_no_tensor_is_small(what: str) -> None:
     """Millions of anything take seconds to read, and a hundred times their bytes."""
     model = ServedModel("model", model_of(ARRAY).signature, max_rows=2**20)
-    messages = Messages(cast(Any, ServedVersion(cast(Any, None), model)), Limits())
     with pytest.raises(TooLargeError, match="besides its tensors it has at most 65536"):
-        messages.read(BESIDES[what])
+        decode(BESIDES[what], model, 2**20)
 
 
 ARRAY = np.arange(6, dtype=np.int16).reshape(2, 3)
@@ -216,7 +173,7 @@ def with_parameter(name: str, **value: Any) -> ModelInferRequest:
 )
 def test_requests_that_do_not_fit_are_refused(message: ModelInferRequest, reason: str) -> None:
     with pytest.raises(InvalidRequestError, match=reason):
-        done(read_request(message, model_of(ARRAY)).read_rows())
+        done(read(message, model_of(ARRAY)).read_rows())
 
 
 def test_what_is_not_in_the_messages_is_refused() -> None:
@@ -224,7 +181,7 @@ def test_what_is_not_in_the_messages_is_refused() -> None:
     message = request(ARRAY)
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InvalidRequestError, match="shared memory"):
-        read_request(message, model)
+        read(message, model)
     for parameter, reason in [
         ("shared_memory_region", "shared memory"),
         ("classification", "classifications"),
@@ -232,18 +189,18 @@ def test_what_is_not_in_the_messages_is_refused() -> None:
         message = request(ARRAY)
         message.outputs.add(name="x").parameters[parameter].int64_param = 3
         with pytest.raises(InvalidRequestError, match=reason):
-            read_request(message, model)
+            read(message, model)
 
 
 def test_rows_and_bytes_have_bounds() -> None:
     model = ServedModel("model", model_of(ARRAY).signature, max_rows=1)
     with pytest.raises(TooLargeError, match="2 rows"):
-        read_request(request(ARRAY), model)
+        read(request(ARRAY), model)
     truths = np.array([[True, False]])
     message = request(truths)
     message.raw_input_contents[0] = b"\x01\x02"
     with pytest.raises(InvalidRequestError, match="other than 0, 1"):
-        read_request(message, model_of(truths))
+        read(message, model_of(truths))
 
 
 def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
@@ -252,7 +209,7 @@ def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
         ("uint64_param", 1500, 0.0015),
         ("int64_param", 0, None),
     ]:
-        asked = read_request(with_parameter("timeout", **{kind: value}), model_of(ARRAY))
+        asked = read(with_parameter("timeout", **{kind: value}), model_of(ARRAY))
         assert asked.timeout == seconds
 
 

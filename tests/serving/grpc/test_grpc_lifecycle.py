@@ -4,11 +4,8 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from grpc_requests import infer
 from parity_models.errors import UserError
@@ -36,17 +33,3 @@ async def test_a_port_that_is_taken_is_refused(bundle: Path) -> None:
             await server.start()
     with pytest.raises(UserError, match="grpc_port must be from 0"):
         ServeOptions(grpc_port=70_000)
-
-
-async def test_health_is_watched_from_the_start_to_the_end(bundle: Path) -> None:
-    status = health_pb2.HealthCheckResponse
-    seen: list[int] = []
-    async with Server(open_bundle(bundle), ServeOptions(port=0, grpc_port=0)) as server:
-        assert server.grpc_url is not None
-        channel = grpc.aio.insecure_channel(server.grpc_url.removeprefix("grpc://"))
-        health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
-        watch = health.Watch(health_pb2.HealthCheckRequest())
-        seen.append((await anext(aiter(watch))).status)
-    seen += [each.status async for each in watch]  # which ends, and not with an error
-    await channel.close()
-    assert seen == [status.SERVING, status.NOT_SERVING]

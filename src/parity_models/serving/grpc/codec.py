@@ -6,11 +6,10 @@ FP16, for which there is no field, is always raw.
 https://github.com/kserve/open-inference-protocol, specification/protocol/inference_grpc.md.
 """
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -25,15 +24,11 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferResponse,
     RepositoryModelLoadRequest,
 )
-from parity_models.serving.limits import Limits
-from parity_models.serving.models import Models, ServedModel, ServedVersion
+from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import (
-    MAX_KNOWN,
     SLICE,
     SLICE_VALUES,
-    SMALL,
     InferRequest,
-    Known,
     OutputParameters,
     RequestedOutput,
     RequestMessage,
@@ -81,9 +76,6 @@ _VALUE = 10
 _MAX_FIELDS = 1000
 """Fields of a large message, and of each input, that are looked through for tensors."""
 
-_PREFIX = 64
-"""The first bytes of a message, by which those that were read before are found."""
-
 _SHARED = "shared_memory_region"
 """The parameter of a tensor that is in shared memory."""
 
@@ -93,69 +85,32 @@ _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
 _Request = TypeVar("_Request", bound=Message)
 
 
-class _KnownMessage(NamedTuple):
-    """A message that was read before: the bytes before its tensor, and the model that it names."""
+def decode(
+    data: bytes, largest: ServedModel | None, max_json: int
+) -> tuple[ModelInferRequest, Raws]:
+    """Return the message of a request, and its raw_input_contents, which are no longer in it where
+    they are large.
 
-    head: bytes
-    named: tuple[str, str | None]
-    known: Known
-
-
-class Messages:
-    """Reads the messages of ModelInfer to `models`. Clients send the same bytes before a tensor
-    again and again, which are read once."""
-
-    def __init__(self, models: Models, limits: Limits) -> None:
-        self._models = models
-        self._max_json = limits.max_json
-        self._known: dict[tuple[int, bytes], _KnownMessage] = {}
-        """Messages that were read before, by their sizes and first bytes."""
-
-    def read(self, data: bytes) -> tuple[ServedVersion, InferRequest, tuple[str, str | None]]:
-        """Return the version that is to answer a message, the request in it, and the name and the
-        version that it names. Raises a RequestError."""
-        key = (len(data), data[:_PREFIX])
-        known = self._known.get(key)
-        if known is not None and data.startswith(known.head):
-            version = self._models.find(*known.named)
-            if version.model is known.known.request.model:
-                return version, known.known.again(data), known.named
-        message, raws = self._decode(data)
-        named = message.model_name, message.model_version or None
-        version = self._models.find(*named)
-        request = read_request(message, version.model, raws)
-        head = _constant_head(data, raws) if request.id is None else b""
-        if head:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            ((name, tensor),) = request.tensors.items()
-            assert isinstance(tensor, np.ndarray)
-            place = (name, message.inputs[0].datatype, tensor.shape, len(head), len(data))
-            request.known = Known.of(request, [place])
-            self._known[key] = _KnownMessage(head, named, request.known)
-        return version, request, named
-
-    def _decode(self, data: bytes) -> tuple[ModelInferRequest, Raws]:
-        """Return the message, and its raw_input_contents, which are no longer in it where they are
-        large. Raises a RequestError for one that is too large once decoded."""
-        largest = self._models.largest
-        if largest is None:
-            raise NotFoundError("this server has no model that takes requests; load one")
-        most = MAX_BESIDES + _VALUE * largest.max_values
-        if len(data) > most:
-            raise too_large(len(data), "the largest request that this server takes has", most)
-        if len(data) <= min(MAX_BESIDES, self._max_json):
-            message = read_message(ModelInferRequest, data)
-            return message, list(message.raw_input_contents)
-        head, raws, values = _without_raws(data)
-        rest = sum(map(len, head))
-        if rest - values > MAX_BESIDES:
-            raise too_large(rest - values, "besides its tensors it has", MAX_BESIDES)
-        if rest > self._max_json:
-            advice = "send raw_input_contents, or several requests"
-            raise too_large(rest, "typed contents have", self._max_json, advice=advice)
-        message = read_message(ModelInferRequest, b"".join(head))
-        return message, [*raws, *message.raw_input_contents]
+    `largest` is the model that takes the largest requests, and `max_json` limits the bytes of typed
+    contents. Raises a RequestError for a message that is too large once decoded.
+    """
+    if largest is None:
+        raise NotFoundError("this server has no model that takes requests; load one")
+    most = MAX_BESIDES + _VALUE * largest.max_values
+    if len(data) > most:
+        raise too_large(len(data), "the largest request that this server takes has", most)
+    if len(data) <= min(MAX_BESIDES, max_json):
+        message = read_message(ModelInferRequest, data)
+        return message, list(message.raw_input_contents)
+    head, raws, values = _without_raws(data)
+    rest = sum(map(len, head))
+    if rest - values > MAX_BESIDES:
+        raise too_large(rest - values, "besides its tensors it has", MAX_BESIDES)
+    if rest > max_json:
+        advice = "send raw_input_contents, or several requests"
+        raise too_large(rest, "typed contents have", max_json, advice=advice)
+    message = read_message(ModelInferRequest, b"".join(head))
+    return message, [*raws, *message.raw_input_contents]
 
 
 def _without_raws(data: bytes) -> tuple[list[memoryview], list[memoryview], int]:
@@ -196,20 +151,6 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         at = content + value
 
 
-def _constant_head(data: bytes, raws: Raws) -> bytes:
-    """Return the bytes of a message before its one tensor, if that is raw and small, and comes
-    last. Fields may be in any order, so random bytes are read in the tensor's place: if they are
-    the tensor then, whatever comes there is."""
-    if len(data) > SLICE or len(raws) != 1 or not 0 < len(raws[0]) >= len(data) - SMALL:
-        return b""
-    head, other = data[: -len(raws[0])], secrets.token_bytes(len(raws[0]))
-    try:
-        found = ModelInferRequest.FromString(head + other).raw_input_contents
-    except DecodeError:
-        return b""
-    return head if list(found) == [other] else b""
-
-
 def read_message(request: type[_Request], data: bytes) -> _Request:
     """Decode a message. Raises InvalidRequestError for other bytes."""
     try:
@@ -231,21 +172,29 @@ def too_large(
     return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; {advice}")
 
 
-def read_request(
-    message: ModelInferRequest, model: ServedModel, raws: Raws | None = None
-) -> InferRequest:
-    """Return the request in `message`, whose raw contents are `raws`; None: its own.
+def read_request(message: ModelInferRequest, raws: Raws, model: ServedModel) -> InferRequest:
+    """Return the request in `message`, whose raw contents are `raws`.
 
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
     expected.
     """
-    raws = list(message.raw_input_contents) if raws is None else raws
     inputs = [
-        TensorMessage(each.name, each.datatype, tuple(each.shape), _storage(each))
+        TensorMessage(
+            each.name,
+            each.datatype,
+            tuple(each.shape),
+            TensorParameters(shared_memory_region="") if _SHARED in each.parameters else None,
+        )
         for each in message.inputs
     ]
     outputs = [
-        RequestedOutput(each.name, OutputParameters(None, *_asked_of(each)))
+        RequestedOutput(
+            each.name,
+            OutputParameters(
+                shared_memory_region="" if _SHARED in each.parameters else None,
+                classification=1 if "classification" in each.parameters else None,
+            ),
+        )
         for each in message.outputs
     ]
     fitting = model.check_request(inputs, outputs)
@@ -274,9 +223,6 @@ async def write_response(
     """Return the ModelInferResponse: predictions (n, ...) of one kind, and in `parameters` the
     source of each row."""
     model = request.model
-    known = request.known if sources.count(Source.MODEL) == len(sources) else None
-    if known is not None and known.head and known.is_plain:
-        return await _with_raws(known.head, [outputs], turn)
     response = ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
@@ -294,10 +240,7 @@ async def write_response(
             if start:
                 await turn()
             contents.extend(flat[start : start + SLICE_VALUES].tolist())
-    head = response.SerializeToString()
-    if known is not None:
-        known.head = head
-    return await _with_raws(head, raws, turn)
+    return await _with_raws(response.SerializeToString(), raws, turn)
 
 
 async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -> bytes:
@@ -350,19 +293,7 @@ async def read_contents(
 
     Raises InvalidRequestError, which calls it `what`.
     """
-    values, size = _values_of(contents, spec, rows, what), rows * prod(spec.shape)
-    array = np.empty(size, spec.dtype)
-    for start in range(0, size, SLICE_VALUES):
-        if start:
-            await turn()
-        end = start + SLICE_VALUES
-        array[start:end] = _numbers(values[start:end], spec, what)
-    array.flags.writeable = False
-    return array.reshape(rows, *spec.shape)
-
-
-def _values_of(contents: InferTensorContents, spec: TensorSpec, rows: int, what: str) -> Any:
-    field = _FIELDS.get(spec.datatype)
+    field, size = _FIELDS.get(spec.datatype), rows * prod(spec.shape)
     if field is None:
         raise InvalidRequestError(
             f"{what} is {spec.datatype}, which has no typed contents; send it raw"
@@ -373,31 +304,21 @@ def _values_of(contents: InferTensorContents, spec: TensorSpec, rows: int, what:
                 f"{what} has {len(values)} {other.name}; {spec.datatype} goes into {field}"
             )
     values = getattr(contents, field)
-    expected = rows * prod(spec.shape)
-    if len(values) != expected:
+    if len(values) != size:
         raise InvalidRequestError(
-            f"{what} has {len(values)} {field}; its shape {[rows, *spec.shape]} takes {expected}"
+            f"{what} has {len(values)} {field}; its shape {[rows, *spec.shape]} takes {size}"
         )
-    return values
-
-
-def _numbers(values: Sequence[float], spec: TensorSpec, what: str) -> NDArray[Any]:
-    field = _FIELDS[spec.datatype]
-    wide = np.fromiter(values, _WIDE.get(field, spec.dtype), len(values))
-    array = wide.astype(spec.dtype, copy=False)
-    if field in _WIDE and not np.array_equal(array, wide):
-        raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}")
-    return array
-
-
-def _storage(tensor: Any) -> TensorParameters | None:
-    return TensorParameters(shared_memory_region="") if _SHARED in tensor.parameters else None
-
-
-def _asked_of(output: Any) -> tuple[str | None, int | None]:
-    """Return the shared memory and the classes that a request wants of an output."""
-    parameters = output.parameters
-    return "" if _SHARED in parameters else None, 1 if "classification" in parameters else None
+    array = np.empty(size, spec.dtype)
+    for start in range(0, size, SLICE_VALUES):
+        if start:
+            await turn()
+        part = values[start : start + SLICE_VALUES]
+        wide = np.fromiter(part, _WIDE.get(field, spec.dtype), len(part))
+        array[start : start + len(part)] = narrow = wide.astype(spec.dtype, copy=False)
+        if field in _WIDE and not np.array_equal(narrow, wide):
+            raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}")
+    array.flags.writeable = False
+    return array.reshape(rows, *spec.shape)
 
 
 def _timeout(message: ModelInferRequest) -> int | None:

@@ -7,8 +7,8 @@ messages, connections and their times are bounded by gRPC itself.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -43,9 +43,10 @@ from parity_models.serving.errors import (
 from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.grpc.codec import (
     MAX_BESIDES,
-    Messages,
+    decode,
     parameter_of,
     read_message,
+    read_request,
     too_large,
     write_response,
 )
@@ -84,9 +85,9 @@ no stand-in gives, each percent-encoded."""
 DETAILS = "grpc-status-details-bin"
 """The trailing metadata that has a google.rpc.Status."""
 
-MAX_TEXT, MAX_WIRE = 1000, 3000
-"""Characters of an error that surely go through, and their bytes on the wire: they travel in a
-header, with a client's names in them."""
+MAX_TEXT = 1000
+"""Characters of an error that surely go through: they travel in a header, in which gRPC writes some
+as three, and have a client's names in them."""
 
 BACKLOG = 10_000
 """Calls that have arrived and wait for this process; beyond them, gRPC cancels new ones at random.
@@ -102,9 +103,6 @@ _MAX_INT = 2**31 - 1
 _MAX_AGE, _AGE_GRACE = 600.0, 120.0
 """Seconds after which clients are asked to connect anew, and those that calls then have to end. No
 answer stays unread for longer."""
-
-_HEALTH_INTERVAL = 0.2
-"""Seconds between two checks of the readiness for streams that watch it."""
 
 _QUIET = ("ServerLive", "ServerReady")
 """Methods that are called again and again: they are in no access log, and need no token."""
@@ -158,9 +156,8 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=checks,
             options=[*_options(limits), ("grpc.so_reuseport", int(reuse_port))],
-            maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
+            maximum_concurrent_rpcs=limits.max_rpcs + RESERVE,
         )
-        self._stopping = asyncio.Event()
         service = InferenceService(models, metrics, limits, budget, administrators, tracing)
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
@@ -168,13 +165,10 @@ class GrpcServer:
             is_inference = method.name == "ModelInfer"
             make = grpc.stream_unary_rpc_method_handler if is_inference else _UNARY
             own[method.name] = make(partial(service.answer, method.name))
-        health = Health(models, metrics, limits.max_connections, self._stopping)
-        write = health_pb2.HealthCheckResponse.SerializeToString
-        others: dict[str, _Handler] = {
-            "Check": grpc.unary_unary_rpc_method_handler(health.check, response_serializer=write),
-            "Watch": grpc.unary_stream_rpc_method_handler(health.watch, response_serializer=write),
-        }
-        for name, handlers in ((SERVICE.full_name, own), (HEALTH, others)):
+        for name, handlers in (
+            (SERVICE.full_name, own),
+            (HEALTH, {"Check": _UNARY(service.check)}),
+        ):
             handler = grpc.method_handlers_generic_handler(name, handlers)
             self._server.add_generic_rpc_handlers((handler,))
         names = (SERVICE.full_name, HEALTH, reflection.SERVICE_NAME)
@@ -205,7 +199,6 @@ class GrpcServer:
 
     async def stop(self, grace: float = GRACE) -> None:
         """Answer what is under way, for `grace` seconds, and close."""
-        self._stopping.set()
         await self._server.stop(grace)
 
 
@@ -285,7 +278,6 @@ class InferenceService:
         self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
         self._arriving = asyncio.Semaphore(self._may_arrive)
         self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._messages = Messages(models, limits)
 
     async def answer(self, name: str, data: Any, context: Context) -> bytes:
         """Answer a call of this method, and log it; ModelInfer is counted, and traced.
@@ -359,9 +351,13 @@ class InferenceService:
             budget.held += held
             if held > self._limits.max_json:
                 await budget.turn()
+            message, raws = decode(data, self._models.largest, self._limits.max_json)
+            del data
+            named = message.model_name, message.model_version or None
             while True:
                 # The version is chosen here, and asked before anything is awaited.
-                version, asked, named = self._messages.read(data)
+                version = self._models.find(*named)
+                asked = read_request(message, raws, version.model)
                 model, log.metrics = version.model, version.metrics
                 if (header := model.tenant_header) is not None:
                     metadata = context.invocation_metadata() or ()
@@ -386,7 +382,7 @@ class InferenceService:
                     break
                 budget.held -= size  # another version took over as the rows were read
                 held -= size
-            del data
+            del message, raws
             result = await version.frontend.infer(
                 rows, timeout, tenant=asked.tenant, exact=asked.exact
             )
@@ -415,6 +411,18 @@ class InferenceService:
         if not isinstance(data, bytes):
             raise InvalidRequestError("the call has no message")
         return data
+
+    async def check(self, data: bytes, context: Context) -> bytes:
+        """Answer the method Check of grpc.health.v1."""
+        try:
+            service = read_message(health_pb2.HealthCheckRequest, data).service
+            if service not in ("", SERVICE.full_name):
+                raise NotFoundError(f"this server has no service {service[:80]!r}")
+        except RequestError as error:
+            await refuse(context, error, self._metrics)
+        response = health_pb2.HealthCheckResponse
+        status = response.NOT_SERVING if self._models.why_unready else response.SERVING
+        return response(status=status).SerializeToString()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> Message:
         return pb.ServerLiveResponse(live=True)
@@ -474,85 +482,6 @@ class InferenceService:
         return pb.RepositoryModelUnloadResponse()
 
 
-class Health:
-    """The service grpc.health.v1: answers whether the server is ready, once or on a stream until it
-    stops. At most `max_watches` streams are open at a time."""
-
-    def __init__(
-        self, models: Models, metrics: Metrics, max_watches: int, stopping: asyncio.Event
-    ) -> None:
-        self._models = models
-        self._metrics = metrics
-        self._max_watches = max_watches
-        self._watches = 0
-        self._stopping = stopping
-        self._turned = asyncio.Event()
-        """Set, and replaced, when the status changes."""
-        self._ticker: asyncio.Task[None] | None = None
-
-    async def check(self, data: bytes, context: Context) -> Message:
-        try:
-            unknown = _unknown_service(data)
-            if unknown is not None:
-                raise NotFoundError(f"this server has no service {unknown[:80]!r}")
-        except RequestError as error:
-            await refuse(context, error, self._metrics)
-        return self._status()
-
-    async def watch(self, data: bytes, context: Context) -> AsyncIterator[Message]:
-        self._watches += 1
-        try:
-            if self._watches > self._max_watches:
-                raise OverloadedError(
-                    f"the server takes at most {self._max_watches:,} streams of health at a time "
-                    "(max_connections); try again later",
-                    why=Refused.STREAMS,
-                )
-            if _unknown_service(data) is not None:
-                response = health_pb2.HealthCheckResponse
-                yield response(status=response.SERVICE_UNKNOWN)
-                return
-            if self._ticker is None or self._ticker.done():
-                self._ticker = asyncio.create_task(self._tick(self._status()))
-            last = None
-            while True:
-                stopping, turned, status = self._stopping.is_set(), self._turned, self._status()
-                if status != last:
-                    yield status
-                    last = status
-                if stopping:
-                    return
-                await turned.wait()
-        except RequestError as error:
-            await refuse(context, error, self._metrics)
-        finally:
-            self._watches -= 1
-
-    async def _tick(self, last: Message) -> None:
-        """Look at the readiness now and then while there are streams, and wake them by a change."""
-        while self._watches:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_HEALTH_INTERVAL):
-                    await self._stopping.wait()
-            if (status := self._status()) != last or self._stopping.is_set():
-                last = status
-                self._turned.set()
-                self._turned = asyncio.Event()
-            if self._stopping.is_set():
-                return
-
-    def _status(self) -> Message:
-        response = health_pb2.HealthCheckResponse
-        ready = not self._models.why_unready and not self._stopping.is_set()
-        return response(status=response.SERVING if ready else response.NOT_SERVING)
-
-
-def _unknown_service(data: bytes) -> str | None:
-    """Return the name of the service that is asked for, if it is unknown."""
-    service = read_message(health_pb2.HealthCheckRequest, data).service
-    return None if service in ("", SERVICE.full_name) else service
-
-
 def _name_bundle(version: ServedVersion, context: Context) -> None:
     """Name the bundle that is served, its model and the instances that answered wrongly, for which
     the protocol's messages have no room."""
@@ -578,16 +507,8 @@ def code_of(error: RequestError) -> StatusCode:
 
 
 def text_of(error: RequestError) -> str:
-    """Return the error's text for clients, cut to what a header holds."""
-    text = str(error)[:MAX_TEXT]
-    size = 0
-    for at, character in enumerate(text):
-        # gRPC writes other than printable ASCII as %XX, byte by byte.
-        is_plain = " " <= character <= "~" and character != "%"
-        size += 1 if is_plain else 3 * len(character.encode(errors="replace"))
-        if size > MAX_WIRE:
-            return text[:at]
-    return text
+    """Return the error's text for clients, in ASCII, cut to what a header holds."""
+    return str(error).encode("ascii", "backslashreplace").decode()[:MAX_TEXT]
 
 
 async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoReturn:
