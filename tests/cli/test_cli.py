@@ -114,11 +114,10 @@ def test_evaluate_prints_and_keeps(parm_here: Here, digits_bundle: Path, tmp_pat
     assert accuracy > 0.8
     assert numbers["degraded_accuracy"] == pytest.approx(accuracy)
     assert numbers["agreement"] == 1
-    assert len(numbers["degraded_by_slot"]) == 2
     assert numbers["overall"].keys() == {"0.01", "0.05", "0.1", "0.2"}
     assert numbers["queries"] == 400
     assert numbers["code"]["encoder"] == "sum"
-    assert outcome.stdout.count(f"{100 * accuracy:.2f}") >= 6
+    assert outcome.stdout.count(f"{100 * accuracy:.2f}") >= 4
     kept = open_bundle(digits_bundle).manifest.accuracy
     assert kept is not None
     assert kept.available_accuracy == accuracy

@@ -134,7 +134,7 @@ def test_how_many_answers_differ_is_known_of_calibrated_bundles_alone(parm_here:
 
 
 def test_a_backup_that_is_at_least_as_right_replaces_the_model() -> None:
-    accuracy = Accuracy("top-1", 0.899, None, (), {}, None, 3080, backup_accuracies=(0.9218,))
+    accuracy = Accuracy("top-1", 0.899, None, {}, None, 3080, backup_accuracies=(0.9218,))
     said = replacement(accuracy)
     assert said is not None
     assert said.startswith("Replace your model: the backup has a top-1 of 0.9218 on 3,080")

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from commands import invoke
 from onnx_models import linear_model, output_of
 from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.errors import DataError, ModelError, TrainingError
@@ -170,10 +169,6 @@ def filled(value: float, takes: Shape, gives: Shape) -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, gives))
 
 
-def zeros(takes: Shape, gives: Shape) -> nn.Module:
-    return filled(0.0, takes, gives)
-
-
 def diverged(takes: Shape, gives: Shape) -> nn.Module:
     return filled(float("nan"), takes, gives)
 
@@ -204,17 +199,3 @@ def test_a_training_that_diverges_ends_at_its_best_epoch_or_writes_nothing(tmp_p
     with pytest.raises(TrainingError, match="the training diverged"):
         train_parity(model, STACK, ROWS, tmp_path / "c", network=diverged)
     assert not (tmp_path / "c").exists()
-
-
-def test_worthless_stand_ins_are_warned_about(
-    digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    np.save("few.npy", DIGITS.train.inputs[:40])
-    more = ["--inputs", "few.npy", "--seconds", "1e-6", "--network", f"{__name__}:zeros"]
-    result = invoke("parity", "--model", str(digits / "model.onnx"), "--out", "b", *more)
-    assert result.exit_code == 0, result.output
-    assert "reconstruction is no better than the same prediction for every" in result.stdout
-    result = invoke("backup", "--from", "b", "--out", "backed", *more)
-    assert result.exit_code == 0, result.output
-    assert "the backup is no better than the same prediction for every query" in result.stdout

@@ -164,7 +164,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
     queries = Queries.of(INPUTS)
     with open_teacher(path, INPUTS) as teacher:
         model = teacher.network()
-        data = distill(model, teacher, queries, torch.device("cpu"), None)
+        data = distill(model, teacher, queries, torch.device("cpu"))
         queried = teacher.describe(queries.train)
         yield Lesson(teacher, model, queries, data, queried, level=0.9, seed=0)
 

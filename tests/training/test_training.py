@@ -16,7 +16,7 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, UserError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.tasks.metrics import choose_output_kind
+from parity_models.tasks.metrics import recognise
 from parity_models.training import Progress, Trained, TrainingOptions
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import Dataset, Diabetes, Split, Task
@@ -114,37 +114,23 @@ UNIT = NUMBERS / np.linalg.norm(NUMBERS, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize(
-    ("predictions", "named", "metric", "expected"),
+    ("predictions", "metric", "expected"),
     [
-        (NUMBERS, None, None, ("logits", "top-1")),
-        (NUMBERS, None, "r2", ("numbers", "r2")),
-        (NUMBERS, None, "top-5", ("logits", "top-5")),
-        (NUMBERS[:, :1], None, None, ("numbers", "r2")),
-        (NUMBERS.reshape(50, 3, 3), None, None, ("numbers", "r2")),
-        (SHARES, None, None, ("probabilities", "top-1")),
-        (SHARES, "logits", None, ("logits", "top-1")),
-        (UNIT, None, None, ("embeddings", "cosine")),
-        (SHARES[:, :4], None, "iou", ("boxes", "iou")),
+        (NUMBERS, None, "logits"),
+        (NUMBERS, "r2", "numbers"),
+        (NUMBERS, "top-5", "logits"),
+        (NUMBERS[:, :1], None, "numbers"),
+        (NUMBERS.reshape(50, 3, 3), None, "numbers"),
+        (SHARES, None, "probabilities"),
+        (UNIT, None, "embeddings"),
+        (UNIT, "top-1", "logits"),
+        (SHARES[:, :4], "iou", "boxes"),
     ],
 )
-def test_the_kind_of_predictions_is_recognised_or_given(
-    predictions: Array, named: str | None, metric: str | None, expected: tuple[str, str]
+def test_the_kind_of_predictions_is_recognised(
+    predictions: Array, metric: str | None, expected: str
 ) -> None:
-    assert choose_output_kind(named, metric, predictions) == expected
-
-
-@pytest.mark.parametrize(
-    ("named", "metric", "message"),
-    [
-        ("probabilities", None, "are no probabilities"),
-        ("scores", None, "not 'scores'"),
-        ("embeddings", "top-1", "top-1 judges classes, and predictions are embeddings"),
-        ("boxes", None, "iou judges boxes"),
-    ],
-)
-def test_contradicting_metrics_are_refused(named: str, metric: str | None, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        choose_output_kind(named, metric, NUMBERS)
+    assert recognise(predictions, metric) == expected
 
 
 class Normal(nn.Module):

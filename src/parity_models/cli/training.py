@@ -16,4 +16,4 @@ Inputs = Annotated[
     Path,
     Option("Queries to learn from, without labels: an .npy or .npz file.", metavar="FILE"),
 ]
-Training = Annotated[TrainingOptions, Without("output_kind", "hflip", "seed", "device")]
+Training = Annotated[TrainingOptions, Without("hflip", "seed", "device")]

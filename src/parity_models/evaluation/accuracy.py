@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.evaluation.outputs import Answers, Outputs
+from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Accuracy
 from parity_models.models.gate import Calibration, Gate, StandIn, classes_of
 from parity_models.roles import BACKUPS
-from parity_models.tasks.metrics import METRICS, Agreement, agreement, score
+from parity_models.tasks.metrics import Agreement, agreement, score
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -48,20 +48,16 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     available = score(metric, outputs.predictions, labels)
     backups = tuple(score(metric, each, labels) for each in outputs.backups.values())
     if code is None:
-        return Accuracy(metric, available, None, (), {}, None, rows, backup_accuracies=backups)
-    by_slot = [outputs.reconstructed([(slot,)]) for slot in range(code.k)]
-    alone = Answers.joined(by_slot)
-    several = [
+        return Accuracy(metric, available, None, {}, None, rows, backup_accuracies=backups)
+    alone, *several = [
         outputs.reconstructed(some_sets(code.k, number, outputs.seed))
-        for number in range(2, code.r + 1)
+        for number in range(1, code.r + 1)
     ]
     degraded = [score(metric, each.outputs, labels[each.rows]) for each in (alone, *several)]
-    apart = [_score(metric, each.outputs, labels[each.rows]) for each in by_slot]
     return Accuracy(
         metric=metric,
         available_accuracy=available,
         degraded_accuracy=degraded[0],
-        degraded_by_slot=tuple(each for each in apart if each is not None and None not in apart),
         overall={str(f): (1 - f) * available + f * degraded[0] for f in FRACTIONS},
         agreement=agreement(metric, alone.outputs, outputs.predictions[alone.rows]),
         queries=rows,
@@ -95,18 +91,6 @@ def replacement(accuracy: Accuracy) -> str | None:
                 said += f" A difference of up to {chance:.4f} may be chance."
             return said
     return None
-
-
-def worthless(accuracy: Accuracy, least: float) -> tuple[StandIn, ...]:
-    """Return the stand-ins that score no better than `least`, one prediction for every query.
-
-    None where that is perfect, so that nothing could score better.
-    """
-    scores: dict[StandIn, float | None] = {"reconstruction": accuracy.degraded_accuracy}
-    scores |= dict(zip(BACKUPS, accuracy.backup_accuracies, strict=False))
-    return tuple(
-        stand_in for stand_in, score in scores.items() if score is not None and score <= least < 1
-    )
 
 
 # Gates
@@ -189,19 +173,6 @@ FEWEST = 30
 NORMAL = 1.96
 """Deviations of a normal distribution that 95 of 100 cases are within."""
 
-RESAMPLED = 200
-"""The number of bootstrap samples for scores that are not shares."""
-
-
-def too_few(queries: int) -> str | None:
-    """Return a warning if there are too few test queries, else None."""
-    if queries >= FEWEST:
-        return None
-    return (
-        f"warning: {queries} queries are too few to say how often stand-ins agree with the model; "
-        f"give {10 * FEWEST} --inputs or more"
-    )
-
 
 def share_interval(share: float, rows: int) -> Interval | None:
     """Return the interval of a share of `rows` queries (Wilson, JASA 1927); None for too few."""
@@ -211,21 +182,3 @@ def share_interval(share: float, rows: int) -> Interval | None:
     middle = (share + square / (2 * rows)) / (1 + square / rows)
     reach = NORMAL * sqrt(share * (1 - share) / rows + square / (4 * rows**2)) / (1 + square / rows)
     return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
-def score_interval(metric: str, outputs: Array, labels: Array) -> Interval | None:
-    """Return the interval of the score of `outputs` (n, ...); None for too few of them.
-
-    For scores that are not shares, the interval comes from bootstrap samples of the queries (Efron,
-    Annals of Statistics 1979).
-    """
-    rows = len(outputs)
-    if METRICS[metric].kind == "classes":
-        return share_interval(score(metric, outputs, labels), rows)
-    if rows < FEWEST:
-        return None
-    rng = np.random.default_rng(0)
-    drawn = (rng.integers(rows, size=rows) for _ in range(RESAMPLED))
-    scores = [METRICS[metric](outputs[some], labels[some]) for some in drawn]
-    low, high = np.nanquantile(scores, (0.025, 0.975)).tolist()
-    return low, high

@@ -17,8 +17,6 @@ from parity_models.evaluation.accuracy import (
     measure_gates,
     replacement,
     share_interval,
-    too_few,
-    worthless,
 )
 from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.outputs import Outputs
@@ -39,7 +37,6 @@ from parity_models.tasks.metrics import (
     METRICS,
     Labels,
     choose_metric,
-    constant_score,
     labels_from,
     load_labels,
 )
@@ -52,18 +49,16 @@ GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 class Evaluation(Printed):
     """The accuracy of a bundle's answers.
 
-    `gates` are the results of each calibrated stand-in by level, `notes` sentences on what may be
-    wrong.
+    `gates` are the results of each calibrated stand-in by level.
     """
 
     bundle: Bundle
     accuracy: Accuracy
     gates: tuple[GateResult, ...]
-    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[RenderableType]:
-        """Tables of accuracy, gates and times, and notes."""
+        """Tables of accuracy, gates and times."""
         advice = replacement(self.accuracy)
         parts: list[RenderableType] = [] if advice is None else [advice]
         parts.append(accuracy_table(self.bundle, self.accuracy))
@@ -71,7 +66,7 @@ class Evaluation(Printed):
             parts.append(gate_table(self.gates, self.accuracy.metric))
         if self.bundle.manifest.inference_times is not None:
             parts.append(inference_table(self.bundle))
-        return [*parts, *self.notes]
+        return parts
 
 
 def evaluate(
@@ -131,13 +126,7 @@ def judge(
     if labels is None:
         accuracy = msgspec.structs.replace(accuracy, metric=f"{metric} agreement")
     gates = measure_gates(outputs, calibration, right, metric=metric)
-    notes = [sentence] if (sentence := too_few(accuracy.queries)) else []
-    notes += [
-        f"warning: the {each} is no better than the same prediction for every query: train for "
-        "longer, or choose another network"
-        for each in worthless(accuracy, constant_score(metric, right))
-    ]
-    return Evaluation(outputs.bundle, accuracy, gates, notes=tuple(notes))
+    return Evaluation(outputs.bundle, accuracy, gates)
 
 
 def calibrate(
@@ -265,9 +254,6 @@ def judged_shape(bundle: Bundle) -> tuple[int, ...]:
 
 # Tables
 
-SLOWER = 1.1
-"""A model is slower than the deployed one if it takes this many times as long."""
-
 _WIDEST = max(map(len, get_args(StandIn)))
 
 
@@ -295,8 +281,6 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
     if accuracy.degraded_accuracy is None or accuracy.agreement is None:
         return table
     add("A_d  unavailable: reconstructions", accuracy.degraded_accuracy, sure=True)
-    for slot, share in enumerate(accuracy.degraded_by_slot):
-        add(f"     in slot {slot}", share)
     for unavailable, share in enumerate(accuracy.degraded_by_unavailable[1:], start=2):
         add(f"     {unavailable} of a group unavailable", share)
     for fraction, share in accuracy.overall.items():
@@ -346,11 +330,3 @@ def inference_table(bundle: Bundle) -> Table:
         if taken is not None:
             table.add_row(model, network, f"{taken:.3f}", f"{taken / times.deployed:.2f}")
     return table
-
-
-def slowdown(bundle: Bundle) -> float | None:
-    """Return the time of parity models over the deployed model's, where they take longer."""
-    times = bundle.manifest.inference_times
-    if times is None or times.parity is None or times.parity <= SLOWER * times.deployed:
-        return None
-    return times.parity / times.deployed

@@ -111,22 +111,22 @@ class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Accuracies on the whole test set of the bundle's task: values of `metric` over `queries`.
 
-    `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone, and
-    `degraded_by_slot` A_d of each of the k slots; `overall` is A_o by the fraction of predictions
-    that is unavailable, as text ("0.1"); `agreement` the share of reconstructions that agree with
-    the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a group's predictions
-    unavailable at once. `backup_accuracies` are those of each backup. Without a code there are
-    only A_a and the number of queries.
+    `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone; `overall` is A_o
+    by the fraction of predictions that is unavailable, as text ("0.1"); `agreement` the share of
+    reconstructions that agree with the deployed model. `degraded_by_unavailable` is A_d with 1 to r
+    of a group's predictions unavailable at once. `backup_accuracies` are those of each backup.
+    Without a code there are only A_a and the number of queries. Earlier versions also measured
+    `degraded_by_slot`.
     """
 
     metric: str
     available_accuracy: Score
     degraded_accuracy: Score | None
-    degraded_by_slot: tuple[Score, ...]
     overall: dict[str, Score]
     agreement: Score | None
     queries: Count
     degraded_by_unavailable: tuple[Score, ...] = ()
+    degraded_by_slot: tuple[Score, ...] = ()
     backup_accuracies: tuple[Score, ...] = ()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.evaluation.accuracy import Interval, score_interval
+from parity_models.evaluation.accuracy import Interval, share_interval
 from parity_models.evaluation.calibration import (
     LEVELS,
     RISK,
@@ -30,7 +30,7 @@ from parity_models.protection.plan import Planner
 from parity_models.protection.scene import ALIKE, Outcome, Service
 from parity_models.roles import BACKUP, DEPLOYED, parity_role, source_of
 from parity_models.scheduling.policies import StandIns
-from parity_models.tasks.metrics import agreement_for, labels_from, score
+from parity_models.tasks.metrics import METRICS, agreement_for, labels_from, score
 from parity_models.training.candidates import Candidate, Exported, saving
 from parity_models.training.teacher import Queries
 
@@ -155,13 +155,16 @@ def measure(
         )
         (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
         right = labels_from(predictions[answers.rows], metric)
+        agreed = score(metric, answers.outputs, right)
+        of_classes = METRICS[metric].kind == "classes"
+        interval = share_interval(agreed, len(right)) if of_classes else None
         finalist = Finalist(
             candidate.name,
             candidate.proposal.code,
             ms,
             ms / base,
-            score(metric, answers.outputs, right),
-            score_interval(metric, answers.outputs, right),
+            agreed,
+            interval,
             0.0,
         )
         trained = Trained(finalist, candidate, made, bundle, answers, predictions[answers.rows])

@@ -174,7 +174,7 @@ class Report(Printed):
         table.add_row("the model, F", f"{self.model_ms:.3f}", "1.00", "100", "")
         for each in sorted(self.finalists, key=lambda one: one.share):
             low, high = each.interval or (0.0, 0.0)
-            span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else "(too few)"
+            span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else ""
             table.add_row(
                 each.name,
                 f"{each.ms:.3f}",
@@ -325,7 +325,7 @@ def prepare(
     predict(model, some)
     row_seconds = max(1e-9, (time.monotonic() - began) / len(some))
     queries = _affordable(queries, row_seconds, options, callbacks)
-    data = distill(model, teacher, queries, device, options.output_kind)
+    data = distill(model, teacher, queries, device)
     callbacks.say(
         f"the model's predictions are {data.output_kind}, judged by {data.metric}; it took "
         f"{time.monotonic() - began:.0f} s to predict for {len(queries.train):,} queries to learn "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,8 +33,6 @@ OutputKind = Literal["logits", "probabilities", "boxes", "numbers", "embeddings"
 """The kind of a model's outputs, so that its stand-ins give valid ones: a score for each class,
 from before a softmax; a share for each class, which add up to 1; boxes; any numbers; or vectors of
 length 1."""
-
-OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 
 NEAR = 1e-3
 """The largest distance of the sum of shares, or of the length of a vector, from 1."""
@@ -178,19 +176,6 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
     return scored
 
 
-def constant_score(metric: str, labels: Array) -> float:
-    """Return about the best score that one prediction for all queries gets.
-
-    That is the score of the commonest class, or classes, or of the mean label. `labels` are (n,)
-    classes or (n, *output_shape) values.
-    """
-    if METRICS[metric].kind == "classes":
-        counts = np.sort(np.unique(labels, return_counts=True)[1])
-        return float(counts[-5 if metric == "top-5" else -1 :].sum() / len(labels))
-    mean = labels.mean(axis=0, keepdims=True)
-    return METRICS[metric](np.broadcast_to(mean, labels.shape), labels)
-
-
 def check_labels(metric: str, outputs: Array, labels: Array) -> None:
     """Raise DataError for labels that do not fit the outputs (n, *output_shape), as `score` takes
     them, in shape or type."""
@@ -313,34 +298,6 @@ def agreement_for(metric: str, predictions: Array) -> Agreement:
 
 
 # The kind of a model's outputs
-
-
-def choose_output_kind(
-    named: str | None, metric: str | None, predictions: Array
-) -> tuple[OutputKind, str]:
-    """Return the kind of `predictions` (n, *output_shape), and the metric that judges them.
-
-    The kind is the one `named`, else what suits the `metric` and the predictions. Raises UserError
-    for a kind that does not exist, and where kind, metric and predictions do not go together.
-    """
-    if named is not None and named not in OUTPUT_KINDS:
-        raise UserError(f"predictions are {', '.join(OUTPUT_KINDS)}, not {named!r}")
-    kind = next((each for each in OUTPUT_KINDS if each == named), None)
-    if kind is None:
-        kind = recognise(predictions, metric)
-    metric = choose_metric(metric or USUAL[kind], predictions.shape[1:])
-    judged, usual = METRICS[metric].kind, METRICS[USUAL[kind]].kind
-    if judged != usual:
-        raise UserError(
-            f"{metric} judges {judged}, and predictions are {kind}; leave out --metric, or say "
-            "another --output-kind"
-        )
-    if kind == "probabilities" and not _are_shares(predictions):
-        raise UserError(
-            "the deployed model's predictions are no probabilities: some are below 0, or do not "
-            "add up to 1; leave out --output-kind"
-        )
-    return kind, metric
 
 
 def recognise(predictions: Array, metric: str | None = None) -> OutputKind:

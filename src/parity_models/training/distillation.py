@@ -15,10 +15,12 @@ from torch.nn import functional
 from parity_models.errors import DataError
 from parity_models.models.envelope import Envelope
 from parity_models.tasks.metrics import (
+    USUAL,
     OutputKind,
-    choose_output_kind,
+    choose_metric,
     is_map,
     labels_from,
+    recognise,
 )
 from parity_models.training.device import Rows, predict
 from parity_models.training.envelope import fit_envelope
@@ -168,12 +170,11 @@ def distill(
     teacher: Teacher,
     queries: Queries,
     device: torch.device,
-    output_kind: str | None,
 ) -> DistillationData:
     """Run F, here `model`, once over each way that a query can come, instead of once per epoch.
 
-    Raises DataError if all predictions are the same or some are not finite, and UserError as
-    `choose_output_kind` does.
+    Raises DataError if all predictions are the same or some are not finite, and UserError for a
+    metric that cannot judge them.
     """
     inputs = Rows.of(queries.train, teacher.signature, device)
     held_out = Rows.of(queries.validation, teacher.signature, device)
@@ -191,7 +192,8 @@ def distill(
             "it; check that they are scaled as the model expects them"
         )
     some = predictions[0].cpu().numpy()
-    kind, metric = choose_output_kind(output_kind, queries.metric, some)
+    kind = recognise(some, queries.metric)
+    metric = choose_metric(queries.metric or USUAL[kind], some.shape[1:])
     right = queries.validation_labels
     if right is None:
         right = labels_from(predicted.cpu().numpy(), metric)

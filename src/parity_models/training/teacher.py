@@ -40,7 +40,7 @@ from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.options import SECONDS, Option, Options
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks import METRICS
-from parity_models.tasks.metrics import OUTPUT_KINDS, Labels, choose_metric
+from parity_models.tasks.metrics import Labels, choose_metric
 from parity_models.training.device import BATCH, Rows
 
 Array = NDArray[Any]
@@ -268,13 +268,6 @@ class TeachingOptions(Options):
             f"The measure of accuracy: {', '.join(METRICS)}. By default "
             "top-1 for a row of numbers, cosine for vectors of length 1, else r2.",
             metavar="NAME",
-        ),
-    ] = None
-    output_kind: Annotated[
-        str | None,
-        Option(
-            f"The kind of predictions: {', '.join(OUTPUT_KINDS)}. By default as they look.",
-            metavar="KIND",
         ),
     ] = None
     hflip: Annotated[bool, Option("Train on queries flipped horizontally as well.")] = False

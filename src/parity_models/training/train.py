@@ -23,7 +23,6 @@ from parity_models.evaluation.judging import (
     answered_classes,
     inference_table,
     judge,
-    slowdown,
 )
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import (
@@ -70,28 +69,19 @@ class Trained(Printed, Bundle):
 
     @property
     def parts(self) -> Sequence[RenderableType]:
-        """Tables of accuracy, gates and times, and notes."""
+        """Tables of accuracy, gates and times, and how the run ended."""
         found = [inference_table(self)] if self.evaluation is None else self.evaluation.parts
-        return [*found, *self.gates.parts, *self.notes, *self.ending]
-
-    @property
-    def notes(self) -> Iterator[str]:
-        """Sentences on what may be wrong with the training."""
-        if (slower := slowdown(self)) is not None:
-            yield (
-                f"warning: a parity model takes {slower:.1f} times as long as the deployed model, "
-                "so its instances keep up with less; choose a faster network"
-            )
-        if self.fitted.diverged:
-            yield (
-                f"warning: the training diverged in epoch {self.fitted.epochs} and ended there, so "
-                "the best epoch has learned little; train again with another seed or network"
-            )
+        return [*found, *self.gates.parts, *self.ending]
 
     @property
     def ending(self) -> Iterator[str]:
-        """Sentences on which epoch was kept, and whether the run was interrupted."""
+        """Sentences on which epoch was kept, and how the run ended."""
         fitted = self.fitted
+        if fitted.diverged:
+            yield (
+                f"warning: the training diverged in epoch {fitted.epochs} and ended there, so the "
+                "best epoch has learned little; train again with another seed or network"
+            )
         yield (
             f"{self.path} holds the best epoch, {fitted.best_epoch} of {fitted.epochs} "
             f"({fitted.seconds:.0f} s)"
@@ -241,7 +231,7 @@ def train(
         plan=plan,
     )
     queries = replace(queries, hflip=queries.hflip and candidate.recipe.mirror)
-    candidate.learn_from(distill(model, teacher, queries, device, options.output_kind))
+    candidate.learn_from(distill(model, teacher, queries, device))
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(

@@ -199,7 +199,7 @@ def train(
         ),
     ] = "usual",
     *,
-    options: Annotated[TrainingOptions, Without("output", "metric", "output_kind", "hflip")],
+    options: Annotated[TrainingOptions, Without("output", "metric", "hflip")],
 ) -> None:
     """Train a model to serve, if you do not have one.
 
