@@ -141,7 +141,7 @@ def _mix(value: int) -> int:
 Factor = Annotated[float, msgspec.Meta(ge=0.01, le=1000)]
 Nodes = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-StandInName = Literal["reconstruction", "backup", "backup-2", "backup-3", "backup-4"]
+StandInName = Literal["reconstruction", "backup"]
 
 
 class Slowdowns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,17 +1,12 @@
 """The models that instances run, by role, and the sources of answers."""
 
 from enum import StrEnum
-from typing import Literal, get_args
 
 DEPLOYED = "deployed"
 """The role of running the deployed model."""
 
 BACKUP = "backup"
 """The role of running an approximate backup: a cheaper network, over the same queries."""
-
-Backup = Literal["backup", "backup-2", "backup-3", "backup-4"]
-BACKUPS: tuple[Backup, ...] = get_args(Backup)
-"""The roles of the backups of a bundle, which may have as many at most: the fastest first."""
 
 
 def parity_role(j: int) -> str:
@@ -25,9 +20,6 @@ class Source(StrEnum):
     MODEL = "model"
     RECONSTRUCTION = "reconstruction"
     BACKUP = "backup"
-    BACKUP_2 = "backup-2"
-    BACKUP_3 = "backup-3"
-    BACKUP_4 = "backup-4"
 
     @property
     def stands_in(self) -> bool:
@@ -36,7 +28,7 @@ class Source(StrEnum):
 
 
 def source_of(role: str) -> Source:
-    """Return the source of answers of this role; that of a backup has the role's name."""
+    """Return the source of answers of this role."""
     if role == DEPLOYED:
         return Source.MODEL
-    return Source(role) if role in BACKUPS else Source.RECONSTRUCTION
+    return Source.BACKUP if role == BACKUP else Source.RECONSTRUCTION

@@ -112,7 +112,7 @@ def test_a_backup_is_judged_on_every_query(coded: bool, tmp_path: Path) -> None:
     parity, code = ([weights], SUM) if coded else ([], None)
     bundle = linear_bundle(tmp_path, -weights, parity, code, backup=weights)
     accuracy = measure(bundle, inputs, labels)
-    assert accuracy.backup_accuracies == (0.75,)
+    assert accuracy.backup_accuracy == 0.75
     assert accuracy.available_accuracy < 0.5
     assert (accuracy.degraded_accuracy is None) == (not coded)
 

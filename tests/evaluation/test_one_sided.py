@@ -36,10 +36,9 @@ from parity_models.models.gate import (
 )
 from parity_models.models.onnx_model import run_options
 from parity_models.protection.protect import SearchOptions
-from parity_models.roles import Source
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
-from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
+from parity_models.trust.backup import GatedBackup, Refusal
 from parity_models.trust.gates import choose_gates
 
 Array = NDArray[Any]
@@ -58,11 +57,11 @@ def named_bundle(folder: Path, backup: Array = NOISY) -> Bundle:
     plain = linear_bundle(folder, WEIGHTS, backup=backup)
     model = onnx.load_from_string(plain.content(plain.manifest.deployed))
     onnx.helper.set_model_props(model, {"classes": '["' + '", "'.join(NAMES) + '"]'})
-    (stored,) = plain.manifest.backups
+    assert plain.manifest.backup is not None
     return write_bundle(
         folder / "named",
         deployed=NewModel(model.SerializeToString(), "linear"),
-        backups=[plain.stored(stored)],
+        backup=plain.stored(plain.manifest.backup),
     )
 
 
@@ -201,16 +200,17 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
         SearchOptions(ungated=True, answer_only="spam")
 
 
-def test_backups_in_a_process_answer_these_classes_alone(tmp_path: Path) -> None:
+def test_a_backup_in_a_process_answers_these_classes_alone(tmp_path: Path) -> None:
     bundle = calibrate(named_bundle(tmp_path), inputs(4000), answer_only="spam,other")
-    backups = GatedBackups(bundle, 0.9)
+    backup = GatedBackup(bundle, 0.9)
     given = [
-        backups.answer(backups.read(row[np.newaxis]), run_options()) for row in inputs(200, seed=3)
+        backup.answer(backup.read(row[np.newaxis]), run_options()) for row in inputs(200, seed=3)
     ]
-    answered = [each.outputs[0] for each in given if isinstance(each, BackupAnswer)]
+    answered = [each[0] for each in given if not isinstance(each, Refusal)]
     assert {int(each.argmax()) for each in answered} == {1, 3}
-    assert Refusal.UNSURE in given
-    assert backups.gates[Source.BACKUP].level.level == 0.9
+    assert any(each is Refusal.UNSURE for each in given)
+    assert backup.gate is not None
+    assert backup.gate.level.level == 0.9
 
 
 async def test_the_models_metadata_and_the_live_page_name_the_classes(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def simulated(
         seed=3,
         warm_up=100,
     )
-    built = PolicyChoice(policy).build(StandIns(None, ("backup",) * (policy == "adaptive")))
+    built = PolicyChoice(policy).build(StandIns(None, policy == "adaptive"))
     driver = None if cores is None else partial(DriverOnCores, cores, None)
     return simulate(simulation, *built, driver=driver)
 

@@ -15,15 +15,13 @@ from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from parity_models_lab.latency.setting import Setting
 from scheduling_world import World
 
-TWO = (BACKUP, "backup-2")
-
 
 def taught(policy: SlackFit | ProteusLike, **seconds: float) -> World:
     """An instance, and a policy that knows how long the networks take."""
     port = port_at(1.0, policy)
     for role, takes in seconds.items():
         for _ in range(20):
-            unit = Unit(-1, "0", role.replace("_", "-"), [], 0.0, took=takes)
+            unit = Unit(-1, "0", role, [], 0.0, took=takes)
             policy.unit_ended(port, unit, finished=True)
     world = World(Scheduler(policy, SchedulerConfig(compare_every=0.0)))
     world.join("0", policy.roles(1, 0)[0])
@@ -31,21 +29,19 @@ def taught(policy: SlackFit | ProteusLike, **seconds: float) -> World:
 
 
 def test_slackfit_takes_the_largest_network_that_the_slack_allows() -> None:
-    policy = SlackFit(TWO, SlackFit.Options(objective=2.0))
-    world = taught(policy, deployed=1.0, backup=0.1, backup_2=0.5)
+    policy = SlackFit(SlackFit.Options(objective=2.0))
+    world = taught(policy, deployed=1.0, backup=0.1)
     world.arrive(2)
     assert world.queued(DEPLOYED) == 1
     world.pass_time(1.1)  # 0.9 are left
-    assert (world.queued(DEPLOYED), world.queued("backup-2")) == (0, 1)
-    world.pass_time(0.6)  # 0.3 are left
-    assert (world.queued("backup-2"), world.queued(BACKUP)) == (0, 1)
+    assert (world.queued(DEPLOYED), world.queued(BACKUP)) == (0, 1)
     for _ in range(2):
         world.finish("0")
     assert world.answers == {0: Source.MODEL, 1: Source.BACKUP}
 
 
 def test_slackfit_asks_the_model_where_the_gate_refuses() -> None:
-    world = taught(SlackFit((BACKUP,), SlackFit.Options(objective=0.5)), deployed=1.0, backup=0.1)
+    world = taught(SlackFit(SlackFit.Options(objective=0.5)), deployed=1.0, backup=0.1)
     world.refuses = lambda query, source: True
     world.arrive(1)
     for _ in range(2):
@@ -56,7 +52,7 @@ def test_slackfit_asks_the_model_where_the_gate_refuses() -> None:
 @pytest.mark.parametrize(("rate", "asked"), [(1, False), (20, True)])
 def test_the_share_that_goes_to_the_backup_matches_the_capacity(rate: int, asked: bool) -> None:
     """An instance carries 10 queries a second, and 8 of them while it is busy for 80 % of it."""
-    world = taught(ProteusLike((BACKUP,)), deployed=0.1, backup=0.0)
+    world = taught(ProteusLike(), deployed=0.1, backup=0.0)
     sources = []
     for _ in range(3):  # seconds
         for _ in range(rate):

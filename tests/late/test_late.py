@@ -61,7 +61,7 @@ class Target:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its backup predicts twice as much."""
     folder = tmp_path_factory.mktemp("backed")
-    return open_bundle(write_linear_bundle(folder, coded=False, backed=1))
+    return open_bundle(write_linear_bundle(folder, coded=False, backed=True))
 
 
 async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:

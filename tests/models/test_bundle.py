@@ -115,10 +115,30 @@ def test_a_bundle_of_format_2_opens_with_its_one_backup(bundle: Path) -> None:
     before = open_bundle(bundle).manifest
     tamper(bundle, change)
     found = open_bundle(bundle).manifest
-    assert (found.backups, found.backup_trainings) == (before.backups, (TRAINING,))
+    assert (found.backup, found.backup_training) == (before.backup, TRAINING)
     assert found.accuracy is not None
-    assert found.accuracy.backup_accuracies == (0.7,)
-    assert found.inference_times == InferenceTimes(2.0, 2.0, (0.5,))
+    assert found.accuracy.backup_accuracy == 0.7
+    assert found.inference_times == InferenceTimes(2.0, 2.0, 0.5)
+
+
+def test_of_several_backups_the_first_is_used(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["backups"] += [{**content["backups"][0], "file": "backup-2.onnx"}]
+        content["backup_trainings"] += [None]
+        content["accuracy"]["backup_accuracies"] = [0.7, 0.8]
+        content["calibration"] = {
+            name: {"kind": "classes", "tolerance": 0.0, "confidence": "scores", "queries": count}
+            | {"risk": 0.05}
+            for name, count in (("backup", 8), ("backup-2", 9))
+        }
+
+    before = open_bundle(bundle).manifest
+    tamper(bundle, change)
+    found = open_bundle(bundle).manifest
+    assert (found.backup, found.backup_training) == (before.backup, TRAINING)
+    assert found.accuracy is not None
+    assert found.accuracy.backup_accuracy == 0.7
+    assert [each.queries for each in found.calibration.values()] == [8]
 
 
 def test_a_bundle_of_format_1_opens_as_it_did(bundle: Path) -> None:
@@ -145,7 +165,7 @@ def test_a_manifest_of_before_backups_and_envelopes_opens(bundle: Path) -> None:
 
     tamper(bundle, change)
     opened = open_bundle(bundle)
-    assert (opened.manifest.backups, opened.manifest.accuracy) == ((), ACCURACY)
+    assert (opened.manifest.backup, opened.manifest.accuracy) == (None, ACCURACY)
     assert not opened.isolated
     assert opened.envelope() is None
 
@@ -160,7 +180,7 @@ def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models
     written = write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
     opened = open_bundle(bundle)
     assert opened == written
-    assert (opened.code(), opened.parity_paths, opened.backup_paths) == (None, (), ())
+    assert (opened.code(), opened.parity_paths, opened.manifest.backup) == (None, (), None)
     assert opened.manifest.name == "model"
     assert {path.name for path in bundle.iterdir()} == {"deployed.onnx", "manifest.json"}
     assert list(bundle.parent.iterdir()) == [bundle]
@@ -174,13 +194,8 @@ def test_a_failed_write_leaves_the_old_bundle(bundle: Path, models: Path, origin
         ({"parity": [deployed], "code": CODE}, r"parity-0.onnx has input .* needs FP32 \[8\]"),
         ({"parity": [deployed]}, "names 1 parity models where its code needs 0"),
         (
-            {"backups": [NewModel(models / "parity.onnx", "large")]},
+            {"backup": NewModel(models / "parity.onnx", "large")},
             r"backup.onnx has input .* needs",
-        ),
-        ({"backups": [deployed] * 5}, "a bundle has 4 backups at most; got 5"),
-        (
-            {"backups": [deployed] * 2, "inference_times": InferenceTimes(1.0, None, (0.1,))},
-            "names 2 backups and the times of 1",
         ),
         ({"name": "a/b"}, "cannot be called 'a/b'"),
         ({"files": {"../escape": b""}}, r"schema: .*\$.files"),

@@ -34,14 +34,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
         parity=[parity, parity],
-        backups=[NewModel(folder / "deployed.onnx", "linear")],
+        backup=NewModel(folder / "deployed.onnx", "linear"),
         code=CodeSpec("sum", "subtraction", 3, 2),
         envelope=fit_envelope([floats((4,))], {"input": INPUTS}, {"input": INPUTS}, INPUTS[:, :3]),
     )
 
 
 def models(bundle: Bundle) -> dict[str, OnnxModel]:
-    paths = [bundle.deployed_path, *bundle.parity_paths, *bundle.backup_paths]
+    paths = [bundle.deployed_path, *bundle.parity_paths, bundle.path / "backup.onnx"]
     names = ["deployed", "parity-0", "parity-1", "backup"]
     return {name: OnnxModel(path) for name, path in zip(names, paths, strict=True)}
 

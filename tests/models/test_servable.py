@@ -88,18 +88,19 @@ def test_parm_bundle_reports_the_bundle(parm_here: Here, tmp_path: Path, text_bu
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "axis 'length' is padded to 4, 8, 16" in made.stdout
-    assert open_bundle(tmp_path / "bundle").manifest.backups
+    assert open_bundle(tmp_path / "bundle").manifest.backup
 
 
 @pytest.mark.slow
 def test_a_backup_of_another_output_is_refused(text_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(text_bundle)
     manifest = bundle.manifest
-    deployed, backup = bundle.stored(manifest.deployed), bundle.stored(manifest.backups[0])
+    assert manifest.backup is not None
+    deployed, backup = bundle.stored(manifest.deployed), bundle.stored(manifest.backup)
     with pytest.raises(BundleError, match="does not name the output that its backup imitates"):
-        write_bundle(tmp_path / "b", deployed=deployed, backups=[backup])
+        write_bundle(tmp_path / "b", deployed=deployed, backup=backup)
     with pytest.raises(BundleError, match="has no fixed shape"):
-        write_bundle(tmp_path / "b", deployed=deployed, backups=[backup], imitated="hidden")
+        write_bundle(tmp_path / "b", deployed=deployed, backup=backup, imitated="hidden")
 
 
 # Images, and outputs for each token

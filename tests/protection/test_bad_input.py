@@ -115,7 +115,7 @@ def test_queries_that_are_too_few_for_the_agreement_are_refused_before_the_searc
     done = parm_here(*given, "--agreement", "0.95", "--ungated", "--minutes", "0.05")
     assert done.returncode == 0, done.stderr
     manifest = open_bundle(tmp_path / "bundle").manifest
-    assert manifest.parity or manifest.backups
+    assert manifest.parity or manifest.backup
     assert not manifest.calibration
 
 

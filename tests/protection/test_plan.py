@@ -28,7 +28,7 @@ MODEL, STAND_IN = 0.02, 0.002
 def known(coverage: float = 1.0, *, backup: bool = True) -> Service:
     """A model of 20 ms, with a backup of 2 ms that agrees in 99 % of cases."""
     times = {DEPLOYED: MODEL, BACKUP: STAND_IN}
-    stand_ins = StandIns(None, (BACKUP,) * backup)
+    stand_ins = StandIns(None, backup)
     return Service(times, stand_ins, {"backup": coverage}, 0.99, overhead=0.0)
 
 
@@ -134,12 +134,12 @@ def test_how_many_answers_differ_is_known_of_calibrated_bundles_alone(parm_here:
 
 
 def test_a_backup_that_is_at_least_as_right_replaces_the_model() -> None:
-    accuracy = Accuracy("top-1", 0.899, None, {}, None, 3080, backup_accuracies=(0.9218,))
+    accuracy = Accuracy("top-1", 0.899, None, {}, None, 3080, backup_accuracy=0.9218)
     said = replacement(accuracy)
     assert said is not None
     assert said.startswith("Replace your model: the backup has a top-1 of 0.9218 on 3,080")
     assert said.endswith("A difference of up to 0.0150 may be chance.")
-    assert replacement(msgspec.structs.replace(accuracy, backup_accuracies=(0.89,))) is None
+    assert replacement(msgspec.structs.replace(accuracy, backup_accuracy=0.89)) is None
     assert replacement(msgspec.structs.replace(accuracy, available_accuracy=1.0)) is None
 
 
@@ -157,7 +157,7 @@ def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
 
 
 def test_further_rows_add_what_was_measured_where_the_bundle_was_made(bundle: Bundle) -> None:
-    times = InferenceTimes(1.0, None, (0.5,), 2.5)
+    times = InferenceTimes(1.0, None, 0.5, 2.5)
     bundle = replace(
         bundle, manifest=msgspec.structs.replace(bundle.manifest, inference_times=times)
     )

@@ -84,14 +84,14 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
         assert said in result.output
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest
-    assert manifest.backups or manifest.parity
+    assert manifest.backup or manifest.parity
     assert None not in (manifest.calibration, manifest.accuracy, manifest.envelope)
     found = json.loads((folder / "found.json").read_text())
     assert found["finalists"][0]["outcome"]["p99_ms"] > 0
     assert found["without"]["stood_in"] == found["hedging"]["stood_in"] == 0
     assert all(each["interval"][0] <= each["agreement"] for each in found["finalists"])
-    if manifest.backups:
-        backup = OnnxModel(folder / "bundle" / manifest.backups[0].file)
+    if manifest.backup:
+        backup = OnnxModel(folder / "bundle" / manifest.backup.file)
         own = output_of(OnnxModel(bundle.deployed_path), INPUTS).argmax(axis=1)
         same = (output_of(backup, INPUTS).argmax(axis=1) == own).mean()
         measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_the_search_and_the_best_so_far_is_written(
     assert "interrupted: this is the best so far" in str(found)
     assert len(found.report.finalists) + len(found.report.dropped) >= 2
     manifest = open_bundle(tmp_path / "bundle").manifest
-    assert manifest.parity or manifest.backups
+    assert manifest.parity or manifest.backup
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
     assert found.plans.best is not None
     assert {"adaptive", "cascade"} <= {each.policy.name for each in found.plans.plans}
     assert found.plans.best.flags in found.flags
-    assert found.manifest.backups
+    assert found.manifest.backup
     assert isinstance(found.envelope(), Envelope)
 
 

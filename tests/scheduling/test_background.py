@@ -28,7 +28,7 @@ def world_of(policy: Policy, instances: int = 2, every: float = EVERY) -> World:
 
 
 def adaptive(*, parity: bool = False, backup: bool = False) -> Policy:
-    return Adaptive(StandIns(code() if parity else None, (BACKUP,) * backup))
+    return Adaptive(StandIns(code() if parity else None, backup))
 
 
 def answer(world: World, tenant: str | None = None, *, exact: bool = False) -> int:

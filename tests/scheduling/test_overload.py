@@ -8,7 +8,7 @@ import pytest
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.emulation import Uniform
-from parity_models.scheduling import BACKUP, DEPLOYED, NoRedundancy, Policy, SchedulerConfig
+from parity_models.scheduling import DEPLOYED, NoRedundancy, Policy, SchedulerConfig
 from parity_models.scheduling.policies import Adaptive, Hedging, Replication, StandIns
 from parity_models.simulation import FAILED, Simulation, simulate
 from parity_models.simulation.simulator import Driver, Instance
@@ -62,7 +62,7 @@ def test_overload_leaves_nearly_all_of_capacity_useful(times: float, deadline: f
 @pytest.mark.parametrize("deadline", [0.1, 10.0])
 @pytest.mark.parametrize("times", [1.2, 3.0])
 def test_redundancy_takes_no_capacity_from_originals(times: float, deadline: float) -> None:
-    adaptive = Adaptive(StandIns(code(), (BACKUP,)))
+    adaptive = Adaptive(StandIns(code(), True))
     assert goodput(adaptive, times, deadline) >= (0.85 if times == 1.2 else 0.9)
 
 

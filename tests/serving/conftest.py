@@ -29,4 +29,4 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def backed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One with a parity model and a backup, which predicts twice as much."""
-    return write_linear_bundle(tmp_path_factory.mktemp("backed"), backed=1)
+    return write_linear_bundle(tmp_path_factory.mktemp("backed"), backed=True)

@@ -37,15 +37,15 @@ def write(folder: Path, weights: NDArray[np.float32], backup: Any = None, **clai
     """A bundle of linear models; `backup` weights are claimed to be one slot's."""
     linear_model(folder / "deployed.onnx", (4,), (3,))
     linear_model(folder / "parity.onnx", (8,), (2, 3), weights)
-    backups = []
+    slot = None
     if backup is not None:
         linear_model(folder / "backup.onnx", (4,), (3,), backup)
-        backups = [NewModel(folder / "backup.onnx", "linear", slot=True)]
+        slot = NewModel(folder / "backup.onnx", "linear", slot=True)
     return write_bundle(
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
         parity=[NewModel(folder / "parity.onnx", "linear", **claims)],
-        backups=backups,
+        backup=slot,
         code=STACK,
     )
 
@@ -75,12 +75,12 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     deployed = train_deployed(task, digits, "mlp", tmp_path / "f", once)
     one = train_parity(deployed, STACK, inputs, tmp_path / "one", once, network="resnet-small")
     assert one.isolated
-    (backup,) = one.manifest.backups
+    backup = one.manifest.backup
+    assert backup is not None
     assert (backup.slot, backup.network) == (True, "resnet-small, one slot")
-    code, path = one.code(), one.backup_paths[0]
+    code = one.code()
     assert code is not None
-    assert path is not None
-    alone, parity = OnnxModel(path), OnnxModel(one.parity_paths[0])
+    alone, parity = OnnxModel(one.path / backup.file), OnnxModel(one.parity_paths[0])
     halves = inputs[:50], inputs[50:100]
     outputs = output_of(parity, code.encode([{"input": each} for each in halves])[0])
     for slot, half in enumerate(halves):
@@ -88,7 +88,7 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     # It goes with its parity model: another one has a slot of its own.
     again = train_parity(one, STACK, inputs, tmp_path / "again", once, network="mlp")
     assert not again.isolated
-    assert not again.manifest.backups
+    assert again.manifest.backup is None
 
 
 @pytest.mark.parametrize("screened", [True, False])

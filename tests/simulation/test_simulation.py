@@ -98,7 +98,7 @@ def test_of_two_stand_ins_the_one_is_asked_that_may_answer(good: str) -> None:
         service={DEPLOYED: Constant(SERVICE), **service},
         faults=msgspec.structs.replace(SLOW, coverages=few),
     )
-    units = simulate(simulation, Adaptive(StandIns(CODE, (BACKUP,)))).units
+    units = simulate(simulation, Adaptive(StandIns(CODE, True))).units
     asked = {"backup": units.get(BACKUP, 0), "reconstruction": units.get(parity_role(0), 0)}
     other = next(each for each in asked if each != good)
     assert asked[good] > 2 * asked[other]
@@ -125,7 +125,7 @@ def test_late_queries_are_helped_though_all_instances_are_busy_with_batches_that
         service={DEPLOYED: Constant(SERVICE), BACKUP: Constant(SERVICE / 5)},
         config=SchedulerConfig(max_batch=8),
     )
-    backed = simulate(simulation, Adaptive(StandIns(None, (BACKUP,))))
+    backed = simulate(simulation, Adaptive(StandIns(None, True)))
     assert p999(backed) < 0.3 * p999(simulate(simulation, EqualResources()))
 
 

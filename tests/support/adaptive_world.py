@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import scheduling_world
-from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, parity_role
+from parity_models.scheduling import DEPLOYED, Scheduler, parity_role
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.port import Port
@@ -12,7 +12,7 @@ from parity_models.scheduling.work import Task, Unit
 from scheduling_world import ORIGINALS, World, code
 
 PARITY = parity_role(0)
-CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backups=(BACKUP,)), StandIns(code(), (BACKUP,))
+CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backup=True), StandIns(code(), True)
 
 SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
 """Most units take a second, one in ten nine seconds."""

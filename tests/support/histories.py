@@ -13,7 +13,6 @@ from typing import Any
 
 from parity_models.codes import Code
 from parity_models.scheduling import (
-    BACKUPS,
     DEPLOYED,
     EqualResources,
     NoRedundancy,
@@ -56,7 +55,7 @@ def _learned() -> RunTimes:
 def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Policy:
     has = options["stand_ins"]
     return Adaptive(
-        StandIns(code if "code" in has else None, BACKUPS[: has.count("backup")]),
+        StandIns(code if "code" in has else None, "backup" in has),
         run_times=run_times,
     )
 
@@ -65,8 +64,6 @@ STAND_INS = [
     ("code",),
     ("backup",),
     ("code", "backup"),
-    ("backup", "backup"),
-    ("code", "backup", "backup"),
 ]
 
 OTHERS = ("budget", "copies", "stand_ins", "gated")
@@ -81,16 +78,13 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     ),
     "live hedging": lambda code, options: Hedging(Hedging.Options(hedge_quantile=0.5)),
     "cascade": lambda code, options: Cascade(
-        BACKUPS[: options["copies"] - 1],
         Cascade.Options(hedge_delay=0.5, hedge_budget=options["budget"]),
     ),
-    "live cascade": lambda code, options: Cascade(
-        BACKUPS[: options["copies"] - 1], Cascade.Options(hedge_quantile=0.5)
-    ),
+    "live cascade": lambda code, options: Cascade(Cascade.Options(hedge_quantile=0.5)),
     "slackfit": lambda code, options: SlackFit(
-        BACKUPS[: options["copies"] - 1], SlackFit.Options(objective=options["parity_delay"] + 1)
+        SlackFit.Options(objective=options["parity_delay"] + 1)
     ),
-    "proteus-like": lambda code, options: ProteusLike((BACKUPS[0],)),
+    "proteus-like": lambda code, options: ProteusLike(),
     "backup": lambda code, options: ApproximateBackup(),
     "adaptive": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
     "learned adaptive": lambda code, options: _adaptive(code, options, _learned()),
@@ -120,10 +114,9 @@ class Setup:
         return world, policy
 
     def refuses(self, query: int, source: Source = Source.RECONSTRUCTION) -> bool:
-        """May the stand-in with this source not answer the query? The second backup may answer
-        more of them than the first."""
+        """May no stand-in answer the query?"""
         gated: int = self.options["gated"]
-        return query % 4 < gated - (source is Source.BACKUP_2)
+        return query % 4 < gated
 
 
 def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:

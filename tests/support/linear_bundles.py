@@ -21,11 +21,9 @@ def linear_bundle(
     parity: Sequence[Array] = (),
     code: CodeSpec | None = None,
     backup: Array | None = None,
-    further: Sequence[Array] = (),
     envelope: Envelope | None = None,
 ) -> Bundle:
-    """A bundle of linear models with these weights (inputs, outputs); `further` are those of more
-    backups."""
+    """A bundle of linear models with these weights (inputs, outputs)."""
     outputs = deployed.shape[1:]
 
     def model(name: str, weights: Array, out_shape: tuple[int, ...]) -> NewModel:
@@ -38,10 +36,7 @@ def linear_bundle(
         folder / "bundle",
         deployed=model("deployed.onnx", deployed, outputs),
         parity=[model(f"{j}.onnx", weights, out_shape) for j, weights in enumerate(parity)],
-        backups=[
-            model(f"backup-{place}.onnx", weights, outputs)
-            for place, weights in enumerate([*([] if backup is None else [backup]), *further])
-        ],
+        backup=None if backup is None else model("backup.onnx", backup, outputs),
         code=code,
         envelope=envelope,
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 
 from parity_models.codes import Code
-from parity_models.scheduling import BACKUP, NoRedundancy, Parity, Policy
+from parity_models.scheduling import NoRedundancy, Parity, Policy
 from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import (
     Adaptive,
@@ -27,9 +27,7 @@ def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:
         "replication": lambda code: Replication(Replication.Options(copies=2)),
         "three copies": lambda code: Replication(Replication.Options(copies=3)),
         "hedging": lambda code: Hedging(Hedging.Options(hedge_delay=wait, hedge_budget=1.0)),
-        "cascade": lambda code: Cascade(
-            (BACKUP,), Cascade.Options(hedge_delay=wait, hedge_budget=1.0)
-        ),
+        "cascade": lambda code: Cascade(Cascade.Options(hedge_delay=wait, hedge_budget=1.0)),
         "backup": lambda code: ApproximateBackup(),
         "parity": lambda code: Parity(code, Parity.Options(max_group_wait=wait)),
         "parity, dedicated": lambda code: Parity(
@@ -46,4 +44,4 @@ def _adaptive(code: Code, wait: float) -> Policy:
     random, run_times = Random(1), RunTimes()
     for _ in range(1000):
         run_times.add(wait + 2 * wait * random.expovariate(1), finished=True)
-    return Adaptive(StandIns(code, (BACKUP,)), run_times=run_times)
+    return Adaptive(StandIns(code, True), run_times=run_times)

@@ -11,7 +11,7 @@ from typing import Any
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.scheduling import (
-    BACKUPS,
+    BACKUP,
     DEPLOYED,
     Action,
     Answer,
@@ -73,7 +73,7 @@ class World:
     arrived: int = 0
     inputs: set[int] = field(default_factory=set)
     predictions: set[int] = field(default_factory=set)
-    backups: set[tuple[int, str]] = field(default_factory=set)
+    backups: set[int] = field(default_factory=set)
     reconstructed: set[int] = field(default_factory=set)
     members: dict[int, tuple[int, ...]] = field(default_factory=dict)
     parity_outputs: dict[int, set[int]] = field(default_factory=dict)
@@ -158,12 +158,12 @@ class World:
         for subject in run.subjects:
             if run.role == DEPLOYED:
                 self.predictions.update({subject} & self.inputs)
-            elif run.role in BACKUPS:
-                self.backups.update((query, run.role) for query in {subject} & self.inputs)
+            elif run.role == BACKUP:
+                self.backups.update({subject} & self.inputs)
             elif subject in self.members:
                 self.parity_outputs[subject].add(int(run.role.removeprefix("parity-")))
         self.over.add(run.unit)
-        source, is_backup = source_of(run.role), run.role in BACKUPS
+        source, is_backup = source_of(run.role), run.role == BACKUP
         refused = [q for q in run.subjects if is_backup and self.refuses(q, source)]
         self.do(self.scheduler.unit_finished(self.now, run.unit, refused))
 
@@ -224,7 +224,7 @@ class World:
         assert run.role in self.roles[run.instance]
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
-        if run.role in (DEPLOYED, *BACKUPS):
+        if run.role in (DEPLOYED, BACKUP):
             assert self.inputs.issuperset(run.subjects)
             assert len({self.kinds[query] for query in run.subjects}) == 1, "a batch is of one kind"
             for members in self.members.values():
@@ -234,7 +234,7 @@ class World:
         self.running[run.instance] = run
 
     def _ended(self, run: Run) -> bool:
-        return run.role in (DEPLOYED, *BACKUPS) and bool(self.answers.keys() & set(run.subjects))
+        return run.role in (DEPLOYED, BACKUP) and bool(self.answers.keys() & set(run.subjects))
 
     def _check_apart(self, run: Run, members: tuple[int, ...]) -> None:
         shared = set(run.subjects) & set(members)
@@ -272,11 +272,12 @@ class World:
     def _answer(self, answer: Answer) -> None:
         assert answer.query not in self.answers, "answered once"
         assert answer.query not in self.failures, "not answered after it failed"
-        at_hand = {Source.MODEL: self.predictions, Source.RECONSTRUCTION: self.reconstructed}
-        if answer.source in BACKUPS:
-            assert (answer.query, answer.source) in self.backups
-        else:
-            assert answer.query in at_hand[answer.source]
+        outputs = {
+            Source.MODEL: self.predictions,
+            Source.RECONSTRUCTION: self.reconstructed,
+            Source.BACKUP: self.backups,
+        }
+        assert answer.query in outputs[answer.source]
         refused = answer.source.stands_in and self.refuses(answer.query, answer.source)
         assert not refused, "refused answers are not given"
         self.answers[answer.query] = answer.source
@@ -318,7 +319,7 @@ class World:
             assert query in self.answers or query in self.failures
             self.inputs.remove(query)
             self.predictions.discard(query)
-            self.backups.difference_update([(query, role) for role in BACKUPS])
+            self.backups.discard(query)
 
     def _forgetgroup(self, forget: ForgetGroup) -> None:
         del self.members[forget.group]

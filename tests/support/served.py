@@ -33,21 +33,20 @@ def write_linear_bundle(
     folder: Path,
     *,
     coded: bool = True,
-    backed: int = 0,
+    backed: bool = False,
     code: CodeSpec = SUM,
     envelope: Envelope | None = None,
 ) -> Path:
     """A bundle of a linear model, which is its own exact parity model under sum + subtraction.
 
-    So it is under another linear `code`. The first of its `backed` backups predicts twice as much,
-    the second three times.
+    So it is under another linear `code`. A backup, if it is `backed`, predicts twice as much.
     """
     return linear_bundle(
         folder,
         WEIGHTS,
         [WEIGHTS] if coded else [],
         code if coded else None,
-        further=[times * WEIGHTS for times in (2, 3)[:backed]],
+        backup=2 * WEIGHTS if backed else None,
         envelope=envelope,
     ).path
 
@@ -57,7 +56,7 @@ def gated_bundle(folder: Path, threshold: float, level: float = 0.95) -> Bundle:
     of this confidence pass."""
     gate = GateLevel(level, threshold, coverage=0.5, agreement=0.97)
     calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
-    bundle = open_bundle(write_linear_bundle(folder, coded=False, backed=1))
+    bundle = open_bundle(write_linear_bundle(folder, coded=False, backed=True))
     return with_measured(bundle, calibration={"backup": calibration})
 
 

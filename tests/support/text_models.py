@@ -127,7 +127,7 @@ def write_text_bundle(
     return write_bundle(
         folder / "bundle",
         deployed=made("text"),
-        backups=[made("bag")] if backed else [],
+        backup=made("bag") if backed else None,
         parity=[made("slots")] if coded else [],
         code=STACK if coded else None,
         imitated="logits" if backed or coded else None,

@@ -41,7 +41,6 @@ def train_parity(
     metric: str | None = None,
     hflip: bool = False,
     plan: ParityPlan = parity_network,
-    keep: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Trained:
     """Train the parity models of a code on these inputs; without a code, a backup."""
@@ -50,9 +49,7 @@ def train_parity(
     else:
         queries = Queries(inputs, validation.inputs, validation.labels, metric=metric, hflip=hflip)
     with open_teacher(deployed, inputs, options.output) as teacher:
-        return train(
-            teacher, queries, out, network, code, options, plan=plan, keep=keep, callbacks=callbacks
-        )
+        return train(teacher, queries, out, network, code, options, plan=plan, callbacks=callbacks)
 
 
 def train_backup(

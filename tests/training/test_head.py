@@ -67,7 +67,7 @@ def bundle(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     written = write_bundle(
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
-        backups=[NewModel(backup, "sloppy")],
+        backup=NewModel(backup, "sloppy"),
     )
     gates = calibrate_gates(Outputs(written, inputs(2000, 5)), metric=METRIC, named=[0.95])
     return with_measured(written, calibration=gates)
@@ -87,7 +87,8 @@ def test_vectors_that_agree_may_answer_though_most_of_all_do_not(bundle: Bundle)
     assert gated.coverage > 0.3
     assert gated.agreement is not None
     assert gated.agreement >= 0.94
-    assert found.backups["backup"].shape == (4000, WIDTH)
+    assert found.backup is not None
+    assert found.backup.shape == (4000, WIDTH)
 
 
 @pytest.mark.slow
@@ -151,7 +152,7 @@ def test_bundles_whose_gate_asks_a_head_that_is_not_there_are_refused(tmp_path: 
     model = NewModel(tmp_path / "model.onnx", "linear")
     gates: dict[StandIn, Calibration] = {"backup": Calibration("values", 1.0, "head", 100, 0.05)}
     with pytest.raises(BundleError, match="by a head that this does not have"):
-        write_bundle(tmp_path / "bundle", deployed=model, backups=[model], calibration=gates)
+        write_bundle(tmp_path / "bundle", deployed=model, backup=model, calibration=gates)
     rows = np.zeros((2, WIDTH), np.float32)
     assert np.isnan(confidences("head", rows)).all()
 

@@ -38,7 +38,7 @@ def test_values_of_any_scale_are_learned(spec: CodeSpec | None, tmp_path: Path) 
         Prices(), spec, RAW, tmp_path / "p", settings, network="linear", metric="r2"
     )
     accuracy = evaluate(bundle, RAW, deployed_predictor(bundle)(RAW), metric="r2")
-    found = accuracy.degraded_accuracy if spec else accuracy.backup_accuracies[0]
+    found = accuracy.degraded_accuracy if spec else accuracy.backup_accuracy
     assert found is not None
     assert found > 0.95
 
@@ -79,4 +79,4 @@ def test_maps_that_hardly_vary_at_an_edge_are_learned(tmp_path: Path) -> None:
     settings, network = TrainingOptions(epochs=12), f"{__name__}:layers"
     bundle = train_backup(Blurred(), network, pictures, tmp_path / "b", settings, metric="r2")
     right = deployed_predictor(bundle)(pictures)
-    assert evaluate(bundle, pictures, right, metric="r2").backup_accuracies[0] > 0.9
+    assert (evaluate(bundle, pictures, right, metric="r2").backup_accuracy or 0) > 0.9

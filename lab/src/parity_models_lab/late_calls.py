@@ -32,9 +32,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
 from parity_models.models.signature import Batch, Tensor
-from parity_models.roles import Source
 from parity_models.trust.agreement import AgreementWatch
-from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
+from parity_models.trust.backup import GatedBackup, Refusal
 from parity_models_lab import slow_model
 from parity_models_lab.plots import plot_latency
 from parity_models_lab.results import INVALID, ResultCache, code_digest
@@ -180,23 +179,23 @@ class _NextServer(httpx.AsyncHTTPTransport):
         )
 
 
-class _EmulatedBackups(GatedBackups):
+class _EmulatedBackup(GatedBackup):
     """A backup that takes its time and passes its gate by chance."""
 
     def __init__(self) -> None:
         self.output, self.other_outputs = Tensor("output", "FP32", (3,)), set()
-        self.watch = AgreementWatch({})
+        self._watch = AgreementWatch({})
         self._draw = random.Random(0)
         self._outputs = np.array([[0.1, 0.7, 0.2]], np.float32)
 
     def read(self, inputs: ArrayLike | Batch) -> NDArray[Any]:
         return np.asarray(inputs)
 
-    def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> BackupAnswer | Refusal:
+    def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> NDArray[Any] | Refusal:
         time.sleep(BACKUP_SECONDS)
         if self._draw.random() >= COVERAGE:
             return Refusal.UNSURE
-        return BackupAnswer(self._outputs, Source.BACKUP)
+        return self._outputs
 
 
 CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late, a backup")
@@ -214,7 +213,7 @@ async def _contestant(name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTP
             return "model"
 
         return call
-    late = Late(_EmulatedBackups() if name.endswith("backup") else None)
+    late = Late(_EmulatedBackup() if name.endswith("backup") else None)
     await stack.enter_async_context(late)
 
     async def raced() -> str:

@@ -313,13 +313,13 @@ def generated(shape: tuple[int, ...] = MLP, *, backup: bool = False) -> Iterator
             network = nn.Sequential(pool, nn.Flatten(), nn.Linear(shape[0], *OUTPUT_SHAPE))
         return NewModel(export(network, [floats(shape)]), "mlp")
 
-    deployed, parity, backups = model(), model(), [model(small=True)] if backup else []
+    deployed, parity, cheap = model(), model(), model(small=True) if backup else None
     with tempfile.TemporaryDirectory(prefix="parm-lab-") as folder:
         yield write_bundle(
             Path(folder, "bundle"),
             deployed=deployed,
             parity=[parity],
-            backups=backups,
+            backup=cheap,
             code=CodeSpec("sum", "subtraction", k=2),
-            inference_times=measure_models(deployed, [parity], backups),
+            inference_times=measure_models(deployed, [parity], cheap),
         )

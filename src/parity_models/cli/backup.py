@@ -23,7 +23,6 @@ def backup(
         ),
     ],
     out: Out,
-    keep: Annotated[bool, Option("Keep the bundle's other backups.")] = False,
     options: Training,
     allow_code: AllowCode = None,
 ) -> None:
@@ -31,9 +30,9 @@ def backup(
 
     The backup learns the deployed model's own predictions for the queries. For a model with several
     inputs, --inputs is an .npz file with an array for each. The bundle that is written holds all of
-    the given one, and the backup. Gates are calibrated and accuracy is measured on other queries,
-    printed, and put into the bundle. Ctrl-C ends training early and writes the best so far; a
-    checkpoint next to BUNDLE lets you --resume.
+    the given one, and the backup in place of another. Gates are calibrated and accuracy is measured
+    on other queries, printed, and put into the bundle. Ctrl-C ends training early and writes the
+    best so far; a checkpoint next to BUNDLE lets you --resume.
     """
     with progress_bars() as bars:
         trained = train_backup(
@@ -41,7 +40,6 @@ def backup(
             inputs,
             out=out,
             network=network,
-            keep=keep,
             allow_code=allow_code or (),
             callbacks=bars,
             options=options,

@@ -46,10 +46,10 @@ def bundle(
         ),
     ] = None,
     backup: Annotated[
-        list[Path] | None,
+        Path | None,
         Option(
             "A cheaper model for the same queries, an ONNX file with the same inputs and one "
-            "output. May be given several times, the fastest first.",
+            "output.",
             metavar="MODEL",
         ),
     ] = None,
@@ -59,8 +59,8 @@ def bundle(
 ) -> None:
     """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
 
-    Axes but the first may be dynamic: bound them with --axis, or with queries. Backups of your own
-    may be added; calibrate them afterwards with parm calibrate.
+    Axes but the first may be dynamic: bound them with --axis, or with queries. A backup of your own
+    may be added; calibrate it afterwards with parm calibrate.
     """
     check_replaceable(out.resolve())
     queries = None if inputs is None else read_arrays(inputs)
@@ -69,11 +69,14 @@ def bundle(
     outputs = [each.name for each in signature.outputs]
     if output is not None and output not in outputs:
         raise UserError(f"the model has no output {output!r}; it has {', '.join(outputs)}")
-    read = [read_servable(each, signature.axes, paddings) for each in backup or ()]
+    new = None
+    if backup is not None:
+        cheaper, its = read_servable(backup, signature.axes, paddings)
+        new = NewModel(cheaper, NETWORK, signature=its)
     written = write_bundle(
         out,
         deployed=NewModel(content, NETWORK, signature=signature),
-        backups=[NewModel(each, NETWORK, signature=its) for each, its in read],
+        backup=new,
         imitated=output,
     )
     for tensor in signature.inputs:

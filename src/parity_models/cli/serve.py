@@ -110,8 +110,8 @@ def serve(
     if options.stand_in_only:
         if opened is None or engine or chosen != EngineChoice() or dispatch:
             raise UserError(
-                "with --stand-in-only give a BUNDLE, and no engine or dispatch rule: its backups "
-                "run in threads"
+                "with --stand-in-only give a BUNDLE, and no engine or dispatch rule: its backup "
+                "runs in threads"
             )
     elif opened is not None:
         policy = policy or default_policy(opened, chosen)

@@ -16,7 +16,6 @@ from parity_models.errors import DataError
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Accuracy
 from parity_models.models.gate import Calibration, Gate, StandIn, classes_of
-from parity_models.roles import BACKUPS
 from parity_models.tasks.metrics import Agreement, agreement, score
 
 Array = NDArray[Any]
@@ -36,7 +35,7 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     The queries are drawn at random into groups of k; the last group is filled up with queries of
     the first, which count only there. Every member of every group is taken as unavailable in turn,
     with all its group's other predictions and all r parity outputs there; for r > 1 also every set
-    of 2 to r members or, where these are very many, some. Each backup is judged on every query.
+    of 2 to r members or, where these are very many, some. The backup is judged on every query.
     Raises DataError for labels that do not fit.
     """
     code, rows = outputs.code, outputs.rows
@@ -46,9 +45,9 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     if rows < least:
         raise DataError(f"there are {rows} inputs; this needs {least} at least")
     available = score(metric, outputs.predictions, labels)
-    backups = tuple(score(metric, each, labels) for each in outputs.backups.values())
+    backup = None if outputs.backup is None else score(metric, outputs.backup, labels)
     if code is None:
-        return Accuracy(metric, available, None, {}, None, rows, backup_accuracies=backups)
+        return Accuracy(metric, available, None, {}, None, rows, backup_accuracy=backup)
     alone, *several = [
         outputs.reconstructed(some_sets(code.k, number, outputs.seed))
         for number in range(1, code.r + 1)
@@ -62,7 +61,7 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
         agreement=agreement(metric, alone.outputs, outputs.predictions[alone.rows]),
         queries=rows,
         degraded_by_unavailable=tuple(degraded),
-        backup_accuracies=backups,
+        backup_accuracy=backup,
     )
 
 
@@ -78,19 +77,18 @@ def some_sets(of: int, size: int, seed: int, most: int = MOST_SETS) -> list[tupl
 
 
 def replacement(accuracy: Accuracy) -> str | None:
-    """Return the advice to replace the model, where a backup is at least as right by labels."""
-    model = accuracy.available_accuracy
-    for role, found in zip(BACKUPS, accuracy.backup_accuracies, strict=False):
-        if model < 1 and found >= model:  # without labels, the model is always right
-            said = (
-                f"Replace your model: the {role} has a {accuracy.metric} of {found:.4f} on "
-                f"{accuracy.queries:,} labelled queries, and the model {model:.4f}."
-            )
-            if accuracy.metric.startswith("top-"):
-                chance = NORMAL * sqrt(2 * model * (1 - model) / accuracy.queries)
-                said += f" A difference of up to {chance:.4f} may be chance."
-            return said
-    return None
+    """Return the advice to replace the model, where the backup is at least as right by labels."""
+    model, found = accuracy.available_accuracy, accuracy.backup_accuracy
+    if found is None or found < model or model == 1:  # without labels, the model is always right
+        return None
+    said = (
+        f"Replace your model: the backup has a {accuracy.metric} of {found:.4f} on "
+        f"{accuracy.queries:,} labelled queries, and the model {model:.4f}."
+    )
+    if accuracy.metric.startswith("top-"):
+        chance = NORMAL * sqrt(2 * model * (1 - model) / accuracy.queries)
+        said += f" A difference of up to {chance:.4f} may be chance."
+    return said
 
 
 # Gates

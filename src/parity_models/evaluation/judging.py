@@ -32,7 +32,6 @@ from parity_models.models.queries import as_batch, check_queries, read_batch, ro
 from parity_models.models.signature import Batch
 from parity_models.printed import Printed
 from parity_models.progress import OnProgress
-from parity_models.roles import BACKUPS
 from parity_models.tasks.metrics import (
     METRICS,
     Labels,
@@ -171,7 +170,7 @@ def calibrate(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, allow_code)
     manifest = opened.manifest
-    if manifest.code is None and not manifest.backups:
+    if manifest.code is None and manifest.backup is None:
         raise UserError(
             f"{opened.path} has no stand-in to calibrate; make one with: parm parity --from "
             f"{opened.path} --out BUNDLE"
@@ -228,7 +227,7 @@ def metric_for(bundle: Bundle, metric: str | None) -> str:
     """Return the metric that the user named, else the one that a stand-in of `bundle` was trained
     for."""
     manifest = bundle.manifest
-    for training in (manifest.parity_training, *manifest.backup_trainings):
+    for training in (manifest.parity_training, manifest.backup_training):
         trained_for = None if training is None else training.recipe.get("metric")
         if metric is None and isinstance(trained_for, str):
             metric = trained_for
@@ -276,8 +275,8 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
         table.add_row(what, f"{100 * share:.2f}", ends)
 
     add("A_a  available: the deployed model", accuracy.available_accuracy, sure=True)
-    for role, share in zip(BACKUPS, accuracy.backup_accuracies, strict=False):
-        add(f"     the approximate {role}", share, sure=True)
+    if accuracy.backup_accuracy is not None:
+        add("     the approximate backup", accuracy.backup_accuracy, sure=True)
     if accuracy.degraded_accuracy is None or accuracy.agreement is None:
         return table
     add("A_d  unavailable: reconstructions", accuracy.degraded_accuracy, sure=True)
@@ -322,10 +321,7 @@ def inference_table(bundle: Bundle) -> Table:
     for model, network, taken in (
         ("deployed", manifest.deployed.network, times.deployed),
         ("parity", manifest.parity[0].network if manifest.parity else "", times.parity),
-        *(
-            (role, backup.network, times.of_backups.get(role))
-            for role, backup in manifest.backup_roles.items()
-        ),
+        ("backup", manifest.backup.network if manifest.backup else "", times.backup),
     ):
         if taken is not None:
             table.add_row(model, network, f"{taken:.3f}", f"{taken / times.deployed:.2f}")

@@ -19,7 +19,6 @@ from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.queries import as_batch, renamed, rows_in, run_by_bucket, take
 from parity_models.models.signature import Batch, Named
 from parity_models.progress import OnProgress, Progress
-from parity_models.roles import Backup
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -152,7 +151,7 @@ class Outputs:
         self.code = bundle.code()
         self._progress = progress
         self._done = 0
-        self._total = self.rows * (1 + len(bundle.manifest.backups))
+        self._total = self.rows * (1 + (bundle.manifest.backup is not None))
         if self.code is not None:
             self._total += self.code.r * len(self._groups)
         if predictions is not None:
@@ -164,30 +163,31 @@ class Outputs:
         return deployed_predictor(self.bundle, on_rows=self._on_rows)(self.queries)
 
     @property
-    def backups(self) -> dict[Backup, Array]:
-        """The outputs (n, *output shape) of each backup."""
-        return {role: served(rows) for role, rows in self._backups.items()}
+    def backup(self) -> Array | None:
+        """The outputs (n, *output shape) of the backup, if there is one."""
+        return None if self._backup is None else served(self._backup)
 
     @cached_property
-    def _backups(self) -> dict[Backup, Array]:
-        return {
-            role: predictor(self.bundle.pinned(model), on_rows=self._on_rows)(self.queries)
-            for role, model in self.bundle.manifest.backup_roles.items()
-        }
+    def _backup(self) -> Array | None:
+        model = self.bundle.manifest.backup
+        if model is None:
+            return None
+        return predictor(self.bundle.pinned(model), on_rows=self._on_rows)(self.queries)
 
     def answers(self, *, independent: bool = False) -> dict[StandIn, Answers]:
         """Return the answers of each stand-in, as serving would give them.
 
         Every query is reconstructed once, with 1 to r of its group unavailable, from as few parity
         outputs as that takes. If answers must be `independent` of each other, one query of a group
-        is reconstructed, unless the slots of the code are isolated. A backup answers every query.
+        is reconstructed, unless the slots of the code are isolated. The backup answers every query.
         """
         found: dict[StandIn, Answers] = {}
         if self.code is not None and self.rows >= self.code.k:
             one_of_each = independent and not self.bundle.isolated
             found["reconstruction"] = self._as_served(self.code, one_of_each)
-        every = np.arange(self.rows)
-        return found | {role: Answers(outputs, every) for role, outputs in self._backups.items()}
+        if self._backup is not None:
+            found["backup"] = Answers(self._backup, np.arange(self.rows))
+        return found
 
     def reconstructed(self, sets: Iterable[Sequence[int]]) -> Answers:
         """Return the reconstructions where each of these `sets` of slots is unavailable in turn in

@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import onnxruntime
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import UserError
 from parity_models.late.values import Form, form_of, is_error
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.onnx_model import run_options
 from parity_models.models.signature import Batch
-from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive
 from parity_models.scheduling.policies.benefit import Choice
@@ -45,7 +45,7 @@ from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.risk import Fleet, Risk
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
-from parity_models.trust.backups import BackupAnswer, GatedBackups, Refusal
+from parity_models.trust.backup import GatedBackup, Refusal
 
 now = time.monotonic
 
@@ -90,12 +90,13 @@ STALL = 0.01
 one stall is no overload."""
 
 Call = Callable[[], Awaitable[Any]]
+Array = NDArray[Any]
 
 
 class LateAnswer(NamedTuple):
     """An answer: `value` as the call returns it.
 
-    `source` is "model", "copy" (of the call), or the name of a backup. `agreement` is the
+    `source` is "model", "copy" (of the call), or "backup". `agreement` is the
     calibrated probability that the model says the same, 1 for its own answers.
     """
 
@@ -115,7 +116,7 @@ class Late:
     calls. Its threads end with `close`, with a `with` or `async with` block, or with the object.
 
     Args:
-        bundle: A bundle with a backup, its folder, or backups that are open already. None: only
+        bundle: A bundle with a backup, its folder, or a backup that is open already. None: only
             copies are raced.
         agreement: Minimum calibrated agreement with the model for stand-in answers. None: the
             highest calibrated level up to 99 %; 0: no gate.
@@ -131,7 +132,7 @@ class Late:
 
     def __init__(
         self,
-        bundle: Bundle | GatedBackups | Path | str | None = None,
+        bundle: Bundle | GatedBackup | Path | str | None = None,
         *,
         agreement: float | None = None,
         budget: float = 0.1,
@@ -146,15 +147,15 @@ class Late:
         if isinstance(bundle, Path | str):
             bundle = open_bundle(bundle)
         if isinstance(bundle, Bundle):
-            bundle = GatedBackups(bundle, agreement)
+            bundle = GatedBackup(bundle, agreement)
         self.counts: Counter[str] = Counter()
-        """"calls"; the answers by their source, and those "answered" by backups in all; the
-        "copies" and "backups" that were started; the backups asked "in place" of the call; their
+        """"calls"; the answers by their source, "model", "copy" and "backup"; the "copies" and
+        "backups" that were started; those asked "in place" of the call; their
         answers that were "refused"; those "compared" with the model's, and of them those that
         "disagreed"."""
-        self._backups = bundle
+        self._backup = bundle
         self._form: Form | None = None
-        stand_ins = [] if self._backups is None else [BACKUP]
+        stand_ins = [] if bundle is None else [BACKUP]
         self._targets = _Targets()
         self._risk = _ClientRisk(RunTimes(first=FIRST), stand_ins, budget)
         self._budget = Budget(budget, BURST)
@@ -261,9 +262,9 @@ class Late:
             task.unit.took = self._targets.now - task.unit.started
         self._risk.ended(self._targets, task.unit, finished=finished)
 
-    def _compare(self, call: "asyncio.Future[Any]", task: Task, answer: BackupAnswer) -> bool:
-        """Let the call run on to compare a backup's answer with its own, if this is its turn."""
-        if self.counts["answered"] % COMPARED or len(self._compared) >= MAX_COMPARED:
+    def _compare(self, call: "asyncio.Future[Any]", task: Task, answer: Array) -> bool:
+        """Let the call run on to compare the backup's answer with its own, if this is its turn."""
+        if self.counts[Source.BACKUP] % COMPARED or len(self._compared) >= MAX_COMPARED:
             return False
 
         def compare(call: "asyncio.Future[Any]") -> None:
@@ -272,12 +273,12 @@ class Late:
                 return
             self._ran(task, finished=True)
             assert self._form is not None
-            assert self._backups is not None
+            assert self._backup is not None
             if not is_error(call.result()):
                 output = self._form.read(call.result())
-                if output is not None and output.shape == answer.outputs.shape:
+                if output is not None and output.shape == answer.shape:
                     self.counts["compared"] += 1
-                    self.counts["disagreed"] += not self._backups.compare(answer, output)
+                    self.counts["disagreed"] += not self._backup.compare(answer, output)
 
         self._compared.add(call)
         call.add_done_callback(compare)
@@ -289,17 +290,17 @@ class _Race:
 
     def __init__(self, late: Late, calls: Sequence[Call], inputs: ArrayLike | Batch | None) -> None:
         self._late, self._calls, self._inputs = late, calls, inputs
-        if late._form is None and late._backups is not None and inputs is not None:
-            late._backups.read(inputs)  # a mistake shows at the first call, not the first late one
+        if late._form is None and late._backup is not None and inputs is not None:
+            late._backup.read(inputs)  # a mistake shows at the first call, not the first late one
         late._targets.count = max(late._targets.count, len(calls))
         original = Task(DEPLOYED, next(late._ids), None, instance="0")
         self._query = Query(original.subject, None, now(), inf, original, [original])
         self._running: dict[asyncio.Future[Any], Task] = {}
-        self._backup: tuple[Future[BackupAnswer | Refusal], onnxruntime.RunOptions] | None = None
-        """The run of a backup and its options, once it is asked."""
-        self._early: BackupAnswer | None = None
+        self._backup: tuple[Future[Array | Refusal], onnxruntime.RunOptions] | None = None
+        """The run of the backup and its options, once it is asked."""
+        self._early: Array | None = None
         """A backup's answer that is held until the call is late."""
-        self._given: BackupAnswer | None = None
+        self._given: Array | None = None
         self._failure: Callable[[], LateAnswer] | None = None
         """Returns or raises what the call ended with, where that was an error."""
         self._alarm = inf
@@ -311,7 +312,7 @@ class _Race:
         late.counts["calls"] += 1
         late._effect.arrived(query.arrived, query.id)
         late._budget.earn()
-        compares = (late.counts["answered"] + 1) % COMPARED == 0
+        compares = (late.counts[Source.BACKUP] + 1) % COMPARED == 0
         if not compares and late._slowness(RECENT) >= OVERLOADED and self._may_ask_backup():
             late.counts["in place"] += 1
             self._start_backup()
@@ -341,7 +342,7 @@ class _Race:
         late._effect.ended(now(), query.id, now() - query.arrived, late._risk.helped_by)
         for future, task in self._running.items():
             is_original = task is query.original
-            if is_original and self._given and late._compare(future, task, self._given):
+            if is_original and self._given is not None and late._compare(future, task, self._given):
                 continue
             future.add_done_callback(
                 lambda done: done.cancelled() or done.exception()
@@ -381,13 +382,13 @@ class _Race:
 
     def _start_backup(self) -> None:
         late, query = self._late, self._query
-        assert late._backups is not None
+        assert late._backup is not None
         late.counts["backups"] += 1
         options = run_options()
         task = Task(BACKUP, query.id, None)
         late._computing.begin()
         unit = task.unit = Unit(query.id, "", BACKUP, [task], now())
-        run = late._threads.backup.submit(self._compute, unit, late._backups, options)
+        run = late._threads.backup.submit(self._compute, unit, late._backup, options)
         self._backup = run, options
         self._launch(task, asyncio.wrap_future(run))
 
@@ -402,13 +403,13 @@ class _Race:
         self._alarm = inf if age is None else task.unit.started + age
 
     def _compute(
-        self, unit: Unit, backups: GatedBackups, options: onnxruntime.RunOptions
-    ) -> BackupAnswer | Refusal:
+        self, unit: Unit, backup: GatedBackup, options: onnxruntime.RunOptions
+    ) -> Array | Refusal:
         """Ask the backup, in a thread. Return its answer, or why there is none."""
         assert self._inputs is not None
         unit.started = now()
         try:
-            return backups.answer(backups.read(self._inputs), options)
+            return backup.answer(backup.read(self._inputs), options)
         except Exception:  # such as rows of another shape than before; the call itself goes on
             return Refusal.FAILED
         finally:
@@ -447,7 +448,7 @@ class _Race:
             offers.append((self._worth(BACKUP, newest), self._start_backup))
         helps_from = late._effect.helps_from(query.id, query.arrived)
         reserve = 0.0 if time - query.arrived > OLDEST * median else RESERVE
-        limit, recent = (OVERLOADED, RECENT) if query.refusals else (FULL, RECENT_COPIES)
+        limit, recent = (OVERLOADED, RECENT) if query.exact else (FULL, RECENT_COPIES)
         if time < helps_from:
             self._alarm = min(self._alarm, helps_from)
         elif (
@@ -462,9 +463,10 @@ class _Race:
         return None
 
     def _worth(self, role: str, newest: Task) -> float:
-        risk, query = self._late._risk, self._query
-        choice = risk.choice(role, again=query.refusals > 0)
-        return risk.saved(self._late._targets, choice, query, newest) - risk.benefit.cost(choice)
+        risk = self._late._risk
+        choice = risk.choice(role)
+        saved = risk.saved(self._late._targets, choice, self._query, newest)
+        return saved - risk.benefit.cost(choice)
 
     def _may_ask_backup(self) -> bool:
         late = self._late
@@ -485,9 +487,8 @@ class _Race:
             value = future.result()
             answer = LateAnswer(value, "model" if is_original else "copy", 1.0)
             if not is_error(value):
-                if late._form is None and late._backups is not None:
-                    backups = late._backups
-                    late._form = form_of(value, backups.output, backups.other_outputs)
+                if late._form is None and (backup := late._backup) is not None:
+                    late._form = form_of(value, backup.output, backup.other_outputs)
                 late._ran(task, finished=True)
                 late._slowness(RECENT)
                 if late._in_flight.pop(self._query.id, None):
@@ -497,7 +498,7 @@ class _Race:
             self._failed(is_original, lambda: answer)
         else:
             self._failed(is_original, future.result)
-        return self._give(self._early) if self._failure and self._early else None
+        return self._give(self._early) if self._failure and self._early is not None else None
 
     def _failed(self, is_original: bool, failure: Callable[[], LateAnswer]) -> None:
         """Ask the backup now, if the call itself has failed; a copy's failure says nothing."""
@@ -506,14 +507,13 @@ class _Race:
             if self._may_ask_backup():
                 self._start_backup()
 
-    def _backup_ended(self, answer: BackupAnswer | Refusal, task: Task) -> LateAnswer | None:
+    def _backup_ended(self, answer: Array | Refusal, task: Task) -> LateAnswer | None:
         late, query = self._late, self._query
         late._ran(task, finished=True)
-        usable = isinstance(answer, BackupAnswer)
-        late._risk.stand_ins[BACKUP].answered(usable=usable)
-        if not isinstance(answer, BackupAnswer):
+        late._risk.stand_ins[BACKUP].answered(usable=not isinstance(answer, Refusal))
+        if isinstance(answer, Refusal):
             late.counts["refused"] += 1
-            query.refusals, query.exact_only = 1, True
+            query.exact = True
             if query.original.unit is None:
                 self._start_original()
             else:
@@ -527,16 +527,13 @@ class _Race:
         self._early, self._alarm = answer, given
         return None
 
-    def _give(self, answer: BackupAnswer) -> LateAnswer:
+    def _give(self, answer: Array) -> LateAnswer:
         late = self._late
         assert late._form is not None
-        assert late._backups is not None
+        assert late._backup is not None
         self._given = answer
-        late.counts["answered"] += 1
-        late.counts[str(answer.source)] += 1
-        value = late._form.make(answer.outputs)
-        agreement = late._backups.watch.bound(answer.source) or 0.0
-        return LateAnswer(value, str(answer.source), agreement)
+        late.counts[Source.BACKUP] += 1
+        return LateAnswer(late._form.make(answer), str(Source.BACKUP), late._backup.agreement)
 
 
 def _awaitable(call: Call) -> Awaitable[Any]:
@@ -588,9 +585,9 @@ class _ClientRisk(Risk):
     def _most_asked(self, exact: bool) -> float:
         return max(self.budget, ASKED) if self.stand_ins else self.budget
 
-    def choice(self, role: str, rows: int = 1, *, again: bool = False) -> Choice:
+    def choice(self, role: str, rows: int = 1) -> Choice:
         """Return the choice; a stand-in does not work for the servers."""
-        choice = super().choice(role, rows, again=again)
+        choice = super().choice(role, rows)
         return choice if role == DEPLOYED else replace(choice, work=0.0)
 
     @property

@@ -4,7 +4,6 @@
     deployed.onnx     the deployed model
     parity-0.onnx …   one parity model per parity query, if the bundle has a code
     backup.onnx       a cheaper network for the same queries, if the bundle has one
-    backup-2.onnx …   further ones, each slower and better than the one before
     envelope.msgpack  the range of queries that stand-ins learned from
     golden.msgpack    queries and outputs by which stand-ins are recognised
 
@@ -43,7 +42,7 @@ from parity_models.models.onnx_model import (
 )
 from parity_models.models.queries import renamed
 from parity_models.models.signature import Layout, Signature, Tensor
-from parity_models.roles import BACKUPS, Backup, parity_role
+from parity_models.roles import BACKUP, parity_role
 
 Array = NDArray[Any]
 Query = dict[str, Array]
@@ -108,15 +107,19 @@ class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
     held_out: Count
 
 
-class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Accuracy(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename={"backup_accuracy": "backup_accuracies"},
+):
     """Accuracies on the whole test set of the bundle's task: values of `metric` over `queries`.
 
     `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone; `overall` is A_o
     by the fraction of predictions that is unavailable, as text ("0.1"); `agreement` the share of
     reconstructions that agree with the deployed model. `degraded_by_unavailable` is A_d with 1 to r
-    of a group's predictions unavailable at once. `backup_accuracies` are those of each backup.
-    Without a code there are only A_a and the number of queries. Earlier versions also measured
-    `degraded_by_slot`.
+    of a group's predictions unavailable at once. Without a code there are only A_a and the
+    number of queries. Earlier versions also measured `degraded_by_slot`.
     """
 
     metric: str
@@ -127,7 +130,7 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queries: Count
     degraded_by_unavailable: tuple[Score, ...] = ()
     degraded_by_slot: tuple[Score, ...] = ()
-    backup_accuracies: tuple[Score, ...] = ()
+    backup_accuracy: Score | None = None
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,7 +150,9 @@ BATCH = 4
 """Queries in a batch whose time is measured as well as that of one."""
 
 
-class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InferenceTimes(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"backup": "backups"}
+):
     """Median milliseconds for a batch of one on one thread, where the bundle was made.
 
     All parity models have one network, so one time; `deployed_batch` is that of the deployed model
@@ -156,13 +161,8 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     deployed: Milliseconds
     parity: Milliseconds | None
-    backups: tuple[Milliseconds, ...] = ()
+    backup: Milliseconds | None = None
     deployed_batch: Milliseconds | None = None
-
-    @property
-    def of_backups(self) -> dict[str, float]:
-        """The times of the backups, by their roles."""
-        return dict(zip(BACKUPS, self.backups, strict=False))
 
     @property
     def batch(self) -> int:
@@ -175,9 +175,15 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return BATCH if pays else 1
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Manifest(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"backup": "backups", "backup_training": "backup_trainings"},
+):
     """The content of a bundle: the deployed model, its code and one parity model per row of it, and
-    backups, cheaper networks for the same queries, the fastest first.
+    a backup, a cheaper network for the same queries.
 
     `name` is the name under which the model is served. `imitated` is the output of the deployed
     model that stand-ins give; None: its only one. `envelope` is there if a stand-in was trained
@@ -193,12 +199,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     imitated: str | None = None
     code: CodeSpec | None = None
     parity: tuple[ParityFile, ...] = ()
-    backups: Annotated[tuple[BackupFile, ...], msgspec.Meta(max_length=len(BACKUPS))] = ()
+    backup: BackupFile | None = None
     envelope: EnvelopeFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
     parity_training: Training | None = None
-    backup_trainings: tuple[Training | None, ...] = ()
+    backup_training: Training | None = None
     accuracy: Accuracy | None = None
     inference_times: InferenceTimes | None = None
     calibration: dict[StandIn, Calibration] = {}
@@ -212,7 +218,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def models(self) -> tuple[ModelFile, ...]:
         """All ONNX files."""
-        return (self.deployed, *self.parity, *self.backups)
+        backup = () if self.backup is None else (self.backup,)
+        return (self.deployed, *self.parity, *backup)
 
     @property
     def stored(self) -> dict[str, StoredFile]:
@@ -227,15 +234,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return outputs[0] if len(outputs) == 1 else None
         return next((each for each in outputs if each.name == self.imitated), None)
 
-    @property
-    def backup_roles(self) -> dict[Backup, BackupFile]:
-        """The backups by their roles, which are the sources of their answers as well."""
-        return dict(zip(BACKUPS, self.backups, strict=False))
+
+def _lists(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield what is a list in a manifest, and is about the one backup: the object, the name there,
+    and the name up to format 2, which had no list."""
+    for part, name, former in (
+        (content, "backups", "backup"),
+        (content, "backup_trainings", "backup_training"),
+        (content.get("accuracy"), "backup_accuracies", "backup_accuracy"),
+        (content.get("inference_times"), "backups", "backup"),
+    ):
+        if isinstance(part, dict):
+            yield part, name, former
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the manifest as indented JSON, with its digest."""
     content: dict[str, Any] = msgspec.to_builtins(manifest)
+    for part, name, _ in _lists(content):
+        part[name] = [] if part[name] is None else [part[name]]
     return msgspec.json.format(
         msgspec.json.encode({**content, "digest": _digest(content)}), indent=2
     )
@@ -272,31 +289,29 @@ def decode_manifest(text: bytes) -> tuple[Manifest, str]:
 
 
 def _upgrade(content: dict[str, Any], version: int) -> None:
-    """Bring the content of a manifest to the newest format.
+    """Bring the content of a manifest to that of Manifest, with one backup or none.
 
-    In format 2 there is one backup, or none. In format 1, a model also has an `input` and an
-    `output` in place of a signature.
+    In format 3 there is a list of backups, the fastest first, which alone is used. In format 1, a
+    model has an `input` and an `output` in place of a signature.
     """
     if content.pop("coders", None):
         raise BundleError(
             "has a learned encoder or decoder, which this version does not run; train its parity "
             "models again with another code: parm parity --from BUNDLE"
         )
-    if version not in (1, 2):
+    if version in (1, 2):
+        content["format_version"] = FORMAT_VERSION
+    for part, name, former in _lists(content):
+        if version in (1, 2):
+            part[name] = part.pop(former, None)
+        elif isinstance(given := part.get(name), list):
+            part[name] = given[0] if given else None
+    if isinstance(calibration := content.get("calibration"), dict):
+        for further in ("backup-2", "backup-3", "backup-4"):
+            calibration.pop(further, None)
+    if version != 1:
         return
-    content["format_version"] = FORMAT_VERSION
-    for part, one, many in (
-        (content, "backup", "backups"),
-        (content, "backup_training", "backup_trainings"),
-        (content.get("accuracy"), "backup_accuracy", "backup_accuracies"),
-        (content.get("inference_times"), "backup", "backups"),
-    ):
-        if isinstance(part, dict):
-            value = part.pop(one, None)
-            part[many] = [] if value is None else [value]
-    if version == 2:
-        return
-    models = [content.get("deployed"), *content["backups"]]
+    models = [content.get("deployed"), content["backups"]]
     models += parity if isinstance(parity := content.get("parity"), list) else []
     for model in models:
         if isinstance(model, dict) and {"input", "output"} <= model.keys():
@@ -358,11 +373,6 @@ class Bundle:
     def parity_paths(self) -> tuple[Path, ...]:
         """The parity models' files, in the order of the code's rows."""
         return tuple(self.path / model.file for model in self.manifest.parity)
-
-    @property
-    def backup_paths(self) -> tuple[Path, ...]:
-        """The backups' files, the fastest first."""
-        return tuple(self.path / model.file for model in self.manifest.backups)
 
     @property
     def gates(self) -> Gates:
@@ -459,13 +469,13 @@ def write_bundle(
     *,
     deployed: NewModel,
     parity: Sequence[NewModel] = (),
-    backups: Sequence[NewModel] = (),
+    backup: NewModel | None = None,
     code: CodeSpec | None = None,
     imitated: str | None = None,
     name: str = "model",
     deployed_training: Training | None = None,
     parity_training: Training | None = None,
-    backup_trainings: Sequence[Training | None] = (),
+    backup_training: Training | None = None,
     accuracy: Accuracy | None = None,
     inference_times: InferenceTimes | None = None,
     calibration: Mapping[StandIn, Calibration] | None = None,
@@ -474,15 +484,13 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle into folder `path`, whole or not at all.
 
-    `imitated` is the output that stand-ins give, of several. `backups` come the fastest first: a
-    query that one may not answer is asked of those after it alone. `files` are further files to
-    keep next to the models, by name. An existing bundle is replaced; any other folder that is not
-    empty is refused.
+    `imitated` is the output that stand-ins give, of several. `files` are further files to keep next
+    to the models, by name. An existing bundle is replaced; any other folder that is not empty is
+    refused.
 
     Raises:
         BundleError: for that, for models that do not fit each other or the code, for parity models
-            marked slotwise that are not, for more backups than a bundle may have, and when the disk
-            refuses.
+            marked slotwise that are not, and when the disk refuses.
 
     """
     folder = Path(path).resolve()
@@ -492,8 +500,6 @@ def write_bundle(
             f"a model cannot be called {name!r}; choose up to 128 letters, digits, '.', '_' and "
             "'-', the first a letter or a digit"
         )
-    if len(backups) > len(BACKUPS):
-        raise BundleError(f"a bundle has {len(BACKUPS)} backups at most; got {len(backups)}")
     new = _Contents()
     manifest = Manifest(
         name=name,
@@ -505,10 +511,9 @@ def write_bundle(
             new.add_model(f"{parity_role(j)}.onnx", model, ParityFile, slotwise=model.slotwise)
             for j, model in enumerate(parity)
         ),
-        backups=tuple(
-            new.add_model(f"{role}.onnx", model, BackupFile, slot=model.slot)
-            for role, model in zip(BACKUPS, backups, strict=False)
-        ),
+        backup=None
+        if backup is None
+        else new.add_model(f"{BACKUP}.onnx", backup, BackupFile, slot=backup.slot),
         envelope=None
         if envelope is None
         else EnvelopeFile(
@@ -521,7 +526,7 @@ def write_bundle(
         ),
         deployed_training=deployed_training,
         parity_training=parity_training,
-        backup_trainings=tuple(backup_trainings),
+        backup_training=backup_training,
         accuracy=accuracy,
         inference_times=inference_times,
         calibration=dict(calibration or {}),
@@ -545,7 +550,7 @@ def write_bundle(
     if envelope is not None:
         with _about(folder / ENVELOPE):
             check_envelope(manifest, envelope)
-    if manifest.parity or manifest.backups:
+    if manifest.parity or manifest.backup:
         found = golden(built, queries, envelope, _stand_ins(manifest, new.models), STORED)
         stored = new.add(GOLDEN_FILE, encode_golden(found))
         manifest = msgspec.structs.replace(manifest, files=(*manifest.files, stored))
@@ -585,7 +590,8 @@ class _Contents:
 def _stand_ins(manifest: Manifest, models: Mapping[str, OnnxModel]) -> dict[str, OnnxModel]:
     """Return the stand-ins by their roles, of all `models` by their files."""
     roles = {parity_role(j): each.file for j, each in enumerate(manifest.parity)}
-    roles |= {role: each.file for role, each in manifest.backup_roles.items()}
+    if manifest.backup is not None:
+        roles[BACKUP] = manifest.backup.file
     return {role: models[file] for role, file in roles.items()}
 
 
@@ -775,24 +781,14 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
     if code is not None:
         assert output is not None
         _check_code(manifest, code, output)
-    for backup in manifest.backups:
+    if manifest.backup is not None:
         if output is None:
             raise BundleError(
                 "does not name the output that its backup imitates, of "
                 f"{', '.join(map(str, deployed.outputs))}; say which (`imitated`)"
             )
         why = "a backup for the deployed model needs"
-        _check_stand_in(deployed, backup, deployed.inputs, output, why)
-    times, accuracy = manifest.inference_times, manifest.accuracy
-    for what, values in (
-        ("trainings", manifest.backup_trainings),
-        ("times", () if times is None else times.backups),
-        ("accuracies", () if accuracy is None else accuracy.backup_accuracies),
-    ):
-        if values and len(values) != len(manifest.backups):
-            raise BundleError(
-                f"names {len(manifest.backups)} backups and the {what} of {len(values)}"
-            )
+        _check_stand_in(deployed, manifest.backup, deployed.inputs, output, why)
     for stand_in, calibration in manifest.calibration.items():
         if calibration.kind == "boxes" and (output is None or output.shape != BOX):
             raise BundleError(
@@ -804,9 +800,9 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
             answered = {each.number for each in level.classes}
             if not answered <= may or bool(answered) != bool(may):
                 raise BundleError(f"has a gate of the {stand_in} for classes it may not answer")
-        files = [each for role, each in manifest.backup_roles.items() if role == stand_in]
-        outputs = [tensor.name for each in files for tensor in each.signature.outputs]
-        if calibration.confidence == "head" and HEAD not in outputs:
+        backup = manifest.backup if stand_in == BACKUP else None
+        outputs = () if backup is None else backup.signature.outputs
+        if calibration.confidence == "head" and HEAD not in [each.name for each in outputs]:
             raise BundleError(f"has a gate of the {stand_in} by a head that this does not have")
 
 

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.printed import Printed
-from parity_models.roles import Backup
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Array = NDArray[Any]
 
-StandIn = Literal["reconstruction", Backup]
+StandIn = Literal["reconstruction", "backup"]
 """A stand-in for the deployed model, named as the source of its answers."""
 
 AgreementKind = Literal["classes", "boxes", "values", "directions"]

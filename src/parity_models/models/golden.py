@@ -19,7 +19,7 @@ from parity_models.models.envelope import Envelope, Ids, Length, Numbers
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import renamed, rows_in, take
 from parity_models.models.signature import DATATYPES, Batch, Layout, Named, TensorSpec
-from parity_models.roles import BACKUPS, DEPLOYED, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
 
 Array = NDArray[Any]
 
@@ -58,7 +58,7 @@ def golden(
     `count` of each role, fewer or none where the model cannot run them.
     """
     rows = golden_rows(queries, envelope, max(count, 0 if code is None else code.k))
-    asked: dict[str, Batch] = dict.fromkeys((DEPLOYED, *BACKUPS), take(rows, slice(count)))
+    asked: dict[str, Batch] = dict.fromkeys((DEPLOYED, BACKUP), take(rows, slice(count)))
     if code is not None:
         # Query i is in slot 0 of group i, in slot 1 of the group before, and so on.
         slots = [

@@ -20,19 +20,19 @@ SECONDS = 0.5
 def measure_models(
     deployed: NewModel,
     parity: Sequence[NewModel],
-    backups: Sequence[NewModel],
+    backup: NewModel | None = None,
     sizes: Sizes | None = None,
 ) -> InferenceTimes:
     """Return the inference times of the models of one bundle; of parity models, that of the first.
 
     `sizes` as in `inference_times`.
     """
-    timed = (deployed, *backups, *parity[:1])
+    timed = (deployed, *([] if backup is None else [backup]), *parity[:1])
     models = [OnnxModel(each.onnx, signature=each.signature) for each in timed]
     own, *others = inference_times(models, sizes=sizes)
     of_parity = others.pop() if parity else None
     (batch,) = inference_times(models[:1], BATCH, sizes)
-    return InferenceTimes(own, of_parity, tuple(others), batch)
+    return InferenceTimes(own, of_parity, others[0] if others else None, batch)
 
 
 def inference_times(

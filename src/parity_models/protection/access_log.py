@@ -330,7 +330,7 @@ def advise(
     coverage = service.coverage.get(str(Source.BACKUP), 1.0)
     service = Service(
         {DEPLOYED: run} if backup is None else {DEPLOYED: run, BACKUP: backup},
-        StandIns(None, () if backup is None else (BACKUP,)),
+        StandIns(None, backup is not None),
         {} if backup is None else {str(Source.BACKUP): coverage},
         overhead=0.0,
     )

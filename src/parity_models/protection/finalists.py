@@ -69,7 +69,7 @@ class Finalist:
         roles = [BACKUP] if code is None else [parity_role(j) for j in range(code.r)]
         return Service(
             {DEPLOYED: self.ms / self.share / 1e3} | dict.fromkeys(roles, self.ms / 1e3),
-            StandIns(code, (BACKUP,) if code is None else ()),
+            StandIns(code, code is None),
             {str(source_of(role)): covered for role in roles},
             level=level,
         )
@@ -149,7 +149,7 @@ def measure(
             folder / str(place),
             deployed=own,
             parity=made.parity,
-            backups=[] if made.backup is None or made.parity else [made.backup],
+            backup=None if made.parity else made.backup,
             code=candidate.proposal.code,
             imitated=deployed.manifest.imitated,
         )

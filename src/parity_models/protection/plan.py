@@ -24,7 +24,7 @@ from parity_models.protection.scene import (
     open_service,
     outcome_table,
 )
-from parity_models.roles import BACKUPS, DEPLOYED
+from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Cascade, EqualResources, Hedging
 
@@ -121,14 +121,14 @@ class Plans(Printed):
             f"{found.p99_ms:.1f}, p99.9 {found.p999_ms:.1f} ms; {found.busy_ms:.1f} ms of an "
             f"instance for each query, {found.idle:.0%} idle."
         )
-        if not best.policy.policy.needs_stand_in and self.service.stand_ins:
+        if not found.stood_in and self.service.stand_ins:
             said += "\nThe goal is met without a stand-in."
         elif best.level is not None:
             said += (
                 f"\n{found.stood_in:.1%} of all answers are a stand-in's, and at most "
                 f"{best.differ:.2%} of all differ from the model's."
             )
-        if self.goal.differ is None and self.service.stand_ins.backups and self.bundle:
+        if self.goal.differ is None and self.service.stand_ins.backup and self.bundle:
             said += (
                 "\nSay how many of all answers may differ (--differ 1%), and a cascade is tried."
             )
@@ -138,7 +138,7 @@ class Plans(Printed):
     def parts(self) -> Sequence[RenderableType]:
         """The times that were simulated, a table of plans, and the advice."""
         service, seconds = self.service, self.service.seconds
-        order = sorted(seconds, key=lambda role: (role != DEPLOYED, role in BACKUPS, role))
+        order = sorted(seconds, key=lambda role: (role != DEPLOYED, role == BACKUP, role))
         times = ", ".join(f"{role} {1e3 * seconds[role]:.2f} ms" for role in order)
         said = [] if self.first is None else [self.first]
         said += [f"A unit takes: {times}. Load: {self.rate:.4g} queries/s."]
@@ -235,7 +235,7 @@ class Planner:
             *(PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING),
             *[PolicyChoice(Adaptive.name)] * bool(self._service.stand_ins and not gated),
         ]
-        asks_first = gated and self._service.stand_ins.backups
+        asks_first = gated and self._service.stand_ins.backup
         approximate = [PolicyChoice(Adaptive.name)] * bool(gated)
         approximate += [PolicyChoice(Cascade.name)] * bool(asks_first)
 
@@ -284,7 +284,7 @@ class Planner:
         contention = contention_of(goal, service, instances)
         scene = replace(self._scene, service=service, instances=instances, contention=contention)
         outcome, agreement = scene.outcome(choice), service.agreement
-        if not choice.policy.needs_stand_in:
+        if not outcome.stood_in:
             agreement = 1.0
         elif agreement is not None:
             agreement = 1 - outcome.stood_in * (1 - agreement)

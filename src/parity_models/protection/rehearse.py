@@ -29,7 +29,7 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.queries import rows_in
 from parity_models.models.signature import Batch
 from parity_models.printed import Printed
-from parity_models.roles import BACKUPS, Source
+from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
 from parity_models.serving.deployment import default_policy, stand_ins_of
@@ -115,14 +115,13 @@ class Rehearsal(Printed):
         table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
         table.add_column("policy", overflow="fold")
         helped = self.with_stand_ins
-        sources = [each for each in Source if each not in BACKUPS[1:] or helped.sources.get(each)]
-        for heading in ("p50", "p99", "longest", *map(str, sources), "failed"):
+        for heading in ("p50", "p99", "longest", *Source, "failed"):
             table.add_column(heading, justify="right", no_wrap=True)
         for run in (self.without, helped):
             table.add_row(
                 run.policy,
                 *(f"{ms:.1f}" for ms in (run.p50_ms, run.p99_ms, run.longest_ms)),
-                *(f"{run.sources.get(source, 0):,}" for source in sources),
+                *(f"{run.sources.get(source, 0):,}" for source in Source),
                 f"{run.failed:,}",
             )
         stood_in = sum(helped.sources.get(each, 0) for each in Source if each.stands_in)

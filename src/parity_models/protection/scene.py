@@ -117,7 +117,7 @@ def service_of(
         seconds |= {parity_role(j): service_time for j in range(made.r)}
     if options.backup_time is not None:
         seconds[BACKUP] = options.backup_time
-    stand_ins = StandIns(made, () if options.backup_time is None else (BACKUP,))
+    stand_ins = StandIns(made, options.backup_time is not None)
     coverage = {str(source_of(role)): options.coverage for role in seconds if role != DEPLOYED}
     return Service(seconds, stand_ins, coverage, max_batch=options.max_batch or 1)
 
@@ -127,12 +127,12 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     manifest = bundle.manifest
     times = manifest.inference_times
     if times is None or (manifest.parity and times.parity is None):
-        models = manifest.deployed, *manifest.parity, *manifest.backups
-        own, *others = map(bundle.stored, models)
-        count = len(manifest.parity)
-        times = measure_models(own, others[:count], others[count:])
+        backup = None if manifest.backup is None else bundle.stored(manifest.backup)
+        parity = list(map(bundle.stored, manifest.parity))
+        times = measure_models(bundle.stored(manifest.deployed), parity, backup)
     seconds = {DEPLOYED: times.deployed / 1e3}
-    seconds |= {role: ms / 1e3 for role, ms in times.of_backups.items()}
+    if times.backup is not None:
+        seconds[BACKUP] = times.backup / 1e3
     if times.parity is not None:
         seconds |= {parity_role(j): times.parity / 1e3 for j in range(len(manifest.parity))}
     max_batch = options.max_batch or times.batch

@@ -6,7 +6,6 @@ it knows ids and times, never arrays, sockets or clocks.
 
 from parity_models.scheduling.actions import (
     BACKUP,
-    BACKUPS,
     DEPLOYED,
     Action,
     Answer,
@@ -34,7 +33,6 @@ from parity_models.scheduling.work import SchedulerConfig
 
 __all__ = [
     "BACKUP",
-    "BACKUPS",
     "DEPLOYED",
     "Action",
     "Answer",

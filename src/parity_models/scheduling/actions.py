@@ -9,9 +9,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from parity_models.roles import BACKUP as BACKUP
-from parity_models.roles import BACKUPS as BACKUPS
 from parity_models.roles import DEPLOYED as DEPLOYED
-from parity_models.roles import Backup as Backup
 from parity_models.roles import Source as Source
 from parity_models.roles import parity_role as parity_role
 from parity_models.roles import source_of as source_of
@@ -46,7 +44,7 @@ class RecycleReason(StrEnum):
 class Run(Struct, frozen=True):
     """Run `role` on `instance` over `subjects`, as one batch.
 
-    Subjects are query ids for DEPLOYED and BACKUPS, and group ids for parity work, whose parity
+    Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity work, whose parity
     query an earlier Encode made.
     """
 

@@ -85,7 +85,7 @@ class PolicyChoice:
             raise UserError(f"the policy {self.name} needs a code, and there is none")
         if self.policy.needs_stand_in and not stand_ins:
             raise UserError(f"the policy {self.name} needs a code or a backup, and there is none")
-        if self.policy.needs_backup and not stand_ins.backups:
+        if self.policy.needs_backup and not stand_ins.backup:
             raise UserError(
                 f"the policy {self.name} needs a backup, and there is none: a parity model does "
                 "not answer a query of its own"

@@ -42,7 +42,7 @@ from operator import attrgetter
 from random import Random
 
 from parity_models.scheduling.actions import (
-    BACKUPS,
+    BACKUP,
     DEPLOYED,
     Action,
     Answer,
@@ -146,7 +146,6 @@ class Scheduler(Port):
             if query.exact:
                 query.coded = False
             else:
-                query.backups = self._policy.asks.backups
                 query.coded = coded
             query.timer = self.set_timer(too_late, partial(self._too_late, query), (query_id,))
             self.queries[query_id] = query
@@ -200,8 +199,8 @@ class Scheduler(Port):
             if task.role != DEPLOYED:
                 if usable:
                     self.tell((), policy.redundancy_finished, self, task)
-                elif task.role in BACKUPS:
-                    self._reject(task.subject, source_of(task.role))
+                elif task.role == BACKUP:
+                    self._reject(task.subject, Source.BACKUP)
                 continue
             if usable:
                 try:
@@ -393,21 +392,17 @@ class Scheduler(Port):
                 self.fail(query, reason, detail)
 
     def _reject(self, query_id: int, source: Source) -> None:
-        """A stand-in's output was rejected. The query now needs the model, or one of the backups
-        that come after this one, which are slower and better."""
+        """A stand-in's output was rejected. The query now needs the model."""
         query = self.queries.get(query_id)
-        if query is not None and not query.exact_only:
-            # No source comes after that of a reconstruction.
-            query.backups = tuple(role for role in query.backups if role > source)
-            query.exact_only = not query.backups
-            query.refusals += 1
+        if query is not None and not query.exact:
+            query.exact = True
             self.tell((query_id,), self._policy.refused, self, query, source)
-            if query.withheld and query.first is not None and query.first.role == source:
+            if query.withheld and query.first is not None and source is Source.BACKUP:
                 self.queue_again(query.original)
 
     def _asks_first(self, task: Task) -> Query | None:
         """Return the query whose original this task of a stand-in takes the place of, if any."""
-        query = self.queries.get(task.subject) if task.role in BACKUPS else None
+        query = self.queries.get(task.subject) if task.role == BACKUP else None
         return query if query is not None and query.first is task else None
 
     def _too_late(self, query: Query) -> None:
@@ -763,7 +758,7 @@ class BackgroundComparison:
         self._not_needed = 0
         self._compared: int | None = None
         """The unit that is compared, or was last."""
-        self._sizes = dict.fromkeys(stand_ins.backups, 1)
+        self._sizes = {BACKUP: 1} if stand_ins.backup else {}
         """The number of queries in a task of each role; the role whose turn it is first."""
         code = stand_ins.code
         if code is not None and rows_needed(code)[:1] == [1]:
@@ -802,16 +797,16 @@ class BackgroundComparison:
             return
         if self.task is not None or self._is_busy:
             return
-        if query.exact or query.exact_only or query.crashes:
+        if query.exact or query.crashes:
             return
         role = next(iter(self._sizes))
-        shares = role in BACKUPS or query.tenant is not None or port.config.share_groups
+        shares = role == BACKUP or query.tenant is not None or port.config.share_groups
         if not (shares and port.up(role)):
             self._turn()
         elif port.dispatch.idle_for(role) and not port.queued(DEPLOYED):
             self._keep(query)
             if len(self._kept) == self._sizes[role]:
-                subject = query.id if role in BACKUPS else next(self._ids)
+                subject = query.id if role == BACKUP else next(self._ids)
                 self.task = Task(role, subject, query.kind, preemptible=True, alone=True)
                 self.task.comparing = True
                 port.dispatch.add(self.task)
@@ -825,7 +820,7 @@ class BackgroundComparison:
         task.wanted = False  # it is not tried again
         self._compared = unit.id
         actions: list[Encode | Run | Compare | ForgetGroup] = [run, Compare(unit.instance, unit.id)]
-        if task.role not in BACKUPS:
+        if task.role != BACKUP:
             encode = Encode(task.subject, tuple(self._kept), 0.0)
             actions = [encode, *actions, ForgetGroup(task.subject)]
         self.task = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any
 
 from parity_models.scheduling.actions import (
-    BACKUPS,
+    BACKUP,
     DEPLOYED,
     Action,
     Answer,
@@ -122,7 +122,7 @@ class Port(ABC):
 
         The instances to `avoid` do not run it as long as others are up.
         """
-        query = self.queries.get(subject) if role in BACKUPS else None
+        query = self.queries.get(subject) if role == BACKUP else None
         group = None if query is None else query.original.group
         task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
         task.wanted = self.redundancy_on
@@ -130,8 +130,8 @@ class Port(ABC):
         self._queue(task)
         return task
 
-    def ask_first(self, query: Query, role: str, apart: list[Task] | None = None) -> None:
-        """Queue a task of a stand-in in place of the query's original, which waits for no instance.
+    def ask_first(self, query: Query, apart: list[Task] | None = None) -> None:
+        """Queue a task of the backup in place of the query's original, which waits for no instance.
 
         The original is queued again if the answer is rejected, the task fails, or by `queue_again`.
         The task joins the tasks `apart`, by default the original.
@@ -142,7 +142,7 @@ class Port(ABC):
         if apart is None:
             apart = []
             self.keep_apart(query, apart)
-        query.first = self.submit(role, query.id, query.kind, apart)
+        query.first = self.submit(BACKUP, query.id, query.kind, apart)
         query.withheld = True
 
     def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
@@ -263,7 +263,7 @@ class Port(ABC):
         """Have slots of a group reconstructed, and their queries answered.
 
         Until then these queries are `decoding`. Those whose reconstruction is rejected are not
-        answered, and are `exact_only` from then on.
+        answered, and are `exact` from then on.
         """
         for slot in decode.slots:
             self.queries[decode.members[slot]].decoding = True

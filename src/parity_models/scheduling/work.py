@@ -122,7 +122,8 @@ class Query:
     """A query that has been neither answered nor failed.
 
     Only queries of the same `tenant` share a coding group, if they are `coded`. Only the deployed
-    model answers one that is `exact`, and it is not coded.
+    model answers one that is `exact`: its client asks for that, and it is not coded, or the output
+    of a stand-in was rejected for it.
     """
 
     id: int
@@ -135,18 +136,12 @@ class Query:
     tenant: Hashable = None
     exact: bool = False
     coded: bool = True
-    backups: tuple[str, ...] = ()
-    """The backups that it may still be sent to, the fastest first."""
     first: Task | None = None
     """The newest task of a stand-in in place of the original."""
     withheld: bool = False
     """Its original is not queued, as a stand-in is asked first."""
     decoding: bool = False
     """It is being reconstructed."""
-    refusals: int = 0
-    """The number of stand-in answers that were rejected."""
-    exact_only: bool = False
-    """Its last stand-in was rejected; it needs the model's answer."""
     crashes: int = 0
     """Units with its input that were running when their instance was lost."""
     excused_crashes: int = 0

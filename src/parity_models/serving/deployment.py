@@ -11,7 +11,7 @@ from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.golden import golden
 from parity_models.models.onnx_model import PinnedModel
-from parity_models.roles import DEPLOYED, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling import Policy, SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, StandIns
@@ -56,22 +56,22 @@ def default_batch(bundle: Bundle) -> int:
 
 def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns:
     """Return a bundle's stand-ins; those that run somewhere, if the engine has fixed roles."""
-    code, backups = bundle.code(), tuple(bundle.manifest.backup_roles)
+    code, backup = bundle.code(), bundle.manifest.backup is not None
     fixed = None if engine is None else engine.kind.fixed_roles(engine.settings, bundle)
     if fixed is None:
-        return StandIns(code, backups)
+        return StandIns(code, backup)
     runs = frozenset[str]().union(*fixed)
-    return StandIns(
-        code if parity_role(0) in runs else None, tuple(role for role in backups if role in runs)
-    )
+    return StandIns(code if parity_role(0) in runs else None, backup and BACKUP in runs)
 
 
 def model_files(bundle: Bundle) -> dict[str, ModelFile]:
     """Return the bundle's model files by role."""
     manifest = bundle.manifest
-    files = {DEPLOYED: manifest.deployed}
+    files: dict[str, ModelFile] = {DEPLOYED: manifest.deployed}
     files |= {parity_role(j): model for j, model in enumerate(manifest.parity)}
-    return files | manifest.backup_roles
+    if manifest.backup is not None:
+        files[BACKUP] = manifest.backup
+    return files
 
 
 def extra_instances(
@@ -327,7 +327,7 @@ def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
     missing = how = ""
     if choice.policy.needs_code and bundle.manifest.code is None:
         missing, how = "parity model", parity
-    elif choice.policy.needs_backup and not bundle.manifest.backups:
+    elif choice.policy.needs_backup and bundle.manifest.backup is None:
         missing, how = "backup model", backup
     elif choice.policy.needs_stand_in and not stand_ins_of(bundle):
         missing, how = "stand-in", f"{backup} or {parity}"

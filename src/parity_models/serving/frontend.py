@@ -29,7 +29,7 @@ from parity_models.codes import Code
 from parity_models.models.gate import served
 from parity_models.models.golden import is_near
 from parity_models.models.signature import Signature, one_row, tensors_in
-from parity_models.roles import BACKUPS, DEPLOYED, Source, parity_role, source_of
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling import (
     Action,
     Answer,
@@ -102,7 +102,7 @@ _REDUNDANCY = {
     Redundancy.OFF: "switched off",
 }
 
-_SOURCES = {role: source_of(role) for role in (DEPLOYED, *BACKUPS)}
+_SOURCES = {role: source_of(role) for role in (DEPLOYED, BACKUP)}
 
 _ABSENT: Final = -1
 """Stands for a unit's id where the instance does not exist."""
@@ -646,7 +646,7 @@ class Frontend:
             elif subject in self._groups:
                 self._groups[subject].outputs[j] = Made(output, run.instance)
         refused: Collection[int] = ()
-        if run.role in BACKUPS:
+        if run.role == BACKUP:
             refused = self._stand_ins.refused(source, run.subjects, outputs)
         if comparable and self._has_stand_ins:
             try:
@@ -713,16 +713,14 @@ class Frontend:
         """Compare what stand-ins and the model have predicted for the same queries."""
         j = self._parity_rows.get(run.role)
         if j is None:
-            sources = [_SOURCES[role] for role in BACKUPS if run.role in (DEPLOYED, role)]
             for query in run.subjects:
                 request = self.in_flight.get(query)
                 if request is None:
                     continue
-                for source in sources:
-                    stand_in = request.outputs.get((query, source))
-                    prediction = None if stand_in is None else self._prediction(query)
-                    if stand_in is not None and prediction is not None:
-                        self._stand_ins.compare(source, stand_in, prediction)
+                stand_in = request.outputs.get((query, Source.BACKUP))
+                prediction = None if stand_in is None else self._prediction(query)
+                if stand_in is not None and prediction is not None:
+                    self._stand_ins.compare(Source.BACKUP, stand_in, prediction)
         if run.role != DEPLOYED:
             self._stand_ins.finished(j, run, outputs)
 
@@ -905,7 +903,7 @@ class Frontend:
         if unit is None or not isinstance(unit.action, Run):
             return
         run, predictions = unit.action, {}
-        for query in run.subjects if run.role in BACKUPS else ():
+        for query in run.subjects if run.role == BACKUP else ():
             made = self._prediction(query)
             if made is not None:
                 predictions[query] = made
@@ -1078,7 +1076,7 @@ def processor_wanted() -> float:
 
 def _kind(role: str) -> str:
     """Return the kind of redundant work that a unit of this role is."""
-    return COPY if role == DEPLOYED else role if role in BACKUPS else PARITY
+    return COPY if role == DEPLOYED else role if role == BACKUP else PARITY
 
 
 def _digest(row: NDArray[Any]) -> bytes:

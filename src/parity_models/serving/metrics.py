@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
-from parity_models.scheduling import BACKUP, BACKUPS, Reason, RecycleReason, Redundancy, Source
+from parity_models.scheduling import BACKUP, Reason, RecycleReason, Redundancy, Source
 from parity_models.serving.refusals import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
@@ -85,7 +85,7 @@ class Metrics:
             "parm_query_latency_seconds",
             "From a query's arrival to its answer, by the answer's source.",
             "source",
-            known=[source for source in Source if source not in BACKUPS[1:]],
+            known=Source,
             buckets=_LATENCIES,
         )
         self.latency: Callable[[Source], Histogram] = cache(self.latency_by_source.labels)

@@ -76,7 +76,7 @@ class ServeOptions:
     stand_in_only: Annotated[
         bool,
         Option(
-            "Serve the backups alone, behind a proxy: 200 where the gate lets one answer, else 503 "
+            "Serve the backup alone, behind a proxy: 200 where the gate lets one answer, else 503 "
             "at once. No model, no queue; --instances threads."
         ),
     ] = False

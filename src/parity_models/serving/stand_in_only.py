@@ -1,4 +1,4 @@
-"""A server of a bundle's backups alone, for proxies: it answers at once, or refuses at once."""
+"""A server of a bundle's backup alone, for proxies: it answers at once, or refuses at once."""
 
 import asyncio
 import time
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import run_options
-from parity_models.roles import BACKUP
+from parity_models.roles import BACKUP, Source
 from parity_models.serving.errors import NoStandInError
 from parity_models.serving.frontend import Result
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.protocol import GateMetadata
-from parity_models.trust.backups import GatedBackups, Refusal
+from parity_models.trust.backup import GatedBackup, Refusal
 
 _WHY = {
     Refusal.UNLIKE: "an input is unlike those that the stand-in learned from",
@@ -28,10 +28,10 @@ _WHY = {
 
 
 class StandInOnly(ServedVersion):
-    """A bundle's backups in threads of this process, as many as the options' `instances`.
+    """A bundle's backup in threads of this process, as many as the options' `instances`.
 
-    There is no queue: a request is refused if all threads are busy, or if no backup may answer each
-    of its rows.
+    There is no queue: a request is refused if all threads are busy, or if the backup may not answer
+    each of its rows.
 
     Raises:
         UserError: The bundle has no backup that is calibrated for the agreement.
@@ -45,24 +45,23 @@ class StandInOnly(ServedVersion):
     quarantined: Collection[str] = ()
 
     def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
-        self._backups = GatedBackups(bundle, options.agreement)
+        self._backup = GatedBackup(bundle, options.agreement)
         self._free = self.threads = options.workers
         self._threads = ThreadPoolExecutor(self.threads, "parm-backup")
         self.ready = True
         """True until the server stops."""
         self._idle = asyncio.Event()
-        deployed = bundle.manifest.deployed
+        deployed, gate = bundle.manifest.deployed, self._backup.gate
         model = ServedModel(
             options.name or bundle.manifest.name,
             deployed.signature,
             options.max_queue,
             digest=bundle.digest,
             sha256=deployed.sha256,
-            gates={
-                source: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)
-                for source, gate in self._backups.gates.items()
-            },
-            stood_in=frozenset({self._backups.output.name}),
+            gates={}
+            if gate is None
+            else {Source.BACKUP: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)},
+            stood_in=frozenset({self._backup.output.name}),
         )
         super().__init__(self, model, Metrics(bundle.digest))
 
@@ -79,7 +78,7 @@ class StandInOnly(ServedVersion):
         tenant: str | None = None,
         exact: bool = False,
     ) -> Result:
-        """Answer all rows (n, *input shape) from one backup. Raises NoStandInError if none may."""
+        """Answer all rows (n, *input shape). Raises NoStandInError if the backup may not."""
         if exact:
             raise NoStandInError("this server has no model, and the request is exact", "exact")
         self.check_admission(len(rows))
@@ -87,7 +86,7 @@ class StandInOnly(ServedVersion):
         began, run = time.monotonic(), run_options()
         try:
             answering = asyncio.get_running_loop().run_in_executor(
-                self._threads, self._backups.answer, rows, run
+                self._threads, self._backup.answer, rows, run
             )
             answering.add_done_callback(self._answered)
             answer = await asyncio.shield(answering)
@@ -99,8 +98,8 @@ class StandInOnly(ServedVersion):
             raise NoStandInError(_WHY[answer], answer)
         took = time.monotonic() - began
         for _ in rows:
-            self.metrics.latency(answer.source).observe(took)
-        return Result(answer.outputs, [answer.source] * len(rows))
+            self.metrics.latency(Source.BACKUP).observe(took)
+        return Result(answer, [Source.BACKUP] * len(rows))
 
     def _answered(self, _: object) -> None:
         self._free += 1
@@ -108,7 +107,7 @@ class StandInOnly(ServedVersion):
             self._idle.set()
 
     async def start(self) -> None:
-        """Do nothing: the backups are loaded and warm."""
+        """Do nothing: the backup is loaded and warm."""
 
     def retire(self) -> None:
         """Stop being ready, but still answer."""

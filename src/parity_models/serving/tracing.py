@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from parity_models import __version__
-from parity_models.roles import BACKUPS, DEPLOYED
+from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling import (
     Action,
     Encode,
@@ -119,7 +119,7 @@ class QuerySpans(Observer):
     def _run(self, now: float, run: Run) -> None:
         is_own = run.role == DEPLOYED
         queries: Sequence[int] = run.subjects
-        if not is_own and run.role not in BACKUPS:
+        if not is_own and run.role != BACKUP:
             queries = [query for group in queries for query in self.members.get(group, ())]
         attributes: dict[str, str | int] = {
             **self._about,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from parity_models.emulation import Distribution, FaultPlan, Transfers, WorkerFaults
 from parity_models.errors import UserError
-from parity_models.roles import BACKUPS, DEPLOYED, Source, source_of
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling import (
     Action,
     Answer,
@@ -268,9 +268,8 @@ class Driver:
         if self._running.pop(run.unit, None) is None:
             return  # its instance is gone
         refused: list[int] = []
-        if run.role in BACKUPS:
-            source = source_of(run.role)
-            refused = [query for query in run.subjects if self._refuses(query, source)]
+        if run.role == BACKUP:
+            refused = [query for query in run.subjects if self._refuses(query, Source.BACKUP)]
         self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused, ended_at=ended))
 
     def _refuses(self, query: int, source: Source) -> bool:

@@ -158,7 +158,7 @@ def teacher_of(
     if output is not None and output != manifest.imitated:
         if output not in [each.name for each in signature.outputs]:
             raise UserError(f"the model has no output {output!r}; it has {names}")
-        if manifest.imitated is not None and (manifest.parity or manifest.backups):
+        if manifest.imitated is not None and (manifest.parity or manifest.backup):
             raise UserError(
                 f"the bundle has stand-ins for the output {manifest.imitated!r}; all of a bundle "
                 "imitate one, so leave --output out or begin with a bundle without stand-ins"

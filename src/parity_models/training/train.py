@@ -11,11 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import msgspec
 from rich.console import RenderableType
 
 from parity_models.codes import CodeSpec
-from parity_models.errors import BundleError, TrainingError
+from parity_models.errors import BundleError
 from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.judging import (
     Evaluation,
@@ -31,14 +30,13 @@ from parity_models.models.bundle import (
     write_bundle,
 )
 from parity_models.models.envelope import Envelope
-from parity_models.models.gate import StandIn
+from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.inference_time import measure_models
 from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
-from parity_models.roles import BACKUPS
 from parity_models.training.candidates import Candidate, Exported, Proposal
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
@@ -123,7 +121,7 @@ def parity(
         **given: Fields of TrainingOptions.
 
     Returns:
-        The bundle of the deployed model, its parity models, and backups that it had. Ctrl-C ends
+        The bundle of the deployed model, its parity models, and the backup that it had. Ctrl-C ends
         training early and writes the best so far; a checkpoint next to `out` lets one resume.
 
     Raises:
@@ -149,7 +147,6 @@ def backup(
     *,
     out: Path | str,
     network: str | Factory,
-    keep: bool = False,
     allow_code: Collection[str] = (),
     callbacks: Callbacks | None = None,
     options: TrainingOptions | None = None,
@@ -165,25 +162,23 @@ def backup(
         inputs: As for `parity`.
         out: The folder of the bundle to write; may be the model's.
         network: A name, package.module:name of one's own, or a function that makes networks.
-        keep: Keep the backups that the bundle has; by default the new one takes their place.
         allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the training goes on.
         options: All of TrainingOptions at once, in place of some by name.
         **given: Fields of TrainingOptions.
 
     Returns:
-        The bundle with all that the given one holds, and the backup.
+        The bundle with all that the given one holds, and the backup in place of another.
 
     Raises:
-        DataError, ModelError, TrainingError, BundleError, UserError: As for `parity`; TrainingError
-            also for more backups than a bundle may have.
+        DataError, ModelError, TrainingError, BundleError, UserError: As for `parity`.
     """
     chosen = gather(TrainingOptions, options, given)
     check_place(Path(out).resolve())
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         held = teacher.bundle.manifest.code
         queries = find_queries(teacher, inputs, chosen, k=1 if held is None else held.k)
-        return train(teacher, queries, out, network, None, chosen, keep=keep, callbacks=callbacks)
+        return train(teacher, queries, out, network, None, chosen, callbacks=callbacks)
 
 
 def train(
@@ -195,7 +190,6 @@ def train(
     options: TrainingOptions,
     *,
     plan: ParityPlan = parity_network,
-    keep: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Trained:
     """Train a stand-in on these `queries`: see `parity`, and without a `code`, `backup`.
@@ -206,11 +200,6 @@ def train(
     callbacks, out = callbacks or Callbacks(), Path(out).resolve()
     bundle, device = teacher.bundle, choose_device(options.device)
     check_place(out)
-    if keep and len(bundle.manifest.backups) == len(BACKUPS):
-        raise TrainingError(
-            f"{bundle.path} has {len(BACKUPS)} backups, and may not have more; leave out --keep to "
-            "put the new one in their place"
-        )
     queries.check(teacher, 1 if code is None else code.k)
     queried = teacher.describe(queries.train)
     sizes = commonest(queries.train, teacher.signature)
@@ -249,7 +238,7 @@ def train(
         if made.backup is not None and not stand_ins:
             stand_ins = [Exported(backup=made.backup)]
     else:
-        stand_ins = held if keep else [each for each in held if each.parity]
+        stand_ins = [each for each in held if each.parity]
         envelope = bundle.envelope() or envelope  # that of a parity model, as more depends on it
     written, evaluation = write_stand_ins(
         out,
@@ -278,16 +267,14 @@ def check_place(out: Path) -> None:
 
 def stand_ins_of(bundle: Bundle) -> list[Exported]:
     """Return the stand-ins of a bundle, to be put into another."""
-    manifest = bundle.manifest
-    trainings = manifest.backup_trainings or [None] * len(manifest.backups)
-    found = [
-        Exported(
-            backup=bundle.stored(backup),
-            training=training,
-            gate=manifest.calibration.get(role),
+    manifest, found = bundle.manifest, []
+    if manifest.backup is not None:
+        backup = Exported(
+            backup=bundle.stored(manifest.backup),
+            training=manifest.backup_training,
+            gate=manifest.calibration.get("backup"),
         )
-        for (role, backup), training in zip(manifest.backup_roles.items(), trainings, strict=True)
-    ]
+        found.append(backup)
     if manifest.parity:
         coded = Exported(
             manifest.code,
@@ -311,36 +298,32 @@ def write_stand_ins(
     calibrated: bool = False,
     progress: OnProgress | None = None,
 ) -> tuple[Bundle, Evaluation | None]:
-    """Write a bundle of a deployed model and stand-ins, with gates and accuracy; return it, and how
-    it fares.
+    """Write a bundle of a deployed model and stand-ins, parity models or a backup or both, with
+    gates and accuracy; return it, and how it fares.
 
-    The fastest backup comes first: models are timed for queries of these `sizes`. Gates are made by
+    Models are timed for queries of these `sizes`. Gates are made by
     the queries for calibration, unless the stand-ins are `calibrated`; accuracy is measured on
     those for tests, if there are any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
     coded = next((each for each in stand_ins if each.parity), Exported())
-    backups = [each for each in stand_ins if not each.parity]
-    times = measure_models(model, coded.parity, [each.first for each in backups], sizes)
-    pairs = sorted(zip(times.backups, backups, strict=True), key=lambda pair: pair[0])
-    backups = [backup for _, backup in pairs]
-    roles: list[StandIn] = ["reconstruction", *BACKUPS]
-    gates = {
-        role: each.gate
-        for role, each in zip(roles, [coded, *backups], strict=False)
-        if each.gate is not None
-    }
+    backup = next((each for each in stand_ins if not each.parity), Exported())
+    gates: dict[StandIn, Calibration] = {}
+    if coded.gate is not None:
+        gates["reconstruction"] = coded.gate
+    if backup.gate is not None:
+        gates["backup"] = backup.gate
     contents: dict[str, Any] = {
         "deployed": model,
         "parity": coded.parity,
-        "backups": [each.backup for each in backups],
+        "backup": backup.backup,
         "code": coded.code,
         "imitated": manifest.imitated,
         "name": manifest.name,
         "deployed_training": manifest.deployed_training,
         "parity_training": coded.training,
-        "backup_trainings": [each.training for each in backups],
-        "inference_times": msgspec.structs.replace(times, backups=tuple(ms for ms, _ in pairs)),
+        "backup_training": backup.training,
+        "inference_times": measure_models(model, coded.parity, backup.backup, sizes),
         "envelope": envelope,
         "files": {each.file: deployed.path / each.file for each in manifest.files},
     }

@@ -13,7 +13,7 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn, served
 from parity_models.models.signature import tensors_in
-from parity_models.roles import BACKUPS, Source, source_of
+from parity_models.roles import BACKUP, Source, source_of
 
 AGREEMENT: Final = 0.99
 """The highest level that a gate gets unless an agreement is asked for."""
@@ -97,7 +97,9 @@ def _used(roles: Collection[str]) -> list[StandIn]:
     found: list[StandIn] = []
     if any(source_of(role) is Source.RECONSTRUCTION for role in roles):
         found.append("reconstruction")
-    return found + [role for role in BACKUPS if role in roles]
+    if BACKUP in roles:
+        found.append("backup")
+    return found
 
 
 def _check_gated(bundle: Bundle, stand_in: StandIn, agreement: float | None) -> None:

@@ -10,13 +10,11 @@ from adaptive_world import (
     PARITY,
     SOME_SLOW,
     answer_some,
-    port_at,
     ran,
     run_times,
     runs,
     world_of,
 )
-from parity_models import roles
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -27,7 +25,6 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
-from parity_models.scheduling.work import Query, Task
 from scheduling_world import World, code
 
 
@@ -381,69 +378,13 @@ def test_two_thirds_of_all_are_slow_at_most_the_newest() -> None:
                 world.finish(instance)
 
 
-# Of several backups, the one is asked that is worth most; where that is refused, a better one
-
-FAST, BETTER = roles.BACKUPS[:2]
-TWO = StandIns(backups=(FAST, BETTER))
-
-
-def world_with(instances: int = 6, refused: int = 0) -> World:
-    """The fast backup takes a tenth of the model's time, the better one a fifth. So many answers of
-    the fast one were refused before."""
-    policy = Adaptive(TWO, run_times=run_times(*SOME_SLOW))
-    original = Task(DEPLOYED, 0, "image")
-    query = Query(0, "image", 0.0, 9.0, original, [original])
-    world = scheduling_world.world_of(map(str, range(instances)), policy, code=code())
-    ran(world, policy, 0.1, *"0" * 20, role=FAST)
-    ran(world, policy, 0.2, *"0" * 20, role=BETTER)
-    for _ in range(refused):
-        policy.refused(port_at(1.0, policy), query, Source.BACKUP)
-    return world
-
-
-def finish(world: World, role: str) -> None:
-    world.finish(next(name for name, run in world.running.items() if run.role == role))
-
-
-def late(world: World) -> None:
+def test_a_query_that_the_backup_may_not_answer_is_copied() -> None:
+    world = world_of(stand_ins=BACKUPS)
+    world.refuses = lambda query, source: True
     world.arrive(1)
     world.pass_time(1.2)
-
-
-def test_the_fast_one_is_asked_first() -> None:
-    world = world_with()
-    late(world)
-    assert runs(world) == [DEPLOYED, FAST]
-    finish(world, FAST)
+    assert runs(world) == [DEPLOYED, BACKUP]
+    world.finish(next(name for name, run in world.running.items() if run.role == BACKUP))
     world.pass_time(0.01)
-    assert world.answers == {0: Source.BACKUP}
-
-
-def test_the_better_one_is_asked_first_where_the_fast_one_s_answers_are_mostly_refused() -> None:
-    world = world_with(refused=150)
-    late(world)
-    assert runs(world) == [DEPLOYED, BETTER]
-
-
-def test_a_query_that_the_fast_one_may_not_answer_is_asked_of_the_better_one() -> None:
-    world = world_with()
-    world.refuses = lambda query, source: source is Source.BACKUP
-    late(world)
-    finish(world, FAST)
-    world.pass_time(0.01)
-    assert runs(world) == [DEPLOYED, BETTER]
-    finish(world, BETTER)
-    world.pass_time(0.01)
-    assert world.answers == {0: Source.BACKUP_2}
-    assert world.scheduler.pending == 0
-
-
-def test_a_query_that_none_may_answer_is_copied() -> None:
-    world = world_with()
-    world.refuses = lambda query, source: True
-    late(world)
-    for role in (FAST, BETTER):
-        finish(world, role)
-        world.pass_time(0.01)
     assert runs(world) == [DEPLOYED] * 2
     assert not world.answers

@@ -63,7 +63,7 @@ def test_a_stand_in_that_did_badly_is_asked_again_after_a_while() -> None:
     for _ in range(100):
         stand_in.ran(9.0, finished=True)
         stand_in.answered(usable=False)
-    assert stand_in.accepted[False] < 0.2
+    assert stand_in.accepted < 0.2
     assert stand_in.takes == 9.0
     stand_in.not_asked(FORGOTTEN)
-    assert (stand_in.accepted[False], stand_in.takes) == (1.0, 0.5)
+    assert (stand_in.accepted, stand_in.takes) == (1.0, 0.5)

@@ -10,12 +10,10 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Cascade, StandIns
 from scheduling_world import ORIGINALS, World, code, world_of
 
-TWO = (BACKUP, "backup-2")
 
-
-def cascade(*backups: str, instances: int = 2, compare_every: float = 0.0, **options: Any) -> World:
-    """Instances that all run the model and the backups."""
-    policy = Cascade(backups or (BACKUP,), Cascade.Options(**options))
+def cascade(*, instances: int = 2, compare_every: float = 0.0, **options: Any) -> World:
+    """Instances that all run the model and the backup."""
+    policy = Cascade(Cascade.Options(**options))
     return world_of(map(str, range(instances)), policy, compare_every=compare_every)
 
 
@@ -24,14 +22,14 @@ def runs(world: World) -> list[str]:
     return sorted(run.role for run in world.running.values())
 
 
-def test_the_next_backup_is_asked_where_the_gate_of_the_first_refuses() -> None:
-    world = cascade(*TWO)
-    world.refuses = lambda query, source: source is Source.BACKUP
+def test_the_model_answers_where_the_gate_refuses() -> None:
+    world = cascade()
+    world.refuses = lambda query, source: True
     world.arrive(1)
     world.finish("0")
-    assert runs(world) == ["backup-2"]
+    assert runs(world) == [DEPLOYED]
     world.finish("1")
-    assert world.answers == {0: Source.BACKUP_2}
+    assert world.answers == {0: Source.MODEL}
 
 
 @pytest.mark.parametrize("reason", ["exact", "closed", "off", "down"])
@@ -125,5 +123,5 @@ def test_a_queue_of_stand_ins_counts_as_waiting_and_one_that_runs_does_not() -> 
 def test_parity_models_cannot_be_asked_first() -> None:
     with pytest.raises(UserError, match="cascade needs a backup, and there is none"):
         PolicyChoice("cascade").build(StandIns(code()))
-    policy, _ = PolicyChoice("cascade").build(StandIns(code(), TWO))
-    assert policy.roles(1, 0) == [frozenset({DEPLOYED, *TWO})]
+    policy, _ = PolicyChoice("cascade").build(StandIns(code(), True))
+    assert policy.roles(1, 0) == [frozenset({DEPLOYED, BACKUP})]

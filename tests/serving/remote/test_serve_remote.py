@@ -17,11 +17,9 @@ from fleet_servers import PATIENTLY, Parm, kill_and_mend
 from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
-from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.request_log import MAX_ID, RequestLog, headers_for
 from parity_models.serving.server import ServeOptions, Server
@@ -117,16 +115,6 @@ def test_fleets_that_do_not_fit(bundle: Path, plain: Path, tmp_path: Path, parm_
             refused = parm_here("serve", "--port", "0", *spelled.split())
             assert_refused(refused, reason)
             assert refused.stderr.count("\n") == 1
-
-
-def test_the_first_backup_is_what_approximate_backup_needs(tmp_path: Path) -> None:
-    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=2))
-    upstreams = {"deployed": "http://a", "backup": "http://b/model-backup-2"}
-    engine = EngineChoice("remote", upstreams)
-    assert Deployment(bundle, ServeOptions(port=0, engine=engine)).roles[1] == {"backup-2"}
-    policy = PolicyChoice("approximate-backup")
-    with pytest.raises(UserError, match="approximate-backup needs instances that run backup, and"):
-        Deployment(bundle, ServeOptions(port=0, engine=engine, policy=policy))
 
 
 # Ids and traces

@@ -195,11 +195,6 @@ def test_urls_name_servers_and_models() -> None:
 def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
     (_, two) = parse_upstreams("m", 2, deployed="http://a", parity="http://b")
     assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
-    (_, one, two) = parse_upstreams(
-        "m", 0, 2, deployed="http://a", backup="http://b/m-backup-2,http://c"
-    )
-    assert one.models == {"backup-2": "m-backup-2"}
-    assert two.models == {"backup": "m-backup", "backup-2": "m-backup-2"}
     (both,) = parse_upstreams(
         "m", 2, deployed="http://a", parity="http://a/m-parity-1,http://a/m-parity-0"
     )

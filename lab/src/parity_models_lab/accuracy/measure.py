@@ -18,7 +18,6 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
 from parity_models.evaluation.outputs import Outputs, deployed_predictor, predictor
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.roles import BACKUP
 from parity_models.tasks.metrics import score
 from parity_models.training import Trained, TrainingOptions, progress_bars, train
 from parity_models.training.networks import parity_network
@@ -153,7 +152,8 @@ class _MeasuredModel:
             return _row(str(cell), cell.r / cell.k, degraded, overall)
         if isinstance(cell, BackupCell):
             bundle = self._train_stand_in(cell, cell.network, None)
-            predictions = predictor(bundle.pinned(bundle.manifest.backups[0]))(test.inputs)
+            assert bundle.manifest.backup is not None
+            predictions = predictor(bundle.pinned(bundle.manifest.backup))(test.inputs)
             degraded_to = score(metric, predictions, test.labels)
             return plain_row(str(cell), _time(bundle), self._available, degraded_to)
         bundle = self._train_stand_in(cell, cell.network, cell.spec, cell.recipe)
@@ -220,5 +220,5 @@ def _time(bundle: Bundle) -> float:
     times = bundle.manifest.inference_times
     if times is None:
         return 1.0
-    taken = times.parity or times.of_backups.get(BACKUP)
+    taken = times.parity or times.backup
     return 1.0 if taken is None else taken / times.deployed

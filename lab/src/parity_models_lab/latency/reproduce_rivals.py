@@ -166,7 +166,7 @@ def simulate_run(run: Run, traces: Traces) -> Found:
     )
     refused = np.array(recorded.confidence)[rows] < run.threshold
     driver: Callable[..., Drawn] = partial(Drawn, refused, setting.links(run.seed))
-    policy = PolicyChoice.parse(run.policy, None).build(StandIns(backups=(BACKUP,)))
+    policy = PolicyChoice.parse(run.policy, None).build(StandIns(backup=True))
     result = simulate(simulation, *policy, driver=driver)
     sources = result.sources[WARM_UP:]
     stood_in = sources == SOURCES.index(Source.BACKUP)

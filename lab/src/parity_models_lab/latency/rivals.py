@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated
 
 from parity_models.options import SECONDS, SHARE, Option
-from parity_models.scheduling.actions import DEPLOYED, Source
+from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.cascade import Cascade
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.port import Port
@@ -20,10 +20,9 @@ from parity_models.scheduling.work import Query, Task, Unit
 class LoadAware(Cascade):
     """Asks the model first while it can; a refused answer is the model's to give."""
 
-    def __init__(self, backups: tuple[str, ...], options: Hedging.Options | None = None) -> None:
-        super().__init__(backups, options)
-        roles = (DEPLOYED, *backups)
-        self._runs = {role: RecentDurations(window=200, every=20) for role in roles}
+    def __init__(self, options: Hedging.Options | None = None) -> None:
+        super().__init__(options)
+        self._runs = {r: RecentDurations(window=200, every=20) for r in (DEPLOYED, BACKUP)}
 
     def _takes(self, role: str) -> float:
         """Return the median run time in seconds; 0 while it is unknown."""
@@ -40,13 +39,13 @@ class LoadAware(Cascade):
 
 
 class SlackFit(LoadAware):
-    """The largest network whose time the slack of the oldest queued query allows.
+    """The model where the slack of the oldest queued query allows its time, else the backup.
 
     Khare et al., SuperServe: fine-grained inference serving for unpredictable workloads, NSDI 2025,
     section 5. There, at dispatch, the slack until the latency objective chooses the largest
     subnetwork that is done in time, else the smallest one. A query's slack only shrinks while it is
     queued, and the oldest is dispatched first, so the same choice is made here when its slack falls
-    below a network's time: the query moves on to the queue of the next smaller one.
+    below the model's time: the query moves on to the queue of the backup.
     """
 
     name = "slackfit"
@@ -59,8 +58,8 @@ class SlackFit(LoadAware):
             float, Option("The latency that queries are to keep.", unit=SECONDS, above=0)
         ] = 0.1
 
-    def __init__(self, backups: tuple[str, ...], options: Options | None = None) -> None:
-        super().__init__(backups, options)
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
         self._objective = (options or self.Options()).objective
 
     def arrived(self, port: Port, query: Query) -> None:
@@ -73,16 +72,13 @@ class SlackFit(LoadAware):
             self._watch(port, query)
 
     def _fit(self, port: Port, query: Query) -> None:
-        task = query.first if query.first is not None and query.withheld else query.original
-        if task.unit is not None or not query.backups:
+        if query.withheld or query.original.unit is not None or query.exact:
             return
-        roles = [DEPLOYED, *reversed(query.backups)]
-        slack = query.arrived + self._objective - port.now
-        role = next((each for each in roles if self._takes(each) <= slack), roles[-1])
-        if role != task.role:
-            port.ask_first(query, role)
+        slack, takes = query.arrived + self._objective - port.now, self._takes(DEPLOYED)
+        if takes > slack:
+            port.ask_first(query)
             self._watch(port, query, self._stand_in_times)
-        if role != roles[-1] and (takes := self._takes(role)):
+        elif takes:
             port.set_alarm(query, port.now + slack - takes, partial(self._fit, port, query))
 
 
@@ -109,8 +105,8 @@ class ProteusLike(LoadAware):
             Option("The share of their time that instances are to be busy.", unit=SHARE, above=0),
         ] = 0.8
 
-    def __init__(self, backups: tuple[str, ...], options: Options | None = None) -> None:
-        super().__init__(backups, options)
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
         self._utilisation = (options or self.Options()).utilisation
         self._share = self._owed = self._since = 0.0
         self._arrived = self._answered = self._refused = 0
@@ -130,7 +126,7 @@ class ProteusLike(LoadAware):
         work = self._arrived / (port.now - self._since) * self._takes(DEPLOYED)
         beyond = work - self._utilisation * port.up(DEPLOYED)
         accepted = (self._answered + 1) / (self._answered + self._refused + 1)
-        backup = self._takes(self.asks.backups[0]) / (self._takes(DEPLOYED) or 1.0)
+        backup = self._takes(BACKUP) / (self._takes(DEPLOYED) or 1.0)
         saved = work * (accepted - backup)
         self._share = min(1.0, max(0.0, beyond / saved)) if saved > 0 else float(beyond > 0)
         self._arrived, self._since = 0, port.now

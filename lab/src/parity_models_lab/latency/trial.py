@@ -16,7 +16,7 @@ from parity_models.codes import Code
 from parity_models.emulation import Constant
 from parity_models.errors import UserError
 from parity_models.protection.scene import DISPATCH
-from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
@@ -99,7 +99,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         has, policy = self.setting.stand_ins, self.policy.policy
         coded, backed = "parity" in has or policy.needs_code, "backup" in has or policy.needs_backup
         code = Code(self.setting.code, (1,), (1,)) if coded else None
-        return StandIns(code, (BACKUP,) if backed else ())
+        return StandIns(code, backed)
 
     @property
     def cores(self) -> Cores | None:

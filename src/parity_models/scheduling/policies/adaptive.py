@@ -3,12 +3,12 @@
 Every query runs on the deployed model. Once it is at risk (risk.py), which may be at once on a slow
 instance, the most beneficial of these tasks is sent, by one rule (benefit.py):
 
-    a backup, for this query alone; if its answer is refused, the next better backup;
+    the backup, for this query alone;
     a parity query of this and other late queries, padded with answered ones;
     an exact copy: the only choice for an exact query and after a stand-in's answer was refused.
 
-A query that waits in the common queue for WAITED median run times is late as well: a backup runs in
-place of its original, which is queued again if the answer is refused. That saves work, and so it
+A query that waits in the common queue for WAITED median run times is late as well: the backup runs
+in place of its original, which is queued again if the answer is refused. That saves work, and so it
 has no budget.
 
 If that task is late as well, the next one is sent by the same rule. A backup's answer that arrives
@@ -26,7 +26,7 @@ from math import inf
 from typing import Annotated
 
 from parity_models.options import Option
-from parity_models.scheduling.actions import BACKUPS, DEPLOYED, Source, parity_role, source_of
+from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies.budget import Budget
@@ -46,7 +46,7 @@ OLDEST, RESERVE = 2.0, 12.0
 is a median younger must leave RESERVE."""
 
 WAITED = 0.5
-"""Median run times in the common queue after which a backup takes the original's place."""
+"""Median run times in the common queue after which the backup takes the original's place."""
 
 WHILE_BUSY = 0.1
 """Seconds until queries are reconsidered, at the least, while nothing redundant is sent."""
@@ -95,7 +95,7 @@ class Adaptive(Policy):
         self._code = stand_ins.code or NoCode()
         self._rows = rows_needed(self._code)
         self._groups = CodingGroups(self._code, max_wait=None)
-        roles = [*stand_ins.backups, *[PARITY] * bool(self._rows)]
+        roles = [*[BACKUP] * stand_ins.backup, *[PARITY] * bool(self._rows)]
         self._options = options = options or self.Options()
         self._risk = Risk(run_times or RunTimes(every=100), roles, options.budget)
         self._budget = Budget(options.budget, BURST)
@@ -111,8 +111,8 @@ class Adaptive(Policy):
         """The other queries of which only the original runs."""
         self._asked: dict[int, list[Task]] = {}
         """All tasks of each query that has redundant ones, the original first."""
-        self._early_answers: dict[int, Source] = {}
-        """The sources of backup answers that are held until their queries are late."""
+        self._early_answers: set[int] = set()
+        """The queries whose answer, from the backup, is held until they are late."""
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
@@ -134,7 +134,7 @@ class Adaptive(Policy):
         if query.original.instance is not None:  # in the queue of an instance
             self._watch(port, query, query.original)
         elif (
-            query.backups
+            self._may_ask(query)
             and not self._keeps_place(port, query)
             and port.queued(DEPLOYED) > port.dispatch.idle_for(DEPLOYED) * port.max_batch
         ):  # no instance is idle for it
@@ -142,15 +142,17 @@ class Adaptive(Policy):
             port.set_alarm(query, at, partial(self._replace, port, query))
 
     def _replace(self, port: Port, query: Query) -> None:
-        """Have a backup run in place of the original, which still waits, if that saves work."""
-        waits = query.original.queue is not None and not query.crashes
+        """Have the backup run in place of the original, which still waits, if that saves work."""
+        waits = query.original.queue is not None and not query.crashes and self._may_ask(query)
         if not waits or not port.redundancy_on or self._keeps_place(port, query):
             return
-        for role in query.backups:
-            is_open = port.up(role) and source_of(role) not in port.closed_gates
-            if is_open and self._risk.choice(role).work < self._risk.benefit.median:
-                port.ask_first(query, role, self._tasks(port, query))
-                return
+        is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
+        if is_open and self._risk.choice(BACKUP).work < self._risk.benefit.median:
+            port.ask_first(query, self._tasks(port, query))
+
+    def _may_ask(self, query: Query) -> bool:
+        """Return whether the backup may answer the query."""
+        return self.asks.backup and not query.exact
 
     def _keeps_place(self, port: Port, query: Query) -> bool:
         """Return whether the front door is the bottleneck, or was for an older query that waits: a
@@ -181,7 +183,7 @@ class Adaptive(Policy):
             self._await(port, port.now)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
-        if task.role not in BACKUPS:
+        if task.role != BACKUP:
             self._groups.redundancy_starts(port, task)
         for query_id in self.inputs_of(task):
             query = port.queries.get(query_id)
@@ -274,12 +276,12 @@ class Adaptive(Policy):
     ) -> Iterator[Offer]:
         """Yield the tasks that may be sent for the query now, the cheapest first."""
         risk, taken = self._risk, [task.role for task in tasks]
-        queued = sum(map(port.queued, (DEPLOYED, *self.asks.backups)))
+        queued = port.queued(DEPLOYED) + port.queued(BACKUP)
 
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
             if not risk.late:  # nothing is known yet: each once, while nothing waits
                 return float(not queued and role not in taken[1:])
-            choice = risk.choice(role, rows, again=query.refusals > 0)
+            choice = risk.choice(role, rows)
             saved = risk.saved(port, choice, query, newest)
             saved += sum(risk.saved(port, choice, each, each.original) for each in company)
             # Queries that wait now will be as late as this one was when it began.
@@ -288,10 +290,10 @@ class Adaptive(Policy):
             waiting = lateness * queued / max(1, port.up(DEPLOYED))
             return saved - risk.benefit.cost(choice, waiting)
 
-        for role in (*query.backups, DEPLOYED):
+        for role in (*[BACKUP] * self._may_ask(query), DEPLOYED):
             if port.up(role) > taken.count(role):
                 yield worth(role), role, partial(self._ask, port, query, role)
-        coded = query.coded and not query.exact_only
+        coded = query.coded and not query.exact
         if self._rows and port.up(PARITY) and PARITY not in taken and coded:
             members = [query, *self._company(port, query, tasks)]
             if self._groups.can_form(members):
@@ -312,9 +314,7 @@ class Adaptive(Policy):
             if _started(other.original) > began:
                 continue
             alike = (other.kind, other.tenant) == (query.kind, query.tenant)
-            barred = (
-                not other.coded or other.crashes or other.exact_only or other.original.unit in units
-            )
+            barred = not other.coded or other.crashes or other.exact or other.original.unit in units
             if alike and not barred:
                 company.append(other)
                 units.add(other.original.unit)
@@ -361,25 +361,20 @@ class Adaptive(Policy):
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
-        if task.role not in BACKUPS:
+        if task.role != BACKUP:
             self._groups.redundancy_finished(port, task)
-        elif query is not None and task.role in query.backups:
-            self._risk.stand_ins[task.role].answered(usable=True, again=query.refusals > 0)
-            self._deliver(port, query, source_of(task.role))
-
-    def _deliver(self, port: Port, query: Query, source: Source) -> None:
-        """Answer from this backup once the query is late."""
-        given = self._risk.given(_started(query.original))
-        if query.withheld or port.now >= given:
-            port.answer(query, source)
-        else:
-            self._early_answers[query.id] = source
-            port.set_alarm(query, given, partial(port.answer, query, source))
+        elif query is not None and not query.exact:
+            self._risk.stand_ins[BACKUP].answered(usable=True)
+            given = self._risk.given(_started(query.original))
+            if query.withheld or port.now >= given:
+                port.answer(query, Source.BACKUP)
+            else:
+                self._early_answers.add(query.id)
+                port.set_alarm(query, given, partial(port.answer, query, Source.BACKUP))
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
-        self._risk.stand_ins[measured(source)].answered(usable=False, again=query.refusals > 1)
-        tasks = self._asked.get(query.id, ())
-        self._drop_backups(port, [task for task in tasks if task.role not in query.backups])
+        self._risk.stand_ins[measured(source)].answered(usable=False)
+        self._drop_backups(port, self._asked.get(query.id, ()))
         self._watch(port, query, query.original)
 
     def resolved(self, port: Port, query: Query) -> None:
@@ -391,21 +386,21 @@ class Adaptive(Policy):
         if self._fresh.pop(query.id, None) is not None:
             return
         self._unassisted.pop(query.id, None)
-        self._early_answers.pop(query.id, None)
+        self._early_answers.discard(query.id)
         tasks = self._asked.pop(query.id, None)
         if tasks is not None:
             self._drop_backups(port, tasks)
         if query.decoding:
-            self._risk.stand_ins[PARITY].answered(usable=True, again=query.refusals > 0)
+            self._risk.stand_ins[PARITY].answered(usable=True)
         if query.original.group is not None:
             self._groups.resolved(port, query)
 
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         if query.id in self._early_answers:
-            port.answer(query, self._early_answers[query.id])
+            port.answer(query, Source.BACKUP)
 
     def inputs_of(self, task: Task) -> Collection[int]:
-        return (task.subject,) if task.role in BACKUPS else self._groups.inputs_of(task)
+        return (task.subject,) if task.role == BACKUP else self._groups.inputs_of(task)
 
     def copies_in_flight(self, port: Port, query: Query) -> int:
         tasks = self._asked.get(query.id, ())
@@ -427,7 +422,7 @@ class Adaptive(Policy):
 
     def _drop_backups(self, port: Port, tasks: Collection[Task]) -> None:
         for task in tasks:
-            if task.role in BACKUPS:
+            if task.role == BACKUP:
                 port.drop(task)
 
 

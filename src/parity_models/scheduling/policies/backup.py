@@ -20,7 +20,7 @@ class ApproximateBackup(Policy):
 
     name = "approximate-backup"
     needs_backup = True
-    asks = StandIns(backups=(BACKUP,))
+    asks = StandIns(backup=True)
 
     def __init__(self, options: Any = None) -> None:
         self._backups: dict[int, Task] = {}

@@ -12,9 +12,6 @@ probability `coverage`); otherwise a copy answers it, one median later:
 
     saved(a, s) = coverage * L(a + s) + (1 - coverage) * L(a + s + m)
 
-If there is a better backup, it is asked in place of the copy: the second term is then
-(1 - coverage) times what that backup would save at a + s, and its cost is added likewise.
-
 Instance time has a price. A queue grows with the load as load / (1 - load), so a second of
 instance time adds 1 / (1 - load)^2 to it, and queries in it are later by 1 / (1 - load), which
 makes each second cost them that much more. Every query that waits now, or arrives before the queue

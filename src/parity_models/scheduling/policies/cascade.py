@@ -6,45 +6,38 @@ stand-ins: adaptive spends approximation on the few queries that are late, a cas
 gate lets pass.
 """
 
-from typing import Any
-
-from parity_models.scheduling.actions import DEPLOYED, Source, source_of
+from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.hedging import Hedging
-from parity_models.scheduling.policies.policy import Policy, StandIns
+from parity_models.scheduling.policies.policy import StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query, Task
 
 
 class Cascade(Hedging):
-    """Ask the fastest backup, the next where its gate refuses, and then the model.
+    """Ask the backup, and the model where the backup's gate refuses.
 
-    The model is also asked where no stand-in can be: the query is exact, no instance for it is up,
-    its gate is closed, its unit failed. A query that the model runs is copied as by hedging. A
-    stand-in that runs for long counts as late by the same rule, with the times of stand-ins, and
-    the model is asked as well, within the same budget. Once for `compare_one_in` answers of
-    stand-ins, and once in `compare_every` seconds, the model is asked first, to be compared with a
-    stand-in (core.BackgroundComparison).
+    The model is also asked where the backup cannot be: the query is exact, no instance for it is
+    up, its gate is closed, its unit failed. A query that the model runs is copied as by hedging. A
+    backup that runs for long counts as late by the same rule, with the times of backups, and the
+    model is asked as well, within the same budget. Once for `compare_one_in` answers of the backup,
+    and once in `compare_every` seconds, the model is asked first, to be compared with the backup
+    (core.BackgroundComparison).
     """
 
     name = "cascade"
     needs_backup = True
-    needs_stand_in = True
+    asks = StandIns(backup=True)
 
-    @classmethod
-    def build(cls, options: Any, stand_ins: StandIns) -> Policy:
-        return cls(stand_ins.backups, options)
-
-    def __init__(self, backups: tuple[str, ...], options: Hedging.Options | None = None) -> None:
+    def __init__(self, options: Hedging.Options | None = None) -> None:
         super().__init__(options)
-        self.asks = StandIns(backups=backups)
         self._stand_in_times = RecentDurations()
         self._compare_at = 0.0
         self._not_compared = 0
         """The answers of stand-ins since the model was asked first."""
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        return [frozenset({DEPLOYED, *self.asks.backups})] * (instances + parity_instances)
+        return [frozenset({DEPLOYED, BACKUP})] * (instances + parity_instances)
 
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()
@@ -58,19 +51,19 @@ class Cascade(Hedging):
             self._watch(port, query)
 
     def _ask(self, port: Port, query: Query) -> bool:
-        """Ask the next stand-in. Return whether there is one to ask."""
-        for role in query.backups if port.redundancy_on else ():
-            if port.up(role) and source_of(role) not in port.closed_gates:
-                port.ask_first(query, role)
-                self._watch(port, query, self._stand_in_times)
-                return True
-        return False
+        """Ask the backup. Return whether it can be asked."""
+        is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
+        if query.exact or not port.redundancy_on or not is_open:
+            return False
+        port.ask_first(query)
+        self._watch(port, query, self._stand_in_times)
+        return True
 
     def _hedge(self, port: Port, query: Query) -> None:
         first = query.first
         if first is None or not query.withheld or query.crashes:
             super()._hedge(port, query)
-        elif first.unit is None and port.up(first.role):
+        elif first.unit is None and port.up(BACKUP):
             self._watch(port, query, self._stand_in_times)
         elif self._budget.spend():
             port.queue_again(query.original)
@@ -83,11 +76,11 @@ class Cascade(Hedging):
         if query is not None:
             self._not_compared += 1
             self._stand_in_times.add(port.now - query.arrived)
-            port.answer(query, source_of(task.role))
+            port.answer(query, Source.BACKUP)
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
         self._stand_in_times.add(port.now - query.arrived)
-        if query.withheld and not self._ask(port, query):
+        if query.withheld:
             self._watch(port, query)
 
     def copies_in_flight(self, port: Port, query: Query) -> int:

@@ -308,7 +308,7 @@ class CodingGroups:
         ready = tuple(
             slot
             for slot, query in enumerate(waiting)
-            if query and decodable[slot] and not (query.decoding or query.exact_only)
+            if query and decodable[slot] and not (query.decoding or query.exact)
         )
         if ready:
             port.decode(Decode(group.id, members, available, parities, ready))

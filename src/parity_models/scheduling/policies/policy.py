@@ -46,13 +46,13 @@ class NoCode:
 
 @dataclass(frozen=True)
 class StandIns:
-    """The stand-ins of a bundle: parity models for a `code`, and `backups`, by their roles."""
+    """The stand-ins of a bundle: parity models for a `code`, and a `backup`."""
 
     code: Erasures | None = None
-    backups: tuple[str, ...] = ()
+    backup: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.backups) or self.code is not None
+        return self.backup or self.code is not None
 
 
 def rows_needed(code: Erasures) -> list[int]:

@@ -10,11 +10,10 @@ twice where instances are idle and cheap.
 """
 
 from collections.abc import Collection
-from itertools import pairwise
 from math import inf
 from typing import Protocol
 
-from parity_models.scheduling.actions import BACKUPS, DEPLOYED, parity_role
+from parity_models.scheduling.actions import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.policies.benefit import Benefit, Choice
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
@@ -75,8 +74,7 @@ so one that did badly for a while is tried again."""
 class StandIn:
     """The estimates of one stand-in; `deployed` are the run times of the deployed model.
 
-    `accepted` is the share of its answers that are accepted: `accepted[False]` for queries that
-    asked it first, `accepted[True]` for those after a refusal, which are harder. Times in seconds.
+    `accepted` is the share of its answers that are accepted. Times in seconds.
     """
 
     def __init__(self, deployed: RunTimes) -> None:
@@ -103,9 +101,9 @@ class StandIn:
         self._unasked = 0
         self._own.add(seconds, finished=finished)
 
-    def answered(self, *, usable: bool, again: bool = False) -> None:
-        """Record whether its answer was accepted; `again`: after another stand-in's refusal."""
-        self.accepted[again] += NEWEST * (usable - self.accepted[again])
+    def answered(self, *, usable: bool) -> None:
+        """Record whether its answer was accepted."""
+        self.accepted += NEWEST * (usable - self.accepted)
 
     def not_asked(self, units: int) -> None:
         """Record that the deployed model has run so many more units."""
@@ -116,7 +114,7 @@ class StandIn:
     def _forget(self) -> None:
         self._own = RunTimes(window=300, every=20)
         self._unasked = 0
-        self.accepted = {False: 1.0, True: 1.0}
+        self.accepted = 1.0
 
 
 class Risk:
@@ -147,7 +145,6 @@ class Risk:
         instances that are not slow; 0 while that is unknown."""
         self.slow: dict[str, None] = {}
         """The instances whose last unit of the deployed model was late, the newest last."""
-        self._better = dict(pairwise(role for role in stand_ins if role != PARITY))
         self._run_times = run_times
         self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
         self._ages: dict[tuple[str, bool], float] = {}
@@ -157,7 +154,7 @@ class Risk:
 
     def age(self, query: Query, task: Task) -> float | None:
         """Return the age from which this task is at risk; None while that is unknown."""
-        return self._ages.get((self._kind(query, task), query.exact or query.exact_only))
+        return self._ages.get((self._kind(query, task), query.exact))
 
     @property
     def avoided(self) -> Collection[str]:
@@ -168,20 +165,16 @@ class Risk:
         """Return the time from which a backup may answer a query whose original began then."""
         return began + self.late
 
-    def choice(self, role: str, rows: int = 1, *, again: bool = False) -> Choice:
-        """Return the choice of asking this stand-in, or the deployed model for a copy.
-
-        `rows` is the number of parity queries; `again`: another stand-in's answer was refused.
-        """
+    def choice(self, role: str, rows: int = 1) -> Choice:
+        """Return the choice of asking this stand-in, with so many parity queries, or the deployed
+        model for a copy."""
         median = self.benefit.median
         if role == DEPLOYED:
             return Choice(median, ((1.0, EXACT * median),))
-        stand_in, better = self.stand_ins[role], self._better.get(role)
-        then = self.choice(better, again=True) if better else Choice(median, ((1.0, median),))
-        takes, refused = stand_in.takes, 1 - stand_in.accepted[again]
-        later = [(refused * chance, takes + after) for chance, after in then.answers]
-        work = rows * takes + refused * then.work
-        return Choice(work, ((stand_in.accepted[again], takes), *later))
+        takes, accepted = self.stand_ins[role].takes, self.stand_ins[role].accepted
+        refused = 1 - accepted
+        work = rows * takes + refused * median
+        return Choice(work, ((accepted, takes), (refused, takes + median)))
 
     def saved(self, port: Fleet, choice: Choice, query: Query, newest: Task | None) -> float:
         """Return the worth of what a choice saves; `newest` is the newest running task."""
@@ -271,4 +264,4 @@ class Risk:
 
 def measured(role: str) -> str:
     """Return the role whose measurements apply to this one."""
-    return role if role == DEPLOYED or role in BACKUPS else PARITY
+    return role if role in (DEPLOYED, BACKUP) else PARITY

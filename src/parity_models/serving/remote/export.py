@@ -13,7 +13,7 @@ from pathlib import Path
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.signature import Tensor
-from parity_models.roles import parity_role
+from parity_models.roles import BACKUP, parity_role
 
 MAX_BATCH = 64
 """Rows that Triton takes at once."""
@@ -22,7 +22,7 @@ MAX_BATCH = 64
 def export_repository(bundle: Bundle, out: Path, name: str | None = None) -> None:
     """Write the models of `bundle` into the new folder `out`.
 
-    `name` is the deployed model's, by default the bundle's; the parity models and the backups are
+    `name` is the deployed model's, by default the bundle's; the parity models and the backup are
     called after it. Raises UserError, with nothing left behind, if the folder cannot be written, or
     Triton cannot hold the models.
     """
@@ -32,8 +32,8 @@ def export_repository(bundle: Bundle, out: Path, name: str | None = None) -> Non
     models = {name: (bundle.manifest.deployed, bundle.deployed_path)}
     parity = zip(bundle.manifest.parity, bundle.parity_paths, strict=True)
     models |= {f"{name}-{parity_role(j)}": each for j, each in enumerate(parity)}
-    backups = zip(bundle.manifest.backup_roles.items(), bundle.backup_paths, strict=True)
-    models |= {f"{name}-{role}": (backup, path) for (role, backup), path in backups}
+    if (backup := bundle.manifest.backup) is not None:
+        models[f"{name}-{BACKUP}"] = backup, bundle.path / backup.file
     for model, _ in models.values():
         tensors = (*model.signature.inputs, *model.signature.outputs)
         if not all(each.shape for each in tensors):

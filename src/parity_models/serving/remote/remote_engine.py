@@ -30,7 +30,7 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.options import Option, Options
-from parity_models.roles import BACKUPS, DEPLOYED, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics
@@ -180,8 +180,7 @@ class UpstreamOptions(Options):
     backup: Annotated[
         str | None,
         Option(
-            "Likewise, of the approximate backup, NAME-backup, or of several, NAME-backup, "
-            "NAME-backup-2, ...: a server runs all, or the one that its address names.",
+            "Likewise, of the approximate backup, NAME-backup where no MODEL is given.",
             metavar="URLS",
         ),
     ] = None
@@ -213,25 +212,24 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
             "the engine remote needs the URLs of servers that run already; give those of the "
             "deployed model with --deployed"
         )
-    code, backups = bundle.manifest.code, len(bundle.manifest.backups)
+    code = bundle.manifest.code
     if options.parity is not None and code is None:
         raise OptionError(
             f"{bundle.path} has no parity model for the servers of --parity; make one "
             f"with `parm parity --from {bundle.path} --out BUNDLE`"
         )
-    if options.backup is not None and not backups:
+    if options.backup is not None and bundle.manifest.backup is None:
         raise OptionError(
             f"{bundle.path} has no backup model for the servers of --backup; make one "
             f"with `parm backup --from {bundle.path} --network linear --out BUNDLE`"
         )
     urls = {each: getattr(options, each) for each in _LISTS}
-    return parse_upstreams(bundle.manifest.name, 0 if code is None else code.r, backups, **urls)
+    return parse_upstreams(bundle.manifest.name, 0 if code is None else code.r, **urls)
 
 
 def parse_upstreams(
     name: str,
     r: int,
-    backups: int = 1,
     *,
     deployed: str,
     parity: str | None = None,
@@ -239,18 +237,17 @@ def parse_upstreams(
 ) -> tuple[Upstream, ...]:
     """Return the upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
-    Where a URL has no path, the deployed model is called `name`, and parity models and backups
-    after it, NAME-parity-0 and NAME-backup, NAME-backup-2, ..., as by `parm export`. Of several
-    parity models or backups a server runs all, or the one whose usual name is its path. A server in
-    several lists runs several models.
+    Where a URL has no path, the deployed model is called `name`, and parity models and the backup
+    after it, NAME-parity-0 and NAME-backup, as by `parm export`. Of several parity models a server
+    runs all, or the one whose usual name is its path. A server in several lists runs several
+    models.
 
     Args:
         name: The usual name of the deployed model.
         r: The number of parity models.
-        backups: The number of backups.
         deployed: URLs of servers of the deployed model, separated by commas.
         parity: Of the parity models.
-        backup: Of the backups.
+        backup: Of the backup.
 
     Raises:
         UserError: A URL is wrong, given twice, or contradicts another, or one of the parity models
@@ -260,7 +257,7 @@ def parse_upstreams(
     models: dict[str, dict[str, str]] = {}
     settings: dict[str, dict[str, str]] = {}
     parities = [parity_role(j) for j in range(r)]
-    lists = ((deployed, [DEPLOYED]), (parity, parities), (backup, BACKUPS[:backups]))
+    lists = ((deployed, [DEPLOYED]), (parity, parities), (backup, [BACKUP]))
     for urls, roles in lists:
         for url in () if urls is None else urls.split(","):
             base, path, own = _split(url)
