@@ -19,10 +19,15 @@ from fuzzing import fuzz, mutated
 from onnx_models import linear_model
 from parity_models.errors import BundleError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
-from parity_models.models.envelope import Envelope, Ids, decode_envelope, encode_envelope
+from parity_models.models.envelope import (
+    Envelope,
+    Ids,
+    decode_envelope,
+    encode_envelope,
+    fit_envelope,
+)
 from parity_models.models.export import floats
 from parity_models.models.signature import Named, Tensor
-from parity_models.training.envelope import fit_envelope
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)

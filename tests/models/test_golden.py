@@ -13,11 +13,11 @@ from onnx_models import linear_model, moody_model, output_of
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.envelope import fit_envelope
 from parity_models.models.export import floats
 from parity_models.models.golden import GOLDEN, check_golden, encode_golden, golden, golden_rows
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Layout, Tensor, TensorSpec
-from parity_models.training.envelope import fit_envelope
 from whole_bundle import tamper
 
 RNG = np.random.default_rng(0)

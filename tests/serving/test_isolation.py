@@ -11,13 +11,13 @@ from onnx_models import linear_model, output_of
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.envelope import fit_envelope
 from parity_models.models.export import floats
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.training import TrainingOptions
-from parity_models.training.envelope import fit_envelope
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task
 from trainings import train_parity

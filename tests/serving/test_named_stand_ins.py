@@ -11,9 +11,9 @@ import pytest
 
 from onnx_models import output_of
 from parity_models.models.bundle import open_bundle
+from parity_models.models.envelope import fit_envelope
 from parity_models.models.queries import take
 from parity_models.models.signature import Tensor
-from parity_models.training.envelope import fit_envelope
 from served import ServerProcess
 from text_models import expected, imitated, texts, write_text_bundle
 

@@ -10,8 +10,8 @@ from torch import nn
 from own_models import STACK
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.outputs import deployed_predictor
+from parity_models.models.envelope import channel_axis
 from parity_models.training import TrainingOptions
-from parity_models.training.envelope import channel_axis
 from parity_models.training.networks import parity_network
 from parity_models.training.problems import Scaled, scaled
 from trainings import evaluate, train_backup, train_parity

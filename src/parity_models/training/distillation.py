@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import DataError
-from parity_models.models.envelope import Envelope
+from parity_models.models.envelope import Envelope, fit_envelope
 from parity_models.tasks.metrics import (
     USUAL,
     OutputKind,
@@ -23,7 +23,6 @@ from parity_models.tasks.metrics import (
     recognise,
 )
 from parity_models.training.device import Rows, predict
-from parity_models.training.envelope import fit_envelope
 from parity_models.training.teacher import Queries, Teacher
 
 TEMPERATURE = 2.0

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.envelope import fit_envelope
 from parity_models.models.signature import Axis, Signature, Tensor
-from parity_models.training.envelope import fit_envelope
 
 INPUTS, OUTPUTS = 32, 64
 LONG = 49 * INPUTS
