@@ -74,13 +74,13 @@ def test_options_are_fields_by_name_or_all_at_once(folder: Path) -> None:
         pm.backup(folder / "model.onnx", folder / "inputs.npy", out="b", network="mlp", epoch=1)
     with pytest.raises(TypeError, match="not both"):
         pm.plan(options=pm.Goal(), rate=1.0)
-    with pytest.raises(pm.UserError, match="give rate or load, not both"):
-        pm.simulate(service_time=0.02, rate=1.0, load=0.3)
+    with pytest.raises(pm.UserError, match="give differ or agreement, not both"):
+        pm.plan(service_time=0.02, rate=1.0, differ=0.1, agreement=0.9)
 
 
 def test_a_comparison_says_what_part_of_a_gain_is_the_dispatch_rules() -> None:
     found = pm.simulate(
-        service_time=0.02, backup_time=0.004, load=0.7, instances=8, queries=3000,
+        service_time=0.02, backup_time=0.004, rate=270, instances=8, queries=3000,
         policies=["hedging", "adaptive", "parity"], code=pm.CodeSpec("stack", "separate", 2),
     )  # fmt: skip
     names = [each.name for each in found.policies]

@@ -26,10 +26,10 @@ _HOMES = {
     "load": ("LoadSpec", "offer_load"),
     "models.bundle": ("Bundle", "open_bundle"),
     "protection.comparison": ("Comparison", "simulate"),
-    "protection.options": ("Goal", "SimulationOptions"),
-    "protection.plan": ("Plans", "plan"),
+    "protection.plan": ("Goal", "Plans", "plan"),
     "protection.protect": ("Protected", "SearchOptions", "protect"),
     "protection.rehearse": ("Rehearsal", "rehearse"),
+    "protection.scene": ("SimulationOptions",),
     "progress": ("Callbacks", "progress_bars"),
     "scheduling.choice": ("PolicyChoice",),
     "scheduling.policies": (

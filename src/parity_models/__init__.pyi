@@ -14,8 +14,7 @@ from parity_models.progress import Callbacks as Callbacks
 from parity_models.progress import progress_bars as progress_bars
 from parity_models.protection.comparison import Comparison as Comparison
 from parity_models.protection.comparison import simulate as simulate
-from parity_models.protection.options import Goal as Goal
-from parity_models.protection.options import SimulationOptions as SimulationOptions
+from parity_models.protection.plan import Goal as Goal
 from parity_models.protection.plan import Plans as Plans
 from parity_models.protection.plan import plan as plan
 from parity_models.protection.protect import Protected as Protected
@@ -23,6 +22,7 @@ from parity_models.protection.protect import SearchOptions as SearchOptions
 from parity_models.protection.protect import protect as protect
 from parity_models.protection.rehearse import Rehearsal as Rehearsal
 from parity_models.protection.rehearse import rehearse as rehearse
+from parity_models.protection.scene import SimulationOptions as SimulationOptions
 from parity_models.scheduling.choice import PolicyChoice as PolicyChoice
 from parity_models.scheduling.policies import Adaptive as Adaptive
 from parity_models.scheduling.policies import ApproximateBackup as ApproximateBackup

@@ -71,8 +71,7 @@ class Option:
 
     A number lies from `at_least`, or `above`, to `at_most`, or `below`, in its `unit`, and is
     finite. A bare number is typed in `typed`, a key of SCALES. `metavar` stands for the value in
-    help. `excludes` is an option that must not be given together with this one. `also` is a second
-    spelling of the flag.
+    help. `excludes` is an option that must not be given together with this one.
     """
 
     help: str
@@ -85,7 +84,6 @@ class Option:
     below: float | None = None
     metavar: str = ""
     excludes: str | None = None
-    also: str = ""
 
     @property
     def typed_in(self) -> str:

@@ -58,13 +58,13 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("serve nowhere --instances two", "'--instances': must be a whole number, got 'two'"),
         ("rehearse nowhere --fault burn", "'--fault': must be one of"),
         ("plan nowhere --headroom x", "as 30% or 0.3"),
-        ("protect --from nowhere", "Missing option '--out'"),
-        ("parity --from nowhere --encoder som --inputs x --out x", "did you mean sum?"),
+        ("protect --model nowhere", "Missing option '--out'"),
+        ("parity --model nowhere --encoder som --inputs x --out x", "did you mean sum?"),
         (
-            "parity --from nowhere --encoder stack@axle=1 --inputs x --out x",
+            "parity --model nowhere --encoder stack@axle=1 --inputs x --out x",
             "is not an option of the encoder stack",
         ),
-        ("parity --from nowhere --inputs x --out /proc/x", "nothing can be written to /proc"),
+        ("parity --model nowhere --inputs x --out /proc/x", "nothing can be written to /proc"),
     ],
 )
 def test_the_users_mistakes_exit_with_2_and_one_line(
@@ -196,5 +196,7 @@ sys.exit(" ".join(each for each in {late!r} if each in sys.modules))
 
 
 def test_a_command_whose_extra_is_not_installed_says_how_to_install_it() -> None:
-    outcome = parm("parity", "--from", "deployed", "--inputs", "x", "--out", "out", before=NO_TORCH)
+    outcome = parm(
+        "parity", "--model", "deployed", "--inputs", "x", "--out", "out", before=NO_TORCH
+    )
     assert_refused(outcome, "in a clone of the repository, pip install '.[train]'")

@@ -25,13 +25,12 @@ def test_simulate_compares_settings_and_writes_json(parm_here: Here, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("--load 0", "'--load': must be above 0"),
+        ("--rate 0", "'--rate': must be above 0"),
         ("--policy hedging@copies=3", "copies is not an option of the policy hedging"),
         ("--policy hedgin", "did you mean hedging?"),
         ("--policy hedging --dispatch singel-queue", "did you mean single-queue?"),
         ("--dispatch single-queue", "--dispatch needs --policy as well"),
         ("--coverage -0.1", "must be from 0 to 1, got -0.1"),
-        ("--rate 3 --load 0.5", "give --rate or --load, not both"),
     ],
 )
 def test_mistakes_are_told_in_one_line(parm_here: Here, arguments: str, reason: str) -> None:

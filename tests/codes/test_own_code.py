@@ -81,9 +81,9 @@ def test_opening_a_bundle_runs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Path) -> None:
     out, bare = tmp_path / "coded", write_linear_bundle(tmp_path, coded=False)
     np.save(tmp_path / "inputs.npy", np.random.default_rng(0).normal(size=(60, INPUTS)).astype("f"))
-    command = ("parity", "--from", bare, "--inputs", tmp_path / "inputs.npy", "--out", out)
+    command = ("parity", "--model", bare, "--inputs", tmp_path / "inputs.npy", "--out", out)
     coders = ("--encoder", f"{ENCODER}@gain=2", f"--decoder={DECODER}@divisor=3", "--metric", "r2")
-    more = ("--parity-network", "linear", "--epochs", 1)
+    more = ("--network", "linear", "--epochs", 1)
     done = parm_here(*command, *coders, *more)
     assert done.returncode == 0, done.stderr
     allowed = ("--allow-code", ENCODER, "--allow-code", DECODER)
@@ -99,5 +99,5 @@ def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Pat
     code = json.loads(numbers.read_text())["code"]
     assert (code["encoder_options"], code["decoder_options"]) == ({"gain": 2.0}, {"divisor": 3.0})
     backup = ("--network", "linear", "--epochs", 1, "--inputs", tmp_path / "inputs.npy")
-    done = parm_here("backup", "--from", out, "--out", out, *backup, "--metric", "r2", *allowed)
+    done = parm_here("backup", "--model", out, "--out", out, *backup, "--metric", "r2", *allowed)
     assert done.returncode == 0, done.stderr

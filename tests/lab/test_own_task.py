@@ -53,8 +53,8 @@ def test_the_documented_task_and_networks_lead_to_a_bundle(here: Path) -> None:
     assert deployed.deployed_training.task == task
     assert deployed.deployed_training.recipe["batch"] == 256
     np.save("inputs.npy", find_task(task).load(None).train.inputs)
-    run("parity", "--from", "f", *once, "--network", f"{here.name}:Narrow", "--out", "p")
-    run("backup", "--from", "p", *once, "--network", network, "--out", "p")
+    run("parity", "--model", "f", *once, "--network", f"{here.name}:Narrow", "--out", "p")
+    run("backup", "--model", "p", *once, "--network", network, "--out", "p")
     backup = open_bundle(Path("p")).manifest.backup
     assert backup is not None
     assert backup.network == network

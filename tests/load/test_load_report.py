@@ -1,14 +1,9 @@
-"""The report of a load adds up: results, reports and files."""
-
-import csv
-from pathlib import Path
+"""The report of a load adds up: results and reports."""
 
 import numpy as np
-import pytest
 
-from parity_models.errors import UserError
 from parity_models.load import LoadSpec
-from parity_models.load.result import LoadResult, report_of, write_latencies
+from parity_models.load.result import LoadResult, report_of
 from parity_models.roles import Source
 
 LOAD = LoadSpec(inputs="queries.npy", rate=1, queries=20_000)
@@ -47,25 +42,3 @@ def test_a_report_of_nothing_is_one() -> None:
     report = report_of(LOAD, some_result(0, seed=0))
     assert (report.queries, report.answered, report.throughput) == (0, 0, 0.0)
     assert (report.latency, report.send_delay) == (None, None)
-
-
-def test_every_query_is_in_the_csv_file(tmp_path: Path) -> None:
-    result = some_result(60, seed=1)
-    write_latencies(tmp_path / "latencies.csv", result)
-    with (tmp_path / "latencies.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 60
-    for query, row in enumerate(rows):
-        kind = str(result.outcomes[result.outcome[query]])
-        answered = kind in tuple(Source)
-        sent = result.scheduled[query] + result.send_delay[query]
-        assert row == {
-            "scheduled": str(result.scheduled[query]),
-            "sent": "" if np.isnan(sent) else str(sent),
-            "latency": "" if np.isnan(sent) else str(result.latency[query]),
-            "source": kind if answered else "",
-            "correct": str(result.score[query]) if answered else "",
-            "error": "" if answered else kind,
-        }
-    with pytest.raises(UserError, match="cannot write"):
-        write_latencies(tmp_path, result)

@@ -63,7 +63,7 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
         ({"ids": TEXTS["ids"]}, TEXT, "holds ids; the model takes ids, mask"),
         (
             LONG,
-            "--from {models}/deployed --output logits --inputs wrong.npz",
+            "--model {models}/deployed --output logits --inputs wrong.npz",
             "wrong.npz holds a query of 20 along 'length'; the model takes 16 at most",
         ),
         (
@@ -78,8 +78,6 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
             "--model {models}/centred.onnx --inputs {models}/rows.npy",
             "depends on the other rows of the batch",
         ),
-        ({}, f"{PLAIN} --contention {{models}}/rows.npy", "rows.npy is not a fault plan"),
-        ({}, f'{PLAIN} --contention {{"kills":[{{"worker":99,"at":1}}]}}', "names worker 99"),
         ({}, f"{PLAIN} --metric iou", "are no boxes"),
         ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),
     ],

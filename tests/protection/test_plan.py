@@ -16,9 +16,8 @@ from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import replacement
 from parity_models.models.bundle import Accuracy, Bundle, InferenceTimes, with_measured
 from parity_models.models.gate import Calibration, GateLevel
-from parity_models.protection.options import Goal, SimulationOptions
-from parity_models.protection.plan import Planner, plan
-from parity_models.protection.scene import Service, service_of
+from parity_models.protection.plan import Goal, Planner, plan
+from parity_models.protection.scene import Service, SimulationOptions, service_of
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.policies import StandIns
 
@@ -157,13 +156,13 @@ def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
 
 
 def test_further_rows_add_what_was_measured_where_the_bundle_was_made(bundle: Bundle) -> None:
-    times = InferenceTimes(1.0, None, 0.5, 2.5)
+    times = InferenceTimes(1.0, None, 0.5, 1.75)
     bundle = replace(
         bundle, manifest=msgspec.structs.replace(bundle.manifest, inference_times=times)
     )
-    found = service_of(bundle, SimulationOptions(max_batch=4))
-    assert found.added == {DEPLOYED: 0.5, BACKUP: 0.5}
-    assert Planner(found, Goal(queries=1000, instances=8, max_batch=4)).plans().plans
+    found = service_of(bundle, SimulationOptions())
+    assert (found.max_batch, found.added) == (4, {DEPLOYED: 0.25, BACKUP: 0.25})
+    assert Planner(found, Goal(queries=1000, instances=8)).plans().plans
 
 
 @pytest.mark.slow
@@ -188,15 +187,15 @@ def test_the_command_says_what_to_serve_and_with_what(
 
 
 def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(bundle: Bundle) -> None:
-    ungated = service_of(bundle, SimulationOptions(max_batch=1))
+    ungated = service_of(bundle, SimulationOptions())
     assert (ungated.coverage, ungated.agreement) == ({}, None)
     level = GateLevel(0.99, 0.0, coverage=0.8, agreement=0.995)
     calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
     bundle = with_measured(bundle, calibration={"backup": calibration})
-    found = service_of(bundle, SimulationOptions(max_batch=1))
+    found = service_of(bundle, SimulationOptions())
     assert (found.coverage, found.agreement) == ({"backup": 0.8}, 0.995)
     with pytest.raises(UserError, match=r"0\.999"):
-        service_of(bundle, SimulationOptions(agreement=0.999, max_batch=1))
+        service_of(bundle, SimulationOptions(agreement=0.999))
 
 
 def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:

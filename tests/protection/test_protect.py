@@ -28,7 +28,7 @@ from parity_models.protection.finalists import (
     preferred,
     uses_within,
 )
-from parity_models.protection.options import Goal, Scenario
+from parity_models.protection.plan import Goal
 from parity_models.protection.protect import (
     Report,
     SearchOptions,
@@ -36,7 +36,7 @@ from parity_models.protection.protect import (
     protect,
     write_protected,
 )
-from parity_models.protection.scene import Outcome, Scene, Service
+from parity_models.protection.scene import Outcome, Scene, Service, SimulationOptions
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
@@ -257,7 +257,7 @@ def test_for_a_share_that_may_differ_policy_and_level_are_simulated() -> None:
 
 @pytest.mark.slow
 def test_stand_ins_are_simulated_each_with_its_time_and_its_coverage() -> None:
-    scene = Scene.of(Service({DEPLOYED: 0.025}), Scenario(load=0.3), queries=3000)
+    scene = Scene.of(Service({DEPLOYED: 0.025}), SimulationOptions(rate=140), queries=3000)
     without, parity, quick, unsure = (
         replace(scene, service=service).outcome(PolicyChoice(policy)).p99_ms
         for policy, service in [

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(name: str, folder: Path, out: Path, *more: str) -> tuple[str, ...]:
     queries = ("--inputs", str(folder / "inputs.npz"), "--out", str(out))
-    return (name, "--from", str(folder / "deployed"), *queries, *more)
+    return (name, "--model", str(folder / "deployed"), *queries, *more)
 
 
 @pytest.mark.slow

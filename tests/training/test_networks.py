@@ -128,7 +128,7 @@ def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: 
 def test_an_own_network_is_trained_and_bundled(parm: Parm, tmp_path: Path) -> None:
     parm(
         "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle --encoder "
-        f"stack --decoder separate --parity-network {OWN}@units=16 --epochs 2"
+        f"stack --decoder separate --network {OWN}@units=16 --epochs 2"
     )
     (parity,) = open_bundle(tmp_path / "bundle").manifest.parity
     assert (parity.network, parity.slotwise) == (f"{OWN}@units=16", True)
@@ -156,7 +156,7 @@ def test_a_network_may_come_from_a_function_here(parm: Parm, tmp_path: Path) -> 
     (tmp_path / "mine_good.py").write_text(f"from {__name__} import good")
     parm(
         "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle "
-        "--encoder concatenation --parity-network mine_good:good --epochs 2"
+        "--encoder concatenation --network mine_good:good --epochs 2"
     )
     (parity,) = open_bundle(tmp_path / "bundle").manifest.parity
     assert parity.network == "mine_good:good"

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 def test_one_command_leads_to_a_measured_bundle(parm: Parm, digits: Path, tmp_path: Path) -> None:
     said = parm(
         "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle --k 2 "
-        "--parity-network mlp --epochs 20"
+        "--network mlp --epochs 20"
     )
     assert "top-1 agreement, 120 queries" in said
     assert "stand-in" in said
@@ -51,7 +51,7 @@ def test_one_command_leads_to_a_measured_bundle(parm: Parm, digits: Path, tmp_pa
     assert right["available_accuracy"] < 1
     assert right["degraded_accuracy"] > 0.75
     parm(
-        "backup --from bundle --network linear --inputs {digits}/inputs.npy --out bundle "
+        "backup --model bundle --network linear --inputs {digits}/inputs.npy --out bundle "
         "--epochs 60"
     )
     backed = open_bundle(tmp_path / "bundle").manifest
@@ -133,7 +133,7 @@ def test_inputs_and_options_that_do_not_fit_are_refused(
 ) -> None:
     linear_model(tmp_path / "model.onnx", (6,), (3,), np.full((6, 3), 1e3, np.float32))
     np.save("rows.npy", inputs)
-    command = "parity --model model.onnx --inputs rows.npy --out bundle --parity-network mlp "
+    command = "parity --model model.onnx --inputs rows.npy --out bundle --network mlp "
     assert reason in parm(command + arguments, code=2)
     assert not (tmp_path / "bundle").exists()
 

@@ -89,7 +89,6 @@ def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
     required = field.default is inspect.Parameter.empty
     default = "" if required else field.default_in_words
     option = typer.Option(
-        *([field.option.also] if field.option.also else ()),
         f"{flag}/--no-{flag[2:]}" if is_flag and negatable else flag,
         help=field.option.help + (f" [default: {default}]" if default else ""),
         metavar=None if is_flag else field.metavar,

@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,14 +12,7 @@ from rich.table import Table
 from parity_models.cli.common import Json, check_file, on_signals, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.result import (
-    LoadReport,
-    LoadResult,
-    Percentiles,
-    report_of,
-    write_latencies,
-)
-from parity_models.options import Option
+from parity_models.load.result import LoadReport, LoadResult, Percentiles, report_of
 from parity_models.serving.client import Credentials
 
 INTERRUPTED = 130
@@ -35,9 +27,6 @@ def load(
     *,
     options: Load,
     json: Json = None,
-    latencies: Annotated[
-        Path | None, Option("Write the fate of each query to this CSV file.", metavar="FILE")
-    ] = None,
 ) -> None:
     """Send queries on a fixed schedule, and measure latency from the schedule.
 
@@ -50,7 +39,7 @@ def load(
     """
     credentials = Credentials.of_environment()
     spec = replace(options, url=url)
-    check_file(json, latencies)
+    check_file(json)
     stop = asyncio.Event()
     try:
         result = asyncio.run(_offer_until_signal(spec, stop, credentials))
@@ -59,8 +48,6 @@ def load(
     report = report_of(spec, result)
     _print_report(report)
     write_json(json, report)
-    if latencies is not None:
-        write_latencies(latencies, result)
     if stop.is_set() or report.answered == 0:
         raise typer.Exit(INTERRUPTED if stop.is_set() else 1)
 

@@ -34,7 +34,6 @@ def parity(
             f"The parity model: one of {', '.join(NETWORKS.names)}, or one of yours, "
             "package.module:name. By default that of a model whose weights are in the bundle; for "
             "others the most capable that is not slower than the deployed model.",
-            also="--parity-network",
             metavar="NETWORK",
         ),
     ] = None,

@@ -10,14 +10,14 @@ from parity_models.cli.flags import Without, argument
 from parity_models.errors import UserError
 from parity_models.options import Option
 from parity_models.protection.access_log import advise
-from parity_models.protection.options import Goal
+from parity_models.protection.plan import Goal
 from parity_models.protection.plan import plan as find_plan
 
 
 def plan(
     bundle: Annotated[Path | None, argument("The bundle to be served.", "BUNDLE")] = None,
     *,
-    goal: Annotated[Goal, Without("load", "queries", "seed", "max_batch")],
+    goal: Annotated[Goal, Without("queries", "seed")],
     log: Annotated[
         Path | None,
         Option(

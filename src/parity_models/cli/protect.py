@@ -15,7 +15,7 @@ def protect(
     out: Out,
     model: Model,
     inputs: Inputs,
-    options: Annotated[SearchOptions, Without("load", "queries", "seed", "hflip", "device")],
+    options: Annotated[SearchOptions, Without("seed", "hflip", "device")],
     json: Json = None,
 ) -> None:
     """Find the best stand-in for a model in a given time, and bundle the two.

@@ -8,7 +8,7 @@ from parity_models.cli.flags import Without, argument
 from parity_models.cli.policies import DispatchName, PolicyNames
 from parity_models.errors import UserError
 from parity_models.protection.comparison import simulate as compare
-from parity_models.protection.options import SimulationOptions
+from parity_models.protection.scene import SimulationOptions
 from parity_models.scheduling.choice import PolicyChoice
 
 
@@ -17,7 +17,7 @@ def simulate(
     *,
     policy: PolicyNames = None,
     dispatch: DispatchName = None,
-    options: Annotated[SimulationOptions, Without("seed", "max_batch", "agreement")],
+    options: Annotated[SimulationOptions, Without("seed", "agreement")],
     json: Json = None,
 ) -> None:
     """Simulate policies under one load and the same contention.

@@ -172,7 +172,7 @@ def calibrate(
     manifest = opened.manifest
     if manifest.code is None and manifest.backup is None:
         raise UserError(
-            f"{opened.path} has no stand-in to calibrate; make one with: parm parity --from "
+            f"{opened.path} has no stand-in to calibrate; make one with: parm parity --model "
             f"{opened.path} --out BUNDLE"
         )
     queries = load_queries(inputs, opened)

@@ -3,7 +3,6 @@
 Latencies are those of answered queries, from the scheduled send.
 """
 
-import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import LoadError, UserError
+from parity_models.errors import LoadError
 from parity_models.load.spec import LoadSpec
 from parity_models.roles import Source
 
@@ -168,23 +167,3 @@ def _per_second(count: int, times: NDArray[np.float64]) -> float:
 def _mean(scores: NDArray[np.float64]) -> float | None:
     known = scores[~np.isnan(scores)]
     return float(known.mean()) if len(known) else None
-
-
-def write_latencies(path: Path, result: LoadResult) -> None:
-    """Write a CSV file with a row for each query, in order of arrival.
-
-    Times in seconds: `scheduled` and `sent` since the first query was due, `latency` from the
-    scheduled time. `source`, or `error`; `correct` is the answer's score by the metric: for
-    top-1, 1 or 0. What does not apply is empty. Raises UserError if the file cannot be written.
-    """
-    sent, kinds = result.scheduled + result.send_delay, result.outcomes[result.outcome]
-    try:
-        with path.open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(("scheduled", "sent", "latency", "source", "correct", "error"))
-            for i, answered in enumerate(result.answered):
-                of_kind = (kinds[i], result.score[i], "") if answered else ("", np.nan, kinds[i])
-                row = (result.scheduled[i], sent[i], result.latency[i], *of_kind)
-                rows.writerow("" if each != each else each for each in row)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -297,7 +297,7 @@ def _upgrade(content: dict[str, Any], version: int) -> None:
     if content.pop("coders", None):
         raise BundleError(
             "has a learned encoder or decoder, which this version does not run; train its parity "
-            "models again with another code: parm parity --from BUNDLE"
+            "models again with another code: parm parity --model BUNDLE"
         )
     if version in (1, 2):
         content["format_version"] = FORMAT_VERSION

@@ -30,13 +30,13 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import flag_of, gather
 from parity_models.printed import Printed
-from parity_models.protection.options import SimulationOptions
 from parity_models.protection.scene import (
     ALIKE,
     WARM_UP,
     Outcome,
     Scene,
     Service,
+    SimulationOptions,
     open_service,
     outcome_table,
 )

@@ -11,8 +11,13 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle
 from parity_models.options import gather
 from parity_models.printed import Printed
-from parity_models.protection.options import SimulationOptions
-from parity_models.protection.scene import Outcome, Scene, open_service, outcome_table
+from parity_models.protection.scene import (
+    Outcome,
+    Scene,
+    SimulationOptions,
+    open_service,
+    outcome_table,
+)
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import SingleQueue
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, Parity

@@ -25,8 +25,7 @@ from parity_models.models.gate import AnsweredClass, Calibration, suited
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
-from parity_models.protection.options import Goal
-from parity_models.protection.plan import Planner
+from parity_models.protection.plan import Goal, Planner
 from parity_models.protection.scene import ALIKE, Outcome, Service
 from parity_models.roles import BACKUP, DEPLOYED, parity_role, source_of
 from parity_models.scheduling.policies import StandIns

@@ -4,21 +4,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import RenderableType
 
 from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import replacement
 from parity_models.models.bundle import Bundle
-from parity_models.options import gather
+from parity_models.options import SECONDS, SHARE, Option, gather
 from parity_models.printed import Printed
-from parity_models.protection.options import Goal
 from parity_models.protection.scene import (
     ALIKE,
     Outcome,
     Scene,
     Service,
+    SimulationOptions,
     at_all_levels,
     contention_of,
     open_service,
@@ -41,8 +41,38 @@ MAX_FACTOR, MAX_INSTANCES = 4, 1000
 ANSWERED = 0.999
 """The share of queries that have to be answered."""
 
+DIFFER = Option(
+    "The share of all answers that may differ from the model's: chooses policy and gate, a cascade "
+    "among them.",
+    above=0,
+    below=1,
+    unit=SHARE,
+)
+
 OnTried = Callable[[str], None]
 """Called with the plan that is simulated next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal(SimulationOptions):
+    """The tail that a service is sized for, and the options of its simulation. Times in seconds."""
+
+    p99: Annotated[
+        float | None, Option("99 % of the answers come within this time.", unit=SECONDS, above=0)
+    ] = None
+    p999: Annotated[
+        float | None, Option("99.9 % of the answers come within this time.", unit=SECONDS, above=0)
+    ] = None
+    differ: Annotated[float | None, replace(DIFFER, excludes="agreement")] = None
+    headroom: Annotated[
+        float,
+        Option(
+            "The share of the instances' time that is to stay idle.",
+            unit=SHARE,
+            at_least=0,
+            below=1,
+        ),
+    ] = 0.3
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,14 @@ from parity_models.protection.finalists import (
     measure,
     uses_within,
 )
-from parity_models.protection.options import DIFFER, INSTANCES, Goal, Scenario
-from parity_models.protection.plan import Plans
+from parity_models.protection.plan import DIFFER, Goal, Plans
 from parity_models.protection.plan import plan as find_plan
 from parity_models.protection.scene import (
     ALIKE,
+    Load,
     Outcome,
     Scene,
     Service,
-    contention_of,
     outcome_table,
 )
 from parity_models.roles import DEPLOYED
@@ -86,20 +85,12 @@ LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(TeachingOptions, Scenario):
+class SearchOptions(TeachingOptions, Load):
     """The options of a search for stand-ins, and of the load that these are simulated under."""
 
     minutes: Annotated[
         float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
     ] = 10.0
-    extra_work: Annotated[
-        float,
-        Option(
-            "Redundant tasks for each query, on average, at most: copies, and runs of stand-ins.",
-            above=0,
-            at_most=1,
-        ),
-    ] = 0.1
     agreement: Annotated[
         float,
         Option(
@@ -254,8 +245,7 @@ def protect(
         allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the search goes on.
         options: All of SearchOptions at once, in place of some by name.
-        **given: Fields of SearchOptions: minutes, agreement, extra_work, queries, load; in seconds
-            where they are times.
+        **given: Fields of SearchOptions, such as minutes and agreement.
 
     Returns:
         The bundle with the stand-in that has the lowest simulated p99 or, where some answers may
@@ -281,8 +271,6 @@ def protect(
                 least = min(least, LEVELS[0])
             _check_enough(len(queries.calibration), least)
         check_place(out)
-        # A file that cannot be read is refused before anything is trained.
-        contention_of(chosen, Service({DEPLOYED: 1.0}), chosen.instances or INSTANCES)
         lesson = prepare(teacher, queries, chosen, said)
         test = lesson.queries.test
         assert test is not None
@@ -368,12 +356,21 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
     queries = lesson.queries
     level, only = options.agreement, lesson.answer_only
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
-    late = PolicyChoice(Adaptive.name, {"budget": options.extra_work})
+    late = PolicyChoice(Adaptive.name)
+    goal = Goal(
+        differ=options.differ,
+        rate=options.rate,
+        instances=options.instances,
+        queries=count,
+        seed=options.seed,
+        headroom=0.0,
+    )
     with TemporaryDirectory() as folder:
         base, trained = measure(
             found.finalists, lesson.teacher.bundle, queries, level, Path(folder), only
         )
-        scene = Scene.of(Service({DEPLOYED: base / 1e3}), options, queries=count)
+        scene = Scene.of(Service({DEPLOYED: base / 1e3}), goal, queries=count)
+        goal = replace(goal, rate=scene.rate, instances=scene.instances)
 
         def simulated(finalist: Finalist) -> Finalist:
             service = finalist.service(finalist.covered)
@@ -383,15 +380,6 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
             replace(each, finalist=simulated(each.finalist)) if each.finalist.covered else each
             for each in trained
         ]
-        goal = Goal(
-            differ=options.differ,
-            rate=scene.rate,
-            instances=scene.instances,
-            queries=scene.queries,
-            contention=options.contention,
-            seed=options.seed,
-            headroom=0.0,
-        )
         gate = None
         if options.ungated:
             best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
@@ -430,8 +418,6 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
     )
     plans = None if options.differ is None else find_plan(bundle, options=goal)
     flags = "" if options.ungated else f" --agreement {level}"
-    if options.extra_work != Adaptive.Options().budget:
-        flags += f" --policy {late}"
     if plans is not None and plans.best is not None:
         flags = f" {plans.best.flags}"
     return Protected(**vars(bundle), report=report, flags=flags, plans=plans)

@@ -7,6 +7,7 @@ it. All policies of a comparison meet the same arrivals and the same contention.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -27,7 +28,7 @@ from parity_models.emulation import (
 from parity_models.errors import UserError
 from parity_models.models.bundle import BATCH, Bundle, open_bundle
 from parity_models.models.inference_time import measure_models
-from parity_models.protection.options import INSTANCES, Scenario, SimulationOptions
+from parity_models.options import SECONDS, SHARE, Option, Options
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
@@ -35,6 +36,12 @@ from parity_models.scheduling.policies import StandIns
 from parity_models.serving.deployment import extra_instances, model_files, stand_ins_of
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models.trust.gates import choose_gates
+
+INSTANCES = 12
+"""The default number of simulated instances."""
+
+HALF = 0.5
+"""The default load, as a share of what the instances can carry one query at a time."""
 
 DISPATCH = 0.0004
 """Seconds that a unit takes besides its run: the engine's round trip."""
@@ -47,6 +54,75 @@ WARM_UP = 10
 
 ALIKE = 1.05
 """The largest ratio of two p99, or of two busy times, that chance explains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load(Options):
+    """The queries that arrive, and the instances that serve them."""
+
+    rate: Annotated[
+        float | None,
+        Option(
+            "Queries per second; by default half of what the instances can carry one at a time.",
+            above=0,
+            at_most=1e6,
+        ),
+    ] = None
+    instances: Annotated[int | None, Option("Instances in all.", at_least=1, at_most=100_000)] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions(Load):
+    """The load of a simulation, and a service without a bundle. Times in seconds."""
+
+    queries: Annotated[
+        int | None,
+        Option("Queries of each simulation.", at_least=1000, at_most=10_000_000),
+    ] = None
+    seed: Annotated[int, Option("Fixes all that is random.", at_least=0, at_most=2**32 - 1)] = 0
+    contention: Annotated[
+        str | None,
+        Option(
+            "A fault plan: the slowness that instances meet. By default background transfers, as "
+            "in the paper, in units of the model's time.",
+            metavar="FILE",
+        ),
+    ] = None
+    service_time: Annotated[
+        float | None,
+        Option(
+            "Median time of the model for a query, in place of a bundle's.", unit=SECONDS, above=0
+        ),
+    ] = None
+    backup_time: Annotated[
+        float | None,
+        Option(
+            "Median time of a backup, without a bundle; by default there is none.",
+            unit=SECONDS,
+            above=0,
+        ),
+    ] = None
+    coverage: Annotated[
+        float,
+        Option(
+            "The share of queries that stand-ins may answer, without a bundle.",
+            at_least=0,
+            at_most=1,
+            unit=SHARE,
+        ),
+    ] = 1.0
+    agreement: Annotated[
+        float | None,
+        Option(
+            "Minimum calibrated agreement with the model for stand-in answers: a level that the "
+            "bundle is calibrated for. By default as for parm serve.",
+            at_least=0,
+            below=1,
+            unit=SHARE,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +195,7 @@ def service_of(
         seconds[BACKUP] = options.backup_time
     stand_ins = StandIns(made, options.backup_time is not None)
     coverage = {str(source_of(role)): options.coverage for role in seconds if role != DEPLOYED}
-    return Service(seconds, stand_ins, coverage, max_batch=options.max_batch or 1)
+    return Service(seconds, stand_ins, coverage)
 
 
 def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
@@ -135,7 +211,7 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
         seconds[BACKUP] = times.backup / 1e3
     if times.parity is not None:
         seconds |= {parity_role(j): times.parity / 1e3 for j in range(len(manifest.parity))}
-    max_batch = options.max_batch or times.batch
+    max_batch = times.batch
     added: dict[str, float] = {}
     if max_batch > 1:  # those of stand-ins are not measured
         full = times.deployed_batch or BATCH * times.deployed
@@ -244,17 +320,17 @@ class Scene:
     driver: Callable[..., Driver] | None = None
 
     @classmethod
-    def of(cls, service: Service, scenario: Scenario, *, queries: int) -> "Scene":
-        """Return the scene of a scenario, by default of so many `queries`.
+    def of(cls, service: Service, options: SimulationOptions, *, queries: int) -> "Scene":
+        """Return the scene of a load, by default of so many `queries`.
 
         Raises UserError for files that cannot be read or do not fit.
         """
-        instances, count = scenario.instances or INSTANCES, scenario.queries or queries
+        instances, count = options.instances or INSTANCES, options.queries or queries
         warm_up = count // WARM_UP
-        rate = scenario.rate or scenario.load * instances / service.unit
-        arrivals = poisson_arrivals(rate, count + warm_up, scenario.seed)
-        contention = contention_of(scenario, service, instances)
-        return cls(service, arrivals, warm_up, instances, contention, scenario.seed)
+        rate = options.rate or HALF * instances / service.unit
+        arrivals = poisson_arrivals(rate, count + warm_up, options.seed)
+        contention = contention_of(options, service, instances)
+        return cls(service, arrivals, warm_up, instances, contention, options.seed)
 
     @property
     def queries(self) -> int:
@@ -292,7 +368,7 @@ class Scene:
         answered = sources != FAILED
         if not answered.any():
             raise UserError(
-                "no query was answered in the simulation: offer less --load, or other --contention"
+                "no query was answered in the simulation: lower --rate, or give other --contention"
             )
         ms = latencies[answered] * 1e3
         p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
@@ -311,11 +387,11 @@ class Scene:
         )
 
 
-def contention_of(scenario: Scenario, service: Service, instances: int) -> FaultPlan:
+def contention_of(options: SimulationOptions, service: Service, instances: int) -> FaultPlan:
     """Return the contention of so many instances: the given, or the standard one."""
-    if scenario.contention is None:
+    if options.contention is None:
         return standard_contention(instances, service.unit)
-    plan = load_fault_plan(scenario.contention)
+    plan = load_fault_plan(options.contention)
     plan.check(instances)
     return plan
 

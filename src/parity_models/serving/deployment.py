@@ -322,8 +322,8 @@ def _roles(
 
 def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
     """Raise UserError unless the bundle has the models for the policy."""
-    parity = f"`parm parity --from {bundle.path} --out BUNDLE`"
-    backup = f"`parm backup --from {bundle.path} --network linear --out BUNDLE`"
+    parity = f"`parm parity --model {bundle.path} --out BUNDLE`"
+    backup = f"`parm backup --model {bundle.path} --network linear --out BUNDLE`"
     missing = how = ""
     if choice.policy.needs_code and bundle.manifest.code is None:
         missing, how = "parity model", parity

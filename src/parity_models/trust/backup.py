@@ -52,7 +52,7 @@ class GatedBackup:
         manifest = bundle.manifest
         if manifest.backup is None:
             raise UserError(
-                f"{bundle.path} has no backup; make one with `parm backup --from {bundle.path} "
+                f"{bundle.path} has no backup; make one with `parm backup --model {bundle.path} "
                 "--out BUNDLE`, or a bundle with one with `parm protect`"
             )
         for note in ungated(bundle, [BACKUP], agreement):

@@ -216,12 +216,12 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
     if options.parity is not None and code is None:
         raise OptionError(
             f"{bundle.path} has no parity model for the servers of --parity; make one "
-            f"with `parm parity --from {bundle.path} --out BUNDLE`"
+            f"with `parm parity --model {bundle.path} --out BUNDLE`"
         )
     if options.backup is not None and bundle.manifest.backup is None:
         raise OptionError(
             f"{bundle.path} has no backup model for the servers of --backup; make one "
-            f"with `parm backup --from {bundle.path} --network linear --out BUNDLE`"
+            f"with `parm backup --model {bundle.path} --network linear --out BUNDLE`"
         )
     urls = {each: getattr(options, each) for each in _LISTS}
     return parse_upstreams(bundle.manifest.name, 0 if code is None else code.r, **urls)
