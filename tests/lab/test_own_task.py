@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import invoke, invoke_lab
+from commands import Here
 from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models_lab.tasks import find_task, load_dataset
@@ -33,15 +33,17 @@ def write(here: Path, source: str) -> str:
     return here.name
 
 
-def run(*arguments: str) -> str:
-    result = (invoke_lab if arguments[0] == "train" else invoke)(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 @pytest.mark.slow
-def test_the_documented_task_and_networks_lead_to_a_bundle(here: Path) -> None:
+def test_the_documented_task_and_networks_lead_to_a_bundle(
+    here: Path, parm_here: Here, lab_here: Here
+) -> None:
     """Options after the names are theirs, and are kept."""
+
+    def run(*arguments: str) -> str:
+        done = (lab_here if arguments[0] == "train" else parm_here)(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     task, network = f"{here.name}:Waves@noise=0.5", f"{here.name}:Sized@units=7"
     once = ("--inputs", "inputs.npy", "--epochs", "1")
     run("train", "--task", task, "--network", network, "--epochs", "1", "--out", "f")
@@ -67,8 +69,9 @@ def test_the_documented_task_and_networks_lead_to_a_bundle(here: Path) -> None:
             "units of .* must be a whole number",
         ),
     ]:
-        with pytest.raises(UserError, match=reason):
-            run("train", *wrong, "--out", "g")
+        refused = lab_here("train", *wrong, "--out", "g")
+        assert refused.returncode == 2
+        assert re.search(reason, " ".join(refused.stderr.split()))
 
 
 OWN = """

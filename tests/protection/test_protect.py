@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import invoke
+from commands import Here
 from onnx_models import linear_model, output_of
 from parity_models.codes import CodeSpec
 from parity_models.evaluation.calibration import RISK
@@ -70,9 +70,11 @@ def given(folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder: Path) -> None:
-    result = invoke(*given(folder, "--json", str(folder / "found.json")))
-    assert result.exit_code == 0, result.output
+def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(
+    folder: Path, parm_here: Here
+) -> None:
+    result = parm_here(*given(folder, "--json", str(folder / "found.json")))
+    assert result.returncode == 0, result.stderr
     for said in (
         "stand-ins found",
         "simulated",
@@ -81,7 +83,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
         "95 of 100",
         "logits",
     ):
-        assert said in result.output
+        assert said in result.stdout
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest
     assert manifest.backup or manifest.parity

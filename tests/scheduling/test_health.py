@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from parity_models.scheduling import Reason, RecycleReason, Run
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import RULES, Dispatch, SingleQueue
 from parity_models.scheduling.health import State
-from policies import EVERY_RULE
 from scheduling_world import World, world_of
 
 INSTANCES = 6
@@ -68,7 +67,7 @@ def serve_round(world: World, queries: int) -> None:
         (world.fail if instance.startswith("bad") else world.finish)(instance)
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("load", [0.05, 0.7])
 class Test_an_instance_that_fails_fast:
     def test_gets_its_fair_share_and_then_none(self, rule: type[Dispatch], load: float) -> None:
@@ -91,7 +90,7 @@ class Test_an_instance_that_fails_fast:
         assert tries["bad0"] <= 6
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 def test_at_most_half_of_the_instances_are_out_for_failing(rule: type[Dispatch]) -> None:
     world = pool(rule, bad=4)
     serve(world, 1500, 0.2)
@@ -109,7 +108,7 @@ def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
     assert len(world.roles) == INSTANCES // 2
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
     world = world_of(("bad",), dispatch=rule())
     serve(world, 100, 0.01)
@@ -117,7 +116,7 @@ def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
     assert world.scheduler.instances() == [("bad", State.SUSPECTED)]
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("one_in", [2, 10])
 @pytest.mark.parametrize("load", [0.05, 0.5])
 def test_a_clients_bad_inputs_eject_nobody(rule: type[Dispatch], one_in: int, load: float) -> None:
@@ -128,7 +127,7 @@ def test_a_clients_bad_inputs_eject_nobody(rule: type[Dispatch], one_in: int, lo
     assert len(world.failures) == 1500 // one_in
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 def test_instances_are_found_failing_beside_failing_inputs(rule: type[Dispatch]) -> None:
     world = pool(rule)
     serve(world, 1000, 0.3, bad_query=lambda query: query % 10 == 0)

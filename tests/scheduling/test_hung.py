@@ -22,9 +22,8 @@ from parity_models.scheduling import (
     RecycleReason,
     SchedulerConfig,
 )
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import RULES, Dispatch, SingleQueue
 from parity_models.simulation import Simulation, simulate
-from policies import EVERY_RULE
 from scheduling_world import ORIGINALS, World, world_of
 
 
@@ -41,7 +40,7 @@ def experienced(
     return world
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 def test_a_unit_that_takes_far_too_long_has_its_instance_replaced(rule: type[Dispatch]) -> None:
     world = experienced(4, rule=rule)
     (query,) = world.arrive(1)

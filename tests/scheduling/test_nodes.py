@@ -6,6 +6,7 @@ from itertools import combinations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from histories import every_policy
 from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUP,
@@ -16,7 +17,6 @@ from parity_models.scheduling import (
     SchedulerConfig,
 )
 from parity_models.scheduling.dispatch import RULES, Dispatch, LatencyAware, SingleQueue
-from policies import every_policy
 from scheduling_world import BOTH, World, code, world_of
 
 

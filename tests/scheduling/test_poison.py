@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from histories import every_policy
 from parity_models.scheduling import BACKUP, DEPLOYED, Fail, NoRedundancy, Reason, Run, Scheduler
-from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import Hedging
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
-from policies import EVERY_RULE, every_policy
 from scheduling_world import LOG, ORIGINALS, STRICT, World, code, numbered, world_of
 
 POLICIES = every_policy(0.001)
@@ -49,7 +49,7 @@ def serve(world: World, random: Random, poison: set[int]) -> int:
     [(policy, 2, 1) for policy in POLICIES]
     + [(policy, k, r) for policy in ("parity", "adaptive") for k, r in ((2, 2), (3, 1))],
 )
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("max_batch", [1, 4])
 def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
     policy: str, k: int, r: int, rule: type[Dispatch], max_batch: int

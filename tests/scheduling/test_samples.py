@@ -7,10 +7,9 @@ from random import Random
 import pytest
 
 from parity_models.scheduling import RecycleReason, Scheduler, SchedulerConfig
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import RULES, Dispatch, SingleQueue
 from parity_models.scheduling.health import ALL_GOLDEN, State
 from parity_models.scheduling.policies import NoRedundancy
-from policies import EVERY_RULE
 from scheduling_world import ORIGINALS, World
 
 Output = Callable[[str, int], int]
@@ -90,7 +89,7 @@ def lies_in(place: str, share: float = 1.0) -> Output:
     return output
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize(("instances", "batch"), [(3, 1), (4, 1), (4, 8), (30, 1)])
 def test_a_liar_gives_few_wrong_answers(rule: type[Dispatch], instances: int, batch: int) -> None:
     fleet = Fleet(instances, lies_in("1"), rule, max_batch=batch)

@@ -17,7 +17,6 @@ from histories import (
     Setup,
     check_nothing_is_left,
     draw_setup,
-    draw_verification,
     history,
     run_history,
 )
@@ -33,7 +32,7 @@ def setups(draw: st.DrawFn) -> Setup:
     def choose(options: Sequence[Any]) -> Any:
         return draw(st.sampled_from(options))
 
-    return draw_verification(draw_setup(choose), choose)
+    return draw_setup(choose)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])

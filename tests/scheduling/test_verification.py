@@ -12,9 +12,8 @@ from parity_models.scheduling import (
     SchedulerConfig,
     parity_role,
 )
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import RULES, Dispatch, SingleQueue
 from parity_models.scheduling.health import State
-from policies import EVERY_RULE
 from scheduling_world import BOTH, ORIGINALS, World, code, world_of
 
 
@@ -91,7 +90,7 @@ class Test_an_instance_that_joins:
         assert world.recycled["0"].reason is RecycleReason.HUNG
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", list(RULES))
 class Test_an_instance_at_work:
     def test_is_verified_after_so_many_queries(self, rule: type[Dispatch]) -> None:
         world = pool(1, verify_every=3, rule=rule)

@@ -69,9 +69,6 @@ def documents() -> list[Any]:
     ]
 
 
-DEPLOYMENTS = [each for each in documents() if each.id.endswith("Deployment")]
-
-
 @pytest.mark.parametrize("document", documents())
 def test_kubernetes_takes_the_manifests(document: dict[str, Any]) -> None:
     validate(document)
@@ -99,23 +96,6 @@ def test_hadolint_accepts_the_dockerfile() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("deployment", DEPLOYMENTS)
-def test_deployments_shut_down(deployment: dict[str, Any], parm_here: Here, tmp_path: Path) -> None:
-    """Its options are read before its bundle, which is not here."""
-    pod = deployment["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    program, command, _ = container["command"]
-    assert program == "parm"
-    refused = parm_here(command, tmp_path / "none", *container["args"])
-    assert_refused(refused, "there is no bundle at")
-    options = dict(each.removeprefix("--").partition("=")[::2] for each in container["args"])
-    takes = float(options["shutdown-delay"]) + float(options.get("deadline", 10))
-    assert pod["terminationGracePeriodSeconds"] >= takes + 5
-    probe = container["readinessProbe"]
-    noticed = probe["periodSeconds"] * (probe["failureThreshold"] + 1)
-    assert float(options["shutdown-delay"]) > noticed
-
-
 # The chart
 
 
@@ -131,6 +111,28 @@ def rendered(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if document
     ]
     return {each["kind"]: each for each in found}
+
+
+DEPLOYMENTS = [each for each in documents() if each.id.endswith("Deployment")]
+SLOW_END = {"extraArgs": ["--policy=hedging"], "shutdownDelay": 20.5, "deadline": 3}
+OF_THE_CHART = [rendered({"server": given})["Deployment"] for given in ({}, SLOW_END)]
+
+
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, *OF_THE_CHART])
+def test_deployments_shut_down(deployment: dict[str, Any], parm_here: Here, tmp_path: Path) -> None:
+    """Its options are read before its bundle, which is not here."""
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    program, command, _ = container["command"]
+    assert program == "parm"
+    refused = parm_here(command, tmp_path / "none", *container["args"])
+    assert_refused(refused, "there is no bundle at")
+    options = dict(each.removeprefix("--").partition("=")[::2] for each in container["args"])
+    takes = float(options["shutdown-delay"]) + float(options.get("deadline", 10))
+    assert pod["terminationGracePeriodSeconds"] >= takes + 5
+    probe = container["readinessProbe"]
+    noticed = probe["periodSeconds"] * (probe["failureThreshold"] + 1)
+    assert float(options["shutdown-delay"]) > noticed
 
 
 def container(manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -149,14 +151,6 @@ def test_kubernetes_takes_the_manifests_of_the_chart(values: dict[str, Any]) -> 
         assert (kind in manifests) == (values != NONE)
     for kind in ("HorizontalPodAutoscaler", "ServiceMonitor"):
         assert (kind in manifests) == (values == ALL)
-
-
-def test_a_server_that_calls_others_is_allowed_to() -> None:
-    assert rendered({})["NetworkPolicy"]["spec"]["egress"] == []
-    rule = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 4318}]}
-    policy = rendered({"networkPolicy": {"egress": [rule]}})["NetworkPolicy"]
-    validate(policy)
-    assert policy["spec"]["egress"] == [rule]
 
 
 def test_the_chart_passes_lint_and_is_of_this_version() -> None:
@@ -179,17 +173,6 @@ def test_the_chart_passes_lint_and_is_of_this_version() -> None:
 def test_values_that_cannot_be_are_named(values: dict[str, Any], named: str) -> None:
     with pytest.raises(helm_python.HelmError, match=named):
         rendered(values)
-
-
-def test_the_chart_s_server_starts_and_has_time_to_stop(parm_here: Here, tmp_path: Path) -> None:
-    extra = {"extraArgs": ["--policy=hedging"], "shutdownDelay": 20.5, "deadline": 3}
-    manifests = rendered({"server": extra})
-    server = container(manifests)
-    program, command, folder = server["command"]
-    assert (program, folder) == ("parm", "/models/bundle")
-    assert_refused(parm_here(command, tmp_path / "none", *server["args"]), "there is no bundle at")
-    pod = manifests["Deployment"]["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] >= 20.5 + 3 + 5
 
 
 def test_secrets_are_mounted_where_the_server_reads_them() -> None:

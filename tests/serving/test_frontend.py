@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -30,7 +28,6 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.policies import Pool, Replication
 from parity_models.scheduling.port import Port
-from parity_models.serving import frontend as frontend_module
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -135,14 +132,6 @@ def test_a_loop_that_waits_for_a_processor_is_as_busy_as_one_that_computes() -> 
         rival.kill()
         rival.wait()
         os.sched_setaffinity(0, cores)
-
-
-def test_where_waits_are_not_counted_a_loop_is_busy_while_its_process_computes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(frontend_module, "SCHEDSTAT", tmp_path / "none")
-    before = time.process_time()
-    assert before <= processor_wanted() <= time.process_time()
 
 
 async def test_a_large_request_ends_when_the_server_stops() -> None:
@@ -355,26 +344,6 @@ async def _chaos(random: Random, max_batch: int, pool: Pool | None) -> None:
                 np.testing.assert_allclose(answers.outputs, rows @ WEIGHTS, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "policy", [NoRedundancy, lambda: Parity(CODE, Parity.Options(max_group_wait=0.001))]
-)
-async def test_tensors_are_let_go_of(policy: Callable[[], Policy]) -> None:
-    async with serving(policy()) as (frontend, engine):
-        alive = []
-        for _ in range(20):
-            rows = queries(3)
-            alive.append(weakref.ref(rows))
-            request = await asked(frontend.infer(rows))
-            del rows
-            while not request.done():
-                engine.finish_all()
-                await settle()
-            del request
-        gc.collect()
-        kept = sum(ref() is not None for ref in alive)
-        assert kept <= 3  # padding for lonely queries, and the group that is open
-
-
 async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
     async with serving(Parity(CODE, Parity.Options(max_group_wait=0.001))) as (frontend, engine):
         alive = []
@@ -420,18 +389,6 @@ async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> 
         while engine.units:  # what takes its place answers all golden queries
             engine.finish(engine.units[0])
         assert metric(frontend, "parm_repairs_total") == 0
-
-
-async def test_only_so_many_liars_are_remembered_by_name() -> None:
-    rows = queries(4)
-    golden = {DEPLOYED: (rows, rows @ WEIGHTS)}
-    async with serving(NoRedundancy(), 150, 0, golden=golden, verify_every=3) as (frontend, engine):
-        for liar in list(engine.units):
-            engine.units.remove(liar)
-            engine.listener.unit_finished(liar.id, 1.01 * np.stack(liar.rows) @ WEIGHTS)
-        assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 150
-        assert len(frontend.quarantined) == 100
-        engine.finish_all()
 
 
 async def test_an_instance_that_is_wrong_on_clients_queries_alone_is_replaced() -> None:

@@ -10,40 +10,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from parity_models.codes import Code, CodeSpec
 from parity_models.models.envelope import Envelope
 from parity_models.models.export import floats
 from parity_models.models.gate import Calibration, GateLevel, confidences
 from parity_models.models.signature import Batch
-from parity_models.scheduling import DEPLOYED, Parity, Run, Source
+from parity_models.scheduling import DEPLOYED, Parity, Source
 from parity_models.scheduling.policies import ApproximateBackup, Pool
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.stand_ins import ClosedGates, Made, StandIns
+from parity_models.serving.stand_ins import ClosedGates
 from parity_models.trust.gates import ChosenGate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
-SEPARATE = Code(CodeSpec("stack", "separate", 2), (6,), (3,))
 ONE_IN = 20
 DEDICATED = Parity.Options(pool=Pool.DEDICATED)
 A, B = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]], np.float32)
-
-
-def made(*outputs: NDArray[Any] | None) -> list[Made | None]:
-    return [None if output is None else Made(output, "a") for output in outputs]
-
-
-def comparing(code: Code, one_in: int = 1) -> tuple[StandIns, Metrics]:
-    metrics = Metrics()
-    stand_ins = StandIns(
-        code,
-        OutputGate(),
-        metrics,
-        refuses=lambda query, source: False,
-        gate_turned=lambda source, is_open: None,
-        one_in=one_in,
-    )
-    return stand_ins, metrics
 
 
 def counted(metrics: Metrics) -> tuple[float, float]:
@@ -51,40 +32,6 @@ def counted(metrics: Metrics) -> tuple[float, float]:
     of, source = metrics.registry.get_sample_value, {"source": "reconstruction"}
     compared = of("parm_stand_in_answers_compared_total", source)
     return compared or 0.0, of("parm_stand_in_answers_disagreed_total", source) or 0.0
-
-
-def test_what_is_here_is_compared_with_what_would_replace_it() -> None:
-    comparison, metrics = comparing(SEPARATE)
-    parity_output = np.stack([A + np.array([0, 3, 0], np.float32), B])
-    comparison.group_over(1, made(A, None), made(parity_output))
-    assert counted(metrics) == (1, 1)
-    comparison.group_over(2, made(A, B), made(parity_output))
-    assert counted(metrics) == (3, 2)
-    comparison.group_over(3, made(A, B), made(None))
-    comparison.group_over(4, made(None, None), made(parity_output))
-    assert counted(metrics) == (3, 2)
-
-
-def test_subtraction_is_compared_only_where_the_others_are_here() -> None:
-    comparison, metrics = comparing(CODE)
-    comparison.group_over(1, made(A, None), made(A + B))
-    assert counted(metrics)[0] == 0
-    comparison.group_over(2, made(A, B), made(A + B))
-    assert counted(metrics) == (2, 0)
-
-
-def test_a_parity_unit_that_runs_on_is_compared_with_the_predictions_of_its_group() -> None:
-    comparison, metrics = comparing(CODE)
-    comparison.sample(Run("b", 20, "parity-0", (20,)), {})
-    comparison.group_over(20, made(A, B), made(None))
-    comparison.finished(0, Run("b", 7, "parity-0", (7,)), A[None])
-    assert counted(metrics)[0] == 0
-    comparison.finished(0, Run("b", 20, "parity-0", (20,)), (A + B)[None])
-    assert counted(metrics)[0] == 2
-    comparison.sample(Run("b", 40, "parity-0", (40,)), {})
-    comparison.lost(40)
-    comparison.finished(0, Run("b", 40, "parity-0", (40,)), A[None])
-    assert counted(metrics)[0] == 2
 
 
 async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() -> None:

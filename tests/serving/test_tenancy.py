@@ -31,12 +31,6 @@ def sharing(request: InferRequest, *header: str) -> tuple[bool, str | None]:
     return request.exact, request.tenant
 
 
-def test_the_header_names_the_tenant() -> None:
-    assert sharing(asked(), "a") == (False, "a")
-    assert sharing(asked(exact=True), "a") == (True, "a")
-    assert sharing(asked(tenant="a"), "a") == (False, "a")
-
-
 def test_without_the_header_a_request_shares_with_nobody_whatever_it_says() -> None:
     for each in (asked(), asked(tenant="a"), asked(exact=True)):
         assert sharing(each) == (True, None)

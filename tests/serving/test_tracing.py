@@ -14,8 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tritonclient.grpc import service_pb2
 
-from histories import check_nothing_is_left
-from observed_world import observed_history
+from histories import check_nothing_is_left, observed_history
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
@@ -99,7 +98,7 @@ def call(address: str) -> None:
 @settings(max_examples=50, deadline=None)
 def test_nothing_is_remembered_of_any_history(seed: int) -> None:
     tracer = TracerProvider().get_tracer("test")
-    world, k = observed_history(seed, lambda: QuerySpans(tracer, {}, {}))
+    world, k = observed_history(seed, QuerySpans(tracer, {}, {}))
     check_nothing_is_left(world, k)
     assert isinstance(world.observer, QuerySpans)
     assert not world.observer.units

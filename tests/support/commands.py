@@ -4,12 +4,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
-
-from click.testing import CliRunner, Result
-
-from parity_models.cli.main import command
-from parity_models_lab.cli.main import command as lab_command
 
 Outcome = subprocess.CompletedProcess[str]
 Here = Callable[..., Outcome]
@@ -25,18 +19,6 @@ def parm_lab(*arguments: str) -> list[str]:
     """The command that runs `parm-lab` with these arguments."""
     program = "from parity_models_lab.cli.main import main; main()"
     return [sys.executable, "-c", program, *arguments]
-
-
-def invoke(*arguments: str) -> Result:
-    """`parm` with these arguments in this process; errors are raised, not told."""
-    program: Any = command()  # of classes that are Typer's own copy of Click's
-    return CliRunner().invoke(program, arguments, catch_exceptions=False)
-
-
-def invoke_lab(*arguments: str) -> Result:
-    """`parm-lab` with these arguments in this process; errors are raised."""
-    program: Any = lab_command()
-    return CliRunner().invoke(program, arguments, catch_exceptions=False)
 
 
 def assert_refused(outcome: Outcome, reason: str) -> None:

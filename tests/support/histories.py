@@ -5,7 +5,7 @@ again and again. `run_history` drives a World (which checks every action) throug
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from random import Random
@@ -35,6 +35,7 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.serving.frontend import Observer
 from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from scheduling_world import World, code
 
@@ -66,7 +67,7 @@ STAND_INS = [
     ("code", "backup"),
 ]
 
-OTHERS = ("budget", "copies", "stand_ins", "gated")
+OTHERS = ("wait", "budget", "copies", "stand_ins", "gated")
 """The options that are not those of parity."""
 
 BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
@@ -74,11 +75,11 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "equal resources": lambda code, options: EqualResources(),
     "replication": lambda code, options: Replication(Replication.Options(copies=options["copies"])),
     "hedging": lambda code, options: Hedging(
-        Hedging.Options(hedge_delay=0.5, hedge_budget=options["budget"])
+        Hedging.Options(hedge_delay=options["wait"], hedge_budget=options["budget"])
     ),
     "live hedging": lambda code, options: Hedging(Hedging.Options(hedge_quantile=0.5)),
     "cascade": lambda code, options: Cascade(
-        Cascade.Options(hedge_delay=0.5, hedge_budget=options["budget"]),
+        Cascade.Options(hedge_delay=options["wait"], hedge_budget=options["budget"]),
     ),
     "live cascade": lambda code, options: Cascade(Cascade.Options(hedge_quantile=0.5)),
     "slackfit": lambda code, options: SlackFit(
@@ -93,6 +94,24 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
         Parity.Options(**{name: value for name, value in options.items() if name not in OTHERS}),
     ),
 }
+
+
+def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:
+    """Builders of policies that send redundant work after so many seconds."""
+    usual: dict[str, Any] = {"wait": wait, "budget": 1.0, "copies": 2, "max_group_wait": wait}
+    usual["stand_ins"] = ("code", "backup")
+
+    def build(kind: str, options: dict[str, Any], code: Code) -> Policy:
+        return BUILDERS[kind](code, usual | options)
+
+    names = ("none", "replication", "hedging", "cascade", "backup", "parity", "adaptive")
+    policies: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in names}
+    policies |= {
+        "three copies": ("replication", {"copies": 3}),
+        "parity, dedicated": ("parity", {"pool": Pool.DEDICATED}),
+        "parity, delayed": ("parity", {"max_group_wait": None, "parity_delay": wait}),
+    }
+    return {name: partial(build, *given) for name, given in policies.items()}
 
 
 @dataclass
@@ -128,6 +147,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
         choose([SingleQueue, LatencyAware]),
         code(choose([2, 3, 4]), choose([1, 2]), choose(["separate", "subtraction"])),
         {
+            "wait": 0.5,
             "pool": choose(list(Pool)),
             "max_group_wait": choose([None, 0.0, 0.5, 3.0]),
             "parity_delay": choose([0.0, 1.0]),
@@ -141,17 +161,12 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             max_queue=choose([4, 1000]),
             deadline=choose([5.0, 20.0]),
             max_attempts=choose([1, 2, 3, 4]),
+            verify_every=choose([0, 0, 1, 3]),
+            sample_every=choose([0, 1, 5]),
+            share_groups=choose([True, True, False]),
         ),
         choose([None, 1, 2, 3, 4]),
     )
-
-
-def draw_verification(setup: Setup, choose: Callable[[Sequence[Any]], Any]) -> Setup:
-    """The setup, perhaps with golden queries now and then; `choose` picks one of some options."""
-    every, samples = choose([0, 0, 1, 3]), choose([0, 1, 5])
-    shared = choose([True, True, False])
-    config = replace(setup.config, verify_every=every, sample_every=samples, share_groups=shared)
-    return replace(setup, config=config)
 
 
 def _one_of(names: Sequence[str], choice: int) -> str:
@@ -223,12 +238,15 @@ def history(random: Random) -> tuple[Setup, list[tuple[str, int]]]:
     names = random.choices(list(often), list(often.values()), k=random.randint(20, 250))
     setup = draw_setup(random.choice)
     steps = [(name, random.randint(0, 1000)) for name in names]
-    return draw_verification(setup, random.choice), steps
+    return setup, steps
 
 
-def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
-    """The world after these steps."""
+def run_history(
+    setup: Setup, steps: list[tuple[str, int]], observer: Observer | None = None
+) -> World:
+    """The world after these steps, of which the observer hears."""
     world, policy = setup.build()
+    world.observer = observer or world.observer
     roles = cycle(policy.roles(3, 2))
     nodes = cycle([None] if setup.nodes is None else [str(node) for node in range(setup.nodes)])
     for i in range(5):
@@ -260,6 +278,12 @@ def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
             else:
                 world.end(instance)
     return world
+
+
+def observed_history(seed: int, observer: Observer) -> tuple[World, int]:
+    """A random history with an observer, and how many queries a group has."""
+    setup, steps = history(Random(seed))
+    return run_history(setup, steps, observer), setup.code.k
 
 
 def check_nothing_is_left(world: World, k: int) -> None:

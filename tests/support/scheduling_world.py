@@ -36,6 +36,7 @@ from parity_models.scheduling import (
     source_of,
 )
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.serving.frontend import Observer
 
 ORIGINALS = frozenset({DEPLOYED})
 PARITIES = frozenset({parity_role(0)})
@@ -97,6 +98,8 @@ class World:
     """The slots whose reconstructions cannot be right."""
     refuses: Callable[[int, Source], bool] = lambda query, source: False
     """May the stand-in with this source not answer this query?"""
+    observer: Observer = field(default_factory=Observer)
+    """Is told what a driver would tell it."""
 
     def arrive(
         self,
@@ -123,10 +126,14 @@ class World:
         self.do(self.scheduler.queries_abandoned(self.now, queries))
 
     def join(self, instance: str, roles: frozenset[str], node: str | None = None) -> None:
+        self.observer.instance_joined(self.now, instance, roles, node)
         self.roles[instance] = roles
         self.do(self.scheduler.instance_joined(self.now, instance, roles, node))
 
     def leave(self, instance: str) -> None:
+        if instance in {**self.running, **self.unreported, **self.verifying}:
+            self._tell(instance, finished=False)
+        self.observer.instance_left(self.now, instance, "is gone")
         del self.roles[instance]
         self.running.pop(instance, None)
         self.unreported.pop(instance, None)
@@ -154,6 +161,7 @@ class World:
 
     def report(self, instance: str) -> None:
         """Report the unit that the instance has run."""
+        self._tell(instance, finished=True)
         run = self.unreported.pop(instance)
         for subject in run.subjects:
             if run.role == DEPLOYED:
@@ -169,6 +177,7 @@ class World:
 
     def fail(self, instance: str, busy: float = 0.0) -> None:
         """Its unit or golden query fails, or it turns that away as it is busy for so long."""
+        self._tell(instance, finished=False)
         if instance in self.verifying:
             unit = self.verifying.pop(instance).unit
         else:
@@ -179,8 +188,14 @@ class World:
 
     def verify(self, instance: str, *, right: bool = True, answer: int = 0) -> None:
         """It answers a golden query, rightly or not, or a client's with this answer."""
+        self._tell(instance, finished=True)
         unit = self.verifying.pop(instance).unit
         self.do(self.scheduler.unit_verified(self.now, unit, right, answer))
+
+    def _tell(self, instance: str, *, finished: bool) -> None:
+        """Say that the instance's unit, or golden query, has ended."""
+        units: dict[str, Run | Verify] = {**self.verifying, **self.unreported, **self.running}
+        self.observer.unit_ended(self.now, units[instance], finished=finished)
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
@@ -198,6 +213,7 @@ class World:
         return self.scheduler.queue_depths().get(role, 0)
 
     def do(self, actions: list[Action]) -> None:
+        self.observer.acted(self.now, actions)
         at_once = {action.unit for action in actions if isinstance(action, Compare)}
         for action in actions:
             if isinstance(action, Run) and action.unit not in at_once:

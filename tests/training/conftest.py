@@ -1,6 +1,5 @@
 """Models of the digits: one from elsewhere, with `parm` beside it, and one that is trained here."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from commands import Here
 from onnx_models import linear_model
 from own_models import DIGITS, STACK, Parm
-from parity_models.cli.main import main
 from parity_models.codes import CodeSpec
 from parity_models.models import inference_time
 from parity_models.progress import OnProgress
@@ -44,22 +43,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def parm(
-    digits: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Parm:
+def parm(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parm_here: Here) -> Parm:
     """Runs `parm` in this process, in a new folder: gives stdout, or the error of code 2."""
     monkeypatch.chdir(tmp_path)
 
     def run(arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["parm", *arguments.format(digits=digits).split()])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        said = capsys.readouterr()
-        assert exit.value.code in (code, None if code == 0 else code), said.err
-        return said.out if code == 0 else said.err.splitlines()[-1]
+        done = parm_here(*arguments.format(digits=digits).split())
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr.splitlines()[-1]
 
     return run
 

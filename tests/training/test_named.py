@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import invoke
+from commands import Here, assert_refused
 from onnx_models import output_of
-from parity_models.errors import DataError, TrainingError, UserError
+from parity_models.errors import DataError, TrainingError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.signature import pad
@@ -30,10 +30,10 @@ def command(name: str, folder: Path, out: Path, *more: str) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-def test_parm_backup_trains_a_bag_of_words(folder: Path, tmp_path: Path) -> None:
+def test_parm_backup_trains_a_bag_of_words(folder: Path, parm_here: Here, tmp_path: Path) -> None:
     out, more = tmp_path / "backed", ("--network", "text@units=32", "--epochs", "8")
-    result = invoke(*command("backup", folder, out, "--output", "logits", *more))
-    assert result.exit_code == 0, result.output
+    result = parm_here(*command("backup", folder, out, "--output", "logits", *more))
+    assert result.returncode == 0, result.stderr
     bundle = open_bundle(out)
     manifest, signature = bundle.manifest, bundle.manifest.deployed.signature
     assert manifest.imitated == "logits"
@@ -90,9 +90,7 @@ def test_networks_and_queries_that_do_not_fit_are_refused(
     ],
 )
 def test_outputs_and_codes_that_do_not_fit_are_refused(
-    folder: Path, tmp_path: Path, more: tuple[str, ...], message: str
+    folder: Path, parm_here: Here, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(UserError) as error:
-        invoke(*command("parity", folder, tmp_path / "out", *more))
-    assert message in str(error.value)
+    assert_refused(parm_here(*command("parity", folder, tmp_path / "out", *more)), message)
     assert not (tmp_path / "out").exists()

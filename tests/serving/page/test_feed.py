@@ -4,7 +4,6 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 
-import pytest
 from msgspec import Struct
 
 from parity_models.serving.page.feed import MAX_WATCHERS, Feed
@@ -73,13 +72,3 @@ async def test_without_watchers_no_frames_are_made() -> None:
     made, ticks = sampled.frames, sampled.ticks
     feed.sample()
     assert (sampled.frames, sampled.ticks) == (made, ticks + 1)
-
-
-async def test_a_frame_that_cannot_be_made_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    feed = feed_of(Sampled(broken=2))
-    feed.start()
-    watcher = feed.follow()
-    assert await read(watcher) == 1
-    assert await read(watcher) == 3
-    assert "could not be kept up to date" in caplog.text
-    feed.close()

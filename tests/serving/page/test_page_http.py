@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from repositories import write_version
+from repositories import ADMINISTRATOR, administered, write_version
 from served import ServerProcess, infer, queries
-from served_repositories import ADMINISTRATOR, administered
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histories import check_nothing_is_left
-from observed_world import observed_history
+from histories import check_nothing_is_left, observed_history
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -16,8 +15,6 @@ from parity_models.scheduling import (
     Answer,
     Fail,
     Reason,
-    Recycle,
-    RecycleReason,
     Run,
     Source,
 )
@@ -98,34 +95,11 @@ class Watched:
         return [event.kind for event in self.watch.events]
 
 
-def test_an_instance_shows_what_it_runs_and_how_long_that_takes_it() -> None:
-    watched = Watched()
-    unit = Run("1", 1, DEPLOYED, (7,))
-    watched.act(unit)
-    watched.now = 0.25
-    cell = watched.cells()["1"]
-    assert cell.running == DEPLOYED
-    watched.watch.unit_ended(watched.now, unit, finished=True)
-    cell = watched.cells()["1"]
-    assert (cell.running, cell.usual_ms) == ("", 250.0)
-
-
 def test_an_instance_is_slow_if_its_units_have_taken_longer_than_those_of_others() -> None:
     watched = Watched()
     for name, seconds in (("0", 0.01), ("1", 0.012), ("2", 0.05)):
         watched.run(name, seconds)
     assert watched.slow() == ["2"]
-
-
-def test_states_are_shown_and_ejections_are_events() -> None:
-    watched = Watched()
-    watched.frontend.of_instances = {"0": State.EJECTED, "1": State.SUSPECTED}
-    watched.pass_time()
-    states = {cell.name: cell.state for cell in watched.watch.frame().instances}
-    assert states == {"0": "ejected", "1": "suspected", "2": "up"}
-    watched.frontend.of_instances = {"0": State.UP, "1": State.UP}
-    watched.pass_time()
-    assert watched.kinds() == ["ejected", "back"]
 
 
 def test_a_frame_has_the_answers_of_the_last_second_and_their_latencies() -> None:
@@ -155,18 +129,6 @@ def test_losses_and_arrivals_after_the_start_are_events() -> None:
     assert "signal 9" in watched.watch.events[0].text
 
 
-def test_replaced_instances_and_failing_queries_are_events_once() -> None:
-    watched = Watched()
-    watched.act(Recycle("1", RecycleReason.QUARANTINED, "answered a golden query wrongly"))
-    for query in range(5):
-        watched.act(Fail(query, Reason.OVERLOADED, "too much waits"))
-    assert [(event.kind, event.text) for event in watched.watch.events] == [
-        ("quarantined", "instance 1 is replaced: it answered a golden query wrongly"),
-        ("failed", "queries fail (overloaded): too much waits"),
-    ]
-    assert watched.watch.failed == 5
-
-
 def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
     watched = Watched()
     metrics = watched.frontend.metrics
@@ -183,19 +145,11 @@ def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
     assert frame.redundant == {"backup": {"sent": 7, "answered": 0, "cancelled": 0}}
 
 
-def test_a_gate_that_closes_and_opens_is_an_event_once_each() -> None:
-    watched = Watched()
-    for is_open in (1, 0, 0, 1, 1):
-        watched.frontend.metrics.gate_open.labels("backup").set(is_open)
-        watched.pass_time()
-    assert watched.kinds() == ["gate closed", "gate open"]
-
-
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=100, deadline=None)
 @pytest.mark.slow
 def test_any_history_is_shown_as_it_happened_and_nothing_piles_up(seed: int) -> None:
-    world, k = observed_history(seed, lambda: watch_of(FakeFrontend()))
+    world, k = observed_history(seed, watch_of(FakeFrontend()))
     watch = world.observer
     assert isinstance(watch, Watch)
     shown = {view.name: view.running for view in watch.instances()}

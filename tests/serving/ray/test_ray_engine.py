@@ -8,28 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import ray
 
 from commands import assert_refused, parm
 from engine_conformance import BOTH, DEPLOYED, EngineConformance, Events, Finished, Fleet, row
-from linear_bundles import CLASSES, FEATURES, linear_bundle
 from onnx_models import linear_model, moody_model
 from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import ModelError, ServingError
 from parity_models.models.onnx_model import PinnedModel
-from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.engine import Engine, Parts
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.ray.ray_engine import RayEngine
-from parity_models.serving.server import ServeOptions, Server
 from ports import free_ports
 from ray_cluster import SMALL, init_ray, other_cluster
-from repositories import write_version
+from repositories import ADMINISTRATOR, Repository, administered, write_version
 from served import Clients, ServerProcess, infer, queries, until, write_linear_bundle
-from served_repositories import ADMINISTRATOR, Repository, administered
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -117,20 +112,6 @@ async def test_what_cannot_be_started_is_refused(fleet: RayFleet, tmp_path: Path
     with pytest.raises(ModelError, match="was changed since it was checked"):
         await engine.start([DEPLOYED], Events())
     assert EngineChoice("ray").settings.cpus_per_instance == 1.0
-
-
-async def test_a_cascade_asks_the_backup_first(cluster: None, tmp_path: Path) -> None:
-    weights = np.ones((FEATURES, CLASSES), np.float32)
-    options = ServeOptions(
-        policy=PolicyChoice("cascade"),
-        engine=EngineChoice("ray", {"address": "auto", "cpus_per_instance": SMALL}),
-        instances=1,
-        port=None,
-    )
-    async with Server(linear_bundle(tmp_path, weights, backup=weights), options) as server:
-        first, *others = (await server.predict(np.ones((9, FEATURES), np.float32))).sources
-    assert first == "model", "it is compared"
-    assert set(others) == {"backup"}
 
 
 # As a process of its own, which starts a cluster or joins one

@@ -13,9 +13,8 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from http_served import post, serving
-from repositories import write_version
+from repositories import ADMINISTRATOR, Repository, administered, ask, times_of, write_version
 from served import Clients, ServerProcess, is_alive, until
-from served_repositories import ADMINISTRATOR, Repository, administered, ask, times_of
 
 pytestmark = pytest.mark.slow
 

@@ -53,11 +53,3 @@ async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned
     await app(scope, receive, send)
     assert not sent
     assert metrics.registry.get_sample_value("parm_requests_total", {"code": "499"}) == 1
-
-
-async def test_an_application_that_is_mounted_under_a_path_answers_there() -> None:
-    app = app_of(Echo(), Metrics())
-    transport = httpx.ASGITransport(app=app, root_path="/coded")
-    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-        assert (await client.get("/coded/v2/health/live")).status_code == 200
-        assert (await client.get("/v2/health/live")).status_code == 200

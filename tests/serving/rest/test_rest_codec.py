@@ -7,28 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES
 from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError
 from parity_models.serving.protocol import InferRequest, read_request, write_response
 from rest_bodies import done, model_of, request
 
-SHAPES = npst.array_shapes(min_dims=1, max_dims=4, max_side=4)
-
 
 def asking(array: NDArray[Any], binary: bool) -> InferRequest:
     return read_request(*request(array, parameters={"binary_data_output": binary}), model_of(array))
-
-
-@given(npst.arrays(st.sampled_from([*DATATYPES.values()]), SHAPES))
-def test_binary_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
-    rows = done(read_request(*request(array), model_of(array)).read_rows())
-    assert rows.dtype == array.dtype
-    assert rows.shape == array.shape
-    assert rows.tobytes() == array.tobytes()
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.sampled_from([None, "a"]))))
@@ -117,22 +105,13 @@ def test_outputs_may_be_binary(parameters: dict[str, bool], outputs: object, bin
     assert asked.binary is binary
 
 
-def test_the_timeout_is_in_microseconds_and_zero_is_none() -> None:
+def test_parameters_are_those_of_the_protocol_and_two_of_our_own() -> None:
     array = np.zeros((1, 2), np.float32)
-    for parameters, timeout in [({}, None), ({"timeout": 0}, None), ({"timeout": 1500}, 0.0015)]:
-        body = request(array, parameters={**parameters, "priority": 1, "sequence_id": 3})
-        assert read_request(*body, model_of(array)).timeout == timeout
-
-
-def test_redundancy_and_tenant_are_parameters_of_a_request() -> None:
-    array = np.zeros((1, 2), np.float32)
-    for parameters, exact, tenant in [
-        ({}, False, None),
-        ({"redundancy": None, "tenant": None}, False, None),
-        ({"redundancy": "any"}, False, None),
-        ({"redundancy": "exact"}, True, None),
-        ({"tenant": "a"}, False, "a"),
-        ({"redundancy": "exact", "tenant": "é" * 128}, True, "é" * 128),
+    for parameters, timeout, exact, tenant in [
+        ({"priority": 1, "sequence_id": 3}, None, False, None),
+        ({"timeout": 0, "redundancy": None, "tenant": None}, None, False, None),
+        ({"timeout": 1500, "redundancy": "any"}, 0.0015, False, None),
+        ({"redundancy": "exact", "tenant": "é" * 128}, None, True, "é" * 128),
     ]:
         asked = read_request(*request(array, parameters=parameters), model_of(array))
-        assert (asked.exact, asked.tenant) == (exact, tenant)
+        assert (asked.timeout, asked.exact, asked.tenant) == (timeout, exact, tenant)
