@@ -7,7 +7,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
 RUN python -m venv /opt/parm \
-    && /opt/parm/bin/pip install --no-cache-dir -c constraints.txt '.[grpc,otel,remote,tls]' \
+    && /opt/parm/bin/pip install --no-cache-dir -c constraints.txt '.[grpc,otel,remote]' \
     && /opt/parm/bin/pip uninstall -y pip
 
 FROM python:3.12-slim

@@ -8,7 +8,6 @@ _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 
 EXTRAS = {
     "aiohttp": "remote",
-    "cryptography": "tls",
     "grpc": "grpc",
     "matplotlib": "bench",
     "onnx": "train",

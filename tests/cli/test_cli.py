@@ -179,7 +179,7 @@ assert not any(name.startswith("torch.") for name in sys.modules)
     [
         (
             "cli.serve",
-            ("aiohttp", "grpc", "google.protobuf", "cryptography", "opentelemetry", "numpy.f2py"),
+            ("aiohttp", "grpc", "google.protobuf", "opentelemetry", "numpy.f2py"),
         ),
         ("serving.worker.worker", ("asyncio", "ssl", "numpy.random", "importlib.resources")),
     ],

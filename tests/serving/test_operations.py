@@ -10,7 +10,6 @@ from typing import Any
 
 import promql_parser
 import pytest
-import trustme
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
@@ -19,7 +18,6 @@ from promql_parser import VectorSelector
 
 from commands import Here, assert_refused
 from parity_models.models.bundle import open_bundle
-from parity_models.serving.access import Access
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.server import Server
 
@@ -74,14 +72,9 @@ def series_of(node: Any) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def served(backed: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+def served(backed: Path) -> set[str]:
     """The names of the series that a server can have."""
-    folder = tmp_path_factory.mktemp("served")
-    issued = trustme.CA().issue_cert("localhost")
-    issued.private_key_pem.write_to_path(folder / "key")
-    issued.cert_chain_pems[0].write_to_path(folder / "certificate")
-    access = Access(tls_cert=str(folder / "certificate"), tls_key=str(folder / "key"))
-    server = Server(open_bundle(backed), ServeOptions(access=access))
+    server = Server(open_bundle(backed), ServeOptions())
     names = set()
     for metric in server.registry.collect():
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}

@@ -9,7 +9,7 @@ import pytest
 
 from access_files import Files
 from http_served import body, eventually, get, post, serving
-from parity_models.serving.certificate import Certificate
+from parity_models.serving.access import Certificate
 
 Tls = Callable[[], SSLContext]
 

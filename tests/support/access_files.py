@@ -2,7 +2,6 @@
 
 import os
 import ssl
-from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,15 +22,9 @@ class Files:
         self.renew()
         self.tokens.write_text(f"# who may ask\n\n{TOKEN}\n{HASHED}\n")
 
-    def renew(
-        self,
-        authority: trustme.CA | None = None,
-        *,
-        begins: datetime | None = None,
-        ends: datetime | None = None,
-    ) -> None:
+    def renew(self, authority: trustme.CA | None = None) -> None:
         """A new certificate, of another authority if it is given."""
-        issued = (authority or self.authority).issue_cert(HOST, not_before=begins, not_after=ends)
+        issued = (authority or self.authority).issue_cert(HOST)
         issued.private_key_pem.write_to_path(self.key)
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
         replacement = self.certificate.with_suffix(".new")

@@ -6,18 +6,19 @@ Certificate and tokens are files that are read again when they change.
 import asyncio
 import logging
 import re
+import ssl
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from parity_models.errors import OptionError, UserError
 from parity_models.options import Option, Options
 from parity_models.serving.errors import ForbiddenError
 
 if TYPE_CHECKING:
-    from parity_models.serving.certificate import Certificate
+    import grpc
 
 MAX_PORT = 2**16 - 1
 
@@ -84,9 +85,6 @@ class Access(Options):
         """Return the certificate, if there is one. Raises UserError if it cannot be used."""
         if self.tls_cert is None or self.tls_key is None:
             return None
-        # Imported here: it needs an extra.
-        from parity_models.serving.certificate import Certificate
-
         return Certificate(Path(self.tls_cert), Path(self.tls_key))
 
     def read_tokens(self) -> "tuple[Tokens | None, Tokens | None]":
@@ -128,6 +126,52 @@ class Reread(ABC):
         else:
             self._trouble = ""
             _log.info("%s changed and was read again", names)
+
+
+class Certificate(Reread):
+    """The certificate that a server shows, with its chain in one PEM file and its private key in
+    another.
+
+    Connections that are open keep the certificate that they began with. Raises UserError for files
+    that cannot be read, and for a key of another certificate.
+    """
+
+    def read(self) -> None:
+        chain, key = self._paths
+        pem = read_text(key, "the certificate's key"), read_text(chain, "the certificate")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(chain, key, _no_password)
+        except ssl.SSLError as error:
+            wrong = f"the certificate {chain} with the key {key} cannot be used: {error.reason}"
+            if error.reason == "KEY_VALUES_MISMATCH":
+                wrong = f"the key {key} is not that of the certificate {chain}"
+            raise UserError(f"{wrong}; give the two in PEM that belong together") from error
+        self.context, self._pem = context, (pem[0].encode(), pem[1].encode())
+
+    def grpc_credentials(self) -> "grpc.ServerCredentials":
+        """Return credentials with which a gRPC server shows the newest certificate."""
+        import grpc
+
+        shown = self._pem
+
+        def newer() -> "grpc.ServerCertificateConfiguration | None":
+            """Called by gRPC, on a thread of its own, for each connection that is made."""
+            nonlocal shown
+            if shown is self._pem:
+                return None
+            shown = self._pem
+            return grpc.ssl_server_certificate_configuration([shown])
+
+        return grpc.dynamic_ssl_server_credentials(
+            grpc.ssl_server_certificate_configuration([shown]),
+            newer,  # type: ignore[arg-type]  # None means no change, which grpc's stubs leave out
+        )
+
+
+def _no_password() -> NoReturn:
+    raise UserError("the certificate's key has a passphrase; give a key without one")
 
 
 class Tokens(Reread):

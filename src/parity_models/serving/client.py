@@ -6,10 +6,8 @@ whatever a server sends.
 
 import os
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from functools import cached_property
 from math import isfinite
@@ -275,18 +273,12 @@ def check_address(url: str) -> str:
 
 
 def retry_after(value: str) -> float | None:
-    """Return the seconds that a Retry-After says, as a number or a date; None where it says
-    neither.
-
-    (RFC 9110, section 10.2.3; the number may have decimals.)
-    """
+    """Return the seconds that a Retry-After says, which may have decimals; None where it is a date
+    or nothing."""
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
+        return None
     return seconds if isfinite(seconds) else None
 
 

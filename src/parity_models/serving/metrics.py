@@ -189,11 +189,6 @@ class Metrics:
             made.labels(value)
         return made
 
-    def certificate_expires(self, at: Callable[[], float]) -> None:
-        """Show when the server's certificate ends: `at` returns a Unix time."""
-        name = "parm_certificate_expires_seconds"
-        Gauge(name, "When the certificate ends (Unix).", registry=self.registry).set_function(at)
-
     def read(
         self,
         name: str,

@@ -379,8 +379,11 @@ def _read_request(
         size = None if tensor.parameters is None else tensor.parameters.binary_data_size
         shape, due = (rows, *spec.shape), rows * prod(spec.shape) * spec.dtype.itemsize
         if (size is None) != bool(tensor.data) or size not in (None, due) or (size and end is None):
-            due_text = f"{spec.datatype} of shape {list(shape)} takes {due} bytes"
-            raise _wrong_data(tensor, size, end, due_text)
+            raise InvalidRequestError(
+                f"input {tensor.name!r} has either data, or a binary_data_size of {due} bytes, "
+                f"which {spec.datatype} of shape {list(shape)} takes, and the request the header "
+                "Inference-Header-Content-Length"
+            )
         if size is None:
             what = f"the data of input {spec.name!r}"
             tensors[spec.name] = partial(read_array, tensor.data, spec.datatype, shape, what)
@@ -390,8 +393,11 @@ def _read_request(
         binary.append((spec.name, spec.datatype, shape, at, at + size))
         at += size
     if at != len(body):
-        names = [name for name, *_ in binary]
-        raise _wrong_rest(names, len(body) - (end or 0), at - (end or 0))
+        start = end or 0
+        raise InvalidRequestError(
+            f"{len(body) - start} bytes follow the JSON object; inputs with a binary_data_size "
+            f"take {at - start}"
+        )
     return request_of(message, model, fitting, tensors), binary
 
 
@@ -512,34 +518,6 @@ def _check_keys(text: bytes | bytearray, key: bytes, most: int) -> None:
         raise InvalidRequestError(
             f"the request has the key {key.decode()} more than once in an object; give it once"
         )
-
-
-def _wrong_data(
-    tensor: TensorMessage, size: int | None, end: int | None, due: str
-) -> InvalidRequestError:
-    """Return the error of an input without JSON or binary data, with both, or with other binary
-    data."""
-    text = f"input {tensor.name!r} has "
-    if size is None:
-        text += "neither data nor a binary_data_size; give one of them"
-    elif tensor.data:
-        text += "both data and a binary_data_size; give one of them"
-    elif end is None:
-        text += "a binary_data_size, which needs the header Inference-Header-Content-Length"
-    else:
-        text += f"a binary_data_size of {size}; {due}"
-    return InvalidRequestError(text)
-
-
-def _wrong_rest(binary: Sequence[str], rest: int, expected: int) -> InvalidRequestError:
-    """Return the error of a body in which `rest` bytes follow the JSON, as inputs have other
-    data."""
-    if not binary:
-        return InvalidRequestError(
-            f"{rest} bytes follow the JSON object, but no input has a binary_data_size"
-        )
-    said = f"input {binary[0]!r} takes" if len(binary) == 1 else f"inputs {binary} take"
-    return InvalidRequestError(f"{rest} bytes follow the JSON object; {said} {expected}")
 
 
 def tenant_from(value: object, what: str) -> str:
@@ -723,8 +701,6 @@ def little_endian(array: NDArray[Any]) -> NDArray[Any]:
 
 # Tensors as JSON arrays, flat or nested, row-major
 
-_NESTED = re.compile(rb"\[\s*\[")
-
 
 def read_json(decoder: msgspec.json.Decoder[_T], text: Raw | memoryview, what: str) -> _T:
     """Decode `text`. Raises InvalidRequestError, which calls it `what`."""
@@ -759,25 +735,11 @@ def array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str)
 
     Raises InvalidRequestError, which calls it `what`.
     """
-    nested = _NESTED.match(memoryview(data)) is not None
-    decoder = _data_decoder(datatype, len(shape) if nested else 1)
-    values = read_json(decoder, data, what)
-    try:
-        array = np.array(values, DATATYPES[datatype])
-    except OverflowError as error:
-        raise InvalidRequestError(f"{what} has numbers beyond {datatype}") from error
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"{what} is ragged: the lists of one level must have one length; its shape is "
-            f"{list(shape)}"
-        ) from error
-    if array.shape != (shape if nested else (prod(shape),)):
-        raise InvalidRequestError(
-            f"{what} has shape {list(array.shape)}; it must be flat, with {prod(shape)} "
-            f"elements, or nested as {list(shape)}"
-        )
-    array.flags.writeable = False
-    return array.reshape(shape)
+    values = _numbers(_flat(data, shape, what), datatype, what)
+    if len(values) != prod(shape):
+        raise _not_of(shape, what)
+    values.flags.writeable = False
+    return values.reshape(shape)
 
 
 async def read_array(
@@ -787,28 +749,38 @@ async def read_array(
     if len(memoryview(data)) <= SLICE:
         return array_from_json(data, datatype, shape, what)
     await turn()
-    text = bytes(data).translate(None, b" \n\r\t")
-    brackets = text.translate(None, b"+-.0123456789Eeaflnrstu")  # numbers, true and false
-    least = 2 * prod(shape)  # a digit and a comma for each number
-    if len(text) < least or brackets not in (_brackets(shape), _brackets((prod(shape),))):
-        raise InvalidRequestError(
-            f"{what} is ragged or has another shape; it must be flat, with {prod(shape)} elements, "
-            f"or nested as {list(shape)}"
-        )
-    await turn()
-    text = text.translate(None, b"[]")
+    text = _flat(data, shape, what)
     array = np.empty(prod(shape), DATATYPES[datatype])
     begin = at = 0
     while begin < len(text):
         await turn()
         end = text.find(b",", begin + SLICE)
         end = len(text) if end < 0 else end
-        count = text.count(b",", begin, end) + 1
-        piece = Raw(b"[%b]" % text[begin:end])
-        array[at : at + count] = array_from_json(piece, datatype, (count,), what)
-        begin, at = end + 1, at + count
+        values = _numbers(text[begin:end], datatype, what)
+        array[at : at + len(values)] = values
+        begin, at = end + 1, at + len(values)
     array.flags.writeable = False
     return array.reshape(shape)
+
+
+def _flat(data: Raw, shape: tuple[int, ...], what: str) -> bytes:
+    """Return the numbers of an array in JSON, between commas, without its brackets.
+
+    Raises InvalidRequestError unless these are those of a flat or nested array of this shape.
+    """
+    text = bytes(data).translate(None, b" \n\r\t")
+    brackets = text.translate(None, b"+-.0123456789Eeaflnrstu")  # numbers, true and false
+    least = 2 * prod(shape)  # a digit and a comma for each number
+    if len(text) < least or brackets not in (_brackets(shape), _brackets((prod(shape),))):
+        raise _not_of(shape, what)
+    return text.translate(None, b"[]")
+
+
+def _not_of(shape: tuple[int, ...], what: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{what} is ragged, has another shape, or more than numbers; it must be flat, with "
+        f"{prod(shape)} elements, or nested as {list(shape)}"
+    )
 
 
 def _brackets(shape: tuple[int, ...]) -> bytes:
@@ -817,6 +789,15 @@ def _brackets(shape: tuple[int, ...]) -> bytes:
     for size in reversed(shape):
         text = b"[%b]" % ((text + b",") * size)[:-1]
     return text
+
+
+def _numbers(text: bytes, datatype: str, what: str) -> NDArray[Any]:
+    """Return numbers between commas as an array."""
+    values = read_json(_data_decoder(datatype), Raw(b"[%b]" % text), what)
+    try:
+        return np.array(values, DATATYPES[datatype])
+    except OverflowError as error:
+        raise InvalidRequestError(f"{what} has numbers beyond {datatype}") from error
 
 
 async def _json(values: NDArray[Any], name: str, turn: Turn) -> Raw:
@@ -839,8 +820,8 @@ async def _json(values: NDArray[Any], name: str, turn: Turn) -> Raw:
 
 
 @cache
-def _data_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
-    """Return a decoder of lists, `depth` levels deep, of numbers that `datatype` can hold."""
+def _data_decoder(datatype: str) -> msgspec.json.Decoder[Any]:
+    """Return a decoder of lists of numbers that `datatype` can hold."""
     dtype: np.dtype[Any] = DATATYPES[datatype]
     element: Any
     if dtype.kind == "b":
@@ -855,6 +836,4 @@ def _data_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
     else:
         real = np.finfo(dtype)
         element = Annotated[float, Meta(ge=float(real.min), le=float(real.max))]
-    for _ in range(depth):
-        element = list[element]
-    return msgspec.json.Decoder(element)
+    return msgspec.json.Decoder(list[element])

@@ -38,7 +38,6 @@ _OF_SERVER = frozenset(
         "parm_connections_ended",
         "parm_refused",
         "parm_bytes_in_flight",
-        "parm_certificate_expires_seconds",
     }
 )
 """Metrics of the server, which no model has."""

@@ -135,8 +135,6 @@ class Server:
         """The URL of the metrics, once the server is started, if they have a port of their own."""
         metrics.connections.set_function(lambda: sum(each.connections for each in self._https))
         metrics.bytes_in_flight.set_function(lambda: self._budget.held)
-        if certificate is not None:
-            metrics.certificate_expires(certificate.ends)
 
     @property
     def deployment(self) -> Deployment:

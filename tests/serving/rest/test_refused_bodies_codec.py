@@ -50,15 +50,15 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(shape=[2.0, 3]), "Expected `int`"),
         (bad(shape=[10**30, 3]), "takes up to 5 at once"),
         (bad(shape=[6, 3]), "takes up to 5 at once"),
-        (bad(data=DATA[1:]), "has shape [5]; it must be flat, with 6 elements"),
+        (bad(data=DATA[1:]), "must be flat, with 6 elements"),
         (bad(data=[DATA]), "nested as [2, 3]"),
         (bad(data=[[1, 2, 3], [4, 5]]), "ragged"),
-        (bad(data=[[1, 2, 3], 4]), "Expected `array`, got `int` - at `$[1]`"),
-        (bad(data=["1", 2, 3, 4, 5, 6]), "Expected `float`, got `str`"),
+        (bad(data=[[1, 2, 3], 4]), "ragged"),
+        (bad(data=["1", 2, 3, 4, 5, 6]), "or more than numbers"),
         (bad(data=[1e39, 2, 3, 4, 5, 6]), "Expected `float` <= 3.4028"),
-        (bad(data="AAAA"), "Expected `array`, got `str`"),
-        ({"inputs": [X]}, "neither data nor a binary_data_size"),
-        (bad(parameters={"binary_data_size": 24}), "both data and a binary_data_size"),
+        (bad(data="AAAA"), "or more than numbers"),
+        ({"inputs": [X]}, "either data, or a binary_data_size of 24 bytes"),
+        (bad(parameters={"binary_data_size": 24}), "either data, or a binary_data_size"),
         (bad(parameters={"binary_data_size": "24"}), "Expected `int | null`"),
         (bad(parameters={"shared_memory_region": "r"}), "shared memory"),
         ({**bad(), "outputs": [{"name": "z"}]}, "no output 'z'; its output is 'y'"),
@@ -140,8 +140,12 @@ def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
     both = msgspec.json.encode({"inputs": [{**X, "data": DATA}]})
     for text, header_length, reason in [
         (body, None, "cannot be read"),
-        (body[: int(length)], None, "needs the header"),
-        (body[:-1], length, "23 bytes follow the JSON object; input 'x' takes 24"),
+        (body[: int(length)], None, "the header Inference-Header"),
+        (
+            body[:-1],
+            length,
+            "23 bytes follow the JSON object; inputs with a",
+        ),
         (body + b"\0", length, "25 bytes follow"),
         (body, "9999", "but the body has"),
         (body, "-1", "not a length"),
@@ -151,8 +155,12 @@ def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
         (body, "9" * 5000, "not a length"),
         (body, str(int(length) - 1), "cannot be read"),
         (body, "0", "cannot be read"),
-        (short + bytes(20), str(len(short)), "takes 24 bytes"),
-        (both + bytes(24), str(len(both)), "no input has a binary_data_size"),
+        (short + bytes(20), str(len(short)), "of 24 bytes"),
+        (
+            both + bytes(24),
+            str(len(both)),
+            "a binary_data_size take 0",
+        ),
     ]:
         with pytest.raises(RequestError, match=re.escape(reason)):
             read(text, header_length, model)

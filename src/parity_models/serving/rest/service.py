@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -398,22 +398,15 @@ def _readiness(about: Mapping[str, Any], trouble: str) -> Response:
 SHARE = 0.05
 """The share of the time that may be used for writing metrics."""
 
-SAVED = 0.5
-"""Seconds of writing that may be saved up for clients that ask a few times at once."""
-
-_VERSIONS = ("0.0.1", "0.0.4", "1.0.0", "2.0.0")
-"""The versions of formats of metrics that Prometheus asks for."""
+_PLAIN, _OPEN_METRICS = "text/plain", "application/openmetrics-text;version=1.0.0"
+"""The formats of metrics, of which each request accepts one: what else it accepts would become part
+of the media type."""
 
 
 def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
-    """Return the encoder and the media type of metrics for this request: one of a few, whatever
-    versions it accepts, as their names would become part of the media type."""
-    known = []
-    for media_type in request.headers.get("accept", "").split(","):
-        parameters = (each.strip().partition("=") for each in media_type.split(";"))
-        if all(key != "version" or value in _VERSIONS for key, _, value in parameters):
-            known.append(media_type)
-    return choose_encoder(",".join(known))
+    """Return the encoder and the media type of metrics for this request."""
+    is_open = "application/openmetrics-text" in request.headers.get("accept", "")
+    return choose_encoder(_OPEN_METRICS if is_open else _PLAIN)
 
 
 def metrics_response(request: Request, registry: Collector) -> Response:
@@ -425,25 +418,12 @@ def metrics_response(request: Request, registry: Collector) -> Response:
 class Scrapes:
     """A handler of requests for metrics, which `read` answers, in at most a share of the server's
     time. Any client may ask, again and again, and writing metrics blocks the event loop for
-    milliseconds. All requests that wait get the same answer, written after they arrived.
+    milliseconds. All requests that wait get the same answer, written after they arrived."""
 
-    `clock` returns seconds, `sleep` waits, and `spent` returns the seconds that this thread has
-    computed: waiting for the metrics of other processes costs nothing.
-    """
-
-    def __init__(
-        self,
-        read: Handler,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        spent: Callable[[], float] = time.thread_time,
-    ) -> None:
+    def __init__(self, read: Handler) -> None:
         self._read = read
-        self._clock = clock
-        self._sleep = sleep
-        self._spent = spent
-        self._next: dict[str, asyncio.Task[Response]] = {}  # by media type, of which there are few
-        self._left, self._counted = SAVED, clock()
+        self._next: dict[str, asyncio.Task[Response]] = {}  # by media type
+        self._rests_until = 0.0
 
     async def __call__(self, request: Request) -> Response:
         _, media_type = metrics_format(request)
@@ -454,14 +434,11 @@ class Scrapes:
         return await asyncio.shield(answer)
 
     async def _write(self, request: Request, media_type: str) -> Response:
-        now = self._clock()
-        self._left = min(SAVED, self._left + SHARE * (now - self._counted))
-        self._counted = now
-        if self._left < 0:
-            await self._sleep(-self._left / SHARE)
-        del self._next[media_type]  # who asks from now on gets what is written later
-        before = self._spent()
+        await asyncio.sleep(self._rests_until - time.monotonic())
+        del self._next[media_type]  # later requests get what is written later
+        began = time.thread_time()  # waiting for the metrics of other processes costs nothing
         try:
             return await self._read(request)
         finally:
-            self._left -= self._spent() - before
+            spent = time.thread_time() - began
+            self._rests_until = time.monotonic() + spent * (1 / SHARE - 1)
