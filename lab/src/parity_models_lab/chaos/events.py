@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -126,7 +127,7 @@ class Injector:
         """Let a process run for a fifth of the time."""
         # By a process of its own, as this one may be held up, too.
         program = (sys.executable, "-S", "-c", _HOLD_UP, str(pid))
-        holding = await asyncio.create_subprocess_exec(*program)
+        holding = await asyncio.create_subprocess_exec(*program, stderr=DEVNULL)
         try:
             yield
         finally:

@@ -7,9 +7,15 @@ paper's datasets that are not in `TASKS` as `parity_models_lab.tasks:Cifar10`.
 from parity_models.errors import UserError
 from parity_models.registry import Registry, say
 from parity_models.tasks import METRICS
-from parity_models_lab.tasks.cifar import Cifar10
+from parity_models_lab.tasks.datasets import (
+    Cifar10,
+    Diabetes,
+    Digits,
+    FashionMnist,
+    FashionMnistPixels,
+    Mnist,
+)
 from parity_models_lab.tasks.localization import Localization, MadeBoxes
-from parity_models_lab.tasks.mnist import Diabetes, Digits, FashionMnist, FashionMnistPixels, Mnist
 from parity_models_lab.tasks.speech import MadeSpeech, SpeechCommands
 from parity_models_lab.tasks.task import Dataset, Split, Task, check_dataset, load_dataset
 

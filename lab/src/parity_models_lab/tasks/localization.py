@@ -6,29 +6,21 @@ y, width, height), `train_test_split.txt` says which are for training. `MadeBoxe
 where it cannot be had.
 """
 
-import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.options import Option
-from parity_models_lab.tasks.folder import FolderTask, normalised
-from parity_models_lab.tasks.mnist import FashionMnist
-from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out
+from parity_models_lab.tasks.datasets import FashionMnist
+from parity_models_lab.tasks.task import Dataset, FolderTask, Split, Task, hold_out, normalised
 
-IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
-PICTURES = "images"
-MEAN, DEVIATION = 0.45, 0.25
+SIDE = 64
+"""Height and width that images are squeezed into."""
 OUTSIDE = 0.05
 """The share of an image by which its box may reach beyond it; then it ends where the image does."""
-
-VALIDATION = 10
-"""One in VALIDATION training images is held out."""
 
 
 class Localization(FolderTask):
@@ -37,110 +29,69 @@ class Localization(FolderTask):
     Images are squeezed into squares.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(FolderTask.Options):
-        """The options."""
-
-        side: Annotated[
-            int, Option("Height and width that images are squeezed into.", at_least=8, at_most=1024)
-        ] = 64
-
     name = "localization"
     metric = "iou"
     flips = True
-    mark = BOXES
+    mark = "bounding_boxes.txt"
     places = ("CUB_200_2011", "localization", "")
     needs = (
-        f"a folder CUB_200_2011 there with {IMAGES}, {BOXES}, {SPLIT} and {PICTURES}/ (from "
-        "https://www.vision.caltech.edu/datasets/cub_200_2011)"
+        "a folder CUB_200_2011 there with images.txt, bounding_boxes.txt, train_test_split.txt and "
+        "images/ (from https://www.vision.caltech.edu/datasets/cub_200_2011)"
     )
 
     def read(self, folder: Path) -> Dataset:
-        names = _read_list(folder / IMAGES, 1)
-        boxes = _read_list(folder / BOXES, 4)
-        split = _read_list(folder / SPLIT, 1)
-        if not names or names.keys() != boxes.keys() or names.keys() != split.keys():
+        names = np.loadtxt(folder / "images.txt", dtype=np.str_)[:, 1]
+        boxes = np.loadtxt(folder / self.mark)[:, 1:]
+        training = np.loadtxt(folder / "train_test_split.txt")[:, 1] == 1
+        if boxes.shape != (len(names), 4) or len(training) != len(names):
             raise DataError(
-                f"{IMAGES}, {BOXES} and {SPLIT} in {folder} do not number the same images; fetch "
-                "them again"
+                f"the lists in {folder} do not number the same images; fetch them again"
             )
-        paths = [folder / PICTURES / name for (name,) in names.values()]
+        paths = [folder / "images" / name for name in names]
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-            images = list(pool.map(lambda path: _read_image(path, self.options.side), paths))
-        labels = [
-            _edges(boxes[number], size, folder / BOXES)
-            for number, (_, size) in zip(names, images, strict=True)
-        ]
-        training = np.array([split[number] == ["1"] for number in names])
-        if training.all() or not training.any():
-            raise DataError(f"{folder / SPLIT} has no images for training, or none for test")
-        return _dataset(np.stack([pixels for pixels, _ in images]), np.array(labels), training)
+            images = list(pool.map(_read_image, paths))
+        edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        edges /= np.array([(*size, *size) for _, size in images])
+        inside = edges.clip(0, 1)
+        # Not a number is in no range.
+        sound = (np.abs(edges - inside) <= OUTSIDE).all(1) & (inside[:, 2:] > inside[:, :2]).all(1)
+        for name, box in zip(names[~sound], boxes[~sound], strict=True):
+            raise DataError(f"{folder / self.mark} has a box that is not in {name}: {box.tolist()}")
+        return _dataset(np.stack([pixels for pixels, _ in images]), inside, training)
 
 
 def _dataset(
     pixels: NDArray[np.uint8], boxes: NDArray[np.float64], training: NDArray[np.bool_]
 ) -> Dataset:
-    everything = Split(normalised(pixels, MEAN, DEVIATION), boxes.astype(np.float32))
+    everything = Split(normalised(pixels, 0.45, 0.25), boxes.astype(np.float32))
     rest, test = (everything.take(np.flatnonzero(which)) for which in (training, ~training))
-    return Dataset(*hold_out(rest, max(1, len(rest) // VALIDATION)), test)
+    return Dataset(*hold_out(rest, max(1, len(rest) // 10)), test)
 
 
-def _read_list(path: Path, fields: int) -> dict[str, list[str]]:
-    """Return lines of an image's number and `fields` further fields, by number."""
-    lines = {}
-    for line in path.read_text("utf-8", "replace").splitlines():
-        if line.strip():
-            number, *rest = line.split(maxsplit=fields)
-            if len(rest) != fields:
-                raise DataError(f"{path} has a line without {fields} fields: {line[:80]!r}")
-            lines[number] = rest
-    return lines
-
-
-def _edges(box: list[str], size: tuple[int, int], path: Path) -> NDArray[np.float64]:
-    try:
-        left, top, width, height = map(float, box)
-    except ValueError:
-        left = top = width = height = math.nan
-    edges = np.array([left, top, left + width, top + height]) / (size * 2)
-    inside = edges.clip(0, 1)
-    # Not a number is in no range.
-    if not (np.abs(edges - inside).max() <= OUTSIDE and (inside[2:] > inside[:2]).all()):
-        raise DataError(
-            f"{path} has a box that is not in its image of {size[0]}x{size[1]}: {' '.join(box)!r}; "
-            "fetch it again"
-        )
-    return inside
-
-
-def _read_image(path: Path, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return an image, squeezed into (3, side, side), and its original (width, height)."""
+def _read_image(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return an image, squeezed into (3, SIDE, SIDE), and its original (width, height)."""
     from PIL import Image  # here: evaluation and serving do without it
 
     try:
         with Image.open(path) as image:
             size = image.size
-            image.draft("RGB", (2 * side, 2 * side))  # JPEG: decoded no larger than is of use
-            small = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))  # JPEG: decoded no larger than is of use
+            small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        why = " ".join(str(error).split())
-        raise DataError(
-            f"{path} cannot be read as an image ({why}); fetch it again or take it out"
-        ) from error
+        raise DataError(f"{path} is no image ({error}); fetch it again or take it out") from error
     return np.asarray(small).transpose(2, 0, 1), size
 
 
 # Made images
 
-SIDE = 64
 SIZES, SCRAP_SIZES = (20, 48), (8, 20)
 """Pixels of the longer side of a garment, and of a scrap."""
 
 SHAPES, SCRAPS = (4, 10), (2, 6)
 """The numbers of each in an image: from the first to below the second."""
 
-TEST = 5
-"""One image in TEST is for tests."""
+IMAGES, TEST = 10_000, 5
+"""Images, of which one in TEST is for tests."""
 
 
 class MadeBoxes(Task):
@@ -150,19 +101,13 @@ class MadeBoxes(Task):
     garments. Garments of the test set are in test images alone.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Task.Options):
-        """The options."""
-
-        images: Annotated[int, Option("Images.", at_least=2 * TEST)] = 10_000
-
     name = "made-boxes"
     metric = "iou"
     flips = True
 
     def load(self, folder: Path | None = None) -> Dataset:
         garments = FashionMnist().load(folder)
-        training = np.arange(self.options.images) % TEST != 0
+        training = np.arange(IMAGES) % TEST != 0
         made = []
         for number, is_training in enumerate(training):
             random = np.random.default_rng((0, number))

@@ -1,9 +1,11 @@
 """Inference tasks: the source of data, and the metric that judges predictions."""
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +84,39 @@ class Task(ABC):
         """
 
 
+class FolderTask(Task):
+    """A task whose data are files in a standard layout.
+
+    `places` are the folders below a folder of datasets where the files may be: they are where
+    something matches the glob pattern `mark`. `installed` are folders of datasets besides the
+    user's. `needs` is for people: the files, and their source.
+    """
+
+    places: ClassVar[tuple[str, ...]]
+    mark: ClassVar[str]
+    needs: ClassVar[str]
+    installed: ClassVar[tuple[Path, ...]] = ()
+
+    @abstractmethod
+    def read(self, folder: Path) -> Dataset:
+        """Return the data in `folder`, where the mark is. Raises DataError, or what reading raises,
+        for damaged ones."""
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parity-models"
+        own = folder or Path(os.environ.get("PARM_DATA") or cache)
+        for root, place in product((own, *(() if folder else self.installed)), self.places):
+            if next((root / place).glob(self.mark), None) is not None:
+                try:
+                    return self.read(root / place)
+                except (OSError, ValueError, EOFError) as error:
+                    raise DataError(f"{root / place}: {error}; fetch the data again") from error
+        raise DataError(
+            f"the data of {self.name} are not in {own}: put {self.needs}; name the folder by the "
+            "variable PARM_DATA"
+        )
+
+
 def load_dataset(task: Task) -> Dataset:
     """Return a task's data, checked; its class may be a user's own.
 
@@ -108,20 +143,19 @@ def check_dataset(metric: str, dataset: object) -> None:
         raise DataError(f"{metric} is of classes, and the Dataset names none (classes=...)")
     for name in ("train", "validation", "test"):
         split = getattr(dataset, name)
-        inputs, labels = split.inputs, split.labels
-        for what, array, kinds in (("inputs", inputs, "f"), ("labels", labels, "iuf")):
+        for array, kinds in ((split.inputs, "f"), (split.labels, "iuf")):
             if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
-                found = getattr(array, "dtype", type(array).__name__)
-                raise DataError(f"{name} {what} are no array of numbers but {found}")
-        check_floats(inputs, dataset.input_shape, f"{name} inputs")
-        outputs = np.broadcast_to(np.float32(0), (len(inputs), *dataset.output_shape))
-        check_labels(metric, outputs, labels)
-        if classes and not 0 <= labels.min() <= labels.max() < len(dataset.classes):
+                raise DataError(f"{name} inputs and labels must be arrays of numbers")
+        check_floats(split.inputs, dataset.input_shape, f"{name} inputs")
+        outputs = np.broadcast_to(np.float32(0), (len(split), *dataset.output_shape))
+        check_labels(metric, outputs, split.labels)
+        low, high = split.labels.min(), split.labels.max()
+        if classes and not 0 <= low <= high < len(dataset.classes):
             raise DataError(
-                f"{name} labels are {labels.min()} to {labels.max()}; there are "
-                f"{len(dataset.classes)} classes, from 0 on"
+                f"{name} labels are {low} to {high}; there are {len(dataset.classes)} classes, "
+                "from 0 on"
             )
-        if not np.isfinite(labels).all():
+        if not np.isfinite(split.labels).all():
             raise DataError(f"{name} labels hold NaN or infinite values")
 
 
@@ -129,3 +163,15 @@ def hold_out(split: Split, size: int) -> tuple[Split, Split]:
     """Part `size` queries, drawn at random but always the same, from `split`: (rest, drawn)."""
     order = np.random.default_rng(SPLIT_SEED).permutation(len(split))
     return split.take(np.sort(order[size:])), split.take(np.sort(order[:size]))
+
+
+def normalised(pixels: NDArray[np.uint8], mean: Any, deviation: Any) -> NDArray[np.float32]:
+    """Return pixels of 0 to 255 (any shape) as 0 to 1, less `mean` and over `deviation`.
+
+    The two are numbers, or arrays that broadcast over them.
+    """
+    scale, offset = np.float32(1 / (255 * np.float64(deviation))), np.float64(mean) / deviation
+    inputs = pixels.astype(np.float32)
+    inputs *= scale
+    inputs -= np.float32(offset)
+    return inputs

@@ -1,14 +1,13 @@
-"""MNIST and Fashion-MNIST, and digits and diabetes, which come with scikit-learn.
+"""The paper's images, and digits and diabetes, which come with scikit-learn.
 
 MNIST and its kin are files in the IDX format: a header of big-endian sizes, then the values; they
 may be gzipped. (Y. LeCun, C. Cortes, C. Burges: The MNIST database, 1998. H. Xiao, K. Rasul,
-R. Vollgraf: Fashion-MNIST, 2017.)
+R. Vollgraf: Fashion-MNIST, 2017. A. Krizhevsky: Learning Multiple Layers of Features from Tiny
+Images, 2009.)
 """
 
 import gzip
-import struct
 import zlib
-from math import prod
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,39 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models_lab.tasks.folder import FolderTask, normalised
-from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out
-
-UNSIGNED_BYTES = b"\0\0\x08"
-"""The start of a file of them."""
+from parity_models_lab.tasks.task import Dataset, FolderTask, Split, Task, hold_out, normalised
 
 TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """Names of the images and labels of each split, with or without .gz behind them."""
 
-VALIDATION = 12
-"""One in VALIDATION training images is held out: 5,000 of 60,000."""
-
-SHAPE = (28, 28)
-
 
 class Digits(Task):
-    """1,797 handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition, UCI 1998)."""
+    """1,797 handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition, UCI 1998), of which
+    1,200 are for training, 197 for validation and 400 for test."""
 
     name = "digits"
     metric = "top-1"
 
-    mean, deviation = 4.884, 6.017  # of the pixels, from 0 to 16
-    test, validation = 400, 197
-
     def load(self, folder: Path | None = None) -> Dataset:
-        """1,200 digits to train on, 197 for validation, 400 for test; `folder` is not needed."""
         from sklearn.datasets import load_digits  # here: not needed elsewhere
 
         images, labels = load_digits(return_X_y=True)
-        inputs = ((images - self.mean) / self.deviation).astype(np.float32).reshape(-1, 1, 8, 8)
-        rest, test = hold_out(Split(inputs, labels.astype(np.int64)), self.test)
-        train, validation = hold_out(rest, self.validation)
+        # Pixels are from 0 to 16; their mean and deviation are those of all images.
+        inputs = ((images - 4.884) / 6.017).astype(np.float32).reshape(-1, 1, 8, 8)
+        rest, test = hold_out(Split(inputs, labels.astype(np.int64)), 400)
+        train, validation = hold_out(rest, 197)
         return Dataset(train, validation, test, tuple(map(str, range(10))))
 
 
@@ -60,7 +48,6 @@ class Diabetes(Task):
     metric = "r2"
 
     def load(self, folder: Path | None = None) -> Dataset:
-        """284 rows to train on, 70 for validation, 88 for test; `folder` is not needed."""
         from sklearn.datasets import load_diabetes  # here: not needed elsewhere
 
         rows, labels = load_diabetes(return_X_y=True)
@@ -91,25 +78,19 @@ class Mnist(FolderTask):
 
     def read(self, folder: Path) -> Dataset:
         rest, test = (self._read_split(folder, names) for names in (TRAIN, TEST))
-        for split in (rest, test):
-            if split.inputs.shape[2:] != SHAPE or split.labels.max() >= len(self.classes):
-                raise DataError(
-                    f"{folder} does not hold {self.name}: its images are "
-                    f"{split.inputs.shape[2:]} with labels up to {split.labels.max()}, not "
-                    "(28, 28) with labels up to 9"
-                )
-        train, validation = hold_out(rest, len(rest) // VALIDATION)
+        train, validation = hold_out(rest, len(rest) // 12)  # 5,000 of 60,000
         return Dataset(train, validation, test, self.classes)
 
     def _read_split(self, folder: Path, names: tuple[str, str]) -> Split:
-        images, labels = (read_idx(_find(folder, name)) for name in names)
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        images, labels = (read_idx(folder, name) for name in names)
+        if images.shape != (len(labels), 28, 28):
             raise DataError(
-                f"{names[0]} {images.shape} and {names[1]} {labels.shape} in {folder} do not "
-                "belong together: images are (n, height, width) and labels (n,); fetch both again"
+                f"{folder} does not hold {self.name}: {names[0]} is of shape {images.shape} and "
+                f"{names[1]} of {labels.shape}; fetch both again"
             )
-        inputs = normalised(images[:, None], self.mean, self.deviation)
-        return Split(inputs, labels.astype(np.int64))
+        return Split(
+            normalised(images[:, None], self.mean, self.deviation), labels.astype(np.int64)
+        )
 
 
 class FashionMnist(Mnist):
@@ -139,23 +120,54 @@ class FashionMnistPixels(FashionMnist):
     mean, deviation = 0.0, 1.0
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
+class Cifar10(FolderTask):
+    """CIFAR-10: 60,000 colour images of ten kinds of animals and vehicles.
+
+    Read from the *binary version*: records of a label byte and 3,072 bytes of pixels, red, green,
+    blue. The python version is a pickle, which could run anything, and is not read.
+    """
+
+    name = "cifar-10"
+    metric = "top-1"
+    flips = True
+    mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    mark = "test_batch.bin"
+    places = ("cifar-10-batches-bin", "cifar-10", "")
+    needs = (
+        "the folder cifar-10-batches-bin of the binary version there (data_batch_1.bin to 5, "
+        "test_batch.bin, batches.meta.txt, from https://www.cs.toronto.edu/~kriz/cifar.html); the "
+        "python version is not read"
+    )
+
+    def read(self, folder: Path) -> Dataset:
+        classes = tuple((folder / "batches.meta.txt").read_text("utf-8", "replace").split())
+        rest = self._read_split(*(folder / f"data_batch_{i}.bin" for i in range(1, 6)))
+        train, validation = hold_out(rest, len(rest) // 10)
+        return Dataset(train, validation, self._read_split(folder / self.mark), classes)
+
+    def _read_split(self, *files: Path) -> Split:
+        records = np.concatenate([np.fromfile(file, np.uint8) for file in files]).reshape(-1, 3073)
+        mean, deviation = (np.reshape(each, (3, 1, 1)) for each in (self.mean, self.deviation))
+        pixels = records[:, 1:].reshape(-1, 3, 32, 32)
+        return Split(normalised(pixels, mean, deviation), records[:, 0].astype(np.int64))
+
+
+def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     """Return the array of unsigned bytes in an IDX file, gzipped or not.
 
     Raises DataError for a file that is not IDX, truncated, or longer than its header says.
     """
+    zipped = folder / f"{name}.gz"
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
-    start = 4 + 4 * content[3] if content[:3] == UNSIGNED_BYTES and len(content) > 3 else 0
-    shape = struct.unpack(f">{content[3]}I", content[4:start]) if 4 < start <= len(content) else ()
-    if not shape or len(content) != start + prod(shape):
-        raise DataError(f"{path} is not a whole IDX file of unsigned bytes; fetch it again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _find(folder: Path, name: str) -> Path:
-    gzipped = folder / f"{name}.gz"
-    return gzipped if gzipped.is_file() else folder / name
+        is_zipped = zipped.exists()
+        content = (zipped if is_zipped else folder / name).read_bytes()
+        content = gzip.decompress(content) if is_zipped else content
+        axes = content[3]
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("it begins otherwise")
+        shape = np.frombuffer(content, ">u4", axes, 4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"{folder / name} is not a whole IDX file of unsigned bytes ({error}); fetch it again"
+        ) from error

@@ -1,0 +1,354 @@
+"""The paper's datasets are read from their standard layouts, and a task of one's own is checked."""
+
+import gzip
+import re
+import shutil
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from commands import Here
+from idx_files import IMAGES, idx, labels_of, write_dataset
+from parity_models.errors import DataError, UserError
+from parity_models.models.bundle import open_bundle
+from parity_models_lab.tasks import (
+    Cifar10,
+    FashionMnist,
+    Localization,
+    MadeBoxes,
+    MadeSpeech,
+    SpeechCommands,
+    find_task,
+    load_dataset,
+    localization,
+    speech,
+)
+from parity_models_lab.tasks.datasets import TEST, TRAIN
+from parity_models_lab.tasks.speech import PROGRAM, RATE, WORDS, read_second
+from parity_models_lab.tasks.task import Dataset
+
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "extend-learning.md"
+RANDOM = np.random.default_rng(0)
+LABELS = labels_of(IMAGES)
+
+
+def sizes(data: Dataset) -> list[int]:
+    return [len(split) for split in (data.train, data.validation, data.test)]
+
+
+# Images
+
+
+def test_a_task_without_its_files_says_what_to_put_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"put .*by the variable PARM_DATA") as caught:
+        find_task("mnist").load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "zipped"), [("", True), ("fashion-mnist", False), ("FashionMNIST/raw", True)]
+)
+def test_fashion_mnist_is_read_gzipped_or_not(tmp_path: Path, layout: str, zipped: bool) -> None:
+    write_dataset(tmp_path / layout, zipped=zipped)
+    data = find_task("fashion-mnist").load(tmp_path)
+    assert sizes(data) == [22, 2, 24]
+    pixels = data.test.inputs * FashionMnist.deviation + FashionMnist.mean
+    np.testing.assert_allclose(pixels[:, 0] * 255, IMAGES, atol=1e-3)
+    np.testing.assert_array_equal(data.test.labels, LABELS)
+    as_they_are = find_task("fashion-mnist-pixels").load(tmp_path).test.inputs
+    np.testing.assert_allclose(as_they_are[:, 0] * 255, IMAGES, atol=1e-3)
+
+
+def test_fashion_mnist_is_found_in_parm_data_before_the_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = write_dataset(tmp_path / "installed" / "fashion-mnist", zipped=True)
+    darker = write_dataset(tmp_path / "fashion-mnist", zipped=True, images=IMAGES // 2)
+    monkeypatch.setattr(FashionMnist, "installed", (package.parent,))
+    task = FashionMnist()
+    for folder, variable in ((darker, "PARM_DATA"), (package, "XDG_CACHE_HOME")):
+        with monkeypatch.context() as patch:
+            patch.delenv("PARM_DATA", raising=False)
+            patch.setenv(variable, str(tmp_path))
+            np.testing.assert_array_equal(task.load().test.inputs, task.load(folder).test.inputs)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        (TEST[0], b"", "not a whole IDX file"),
+        (TEST[0], b"\0\0\x0d\1\0\0\0\1\0\0\0\0", "not a whole IDX file of unsigned bytes"),
+        (TEST[0], b"\0\0\x08\3" + b"\xff" * 12, "not a whole IDX file"),
+        (TEST[0], idx(IMAGES)[:-1], "not a whole IDX file"),
+        (TEST[0], idx(IMAGES) + b"\0", "not a whole IDX file"),
+        (f"{TEST[0]}.gz", gzip.compress(idx(IMAGES), mtime=0)[:-9], "not a whole IDX file"),
+        (TEST[0], idx(IMAGES[:-1]), "does not hold fashion-mnist"),
+        (TRAIN[0], idx(IMAGES[:, :20, :20]), "does not hold fashion-mnist"),
+        (TRAIN[1], idx(LABELS + 1), "labels are 1 to 10"),
+    ],
+)
+def test_damaged_idx_files_are_refused_with_file_and_reason(
+    tmp_path: Path, file: str, content: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARM_DATA", str(tmp_path))
+    write_dataset(tmp_path, zipped=False)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        load_dataset(find_task("fashion-mnist"))
+
+
+def test_diabetes_data_are_normalised_and_split() -> None:
+    data = find_task("diabetes").load()
+    assert sizes(data) == [284, 70, 88]
+    everything = np.concatenate([s.inputs for s in (data.train, data.validation, data.test)])
+    np.testing.assert_allclose(everything.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(everything.std(axis=0), 1, atol=1e-5)
+
+
+def test_cifar_10_is_read_from_its_binary_version(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for file in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        count = 15 if file == "test_batch.bin" else 20
+        records = RANDOM.integers(0, 256, (count, 3073), np.uint8)
+        records[:, 0] = np.arange(count) % 10
+        (folder / file).write_bytes(records.tobytes())
+    names = tuple(f"class{i}" for i in range(10))
+    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
+    data = Cifar10().load(tmp_path)
+    assert sizes(data) == [90, 10, 15]
+    assert (data.input_shape, data.classes) == ((3, 32, 32), names)
+    np.testing.assert_array_equal(data.test.labels, np.arange(15) % 10)
+    raw = np.frombuffer((folder / "test_batch.bin").read_bytes(), np.uint8).reshape(15, -1)
+    mean, deviation = (np.reshape(v, (3, 1, 1)) for v in (Cifar10.mean, Cifar10.deviation))
+    pixels = (data.test.inputs * deviation + mean) * 255
+    np.testing.assert_allclose(pixels.reshape(15, -1), raw[:, 1:], atol=1e-3)
+    (folder / "test_batch.bin").write_bytes(b"\0" * 3072)
+    with pytest.raises(DataError, match=r"cannot reshape .*; fetch the data again"):
+        Cifar10().load(tmp_path)
+
+
+def write_birds(folder: Path) -> None:
+    numbers = range(1, 13)
+    (folder / "images" / "001.Bird").mkdir(parents=True)
+    for number in numbers:
+        picture = RANDOM.integers(0, 256, (20, 40, 3), np.uint8)
+        Image.fromarray(picture).save(folder / "images" / "001.Bird" / f"{number}.png")
+    files: dict[str, Callable[[int], str]] = {
+        "images.txt": lambda n: f"{n} 001.Bird/{n}.png",
+        "bounding_boxes.txt": lambda n: f"{n} 10.0 5.0 20.0 10.0",
+        "train_test_split.txt": lambda n: f"{n} {int(n > 2)}",
+    }
+    for file, line in files.items():
+        (folder / file).write_text("".join(f"{line(n)}\n" for n in numbers))
+
+
+def test_boxes_are_read_from_the_layout_of_cub_as_shares_of_the_image(tmp_path: Path) -> None:
+    write_birds(tmp_path / "CUB_200_2011")
+    boxes = tmp_path / "CUB_200_2011" / "bounding_boxes.txt"
+    # One reaches a little beyond its image, and ends there.
+    boxes.write_text(boxes.read_text().replace("1 10.0 5.0 20.0", "1 10.0 5.0 31.0", 1))
+    data = Localization().load(tmp_path)
+    assert sizes(data) == [9, 1, 2]
+    assert (data.input_shape, data.output_shape) == ((3, 64, 64), (4,))
+    np.testing.assert_allclose(data.test.labels, [[0.25, 0.25, 1, 0.75], [0.25, 0.25, 0.75, 0.75]])
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("bounding_boxes.txt", "1 10.0 5.0 20.0", "fetch the data again"),
+        ("bounding_boxes.txt", "1 10.0 5.0 nan 10.0", "a box that is not in 001.Bird/1.png"),
+        ("bounding_boxes.txt", "", "do not number the same images"),
+        ("bounding_boxes.txt", "1 40.5 5.0 1.0 10.0", "a box that is not in 001.Bird/1.png"),
+        ("images.txt", "1 001.Bird/missing.png", r"missing\.png is no image"),
+        ("images.txt", "1 001.Bird/damaged.png", r"damaged\.png is no image"),
+    ],
+)
+def test_unsound_lists_of_boxes_are_refused(
+    tmp_path: Path, file: str, line: str, reason: str
+) -> None:
+    write_birds(tmp_path)
+    (tmp_path / "images" / "001.Bird" / "damaged.png").write_bytes(b"\xff\xd8 and nothing")
+    rest = (tmp_path / file).read_text().splitlines()[1:]
+    (tmp_path / file).write_text("\n".join([line, *rest]))
+    with pytest.raises(DataError, match=reason):
+        Localization().load(tmp_path)
+
+
+@pytest.mark.slow
+def test_made_boxes_hold_the_garment_and_are_the_same_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garments = np.zeros((24, 28, 28), np.uint8)
+    garments[:, 4:20, 6:22] = 200
+    write_dataset(tmp_path / "fashion-mnist", zipped=False, images=garments)
+    monkeypatch.setattr(localization, "IMAGES", 40)
+    data, again = (MadeBoxes().load(tmp_path) for _ in range(2))
+    assert sizes(data) == [29, 3, 8]
+    left, top, right, bottom = data.train.labels.T
+    longer = 64 * np.maximum(right - left, bottom - top)
+    assert ((longer > 19) & (longer < 49)).all()
+    np.testing.assert_array_equal(data.train.inputs, again.train.inputs)
+
+
+# Speech
+
+
+def write_wav(path: Path, samples: NDArray[np.int16], channels: int = 1) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(samples.tobytes())
+
+
+def test_words_are_split_by_the_lists_and_become_spectrograms(tmp_path: Path) -> None:
+    folder = tmp_path / "speech_commands"
+    for tone, word in ((440, "no"), (1760, "yes"), (1, "_background_noise_")):
+        (folder / word).mkdir(parents=True)
+        samples = 8000 * np.sin(2 * np.pi * tone * np.arange(RATE) / RATE)
+        for speaker in "abc":
+            write_wav(folder / word / f"{speaker}_nohash_0.wav", samples.astype(np.int16))
+    (folder / "validation_list.txt").write_text("no/b_nohash_0.wav\nyes/b_nohash_0.wav\n")
+    (folder / "testing_list.txt").write_text("no/c_nohash_0.wav\nyes/c_nohash_0.wav\n")
+    data = SpeechCommands().load(tmp_path)
+    assert sizes(data) == [2, 2, 2]
+    assert (data.input_shape, data.classes) == ((1, 161, 101), ("no", "yes"))
+    np.testing.assert_allclose(data.train.inputs.mean(axis=(1, 2, 3)), 0, atol=1e-4)
+    # The higher tone lies in higher frequencies.
+    low, high = data.train.inputs[:, 0].mean(axis=2).argmax(axis=1)
+    assert low < high
+
+
+def test_short_sounds_are_padded_and_other_files_refused(tmp_path: Path) -> None:
+    write_wav(tmp_path / "short.wav", np.full(100, 7, np.int16))
+    second = read_second(tmp_path / "short.wav")
+    assert (len(second), second[:100].min(), second[100:].max()) == (RATE, 7, 0)
+    write_wav(tmp_path / "stereo.wav", np.zeros(200, np.int16), channels=2)
+    with pytest.raises(DataError, match="2 of 16 bits at 16000 Hz"):
+        read_second(tmp_path / "stereo.wav")
+    whole = (tmp_path / "short.wav").read_bytes()
+    for content in (b"", b"RIFF", b"ID3 and more of it", whole[:-100], whole[:-99], whole[:44]):
+        (tmp_path / "damaged.wav").write_bytes(content)
+        with pytest.raises(DataError, match=r"damaged\.wav is no WAV file"):
+            read_second(tmp_path / "damaged.wav")
+
+
+@pytest.mark.skipif(
+    shutil.which(PROGRAM) is None, reason=f"speech is made by the package {PROGRAM}"
+)
+@pytest.mark.slow
+def test_made_speech_has_speakers_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speech, "SPEAKERS", 10)
+    monkeypatch.setattr(speech, "TAKES", 1)
+    data = MadeSpeech().load()
+    assert sizes(data) == [8 * len(WORDS), len(WORDS), len(WORDS)]
+    assert (data.input_shape, data.output_shape) == ((1, 40, 50), (len(WORDS),))
+
+
+def test_speech_without_espeak_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=f"apt install {PROGRAM}"):
+        MadeSpeech().load()
+
+
+# One's own
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with the module of the documentation's example in it."""
+    text = DOCS.read_text()
+    example = "".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    # Modules are imported once in a process, so every test has its own.
+    name = f"mine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / name
+
+
+@pytest.mark.slow
+def test_the_documented_task_and_networks_lead_to_a_bundle(
+    here: Path, parm_here: Here, lab_here: Here
+) -> None:
+    """Options after the names are theirs, and are kept."""
+
+    def run(*arguments: str) -> str:
+        done = (lab_here if arguments[0] == "train" else parm_here)(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    task, network = f"{here.name}:Waves@noise=0.5", f"{here.name}:Sized@units=7"
+    once = ("--inputs", "inputs.npy", "--epochs", "1")
+    run("train", "--task", task, "--network", network, "--epochs", "1", "--out", "f")
+    deployed = open_bundle(Path("f")).manifest
+    assert (deployed.deployed.network, deployed.deployed.signature.output.shape) == (network, (1,))
+    assert deployed.accuracy is not None
+    assert deployed.accuracy.metric == "r2"
+    assert deployed.deployed_training is not None
+    assert deployed.deployed_training.task == task
+    assert deployed.deployed_training.recipe["batch"] == 256
+    np.save("inputs.npy", find_task(task).load(None).train.inputs)
+    run("parity", "--model", "f", *once, "--network", f"{here.name}:Narrow", "--out", "p")
+    run("backup", "--model", "p", *once, "--network", network, "--out", "p")
+    backup = open_bundle(Path("p")).manifest.backup
+    assert backup is not None
+    assert backup.network == network
+    assert "agree" in run("evaluate", "p", "--inputs", "inputs.npy")
+    for wrong, reason in [
+        (("--task", f"{here.name}:Waves@noise=-1"), "noise of .* must be 0 or more"),
+        (("--task", f"{here.name}:Waves@nois=1"), "did you mean noise"),
+        (("--task", task, "--network", f"{here.name}:Sized@units=few"), "must be a whole number"),
+    ]:
+        refused = lab_here("train", *wrong, "--out", "g")
+        assert refused.returncode == 2
+        assert re.search(reason, " ".join(refused.stderr.split()))
+
+
+OWN = """
+import numpy as np
+from parity_models_lab.tasks import Dataset, Split
+from parity_models_lab.tasks import Task as T
+
+class Task(T):
+    metric = "top-1"
+    def load(self, folder=None):
+        def split(rows, labels=(0, 1), width=3):
+            return Split(np.random.rand(rows, width).astype("f"), np.resize(labels, rows))
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("class Task: pass", "must be a subclass of"),
+        (OWN.replace("top-1", "beauty").format(body="..."), "has the metric 'beauty'"),
+        ("from parity_models_lab.tasks import Task", "cannot be made"),
+        *(
+            (OWN.format(body=body), reason)
+            for body, reason in {
+                "raise FileNotFoundError('no birds')": "load failed: FileNotFoundError: no birds",
+                "raise SystemExit(3)": "load failed: SystemExit: 3",
+                "return 3": "it is int, not a Dataset",
+                "return Dataset(split(9), split(5), split(5))": "the Dataset names none",
+                "return Dataset(split(9), split(5), split(5, (0, 2)), ('a', 'b'))": "0 to 2; there",
+                "return Dataset(split(9), split(5), split(5, 'ab'), ('a', 'b'))": "of numbers",
+                "return Dataset(split(9), split(5, width=4), split(5), 'ab')": "validation inputs",
+            }.items()
+        ),
+    ],
+)
+def test_a_task_and_what_it_loads_are_checked(here: Path, source: str, reason: str) -> None:
+    here.with_suffix(".py").write_text(source)
+    with pytest.raises(UserError, match=reason):
+        load_dataset(find_task(f"{here.name}:Task"))
