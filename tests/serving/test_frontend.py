@@ -287,10 +287,11 @@ async def test_where_the_engine_fails_its_query_gets_an_error_and_the_rest_goes_
 async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
     async with serving(NoRedundancy(), 2, 0, repairs=3) as (frontend, engine):
         request = await asked(frontend.infer(queries(2)))
-        engine.units.pop(0)  # and nobody is told
+        lost = engine.units.pop(0).instance  # and nobody is told
         for _ in range(2):
             frontend.check_engine()
         assert metric(frontend, "parm_repairs_total") == 1
+        assert (lost, "recycle") in engine.log
         engine.finish_all()
         assert (await request).sources == [Source.MODEL] * 2
         del engine.roles["1"]

@@ -20,7 +20,6 @@ from parity_models.serving.logs import (
     LogFormat,
     Logging,
     LogLevel,
-    Repeats,
     set_up,
 )
 from parity_models.serving.request_log import RequestLog
@@ -131,31 +130,3 @@ def test_lines_for_people_say_what_json_says() -> None:
 def test_an_id_that_could_forge_a_line_is_not_taken() -> None:
     for bad in ("a\nb", "a b", "", "ü", "x" * 129):
         assert RequestLog("GET", "/", bad).id != bad
-
-
-def test_what_fails_again_and_again_is_logged_a_few_times_and_then_counted() -> None:
-    seconds = 0.0
-    filtered, log = Repeats(lambda: seconds), logging.Logger("one that fails")
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.addFilter(filtered)
-    log.addHandler(handler)
-
-    def lines() -> list[str]:
-        return stream.getvalue().splitlines()
-
-    def fail() -> None:
-        log.error("the policy failed: %d%%", 5)
-
-    for _ in range(1000):
-        fail()
-        log.info("a request")
-    log.error("something else failed")
-    assert lines().count("the policy failed: 5%") == 20
-    assert lines().count("a request") == 1000
-    assert lines()[-1] == "something else failed"
-    seconds = 10.0
-    fail()
-    assert lines()[-1] == "the policy failed: 5% (left out: 980 more like this)"
-    fail()
-    assert lines()[-1] == "the policy failed: 5%"

@@ -217,8 +217,7 @@ class Deployment(ServedVersion):
         """The feed of its live page, if it has one."""
         if options.ui:
             title = model.name if version is None else f"{model.name} version {version}"
-            classes = {str(source): gate.classes for source, gate in gates.items()}
-            self.feed = feed_of(frontend, model=title, policy=choice.name, classes=classes)
+            self.feed = feed_of(frontend, title, choice.name)
 
     async def start(self) -> None:
         """Start all instances; return when they are warm and verified.

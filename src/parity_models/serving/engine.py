@@ -185,7 +185,8 @@ class Engine(ABC):
     @abstractmethod
     def tolerance(self) -> float:
         """The largest difference from an output of the same model in this process, as a share of
-        the largest value: room for other hardware and precisions, not for other weights."""
+        the largest value: room for other hardware and precisions, not for other weights. A class
+        attribute will do."""
 
     @abstractmethod
     async def stop(self) -> None:

@@ -104,8 +104,8 @@ _REDUNDANCY = {
 
 _SOURCES = {role: source_of(role) for role in (DEPLOYED, BACKUP)}
 
-_ABSENT: Final = -1
-"""Stands for a unit's id where the instance does not exist."""
+_GONE: Final = "gone"
+"""Stands for a unit where the instance does not exist."""
 
 _ERRORS: Mapping[Reason, type[RequestError]] = {
     Reason.OVERLOADED: OverloadedError,
@@ -292,9 +292,7 @@ class Frontend:
         self._originals: dict[int, Run] = {}
         """The unit of the deployed model that runs each query; a second one runs a copy."""
         self._redundant = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
-        self._classes: dict[str, str] = {}
-        """The class of each instance that is up: the roles that it runs."""
-        self._timed = cache(lambda role, alike: metrics.unit_run.labels(role, alike).observe)
+        self._timed = cache(lambda role: metrics.unit_run.labels(role).observe)
         self._stand_ins = StandIns(
             code,
             self._gate,
@@ -314,7 +312,7 @@ class Frontend:
         self._ticks = 0
         self._tick_due = self._wanted = 0.0
         self._logged, self._next_message = Redundancy.ON, 0.0
-        self._differences: set[tuple[str, int | None, int | None]] = set()
+        self._differences: set[tuple[str, int | str | None, int | str | None]] = set()
         self._started = self._retired = self._closing = self._stopped = False
         self._idle = asyncio.Event()
         self._do: dict[type[Action], Callable[[Any], None]] = {
@@ -605,7 +603,6 @@ class Frontend:
         if self._started:
             self.metrics.restarts.inc()
         at = now()
-        self._classes[instance] = "+".join(sorted(roles))
         self._tell("instance_joined", at, instance, roles, node)
         self._carry_out(self.scheduler.instance_joined(at, instance, roles, node))
 
@@ -613,7 +610,6 @@ class Frontend:
         for id in [id for id, unit in self._units.items() if unit.action.instance == instance]:
             self._ended(self._units.pop(id), now(), finished=False)
         at = now()
-        self._classes.pop(instance, None)
         self._tell("instance_left", at, instance, why)
         self._carry_out(self.scheduler.instance_left(at, instance))
 
@@ -684,8 +680,7 @@ class Frontend:
         action = unit.action
         self._busy[action.role] = self._busy.get(action.role, 0.0) + at - unit.began
         if finished and isinstance(action, Run):
-            alike = self._classes.get(action.instance, "")
-            self._timed(action.role, alike)(at - unit.began)
+            self._timed(action.role)(at - unit.began)
         if self.observers:
             self._tell("unit_ended", at, action, finished=finished)
         if not finished:
@@ -1001,29 +996,22 @@ class Frontend:
             _log.log(logging.WARNING if bad else logging.INFO, "%s", self.redundancy)
 
     def check_engine(self) -> None:
-        """Repair what scheduler and engine disagree on about an instance, at two checks in a row:
-        they differ for a moment while a report is on its way. Runs once a second."""
+        """Replace an instance that scheduler and engine disagree on at two checks in a row: they
+        differ for a moment while a report is on its way. Runs once a second."""
         believed, real = self.scheduler.running(), self._engine.running()
         found = {
-            (name, believed.get(name, _ABSENT), real.get(name, _ABSENT))
+            (name, believed.get(name, _GONE), real.get(name, _GONE))
             for name in believed.keys() | real.keys()
         }
         found = {each for each in found if each[1] != each[2]}
         lasting = found & self._differences
         self._differences = found - lasting
         for instance, thought, has in sorted(lasting, key=lambda each: each[0]):
-            said = {_ABSENT: "gone", None: "idle"}
-            why = (
-                f"instance {instance} is believed to be {said.get(thought, f'at unit {thought}')}, "
-                f"and is {said.get(has, f'at unit {has}')}"
-            )
-            _log.error("repairing: %s", why)
+            why = f"is believed to run unit {thought} and runs {has}"
+            _log.error("repairing: instance %s %s", instance, why)
             self.metrics.repairs.inc()
-            if has == _ABSENT:
+            if has == _GONE:
                 self.instance_left(instance, why)
-            elif has is None and thought is not None and thought != _ABSENT:
-                self._units.setdefault(thought, _Unit(Run(instance, thought, "", ()), now()))
-                self.unit_failed(thought, why)
             else:
                 self._engine.recycle(instance, why)
 

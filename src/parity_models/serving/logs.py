@@ -9,7 +9,6 @@ import json
 import logging
 import queue
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,9 +24,6 @@ ACCESS = "parity_models.access"
 
 _WAITING = 10_000
 """Lines that may wait to be written; further ones are dropped."""
-
-_REPEATS, _WITHIN = 20, 10.0
-"""Maximum number of warnings and errors from one place in the code, and per how many seconds."""
 
 
 class LogFormat(StrEnum):
@@ -100,28 +96,6 @@ class LinesToThread(QueueHandler):
             self.queue.put_nowait(record)
 
 
-class Repeats:
-    """A filter of what one place in the code logs again and again, as a user's policy that raises
-    at each event would; the first line after a silence says how many were left out."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._of: dict[tuple[str, int], tuple[float, int]] = {}
-
-    def __call__(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        now, place = self._clock(), (record.pathname, record.lineno)
-        began, seen = self._of.get(place, (now, 0))
-        if now - began >= _WITHIN:
-            if seen > _REPEATS:
-                left_out = f"(left out: {seen - _REPEATS} more like this)"
-                record.msg, record.args = f"{record.getMessage()} {left_out}", None
-            began, seen = now, 0
-        self._of[place] = began, seen + 1
-        return seen < _REPEATS
-
-
 def set_up(options: Logging, stream: IO[str] | None = None) -> Callable[[], None]:
     """Log to `stream` from now on, by default to standard error, unless the process logs already.
 
@@ -137,7 +111,6 @@ def set_up(options: Logging, stream: IO[str] | None = None) -> Callable[[], None
         written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING)
     handler, listener = LinesToThread(waiting), QueueListener(waiting, written)
-    handler.addFilter(Repeats())
     listener.start()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)

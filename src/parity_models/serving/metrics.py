@@ -122,9 +122,8 @@ class Metrics:
                 self.redundant.labels(kind, fate)
         self.unit_run = histogram(
             "parm_unit_run_seconds",
-            "From when an instance was given a unit to its outputs, by role and class of instance.",
+            "From when an instance was given a unit to its outputs, by role.",
             "role",
-            "instances",
             buckets=_LATENCIES,
         )
 

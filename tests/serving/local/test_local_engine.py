@@ -32,7 +32,7 @@ from engine_conformance import (
     Joined,
     row,
 )
-from local_engines import FOREVER, PATIENT, running
+from local_engines import FOREVER, local_engine, running
 from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.emulation import Constant, FaultPlan, Kill
 from parity_models.errors import FaultPlanError, ModelError, ServingError
@@ -64,7 +64,7 @@ class LocalFleet(Fleet):
         self._models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model))
 
     def engine(self) -> LocalEngine:
-        return LocalEngine(self._models, **PATIENT)
+        return local_engine(self._models)
 
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, LocalEngine)
@@ -119,7 +119,7 @@ async def test_a_listener_that_raises_gets_the_next_report(model: Path) -> None:
             super().unit_finished(unit, outputs, **stamps)
             raise RuntimeError("not today")
 
-    engine = LocalEngine(models(model))
+    engine = local_engine(models(model))
     events = Touchy()
     await engine.start([DEPLOYED, DEPLOYED], events)
     assert {type(await events.next()), type(await events.next())} == {Joined}
@@ -187,7 +187,7 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(model
 
 async def test_workers_with_a_link_use_tcp(model: Path) -> None:
     linked = [Placement(link="127.0.0.1", node="rack 7"), Placement()]
-    engine, events = LocalEngine(models(model), **PATIENT, placements=linked), Events()
+    engine, events = local_engine(models(model), placements=linked), Events()
     await engine.start([DEPLOYED] * 2, events)
     nodes = {each.instance: each.node for each in [await events.arrival() for _ in linked]}
     assert nodes == {"0": "rack 7", "1": None}
@@ -212,14 +212,14 @@ async def test_workers_with_a_link_use_tcp(model: Path) -> None:
 )
 async def test_placements_are_checked(model: Path, placements: list[Placement], why: str) -> None:
     with pytest.raises(ServingError, match=why):
-        await LocalEngine(models(model), placements=placements).start([DEPLOYED], Events())
+        await local_engine(models(model), placements=placements).start([DEPLOYED], Events())
 
 
 # Starts
 
 
 async def test_workers_start_one_at_a_time_on_request(model: Path) -> None:
-    engine = LocalEngine(models(model), **PATIENT, starts_at_once=1)
+    engine = local_engine(models(model), starts_at_once=1)
     starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
     most = 0
     while not starting.done():
@@ -238,13 +238,13 @@ class TooLarge(PinnedModel):
 
 
 async def test_what_cannot_start_is_refused(model: Path, tmp_path: Path, temporary: Path) -> None:
-    engine = LocalEngine({"deployed": PinnedModel.of(model)})
+    engine = local_engine({"deployed": PinnedModel.of(model)})
     with pytest.raises(ServingError, match="at least one instance"):
         await engine.start([], Events())
     with pytest.raises(ServingError, match="no model was given to run as parity-0"):
         await engine.start([BOTH], Events())
     with pytest.raises(ServingError, match="No space left on device; set TMPDIR"):
-        await LocalEngine({"deployed": TooLarge.of(model)}).start([DEPLOYED], Events())
+        await local_engine({"deployed": TooLarge.of(model)}).start([DEPLOYED], Events())
     linear_model(model, (2,), (2,))
     with pytest.raises(ModelError, match=r"m.onnx was changed since it was checked: its sha256"):
         await engine.start([DEPLOYED], Events())
@@ -254,7 +254,7 @@ async def test_what_cannot_start_is_refused(model: Path, tmp_path: Path, tempora
 async def test_a_failed_start_has_last_words(model: Path, tmp_path: Path, temporary: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(model.read_bytes()[:-30])
     both = {**models(model), "parity-0": PinnedModel.of(tmp_path / "bad.onnx")}
-    engine = LocalEngine(both)
+    engine = local_engine(both)
     with pytest.raises(ServingError, match="is it a complete ONNX file") as error:
         await engine.start([DEPLOYED, BOTH, DEPLOYED], Events())
     assert "worker 1" in str(error.value)

@@ -8,7 +8,7 @@ import pytest
 
 import parity_models
 from engine_conformance import BOTH, DEPLOYED, EngineConformance, Events, Fleet, row
-from local_engines import FOREVER
+from local_engines import FOREVER, parts
 from onnx_models import moody_model
 from parity_models.errors import ModelError, UserError
 from parity_models.models.onnx_model import PinnedModel
@@ -22,7 +22,7 @@ class Threads(Fleet):
         self._models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model))
 
     def engine(self, unit_timeout: float = 60.0) -> ThreadEngine:
-        return ThreadEngine(self._models, unit_timeout=unit_timeout)
+        return ThreadEngine(None, parts(self._models, unit_timeout=unit_timeout))
 
     def kill(self, engine: Engine, number: int) -> None:
         """A thread cannot be killed: the engine gives it up, as it does one that hangs."""

@@ -13,12 +13,12 @@ import ray
 
 from commands import assert_refused, parm
 from engine_conformance import BOTH, DEPLOYED, EngineConformance, Events, Finished, Fleet, row
+from local_engines import FOREVER, parts
 from onnx_models import linear_model, moody_model
 from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import ModelError, ServingError
 from parity_models.models.onnx_model import PinnedModel
-from parity_models.serving.engine import Engine, Parts
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.engine import Engine
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.ray.ray_engine import RayEngine
 from ports import free_ports
@@ -27,9 +27,6 @@ from repositories import ADMINISTRATOR, Repository, administered, write_version
 from served import Clients, ServerProcess, infer, queries, until, write_linear_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-
-FOREVER = 1e15
-"""Steps of the moody model that are never done."""
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +44,12 @@ class RayFleet(Fleet):
         self._model = model
 
     def engine(self, *, cpus: float = SMALL, **options: Any) -> RayEngine:
-        parts: dict[str, Any] = {
-            "bundle": None,
-            "models": dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model)),
-            "metrics": Metrics(),
-            "max_batch": 8,
-            "unit_timeout": 200.0,
-        }
+        models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model))
         settings = RayEngine.Options(address="auto", cpus_per_instance=cpus)
+        engine = RayEngine(settings, parts(models, **{"unit_timeout": 200.0} | options))
         # The machine may be busy; that an instance is killed is noticed otherwise.
-        return RayEngine(settings, Parts(**parts | options), heartbeat_timeout=60.0)
+        engine.heartbeat_timeout = 60.0
+        return engine
 
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, RayEngine)

@@ -16,7 +16,6 @@ import msgspec
 from parity_models.errors import ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Parts, Placement
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.supervised import (
     OnReport,
     SupervisedEngine,
@@ -66,7 +65,6 @@ class WorkerProcess(SupervisedInstance):
         models: Mapping[str, AssignedModel],
         placement: Placement,
         on_report: OnReport,
-        metrics: Metrics,
         *,
         execute: Callable[..., Awaitable[Process]] = asyncio.create_subprocess_exec,
     ) -> None:
@@ -74,7 +72,6 @@ class WorkerProcess(SupervisedInstance):
         self.node = placement.node
         self._models = models
         self._placement = placement
-        self._metrics = metrics
         self._execute = execute
         self._process: Process | None = None
         self._streams: list[EngineStream] = []
@@ -196,52 +193,27 @@ def _listen(address: str) -> socket.socket:
 
 
 class LocalEngine(SupervisedEngine[WorkerProcess]):
-    """Runs `models`, by role, in supervised worker processes on this machine.
+    """Runs models in supervised worker processes on this machine.
 
     It copies the models when it starts, so workers run the pinned content even if the files are
-    changed. Worker i runs at the i-th of `placements`, or at Placement() if there are
-    none. `worker` makes each life of one. See SupervisedEngine for the rest.
+    changed. Worker i runs at the i-th of the parts' placements. See SupervisedEngine for the rest.
     """
 
     name = "local"
     takes_placements = True
     same_clock = True
+    heartbeat_timeout = 2.0
+    join_timeout = START_TIMEOUT
+    tolerance = 1e-5
 
-    @classmethod
-    def build(cls, options: Any, parts: Parts) -> "LocalEngine":
-        return cls(
-            parts.models,
-            placements=parts.placements,
-            unit_timeout=parts.unit_timeout,
-            metrics=parts.metrics,
-            allows_faults=parts.allows_faults,
-            starts_at_once=parts.starts_at_once,
-        )
-
-    def __init__(
-        self,
-        models: Mapping[str, PinnedModel],
-        *,
-        placements: Sequence[Placement] = (),
-        heartbeat_timeout: float = 2.0,
-        worker: Callable[..., WorkerProcess] = WorkerProcess,
-        **supervision: Any,
-    ) -> None:
-        super().__init__(
-            models,
-            heartbeat_timeout=heartbeat_timeout,
-            join_timeout=START_TIMEOUT,
-            **supervision,
-        )
-        self._worker = worker
-        self._placements = placements
+    def __init__(self, options: Any, parts: Parts) -> None:
+        super().__init__(options, parts)
+        self.worker: Callable[..., WorkerProcess] = WorkerProcess
+        """Makes each life of a worker."""
+        self._placements = parts.placements
         self._copies: dict[str, IO[bytes]] = {}
         """Private copies of the models, by hash: files without a name, which workers inherit."""
         self._assigned: dict[str, AssignedModel] = {}
-
-    @property
-    def tolerance(self) -> float:
-        return 1e-5
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the workers that are up, by instance."""
@@ -253,7 +225,7 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         self._placements = self._placements or (Placement(),) * len(roles)
         if len(self._placements) != len(roles):
             raise ServingError(f"{len(self._placements)} placements for {len(roles)} instances")
-        used = {role: self._models[role] for role in sorted(frozenset[str]().union(*roles))}
+        used = {role: self._parts.models[role] for role in sorted(frozenset[str]().union(*roles))}
         copying = asyncio.ensure_future(asyncio.to_thread(self._copy, used))
         try:
             await asyncio.shield(copying)
@@ -290,7 +262,7 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
     ) -> WorkerProcess:
         models = {role: self._assigned[role] for role in sorted(roles)}
         placement = self._placements[number]
-        return self._worker(number, name, models, placement, on_report, self._metrics)
+        return self.worker(number, name, models, placement, on_report)
 
     async def _release(self) -> None:
         for copy in self._copies.values():

@@ -8,12 +8,11 @@ thread.
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from math import inf
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from parity_models.models.onnx_model import OnnxModel, PinnedModel
+from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.engine import Parts
 from parity_models.serving.worker.supervised import (
     OnReport,
@@ -67,27 +66,20 @@ class WorkerThread(SupervisedInstance):
 
 
 class ThreadEngine(SupervisedEngine[WorkerThread]):
-    """Runs `models`, by role, in threads of this process, each model loaded once for all."""
+    """Runs models in threads of this process, each loaded once for all."""
 
     name = "threads"
     takes_faults = False
     same_clock = True
+    tolerance = 1e-5
 
-    @classmethod
-    def build(cls, options: Any, parts: Parts) -> "ThreadEngine":
-        return cls(parts.models, unit_timeout=parts.unit_timeout, metrics=parts.metrics)
-
-    def __init__(self, models: Mapping[str, PinnedModel], **supervision: Any) -> None:
-        super().__init__(models, heartbeat_timeout=inf, join_timeout=inf, **supervision)
+    def __init__(self, options: Any, parts: Parts) -> None:
+        super().__init__(options, parts)
         self._loaded: dict[str, OnnxModel] = {}
-
-    @property
-    def tolerance(self) -> float:
-        return 1e-5
 
     async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
         for role in sorted(frozenset[str]().union(*roles)):
-            model = self._models[role]
+            model = self._parts.models[role]
             name = f"{role} ({model.path})"
             self._loaded[role] = warm_model(await asyncio.to_thread(model.load), name)
 

@@ -123,11 +123,9 @@ class Feed:
                 _log.exception("the live page could not be kept up to date")
 
 
-def feed_of(
-    frontend: "Frontend", *, model: str, policy: str, classes: Mapping[str, Mapping[str, float]]
-) -> Feed:
+def feed_of(frontend: "Frontend", model: str, policy: str) -> Feed:
     """Return the feed of a frontend that is not started yet; see Watch for the arguments."""
-    watch = Watch(frontend, model=model, policy=policy, classes=classes)
+    watch = Watch(frontend, model=model, policy=policy)
     frontend.observers.append(watch)
     return Feed(watch)
 

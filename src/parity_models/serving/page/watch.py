@@ -6,10 +6,9 @@ off the frontend and its metrics when a frame is made: the present state, and th
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,9 +91,8 @@ class Event(Struct, frozen=True):
 class GateView(Struct, frozen=True):
     """The agreement of a stand-in with the model, next to the `level` that its gate promises.
 
-    Without a gate, `level` is 0 and `open` is true. If it may answer some `classes` alone, these
-    have levels of their own. Since the server's start, `agreed` of the `compared` answers agreed
-    with the model's.
+    Without a gate, `level` is 0 and `open` is true. Since the server's start, `agreed` of the
+    `compared` answers agreed with the model's.
     """
 
     source: str
@@ -102,7 +100,6 @@ class GateView(Struct, frozen=True):
     open: bool
     compared: int
     agreed: int
-    classes: Mapping[str, float]
 
 
 class Point(Struct, frozen=True):
@@ -159,7 +156,6 @@ class Watch(Observer):
         frontend: The frontend.
         model: The model's name, as the page shows it.
         policy: The policy's name.
-        classes: The classes that one-sided gates let through, with their levels, by source.
         clock: Returns monotonic seconds.
         epoch: Added to these to have seconds since 1970.
 
@@ -171,14 +167,12 @@ class Watch(Observer):
         *,
         model: str,
         policy: str,
-        classes: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         epoch: float | None = None,
     ) -> None:
         self._frontend = frontend
         self._model = model
         self._policy = policy
-        self._classes = classes
         self._clock = clock
         self._epoch = time.time() - clock() if epoch is None else epoch
         self.answers: Counter[str] = Counter()
@@ -350,7 +344,6 @@ class Watch(Observer):
                 bool(is_open.get(source, 1.0)),
                 int(compared.get(source, 0)),
                 int(compared.get(source, 0) - disagreed.get(source, 0)),
-                self._classes.get(source, {}),
             )
             for source in sorted({*is_open, *compared, *stand_ins})
         )

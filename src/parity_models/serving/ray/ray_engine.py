@@ -25,14 +25,14 @@ START_TIMEOUT = 300.0
 HEARTBEAT_TIMEOUT = 5.0
 """Seconds without an answer before an instance, or its node, is considered dead."""
 
-TOLERANCE = 1e-4
-"""Of predictions; nodes may have processors of different kinds."""
-
 
 class RayEngine(SupervisedEngine["ActorInstance"]):
     """Runs a bundle's models in actors on a Ray cluster. See SupervisedEngine for the rest."""
 
     name = "ray"
+    heartbeat_timeout = HEARTBEAT_TIMEOUT
+    join_timeout = START_TIMEOUT
+    tolerance = 1e-4  # nodes may have processors of different kinds
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Engine.Options):
@@ -50,29 +50,10 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
             float, Option("CPUs that Ray reserves for an instance.", at_least=0)
         ] = 1.0
 
-    def __init__(
-        self,
-        options: Options,
-        parts: Parts,
-        *,
-        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
-    ) -> None:
-        super().__init__(
-            parts.models,
-            heartbeat_timeout=heartbeat_timeout,
-            join_timeout=START_TIMEOUT,
-            unit_timeout=parts.unit_timeout,
-            metrics=parts.metrics,
-            allows_faults=parts.allows_faults,
-            starts_at_once=parts.starts_at_once,
-        )
-        self._options = options
+    def __init__(self, options: Options, parts: Parts) -> None:
+        super().__init__(options, parts)
         self._connection: Any = None
         self._stored: Mapping[str, StoredModel] = {}
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCE
 
     async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
         # Only now: without this engine, Ray need not be installed.
@@ -89,7 +70,7 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
                 (await connecting).close()
             raise
         self._cpus = self._options.cpus_per_instance if self._options.address else 0.0
-        used = {role: self._models[role] for role in sorted(frozenset[str]().union(*roles))}
+        used = {role: self._parts.models[role] for role in sorted(frozenset[str]().union(*roles))}
         await self._connection.check_room(len(roles) * self._cpus)
         self._stored = await asyncio.to_thread(self._connection.store, used)
 

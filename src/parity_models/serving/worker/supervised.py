@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from math import inf
 from typing import Any, ClassVar, Generic, TypeVar
 
 from numpy.typing import NDArray
@@ -22,8 +23,7 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import FaultPlanError, ServingError
 from parity_models.models.signature import Layout, Signature
 from parity_models.serving.backoff import Backoff
-from parity_models.serving.engine import Engine, EngineListener
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.worker.wire import (
     Cancel,
     Failed,
@@ -123,37 +123,23 @@ AnyInstance = TypeVar("AnyInstance", bound=SupervisedInstance)
 
 
 class SupervisedEngine(Engine, Generic[AnyInstance]):
-    """Instances of `models` that are started, watched, and replaced when they end.
+    """Instances of a bundle's models that are started, watched, and replaced when they end.
 
     An instance that has not been heard from for `heartbeat_timeout` seconds, or for `join_timeout`
-    before it said hello, or has had a unit for `unit_timeout` seconds, is killed. One that ended is
-    started again, after a back-off. Instance i runs the i-th of the roles that the engine is
-    started with; it is called "i", and "i.n" after n restarts. At first, `starts_at_once` start at
-    a time, or all. Faults can be injected only if the engine `allows_faults`. A subclass says
+    before it said hello, or has had a unit for the parts' `unit_timeout`, is killed. One that ended
+    is started again, after a back-off. Instance i runs the i-th of the roles that the engine is
+    started with; it is called "i", and "i.n" after n restarts. A subclass sets the timeouts, and
     whether all instances have this machine's clock (`same_clock`).
     """
 
     takes_faults = True
     same_clock: ClassVar[bool] = False
+    heartbeat_timeout = inf
+    join_timeout = inf
 
-    def __init__(
-        self,
-        models: Mapping[str, Any],
-        *,
-        heartbeat_timeout: float,
-        join_timeout: float,
-        unit_timeout: float = 10.0,
-        metrics: Metrics | None = None,
-        allows_faults: bool = False,
-        starts_at_once: int | None = None,
-    ) -> None:
-        self._models = models
-        self._heartbeat_timeout = heartbeat_timeout
-        self._join_timeout = join_timeout
-        self._unit_timeout = unit_timeout
-        self._metrics = metrics or Metrics()
-        self._allows_faults = allows_faults
-        self._starts_at_once = starts_at_once
+    def __init__(self, options: Any, parts: Parts) -> None:
+        self._options = options
+        self._parts = parts
         self._instances: dict[str, AnyInstance] = {}
         self._to_join: set[int] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
@@ -187,13 +173,13 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
         if not roles:
             raise ServingError("an engine needs at least one instance")
-        unknown = frozenset[str]().union(*roles) - self._models.keys()
+        unknown = frozenset[str]().union(*roles) - self._parts.models.keys()
         if unknown:
             raise ServingError(f"no model was given to run as {', '.join(sorted(unknown))}")
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
-        self._slots = asyncio.Semaphore(self._starts_at_once or len(roles))
+        self._slots = asyncio.Semaphore(self._parts.starts_at_once or len(roles))
         try:
             await self._prepare(roles)
             self._to_join = set(range(len(roles)))
@@ -222,8 +208,6 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             if self._supervisors:
                 await asyncio.wait(self._supervisors)
         finally:
-            for instance in self._instances.values():
-                instance.kill("was stopped")
             await self._release()
 
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
@@ -272,7 +256,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         Raises FaultPlanError if the plan names an instance that the engine does not have, or it
         allows no faults.
         """
-        if not self._allows_faults:
+        if not self._parts.allows_faults:
             raise FaultPlanError("the engine was not started for faults; give it allows_faults")
         plan.check(len(self._supervisors))
         start = time.monotonic() if start is None else start
@@ -319,7 +303,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 case Hello() if not instance.joined:
                     self._join(instance, report)
         except Exception as error:  # such as a bug of the listener
-            self._recovered("report", error)
+            _log.exception("a report of instance %s could not be handled", name)
             if not instance.joined:
                 instance.kill(f"could not join: {error}")
 
@@ -354,7 +338,9 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 why = await instance.live()
             except Exception as error:  # what is missing now may be available later
                 why = f"could not be run: {error!r}"
-            await self._cleanup(instance)
+            if instance is not None:
+                del self._instances[name]
+                await instance.cleanup()
             if number in self._to_join:
                 self._slots.release()
                 if not self._started.done():
@@ -375,37 +361,22 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             if self._stopping.is_set():
                 return
 
-    async def _cleanup(self, instance: AnyInstance | None) -> None:
-        if instance is not None:
-            del self._instances[instance.name]
-            try:
-                await instance.cleanup()
-            except Exception as error:
-                self._recovered("clean up", error)
-
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)
         for instance in list(self._instances.values()):
-            try:
-                self._check_timeouts(instance)
-            except Exception as error:
-                self._recovered("watch", error)
+            self._check_timeouts(instance)
 
     def _check_timeouts(self, instance: AnyInstance) -> None:
         """Kill the instance if it has been silent, or has had its unit, for too long."""
-        limit = self._heartbeat_timeout if instance.joined else self._join_timeout
+        limit = self.heartbeat_timeout if instance.joined else self.join_timeout
         silence = instance.silence * TICK
         instance.silence += 1
         if silence >= limit:
             instance.kill(f"was not heard from for {limit:g} s")
             return
-        running = instance.running
+        running, patience = instance.running, self._parts.unit_timeout
         if running is not None:
             age = running.age * TICK
             running.age += 1
-            if age >= self._unit_timeout:
-                instance.kill(f"had unit {running.unit} for more than {self._unit_timeout:g} s")
-
-    def _recovered(self, doing: str, error: Exception) -> None:
-        """Log an error that must not stop the engine."""
-        _log.error("the engine goes on after an error (%s): %s", doing, error, exc_info=error)
+            if age >= patience:
+                instance.kill(f"had unit {running.unit} for more than {patience:g} s")

@@ -202,60 +202,50 @@ def _read_copy(assigned: AssignedModel) -> bytes:
     return content
 
 
-class Worker:
-    """Serves the engine at the other end of its streams with what `runner` runs."""
+def serve(runner: Runner, units: WorkerStream, control: WorkerStream, parent: int) -> None:
+    """Serve the engine at the other end until it is gone. Raises MessageError."""
+    Thread(target=_control_loop, args=(runner, control, parent), daemon=True).start()
+    while True:
+        try:
+            header, rows = units.receive()
+        except EOFError:
+            return
+        match message := read(WORK, header):
+            case Unit():
+                report, outputs = runner.run(message, rows)
+                units.send(encode(report), outputs)
+            case InjectFaults(plan, worker, start):
+                runner.inject(plan, worker, start)
 
-    def __init__(
-        self, runner: Runner, units: WorkerStream, control: WorkerStream, parent: int
-    ) -> None:
-        self._runner = runner
-        self._units = units
-        self._control = control
-        self._parent = parent
 
-    def serve(self, hello: Hello) -> None:
-        """Say hello and serve until the engine is gone. Raises MessageError."""
-        self._units.send(encode(hello))
-        Thread(target=self._control_loop, daemon=True).start()
-        while True:
+def _control_loop(runner: Runner, control: WorkerStream, parent: int) -> NoReturn:
+    heartbeat = encode(Heartbeat())
+    due = time.monotonic()
+    while True:
+        wait = due - time.monotonic()
+        if wait <= 0:
+            if os.getppid() != parent:
+                os._exit(0)
+            control.send(heartbeat)
+            due = time.monotonic() + HEARTBEAT
+        elif control.wait(wait):
             try:
-                header, rows = self._units.receive()
+                header, _ = control.receive()
             except EOFError:
-                return
-            match message := read(WORK, header):
-                case Unit():
-                    report, outputs = self._runner.run(message, rows)
-                    self._units.send(encode(report), outputs)
-                case InjectFaults(plan, worker, start):
-                    self._runner.inject(plan, worker, start)
-
-    def _control_loop(self) -> NoReturn:
-        heartbeat = encode(Heartbeat())
-        due = time.monotonic()
-        while True:
-            wait = due - time.monotonic()
-            if wait <= 0:
-                if os.getppid() != self._parent:
-                    os._exit(0)
-                self._control.send(heartbeat)
-                due = time.monotonic() + HEARTBEAT
-            elif self._control.wait(wait):
-                try:
-                    header, _ = self._control.receive()
-                except EOFError:
-                    os._exit(0)
-                self._runner.cancel(read(CONTROL, header).unit)
+                os._exit(0)
+            runner.cancel(read(CONTROL, header).unit)
 
 
-def _streams(assigned: Assignment) -> tuple[WorkerStream, WorkerStream]:
+def _connect(assigned: Assignment) -> list[WorkerStream]:
+    """Return the worker's ends of the streams, for units and for control."""
     if assigned.streams is not None:
-        units, control = (socket.socket(fileno=each) for each in assigned.streams)
+        ends = [socket.socket(fileno=each) for each in assigned.streams]
     else:
         assert assigned.address is not None
-        units, control = (socket.create_connection(assigned.address) for _ in range(2))
-        for each in (units, control):
+        ends = [socket.create_connection(assigned.address) for _ in range(2)]
+        for each in ends:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return WorkerStream(units), WorkerStream(control)
+    return [WorkerStream(each) for each in ends]
 
 
 def main() -> None:
@@ -271,9 +261,9 @@ def main() -> None:
         models = {role: load(model) for role, model in assigned.models.items()}
     except (ModelError, OSError) as error:
         sys.exit(str(error))
-    signatures = {role: model.signature for role, model in models.items()}
-    runner = Runner(models)
-    Worker(runner, *_streams(assigned), assigned.parent).serve(Hello(signatures))
+    units, control = _connect(assigned)
+    units.send(encode(Hello({role: model.signature for role, model in models.items()})))
+    serve(Runner(models), units, control, assigned.parent)
     os._exit(0)
 
 

@@ -88,12 +88,10 @@ export class Server {
   }
 
   showGates(gates) {
-    const lines = gates.map(({ source, level, open, compared, agreed, classes }) => {
+    const lines = gates.map(({ source, level, open, compared, agreed }) => {
       const share = compared ? `${percent(agreed / compared)} of ${compared} agree` : "not compared yet";
       const gate = level ? `; its gate promises ${percent(level)}` : "; it has no gate";
-      const sides = Object.entries(classes).map(([name, at]) => `${name} (${percent(at)})`);
-      const only = sides.length ? `; it answers only ${sides.join(", ")}` : "";
-      return [open, `${source}: ${share}${gate}${only}${open ? "" : " · GATE CLOSED"}`];
+      return [open, `${source}: ${share}${gate}${open ? "" : " · GATE CLOSED"}`];
     });
     if (lines.length === 0) lines.push([true, "no stand-in answers with this policy"]);
     const key = lines.join("\n");
