@@ -308,23 +308,14 @@ class ServedVersion:
         self.model = model
         self.metrics = metrics
 
-    def metadata(self, versions: Sequence[str]) -> ModelMetadata:
-        """Return the metadata of its model, of which these `versions` take requests."""
-        return replace(
-            self.model.metadata,
-            versions=tuple(versions),
-            quarantined_instances=tuple(self.frontend.quarantined),
-        )
+    def metadata(self) -> ModelMetadata:
+        """Return the metadata of its model."""
+        return replace(self.model.metadata, quarantined_instances=tuple(self.frontend.quarantined))
 
     @property
     def why_unready(self) -> str:
         """The reason why the server is not ready; empty if it is."""
         return "" if self.frontend.ready else "no instance of the deployed model takes queries now"
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The models of which a version takes requests."""
-        return (self.model.name,)
 
     @property
     def only(self) -> "ServedVersion | None":
@@ -335,10 +326,6 @@ class ServedVersion:
     def largest(self) -> ServedModel | None:
         """The model whose requests may be the largest, if there is one."""
         return self.model
-
-    def versions(self, name: str) -> Sequence[str]:
-        """Return the versions of a model that take requests."""
-        return (self.model.version,)
 
     def find(self, name: str, version: str | None) -> "ServedVersion":
         """Return the version that is meant; of None or "", that which the server would choose.

@@ -8,10 +8,10 @@ import asyncio
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +45,10 @@ _OF_SERVER = frozenset(
 _REQUESTS = "parm_requests"
 """Counted with the model that answers, or with the server where no model is found."""
 
+_BEING_LOADED = "it is being loaded"
 _NO_VERSION = "has no version: a folder named 1, 2, ... that is a bundle"
 
 _log = logging.getLogger(__name__)
-
-
-# The folder
 
 
 def scan(folder: Path) -> list[str]:
@@ -68,40 +66,13 @@ def versions_in(folder: Path) -> list[str]:
         found = [each.name for each in folder.iterdir() if each.is_dir()]
     except OSError:
         return []
-    return sorted((each for each in found if _is_version(each)), key=int)
-
-
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdigit() and not name.startswith("0")
-
-
-# One model
-
-
-class State(StrEnum):
-    """The state of a version, as Triton names it."""
-
-    UNAVAILABLE = "UNAVAILABLE"
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-
-
-@dataclass
-class _Version:
-    """The state of a version with the reason, and the task that ends its instances."""
-
-    state: State = State.UNAVAILABLE
-    reason: str = "not loaded"
-    ending: asyncio.Task[None] | None = None
+    return sorted((each for each in found if re.fullmatch("[1-9][0-9]*", each)), key=int)
 
 
 class RepositoryModel:
     """The model in `folder`; none of its versions is loaded at first.
 
-        UNAVAILABLE ─load─▶ LOADING ─warm─▶ READY ─replaced, unloaded─▶ UNLOADING ─▶ UNAVAILABLE
-
-    At most one version is *current*: READY, and taking requests. A new one takes its place once its
+    At most one version is *current*: it takes requests. A new one takes its place once its
     instances are warm; then the old one answers its requests, and ends.
 
     Args:
@@ -119,11 +90,14 @@ class RepositoryModel:
         """The versions that have instances, those that are ending included."""
         self._folder = folder
         self._open_version = open_version
-        self._versions: dict[str, _Version] = {}
-        self._changing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._loading: str | None = None
+        self._reasons: dict[str, str] = {}
+        """The reason why each version that was tried is not current."""
         self._why_none = ""
-        """The reason why no version is current, if one was; else its last failure is the reason."""
+        """The reason why no version is current, if one was."""
+        self._changing = asyncio.Lock()
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Load the newest version that loads, unless one is current."""
@@ -144,9 +118,8 @@ class RepositoryModel:
 
     async def unload(self, why: str = "unloaded") -> None:
         """Unload all versions; returns when their requests are answered."""
-        for each in self._versions.values():
-            if each.state is State.LOADING:
-                each.state, each.reason = State.UNLOADING, why
+        if self._loading is not None:
+            self._reasons[self._loading], self._loading = why, None
         current, self.current = self.current, None
         if current is not None:
             self._end(current, why)
@@ -177,25 +150,31 @@ class RepositoryModel:
         """
         if self.current is not None and version in (None, self.current):
             return self.running[self.current]
+        entries = {each.version: each for each in self.index()}
         if version is None:
-            reasons = [each.reason for each in self.index() if each.reason]
-            why = self._why_none or (reasons[-1] if reasons else "it is being loaded")
+            reasons = [each.reason for each in entries.values() if each.reason]
+            why = self._why_none or (reasons[-1] if reasons else _BEING_LOADED)
             raise UnavailableError(f"model {self.name!r} is not served: {why}")
-        known = self._versions.get(version, _Version())
-        if known.state is State.UNAVAILABLE and version not in versions_in(self._folder):
+        if version not in entries:
             raise NotFoundError(f"model {self.name!r} has no version {version!r}")
         raise UnavailableError(
             f"version {version} of model {self.name!r} is not served: "
-            f"{known.reason or 'it is being loaded'}"
+            f"{entries[version].reason or _BEING_LOADED}"
         )
 
     def index(self) -> list[IndexEntry]:
         """Return all versions, those that still run without their folder included."""
         entries = []
-        for name in sorted({*versions_in(self._folder), *self._versions}, key=int):
-            version = self._versions.get(name, _Version())
-            entries.append(IndexEntry(self.name, name, version.state, version.reason))
-        return entries or [IndexEntry(self.name, "", State.UNAVAILABLE, _NO_VERSION)]
+        for name in sorted({*versions_in(self._folder), *self.running}, key=int):
+            reason = self._reasons.get(name, "not loaded")
+            if name == self.current:
+                state, reason = "READY", ""
+            elif name == self._loading:
+                state, reason = "LOADING", ""
+            else:
+                state = "UNLOADING" if name in self.running else "UNAVAILABLE"
+            entries.append(IndexEntry(self.name, name, state, reason))
+        return entries or [IndexEntry(self.name, "", "UNAVAILABLE", _NO_VERSION)]
 
     async def _load(self, version: str | None) -> None:
         async with self._changing:
@@ -208,28 +187,27 @@ class RepositoryModel:
                     f"model {self.name!r} has no version {version!r}; there are "
                     f"{', '.join(versions)}"
                 )
-            loaded = self._versions.setdefault(version, _Version())
-            if loaded.ending is not None:
-                await asyncio.wait((loaded.ending,))
+            if version in self._ending:
+                await asyncio.wait((self._ending[version],))
             if version == self.current:
                 return
-            loaded.state, loaded.reason = State.LOADING, ""
-            self._why_none = ""
+            self._loading, self._why_none = version, ""
             try:
                 deployment = self.running[version] = await self._warm(version)
+                if self._loading is None:  # unloaded in the meantime
+                    self._end(version, self._reasons[version])
+                    return
             except ParityModelsError as error:
-                loaded.state, loaded.reason = State.UNAVAILABLE, str(error)
+                self._reasons[version] = str(error)
                 _log.error("%s version %s cannot be loaded: %s", self.name, version, error)
                 raise InvalidRequestError(
                     f"version {version} of model {self.name!r} cannot be loaded: {error}"
                 ) from error
             except BaseException as error:
-                loaded.state, loaded.reason = State.UNAVAILABLE, f"loading failed: {error!r}"
+                self._reasons[version] = f"loading failed: {error!r}"
                 raise
-            if loaded.state is not State.LOADING:  # unloaded in the meantime
-                self._end(version, loaded.reason)
-                return
-            loaded.state = State.READY
+            finally:
+                self._loading = None
             deployment.begin_faults()
             for note in deployment.notes:
                 _log.warning("%s version %s: %s", self.name, version, note)
@@ -252,18 +230,16 @@ class RepositoryModel:
 
     def _end(self, version: str, why: str) -> None:
         _log.info("%s version %s is unloaded: %s", self.name, version, why)
-        ended = self._versions[version]
-        ended.state, ended.reason = State.UNLOADING, why
-        ended.ending = self._task(self._stop(version, ended))
+        self._reasons[version] = why
+        self._ending[version] = self._task(self._stop(version))
 
-    async def _stop(self, version: str, ended: _Version) -> None:
+    async def _stop(self, version: str) -> None:
         deployment = self.running[version]
         try:
             await deployment.drain()
         finally:
             await deployment.stop()
-            del self.running[version]
-            ended.state, ended.ending = State.UNAVAILABLE, None
+            del self.running[version], self._ending[version]
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -275,9 +251,6 @@ class RepositoryModel:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved: the caller may be gone
-
-
-# All models
 
 
 class Repository(Collector):
@@ -366,16 +339,13 @@ class Repository(Collector):
 
     @property
     def names(self) -> Sequence[str]:
+        """The models of which a version takes requests."""
         return [name for name, model in self._models.items() if model.current is not None]
 
     @property
     def largest(self) -> ServedModel | None:
         served = (each.model for each in self.running())
         return max(served, key=lambda model: model.max_values, default=None)
-
-    def versions(self, name: str) -> Sequence[str]:
-        current = self._known(name).current
-        return [] if current is None else [current]
 
     def find(self, name: str, version: str | None) -> ServedVersion:
         return self._known(name).find(version or None)

@@ -449,7 +449,7 @@ class InferenceService:
         _name_bundle(version, context)
         about = version.model.metadata
         response = pb.ModelMetadataResponse(
-            name=about.name, versions=self._models.versions(about.name), platform=about.platform
+            name=about.name, versions=about.versions, platform=about.platform
         )
         for each in about.inputs:
             response.inputs.add(name=each.name, datatype=each.datatype, shape=each.shape)

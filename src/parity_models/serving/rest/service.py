@@ -335,7 +335,7 @@ class Rest:
 
     async def _model_metadata(self, request: Request) -> Response:
         found = self._models.find(request.model, request.version)
-        return json_response(found.metadata(self._models.versions(found.model.name)))
+        return json_response(found.metadata())
 
     async def _model_ready(self, request: Request) -> Response:
         try:
