@@ -346,12 +346,6 @@ class Frontend:
             self.busy_seconds,
             total=True,
         )
-        metrics.read(
-            "parm_redundant_work_held_back",
-            "Times that a late query was not sent to a role, as the budget or the load forbade it.",
-            lambda: self._by_role(scheduler.work_held_back()),
-            total=True,
-        )
         metrics.lag.set_function(lambda: scheduler.front_door.lag)
         metrics.process_busy.set_function(lambda: scheduler.front_door.busy)
         for state in Redundancy:
