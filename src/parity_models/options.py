@@ -228,20 +228,12 @@ class Options:
     """The options of an extension. Raises UserError for values out of range."""
 
     def __post_init__(self) -> None:
-        check_declared(self)
-
-
-def check_declared(instance: Any) -> None:
-    """Convert the declared options of a frozen dataclass that is being made.
-
-    Raises UserError for values out of range.
-    """
-    for field in declared_in(type(instance)):
-        try:
-            value = field.check(getattr(instance, field.name))
-        except UserError as error:
-            raise UserError(f"{field.name} {error}") from None
-        object.__setattr__(instance, field.name, value)
+        for field in declared_in(type(self)):
+            try:
+                value = field.check(getattr(self, field.name))
+            except UserError as error:
+                raise UserError(f"{field.name} {error}") from None
+            object.__setattr__(self, field.name, value)
 
 
 def declared_in(kind: type) -> list[OptionField]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from parity_models.errors import UserError
-from parity_models.options import declared_in, make_options
+from parity_models.options import OptionField, declared_in, make_options
 
 T = TypeVar("T")
 
@@ -112,18 +112,16 @@ class Registry(Generic[T]):
         values that cannot be.
         """
         name, at, rest = text.partition("@")
-        kind: Any = self.find(name)
-        declared = {field.name: field for field in declared_in(kind.Options)}
+        declared = list(_fields(self.find(name)))
         given: dict[str, Any] = {}
         for part in rest.split(",") if at else ():
             option, equals, value = part.partition("=")
             if not equals and not given and declared:
-                option, value = next(iter(declared)), part
+                option, value = declared[0], part
             option = option.strip().replace("-", "_")
-            if option not in declared:
-                raise UserError(self._no_option(name, option))
+            field = self._field(name, option)
             try:
-                given[option] = declared[option].parse(value)
+                given[option] = field.parse(value)
             except UserError as error:
                 raise UserError(f"{option} of {name} {error}") from None
         return name, given
@@ -136,22 +134,24 @@ class Registry(Generic[T]):
         """
         kind: Any = self.find(name)
         for option in given:
-            if option not in _names(kind):
-                raise UserError(self._no_option(name, option))
+            self._field(name, option)
         return make_options(kind.Options, given)
 
-    def _no_option(self, name: str, option: str) -> str:
-        said, options = (
-            f"{option} is not an option of the {self._kind} {name}",
-            _names(self.find(name)),
-        )
-        if near := get_close_matches(option, options, 1):
-            return f"{said}; did you mean {near[0]}?"
-        if having := [each for each, kind in self._built_in.items() if option in _names(kind)]:
-            return f"{said} but of {', '.join(having)}"
-        return f"{said}; it has {', '.join(options) or 'none'}"
+    def _field(self, name: str, option: str) -> OptionField:
+        """Return an option of the extension of this name. Raises UserError if there is none."""
+        fields = _fields(self.find(name))
+        if option in fields:
+            return fields[option]
+        said = f"{option} is not an option of the {self._kind} {name}"
+        if near := get_close_matches(option, fields, 1):
+            hint = f"; did you mean {near[0]}?"
+        elif having := [each for each, kind in self._built_in.items() if option in _fields(kind)]:
+            hint = f" but of {', '.join(having)}"
+        else:
+            hint = f"; it has {', '.join(fields) or 'none'}"
+        raise UserError(f"{said}{hint}")
 
 
-def _names(kind: Any) -> list[str]:
-    """Return the names of an extension's options."""
-    return [field.name for field in declared_in(kind.Options)]
+def _fields(kind: Any) -> dict[str, OptionField]:
+    """Return an extension's options by name."""
+    return {field.name: field for field in declared_in(kind.Options)}

@@ -56,7 +56,6 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("serve nowhere --repository x", "give one BUNDLE"),
         ("serve nowhere --deadline soon", "or a time with a unit, as 50ms"),
         ("serve nowhere --instances two", "'--instances': must be a whole number, got 'two'"),
-        ("rehearse nowhere --fault burn", "'--fault': must be one of"),
         ("plan nowhere --headroom x", "as 30% or 0.3"),
         ("protect --model nowhere", "Missing option '--out'"),
         ("parity --model nowhere --encoder som --inputs x --out x", "did you mean sum?"),

@@ -35,7 +35,7 @@ COMMANDS = {
         "export": "Write a bundle's models as a repository for Triton.",
     },
     "Measure it": {
-        "rehearse": "Slow or kill an instance of your own bundle, and see what answers.",
+        "rehearse": "Stop an instance of your own bundle now and then, and see what answers.",
         "load": "Send queries on a fixed schedule, and measure latency from the schedule.",
         "simulate": "Compare policies at any scale, by the scheduler that serves.",
     },

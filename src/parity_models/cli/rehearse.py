@@ -1,22 +1,18 @@
-"""parm rehearse: slow or kill an instance of your own bundle, and see what answers."""
+"""parm rehearse: stop an instance of your own bundle now and then, and see what answers."""
 
 from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
 
-from parity_models.cli.common import BundleFolder, Json, write_json
+from parity_models.cli.common import BundleFolder
 from parity_models.options import Option
-from parity_models.protection.rehearse import Fault
 from parity_models.protection.rehearse import rehearse as rehearse_bundle
 
 
 def rehearse(
     bundle: BundleFolder,
     *,
-    fault: Annotated[
-        Fault, Option("The fault of one instance: stopped now and then, killed, or slow.")
-    ] = Fault.STOP,
     inputs: Annotated[
         Path | None,
         Option(
@@ -25,16 +21,14 @@ def rehearse(
             metavar="FILE",
         ),
     ] = None,
-    json: Json = None,
 ) -> None:
-    """Serve your bundle with a faulty instance, with stand-ins and without, and compare.
+    """Serve your bundle with an instance that stops now and then, with stand-ins and without.
 
-    Both runs have the same instances, queries and fault, on this machine; the table is of the time
-    of the fault. It takes about ten seconds, and longer where the model takes more than 20 ms: the
+    Both runs have the same instances, queries and pauses, on this machine; the table is of the time
+    of the pauses. It takes about ten seconds, and longer where the model takes more than 20 ms: the
     policy has to see some queries first.
     """
     console = Console()
     with console.status("measuring the model") as status:
-        found = rehearse_bundle(bundle, inputs, fault=fault, on_run=status.update)
+        found = rehearse_bundle(bundle, inputs, on_run=status.update)
     found.show(console)
-    write_json(json, found)

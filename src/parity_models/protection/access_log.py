@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from math import ceil, inf, log10
+from math import ceil, inf
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -66,9 +66,6 @@ ASKED = (0.02, 0.05, 0.1, 0.2)
 
 TAKEN = ("instances", "backup_time", "coverage", "agreement", "seed")
 """The options of simulations that go with a log."""
-
-WIDTH = 60
-"""Columns of the picture."""
 
 FIELDS = "arrival, latency (in seconds) or latency_ms, and upstream where there are several servers"
 UNNAMED = "unnamed"
@@ -268,24 +265,7 @@ class LogAdvice(Printed):
             f"are late then; the retry budget has to allow as many.\n{stand_in}"
         )
         table = outcome_table("", ((name, each, ()) for name, each in self.rows.items()))
-        return [said, table, _picture(self.rows), advice]
-
-
-def _picture(rows: Mapping[str, Outcome]) -> str:
-    """Return a line for each row from its p50 over its p99 to its p99.9, on a logarithmic axis."""
-    low = max(1e-3, min(each.p50_ms for each in rows.values()))
-    high = max(low, *(each.p999_ms for each in rows.values()))
-    label, lines = max(map(len, rows)), ["├ p50  ● p99  ┤ p99.9"]
-    for name, each in rows.items():
-        at = [
-            round((WIDTH - 1) * log10(max(ms, low) / low) / max(1e-9, log10(high / low)))
-            for ms in (each.p50_ms, each.p99_ms, each.p999_ms)
-        ]
-        line = [*" " * at[0], *"─" * (at[2] - at[0] + 1)]
-        line[at[2]], line[at[1]], line[at[0]] = "┤●├"
-        lines.append(f"{name:{label}}  {''.join(line)}")
-    axis = f"{'':{label}}  {low:<.3g} ms".ljust(label + 2 + WIDTH - 8) + f"{high:>.3g} ms"
-    return "\n".join([*lines, axis])
+        return [said, table, advice]
 
 
 def advise(
@@ -310,7 +290,7 @@ def advise(
             `seed`. The log says all else.
 
     Returns:
-        The outcomes. They print as a table and a picture.
+        The outcomes. They print as a table.
 
     Raises:
         UserError: A line of the log says something else, or other options are given.

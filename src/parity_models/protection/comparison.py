@@ -85,7 +85,6 @@ def simulate(
     /,
     *,
     policies: Sequence[str | PolicyChoice] | None = None,
-    code: CodeSpec | None = None,
     options: SimulationOptions | None = None,
     **given: Any,
 ) -> Comparison:
@@ -95,12 +94,10 @@ def simulate(
     take a minute or two for each policy.
 
     Args:
-        bundle: The bundle to be served, or its folder. Without one, give `service_time`, and with
-            `backup_time` there is a backup, or with `code` there are parity models that take as
-            long as the model; by default these, for k=2.
+        bundle: The bundle to be served, or its folder. Without one, give `service_time`; there is a
+            backup with `backup_time`, else parity models for k=2 that take as long as the model.
         policies: Names, with options as hedging@hedge-delay=5ms, or choices. By default hedging,
             and parity and adaptive where there are stand-ins for them.
-        code: The code of parity models where there is no bundle.
         options: All of SimulationOptions at once, in place of some by name.
         **given: Fields of SimulationOptions: workload, cluster and service; times in seconds.
 
@@ -112,9 +109,7 @@ def simulate(
             no query is answered.
     """
     chosen = gather(SimulationOptions, options, given)
-    if chosen.backup_time is None:
-        code = code or CODE
-    service, _ = open_service(bundle, chosen, code)
+    service, _ = open_service(bundle, chosen, CODE if chosen.backup_time is None else None)
     scene = Scene.of(service, chosen, queries=QUERIES)
     parity = [Parity.name] * (service.stand_ins.code is not None)
     usual = [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]

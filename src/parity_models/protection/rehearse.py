@@ -1,6 +1,6 @@
-"""A rehearsal of a failure: `rehearse` serves a bundle with a faulty instance.
+"""A rehearsal of a failure: `rehearse` serves a bundle with an instance that stops now and then.
 
-The same queries meet the same fault twice: once with the model alone on all instances, once with
+The same queries meet the same pauses twice: once with the model alone on all instances, once with
 the bundle's stand-ins. Everything is real, and on this machine.
 """
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from parity_models.emulation import Constant, FaultPlan, Kill, Pauses, Slowdowns
+from parity_models.emulation import Constant, FaultPlan, Pauses
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.load import LoadSpec, offer_load
@@ -54,30 +53,6 @@ DEADLINE = 5.0
 """Seconds after which a query has failed."""
 
 
-class Fault(StrEnum):
-    """A fault of one instance."""
-
-    KILL = "kill"
-    """It is killed, and comes back, twice a second."""
-    STOP = "stop"
-    """It is stopped for a moment, again and again, as in a long garbage collection."""
-    SLOW = "slow"
-    """Its units take far longer, as with a noisy neighbour."""
-
-    def plan(self, seconds: float, usual: float) -> FaultPlan:
-        """Return the plan of this fault of the first instance, where a query takes `usual`."""
-        match self:
-            case Fault.KILL:
-                times = np.arange(0.01, max(seconds, 0.02), 0.5)
-                return FaultPlan(kills=tuple(Kill(0, float(at)) for at in times))
-            case Fault.STOP:
-                length = Constant(max(0.1, 10 * usual))
-                return FaultPlan(pauses=Pauses(max(0.2, 20 * usual), length, workers=(0,)))
-            case Fault.SLOW:
-                delay = Constant(max(0.05, 10 * usual))
-                return FaultPlan(slowdowns=Slowdowns(0.0, 3600.0, delay, workers=(0,)))
-
-
 @dataclass(frozen=True)
 class Run:
     """The answers of one run during the fault, by source, and the latencies in ms.
@@ -98,7 +73,6 @@ class Run:
 class Rehearsal(Printed):
     """Both runs of a rehearsal, without stand-ins and with them, at `rate` queries per second."""
 
-    fault: Fault
     usual_ms: float
     rate: float
     without: Run
@@ -107,9 +81,8 @@ class Rehearsal(Printed):
     @property
     def parts(self) -> Sequence[RenderableType]:
         """A table of both runs, and a sentence on the stand-ins."""
-        done = {Fault.KILL: "killed", Fault.STOP: "stopped now and then", Fault.SLOW: "slow"}
         title = (
-            f"one instance is {done[self.fault]}; a query takes {self.usual_ms:.1f} ms, "
+            f"one instance is stopped now and then; a query takes {self.usual_ms:.1f} ms, "
             f"{self.rate:.0f} are asked a second; times in ms"
         )
         table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
@@ -129,8 +102,7 @@ class Rehearsal(Printed):
         if not stood_in:
             said = (
                 "The stand-in answered nothing: no query was late enough, a copy was as good, or "
-                "the stand-in was not sure; give queries like yours with --inputs, or another "
-                "--fault."
+                "the stand-in was not sure; give queries like yours with --inputs."
             )
         return [table, said]
 
@@ -140,12 +112,11 @@ def rehearse(
     inputs: GivenInputs | None = None,
     /,
     *,
-    fault: str = Fault.STOP,
     instances: int = 4,
     seconds: float = 4.0,
     on_run: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal:
-    """Serve a bundle with a faulty instance, with stand-ins and without, and compare.
+    """Serve a bundle with an instance that stops now and then, with stand-ins and without.
 
     The load leaves the instances idle most of the time. Runs take longer than `seconds` where the
     policy needs that to see 150 queries before the fault.
@@ -154,21 +125,18 @@ def rehearse(
         bundle: A bundle with a stand-in, or its folder.
         inputs: Queries: a file, an array (n, *query_shape), or an array for each input by
             name. By default random ones, of which a stand-in may not be confident.
-        fault: The fault of one instance: kill, stop (now and then) or slow.
         instances: The instances of each run.
         seconds: The duration of each run.
         on_run: Called with a description of each run before it starts.
 
     Returns:
-        The answers of both runs during the fault. It prints as a table.
+        The answers of both runs during the pauses. It prints as a table.
 
     Raises:
-        UserError: For a bundle without a stand-in, another fault, or if no query is answered.
+        UserError: For a bundle without a stand-in, or if no query is answered.
         DataError: For queries that do not fit.
         ServingError: If a server cannot start.
     """
-    if fault not in list(Fault):
-        raise UserError(f"fault must be one of {', '.join(Fault)}, got {fault!r}")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if not stand_ins_of(opened):
         raise UserError(
@@ -179,7 +147,7 @@ def rehearse(
         batch: Batch = queries.draw(np.random.default_rng(0), DRAWN)
     else:
         batch = load_queries(inputs, opened)
-    coroutine = _rehearse(opened, batch, Fault(fault), instances, seconds, on_run)
+    coroutine = _rehearse(opened, batch, instances, seconds, on_run)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -191,7 +159,6 @@ def rehearse(
 async def _rehearse(
     bundle: Bundle,
     queries: Batch,
-    fault: Fault,
     instances: int,
     seconds: float,
     on_run: Callable[[str], None],
@@ -207,6 +174,8 @@ async def _rehearse(
     usual = median(times)
     rate = min(MAX_RATE, LOADED * instances / usual)
     calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
+    # As in a long garbage collection.
+    pauses = Pauses(max(0.2, 20 * usual), Constant(max(0.1, 10 * usual)), workers=(0,))
     runs = []
     with TemporaryDirectory() as folder:
         inputs = f"{folder}/inputs.npz"
@@ -216,7 +185,7 @@ async def _rehearse(
             options = ServeOptions(
                 policy=PolicyChoice(policy),
                 instances=instances,
-                faults=fault.plan(faulty, usual),
+                faults=FaultPlan(pauses=pauses),
                 port=0,
                 deadline=DEADLINE,
             )
@@ -231,7 +200,7 @@ async def _rehearse(
                 )
                 result = await offer_load(load, server.deployment.begin_faults)
             runs.append(_run(policy, result))
-    return Rehearsal(fault, 1e3 * usual, rate, *runs)
+    return Rehearsal(1e3 * usual, rate, *runs)
 
 
 def _run(policy: str, found: LoadResult) -> Run:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from parity_models.emulation import FaultPlan
 from parity_models.errors import OptionError, UserError
-from parity_models.options import SECONDS, SHARE, Option, Value, check_declared
+from parity_models.options import SECONDS, SHARE, Option, Options, Value
 from parity_models.registry import Registry
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
@@ -50,7 +50,7 @@ class EngineChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(Options):
     """The options of a server. Times in seconds, sizes in bytes.
 
     `policy` None: the bundle's `default_policy`. `engine` runs the models.
@@ -187,7 +187,7 @@ class ServeOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        check_declared(self)
+        super().__post_init__()
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not self.host:
