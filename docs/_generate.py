@@ -33,7 +33,7 @@ API = {
     "tasks": ["metrics"],
     "training": [],
     "evaluation": [],
-    "serving": ["server", "options", "frontend", "engine", "rest.asgi"],
+    "serving": ["server", "options", "frontend", "engine"],
     "simulation": [],
     "load": ["spec", "result"],
     "errors": [],

@@ -2,16 +2,13 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -22,8 +19,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.options import ServeOptions
-from ports import free_ports
-from served import ServerProcess, until
+from served import ServerProcess
 
 pytestmark = pytest.mark.slow
 
@@ -95,55 +91,6 @@ def test_curl_gets_its_answers(server: ServerProcess, own: Path) -> None:
     assert "parm_requests_total" in done.stdout
 
 
-@contextmanager
-def running(own: Path, *command: str, **environment: str) -> Iterator[None]:
-    """A program that serves the bundle, until the end."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, "BUNDLE": str(own / "own" / "bundle"), **environment},
-        start_new_session=True,
-    )
-    try:
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C; LitServe ends well at nothing else
-        try:
-            process.wait(60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/coded/v2/health/ready", verify=False).is_success
-    except httpx.TransportError:
-        return False
-
-
-def test_a_bundle_is_mounted_into_fastapi(own: Path) -> None:
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    app = str(ROOT / "examples" / "asgi")
-    command = ("-m", "uvicorn", "--app-dir", app, "--port", str(port), "fastapi_app:app")
-    with running(own, *command):
-        until(lambda: answers(url), "the application is not ready", 60)
-        said = httpx.post(f"{url}/classify", json=ROWS[:3].tolist(), timeout=30).json()
-        assert said["classes"] == SCORES[:3].argmax(axis=1).tolist()
-        assert said["sources"] == ["model"] * 3
-        assert httpx.get(f"{url}/coded/v2/models/model").json()["name"] == "model"
-
-
-def test_a_bundle_is_served_beside_an_api_of_litserve(own: Path) -> None:
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    script = str(ROOT / "examples" / "asgi" / "litserve_app.py")
-    with running(own, script, PORT=str(port)):
-        until(lambda: answers(url), "the application is not ready", 60)
-        assert httpx.post(f"{url}/predict", json={"text": "a"}, timeout=30).json() == {"text": "A!"}
-        assert httpx.get(f"{url}/coded/v2/models/model").json()["name"] == "model"
-
-
 async def test_a_block_serves_and_answers_calls(own: Path) -> None:
     async with parity_models.serve(own / "own" / "bundle", instances=1, port=None) as serving:
         assert serving.deployment.frontend.ready
@@ -159,9 +106,6 @@ async def test_a_block_serves_and_answers_calls(own: Path) -> None:
         for inputs, reason in wrong:
             with pytest.raises(InvalidRequestError, match=reason):
                 await serving.predict(inputs)
-        transport = httpx.ASGITransport(serving.app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            assert (await client.get("/v2/health/ready")).is_success
     with pytest.raises(UnavailableError):
         await serving.predict(ROWS[:1])
 

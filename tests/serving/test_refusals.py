@@ -4,9 +4,8 @@ from random import Random
 
 import pytest
 
-from parity_models.serving.errors import OverloadedError, UnavailableError
+from parity_models.serving.errors import OverloadedError, Refused, UnavailableError, whole_seconds
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.refusals import Refused, whole_seconds
 
 
 @pytest.mark.parametrize("seconds", [1.0, 1.2, 2.5, 7.9])

@@ -1,9 +1,62 @@
-"""The errors that a request can end with. Each carries its HTTP status."""
+"""The errors that a request can end with, with their statuses, and the reasons for refusals."""
 
+import random
+from enum import StrEnum
+from random import Random
 from typing import ClassVar
 
 from parity_models.errors import ParityModelsError, UserError
-from parity_models.serving.refusals import Refused, soon
+
+SOON = 1.0
+"""Seconds until a retry is worthwhile, if nothing better is known."""
+
+_RANDOM = Random()
+
+
+class Refused(StrEnum):
+    """The reason for refusing a request or a connection: the limit that it met, or its mistake.
+
+    These are all that there are: what a client sends never becomes a label of a metric.
+    """
+
+    MAX_CONNECTIONS = "max_connections"
+    DESCRIPTORS = "descriptors"
+    MAX_RPCS = "max_rpcs"
+    MAX_BODY = "max_body"
+    MAX_IN_FLIGHT = "max_in_flight"
+    MAX_QUEUE = "max_queue"
+    ADMISSION = "admission"
+    UNAVAILABLE = "unavailable"
+    STAND_IN = "stand_in"
+    HEAD_TIMEOUT = "head_timeout"
+    BODY_TIMEOUT = "body_timeout"
+    HEAD_SIZE = "head_size"
+    PIPELINED = "pipelined"
+    COSTLY = "costly"
+    HTTP = "http"
+    CONNECT = "connect"
+    TRANSFER_CODING = "transfer_coding"
+    CONTENT_ENCODING = "content_encoding"
+    NOT_FOUND = "not_found"
+    METHOD = "method"
+    INVALID = "invalid"
+    NOT_ACCEPTABLE = "not_acceptable"
+    FORBIDDEN = "forbidden"
+
+
+def soon() -> float:
+    """Return the seconds until a refused client may retry, if nothing better is known. They are
+    jittered, so that not all clients come at once."""
+    return random.uniform(SOON, 2 * SOON)
+
+
+def whole_seconds(seconds: float, chance: Random = _RANDOM) -> int:
+    """Return the seconds as HTTP takes them (RFC 9110, section 10.2.3): whole, and 1 or more.
+
+    They are rounded up or down at random, so that their mean does not change, and clients with
+    different times still have different times.
+    """
+    return max(1, int(seconds + chance.random()))
 
 
 class RequestError(ParityModelsError):
@@ -13,7 +66,7 @@ class RequestError(ParityModelsError):
     `why` it was refused, if it was, is by default that of its class.
     """
 
-    status: ClassVar[int]
+    status: int
     refused: ClassVar[Refused | None] = None
 
     def __init__(
@@ -28,6 +81,15 @@ class InvalidRequestError(RequestError, UserError):
     """A request that does not follow the protocol or does not fit the model."""
 
     status, refused = 400, Refused.INVALID
+
+
+class RefusedError(RequestError, UserError):
+    """A request that HTTP has a status of its own for: late, too long, or of another kind than is
+    read or written here."""
+
+    def __init__(self, message: str, status: int, why: Refused) -> None:
+        super().__init__(message, why=why)
+        self.status = status
 
 
 class UnauthorizedError(RequestError, UserError):
@@ -51,12 +113,6 @@ class NotFoundError(RequestError, UserError):
     status, refused = 404, Refused.NOT_FOUND
 
 
-class ConnectError(RequestError, UserError):
-    """A request to a proxy, which this server is not."""
-
-    status, refused = 405, Refused.CONNECT
-
-
 class MethodError(RequestError, UserError):
     """A request with a method that its path does not take; `allow` names those that it does."""
 
@@ -68,40 +124,10 @@ class MethodError(RequestError, UserError):
         self.allow = allow
 
 
-class NotAcceptableError(RequestError, UserError):
-    """An answer that cannot be written in the requested form."""
-
-    status, refused = 406, Refused.NOT_ACCEPTABLE
-
-
-class LateRequestError(RequestError, UserError):
-    """A request that was not complete in time."""
-
-    status = 408
-
-
 class TooLargeError(RequestError, UserError):
     """A request with more bytes or rows than the server takes at once."""
 
     status, refused = 413, Refused.COSTLY
-
-
-class EncodingError(RequestError, UserError):
-    """A body in a content encoding that the server does not read."""
-
-    status, refused = 415, Refused.CONTENT_ENCODING
-
-
-class HeadTooLargeError(RequestError, UserError):
-    """A request whose line and headers are longer than the server reads."""
-
-    status, refused = 431, Refused.HEAD_SIZE
-
-
-class TransferCodingError(RequestError, UserError):
-    """A body in a transfer coding that the server does not read."""
-
-    status, refused = 501, Refused.TRANSFER_CODING
 
 
 class InferenceError(RequestError):

@@ -64,10 +64,10 @@ from parity_models.serving.errors import (
     PoisonError,
     RequestError,
     UnavailableError,
+    soon,
 )
 from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
-from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
 from parity_models.serving.stand_ins import ClosedGates, Made, StandIns
 from parity_models.trust.gates import OutputGate

@@ -28,18 +28,15 @@ from parity_models.errors import UserError
 from parity_models.serving.access import HEALTH, METRICS
 from parity_models.serving.errors import (
     AbandonedError,
-    ConnectError,
-    HeadTooLargeError,
     InternalError,
     InvalidRequestError,
-    LateRequestError,
     OverloadedError,
+    Refused,
+    RefusedError,
     RequestError,
-    TransferCodingError,
 )
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import HEAD
-from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Headers, Request, Response
 from parity_models.serving.rest.service import Rest
 
@@ -295,7 +292,7 @@ class HttpConnection(asyncio.Protocol):
             self._server.ended(limit.replace("_", " "))
             what = "headers" if self._arriving is None else "body"
             text = f"the request's {what} did not come whole within the {limit} of {seconds:g} s"
-            self._refuse(LateRequestError(text, why=Refused(limit)))
+            self._refuse(RefusedError(text, 408, Refused(limit)))
         else:
             self._server.ended("idle timeout")
             self.end()
@@ -501,8 +498,9 @@ def _head_of(status: int, date: bytes, headers: Headers) -> bytes:
     return b"\r\n".join((_STATUS_LINES[status], date, *(b"%b: %b" % each for each in headers)))
 
 
-def _head_too_long() -> HeadTooLargeError:
-    return HeadTooLargeError(f"the request's line and headers are longer than {MAX_HEAD} bytes")
+def _head_too_long() -> RefusedError:
+    text = f"the request's line and headers are longer than {MAX_HEAD} bytes"
+    return RefusedError(text, 431, Refused.HEAD_SIZE)
 
 
 def _check_head(request: Request, version: str) -> None:
@@ -512,7 +510,7 @@ def _check_head(request: Request, version: str) -> None:
     host = request.headers.get("host", "" if is_old else None)
     coding = request.headers.get("transfer-encoding")
     if request.method == "CONNECT":
-        raise ConnectError("this server is not a proxy")
+        raise RefusedError("this server is not a proxy", 405, Refused.CONNECT)
     if version not in ("1.0", "1.1"):
         text = f"this server speaks HTTP/1.1, not HTTP/{version}"
     elif host is None:
@@ -528,9 +526,8 @@ def _check_head(request: Request, version: str) -> None:
     elif coding is None or coding.lower() == "chunked":
         return
     else:
-        raise TransferCodingError(
-            f"transfer coding {coding[:40]!r} is not read here; send chunked or none"
-        )
+        text = f"transfer coding {coding[:40]!r} is not read here; send chunked or none"
+        raise RefusedError(text, 501, Refused.TRANSFER_CODING)
     raise InvalidRequestError(text, why=Refused.HTTP)
 
 

@@ -8,8 +8,7 @@ from typing import Annotated
 
 from parity_models.errors import OptionError, UserError
 from parity_models.options import BYTES, SCALES, SECONDS, Option, Options
-from parity_models.serving.errors import OverloadedError, TooLargeError
-from parity_models.serving.refusals import Refused
+from parity_models.serving.errors import OverloadedError, Refused, TooLargeError
 
 OTHER_FILES = 64
 """Descriptors for what is neither a connection nor a worker: models, logs, the event loop."""

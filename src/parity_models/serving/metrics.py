@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from parity_models import __version__
 from parity_models.scheduling import BACKUP, Reason, RecycleReason, Redundancy, Source
-from parity_models.serving.refusals import Refused
+from parity_models.serving.errors import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)

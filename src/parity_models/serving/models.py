@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.roles import Source
-from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
+from parity_models.serving.errors import InvalidRequestError, NotFoundError, Refused, TooLargeError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import (
     GateMetadata,
@@ -28,7 +28,6 @@ from parity_models.serving.protocol import (
     TensorMessage,
     TensorMetadata,
 )
-from parity_models.serving.refusals import Refused
 
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Frontend

@@ -31,7 +31,7 @@ from parity_models.models.signature import (
     padded,
 )
 from parity_models.roles import Source
-from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
+from parity_models.serving.errors import InvalidRequestError, Refused, RefusedError, TooLargeError
 
 if TYPE_CHECKING:
     from parity_models.serving.models import Fitting, ServedModel
@@ -459,7 +459,7 @@ async def write_response(
     """Return the JSON object of the answer, and the binary data that follow it.
 
     `outputs` are predictions (n, ...) of one kind, `sources` one source per row. Raises
-    NotAcceptableError for values that JSON cannot say.
+    RefusedError for values that JSON cannot say.
     """
     known = request.known if request.id is None else None
     if sources.count(Source.MODEL) < len(sources):
@@ -803,12 +803,14 @@ def _numbers(text: bytes, datatype: str, what: str) -> NDArray[Any]:
 async def _json(values: NDArray[Any], name: str, turn: Turn) -> Raw:
     """Return the values of an output as JSON; many in slices, each in its `turn`.
 
-    Raises NotAcceptableError for values that JSON cannot say.
+    Raises RefusedError for values that JSON cannot say.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise NotAcceptableError(
+        raise RefusedError(
             f"output {name!r} has values that are not finite, which JSON cannot say; ask for "
-            "binary data (binary_data_output)"
+            "binary data (binary_data_output)",
+            406,
+            Refused.NOT_ACCEPTABLE,
         )
     flat, pieces = values.ravel(), []
     for start in range(0, max(1, len(flat)), SLICE_VALUES):

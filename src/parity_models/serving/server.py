@@ -28,7 +28,6 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
 from parity_models.serving.protocol import TensorMessage
 from parity_models.serving.repository import Repository
-from parity_models.serving.rest.asgi import AsgiApp
 from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.service import Rest, metrics_response
 from parity_models.serving.stand_in_only import StandInOnly
@@ -229,11 +228,6 @@ class Server:
 
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
-
-    def app(self) -> AsgiApp:
-        """Return the protocol as an ASGI application, to mount into another one. It answers while
-        this server runs."""
-        return AsgiApp(self._rest(None))
 
     async def predict(
         self,
@@ -442,8 +436,7 @@ def serve(
         bundle: The bundle, or its folder.
         options: How to serve it; by default it listens on no port.
         given: Fields of ServeOptions, in place of `options`. A policy or an engine may be given by
-            its name. With a `port`, it answers the protocol at `server.url`; mount `server.app()`
-            to answer it as a part of your own ASGI application.
+            its name. With a `port`, it answers the protocol at `server.url`.
 
     Raises:
         UserError: The options are wrong, or do not fit the bundle.

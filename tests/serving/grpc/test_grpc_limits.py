@@ -17,8 +17,8 @@ from http_served import eventually
 from parity_models.serving.errors import (
     AbandonedError,
     DeadlineError,
-    LateRequestError,
     OverloadedError,
+    RefusedError,
     UnavailableError,
 )
 from parity_models.serving.grpc.grpc_server import InferenceService, refuse
@@ -224,6 +224,6 @@ async def test_messages_that_arrive_are_few_and_half_of_them_from_one_address() 
         call.cancel()
     await asyncio.wait(calls)
     for each in contexts[:2]:
-        with pytest.raises(LateRequestError, match=r"within the body_timeout of 0\.1 s"):
+        with pytest.raises(RefusedError, match=r"within the body_timeout of 0\.1 s"):
             await service._receive(each)
     assert Arriving.reading == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from http_served import INFER, Served, body, get, post, serving
-from parity_models.serving.refusals import Refused
+from parity_models.serving.errors import Refused
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\n"
 POST = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n".encode()

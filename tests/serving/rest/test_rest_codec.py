@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from parity_models.scheduling import Source
-from parity_models.serving.errors import NotAcceptableError
+from parity_models.serving.errors import RefusedError
 from parity_models.serving.protocol import InferRequest, read_request, write_response
 from rest_bodies import done, model_of, request
 
@@ -76,7 +76,7 @@ def test_json_with_room_to_spare_is_read() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_outputs_that_json_cannot_say_are_refused_and_binary_is_named(value: float) -> None:
     outputs = np.array([[value, 1]], np.float32)
-    with pytest.raises(NotAcceptableError, match="binary_data_output"):
+    with pytest.raises(RefusedError, match="binary_data_output"):
         done(write_response(asking(outputs, False), outputs, [Source.MODEL]))
     _, data = done(write_response(asking(outputs, True), outputs, [Source.MODEL]))
     assert b"".join(data) == outputs.tobytes()

@@ -33,9 +33,10 @@ from parity_models.serving.access import Tokens, check_administrator
 from parity_models.serving.errors import (
     AbandonedError,
     InvalidRequestError,
-    LateRequestError,
     NotFoundError,
     OverloadedError,
+    Refused,
+    RefusedError,
     RequestError,
     UnauthorizedError,
     UnavailableError,
@@ -55,7 +56,6 @@ from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.protocol import SOFTWARE, take_tenant
-from parity_models.serving.refusals import Refused
 from parity_models.serving.request_log import (
     CURRENT,
     REQUEST_ID,
@@ -407,7 +407,7 @@ class InferenceService:
                 data = await context.read()
         except TimeoutError as error:
             text = f"the message did not come whole within the body_timeout of {seconds:g} s"
-            raise LateRequestError(text, why=Refused.BODY_TIMEOUT) from error
+            raise RefusedError(text, 408, Refused.BODY_TIMEOUT) from error
         if not isinstance(data, bytes):
             raise InvalidRequestError("the call has no message")
         return data

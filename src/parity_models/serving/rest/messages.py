@@ -10,16 +10,17 @@ import msgspec
 
 from parity_models.serving.access import CHALLENGE
 from parity_models.serving.errors import (
-    EncodingError,
     InvalidRequestError,
     MethodError,
     NoStandInError,
+    Refused,
+    RefusedError,
     RequestError,
     TooLargeError,
     UnauthorizedError,
+    whole_seconds,
 )
 from parity_models.serving.limits import ByteBudget
-from parity_models.serving.refusals import Refused, whole_seconds
 from parity_models.serving.request_log import REQUEST_ID, TRACEPARENT, TRACESTATE, RequestLog
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -127,13 +128,14 @@ class Request:
         self.body = b""
 
     def check_encoding(self) -> str:
-        """Return the content encoding of the body. Raises EncodingError for one that is not read
+        """Return the content encoding of the body. Raises RefusedError for one that is not read
         here."""
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and encoding not in _WINDOW_BITS:
-            raise EncodingError(
+            text = (
                 f"content encoding {encoding[:40]!r} is not read here; send gzip, deflate or none"
             )
+            raise RefusedError(text, 415, Refused.CONTENT_ENCODING)
         return encoding
 
     async def decompress(self) -> None:

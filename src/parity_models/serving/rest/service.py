@@ -1,8 +1,7 @@
 """The Open Inference Protocol over HTTP, over models: requests in, responses out.
 
-What carries them is elsewhere: `serving/http.py` over sockets of its own, asgi.py in another
-server. Every error is a JSON object with an `error`, and the status of its class in
-`serving/errors.py`.
+`serving/http.py` carries them. Every error is a JSON object with an `error`, and the status of its
+class in `serving/errors.py`.
 """
 
 import asyncio
