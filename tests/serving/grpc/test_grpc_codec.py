@@ -10,11 +10,10 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 import parity_models.serving.grpc
-from parity_models.models.signature import DATATYPES, Signature, Tensor, TensorSpec
+from parity_models.models.signature import Signature, Tensor, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.grpc.codec import _FIELDS, decode, read_request, write_response
@@ -36,16 +35,6 @@ def request(array: NDArray[Any], raw: bool = True) -> ModelInferRequest:
 
 def read(message: ModelInferRequest, model: ServedModel) -> InferRequest:
     return read_request(message, list(message.raw_input_contents), model)
-
-
-@given(npst.arrays(st.sampled_from([*DATATYPES.values()]), npst.array_shapes(max_side=4)))
-def test_raw_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
-    asked = read(request(array), model_of(array))
-    rows = done(asked.read_rows())
-    assert (rows.dtype, rows.shape) == (array.dtype, array.shape)
-    assert rows.tobytes() == array.tobytes()
-    assert not rows.flags.writeable
-    assert (asked.id, asked.timeout, asked.outputs[0].binary) == ("7", None, True)
 
 
 def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:

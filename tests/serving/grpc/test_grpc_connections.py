@@ -1,7 +1,9 @@
-"""Connections of gRPC clients that stop, never read, or are too many are closed."""
+"""Connections of gRPC clients that stop, never read, or are too many are closed; the port."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE
 from contextlib import AsyncExitStack, suppress
@@ -11,8 +13,13 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
+from grpc_requests import infer
 from grpc_served import INFER, request, serving
 from http_served import eventually
+from parity_models.errors import UserError
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.server import ServeOptions, Server
+from served import ServerProcess, until
 
 
 @pytest.mark.slow
@@ -60,9 +67,9 @@ except grpc.RpcError as error:
 
 @pytest.mark.slow
 async def test_connections_beyond_the_limit_are_closed() -> None:
-    async with serving(max_connections=2) as (served, infer), AsyncExitStack() as stack:
+    async with serving(max_connections=2) as (served, ask), AsyncExitStack() as stack:
         served.frontend.may.set()
-        await infer(request())
+        await ask(request())
         host, port = served.address.rsplit(":", 1)
         _, writer = await asyncio.open_connection(host, int(port))
         stack.callback(writer.close)
@@ -72,7 +79,7 @@ async def test_connections_beyond_the_limit_are_closed() -> None:
             with suppress(ConnectionResetError):
                 while await reader.read(1000):
                     pass
-        await infer(request())
+        await ask(request())
 
 
 async def test_garbage_is_a_client_s_mistake(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,3 +88,24 @@ async def test_garbage_is_a_client_s_mistake(caplog: pytest.LogCaptureFixture) -
         call = ask(b"\x0a\xff")
         assert await call.code() is StatusCode.INVALID_ARGUMENT
         assert not caplog.records
+
+
+@pytest.mark.slow
+def test_workers_start_beside_connections(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--grpc-port", "0", "--instances", "1", "--policy", "none")
+    with ServerProcess(str(bundle), *arguments) as server:
+        infer(server.grpc_address, 0)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        until(lambda: server.metric("parm_instance_restarts_total") == 1, "nothing came back")
+    assert "fork" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+async def test_a_port_that_is_taken_is_refused(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = Server(open_bundle(bundle), ServeOptions(port=0, grpc_port=port))
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1 port {port} for gRPC"):
+            await server.start()
+    with pytest.raises(UserError, match="grpc_port must be from 0"):
+        ServeOptions(grpc_port=70_000)

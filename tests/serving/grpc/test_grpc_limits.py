@@ -21,7 +21,7 @@ from parity_models.serving.errors import (
     RefusedError,
     UnavailableError,
 )
-from parity_models.serving.grpc.grpc_server import InferenceService, refuse
+from parity_models.serving.grpc.grpc_server import InferenceService
 from parity_models.serving.grpc.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -97,16 +97,6 @@ async def test_what_a_client_gives_up_is_abandoned(how: str) -> None:
         await eventually(lambda: served.frontend.cancelled == 1)
         await eventually(lambda: served.requests(499) == 1)
         await waited
-
-
-async def test_a_refusal_whose_client_has_just_gone_is_not_logged_as_an_error() -> None:
-    class Gone:
-        async def abort(self, *_: object) -> None:
-            raise grpc.aio.InternalError("execute_batch failed")  # as gRPC does then
-
-    error = OverloadedError("too much")
-    with pytest.raises(asyncio.CancelledError):  # which gRPC takes for the client's leave
-        await refuse(Gone(), error, Metrics())  # type: ignore[arg-type]  # it only uses `abort`
 
 
 async def test_the_bytes_of_all_messages_have_a_budget() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fake_upstream as fake
-from engine_conformance import DEPLOYED, Events, Failed, Finished, Joined, Left
+from engine_conformance import DEPLOYED, Events, Failed, Finished, Left
 from fake_upstream import FakeUpstream
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import SOFTWARE
@@ -231,31 +231,6 @@ async def test_no_more_than_half_are_ejected_for_doubts(
         assert len(gone) == 1
 
 
-async def test_an_upstream_that_was_needed_is_out_once_another_is_back(
-    model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its units would count as hung otherwise, and the next look at it is a while away."""
-    async with (
-        FakeUpstream("http", WEIGHTS) as one,
-        FakeUpstream("http", WEIGHTS) as two,
-        FakeUpstream("http", WEIGHTS) as three,
-        using(model, one, two, three, unit_timeout=0.2) as (engine, events, _),
-    ):
-        engine.health_interval = 3600.0
-        for number, each in enumerate((one, two)):
-            each.mode = fake.HUNG
-            engine.run(f"{number}.0", number, "deployed", [ROW])
-            if each is one:
-                await events.departure("0.0")
-            else:
-                await events.failure(number)
-            each.mode = fake.ERROR
-        assert "stays in use" in caplog.text
-        one.mode = fake.WELL
-        assert (await events.arrival()).instance == "0.0.1"
-        await events.departure("1.0")
-
-
 async def test_upstreams_that_are_unreachable_are_out_however_many_they_are(model: Path) -> None:
     async with FakeUpstream("http", WEIGHTS) as one:
         other = FakeUpstream("http", WEIGHTS)
@@ -416,29 +391,3 @@ async def test_a_recycled_slot_leaves_with_its_unit_and_comes_back_alone(model: 
         await events.outputs(2)
         assert len(engine.running()) == 8
         assert events.nothing_more()
-
-
-async def test_recycled_slots_count_as_out(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with (
-        FakeUpstream("http", WEIGHTS) as one,
-        FakeUpstream("http", WEIGHTS) as other,
-        using(model, one, other, concurrency=2) as (engine, events, _),
-    ):
-        one.mode = fake.AWAY
-        other.mode = fake.BUSY  # neither passes a check, nor is that held against it
-        other.retry_after = 0
-        engine.recycle("1.0", "hung")
-        assert await left(events, 1) == {"1.0"}
-        while "stays in use" not in caplog.text:
-            await asyncio.sleep(0.01)
-        assert engine.running().keys() == {"0.0", "0.1", "1.1"}, "one is needed, away or not"
-        other.mode = fake.WELL
-        gone: set[str] = set()
-        back: set[str] = set()
-        while len(gone) < 2:
-            event = await events.next()
-            if isinstance(event, Left):
-                gone.add(event.instance)
-            elif isinstance(event, Joined):
-                back.add(event.instance)
-        assert (back, gone) == ({"1.0.1"}, {"0.0", "0.1"})
