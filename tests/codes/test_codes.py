@@ -147,14 +147,6 @@ def test_concatenation_keeps_tiles_means(k: int, shape: tuple[int, int, int], se
     assert np.all(np.diff([np.isclose(parity, v, atol=1e-4).sum() > 0 for v in values]) == 0)
 
 
-def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
-    code = Code(CodeSpec("stack", "separate", 2, 1, {"axis": -1}), (3, 2), (1,))
-    first, second = np.arange(6).reshape(3, 2), np.arange(6, 12).reshape(3, 2)
-    parity = encode(code, [first, second])[0]
-    assert parity.dtype == first.dtype
-    np.testing.assert_array_equal(parity, np.concatenate([first, second], axis=1))
-
-
 @pytest.mark.parametrize(
     ("spec", "shape", "reason"),
     [

@@ -12,7 +12,6 @@ from parity_models.errors import CodeError
 from parity_models.models.signature import Axis, Signature, Tensor
 from signatures import axes_of, tensors, values
 
-STACK = {"new_axis": True}
 SCORES = (Tensor("scores", "FP32", (3,)),)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from own_coders import DECODER, ENCODER, Amplified
+from own_coders import DECODER, ENCODER
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, CodeError
 from parity_models.models.bundle import open_bundle
@@ -23,17 +23,6 @@ OWN = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_linear_bundle(tmp_path_factory.mktemp("own"), code=OWN)
-
-
-def test_it_reconstructs_by_its_own_options() -> None:
-    code = Code(OWN, (4,), (3,))
-    assert isinstance(code.encoder, Amplified)
-    weights = np.arange(12).reshape(4, 3).astype(np.float32)
-    first, second = np.eye(4, dtype=np.float32)[:2]
-    parity = code.encode([{"input": first}, {"input": second}])[0]["input"]
-    np.testing.assert_array_equal(parity, 2 * (first + second))
-    decoded = code.decode([None, second @ weights], [parity @ weights])
-    np.testing.assert_allclose(decoded[0], first @ weights)
 
 
 @pytest.mark.parametrize(

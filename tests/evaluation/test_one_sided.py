@@ -130,17 +130,6 @@ def test_coverage_is_that_of_the_classes_that_may_answer(tmp_path: Path) -> None
     assert estimated == pytest.approx(shown[0.95].coverage, abs=0.05)
 
 
-def test_a_class_that_reaches_no_level_is_not_answered() -> None:
-    sure, said = np.zeros(2000), np.arange(2000) % 2
-    may = [AnsweredClass(0, "good"), AnsweredClass(1, "bad"), AnsweredClass(2, "never said")]
-    for level in reached_by_class(sure, said == 0, said, may):
-        assert [each.number for each in level.classes] == [0]
-        assert level.coverage == pytest.approx(0.5)
-        assert not Gate("scores", level).refused(np.eye(3)[:1]).any()
-        assert Gate("scores", level).refused(np.eye(3)[1:]).all()
-    assert reached_by_class(sure, said == 2, said, may) == []
-
-
 def test_classes_are_named_by_the_model_or_numbered(tmp_path: Path) -> None:
     near = named_bundle(tmp_path, (WEIGHTS + NOISY) / 2)
     named = calibrate(near, inputs(6000), answer_only="allowed, fraud=0.97")

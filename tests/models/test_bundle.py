@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -66,35 +64,6 @@ def test_a_bundle_opens_as_it_was_written(original: Bundle) -> None:
     assert code is not None
     assert (code.spec, code.query_shape, code.output_shape) == (CODE, (4,), (3,))
     assert {path.name for path in original.path.iterdir()} == set(FILES)
-
-
-AT_ONCE = """
-import sys, threading
-from parity_models.models.bundle import open_bundle
-
-sys.setswitchinterval(1e-6)
-together = threading.Barrier(8)
-
-
-def open_it():
-    together.wait()
-    open_bundle(sys.argv[1])
-
-
-threads = [threading.Thread(target=open_it) for _ in range(8)]
-for each in threads:
-    each.start()
-for each in threads:
-    each.join()
-"""
-
-
-@pytest.mark.slow
-def test_the_first_bundles_may_be_opened_by_several_threads(original: Bundle) -> None:
-    for _ in range(3):  # what one thread does to another is up to chance
-        command = [sys.executable, "-c", AT_ONCE, str(original.path)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 def _one_backup(content: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from parity_models.models.queries import (
     read_batch,
     sizes_in,
 )
-from parity_models.models.signature import DATATYPES, Axis, Signature, Tensor, pad, padded
+from parity_models.models.signature import DATATYPES, Axis, Signature, Tensor, padded
 
 IDS = Tensor("ids", "INT64", ("length",))
 MASK = Tensor("mask", "INT64", ("length",))
@@ -123,12 +123,6 @@ def test_padded_rows_hold_each_query_and_nothing_else(
     assert (split["x"][:, most:] == np.ones((), x.dtype)).all()
     if several:
         assert (split["age"] == arrays["age"]).all()
-
-
-def test_a_row_of_the_buckets_size_is_not_copied() -> None:
-    x = np.ones((3, 8), np.int64)
-    same = pad({"ids": x}, Signature((IDS,), (SCORES,), TEXT.axes), [8])["ids"]
-    assert np.shares_memory(same, x)
 
 
 RNG = np.random.default_rng(0)

@@ -148,20 +148,6 @@ def test_a_unit_that_nobody_waits_for_ends_once_it_is_cancelled() -> None:
     assert result.busy[DEPLOYED] == pytest.approx(SERVICE + 0.5 + 2 * 0.001), "a fault holds it"
 
 
-def test_the_instance_of_a_cancelled_unit_is_free_again() -> None:
-    slow = FaultPlan(service_time=Constant(SERVICE), generations=(1.0, 10.0))
-    simulation = workload(
-        arrivals=np.array([0.0, 1.5 * SERVICE]),
-        instances=1,
-        parity_instances=1,
-        service={DEPLOYED: Constant(0.0)},
-        faults=slow,
-    )
-    result = simulate(simulation, Replication())
-    assert result.units[DEPLOYED] == 4
-    assert result.latencies == pytest.approx([SERVICE, SERVICE])
-
-
 def test_queries_on_a_killed_instance_are_answered_by_others() -> None:
     kills = tuple(Kill(worker=i, at=0.5 + i / 10) for i in range(12))
     result = simulate(workload(faults=FaultPlan(kills=kills)), EqualResources())

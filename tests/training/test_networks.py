@@ -1,9 +1,7 @@
 """Networks of parity models: which they are for a code, how they begin, and the user's own."""
 
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 import torch
@@ -14,41 +12,15 @@ from own_models import STACK, Parm
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
-from parity_models.models.networks import MLP, Effort, Network, SmallResNet, build_network
+from parity_models.models.networks import MLP, SmallResNet, build_network
 from parity_models.models.networks.network import Slotwise
-from parity_models.models.networks.queried import Queried, Shape
-from parity_models.options import Option
+from parity_models.models.networks.queried import Shape
 from parity_models.registry import load_own
 from parity_models.training.networks import build_models, parity_network, recipe_for
 
 SUM = CodeSpec("sum", "subtraction", 2)
 IMAGE = (1, 16, 16)
 CODE = Code(STACK, (1, 8, 8), (10,))
-
-
-class Narrow(Network):
-    """A user's network, with options and settings of its own."""
-
-    name = "narrow"
-    parity = Effort(3, 64, 1e-3, 0.0, mirror=False, threaded=False)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Network.Options):
-        """The size."""
-
-        units: Annotated[int, Option("Hidden units.", at_least=1)] = 8
-
-    @classmethod
-    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(prod(queried.shape), options.units),
-            nn.Linear(options.units, prod(outputs)),
-            nn.Unflatten(1, outputs),
-        )
-
-
-OWN = f"{__name__}:Narrow"
 
 
 def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
@@ -119,19 +91,6 @@ def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: 
     assert (recipe.epochs, recipe.mirror) == (4 * usual.epochs, False)
     for spec in (STACK, CodeSpec(PILED, LISTED, 2)):
         assert parity_network("resnet-small", Code(spec, IMAGE, (10,))).recipe == usual
-
-
-# The user's own classes
-
-
-@pytest.mark.slow
-def test_an_own_network_is_trained_and_bundled(parm: Parm, tmp_path: Path) -> None:
-    parm(
-        "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle --encoder "
-        f"stack --decoder separate --network {OWN}@units=16 --epochs 2"
-    )
-    (parity,) = open_bundle(tmp_path / "bundle").manifest.parity
-    assert (parity.network, parity.slotwise) == (f"{OWN}@units=16", True)
 
 
 # The user's own functions

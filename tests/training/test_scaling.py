@@ -14,9 +14,8 @@ from parity_models.models.envelope import channel_axis
 from parity_models.training import TrainingOptions
 from parity_models.training.networks import parity_network
 from parity_models.training.problems import Scaled, scaled
-from trainings import evaluate, train_backup, train_parity
+from trainings import evaluate, train_parity
 
-Shape = tuple[int, ...]
 SCALES = np.array([1e-2, 1, 30, 4e3, 0.5, 200])
 OFFSETS = np.array([0, -5, 1e3, 1e4, 7, 0])
 RAW = (np.random.default_rng(0).normal(size=(1200, 6)) * SCALES + OFFSETS).astype(np.float32)
@@ -55,28 +54,3 @@ def test_one_slot_is_a_scaled_network_for_one_query() -> None:
     slot = module.eval().slot().eval()
     with torch.no_grad():
         torch.testing.assert_close(slot(inputs[:, : shape[0]]), module(inputs)[:, 0])
-
-
-class Blurred(nn.Module):
-    """Maps that vary within, hardly at one edge, and not at all at the other."""
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        share = torch.tensor([1e-5, 1, 1, 1, 1, 1, 1, 0])
-        blurred = nn.functional.avg_pool2d(pictures, 3, 1, 1).mean(dim=1, keepdim=True)
-        return 3 + 20 * blurred * share
-
-
-def layers(takes: Shape, gives: Shape) -> nn.Module:
-    """Convolutions, which know of no place but the edges."""
-    return nn.Sequential(
-        nn.Conv2d(takes[0], 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, gives[0], 3, padding=1)
-    )
-
-
-@pytest.mark.slow
-def test_maps_that_hardly_vary_at_an_edge_are_learned(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(0).normal(size=(600, 3, 8, 8)).astype(np.float32)
-    settings, network = TrainingOptions(epochs=12), f"{__name__}:layers"
-    bundle = train_backup(Blurred(), network, pictures, tmp_path / "b", settings, metric="r2")
-    right = deployed_predictor(bundle)(pictures)
-    assert (evaluate(bundle, pictures, right, metric="r2").backup_accuracy or 0) > 0.9

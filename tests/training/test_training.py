@@ -19,7 +19,7 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.metrics import recognise
 from parity_models.training import Progress, Trained, TrainingOptions
 from parity_models_lab.deployed import train_deployed
-from parity_models_lab.tasks import Dataset, Diabetes, Split, Task
+from parity_models_lab.tasks import Dataset, Split, Task
 from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights
 
 Array = NDArray[Any]
@@ -164,40 +164,6 @@ def test_answers_are_valid_ones_of_the_kind(last: nn.Module, kind: str, tmp_path
             np.testing.assert_allclose(np.linalg.norm(given, axis=1), 1, atol=1e-4)
             assert (given * expected).sum(axis=1).mean() > 0.95
     assert np.abs(answers - expected).max() < 0.2
-
-
-@pytest.mark.slow
-def test_what_is_subtracted_from_probabilities_is_probabilities(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Linear(6, 9), nn.Softmax(dim=-1))
-    rows = np.random.default_rng(1).normal(size=(400, 6)).astype(np.float32)
-    bundle = train_parity(
-        module, SUM, rows, tmp_path / "b", TrainingOptions(epochs=2), network="linear"
-    )
-    code = open_bundle(bundle.path).code()
-    assert code is not None
-    here = output_of(OnnxModel(bundle.deployed_path), rows[200:])
-    parity = output_of(OnnxModel(bundle.parity_paths[0]), rows[:200] + rows[200:])
-    decoded = code.decode([None, here], [parity])[0]
-    assert (parity - here).min() < 0
-    assert decoded.min() >= 0
-    np.testing.assert_allclose(decoded.sum(axis=1), 1, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", [STACK, SUM, None], ids=str)
-def test_stand_ins_for_values_explain_nearly_as_much(spec: CodeSpec | None, tmp_path: Path) -> None:
-    task, settings = Diabetes(), TrainingOptions(epochs=60)
-    data = task.load()
-    deployed = train_deployed(task, data, "mlp", tmp_path / "f", TrainingOptions(epochs=20))
-    bundle = train_parity(
-        deployed, spec, data.train.inputs, tmp_path / "p", settings,
-        network="mlp" if spec else "linear", validation=data.validation, metric=task.metric,
-    )  # fmt: skip
-    accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric=task.metric)
-    stand_in = accuracy.degraded_accuracy if spec else accuracy.backup_accuracy
-    assert stand_in is not None
-    assert accuracy.available_accuracy > 0.3
-    assert stand_in > 0.8 * accuracy.available_accuracy
 
 
 class Squares(Task):
