@@ -7,20 +7,17 @@ restarted worker continues where its predecessor would be. Times in seconds.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from math import exp, inf, log
 from pathlib import Path
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from parity_models.documents import content_of, read_json
 from parity_models.errors import FaultPlanError
-
-MAX_MEASURED = 100_000
-"""The most times in an empirical distribution."""
+from parity_models.roles import Source
 
 SLICE = 0.001
 """Units of one worker that begin within the same slice of time draw the same times."""
@@ -71,16 +68,7 @@ class LogNormal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lo
         return exp(rng.normalvariate(log(self.median), self.sigma))
 
 
-class Empirical(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="empirical"):
-    """One of the measured `seconds`, each equally likely."""
-
-    seconds: Annotated[tuple[Duration, ...], msgspec.Meta(min_length=1, max_length=MAX_MEASURED)]
-
-    def draw(self, rng: Random) -> float:
-        return rng.choice(self.seconds)
-
-
-Distribution = Constant | Uniform | Exponential | LogNormal | Empirical
+Distribution = Constant | Uniform | Exponential | LogNormal
 
 
 class Spells:
@@ -141,7 +129,6 @@ def _mix(value: int) -> int:
 Factor = Annotated[float, msgspec.Meta(ge=0.01, le=1000)]
 Nodes = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-StandInName = Literal["reconstruction", "backup"]
 
 
 class Slowdowns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,13 +216,6 @@ class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at: Duration
 
 
-class RandomKills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """kill -9 at exponential times. `workers` None: all of them, each at its own times."""
-
-    mean_between: Spell
-    workers: tuple[int, ...] | None = None
-
-
 class Lie(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A planned spell in which one worker runs the ONNX model in `file` in place of its own.
 
@@ -267,7 +247,7 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service_times: dict[str, Distribution] = {}
     computing: bool = False
     coverage: Share = 1.0
-    coverages: dict[StandInName, Share] = {}
+    coverages: dict[Source, Share] = {}
     slowdowns: Slowdowns | None = None
     pauses: Pauses | None = None
     generations: tuple[Factor, ...] = ()
@@ -276,14 +256,13 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shuffles: Shuffles | None = None
     neighbours: Neighbours | None = None
     kills: tuple[Kill, ...] = ()
-    random_kills: RandomKills | None = None
     lies: tuple[Lie, ...] = ()
     poison: float | None = None
 
     def check(self, workers: int) -> None:
         """Raise FaultPlanError if the plan names a worker that is not one of 0..workers-1."""
         named = {kill.worker for kill in self.kills} | {lie.worker for lie in self.lies}
-        for part in (self.slowdowns, self.pauses, self.neighbours, self.random_kills):
+        for part in (self.slowdowns, self.pauses, self.neighbours):
             named.update(part.workers or () if part else ())
         for worker in sorted(named):
             if not 0 <= worker < workers:
@@ -292,28 +271,17 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"they are numbered from 0 to {workers - 1}"
                 )
 
-    def kill_times(self, worker: int) -> Iterator[float]:
-        """Yield the times at which the worker is killed, in order; possibly without end."""
-        planned = sorted(kill.at for kill in self.kills if kill.worker == worker)
-        return heapq.merge(planned, self._random_kill_times(worker))
+    def kill_times(self, worker: int) -> list[float]:
+        """Return the times at which the worker is killed, in order."""
+        return sorted(kill.at for kill in self.kills if kill.worker == worker)
 
-    def _random_kill_times(self, worker: int) -> Iterator[float]:
-        if self.random_kills is None or not among(worker, self.random_kills.workers):
-            return
-        rng = self.rng(worker, "kills")
-        at = 0.0
-        while True:
-            at += self.random_kills.mean_between * rng.expovariate(1.0)
-            yield at
-
-    def refuses(self, query: int, source: str) -> bool:
+    def refuses(self, query: int, source: Source) -> bool:
         """Return whether the stand-in with this source must not answer a query, by its number.
 
         The same queries are hard for all: what a stand-in with a larger coverage must not answer,
         no other may.
         """
-        given = (share for name, share in self.coverages.items() if name == source)
-        coverage = next(given, self.coverage)
+        coverage = self.coverages.get(source, self.coverage)
         if coverage == 1:
             return False
         return Random(f"{self.seed}/gate {query}").random() >= coverage
@@ -339,16 +307,6 @@ def load_fault_plan(source: str | Path) -> FaultPlan:
         raise FaultPlanError(
             f"{name} is not a fault plan: {error}; see docs/reference/faults.md"
         ) from error
-
-
-def among(worker: int, workers: Sequence[int] | None) -> bool:
-    """Return whether the worker is one of these; None: all are."""
-    return workers is None or worker in workers
-
-
-def course_of(kind: Slowdowns | Pauses, worker: int) -> str:
-    """Return the name of a worker's course of spells: its own, or that of its node."""
-    return f"node {worker % kind.nodes}" if kind.nodes else str(worker)
 
 
 # The effect of a plan on the units of one worker; times are since injection began
@@ -420,7 +378,6 @@ class WorkerFaults:
         self._paused: Spells | None = None
         self._neighbour: _Neighbour | None = None
         self._kills = plan.kill_times(worker)
-        self._last_kill = self._next_kill = -inf
         self.poison = plan.poison
         """The first element of inputs that kill the worker, if any."""
         if plan.shuffles is not None and transfers is None:
@@ -429,15 +386,19 @@ class WorkerFaults:
         self._held = 0.0
         self._paused_in: list[tuple[float, float]] = []
         slow, pauses, neighbours = plan.slowdowns, plan.pauses, plan.neighbours
-        if slow is not None and among(worker, slow.workers):
-            rng = plan.rng(course_of(slow, worker), "slowdowns")
-            between, length = Exponential(slow.mean_between), Exponential(slow.mean_length)
-            self._slow = Spells(rng, between, length)
-        if pauses is not None and among(worker, pauses.workers):
-            rng = plan.rng(course_of(pauses, worker), "pauses")
-            self._paused = Spells(rng, Exponential(pauses.mean_between), pauses.length)
+        if slow is not None:
+            self._slow = self._spells("slowdowns", slow, Exponential(slow.mean_length))
+        if pauses is not None:
+            self._paused = self._spells("pauses", pauses, pauses.length)
         if neighbours is not None and worker in neighbours.workers:
             self._neighbour = _Neighbour(neighbours, plan.rng(worker, "neighbour"))
+
+    def _spells(self, name: str, part: Slowdowns | Pauses, length: Distribution) -> Spells | None:
+        """Return this worker's spells, its own or those of its node; None if it has none."""
+        if part.workers is not None and self._worker not in part.workers:
+            return None
+        course = f"node {self._worker % part.nodes}" if part.nodes else self._worker
+        return Spells(self._plan.rng(course, name), Exponential(part.mean_between), length)
 
     def files(self, began: float, role: str) -> list[str]:
         """Return the ONNX files of which a unit of `role` runs the first that exists."""
@@ -513,9 +474,8 @@ class WorkerFaults:
         if plan.degradation is not None:
             factor *= plan.degradation.at(self._worker, began)
         if plan.cold_start is not None:
-            while self._next_kill <= began:
-                self._last_kill, self._next_kill = self._next_kill, next(self._kills, inf)
-            warm = min(1.0, (began - self._last_kill) / plan.cold_start.length)
+            killed = max((at for at in self._kills if at <= began), default=-inf)
+            warm = min(1.0, (began - killed) / plan.cold_start.length)
             factor *= 1.0 + (plan.cold_start.factor - 1.0) * (1.0 - warm)
         if plan.slowdowns is not None and slow:
             factor *= plan.slowdowns.factor

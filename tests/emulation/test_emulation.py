@@ -1,7 +1,6 @@
 """Slowness and failures are decided by a plan alone, which is read from files or refused."""
 
 import re
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,6 @@ from parity_models.emulation import (
     Constant,
     Degradation,
     Distribution,
-    Empirical,
     Exponential,
     FaultPlan,
     Kill,
@@ -23,7 +21,6 @@ from parity_models.emulation import (
     LogNormal,
     Neighbours,
     Pauses,
-    RandomKills,
     Shuffles,
     SlicedRandom,
     Slowdowns,
@@ -62,7 +59,6 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
         slowdowns=Slowdowns(4.0, 1.0, Uniform(0.02, 0.06), (0, 2)),
         pauses=Pauses(5.0, Exponential(0.1)),
         kills=(Kill(1, 3.5),),
-        random_kills=RandomKills(30.0),
         shuffles=Shuffles(2, 4, Uniform(1.0, 2.0), Constant(0.01)),
     )
     text = msgspec.json.encode(plan).decode()
@@ -138,7 +134,6 @@ def distributions() -> st.SearchStrategy[Distribution]:
         times.map(lambda low: Uniform(low, 2 * low)),
         times.map(Exponential),
         st.builds(LogNormal, times, st.floats(0, 1)),
-        st.lists(times, min_size=1, max_size=5).map(lambda seconds: Empirical(tuple(seconds))),
     )
 
 
@@ -152,7 +147,7 @@ PLANS = st.builds(
     generations=st.lists(st.floats(1, 3), max_size=3).map(tuple),
     degradation=st.none() | st.builds(Degradation, st.integers(1, 3), st.floats(0.1, 9)),
     cold_start=st.none() | st.builds(ColdStart, st.floats(1, 9), st.floats(0.1, 9)),
-    random_kills=st.none() | st.builds(RandomKills, st.floats(0.5, 9)),
+    kills=st.lists(st.builds(Kill, st.just(0), st.floats(0.5, 9)), max_size=3).map(tuple),
 )
 UNITS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.05)), max_size=40)
 """How long the worker idles before each of its units, and how long it computes."""
@@ -233,13 +228,7 @@ def test_a_unit_that_is_cancelled_is_released_between_then_and_its_end(
 
 def test_kills_come_in_order_and_are_the_worker_s_own() -> None:
     plan = FaultPlan(kills=(Kill(0, 9.0), Kill(0, 2.0), Kill(1, 1.0)))
-    assert [list(plan.kill_times(worker)) for worker in range(3)] == [[2.0, 9.0], [1.0], []]
-    random = FaultPlan(kills=(Kill(0, 5.0),), random_kills=RandomKills(10.0, (0, 1)))
-    times = [list(islice(random.kill_times(worker), 1000)) for worker in (0, 1, 2)]
-    assert times[0] == sorted(times[0]) == list(islice(random.kill_times(0), 1000))
-    assert 5.0 in times[0]
-    assert 9.0 < times[1][-1] / 1000 < 11.0
-    assert times[2] == []
+    assert [plan.kill_times(worker) for worker in range(3)] == [[2.0, 9.0], [1.0], []]
 
 
 def test_a_unit_computes_for_its_service_time_only_where_the_plan_says_so() -> None:

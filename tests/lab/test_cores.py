@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity_models.arrivals import poisson_arrivals
-from parity_models.emulation import Constant, Exponential, FaultPlan, LogNormal, Pauses, RandomKills
+from parity_models.emulation import Constant, Exponential, FaultPlan, Kill, LogNormal, Pauses
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
@@ -192,7 +192,7 @@ def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: st
         service_time=Exponential(0.01),
         computing=True,
         pauses=Pauses(2.0, Exponential(0.1)),
-        random_kills=RandomKills(20.0),
+        kills=tuple(Kill(worker, 5.0 + 4.0 * worker) for worker in range(6)),
     )
     cores = Cores(2, 0.001, 0.0005, 0.0005, hogs=Hogs(1, 0.5, 0.5))
     result = simulated(policy, cores, faults)

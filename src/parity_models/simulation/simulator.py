@@ -7,7 +7,7 @@ seeds alone, so all policies that are compared meet the same load and the same f
 
 import gc
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -219,8 +219,8 @@ class Driver:
             faults = WorkerFaults(plan, slot, transfers) if faulty else None
             instance = Instance(slot, role, faults)
             self._join(instance)
-            if plan.kills or plan.random_kills:
-                self._await_kill(instance, plan.kill_times(slot))
+            for at in plan.kill_times(slot):
+                self._at(at, partial(self._replace, instance))
 
     def run(self) -> SimulationResult:
         if self._count:
@@ -298,27 +298,15 @@ class Driver:
         joined = self._scheduler.instance_joined(self._now, instance.name, instance.roles, node)
         self._carry_out(joined)
 
-    def _await_kill(self, instance: Instance, times: Iterator[float]) -> None:
-        """Kill the instance at the first of the times at which it is there."""
-        at = next((time for time in times if time >= self._now), None)
-        if at is not None:
-            then = partial(self._await_kill, instance, times)
-            self._at(at, partial(self._replace, instance, then))
+    def _replace(self, instance: Instance) -> None:
+        """The instance, if it is there, leaves, and joins again under another name."""
+        if self._instances.pop(instance.name, None) is not None:
+            self._carry_out(self._scheduler.instance_left(self._now, instance.name))
+            self._at(self._now + self._simulation.restart, partial(self._return, instance))
 
-    def _replace(self, instance: Instance, then: Callable[[], None] | None = None) -> None:
-        """The instance leaves, and joins again under another name."""
-        if self._instances.pop(instance.name, None) is None:  # it has left already
-            if then is not None:
-                then()
-            return
-        self._carry_out(self._scheduler.instance_left(self._now, instance.name))
-        self._at(self._now + self._simulation.restart, partial(self._return, instance, then))
-
-    def _return(self, instance: Instance, then: Callable[[], None] | None) -> None:
+    def _return(self, instance: Instance) -> None:
         instance.life += 1
         self._join(instance)
-        if then is not None:
-            then()
 
     # Actions
 

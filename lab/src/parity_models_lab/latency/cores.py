@@ -354,8 +354,8 @@ class DriverOnCores(DriverOnLinks):
             running.ends = ends + self._simulation.overhead
             self._at(running.ends, partial(self._end_unit, running, finished=False))
 
-    def _replace(self, instance: Instance, then: Callable[[], None] | None = None) -> None:
+    def _replace(self, instance: Instance) -> None:
         for unit, running in self._running.items():
             if running.instance is instance and unit in self._jobs:
                 self._cpu.stop(self._now, self._jobs[unit])
-        super()._replace(instance, then)
+        super()._replace(instance)

@@ -18,7 +18,6 @@ from parity_models.emulation import (
     Degradation,
     Distribution,
     Duration,
-    Empirical,
     Exponential,
     Factor,
     FaultPlan,
@@ -228,5 +227,3 @@ def mean_of(distribution: Distribution) -> float:
             return mean
         case LogNormal(median, sigma):
             return median * exp(sigma**2 / 2)
-        case Empirical(seconds):
-            return fmean(seconds)
