@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,7 @@ from onnx_models import output_of
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import TrainingOptions
-from parity_models_lab.chaos import chaos
-from parity_models_lab.chaos.attack import HONEST, SEARCHED, run_attack
+from parity_models_lab.chaos import attack, chaos, overload
 from parity_models_lab.chaos.events import PHASE, draw_course
 from parity_models_lab.chaos.known_model import (
     LONG,
@@ -22,10 +22,7 @@ from parity_models_lab.chaos.known_model import (
     liar,
     write_known_model,
 )
-from parity_models_lab.chaos.overload import run_overload
-from parity_models_lab.chaos.server import Engine
 from parity_models_lab.chaos.traffic import draw
-from parity_models_lab.tasks import find_task
 
 
 @pytest.fixture(scope="module")
@@ -101,28 +98,31 @@ def test_chaos_for_seconds_accounts_for_every_query(
 
 
 @pytest.mark.slow
-async def test_overload_is_measured(tmp_path: Path) -> None:
-    (row, _) = [
-        row
-        async for row in run_overload(
-            Engine.LOCAL, folder=tmp_path, seed=0, seconds=2, factors=(3.0,), deadlines=(1.0,)
-        )
-    ]
-    assert float(str(row["capacity"])) > 0
-    assert isinstance(row["errors"], dict)
-    assert 0 < sum(row["errors"].values()) < int(str(row["offered"]))
+def test_overload_is_measured(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overload, "FACTORS", (3.0,))
+    monkeypatch.setattr(overload, "DEADLINES", (1.0,))
+    done = lab_here("overload", "--seconds", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    waiting, giving_up = json.loads((tmp_path / "overload-local.json").read_text())["rows"]
+    assert (waiting["gives up"], giving_up["gives up"]) == (None, 0.5)
+    assert waiting["capacity"] > 0
+    assert 0 < sum(waiting["errors"].values()) < waiting["offered"]
 
 
 @pytest.mark.slow
-def test_victims_of_attackers_fare_as_well_with_an_envelope(tmp_path: Path) -> None:
-    options = TrainingOptions(epochs=20)
-    rows = run_attack(find_task("digits"), tmp_path, options, lambda _: None, steps=20)
-    found = {
-        str(row.pop("partner")): {k: float(str(v)) for k, v in row.items()}
-        for row in map(dict, rows)
-    }
-    honest = found.pop(HONEST)
-    assert found.pop(SEARCHED)["kept out"] < 0.5, "it is within the envelope"
+def test_victims_of_attackers_fare_as_well_with_an_envelope(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack, "TrainingOptions", partial(TrainingOptions, epochs=20))
+    monkeypatch.setattr(attack, "STEPS", 20)
+    done = lab_here("attack", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "attack.json").read_text())["rows"]
+    found = {row.pop("partner"): row for row in rows}
+    honest = found.pop(attack.HONEST)
+    assert found.pop(attack.SEARCHED)["kept out"] < 0.5, "it is within the envelope"
     for name, row in found.items():
         assert row["kept out"] > 0.99, name
         # Of so few victims some more agree next to one partner than next to another.

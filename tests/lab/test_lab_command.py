@@ -11,7 +11,7 @@ from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import calibrate
-from parity_models_lab import overhead, path, triton
+from parity_models_lab import overhead, triton
 from parity_models_lab.overhead import CASES, OURS, TRITON
 
 
@@ -37,28 +37,14 @@ def test_mistakes_exit_with_2_and_one_line(
 
 
 @pytest.mark.slow
-def test_the_path_of_a_request_is_counted_by_file(
-    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(path, "WARM_UP", 5)
-    monkeypatch.setattr(path, "COUNTED", 5)
-    done = lab_here("path", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "path.json").read_text())["rows"]
-    assert "serving/frontend.py" in [row["file"] for row in rows]
-    calls = sum(row["calls"] for row in rows)
-    assert f"{len(rows)} files and {calls} calls" in done.stdout
-    assert calls > len(rows)
-
-
-@pytest.mark.slow
 @pytest.mark.servers
 def test_overhead_compares_servers_with_triton(
     lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [each for each in CASES if each.clients == 16]
-    monkeypatch.setattr(overhead, "CASES", cases)
-    done = lab_here("overhead", "--quick", "--out", tmp_path)
+    for name, value in {"CASES": cases, "ROUNDS": 3, "SECONDS": 0.1}.items():
+        monkeypatch.setattr(overhead, name, value)
+    done = lab_here("overhead", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "requests/s" in done.stdout
     rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
@@ -73,12 +59,15 @@ def test_overhead_compares_servers_with_triton(
     assert max(row["CPU µs"] for row in rows) > 10
 
 
-async def test_without_triton_there_is_nothing_to_compare_with(
+def test_without_triton_there_is_nothing_to_compare_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton, "ROOT", tmp_path)
-    with pytest.raises(UserError, match="has no Triton to compare with; run make servers"):
-        await overhead.measure_overhead(quick=True)
+    with (
+        pytest.raises(UserError, match="has no Triton to compare with; run make servers"),
+        triton.triton(tmp_path),
+    ):
+        pass
 
 
 @pytest.mark.slow

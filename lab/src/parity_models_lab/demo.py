@@ -1,37 +1,37 @@
-"""The whole path on real data: train, bundle, evaluate, and rehearse a failure."""
+"""The command `demo`: train, bundle, evaluate, and rehearse a failure, on real data."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import torch
 from rich.console import Console
 
 from parity_models.codes import CodeSpec
 from parity_models.evaluation.judging import evaluate
-from parity_models.protection.rehearse import Rehearsal, rehearse
+from parity_models.options import Option
+from parity_models.protection.rehearse import rehearse
 from parity_models.training import TrainingOptions, parity, progress_bars
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.results import check_out
 from parity_models_lab.tasks import find_task
 
 TASK, NETWORK, CODE = "digits", "mlp", CodeSpec("stack", "separate", k=2)
+SECONDS = 20.0
+"""The duration of each run of the rehearsal."""
 
 
-def run_demo(
-    out: Path, options: TrainingOptions, console: Console, seconds: float = 20.0
-) -> Rehearsal:
-    """Run the demo; leaves `out`/bundle.
+def demo(
+    out: Annotated[Path, Option("The folder for the bundle.", metavar="DIR")] = Path("demo"),
+    seed: Annotated[int, Option("Fixes the trainings.", at_least=0)] = 0,
+) -> None:
+    """Train, serve under injected faults, and compare the tails.
 
-    Args:
-        out: The folder to write.
-        options: The options of both trainings.
-        console: Where results are printed, and what happens next.
-        seconds: The duration of each run of the rehearsal.
-
-    Raises:
-        UserError: If `out` cannot be written, and whatever the steps raise.
-
+    Trains a deployed and a parity model on handwritten digits, then rehearses a failure: serves
+    them twice on this machine, with the same instances, load and faults, once with the model alone
+    and once with its stand-in.
     """
+    console, options = Console(highlight=False), TrainingOptions(seed=seed)
     check_out(out)
     task = find_task(TASK)
     dataset = task.load()
@@ -46,6 +46,5 @@ def run_demo(
             deployed, train, out=out / "bundle", code=CODE, callbacks=bars, options=options
         )
     evaluate(bundle, test.inputs, test.labels, metric=task.metric).show(console)
-    found = rehearse(bundle, test.inputs, seconds=seconds, on_run=console.print)
-    found.show(console)
-    return found
+    rehearse(bundle, test.inputs, seconds=SECONDS, on_run=console.print).show(console)
+    console.print(f"Serve it: parm serve {out / 'bundle'}")

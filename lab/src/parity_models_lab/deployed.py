@@ -1,23 +1,28 @@
-"""Training a model to serve, for want of one: labelled queries in, a bundle out."""
+"""The command `train`: a model to serve, of labelled queries."""
 
 import hashlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from parity_models.cli.flags import Without
 from parity_models.errors import TrainingError
+from parity_models.evaluation.judging import evaluate
 from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import WEIGHTS, export, floats
 from parity_models.models.networks import Effort, Queried
 from parity_models.models.queries import check_queries
-from parity_models.progress import Callbacks
+from parity_models.options import Option
+from parity_models.progress import Callbacks, progress_bars
 from parity_models.tasks import METRICS, score
 from parity_models.tasks.metrics import PredictionKind
 from parity_models.training.device import (
@@ -33,8 +38,9 @@ from parity_models.training.fit import Budget, RunOptions, fit
 from parity_models.training.networks import single_network
 from parity_models.training.teacher import Queries, TrainingOptions
 from parity_models.training.train import Trained, check_place
+from parity_models_lab.networks import NETWORKS
 from parity_models_lab.published import as_published
-from parity_models_lab.tasks import Dataset, Task, check_dataset
+from parity_models_lab.tasks import TASKS, Dataset, Task, check_dataset, find_task, load_dataset
 
 LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": functional.cross_entropy,
@@ -43,6 +49,61 @@ LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """The loss for each kind of prediction. Boxes are in shares of an image: an edge that is wrong by
 more than a twentieth of it weighs by its distance instead of its square."""
+
+
+def train(
+    task: Annotated[
+        str,
+        Option(
+            f"The task to learn: {', '.join(TASKS.names)}, or package.module:Class for a task "
+            "of your own.",
+            metavar="TASK",
+        ),
+    ],
+    out: Annotated[Path, Option("The folder to write.", metavar="DIR")],
+    network: Annotated[
+        str,
+        Option(
+            f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
+            "(resnet18@0.25), or package.module:name for one of your own.",
+            metavar="NETWORK",
+        ),
+    ] = "mlp",
+    recipe: Annotated[
+        str,
+        Option(
+            "usual is the best known here; published trains with the paper's optimiser, to "
+            "compare with.",
+            metavar="[usual|published]",
+        ),
+    ] = "usual",
+    *,
+    options: Annotated[TrainingOptions, Without("output", "metric", "hflip")],
+) -> None:
+    """Train a model to serve, if you do not have one.
+
+    Writes a bundle without a code: the model as ONNX, its weights, and how it was trained; next to
+    it, DIR-inputs.npy, DIR-test.npy and DIR-labels.npy hold the task's queries. `parm parity --from
+    DIR --inputs DIR-inputs.npy` then makes it resilient. The epoch that does best on a validation
+    set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
+    next to DIR lets you --resume.
+    """
+    learned = find_task(task)
+    dataset = load_dataset(learned)
+    with progress_bars() as bars:
+        trained = train_deployed(
+            learned, dataset, network, out, options, recipe=recipe, callbacks=bars
+        )
+    test = dataset.test
+    for name, rows in (
+        ("inputs", dataset.train.inputs),
+        ("test", test.inputs),
+        ("labels", test.labels),
+    ):
+        np.save(trained.path.with_name(f"{trained.path.name}-{name}.npy"), rows)
+    evaluate(trained, test.inputs, test.labels, metric=learned.metric).show()
+    for sentence in trained.ending:
+        typer.echo(sentence)
 
 
 def train_deployed(

@@ -1,4 +1,4 @@
-"""Drift: how many wrong answers a gate lets through before the watch closes it.
+"""The command `drift`: wrong answers that a gate lets through before the watch closes it.
 
 A stream of stand-in answers is drawn from those that pass the gate, with the queries as they were
 calibrated, with the classes reweighted that agree least, or with noise in the inputs. One answer in
@@ -6,20 +6,24 @@ COMPARED is compared with the model's, as servers do.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.cli.flags import argument
 from parity_models.errors import UserError
-from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
+from parity_models.evaluation.judging import load_queries, metric_for
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import Gate, classes_of
 from parity_models.models.signature import Batch
+from parity_models.options import Option
 from parity_models.tasks.metrics import METRICS, Agreement
 from parity_models.trust.agreement import AgreementTest
 from parity_models.trust.gates import choose_gates
-from parity_models_lab.results import Row
+from parity_models_lab.results import Out, Row, report
 
 COMPARED = 20
 """One in so many of a stand-in's answers is compared with the model's."""
@@ -36,27 +40,31 @@ NOISE = (0.5, 1.0, 2.0)
 Mask = NDArray[np.bool_]
 
 
-def measure_drift(bundle: Bundle, inputs: GivenInputs, level: float, seeds: int) -> list[Row]:
-    """Return for each drift the agreement, and what happens before the gate of `level` closes.
+def drift(
+    bundle: Annotated[Path, argument("A bundle with a calibrated backup.", "BUNDLE")],
+    inputs: Annotated[
+        Path, Option("Queries that neither trained nor calibrated it.", metavar="FILE")
+    ],
+    agreement: Annotated[float, Option("The level of the gate.", metavar="SHARE")] = 0.99,
+    seeds: Annotated[int, Option("Streams of queries for each drift.", at_least=1)] = 20,
+    out: Out = None,
+) -> None:
+    """Count the wrong answers that a gate lets through before the watch closes it.
 
-    `closed` counts the `seeds` in which it closes; comparisons and wrong answers until then are
-    medians, with intervals of 95 of 100 seeds in brackets.
-
-    Args:
-        bundle: Has a calibrated backup.
-        inputs: Queries that neither trained nor calibrated it.
-        level: The agreement of its gate.
-        seeds: Streams that are drawn of each drift.
-
+    Queries drift away from those of the calibration: classes that agree least come more often, or
+    inputs become noisy. One stand-in answer in 20 is compared with the model's. `closed` counts the
+    seeds in which the gate closes; comparisons and wrong answers until then are medians, with
+    intervals of 95 of 100 seeds in brackets.
     """
     rows: list[Row] = []
-    for drift, strength, agreed, weights in _drifts(bundle, load_queries(inputs, bundle), level):
+    opened = open_bundle(bundle)
+    for name, strength, agreed, weights in _drifts(opened, load_queries(inputs, opened), agreement):
         share = float(np.average(agreed, weights=weights))
-        runs = [_run(agreed, weights, level, seed) for seed in range(seeds)]
+        runs = [_run(agreed, weights, agreement, seed) for seed in range(seeds)]
         closed = [run for run in runs if run is not None]
         rows.append(
             {
-                "drift": drift,
+                "drift": name,
                 "strength": strength,
                 "agreement": round(share, 4),
                 "seeds": seeds,
@@ -66,7 +74,7 @@ def measure_drift(bundle: Bundle, inputs: GivenInputs, level: float, seeds: int)
                 "wrong without a watch": round(STREAM * (1 - share)),
             }
         )
-    return rows
+    report("Wrong answers before the gate closes, of 100,000", rows, out and out / "drift.json")
 
 
 def _drifts(

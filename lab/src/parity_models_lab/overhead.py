@@ -1,4 +1,4 @@
-"""The cost of a request, ours and Triton's: processor time, requests/s, latency.
+"""The command `overhead`: the cost of a request, ours and Triton's.
 
 Closed-loop clients ask servers in turns within one run, so that other work of the machine meets all
 of them alike. Compare ratios, not absolute numbers.
@@ -11,7 +11,7 @@ import tempfile
 from asyncio import Future
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
+import uvloop
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import LoadError
@@ -34,13 +35,12 @@ from parity_models.serving.protocol import write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.processes import cpu_seconds, descendants
-from parity_models_lab.results import Row
+from parity_models_lab.results import Out, Row, report
 from parity_models_lab.served import served
 from parity_models_lab.triton import free_ports, triton
 
 ROUNDS, SECONDS = 13, 0.7
 """Rounds of each case, and the length of one of each server."""
-TIMEOUT = 10.0
 INSTANCES = 2
 MLP, IMAGE = (784,), (3, 224, 224)
 """Shapes of a query of the generated models: 3 kB of float32, as the published MLP takes, and 600
@@ -94,22 +94,19 @@ class _Rounds:
     cpu: list[float] = field(default_factory=list)
 
 
-async def measure_overhead(*, quick: bool = False) -> list[Row]:
-    """Serve generated models by Triton and by this software, and compare the cost of a request.
+def overhead(out: Out = None) -> None:
+    """Compare the cost of a request with that of Triton, which `make servers` installs.
 
-    Args:
-        quick: Take fewer and shorter turns.
-
-    Returns:
-        A row for each case and server: medians over rounds, of which the last two are ratios to
-        Triton's.
-
-    Raises:
-        UserError: Triton is not installed.
-        LoadError: A server refuses, breaks a connection or takes too long.
-
+    Serves generated models on two instances each, with the default policy and without one, and with
+    batches of one. Clients send one row at a time over connections that are kept open; servers take
+    turns. CPU is the processor time of a request in all the server's processes; numbers are medians
+    over rounds, and the last columns are ratios to Triton's.
     """
-    effort = (3, 0.1) if quick else (ROUNDS, SECONDS)
+    rows = uvloop.run(_measure_all())
+    report("The cost of a request", rows, out and out / "overhead.json")
+
+
+async def _measure_all() -> list[Row]:
     rows: list[Row] = []
     for shape in (MLP, IMAGE):
         cases = [each for each in CASES if each.shape == shape]
@@ -121,19 +118,19 @@ async def measure_overhead(*, quick: bool = False) -> list[Row]:
                         served_bundle = backed if name == BACKUP else bundle
                         server = _ours(served_bundle, name, options)
                         targets.append(await stack.enter_async_context(server))
-                rows += [row async for row in _measure(bundle, targets, cases, *effort)]
+                rows += [row async for row in _measure(bundle, targets, cases)]
     return rows
 
 
 async def _measure(
-    bundle: Bundle, targets: Sequence[Target], cases: Sequence[Case], rounds: int, seconds: float
+    bundle: Bundle, targets: Sequence[Target], cases: Sequence[Case]
 ) -> AsyncIterator[Row]:
     measured = {(case, target.name): _Rounds() for case in cases for target in targets}
     asks = {"REST": _ask(bundle), "gRPC": _ask_grpc(bundle)}
     for target, case in product(targets, cases):
-        await asks[case.protocol](target, case.clients, seconds)
+        await asks[case.protocol](target, case.clients)
     gc.freeze()
-    turns = list(product(range(rounds), cases))
+    turns = list(product(range(ROUNDS), cases))
     with progress_bars() as bars:
         for number, (turn, case) in enumerate(turns):
             bars.on_progress(Progress("overhead", number, len(turns)))
@@ -141,7 +138,7 @@ async def _measure(
             for target in targets if turn % 2 == 0 else targets[::-1]:
                 of = measured[case, target.name]
                 before, began = cpu_seconds(target.pids), perf_counter()
-                latencies = await asks[case.protocol](target, case.clients, seconds)
+                latencies = await asks[case.protocol](target, case.clients)
                 of.rates.append(len(latencies) / (perf_counter() - began))
                 of.latencies += latencies
                 of.cpu.append((cpu_seconds(target.pids) - before) / len(latencies) * 1e6)
@@ -186,8 +183,8 @@ def _triton(bundle: Bundle) -> Iterator[Target]:
 
 # Clients
 
-Ask = Callable[[Target, int, float], Awaitable[list[float]]]
-"""Returns the latencies of so many closed-loop clients for so many seconds, in seconds."""
+Ask = Callable[[Target, int], Awaitable[list[float]]]
+"""Returns the latencies of so many closed-loop clients for SECONDS, in seconds."""
 
 
 class _Client(asyncio.Protocol):
@@ -229,7 +226,7 @@ def _ask(bundle: Bundle) -> Ask:
     lines += [f"{name}: {value}" for name, value in headers.items()]
     request = "\r\n".join([*lines, "", ""]).encode() + body
 
-    async def ask(target: Target, clients: int, seconds: float) -> list[float]:
+    async def ask(target: Target, clients: int) -> list[float]:
         loop, latencies = asyncio.get_running_loop(), list[float]()
         broken = loop.create_future()
         client = partial(_Client, request, latencies, broken)
@@ -238,20 +235,11 @@ def _ask(bundle: Bundle) -> Ask:
             for _ in range(clients):
                 transport, _ = await loop.create_connection(client, "127.0.0.1", target.port)
                 transports.append(transport)
-            waited = 0.0
-            while waited < seconds or (not latencies and waited < TIMEOUT):
-                await asyncio.wait([broken], timeout=seconds)
-                if broken.done():
-                    broken.result()
-                waited += seconds
-        except OSError as error:
-            raise LoadError(f"a connection to {target.name} broke: {error}") from error
+            with suppress(TimeoutError):
+                await asyncio.wait_for(broken, SECONDS)
         finally:
-            broken.cancel()
             for each in transports:
                 each.abort()
-        if not latencies:
-            raise LoadError(f"{target.name} did not answer within {TIMEOUT:g} s")
         return latencies
 
     return ask
@@ -266,8 +254,8 @@ def _ask_grpc(bundle: Bundle) -> Ask:
         message.raw_input_contents.append(row.tobytes())
     request = message.SerializeToString()
 
-    async def ask(target: Target, clients: int, seconds: float) -> list[float]:
-        end = perf_counter() + seconds
+    async def ask(target: Target, clients: int) -> list[float]:
+        end = perf_counter() + SECONDS
 
         def client(_: int) -> list[float]:
             own = [("grpc.use_local_subchannel_pool", 1)]  # and so a connection
@@ -276,15 +264,12 @@ def _ask_grpc(bundle: Bundle) -> Ask:
             with grpc.insecure_channel(address, options=own) as channel:
                 infer: Any = channel.unary_unary(_INFER)
                 while (began := perf_counter()) < end:
-                    infer(request, timeout=TIMEOUT)
+                    infer(request, timeout=10.0)
                     latencies.append(perf_counter() - began)
             return latencies
 
-        try:
-            with ThreadPoolExecutor(clients) as threads:
-                return [each for some in threads.map(client, range(clients)) for each in some]
-        except grpc.RpcError as error:
-            raise LoadError(f"{target.name} did not answer over gRPC: {error}") from error
+        with ThreadPoolExecutor(clients) as threads:
+            return [each for some in threads.map(client, range(clients)) for each in some]
 
     return ask
 
@@ -296,7 +281,7 @@ def _row(bundle: Bundle) -> dict[str, Any]:
 
 
 @contextmanager
-def generated(shape: tuple[int, ...] = MLP, *, backup: bool = False) -> Iterator[Bundle]:
+def generated(shape: tuple[int, ...], *, backup: bool = False) -> Iterator[Bundle]:
     """A generated model of queries of this shape, with a parity model, while the context lasts:
     an MLP, or of images one that computes hardly anything; with a `backup`, which does as much."""
     # Imported here: torch is not needed elsewhere.
@@ -305,21 +290,16 @@ def generated(shape: tuple[int, ...] = MLP, *, backup: bool = False) -> Iterator
     from parity_models.models.export import export, floats
     from parity_models.models.networks import build_network
 
-    def model(*, small: bool = shape != MLP) -> NewModel:
-        if not small:
-            network = build_network("mlp", shape, OUTPUT_SHAPE)
-        else:
-            pool = nn.AdaptiveAvgPool2d(1) if shape == IMAGE else nn.Identity()
-            network = nn.Sequential(pool, nn.Flatten(), nn.Linear(shape[0], *OUTPUT_SHAPE))
-        return NewModel(export(network, [floats(shape)]), "mlp")
-
-    deployed, parity, cheap = model(), model(), model(small=True) if backup else None
+    pool = nn.AdaptiveAvgPool2d(1) if shape == IMAGE else nn.Identity()
+    cheap: nn.Module = nn.Sequential(pool, nn.Flatten(), nn.Linear(shape[0], *OUTPUT_SHAPE))
+    network = build_network("mlp", shape, OUTPUT_SHAPE) if shape == MLP else cheap
+    model, other = (NewModel(export(each, [floats(shape)]), "mlp") for each in (network, cheap))
     with tempfile.TemporaryDirectory(prefix="parm-lab-") as folder:
         yield write_bundle(
             Path(folder, "bundle"),
-            deployed=deployed,
-            parity=[parity],
-            backup=cheap,
+            deployed=model,
+            parity=[model],
+            backup=other if backup else None,
             code=CodeSpec("sum", "subtraction", k=2),
-            inference_times=measure_models(deployed, [parity], cheap),
+            inference_times=measure_models(model, [model], other if backup else None),
         )

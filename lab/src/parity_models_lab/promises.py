@@ -1,24 +1,28 @@
-"""Promises of gates, kept or broken: calibrated on some queries, and held to others.
+"""The command `promises`: gates calibrated on some queries, and held to others.
 
 Each seed draws queries that rank the stand-ins, queries that calibrate the first of them as
 `parm protect` does, and takes the rest as those that are served. A promise is kept if, of the
 served queries that pass the gate, at least the level agree with the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.cli.flags import argument
 from parity_models.errors import UserError
 from parity_models.evaluation.calibration import RISK, reached_levels, surest_share
 from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import confidences, suited
+from parity_models.options import Option
 from parity_models.protection.finalists import FIRST_CHOICE
 from parity_models.tasks.metrics import agreement_for
-from parity_models_lab.results import Row
+from parity_models_lab.results import Out, Row, report
 
 USUAL = 0.99
 """The level that ranks where the best one is taken."""
@@ -27,25 +31,29 @@ Answers = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """For n queries the confidence of a stand-in, and whether it agrees with the model."""
 
 
-def measure_promises(
-    bundles: Sequence[Bundle], inputs: GivenInputs, level: float, queries: int, seeds: int
-) -> list[Row]:
-    """Return for a named level and for the best one how many seeds kept it.
+def promises(
+    bundles: Annotated[
+        list[Path], argument("Bundles of one model with different stand-ins.", "BUNDLES")
+    ],
+    inputs: Annotated[Path, Option("Queries that no stand-in was trained on.", metavar="FILE")],
+    agreement: Annotated[float, Option("The level that is named.", metavar="SHARE")] = 0.95,
+    queries: Annotated[
+        int, Option("Queries that rank, and again as many that calibrate.", at_least=100)
+    ] = 1000,
+    seeds: Annotated[int, Option("How often these are drawn.", at_least=1)] = 20,
+    out: Out = None,
+) -> None:
+    """Calibrate on some queries, count how often others keep the promised agreement.
 
-    Args:
-        bundles: They have the same deployed model, and the stand-ins among which to choose.
-        inputs: Queries that no stand-in was trained on.
-        level: The level that is named.
-        queries: Queries that rank, and again as many that calibrate.
-        seeds: Draws of these.
-
+    Stand-ins are ranked by other queries than calibrate the best of them, as parm protect does.
     """
-    found = [each for bundle in bundles for each in stand_in_answers(bundle, inputs).values()]
+    opened = map(open_bundle, bundles)
+    found = [each for bundle in opened for each in stand_in_answers(bundle, inputs)]
     rows = len(found[0][0])
     if rows < 3 * queries:
         raise UserError(f"there are {rows:,} --inputs; {queries:,} --queries take 3 times as many")
-    report: list[Row] = []
-    for named in (level, None):
+    counts: list[Row] = []
+    for named in (agreement, None):
         kept, coverages = 0, []
         for seed in range(seeds):
             order = np.random.default_rng(seed).permutation(rows)
@@ -66,7 +74,7 @@ def measure_promises(
                 given = sure[served] >= gates[-1].threshold
                 kept += bool(agreed[served][given].mean() >= gates[-1].level)
                 coverages.append(float(given.mean()))
-        report.append(
+        counts.append(
             {
                 "level": "the best of all" if named is None else f"{named:g}",
                 "seeds": seeds,
@@ -75,16 +83,15 @@ def measure_promises(
                 "coverage": round(sum(coverages) / seeds, 3),
             }
         )
-    return report
+    title = f"Promises kept, {queries:,} queries to calibrate with"
+    report(title, counts, out and out / "promises.json")
 
 
-def stand_in_answers(bundle: Bundle, inputs: GivenInputs) -> Mapping[str, Answers]:
-    """Return the answers of each stand-in to the inputs, in their order."""
+def stand_in_answers(bundle: Bundle, inputs: GivenInputs) -> Iterator[Answers]:
+    """Yield the answers of each stand-in to the inputs, in their order."""
     outputs = Outputs(bundle, load_queries(inputs, bundle))
     agreement = agreement_for(metric_for(bundle, None), outputs.predictions)
-    found: dict[str, Answers] = {}
-    for stand_in, answers in outputs.answers().items():
+    for answers in outputs.answers().values():
         given = answers.outputs[np.argsort(answers.rows)]
         sure = confidences(suited(agreement.kind, given), given)
-        found[stand_in] = sure, agreement(given, outputs.predictions)
-    return found
+        yield sure, agreement(given, outputs.predictions)

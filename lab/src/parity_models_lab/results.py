@@ -12,13 +12,14 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from parity_models.errors import UserError
+from parity_models.options import Option
 from parity_models.progress import Progress, progress_bars
 from parity_models.writable import why_not_writable
 
@@ -26,6 +27,8 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Row = Mapping[str, object]
 """One row of a table: values by column."""
+
+Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
 
 INVALID = "invalid"
 """The column that says why a row says nothing; such rows are printed in red."""

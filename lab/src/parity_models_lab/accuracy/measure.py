@@ -1,4 +1,4 @@
-"""Trains and measures the cells of an accuracy matrix; results and bundles are kept on disk."""
+"""The command `accuracy`: train and measure the cells of a matrix, kept on disk."""
 
 import hashlib
 import shutil
@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -18,14 +18,23 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
 from parity_models.evaluation.outputs import Outputs, deployed_predictor, predictor
 from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.options import Option
 from parity_models.tasks.metrics import score
 from parity_models.training import Trained, TrainingOptions, progress_bars, train
 from parity_models.training.networks import parity_network
-from parity_models_lab.accuracy.matrix import BackupCell, Cell, CodeCell, DeployedCell, FreeCell
+from parity_models_lab.accuracy.matrix import (
+    PRESETS,
+    BackupCell,
+    Cell,
+    CodeCell,
+    DeployedCell,
+    FreeCell,
+    load_matrix,
+)
 from parity_models_lab.accuracy.training_free import BerrutCode
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.published import published_network
-from parity_models_lab.results import ResultCache, report
+from parity_models_lab.results import ResultCache, check_out, report
 from parity_models_lab.tasks import Dataset, find_task, load_dataset
 
 Measured = dict[str, Any]
@@ -34,31 +43,31 @@ VERSION = 6
 """Part of every key: raised when what a cell measures changes."""
 
 
-def run_matrix(
-    matrix: Sequence[DeployedCell], out: Path, work: Path, seed: int, console: Console
+def accuracy(
+    preset: Annotated[
+        str, Option(f"The matrix: {', '.join(PRESETS)}, or a file of yours.", metavar="MATRIX")
+    ] = "quick",
+    out: Annotated[Path, Option("The folder to write results to.", metavar="DIR")] = Path(
+        "lab/results/accuracy"
+    ),
+    work: Annotated[
+        Path, Option("The folder for what was run and trained, used again.", metavar="DIR")
+    ] = Path("runs/accuracy"),
+    seed: Annotated[int, Option("Fixes weights, data and groups.", at_least=0)] = 0,
 ) -> None:
-    """Measure the cells of a matrix, print them, and write TASK-NETWORK.json for each model.
+    """Train and compare codes and baselines over tasks and networks.
 
-    There is a row for everything that could answer an unavailable prediction, the cheapest first.
-    `overhead` is work beyond one run of the model for each query. A_a is the accuracy with all
-    predictions available, A_d that of answers in place of unavailable ones, with every member of
-    every group of the test set unavailable in turn, A_o that of all answers with a share of
-    predictions unavailable.
-
-    Args:
-        matrix: The models, each with what is compared for it.
-        out: The folder for results.
-        work: The folder for measurements and bundles; a later run on the same data goes on there.
-        seed: Fixes weights, the order of data, and groups.
-        console: Where progress is printed.
-
-    Raises:
-        DataError: Data are missing. Nothing has been trained then.
-        CodeError: A code does not fit the data. Nothing has been trained then.
-        KeyboardInterrupt: A training was interrupted. What was measured is written.
-
+    Writes TASK-NETWORK.json for each model. An interrupted run goes on where it stopped. There is a
+    row for everything that could answer an unavailable prediction, the cheapest first. `overhead`
+    is work beyond one run of the model for each query. A_a is the accuracy with all predictions
+    available, A_d that of answers in place of unavailable ones, with every member of every group of
+    the test set unavailable in turn, A_o that of all answers with a share of predictions
+    unavailable.
     """
-    models = [_MeasuredModel(cell, work, seed, console) for cell in matrix]
+    console = Console(stderr=True, highlight=False)
+    matrix = load_matrix(preset)
+    check_out(out)
+    models = [_MeasuredModel(cell, work, seed, console) for cell in matrix.deployed]
     for model in models:
         model.check()
     for model in models:

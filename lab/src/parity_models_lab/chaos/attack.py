@@ -1,4 +1,4 @@
-"""An attack: the effect of one client's inputs on another's reconstructions.
+"""The command `attack`: the effect of one client's inputs on another's reconstructions.
 
 The inputs are absurd, or those that an attacker who has the bundle finds within its envelope. On a
 bundle whose slots are not isolated (sum and subtraction), every victim's query shares a group with
@@ -6,9 +6,7 @@ one of a partner: an honest one, or an attacker. Each reconstruction of a victim
 compared with the model's own.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,10 +15,12 @@ from numpy.typing import NDArray
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.options import Option
 from parity_models.training import TrainingOptions, train
+from parity_models_lab.chaos.server import RESULTS, ChaosOut
 from parity_models_lab.deployed import queries_of, train_deployed
-from parity_models_lab.results import Row
-from parity_models_lab.tasks import Task
+from parity_models_lab.results import Row, check_out, report
+from parity_models_lab.tasks import find_task
 
 Array = NDArray[Any]
 
@@ -33,40 +33,28 @@ SPREAD, PARTS = (0.05, 0.2, 0.5), (0.05, 0.2, 1.0)
 """The size of the attacker's steps, and the shares of values that they change."""
 
 
-def run_attack(
-    task: Task,
-    folder: Path,
-    options: TrainingOptions,
-    tell: Callable[[str], None],
-    steps: int = STEPS,
-) -> list[Row]:
-    """Train a bundle, and reconstruct its test set next to each partner.
+def attack(
+    seed: Annotated[int, Option("Fixes the trainings, and the queries.", at_least=0)] = 0,
+    out: ChaosOut = RESULTS,
+) -> None:
+    """Attack other clients' reconstructions by absurd inputs, and by searched ones.
 
-    Args:
-        task: The task whose queries are attacked.
-        folder: For bundles.
-        options: Of both trainings; the seed fixes queries as well.
-        tell: Progress callback.
-        steps: Steps of the attacker's search from each start.
-
-    Returns:
-        A row for each partner: the agreement of victims' reconstructions with the model, with the
-        bundle's envelope and without, and the share of the partner's queries that the envelope
-        keeps out of groups.
-
+    The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
+    predictions, next to honest partners and attackers, with the bundle's envelope and without.
+    `kept out` is the share of the partner's queries that the envelope keeps out of groups.
     """
+    check_out(out)
+    folder, task, options = out / "attack", find_task("digits"), TrainingOptions(seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     # Threads would wait for each other longer than a step of so small a network takes.
     torch.set_num_threads(1)
-    tell("training a deployed and a parity model")
     data = task.load()
     deployed = train_deployed(task, data, "mlp", folder / "deployed", options)
     bundle = train(deployed, queries_of(task, data), folder / "bundle", None, CODE, options)
     victims = _Victims(bundle)
-    rng = np.random.default_rng(options.seed)
+    rng = np.random.default_rng(seed)
     tried, rows = np.array_split(rng.permutation(data.test.inputs), [len(data.test.inputs) // 3])
-    tell("searching within the envelope")
-    found = [victims.search(tried, data.train.inputs, rng, steps) for _ in range(STARTS)]
+    found = [victims.search(tried, data.train.inputs, rng) for _ in range(STARTS)]
     count, low, high = len(rows), float(rows.min()), float(rows.max())
     partners = {
         HONEST: rows[rng.integers(count, size=count)],
@@ -75,13 +63,14 @@ def run_attack(
         "least or most at random": rng.choice([low, high], rows.shape).astype(rows.dtype),
         SEARCHED: np.concatenate(found)[rng.integers(STARTS, size=count)],
     }
-    report: list[Row] = []
+    agreements: list[Row] = []
     for name, queries in partners.items():
         agreement, kept_out = victims.agreement(rows, queries)
         without, _ = victims.agreement(rows, queries, envelope=False)
         row = {"no envelope": without, "envelope": agreement, "kept out": kept_out}
-        report.append({"partner": name, **row})
-    return report
+        agreements.append({"partner": name, **row})
+    title = "Agreement of victims' reconstructions with the model"
+    report(title, agreements, out / "attack.json")
 
 
 class _Victims:
@@ -95,12 +84,12 @@ class _Victims:
         self._model, self._parity = map(OnnxModel, (bundle.deployed_path, bundle.parity_paths[0]))
         self._name = bundle.manifest.deployed.signature.input.name
 
-    def search(self, rows: Array, honest: Array, rng: np.random.Generator, steps: int) -> Array:
+    def search(self, rows: Array, honest: Array, rng: np.random.Generator) -> Array:
         """Change a query of `honest` (n, *shape) at random, where the envelope still takes it and
         no more reconstructions of `rows` agree. Return what it is then: (1, *shape)."""
         best = honest[rng.integers(len(honest), size=1)]
         lowest, _ = self.agreement(rows, np.repeat(best, len(rows), axis=0))
-        for _ in range(steps):
+        for _ in range(STEPS):
             changed = rng.random(best.shape) < rng.choice(PARTS)
             step = rng.normal(size=best.shape) * rng.choice(SPREAD) * changed
             query = (best + step).astype(best.dtype)

@@ -1,4 +1,4 @@
-"""A chaos run: a real server under load, a course of faults, and every query accounted for."""
+"""The command `chaos`: a server under load and faults, and every query accounted for."""
 
 import asyncio
 import os
@@ -6,20 +6,40 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import Annotated
 from urllib.parse import urlsplit
 
+import typer
+
 from parity_models.errors import ServingError, UserError
+from parity_models.options import MINUTES, Option
 from parity_models.serving.client import Client
 from parity_models_lab.chaos import health
-from parity_models_lab.chaos.events import EVENTS, HELD, OF_FRONTEND, RUN, Injector, draw_course
+from parity_models_lab.chaos.events import (
+    EVENTS,
+    HELD,
+    OF_FRONTEND,
+    RUN,
+    Course,
+    Injector,
+    draw_course,
+)
 from parity_models_lab.chaos.known_model import SLOW, write_known_model
-from parity_models_lab.chaos.server import Engine, TestedServer, metric, running
+from parity_models_lab.chaos.server import (
+    RESULTS,
+    ChaosOut,
+    Engine,
+    EngineName,
+    TestedServer,
+    metric,
+    running,
+)
 from parity_models_lab.chaos.traffic import Page, Traffic
-from parity_models_lab.results import Row
+from parity_models_lab.results import Row, check_out, report
 
 DEADLINE = 3.0
 """Seconds that the server gives a query."""
@@ -31,43 +51,54 @@ RECYCLED = ("hung", "quarantined")
 """Reasons for which an instance is started again."""
 
 
-async def run_chaos(
-    engine: Engine,
-    *,
-    minutes: float,
-    seed: int,
-    rate: float,
-    folder: Path,
-    events: Sequence[str] = (),
-    tell: Callable[[str], None],
+def chaos(
+    engine: EngineName = Engine.LOCAL,
+    minutes: Annotated[
+        float, Option("About how long.", unit=MINUTES, typed="min", at_least=0.01)
+    ] = 5.0,
+    seed: Annotated[int, Option("Fixes the course of events and the load.", at_least=0)] = 0,
+    rate: Annotated[float, Option("Requests a second, of 2.8 queries.", at_least=1)] = 70.0,
+    out: ChaosOut = RESULTS,
+    events: Annotated[
+        str | None,
+        Option(
+            "Only these, separated by commas; lab/notes/reliability.md lists them.",
+            metavar="EVENT,...",
+        ),
+    ] = None,
+) -> None:
+    """Serve under load and faults; account for every query.
+
+    A server process of its own, clients over HTTP and gRPC, and a course of kills, pauses, lies,
+    rude clients and absurd inputs, drawn from the seed.
+    """
+    check_out(out)
+    there = [each for each in EVENTS if engine is not Engine.RAY or each not in OF_FRONTEND]
+    wanted = events.split(",") if events else there
+    for event in wanted:
+        if event not in there:
+            raise UserError(f"there is no event {event!r}; there are {', '.join(there)}")
+    course = draw_course(seed, minutes * 60, wanted)
+    rows, queries = asyncio.run(
+        _run(engine, course, minutes * 60, seed, rate, out / f"chaos-{engine}")
+    )
+    title = f"Chaos on the engine {engine}, seed {seed}"
+    report(title, rows, out / f"chaos-{engine}.json", queries=queries)
+    ended = sum(int(str(row["queries"])) for row in rows)
+    typer.echo(f"{ended:,} of {queries:,} queries are accounted for.")
+
+
+async def _run(
+    engine: Engine, course: Course, seconds: float, seed: int, rate: float, folder: Path
 ) -> tuple[list[Row], int]:
     """Run a course of events against a server of its own.
 
     Returns a row for each event, and one for phases of two at once (see `Page.row`), and the number
-    of queries that were sent.
-
-    Args:
-        engine: What runs the server's instances.
-        minutes: The run's length, about.
-        seed: Fixes the course, the load and the model.
-        rate: Requests a second, of 2.8 queries on average.
-        folder: For the server's files.
-        events: Only these; by default all.
-        tell: Progress callback.
-
-    Raises:
-        UserError: There is no such event.
-        ServingError: The server does not start, or its process ends.
-
+    of queries that were sent. Raises ServingError if the server does not start.
     """
-    there = [each for each in EVENTS if engine is not Engine.RAY or each not in OF_FRONTEND]
-    for event in events:
-        if event not in there:
-            raise UserError(f"there is no event {event!r}; there are {', '.join(there)}")
     model = write_known_model(folder, seed, SLOW)
     options = ("--deadline", str(DEADLINE), "--max-batch", "32")
     server = TestedServer(model, engine, folder, SERVICE, options)
-    course = draw_course(seed, minutes * 60, events or there)
     pages: dict[str, Page] = {}
     async with running(server) as client:
         traffic = Traffic(server, client, rate=rate, seed=seed, deadline=DEADLINE)
@@ -75,9 +106,9 @@ async def run_chaos(
         all_up = await _instances_up(client)
         if not all_up:
             raise ServingError("the server does not say how many instances are up; see its log")
-        ends = _now() + minutes * 60
+        ends = _now() + seconds
         async with _asking_for_health(server, traffic):
-            for number, (names, seconds) in enumerate(course, 1):
+            for number, (names, lasting) in enumerate(course, 1):
                 if _now() > ends:
                     break
                 name = names[0] if len(names) == 1 else "two at once"
@@ -89,12 +120,14 @@ async def run_chaos(
                     async with AsyncExitStack() as happening:
                         for each in names:
                             await happening.enter_async_context(EVENTS[each](injector))
-                        await asyncio.sleep(seconds)
+                        await asyncio.sleep(lasting)
                     traffic.share = 1.0
                     took = await _recover(client, traffic, all_up)
                 page.took("recovery", took)
                 page.recycled += await _recycled(client) - before
-                tell(f"{number}, {' + '.join(names)}: full strength after {took:.1f} s")
+                typer.echo(
+                    f"{number}, {' + '.join(names)}: full strength after {took:.1f} s", err=True
+                )
         await traffic.close()
     return [page.row(name) for name, page in pages.items()], traffic.sent
 

@@ -44,22 +44,23 @@ while True:
     time.sleep({RUN})
 """
 
+Course = Sequence[tuple[Sequence[str], float]]
+"""Phases: events that begin together, and their seconds."""
+
 During = AbstractAsyncContextManager[None]
 
 
-def draw_course(
-    seed: int, seconds: float, events: Sequence[str]
-) -> list[tuple[tuple[str, ...], float]]:
+def draw_course(seed: int, seconds: float, events: Sequence[str]) -> Course:
     """Draw phases for so long, of one event or of two: each comes before one comes again."""
     rng, left = Random(f"{seed}/course"), list[str]()
-    phases: list[tuple[tuple[str, ...], float]] = []
+    phases: list[tuple[Sequence[str], float]] = []
     while sum(lasting for _, lasting in phases) < seconds:
         left = left or rng.sample(events, len(events))
         names = [left.pop()]
         others = set(events) - {*names, "calm", *(APART if names[0] in APART else ())}
         if others and names != ["calm"] and rng.random() < TOGETHER:
             names.append(rng.choice(sorted(others)))
-        phases.append((tuple(names), rng.uniform(*PHASE)))
+        phases.append((names, rng.uniform(*PHASE)))
     return phases
 
 

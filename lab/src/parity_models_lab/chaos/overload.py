@@ -1,19 +1,29 @@
-"""Overload: goodput and refusals of a server that is offered more than it can do."""
+"""The command `overload`: goodput and refusals of a server that is offered more than it can do."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.target import Ask, NoAnswerError, target
+from parity_models.options import SECONDS, Option
 from parity_models_lab.chaos.known_model import MODEL, write_known_model
-from parity_models_lab.chaos.server import INSTANCES, Engine, TestedServer, running
-from parity_models_lab.results import Row
+from parity_models_lab.chaos.server import (
+    INSTANCES,
+    RESULTS,
+    ChaosOut,
+    Engine,
+    EngineName,
+    TestedServer,
+    running,
+)
+from parity_models_lab.results import Row, check_out, report
 
 FACTORS = (1.2, 2.0, 3.0, 5.0)
 DEADLINES = (0.1, 1.0, 10.0)
@@ -25,38 +35,42 @@ PATIENCE = 15.0
 """Seconds for which a server is watched after a load."""
 
 
-async def run_overload(
-    engine: Engine,
-    *,
-    folder: Path,
-    seed: int,
-    seconds: float,
-    factors: Sequence[float] = FACTORS,
-    deadlines: Sequence[float] = DEADLINES,
-) -> AsyncIterator[Row]:
-    """Offer each load to a server of emulated service times; yield a row for each.
+def overload(
+    engine: EngineName = Engine.LOCAL,
+    seconds: Annotated[
+        float, Option("Of each load, at least.", unit=SECONDS, typed="s", at_least=1)
+    ] = 10.0,
+    seed: Annotated[int, Option("Fixes the load.", at_least=0)] = 0,
+    out: ChaosOut = RESULTS,
+) -> None:
+    """Send 1.2 to 5 times the load that a server of emulated service times can carry.
 
-    Clients wait for the deadline, or give up after half of it, or a second if that is sooner.
-    `goodput` is the share of capacity that was answered in time while the load lasted. `p99` is of
-    answered queries, in ms. `back` is how many seconds after the load's end a query is sent that is
-    answered within ten service times. `send delay`, the p99 of how late clients sent, in ms: where
-    it is long, the machine was too busy to learn anything.
-
-    Raises:
-        ServingError: The server does not start.
-
+    Deadlines are from 0.1 to 10 s. Clients wait for them, or give up after half of it, or a second
+    if that is sooner. `goodput` is the share of capacity that was answered in time while the load
+    lasted; `p99` is of answered queries, in ms; `back` is how many seconds after the load's end a
+    query is sent that is answered within ten service times; `send delay` is the p99 of how late
+    clients sent, in ms: where it is long, the machine was too busy to learn anything.
     """
+
+    async def run() -> list[Row]:
+        return [row async for row in _run(engine, seconds, seed, out / f"overload-{engine}")]
+
+    check_out(out)
+    report(f"Overload on the engine {engine}", asyncio.run(run()), out / f"overload-{engine}.json")
+
+
+async def _run(engine: Engine, seconds: float, seed: int, folder: Path) -> AsyncIterator[Row]:
     model = write_known_model(folder, seed)
     queries = folder / "queries.npy"
     np.save(queries, model.rows)
-    for deadline in deadlines:
+    for deadline in DEADLINES:
         server = TestedServer(model, engine, folder, SERVICE, ("--deadline", str(deadline)))
         async with running(server), target(server.url, MODEL) as asked:
             ask = asked.prepare({"input": model.rows[:1]})
             capacity = await _capacity(ask, seconds)
             # Long deadlines take longer to fill the queue with what can be in time.
             lasting = max(seconds, 1.5 * deadline)
-            for factor in factors:
+            for factor in FACTORS:
                 for gives_up in (None, min(1.0, deadline / 2)):
                     load = LoadSpec(
                         url=server.url,

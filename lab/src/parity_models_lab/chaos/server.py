@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from parity_models.errors import ServingError
+from parity_models.options import Option
 from parity_models.serving.client import Client, ClientError
 from parity_models_lab.chaos.known_model import MODEL, KnownModel
 
@@ -40,6 +42,11 @@ class Engine(StrEnum):
     LOCAL = "local"
     REMOTE = "remote"
     RAY = "ray"
+
+
+EngineName = Annotated[Engine, Option("What runs the models.")]
+ChaosOut = Annotated[Path, Option("The folder for results and logs.", metavar="DIR")]
+RESULTS = Path("runs/chaos")
 
 
 class TestedServer:

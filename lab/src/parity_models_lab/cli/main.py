@@ -19,7 +19,6 @@ COMMANDS = {
     },
     "Measure": {
         "overhead": "Measure the cost of a request.",
-        "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
         "promises": "Count how often calibrated gates keep their promise.",
         "drift": "Count wrong answers before a gate closes.",
@@ -49,6 +48,14 @@ def _parm_lab() -> None:
     """Experiments with parity models."""
 
 
+_MODULES = {
+    "train": "deployed",
+    "accuracy": "accuracy.measure",
+    **dict.fromkeys(COMMANDS["Break"], "chaos.{}"),
+    **dict.fromkeys(("latency", "rivals", "validation", "late"), "cli.reproduce"),
+}
+"""Modules of commands, where they are not called like them."""
+
+
 def _module_of(name: str) -> str:
-    measured = name in COMMANDS["Measure"] or name in COMMANDS["Break"]
-    return f"parity_models_lab.cli.{'measure' if measured else 'reproduce'}"
+    return f"parity_models_lab.{_MODULES.get(name, name).format(name)}"

@@ -1,25 +1,16 @@
-"""parm-lab demo, train, latency, validation, accuracy: the paper's figures, and ours."""
+"""parm-lab latency, rivals, validation, late: the figures of tails."""
 
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
-from parity_models.cli.flags import Without
 from parity_models.errors import UserError
-from parity_models.evaluation.judging import evaluate
 from parity_models.options import Option
-from parity_models.training import TrainingOptions, progress_bars
-from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
-from parity_models_lab.accuracy.matrix import load_matrix
-from parity_models_lab.accuracy.measure import run_matrix
 from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
-from parity_models_lab.demo import run_demo
-from parity_models_lab.deployed import train_deployed
 from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
@@ -27,9 +18,8 @@ from parity_models_lab.latency.figures import draw
 from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import Plan, Trials, lines_of, rows_of
 from parity_models_lab.latency.trial import Mode
-from parity_models_lab.networks import NETWORKS
-from parity_models_lab.results import check_out, print_rows, report
-from parity_models_lab.tasks import TASKS, find_task, load_dataset
+from parity_models_lab.results import Out as MaybeOut
+from parity_models_lab.results import ResultCache, check_out, print_rows, report
 
 Out = Annotated[Path, Option("The folder to write results and pictures to.", metavar="DIR")]
 WorkFolder = Annotated[
@@ -142,24 +132,6 @@ def validation(
     typer.echo(validating.summary(rows))
 
 
-def accuracy(
-    preset: Annotated[
-        str, Option(f"The matrix: {', '.join(MATRICES)}, or a file of yours.", metavar="MATRIX")
-    ] = "quick",
-    out: Out = Path("lab/results/accuracy"),
-    work: WorkFolder = Path("runs/accuracy"),
-    seed: Annotated[int, Option("Fixes weights, data and groups.", at_least=0)] = 0,
-) -> None:
-    """Train and compare codes and baselines over tasks and networks.
-
-    Writes a JSON file for each task and network. An interrupted run goes on where it
-    stopped.
-    """
-    matrix = load_matrix(preset)
-    check_out(out)
-    run_matrix(matrix.deployed, out, work, seed, Console(stderr=True, highlight=False))
-
-
 def _runs_for_real(network: str | None) -> bool:
     """Return the meaning of --network. Raises UserError for an unknown value."""
     if network is None:
@@ -172,70 +144,21 @@ def _runs_for_real(network: str | None) -> bool:
     return network == "shaped"
 
 
-def train(
-    task: Annotated[
-        str,
-        Option(
-            f"The task to learn: {', '.join(TASKS.names)}, or package.module:Class for a task "
-            "of your own.",
-            metavar="TASK",
-        ),
-    ],
-    out: Annotated[Path, Option("The folder to write.", metavar="DIR")],
-    network: Annotated[
-        str,
-        Option(
-            f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
-            "(resnet18@0.25), or package.module:name for one of your own.",
-            metavar="NETWORK",
-        ),
-    ] = "mlp",
-    recipe: Annotated[
-        str,
-        Option(
-            "usual is the best known here; published trains with the paper's optimiser, to "
-            "compare with.",
-            metavar="[usual|published]",
-        ),
-    ] = "usual",
-    *,
-    options: Annotated[TrainingOptions, Without("output", "metric", "hflip")],
+def late(
+    calls: Annotated[int, Option("Calls of each run.", at_least=100)] = 4000,
+    seed: Annotated[int, Option("Fixes when calls come and are slow.", at_least=0)] = 0,
+    out: MaybeOut = None,
 ) -> None:
-    """Train a model to serve, if you do not have one.
+    """Compare parity_models.Late with libraries that hedge, over real sockets.
 
-    Writes a bundle without a code: the model as ONNX, its weights, and how it was trained; next to
-    it, DIR-inputs.npy, DIR-test.npy and DIR-labels.npy hold the task's queries. `parm parity --from
-    DIR --inputs DIR-inputs.npy` then makes it resilient. The epoch that does best on a validation
-    set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
-    next to DIR lets you --resume.
+    Four servers with a slot each, two kinds of slowness, three loads. Times in ms. Runs are kept in
+    runs/late until the code changes, so what was interrupted goes on where it was.
     """
-    learned = find_task(task)
-    dataset = load_dataset(learned)
-    with progress_bars() as bars:
-        trained = train_deployed(
-            learned, dataset, network, out, options, recipe=recipe, callbacks=bars
-        )
-    test = dataset.test
-    for name, rows in (
-        ("inputs", dataset.train.inputs),
-        ("test", test.inputs),
-        ("labels", test.labels),
-    ):
-        np.save(trained.path.with_name(f"{trained.path.name}-{name}.npy"), rows)
-    evaluate(trained, test.inputs, test.labels, metric=learned.metric).show()
-    for sentence in trained.ending:
-        typer.echo(sentence)
+    from parity_models_lab.late_calls import compare, plot_tails
 
-
-def demo(
-    out: Annotated[Path, Option("The folder for the bundle.", metavar="DIR")] = Path("demo"),
-    seed: Annotated[int, Option("Fixes the trainings.", at_least=0)] = 0,
-) -> None:
-    """Train, serve under injected faults, and compare the tails.
-
-    Trains a deployed and a parity model on handwritten digits, then rehearses a failure: serves
-    them twice on this machine, with the same instances, load and faults, once with the model alone
-    and once with its stand-in.
-    """
-    run_demo(out, TrainingOptions(seed=seed), Console(highlight=False))
-    typer.echo(f"Serve it: parm serve {out / 'bundle'}")
+    kept = ResultCache(Path("runs/late"))
+    runs = list(compare(calls, seed, kept, Console(stderr=True, highlight=False).print))
+    title = f"Calls to four servers, {calls:,} a run, seed {seed}"
+    report(title, [run.row for run in runs], out and out / "late.json")
+    if out is not None:
+        plot_tails(out / "late.png", runs)
