@@ -21,7 +21,6 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed, feed_of
-from parity_models.serving.protocol import GateMetadata
 from parity_models.serving.stand_ins import ClosedGates
 from parity_models.trust.gates import OutputGate, choose_gates, ungated
 
@@ -195,20 +194,15 @@ class Deployment(ServedVersion):
             refuses=lambda query, source: self._faults.refuses(query - 1, source),
         )
         imitated = bundle.manifest.imitated_output if used != {DEPLOYED} else None
-        model = ServedModel(
-            options.name or bundle.manifest.name,
-            signature,
-            options.max_queue,
-            options.tenant_header,
-            bundle.digest,
-            bundle.manifest.deployed.sha256,
-            {
-                source: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)
-                for source, gate in gates.items()
-            },
-            frozenset() if imitated is None else frozenset({imitated.name}),
-            version or VERSION,
-            frontend.bounds,
+        model = ServedModel.of(
+            bundle,
+            options.name,
+            gates,
+            max_rows=options.max_queue,
+            tenant_header=options.tenant_header,
+            stood_in=frozenset() if imitated is None else frozenset({imitated.name}),
+            version=version or VERSION,
+            bounds=frontend.bounds,
         )
         super().__init__(frontend, model, metrics)
         if tracing is not None:

@@ -286,8 +286,8 @@ class Frontend:
         self._busy: dict[str, float] = {}
         self._held = 0
         """Rows of large requests that have not arrived at the scheduler yet."""
-        self._feeding: deque[asyncio.Future[None]] = deque()
-        """Large requests that wait for their next slice's turn."""
+        self._room_again = asyncio.Event()
+        """Wakes large requests that wait for room for their next slices."""
         self._poison = PoisonedRows()
         self._originals: dict[int, Run] = {}
         """The unit of the deployed model that runs each query; a second one runs a copy."""
@@ -463,14 +463,18 @@ class Frontend:
 
     def _is_poison(self, request: InFlight, rows: NDArray[Any]) -> bool:
         """Return whether one of the rows is refused; its request has failed then."""
-        try:
-            self._poison.check(rows, now())
-        except PoisonError as error:
-            self.metrics.failures.labels(Reason.POISON).inc(len(request.rows))
-            request.fail(error)
-            self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
-            return True
-        return False
+        row = self._poison.find(rows, now())
+        if row is None:
+            return False
+        self.metrics.failures.labels(Reason.POISON).inc(len(request.rows))
+        request.fail(
+            PoisonError(
+                f"poison: row {row} ended the instances that it was tried on before; it is "
+                f"refused for {PoisonedRows.REFUSED:.0f} s"
+            )
+        )
+        self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
+        return True
 
     @property
     def bounds(self) -> Mapping[Source, float]:
@@ -489,30 +493,15 @@ class Frontend:
         if self.scheduler.waiting >= self._room // 2:  # else instances may be idle soon
             await asyncio.sleep(0)
         while self.scheduler.waiting >= self._room and not request.future.done():
-            self._feeding.append(self._loop.create_future())
-            await self._feeding[-1]
+            self._room_again.clear()
+            await self._room_again.wait()
         if self._stopped:
             request.fail(UnavailableError("the server was stopped"))
         return not request.future.done()
 
-    def _feed(self) -> None:
-        """Let the next slice of a large request arrive if there is room."""
-        while self._feeding and self.scheduler.waiting < self._room:
-            first = self._feeding.popleft()
-            if not first.done():  # else its client has gone
-                first.set_result(None)
-                return
-
-    def _wake_all(self) -> None:
-        """Let all large requests that wait for room see whether they have ended."""
-        for each in self._feeding:
-            if not each.done():
-                each.set_result(None)
-        self._feeding.clear()
-
     def _detach(self, request: InFlight) -> None:
         """Keep those rows of a request that has ended that are still needed, each by itself."""
-        self._wake_all()
+        self._room_again.set()
         for row, query in enumerate(request.queries):
             if query in self.in_flight:
                 self.in_flight[query] = request.detach_row(row)
@@ -553,7 +542,7 @@ class Frontend:
                 timer.cancel()
         for request in set(self.in_flight.values()):
             request.fail(UnavailableError("the server was stopped"))
-        self._wake_all()
+        self._room_again.set()
         await self._engine.stop()
 
     def switch_redundancy(self, on: bool) -> None:
@@ -751,8 +740,8 @@ class Frontend:
             if not self._reports:
                 break
             actions = self._reports.popleft()()
-        if self._feeding:
-            self._feed()
+        if self._held and self.scheduler.waiting < self._room:
+            self._room_again.set()
         if self._closing and not (self.scheduler.pending or self._held):
             self._idle.set()
 
@@ -1031,16 +1020,12 @@ class PoisonedRows:
         if len(self.until) > self.MAX_ROWS:
             self.until.popitem(last=False)
 
-    def check(self, rows: NDArray[Any], now: float) -> None:
-        """Raise PoisonError if one of the rows (n, *input shape) is remembered."""
+    def find(self, rows: NDArray[Any], now: float) -> int | None:
+        """Return the first of the rows (n, *input shape) that is remembered, if one is."""
         while self.until and next(iter(self.until.values())) <= now:
             self.until.popitem(last=False)
-        for i in range(len(rows) if self.until else 0):
-            if _digest(rows[i, ...]) in self.until:
-                raise PoisonError(
-                    f"poison: row {i} ended the instances that it was tried on before; it is "
-                    f"refused for {self.REFUSED:.0f} s"
-                )
+        found = (i for i in range(len(rows)) if _digest(rows[i, ...]) in self.until)
+        return next(found, None) if self.until else None
 
 
 def processor_wanted() -> float:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from parity_models.models.bundle import Bundle
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, Refused, TooLargeError
@@ -28,6 +29,7 @@ from parity_models.serving.protocol import (
     TensorMessage,
     TensorMetadata,
 )
+from parity_models.trust.gates import ChosenGate
 
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Frontend
@@ -79,6 +81,24 @@ class ServedModel:
     stood_in: frozenset[str] = frozenset()
     version: str = VERSION
     bounds: Mapping[Source, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, name: str | None, gates: Mapping[Source, ChosenGate], **more: Any
+    ) -> Self:
+        """Return the model of a bundle under this name, by default its own, with these gates."""
+        manifest = bundle.manifest
+        return cls(
+            name or manifest.name,
+            manifest.deployed.signature,
+            digest=bundle.digest,
+            sha256=manifest.deployed.sha256,
+            gates={
+                source: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)
+                for source, gate in gates.items()
+            },
+            **more,
+        )
 
     @property
     def max_values(self) -> int:

@@ -16,7 +16,6 @@ from parity_models.serving.frontend import Result
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.protocol import GateMetadata
 from parity_models.trust.backup import GatedBackup, Refusal
 
 _WHY = {
@@ -51,16 +50,12 @@ class StandInOnly(ServedVersion):
         self.ready = True
         """True until the server stops."""
         self._idle = asyncio.Event()
-        deployed, gate = bundle.manifest.deployed, self._backup.gate
-        model = ServedModel(
-            options.name or bundle.manifest.name,
-            deployed.signature,
-            options.max_queue,
-            digest=bundle.digest,
-            sha256=deployed.sha256,
-            gates={}
-            if gate is None
-            else {Source.BACKUP: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)},
+        gate = self._backup.gate
+        model = ServedModel.of(
+            bundle,
+            options.name,
+            {} if gate is None else {Source.BACKUP: gate},
+            max_rows=options.max_queue,
             stood_in=frozenset({self._backup.output.name}),
         )
         super().__init__(self, model, Metrics(bundle.digest))

@@ -1,7 +1,7 @@
 """The page over HTTP: its files, and frames as server-sent events, each made once for all browsers.
 
-Without watchers, the server is sampled once a second, so that the charts have a past. A watcher
-that does not keep up misses frames.
+Without watchers, the server is sampled all the same, so that the charts have a past. A watcher that
+does not keep up misses frames.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 Only requests from this machine, to one of its own names, are answered, whatever token they show: a
@@ -31,14 +31,8 @@ from parity_models.serving.rest.messages import (
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Frontend
 
-WATCHED = 0.5
+INTERVAL = 0.5
 """Seconds between two frames."""
-
-UNWATCHED = 1.0
-"""Seconds between two samples without watchers."""
-
-MAX_WATCHERS = 32
-"""Watchers at a time; more are refused."""
 
 _TYPES = {
     "html": b"text/html; charset=utf-8",
@@ -70,11 +64,6 @@ class Feed:
         self._watch = watch
         self._watchers: set[asyncio.Queue[bytes | None]] = set()
         self._sampling: asyncio.Task[None] | None = None
-
-    @property
-    def full(self) -> bool:
-        """True if no further watcher is allowed."""
-        return len(self._watchers) >= MAX_WATCHERS
 
     def start(self) -> None:
         """Sample the server from now on."""
@@ -116,7 +105,7 @@ class Feed:
 
     async def _sample_forever(self) -> None:
         while True:
-            await asyncio.sleep(WATCHED if self._watchers else UNWATCHED)
+            await asyncio.sleep(INTERVAL)
             try:
                 self.sample()
             except Exception:  # serving goes on without the page
@@ -182,7 +171,5 @@ class Page:
         feed = self._feed({name: values[0] for name, values in asked.items()})
         if feed is None:
             return error_response("this model or version is not running; try again soon", 503)
-        if feed.full:
-            return error_response("too many watch already; close another page", 503)
         pieces = None if request.method == "HEAD" else feed.follow()
         return Response(200, b"", _EVENTS, pieces=pieces)
