@@ -1,10 +1,7 @@
 """A server is restarted in place, or dies, and a second one on its port goes on."""
 
-import os
 import signal
-import socket
 import subprocess
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -67,44 +64,3 @@ def test_of_two_servers_on_one_port_one_goes_on_when_the_other_is_killed(plain: 
             assert len(clients.failures) <= 20
             assert not [each for each in clients.failures if "refused" in each]
         assert other.metric("parm_requests_total") > 20
-
-
-class Inheriting:
-    """`parm serve` with a socket that listens already, as systemd starts it, and its notices."""
-
-    def __init__(self, plain: Path, listening: socket.socket, folder: Path) -> None:
-        self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        address = folder / f"notify-{time.monotonic_ns()}"
-        self.notices.bind(str(address))
-        self.notices.settimeout(120)
-        # The shell has the process id that the server will have.
-        options = ("--instances", "1", "--policy", "none", "--shutdown-delay", "1")
-        command = parm("serve", str(plain), *options)
-        self.process = subprocess.Popen(
-            ["bash", "-c", 'LISTEN_PID=$$ exec "$@" 3<&"$0"', str(listening.fileno()), *command],
-            pass_fds=(listening.fileno(),),
-            env=os.environ | {"LISTEN_FDS": "1", "NOTIFY_SOCKET": str(address)},
-            stdout=subprocess.DEVNULL,
-        )
-
-    def wait_until_ready(self) -> None:
-        assert self.notices.recv(100) == b"READY=1"
-
-    def stop(self) -> None:
-        self.process.terminate()
-        assert self.process.wait(120) == 0
-        self.notices.close()
-
-
-def test_the_socket_of_a_socket_unit_outlives_the_server(plain: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server = Inheriting(plain, listening, tmp_path)
-        server.wait_until_ready()
-        with clients_of(url) as clients:
-            clients.more()
-            server.stop()  # requests wait
-            server = Inheriting(plain, listening, tmp_path)
-            server.wait_until_ready()
-            clients.more(50)
-        server.stop()

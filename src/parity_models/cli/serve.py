@@ -96,7 +96,6 @@ def serve(
     already. Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus
     are at /metrics. SIGTERM or Ctrl-C: the server stops being ready, takes requests for
     --shutdown-delay more, answers those in flight, and ends; a second signal ends it at once.
-    Under systemd, it listens on the socket of a socket unit, if there is one, and notifies.
     """
     set_up(logging)
     if (bundle is None) == (repository is None):
@@ -127,7 +126,7 @@ def serve(
     )
     models = opened or repository
     assert models is not None
-    _run(Server(models, options, _traces(logging), allow_code or (), _inherited()))
+    _run(Server(models, options, _traces(logging), allow_code or ()))
 
 
 def _engine(name: str | None, upstreams: UpstreamOptions) -> EngineChoice:
@@ -168,16 +167,6 @@ def _traces(logging: Logging) -> Any:
     from parity_models.serving.tracing import exporting  # an extra of its own
 
     return exporting()
-
-
-def _inherited() -> socket.socket | None:
-    """Return the socket that systemd, or another parent, listens on (sd_listen_fds(3))."""
-    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
-        return None
-    given = os.environ.pop("LISTEN_FDS", "")
-    if given != "1":
-        raise UserError(f"a server takes one socket, for HTTP, not {given} (LISTEN_FDS)")
-    return socket.socket(fileno=3)
 
 
 def _notify_ready() -> None:

@@ -1,7 +1,6 @@
 """A server: models, and the protocols in front of them: HTTP, gRPC, metrics."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -74,8 +73,6 @@ class Server:
         options: How to serve it; each model of a repository, unless its settings say otherwise.
         traces: Gets the spans of requests.
         allow_code: Names of the user's own code that bundles of a repository may load.
-        listening: A socket that listens for HTTP in place of the options' host and port, which
-            other processes may have, too.
 
     Raises:
         UserError: The options do not fit the models, or a file cannot be used.
@@ -88,11 +85,8 @@ class Server:
         options: ServeOptions | None = None,
         traces: "TracerProvider | None" = None,
         allow_code: Collection[str] = (),
-        listening: socket.socket | None = None,
     ) -> None:
         self._options = options = options or ServeOptions()
-        self._listening = listening
-        self._shares_port = options.reuse_port or listening is not None
         self._tracing = _tracing_to(traces)
         self.models: Deployment | StandInOnly | Repository
         """The models, as the protocols ask for them."""
@@ -182,7 +176,7 @@ class Server:
         allow_descriptors(connections, self._instances)
         warm = False
         try:
-            if self._shares_port:
+            if self._options.reuse_port:
                 await self.models.start()
                 warm = True
             await self._open()
@@ -203,11 +197,11 @@ class Server:
         try:
             for each in self._https:
                 each.drain()
-                if self._shares_port:
+                if self._options.reuse_port:
                     await each.leave()
             await asyncio.sleep(self._options.shutdown_delay)
             self.models.close_feed()
-            if self._shares_port:  # no connection brings a request that would be refused
+            if self._options.reuse_port:  # no connection brings a request that would be refused
                 await self._stop_listening(self._options.deadline + GRACE)
             await self.models.drain()
         finally:
@@ -270,7 +264,7 @@ class Server:
         return Predictions(outputs, tuple(map(str, result.sources)))
 
     async def _open(self) -> None:
-        options, shares = self._options, self._shares_port
+        options, shares = self._options, self._options.reuse_port
         if options.grpc_port is not None:
             # Imported here: gRPC is an extra. Slow to import, so clients of HTTP would wait.
             from parity_models.serving.grpc.grpc_server import GrpcServer
@@ -288,9 +282,7 @@ class Server:
             tls = None if self._certificate is None else self._certificate.grpc_credentials()
             self.grpc_url = await self._grpc.start(options.host, options.grpc_port, tls)
         if options.port is not None:
-            self._socket = self._listening or listen(
-                options.host, options.port, reuse_port=options.reuse_port
-            )
+            self._socket = listen(options.host, options.port, reuse_port=options.reuse_port)
             self._https[0].start(self._socket)
         if options.access.metrics_port is not None:
             of_metrics = listen(options.host, options.access.metrics_port, reuse_port=shares)
