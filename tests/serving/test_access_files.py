@@ -85,14 +85,6 @@ def test_files_that_hold_no_tokens_are_refused(files: Files, text: str, wrong: s
     assert TOKEN not in str(caught.value)
 
 
-def test_all_tokens_are_revoked_at_once_by_a_word_and_not_by_an_empty_file(files: Files) -> None:
-    tokens = Tokens(files.tokens)
-    for text, admits in (("", True), ("revoke-all\n", False), (f"{TOKEN}\n", True)):
-        files.tokens.write_text(text)
-        tokens.refresh()
-        assert tokens.admits(f"Bearer {TOKEN}") == admits
-
-
 def test_tokens_are_told_apart(files: Files) -> None:
     tokens = Tokens(files.tokens)
     for admitted in (f"Bearer {TOKEN}", f"bearer {OTHER}", f"BEARER  {TOKEN}"):

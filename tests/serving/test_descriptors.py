@@ -59,7 +59,7 @@ def test_a_server_that_may_open_too_few_files_does_not_start(bundle: Path) -> No
     )
     assert done.returncode == 2
     assert not done.stdout
-    assert "may open at most 80 files (RLIMIT_NOFILE)" in done.stderr
+    assert "may open 80 files (RLIMIT_NOFILE)" in done.stderr
     assert "ulimit -Hn" in done.stderr
 
 

@@ -177,17 +177,13 @@ def _no_password() -> NoReturn:
 class Tokens(Reread):
     """The tokens in a file: one a line, or `sha256:` and the SHA-256 of one in hex.
 
-    Empty lines and lines that begin with # are ignored. A file without a token is taken for one
-    that is half written, unless its only line is `revoke-all`: then no token is valid. Raises
-    UserError for a file that cannot be read or has no token, and for invalid lines.
+    Empty lines and lines that begin with # are ignored. Raises UserError for a file that cannot be
+    read or has no token, as one that is half written, and for invalid lines.
     """
 
     def read(self) -> None:
         digests, (path,) = set(), self._paths
         text = read_text(path, "the file of tokens")
-        if text.strip() == "revoke-all":
-            self._digests = frozenset[bytes]()
-            return
         for number, line in enumerate(text.splitlines(), 1):
             token = line.strip()
             if not token or token.startswith("#"):
@@ -200,10 +196,7 @@ class Tokens(Reread):
                 )
             digests.add(bytes.fromhex(hashed[1]) if hashed else _digest(token))
         if not digests:
-            raise UserError(
-                f"{path} has no token, so every request would be refused; write one a line, or "
-                "revoke-all if that is meant"
-            )
+            raise UserError(f"{path} has no token; write one a line")
         self._digests = frozenset(digests)
 
     def admits(self, authorization: str | None) -> bool:

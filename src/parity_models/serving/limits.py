@@ -132,22 +132,13 @@ def allow_descriptors(connections: int, workers: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     possible = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-    except (OSError, ValueError):
-        possible = soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    text = (
+        f"this process may open {possible} files (RLIMIT_NOFILE), and {connections} connections "
+        f"and {workers} workers may need {needed}; raise the hard limit (ulimit -Hn {needed} as "
+        "root, LimitNOFILE= of systemd, --ulimit nofile= of a container)"
+    )
     if possible < least:
-        raise UserError(
-            f"this process may open at most {possible} files (RLIMIT_NOFILE), and {workers} "
-            f"instances with {least - others} connections alone need {least}; all {connections} "
-            f"connections need {needed}: raise the hard limit (ulimit -Hn {needed} as root, "
-            "LimitNOFILE= of systemd, --ulimit nofile= of a container), or serve with fewer "
-            "instances"
-        )
+        raise UserError(f"{text}, or serve with fewer instances")
     if possible < needed:
-        _log.warning(
-            "this process may open %d files, and %d connections and %d workers may need %d: "
-            "further connections will be refused; raise the limit (ulimit -n, LimitNOFILE) or "
-            "lower --max-connections",
-            *(possible, connections, workers, needed),
-        )
+        _log.warning("%s, or lower --max-connections: further ones will be refused", text)

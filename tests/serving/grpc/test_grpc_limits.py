@@ -21,7 +21,7 @@ from parity_models.serving.errors import (
     RefusedError,
     UnavailableError,
 )
-from parity_models.serving.grpc.grpc_server import InferenceService
+from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -195,10 +195,10 @@ class Arriving:
         return b""
 
 
-def receiving(seconds: float) -> InferenceService:
+def receiving(seconds: float) -> GrpcServer:
     limits = Limits(max_body=2000, max_in_flight=8000, body_timeout=seconds)
     models: Any = None  # it is not asked
-    return InferenceService(models, Metrics(), limits, ByteBudget(8000))
+    return GrpcServer(models, Metrics(), limits, ByteBudget(8000))
 
 
 async def test_messages_that_arrive_are_few_and_half_of_them_from_one_address() -> None:

@@ -85,7 +85,7 @@ REFUSED = [
     ("ALONE --deployed URL --parity URL", "no parity model"),
     ("BUNDLE --deployed URL/other", "no model is called 'other'"),
     (f"{DEPLOYED} --backup URL", "no backup model"),
-    (f"{DEPLOYED}?concurrency=0", "must be from 1 to 1000"),
+    (f"{DEPLOYED}?concurrency=0", "is not an upstream"),
     (f"{DEPLOYED} --instances 3", "leave --instances out with the engine remote"),
     (f"{DEPLOYED} --extra-instances 1", "leave --extra-instances out with the engine remote"),
     (f"{DEPLOYED} --policy parity", "needs instances that run parity-0"),

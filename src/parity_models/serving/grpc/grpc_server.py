@@ -7,7 +7,6 @@ messages, connections and their times are bounded by gRPC itself.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
 from math import ceil
@@ -32,6 +31,7 @@ from parity_models.errors import UserError
 from parity_models.serving.access import Tokens, check_administrator
 from parity_models.serving.errors import (
     AbandonedError,
+    InternalError,
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
@@ -134,9 +134,9 @@ _Handler = Any
 class GrpcServer:
     """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
 
-    With `tokens`, clients that show none of them may ask for the server's health and nothing else.
-    Models are loaded and unloaded with a token of `administrators`, who are clients too. With
-    `reuse_port`, another process may listen on the same port.
+    With `tokens`, clients that show none of them may ask for the server's health and the protocol's
+    messages, and for nothing else. Models are loaded and unloaded with a token of `administrators`,
+    who are clients too. With `reuse_port`, another process may listen on the same port.
     Made on the event loop that it is to run on, and started and stopped once.
     """
 
@@ -152,22 +152,30 @@ class GrpcServer:
         reuse_port: bool = False,
         tracing: "Tracing | None" = None,
     ) -> None:
-        checks = () if tokens is None else (_TokenCheck(tokens, administrators, metrics),)
+        self._models = models
+        self._tokens = tokens
+        self._administrators = administrators
+        self._metrics = metrics
+        self._budget = budget
+        self._tracing = tracing
+        self._limits = limits
+        self._rpcs = 0
+        self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
+        self._arriving = asyncio.Semaphore(self._may_arrive)
+        self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._server = grpc.aio.server(
-            interceptors=checks,
             options=[*_options(limits), ("grpc.so_reuseport", int(reuse_port))],
             maximum_concurrent_rpcs=limits.max_rpcs + RESERVE,
         )
-        service = InferenceService(models, metrics, limits, budget, administrators, tracing)
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
             # A stream of one message is read when the server chooses to, which clients do not see.
             is_inference = method.name == "ModelInfer"
             make = grpc.stream_unary_rpc_method_handler if is_inference else _UNARY
-            own[method.name] = make(partial(service.answer, method.name))
+            own[method.name] = make(partial(self._answer, method.name))
         for name, handlers in (
             (SERVICE.full_name, own),
-            (HEALTH, {"Check": _UNARY(service.check)}),
+            (HEALTH, {"Check": _UNARY(self._check)}),
         ):
             handler = grpc.method_handlers_generic_handler(name, handlers)
             self._server.add_generic_rpc_handlers((handler,))
@@ -201,85 +209,7 @@ class GrpcServer:
         """Answer what is under way, for `grace` seconds, and close."""
         await self._server.stop(grace)
 
-
-def _options(limits: Limits) -> list[tuple[str, int]]:
-    """Return the limits that gRPC itself enforces; those of headers and of pings are its
-    defaults."""
-    times = {
-        "server_handshake_timeout": limits.head_timeout,
-        "max_connection_idle": limits.idle_timeout,
-        "max_connection_age": _MAX_AGE,
-        "max_connection_age_grace": _AGE_GRACE,
-        # A client that is gone or has stopped is found, whatever call or answer it left.
-        "keepalive_time": limits.idle_timeout,
-        "keepalive_timeout": limits.head_timeout,
-    }
-    return [
-        # gRPC copies a whole message twice, on the event loop, before anything can judge it.
-        ("grpc.max_receive_message_length", min(max(1, limits.max_body // 2), _MAX_INT)),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_allowed_incoming_connections", limits.max_connections),
-        ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),
-        ("grpc.server.max_pending_requests", BACKLOG),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * BACKLOG),
-        *((f"grpc.{name}_ms", min(ceil(time * 1e3), _MAX_INT)) for name, time in times.items()),
-    ]
-
-
-class _TokenCheck(grpc.aio.ServerInterceptor):
-    """Refuses calls whose metadata `authorization` holds none of the `tokens`, and no
-    administrator's."""
-
-    def __init__(self, tokens: Tokens, administrators: Tokens | None, metrics: Metrics) -> None:
-        self._tokens = [tokens] if administrators is None else [tokens, administrators]
-        self._metrics = metrics
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        service, _, method = str(details.method).strip("/").partition("/")
-        if service == HEALTH or (service == SERVICE.full_name and method in _QUIET):
-            return await continuation(details)
-        shown = [value for key, value in details.invocation_metadata if key == "authorization"]
-        if len(shown) == 1 and any(each.admits(str(shown[0])) for each in self._tokens):
-            return await continuation(details)
-        self._metrics.unauthorized.inc()
-        return grpc.unary_unary_rpc_method_handler(_refuse_unauthorized)
-
-
-async def _refuse_unauthorized(data: bytes, context: Context) -> NoReturn:
-    error = UnauthorizedError()
-    await context.abort(code_of(error), str(error))
-    raise AssertionError("abort raises")
-
-
-class InferenceService:
-    """The methods of GRPCInferenceService, by their names there, which raise RequestErrors, and
-    `answer`, which calls them."""
-
-    def __init__(
-        self,
-        models: Models,
-        metrics: Metrics,
-        limits: Limits,
-        budget: ByteBudget,
-        administrators: Tokens | None = None,
-        tracing: "Tracing | None" = None,
-    ) -> None:
-        self._models = models
-        self._administrators = administrators
-        self._metrics = metrics
-        self._budget = budget
-        self._tracing = tracing
-        self._limits = limits
-        self._rpcs = 0
-        self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
-        self._arriving = asyncio.Semaphore(self._may_arrive)
-        self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    async def answer(self, name: str, data: Any, context: Context) -> bytes:
+    async def _answer(self, name: str, data: Any, context: Context) -> bytes:
         """Answer a call of this method, and log it; ModelInfer is counted, and traced.
 
         gRPC itself would log every request that cannot be read, and send the text of any exception
@@ -294,9 +224,11 @@ class InferenceService:
         try:
             if given is not None:
                 await context.send_initial_metadata(((REQUEST_ID, log.id),))
+            if name not in _QUIET:
+                self._check_token(metadata.get("authorization"))
             with span or nullcontext():
                 if is_inference:
-                    answer = await self.infer(context, log)
+                    answer = await self._infer(context, log)
                 else:
                     if len(data) > MAX_BESIDES:
                         raise too_large(len(data), "without a tensor it has", MAX_BESIDES)
@@ -306,22 +238,29 @@ class InferenceService:
                     said: Message = await getattr(self, name)(read_message(kind, data), context)
                     answer = said.SerializeToString()
             self._ended(name, log, 200, StatusCode.OK)
-        except RequestError as error:
-            self._ended(name, log, error.status, code_of(error))
-            await refuse(context, error, self._metrics)
         except asyncio.CancelledError:
             self._ended(name, log, AbandonedError.status, StatusCode.CANCELLED)
             raise
         except Exception as error:
-            _log.error("a gRPC request failed", exc_info=error)
-            self._ended(name, log, 500, StatusCode.INTERNAL)
-            text = "the server failed to handle the request; its log says why"
-            await abort(context, StatusCode.INTERNAL, text)
+            if not isinstance(error, RequestError):
+                _log.error("a gRPC request failed", exc_info=error)
+                error = InternalError("the server failed to handle the request; its log says why")
+            self._ended(name, log, error.status, code_of(error))
+            await refuse(context, error, self._metrics)
         size = len(answer)
         release = partial(self._hold, -size)
         context.add_done_callback(release)  # type: ignore[arg-type]  # stubs want its own class
         self._hold(size)
         return answer
+
+    def _check_token(self, authorization: str | None) -> None:
+        """Raise UnauthorizedError unless this is a token of a client, where they need one."""
+        either = (self._tokens, self._administrators)
+        if self._tokens is not None and not any(
+            each and each.admits(authorization) for each in either
+        ):
+            self._metrics.unauthorized.inc()
+            raise UnauthorizedError
 
     def _ended(self, name: str, log: RequestLog, status: int, code: StatusCode) -> None:
         """Count and log a call, before its client hears of it."""
@@ -333,7 +272,7 @@ class InferenceService:
     def _hold(self, size: int, _: object = None) -> None:
         self._budget.held += size
 
-    async def infer(self, context: Context, log: RequestLog) -> bytes:
+    async def _infer(self, context: Context, log: RequestLog) -> bytes:
         """Answer ModelInfer. Its message's bytes, and its answer's, count against the budget."""
         if self._rpcs >= self._limits.max_rpcs:
             raise OverloadedError(
@@ -412,7 +351,7 @@ class InferenceService:
             raise InvalidRequestError("the call has no message")
         return data
 
-    async def check(self, data: bytes, context: Context) -> bytes:
+    async def _check(self, data: bytes, context: Context) -> bytes:
         """Answer the method Check of grpc.health.v1."""
         try:
             service = read_message(health_pb2.HealthCheckRequest, data).service
@@ -495,6 +434,30 @@ def _name_bundle(version: ServedVersion, context: Context) -> None:
     context.set_trailing_metadata(tuple((key, value) for key, value in about.items() if value))
 
 
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    """Return the limits that gRPC itself enforces; those of headers and of pings are its
+    defaults."""
+    times = {
+        "server_handshake_timeout": limits.head_timeout,
+        "max_connection_idle": limits.idle_timeout,
+        "max_connection_age": _MAX_AGE,
+        "max_connection_age_grace": _AGE_GRACE,
+        # A client that is gone or has stopped is found, whatever call or answer it left.
+        "keepalive_time": limits.idle_timeout,
+        "keepalive_timeout": limits.head_timeout,
+    }
+    return [
+        # gRPC copies a whole message twice, on the event loop, before anything can judge it.
+        ("grpc.max_receive_message_length", min(max(1, limits.max_body // 2), _MAX_INT)),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),
+        ("grpc.server.max_pending_requests", BACKLOG),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * BACKLOG),
+        *((f"grpc.{name}_ms", min(ceil(time * 1e3), _MAX_INT)) for name, time in times.items()),
+    ]
+
+
 # Errors
 
 
@@ -506,35 +469,26 @@ def code_of(error: RequestError) -> StatusCode:
     return _CODES.get(error.status, StatusCode.INTERNAL)
 
 
-def text_of(error: RequestError) -> str:
-    """Return the error's text for clients, in ASCII, cut to what a header holds."""
-    return str(error).encode("ascii", "backslashreplace").decode()[:MAX_TEXT]
-
-
 async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoReturn:
-    """End a call with this error, and count it; a google.rpc.Status has RetryInfo where it is known
-    when it is worth trying again (google/rpc/error_details.proto of googleapis)."""
+    """End a call with this error, also if its client has just gone, and count it; a
+    google.rpc.Status has RetryInfo where it is known when it is worth trying again
+    (google/rpc/error_details.proto of googleapis)."""
     # gRPC keeps the error in a cycle, and what is in the frames of its traceback: large messages.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     if error.why is not None:
         metrics.refusals.labels(error.why).inc()
+    code = code_of(error)
+    text = str(error).encode("ascii", "backslashreplace").decode()[:MAX_TEXT]
     metadata: tuple[tuple[str, bytes], ...] = ()
     if error.retry_after is not None:
-        status = Status(code=code_of(error).value[0], message=text_of(error))
+        status = Status(code=code.value[0], message=text)
         delay = Duration()
         delay.FromMilliseconds(ceil(error.retry_after * 1e3))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
         metadata = ((DETAILS, status.SerializeToString()),)
-    await abort(context, code_of(error), text_of(error), metadata)
-
-
-async def abort(
-    context: Context, code: StatusCode, text: str, metadata: tuple[tuple[str, bytes], ...] = ()
-) -> NoReturn:
-    """End a call with this status, also if its client has just gone."""
     try:
         await context.abort(code, text, metadata)
     except grpc.aio.AbortError:
         raise
-    except Exception as error:  # gRPC would log it
-        raise asyncio.CancelledError from error
+    except Exception as gone:  # gRPC would log it
+        raise asyncio.CancelledError from gone

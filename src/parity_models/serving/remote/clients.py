@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import Raw
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
@@ -138,11 +137,9 @@ class UpstreamClient(ABC):
         for output in outputs:
             try:
                 arrays[output.name] = output.array()
-            except InvalidRequestError as error:
-                if isinstance(output.data, Raw):  # JSON has no infinity, which may be the unit's
-                    text = f"answered values that are not {output.datatype}: {error}"
-                    raise UnitError(text) from error
-                raise unreadable(error) from error
+            except InvalidRequestError as error:  # JSON has no infinity, which may be the unit's
+                text = f"answered values that are not {output.datatype}: {error}"
+                raise UnitError(text) from error
         return kind.output.join(arrays)
 
     async def check(self, model: UpstreamModel) -> None:

@@ -38,16 +38,11 @@ from parity_models.serving.metrics import Metrics
 if TYPE_CHECKING:
     from parity_models.serving.remote.clients import UpstreamClient
 
-MAX_CONCURRENCY = 1000
-
 TOLERANCE = 0.05
 """The largest difference between an upstream's prediction and the bundle's, as a share of the
 largest value: room for other precisions, not for other weights."""
 
-_LISTS = ("deployed", "parity", "backup")
-"""The options that have URLs."""
-
-_SETTINGS = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "version": ".+"}
+_SETTINGS = {"concurrency": "[1-9][0-9]{0,2}|1000", "protocol": "v[12]", "version": ".+"}
 """The parameters of a URL, with the pattern of each value."""
 
 MIN_REST, MAX_REST = 0.2, 5.0
@@ -110,7 +105,6 @@ class Upstream:
 
     It gets up to `concurrency` units at a time, over the Open Inference Protocol ("v2") or its
     predecessor ("v1", `:predict`), for this `version` of its models; None: the one that it chooses.
-    Raises UserError if the concurrency is out of range, or the URL cannot be for the `protocol`.
     """
 
     url: str
@@ -118,18 +112,6 @@ class Upstream:
     concurrency: int = 1
     protocol: str = "v2"
     version: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.concurrency <= MAX_CONCURRENCY:
-            raise UserError(
-                f"the concurrency of {self.url} must be from 1 to {MAX_CONCURRENCY}, got "
-                f"{self.concurrency}"
-            )
-        if self.protocol == "v1" and self.url.startswith("grpc"):
-            raise UserError(
-                f"V1 is spoken over http and https alone; leave out the protocol of {self.url}, or "
-                f"write {self.url}?protocol=v2"
-            )
 
     @property
     def roles(self) -> frozenset[str]:
@@ -223,8 +205,13 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
             f"{bundle.path} has no backup model for the servers of --backup; make one "
             f"with `parm backup --model {bundle.path} --network linear --out BUNDLE`"
         )
-    urls = {each: getattr(options, each) for each in _LISTS}
-    return parse_upstreams(bundle.manifest.name, 0 if code is None else code.r, **urls)
+    return parse_upstreams(
+        bundle.manifest.name,
+        0 if code is None else code.r,
+        deployed=options.deployed,
+        parity=options.parity,
+        backup=options.backup,
+    )
 
 
 def parse_upstreams(
@@ -311,28 +298,29 @@ def _split(url: str) -> tuple[str, str, dict[str, str]]:
     """Return scheme://host:port, the model named after it or "", and the URL's settings."""
     try:
         parts = urlsplit(url.strip())
-        port = parts.port
-    except ValueError as error:
-        raise UserError(f"{url!r} is not a URL: {error}") from error
+        has_port = parts.port is not None
+    except ValueError:  # which has no hostname, either
+        parts, has_port = urlsplit(""), False
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     settings, path = dict(pairs), unquote(parts.path.strip("/"))
+    is_grpc = parts.scheme in ("grpc", "grpcs")
     if (
         parts.scheme not in ("http", "https", "grpc", "grpcs")
         or not parts.hostname
         or len(pairs) != len(settings)
         or not all(re.fullmatch(_SETTINGS.get(name, "(?!)"), value) for name, value in pairs)
+        or (is_grpc and (not has_port or settings.get("protocol") == "v1"))
         or parts.fragment
         or parts.username
         or "/" in path
     ):
         raise UserError(
             f"{url!r} is not an upstream; it is like http://host:8000, https://host, "
-            "grpc://host:8001 or grpcs://host:8001, with /MODEL after it where the model has "
-            "another name, ?concurrency=N for N units at a time, ?protocol=v1 or v2 for what it "
-            "speaks, and ?version=V for a version of its models"
+            "grpc://host:8001 or grpcs://host:8001 (gRPC has no usual port), with /MODEL after it "
+            "where the model has another name, ?concurrency=N for N units at a time, 1 to 1000, "
+            "?protocol=v1 or v2 for what it speaks over http and https, and ?version=V for a "
+            "version of its models"
         )
-    if port is None and parts.scheme.startswith("grpc"):
-        raise UserError(f"{url!r} has no port; gRPC has no usual one")
     return f"{parts.scheme}://{parts.netloc}", path, settings
 
 
