@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -43,42 +43,40 @@ def write_json(path: Path | None, report: object) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def check_file(*paths: Path | None) -> None:
-    """Raise UserError unless a result can be written to each of the `paths`.
-
-    Their folders are made.
-    """
-    for path in filter(None, paths):
+def check_file(path: Path | None) -> None:
+    """Raise UserError unless a result can be written to `path`. Its folder is made."""
+    if path is not None:
         why = "it is a folder" if path.is_dir() else why_not_writable(path.parent)
         if why:
             raise UserError(f"cannot write {path}: {why}")
 
 
 @contextmanager
-def on_signals(callback: Callable[[], None]) -> Iterator[None]:
-    """Call it at each SIGINT and SIGTERM, and at the first SIGHUP unless that is ignored (nohup).
+def stop_on_signals() -> Iterator[asyncio.Event]:
+    """Yield an event that is set at the first SIGINT, SIGTERM or SIGHUP, unless that is ignored
+    (nohup); another signal cancels this task.
 
-    On the running loop, for as long as the block takes. A terminal that closes may send SIGHUP
-    twice, itself and by its shell. Afterwards all have their default effect again; a loop of uvloop
-    that is closed would leave them without any.
+    A terminal that closes may send SIGHUP twice, itself and by its shell: one counts. Afterwards
+    all have their default effect again; a loop of uvloop that is closed would leave them without.
     """
-    loop = asyncio.get_running_loop()
-    hung_up = False
-
-    def on_hangup() -> None:
-        nonlocal hung_up
-        if not hung_up:
-            hung_up = True
-            callback()
-
-    callbacks: dict[signal.Signals, Callable[[], None]]
-    callbacks = dict.fromkeys((signal.SIGINT, signal.SIGTERM), callback)
+    loop, this, stop = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        callbacks[signal.SIGHUP] = on_hangup
-    for number, each in callbacks.items():
-        loop.add_signal_handler(number, each)
+        numbers.append(signal.SIGHUP)
+    heard = set()
+
+    def on_signal(number: int) -> None:
+        if number == signal.SIGHUP and number in heard:
+            return
+        heard.add(number)
+        if stop.is_set() and this is not None:
+            this.cancel()
+        stop.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
     try:
-        yield
+        yield stop
     finally:
-        for number in callbacks:
+        for number in numbers:
             loop.remove_signal_handler(number)

@@ -9,7 +9,7 @@ from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.cli.common import Json, check_file, on_signals, write_json
+from parity_models.cli.common import Json, check_file, stop_on_signals, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadReport, LoadResult, Percentiles, report_of
@@ -40,32 +40,22 @@ def load(
     credentials = Credentials.of_environment()
     spec = replace(options, url=url)
     check_file(json)
-    stop = asyncio.Event()
     try:
-        result = asyncio.run(_offer_until_signal(spec, stop, credentials))
+        result, stopped = asyncio.run(_offer_until_signal(spec, credentials))
     except asyncio.CancelledError:
         raise typer.Exit(INTERRUPTED) from None
     report = report_of(spec, result)
     _print_report(report)
     write_json(json, report)
-    if stop.is_set() or report.answered == 0:
-        raise typer.Exit(INTERRUPTED if stop.is_set() else 1)
+    if stopped or report.answered == 0:
+        raise typer.Exit(INTERRUPTED if stopped else 1)
 
 
-async def _offer_until_signal(
-    spec: LoadSpec, stop: asyncio.Event, credentials: Credentials
-) -> LoadResult:
-    """Offer the load. A signal sets `stop`, which ends it; a second one ends everything."""
-    this = asyncio.current_task()
-    assert this is not None
-
-    def on_signal() -> None:
-        if stop.is_set():
-            this.cancel()
-        stop.set()
-
-    with on_signals(on_signal):
-        return await offer_load_from_own_process(spec, stop=stop, credentials=credentials)
+async def _offer_until_signal(spec: LoadSpec, credentials: Credentials) -> tuple[LoadResult, bool]:
+    """Offer the load until a signal stops it. Return the result, and whether it was stopped."""
+    with stop_on_signals() as stop:
+        result = await offer_load_from_own_process(spec, stop=stop, credentials=credentials)
+        return result, stop.is_set()
 
 
 def _print_report(report: LoadReport) -> None:

@@ -37,17 +37,13 @@ def plan(
     """
     console = Console()
     if log is not None:
-        with console.status("reading the log") as status:
-            advice = advise(
-                log, bundle, on_tried=lambda text: status.update(f"simulating {text}"), options=goal
-            )
+        with console.status("reading the log, and simulating"):
+            advice = advise(log, bundle, options=goal)
         write_json(json, {"rows": advice.rows, "per_try_timeout": advice.timeout})
         advice.show()
         return
-    with console.status("simulating") as status:
-        found = find_plan(
-            bundle, on_tried=lambda text: status.update(f"simulating {text}"), options=goal
-        )
+    with console.status("simulating"):
+        found = find_plan(bundle, options=goal)
     write_json(json, {"goal": goal, "rate": found.rate, "plans": found.plans})
     found.show()
     if found.best is None:

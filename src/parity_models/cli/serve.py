@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from parity_models.cli.common import OWN, AllowCode, on_signals
+from parity_models.cli.common import OWN, AllowCode, stop_on_signals
 from parity_models.cli.flags import ConfigPath, Without, argument
 from parity_models.cli.policies import DispatchName, PolicyName
 from parity_models.emulation import load_fault_plan
@@ -185,16 +185,7 @@ def _run(server: Server) -> None:
 
 
 async def _serve(server: Server) -> None:
-    asked_to_stop = asyncio.Event()
-    this = asyncio.current_task()
-    assert this is not None
-
-    def on_signal() -> None:
-        if asked_to_stop.is_set():
-            this.cancel()
-        asked_to_stop.set()
-
-    with on_signals(on_signal):
+    with stop_on_signals() as asked_to_stop:
         await _serve_until(asked_to_stop, server)
 
 

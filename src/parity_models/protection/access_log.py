@@ -10,7 +10,7 @@ import csv
 import heapq
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -248,7 +248,7 @@ class LogAdvice(Printed):
 
     @property
     def parts(self) -> Sequence[RenderableType]:
-        """The log in a sentence, a table, a picture of tails, and the settings of a proxy."""
+        """The log in a sentence, a table, and the settings of a proxy."""
         log, count = self.log, len(self.log.arrivals)
         said = (
             f"{count:,} requests at {count / log.arrivals[-1]:.4g} per second; "
@@ -273,7 +273,6 @@ def advise(
     bundle: Bundle | Path | str | None = None,
     /,
     *,
-    on_tried: Callable[[str], None] = lambda text: None,
     options: SimulationOptions | None = None,
     **given: Any,
 ) -> LogAdvice:
@@ -284,7 +283,6 @@ def advise(
             or `latency_ms` of each request, and `upstream`, where there is one.
         bundle: A bundle with a backup, or its folder. Its time relative to the model counts.
             Without one, give a `backup_time`, and the backup's `coverage`.
-        on_tried: Called with the row that is simulated next.
         options: All of SimulationOptions at once, in place of some by name.
         **given: Fields of SimulationOptions: `instances`, `backup_time`, `coverage`, `agreement`,
             `seed`. The log says all else.
@@ -344,6 +342,5 @@ def advise(
         driver=partial(_Replay, log, {role: each / run for role, each in service.seconds.items()}),
     )
     for name, policy in choices.items():
-        on_tried(name)
         rows[name] = scene.outcome(PolicyChoice(policy, dispatch="latency-aware"))
     return LogAdvice(log, rows, timeout, float((logged > timeout).mean()), backup, coverage)

@@ -1,6 +1,6 @@
 """The policy and the number of instances for a goal and a load, by simulation: `plan`."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
@@ -49,8 +49,9 @@ DIFFER = Option(
     unit=SHARE,
 )
 
-OnTried = Callable[[str], None]
-"""Called with the plan that is simulated next."""
+
+Choices = Sequence[tuple[PolicyChoice, Sequence[Service]]]
+"""Policies, each with the services that are tried with it, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +198,6 @@ def plan(
     bundle: Bundle | Path | str | None = None,
     /,
     *,
-    on_tried: OnTried = lambda text: None,
     options: Goal | None = None,
     **given: Any,
 ) -> Plans:
@@ -210,7 +210,6 @@ def plan(
     Args:
         bundle: The bundle to be served, or its folder. Without one, give `service_time`; with a
             `backup_time`, plans with a backup are tried, too.
-        on_tried: Called with the plan that is simulated next.
         options: All of Goal at once, in place of some by name.
         **given: Fields of Goal: limits, workload, cluster and service; times in seconds.
 
@@ -225,7 +224,7 @@ def plan(
     if goal.rate is None:
         raise UserError("there is no load to plan for; give --rate, or an access log with --log")
     service, opened = open_service(bundle, goal)
-    planner = Planner(service, goal, on_tried)
+    planner = Planner(service, goal)
     services = [] if goal.differ is None else at_all_levels(service, opened)
     found = planner.plans(services, None if opened is None else opened.path)
     accuracy = None if opened is None else opened.manifest.accuracy
@@ -235,13 +234,8 @@ def plan(
 class Planner:
     """Simulates plans of one service under one load."""
 
-    def __init__(
-        self,
-        service: Service,
-        goal: Goal,
-        on_tried: OnTried = lambda text: None,
-    ) -> None:
-        self._service, self._goal, self._on_tried = service, goal, on_tried
+    def __init__(self, service: Service, goal: Goal) -> None:
+        self._service, self._goal = replace(service, level=None), goal
         few = replace(goal, instances=goal.instances or 1, contention=None)
         self._scene = Scene.of(service, few, queries=QUERIES)
         self.rate = goal.rate or self._scene.rate
@@ -260,37 +254,37 @@ class Planner:
                 f"{self.least:,} instances, more than the {MAX_INSTANCES:,} that are simulated; "
                 "plan for a part of the load"
             )
+        own, some = [self._service], self._service.stand_ins
         choices = [  # the simplest first
-            PolicyChoice(EqualResources.name),
-            *(PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING),
-            *[PolicyChoice(Adaptive.name)] * bool(self._service.stand_ins and not gated),
+            (PolicyChoice(EqualResources.name), own),
+            *(
+                (PolicyChoice(Hedging.name, each, dispatch="latency-aware"), own)
+                for each in HEDGING
+            ),
         ]
-        asks_first = gated and self._service.stand_ins.backup
-        approximate = [PolicyChoice(Adaptive.name)] * bool(gated)
-        approximate += [PolicyChoice(Cascade.name)] * bool(asks_first)
-
-        def tried(instances: int | None) -> Iterator[Plan]:
-            for choice in choices:
-                yield self._plan(choice, instances) if instances else self._fewest(choice)
-            for choice in approximate:
-                for service in gated:
-                    plan = (
-                        self._plan(choice, instances, service)
-                        if instances
-                        else self._fewest(choice, service)
-                    )
-                    yield plan
-                    if plan.differ <= (self._goal.differ or 1.0):
-                        break
-
-        given, enough = self._goal.instances, None
-        plans = tuple(tried(given))
-        best = _best(plans)
-        if best is None and given:
-            enough = _best(tried(None))
+        if some:
+            choices.append((PolicyChoice(Adaptive.name), [*gated] or own))
+        if gated and some.backup:
+            choices.append((PolicyChoice(Cascade.name), [*gated]))
+        plans = tuple(self._tried(choices, self._goal.instances))
+        best, enough = _best(plans), None
+        if best is None and self._goal.instances:
+            enough = _best(self._tried(choices, None))
         return Plans(self._service, self._goal, self.rate, plans, best, enough, bundle)
 
-    def _fewest(self, choice: PolicyChoice, service: Service | None = None) -> Plan:
+    def _tried(self, choices: Choices, instances: int | None) -> Iterator[Plan]:
+        """Yield a plan of each choice with each of its services, up to one that differs little."""
+        for choice, services in choices:
+            for service in services:
+                if instances:
+                    plan = self._plan(choice, instances, service)
+                else:
+                    plan = self._fewest(choice, service)
+                yield plan
+                if plan.differ <= (self._goal.differ or 1.0):
+                    break
+
+    def _fewest(self, choice: PolicyChoice, service: Service) -> Plan:
         """Plan with the fewest instances that suffice, or else the most that are tried."""
         low, high = self.least, self.least
         most = min(MAX_INSTANCES, MAX_FACTOR * self.least + 2)
@@ -305,12 +299,9 @@ class Planner:
             plan = plan if tried.missed else tried
         return plan
 
-    def _plan(self, choice: PolicyChoice, instances: int, service: Service | None = None) -> Plan:
-        """Simulate a plan, of a service with gates of a chosen level if it is given."""
-        level = None if service is None else service.level
-        service, goal = service or self._service, self._goal
-        gate = "" if level is None else f", gate {level:g}"
-        self._on_tried(f"{choice.name}{gate}, {instances} instances")
+    def _plan(self, choice: PolicyChoice, instances: int, service: Service) -> Plan:
+        """Simulate a plan."""
+        goal, level = self._goal, service.level
         contention = contention_of(goal, service, instances)
         scene = replace(self._scene, service=service, instances=instances, contention=contention)
         outcome, agreement = scene.outcome(choice), service.agreement
