@@ -74,7 +74,7 @@ def test_options_are_fields_by_name_or_all_at_once(folder: Path) -> None:
         pm.backup(folder / "model.onnx", folder / "inputs.npy", out="b", network="mlp", epoch=1)
     with pytest.raises(TypeError, match="not both"):
         pm.plan(options=pm.Goal(), rate=1.0)
-    with pytest.raises(pm.UserError, match="give differ or agreement, not both"):
+    with pytest.raises(pm.UserError, match="give --differ or --agreement, not both"):
         pm.plan(service_time=0.02, rate=1.0, differ=0.1, agreement=0.9)
 
 

@@ -1,10 +1,7 @@
 """The project's errors. Every message says what was wrong and what to do about it."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-_FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 
 EXTRAS = {
     "aiohttp": "remote",
@@ -52,20 +49,6 @@ class ParityModelsError(Exception):
 
 class UserError(ParityModelsError):
     """The caller's mistake: exit code 2 on the command line, 4xx over the network."""
-
-
-class OptionError(UserError):
-    """Options that do not fit together.
-
-    The message names them by their flags, as `typed` has it; the error's text has their names in
-    Python: `tls_cert` for `--tls-cert`, but in a command at the end.
-    """
-
-    def __init__(self, message: str) -> None:
-        said, command, typed = message.partition("parm ")
-        named = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), said)
-        super().__init__(named + command + typed)
-        self.typed = message
 
 
 class CodeError(UserError):

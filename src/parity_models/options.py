@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 
 SECONDS = "s"
 """The unit of times; users type them in milliseconds, where an option does not say otherwise."""
@@ -275,7 +275,7 @@ def make_options(kind: type[T], given: Mapping[str, Any]) -> T:
     for field in declared_in(kind):
         excluded = field.option.excludes
         if field.name in given and excluded in given:
-            raise OptionError(f"give {flag_of(field.name)} or {flag_of(str(excluded))}, not both")
+            raise UserError(f"give {flag_of(field.name)} or {flag_of(str(excluded))}, not both")
     return kind(**given)
 
 

@@ -185,7 +185,7 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
         calibrate_gates(
             Outputs(bundle, inputs(100)), metric="r2", answer_only=[AnsweredClass(0, "0")]
         )
-    with pytest.raises(UserError, match="answer_only needs a gate"):
+    with pytest.raises(UserError, match="--answer-only needs a gate"):
         SearchOptions(ungated=True, answer_only="spam")
 
 

@@ -39,7 +39,7 @@ def test_arrivals_are_poisson_and_the_seed_fixes_them() -> None:
     [
         ({"rate": 0}, "rate must be from 0.001 to 1e+06, got 0"),
         ({"rate": float("nan")}, "got nan"),
-        ({"rate": None}, "give rate or trace"),
+        ({"rate": None}, "give --rate or --trace"),
         ({"trace": "times.txt"}, "and not both"),
         ({"inputs": ""}, "say which queries to send"),
         ({"queries": 0}, "queries must be"),

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from parity_models import __version__
 from parity_models.cli.flags import command_of, source_of
-from parity_models.errors import OptionError, ParityModelsError, UserError, missing
+from parity_models.errors import ParityModelsError, UserError, missing
 
 COMMANDS = {
     "Protect a model": {
@@ -65,7 +65,7 @@ def run(command: Callable[[], TyperGroup]) -> None:
         group = command()
         group(prog_name=group.name)
     except UserError as error:
-        _exit(2, error.typed if isinstance(error, OptionError) else str(error), error)
+        _exit(2, str(error), error)
     except ParityModelsError as error:
         _exit(1, str(error), error)
     except Exception as error:

@@ -18,7 +18,7 @@ from parity_models.cli.common import OWN, AllowCode, stop_on_signals
 from parity_models.cli.flags import ConfigPath, Without, argument
 from parity_models.cli.policies import DispatchName, PolicyName
 from parity_models.emulation import load_fault_plan
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import Option, declared_in, flag_of
 from parity_models.scheduling.choice import PolicyChoice
@@ -140,21 +140,21 @@ def _engine(name: str | None, upstreams: UpstreamOptions) -> EngineChoice:
     having = {option.name for option in declared_in(ENGINES.find(chosen).Options)}
     for option in given:
         if option not in having:
-            raise OptionError(
+            raise UserError(
                 f"{flag_of(option)} is not an option of the engine {chosen} but of remote"
             )
     return EngineChoice(chosen, {**options, **given})
 
 
 def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle | None, *options: Any) -> None:
-    """Raise OptionError for options that have no effect with this engine."""
+    """Raise UserError for options that have no effect with this engine."""
     refused = engine.kind.refuses
     if bundle is not None and engine.kind.fixed_roles(engine.settings, bundle) is not None:
         refused = {**refused, **FIXED}
     for each in (field for kind in options for field in fields(kind)):
         given = any(getattr(kind, each.name, each.default) != each.default for kind in options)
         if given and each.name in refused:
-            raise OptionError(
+            raise UserError(
                 f"leave {flag_of(each.name)} out with the engine {engine.name}: "
                 f"{refused[each.name]}"
             )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
-from parity_models.errors import LoadError, OptionError
+from parity_models.errors import LoadError, UserError
 from parity_models.options import SECONDS, Option, Options
 
 DURATION = 30.0
@@ -89,9 +89,9 @@ class LoadSpec(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.inputs:
-            raise OptionError("say which queries to send: give a file with --inputs")
+            raise UserError("say which queries to send: give a file with --inputs")
         if (self.rate is None) == (self.trace is None):
-            raise OptionError("give --rate or --trace, to say when queries are sent, and not both")
+            raise UserError("give --rate or --trace, to say when queries are sent, and not both")
 
     @property
     def warm_up_requests(self) -> int:

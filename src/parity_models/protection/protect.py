@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.evaluation.calibration import LEVELS, RISK, check_levels, fewest_queries
 from parity_models.evaluation.judging import GivenInputs, answered_classes
 from parity_models.models.bundle import Bundle
@@ -130,7 +130,7 @@ class SearchOptions(TeachingOptions, Load):
         check_levels([self.agreement])
         for needs, given in (("--answer-only", self.answer_only), ("--differ", self.differ)):
             if self.ungated and given is not None:
-                raise OptionError(f"{needs} needs a gate; leave out --ungated")
+                raise UserError(f"{needs} needs a gate; leave out --ungated")
 
 
 @dataclass(frozen=True)

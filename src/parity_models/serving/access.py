@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.options import Option, Options
 from parity_models.serving.errors import ForbiddenError
 
@@ -77,7 +77,7 @@ class Access(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise OptionError(
+            raise UserError(
                 "TLS needs a certificate and its key; give both, --tls-cert and --tls-key"
             )
 
@@ -256,7 +256,7 @@ def tenant_header(name: str) -> str:
     """
     lower = name.lower()
     if _HEADER.fullmatch(lower) is None or lower.startswith("grpc-") or lower.endswith("-bin"):
-        raise OptionError(
+        raise UserError(
             f"--tenant-header is the name of a header: letters, digits, '-', '_' and "
             f"'.', at most 100, and neither grpc-... nor ...-bin; got {name!r}"
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from parity_models.emulation import FaultPlan
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.golden import golden
 from parity_models.models.onnx_model import PinnedModel
@@ -290,7 +290,7 @@ def _roles(
         given, instances = options.extra_instances, options.workers
         extra = extra_instances(choice, policy, instances, given, bundle.code())
         if given and not extra:
-            raise OptionError(
+            raise UserError(
                 f"the policy {choice.name} has no instances that run stand-ins only; leave "
                 "--extra-instances out"
             )

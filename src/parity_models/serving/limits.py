@@ -6,7 +6,7 @@ import resource
 from dataclasses import dataclass
 from typing import Annotated
 
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.options import BYTES, SCALES, SECONDS, Option, Options
 from parity_models.serving.errors import OverloadedError, Refused, TooLargeError
 
@@ -77,7 +77,7 @@ class Limits(Options):
         super().__post_init__()
         if self.max_in_flight < self.max_body:
             held, body = (size / SCALES["MiB"] for size in (self.max_in_flight, self.max_body))
-            raise OptionError(
+            raise UserError(
                 f"--max-body ({body:g} MiB) must not be above what all requests may hold together "
                 f"(max_in_flight, {held:g} MiB)"
             )

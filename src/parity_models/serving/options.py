@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from parity_models.emulation import FaultPlan
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.options import SECONDS, SHARE, Option, Options, Value
 from parity_models.registry import Registry
 from parity_models.scheduling import SchedulerConfig
@@ -191,11 +191,11 @@ class ServeOptions(Options):
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not self.host:
-            raise OptionError("--host is an address; for every network write 0.0.0.0")
+            raise UserError("--host is an address; for every network write 0.0.0.0")
         if self.tenant_header is not None:
             object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
         if self.ui and self.port is None:
-            raise OptionError(
+            raise UserError(
                 "the live page needs a port of the server's own; give --port, or no --ui"
             )
         if self.stand_in_only:
@@ -210,7 +210,7 @@ class ServeOptions(Options):
         needless = ("policy", "extra_instances", "ui", "max_batch", "faults")
         for name in needless:
             if getattr(self, name) not in (None, False):
-                raise OptionError(
+                raise UserError(
                     f"--{name.replace('_', '-')} is for servers that run the model; leave it out "
                     "with --stand-in-only"
                 )

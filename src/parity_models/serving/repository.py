@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from parity_models.errors import OptionError, ParityModelsError, UserError
+from parity_models.errors import ParityModelsError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
@@ -278,9 +278,9 @@ class Repository(Collector):
         tracing: "Tracing | None" = None,
     ) -> None:
         if options.name is not None:
-            raise OptionError("--name is for a server of one bundle; leave it out")
+            raise UserError("--name is for a server of one bundle; leave it out")
         if "deployed" in options.engine.options:
-            raise OptionError("--deployed is for a server of one bundle; leave it out")
+            raise UserError("--deployed is for a server of one bundle; leave it out")
         if options.placements:
             raise UserError("placements are for a server of one bundle; leave them out")
         self.metrics = Metrics()

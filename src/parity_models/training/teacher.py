@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from parity_models.errors import (
     BundleError,
     ModelError,
-    OptionError,
     TrainingError,
     UserError,
 )
@@ -203,9 +202,9 @@ def open_teacher(
     cannot be deployed.
     """
     if pool not in (None, "mean"):
-        raise OptionError(f"--pool takes mean, not {pool!r}")
+        raise UserError(f"--pool takes mean, not {pool!r}")
     if pool is not None and (isinstance(model, Bundle | nn.Module) or Path(model).is_dir()):
-        raise OptionError("--pool changes the model that is served; give an ONNX file")
+        raise UserError("--pool changes the model that is served; give an ONNX file")
     if not isinstance(model, Bundle | nn.Module) and Path(model).is_dir():
         model = open_bundle(model, allow_code)
     if isinstance(model, Bundle):

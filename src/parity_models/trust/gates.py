@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn, served
@@ -57,7 +57,7 @@ def choose_gates(
     if agreement == 0:
         return {}
     if agreement is not None and not used:
-        raise OptionError(
+        raise UserError(
             "this policy has no stand-in whose agreement could be chosen; leave "
             "--agreement out, or serve with a policy that uses the bundle's parity "
             "model or backup"
@@ -131,7 +131,7 @@ def _reaching(
     most_said = "no level" if most is None else f"{most.level:g}"
 
     lower = "" if most is None else f"serve with --agreement {most.level:g} at most, or "
-    raise OptionError(
+    raise UserError(
         f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
         f"it reaches {most_said}: {lower}calibrate it with more queries: "
         f"parm calibrate {bundle.path} --agreement {agreement:g}"

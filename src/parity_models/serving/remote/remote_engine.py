@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import OptionError, ServingError, UserError
+from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
@@ -190,18 +190,18 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
 
     """
     if options.deployed is None:
-        raise OptionError(
+        raise UserError(
             "the engine remote needs the URLs of servers that run already; give those of the "
             "deployed model with --deployed"
         )
     code = bundle.manifest.code
     if options.parity is not None and code is None:
-        raise OptionError(
+        raise UserError(
             f"{bundle.path} has no parity model for the servers of --parity; make one "
             f"with `parm parity --model {bundle.path} --out BUNDLE`"
         )
     if options.backup is not None and bundle.manifest.backup is None:
-        raise OptionError(
+        raise UserError(
             f"{bundle.path} has no backup model for the servers of --backup; make one "
             f"with `parm backup --model {bundle.path} --network linear --out BUNDLE`"
         )
@@ -261,7 +261,7 @@ def parse_upstreams(
                     raise UserError(f"{base} is given with {each} {before[each]} and {value}")
     lacking = [role for role in parities if not any(role in each for each in models.values())]
     if parity and lacking:
-        raise OptionError(
+        raise UserError(
             f"no server of --parity runs {name}-{lacking[0]}, and a code needs all its parity "
             "models; give one that does"
         )
