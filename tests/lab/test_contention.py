@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.contention import ContentionError, processor
-from parity_models_lab.contention.apply import contended
+from parity_models_lab.contention import ContentionError
+from parity_models_lab.contention import quota as quotas
 from parity_models_lab.contention.network import NAMES, PREFIX, check_privileges, star
-from parity_models_lab.contention.processor import ROOT, Hogs, quota
+from parity_models_lab.contention.quota import ROOT, quota
 from parity_models_lab.contention.transfers import Network, legs
+from parity_models_lab.latency.real_trial import contended
 from parity_models_lab.latency.setting import Setting
 from parity_models_lab.served import served
-from served import predictions, queries, until, write_linear_bundle
+from served import predictions, queries, write_linear_bundle
 
 # Courses
 
@@ -99,23 +99,6 @@ def inside(namespace: str, *command: str) -> str:
     return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.slow
-def test_hogs_are_on_their_cores_while_contention_lasts() -> None:
-    setting = Setting(instances=2, shuffles=0, hogs=Hogs(2, mean_between=0), computing=True)
-    cores = sorted(os.sched_getaffinity(0))
-    with contended(setting, 0) as contention:
-        pinned = [place.prefix[-1] for place in contention.placements]
-        assert pinned == [str(cores[i % len(cores)]) for i in range(3)]
-        contention.begin()
-        hogs = [each for each in psutil.Process().children() if "contention" in each.cmdline()[2]]
-        assert len(hogs) == 2 * len(cores)
-        until(lambda: all(each.cpu_times().user > 0.5 for each in hogs), "a hog is not busy")
-        assert sorted(each.cpu_affinity() for each in hogs) == sorted(
-            [[core] for core in cores] * 2
-        )
-    assert not any(each.is_running() for each in hogs)
-
-
 def test_without_root_or_its_tools_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ContentionError, match="takes root"):
@@ -172,6 +155,6 @@ def test_a_group_gets_its_quota_and_leaves_nothing() -> None:
 
 
 def test_a_quota_without_control_groups_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "ROOT", ROOT / "nowhere" / "at all")
+    monkeypatch.setattr(quotas, "ROOT", ROOT / "nowhere" / "at all")
     with pytest.raises(ContentionError, match="needs root and cgroup v1"), quota(0.5):
         pass

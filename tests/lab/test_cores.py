@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 import numpy as np
 import pytest
@@ -15,8 +16,7 @@ from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, Simulation, SimulationResult, simulate
-from parity_models_lab.contention.processor import Hogs
-from parity_models_lab.latency.cores import Cores, CpuModel, DriverOnCores
+from parity_models_lab.latency.cores import Cores, DriverOnCores, Processor, Thread
 
 
 class Calendar:
@@ -50,14 +50,14 @@ WORK = st.lists(
 def ends_of(cores: int, works: list[Work]) -> list[float | None]:
     """When each is done on so many cores; None for one that is stopped first."""
     calendar = Calendar()
-    computing = CpuModel(Cores(cores), 0, calendar.at)
+    computing = Processor(cores, inf, calendar.at)
     ends: list[float | None] = [None] * len(works)
 
     def start(i: int) -> None:
         def done(now: float) -> None:
             ends[i] = now
 
-        job = computing.run(calendar.now, i, works[i][1], done)
+        job = computing.start(calendar.now, works[i][1], done)
         after = works[i][2]
         if after is not None:
             calendar.at(calendar.now + after, lambda: computing.stop(calendar.now, job))
@@ -100,35 +100,14 @@ def test_one_that_is_stopped_is_never_done_and_leaves_its_part_to_the_others() -
     assert ends_of(1, [(0, 1, None), (0, 1, 0.5)]) == [pytest.approx(1.25), None]
 
 
-def test_a_hog_takes_half_of_its_core_while_it_computes() -> None:
+def test_a_thread_does_one_thing_at_a_time() -> None:
     calendar = Calendar()
-    hogs = Hogs(mean_between=0, mean_length=10_000)
-    ends: dict[int, float] = {}
-    for core, on in (
-        (0, CpuModel(Cores(1, hogs=hogs), 0, calendar.at)),
-        (1, CpuModel(Cores(1), 0, calendar.at)),
-    ):
-        on.run(0.0, 0, 1.0, partial(ends.__setitem__, core))
-    calendar.run(until=10)
-    assert ends == {0: pytest.approx(2), 1: pytest.approx(1)}
-
-
-def test_hogs_come_and_go_as_real_ones_do() -> None:
-    calendar = Calendar()
-    computing = CpuModel(Cores(1, hogs=Hogs(1, 0.5, 0.5)), 7, calendar.at)
-    ended: list[float] = []
-    computing.run(0.0, 0, 100.0, ended.append)
-    calendar.run(until=1000)
-    assert ended == [pytest.approx(150, rel=0.15)]
-
-
-def test_the_server_does_one_thing_at_a_time_where_least_is_done() -> None:
-    calendar = Calendar()
-    computing = CpuModel(Cores(2, serving=2.0), 0, calendar.at)
+    computing = Processor(2, inf, calendar.at)
+    server = Thread(computing)
     ended: dict[str, float] = {}
-    computing.run(0.0, 0, 1.0, lambda now: ended.update(unit=now))
-    computing.server.do(0.0, 1.0, lambda now: ended.update(served=now))
-    computing.server.do(0.0, 0.5, lambda now: ended.update(afterwards=now))
+    computing.start(0.0, 1.0, lambda now: ended.update(unit=now))
+    server.do(0.0, 1.0, lambda now: ended.update(served=now))
+    server.do(0.0, 0.5, lambda now: ended.update(afterwards=now))
     calendar.run()
     expected = {"unit": 1.0, "served": 1.0, "afterwards": 1.5}
     assert ended == {what: pytest.approx(at) for what, at in expected.items()}
@@ -136,17 +115,17 @@ def test_the_server_does_one_thing_at_a_time_where_least_is_done() -> None:
 
 def test_a_quota_stops_all_until_the_next_period() -> None:
     calendar = Calendar()
-    computing = CpuModel(Cores(2, quota=0.5), 0, calendar.at)
+    computing = Processor(2, 0.5, calendar.at)
     ended: list[float] = []
     for _ in range(2):  # 5 ms of a core are given every 10 ms: 2.5 ms for each of the two
-        computing.run(0.0, 0, 0.004, ended.append)
+        computing.start(0.0, 0.004, ended.append)
     calendar.run(until=1)
     assert ended == [pytest.approx(0.0115)] * 2
 
 
 def test_a_server_is_busy_while_it_waits_for_its_quota() -> None:
     calendar = Calendar()
-    server = CpuModel(Cores(2, quota=0.5), 0, calendar.at).server
+    server = Thread(Processor(2, 0.5, calendar.at))
     ended: list[float] = []
     server.do(0.0, 0.006, ended.append)  # 5 ms of a core are given every 10 ms
     calendar.run(until=0.02)
@@ -178,7 +157,7 @@ POLICIES = ("equal-resources", "hedging", "adaptive")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_a_core_for_everyone_all_is_as_if_there_were_none(policy: str) -> None:
     alone = simulated(policy, None)
-    shared = simulated(policy, Cores(6))
+    shared = simulated(policy, Cores(6, 0.0, 0.0, computing=True))
     found, wanted = (np.quantile(each.latencies, (0.1, 0.5, 0.9, 0.99)) for each in (shared, alone))
     np.testing.assert_allclose(found, wanted, rtol=0.02)
     assert shared.units[DEPLOYED] == pytest.approx(alone.units[DEPLOYED], rel=0.02)
@@ -186,7 +165,7 @@ def test_with_a_core_for_everyone_all_is_as_if_there_were_none(policy: str) -> N
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: str) -> None:
+def test_under_pauses_and_kills_next_to_all_queries_are_answered(policy: str) -> None:
     faults = FaultPlan(
         seed=5,
         service_time=Exponential(0.01),
@@ -194,7 +173,7 @@ def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: st
         pauses=Pauses(2.0, Exponential(0.1)),
         kills=tuple(Kill(worker, 5.0 + 4.0 * worker) for worker in range(6)),
     )
-    cores = Cores(2, 0.001, 0.0005, 0.0005, hogs=Hogs(1, 0.5, 0.5))
+    cores = Cores(2, 0.001, 0.0005, computing=True)
     result = simulated(policy, cores, faults)
     failed = result.sources == FAILED
     assert failed.mean() < 0.01
@@ -206,6 +185,6 @@ def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: st
 def test_on_slow_cores_what_a_slow_server_adds_to_every_query_is_seen() -> None:
     p50 = [
         float(np.median(simulated("equal-resources", cores).latencies))
-        for cores in (None, Cores(2, 0.004, unit=0.001, waiting=True))
+        for cores in (None, Cores(2, 0.004, 0.001))
     ]
     assert 0.005 < p50[1] - p50[0] < 0.02

@@ -94,7 +94,9 @@ def test_the_figure_says_who_differs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "rivals.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "cannot read"), ("2\n1", "not in order")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "cannot read"), ("2\n1", "finite and in order")]
+)
 def test_traces_that_are_none_are_refused(
     lab_here: Here, tmp_path: Path, content: str | None, reason: str
 ) -> None:

@@ -13,11 +13,9 @@ from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency import validation as validating
-from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
-from parity_models_lab.latency.figures import draw
-from parity_models_lab.latency.real_trial import Laboratory
-from parity_models_lab.latency.reproduce_latency import Plan, Trials, lines_of, rows_of
-from parity_models_lab.latency.trial import Mode
+from parity_models_lab.latency.figure import figure_names, figures_of, load_figure
+from parity_models_lab.latency.reproduce import reproduce
+from parity_models_lab.latency.runs import Trials
 from parity_models_lab.results import Out as MaybeOut
 from parity_models_lab.results import ResultCache, check_out, print_rows, report
 
@@ -32,7 +30,7 @@ def latency(
     figure: Annotated[
         list[str] | None,
         Option(
-            f"One of {', '.join(experiment_names())}, an experiment file of yours, or all "
+            f"One of {', '.join(figure_names())}, a figure's file of yours, or all "
             "(but those that take long); may be given several times.",
             metavar="FIGURE",
         ),
@@ -64,19 +62,13 @@ def latency(
     the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
     interrupted run goes on where it stopped.
     """
-    real = _runs_for_real(network)
     names = figures_of(list(figure or ["all"]))
-    plans = [Plan(name, load_experiment(name), seed, real, speed) for name in names]
+    figures = {name: load_figure(name) for name in names}
+    real = _runs_for_real(network)
     check_out(out)
-    trials = Trials(work / "trials", Laboratory(work / "bundles").run)
-    plans = [plan.tuned(trials) for plan in plans]
-    trials.run([trial for plan in plans for trial in plan.all_trials()])
-    for plan in plans:
-        lines = lines_of(plan, trials)
-        title, rows = plan.experiment.title, list(rows_of(plan, lines))
-        queries = {str(mode): plan.queries(mode) for mode in Mode}
-        report(title, rows, out / f"{plan.name}.json", figure=plan.figure, queries=queries)
-        draw(plan, lines, out / f"{plan.name}.png")
+    trials = Trials(work)
+    for name, loaded in figures.items():
+        reproduce(name, loaded, trials, seed, out, real=real, speed=speed)
 
 
 def rivals(
@@ -110,7 +102,7 @@ def rivals(
 
 def validation(
     figure: Annotated[
-        str, Option("The experiment whose policies are run.", metavar="FIGURE")
+        str, Option("The figure whose policies are run.", metavar="FIGURE")
     ] = "validation",
     queries: Annotated[int, Option("Queries of each run.", at_least=100)] = 20_000,
     out: Out = Path("lab/results"),
@@ -122,12 +114,11 @@ def validation(
     Real shuffles go through shaped links, which need root and iproute2. The overheads of the real
     system are measured first. Writes validation.json.
     """
-    experiment = load_experiment(figure)
+    loaded = load_figure(figure)
     check_out(out)
-    trials = Trials(work / "trials", Laboratory(work / "bundles").run)
-    rows, overheads = validating.compare(Plan(figure, experiment, seed), queries, trials)
+    rows, overheads = validating.compare(loaded, queries, Trials(work), seed)
     file = out / "validation.json"
-    report(experiment.title, rows, file, queries=queries, overheads=overheads)
+    report(loaded.title, rows, file, queries=queries, overheads=overheads)
     print_rows("Overheads of serving, in ms", overheads)
     typer.echo(validating.summary(rows))
 

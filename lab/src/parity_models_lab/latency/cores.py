@@ -1,4 +1,4 @@
-"""Simulated cores that instances share with each other, the server, its client, and others.
+"""Simulated cores that instances share with each other, the server and its client.
 
 The server is one thread, and so is its client: each does one thing at a time, in order. So where
 cores are slow, a report waits for the reports before it although the cores are idle half of the
@@ -13,66 +13,150 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from parity_models.emulation import Spells
 from parity_models.scheduling import Answer, Run
 from parity_models.scheduling.front_door import MEASURE_INTERVAL
 from parity_models.simulation import Simulation
 from parity_models.simulation.simulator import Instance, Running
-from parity_models_lab.contention.processor import PERIOD, Hogs
+from parity_models_lab.contention.quota import PERIOD
 from parity_models_lab.latency.link import DriverOnLinks, Links
 
-At = Callable[[float, Callable[[], None]], None]
-"""Schedules a callback for a time."""
-
 EXACT = 1e-9
-"""Seconds of work that are as good as none."""
+"""Seconds of work that count as none."""
 
 
 @dataclass(frozen=True)
 class Cores:
     """The cores of one machine. Times in seconds of a core.
 
-    Where there are `hogs`, these compute in spells, and instance i is on core i modulo `count`;
-    else instances go where there is room, as server and client do. Jobs on a core at the same time
-    have equal shares of it. Models compute on the cores, unless units are `waiting` for
-    accelerators of their own.
+    Jobs that run at the same time have equal shares of the cores. Models are `computing` on them,
+    or else wait for accelerators of their own.
 
     `serving` is the time that client and server compute for a query of one unit. The client's
     thread takes half of it, before the query is sent and after its answer is back; the server's
     thread takes an eighth each for the request, for sending a unit, for its report, and for the
-    answer. `unseen` is computed besides, and nothing waits for it. `unit` is the time that an
-    instance computes for a unit besides its service, half of it before.
+    answer. `unit` is the time that an instance computes for a unit besides its service, half of it
+    before. The defaults were measured in real trials without redundancy.
 
     With a `quota`, jobs together get `quota` cores' time in each PERIOD, and then none until the
     next one begins, as in a control group or a container with a processor limit. The client is not
     in that group, and has a core to itself.
     """
 
-    count: int
-    serving: float = 0.0
-    unseen: float = 0.0
-    unit: float = 0.0
-    hogs: Hogs | None = None
-    waiting: bool = False
+    count: int = 2
+    serving: float = 0.77e-3
+    unit: float = 0.47e-3
+    computing: bool = False
     quota: float = inf
 
 
 class Job:
-    """A computation on a core."""
+    """A computation; `over` once it is done or stopped."""
 
-    __slots__ = ("core", "done", "stopped")
+    __slots__ = ("done", "over")
 
-    def __init__(self, core: "_Core", done: Callable[[float], None]) -> None:
-        self.core = core
+    def __init__(self, done: Callable[[float], None]) -> None:
         self.done = done
-        self.stopped = False
+        self.over = False
+
+
+class Processor:
+    """`count` cores with one queue, which compute `quota` seconds a second together.
+
+    `_each` is how many seconds a job has had that computed from the beginning on; so the order in
+    which jobs are done does not change when others come or go. `at` schedules a callback for a
+    time. Times of calls must not decrease.
+    """
+
+    def __init__(
+        self, count: int, quota: float, at: Callable[[float, Callable[[], None]], None]
+    ) -> None:
+        self._count = count
+        self._at = at
+        self._grant = self._left = quota * PERIOD
+        self._period_ends = PERIOD if quota < inf else inf
+        self._now = 0.0
+        self._each = 0.0
+        self._jobs: list[tuple[float, int, Job]] = []
+        self._computing = 0
+        self._order = 0
+
+    def start(self, now: float, work: float, done: Callable[[float], None]) -> Job:
+        """Compute for `work` seconds of a core; call `done` with the time."""
+        self._advance(now)
+        self._order += 1
+        job = Job(done)
+        heapq.heappush(self._jobs, (self._each + work, self._order, job))
+        self._computing += 1
+        self._await()
+        return job
+
+    def stop(self, now: float, job: Job) -> None:
+        """End a job before it is done."""
+        if not job.over:
+            self._advance(now)
+            job.over = True
+            self._computing -= 1
+            self._await()
+
+    @property
+    def _slowdown(self) -> float:
+        """The factor by which all jobs take longer now than alone."""
+        return max(1.0, self._computing / self._count) if self._left else inf
+
+    def _advance(self, now: float) -> None:
+        while True:
+            used_up = inf
+            if self._computing and self._left:
+                used_up = self._now + self._left / min(self._computing, self._count)
+            change = min(self._period_ends, used_up)
+            if change > now:
+                break
+            self._pass(change)
+            if change == self._period_ends:
+                self._left = self._grant
+                self._period_ends += PERIOD * (1 + (now - change) // PERIOD * (not self._computing))
+            else:
+                self._left = 0.0
+        self._pass(now)
+
+    def _pass(self, until: float) -> None:
+        if self._computing and self._left:
+            passed = until - self._now
+            self._each += passed / self._slowdown
+            self._left = max(0.0, self._left - passed * min(self._computing, self._count))
+        self._now = until
+
+    def _await(self) -> None:
+        """Look again when the first job may be done, or the speed changes."""
+        while self._jobs and self._jobs[0][2].over:
+            heapq.heappop(self._jobs)
+        if self._jobs:
+            left = (self._jobs[0][0] - self._each) * self._slowdown if self._left else inf
+            self._order += 1
+            time = min(self._now + left, self._period_ends)
+            self._at(time, partial(self._look, self._order, time))
+
+    def _look(self, order: int, now: float) -> None:
+        if order != self._order:
+            return  # a job has begun or stopped since
+        self._advance(now)
+        done: list[Job] = []
+        while self._jobs and self._jobs[0][0] <= self._each + EXACT:
+            job = heapq.heappop(self._jobs)[2]
+            if not job.over:
+                job.over = True
+                self._computing -= 1
+                done.append(job)
+        self._await()
+        for job in done:
+            job.done(now)
 
 
 class Thread:
-    """A thread that does one thing after the other, each on the core that is least busy."""
+    """A thread that does one thing after the other on a processor."""
 
-    def __init__(self, least_busy: Callable[[float], "_Core"]) -> None:
-        self._least_busy = least_busy
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
         self._queue: deque[tuple[float, Callable[[float], None]]] = deque()
         self._runs = False
         self._since = self._busy = 0.0
@@ -92,7 +176,7 @@ class Thread:
         while self._queue:
             work, done = self._queue.popleft()
             if work:
-                self._least_busy(now).start(now, work, partial(self._done, done))
+                self._processor.start(now, work, partial(self._done, done))
                 return
             done(now)
         self._busy = self.busy(now)
@@ -101,143 +185,6 @@ class Thread:
     def _done(self, done: Callable[[float], None], now: float) -> None:
         done(now)
         self._next(now)
-
-
-class CpuModel:
-    """All computation on the cores. Times of calls must not decrease."""
-
-    def __init__(self, cores: Cores, seed: int, at: At) -> None:
-        apart = cores.count if cores.hogs else 1
-        courses: list[list[Spells]] = [[] for _ in range(apart)]
-        if cores.hogs:
-            for number in range(apart * cores.hogs.each):
-                courses[number % apart].append(cores.hogs.spells(seed, number))
-        self._cores = [
-            _Core(cores.count // apart, cores.quota / apart, spells, at) for spells in courses
-        ]
-        own = _Core(1, inf, [], at)
-        self.server = Thread(self.least_busy)
-        self.client = Thread(self.least_busy if cores.quota == inf else lambda now: own)
-
-    def run(self, now: float, instance: int, work: float, done: Callable[[float], None]) -> Job:
-        """Have an instance compute for `work` seconds of a core."""
-        return self._cores[instance % len(self._cores)].start(now, work, done)
-
-    def least_busy(self, now: float) -> "_Core":
-        """Return the core with the fewest jobs."""
-        return min(self._cores, key=lambda core: core.busy(now))
-
-    def stop(self, now: float, job: Job) -> None:
-        """End a job before it is done."""
-        job.core.stop(now, job)
-
-
-class _Core:
-    """One or several cores with one queue.
-
-    `_each` is how many seconds a job has had that computed from the beginning on; so the order in
-    which jobs are done does not change when others come or go.
-    """
-
-    def __init__(self, cores: int, quota: float, antagonists: list[Spells], at: At) -> None:
-        self._cores = cores
-        self._grant = self._left = quota * PERIOD
-        self._period_ends = PERIOD if quota < inf else inf
-        self._at = at
-        self._antagonists = antagonists
-        self._disturbing = 0
-        self._turn = inf  # when the next antagonist begins or ends
-        self._now = 0.0
-        self._each = 0.0
-        self._jobs: list[tuple[float, int, Job]] = []
-        self._computing = 0
-        self._order = 0
-        self._look_at_antagonists()
-
-    def busy(self, now: float) -> int:
-        """Return how many compute."""
-        self._advance(now)
-        return self._computing + self._disturbing
-
-    @property
-    def _slowdown(self) -> float:
-        """The factor by which all jobs take longer now than alone."""
-        if not self._left:
-            return inf
-        return max(1.0, (self._computing + self._disturbing) / self._cores)
-
-    @property
-    def _exhausted_at(self) -> float:
-        """When the quota of this period will be used up."""
-        if not self._computing or not self._left:
-            return inf
-        return self._now + self._left / min(self._computing, self._cores)
-
-    def start(self, now: float, work: float, done: Callable[[float], None]) -> Job:
-        self._advance(now)
-        self._order += 1
-        job = Job(self, done)
-        heapq.heappush(self._jobs, (self._each + work, self._order, job))
-        self._computing += 1
-        self._await()
-        return job
-
-    def stop(self, now: float, job: Job) -> None:
-        if not job.stopped:
-            self._advance(now)
-            job.stopped = True
-            self._computing -= 1
-            self._await()
-
-    def _advance(self, now: float) -> None:
-        while (change := min(self._turn, self._period_ends, self._exhausted_at)) <= now:
-            self._pass(change)
-            if change == self._turn:
-                self._look_at_antagonists()
-            elif change == self._period_ends:
-                self._left = self._grant
-                self._period_ends += PERIOD * (1 + (now - change) // PERIOD * (not self._computing))
-            else:
-                self._left = 0.0
-        self._pass(now)
-
-    def _pass(self, until: float) -> None:
-        if self._computing and self._left:
-            passed = until - self._now
-            self._each += passed / self._slowdown
-            self._left = max(0.0, self._left - passed * min(self._computing, self._cores))
-        self._now = until
-
-    def _look_at_antagonists(self) -> None:
-        courses = [each.after(self._now) for each in self._antagonists]
-        self._disturbing = sum(start <= self._now for start, _ in courses)
-        turns = (stop if start <= self._now else start for start, stop in courses)
-        self._turn = min(turns, default=inf)
-
-    def _await(self) -> None:
-        """Look again when the first job may be done, or the speed changes."""
-        while self._jobs and self._jobs[0][2].stopped:
-            heapq.heappop(self._jobs)
-        if self._jobs:
-            left = (self._jobs[0][0] - self._each) * self._slowdown if self._left else inf
-            self._order += 1
-            time = min(self._now + left, self._turn, self._period_ends)
-            self._at(time, partial(self._look, self._order, time))
-
-    def _look(self, order: int, now: float) -> None:
-        if order != self._order:
-            return  # a job has begun or stopped since
-        self._advance(now)
-        done: list[Job] = []
-        while self._jobs and self._jobs[0][0] <= self._each + EXACT:
-            job = heapq.heappop(self._jobs)[2]
-            if not job.stopped:
-                job.stopped = True
-                self._computing -= 1
-                done.append(job)
-        self._await()
-        for job in done:
-            job.done(now)
 
 
 class DriverOnCores(DriverOnLinks):
@@ -251,48 +198,48 @@ class DriverOnCores(DriverOnLinks):
         self, cores: Cores, links: Links | None, simulation: Simulation, *others: Any
     ) -> None:
         self._cores = cores
-        self._cpu = CpuModel(cores, simulation.faults.seed, self._at)
+        self._processor = Processor(cores.count, cores.quota, self._at)
+        self._server = Thread(self._processor)
+        apart = cores.quota < inf
+        self._client = Thread(Processor(1, inf, self._at) if apart else self._processor)
         self._jobs: dict[int, Job] = {}  # by unit, of those that run
         self._busy = 0.0
         super().__init__(links, simulation, *others)
         self._at(MEASURE_INTERVAL, partial(self._tick, MEASURE_INTERVAL))
 
     def _tick(self, due: float) -> None:
-        self._serve(partial(self._measure, due), 1 / 64, self._now)
+        self._serve(partial(self._measure, due), 1 / 64)
 
     def _measure(self, due: float) -> None:
         """Report the delay of the server's timer and how busy its thread was."""
-        busy, lag = self._cpu.server.busy(self._now), self._now - due
+        busy, lag = self._server.busy(self._now), self._now - due
         share = (busy - self._busy) / (MEASURE_INTERVAL + lag)
         self._busy, due = busy, self._now + MEASURE_INTERVAL
         self._at(due, partial(self._tick, due))
         self._carry_out(self._scheduler.process_measured(self._now, lag, share))
 
     def _admit(self, query: int) -> None:
-        if self._cores.unseen:
-            self._cpu.least_busy(self._now).start(self._now, self._cores.unseen, lambda now: None)
-        received = partial(self._serve, partial(super()._admit, query), 1 / 8)
-        self._cpu.client.do(self._now, self._cores.serving / 4, received)
+        admit = partial(super()._admit, query)
+        self._client.do(self._now, self._cores.serving / 4, lambda now: self._serve(admit, 1 / 8))
 
     def _answered(self, answer: Answer) -> None:
         work, done = self._cores.serving / 4, partial(super()._answered, answer)
-        sent = partial(self._cpu.client.do, work=work, done=lambda now: done())
-        self._cpu.server.do(self._now, self._cores.serving / 8, sent)
+        self._serve(lambda: self._client.do(self._now, work, lambda now: done()), 1 / 8)
 
     def _finish(self, run: Run, ended: float) -> None:
-        self._serve(partial(super()._finish, run, ended), 1 / 8, self._now)
+        self._serve(partial(super()._finish, run, ended), 1 / 8)
 
     def _cut(self, unit: int) -> None:
-        self._serve(partial(super()._cut, unit), 1 / 8, self._now)
+        self._serve(partial(super()._cut, unit), 1 / 8)
 
     def _pass_time(self) -> None:
-        self._serve(super()._pass_time, 1 / 64, self._now)
+        self._serve(super()._pass_time, 1 / 64)
 
-    def _serve(self, done: Callable[[], None], share: float, now: float) -> None:
-        self._cpu.server.do(now, share * self._cores.serving, lambda now: done())
+    def _serve(self, done: Callable[[], None], share: float) -> None:
+        self._server.do(self._now, share * self._cores.serving, lambda now: done())
 
     def _send(self, running: Running) -> None:
-        self._serve(partial(super()._send, running), 1 / 8, self._now)
+        self._serve(partial(super()._send, running), 1 / 8)
 
     def _begin(self, running: Running) -> None:
         self._at(running.there, partial(self._compute, running))
@@ -304,14 +251,13 @@ class DriverOnCores(DriverOnLinks):
         work, unit = self._takes(run.role, len(run.subjects)), self._cores.unit
         if instance.faults is not None:
             work += instance.faults.computing_time(running.there, run.role)
-        if self._cores.waiting:
-            self._run_on(running, unit / 2, partial(self._wait, running, work))
-        else:
+        if self._cores.computing:
             self._run_on(running, work + unit, partial(self._release, running))
+        else:
+            self._run_on(running, unit / 2, partial(self._wait, running, work))
 
     def _run_on(self, running: Running, work: float, done: Callable[[float], None]) -> None:
-        job = self._cpu.run(self._now, running.instance.slot, work, done)
-        self._jobs[running.run.unit] = job
+        self._jobs[running.run.unit] = self._processor.start(self._now, work, done)
 
     def _wait(self, running: Running, service: float, now: float) -> None:
         """The unit's accelerator is at work; then the instance computes once more."""
@@ -338,17 +284,17 @@ class DriverOnCores(DriverOnLinks):
 
     def _on_cancel(self, running: Running) -> None:
         """The instance hears that its unit is cancelled."""
-        job, waiting = self._jobs.get(running.run.unit), self._cores.waiting
+        job = self._jobs.get(running.run.unit)
         faults = running.instance.faults
         if running.run.unit not in self._running or running.over or job is None:
             return
-        computing = not job.stopped
-        self._cpu.stop(self._now, job)
+        computing = not job.over
+        self._processor.stop(self._now, job)
         ends = self._now
         if faults is not None:
-            if computing and not waiting:
+            if computing and self._cores.computing:
                 faults.release(running.there, ends, running.run.role)
-            if not (computing and waiting):
+            if not computing or self._cores.computing:
                 ends = faults.cut(ends)
         if computing or ends < running.ends:
             running.ends = ends + self._simulation.overhead
@@ -357,5 +303,5 @@ class DriverOnCores(DriverOnLinks):
     def _replace(self, instance: Instance) -> None:
         for unit, running in self._running.items():
             if running.instance is instance and unit in self._jobs:
-                self._cpu.stop(self._now, self._jobs[unit])
+                self._processor.stop(self._now, self._jobs[unit])
         super()._replace(instance)

@@ -1,203 +1,164 @@
-"""Real trials: a server process with worker processes, a client process, real contention."""
+"""Real trials: a server process with worker processes, a client process, real contention.
+
+What slows workers from within (service times, pauses, another tenant, kills) is in the server's
+fault plan; transfers and a quota are made outside.
+"""
 
 import asyncio
-import os
-import resource
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from math import inf, prod
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from torch import nn
 
-from parity_models.codes import CodeSpec
-from parity_models.emulation import FaultPlan
 from parity_models.errors import BundleError, LoadError
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.result import LoadResult
-from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.export import export, floats
 from parity_models.roles import DEPLOYED, Source
+from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
-from parity_models.training import Queries, TrainingOptions, train
-from parity_models_lab.contention.apply import contended
-from parity_models_lab.deployed import train_deployed
-from parity_models_lab.latency.setting import QUERY_SHAPE
+from parity_models_lab.contention.network import FRONTEND_ADDRESS, enter, shuffling, star
+from parity_models_lab.contention.quota import quota
+from parity_models_lab.latency.setting import OUTPUT_SHAPE, QUERY_SHAPE, Setting
 from parity_models_lab.latency.trial import Trial, TrialResult, result_of
-from parity_models_lab.processes import cpu_seconds, descendants
 from parity_models_lab.served import served
-from parity_models_lab.tasks import Dataset, Task, find_task
 
-TASK = "digits"
-NETWORK = "linear"
-ENLARGED = QUERY_SHAPE[-1] // 8
-"""Pixels of a query for each of a digit's, each way."""
-
-TRAINING = TrainingOptions(seconds=15)
-"""For each model: enough for a linear one."""
+ROWS = 200
+"""Different queries that are sent."""
 
 
-@dataclass(frozen=True)
-class Laboratory:
-    """Runs trials for real; keeps the bundles they serve in `folder`.
+class Contended(NamedTuple):
+    """Contention that is set up.
 
-    They are trained on enlarged digits, and linear: what takes time is the emulated accelerator.
+    The server's i-th instance belongs at the i-th of `placements`. `server_prefix` must come before
+    the server's command, and `prefix` before those of its clients: only they reach the workers and
+    the server. `begin` starts the contention; to be called once.
     """
 
-    folder: Path
-    training: TrainingOptions = TRAINING
+    server_prefix: tuple[str, ...]
+    prefix: tuple[str, ...]
+    placements: tuple[Placement, ...]
+    begin: Callable[[], None]
 
-    def run(self, trial: Trial) -> TrialResult:
-        """Run a trial. Raises what starting the contention, the server or the load raises."""
-        return asyncio.run(self._run(trial))
 
-    async def _run(self, trial: Trial) -> TrialResult:
-        setting, roles = trial.setting, trial.roles
-        bundle = self.bundle_for(trial)
-        async with AsyncExitStack() as stack:
-            contention = stack.enter_context(contended(setting, trial.seed))
-            options = ServeOptions(
-                policy=trial.policy,
-                instances=len(roles),
-                extra_instances=sum(DEPLOYED not in each for each in roles) or None,
-                port=0,
-                max_batch=setting.max_batch,
-                placements=contention.placements[: len(roles)],
-                faults=_of_workers(setting.faults(trial.seed, trial.seconds), len(roles)),
-                share_groups=True,
-                agreement=0,  # what may not be answered is drawn, as in simulations: coverage
-            )
-            server = await stack.enter_async_context(
-                served(bundle.path, options, contention.server_prefix)
-            )
-            load = self._load(trial, bundle.manifest.name, server.url)
-            counting: list[asyncio.Task[float]] = []
-            computed: list[tuple[float, float]] = []
+@contextmanager
+def contended(setting: Setting, seed: int) -> Iterator[Contended]:
+    """Make a setting's contention, of which nothing is left at the end of the context.
 
-            async def busy_in_warm_up() -> float:
-                await asyncio.sleep(float(load.due[trial.warm_up]))
-                return await server.busy_seconds()
+    Raises ContentionError if the network, or a quota, cannot be made here.
+    """
+    network, workers = setting.network, range(setting.all_instances)
+    nodes = [str(worker % setting.nodes) if setting.nodes else None for worker in workers]
+    with ExitStack() as stack:
+        machines = stack.enter_context(star(network, len(workers))) if network else None
+        slowed = stack.enter_context(quota(setting.quota)) if setting.quota < inf else None
+        prefix = enter(machines.frontend) if machines else ()
+        places = [Placement(node=node) for node in nodes]
+        if machines:
+            inside = zip(machines.machines, nodes, strict=True)
+            places = [Placement(enter(each), FRONTEND_ADDRESS, node) for each, node in inside]
 
-            def begin() -> None:
-                computed.append(_computed(server.pid))
-                server.begin_faults()
-                contention.begin()
-                counting.append(asyncio.create_task(busy_in_warm_up()))
+        def begin() -> None:
+            if slowed:
+                slowed.begin()
+            if network and machines:
+                stack.enter_context(shuffling(network, machines, seed, time.monotonic()))
 
-            result = await offer_load_from_own_process(load, begin, contention.prefix)
-            busy = sum([await server.busy_seconds() - await before for before in counting])
-            summed = msgspec.structs.replace(
-                _sum_up(result, trial.warm_up, busy), lag_ms=await server.mean_lag() * 1e3
-            )
-            if setting.hogs:
-                return summed  # they compute, too
-            ms = 1e3 / len(result)
-            (then,) = computed
-            workers, serving = (b - a for a, b in zip(then, _computed(server.pid), strict=True))
-            return msgspec.structs.replace(summed, workers_ms=ms * workers, serving_ms=ms * serving)
+        yield Contended((slowed.prefix if slowed else ()) + prefix, prefix, tuple(places), begin)
 
-    def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
-        """Contention begins with the warm-up, which policies that learn would else learn from in
-        vain; so all queries are the load's own, and those of the warm-up are left out later."""
-        trace = self.folder / "trace.txt"
+
+def run_real(trial: Trial, folder: Path) -> TrialResult:
+    """Run a trial with a bundle, made once, in `folder`.
+
+    Raises what starting the contention, the server or the load raises.
+    """
+    return asyncio.run(_run(trial, folder))
+
+
+async def _run(trial: Trial, folder: Path) -> TrialResult:
+    setting, roles = trial.setting, trial.roles
+    bundle = bundle_for(trial, folder)
+    async with AsyncExitStack() as stack:
+        contention = stack.enter_context(contended(setting, trial.seed))
+        options = ServeOptions(
+            policy=trial.policy,
+            instances=len(roles),
+            extra_instances=sum(DEPLOYED not in each for each in roles) or None,
+            port=0,
+            max_batch=setting.max_batch,
+            placements=contention.placements[: len(roles)],
+            faults=trial.plan(len(roles)),
+            share_groups=True,
+            agreement=0,  # what may not be answered is drawn, as in simulations: coverage
+        )
+        server = await stack.enter_async_context(
+            served(bundle.path, options, contention.server_prefix)
+        )
+        # Contention begins with the warm-up, which policies that learn would else learn from in
+        # vain; so all queries are the load's own, and those of the warm-up are left out later.
+        trace, rows = folder / "trace.txt", folder / "queries.npy"
         np.savetxt(trace, trial.arrivals(), fmt="%.9f")
-        return LoadSpec(
-            url=url,
-            model=model,
+        np.save(rows, np.random.default_rng(0).random((ROWS, *QUERY_SHAPE), np.float32))
+        load = LoadSpec(
+            url=server.url,
+            model=bundle.manifest.name,
             binary=True,
-            inputs=str(self._queries),
-            metric=self._task.metric,
+            inputs=str(rows),
             trace=str(trace),
             queries=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
+        busy = await server.busy_seconds()
 
-    @cached_property
-    def _task(self) -> Task:
-        return find_task(TASK)
+        def begin() -> None:
+            server.begin_faults()
+            contention.begin()
 
-    @cached_property
-    def _dataset(self) -> Dataset:
-        dataset = self._task.load()
-        train, validation, test = (
-            replace(part, inputs=_enlarge(part.inputs))
-            for part in (dataset.train, dataset.validation, dataset.test)
-        )
-        return Dataset(train, validation, test, dataset.classes)
-
-    @cached_property
-    def _queries(self) -> Path:
-        """The test set, for the load generator."""
-        path = self.folder / "queries.npz"
-        np.savez(path, inputs=self._dataset.test.inputs, labels=self._dataset.test.labels)
-        return path
-
-    def bundle_for(self, trial: Trial) -> Bundle:
-        """Return the bundle of a trial, made once, with the stand-ins that its policy uses."""
-        policy, has = trial.policy.policy, trial.setting.stand_ins
-        self.folder.mkdir(parents=True, exist_ok=True)
-        bundle = self._deployed
-        if policy.needs_code or (policy.needs_stand_in and "parity" in has):
-            bundle = self._trained(bundle, trial.setting.code)
-        if policy.needs_backup or (policy.needs_stand_in and "backup" in has):
-            bundle = self._trained(bundle, None)
-        return bundle
-
-    @cached_property
-    def _deployed(self) -> Bundle:
-        path = self.folder / "deployed"
-        try:
-            return open_bundle(path)
-        except BundleError:
-            return train_deployed(self._task, self._dataset, NETWORK, path, self.training)
-
-    def _trained(self, bundle: Bundle, code: CodeSpec | None) -> Bundle:
-        """Return the bundle with parity models for `code`, or with a backup, trained once."""
-        words = ["" if bundle is self._deployed else bundle.path.name, "backup"]
-        if code is not None:
-            words = [code.encoder, code.decoder, str(code.k)]
-        path = self.folder / "-".join(filter(None, words))
-        try:
-            return open_bundle(path)
-        except BundleError:
-            inputs = self._dataset.train.inputs
-            queries = Queries.of(inputs) if code is None else Queries.of(inputs, code.k)
-            network = NETWORK if code is None else None
-            return train(bundle, queries, path, network, code, self.training)
-
-
-def _of_workers(faults: FaultPlan, workers: int) -> FaultPlan:
-    """Return the plan for a policy with fewer instances, without the faults of the others."""
-    kills, neighbours = (kill for kill in faults.kills if kill.worker < workers), faults.neighbours
-    if neighbours is not None:
-        here = tuple(worker for worker in neighbours.workers if worker < workers)
-        neighbours = msgspec.structs.replace(neighbours, workers=here)
-    return msgspec.structs.replace(faults, kills=tuple(kills), neighbours=neighbours)
-
-
-def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
-    return images.repeat(ENLARGED, axis=-2).repeat(ENLARGED, axis=-1)
-
-
-def _computed(server: int) -> tuple[float, float]:
-    """Return the processor seconds so far of a server's workers, and of the server and clients."""
-    workers = cpu_seconds(descendants(server))
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    clients = ended.ru_utime + ended.ru_stime
-    return workers, clients + cpu_seconds(descendants(os.getpid())) - workers
-
-
-def _sum_up(result: LoadResult, warm_up: int, busy: float) -> TrialResult:
-    """`busy` is how long instances were busy, in seconds, for those after the warm-up."""
-    answered = result.answered[warm_up:]
+        result = await offer_load_from_own_process(load, begin, contention.prefix)
+        busy = await server.busy_seconds() - busy
+        lag = await server.mean_lag()
+    counted = slice(trial.warm_up, None)
+    answered = result.answered[counted]
     if not answered.any():
         raise LoadError(f"no query was answered: {result.errors()}; offer less load")
-    sources = {str(source): int(result.came_from(source)[warm_up:].sum()) for source in Source}
+    sources = {str(source): int(result.came_from(source)[counted].sum()) for source in Source}
     return msgspec.structs.replace(
-        result_of(result.latency[warm_up:][answered], int((~answered).sum()), sources),
-        busy_ms=busy / len(answered) * 1e3,
-        accuracy=float(result.score[warm_up:][answered].mean()),
-        send_delay_p99_ms=float(np.nanquantile(result.send_delay[warm_up:], 0.99) * 1e3),
+        result_of(result.latency[counted][answered], int((~answered).sum()), sources),
+        busy_ms=busy / int(result.answered.sum()) * 1e3,
+        send_delay_p99_ms=float(np.nanquantile(result.send_delay[counted], 0.99) * 1e3),
+        lag_ms=lag * 1e3,
     )
+
+
+def bundle_for(trial: Trial, folder: Path) -> Bundle:
+    """Return a bundle with the stand-ins that the policy uses, written once.
+
+    Its models are linear, and their answers do not matter: what takes time is the emulated
+    accelerator.
+    """
+    code = trial.setting.code if trial.stand_ins.code else None
+    words = [code.spec.encoder, code.spec.decoder, str(code.k)] if code else ["uncoded"]
+    path = folder / "-".join([*words, *(["backup"] if trial.stand_ins.backup else [])])
+    try:
+        return open_bundle(path)
+    except BundleError:
+        model = _linear(QUERY_SHAPE, OUTPUT_SHAPE)
+        return write_bundle(
+            path,
+            deployed=model,
+            parity=[_linear(code.parity_shape, code.parity_output_shape)] if code else (),
+            backup=model if trial.stand_ins.backup else None,
+            code=code.spec if code else None,
+        )
+
+
+def _linear(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> NewModel:
+    layer = nn.Linear(prod(inputs), prod(outputs))
+    network = nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, outputs))
+    return NewModel(export(network, [floats(inputs)]), "linear")

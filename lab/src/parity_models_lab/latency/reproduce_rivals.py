@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.documents import read_json
-from parity_models.emulation import Constant, Degradation, LogNormal, Pauses
+from parity_models.emulation import Constant, Degradation, FaultPlan, LogNormal, Pauses
 from parity_models.load.spec import read_trace
 from parity_models.protection.scene import DISPATCH
 from parity_models.roles import BACKUP, DEPLOYED, Source
@@ -30,7 +30,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
 from parity_models_lab.latency.link import DriverOnLinks
-from parity_models_lab.latency.setting import Bursts, Setting, mean_of
+from parity_models_lab.latency.setting import Bursts, Setting
 from parity_models_lab.plots import FAINT, PALETTE, save, style
 from parity_models_lab.results import Row, simulated
 
@@ -56,8 +56,10 @@ SCENES = {
     "transfers": Setting(),
     "degraded instances": Setting(
         shuffles=0,
-        degraded=Degradation(5, 4.0),
-        pauses=Pauses(mean_between=90.0, length=Constant(0.5)),
+        faults=FaultPlan(
+            degradation=Degradation(5, 4.0),
+            pauses=Pauses(mean_between=90.0, length=Constant(0.5)),
+        ),
     ),
     "load in bursts": Setting(shuffles=0, burst=Bursts(3.0, 4.0, 0.6)),
     "transfers, conv-arrivals": Setting(),
@@ -138,7 +140,7 @@ class Found(msgspec.Struct, frozen=True):
 def simulate_run(run: Run, traces: Traces) -> Found:
     """Run one simulation; arrivals are Poisson where the scene has no trace."""
     recorded, setting = predictions(), SCENES[run.scene]
-    service = mean_of(setting.service)
+    service = setting.mean_service
     count, rng = WARM_UP + run.queries, np.random.default_rng((run.seed, 3))
     rate = run.load * setting.all_instances / service
     if run.scene in traces:
@@ -154,10 +156,10 @@ def simulate_run(run: Run, traces: Traces) -> Found:
     simulation = Simulation(
         arrivals,
         setting.instances,
-        setting.parity_instances,
+        setting.extra_instances,
         {DEPLOYED: Constant(0.0)},
         faults=msgspec.structs.replace(
-            setting.faults(run.seed, float(arrivals[-1])),
+            setting.plan(run.seed, 0, setting.all_instances),
             service_times={BACKUP: LogNormal(recorded.share * service, 0.05)},
         ),
         overhead=DISPATCH,

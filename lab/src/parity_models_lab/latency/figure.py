@@ -1,4 +1,4 @@
-"""Latency experiments: what one figure compares, read from a file that people can edit."""
+"""Latency figures as data: settings and policies, read from files that people can edit."""
 
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from parity_models.codes.code import check_spec
 from parity_models.documents import as_struct
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice, choose
@@ -17,9 +16,11 @@ from parity_models_lab.latency.setting import Setting
 
 FILES = resources.files("parity_models_lab.latency") / "experiments"
 
-
 Value = bool | int | float | str
 """The values of an option."""
+
+Values = dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]]
+Queries = Annotated[int, Meta(ge=100, le=10_000_000)]
 
 
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,19 +37,20 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: dict[str, Value]
     setting: dict[str, Any] = {}
     real: bool = True
-    tuned: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
+    tuned: Values = {}
     tuned_by: Literal["p99", "p99.9"] = "p99.9"
-    swept: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
-
-    @property
-    def choice(self) -> PolicyChoice:
-        """The policy, checked; untuned. Raises UserError for an impossible one."""
-        return self._with({})
+    swept: Values = {}
 
     @property
     def candidates(self) -> list[PolicyChoice]:
-        """The policy with each of the options that are `tuned`; itself where none are."""
-        return [self._with(options) for options in _combinations(self.tuned)]
+        """The policy with each combination of the `tuned` options; itself where none are.
+
+        Raises UserError for an impossible one.
+        """
+        if "name" not in self.policy:
+            raise UserError(f"the policy of the series {self.label!r} has no name")
+        given = [self.policy | options for options in _combinations(self.tuned)]
+        return [choose(str(options.pop("name")), options) for options in given]
 
     def swept_out(self) -> Iterator["Series"]:
         """Yield a series for each combination of swept values; itself where nothing is swept."""
@@ -63,20 +65,14 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 swept={},
             )
 
-    def _with(self, options: dict[str, Value]) -> PolicyChoice:
-        given = self.policy | options
-        if "name" not in given:
-            raise UserError(f"the policy of the series {self.label!r} has no name")
-        return choose(str(given.pop("name")), given)
-
 
 def _combinations(values: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
     for each in product(*values.values()):
         yield dict(zip(values, each, strict=True))
 
 
-class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A figure: the policies of `series` over the `points` of `axis`.
+class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The policies of `series` over the `points` of `axis`.
 
     A point names what it changes in `setting`. The axis is a field of Setting; or it is not, and
     points say in words what they are on it. `real` are the points that are run for real, by
@@ -87,13 +83,13 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     title: str
     axis: str
-    points: tuple[dict[str, Any], ...]
-    series: tuple[Series, ...]
+    points: Annotated[tuple[dict[str, Any], ...], Meta(min_length=1)]
+    series: Annotated[tuple[Series, ...], Meta(min_length=1)]
     setting: dict[str, Any] = {}
     real: tuple[int, ...] = (0,)
-    real_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
-    simulated_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
-    warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+    real_queries: Queries = 2_000
+    simulated_queries: Queries = 10_000
+    warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] = 500
     apart: bool = False
 
     def at(self, point: int, series: Series) -> Setting:
@@ -117,14 +113,14 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def xs(self) -> list[float]:
         """The points' places on the axis."""
-        if self.in_words:
-            return [float(index) for index in range(len(self.points))]
-        return [float(point[self.axis]) for point in self.points]
+        numbers = (index if self.in_words else p[self.axis] for index, p in enumerate(self.points))
+        return [float(each) for each in numbers]
 
-    def check(self) -> None:
-        """Raise ValueError or UserError for a setting that cannot be."""
-        if not self.points or not self.series:
-            raise UserError("an experiment needs a point and a series at least")
+    def checked(self) -> "Figure":
+        """Return it with swept series as one each. Raises UserError for what cannot be run."""
+        figure = msgspec.structs.replace(
+            self, series=tuple(each for one in self.series for each in one.swept_out())
+        )
         for index in self.real:
             if not 0 <= index < len(self.points):
                 raise UserError(f"real names point {index}; there are {len(self.points)}, from 0")
@@ -136,36 +132,28 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                     f"{self.axis} is not {'in words' if self.in_words else 'a number'} at point "
                     f"{index}; a setting varies by numbers, and what is not a setting in words"
                 )
-            for series in self.series:
-                check_spec(self.at(index, series).code)
-        for series in self.series:
-            _ = series.choice, series.candidates
-        if len({series.label for series in self.series}) < len(self.series):
+        for (index, _), series in product(enumerate(self.points), figure.series):
+            _ = figure.at(index, series).code, series.candidates
+        if len({series.label for series in figure.series}) < len(figure.series):
             raise UserError("two series have one label: tables could not tell them apart")
+        return figure
 
 
-def experiment_names() -> list[str]:
-    """Return the experiments that come with the package."""
+def figure_names() -> list[str]:
+    """Return the figures that come with the package."""
     return names_in(FILES)
 
 
-def load_experiment(name: str) -> Experiment:
-    """Read an experiment: one that comes with the package, by name, or any file.
+def load_figure(name: str) -> Figure:
+    """Read a figure: one that comes with the package, by name, or any file.
 
-    Raises UserError if there is none or it is not an experiment.
+    Raises UserError if there is none or it is not a figure.
     """
-    return load_toml(name, FILES, Experiment, _checked, "figure", "lab/notes/latency.md")
-
-
-def _checked(experiment: Experiment) -> Experiment:
-    series = tuple(each for one in experiment.series for each in one.swept_out())
-    experiment = msgspec.structs.replace(experiment, series=series)
-    experiment.check()
-    return experiment
+    return load_toml(name, FILES, Figure, Figure.checked, "figure", "lab/notes/latency.md")
 
 
 def figures_of(names: list[str]) -> list[str]:
-    """Return the experiments of these names, each once; `all` is every one that is not apart."""
-    everyone = [name for name in experiment_names() if not load_experiment(name).apart]
+    """Return the figures of these names, each once; `all` is every one that is not apart."""
+    everyone = [name for name in figure_names() if not load_figure(name).apart]
     listed = (other for name in names for other in (everyone if name == "all" else [name]))
     return list(dict.fromkeys(listed))
