@@ -42,9 +42,8 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.training import Callbacks, Queries, open_teacher
-from parity_models.training.candidates import Candidate, Proposal
+from parity_models.training.candidates import Candidate, Lesson, Proposal
 from parity_models.training.fit import Budget, Fitted
-from parity_models.training.search import Lesson
 from text_models import TextModel, write_text_folder
 
 SHAPE = (6,)
@@ -157,8 +156,8 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     prepared: Lesson, tmp_path: Path
 ) -> None:
     candidates = [
-        prepared.candidate(Proposal("mlp@0.25", PAIRS, 1.0)),
-        prepared.candidate(Proposal("linear", None, 0.2)),
+        Candidate(Proposal("mlp@0.25", PAIRS, 1.0), prepared),
+        Candidate(Proposal("linear", None, 0.2), prepared),
     ]
     for each in candidates:
         each.fit(Budget(seconds=3.0))

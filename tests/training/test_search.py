@@ -15,13 +15,12 @@ from onnx_models import linear_model
 from parity_models.models.gate import AnsweredClass
 from parity_models.models.networks import Queried
 from parity_models.training import Callbacks, Queries, open_teacher, search
-from parity_models.training.candidates import Candidate, Proposal
+from parity_models.training.candidates import Candidate, Lesson, Proposal
 from parity_models.training.distillation import distill
 from parity_models.training.search import (
     MARGINS,
     SLACK,
     Found,
-    Lesson,
     propose,
 )
 
@@ -166,7 +165,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
         model = teacher.network()
         data = distill(model, teacher, queries, torch.device("cpu"))
         queried = teacher.describe(queries.train)
-        yield Lesson(teacher, model, queries, data, queried, level=0.9, seed=0)
+        yield Lesson(teacher, model, queries, data, queried, level=0.9)
 
 
 def searched(lesson: Lesson, seconds: float, *names: str) -> Found:
@@ -206,13 +205,17 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
 
 @pytest.mark.slow
 def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(lesson: Lesson) -> None:
-    candidate = lesson.candidate(Proposal("linear"))
+    candidate, other = (
+        Candidate(Proposal("linear"), each)
+        for each in (lesson, replace(lesson, answer_only=(AnsweredClass(0, "0"),)))
+    )
     candidate.fit(None)
+    other.fit(None)
     share = float((lesson.data.held_out.predictions.argmax(1) == 0).float().mean())
-    candidate.judge(lesson.level)
+    candidate.judge()
     assert candidate.covered > 2 * share > 0
-    candidate.judge(lesson.level, (AnsweredClass(0, "0"),))
-    assert 0 < candidate.covered < 1.5 * share
+    other.judge()
+    assert 0 < other.covered < 1.5 * share
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def measure(
     that are needed meanwhile go to `folder`. Returns the milliseconds of the deployed model, and
     each candidate's measurements.
     """
-    exported = [each.exported(queries, [level]) for each in candidates]
+    exported = [each.exported() for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
     models = [
         OnnxModel(each.onnx, signature=each.signature)

@@ -47,10 +47,11 @@ from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
 from parity_models.tasks.metrics import OutputKind
+from parity_models.training.candidates import Lesson
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.search import FINALISTS, Found, Lesson, propose, search
+from parity_models.training.search import FINALISTS, Found, propose, search
 from parity_models.training.teacher import (
     HELD_OUT,
     Model,
@@ -326,7 +327,7 @@ def prepare(
         )
     queried, level = teacher.describe(queries.train), options.agreement
     learned = teacher, model, queries, data, queried
-    return Lesson(*learned, level, options.seed, row_seconds, only)
+    return Lesson(*learned, options.seed, level, row_seconds, only)
 
 
 def _affordable(

@@ -1,7 +1,6 @@
 """A stand-in in training: its networks, the problem they learn, its score, and its ONNX files."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -97,62 +96,78 @@ def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
     return Code(spec, shapes, teacher.output.shape)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """All that the candidates for one deployed model have in common.
+
+    `model` is F as a module, and takes `row_seconds` for each of the `queries`, which `queried`
+    describes; `data` are its predictions. `level` is the agreement that is wanted, by default each
+    of LEVELS, of the classes to `answer_only` if there are some.
+    """
+
+    teacher: Teacher
+    model: nn.Module
+    queries: Queries
+    data: DistillationData
+    queried: Queried
+    seed: int = 0
+    level: float | None = None
+    row_seconds: float = 0.0
+    answer_only: tuple[AnsweredClass, ...] = ()
+
+    @property
+    def judging(self) -> float:
+        """Seconds that F takes for the queries that candidates are judged by."""
+        return self.row_seconds * len(self.queries.validation)
+
+
 class Candidate:
     """A stand-in in training, and how good it is: 0 until it is `trained`.
 
-    Its networks are built at once, so that ones that do not fit are refused early; `learn_from`
-    gives it the queries and predictions. A code's networks start from the weights of `model`, F,
-    where layers are alike. `score` is the metric's, `covered` the estimated share of queries that
-    it may answer, and `judging` the seconds that judging it takes. Raises CodeError and
-    TrainingError for a code and a network that cannot be.
+    A code's networks start from F's weights where layers are alike. `score` is the metric's,
+    `covered` the estimated share of queries that it may answer, and `judging` the seconds that
+    judging it takes. Raises CodeError and TrainingError for a code and a network that cannot be.
     """
 
     def __init__(
         self,
         proposal: Proposal,
-        teacher: Teacher,
-        model: nn.Module,
-        device: torch.device,
-        queried: Queried,
-        *,
-        seed: int = 0,
+        lesson: Lesson,
         factory: Factory | None = None,
         plan: ParityPlan = parity_network,
     ) -> None:
         self.proposal = proposal
-        self.score = self.covered = self.seconds = self.judging = 0.0
+        self.score = self.covered = self.seconds = 0.0
+        self.judging = proposal.share * lesson.judging
         self.epochs = 0
         self.trained = False
-        self._teacher, self._seed = teacher, seed
+        self._lesson = lesson
+        teacher, data = lesson.teacher, lesson.data
         self._foreign = teacher.foreign
-        self._code = None if proposal.code is None else code_for(proposal.code, teacher)
+        self._code = code = None if proposal.code is None else code_for(proposal.code, teacher)
         network = factory or proposal.network
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if self._code is None:
-                chosen = single_network(network, queried, teacher.output.shape)
+            torch.manual_seed(lesson.seed)
+            if code is None:
+                chosen = single_network(network, lesson.queried, teacher.output.shape)
                 module = chosen.make()
             else:
-                chosen = plan(network, self._code)
-                module, started = build_models(chosen, self._code.r, model)
+                chosen = plan(network, code)
+                module, started = build_models(chosen, code.r, lesson.model)
                 self._foreign = self._foreign and chosen.recipe.from_deployed and not started
-            self._module = place(module, device)
+            module = place(module, data.inputs.device)
         self.recipe = chosen.recipe
+        if not chosen.recipe.mirror:
+            data = replace(data, predictions=data.predictions[:1])
         self._probabilities = False
         """True if decoders compute with probabilities; results are made probabilities again."""
-
-    def learn_from(self, data: DistillationData) -> None:
-        """Set the queries and predictions to learn from."""
-        module, recipe, foreign, code = self._module, self.recipe, self._foreign, self._code
-        if not recipe.mirror:
-            data = replace(data, predictions=data.predictions[:1])
         if code is not None and not code.decoder.reads_off:
             # It computes with predictions, so they are learned as F gives them.
             kind = data.output_kind
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
-        self._problem = Distillation(module, code, data, recipe, foreign=foreign)
+        self._problem = Distillation(module, code, data, chosen.recipe, foreign=self._foreign)
         self.data = data
 
     @property
@@ -180,7 +195,7 @@ class Candidate:
         """All that determines the networks besides data, chance and time."""
         code = self.proposal.code
         return {
-            "deployed": self._teacher.sha256,
+            "deployed": self._lesson.teacher.sha256,
             "network": self.proposal.network,
             **({} if code is None else {"code": str(code)}),
             "metric": self.data.metric,
@@ -210,7 +225,7 @@ class Candidate:
                 self._problem,
                 self.recipe,
                 budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
-                seed=self._seed if seed is None else seed,
+                seed=self._lesson.seed if seed is None else seed,
                 checkpoint=checkpoint,
                 options=self.options | (options or {}),
                 resume=resume,
@@ -224,20 +239,22 @@ class Candidate:
         self.trained = True
         return fitted
 
-    def judge(self, level: float, answer_only: Sequence[AnsweredClass] = ()) -> None:
-        """Estimate, from held-out queries, the share that it may answer if `level` of the answers
+    def judge(self) -> None:
+        """Estimate, from held-out queries, the share that it may answer if so many of the answers
         must agree; see `estimate_coverage`."""
-        began = time.monotonic()
+        began, lesson = time.monotonic(), self._lesson
+        assert lesson.level is not None
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
         predictions = self.data.held_out.predictions.cpu().numpy()[rows]
         self.judging = time.monotonic() - began
-        metric = self.data.metric
-        self.covered = estimate_coverage(given, predictions, metric, level, answer_only)
+        self.covered = estimate_coverage(
+            given, predictions, self.data.metric, lesson.level, lesson.answer_only
+        )
 
-    def exported(self, queries: Queries, levels: Sequence[float] = LEVELS) -> Exported:
-        """Export what goes into a bundle, with a record of the training on these queries.
+    def exported(self) -> Exported:
+        """Export what goes into a bundle, with a record of the training.
 
-        A backup has a head if more may be answered by it at these `levels` of agreement.
+        A backup has a head if more may be answered by it at the wanted level.
         """
         module, code, parity = self._problem.module, self._code, []
         slot: nn.Module | None = None
@@ -251,22 +268,24 @@ class Candidate:
         else:
             slot = module
         training = Training(
-            task=self._teacher.bundle.manifest.task,
-            inputs=len(queries.train),
-            inputs_sha256=queries.sha256,
-            seed=self._seed,
+            task=self._lesson.teacher.bundle.manifest.task,
+            inputs=len(self._lesson.queries.train),
+            inputs_sha256=self._lesson.queries.sha256,
+            seed=self._lesson.seed,
             epochs=self.epochs,
             seconds=round(self.seconds, 2),
             device=str(self.data.inputs.device),
             recipe=self.options,
         )
-        head = self._choose_head(levels) if code is None else None
+        head = self._choose_head() if code is None else None
         backup = None if slot is None else self._model(slot, head=head, slot=code is not None)
         return Exported(self.proposal.code, parity, backup, training)
 
-    def _choose_head(self, levels: Sequence[float]) -> Head | None:
+    def _choose_head(self) -> Head | None:
         """Return the head for a backup, if one is worth having, by the queries held out."""
         held_out, transform, metric = self.data.held_out, self.data.transform, self.data.metric
+        lesson = self._lesson
+        levels = LEVELS if lesson.level is None else [lesson.level]
         predictions = held_out.predictions.cpu().numpy()
         raw = predict(self._problem.module, held_out.inputs)
         given = valid(transform.kind, raw).cpu().numpy()
@@ -275,7 +294,7 @@ class Candidate:
         sure = None if kind == "none" else confidences(kind, given)
         agreed, of_classes = agreement(given, predictions), transform.of_classes
         with computing(threaded=False):
-            return choose_head(raw, agreed, sure, levels, of_classes=of_classes, seed=self._seed)
+            return choose_head(raw, agreed, sure, levels, of_classes=of_classes, seed=lesson.seed)
 
     def _model(
         self,
@@ -287,7 +306,7 @@ class Candidate:
     ) -> NewModel:
         """Export a module for single queries, or the parity queries of a code, as it is served:
         with valid answers, in the data type of F's output."""
-        teacher, network = self._teacher, self.proposal.network
+        teacher, network = self._lesson.teacher, self.proposal.network
         signature, output = teacher.stand_in(), teacher.output
         if code is not None:
             given = NamedTensor(output.name, output.datatype, code.parity_output_shape)

@@ -21,7 +21,6 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import CodeError, TrainingError
 from parity_models.models.bundle import parity_inputs
 from parity_models.models.export import export
-from parity_models.models.gate import AnsweredClass
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import served
@@ -29,11 +28,10 @@ from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.progress import Callbacks, OnProgress, Progress
-from parity_models.training.candidates import Candidate, Proposal, code_for
-from parity_models.training.distillation import DistillationData
+from parity_models.training.candidates import Candidate, Lesson, Proposal, code_for
 from parity_models.training.fit import Budget
 from parity_models.training.networks import parity_network, single_network
-from parity_models.training.teacher import Queries, Teacher
+from parity_models.training.teacher import Teacher
 
 SLACK = 1.02
 """The factor by which measurements of equally fast models differ."""
@@ -201,41 +199,6 @@ def drop(
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """All that the candidates of a search have in common.
-
-    `model` is F as a module, and takes `row_seconds` for each of the `queries`, which `queried`
-    describes. `level` is the agreement that is wanted, of the classes to `answer_only` if there are
-    some.
-    """
-
-    teacher: Teacher
-    model: nn.Module
-    queries: Queries
-    data: DistillationData
-    queried: Queried
-    level: float
-    seed: int
-    row_seconds: float = 0.0
-    answer_only: tuple[AnsweredClass, ...] = ()
-
-    @property
-    def judging(self) -> float:
-        """Seconds that F takes for the queries that candidates are judged by."""
-        return self.row_seconds * len(self.queries.validation)
-
-    def candidate(self, proposal: Proposal) -> Candidate:
-        """Build the networks of a proposal."""
-        device: torch.device = self.data.inputs.device
-        candidate = Candidate(
-            proposal, self.teacher, self.model, device, self.queried, seed=self.seed
-        )
-        candidate.learn_from(self.data)
-        candidate.judging = proposal.share * self.judging
-        return candidate
-
-
-@dataclass(frozen=True)
 class Found:
     """The outcome of a search: the candidates that are left, and reasons against others, by name.
 
@@ -294,7 +257,7 @@ class _Search:
         for proposal in proposals:
             left -= max(LEAST_SECONDS, JUDGED * proposal.share * self._lesson.judging)
             if left >= 0 or len(entrants) < 2:
-                entrants.append(self._lesson.candidate(proposal))
+                entrants.append(Candidate(proposal, self._lesson))
             else:
                 self._dropped[proposal.name] = "not tried: there are not enough --minutes"
         return entrants
@@ -316,7 +279,7 @@ class _Search:
                     on_progress=self._reporting(where, slot, best),
                 )
                 if first or fitted.best_epoch:
-                    candidate.judge(lesson.level, lesson.answer_only)
+                    candidate.judge()
                 if fitted.interrupted:
                     raise KeyboardInterrupt
             except TrainingError as error:

@@ -37,7 +37,7 @@ from parity_models.models.signature import Sizes
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
-from parity_models.training.candidates import Candidate, Exported, Proposal
+from parity_models.training.candidates import Candidate, Exported, Lesson, Proposal
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Budget, Fitted
@@ -208,19 +208,15 @@ def train(
         network = propose_network(teacher, code, queried)
         callbacks.say(f"parity network: {network}")
     began = time.monotonic()
+    name = find_network(network)[0]
     model = place(teacher.network(callbacks.on_progress), device)
+    data = distill(model, teacher, queries, device)
     candidate = Candidate(
-        Proposal(find_network(network)[0], code),
-        teacher,
-        model,
-        device,
-        queried,
-        seed=options.seed,
-        factory=None if isinstance(network, str) else network,
-        plan=plan,
+        Proposal(name, code),
+        Lesson(teacher, model, queries, data, queried, options.seed),
+        None if isinstance(network, str) else network,
+        plan,
     )
-    queries = replace(queries, hflip=queries.hflip and candidate.recipe.mirror)
-    candidate.learn_from(distill(model, teacher, queries, device))
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(
@@ -231,7 +227,7 @@ def train(
         on_progress=callbacks.on_progress,
         began=began,
     )
-    made, envelope = candidate.exported(queries), envelope_of(candidate.data, teacher)
+    made, envelope = candidate.exported(), envelope_of(candidate.data, teacher)
     held = stand_ins_of(bundle)
     if made.parity:
         stand_ins = [each for each in held if each.backup is not None and not each.backup.slot]
