@@ -124,7 +124,7 @@ def test_the_examples_commands_lead_to_a_measured_bundle(parm: Parm, tmp_path: P
         (np.ones_like(ROWS), "", "all inputs in rows.npy are the same"),
         (ROWS, "--encoder sum", "could not tell the slots apart"),
         (ROWS, "--metric iou", "iou judges boxes"),
-        (1e36 * np.abs(ROWS), "", "predicts NaN or infinite values"),
+        (1e36 * np.abs(ROWS), "", "gives NaN or infinite values"),
         (ROWS, "--out /proc/bundle", "nothing can be written to /proc"),
     ],
 )

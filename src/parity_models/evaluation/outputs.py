@@ -48,9 +48,11 @@ def predictor(
     loaded, chosen = _load(model), output or ""
 
     def checked(queries: Batch) -> Named:
-        found = {name: _finite(each, model.path) for name, each in loaded.predict(queries).items()}
-        rows = loaded.signature.smallest.output.join(found) if output is None else found[output]
-        return {chosen: rows}
+        found = loaded.predict(queries)
+        if output is not None:
+            return {chosen: _finite(found[output], model.path)}
+        finite = {name: _finite(each, model.path) for name, each in found.items()}
+        return {chosen: loaded.signature.smallest.output.join(finite)}
 
     def run(queries: Inputs) -> Array:
         named = queries if isinstance(queries, Mapping) else as_batch(queries, loaded.signature)

@@ -470,23 +470,15 @@ def write_bundle(
     deployed: NewModel,
     parity: Sequence[NewModel] = (),
     backup: NewModel | None = None,
-    code: CodeSpec | None = None,
-    imitated: str | None = None,
-    name: str = "model",
-    deployed_training: Training | None = None,
-    parity_training: Training | None = None,
-    backup_training: Training | None = None,
-    accuracy: Accuracy | None = None,
-    inference_times: InferenceTimes | None = None,
-    calibration: Mapping[StandIn, Calibration] | None = None,
     envelope: Envelope | None = None,
     files: Mapping[str, bytes | Path] | None = None,
+    name: str = "model",
+    **recorded: Any,
 ) -> Bundle:
     """Write a bundle into folder `path`, whole or not at all.
 
-    `imitated` is the output that stand-ins give, of several. `files` are further files to keep next
-    to the models, by name. An existing bundle is replaced; any other folder that is not empty is
-    refused.
+    `files` are further files to keep next to the models, by name; `recorded` are further fields of
+    the Manifest. An existing bundle is replaced; any other folder that is not empty is refused.
 
     Raises:
         BundleError: for that, for models that do not fit each other or the code, for parity models
@@ -505,8 +497,6 @@ def write_bundle(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         deployed=new.add_model("deployed.onnx", deployed, ModelFile),
-        imitated=imitated,
-        code=code,
         parity=tuple(
             new.add_model(f"{parity_role(j)}.onnx", model, ParityFile, slotwise=model.slotwise)
             for j, model in enumerate(parity)
@@ -524,13 +514,8 @@ def write_bundle(
         files=tuple(
             new.add(file, content) for file, content in (files or {}).items() if file != GOLDEN_FILE
         ),
-        deployed_training=deployed_training,
-        parity_training=parity_training,
-        backup_training=backup_training,
-        accuracy=accuracy,
-        inference_times=inference_times,
-        calibration=dict(calibration or {}),
         versions=_versions(),
+        **recorded,
     )
     allowed = frozenset(manifest.code.own if manifest.code else ())
     with _about(folder / MANIFEST):
@@ -908,18 +893,16 @@ def find_leak(code: Code, queries: Layout, model: OnnxModel) -> tuple[int, int] 
             return code.decode([None] * code.k, [output] + [None] * (code.r - 1))
 
     rng, dtype, extremes = np.random.default_rng(0), queries.dtype, list[float]()
-    # Of several inputs, integers may be indices: only zeros are tried.
-    if not queries.is_record and dtype.kind == "f":
+    if not queries.is_record and dtype.kind == "f":  # integers may be indices
         most = float(np.finfo(dtype).max)
-        extremes = [most, -most, min(1e30, most), 1e4, 1e-4]
-    elif not queries.is_record and dtype.kind != "b":
-        extremes = [int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)]
+        extremes = [most, -most, 1e4]
     filled = [np.full((1, *queries.shape), each, dtype) for each in extremes]
+    filled.append(queries.zeros(1))
     group = [queries.draw(rng, 1) for _ in range(code.k)]
     before = predictions(group)
     for slot in range(code.k):
         drawn = [queries.draw(rng, 1) for _ in range(TRIED)]
-        for changed in [*map(queries.split, [queries.zeros(1), *filled]), *drawn]:
+        for changed in [*map(queries.split, filled), *drawn]:
             after = predictions([*group[:slot], changed, *group[slot + 1 :]])
             for other in range(code.k):
                 if other != slot and not np.array_equal(before[other], after[other], True):

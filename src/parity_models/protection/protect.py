@@ -306,7 +306,6 @@ def prepare(
 
     If that would take too long, it predicts for fewer queries, and a note says so.
     """
-    queries.check(teacher, 8)
     device = choose_device(options.device)
     model = place(teacher.network(callbacks.on_progress), device)
     began = time.monotonic()

@@ -22,15 +22,13 @@ from parity_models.errors import (
     UserError,
 )
 from parity_models.evaluation.judging import GivenInputs, load_queries
+from parity_models.evaluation.outputs import deployed_predictor
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.export import export, floats, has_weights, load_deployed
 from parity_models.models.networks.queried import Queried, describe
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import (
     as_batch,
-    check_queries,
     read_arrays,
-    run_by_bucket,
     sizes_in,
 )
 from parity_models.models.servable import read_servable, with_mean
@@ -40,7 +38,7 @@ from parity_models.options import SECONDS, Option, Options
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks import METRICS
 from parity_models.tasks.metrics import Labels, choose_metric
-from parity_models.training.device import BATCH, Rows
+from parity_models.training.device import Rows
 
 Array = NDArray[Any]
 
@@ -120,9 +118,8 @@ class _InOnnxRuntime(nn.Module):
 
     def __init__(self, teacher: Teacher, on_progress: OnProgress | None) -> None:
         super().__init__()
-        path, signature = teacher.bundle.deployed_path, teacher.signature
-        self._model = OnnxModel(path, signature=signature, threads=torch.get_num_threads())
-        self._teacher = teacher
+        self._run = deployed_predictor(teacher.bundle, on_rows=self._on_rows)
+        self._signature = teacher.signature
         self._on_progress = on_progress
         self._predicted = 0
 
@@ -131,10 +128,7 @@ class _InOnnxRuntime(nn.Module):
 
         Raises DataError for queries that it cannot run.
         """
-        signature, name = self._teacher.signature, self._teacher.output.name
-        arrays = Rows(tensors).arrays(signature)
-        run = self._model.predict
-        outputs = run_by_bucket(run, arrays, signature, name, BATCH, self._on_rows)
+        outputs = self._run(Rows(tensors).arrays(self._signature))
         return torch.from_numpy(outputs.astype(np.float32, copy=False)).to(tensors[0].device)
 
     def _on_rows(self, rows: int) -> None:
@@ -332,14 +326,6 @@ class Queries:
         for each in tensors_in(self.train):
             content.update(np.ascontiguousarray(each).data)
         return content.hexdigest()
-
-    def check(self, teacher: Teacher, least: int) -> None:
-        """Raise DataError unless there are `least` or more finite queries that differ, both for
-        training and for validation, and UserError for a metric that does not fit."""
-        choose_metric(self.metric, teacher.output.shape)
-        for inputs, what in ((self.train, "training"), (self.validation, "validation")):
-            batch = as_batch(inputs, teacher.signature, f"the {what} inputs")
-            check_queries(batch, f"{what} inputs", least)
 
 
 def find_queries(

@@ -134,7 +134,6 @@ def parity(
     """
     chosen = gather(TrainingOptions, options, given)
     spec = code or BEST
-    check_place(Path(out).resolve())
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         queries = find_queries(teacher, inputs, chosen, k=spec.k)
         return train(teacher, queries, out, network, spec, chosen, callbacks=callbacks)
@@ -174,7 +173,6 @@ def backup(
         DataError, ModelError, TrainingError, BundleError, UserError: As for `parity`.
     """
     chosen = gather(TrainingOptions, options, given)
-    check_place(Path(out).resolve())
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
         held = teacher.bundle.manifest.code
         queries = find_queries(teacher, inputs, chosen, k=1 if held is None else held.k)
@@ -200,7 +198,6 @@ def train(
     callbacks, out = callbacks or Callbacks(), Path(out).resolve()
     bundle, device = teacher.bundle, choose_device(options.device)
     check_place(out)
-    queries.check(teacher, 1 if code is None else code.k)
     queried = teacher.describe(queries.train)
     sizes = commonest(queries.train, teacher.signature)
     if network is None:
