@@ -87,6 +87,3 @@ def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     code = json.loads(numbers.read_text())["code"]
     assert (code["encoder_options"], code["decoder_options"]) == ({"gain": 2.0}, {"divisor": 3.0})
-    backup = ("--network", "linear", "--epochs", 1, "--inputs", tmp_path / "inputs.npy")
-    done = parm_here("backup", "--model", out, "--out", out, *backup, "--metric", "r2", *allowed)
-    assert done.returncode == 0, done.stderr

@@ -196,22 +196,6 @@ def test_a_stand_in_that_always_agrees_may_always_answer(tmp_path: Path) -> None
     assert results[-1].agreement == 0.0
 
 
-def test_a_noisy_backup_answers_where_it_is_sure(tmp_path: Path) -> None:
-    noise = np.random.default_rng(1).normal(size=(2, *WEIGHTS.shape))[1].astype(np.float32)
-    bundle = exact_bundle(tmp_path, backup=WEIGHTS + 0.15 * noise)
-    gates = calibrate_gates(Outputs(bundle, inputs(8000)), named=[0.95])
-    queries = inputs(8000, seed=1)
-    labels = (queries @ WEIGHTS).argmax(axis=1)
-    results = measure_gates(Outputs(bundle, queries), gates, labels)
-    levels = {each.level: each for each in results if each.stand_in == "backup"}
-    without, gated = levels[None], levels[0.95]
-    assert without.agreement is not None
-    assert gated.agreement is not None
-    assert without.agreement < 0.95
-    assert gated.agreement > 0.945
-    assert 0.5 < gated.coverage < 1
-
-
 def test_inputs_and_levels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     bundle = exact_bundle(tmp_path)
     for wrong in (np.zeros((5, 3), np.float32), np.zeros((0, FEATURES), np.float32)):

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.errors import BundleError, UserError
 from parity_models.evaluation.accuracy import measure_gates
 from parity_models.evaluation.calibration import (
-    LEVELS,
     calibrate_gates,
     estimate_coverage,
     reached_by_class,
@@ -31,7 +29,6 @@ from parity_models.models.gate import (
     Gate,
     GateLevel,
     classes_of,
-    confidences,
     read_classes,
 )
 from parity_models.models.onnx_model import run_options
@@ -81,33 +78,6 @@ def test_no_other_class_passes(scores: Array, numbers: list[int], data: st.DataO
         passed = ~Gate("scores", level).refused(scores)
         assert set(classes_of(scores[passed])) <= set(numbers)
         assert not passed[~np.isfinite(scores).all(axis=1)].any()
-
-
-@pytest.mark.slow
-def test_each_class_keeps_its_level_in_nearly_all_calibrations() -> None:
-    """In 20 draws of the calibration, on queries that it does not see."""
-    may = (AnsweredClass(0, "0"), AnsweredClass(1, "1", 0.97))
-    near = (WEIGHTS + NOISY) / 2
-    everything = inputs(100_000, seed=99)
-    outputs, truth = everything @ near, (everything @ WEIGHTS).argmax(axis=1)
-    said, broken, shown = classes_of(outputs), 0, 0
-    for seed in range(20):
-        some = inputs(6000, seed)
-        given, right = some @ near, (some @ WEIGHTS).argmax(axis=1)
-        sure, agreed = confidences("scores", given), classes_of(given) == right
-        levels = reached_by_class(sure, agreed, classes_of(given), may, named=[0.9], seed=seed)
-        (level,) = (each for each in levels if each.level == 0.9)
-        passed = ~Gate("scores", level).refused(outputs)
-        assert set(said[passed]) <= {0, 1}
-        kept = [
-            (truth[passed & (said == each.number)] == each.number).mean() >= each.level
-            for each in level.classes
-        ]
-        assert [each.level for each in level.classes] == [0.9, 0.97]
-        broken += not all(kept)
-        shown += 1
-    assert shown == 20
-    assert broken <= 4  # a risk of 5 % each: more is chance in one of 400 runs of this test
 
 
 def test_coverage_is_that_of_the_classes_that_may_answer(tmp_path: Path) -> None:
@@ -220,19 +190,3 @@ def test_gates_that_contradict_the_classes_do_not_open(tmp_path: Path) -> None:
     written = with_measured(bundle, calibration={"backup": wrong})
     with pytest.raises(BundleError, match="classes it may not answer"):
         open_bundle(written.path)
-
-
-@pytest.mark.slow
-def test_parm_calibrate_takes_classes(tmp_path: Path, parm_here: Here) -> None:
-    bundle = named_bundle(tmp_path)
-    np.save(tmp_path / "x.npy", inputs(2000))
-    calibrating = ("calibrate", bundle.path, "--inputs", tmp_path / "x.npy", "--answer-only")
-    done = parm_here(*calibrating, "fraud")
-    assert done.returncode == 0, done.stderr
-    assert "fraud" in done.stdout
-    assert_refused(parm_here(*calibrating, "nobody"), "its classes are allowed, spam, fraud, other")
-    assert_refused(
-        parm_here("serve", bundle.path, "--policy", "approximate-backup", "--agreement", 0),
-        "may answer fraud only",
-    )
-    assert open_bundle(bundle.path).manifest.calibration["backup"].levels[0].level == LEVELS[0]

@@ -95,13 +95,6 @@ def test_a_flipped_exponent_bit_is_seen(bundle: Bundle) -> None:
         assert (off > 1e-5).any()
 
 
-def test_golden_queries_are_of_the_units_of_the_inputs(bundle: Bundle) -> None:
-    rows = rows_of(bundle, 100)
-    np.testing.assert_allclose(rows.mean(axis=0), [0, 0, 500, 7], atol=100)
-    assert (rows.std(axis=0)[:3] > [1, 10, 100]).all()
-    assert (rows.std(axis=0)[:3] < [4, 40, 400]).all()
-
-
 @pytest.mark.parametrize("datatype", ["FP16", "FP64", "INT8", "UINT8", "INT64", "BOOL"])
 def test_without_an_envelope_golden_queries_are_small_numbers(datatype: str) -> None:
     spec = TensorSpec("input", datatype, (5, 6))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.training import fit as fitting
+from parity_models.training.device import NARROW, place
 from parity_models.training.fit import Budget, Fitted, fit
 from parity_models.training.networks import recipe_for
 
@@ -68,3 +69,11 @@ def test_an_earlier_training_is_not_judged_again(tmp_path: Path, clock: Clock) -
     assert problem.module.weight.item() == before
     better = fitted(Slow(clock, 0.9), Budget(epochs=1), tmp_path, known=0.8)
     assert (better.score, better.best_epoch) == (0.9, 1)
+
+
+@pytest.mark.parametrize(("channels", "last"), [(NARROW - 1, False), (NARROW, True)])
+def test_channels_are_last_unless_a_strided_convolution_has_few(channels: int, last: bool) -> None:
+    first = nn.Conv2d(3, channels, 3)
+    cpu = torch.device("cpu")
+    place(nn.Sequential(first, nn.Conv2d(channels, 2 * channels, 1, stride=2)), cpu)
+    assert first.weight.is_contiguous(memory_format=torch.channels_last) == last

@@ -7,7 +7,7 @@ import pytest
 
 from commands import Here, assert_refused
 from onnx_models import output_of
-from parity_models.errors import DataError, TrainingError
+from parity_models.errors import TrainingError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.signature import pad
@@ -59,19 +59,14 @@ def test_parm_backup_trains_a_bag_of_words(folder: Path, parm_here: Here, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "rows", "error", "message"),
-    [
-        ("mlp", 50, TrainingError, "choose text"),
-        ("text@units=0", 50, TrainingError, "units"),
-        ("text", 1, DataError, "too few"),
-    ],
+    ("network", "message"), [("mlp", "choose text"), ("text@units=0", "units")]
 )
-def test_networks_and_queries_that_do_not_fit_are_refused(
-    folder: Path, tmp_path: Path, network: str, rows: int, error: type[Exception], message: str
+def test_networks_that_do_not_fit_are_refused(
+    folder: Path, tmp_path: Path, network: str, message: str
 ) -> None:
     deployed = teacher_of(open_bundle(folder / "deployed"), "logits").bundle
-    inputs = rows_of(teacher_of(deployed), folder / "inputs.npz", 1)[:rows]
-    with pytest.raises(error, match=message):
+    inputs = rows_of(teacher_of(deployed), folder / "inputs.npz", 1)[:50]
+    with pytest.raises(TrainingError, match=message):
         train_backup(deployed, network, inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

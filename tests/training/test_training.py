@@ -17,7 +17,7 @@ from parity_models.errors import BundleError, UserError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.metrics import recognise
-from parity_models.training import Progress, Trained, TrainingOptions
+from parity_models.training import Trained, TrainingOptions
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import Dataset, Split, Task
 from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights
@@ -58,14 +58,6 @@ def test_the_same_seed_gives_the_same_weights_and_keeps_randomness(train: Train)
     torch.testing.assert_close(torch.rand(3), expected)
     other = train(epochs=3, name="other", seed=1)
     assert weights(once) == weights(again) != weights(other)
-
-
-@pytest.mark.slow
-def test_a_time_limit_ends_training_and_anneals_it(train: Train) -> None:
-    reports: list[Progress] = []
-    outcome = train(seconds=1.0, report=reports.append)
-    assert outcome.fitted.best_epoch >= 1
-    assert [each.done for each in reports if each.work == "training"][-1] == 1
 
 
 # Refusals
