@@ -165,19 +165,6 @@ async def test_while_most_calls_wait_a_stand_in_is_asked_in_place_of_the_next(
         await asyncio.gather(*waiting)
 
 
-async def test_a_copy_may_be_the_very_future_of_the_call() -> None:
-    target = Target()
-    late = Late()
-    await learned(late, target)
-    future = asyncio.get_running_loop().create_future()
-    race = asyncio.ensure_future(late(lambda: future))
-    while not late.counts["copies"]:
-        await asyncio.sleep(0.001)
-    future.set_exception(RefusedError("no"))
-    with pytest.raises(RefusedError):
-        await race
-
-
 async def test_a_backup_that_no_longer_agrees_is_asked_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

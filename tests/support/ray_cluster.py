@@ -14,11 +14,22 @@ os.environ |= {
 }
 
 import ray
+from ray.cluster_utils import Cluster
 
 from served import until
 
 SMALL = 0.01
 """CPUs that instances reserve in tests: next to none."""
+
+STORE = 80_000_000
+"""Bytes of a node's object store."""
+
+SOON_DEAD = {
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 8,
+}
+"""A node that nothing is heard of is gone after ten seconds rather than a minute."""
 
 
 def init_ray(**options: Any) -> Any:
@@ -60,6 +71,25 @@ def other_cluster(cpus: int) -> Iterator[str]:
             yield address
         finally:
             head.stdin.close()
+
+
+@contextmanager
+def ray_nodes(nodes: int) -> Iterator[Cluster]:
+    """A head without CPUs, to which this process is connected, and nodes with two."""
+    settings = {"num_cpus": 0, "object_store_memory": STORE, "_system_config": SOON_DEAD}
+    cluster = Cluster(initialize_head=True, head_node_args=settings)
+    try:
+        add_nodes(cluster, nodes)
+        ray.init(cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_nodes(cluster: Cluster, nodes: int) -> None:
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=2, object_store_memory=STORE)
 
 
 def eventually(condition: Callable[[], bool], otherwise: str) -> None:

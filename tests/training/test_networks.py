@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from own_coders import ABREAST, DECODER, LISTED, PILED
+from own_coders import DECODER
 from own_models import STACK, Parm
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError
@@ -34,7 +34,6 @@ def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
         (STACK, (1, 9, 9), "resnet-small", Slotwise),
         (CodeSpec("stack", "subtraction", 2), (1, 9, 9), "resnet-small", SmallResNet),
         (CodeSpec("stack", "separate", 8), (1, 6, 6), "resnet-small", SmallResNet),  # too small
-        (CodeSpec(PILED, LISTED, 3), IMAGE, "resnet-small", Slotwise),
         (STACK, (3, 40), "mlp@0.5", MLP),
         (STACK, IMAGE, "mlp", MLP),
     ],
@@ -55,8 +54,6 @@ def test_stacked_queries_that_are_read_off_are_answered_each_by_itself(
         (SUM, (40,), "mlp", (1, 1)),
         (CodeSpec("concatenation", "subtraction", 2), (1, 28, 28), "resnet-small", (1, 1)),
         (CodeSpec("concatenation", "separate", 4), (1, 28, 28), "resnet-small", (2, 2)),
-        (CodeSpec(ABREAST, LISTED, 2), IMAGE, "resnet18", (1, 2)),
-        (CodeSpec(ABREAST, "subtraction", 2), IMAGE, "resnet18", (1, 1)),
     ],
     ids=str,
 )
@@ -89,8 +86,7 @@ def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: 
     recipe = parity_network("resnet-small", sums).recipe
     assert usual.mirror
     assert (recipe.epochs, recipe.mirror) == (4 * usual.epochs, False)
-    for spec in (STACK, CodeSpec(PILED, LISTED, 2)):
-        assert parity_network("resnet-small", Code(spec, IMAGE, (10,))).recipe == usual
+    assert parity_network("resnet-small", Code(STACK, IMAGE, (10,))).recipe == usual
 
 
 # The user's own functions
