@@ -15,10 +15,6 @@ from numpy.typing import NDArray
 from own_coders import DECODER, ENCODER
 from own_policy import POLICY, RULE
 from parity_models.codes import CodeSpec
-from parity_models.emulation import load_fault_plan
-from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.server import ServeOptions, Server
 from served import INFER, ServerProcess, infer_message, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -94,20 +90,6 @@ def test_the_model_answers_everything(backed: Path, policy: str, seconds: float,
         for seed in range(3):
             assert infer(client, seed) == ["model"] * ROWS
         assert server.metric("parm_query_latency_seconds_count") == 3 * ROWS
-
-
-@pytest.mark.parametrize("name", ["hedging", "adaptive"])
-async def test_what_is_late_is_learned_from_the_latencies_before(backed: Path, name: str) -> None:
-    faults = load_fault_plan(slow(0))
-    options = ServeOptions(policy=PolicyChoice(name), deadline=90, port=0, faults=faults)
-    async with (
-        Server(open_bundle(backed), options) as server,
-        httpx.AsyncClient(base_url=server.url, timeout=30) as client,
-    ):
-        for rows in (100, ROWS):
-            asked = queries(rows)
-            check(asked, await client.post(INFER, json=infer_message(asked)))
-            server.deployment.begin_faults()
 
 
 def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(backed: Path) -> None:

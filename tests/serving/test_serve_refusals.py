@@ -3,16 +3,16 @@
 import socket
 import subprocess
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from commands import Here, assert_refused, parm
 from parity_models.errors import UserError
+from parity_models.serving.errors import OverloadedError, UnavailableError, whole_seconds
 from parity_models.serving.server import ServeOptions
 from served import write_linear_bundle
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: 
     assert_refused(parm_here("serve", tmp_path), "manifest.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [("--port",), ("--port", "0", "--metrics-port")])
 def test_a_port_in_use_is_explained(backed: Path, given: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -78,3 +79,19 @@ def test_a_port_in_use_is_explained(backed: Path, given: tuple[str, ...]) -> Non
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert_refused(done, f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose")
     assert not done.stdout
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.2, 2.5, 7.9])
+def test_whole_seconds_are_on_average_what_they_were(seconds: float) -> None:
+    chance = Random(0)
+    told = [whole_seconds(seconds, chance) for _ in range(10_000)]
+    assert set(told) <= {int(seconds), int(seconds) + 1}
+    assert sum(told) / len(told) == pytest.approx(seconds, abs=0.02)
+
+
+def test_where_no_time_is_known_clients_come_back_at_different_ones() -> None:
+    told = {OverloadedError("too much").retry_after for _ in range(20)}
+    assert len(told) == 20
+    assert all(each is not None and 1 <= each <= 2 for each in told)
+    assert OverloadedError("too much", retry_after=0.25).retry_after == 0.25
+    assert UnavailableError("stopped").retry_after is None

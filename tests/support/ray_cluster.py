@@ -75,15 +75,13 @@ def other_cluster(cpus: int) -> Iterator[str]:
 
 @contextmanager
 def ray_nodes(nodes: int) -> Iterator[Cluster]:
-    """A head without CPUs, to which this process is connected, and nodes with two."""
+    """A head without CPUs, and nodes with two."""
     settings = {"num_cpus": 0, "object_store_memory": STORE, "_system_config": SOON_DEAD}
     cluster = Cluster(initialize_head=True, head_node_args=settings)
     try:
         add_nodes(cluster, nodes)
-        ray.init(cluster.address, log_to_driver=False)
         yield cluster
     finally:
-        ray.shutdown()
         cluster.shutdown()
 
 

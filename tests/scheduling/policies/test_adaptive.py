@@ -1,6 +1,8 @@
 """The adaptive policy asks the best stand-in for what is late, when that is worth it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import scheduling_world
 from adaptive_world import (
@@ -25,6 +27,8 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
+from parity_models.scheduling.policies.benefit import URGENCY, Benefit, Choice
+from parity_models.scheduling.policies.risk import FORGOTTEN, StandIn
 from scheduling_world import World, code
 
 
@@ -388,3 +392,46 @@ def test_a_query_that_the_backup_may_not_answer_is_copied() -> None:
     world.pass_time(0.01)
     assert runs(world) == [DEPLOYED] * 2
     assert not world.answers
+
+
+# What a stand-in saves against what it costs
+
+
+def asking(takes: float) -> Choice:
+    """A stand-in that answers all queries."""
+    return Choice(takes, ((1.0, takes), (0.0, takes + 1.0)))
+
+
+def benefit(load: float = 0.0) -> Benefit:
+    rule = Benefit()
+    rule.learn(1.0, load)
+    return rule
+
+
+def test_what_is_saved_is_lateness_weighted_with_lateness() -> None:
+    known = run_times(*[(1.0, True)] * 90, *[(3.0, True)] * 10)
+    # A tenth of units run from 1 to 3; one asked at 1 that takes 0.5 ends its query at 1.5.
+    saved = benefit().saved(asking(0.5), known, age=1.0)
+    assert saved == pytest.approx(URGENCY * (2.0**2 - 0.5**2) / 2)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 5))
+def test_instance_time_is_dearer_at_a_higher_load(
+    load: float, other: float, waiting: float
+) -> None:
+    low, high = sorted((load, other))
+    choice = asking(1.0)
+    cheap = benefit(load=low).cost(choice)
+    assert 1 <= cheap <= benefit(load=high).cost(choice)
+    assert cheap <= benefit(load=low).cost(choice, waiting)
+
+
+def test_a_stand_in_that_did_badly_is_asked_again_after_a_while() -> None:
+    stand_in = StandIn(run_times((1.0, True)))
+    for _ in range(100):
+        stand_in.ran(9.0, finished=True)
+        stand_in.answered(usable=False)
+    assert stand_in.accepted < 0.2
+    assert stand_in.takes == 9.0
+    stand_in.not_asked(FORGOTTEN)
+    assert (stand_in.accepted, stand_in.takes) == (1.0, 0.5)

@@ -1,11 +1,14 @@
 """The watch of the live page, which hears of a server's events without a server."""
 
+import json
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from histories import check_nothing_is_left, observed_history
 from parity_models.scheduling import (
@@ -20,6 +23,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.health import State
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import NOW, InstanceView, Watch
 
 BOTH = frozenset({DEPLOYED, BACKUP})
@@ -160,3 +164,66 @@ def test_any_history_is_shown_as_it_happened_and_nothing_piles_up(seed: int) -> 
     check_nothing_is_left(world, k)
     assert sum(watch.answers.values()) == len(world.answers)
     assert watch.failed == len(world.failures)
+
+
+# Frames
+
+
+class Frame(Struct):
+    """A frame, by its number."""
+
+    at: float
+
+
+class Sampled:
+    """Numbers its frames. One that is `broken` cannot be made."""
+
+    def __init__(self, broken: int = 0) -> None:
+        self.frames = self.ticks = 0
+        self.broken = broken
+
+    def tick(self) -> None:
+        self.ticks += 1
+
+    def frame(self) -> Frame:
+        self.frames += 1
+        if self.frames == self.broken:
+            raise ValueError("cannot be read")
+        return Frame(float(self.frames))
+
+
+def feed_of(sampled: Any = None) -> Feed:
+    return Feed(sampled or cast(Any, Sampled()))
+
+
+async def read(events: AsyncGenerator[bytes, None]) -> float:
+    event = await anext(events)
+    assert event.startswith(b"data: ")
+    assert event.endswith(b"\n\n")
+    at: float = json.loads(event[6:])["at"]
+    return at
+
+
+async def test_a_frame_is_made_once_for_all_and_who_does_not_keep_up_gets_the_latest() -> None:
+    feed = feed_of()
+    one, slow = feed.follow(), feed.follow()
+    assert [await read(one), await read(slow)] == [1, 2]
+    feed.sample()
+    assert await read(one) == 3
+    feed.sample()
+    assert [await read(one), await read(slow)] == [4, 4]
+    feed.sample()
+    feed.close()
+    assert [event async for event in slow] == []
+
+
+async def test_without_watchers_no_frames_are_made() -> None:
+    sampled = Sampled()
+    feed = feed_of(sampled)
+    watcher = feed.follow()
+    await read(watcher)
+    feed.sample()
+    await watcher.aclose()
+    made, ticks = sampled.frames, sampled.ticks
+    feed.sample()
+    assert (sampled.frames, sampled.ticks) == (made, ticks + 1)

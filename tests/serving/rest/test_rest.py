@@ -19,12 +19,6 @@ def test_tritonclient_sees_a_live_and_ready_model(client: triton.InferenceServer
     assert not client.is_model_ready("model", "2")
 
 
-def test_tritonclient_lists_the_models(client: triton.InferenceServerClient) -> None:
-    assert client.get_model_repository_index() == [
-        {"name": "model", "version": "1", "state": "READY"}
-    ]
-
-
 def test_tritonclient_reads_the_metadata(client: triton.InferenceServerClient) -> None:
     about = client.get_server_metadata()
     assert about["version"] == __version__
