@@ -32,7 +32,7 @@ def test_both_runs_ask_the_same(bundle: Bundle) -> None:
     alone, helped = found.without, found.with_stand_ins
     assert alone.sources.keys() == {"model"}
     assert helped.sources.keys() <= {"model", "backup"}
-    assert alone.answers + alone.failed == helped.answers + helped.failed > 0
+    assert alone.queries == helped.queries > 0
 
 
 def test_without_a_stand_in_there_is_nothing_to_rehearse(tmp_path: Path, parm_here: Here) -> None:

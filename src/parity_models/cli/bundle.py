@@ -1,8 +1,8 @@
 """parm bundle: a bundle of the user's own ONNX model, without training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -13,6 +13,8 @@ from parity_models.models.queries import read_arrays
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis
 from parity_models.options import Option
+
+V = TypeVar("V")
 
 NETWORK = "own"
 """The network's name, in manifests, of a model that was given as an ONNX file."""
@@ -64,8 +66,9 @@ def bundle(
     """
     check_replaceable(out.resolve())
     queries = None if inputs is None else read_arrays(inputs)
-    paddings = _paddings(padding or ())
-    content, signature = read_servable(model, _axes(axis or ()), paddings, queries)
+    paddings = _pairs(padding or (), "--padding takes INPUT=NUMBER", float)
+    axes = _pairs(axis or (), "--axis takes NAME=SIZE or NAME=SIZE,SIZE,..., ascending", _sizes)
+    content, signature = read_servable(model, axes, paddings, queries)
     outputs = [each.name for each in signature.outputs]
     if output is not None and output not in outputs:
         raise UserError(f"the model has no output {output!r}; it has {', '.join(outputs)}")
@@ -88,40 +91,23 @@ def bundle(
     typer.echo(f"wrote {written.path}")
 
 
-def _axes(texts: Sequence[str]) -> dict[str, Axis | int]:
-    found: dict[str, Axis | int] = {}
-    for name, text in _pairs(texts, "--axis").items():
-        parts = text.split(",")
-        try:
-            sizes = tuple(map(int, parts)) if all(each.isdecimal() for each in parts) else (0,)
-            if min(sizes) < 1:
-                raise ValueError("sizes are whole numbers of 1 or more")
-            found[name] = Axis(sizes) if len(sizes) > 1 else sizes[0]
-        except ValueError as error:
-            raise UserError(
-                f"--axis takes NAME=SIZE or NAME=SIZE,SIZE,..., ascending, not '{name}={text}' "
-                f"({error})"
-            ) from None
-    return found
+def _sizes(text: str) -> Axis | int:
+    parts = text.split(",")
+    if not all(each.isdecimal() and int(each) for each in parts):
+        raise ValueError("sizes are whole numbers of 1 or more")
+    sizes = tuple(map(int, parts))
+    return Axis(sizes) if len(sizes) > 1 else sizes[0]
 
 
-def _paddings(texts: Sequence[str]) -> dict[str, float]:
-    found = {}
-    for name, text in _pairs(texts, "--padding").items():
-        try:
-            found[name] = float(text)
-        except ValueError:
-            raise UserError(f"--padding takes INPUT=NUMBER, not '{name}={text}'") from None
-    return found
-
-
-def _pairs(texts: Sequence[str], flag: str) -> Mapping[str, str]:
-    found: dict[str, str] = {}
+def _pairs(texts: Sequence[str], form: str, read: Callable[[str], V]) -> dict[str, V]:
+    """Read texts as NAME=VALUE. Raises UserError, with the `form`, for others."""
+    found: dict[str, V] = {}
     for text in texts:
-        name, equals, value = text.rpartition("=")
-        if not (name and equals):
-            raise UserError(f"{flag} takes NAME=VALUE, not {text!r}")
-        if name in found:
-            raise UserError(f"{flag} {name} is given twice; give it once")
-        found[name] = value
+        name, _, value = text.rpartition("=")
+        try:
+            if not name or name in found:
+                raise ValueError("give each name once")
+            found[name] = read(value)
+        except ValueError as error:
+            raise UserError(f"{form}, not {text!r} ({error})") from None
     return found

@@ -6,7 +6,7 @@ the bundle's stand-ins. Everything is real, and on this machine.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from parity_models.emulation import Constant, FaultPlan, Pauses
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.load import LoadSpec, offer_load
-from parity_models.load.result import LoadResult
+from parity_models.load.result import LoadReport, report_of
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.queries import rows_in
 from parity_models.models.signature import Batch
@@ -54,29 +54,17 @@ DEADLINE = 5.0
 
 
 @dataclass(frozen=True)
-class Run:
-    """The answers of one run during the fault, by source, and the latencies in ms.
-
-    `failed` queries had no answer.
-    """
-
-    policy: str
-    answers: int
-    sources: Mapping[str, int]
-    failed: int
-    p50_ms: float
-    p99_ms: float
-    longest_ms: float
-
-
-@dataclass(frozen=True)
 class Rehearsal(Printed):
-    """Both runs of a rehearsal, without stand-ins and with them, at `rate` queries per second."""
+    """Both runs of a rehearsal, without stand-ins and with those of a `policy`.
+
+    A query usually takes `usual_ms`, and `rate` are asked a second.
+    """
 
     usual_ms: float
     rate: float
-    without: Run
-    with_stand_ins: Run
+    policy: str
+    without: LoadReport
+    with_stand_ins: LoadReport
 
     @property
     def parts(self) -> Sequence[RenderableType]:
@@ -87,18 +75,20 @@ class Rehearsal(Printed):
         )
         table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
         table.add_column("policy", overflow="fold")
-        helped = self.with_stand_ins
         for heading in ("p50", "p99", "longest", *Source, "failed"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for run in (self.without, helped):
+        helped = self.with_stand_ins
+        for policy, run in ((EqualResources.name, self.without), (self.policy, helped)):
+            assert run.latency is not None
+            ms = run.latency
             table.add_row(
-                run.policy,
-                *(f"{ms:.1f}" for ms in (run.p50_ms, run.p99_ms, run.longest_ms)),
-                *(f"{run.sources.get(source, 0):,}" for source in Source),
-                f"{run.failed:,}",
+                policy,
+                *(f"{each:.1f}" for each in (ms.p50_ms, ms.p99_ms, ms.max_ms)),
+                *(f"{run.came_from(source):,}" for source in Source),
+                f"{run.queries - run.answered:,}",
             )
-        stood_in = sum(helped.sources.get(each, 0) for each in Source if each.stands_in)
-        said = f"{stood_in:,} of {helped.answers:,} answers were a stand-in's."
+        stood_in = sum(helped.came_from(each) for each in Source if each.stands_in)
+        said = f"{stood_in:,} of {helped.answered:,} answers were a stand-in's."
         if not stood_in:
             said = (
                 "The stand-in answered nothing: no query was late enough, a copy was as good, or "
@@ -199,15 +189,7 @@ async def _rehearse(
                     queries=max(1, round(rate * faulty)),
                 )
                 result = await offer_load(load, server.deployment.begin_faults)
-            runs.append(_run(policy, result))
-    return Rehearsal(1e3 * usual, rate, *runs)
-
-
-def _run(policy: str, found: LoadResult) -> Run:
-    if not found.answered.any():
-        raise UserError(f"no query was answered with the policy {policy}")
-    ms = np.quantile(1e3 * found.latency[found.answered], (0.5, 0.99, 1.0)).tolist()
-    counts = {str(each): int(found.came_from(each).sum()) for each in Source}
-    sources = {name: count for name, count in counts.items() if count}
-    answers = int(found.answered.sum())
-    return Run(policy, answers, sources, len(found) - answers, *ms)
+            runs.append(report_of(load, result))
+            if not runs[-1].answered:
+                raise UserError(f"no query was answered with the policy {policy}")
+    return Rehearsal(1e3 * usual, rate, policy, *runs)
