@@ -18,7 +18,7 @@ from histories import check_nothing_is_left, observed_history
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
-from parity_models.serving.tracing import QuerySpans
+from parity_models.serving.tracing import QuerySpans, Tracing
 from served import INPUTS, OUTPUTS, infer_message, queries
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ async def test_a_request_s_spans_are_beneath_the_client_s(bundle: Path) -> None:
     spans = Spans()
     policy = PolicyChoice("parity", {})
     options = ServeOptions(policy=policy, instances=1, port=0, grpc_port=0)
-    async with Server(open_bundle(bundle), options, spans.provider) as server:
+    async with Server(open_bundle(bundle), options, Tracing(spans.provider)) as server:
         async with httpx.AsyncClient(base_url=server.url) as client:
             path = "/v2/models/%6dodel/infer"  # nobody makes names of spans
             for parent in (UNSAMPLED, SAMPLED):

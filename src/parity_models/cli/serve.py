@@ -161,12 +161,12 @@ def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle | None, *option
 
 
 def _traces(logging: Logging) -> Any:
-    """Return the exporter of spans, if traces are wanted."""
+    """Return what makes spans and exports them, if traces are wanted."""
     if not logging.traces:
         return None
-    from parity_models.serving.tracing import exporting  # an extra of its own
+    from parity_models.serving.tracing import Tracing, exporting  # an extra of its own
 
-    return exporting()
+    return Tracing(exporting())
 
 
 def _notify_ready() -> None:
@@ -237,15 +237,18 @@ def _said(server: Server) -> Iterator[str]:
             f"serving {models.model.name} at {_urls(server)} (policy {models.choice.name}; "
             f"instances: {_instances(models)}{_gates(models)})"
         )
-    if server.has_page:
-        asks = " (it asks for a token)" if server.takes_tokens else ""
+    if server.options.ui:
+        asks = "" if server.options.access.tokens is None else " (it asks for a token)"
         yield f"watch it at {server.url}/ui/{asks}"
 
 
 def _notes(server: Server) -> Iterator[str]:
     """Yield warnings about things that may surprise the user."""
-    if server.lacks:
-        yield f"it listens to other machines without {' and '.join(server.lacks)}"
+    host, access = server.options.host, server.options.access
+    given = {"--tls-cert": access.tls_cert, "--tokens": access.tokens}
+    lacks = [option for option, value in given.items() if value is None]
+    if lacks and host not in ("localhost", "::1") and not host.startswith("127."):
+        yield f"it listens to other machines without {' and '.join(lacks)}"
     if not isinstance(server.models, ServedRepository):
         yield from server.models.notes
         return

@@ -226,7 +226,8 @@ class Deployment(ServedVersion):
         await self.frontend.start(self.roles)
 
     def retire(self) -> None:
-        """Stop being ready, but still take queries."""
+        """End the live feed, and stop being ready, but still take queries."""
+        self._close_feed()
         self.frontend.retire()
 
     def begin_faults(self) -> None:
@@ -238,19 +239,18 @@ class Deployment(ServedVersion):
         """Return the live feed, whatever is asked for."""
         return self.feed
 
-    def close_feed(self) -> None:
-        """End the live feed, if there is one."""
+    def _close_feed(self) -> None:
         if self.feed is not None:
             self.feed.close()
 
     async def drain(self) -> None:
         """End the live feed, and take no more queries; return when those in flight have ended."""
-        self.close_feed()
+        self._close_feed()
         await self.frontend.drain()
 
     async def stop(self) -> None:
         """Stop all instances at once."""
-        self.close_feed()
+        self._close_feed()
         await self.frontend.stop()
 
 

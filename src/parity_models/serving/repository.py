@@ -301,6 +301,8 @@ class Repository(Collector):
     def retire(self) -> None:
         """Report not ready from now on, but still take requests."""
         self._state = "stopping"
+        for running in self.running():
+            running.retire()
 
     async def drain(self) -> None:
         """Take no more requests; returns when those that were taken are answered."""
@@ -311,11 +313,6 @@ class Repository(Collector):
     async def stop(self) -> None:
         """End all models at once."""
         await asyncio.gather(*(each.stop() for each in self._models.values()))
-
-    def close_feed(self) -> None:
-        """End the streams of the live page."""
-        for running in self.running():
-            running.close_feed()
 
     def feed_of(self, asked: Mapping[str, str]) -> Feed | None:
         """Return the live feed of a version, by default the current one, of a model, by default the

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +32,6 @@ from parity_models.serving.rest.service import Rest, metrics_response
 from parity_models.serving.stand_in_only import StandInOnly
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-
     from parity_models.serving.grpc.grpc_server import GrpcServer
     from parity_models.serving.tracing import Tracing
 
@@ -71,7 +69,7 @@ class Server:
     Args:
         models: The bundle; or the folder of a repository, which has bundles as NAME/VERSION.
         options: How to serve it; each model of a repository, unless its settings say otherwise.
-        traces: Gets the spans of requests.
+        tracing: Makes spans of requests.
         allow_code: Names of the user's own code that bundles of a repository may load.
 
     Raises:
@@ -83,11 +81,12 @@ class Server:
         self,
         models: Bundle | Path,
         options: ServeOptions | None = None,
-        traces: "TracerProvider | None" = None,
+        tracing: "Tracing | None" = None,
         allow_code: Collection[str] = (),
     ) -> None:
-        self._options = options = options or ServeOptions()
-        self._tracing = _tracing_to(traces)
+        self.options = options = options or ServeOptions()
+        """The options that it serves with."""
+        self._tracing = tracing
         self.models: Deployment | StandInOnly | Repository
         """The models, as the protocols ask for them."""
         self.registry: Collector
@@ -96,25 +95,37 @@ class Server:
             if options.stand_in_only:
                 self.models = StandInOnly(models, options)
             else:
-                self.models = Deployment(models, options, tracing=self._tracing)
+                self.models = Deployment(models, options, tracing=tracing)
             self.registry, title = self.models.metrics.registry, self.models.model.name
             self._instances = len(self.models.roles)
         else:
-            self.models = Repository(models, options, allow_code, self._tracing)
+            self.models = Repository(models, options, allow_code, tracing)
             self.registry, title = self.models, models.resolve().name
             self._instances = _OF_REPOSITORY
         self._metrics = metrics = self.models.metrics
         self._budget = ByteBudget(options.limits.max_in_flight)
         self._certificate = certificate = options.access.certificate()
         self._tokens, self._administrators = options.access.read_tokens()
-        self._page: Page | None = None
-        if options.ui:
-            is_repository = isinstance(self.models, Repository)
-            self._page = Page(title, self.models.feed_of, repository=is_repository)
         self._https: list[HttpServer] = []
         if options.port is not None:
+            is_repository, page = isinstance(self.models, Repository), None
+            if options.ui:
+                page = Page(title, self.models.feed_of, repository=is_repository)
+            rest = Rest(
+                self.models,
+                metrics,
+                options.limits,
+                self._budget,
+                self._read_metrics,
+                tokens=self._tokens,
+                administrators=self._administrators,
+                lacks=() if options.access.metrics_port is None else (METRICS,),
+                pages=None if page is None else page.routes(),
+                open_paths=() if page is None else page.open_paths,
+                tracing=tracing,
+            )
             tls = None if certificate is None else lambda: certificate.context
-            self._https.append(HttpServer(self._rest(self._page), metrics, tls))
+            self._https.append(HttpServer(rest, metrics, tls))
         if options.access.metrics_port is not None:
             few = replace(options.limits, max_connections=_SCRAPERS)
             only = (METRICS, *HEALTH)
@@ -138,27 +149,9 @@ class Server:
     @property
     def url(self) -> str:
         """The base URL, as http://127.0.0.1:8000, once the server is started; "" without a port."""
-        if self._options.port is None:
+        if self.options.port is None:
             return ""
         return url_of(self._socket, "http" if self._certificate is None else "https")
-
-    @property
-    def has_page(self) -> bool:
-        """True if it has a live page."""
-        return self._page is not None
-
-    @property
-    def takes_tokens(self) -> bool:
-        """True if clients must show a token."""
-        return self._tokens is not None
-
-    @property
-    def lacks(self) -> Sequence[str]:
-        """The options without which a server that listens to other machines is open to them."""
-        if self._options.host in ("localhost", "::1") or self._options.host.startswith("127."):
-            return ()
-        given = {"--tls-cert": self._certificate, "--tokens": self._tokens}
-        return [option for option, value in given.items() if value is None]
 
     async def start(self) -> None:
         """Bind, and start the models; return when all is ready. It is live, but not ready,
@@ -169,14 +162,14 @@ class Server:
             ServingError: An instance does not start.
 
         """
-        options, limits = self._options, self._options.limits
+        options, limits = self.options, self.options.limits
         connections = limits.max_connections
         connections += 0 if options.grpc_port is None else limits.max_rpcs
         connections += 0 if options.access.metrics_port is None else _SCRAPERS
         allow_descriptors(connections, self._instances)
         warm = False
         try:
-            if self._options.reuse_port:
+            if self.options.reuse_port:
                 await self.models.start()
                 warm = True
             await self._open()
@@ -197,12 +190,11 @@ class Server:
         try:
             for each in self._https:
                 each.drain()
-                if self._options.reuse_port:
+                if self.options.reuse_port:
                     await each.leave()
-            await asyncio.sleep(self._options.shutdown_delay)
-            self.models.close_feed()
-            if self._options.reuse_port:  # no connection brings a request that would be refused
-                await self._stop_listening(self._options.deadline + GRACE)
+            await asyncio.sleep(self.options.shutdown_delay)
+            if self.options.reuse_port:  # no connection brings a request that would be refused
+                await self._stop_listening(self.options.deadline + GRACE)
             await self.models.drain()
         finally:
             await self.models.stop()
@@ -264,7 +256,7 @@ class Server:
         return Predictions(outputs, tuple(map(str, result.sources)))
 
     async def _open(self) -> None:
-        options, shares = self._options, self._options.reuse_port
+        options, shares = self.options, self.options.reuse_port
         if options.grpc_port is not None:
             # Imported here: gRPC is an extra. Slow to import, so clients of HTTP would wait.
             from parity_models.serving.grpc.grpc_server import GrpcServer
@@ -295,7 +287,6 @@ class Server:
 
     async def _close(self) -> None:
         """Close what is open, after the answers that are under way, and send all spans."""
-        self.models.close_feed()
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -310,33 +301,8 @@ class Server:
         for each in self._https:
             await each.stop(grace)
 
-    def _rest(self, page: Page | None) -> Rest:
-        apart = self._options.access.metrics_port is not None
-        return Rest(
-            self.models,
-            self._metrics,
-            self._options.limits,
-            self._budget,
-            self._read_metrics,
-            tokens=self._tokens,
-            administrators=self._administrators,
-            lacks=(METRICS,) if apart else (),
-            pages=None if page is None else page.routes(),
-            open_paths=() if page is None else page.open_paths,
-            tracing=self._tracing,
-        )
-
     async def _read_metrics(self, request: Request) -> Response:
         return metrics_response(request, self.registry)
-
-
-def _tracing_to(provider: "TracerProvider | None") -> "Tracing | None":
-    if provider is None:
-        return None
-    # Imported here: OpenTelemetry is an extra.
-    from parity_models.serving.tracing import Tracing
-
-    return Tracing(provider)
 
 
 def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:

@@ -120,6 +120,3 @@ class StandInOnly(ServedVersion):
 
     def feed_of(self, asked: Mapping[str, str]) -> None:
         """Return no live feed."""
-
-    def close_feed(self) -> None:
-        """Do nothing: there is no live feed."""
