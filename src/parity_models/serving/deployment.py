@@ -47,12 +47,6 @@ def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
     return Adaptive.name if stand_ins_of(bundle, engine) else NoRedundancy.name
 
 
-def default_batch(bundle: Bundle) -> int:
-    """Return the largest batch if none is given: as measured when the bundle was made, else 1."""
-    times = bundle.manifest.inference_times
-    return 1 if times is None else times.batch
-
-
 def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns:
     """Return a bundle's stand-ins; those that run somewhere, if the engine has fixed roles."""
     code, backup = bundle.code(), bundle.manifest.backup is not None
@@ -148,8 +142,8 @@ class Deployment(ServedVersion):
         if not share_groups and parity_role(0) in used and options.tenant_header is None:
             self.notes = (*self.notes, _NOT_SHARED)
         # Measured times say nothing of upstreams, nor of times that a fault plan gives.
-        measured = fixed is None and options.faults is None
-        self.max_batch = options.max_batch or (default_batch(bundle) if measured else 1)
+        times = bundle.manifest.inference_times if fixed is None and not options.faults else None
+        self.max_batch = options.max_batch or (1 if times is None else times.batch)
         """The most queries in a unit."""
         self._bundle = bundle
         self._faults = options.faults or FaultPlan()

@@ -5,7 +5,6 @@ in it that are named by whole numbers from 1 on. Anything else is ignored.
 """
 
 import asyncio
-import json
 import logging
 import os
 import re
@@ -415,31 +414,16 @@ class Repository(Collector):
 def asked_version(parameters: Mapping[str, Any]) -> str | None:
     """Return the version that a load request asks for, None if it names none.
 
-    It is the parameter `version`, or `version_policy.specific.versions` in `config`, a model
-    configuration of Triton's in JSON.
-
     Raises:
-        InvalidRequestError: The request has anything else, which would have no effect.
+        InvalidRequestError: It is no string, or the request has other parameters, which would have
+            no effect.
 
     """
-    for name in parameters.keys() - {"config", "version"}:
+    for name in parameters.keys() - {"version"}:
         raise InvalidRequestError(
-            f"the parameter {name[:200]!r} is not supported; a load has a version or a config"
+            f"the parameter {name[:200]!r} is not supported; a load may have a version"
         )
-    config, version = parameters.get("config"), parameters.get("version")
-    if config is not None:
-        try:
-            read = json.loads(str(config))
-            ((name, policy),) = read.items()
-            (only,) = policy["specific"]["versions"]
-            version = str(int(only))
-            if name != "version_policy":
-                raise KeyError
-        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
-            raise InvalidRequestError(
-                "a config is JSON, with a version_policy of one specific version; nothing else is "
-                f"supported, got {str(config)[:200]!r}"
-            ) from None
+    version = parameters.get("version")
     if version is not None and not isinstance(version, str):
         raise InvalidRequestError(f"the parameter version is a string, not {version!r}")
     return version

@@ -250,8 +250,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             if instance.joined
         }
 
-    def inject_faults(self, plan: FaultPlan, start: float | None = None) -> None:
-        """Let the plan's time begin at `start` of time.monotonic(), or now; replaces any other.
+    def inject_faults(self, plan: FaultPlan) -> None:
+        """Let the plan's time begin now; it replaces any other.
 
         Raises FaultPlanError if the plan names an instance that the engine does not have, or it
         allows no faults.
@@ -259,7 +259,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         if not self._parts.allows_faults:
             raise FaultPlanError("the engine was not started for faults; give it allows_faults")
         plan.check(len(self._supervisors))
-        start = time.monotonic() if start is None else start
+        start = time.monotonic()
         self._faults = (plan, start)
         for instance in self._instances.values():
             if instance.joined:

@@ -67,10 +67,26 @@ class Runner:
 
     def run(self, unit: Unit, rows: Frame) -> tuple[Finished | Failed, Frame]:
         """Run a unit on rows (n, *query_shape). Return its report, and the bytes of its outputs."""
-        result = self._run(unit, rows)
-        if isinstance(result, Failed):
-            return result, b""
-        return Finished(unit.unit, time.monotonic()), bytes_of(result)
+        started = time.monotonic()
+        with self._lock:
+            if self._options.terminate:
+                self._renew()
+            self._running = unit.unit
+            if self._cancelled == unit.unit:
+                self._end()
+        outputs: Frame = b""
+        detail: str | None = None
+        try:
+            outputs = bytes_of(self._compute(unit, rows))
+        except Exception as error:  # an error of this unit only; the next may succeed
+            detail = "cancelled" if self._options.terminate else str(error)[:MAX_DETAIL]
+        if self._faults is not None and self._apply_faults(started, unit.role, *self._faults):
+            detail = "cancelled"
+        with self._lock:
+            self._running = None
+        if detail is not None:
+            return Failed(unit.unit, detail), b""
+        return Finished(unit.unit, time.monotonic()), outputs
 
     def cancel(self, unit: int) -> None:
         """End the unit early, if it runs or is the next to run."""
@@ -91,26 +107,6 @@ class Runner:
         """Inject the faults of worker number `worker` of a plan, beginning at `start` of
         time.monotonic()."""
         self._faults = (start, WorkerFaults(plan, worker))
-
-    def _run(self, unit: Unit, rows: Frame) -> NDArray[np.generic] | Failed:
-        started = time.monotonic()
-        with self._lock:
-            if self._options.terminate:
-                self._renew()
-            self._running = unit.unit
-            if self._cancelled == unit.unit:
-                self._end()
-        result: NDArray[np.generic] | Failed
-        try:
-            result = self._compute(unit, rows)
-        except Exception as error:  # an error of this unit only; the next may succeed
-            detail = "cancelled" if self._options.terminate else str(error)[:MAX_DETAIL]
-            result = Failed(unit.unit, detail)
-        if self._faults is not None and self._apply_faults(started, unit.role, *self._faults):
-            result = Failed(unit.unit, "cancelled")
-        with self._lock:
-            self._running = None
-        return result
 
     def _compute(self, unit: Unit, rows: Frame) -> NDArray[np.generic]:
         role = unit.role
