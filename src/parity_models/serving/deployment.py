@@ -157,7 +157,6 @@ class Deployment(ServedVersion):
             max_batch=self.max_batch,
             unit_timeout=options.unit_timeout,
             placements=options.placements,
-            allows_faults=options.faults is not None,
             starts_at_once=starts_at_once,
         )
         self.engine = engine.kind.build(engine.settings, parts)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from parity_models import options
 from parity_models.emulation import FaultPlan
-from parity_models.errors import ServingError
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
@@ -84,9 +83,8 @@ class Parts:
     """The parts of an engine: the bundle's models, by role, and a server's settings.
 
     A unit has up to `max_batch` rows, and its instance `unit_timeout` seconds for it. `placements`
-    say where each instance is to run; none: all next to the server. Faults can be injected only
-    with `allows_faults`. `starts_at_once`: instances that start at a time, where others are
-    serving meanwhile; None: all.
+    say where each instance is to run; none: all next to the server. `starts_at_once`: instances
+    that start at a time, where others are serving meanwhile; None: all.
     """
 
     bundle: Bundle
@@ -95,7 +93,6 @@ class Parts:
     max_batch: int
     unit_timeout: float
     placements: Sequence[Placement] = ()
-    allows_faults: bool = False
     starts_at_once: int | None = None
 
 
@@ -193,10 +190,5 @@ class Engine(ABC):
         """Stop all instances and leave nothing behind; nothing more is reported."""
 
     def inject_faults(self, plan: FaultPlan) -> None:
-        """Let the time of a fault plan begin now.
-
-        Raises:
-            ServingError: The engine takes no faults.
-
-        """
-        raise ServingError(f"the engine {self.name} takes no faults")
+        """Let the time of a fault plan begin now, in an engine that `takes_faults`."""
+        raise NotImplementedError

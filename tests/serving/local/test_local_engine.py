@@ -167,7 +167,7 @@ async def test_reports_of_other_units_are_ignored_and_malformed_ones_fatal(model
 
 async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(model: Path) -> None:
     loop = asyncio.get_running_loop()
-    async with running(model, allows_faults=True) as (engine, events):
+    async with running(model) as (engine, events):
         engine.inject_faults(FaultPlan(service_time=Constant(0.05), kills=(Kill(0, 0.0),)))
         assert await events.departure("0") == "was killed by the fault plan"
         assert await events.next() == Joined("0.1", DEPLOYED)

@@ -86,7 +86,7 @@ async def test_a_cancelled_unit_ends_early_and_a_hung_one_its_instance(fleet: Ra
 
 
 async def test_faults_slow_units(fleet: RayFleet) -> None:
-    engine, events = fleet.engine(allows_faults=True), Events()
+    engine, events = fleet.engine(), Events()
     await engine.start([DEPLOYED], events)
     joined = await events.arrival()
     engine.inject_faults(FaultPlan(service_time=Constant(0.5)))

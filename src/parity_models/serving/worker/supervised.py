@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from numpy.typing import NDArray
 
 from parity_models.emulation import FaultPlan
-from parity_models.errors import FaultPlanError, ServingError
+from parity_models.errors import ServingError
 from parity_models.models.signature import Layout, Signature
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import Engine, EngineListener, Parts
@@ -253,11 +253,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     def inject_faults(self, plan: FaultPlan) -> None:
         """Let the plan's time begin now; it replaces any other.
 
-        Raises FaultPlanError if the plan names an instance that the engine does not have, or it
-        allows no faults.
+        Raises FaultPlanError if the plan names an instance that the engine does not have.
         """
-        if not self._parts.allows_faults:
-            raise FaultPlanError("the engine was not started for faults; give it allows_faults")
         plan.check(len(self._supervisors))
         start = time.monotonic()
         self._faults = (plan, start)
