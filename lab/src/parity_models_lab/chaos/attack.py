@@ -6,7 +6,7 @@ one of a partner: an honest one, or an attacker. Each reconstruction of a victim
 compared with the model's own.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.options import Option
 from parity_models.training import TrainingOptions, train
 from parity_models_lab.chaos.server import RESULTS, ChaosOut
 from parity_models_lab.deployed import queries_of, train_deployed
@@ -33,10 +32,7 @@ SPREAD, PARTS = (0.05, 0.2, 0.5), (0.05, 0.2, 1.0)
 """The size of the attacker's steps, and the shares of values that they change."""
 
 
-def attack(
-    seed: Annotated[int, Option("Fixes the trainings, and the queries.", at_least=0)] = 0,
-    out: ChaosOut = RESULTS,
-) -> None:
+def attack(out: ChaosOut = RESULTS) -> None:
     """Attack other clients' reconstructions by absurd inputs, and by searched ones.
 
     The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
@@ -44,7 +40,7 @@ def attack(
     `kept out` is the share of the partner's queries that the envelope keeps out of groups.
     """
     check_out(out)
-    folder, task, options = out / "attack", find_task("digits"), TrainingOptions(seed=seed)
+    folder, task, options = out / "attack", find_task("digits"), TrainingOptions()
     folder.mkdir(parents=True, exist_ok=True)
     # Threads would wait for each other longer than a step of so small a network takes.
     torch.set_num_threads(1)
@@ -52,7 +48,7 @@ def attack(
     deployed = train_deployed(task, data, "mlp", folder / "deployed", options)
     bundle = train(deployed, queries_of(task, data), folder / "bundle", None, CODE, options)
     victims = _Victims(bundle)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tried, rows = np.array_split(rng.permutation(data.test.inputs), [len(data.test.inputs) // 3])
     found = [victims.search(tried, data.train.inputs, rng) for _ in range(STARTS)]
     count, low, high = len(rows), float(rows.min()), float(rows.max())

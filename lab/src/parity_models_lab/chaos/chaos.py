@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -57,7 +56,6 @@ def chaos(
         float, Option("About how long.", unit=MINUTES, typed="min", at_least=0.01)
     ] = 5.0,
     seed: Annotated[int, Option("Fixes the course of events and the load.", at_least=0)] = 0,
-    rate: Annotated[float, Option("Requests a second, of 2.8 queries.", at_least=1)] = 70.0,
     out: ChaosOut = RESULTS,
     events: Annotated[
         str | None,
@@ -69,7 +67,7 @@ def chaos(
 ) -> None:
     """Serve under load and faults; account for every query.
 
-    A server process of its own, clients over HTTP and gRPC, and a course of kills, pauses, lies,
+    A server process of its own, clients over HTTP, and a course of kills, pauses, lies,
     rude clients and absurd inputs, drawn from the seed.
     """
     check_out(out)
@@ -79,9 +77,7 @@ def chaos(
         if event not in there:
             raise UserError(f"there is no event {event!r}; there are {', '.join(there)}")
     course = draw_course(seed, minutes * 60, wanted)
-    rows, queries = asyncio.run(
-        _run(engine, course, minutes * 60, seed, rate, out / f"chaos-{engine}")
-    )
+    rows, queries = asyncio.run(_run(engine, course, minutes * 60, seed, out / f"chaos-{engine}"))
     title = f"Chaos on the engine {engine}, seed {seed}"
     report(title, rows, out / f"chaos-{engine}.json", queries=queries)
     ended = sum(int(str(row["queries"])) for row in rows)
@@ -89,7 +85,7 @@ def chaos(
 
 
 async def _run(
-    engine: Engine, course: Course, seconds: float, seed: int, rate: float, folder: Path
+    engine: Engine, course: Course, seconds: float, seed: int, folder: Path
 ) -> tuple[list[Row], int]:
     """Run a course of events against a server of its own.
 
@@ -101,7 +97,7 @@ async def _run(
     server = TestedServer(model, engine, folder, SERVICE, options)
     pages: dict[str, Page] = {}
     async with running(server) as client:
-        traffic = Traffic(server, client, rate=rate, seed=seed, deadline=DEADLINE)
+        traffic = Traffic(server, client, seed=seed, deadline=DEADLINE)
         injector = Injector(server, traffic, SERVICE, Random(f"{seed}/events"))
         all_up = await _instances_up(client)
         if not all_up:
@@ -128,7 +124,6 @@ async def _run(
                 typer.echo(
                     f"{number}, {' + '.join(names)}: full strength after {took:.1f} s", err=True
                 )
-        await traffic.close()
     return [page.row(name) for name, page in pages.items()], traffic.sent
 
 
@@ -156,7 +151,7 @@ async def _recover(client: Client, traffic: Traffic, all_up: float) -> float:
 @asynccontextmanager
 async def _asking_for_health(server: TestedServer, traffic: Traffic) -> AsyncIterator[None]:
     """Enter the server's answers to whether it is live on the page, while the context lasts."""
-    program = (health.__file__, str(urlsplit(server.url).port), str(server.pid_file))
+    program = (health.__file__, str(server.port), str(server.pid_file))
     asking = await asyncio.create_subprocess_exec(sys.executable, *program, stdout=PIPE)
     assert asking.stdout is not None
     answers = asking.stdout

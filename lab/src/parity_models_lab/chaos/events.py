@@ -9,13 +9,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from random import Random
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from parity_models_lab.chaos.known_model import INPUTS, liar
 from parity_models_lab.chaos.server import DESCRIPTORS, INSTANCES, TestedServer
-from parity_models_lab.chaos.traffic import BURST_ROWS, Traffic, in_json, infer_body, post
+from parity_models_lab.chaos.traffic import (
+    BURST_ROWS,
+    Traffic,
+    ask,
+    connection,
+    in_json,
+    infer_body,
+    post,
+)
 
 OF_FRONTEND = frozenset({"frontend", "restart"})
 """The events in which another frontend starts: on Ray, that takes longer than a phase."""
@@ -35,13 +42,14 @@ OVERLOAD = 3.0
 """Times the queries that the instances can answer."""
 LIES_LAST = 2.0
 """Seconds in which an instance that has stopped lying may still answer."""
-_HOLD_UP = f"""
+_HOLD_UP = """
 import os, signal, sys, time
+pid, held, run = sys.argv[1:]
 while True:
-    os.kill(int(sys.argv[1]), signal.SIGSTOP)
-    time.sleep({HELD})
-    os.kill(int(sys.argv[1]), signal.SIGCONT)
-    time.sleep({RUN})
+    os.kill(int(pid), signal.SIGSTOP)
+    time.sleep(float(held))
+    os.kill(int(pid), signal.SIGCONT)
+    time.sleep(float(run))
 """
 
 Course = Sequence[tuple[Sequence[str], float]]
@@ -96,38 +104,22 @@ class Injector:
     """Injects events into a server with its traffic; victims are drawn from `rng`."""
 
     def __init__(self, server: TestedServer, traffic: Traffic, service: float, rng: Random) -> None:
-        self._server, self._traffic, self._rng = server, traffic, rng
-        at = urlsplit(server.url)
-        self._address = at.hostname, at.port
-        rows = server.model.rows
-        self._request = post(*infer_body(rows, in_json(rows)))
+        self.server, self._traffic, self._rng = server, traffic, rng
+        self._request = post(*infer_body(server.model.rows, in_json(server.model.rows)))
         self.too_much = OVERLOAD * INSTANCES / service / BURST_ROWS
-
-    @property
-    def frontend(self) -> int:
-        return self._server.pid
 
     def victim(self) -> int:
         """Return the process of an instance; 0 if there is none."""
-        return self._rng.choice(self._server.instances() or [0])
+        return self._rng.choice(self.server.instances() or [0])
 
     async def kill(self) -> None:
         _send(self.victim(), signal.SIGKILL)
 
     @asynccontextmanager
-    async def stop(self) -> AsyncIterator[None]:
-        victim = self.victim()
-        _send(victim, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            _send(victim, signal.SIGCONT)
-
-    @asynccontextmanager
-    async def hold_up(self, pid: int) -> AsyncIterator[None]:
-        """Let a process run for a fifth of the time."""
+    async def hold_up(self, pid: int, held: float = HELD) -> AsyncIterator[None]:
+        """Stop a process for so long, again and again; by default for four fifths of the time."""
         # By a process of its own, as this one may be held up, too.
-        program = (sys.executable, "-S", "-c", _HOLD_UP, str(pid))
+        program = (sys.executable, "-S", "-c", _HOLD_UP, *map(str, (pid, held, RUN)))
         holding = await asyncio.create_subprocess_exec(*program, stderr=DEVNULL)
         try:
             yield
@@ -139,19 +131,19 @@ class Injector:
     @asynccontextmanager
     async def restart(self, *, warm: bool) -> AsyncIterator[None]:
         await asyncio.sleep(0.5)  # so that an outage has a beginning
-        await self._server.restart(warm=warm)
+        await self.server.restart(warm=warm)
         yield
 
     @asynccontextmanager
     async def lie(self) -> AsyncIterator[None]:
-        new = self._server.liar.with_name("new.onnx")
-        new.write_bytes(liar(self._server.model))
+        new = self.server.liar.with_name("new.onnx")
+        new.write_bytes(liar(self.server.model))
         self._traffic.lies = True
-        new.rename(self._server.liar)
+        new.rename(self.server.liar)
         try:
             yield
         finally:
-            self._server.liar.unlink()
+            self.server.liar.unlink()
             await asyncio.sleep(LIES_LAST)
             self._traffic.lies = False
 
@@ -170,7 +162,7 @@ class Injector:
     @asynccontextmanager
     async def crowd(self) -> AsyncIterator[None]:
         """Let clients press on the frontend while the context lasts, whatever else happens."""
-        rows = self._server.model.rows[:100]
+        rows = self.server.model.rows[:100]
         many = np.resize(rows, (1000, INPUTS))
         zeros = np.zeros((17_000, INPUTS), np.float32)  # few bytes to ask, and many to answer
         digits = ",".join(f"{value:.50f}" for value in rows.ravel())
@@ -190,18 +182,16 @@ class Injector:
 
     async def press(self, request: bytes, patience: float) -> None:
         """Ask, and go when the answer begins, or when out of patience."""
-        async with self._connection() as (reader, writer):
-            writer.write(request)
-            with suppress(TimeoutError, asyncio.IncompleteReadError):
-                async with asyncio.timeout(patience):
-                    await reader.readuntil(b"\r\n\r\n")
+        with suppress(TimeoutError, EOFError):
+            async with asyncio.timeout(patience):
+                await ask(self.server.port, request)
 
     async def send_half(self) -> None:
         await self.press(self._request[: len(self._request) // 2], 0.1)
 
     async def linger(self) -> None:
         """Stay until the server ends the connection, or for some seconds."""
-        async with self._connection() as (reader, writer):
+        async with connection(self.server.port) as (reader, writer):
             writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: server\r\n\r\n")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rng.uniform(1.0, 10.0)):
@@ -209,31 +199,23 @@ class Injector:
 
     async def trickle(self) -> None:
         """Send a request byte by byte from its head, or its body, on."""
-        async with self._connection() as (_, writer):
+        async with connection(self.server.port) as (_, writer):
             begin = self._rng.choice((0, self._request.index(b"\r\n\r\n") + 10))
             writer.write(self._request[:begin])
-            for at in range(begin, len(self._request)):
-                writer.write(self._request[at : at + 1])
+            for byte in self._request[begin:]:
+                writer.write(bytes((byte,)))
                 await writer.drain()
                 await asyncio.sleep(4 * PAUSE)
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_connection(*self._address)
-        try:
-            yield reader, writer
-        finally:
-            writer.transport.abort()
 
 
 EVENTS: Mapping[str, Callable[[Injector], During]] = {
     "calm": lambda to: _repeated(0, to.kill),
     "kill": lambda to: _repeated(1, to.kill, 2.0),
-    "stop": lambda to: to.stop(),
+    "stop": lambda to: to.hold_up(to.victim(), held=60.0),
     "slow": lambda to: to.hold_up(to.victim()),
     "frontend": lambda to: to.restart(warm=False),
     "restart": lambda to: to.restart(warm=True),
-    "starved": lambda to: to.hold_up(to.frontend),
+    "starved": lambda to: to.hold_up(to.server.pid),
     "liar": lambda to: to.lie(),
     "descriptors": lambda to: _repeated(2 * DESCRIPTORS, to.linger),
     "slowloris": lambda to: _repeated(RUDE_CLIENTS, to.trickle),

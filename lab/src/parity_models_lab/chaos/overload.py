@@ -19,7 +19,6 @@ from parity_models_lab.chaos.server import (
     RESULTS,
     ChaosOut,
     Engine,
-    EngineName,
     TestedServer,
     running,
 )
@@ -36,11 +35,9 @@ PATIENCE = 15.0
 
 
 def overload(
-    engine: EngineName = Engine.LOCAL,
     seconds: Annotated[
         float, Option("Of each load, at least.", unit=SECONDS, typed="s", at_least=1)
     ] = 10.0,
-    seed: Annotated[int, Option("Fixes the load.", at_least=0)] = 0,
     out: ChaosOut = RESULTS,
 ) -> None:
     """Send 1.2 to 5 times the load that a server of emulated service times can carry.
@@ -53,18 +50,18 @@ def overload(
     """
 
     async def run() -> list[Row]:
-        return [row async for row in _run(engine, seconds, seed, out / f"overload-{engine}")]
+        return [row async for row in _run(seconds, out / "overload-local")]
 
     check_out(out)
-    report(f"Overload on the engine {engine}", asyncio.run(run()), out / f"overload-{engine}.json")
+    report("Overload on the engine local", asyncio.run(run()), out / "overload-local.json")
 
 
-async def _run(engine: Engine, seconds: float, seed: int, folder: Path) -> AsyncIterator[Row]:
-    model = write_known_model(folder, seed)
+async def _run(seconds: float, folder: Path) -> AsyncIterator[Row]:
+    model = write_known_model(folder, 0)
     queries = folder / "queries.npy"
     np.save(queries, model.rows)
     for deadline in DEADLINES:
-        server = TestedServer(model, engine, folder, SERVICE, ("--deadline", str(deadline)))
+        server = TestedServer(model, Engine.LOCAL, folder, SERVICE, ("--deadline", str(deadline)))
         async with running(server), target(server.url, MODEL) as asked:
             ask = asked.prepare({"input": model.rows[:1]})
             capacity = await _capacity(ask, seconds)
@@ -80,7 +77,6 @@ async def _run(engine: Engine, seconds: float, seed: int, folder: Path) -> Async
                         rate=factor * capacity,
                         queries=ceil(factor * capacity * lasting),
                         warm_up=ceil(factor * capacity * WARM_UP),
-                        seed=seed,
                         timeout=gives_up or deadline + 5,
                         connections=512,
                     )
@@ -112,9 +108,16 @@ async def _offer(load: LoadSpec, ask: Ask, useful: float, capacity: float) -> Ro
     lasts = float(load.due[-1] - load.due[load.warm_up_requests])
 
     async def recovery() -> float | None:
+        """Return the seconds until a query is sent that is answered within ten service times."""
         await began.wait()
         await asyncio.sleep(lasts)
-        return await _back_to_normal(ask)
+        over = time.monotonic()
+        while (sent := time.monotonic()) < over + PATIENCE:
+            with suppress(NoAnswerError, TimeoutError):
+                async with asyncio.timeout(10 * SERVICE):
+                    await ask(lambda: None)
+                return sent - over
+        return None
 
     recovering = asyncio.create_task(recovery())
     try:
@@ -132,15 +135,3 @@ async def _offer(load: LoadSpec, ask: Ask, useful: float, capacity: float) -> Ro
         "back": back,
         "send delay": float(np.nanquantile(found.send_delay, 0.99)) * 1e3,
     }
-
-
-async def _back_to_normal(ask: Ask) -> float | None:
-    """Return the seconds until a query is sent that is answered within ten service times; None: not
-    within PATIENCE."""
-    over = time.monotonic()
-    while (sent := time.monotonic()) < over + PATIENCE:
-        with suppress(NoAnswerError, TimeoutError):
-            async with asyncio.timeout(10 * SERVICE):
-                await ask(lambda: None)
-            return sent - over
-    return None

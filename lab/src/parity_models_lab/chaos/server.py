@@ -22,6 +22,7 @@ from parity_models.errors import ServingError
 from parity_models.options import Option
 from parity_models.serving.client import Client, ClientError
 from parity_models_lab.chaos.known_model import MODEL, KnownModel
+from parity_models_lab.processes import descendants
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
@@ -30,8 +31,6 @@ POISON = 12345.0
 DESCRIPTORS = 256
 """The limit of the process of a server that is not Ray's: too few for many more connections."""
 START_TIMEOUT, STOP_TIMEOUT = 180.0, 60.0
-KEEP_ALIVE = 2.0
-"""Seconds for which an idle connection is used again: less than servers keep them."""
 _INSTANCE = re.compile(r"parity_models\.serving\.worker|^ray::Instance")
 """The command lines of instances, among the descendants of servers."""
 
@@ -84,6 +83,10 @@ class TestedServer:
         """The process that answers clients."""
         return self._processes[-1].pid
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     async def start(self) -> None:
         """Return once it is ready. Raises ServingError if it does not get so far."""
         engine = ["--engine", self._engine, "--instances", str(INSTANCES), *self._faults(liar=True)]
@@ -91,32 +94,31 @@ class TestedServer:
             one = ("--policy", "none", "--instances", "1", "--port", "0", *self._options)
             for number in range(INSTANCES):
                 await self._launch(*one, *self._faults(liar=number == 0))
-            urls = [(await self._addresses(each))[0] for each in self._processes]
+            urls = [await self._address(each) for each in self._processes]
             # The linear model is its own parity model.
             parity = ",".join(f"{url}/{MODEL}" for url in urls)
             engine = ["--deployed", ",".join(urls), "--parity", parity]
         self._arguments = ("--share-groups", "--reuse-port", "--shutdown-delay", "1", *engine)
-        await self._start("0", "0")
+        await self._start()
 
     async def restart(self, *, warm: bool) -> None:
         """Start another process on the same ports. If `warm`, this one is asked to end once the
         other is warm; else it is killed first. Raises ServingError if the other does not start."""
         before = self._processes[-1]
-        ports = [each.rpartition(":")[2] for each in (self.url, self.grpc_address)]
         if warm:
-            await self._start(*ports)
-        os.kill(before.pid, signal.SIGTERM if warm else signal.SIGKILL)
+            await self._start(self.port)
+        with suppress(ProcessLookupError):
+            os.kill(before.pid, signal.SIGTERM if warm else signal.SIGKILL)
         await before.wait()
         if not warm:
-            await self._start(*ports)
+            await self._start(self.port)
 
-    async def _start(self, port: str, grpc_port: str) -> None:
-        ports = ("--port", port, "--grpc-port", grpc_port)
-        process = await self._launch(*self._arguments, *ports, *self._options)
+    async def _start(self, port: int = 0) -> None:
+        process = await self._launch(*self._arguments, "--port", str(port), *self._options)
         if self._engine is not Engine.RAY:
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
         self.pid_file.write_text(str(process.pid))
-        self.url, self.grpc_address = await self._addresses(process)
+        self.url = await self._address(process)
 
     async def _launch(self, *arguments: str) -> Process:
         """Start `parm serve` of the model."""
@@ -134,8 +136,8 @@ class TestedServer:
         self._processes.append(process)
         return process
 
-    async def _addresses(self, process: Process) -> tuple[str, str]:
-        """Return a server's URL and its address of gRPC, once it is ready."""
+    async def _address(self, process: Process) -> str:
+        """Return a server's URL, once it is ready."""
         assert process.stdout is not None
         line = ""
         with suppress(TimeoutError):
@@ -144,8 +146,7 @@ class TestedServer:
         found = re.search(r"http://[^\s/]+", line)
         if found is None:
             raise ServingError(f"parm serve did not start; {self._log} says why")
-        grpc = re.search(r"grpc://(\S+)", line)
-        return found[0], grpc[1] if grpc else ""
+        return found[0]
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
@@ -159,13 +160,8 @@ class TestedServer:
 
     def instances(self) -> list[int]:
         """Return the processes of its instances."""
-        found = []
-        for server in self._processes:
-            with suppress(psutil.Error):
-                for each in psutil.Process(server.pid).children(recursive=True):
-                    if _INSTANCE.search(" ".join(each.cmdline())):
-                        found.append(each.pid)
-        return found
+        children = [child for each in self._processes for child in descendants(each.pid)]
+        return [each for each in children if _INSTANCE.search(_command_line(each))]
 
     def _faults(self, *, liar: bool) -> tuple[str, str]:
         """Return the option of workers, of which the last can be made to lie."""
@@ -178,6 +174,12 @@ class TestedServer:
         return "--faults", json.dumps(plan)
 
 
+def _command_line(pid: int) -> str:
+    with suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())
+    return ""
+
+
 @asynccontextmanager
 async def running(server: TestedServer) -> AsyncIterator[Client]:
     """Run the server while the context lasts; gives a client of it.
@@ -187,7 +189,7 @@ async def running(server: TestedServer) -> AsyncIterator[Client]:
     try:
         await server.start()
         gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
-        async with Client(server.url, keep_alive=KEEP_ALIVE) as client:
+        async with Client(server.url, keep_alive=2.0) as client:  # less than servers keep them
             yield client
     finally:
         await server.stop()

@@ -8,15 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-import grpc
-import grpc.aio
 import msgspec
 import numpy as np
 
 from parity_models.roles import Source
 from parity_models.serving.client import Client, ClientError, StatusError
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.protocol import HEADER_LENGTH, read_response
 from parity_models_lab.chaos.known_model import INPUTS, LONG, MODEL, OUTPUTS, Floats
 from parity_models_lab.chaos.server import POISON, TestedServer
@@ -30,6 +27,8 @@ LARGE, LARGE_ROWS = 3, 128
 """Clients that ask again as soon as they are answered, and the rows of their requests."""
 BETWEEN_LARGE, BETWEEN_LONG = 0.05, 8.0
 """Seconds between the refusal of a large request, or the end of a long query, and the next one."""
+RATE = 70.0
+"""Requests a second, of 2.8 queries on average."""
 BURST_ROWS = 16
 """Rows of a request in overload: many queries, and few requests for clients to write."""
 
@@ -49,19 +48,11 @@ class Request:
     raw: bytes = b""
     timeout: float | None = None
     patience: float | None = None
-    exact: bool = False
     json: bool = False
-    grpc: bool = False
 
     @property
     def queries(self) -> int:
         return 1 if self.rows is None else len(self.rows)
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        """The request's parameters, as the protocol has them."""
-        found: dict[str, object] = {"redundancy": "exact"} if self.exact else {}
-        return found if self.timeout is None else found | {"timeout": round(self.timeout * 1e6)}
 
 
 def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Request:
@@ -79,7 +70,7 @@ def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Requ
     shares = {**mix, "honest": 1.0 - sum(mix.values())}
     (kind,) = rng.choices(list(shares), list(shares.values()))
     if kind == "nonsense":
-        return Request(kind, None, rng.choice(_NONSENSE)(rng))
+        return Request(kind, None, rng.choice(_NONSENSE))
     size = BURST_ROWS if kind == "burst" else rng.choice((1, 1, 1, 2, 4, 8))
     asked = rows[[rng.randrange(len(rows)) for _ in range(size)]]
     if kind == "absurd":  # in one element, or in all of them
@@ -93,9 +84,7 @@ def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Requ
         asked,
         timeout=rng.uniform(0.0025, 0.02) if kind == "hasty" else timeout,
         patience=rng.uniform(0.001, 0.05) if kind == "impatient" else None,
-        exact=rng.random() < 0.05,
         json=bool(rng.random() < 0.05 and np.isfinite(asked).all()),
-        grpc=rng.random() < 0.1,
     )
 
 
@@ -127,22 +116,38 @@ def post(body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
 
 def _infer(**changes: object) -> bytes:
     tensor: dict[str, object] = {"name": "input", "datatype": "FP32", "shape": [1, INPUTS]}
-    tensor |= {"data": [0.5] * INPUTS} | changes
-    return post(msgspec.json.encode({"inputs": [tensor]}))
+    return post(msgspec.json.encode({"inputs": [tensor | {"data": [0.5] * INPUTS} | changes]}))
 
 
 _NONSENSE = (
-    lambda rng: _infer(shape=[rng.choice((0, -1, 2, 2**40)), INPUTS]),
-    lambda rng: _infer(data=[0.5] * rng.randrange(INPUTS)),
-    lambda rng: _infer(data=[[0.5, "a"]]),
-    lambda rng: _infer(datatype=rng.choice(("FP64", "BYTES", "", "float"))),
-    lambda rng: _infer(data=[1e39] * INPUTS),
-    lambda rng: post(b"[" * 10_000),
-    lambda rng: post(b'{"inputs": [{"name": "input", "datatype": "FP32", "shape": [1'),
-    lambda rng: post(b"{}", {HEADER_LENGTH: rng.choice(("x", "-1", "99"))}),
-    lambda rng: b"GET / HTTP/1.1\r\nHost: server\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
-    lambda rng: rng.randbytes(200) + b"\r\n\r\n",
+    *(_infer(shape=[rows, INPUTS]) for rows in (0, -1, 2, 2**40)),
+    *(_infer(data=data) for data in ([], [0.5] * (INPUTS - 1), [[0.5, "a"]], [1e39] * INPUTS)),
+    *(_infer(datatype=each) for each in ("FP64", "BYTES", "", "float")),
+    *(post(each) for each in (b"[" * 10_000, b'{"inputs": [{"name": "input", "shape": [1')),
+    *(post(b"{}", {HEADER_LENGTH: each}) for each in ("x", "-1", "99")),
+    b"GET / HTTP/1.1\r\nHost: server\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+    b"\xff\0no HTTP" * 20 + b"\r\n\r\n",
 )
+
+
+@asynccontextmanager
+async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect to the server, and break the connection at the context's end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def ask(port: int, request: bytes) -> int:
+    """Send bytes as they are, and go when the answer begins. Return its status."""
+    async with connection(port) as (reader, writer):
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        if not head.startswith("HTTP/1."):
+            raise ConnectionError(f"no HTTP: {head[:40]!r}")
+        return int(head.split()[1])
 
 
 @dataclass
@@ -192,31 +197,16 @@ class Traffic:
     `sent` counts queries.
     """
 
-    def __init__(
-        self, server: TestedServer, client: Client, *, rate: float, seed: int, deadline: float
-    ) -> None:
-        self._model, self._client = server.model, client
-        self._channel = grpc.aio.insecure_channel(
-            server.grpc_address,
-            (("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_retries", 0)),
-        )
-        self._infer = self._channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=ModelInferRequest.SerializeToString,
-            response_deserializer=ModelInferResponse.FromString,
-        )
-        self._has_grpc = bool(server.grpc_address)
+    def __init__(self, server: TestedServer, client: Client, *, seed: int, deadline: float) -> None:
+        self._model, self._client, self._port = server.model, client, server.port
         self._seed, self._deadline = seed, deadline
         self._gaps = Random(f"{seed}/arrivals")
         self._number = 0
         self._tasks: set[asyncio.Task[bool]] = set()
         self._last_right: float | None = None
-        self.rate, self.mix = rate, dict[str, float]()
+        self.rate, self.mix = RATE, dict[str, float]()
         self.page, self.lies, self.sent = Page(), False, 0
         self.share = 1.0
-
-    async def close(self) -> None:
-        await self._channel.close()
 
     @asynccontextmanager
     async def offered(self) -> AsyncIterator[None]:
@@ -278,8 +268,6 @@ class Traffic:
             if request.kind in ("absurd", "nonsense", "poison"):
                 detail = f"{request.kind}: {error.status}"
             page.ends["errors"][detail] += request.queries
-        except grpc.aio.AioRpcError as error:
-            page.ends["errors"][f"gRPC {error.code().name}"] += request.queries
         except (ClientError, OSError, EOFError, InvalidRequestError) as error:
             page.ends["broken"][f"{request.kind}: {error}"[:80]] += request.queries
         else:
@@ -288,31 +276,29 @@ class Traffic:
                 right = self._model.right(request.rows, outputs)
             for good, source in zip(right.tolist(), sources, strict=True):
                 asked = "" if request.kind == "honest" else f", {request.kind}"
-                if good and not (request.exact and source is not Source.MODEL):
+                if good:
                     page.ends["right"][source] += 1
                 else:
                     wrong = f"{source}{', instance lied' if self.lies else asked}"
                     page.ends["wrong"][wrong] += 1
             if request.kind == "honest" and right.all():
-                self._note_right(page, due)
+                now = _now()
+                page.latencies.append(now - due)
+                page.took("outage", now - (self._last_right or now))
+                self._last_right = now
             return bool(right.all())
         return False
 
-    def _note_right(self, page: Page, due: float) -> None:
-        now = _now()
-        page.latencies.append(now - due)
-        if self._last_right is not None:
-            page.took("outage", now - self._last_right)
-        self._last_right = now
-
     async def _answer(self, number: str, request: Request) -> Answer:
         if request.rows is None:
-            return await self._nonsense(request.raw)
-        if request.grpc and self._has_grpc:
-            return await self._answer_grpc(number, request, request.rows)
+            status = await ask(self._port, request.raw)
+            if status != 200:
+                raise StatusError(status, "")
+            return np.empty((1, OUTPUTS), np.float32), [Source.MODEL]
         values = in_json(request.rows) if request.json else None
+        parameters = {} if request.timeout is None else {"timeout": round(request.timeout * 1e6)}
         body, headers = infer_body(
-            request.rows, values, id=number, binary_data_output=True, **request.parameters
+            request.rows, values, id=number, binary_data_output=True, **parameters
         )
         content, length = await self._client.ask("POST", PATH, body, headers)
         if f'"id":"{number}"'.encode() not in content:
@@ -320,35 +306,6 @@ class Traffic:
         answer = read_response(content, length)
         (output,) = answer.outputs
         return output.array(), answer.sources(len(request.rows))
-
-    async def _answer_grpc(self, number: str, request: Request, rows: Floats) -> Answer:
-        message = ModelInferRequest(model_name=MODEL, id=number)
-        message.inputs.add(name="input", datatype="FP32", shape=rows.shape)
-        message.raw_input_contents.append(rows.tobytes())
-        for name, value in request.parameters.items():
-            kind = "int64_param" if isinstance(value, int) else "string_param"
-            setattr(message.parameters[name], kind, value)
-        response = await self._infer(message)
-        if response.id != number:
-            raise InvalidRequestError("the answer has another request's id")
-        outputs = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(-1, OUTPUTS)
-        return outputs, list(map(Source, response.parameters["source"].string_param.split(",")))
-
-    async def _nonsense(self, raw: bytes) -> Answer:
-        """Send bytes as they are. Raises StatusError, unless they are answered."""
-        host, _, port = self._client.url.rpartition("//")[2].partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            writer.write(raw)
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            if not head.startswith("HTTP/1."):
-                raise ConnectionError(f"no HTTP: {head[:40]!r}")
-            status = int(head.split()[1])
-            if status != 200:
-                raise StatusError(status, "")
-            return np.empty((1, OUTPUTS), np.float32), [Source.MODEL]
-        finally:
-            writer.transport.abort()
 
 
 def _now() -> float:
