@@ -3,14 +3,10 @@
 import gzip
 import re
 import shutil
-import wave
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
 from commands import Here
 from idx_files import IMAGES, idx, labels_of, write_dataset
@@ -19,17 +15,14 @@ from parity_models.models.bundle import open_bundle
 from parity_models_lab.tasks import (
     Cifar10,
     FashionMnist,
-    Localization,
     MadeBoxes,
     MadeSpeech,
-    SpeechCommands,
     find_task,
     load_dataset,
-    localization,
-    speech,
+    made,
 )
 from parity_models_lab.tasks.datasets import TEST, TRAIN
-from parity_models_lab.tasks.speech import PROGRAM, RATE, WORDS, read_second
+from parity_models_lab.tasks.made import PROGRAM, WORDS
 from parity_models_lab.tasks.task import Dataset
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "extend-learning.md"
@@ -133,54 +126,6 @@ def test_cifar_10_is_read_from_its_binary_version(tmp_path: Path) -> None:
         Cifar10().load(tmp_path)
 
 
-def write_birds(folder: Path) -> None:
-    numbers = range(1, 13)
-    (folder / "images" / "001.Bird").mkdir(parents=True)
-    for number in numbers:
-        picture = RANDOM.integers(0, 256, (20, 40, 3), np.uint8)
-        Image.fromarray(picture).save(folder / "images" / "001.Bird" / f"{number}.png")
-    files: dict[str, Callable[[int], str]] = {
-        "images.txt": lambda n: f"{n} 001.Bird/{n}.png",
-        "bounding_boxes.txt": lambda n: f"{n} 10.0 5.0 20.0 10.0",
-        "train_test_split.txt": lambda n: f"{n} {int(n > 2)}",
-    }
-    for file, line in files.items():
-        (folder / file).write_text("".join(f"{line(n)}\n" for n in numbers))
-
-
-def test_boxes_are_read_from_the_layout_of_cub_as_shares_of_the_image(tmp_path: Path) -> None:
-    write_birds(tmp_path / "CUB_200_2011")
-    boxes = tmp_path / "CUB_200_2011" / "bounding_boxes.txt"
-    # One reaches a little beyond its image, and ends there.
-    boxes.write_text(boxes.read_text().replace("1 10.0 5.0 20.0", "1 10.0 5.0 31.0", 1))
-    data = Localization().load(tmp_path)
-    assert sizes(data) == [9, 1, 2]
-    assert (data.input_shape, data.output_shape) == ((3, 64, 64), (4,))
-    np.testing.assert_allclose(data.test.labels, [[0.25, 0.25, 1, 0.75], [0.25, 0.25, 0.75, 0.75]])
-
-
-@pytest.mark.parametrize(
-    ("file", "line", "reason"),
-    [
-        ("bounding_boxes.txt", "1 10.0 5.0 20.0", "fetch the data again"),
-        ("bounding_boxes.txt", "1 10.0 5.0 nan 10.0", "a box that is not in 001.Bird/1.png"),
-        ("bounding_boxes.txt", "", "do not number the same images"),
-        ("bounding_boxes.txt", "1 40.5 5.0 1.0 10.0", "a box that is not in 001.Bird/1.png"),
-        ("images.txt", "1 001.Bird/missing.png", r"missing\.png is no image"),
-        ("images.txt", "1 001.Bird/damaged.png", r"damaged\.png is no image"),
-    ],
-)
-def test_unsound_lists_of_boxes_are_refused(
-    tmp_path: Path, file: str, line: str, reason: str
-) -> None:
-    write_birds(tmp_path)
-    (tmp_path / "images" / "001.Bird" / "damaged.png").write_bytes(b"\xff\xd8 and nothing")
-    rest = (tmp_path / file).read_text().splitlines()[1:]
-    (tmp_path / file).write_text("\n".join([line, *rest]))
-    with pytest.raises(DataError, match=reason):
-        Localization().load(tmp_path)
-
-
 @pytest.mark.slow
 def test_made_boxes_hold_the_garment_and_are_the_same_every_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,7 +133,7 @@ def test_made_boxes_hold_the_garment_and_are_the_same_every_time(
     garments = np.zeros((24, 28, 28), np.uint8)
     garments[:, 4:20, 6:22] = 200
     write_dataset(tmp_path / "fashion-mnist", zipped=False, images=garments)
-    monkeypatch.setattr(localization, "IMAGES", 40)
+    monkeypatch.setattr(made, "IMAGES", 40)
     data, again = (MadeBoxes().load(tmp_path) for _ in range(2))
     assert sizes(data) == [29, 3, 8]
     left, top, right, bottom = data.train.labels.T
@@ -197,56 +142,13 @@ def test_made_boxes_hold_the_garment_and_are_the_same_every_time(
     np.testing.assert_array_equal(data.train.inputs, again.train.inputs)
 
 
-# Speech
-
-
-def write_wav(path: Path, samples: NDArray[np.int16], channels: int = 1) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(samples.tobytes())
-
-
-def test_words_are_split_by_the_lists_and_become_spectrograms(tmp_path: Path) -> None:
-    folder = tmp_path / "speech_commands"
-    for tone, word in ((440, "no"), (1760, "yes"), (1, "_background_noise_")):
-        (folder / word).mkdir(parents=True)
-        samples = 8000 * np.sin(2 * np.pi * tone * np.arange(RATE) / RATE)
-        for speaker in "abc":
-            write_wav(folder / word / f"{speaker}_nohash_0.wav", samples.astype(np.int16))
-    (folder / "validation_list.txt").write_text("no/b_nohash_0.wav\nyes/b_nohash_0.wav\n")
-    (folder / "testing_list.txt").write_text("no/c_nohash_0.wav\nyes/c_nohash_0.wav\n")
-    data = SpeechCommands().load(tmp_path)
-    assert sizes(data) == [2, 2, 2]
-    assert (data.input_shape, data.classes) == ((1, 161, 101), ("no", "yes"))
-    np.testing.assert_allclose(data.train.inputs.mean(axis=(1, 2, 3)), 0, atol=1e-4)
-    # The higher tone lies in higher frequencies.
-    low, high = data.train.inputs[:, 0].mean(axis=2).argmax(axis=1)
-    assert low < high
-
-
-def test_short_sounds_are_padded_and_other_files_refused(tmp_path: Path) -> None:
-    write_wav(tmp_path / "short.wav", np.full(100, 7, np.int16))
-    second = read_second(tmp_path / "short.wav")
-    assert (len(second), second[:100].min(), second[100:].max()) == (RATE, 7, 0)
-    write_wav(tmp_path / "stereo.wav", np.zeros(200, np.int16), channels=2)
-    with pytest.raises(DataError, match="2 of 16 bits at 16000 Hz"):
-        read_second(tmp_path / "stereo.wav")
-    whole = (tmp_path / "short.wav").read_bytes()
-    for content in (b"", b"RIFF", b"ID3 and more of it", whole[:-100], whole[:-99], whole[:44]):
-        (tmp_path / "damaged.wav").write_bytes(content)
-        with pytest.raises(DataError, match=r"damaged\.wav is no WAV file"):
-            read_second(tmp_path / "damaged.wav")
-
-
 @pytest.mark.skipif(
     shutil.which(PROGRAM) is None, reason=f"speech is made by the package {PROGRAM}"
 )
 @pytest.mark.slow
 def test_made_speech_has_speakers_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "SPEAKERS", 10)
-    monkeypatch.setattr(speech, "TAKES", 1)
+    monkeypatch.setattr(made, "SPEAKERS", 10)
+    monkeypatch.setattr(made, "TAKES", 1)
     data = MadeSpeech().load()
     assert sizes(data) == [8 * len(WORDS), len(WORDS), len(WORDS)]
     assert (data.input_shape, data.output_shape) == ((1, 40, 50), (len(WORDS),))

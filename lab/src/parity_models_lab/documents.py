@@ -23,19 +23,11 @@ def names_in(folder: Traversable) -> list[str]:
 def load_toml(
     name: str, folder: Traversable, kind: type[T], prepare: Callable[[T], T], what: str, notes: str
 ) -> T:
-    """Read a file: one of the package's `folder`, by name, or any file.
+    """Read a file, one of the package's `folder` by name or any, that describes a `kind`.
 
-    Args:
-        name: The name or the path.
-        folder: The folder of the package.
-        kind: The struct that it describes.
-        prepare: Completes and checks what was read. May raise UserError or ValueError.
-        what: The word for it in messages.
-        notes: The page that explains such files.
-
-    Raises:
-        UserError: There is no such file, or it does not describe one.
-
+    `prepare` completes and checks what was read, and may raise UserError or ValueError. `what` is
+    the word for it in messages, and `notes` the page that explains such files. Raises UserError
+    where there is no such file, or it does not describe one.
     """
     known = names_in(folder)
     file = folder / f"{name}.toml" if name in known else Path(name)

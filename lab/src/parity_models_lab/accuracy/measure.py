@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from parity_models.codes import Code, CodeSpec
+from parity_models.codes import Code
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
 from parity_models.evaluation.outputs import Outputs, deployed_predictor, predictor
 from parity_models.models.bundle import Bundle, open_bundle
@@ -71,7 +71,7 @@ def accuracy(
     for model in models:
         model.check()
     for model in models:
-        deployed, rows = model.measured("", model.deploy), [model.replication(), model.default()]
+        deployed, rows = model.measured("", model.deploy), model.baselines()
         try:
             for cell in model.cell.compared:
                 rows.append(model.measured(cell, partial(model.measure, cell)))
@@ -79,12 +79,6 @@ def accuracy(
             rows.sort(key=itemgetter("overhead"))
             name = str(model.cell)
             report(name, rows, out / f"{model.cell.file}.json", **deployed)
-
-
-def plain_row(name: str, overhead: float, available: float, degraded: float) -> Measured:
-    """Return the row of what answers each query apart, with accuracy `degraded`."""
-    overall = {str(f): (1 - f) * available + f * degraded for f in FRACTIONS}
-    return _row(name, overhead, (degraded,), overall)
 
 
 def _row(
@@ -136,43 +130,48 @@ class _MeasuredModel:
             "measured": date.today().isoformat(),
         }
 
-    def replication(self) -> Measured:
-        """Return the row of a second model."""
-        return plain_row("replication", 1.0, self._available, self._available)
-
-    def default(self) -> Measured:
-        """Measure one answer for every unavailable prediction: the mean of the validation set's.
-
-        (Crankshaw et al., Clipper, NSDI 2017.)
-        """
-        run, test = deployed_predictor(self._bundle), self._data.test
-        mean = run(self._data.validation.inputs).mean(axis=0)
-        answers = np.broadcast_to(mean, (len(test), *mean.shape))
-        degraded = score(self._task.metric, answers, test.labels)
-        return plain_row("default prediction", 0.0, self._available, degraded)
+    def baselines(self) -> list[Measured]:
+        """Return the rows of a second model, and of one answer for every unavailable prediction:
+        the mean of the validation set's (Crankshaw et al., Clipper, NSDI 2017)."""
+        mean = deployed_predictor(self._bundle)(self._data.validation.inputs).mean(axis=0)
+        test = self._data.test
+        degraded = score(
+            self._task.metric, np.broadcast_to(mean, (len(test), *mean.shape)), test.labels
+        )
+        return [
+            self._plain_row("replication", 1.0, self._available),
+            self._plain_row("default prediction", 0.0, degraded),
+        ]
 
     def measure(self, cell: CodeCell | BackupCell | FreeCell) -> Measured:
         """Train the cell's parity models or backup, if it has any, and measure it."""
         test, metric = self._data.test, self._task.metric
         if isinstance(cell, FreeCell):
-            _, degraded, overall = BerrutCode(cell.k, cell.r).accuracies(
+            available, *degraded = BerrutCode(cell.k, cell.r).accuracies(
                 deployed_predictor(self._bundle), test.inputs, test.labels, metric, self._seed
             )
+            # All of a group's answers suffer if any of its outputs is unavailable.
+            suffer = {f: 1 - (1 - f) ** (cell.k + cell.r) for f in FRACTIONS}
+            overall = {str(f): (1 - s) * available + s * degraded[0] for f, s in suffer.items()}
             return _row(str(cell), cell.r / cell.k, degraded, overall)
         if isinstance(cell, BackupCell):
-            bundle = self._train_stand_in(cell, cell.network, None)
+            bundle = self._train_stand_in(cell)
             assert bundle.manifest.backup is not None
             predictions = predictor(bundle.pinned(bundle.manifest.backup))(test.inputs)
             degraded_to = score(metric, predictions, test.labels)
-            return plain_row(str(cell), _time(bundle), self._available, degraded_to)
-        bundle = self._train_stand_in(cell, cell.network, cell.spec, cell.recipe)
+            return self._plain_row(str(cell), _time(bundle), degraded_to)
+        bundle = self._train_stand_in(cell)
         outputs = Outputs(bundle, test.inputs, seed=self._seed)
         accuracy = measure_accuracy(outputs, test.labels, metric=metric)
-        time = _time(bundle)
-        overhead = cell.r / cell.k * time
-        row = _row(str(cell), overhead, accuracy.degraded_by_unavailable, accuracy.overall)
+        time, by_number = _time(bundle), accuracy.degraded_by_unavailable
+        row = _row(str(cell), cell.r / cell.k * time, by_number, accuracy.overall)
         further = {"agreement": accuracy.agreement, "time": time}
         return row | further | {"training s": bundle.fitted.seconds}
+
+    def _plain_row(self, name: str, overhead: float, degraded: float) -> Measured:
+        """Return the row of what answers each query apart, with accuracy `degraded`."""
+        overall = {str(f): (1 - f) * self._available + f * degraded for f in FRACTIONS}
+        return _row(name, overhead, (degraded,), overall)
 
     @cached_property
     def _data(self) -> Dataset:
@@ -195,16 +194,11 @@ class _MeasuredModel:
         described = msgspec.json.encode(determined, order="sorted")
         return hashlib.sha256(described).hexdigest()[:24]
 
-    def _train_stand_in(
-        self,
-        cell: CodeCell | BackupCell,
-        network: str | None,
-        code: CodeSpec | None,
-        recipe: str = "distilled",
-    ) -> Trained:
-        queries = queries_of(self._task, self._data)
+    def _train_stand_in(self, cell: CodeCell | BackupCell) -> Trained:
+        code, recipe = (cell.spec, cell.recipe) if isinstance(cell, CodeCell) else (None, "")
         plan = published_network if recipe == "published" else parity_network
-        begin = partial(train, self._bundle, queries, network=network, code=code, plan=plan)
+        queries = queries_of(self._task, self._data)
+        begin = partial(train, self._bundle, queries, network=cell.network, code=code, plan=plan)
         return self._train(cell, cell, begin)
 
     def _train(self, what: object, budget: Cell, begin: Callable[..., Trained]) -> Trained:
@@ -227,7 +221,5 @@ def _time(bundle: Bundle) -> float:
     """Return the inference time of the bundle's one kind of stand-in over the deployed model's; 1
     where it was not measured."""
     times = bundle.manifest.inference_times
-    if times is None:
-        return 1.0
-    taken = times.parity or times.backup
-    return 1.0 if taken is None else taken / times.deployed
+    taken = None if times is None else times.parity or times.backup
+    return 1.0 if times is None or taken is None else taken / times.deployed

@@ -1,12 +1,12 @@
 """Berrut coding, the baseline that needs no parity model: all coded queries run on F itself."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.evaluation.accuracy import FRACTIONS, some_sets
+from parity_models.evaluation.accuracy import some_sets
 from parity_models.evaluation.outputs import BATCH, draw_groups
 from parity_models.tasks.metrics import score
 
@@ -45,11 +45,11 @@ class BerrutCode:
 
     def accuracies(
         self, run: Callable[[Array], Array], inputs: Array, labels: Array, metric: str, seed: int
-    ) -> tuple[float, tuple[float, ...], dict[str, float]]:
-        """Measure the code on an F.
+    ) -> tuple[float, ...]:
+        """Return the accuracy with 0, 1, .. r of a group's outputs unavailable.
 
-        All sets of up to r of a group's outputs are taken as unavailable in turn, or, where these
-        are very many, some drawn by `seed`.
+        All sets of outputs are taken as unavailable in turn, or, where these are very many, some
+        drawn by `seed`.
 
         Args:
             run: F, from (n, *query shape) to (n, *output shape).
@@ -58,35 +58,22 @@ class BerrutCode:
             metric: The score of answers.
             seed: Fixes the groups.
 
-        Returns:
-            The accuracy with all outputs available; with 1, 2, .. r of them unavailable; and, by
-            the fraction of outputs that is unavailable, that of all answers, as all of a group's
-            answers suffer alike.
-
         """
         groups = draw_groups(len(inputs), self.k, seed)[: len(inputs) // self.k]
-        outputs: list[list[Array]] = [[] for _ in range(self.coded)]
+        parts: list[list[Array]] = []
         for start in range(0, len(groups), BATCH):
             coded = self.encode([inputs[rows] for rows in groups[start : start + BATCH].T])
-            for queries, parts in zip(coded, outputs, strict=True):
-                parts.append(run(queries))
-        whole = [np.concatenate(parts) for parts in outputs]
+            parts.append([run(queries) for queries in coded])
+        outputs = [np.concatenate(each) for each in zip(*parts, strict=True)]
+        right = np.concatenate([labels[groups][:, slot] for slot in range(self.k)])
 
-        def accuracy(sets: Iterable[Sequence[int]]) -> float:
-            answers, right = [], []
-            for lost in sets:
-                here = [None if i in lost else output for i, output in enumerate(whole)]
-                answers += self.decode(here)
-                right += [labels[groups][:, slot] for slot in range(self.k)]
-            return score(metric, np.concatenate(answers), np.concatenate(right))
+        def accuracy(sets: Sequence[Sequence[int]]) -> float:
+            here = ([None if i in lost else o for i, o in enumerate(outputs)] for lost in sets)
+            answers = [np.concatenate(self.decode(each)) for each in here]
+            return score(metric, np.concatenate(answers), np.concatenate([right] * len(sets)))
 
-        available = accuracy([()])
-        degraded = tuple(
-            accuracy(some_sets(self.coded, number, seed)) for number in range(1, self.r + 1)
-        )
-        suffer = {f: 1 - (1 - f) ** self.coded for f in FRACTIONS} if degraded else {}
-        overall = {str(f): (1 - s) * available + s * degraded[0] for f, s in suffer.items()}
-        return available, degraded, overall
+        lost = (some_sets(self.coded, number, seed) for number in range(1, self.r + 1))
+        return (accuracy([()]), *map(accuracy, lost))
 
 
 def _interpolant(nodes: Matrix, points: Matrix) -> Matrix:

@@ -15,8 +15,7 @@ from parity_models_lab.tasks.datasets import (
     FashionMnistPixels,
     Mnist,
 )
-from parity_models_lab.tasks.localization import Localization, MadeBoxes
-from parity_models_lab.tasks.speech import MadeSpeech, SpeechCommands
+from parity_models_lab.tasks.made import MadeBoxes, MadeSpeech
 from parity_models_lab.tasks.task import Dataset, Split, Task, check_dataset, load_dataset
 
 TASKS = Registry[Task]("task", Task, Digits, Mnist, FashionMnist, FashionMnistPixels, Diabetes)
@@ -48,11 +47,9 @@ __all__ = [
     "Digits",
     "FashionMnist",
     "FashionMnistPixels",
-    "Localization",
     "MadeBoxes",
     "MadeSpeech",
     "Mnist",
-    "SpeechCommands",
     "Split",
     "Task",
     "check_dataset",

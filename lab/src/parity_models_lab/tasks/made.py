@@ -1,21 +1,114 @@
-"""Spoken words, one second each, as spectrograms.
+"""Data made here, in place of two of the paper's data sets that may not be had.
 
-`SpeechCommands` reads the layout of Google's dataset (P. Warden: Speech Commands, 2018): a folder
-of WAV files for each word, and lists of the files of the speakers for validation and for test.
-`MadeSpeech` stands in for it where it cannot be had.
+`MadeBoxes` stands for CUB-200-2011 (C. Wah et al., 2011): find the one object in an image.
+`MadeSpeech` stands for Speech Commands (P. Warden, 2018): spoken words as spectrograms.
 """
 
 import os
 import subprocess
-import wave
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models_lab.tasks.task import Dataset, FolderTask, Split, Task
+from parity_models_lab.tasks.datasets import FashionMnist
+from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out, normalised
+
+# Boxes
+
+SIDE = 64
+"""Height and width of an image."""
+
+SIZES, SCRAP_SIZES = (20, 48), (8, 20)
+"""Pixels of the longer side of a garment, and of a scrap."""
+
+SHAPES, SCRAPS = (4, 10), (2, 6)
+"""The numbers of each in an image: from the first to below the second."""
+
+IMAGES, TEST = 10_000, 5
+"""Images, of which one in TEST is for tests."""
+
+
+class MadeBoxes(Task):
+    """Garments of Fashion-MNIST on cluttered canvases.
+
+    Each image holds one whole garment, tinted and of some size, over shapes and scraps of other
+    garments. Garments of the test set are in test images alone.
+    """
+
+    name = "made-boxes"
+    metric = "iou"
+    flips = True
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        garments = FashionMnist().load(folder)
+        training = np.arange(IMAGES) % TEST != 0
+        made = []
+        for number, is_training in enumerate(training):
+            random = np.random.default_rng((0, number))
+            garment = _draw(garments.train if is_training else garments.test, random)
+            canvas = _clutter(garments.train, random)
+            box = _paste(canvas, garment, random, SIZES)
+            made.append(((canvas * 255).astype(np.uint8).transpose(2, 0, 1), box))
+        pixels, boxes = (np.stack(parts) for parts in zip(*made, strict=True))
+        everything = Split(normalised(pixels, 0.45, 0.25), (boxes / SIDE).astype(np.float32))
+        rest, test = (everything.take(np.flatnonzero(which)) for which in (training, ~training))
+        return Dataset(*hold_out(rest, max(1, len(rest) // 10)), test)
+
+
+def _draw(split: Split, random: np.random.Generator) -> NDArray[Any]:
+    """Return a garment's pixels (height, width) from 0 to 1, cropped."""
+    row = random.integers(len(split))
+    pixels = split.inputs[row, 0] * FashionMnist.deviation + FashionMnist.mean
+    rows, columns = (np.flatnonzero((pixels > 0.1).any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return _draw(split, random)
+    cut: NDArray[Any] = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return cut.clip(0, 1)
+
+
+def _clutter(split: Split, random: np.random.Generator) -> NDArray[Any]:
+    """Return a canvas (SIDE, SIDE, 3) from 0 to 1 with shapes and scraps on a shaded ground."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    slope = random.uniform(-0.5, 0.5, (2, 1, 1, 3))
+    canvas = random.uniform(0.1, 0.8, 3) + slope[0] * x[..., None] + slope[1] * y[..., None]
+    for _ in range(random.integers(*SHAPES)):
+        cx, cy = random.uniform(0, 1, 2)
+        w, h = random.uniform(0.05, 0.35, 2)
+        dx, dy = np.abs(x - cx) / w, np.abs(y - cy) / h
+        inside = np.maximum(dx, dy) < 1 if random.random() < 0.5 else dx**2 + dy**2 < 1
+        canvas[inside] = 0.4 * canvas[inside] + 0.6 * random.uniform(0, 1, 3)
+    for _ in range(random.integers(*SCRAPS)):
+        garment = _draw(split, random)
+        height, width = (max(1, length // 2) for length in garment.shape)
+        top, left = random.integers(
+            0, (garment.shape[0] - height + 1, garment.shape[1] - width + 1)
+        )
+        _paste(canvas, garment[top : top + height, left : left + width], random, SCRAP_SIZES)
+    canvas += random.normal(0, 0.03, canvas.shape)
+    return np.asarray(np.clip(canvas, 0, 1))
+
+
+def _paste(
+    canvas: NDArray[Any], garment: NDArray[Any], random: np.random.Generator, sizes: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Put a tinted garment on the canvas, anywhere; return its left, top, right and bottom."""
+    longer = random.integers(*sizes)
+    height, width = (max(2, round(n * longer / max(garment.shape))) for n in garment.shape)
+    rows = np.arange(height) * garment.shape[0] // height
+    columns = np.arange(width) * garment.shape[1] // width
+    larger = garment[np.ix_(rows, columns)][..., None]
+    top, left = random.integers(0, (SIDE - height + 1, SIDE - width + 1))
+    under = canvas[top : top + height, left : left + width]
+    tinted = larger * random.uniform(0.5, 1, 3) + random.uniform(0, 0.2)
+    under[...] = np.where(larger > 0.1, tinted.clip(0, 1), under)
+    return np.array([left, top, left + width, top + height])
+
+
+# Speech
 
 RATE = 16_000
 """Samples in a second."""
@@ -24,51 +117,17 @@ WINDOW, STEP = 320, 160
 MEL_BANDS = 40
 
 
-class SpeechCommands(FolderTask):
-    """Words as log spectrograms of 161 frequencies by 101 times, as in the paper."""
-
-    name = "speech-commands"
-    metric = "top-1"
-    mark = "validation_list.txt"
-    places = ("speech_commands", "speech_commands_v0.02", "speech_commands_v0.01", "")
-    needs = (
-        "a folder speech_commands there with validation_list.txt, testing_list.txt and one folder "
-        "of WAV files for each word (from "
-        "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz)"
-    )
-
-    def read(self, folder: Path) -> Dataset:
-        found = sorted(folder.glob("[!_]*/*.wav"))  # _background_noise_ holds no words
-        words = tuple(sorted({file.parent.name for file in found}))
-        lists = [
-            (folder / f"{part}_list.txt").read_text().split() for part in ("validation", "testing")
-        ]
-        part_of = {folder / name: part for part, names in enumerate(lists, 1) for name in names}
-        splits = []
-        for part in range(3):
-            files = [file for file in found if part_of.get(file, 0) == part]
-            inputs = np.empty((len(files), 1, WINDOW // 2 + 1, RATE // STEP + 1), np.float32)
-            for row, file in enumerate(files):
-                inputs[row] = as_queries(read_second(file)[None])
-            splits.append(
-                Split(inputs, np.array([words.index(file.parent.name) for file in files]))
-            )
-        train, validation, test = splits
-        return Dataset(train, validation, test, words)
-
-
-def as_queries(seconds: NDArray[np.int16], *, small: bool = False) -> NDArray[np.float32]:
-    """Return log spectrograms (n, 1, frequencies, times) of sounds (n, 16000), each with mean 0 and
-    deviation 1; `small`: 40 mel bands by 50 times."""
+def as_queries(seconds: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Return log spectrograms (n, 1, 40 mel bands, 50 times) of sounds (n, 16000), each with mean 0
+    and deviation 1."""
     padded = np.pad(seconds.astype(np.float32), ((0, 0), (WINDOW // 2, WINDOW // 2)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[:, ::STEP]
     spectra = np.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32), axis=-1)
     powers = (np.square(np.abs(spectra)) / WINDOW).astype(np.float32).transpose(0, 2, 1)
-    if small:
-        bands = mel_filters() @ powers
-        even = bands[..., : bands.shape[-1] // 2 * 2]
-        powers = even.reshape(*even.shape[:2], -1, 2).mean(axis=-1)
-    logs = np.log(powers + np.float32(1))[:, None]  # samples go to 32,768
+    bands = mel_filters() @ powers
+    even = bands[..., : bands.shape[-1] // 2 * 2]
+    halved = even.reshape(*even.shape[:2], -1, 2).mean(axis=-1)
+    logs = np.log(halved + np.float32(1))[:, None]  # samples go to 32,768
     logs -= logs.mean(axis=(1, 2, 3), keepdims=True)
     deviation = np.maximum(logs.std(axis=(1, 2, 3), keepdims=True), 1e-3)
     return np.asarray(logs / deviation)
@@ -88,25 +147,6 @@ def mel_filters() -> NDArray[np.float32]:
     nearest = np.abs(frequencies - centre).argmin(axis=1)
     weights[empty, nearest[empty]] = 1
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
-
-
-def read_second(path: Path) -> NDArray[np.int16]:
-    """Return the first second in `path`, (16000,), padded with silence if it is shorter.
-
-    Raises DataError for a file that is not a WAV file of this kind.
-    """
-    try:
-        with wave.open(str(path), "rb") as file:
-            form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-            samples = np.frombuffer(file.readframes(RATE), "<i2")
-            if form != (1, 2, RATE) or len(samples) < min(RATE, max(1, file.getnframes())):
-                raise ValueError(f"{form[0]} of {8 * form[1]} bits at {form[2]} Hz, or cut off")
-    except (wave.Error, EOFError, OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is no WAV file of one channel of 16 bits at {RATE} Hz ({error}); fetch it "
-            "again or take it out"
-        ) from error
-    return np.pad(samples, (0, RATE - len(samples)))
 
 
 PROGRAM = "espeak-ng"
@@ -156,7 +196,7 @@ class MadeSpeech(Task):
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 seconds = list(pool.map(_say, every))
             labels = np.array([word for _, word, _ in every])
-            splits.append(Split(as_queries(np.stack(seconds), small=True), labels))
+            splits.append(Split(as_queries(np.stack(seconds)), labels))
         train, validation, test = splits
         return Dataset(train, validation, test, WORDS)
 
