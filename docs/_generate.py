@@ -19,7 +19,6 @@ from parity_models.cli.main import command
 from parity_models.codes import DECODERS, ENCODERS
 from parity_models.models.networks import NETWORKS
 from parity_models.options import declared_in
-from parity_models.scheduling.dispatch import RULES
 from parity_models.scheduling.policies import POLICIES
 from parity_models.serving.options import ENGINES
 
@@ -161,7 +160,6 @@ def _text(help: str | None) -> str:
 
 REGISTRIES = {
     "policy": POLICIES,
-    "dispatch rule": RULES,
     "encoder": ENCODERS,
     "decoder": DECODERS,
     "engine": ENGINES,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.scheduling import DEPLOYED
-from parity_models.scheduling.dispatch import LatencyAware, SingleQueue
+from parity_models.scheduling.dispatch import LATENCY_AWARE, Dispatch
 from parity_models.scheduling.work import Task
 from scheduling_world import ORIGINALS, World, world_of
 
@@ -17,7 +17,7 @@ SOME = st.sets(st.sampled_from("abcdef"))
 def test_an_idle_instance_takes_a_task_unless_others_that_are_up_suit_it_better(
     idle: str, failed: set[str], taken: set[str], avoid: set[str], shared: bool
 ) -> None:
-    dispatch = SingleQueue()
+    dispatch = Dispatch()
     node = {each: f"node {ord(each) % 2 if shared else each}" for each in "abcdef"}
     for each in node:
         dispatch.join(each, ORIGINALS, node[each])
@@ -48,7 +48,7 @@ def served_in_turn(world: World, queries: int, slow: str) -> Counter[str]:
 
 
 def test_the_latency_aware_rule_avoids_the_slow() -> None:
-    world = world_of("01234567", dispatch=LatencyAware())
+    world = world_of("01234567", dispatch=Dispatch(LATENCY_AWARE))
     served_in_turn(world, 100, slow="3")
     later = served_in_turn(world, 400, slow="3")
     assert later["3"] == 0

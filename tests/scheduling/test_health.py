@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parity_models.scheduling import Reason, RecycleReason, Run
-from parity_models.scheduling.dispatch import RULES, Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.scheduling.health import State
 from scheduling_world import World, world_of
 
@@ -55,9 +55,9 @@ def serve(
     return runs
 
 
-def pool(rule: type[Dispatch], bad: int = 1, **config: Any) -> World:
+def pool(rule: str, bad: int = 1, **config: Any) -> World:
     names = [f"bad{i}" if i < bad else f"{i}" for i in range(INSTANCES)]
-    return world_of(names, dispatch=rule(), **config)
+    return world_of(names, dispatch=Dispatch(rule), **config)
 
 
 def serve_round(world: World, queries: int) -> None:
@@ -67,10 +67,10 @@ def serve_round(world: World, queries: int) -> None:
         (world.fail if instance.startswith("bad") else world.finish)(instance)
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("load", [0.05, 0.7])
 class Test_an_instance_that_fails_fast:
-    def test_gets_its_fair_share_and_then_none(self, rule: type[Dispatch], load: float) -> None:
+    def test_gets_its_fair_share_and_then_none(self, rule: str, load: float) -> None:
         world = pool(rule)
         runs = serve(world, 1000, load)
         tries = Counter(run.instance for run in runs)
@@ -79,7 +79,7 @@ class Test_an_instance_that_fails_fast:
         assert world.recycled["bad0"].reason is RecycleReason.FAILING
         assert dict(world.scheduler.instances())["bad0"] is State.EJECTED
 
-    def test_is_out_twice_as_long_each_time(self, rule: type[Dispatch], load: float) -> None:
+    def test_is_out_twice_as_long_each_time(self, rule: str, load: float) -> None:
         world = pool(rule)
         serve(world, 100, load)
         world.pass_time(1.0)
@@ -90,8 +90,8 @@ class Test_an_instance_that_fails_fast:
         assert tries["bad0"] <= 6
 
 
-@pytest.mark.parametrize("rule", list(RULES))
-def test_at_most_half_of_the_instances_are_out_for_failing(rule: type[Dispatch]) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_at_most_half_of_the_instances_are_out_for_failing(rule: str) -> None:
     world = pool(rule, bad=4)
     serve(world, 1500, 0.2)
     out = [state for _, state in world.scheduler.instances() if state is State.EJECTED]
@@ -99,7 +99,7 @@ def test_at_most_half_of_the_instances_are_out_for_failing(rule: type[Dispatch])
 
 
 def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
-    world = pool(SingleQueue, bad=4)
+    world = pool(SINGLE_QUEUE, bad=4)
     for _ in range(100):
         serve_round(world, 6)
         for instance in list(world.recycled):
@@ -108,18 +108,18 @@ def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
     assert len(world.roles) == INSTANCES // 2
 
 
-@pytest.mark.parametrize("rule", list(RULES))
-def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
-    world = world_of(("bad",), dispatch=rule())
+@pytest.mark.parametrize("rule", RULES)
+def test_an_instance_alone_is_never_out(rule: str) -> None:
+    world = world_of(("bad",), dispatch=Dispatch(rule))
     serve(world, 100, 0.01)
     assert not world.recycled
     assert world.scheduler.instances() == [("bad", State.SUSPECTED)]
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("one_in", [2, 10])
 @pytest.mark.parametrize("load", [0.05, 0.5])
-def test_a_clients_bad_inputs_eject_nobody(rule: type[Dispatch], one_in: int, load: float) -> None:
+def test_a_clients_bad_inputs_eject_nobody(rule: str, one_in: int, load: float) -> None:
     world = pool(rule, bad=0)
     serve(world, 1500, load / (1 + 4 / one_in), bad_query=lambda query: query % one_in == 0)
     assert not world.recycled
@@ -127,8 +127,8 @@ def test_a_clients_bad_inputs_eject_nobody(rule: type[Dispatch], one_in: int, lo
     assert len(world.failures) == 1500 // one_in
 
 
-@pytest.mark.parametrize("rule", list(RULES))
-def test_instances_are_found_failing_beside_failing_inputs(rule: type[Dispatch]) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_instances_are_found_failing_beside_failing_inputs(rule: str) -> None:
     world = pool(rule)
     serve(world, 1000, 0.3, bad_query=lambda query: query % 10 == 0)
     assert set(world.recycled) == {"bad0"}
@@ -145,7 +145,7 @@ def test_batch_mates_of_an_input_that_fails_are_answered() -> None:
 
 
 def test_cancelled_units_are_held_against_nobody() -> None:
-    world = pool(SingleQueue, bad=0)
+    world = pool(SINGLE_QUEUE, bad=0)
     for _ in range(50):
         world.arrive(6, deadline=world.now + 0.1)
         world.pass_time(0.2)

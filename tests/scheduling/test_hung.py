@@ -22,16 +22,16 @@ from parity_models.scheduling import (
     RecycleReason,
     SchedulerConfig,
 )
-from parity_models.scheduling.dispatch import RULES, Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.simulation import Simulation, simulate
 from scheduling_world import ORIGINALS, World, world_of
 
 
 def experienced(
-    instances: int, seconds: float = 0.01, rule: type[Dispatch] = SingleQueue, **config: Any
+    instances: int, seconds: float = 0.01, rule: str = SINGLE_QUEUE, **config: Any
 ) -> World:
     """Instances that have run units that took so long."""
-    world = world_of(map(str, range(instances)), dispatch=rule(), **config)
+    world = world_of(map(str, range(instances)), dispatch=Dispatch(rule), **config)
     for _ in range(120):
         world.arrive(instances)
         while world.running:
@@ -40,8 +40,8 @@ def experienced(
     return world
 
 
-@pytest.mark.parametrize("rule", list(RULES))
-def test_a_unit_that_takes_far_too_long_has_its_instance_replaced(rule: type[Dispatch]) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_a_unit_that_takes_far_too_long_has_its_instance_replaced(rule: str) -> None:
     world = experienced(4, rule=rule)
     (query,) = world.arrive(1)
     (hung,) = world.running

@@ -16,7 +16,7 @@ from parity_models.scheduling import (
     Scheduler,
     SchedulerConfig,
 )
-from parity_models.scheduling.dispatch import RULES, Dispatch, LatencyAware, SingleQueue
+from parity_models.scheduling.dispatch import RULES, Dispatch
 from scheduling_world import BOTH, World, code, world_of
 
 
@@ -86,7 +86,7 @@ POLICIES = {name: make for name, make in every_policy(0.5).items() if name != "t
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(sorted(POLICIES)),
-    st.sampled_from(list(RULES)),
+    st.sampled_from(RULES),
     st.integers(2, 3),
     st.integers(1, 2),
     st.integers(0, 1),
@@ -95,7 +95,7 @@ POLICIES = {name: make for name, make in every_policy(0.5).items() if name != "t
 )
 def test_with_nodes_enough_no_two_units_of_a_query_or_of_a_group_are_on_one(
     name: str,
-    dispatch: type[Dispatch],
+    dispatch: str,
     k: int,
     r: int,
     more_nodes: int,
@@ -104,7 +104,7 @@ def test_with_nodes_enough_no_two_units_of_a_query_or_of_a_group_are_on_one(
 ) -> None:
     the_code = code(k, r)
     policy = POLICIES[name](the_code)
-    the_crowd = crowd(policy, dispatch(), the_code, k + r + more_nodes, max_batch)
+    the_crowd = crowd(policy, Dispatch(dispatch), the_code, k + r + more_nodes, max_batch)
     world = the_crowd.world
     for number, (step, choice) in enumerate(steps):
         busy, spares = sorted(world.running), the_crowd.spares()
@@ -122,14 +122,14 @@ def test_with_nodes_enough_no_two_units_of_a_query_or_of_a_group_are_on_one(
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.sampled_from([SingleQueue, LatencyAware]),
+    st.sampled_from(RULES),
     st.lists(st.integers(0, 2), min_size=1, max_size=12),
     st.lists(st.tuples(st.booleans(), st.integers(0, 1000)), max_size=60),
 )
 def test_no_query_waits_for_a_node_while_an_instance_is_idle(
-    dispatch: type[Dispatch], nodes: list[int], steps: list[tuple[bool, int]]
+    dispatch: str, nodes: list[int], steps: list[tuple[bool, int]]
 ) -> None:
-    world = parity_on({f"{i}": f"node {node}" for i, node in enumerate(nodes)}, dispatch())
+    world = parity_on({f"{i}": f"node {node}" for i, node in enumerate(nodes)}, Dispatch(dispatch))
     for arrive, choice in steps:
         busy = sorted(world.running)
         if arrive or not busy:

@@ -12,7 +12,7 @@ from parity_models.scheduling import (
     SchedulerConfig,
     parity_role,
 )
-from parity_models.scheduling.dispatch import RULES, Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.scheduling.health import State
 from scheduling_world import BOTH, ORIGINALS, World, code, world_of
 
@@ -20,14 +20,14 @@ from scheduling_world import BOTH, ORIGINALS, World, code, world_of
 def pool(
     instances: int,
     verify_every: int = 3,
-    rule: type[Dispatch] = SingleQueue,
+    rule: str = SINGLE_QUEUE,
     batch: int = 1,
     *,
     verified: bool = True,
 ) -> World:
     """Instances that answer golden queries, and have answered the first ones if `verified`."""
     names = map(str, range(instances))
-    world = world_of(names, dispatch=rule(), max_batch=batch, verify_every=verify_every)
+    world = world_of(names, dispatch=Dispatch(rule), max_batch=batch, verify_every=verify_every)
     if verified:
         verify_all(world)
     return world
@@ -90,9 +90,9 @@ class Test_an_instance_that_joins:
         assert world.recycled["0"].reason is RecycleReason.HUNG
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", RULES)
 class Test_an_instance_at_work:
-    def test_is_verified_after_so_many_queries(self, rule: type[Dispatch]) -> None:
+    def test_is_verified_after_so_many_queries(self, rule: str) -> None:
         world = pool(1, verify_every=3, rule=rule)
         world.arrive(10)
         for _ in range(3):
@@ -102,7 +102,7 @@ class Test_an_instance_at_work:
         world.verify("0")
         assert world.running["0"].subjects == (3,)
 
-    def test_is_back_if_its_golden_query_fails(self, rule: type[Dispatch]) -> None:
+    def test_is_back_if_its_golden_query_fails(self, rule: str) -> None:
         world = pool(1, verify_every=1, rule=rule)
         world.arrive(2)
         world.finish("0")

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from own_coders import DECODER, ENCODER
-from own_policy import POLICY, RULE
+from own_policy import POLICY
 from parity_models.codes import CodeSpec
 from served import INFER, ServerProcess, infer_message, predictions, queries, write_linear_bundle
 
@@ -123,9 +123,9 @@ def test_a_parity_model_answers_for_a_slow_worker(backed: Path, pool: str) -> No
         )
 
 
-def test_an_own_policy_and_rule_are_served(backed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_own_policy_is_served(backed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SUPPORT)  # where their modules are found
-    flags = ("--policy", f"{POLICY}@again-after=1", "--dispatch", f"{RULE}@scans=2")
+    flags = ("--policy", f"{POLICY}@again-after=1", "--dispatch", "latency-aware")
     with serving(backed, *flags, "--faults", slow(0)) as (server, client):
         assert set(infer(client, 0, rows=2)) == {"model"}
         assert server.metric("parm_query_latency_seconds_count") == 2

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import scheduling_world
 from parity_models.scheduling import DEPLOYED, Scheduler, parity_role
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
@@ -39,7 +39,7 @@ def ran(
 
 def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:
     """A port on which nothing has happened, for a policy that is told something by hand."""
-    dispatch = SingleQueue()
+    dispatch = Dispatch()
     for instance in up:
         dispatch.join(instance, ORIGINALS, None)
     port = Scheduler(policy, dispatch=dispatch)

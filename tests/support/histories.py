@@ -23,7 +23,7 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
+from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.health import MAX_AGREED, MAX_ASKED, State
 from parity_models.scheduling.policies import (
     Adaptive,
@@ -119,7 +119,7 @@ class Setup:
     """One configuration of scheduler and policy, built anew as often as needed."""
 
     policy: str
-    dispatch: type[Dispatch]
+    dispatch: str
     code: Code
     options: dict[str, Any]
     config: SchedulerConfig
@@ -127,7 +127,7 @@ class Setup:
 
     def build(self) -> tuple[World, Policy]:
         policy = BUILDERS[self.policy](self.code, self.options)
-        scheduler = Scheduler(policy, self.config, self.dispatch())
+        scheduler = Scheduler(policy, self.config, Dispatch(self.dispatch))
         world = World(scheduler, self.code, self.config.max_batch)
         world.refuses = self.refuses
         return world, policy
@@ -144,7 +144,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
     adaptive = ["learned adaptive", "learned adaptive", "cascade"]
     return Setup(
         choose([*BUILDERS, *parities, *adaptive]),
-        choose([SingleQueue, LatencyAware]),
+        choose(RULES),
         code(choose([2, 3, 4]), choose([1, 2]), choose(["separate", "subtraction"])),
         {
             "wait": 0.5,

@@ -1,11 +1,10 @@
-"""Policies and a dispatch rule as users write them: one of each with an option of its own."""
+"""A policy as users write it, with an option of its own."""
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from parity_models.options import SECONDS, Option
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
@@ -33,20 +32,4 @@ class Again(Policy):
         port.set_alarm(query, at, partial(port.copy, query))
 
 
-class Oldest(SingleQueue):
-    """A single queue, with an option that is there to be set."""
-
-    name = "oldest"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Dispatch.Options):
-        """What can be set."""
-
-        scans: Annotated[int, Option("How many tasks are looked at.", at_least=1)] = 5
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        self.scans = (options or self.Options()).scans
-
-
-POLICY, RULE = f"{__name__}:Again", f"{__name__}:Oldest"
+POLICY = f"{__name__}:Again"

@@ -18,7 +18,7 @@ from parity_models.models.bundle import Bundle, NewModel, with_measured, write_b
 from parity_models.models.export import export, floats
 from parity_models.models.gate import HEAD, Calibration, StandIn, confidences
 from parity_models.roles import Source
-from parity_models.scheduling.choice import choose
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.server import serve
 from parity_models.tasks.metrics import METRICS, agreement_for, choose_metric
@@ -94,7 +94,11 @@ def test_vectors_that_agree_may_answer_though_most_of_all_do_not(bundle: Bundle)
 @pytest.mark.slow
 def test_a_server_answers_by_a_head(bundle: Bundle) -> None:
     options = ServeOptions(
-        policy=choose("approximate-backup", {}), agreement=0.95, port=None, instances=2, deadline=60
+        policy=PolicyChoice("approximate-backup"),
+        agreement=0.95,
+        port=None,
+        instances=2,
+        deadline=60,
     )
     rows = inputs(40, seed=3)
     with serve(bundle, options) as server:

@@ -11,7 +11,7 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle, with_measured
 from parity_models.models.gate import Calibration, GateLevel, StandIn
 from parity_models.scheduling import Source
-from parity_models.scheduling.choice import choose
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.trust.gates import choose_gates, ungated
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_promised_is_refused_with_the_way_out(
 
 async def test_a_server_says_the_level_and_the_coverage_of_its_gates(tmp_path: Path) -> None:
     held = bundle(tmp_path, reconstruction=calibration(0.97))
-    policy = choose("parity", {"pool": "dedicated"})
+    policy = PolicyChoice("parity", {"pool": "dedicated"})
     options = ServeOptions(policy=policy, port=0, instances=3, agreement=0.96, share_groups=True)
     async with Server(held, options) as server, httpx.AsyncClient(base_url=server.url) as client:
         about = (await client.get("/v2/models/model", timeout=60)).json()

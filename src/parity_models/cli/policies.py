@@ -27,7 +27,7 @@ PolicyNames = Annotated[
 DispatchName = Annotated[
     str | None,
     Option(
-        f"The dispatch rule; by default the policy's own. One of {', '.join(RULES.names)}, {OWN}.",
+        f"The dispatch rule, {' or '.join(RULES)}; by default the policy's own.",
         metavar="RULE",
     ),
 ]

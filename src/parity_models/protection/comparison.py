@@ -19,7 +19,7 @@ from parity_models.protection.scene import (
     outcome_table,
 )
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.dispatch import SingleQueue
+from parity_models.scheduling.dispatch import SINGLE_QUEUE
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, Parity
 
 QUERIES = 100_000
@@ -33,7 +33,6 @@ class Compared:
     """A policy with its options and dispatch rule, and its outcome."""
 
     policy: PolicyChoice
-    dispatch: str
     outcome: Outcome
 
     @property
@@ -63,19 +62,19 @@ class Comparison(Printed):
             "second"
         )
         rules = {
-            each.dispatch: each.outcome
+            each.policy.rule: each.outcome
             for each in self.policies
             if each.policy.name == NoRedundancy.name
         }
         said = []
         for each in self.policies:
             gain = without.p99_ms - each.outcome.p99_ms
-            alone = rules.get(each.dispatch, without)
+            alone = rules.get(each.policy.rule, without)
             if each.policy.name != NoRedundancy.name and alone is not without and gain > 0:
                 of_rule = max(0.0, min(gain, without.p99_ms - alone.p99_ms))
                 said.append(
                     f"{each.name}: p99 is {gain:.1f} ms lower than without redundancy; "
-                    f"{of_rule:.1f} ms of it is the dispatch rule's, {each.dispatch}."
+                    f"{of_rule:.1f} ms of it is the dispatch rule's, {each.policy.rule}."
                 )
         return [outcome_table(title, ((x.name, x.outcome, ()) for x in self.policies)), *said]
 
@@ -118,15 +117,9 @@ def simulate(
         for each in policies or usual
     ]
 
-    def rule(choice: PolicyChoice) -> str:
-        """Return the name of the dispatch rule."""
-        return choice.dispatch or choice.build(service.stand_ins)[1].name
-
     baselines = [
-        PolicyChoice(NoRedundancy.name, dispatch=None if name == SingleQueue.name else name)
-        for name in dict.fromkeys([SingleQueue.name, *map(rule, asked)])
+        PolicyChoice(NoRedundancy.name, dispatch=None if rule == SINGLE_QUEUE else rule)
+        for rule in dict.fromkeys([SINGLE_QUEUE, *(each.rule for each in asked)])
     ]
     choices = {repr(each): each for each in [*baselines, *asked]}.values()
-    return Comparison(
-        scene, tuple(Compared(each, rule(each), scene.outcome(each)) for each in choices)
-    )
+    return Comparison(scene, tuple(Compared(each, scene.outcome(each)) for each in choices))

@@ -91,7 +91,7 @@ class Scheduler(Port):
         dispatch: Dispatch | None = None,
     ) -> None:
         config = config or SchedulerConfig()
-        super().__init__(config, policy.dispatch() if dispatch is None else dispatch)
+        super().__init__(config, Dispatch(policy.rule) if dispatch is None else dispatch)
         self._policy = policy
         self._admission = Admission(config, self.dispatch)
         self._health = Health(self)

@@ -1,17 +1,20 @@
-"""Dispatch: which instance runs which task next. Each rule works with every policy."""
+"""Dispatch: which instance runs which task next. Both rules work with every policy."""
 
 import heapq
-from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
 
-from parity_models import options
-from parity_models.registry import Registry
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.work import Task
+
+SINGLE_QUEUE = "single-queue"
+LATENCY_AWARE = "latency-aware"
+RULES = (SINGLE_QUEUE, LATENCY_AWARE)
+"""The names of the dispatch rules."""
+
+WEIGHT = 0.3
+"""Of the newest service time in an instance's mean."""
 
 SCAN = 4
 """The queued tasks that are searched to fill a batch, as a multiple of its size."""
@@ -25,25 +28,28 @@ Suits = Callable[[str], bool]
 """A test of whether an idle instance may run a task."""
 
 
-class Dispatch(ABC):
-    """Holds queued tasks and idle instances, and matches them.
+class Dispatch:
+    """Holds queued tasks and idle instances, and matches them, by the rule `name`.
+
+    With the rule `single-queue`, the paper's (Kosaian et al., SOSP 2019, section 5.1), there is one
+    queue per role, from which the instance that has been idle longest takes: a slow instance takes
+    little, and no query waits behind another on a busy instance while one is idle.
+
+    With `latency-aware`, recently slow instances take last. Each instance's recent service time is
+    an exponentially weighted mean; of the idle instances the fastest takes next. A unit that failed
+    or was cancelled gives a lower bound: it can only make an instance slower. After outlier
+    ejection in load balancers and the latency signal of Prequal (Wydrowski et al., Load is not what
+    you should balance, NSDI 2024).
 
     Stand-ins' tasks go before those of the deployed model, as their queries have waited longer.
     Preemptible ones go last, and only while more than `reserve` of the instances that run the
     deployed model are idle, so that queries about to arrive find one. Tasks that are to run apart
-    do, as far as there are instances for it. A rule serves one scheduler.
-
-    A subclass defines its `name` and its `Options`.
+    do, as far as there are instances for it. An object serves one scheduler.
     """
 
-    name: ClassVar[str]
-    reserve = 0
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(options.Options):
-        """None."""
-
-    def __init__(self, options: Any = None) -> None:
+    def __init__(self, name: str = SINGLE_QUEUE) -> None:
+        self.name = name
+        self.reserve = 0
         self.up: defaultdict[str, list[str]] = defaultdict(list)
         """The instances that are up and not out, by role they can run."""
         self.depths: defaultdict[str, int] = defaultdict(int)
@@ -51,12 +57,21 @@ class Dispatch(ABC):
         self._roles: dict[str, frozenset[str]] = {}
         self._node: dict[str, Hashable] = {}
         self._nodes: int | None = None
+        self._queues: dict[QueueKey, Queue] = {}
+        self._idle: dict[frozenset[str], list[tuple[float, int, str]]] = {}
+        """Heaps of idle instances: rank (the lowest takes first), since when, name."""
+        self._turn = 0
+        self._mean: dict[str, float] = {}
 
     # Instances
 
-    @abstractmethod
     def idle_for(self, role: str) -> int:
         """Return how many instances that can run this role are idle."""
+        count = 0
+        for roles, idle in self._idle.items():
+            if role in roles:
+                count += len(idle)
+        return count
 
     @property
     def nodes(self) -> int:
@@ -73,44 +88,107 @@ class Dispatch(ABC):
         self._nodes = None
         for role in roles:
             self.up[role].append(instance)
+        self._add_idle(instance, 0.0)
 
     def leave(self, instance: str) -> None:
         """Give no more work to an instance, idle or not; it may still run a unit."""
+        self.occupy(instance)
+        self._mean.pop(instance, None)
         del self._node[instance]
         self._nodes = None
         for role in self._roles.pop(instance):
             self.up[role].remove(instance)
 
-    @abstractmethod
     def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
         """Mark an instance idle; its last unit took this many seconds.
 
         One that is not `finished` (it failed, or was cancelled) would have taken longer.
         """
+        if self.name == SINGLE_QUEUE:
+            self._add_idle(instance, 0.0)
+            return
+        mean = self._mean.get(instance)
+        if finished and mean is None:
+            self._mean[instance] = took
+        elif mean is not None and (finished or took > mean):
+            self._mean[instance] = mean + WEIGHT * (took - mean)
+        self._add_idle(instance, self._mean.get(instance, 0.0))
 
-    @abstractmethod
+    def _add_idle(self, instance: str, rank: float) -> None:
+        self._turn += 1
+        idle = self._idle.setdefault(self._roles[instance], [])
+        heapq.heappush(idle, (rank, self._turn, instance))
+
     def occupy(self, instance: str) -> bool:
         """Mark the instance busy. Return whether it was idle."""
+        idle = self._idle[self._roles[instance]]
+        others = [entry for entry in idle if entry[2] != instance]
+        if len(others) == len(idle):
+            return False
+        heapq.heapify(others)
+        self._idle[self._roles[instance]] = others
+        return True
 
     # Tasks
 
-    @abstractmethod
     def add(self, task: Task, *, first: bool = False) -> None:
         """Queue a task, `first` at the head."""
+        key = (task.preemptible, task.role == DEPLOYED, task.role)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = OrderedDict()
+            self._queues = dict(sorted([*self._queues.items(), (key, queue)]))
+        queue[task] = None
+        if first:
+            queue.move_to_end(task, last=False)
+        task.queue = queue
+        self.depths[task.role] += 1
 
     def remove(self, task: Task) -> None:
         """Take a task out of its queue, if it is in one."""
         if task.queue is not None:
             del task.queue[task]
-            task.queue = task.instance = None
+            task.queue = None
             self.depths[task.role] -= 1
 
-    @abstractmethod
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         """Take tasks for idle instances, as long as there are both: (instance, batch) pairs."""
+        if not any(self._idle.values()):
+            return
+        for key, queue in self._queues.items():
+            while queue:
+                assigned = self._assign_one(key, queue, max_batch)
+                if assigned is None:
+                    break
+                yield assigned
+
+    def _assign_one(
+        self, key: QueueKey, queue: Queue, max_batch: int
+    ) -> tuple[str, list[Task]] | None:
+        preemptible, _, role = key
+        for roles, idle in self._idle.items():
+            if not idle or role not in roles or (preemptible and self._needed(roles)):
+                continue
+            passed = []
+            batch: list[Task] = []
+            suits: dict[Task, Suits] = {}
+            while idle and not batch:
+                entry = heapq.heappop(idle)
+                batch = self._take_batch(queue, entry[2], max_batch, suits)
+                if not batch:
+                    passed.append(entry)
+            for other in passed:
+                heapq.heappush(idle, other)
+            if batch:
+                return entry[2], batch
+        return None
+
+    def _needed(self, roles: frozenset[str]) -> bool:
+        """Return whether all idle instances with these roles are kept for originals."""
+        return DEPLOYED in roles and self.idle_for(DEPLOYED) <= self.reserve
 
     def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
-        """Return whether one of the others runs, or is placed to run, on this task's node."""
+        """Return whether one of the others runs on this task's node."""
         at = task.instance
         return at in self._node and self._node[at] in self._nodes_of(self._instances_of(others))
 
@@ -139,7 +217,7 @@ class Dispatch(ABC):
                 break
         for task in batch:
             del queue[task]
-            task.queue = task.instance = None
+            task.queue = None
             self.depths[task.role] -= 1
         return batch
 
@@ -186,135 +264,3 @@ def _clash(task: Task, batch: Iterable[Task]) -> bool:
         task.subject == other.subject or (task.group is not None and task.group == other.group)
         for other in batch
     )
-
-
-class SingleQueue(Dispatch):
-    """One queue per role; the instance that has been idle longest takes from it.
-
-    The default, and the paper's (Kosaian et al., SOSP 2019, section 5.1): a slow instance
-    takes little, and no query waits behind another on a busy instance while one is idle.
-    """
-
-    name = "single-queue"
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        self._queues: dict[QueueKey, Queue] = {}
-        self._idle: dict[frozenset[str], list[tuple[float, int, str]]] = {}
-        """Heaps of idle instances: rank (the lowest takes first), since when, name."""
-        self._turn = 0
-
-    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
-        super().join(instance, roles, node)
-        self._add_idle(instance, 0.0)
-
-    def leave(self, instance: str) -> None:
-        self.occupy(instance)
-        super().leave(instance)
-
-    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
-        self._add_idle(instance, 0.0)
-
-    def occupy(self, instance: str) -> bool:
-        idle = self._idle[self._roles[instance]]
-        others = [entry for entry in idle if entry[2] != instance]
-        if len(others) == len(idle):
-            return False
-        heapq.heapify(others)
-        self._idle[self._roles[instance]] = others
-        return True
-
-    def idle_for(self, role: str) -> int:
-        count = 0
-        for roles, idle in self._idle.items():
-            if role in roles:
-                count += len(idle)
-        return count
-
-    def add(self, task: Task, *, first: bool = False) -> None:
-        key = (task.preemptible, task.role == DEPLOYED, task.role)
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = OrderedDict()
-            self._queues = dict(sorted([*self._queues.items(), (key, queue)]))
-        queue[task] = None
-        if first:
-            queue.move_to_end(task, last=False)
-        task.queue = queue
-        self.depths[task.role] += 1
-
-    def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
-        if not any(self._idle.values()):
-            return
-        for key, queue in self._queues.items():
-            while queue:
-                assigned = self._assign_one(key, queue, max_batch)
-                if assigned is None:
-                    break
-                yield assigned
-
-    def _add_idle(self, instance: str, rank: float) -> None:
-        self._turn += 1
-        idle = self._idle.setdefault(self._roles[instance], [])
-        heapq.heappush(idle, (rank, self._turn, instance))
-
-    def _assign_one(
-        self, key: QueueKey, queue: Queue, max_batch: int
-    ) -> tuple[str, list[Task]] | None:
-        preemptible, _, role = key
-        for roles, idle in self._idle.items():
-            if not idle or role not in roles or (preemptible and self._needed(roles)):
-                continue
-            passed = []
-            batch: list[Task] = []
-            suits: dict[Task, Suits] = {}
-            while idle and not batch:
-                entry = heapq.heappop(idle)
-                batch = self._take_batch(queue, entry[2], max_batch, suits)
-                if not batch:
-                    passed.append(entry)
-            for other in passed:
-                heapq.heappush(idle, other)
-            if batch:
-                return entry[2], batch
-        return None
-
-    def _needed(self, roles: frozenset[str]) -> bool:
-        """Return whether all idle instances with these roles are kept for originals."""
-        return DEPLOYED in roles and self.idle_for(DEPLOYED) <= self.reserve
-
-
-class LatencyAware(SingleQueue):
-    """A single queue from which recently slow instances take last.
-
-    Each instance's recent service time is an exponentially weighted mean; of the idle
-    instances the fastest takes next, so slow ones are used only when nothing else is free. A unit
-    that failed or was cancelled gives a lower bound: it can only make an instance slower.
-    After outlier ejection in load balancers and the latency signal of Prequal (Wydrowski et
-    al., Load is not what you should balance, NSDI 2024).
-    """
-
-    name = "latency-aware"
-
-    WEIGHT = 0.3
-    """Of the newest service time in the mean."""
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        self._mean: dict[str, float] = {}
-
-    def leave(self, instance: str) -> None:
-        super().leave(instance)
-        self._mean.pop(instance, None)
-
-    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
-        mean = self._mean.get(instance)
-        if finished and mean is None:
-            self._mean[instance] = took
-        elif mean is not None and (finished or took > mean):
-            self._mean[instance] = mean + self.WEIGHT * (took - mean)
-        self._add_idle(instance, self._mean.get(instance, 0.0))
-
-
-RULES = Registry[Dispatch]("dispatch rule", Dispatch, SingleQueue, LatencyAware)
-"""The dispatch rules."""

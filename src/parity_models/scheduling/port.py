@@ -103,7 +103,7 @@ class Port(ABC):
         return len(self.dispatch.up[role])
 
     def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
-        """Return whether one of the others runs, or is placed to run, on this task's node."""
+        """Return whether one of the others runs on this task's node."""
         return self.dispatch.shares_node(task, others)
 
     # Tasks

@@ -80,7 +80,7 @@ class Task:
     """It only compares a stand-in with an answer of the model; policies do not see it."""
     unit: "Unit | None" = None
     instance: str | None = None
-    """The instance that runs it, or on which a dispatch rule has placed it."""
+    """The instance that runs it."""
     queue: "OrderedDict[Task, None] | None" = None
     """The queue that it waits in."""
     wanted: bool = True

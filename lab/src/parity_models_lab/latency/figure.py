@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from parity_models.documents import as_struct
 from parity_models.errors import UserError
-from parity_models.scheduling.choice import PolicyChoice, choose
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.latency.setting import Setting
 
@@ -49,8 +49,7 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if "name" not in self.policy:
             raise UserError(f"the policy of the series {self.label!r} has no name")
-        given = [self.policy | options for options in _combinations(self.tuned)]
-        return [choose(str(options.pop("name")), options) for options in given]
+        return [_choice(self.policy | options) for options in _combinations(self.tuned)]
 
     def swept_out(self) -> Iterator["Series"]:
         """Yield a series for each combination of swept values; itself where nothing is swept."""
@@ -64,6 +63,11 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 setting=self.setting | fields,
                 swept={},
             )
+
+
+def _choice(given: dict[str, Value]) -> PolicyChoice:
+    name, rule = str(given.pop("name")), given.pop("dispatch", None)
+    return PolicyChoice(name, given, None if rule is None else str(rule))
 
 
 def _combinations(values: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:

@@ -53,8 +53,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """A name for the trial, by its content."""
-        _, dispatch = self.policy.build(self.stand_ins)
-        policy = self.policy.written_out() | {"dispatch": self.policy.dispatch or dispatch.name}
+        policy = self.policy.written_out() | {"dispatch": self.policy.rule}
         content = msgspec.to_builtins(self) | {"policy": policy}
         return sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:24]
 

@@ -14,7 +14,7 @@ has no budget.
 If that task is late as well, the next one is sent by the same rule. A backup's answer that arrives
 before its query is late is held until then. Redundant tasks are not preemptible, as they serve the
 oldest queries; their price rises with the load. While no run times are known, a query is at risk
-once half of its time is used up. Recently slow instances get work last (dispatch.LatencyAware), and
+once half of its time is used up. Recently slow instances get work last (dispatch.py), and
 no redundant work while others are up. effect.py stops what does not help.
 """
 
@@ -27,7 +27,7 @@ from typing import Annotated
 
 from parity_models.options import Option
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source, parity_role
-from parity_models.scheduling.dispatch import Dispatch, LatencyAware
+from parity_models.scheduling.dispatch import LATENCY_AWARE
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
@@ -70,6 +70,7 @@ class Adaptive(Policy):
 
     name = "adaptive"
     needs_stand_in = True
+    rule = LATENCY_AWARE
 
     MAX_TASKS = 3
     """The most tasks of a query that run at once: a query that is slow everywhere is slow itself,
@@ -118,9 +119,6 @@ class Adaptive(Policy):
         roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
         return [frozenset(roles)] * (instances + parity_instances)
 
-    def dispatch(self) -> Dispatch:
-        return LatencyAware()
-
     def redundancy(self, port: Port) -> Redundancy:
         return Redundancy.BOTTLENECK if port.front_door.is_bottleneck else self._effect.state
 
@@ -131,9 +129,7 @@ class Adaptive(Policy):
         if port.now >= effect.acts_from:
             effect.arrived(port.now, query.id)
         self._budget.earn()
-        if query.original.instance is not None:  # in the queue of an instance
-            self._watch(port, query, query.original)
-        elif (
+        if (
             self._may_ask(query)
             and not self._keeps_place(port, query)
             and port.queued(DEPLOYED) > port.dispatch.idle_for(DEPLOYED) * port.max_batch
@@ -242,9 +238,9 @@ class Adaptive(Policy):
         runs = [task for task in tasks if task.unit is not None]
         if query.crashes or len(runs) >= self.MAX_TASKS:
             return  # a query that may crash instances is tried alone
-        newest = max(runs, key=_started, default=None)
-        if newest is None and query.original.instance is None:
+        if not runs:
             return  # other tasks would wait in the same queue; it is reconsidered once it runs
+        newest = max(runs, key=_started)
         helps_from = self._effect.helps_from(query.id, query.arrived)
         if port.now < helps_from:
             if helps_from < query.due:
@@ -272,7 +268,7 @@ class Adaptive(Policy):
         return (0.0 if spare >= 1 else median * (OLDEST - spare)) if spare >= 0 else inf
 
     def _offers(
-        self, port: Port, query: Query, tasks: Sequence[Task], newest: Task | None
+        self, port: Port, query: Query, tasks: Sequence[Task], newest: Task
     ) -> Iterator[Offer]:
         """Yield the tasks that may be sent for the query now, the cheapest first."""
         risk, taken = self._risk, [task.role for task in tasks]

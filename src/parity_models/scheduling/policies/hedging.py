@@ -2,7 +2,7 @@
 
 The Tail at Scale sends the copy after the 95th percentile of latency, so that only about 5 % of
 queries are copied. Here the delay is fixed or follows a live quantile, and a budget bounds the
-copies whatever happens. Recently slow instances take last (dispatch.LatencyAware): a copy that
+copies whatever happens. Recently slow instances take last (dispatch.py): a copy that
 runs on a slow instance is of no use.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated
 
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED
-from parity_models.scheduling.dispatch import Dispatch, LatencyAware
+from parity_models.scheduling.dispatch import LATENCY_AWARE
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
@@ -28,6 +28,7 @@ class Hedging(Policy):
     """
 
     name = "hedging"
+    rule = LATENCY_AWARE
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
@@ -59,9 +60,6 @@ class Hedging(Policy):
         self._quantile = options.hedge_quantile
         self._latencies = RecentDurations()
         self._budget = Budget(options.hedge_budget)
-
-    def dispatch(self) -> Dispatch:
-        return LatencyAware()
 
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 from parity_models import options
 from parity_models.scheduling.actions import DEPLOYED, Source
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import SINGLE_QUEUE
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
@@ -85,6 +85,9 @@ class Policy:
     needs_backup: ClassVar[bool] = False
     needs_stand_in: ClassVar[bool] = False
 
+    rule: ClassVar[str] = SINGLE_QUEUE
+    """The default dispatch rule."""
+
     asks = StandIns()
     """The stand-ins that it uses, which BackgroundComparison compares with the model."""
 
@@ -113,10 +116,6 @@ class Policy:
         By default all run the deployed model.
         """
         return [frozenset({DEPLOYED})] * (instances + parity_instances)
-
-    def dispatch(self) -> Dispatch:
-        """Return the default dispatch rule."""
-        return SingleQueue()
 
     def arrived(self, port: Port, query: Query) -> None:
         """A query was admitted; its original is queued and is dispatched after this."""

@@ -176,10 +176,10 @@ class Risk:
         work = rows * takes + refused * median
         return Choice(work, ((accepted, takes), (refused, takes + median)))
 
-    def saved(self, port: Fleet, choice: Choice, query: Query, newest: Task | None) -> float:
+    def saved(self, port: Fleet, choice: Choice, query: Query, newest: Task) -> float:
         """Return the worth of what a choice saves; `newest` is the newest running task."""
-        began = query.arrived if newest is None or newest.unit is None else newest.unit.started
-        kind = DEPLOYED if newest is None else self._kind(query, newest)
+        assert newest.unit is not None
+        began, kind = newest.unit.started, self._kind(query, newest)
         kinds = {DEPLOYED, SLOW} if kind == SLOW else {kind}
         known = [self._measured[each].run_times for each in kinds]
         now, before = port.now - began, began - query.arrived
