@@ -11,7 +11,7 @@ from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import calibrate
-from parity_models_lab import overhead, triton
+from parity_models_lab import overhead, path, triton
 from parity_models_lab.overhead import CASES, OURS, TRITON
 
 
@@ -34,6 +34,20 @@ def test_mistakes_exit_with_2_and_one_line(
     monkeypatch.chdir(tmp_path)
     assert_refused(lab_here(*arguments.split()), reason)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_path_of_a_request_is_counted_by_file(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path, "WARM_UP", 5)
+    monkeypatch.setattr(path, "COUNTED", 5)
+    done = lab_here("path", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "path.json").read_text())["rows"]
+    assert "serving/frontend.py" in [row["file"] for row in rows]
+    calls = sum(row["calls"] for row in rows)
+    assert f"{len(rows)} files and {calls} calls" in done.stdout
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ COMMANDS = {
     },
     "Measure": {
         "overhead": "Measure the cost of a request.",
+        "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
         "promises": "Count how often calibrated gates keep their promise.",
         "drift": "Count wrong answers before a gate closes.",
