@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from parity_models.scheduling import BACKUP, Fail, NoRedundancy, Reason, Run, Scheduler, Source
+from parity_models.scheduling import BACKUP, Fail, NoRedundancy, Reason, Scheduler, Source
 from parity_models.scheduling.policies import ApproximateBackup
 from scheduling_world import World, world_of
 
@@ -104,19 +104,6 @@ def test_what_may_still_be_answered_otherwise_is_kept() -> None:
     assert not world.failures
     world.finish("cheap")
     assert world.answers[soon] is Source.BACKUP
-
-
-def test_instances_that_hang_are_counted_as_slow() -> None:
-    world = learned(instances="ab")
-    world.arrive(2)
-    world.arrive(3)
-    for _ in range(60):  # a goes on, b hangs
-        world.pass_time(1.0)
-        world.finish("a")
-        world.arrive(1, deadline=world.now + 30.0)
-    world.arrive(1, deadline=world.now + 3.0)
-    assert refusals(world)[-1].reason is Reason.OVERLOADED
-    assert any(isinstance(action, Run) for action in world.log)
 
 
 def test_capacity_is_what_instances_really_answer_and_unknown_at_first() -> None:

@@ -16,7 +16,7 @@ from parity_models.scheduling import (
     Source,
     parity_role,
 )
-from parity_models.scheduling.policies import Adaptive, EqualResources, Pool, StandIns
+from parity_models.scheduling.policies import Adaptive, Pool, StandIns
 from scheduling_world import World, code
 
 EVERY = 10.0
@@ -133,14 +133,6 @@ def test_it_runs_on_an_instance_that_is_idle_at_once(quiet: Callable[[World], No
     assert world.answers[query] is Source.MODEL
     assert comparisons(world) == ([] if busy else [BACKUP])
     assert world.queued(BACKUP) == 0
-
-
-def test_there_is_none_where_none_is_wanted_or_no_stand_in_is_asked() -> None:
-    for world in (world_of(adaptive(backup=True), every=0.0), world_of(EqualResources())):
-        for _ in range(3):
-            world.pass_time(EVERY)
-            answer(world)
-        assert comparisons(world) == []
 
 
 ONE_IN = 5

@@ -60,13 +60,6 @@ def pool(rule: str, bad: int = 1, **config: Any) -> World:
     return world_of(names, dispatch=Dispatch(rule), **config)
 
 
-def serve_round(world: World, queries: int) -> None:
-    """Units that run are ended at once; those on bad instances fail."""
-    world.arrive(queries)
-    for instance in list(world.running):
-        (world.fail if instance.startswith("bad") else world.finish)(instance)
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("load", [0.05, 0.7])
 class Test_an_instance_that_fails_fast:
@@ -98,16 +91,6 @@ def test_at_most_half_of_the_instances_are_out_for_failing(rule: str) -> None:
     assert len(out) <= INSTANCES // 2
 
 
-def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
-    world = pool(SINGLE_QUEUE, bad=4)
-    for _ in range(100):
-        serve_round(world, 6)
-        for instance in list(world.recycled):
-            world.leave(instance)
-        world.pass_time(0.01)
-    assert len(world.roles) == INSTANCES // 2
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_an_instance_alone_is_never_out(rule: str) -> None:
     world = world_of(("bad",), dispatch=Dispatch(rule))
@@ -132,16 +115,6 @@ def test_instances_are_found_failing_beside_failing_inputs(rule: str) -> None:
     world = pool(rule)
     serve(world, 1000, 0.3, bad_query=lambda query: query % 10 == 0)
     assert set(world.recycled) == {"bad0"}
-
-
-def test_batch_mates_of_an_input_that_fails_are_answered() -> None:
-    world = world_of("0123", max_batch=4)
-    world.arrive(4)  # one batch each
-    world.arrive(4)
-    for _ in range(100):
-        for instance, run in list(world.running.items()):
-            (world.fail if 5 in run.subjects else world.finish)(instance)
-    assert set(world.failures) == {5}
 
 
 def test_cancelled_units_are_held_against_nobody() -> None:

@@ -104,18 +104,6 @@ def test_what_finished_while_the_server_was_held_up_has_not_hung() -> None:
     assert not world.failures
 
 
-def test_a_unit_that_finishes_before_its_instance_left_answers_its_query() -> None:
-    world = experienced(4)
-    (query,) = world.arrive(1)
-    (hung,) = world.running
-    world.pass_time(2.0)
-    assert hung in world.recycled
-    world.finish(hung)
-    assert query in world.answers
-    world.arrive(8)
-    assert hung not in world.running
-
-
 def test_a_query_that_hangs_two_instances_has_the_second_until_its_deadline() -> None:
     world = experienced(8)
     (query,) = world.arrive(1)

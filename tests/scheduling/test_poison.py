@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 
 from histories import every_policy
-from parity_models.scheduling import BACKUP, DEPLOYED, Fail, NoRedundancy, Reason, Run, Scheduler
+from parity_models.scheduling import BACKUP, DEPLOYED, Reason, Run
 from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import Hedging
-from parity_models.scheduling.port import Port
-from parity_models.scheduling.work import Query
-from scheduling_world import LOG, ORIGINALS, STRICT, World, code, numbered, world_of
+from scheduling_world import ORIGINALS, World, code, numbered, world_of
 
 POLICIES = every_policy(0.001)
 
@@ -156,22 +154,3 @@ def test_random_kills_fail_nobody() -> None:
             world.log.clear()
         serve(world, random, set())
         assert not world.failures
-
-
-def test_a_policy_that_raises_when_an_instance_is_lost_fails_its_query_alone() -> None:
-    class Broken(NoRedundancy):
-        def on_suspected_poison(self, port: Port, query: Query) -> None:
-            raise RuntimeError("a bug")
-
-    scheduler = Scheduler(Broken())
-    scheduler.instance_joined(0.0, "a", ORIGINALS)
-    scheduler.queries_arrived(0.0, [0, 1], "image")
-    LOG.removeHandler(STRICT)
-    try:
-        actions = scheduler.instance_left(0.1, "a")
-    finally:
-        LOG.addHandler(STRICT)
-    actions += scheduler.instance_joined(0.2, "b", ORIGINALS)
-    failed = [action for action in actions if isinstance(action, Fail)]
-    assert [(fail.query, fail.reason) for fail in failed] == [(0, Reason.INTERNAL)]
-    assert [action.subjects for action in actions if isinstance(action, Run)] == [(1,)]

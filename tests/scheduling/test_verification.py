@@ -112,18 +112,6 @@ class Test_an_instance_at_work:
         assert "0" in world.verifying
 
 
-def test_golden_queries_take_turns() -> None:
-    world = pool(1, verify_every=1, verified=False)
-    seen = [world.verifying["0"].probe]
-    verify_all(world)
-    for _ in range(3):
-        world.arrive(1)
-        world.finish("0")
-        seen.append(world.verifying["0"].probe)
-        verify_all(world)
-    assert seen == [0, 1, 2, 3]
-
-
 def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
     world = World(Scheduler(NoRedundancy(), SchedulerConfig(verify_every=3)))
     for instance, node in (("0", "a"), ("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):

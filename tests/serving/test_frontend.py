@@ -2,10 +2,6 @@
 
 import asyncio
 import gc
-import os
-import subprocess
-import sys
-import time
 import weakref
 from contextlib import suppress
 from random import Random
@@ -22,12 +18,10 @@ from parity_models.scheduling import (
     NoRedundancy,
     Parity,
     Policy,
-    Redundancy,
     SchedulerConfig,
     Source,
 )
 from parity_models.scheduling.policies import Pool, Replication
-from parity_models.scheduling.port import Port
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -37,14 +31,10 @@ from parity_models.serving.errors import (
     UnavailableError,
 )
 from parity_models.serving.frontend import (
-    MESSAGE_EVERY,
-    SCHEDSTAT,
     Frontend,
     Observer,
     PoisonedRows,
     Result,
-    now,
-    processor_wanted,
 )
 from parity_models.serving.metrics import Metrics
 from puppet_engine import CODE, SIGNATURE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
@@ -90,48 +80,6 @@ async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -
         assert len(second.result().sources) == 100
         assert frontend.queue_depths()[DEPLOYED] == 0
         assert not frontend.in_flight
-
-
-class Wavering(NoRedundancy):
-    """A policy whose state is set."""
-
-    state = Redundancy.ON
-
-    def redundancy(self, port: Port) -> Redundancy:
-        return self.state
-
-
-async def test_alternating_states_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    policy = Wavering()
-    async with serving(policy) as (frontend, _):
-        began = now() + MESSAGE_EVERY
-        for step in range(101):
-            policy.state = Redundancy.ON if step % 2 else Redundancy.BOTTLENECK
-            frontend.log_redundancy(began + step * MESSAGE_EVERY / 100)
-    messages = [each.message for each in caplog.records if "bottleneck" in each.message]
-    assert len(messages) == 1
-    async with serving(policy) as (frontend, _):
-        frontend.log_redundancy(began)
-        policy.state = Redundancy.ON
-        frontend.log_redundancy(began + 1)
-        frontend.log_redundancy(began + MESSAGE_EVERY)
-    assert "redundant work: on" in caplog.records[-1].message
-
-
-@pytest.mark.skipif(not SCHEDSTAT.exists(), reason="only Linux counts what threads wait")
-def test_a_loop_that_waits_for_a_processor_is_as_busy_as_one_that_computes() -> None:
-    cores = os.sched_getaffinity(0)
-    began, computed = processor_wanted(), time.thread_time()
-    os.sched_setaffinity(0, {min(cores)})
-    rival = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # on the same core
-    try:
-        while processor_wanted() - began < time.thread_time() - computed + 0.05:
-            pass
-    finally:
-        rival.kill()
-        rival.wait()
-        os.sched_setaffinity(0, cores)
 
 
 async def test_a_large_request_ends_when_the_server_stops() -> None:

@@ -48,20 +48,6 @@ async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() ->
         assert counted(metrics) == (2, 0)
 
 
-async def test_answered_queries_are_encoded_for_nobody_but_the_comparison() -> None:
-    policy = Parity(CODE, Parity.Options(parity_delay=100.0))
-    async with serving(policy, compare_every=1e-6) as (frontend, engine):
-        for row in queries(3):
-            request = await asked(frontend.infer(row[None]))
-            (unit,) = engine.units
-            engine.finish(unit)
-            await request
-        (parity,) = engine.units
-        assert parity.role == "parity-0"
-        engine.finish(parity)
-        assert counted(frontend.metrics) == (2, 0)
-
-
 def chosen(threshold: float, level: float = 0.99) -> ChosenGate:
     reached = GateLevel(level, threshold, 0.8, level)
     return ChosenGate(Calibration("classes", 0.0, "scores", 1000, 0.05, (reached,)), reached)
@@ -207,19 +193,6 @@ async def test_a_gate_closes_when_answers_disagree_also_for_the_next_server_unti
     assert kept().sources == set()
     kept(path=tmp_path / "nowhere").turned(Source.BACKUP, is_open=False)
     assert "closed gates are not kept" in caplog.text
-
-
-async def test_a_failed_comparison_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(Parity(CODE, DEDICATED), 2, 1, compare_one_in=1) as (frontend, engine):
-        request = await asked(frontend.infer(queries(2)))
-        one, other, parity = engine.units
-        engine.finish(one)
-        engine.finish(other)
-        assert (await request).sources == [Source.MODEL] * 2
-        engine.units.remove(parity)
-        engine.listener.unit_finished(parity.id, np.zeros((1, 7), np.float32))  # another shape
-        assert "could not be compared" in caplog.text
-        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -16,7 +16,6 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from parity_models.serving.logs import (
-    JsonFormatter,
     LogFormat,
     Logging,
     LogLevel,
@@ -79,22 +78,6 @@ def test_requests_are_logged_as_json_with_their_ids(plain: Path, tmp_path: Path)
     assert [each["sources"] for each in lines] == [["model"], ["model"], [], []]
     assert all(each["seconds"] >= 0 for each in lines)
     assert sum(each["seconds"] for each in lines) <= took, "they came one after the other"
-
-
-def test_a_record_is_one_line_of_json_whatever_it_says() -> None:
-    try:
-        raise ValueError("what\nwas wrong")
-    except ValueError as error:
-        record = logging.LogRecord(
-            "x", logging.ERROR, "f", 1, "a %s\nline", ("bad",), (ValueError, error, None)
-        )
-    text = JsonFormatter().format(record)
-    assert "\n" not in text
-    said = json.loads(text)
-    assert said["level"] == "error"
-    assert said["message"] == "a bad\nline"
-    assert "what\nwas wrong" in said["exception"]
-    assert said["time"].endswith("+00:00")
 
 
 @pytest.mark.usefixtures("kept")

@@ -15,12 +15,6 @@ def parm(*arguments: str) -> list[str]:
     return [sys.executable, "-c", program, *arguments]
 
 
-def parm_lab(*arguments: str) -> list[str]:
-    """The command that runs `parm-lab` with these arguments."""
-    program = "from parity_models_lab.cli.main import main; main()"
-    return [sys.executable, "-c", program, *arguments]
-
-
 def assert_refused(outcome: Outcome, reason: str) -> None:
     """Exit code 2 and one line that gives the reason, without a traceback."""
     assert outcome.returncode == 2, outcome.stderr

@@ -22,11 +22,10 @@ from parity_models.scheduling import (
     DEPLOYED,
     Encode,
     Run,
-    Scheduler,
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
+from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.policies.benefit import URGENCY, Benefit, Choice
 from parity_models.scheduling.policies.risk import FORGOTTEN, StandIn
 from scheduling_world import World, code
@@ -178,21 +177,6 @@ def test_no_work_is_added_while_many_wait() -> None:
     assert world.queued(DEPLOYED) + world.queued(BACKUP) + len(world.running) == 199
 
 
-@pytest.mark.parametrize("name", ["adaptive", "hedging"])
-def test_units_that_took_no_time_do_not_have_queries_looked_at_for_ever(name: str) -> None:
-    """A query that waits in the queue is looked at again, after some time."""
-    policy: Policy = (
-        Adaptive(BOTH, run_times=run_times(*[(1e-12, True)] * 100))
-        if name == "adaptive"
-        else Hedging(Hedging.Options(hedge_delay=1e-12))
-    )
-    scheduler = Scheduler(policy, SchedulerConfig())
-    scheduler.instance_joined(1e6, "a", frozenset({DEPLOYED, PARITY, BACKUP}))
-    scheduler.queries_arrived(1e6, [0, 1], "kind")
-    later = scheduler.queries_arrived(1e6 + 1, [2], "kind")
-    assert later
-
-
 # Where queries wait, a backup runs in place of the model
 
 WAITED = 0.6
@@ -250,22 +234,6 @@ def test_a_query_waits_for_the_model(reason: str) -> None:
     world.pass_time(WAITED)
     assert world.queued(BACKUP) == 0
     assert world.running["0"].role == DEPLOYED
-
-
-def test_none_is_overtaken_that_waits_since_the_front_door_was_the_bottleneck() -> None:
-    world = world_of(1, BACKUPS)
-    world.do(world.scheduler.process_measured(world.now, 0.0, 1.0))
-    world.arrive(3)
-    world.pass_time(WAITED)
-    world.do(world.scheduler.process_measured(world.now, 0.0, 0.1))
-    world.arrive(2)
-    world.pass_time(WAITED)
-    for _ in range(5):
-        world.finish("0")
-    assert list(world.answers) == [0, 1, 2, 3, 4]
-    world.arrive(2)
-    world.pass_time(WAITED)
-    assert world.queued(BACKUP) == 1, "later ones get backups again"
 
 
 # Queries on instances that are known to be slow are asked for at once
@@ -343,17 +311,6 @@ def test_what_is_sent_waits_for_an_instance_that_is_not_slow(
     assert world.queued(sent) == 1
     world.finish("fast")
     assert world.running["fast"].role == sent
-
-
-def test_a_query_that_is_refused_early_is_copied_before_it_is_late() -> None:
-    world, _ = slow_world()
-    world.refuses = lambda query, source: True
-    world.arrive(1)
-    world.pass_time(0.01)
-    world.finish(list(world.running)[1])
-    world.pass_time(0.001)
-    assert runs(world) == [DEPLOYED] * 2
-    assert not world.answers
 
 
 def test_an_instance_is_slow_until_it_is_in_time_again() -> None:

@@ -73,17 +73,6 @@ def test_the_model_is_asked_as_well_where_the_stand_in_is_late_within_the_budget
     assert len(world.cancelled) == 1
 
 
-def test_a_query_that_the_model_runs_is_copied_as_by_hedging() -> None:
-    world = cascade(instances=3, hedge_delay=1.0)
-    world.refuses = lambda query, source: True
-    world.arrive(1)
-    world.finish("0")
-    world.pass_time(0.9)
-    assert runs(world) == [DEPLOYED]
-    world.pass_time(0.2)
-    assert runs(world) == [DEPLOYED, DEPLOYED]
-
-
 def test_a_query_waits_for_a_stand_in_that_is_queued_and_for_none_that_is_gone() -> None:
     world = cascade(hedge_delay=1.0)
     world.arrive(3)

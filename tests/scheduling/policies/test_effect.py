@@ -90,14 +90,6 @@ def test_redundancy_that_makes_no_difference_is_sent_ever_more_seldom(late: floa
     assert shares[-1] < 0.5  # where all is chance, about half of the tests say so
 
 
-def test_what_has_begun_to_help_is_found_again() -> None:
-    stream = Stream(0.5, 0.1)
-    stream.run(30)
-    assert stream.effect.state is not Redundancy.ON
-    stream.late = {True: 0.01, False: 0.5}
-    assert stream.until(Redundancy.ON, within=60) < 60
-
-
 @given(st.floats(0.01, 1), st.floats(1, 50), st.lists(st.booleans(), max_size=500))
 def test_the_budget_holds_in_any_history(share: float, burst: float, history: list[bool]) -> None:
     budget, sent = Budget(share, burst), [0]
@@ -167,16 +159,3 @@ def test_a_server_that_is_about_to_be_its_own_bottleneck_does_not_turn_to_and_fr
     door.busy = 0.7
     door.waited(0.0, typical_run=1.0)
     assert not door.is_bottleneck
-
-
-def test_while_the_server_is_the_bottleneck_queries_are_not_looked_at_one_by_one() -> None:
-    world = world_of(60, stand_ins=BACKUPS)
-    world.scheduler.process_measured(world.now, 0.0, 1.0)
-    world.arrive(50)
-    before = len(world.log)
-    world.pass_time(8.0)
-    assert len(world.log) - before < 100
-    assert runs(world) == [DEPLOYED] * 50
-    world.scheduler.process_measured(world.now, 0.0, 0.1)
-    world.pass_time(2.0)
-    assert BACKUP in runs(world), "once it is not, they are"

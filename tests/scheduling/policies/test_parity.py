@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from parity_models.scheduling import (
-    DEPLOYED,
     Answer,
     Cancel,
     Decode,
@@ -55,13 +54,6 @@ class Test_parity:
         world.arrive(2, tenant="one")
         assert list(world.members.values()) == [(2, 3)]
 
-    def test_outputs_that_cannot_be_right_reconstruct_nothing(self) -> None:
-        world = parity_world(DEDICATED)
-        world.arrive(2)
-        run = world.running.pop("p")
-        world.do(world.scheduler.unit_finished(world.now, run.unit, run.subjects))
-        assert not world.answers
-
     def test_in_a_shared_pool_waits_until_no_original_does(self) -> None:
         world = parity_world({"a": BOTH})
         world.arrive(3)
@@ -76,13 +68,6 @@ class Test_parity:
         world.finish("a")
         assert not world.running
         assert not any(isinstance(action, Encode) for action in world.log)
-
-    def test_an_original_still_queued_is_dropped_when_its_answer_has_gone_out(self) -> None:
-        world = parity_world({"a": ORIGINALS, "p": PARITIES})
-        world.arrive(2)
-        world.finish("p")
-        assert world.running["a"].subjects == (0,)
-        assert world.scheduler.queue_depths()[DEPLOYED] == 0
 
     def test_pads_a_lonely_query_with_one_answered_before(self) -> None:
         world = parity_world(DEDICATED, "subtraction", max_group_wait=1.0)

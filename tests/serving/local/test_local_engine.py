@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from engine_conformance import (
     BOTH,
@@ -111,23 +110,6 @@ async def test_outputs_that_do_not_fit_the_signature_fail_the_unit(tmp_path: Pat
     async with running(tmp_path / "m.onnx") as (engine, events):
         engine.run("0", 1, "deployed", [row(-1, 0), row(1, 0)])
         assert "gave float32 [1, 2] for 2 rows" in await events.failure(1)
-
-
-async def test_a_listener_that_raises_gets_the_next_report(model: Path) -> None:
-    class Touchy(Events):
-        def unit_finished(self, unit: int, outputs: NDArray[Any], **stamps: float | None) -> None:
-            super().unit_finished(unit, outputs, **stamps)
-            raise RuntimeError("not today")
-
-    engine = local_engine(models(model))
-    events = Touchy()
-    await engine.start([DEPLOYED, DEPLOYED], events)
-    assert {type(await events.next()), type(await events.next())} == {Joined}
-    for instance in ("0", "1"):
-        engine.run(instance, int(instance), "deployed", [row(0, 5)])
-    assert {type(await events.next()), type(await events.next())} == {Finished}
-    assert engine.running() == {"0": None, "1": None}
-    await engine.stop()
 
 
 class Impostor:

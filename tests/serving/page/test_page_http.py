@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 
-from repositories import ADMINISTRATOR, administered, write_version
 from served import ServerProcess, infer, queries
 
 pytestmark = pytest.mark.slow
@@ -79,26 +78,3 @@ def test_a_server_that_stops_ends_the_events_and_waits_for_no_watcher(plain: Pat
         server.signal(signal.SIGTERM)
         assert all("at" in frame for frame in stream)
         assert server.wait() == 0
-
-
-def test_a_repository_s_page_follows_a_model_s_version(tmp_path: Path) -> None:
-    write_version(tmp_path / "models", "first", "1")
-    write_version(tmp_path / "models", "second", "3", times=3)
-    options = ("--instances", "1", "--policy", "none", "--ui", *administered(tmp_path))
-    with ServerProcess("--repository", str(tmp_path / "models"), *options) as server:
-        events = f"{server.url}/ui/events"
-        about = httpx.get(f"{server.url}/ui/about").json()
-        assert about == {"title": "models", "repository": True}
-        for query, model in (("", "first version 1"), ("?model=second", "second version 3")):
-            with httpx.stream("GET", events + query) as response:
-                assert next(frames(response))["model"] == model
-        for nowhere in ("?model=second&version=4", "?model=nothing"):
-            assert httpx.get(events + nowhere).status_code == 503
-        write_version(tmp_path / "models", "first", "2", times=2)
-        with httpx.stream("GET", f"{events}?model=first&version=1", timeout=60) as response:
-            stream = frames(response)
-            next(stream)
-            url = f"{server.url}/v2/repository/models/first/load"
-            load = httpx.post(url, headers=ADMINISTRATOR, timeout=60)
-            assert load.status_code == 200
-            assert all(frame["model"] == "first version 1" for frame in stream), "then it ends"
