@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from fuzzing import fuzz
 from parity_models.emulation import Constant, FaultPlan
 from parity_models.models.signature import Signature, TensorSpec
+from parity_models.serving.local.local_engine import EngineStream
 from parity_models.serving.worker.wire import (
     CONTROL,
     REPORT,
     WORK,
     Cancel,
-    EngineStream,
     Failed,
     Finished,
     Frame,
@@ -127,9 +127,12 @@ class Ends:
     def __init__(self) -> None:
         self.heard: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
         self.errors: asyncio.Queue[MessageError] = asyncio.Queue()
-        ours, self.theirs = socket.socketpair()
+        self.ours, self.theirs = socket.socketpair()
+        self.engine = EngineStream(self._hear, self.errors.put_nowait)
+
+    async def connect(self) -> None:
         loop = asyncio.get_running_loop()
-        self.engine = EngineStream(loop, ours, self._hear, self.errors.put_nowait)
+        await loop.create_unix_connection(lambda: self.engine, sock=self.ours)
 
     def _hear(self, header: Frame, tensor: Frame) -> None:
         self.heard.put_nowait((bytes(header), bytes(tensor)))
@@ -150,6 +153,7 @@ class Ends:
 
 async def test_large_messages_and_many_rows_go_through_in_order() -> None:
     ends = Ends()
+    await ends.connect()
     messages = [
         (b"header", [bytes(5_000_000)]),
         (b"small", []),
@@ -169,6 +173,7 @@ async def test_large_messages_and_many_rows_go_through_in_order() -> None:
 
 async def test_a_worker_that_is_gone_or_talks_nonsense_is_no_error() -> None:
     ends = Ends()
+    await ends.connect()
     ends.theirs.send(bytes(16))
     async with asyncio.timeout(30):
         assert "a header of 0 bytes" in str(await ends.errors.get())
@@ -177,6 +182,7 @@ async def test_a_worker_that_is_gone_or_talks_nonsense_is_no_error() -> None:
     ends.engine.close()
 
     ends = Ends()
+    await ends.connect()
     ends.engine.send(b"header", [bytes(5_000_000)])
     ends.theirs.close()
     for _ in range(10):

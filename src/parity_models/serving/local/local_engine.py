@@ -26,12 +26,13 @@ from parity_models.serving.worker.wire import (
     AssignedModel,
     Assignment,
     Cancel,
-    EngineStream,
     Frame,
     InjectFaults,
     MessageError,
+    Messages,
     Unit,
     encode,
+    parts_of,
     read,
 )
 
@@ -51,12 +52,48 @@ credentials."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-class WorkerProcess(SupervisedInstance):
-    """One life of a worker, with its process. `execute` starts the process.
+class EngineStream(asyncio.Protocol):
+    """The engine's end of a stream.
 
-    Raises OSError where the system has no sockets left, and ServingError if it cannot listen at the
-    placement's link.
+    `on_message` is called with the header and the tensor of each message, `on_error` once if the
+    stream is malformed, after which nothing more is read. The end of the stream is not reported:
+    the process ends as well.
     """
+
+    def __init__(
+        self,
+        on_message: Callable[[Frame, Frame], None],
+        on_error: Callable[[MessageError], None],
+    ) -> None:
+        self._on_message = on_message
+        self._on_error = on_error
+        self._messages = Messages()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for header, tensor in self._messages.of(data):
+                self._on_message(header, tensor)
+        except MessageError as error:
+            self.close()
+            self._on_error(error)
+
+    def send(self, header: bytes, tensor: Sequence[Frame] = ()) -> None:
+        """Send a message, with a tensor in pieces, without waiting; nothing where the worker is
+        gone, as its supervisor will notice."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(parts_of(header, tensor)[0])
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class WorkerProcess(SupervisedInstance):
+    """One life of a worker, with its process. `execute` starts the process."""
 
     def __init__(
         self,
@@ -75,21 +112,52 @@ class WorkerProcess(SupervisedInstance):
         self._execute = execute
         self._process: Process | None = None
         self._streams: list[EngineStream] = []
-        self._ends: list[socket.socket] = []
-        self._listener = None if placement.link is None else _listen(placement.link)
+        """For units, and for control."""
+        self._server: asyncio.Server | None = None
 
     async def live(self) -> str:
-        if self._listener is None:
-            self._units, self._control = self._socket_pair(), self._socket_pair()
-        inherited = tuple(each.fileno() for each in self._ends)
+        ends: list[socket.socket] = []
+        try:
+            await self._listen(ends)
+            self._process = await self._start([each.fileno() for each in ends])
+        finally:
+            for each in ends:
+                each.close()
+        if self.why_killed is not None:
+            self._end()
+        last_words = await self._last_words(self._process)
+        status = await self._process.wait()
+        if self.why_killed is not None:
+            return self.why_killed
+        if status < 0:
+            return f"was ended by signal {-status} ({strsignal(-status)})"
+        return f"ended with status {status}" + (f": {last_words}" if last_words else "")
+
+    async def _listen(self, ends: list[socket.socket]) -> None:
+        """Open the streams, and add the worker's ends to `ends`; or listen at the placement's link,
+        to which the worker connects for units, then for control."""
+        loop, link = asyncio.get_running_loop(), self._placement.link
+        if link is not None:
+            try:
+                self._server = await loop.create_server(self._stream, link, 0)
+            except OSError as error:
+                raise ServingError(f"cannot listen at {link}: {error.strerror}") from error
+            return
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            ends.append(theirs)
+            await loop.create_unix_connection(self._stream, sock=ours)
+
+    async def _start(self, ends: list[int]) -> Process:
+        """Start the process, which inherits these ends of its streams."""
         assignment = Assignment(
             self.name,
             os.getpid(),
             dict(self._models),
-            inherited or None,
-            self._listener.getsockname()[:2] if self._listener is not None else None,
+            tuple(ends) or None,
+            None if self._server is None else self._server.sockets[0].getsockname()[:2],
         )
-        self._process = await self._execute(
+        return await self._execute(
             *self._placement.prefix,
             sys.executable,
             "-P",
@@ -101,22 +169,9 @@ class WorkerProcess(SupervisedInstance):
             stderr=PIPE,
             env={name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
             | _ONE_THREAD,
-            pass_fds=sorted({model.descriptor for model in self._models.values()} | {*inherited}),
+            pass_fds=sorted({model.descriptor for model in self._models.values()} | {*ends}),
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )
-        for each in self._ends:
-            each.close()
-        if self.why_killed is not None:
-            self._end()
-        connecting = asyncio.create_task(self._accept())
-        last_words = await self._last_words(self._process)
-        status = await self._process.wait()
-        connecting.cancel()
-        if self.why_killed is not None:
-            return self.why_killed
-        if status < 0:
-            return f"was ended by signal {-status} ({strsignal(-status)})"
-        return f"ended with status {status}" + (f": {last_words}" if last_words else "")
 
     async def _last_words(self, process: Process) -> str:
         assert process.stderr is not None
@@ -126,11 +181,10 @@ class WorkerProcess(SupervisedInstance):
         return last.decode(errors="replace").strip()
 
     def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
-        self._units.send(encode(unit), rows)
+        self._streams[0].send(encode(unit), rows)
 
     def send(self, message: Cancel | InjectFaults) -> None:
-        stream = self._units if isinstance(message, InjectFaults) else self._control
-        stream.send(encode(message))
+        self._streams[0 if isinstance(message, InjectFaults) else 1].send(encode(message))
 
     @property
     def pid(self) -> int | None:
@@ -151,45 +205,16 @@ class WorkerProcess(SupervisedInstance):
             await self._process.wait()
         for stream in self._streams:
             stream.close()
-        for each in self._ends:
-            each.close()
-        if self._listener is not None:
-            self._listener.close()
+        if self._server is not None:
+            self._server.close()
 
-    def _socket_pair(self) -> EngineStream:
-        ours, theirs = socket.socketpair()
-        self._ends.append(theirs)
-        return self._stream(ours)
-
-    async def _accept(self) -> None:
-        """Wait until the worker has connected, if it does: for units, then for control."""
-        if self._listener is not None:
-            loop = asyncio.get_running_loop()
-            self._ends = [(await loop.sock_accept(self._listener))[0] for _ in range(2)]
-            self._units, self._control = map(self._stream, self._ends)
-
-    def _stream(self, end: socket.socket) -> EngineStream:
-        if end.family != socket.AF_UNIX:
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        loop = asyncio.get_running_loop()
-        stream = EngineStream(loop, end, self._on_message, self._on_malformed)
+    def _stream(self) -> EngineStream:
+        stream = EngineStream(
+            lambda header, tensor: self._on_report(read(REPORT, header), tensor),
+            lambda error: self.kill(f"sent {error}"),
+        )
         self._streams.append(stream)
         return stream
-
-    def _on_message(self, header: Frame, tensor: Frame) -> None:
-        self._on_report(read(REPORT, header), tensor)
-
-    def _on_malformed(self, error: MessageError) -> None:
-        self.kill(f"sent {error}")
-
-
-def _listen(address: str) -> socket.socket:
-    try:
-        listener = socket.create_server((address, 0))
-    except OSError as error:
-        raise ServingError(f"cannot listen at {address}: {error.strerror}") from error
-    listener.setblocking(False)
-    return listener
 
 
 class LocalEngine(SupervisedEngine[WorkerProcess]):

@@ -1,4 +1,4 @@
-"""Messages between an engine and a worker process, and the streams that carry them.
+"""Messages between an engine and a worker process, and the worker's end of the streams.
 
 A message is a msgpack header, one of the structs below, and the bytes of a tensor: the rows of a
 Unit, or the outputs of a Finished. Nothing is pickled. Each worker has two streams, socket pairs,
@@ -15,10 +15,10 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from struct import Struct
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,9 +26,6 @@ from numpy.typing import NDArray
 
 from parity_models.emulation import FaultPlan
 from parity_models.models.signature import Layout, Signature, Sizes
-
-if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop  # which workers do without
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
@@ -38,8 +35,6 @@ _CHUNK, _LARGE_CHUNK = 2**16, 2**20
 """Bytes that are received at once, and where a larger message is on its way."""
 _MAX_HEADER = 2**20
 """Bytes; signatures of models with many inputs are the largest."""
-_PARTS = 512
-"""Pieces that are sent without being joined; the system takes 1,024."""
 
 Frame = bytes | memoryview
 
@@ -169,83 +164,6 @@ def bytes_of(rows: NDArray[Any]) -> memoryview:
 # Streams
 
 
-class EngineStream:
-    """The engine's end, on its event `loop`.
-
-    `on_message` is called with the header and the tensor of each message, `on_error` once if the
-    stream is malformed, after which nothing more is read. The end of the stream is not reported:
-    the process ends as well.
-    """
-
-    def __init__(
-        self,
-        loop: "AbstractEventLoop",
-        end: socket.socket,
-        on_message: Callable[[Frame, Frame], None],
-        on_error: Callable[[MessageError], None],
-    ) -> None:
-        self._on_message = on_message
-        self._on_error = on_error
-        self._loop = loop
-        self._socket = end
-        self._socket.setblocking(False)
-        self._messages = Messages()
-        self._unsent: list[memoryview] = []
-        loop.add_reader(end.fileno(), self._receive)
-
-    def send(self, header: bytes, tensor: Sequence[Frame] = ()) -> None:
-        """Send a message, with a tensor in pieces, without waiting; the rest is sent once the
-        socket accepts it."""
-        parts, size = parts_of(header, tensor)
-        sent = 0
-        if not self._unsent:
-            try:
-                sent = self._socket.sendmsg(parts)
-            except BlockingIOError:
-                pass
-            except OSError:  # the worker is gone, as its supervisor will notice
-                return
-        if sent < size:
-            if not self._unsent:
-                self._loop.add_writer(self._socket.fileno(), self._send_rest)
-            self._unsent += _after(sent, parts)
-
-    def close(self) -> None:
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket.fileno())
-            self._loop.remove_writer(self._socket.fileno())
-        self._socket.close()
-
-    def _send_rest(self) -> None:
-        try:
-            sent = self._socket.sendmsg(self._unsent[:_PARTS])
-            self._unsent = _after(sent, self._unsent)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent = []
-        if not self._unsent:
-            self._loop.remove_writer(self._socket.fileno())
-
-    def _receive(self) -> None:
-        try:
-            data = self._socket.recv(self._messages.wanted)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._loop.remove_reader(self._socket.fileno())
-            return
-        try:
-            for header, tensor in self._messages.of(data):
-                self._on_message(header, tensor)
-        except MessageError as error:
-            if self._socket.fileno() >= 0:
-                self._loop.remove_reader(self._socket.fileno())
-            self._on_error(error)
-
-
 class WorkerStream:
     """The worker's end; its calls block."""
 
@@ -291,19 +209,7 @@ def parts_of(header: bytes, tensor: Sequence[Frame]) -> tuple[list[Frame], int]:
     for each in tensor:
         size += memoryview(each).nbytes
     sizes = _SIZES.pack(len(header), size)
-    pieces = tensor if len(tensor) <= _PARTS else (b"".join(tensor),)
-    return [sizes, *pieces, header], len(sizes) + size + len(header)
-
-
-def _after(sent: int, parts: Sequence[Frame]) -> list[memoryview]:
-    """Return what follows the first `sent` bytes of these parts: views, as tensors are large."""
-    rest = []
-    for part in parts:
-        size = memoryview(part).nbytes
-        if sent < size:
-            rest.append(np.frombuffer(part, np.uint8).data[sent:])
-        sent = max(0, sent - size)
-    return rest
+    return [sizes, *tensor, header], len(sizes) + size + len(header)
 
 
 class Messages:
