@@ -191,17 +191,11 @@ def _not_finite(rows: Array) -> Sequence[int]:
     """Return which rows (n, *shape), maybe records, have a value that is not finite."""
     found: set[int] = set()
     for tensor in tensors_in(rows):
-        if not _all_finite(tensor):
-            finite = np.isfinite(tensor).reshape(len(rows), -1)
-            found.update(np.flatnonzero(~finite.all(axis=1)).tolist())
-    return sorted(found) if found else ()
-
-
-def _all_finite(tensor: Array) -> bool:
-    if tensor.dtype.kind != "f":
-        return True
-    if tensor.dtype.itemsize >= 4:  # the sum of squares takes less than half of the time
+        if tensor.dtype.kind != "f":
+            continue
         values = tensor.ravel()
-        if isfinite(values.dot(values)):
-            return True
-    return bool(np.isfinite(tensor).all())
+        if tensor.dtype.itemsize >= 4 and isfinite(values.dot(values)):  # twice as fast as isfinite
+            continue
+        finite = np.isfinite(tensor).reshape(len(rows), -1)
+        found.update(np.flatnonzero(~finite.all(axis=1)).tolist())
+    return sorted(found)
