@@ -1,4 +1,4 @@
-"""Late against libraries that hedge: the same calls to the same servers, over real sockets.
+"""The command `late`: the same calls to the same servers, over real sockets, in five ways.
 
 Four servers, each with one slot and a queue, run calls of 10 ms: plain ones, or Tritons. Calls come
 at random times; each attempt goes to the next server. Slowness is that of the hedging libraries'
@@ -11,20 +11,21 @@ import asyncio
 import multiprocessing
 import random
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from itertools import cycle, product
 from math import inf
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import numpy as np
 import onnxruntime
+import typer
 from aiohttp import web
 from hedge.transport import HedgedHttpxTransport
 from httpx_hedged import HedgedTransport
@@ -32,11 +33,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
 from parity_models.models.signature import Batch, Tensor
+from parity_models.options import Option
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.backup import GatedBackup, Refusal
 from parity_models_lab import slow_model
 from parity_models_lab.plots import plot_latency
-from parity_models_lab.results import INVALID, ResultCache, code_digest
+from parity_models_lab.results import INVALID, Out, ResultCache, code_digest, report
 from parity_models_lab.slow_model import (
     CONFIGURATION,
     RESTART,
@@ -78,9 +80,24 @@ class Run(NamedTuple):
     latencies: list[float]
 
 
-def compare(
-    calls: int, seed: int, kept: ResultCache, on_run: Callable[[str], None]
-) -> Iterator[Run]:
+def late(
+    calls: Annotated[int, Option("Calls of each run.", at_least=100)] = 4000,
+    seed: Annotated[int, Option("Fixes when calls come and are slow.", at_least=0)] = 0,
+    out: Out = None,
+) -> None:
+    """Compare parity_models.Late with libraries that hedge, over real sockets.
+
+    Four servers with a slot each, two kinds of slowness, three loads. Times in ms. Runs are kept in
+    runs/late until the code changes, so what was interrupted goes on where it was.
+    """
+    runs = list(compare(calls, seed, ResultCache(Path("runs/late"))))
+    title = f"Calls to four servers, {calls:,} a run, seed {seed}"
+    report(title, [run.row for run in runs], out and out / "late.json")
+    if out is not None:
+        plot_tails(out / "late.png", runs)
+
+
+def compare(calls: int, seed: int, kept: ResultCache) -> Iterator[Run]:
     """Yield a run for each kind of servers and of slowness, load and library, with times in ms.
 
     Runs that this code has `kept` are not made again.
@@ -92,12 +109,11 @@ def compare(
                 key = f"{servers}-{slowness}-{load}-{name}-{calls}-{seed}-{code_digest()}"
                 run = kept.get(key, Run)
                 if run is None:
-                    on_run(f"{servers} servers, {slowness}, load {load:.0%}, {name}")
                     start = _plain if servers == KINDS[0] else _tritons
                     ports = ports or stack.enter_context(start(slowness, seed))
-                    latencies, row = asyncio.run(_run(ports, slowness, load, name, calls, seed))
-                    about = {"servers": servers, "slowness": slowness, "load": load}
-                    run = Run(about | {"library": name} | row, latencies)
+                    row = {"servers": servers, "slowness": slowness, "load": load, "library": name}
+                    typer.echo(", ".join(map(str, row.values())), err=True)
+                    run = asyncio.run(_run(ports, row, calls, seed))
                     kept.put(key, run)
                 yield run
 
@@ -105,7 +121,7 @@ def compare(
 def plot_tails(file: Path, runs: Iterable[Run]) -> None:
     """Draw the tails of the runs with spells at the middle load."""
     drawn = {
-        str(run.row["library"]): np.array(run.latencies)
+        run.row["library"]: np.array(run.latencies)
         for run in runs
         if (run.row["servers"], run.row["slowness"], run.row["load"])
         == (KINDS[0], "spells", LOADS[1])
@@ -119,46 +135,44 @@ def plot_tails(file: Path, runs: Iterable[Run]) -> None:
     plot_latency(file, drawn, "A server is slow for seconds", note)
 
 
-async def _run(
-    ports: Sequence[int], slowness: str, load: float, name: str, calls: int, seed: int
-) -> tuple[list[float], dict[str, Any]]:
-    """Return the latencies in ms, and what the table has of the run."""
-    rate = load * SERVERS / mean_seconds(slowness)
+async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int) -> Run:
+    """Make the calls of a row, and add its results."""
+    rate = row["load"] * SERVERS / mean_seconds(row["slowness"])
     latencies: list[float] = []
-    sources: list[str] = []
-    late: list[float] = []
+    sources: Counter[str] = Counter()
+    delays: list[float] = []
     attempts: Counter[str] = Counter()
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=60))
         for port in ports:  # once earlier runs have ended there
             await client.post(f"http://127.0.0.1:{port}{PATH}", json=_question(RESTART))
-        get = await _contestant(name, stack, _NextServer(ports, attempts))
+        get = await _contestant(row["library"], stack, _NextServer(ports, attempts))
 
         async def call(due: float) -> None:
             source = await get()
             if due >= counted_from:
-                sources.append(source)
+                sources[source] += 1
                 latencies.append(1000 * (time.monotonic() - due))
 
         draw, due, tasks, counted_from = random.Random(seed), time.monotonic() + 0.1, [], inf
         for number in range(WARM_UP + calls):
             due += draw.expovariate(rate)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            late.append(time.monotonic() - due)
+            delays.append(time.monotonic() - due)
             if number == WARM_UP:
                 counted_from, used, before = due, time.process_time(), attempts.total()
             tasks.append(asyncio.ensure_future(call(due)))
         await asyncio.gather(*tasks)
         used = time.process_time() - used
         extra = (attempts.total() - before) / calls - 1
-    found = np.quantile(latencies, list(QUANTILES.values())).tolist()
-    row: dict[str, Any] = dict(zip(QUANTILES, (round(each, 1) for each in found), strict=True))
-    ours = sum(source not in ("model", "copy") for source in sources)
+    found = np.quantile(latencies, list(QUANTILES.values())).round(1).tolist()
+    ours = calls - sources["model"] - sources["copy"]
+    row |= dict(zip(QUANTILES, found, strict=True))
     row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
     row["client CPU, us a call"] = round(1e6 * used / calls)
-    if np.quantile(late, 0.99) > 0.005:
+    if np.quantile(delays, 0.99) > 0.005:
         row[INVALID] = "the calls were made late"
-    return latencies, row
+    return Run(row, latencies)
 
 
 # Contestants
@@ -228,32 +242,31 @@ async def _contestant(name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTP
 @contextmanager
 def _plain(slowness: str, seed: int) -> Iterator[list[int]]:
     """Run the servers in a process. Gives their ports."""
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_serve, args=(there, slowness, seed), daemon=True
-    )
-    process.start()
-    there.close()  # a server that fails is then heard of
-    try:
-        yield here.recv()
-    finally:
-        process.kill()
-        process.join()
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+            for _ in range(SERVERS)
+        ]
+        process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(sockets, slowness, seed), daemon=True
+        )
+        process.start()
+        try:
+            yield [each.getsockname()[1] for each in sockets]
+        finally:
+            process.kill()
+            process.join()
 
 
-def _serve(pipe: Connection, slowness: str, seed: int) -> None:
-    asyncio.run(_serve_all(pipe, slowness, seed))
+def _serve(sockets: Sequence[socket.socket], slowness: str, seed: int) -> None:
+    asyncio.run(_serve_all(sockets, slowness, seed))
 
 
-async def _serve_all(pipe: Connection, slowness: str, seed: int) -> None:
-    ports = []
-    for number in range(SERVERS):
+async def _serve_all(sockets: Sequence[socket.socket], slowness: str, seed: int) -> None:
+    for number, each in enumerate(sockets):
         runner = web.AppRunner(_application(Slowness(slowness, seed, number)))
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
-        await site.start()
-        ports.append(runner.addresses[0][1])
-    pipe.send(ports)
+        await web.SockSite(runner, each).start()
     await asyncio.Event().wait()
 
 

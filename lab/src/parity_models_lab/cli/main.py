@@ -53,7 +53,10 @@ _MODULES = {
     "train": "deployed",
     "accuracy": "accuracy.measure",
     **dict.fromkeys(COMMANDS["Break"], "chaos.{}"),
-    **dict.fromkeys(("latency", "rivals", "validation", "late"), "cli.reproduce"),
+    "latency": "latency.reproduce",
+    "rivals": "latency.reproduce_rivals",
+    "validation": "latency.validation",
+    "late": "late_calls",
 }
 """Modules of commands, where they are not called like them."""
 

@@ -11,6 +11,7 @@ tools of Debian's package iproute2.
 
 import ctypes
 import os
+import select
 import shutil
 import signal
 import socket
@@ -46,11 +47,12 @@ BURST = 70_000
 """Bytes that a link lets through at once after a rest: the largest parcel that TCP hands over,
 with headers. Were it less, the kernel would cut parcels up, at ten times the computing time."""
 
-CHUNK = 1 << 20
-WAKE = 1 << 18
-"""Bytes that are there before a receiver is woken, to save computing time."""
-POLL = struct.pack("ll", 0, 100_000)
-"""A time-out of 0.1 s, as a struct timeval."""
+CHUNK, WAKE = 1 << 20, 1 << 18
+"""Bytes that are handed over at once at most, and that are there before a receiver is woken."""
+
+POLL = 0.1
+"""Seconds between two looks at the clock of a transfer that does not move."""
+
 RESET = struct.pack("ii", 1, 0)
 """A struct linger: on closing, discard data that is not yet sent or read."""
 
@@ -82,13 +84,13 @@ class Star:
     frontend: str
     machines: tuple[str, ...]
 
-    def connect(self, source: int, target: int) -> tuple[socket.socket, socket.socket]:
+    def connect(self, leg: Leg) -> tuple[socket.socket, socket.socket]:
         """Return both ends of a new TCP connection between machines. Raises OSError if it fails."""
-        with _inside(self.machines[target]):
-            listener = socket.create_server((machine_address(target), 0))
+        with _inside(self.machines[leg.target]):
+            listener = socket.create_server((machine_address(leg.target), 0))
         with listener, ExitStack() as stack:
             listener.settimeout(CONNECT_TIMEOUT)
-            with _inside(self.machines[source]):
+            with _inside(self.machines[leg.source]):
                 sender = stack.enter_context(socket.socket())
             sender.settimeout(CONNECT_TIMEOUT)
             sender.connect(listener.getsockname())
@@ -117,28 +119,27 @@ def star(network: Network, machines: int) -> Iterator[Star]:
     remove_abandoned()
     prefix = own_prefix()
     made = Star(f"{prefix}frontend", tuple(f"{prefix}{i}" for i in range(machines)))
-    switch = f"{prefix}switch"
-    everyone = (switch, made.frontend, *made.machines)
+    everyone = (f"{prefix}switch", made.frontend, *made.machines)
     try:
         configure("ip", [f"netns add {name}" for name in everyone])
-        _connect_all(network, switch, made)
+        _connect_all(network, f"{prefix}switch", made)
         yield made
     finally:
         remove(everyone)
 
 
 def _connect_all(network: Network, switch: str, made: Star) -> None:
-    ends = [(made.frontend, FRONTEND_ADDRESS, "port-f")]
-    ends += [(name, machine_address(i), f"port-{i}") for i, name in enumerate(made.machines)]
-    links = [
-        f"link add name {port} type veth peer name eth0 netns {name}\n"
-        f"link set dev {port} addrgenmode none\n"
-        f"link set dev {port} master bridge0 up"
-        for name, _, port in ends
-    ]
-    bridge = ["link add name bridge0 type bridge", "link set dev bridge0 up"]
-    configure("ip", [*bridge, *links], switch)
-    for name, address, _ in ends:
+    queue = f"burst {BURST}b limit {network.queue}b"
+    addresses = [FRONTEND_ADDRESS, *map(machine_address, range(len(made.machines)))]
+    configure("ip", ["link add name bridge0 type bridge", "link set dev bridge0 up"], switch)
+    for number, name in enumerate((made.frontend, *made.machines)):
+        port, address = f"port-{number}", addresses[number]
+        ends = [
+            f"link add name {port} type veth peer name eth0 netns {name}",
+            f"link set dev {port} addrgenmode none",
+            f"link set dev {port} master bridge0 up",
+        ]
+        configure("ip", ends, switch)
         commands = [
             "link set dev lo up",
             "link set dev eth0 addrgenmode none",
@@ -148,12 +149,10 @@ def _connect_all(network: Network, switch: str, made: Star) -> None:
             f"route replace 198.18.0.0/16 dev eth0 src {address} congctl cubic",
         ]
         configure("ip", commands, name)
-    queue = f"burst {BURST}b limit {network.queue}b"
-    down = f"root tbf rate {network.rate:.0f}bit {queue}"
-    configure("tc", [f"qdisc add dev {port} {down}" for _, _, port in ends[1:]], switch)
-    for name in made.machines:
-        up = f"root tbf rate {UP * network.rate:.0f}bit {queue}"
-        configure("tc", [f"qdisc add dev eth0 {up}"], name)
+        if number:
+            for where, device, rate in ((switch, port, 1), (name, "eth0", UP)):
+                shape = f"root tbf rate {rate * network.rate:.0f}bit {queue}"
+                configure("tc", [f"qdisc add dev {device} {shape}"], where)
 
 
 def configure(tool: str, commands: Sequence[str], namespace: str | None = None) -> None:
@@ -182,17 +181,16 @@ def _enter(namespace: int) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def _is_abandoned(name: str) -> bool:
-    """Return whether the process that made a namespace has ended."""
-    with suppress(ValueError, psutil.NoSuchProcess):
-        maker = psutil.Process(int(name.split("-")[1]))
-        return maker.status() == psutil.STATUS_ZOMBIE
-    return True
-
-
 def remove_abandoned() -> None:
     """Remove the namespaces whose maker has ended."""
-    remove([path.name for path in NAMES.glob(f"{PREFIX}*") if _is_abandoned(path.name)])
+    abandoned = []
+    for path in NAMES.glob(f"{PREFIX}*"):
+        with suppress(ValueError, psutil.NoSuchProcess):
+            maker = psutil.Process(int(path.name.split("-")[1]))
+            if maker.status() != psutil.STATUS_ZOMBIE:
+                continue
+        abandoned.append(path.name)
+    remove(abandoned)
 
 
 def remove(names: Sequence[str]) -> None:
@@ -228,14 +226,14 @@ def processes_in(names: Sequence[str]) -> list[int]:
 
 
 @contextmanager
-def shuffling(network: Network, machines: Star, seed: int, start: float) -> Iterator[None]:
-    """Run a network's background transfers from `start` of time.monotonic() on.
+def shuffling(network: Network, machines: Star, seed: int) -> Iterator[None]:
+    """Run a network's background transfers from now on.
 
     Each lane is a thread that runs one transfer after the other. A transfer has its links for as
     long as its bytes take at the links' rate and is then cut off, whether or not it got through:
     so where two share a link, both are slowed, but neither moves those that follow.
     """
-    stop = Event()
+    stop, start = Event(), time.monotonic()
     courses = [legs(network, len(machines.machines), seed, i) for i in range(network.shuffles)]
     lanes = [Thread(target=_run_lane, args=(each, machines, start, stop)) for each in courses]
     for lane in lanes:
@@ -255,43 +253,24 @@ def _run_lane(course: Iterator[Leg], machines: Star, start: float, stop: Event) 
             if stop.wait(max(0.0, start + leg.start - time.monotonic())):
                 return
             with suppress(OSError):  # not even a connection got through: the link is that busy
-                sender, receiver = machines.connect(leg.source, leg.target)
-                _transfer(zeros.fileno(), sender, receiver, start + leg.end, stop)
+                sender, receiver = machines.connect(leg)
+                with sender, receiver:
+                    _transfer(zeros.fileno(), sender, receiver, start + leg.end, stop)
 
 
 def _transfer(
     zeros: int, sender: socket.socket, receiver: socket.socket, end: float, stop: Event
 ) -> None:
     """Send the file `zeros`, over and over, until `end` of time.monotonic(), or `stop` is set."""
-    with sender, receiver:
-        sender.settimeout(None)
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, POLL)
-        sending = Thread(target=_send, args=(zeros, sender, end))
-        sending.start()
-        try:
-            _receive(receiver, end, stop)
-        finally:
-            receiver.close()  # so that the sender ends, too
-            sending.join()
-
-
-def _send(zeros: int, sender: socket.socket, end: float) -> None:
-    while time.monotonic() < end:
-        try:
-            os.sendfile(sender.fileno(), zeros, 0, CHUNK)
-        except BlockingIOError:
-            continue
-        except OSError:  # the receiver has reset the connection
-            return
-
-
-def _receive(receiver: socket.socket, end: float, stop: Event) -> None:
     buffer = bytearray(CHUNK)
-    receiver.settimeout(None)
-    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, POLL)
-    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, WAKE)
+    sender.setblocking(False)
+    receiver.setblocking(False)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    while time.monotonic() < end and not stop.is_set():
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, WAKE)
+    while (left := end - time.monotonic()) > 0 and not stop.is_set():
+        readable, writable, _ = select.select([receiver], [sender], [], min(POLL, left))
         with suppress(BlockingIOError):
-            # MSG_TRUNC: TCP drops the bytes instead of copying them (tcp(7)).
-            receiver.recv_into(buffer, CHUNK, socket.MSG_TRUNC)
+            if readable:  # MSG_TRUNC: TCP drops the bytes instead of copying them (tcp(7))
+                receiver.recv_into(buffer, CHUNK, socket.MSG_TRUNC)
+            if writable:
+                os.sendfile(sender.fileno(), zeros, 0, CHUNK)

@@ -5,7 +5,6 @@ fault plan; transfers and a quota are made outside.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from math import inf, prod
@@ -68,7 +67,7 @@ def contended(setting: Setting, seed: int) -> Iterator[Contended]:
             if slowed:
                 slowed.begin()
             if network and machines:
-                stack.enter_context(shuffling(network, machines, seed, time.monotonic()))
+                stack.enter_context(shuffling(network, machines, seed))
 
         yield Contended((slowed.prefix if slowed else ()) + prefix, prefix, tuple(places), begin)
 

@@ -1,20 +1,26 @@
-"""The paper's latency figures, and ours: run, written as tables, as JSON and as pictures."""
+"""The command `latency`: the paper's figures, and ours, as tables, as JSON and as pictures."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from enum import StrEnum, auto
 from itertools import cycle
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import ScalarFormatter
 
+from parity_models.options import Option
 from parity_models.scheduling import Source
-from parity_models_lab.latency.figure import Figure
-from parity_models_lab.latency.runs import Cell, Trials, run_figure
+from parity_models_lab.contention import ContentionError
+from parity_models_lab.contention.network import check_privileges
+from parity_models_lab.latency.figure import Figure, figure_names, figures_of, load_figure
+from parity_models_lab.latency.runs import Cell, Out, Seed, Trials, Work, run_figure
 from parity_models_lab.latency.setting import Setting
 from parity_models_lab.latency.trial import SHARES, TrialResult
 from parity_models_lab.plots import FAINT, PALETTE, save, style, tail_axes
-from parity_models_lab.results import INVALID, Row, report
+from parity_models_lab.results import INVALID, Row, check_out, report
 
 SEND_DELAY_MS = 1.0
 """Maximum p99 of how late a load generator sends."""
@@ -28,18 +34,64 @@ NOTE = (
 )
 
 
-def reproduce(
-    name: str, figure: Figure, trials: Trials, seed: int, out: Path, *, real: bool, speed: float
+class Links(StrEnum):
+    """Links of real runs; without any, nothing is run for real."""
+
+    SHAPED = auto()
+    NONE = auto()
+
+
+def latency(
+    figure: Annotated[
+        list[str] | None,
+        Option(
+            f"One of {', '.join(figure_names())}, a figure's file of yours, or all "
+            "(but those that take long); may be given several times.",
+            metavar="FIGURE",
+        ),
+    ] = None,
+    out: Out = Path("lab/results/latency"),
+    work: Work = Path("runs/latency"),
+    network: Annotated[
+        Links | None,
+        Option(
+            "shaped (real runs, shuffles through shaped links; needs root and iproute2) or none "
+            "(simulate only). By default shaped where that can be.",
+        ),
+    ] = None,
+    speed: Annotated[
+        float,
+        Option(
+            "The share of two cores' time for the server and its workers: in real runs by a "
+            "quota (root and cgroup v1). 0: no quota, and simulated servers take no time.",
+            at_least=0,
+            at_most=1,
+        ),
+    ] = 0.0,
+    seed: Seed = 0,
 ) -> None:
-    """Run a figure, given by `name` or file, and write its table, JSON and picture to `out`."""
-    at = figure.real if real else ()
-    cells = run_figure(figure, trials, seed, real=at, speed=speed)
-    at_speed, of_seed = f"-speed-{speed:g}" if speed else "", f"-seed-{seed}" if seed else ""
-    stem = f"{Path(name).stem}{at_speed}{of_seed}"
-    queries = {"real": figure.real_queries, "simulated": figure.simulated_queries}
-    rows = list(rows_of(figure, cells))
-    report(figure.title, rows, out / f"{stem}.json", figure=name, queries=queries)
-    draw(figure, cells, out / f"{stem}.png")
+    """Run the latency figures, for real and simulated.
+
+    Real runs have this machine's scale, simulated ones the paper's. Every policy of a point meets
+    the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
+    interrupted run goes on where it stopped.
+    """
+    figures = {name: load_figure(name) for name in figures_of(list(figure or ["all"]))}
+    if network is None:
+        with suppress(ContentionError):
+            check_privileges()
+            network = Links.SHAPED
+    check_out(out)
+    trials = Trials(work)
+    for name, each in figures.items():
+        real = each.real if network is Links.SHAPED else ()
+        cells = run_figure(each, trials, seed, real=real, speed=speed)
+        at_speed, of_seed = f"-speed-{speed:g}" if speed else "", f"-seed-{seed}" if seed else ""
+        stem = f"{Path(name).stem}{at_speed}{of_seed}"
+        queries = {"real": each.real_queries, "simulated": each.simulated_queries}
+        rows = list(rows_of(each, cells))
+        report(each.title, rows, out / f"{stem}.json", figure=name, queries=queries)
+        draw(each, cells, out / f"{stem}.png")
 
 
 def rows_of(figure: Figure, cells: Sequence[Cell]) -> Iterator[Row]:

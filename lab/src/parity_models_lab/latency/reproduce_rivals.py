@@ -1,4 +1,4 @@
-"""Where answers may be approximate: late binding against cascades, slack rules, accuracy scaling.
+"""The command `rivals`: late binding against cascades, slack rules, accuracy scaling.
 
 Each simulated query draws a row of recorded predictions: the confidence of the stand-in there, and
 whether it agrees with the model. So the share of answers that differ from the model's is counted,
@@ -6,24 +6,22 @@ and not computed from the gate.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
-from itertools import chain, product
+from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.documents import read_json
 from parity_models.emulation import Constant, Degradation, FaultPlan, LogNormal, Pauses
 from parity_models.load.spec import read_trace
+from parity_models.options import Option
 from parity_models.protection.scene import DISPATCH
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -31,8 +29,7 @@ from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
 from parity_models_lab.latency.link import DriverOnLinks
 from parity_models_lab.latency.setting import Bursts, Setting
-from parity_models_lab.plots import FAINT, PALETTE, save, style
-from parity_models_lab.results import Row, simulated
+from parity_models_lab.results import check_out, report, simulated
 
 PREDICTIONS = resources.files("parity_models_lab.latency") / "banking77.json"
 """Banking77's test queries: MiniLM-L3 with a classifier, and the stand-in `parm protect` found."""
@@ -43,8 +40,8 @@ LOADS = (0.3, 0.5, 0.7, 0.9, 1.1)
 FRONTIER = (0.5, 0.9)
 """The loads at which gates are swept."""
 
-COVERAGES = (1.0, 0.8, 0.65, 0.45, 0.35, 0.25)
-"""The shares of queries that swept gates let pass."""
+COVERAGES = (0.8, 0.65, 0.45, 0.35, 0.25)
+"""The shares of queries that swept gates let pass, besides all of them."""
 
 BOUNDS = (0.01, 0.001, 0.0001)
 """Shares of all answers that may differ from the model's."""
@@ -181,163 +178,131 @@ def simulate_run(run: Run, traces: Traces) -> Found:
     )
 
 
-def read_traces(folder: Path) -> dict[str, tuple[float, ...]]:
-    """Read the traces of arrivals in a folder, by scene. Raises LoadError where they are not."""
-    return {
-        scene: tuple(read_trace(str(folder / f"{scene.partition(', ')[2]}.txt")).tolist())
-        for scene in SCENES
-        if ", " in scene
-    }
-
-
-@dataclass(frozen=True)
-class Rivals:
-    """All runs of the figure: `seeds` of each, of so many `queries`; traces by scene."""
-
-    seeds: int
-    queries: int
-    traces: Traces
-
-    def table(self) -> Iterator[tuple[str, list[list[Run]]]]:
-        """Yield for each row of the table its policy's name, and runs of each of its candidates."""
-        gate = predictions().threshold
-        for scene, load, name in product(self._scenes(), LOADS, POLICIES):
-            threshold = -inf if name in EXACT else gate
-            yield name, [self._runs(each, scene, load, threshold) for each in POLICIES[name]]
-            if name == "slackfit":  # its paper has no gate
-                ungated = [self._runs(each, scene, load, -inf) for each in POLICIES[name]]
-                yield f"{name}, no gate", ungated
-
-    def swept(self) -> Iterator[tuple[str, list[list[Run]]]]:
-        """Yield for each point of the frontier and policy its name, and runs of each candidate."""
-        gates = [-inf if share == 1 else self._letting_pass(share) for share in COVERAGES]
-        for scene, load, name in product(self._scenes(), FRONTIER, POLICIES):
-            thresholds = gates[:1] if name in EXACT else gates
-            yield (
-                name,
-                [
-                    self._runs(each, scene, load, gate)
-                    for each, gate in product(POLICIES[name], thresholds)
-                ],
-            )
-
-    def all_runs(self) -> list[Run]:
-        """Return every run once."""
-        every = (
-            run
-            for _, candidates in chain(self.table(), self.swept())
-            for runs in candidates
-            for run in runs
-        )
-        return list(dict.fromkeys(every))
-
-    def _scenes(self) -> list[str]:
-        return [each for each in SCENES if ", " not in each or each in self.traces]
-
-    def _letting_pass(self, share: float) -> float:
-        return float(np.quantile(predictions().confidence, 1 - share))
-
-    def _runs(self, policy: str, scene: str, load: float, threshold: float) -> list[Run]:
-        return [
-            Run(policy, scene, load, threshold, seed, self.queries) for seed in range(self.seeds)
-        ]
-
-    def run_all(self) -> dict[Run, Found]:
-        """Simulate every run."""
-        return dict(simulated(partial(simulate_run, traces=self.traces), self.all_runs()))
-
-
 Outcome = dict[str, Any]
-"""A row of results whose times may be infinite."""
+"""A row of results."""
 
 
-def outcome(name: str, runs: Sequence[Run], found: Mapping[Run, Found]) -> Outcome:
-    """Return the outcome of a policy's runs that differ in their seed alone.
+class Cell(NamedTuple):
+    """A policy in a scene at a load, with candidates: options and the gate's threshold."""
 
-    Times are in ms, infinite where so many queries failed; "of seeds": the least and the most.
+    policy: str
+    scene: str
+    load: float
+    candidates: list[tuple[str, float]]
+
+    def outcomes(self, found: Mapping[Run, Found], seeds: int, queries: int) -> Iterator[Outcome]:
+        """Yield the outcome of each candidate over all seeds.
+
+        Times are in ms, infinite where so many queries failed; "of seeds": the least and the most.
+        """
+        for candidate, runs in self.runs(seeds, queries):
+            results = [found[run] for run in runs]
+            latencies = 1e3 * np.concatenate([each.latencies for each in results])
+            p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").round(2).tolist()
+            tails = [1e3 * np.quantile(e.latencies, 0.999, method="higher") for e in results]
+            differ = [each.differs for each in results]
+            yield {
+                "scene": self.scene,
+                "load": self.load,
+                "policy": self.policy,
+                "p50": p50,
+                "p99": p99,
+                "p99.9": p999,
+                "p99.9 of seeds": [round(float(min(tails)), 2), round(float(max(tails)), 2)],
+                "busy": round(1e3 * float(np.mean([each.busy for each in results])), 2),
+                "not F's": round(float(np.mean([each.stood_in for each in results])), 4),
+                "differ": round(float(np.mean(differ)), 6),
+                "differ of seeds": [round(min(differ), 6), round(max(differ), 6)],
+                "failed": round(float(np.isinf(latencies).mean()), 5),
+                "options": candidate.partition("@")[2],
+            }
+
+    def runs(self, seeds: int, queries: int) -> Iterator[tuple[str, list[Run]]]:
+        """Yield each candidate with its runs, which differ in their seed alone."""
+        for policy, threshold in self.candidates:
+            about = policy, self.scene, self.load, threshold
+            yield policy, [Run(*about, seed, queries) for seed in range(seeds)]
+
+
+def table(scenes: Sequence[str]) -> Iterator[Cell]:
+    """Yield the cells of the table, with the gate that was recorded."""
+    gate = predictions().threshold
+    for scene, load, (name, policies) in product(scenes, LOADS, POLICIES.items()):
+        threshold = -inf if name in EXACT else gate
+        yield Cell(name, scene, load, [(each, threshold) for each in policies])
+        if name == "slackfit":  # its paper has no gate
+            yield Cell(f"{name}, no gate", scene, load, [(each, -inf) for each in policies])
+
+
+def frontier(scenes: Sequence[str]) -> Iterator[Cell]:
+    """Yield the cells of the frontier, with gates that let different shares of queries pass."""
+    confidence = predictions().confidence
+    gates = [-inf, *(float(np.quantile(confidence, 1 - share)) for share in COVERAGES)]
+    for scene, load, (name, policies) in product(scenes, FRONTIER, POLICIES.items()):
+        thresholds = gates[:1] if name in EXACT else gates
+        yield Cell(name, scene, load, list(product(policies, thresholds)))
+
+
+def compare(traces: Traces, seeds: int, queries: int) -> tuple[list[Outcome], list[Outcome]]:
+    """Simulate all cells.
+
+    Returns:
+        The rows of the table, each with the options of the shortest p99.9; and for each policy and
+        bound on the answers that differ, its shortest p99.9 and its least busy time within the
+        bound.
+
     """
-    results, first = [found[run] for run in runs], runs[0]
-    latencies = 1e3 * np.concatenate([each.latencies for each in results])
-    p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").round(2).tolist()
-    tails = [float(1e3 * np.quantile(e.latencies, 0.999, method="higher")) for e in results]
-    differ = [each.differs for each in results]
-    return {
-        "scene": first.scene,
-        "load": first.load,
-        "policy": name,
-        "p50": p50,
-        "p99": p99,
-        "p99.9": p999,
-        "p99.9 of seeds": [round(min(tails), 2), round(max(tails), 2)],
-        "busy": round(1e3 * float(np.mean([each.busy for each in results])), 2),
-        "not F's": round(float(np.mean([each.stood_in for each in results])), 4),
-        "differ": round(float(np.mean(differ)), 6),
-        "differ of seeds": [round(min(differ), 6), round(max(differ), 6)],
-        "failed": round(float(np.isinf(latencies).mean()), 5),
-        "options": first.policy.partition("@")[2],
-    }
-
-
-def table_rows(plan: Rivals, found: Mapping[Run, Found]) -> Iterator[Row]:
-    """Yield the rows of the table, each with the options of the shortest p99.9."""
-    for name, candidates in plan.table():
-        yield _known(min((outcome(name, runs, found) for runs in candidates), key=_tail))
-
-
-def frontier_rows(plan: Rivals, found: Mapping[Run, Found]) -> Iterator[Row]:
-    """Yield, for each policy and bound on the answers that differ, its shortest p99.9 and its least
-    busy time within the bound."""
-    for name, candidates in plan.swept():
-        ran = [outcome(name, runs, found) for runs in candidates]
+    scenes = [each for each in SCENES if ", " not in each or each in traces]
+    cells, swept = list(table(scenes)), list(frontier(scenes))
+    planned = [
+        one for cell in (*cells, *swept) for _, runs in cell.runs(seeds, queries) for one in runs
+    ]
+    simulations = simulated(partial(simulate_run, traces=traces), list(dict.fromkeys(planned)))
+    found = dict(simulations)
+    rows = [min(cell.outcomes(found, seeds, queries), key=_tail) for cell in cells]
+    best: list[Outcome] = []
+    for cell in swept:
+        ran = list(cell.outcomes(found, seeds, queries))
         for bound in BOUNDS:
             within = [each for each in ran if each["differ"] <= bound]
             if within:
-                cheap = min(within, key=lambda each: each["busy"])
-                more = {"differ at most": bound, "least busy": cheap["busy"]}
-                yield _known(min(within, key=_tail) | more)
+                least = min(each["busy"] for each in within)
+                more = {"differ at most": bound, "least busy": least}
+                best.append(min(within, key=_tail) | more)
+    return rows, best
 
 
 def _tail(row: Outcome) -> tuple[float, float]:
     return row["p99.9"], row["p99"]
 
 
-def _known(row: Outcome) -> Row:
-    """Return the row with None in place of infinite times."""
-    return {
-        name: [None if each == inf else each for each in value]
-        if isinstance(value, list)
-        else (None if value == inf else value)
-        for name, value in row.items()
-    }
+def rivals(
+    data_dir: Annotated[
+        Path | None,
+        Option(
+            "The folder of conv-arrivals.txt and code-arrivals.txt, seconds from the first "
+            "request, one a line (Azure LLM inference trace 2023). Without it, all is Poisson.",
+            metavar="DIR",
+        ),
+    ] = None,
+    out: Annotated[Path, Option("The folder to write results to.", metavar="DIR")] = Path(
+        "lab/results"
+    ),
+    queries: Annotated[int, Option("Queries of each run.", at_least=1000)] = 4000,
+    seeds: Annotated[int, Option("Runs of each setting.", at_least=1)] = 3,
+) -> None:
+    """Compare late binding with cascades, slack rules and accuracy scaling, by simulation.
 
-
-def plot(file: Path, plan: Rivals, rows: Sequence[Row]) -> None:
-    """Draw p99.9 and busy time against the bound, a column for each scene and load."""
-    points = list(dict.fromkeys((row["scene"], row["load"]) for row in rows))
-    shown = [point for point in points if point[1] == FRONTIER[0]]
-    with style():
-        figure = Figure(figsize=(3.2 * len(shown) + 1.6, 6.4), dpi=120, layout="constrained")
-        panels = figure.subplots(2, len(shown), squeeze=False, sharex=True)
-        for column, point in enumerate(shown):
-            for axes, value in zip(panels[:, column], ("p99.9", "least busy"), strict=True):
-                for name, colour in zip(POLICIES, PALETTE, strict=False):
-                    here = [
-                        row
-                        for row in rows
-                        if (row["scene"], row["load"]) == point and row["policy"] == name
-                    ]
-                    xs, ys = ([row[each] for row in here] for each in ("differ at most", value))
-                    axes.plot(xs, ys, "o-", color=colour, label=name)
-                axes.set_xscale("log")
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(ScalarFormatter())
-                axes.yaxis.set_minor_formatter(ScalarFormatter())
-                axes.tick_params(axis="y", which="both", labelsize=8)
-                axes.spines[["top", "right"]].set_visible(False)
-                axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
-            panels[0][column].set_title(f"{point[0]}, load {point[1]:.0%}", loc="left", fontsize=9)
-            panels[1][column].set_xlabel("share of answers that may differ")
-        panels[0][0].set_ylabel("shortest p99.9, ms")
-        panels[1][0].set_ylabel("least busy time a query, ms")
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper")
-        save(figure, file, f"Simulated, {plan.seeds} seeds of {plan.queries:,} queries each.")
+    Writes rivals.json and rivals-frontier.json: tails and busy time, and the share of all answers
+    that differ from the model's, counted on recorded predictions.
+    """
+    check_out(out)
+    traces = {}
+    for scene in SCENES if data_dir else ():
+        _, traced, name = scene.partition(", ")
+        if traced:
+            traces[scene] = read_trace(f"{data_dir}/{name}.txt").tolist()
+    rows, best = compare(traces, seeds, queries)
+    about = {"queries": queries, "seeds": seeds, "predictions": predictions().about}
+    report("Rivals", rows, out / "rivals.json", **about)
+    report("Rivals, by answers that differ", best, out / "rivals-frontier.json", **about)

@@ -5,16 +5,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 import msgspec
 
+from parity_models.options import Option
 from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.figure import Figure, Series
 from parity_models_lab.latency.real_trial import run_real
 from parity_models_lab.latency.trial import PERCENTILES, Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.results import ResultCache, code_digest, simulated
+
+Out = Annotated[Path, Option("The folder to write results and pictures to.", metavar="DIR")]
+Work = Annotated[Path, Option("The folder for what was run, used again.", metavar="DIR")]
+Seed = Annotated[int, Option("Fixes arrivals, service times, contention.", at_least=0)]
 
 TUNING = 50_000
 """Queries of a simulation by which options are chosen, at most."""

@@ -1,23 +1,51 @@
-"""The simulator against real runs: each policy both ways, and how far apart they are.
+"""The command `validation`: each policy simulated and for real, and how far apart they are.
 
 What serving takes besides queues and units is measured in a calm real run, and added to the
 simulations.
 """
 
+from pathlib import Path
+from typing import Annotated
+
 import msgspec
 import numpy as np
+import typer
 
 from parity_models.emulation import Constant
+from parity_models.options import Option
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
-from parity_models_lab.latency.figure import Figure
-from parity_models_lab.latency.runs import Trials, run_figure
+from parity_models_lab.latency.figure import Figure, load_figure
+from parity_models_lab.latency.runs import Out, Seed, Trials, Work, run_figure
 from parity_models_lab.latency.setting import Setting
 from parity_models_lab.latency.trial import PERCENTILES, SHARES, Trial, TrialResult
-from parity_models_lab.results import Row
+from parity_models_lab.results import Row, check_out, print_rows, report
 
 CLOSE = 0.15
 """The largest error of a simulated percentile that counts as close."""
+
+
+def validation(
+    figure: Annotated[
+        str, Option("The figure whose policies are run.", metavar="FIGURE")
+    ] = "validation",
+    queries: Annotated[int, Option("Queries of each run.", at_least=100)] = 20_000,
+    out: Out = Path("lab/results"),
+    work: Work = Path("runs/latency"),
+    seed: Seed = 0,
+) -> None:
+    """Compare the simulator with real runs, policy by policy.
+
+    Real shuffles go through shaped links, which need root and iproute2. The overheads of the real
+    system are measured first. Writes validation.json.
+    """
+    loaded = load_figure(figure)
+    check_out(out)
+    rows, overheads = compare(loaded, queries, Trials(work), seed)
+    file = out / "validation.json"
+    report(loaded.title, rows, file, queries=queries, overheads=overheads)
+    print_rows("Overheads of serving, in ms", overheads)
+    typer.echo(summary(rows))
 
 
 def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[list[Row], list[Row]]:
