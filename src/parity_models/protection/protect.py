@@ -19,7 +19,7 @@ from parity_models.errors import UserError
 from parity_models.evaluation.calibration import LEVELS, RISK, check_levels, fewest_queries
 from parity_models.evaluation.judging import GivenInputs, answered_classes
 from parity_models.models.bundle import Bundle
-from parity_models.models.gate import Calibration
+from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.queries import commonest
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
@@ -425,12 +425,14 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
 
 def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration | None, out: Path) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
-    queries = lesson.queries
+    queries, made = lesson.queries, chosen.exported
     assert queries.test is not None
+    role: StandIn = "reconstruction" if made.parity else "backup"
+    gates = {} if gate is None else {role: gate}
     return write_stand_ins(
         out,
         lesson.teacher.bundle,
-        [replace(chosen.exported, gate=gate)],
+        replace(made, backup=None if made.parity else made.backup, calibration=gates),
         envelope_of(chosen.candidate.data, lesson.teacher),
         queries,
         lesson.data.metric,

@@ -1,6 +1,7 @@
 """A stand-in in training: its networks, the problem they learn, its score, and its ONNX files."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from torch import nn
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError
 from parity_models.evaluation.calibration import LEVELS, estimate_coverage
-from parity_models.models.bundle import PROBABILITIES, NewModel, Training, parity_inputs
+from parity_models.models.bundle import PROBABILITIES, Bundle, NewModel, Training, parity_inputs
 from parity_models.models.export import export
-from parity_models.models.gate import HEAD, AnsweredClass, Calibration, confidences, suited
+from parity_models.models.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
 from parity_models.models.networks.network import Slot, Slotwise, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
@@ -64,17 +65,28 @@ class Proposal(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Exported:
-    """A stand-in as it goes into a bundle: the parity models of a `code`, or a `backup`; its
-    training, and its gate, if it was calibrated.
-
-    Parity models that run one network in each slot come with that network as a `backup`.
-    """
+    """Stand-ins as they go into a bundle, by the names that `write_bundle` has for them: the parity
+    models of a `code`, a `backup`, how these were trained, and their gates."""
 
     code: CodeSpec | None = None
-    parity: list[NewModel] = field(default_factory=list)
+    parity: Sequence[NewModel] = ()
     backup: NewModel | None = None
-    training: Training | None = None
-    gate: Calibration | None = None
+    parity_training: Training | None = None
+    backup_training: Training | None = None
+    calibration: Mapping[StandIn, Calibration] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Exported":
+        """Return the stand-ins of a bundle, to be put into another."""
+        manifest = bundle.manifest
+        return cls(
+            manifest.code,
+            [bundle.stored(parity) for parity in manifest.parity],
+            None if manifest.backup is None else bundle.stored(manifest.backup),
+            manifest.parity_training,
+            manifest.backup_training,
+            manifest.calibration,
+        )
 
     @property
     def first(self) -> NewModel:
@@ -254,32 +266,31 @@ class Candidate:
     def exported(self) -> Exported:
         """Export what goes into a bundle, with a record of the training.
 
-        A backup has a head if more may be answered by it at the wanted level.
+        Parity models that run one network in each slot come with that network as a backup. Another
+        backup has a head if more may be answered by it at the wanted level.
         """
-        module, code, parity = self._problem.module, self._code, []
-        slot: nn.Module | None = None
-        if isinstance(module, nn.ModuleList):
-            for each in module:
-                inner = each.network if isinstance(each, Scaled) else each
-                slotwise = isinstance(inner, Slotwise)
-                parity.append(self._model(each, code, slotwise=slotwise))
-                if isinstance(inner, Slotwise) and slot is None:
-                    slot = each.slot() if isinstance(each, Scaled) else Slot(inner)
-        else:
-            slot = module
+        module, lesson = self._problem.module, self._lesson
         training = Training(
-            task=self._lesson.teacher.bundle.manifest.task,
-            inputs=len(self._lesson.queries.train),
-            inputs_sha256=self._lesson.queries.sha256,
-            seed=self._lesson.seed,
+            task=lesson.teacher.bundle.manifest.task,
+            inputs=len(lesson.queries.train),
+            inputs_sha256=lesson.queries.sha256,
+            seed=lesson.seed,
             epochs=self.epochs,
             seconds=round(self.seconds, 2),
             device=str(self.data.inputs.device),
             recipe=self.options,
         )
-        head = self._choose_head() if code is None else None
-        backup = None if slot is None else self._model(slot, head=head, slot=code is not None)
-        return Exported(self.proposal.code, parity, backup, training)
+        if not isinstance(module, nn.ModuleList):
+            backup = self._model(module, head=self._choose_head())
+            return Exported(backup=backup, backup_training=training)
+        inner = [each.network if isinstance(each, Scaled) else each for each in module]
+        slotwise = isinstance(inner[0], Slotwise)
+        parity = [self._model(each, self._code, slotwise=slotwise) for each in module]
+        slot = None
+        if isinstance(inner[0], Slotwise):
+            one = module[0].slot() if isinstance(module[0], Scaled) else Slot(inner[0])
+            slot = self._model(one, slot=True)
+        return Exported(self.proposal.code, parity, slot, training)
 
     def _choose_head(self) -> Head | None:
         """Return the head for a backup, if one is worth having, by the queries held out."""

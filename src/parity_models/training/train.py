@@ -30,7 +30,7 @@ from parity_models.models.bundle import (
     write_bundle,
 )
 from parity_models.models.envelope import Envelope
-from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.gate import StandIn
 from parity_models.models.inference_time import measure_models
 from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
@@ -225,18 +225,20 @@ def train(
         began=began,
     )
     made, envelope = candidate.exported(), envelope_of(candidate.data, teacher)
-    held = stand_ins_of(bundle)
-    if made.parity:
-        stand_ins = [each for each in held if each.backup is not None and not each.backup.slot]
-        if made.backup is not None and not stand_ins:
-            stand_ins = [Exported(backup=made.backup)]
-    else:
-        stand_ins = [each for each in held if each.parity]
+    held = Exported.of(bundle)
+    if not made.parity:
+        stand_ins = replace(held, backup=made.backup, backup_training=made.backup_training)
         envelope = bundle.envelope() or envelope  # that of a parity model, as more depends on it
+    elif held.backup is None or held.backup.slot:
+        stand_ins = made
+    else:
+        stand_ins = replace(made, backup=held.backup, backup_training=held.backup_training)
+    kept: StandIn = "backup" if made.parity else "reconstruction"
+    gates = {kept: gate} if (gate := held.calibration.get(kept)) is not None else {}
     written, evaluation = write_stand_ins(
         out,
         bundle,
-        [*stand_ins, made],
+        replace(stand_ins, calibration=gates),
         envelope,
         queries,
         candidate.data.metric,
@@ -258,31 +260,10 @@ def check_place(out: Path) -> None:
         raise BundleError(f"{why}; choose another folder")
 
 
-def stand_ins_of(bundle: Bundle) -> list[Exported]:
-    """Return the stand-ins of a bundle, to be put into another."""
-    manifest, found = bundle.manifest, []
-    if manifest.backup is not None:
-        backup = Exported(
-            backup=bundle.stored(manifest.backup),
-            training=manifest.backup_training,
-            gate=manifest.calibration.get("backup"),
-        )
-        found.append(backup)
-    if manifest.parity:
-        coded = Exported(
-            manifest.code,
-            [bundle.stored(parity) for parity in manifest.parity],
-            training=manifest.parity_training,
-            gate=manifest.calibration.get("reconstruction"),
-        )
-        found.append(coded)
-    return found
-
-
 def write_stand_ins(
     out: Path,
     deployed: Bundle,
-    stand_ins: Sequence[Exported],
+    stand_ins: Exported,
     envelope: Envelope,
     queries: Queries,
     metric: str,
@@ -294,29 +275,18 @@ def write_stand_ins(
     """Write a bundle of a deployed model and stand-ins, parity models or a backup or both, with
     gates and accuracy; return it, and how it fares.
 
-    Models are timed for queries of these `sizes`. Gates are made by
-    the queries for calibration, unless the stand-ins are `calibrated`; accuracy is measured on
-    those for tests, if there are any.
+    Models are timed for queries of these `sizes`. Gates are made by the queries for calibration,
+    unless the stand-ins are `calibrated`; accuracy is measured on those for tests, if there are
+    any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
-    coded = next((each for each in stand_ins if each.parity), Exported())
-    backup = next((each for each in stand_ins if not each.parity), Exported())
-    gates: dict[StandIn, Calibration] = {}
-    if coded.gate is not None:
-        gates["reconstruction"] = coded.gate
-    if backup.gate is not None:
-        gates["backup"] = backup.gate
-    contents: dict[str, Any] = {
+    gates = stand_ins.calibration
+    contents: dict[str, Any] = vars(stand_ins) | {
         "deployed": model,
-        "parity": coded.parity,
-        "backup": backup.backup,
-        "code": coded.code,
         "imitated": manifest.imitated,
         "name": manifest.name,
         "deployed_training": manifest.deployed_training,
-        "parity_training": coded.training,
-        "backup_training": backup.training,
-        "inference_times": measure_models(model, coded.parity, backup.backup, sizes),
+        "inference_times": measure_models(model, stand_ins.parity, stand_ins.backup, sizes),
         "envelope": envelope,
         "files": {each.file: deployed.path / each.file for each in manifest.files},
     }
@@ -331,5 +301,5 @@ def write_stand_ins(
             outputs = Outputs(draft, queries.test, progress=progress)
             evaluation = judge(outputs, queries.test_labels, metric, gates)
             accuracy = evaluation.accuracy
-    bundle = write_bundle(out, **contents, calibration=gates, accuracy=accuracy)
+    bundle = write_bundle(out, **contents | {"calibration": gates, "accuracy": accuracy})
     return bundle, None if evaluation is None else replace(evaluation, bundle=bundle)
