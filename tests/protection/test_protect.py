@@ -13,7 +13,6 @@ import pytest
 
 from commands import Here
 from onnx_models import linear_model, output_of
-from parity_models.codes import CodeSpec
 from parity_models.evaluation.calibration import RISK
 from parity_models.evaluation.outputs import Answers
 from parity_models.models.bundle import open_bundle
@@ -37,7 +36,7 @@ from parity_models.protection.protect import (
     write_protected,
 )
 from parity_models.protection.scene import Outcome, Scene, Service, SimulationOptions
-from parity_models.roles import BACKUP, DEPLOYED, parity_role
+from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
@@ -49,7 +48,6 @@ from text_models import TextModel, write_text_folder
 SHAPE = (6,)
 INPUTS = np.random.default_rng(0).normal(size=(3000, *SHAPE)).astype(np.float32)
 QUICK = ("--minutes", "0.15", "--agreement", "0.1")
-PAIRS = CodeSpec("stack", "separate", 2)
 LEVEL = 0.2
 
 
@@ -82,7 +80,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(
         "95 of 100",
         "logits",
     ):
-        assert said in result.stdout
+        assert said in result.stdout + result.stderr
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest
     assert manifest.backup or manifest.parity
@@ -106,7 +104,7 @@ def test_ctrl_c_ends_the_search_and_the_best_so_far_is_written(
     fit, calls = Candidate.fit, count(1)
 
     def interrupted(candidate: Candidate, *arguments: Any, **options: Any) -> Fitted:
-        if next(calls) == 3:
+        if next(calls) == 2:
             raise KeyboardInterrupt
         return fit(candidate, *arguments, **options)
 
@@ -116,7 +114,7 @@ def test_ctrl_c_ends_the_search_and_the_best_so_far_is_written(
     )
     assert found.report.interrupted
     assert "interrupted: this is the best so far" in str(found)
-    assert len(found.report.finalists) + len(found.report.dropped) >= 2
+    assert found.report.finalists
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert manifest.parity or manifest.backup
 
@@ -155,43 +153,30 @@ def prepared(folder: Path) -> Iterator[Lesson]:
 def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     prepared: Lesson, tmp_path: Path
 ) -> None:
-    candidates = [
-        Candidate(Proposal("mlp@0.25", PAIRS, 1.0), prepared),
-        Candidate(Proposal("linear", None, 0.2), prepared),
-    ]
-    for each in candidates:
-        each.fit(Budget(seconds=3.0))
-    deployed = prepared.teacher.bundle
-    queries, folder = prepared.queries, tmp_path / "bundles"
-    _, trained = measure(candidates, deployed, queries, LEVEL, folder)
+    candidate = Candidate(Proposal("linear", None, 0.2), prepared)
+    candidate.fit(Budget(seconds=3.0))
+    queries = prepared.queries
+    _, (chosen,) = measure([candidate], prepared.teacher.bundle, queries, LEVEL, tmp_path / "made")
     assert queries.calibration is not None
-    for chosen, stand_in, role in zip(
-        trained, ("reconstruction", "backup"), (parity_role(0), BACKUP), strict=True
-    ):
-        assert chosen.finalist.covered > 0
-        found = chosen.calibrate(queries.calibration, LEVEL, RISK)
-        assert found is not None
-        assert found[0].finalist.covered > 0
-        bundle = write_protected(prepared, *found, tmp_path / stand_in)
-        manifest = bundle.manifest
-        assert manifest.code == chosen.finalist.code
-        assert list(manifest.calibration.values()) == [found[1]]
-        served = Deployment(bundle, ServeOptions(agreement=LEVEL))
-        assert served.choice.name == "adaptive"
-        assert served.roles[0] == {DEPLOYED, role}
-        assert served.model.gates.keys() == {stand_in}
-        # Without enough risk nothing can be shown.
-        assert chosen.calibrate(queries.calibration, LEVEL, 1e-300) is None
+    assert chosen.finalist.covered > 0
+    found = chosen.calibrate(queries.calibration, LEVEL, RISK)
+    assert found is not None
+    assert found[0].finalist.covered > 0
+    bundle = write_protected(prepared, *found, tmp_path / "bundle")
+    assert bundle.manifest.calibration == {"backup": found[1]}
+    served = Deployment(bundle, ServeOptions(agreement=LEVEL))
+    assert served.choice.name == "adaptive"
+    assert served.roles[0] == {DEPLOYED, BACKUP}
+    assert served.model.gates.keys() == {"backup"}
+    # Without enough risk nothing can be shown.
+    assert chosen.calibrate(queries.calibration, LEVEL, 1e-300) is None
 
 
 # Simulations, choice and advice
 
 
-def finalist(
-    name: str, *, share: float = 0.2, covered: float = 0.9, coded: bool = False
-) -> Finalist:
-    code = PAIRS if coded else None
-    return Finalist(name, code, 25 * share, share, 0.9, None, covered)
+def finalist(name: str, *, share: float = 0.2, covered: float = 0.9) -> Finalist:
+    return Finalist(name, 25 * share, share, 0.9, None, covered)
 
 
 def outcome(p99: float, busy: float = 1.0) -> Outcome:
@@ -259,19 +244,19 @@ def test_for_a_share_that_may_differ_policy_and_level_are_simulated() -> None:
 @pytest.mark.slow
 def test_stand_ins_are_simulated_each_with_its_time_and_its_coverage() -> None:
     scene = Scene.of(Service({DEPLOYED: 0.025}), SimulationOptions(rate=140), queries=3000)
-    without, parity, quick, unsure = (
+    without, slow, quick, unsure = (
         replace(scene, service=service).outcome(PolicyChoice(policy)).p99_ms
         for policy, service in [
             ("none", scene.service),
             *(
                 ("adaptive", each.service(each.covered))
                 for each in (
-                    finalist("parity", share=0.8, coded=True),
+                    finalist("slow", share=0.8),
                     finalist("quick", share=0.08),
                     finalist("unsure", share=0.08, covered=0.05),
                 )
             ),
         ]
     )
-    assert quick < parity < without
+    assert quick < slow < without
     assert quick < unsure

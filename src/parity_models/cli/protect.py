@@ -20,10 +20,10 @@ def protect(
 ) -> None:
     """Find the best stand-in for a model in a given time, and bundle the two.
 
-    Backups and parity models of several sizes learn from the model's own predictions; labels are
-    not needed. Candidates that others beat are dropped, the others are trained for longer, timed,
-    and simulated under your load. The one with the lowest p99 is calibrated and written. Ctrl-C
-    ends the search early and writes the best so far.
+    Backups of several sizes learn from the model's own predictions; labels are not needed. Those
+    that others beat are dropped, the others are trained for longer, timed, and simulated under your
+    load. The one with the lowest p99 is calibrated and written. Ctrl-C ends the search early and
+    writes the best so far.
     """
     with progress_bars() as bars:
         found = protect_model(model, inputs, out=out, callbacks=bars, options=options)

@@ -11,7 +11,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import Interval, share_interval
 from parity_models.evaluation.calibration import (
     LEVELS,
@@ -27,7 +26,7 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
 from parity_models.protection.plan import Goal, Planner
 from parity_models.protection.scene import ALIKE, Outcome, Service
-from parity_models.roles import BACKUP, DEPLOYED, parity_role, source_of
+from parity_models.roles import BACKUP, DEPLOYED, source_of
 from parity_models.scheduling.policies import StandIns
 from parity_models.tasks.metrics import METRICS, agreement_for, labels_from, score
 from parity_models.training.candidates import Candidate, Exported, saving
@@ -40,7 +39,7 @@ at the same share of what is left, and so on."""
 
 @dataclass(frozen=True)
 class Finalist:
-    """The measurements of a trained candidate: parity models of a `code`, or a backup.
+    """The measurements of a trained candidate.
 
     `ms` are the milliseconds of a run, `share` is that as a share of the model's. `agreement` is
     the score with the deployed model's predictions as labels, on test queries, and `interval` that
@@ -49,7 +48,6 @@ class Finalist:
     """
 
     name: str
-    code: CodeSpec | None
     ms: float
     share: float
     agreement: float
@@ -64,12 +62,10 @@ class Finalist:
 
     def service(self, covered: float, level: float | None = None) -> Service:
         """Return the model with this stand-in, which may answer a share of queries, as served."""
-        code = None if self.code is None else Code(self.code, (1,), (1,))
-        roles = [BACKUP] if code is None else [parity_role(j) for j in range(code.r)]
         return Service(
-            {DEPLOYED: self.ms / self.share / 1e3} | dict.fromkeys(roles, self.ms / 1e3),
-            StandIns(code, code is None),
-            {str(source_of(role)): covered for role in roles},
+            {DEPLOYED: self.ms / self.share / 1e3, BACKUP: self.ms / 1e3},
+            StandIns(None, True),
+            {str(source_of(BACKUP)): covered},
             level=level,
         )
 
@@ -133,10 +129,8 @@ def measure(
     """
     exported = [each.exported() for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
-    models = [
-        OnnxModel(each.onnx, signature=each.signature)
-        for each in (own, *(one.first for one in exported))
-    ]
+    backups = [made.backup for made in exported if made.backup is not None]
+    models = [OnnxModel(each.onnx, signature=each.signature) for each in (own, *backups)]
     assert queries.test is not None
     sizes = commonest(queries.test, deployed.manifest.deployed.signature)
     base, *times = inference_times(models, sizes=sizes)
@@ -147,9 +141,7 @@ def measure(
         bundle = write_bundle(
             folder / str(place),
             deployed=own,
-            parity=made.parity,
-            backup=None if made.parity else made.backup,
-            code=candidate.proposal.code,
+            backup=made.backup,
             imitated=deployed.manifest.imitated,
         )
         (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
@@ -159,7 +151,6 @@ def measure(
         interval = share_interval(agreed, len(right)) if of_classes else None
         finalist = Finalist(
             candidate.name,
-            candidate.proposal.code,
             ms,
             ms / base,
             agreed,

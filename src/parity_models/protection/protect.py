@@ -63,9 +63,6 @@ from parity_models.training.teacher import (
 )
 from parity_models.training.train import check_place, write_stand_ins
 
-GROUP = 4
-"""Queries of the largest groups that are tried."""
-
 FEWEST, FEWEST_GIVEN = 64, 100
 """The fewest queries to learn from, and of the user's, a tenth of which each is held out."""
 
@@ -234,9 +231,9 @@ def protect(
 ) -> Protected:
     """Find the best stand-in for a model in a given time, and bundle the two.
 
-    Backups and parity models of several sizes learn from the model's own predictions; labels are
-    not needed. Those that others beat are dropped, the others are trained for longer, calibrated,
-    timed, and simulated under the user's load.
+    Backups of several sizes learn from the model's own predictions; labels are not needed. Those
+    that others beat are dropped, the others are trained for longer, calibrated, timed, and
+    simulated under the user's load.
 
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
@@ -265,7 +262,7 @@ def protect(
     end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
     with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
-        queries = find_queries(teacher, inputs, chosen, k=GROUP, least=FEWEST_GIVEN)
+        queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         if queries.calibration is not None and not chosen.ungated:
             least = chosen.agreement
             if chosen.differ is not None:
@@ -427,12 +424,11 @@ def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration | None, o
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
     queries, made = lesson.queries, chosen.exported
     assert queries.test is not None
-    role: StandIn = "reconstruction" if made.parity else "backup"
-    gates = {} if gate is None else {role: gate}
+    gates: dict[StandIn, Calibration] = {} if gate is None else {"backup": gate}
     return write_stand_ins(
         out,
         lesson.teacher.bundle,
-        replace(made, backup=None if made.parity else made.backup, calibration=gates),
+        replace(made, calibration=gates),
         envelope_of(chosen.candidate.data, lesson.teacher),
         queries,
         lesson.data.metric,

@@ -56,11 +56,8 @@ class Proposal(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name in reports."""
-        if self.code is None:
-            return f"backup {self.network}"
-        code = f"{self.code.encoder}+{self.code.decoder} k={self.code.k}"
-        return f"parity {self.network} {code}" + (f" r={self.code.r}" if self.code.r > 1 else "")
+        """The name of a backup in reports."""
+        return f"backup {self.network}"
 
 
 @dataclass(frozen=True)
@@ -87,13 +84,6 @@ class Exported:
             manifest.backup_training,
             manifest.calibration,
         )
-
-    @property
-    def first(self) -> NewModel:
-        """The model whose time counts: a parity model, or the backup."""
-        (found, *_) = [*self.parity, self.backup]
-        assert found is not None
-        return found
 
 
 def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
@@ -186,11 +176,6 @@ class Candidate:
     def name(self) -> str:
         """The name in reports."""
         return self.proposal.name
-
-    @property
-    def coded(self) -> bool:
-        """True if it takes several queries at once."""
-        return self.proposal.code is not None
 
     @property
     def share(self) -> float:

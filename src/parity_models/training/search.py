@@ -1,24 +1,22 @@
-"""The search for the best stand-ins: ever fewer candidates are trained for ever longer.
+"""The search for the best backups: ever fewer candidates are trained for ever longer.
 
 (Successive halving: Jamieson, Talwalkar, AISTATS 2016.) Each rung has a share of the time, which
 its candidates divide evenly. Between rungs, candidates that others beat are dropped. The rest
 continue from where they were, with a new cycle of the learning rate.
 
-Candidates are the networks that are not slower than F, as backups, and the most capable of them as
-parity models for k = 2, 3 and 4.
+Candidates are the networks that are not slower than F, as backups.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import torch
 from torch import nn
 
 from parity_models.codes import CodeSpec
-from parity_models.errors import CodeError, TrainingError
+from parity_models.errors import TrainingError
 from parity_models.models.bundle import parity_inputs
 from parity_models.models.export import export
 from parity_models.models.inference_time import inference_times
@@ -36,23 +34,13 @@ from parity_models.training.teacher import Teacher
 SLACK = 1.02
 """The factor by which measurements of equally fast models differ."""
 
-CODES = (
-    CodeSpec("stack", "separate", 2),
-    CodeSpec("stack", "separate", 4),
-    CodeSpec("stack", "separate", 3),
-    CodeSpec("concatenation", "separate", 2),
-    CodeSpec("sum", "subtraction", 2),
-)
-"""Codes that are tried, the most promising first."""
-
 
 def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
-    """Propose stand-ins for a deployed model, the most promising first.
+    """Propose backups for a deployed model, the most promising first: the most capable of the
+    networks that are not slower than the model, the fastest, and those between.
 
-    Backups are all networks for such queries that are not slower than the model, or the fastest
-    there is; parity models the most capable of these for each of CODES, which are taken to be as
-    fast until they are measured. Queries of named inputs, which have backups alone, are measured at
-    these `sizes`. Raises TrainingError where no network can take the queries.
+    Networks are measured for queries of these `sizes`; there is the fastest, at least. Raises
+    TrainingError where no network can take the queries.
     """
 
     def make(name: str) -> nn.Module:
@@ -61,17 +49,8 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     shares = measure_networks(teacher, queried, make, teacher.stand_in("FP32"), sizes)
     backups = [Proposal(name, share=share) for name, share in shares.items()]
     fast = [each for each in backups if each.share <= SLACK][::-1]
-    parity = []
-    for spec in CODES if teacher.plain else ():
-        for each in fast:
-            with suppress(CodeError, TrainingError), torch.device("meta"):
-                parity_network(each.network, code_for(spec, teacher)).make()
-                parity.append(Proposal(each.network, spec, each.share))
-                break
     fast = fast or [min(backups, key=lambda each: each.share)]
-    first, rest = [fast[0], *fast[1:][-1:]], fast[1:-1]
-    pairs = zip_longest(parity[1:], rest)
-    return [*first, *parity[:1], *(each for pair in pairs for each in pair if each is not None)]
+    return [fast[0], *fast[1:][-1:], *fast[1:-1]]
 
 
 def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried) -> str:
@@ -161,8 +140,8 @@ def drop(
 
     A candidate is dropped if another is no slower and scores better by more than `margin`. If fewer
     than `least` are left, the best of the dropped ones come back: they may learn more slowly. Of
-    those left, the best backup and the best parity model that are not slower than F stay, and then
-    those that save most. Returns the places of those dropped, and why.
+    those left, the best that is not slower than F stays, and then those that save most. Returns the
+    places of those dropped, and why.
     """
     dropped: dict[int, str] = {}
     for place, one in enumerate(judged):
@@ -186,9 +165,8 @@ def drop(
         del dropped[place]
     left = [place for place in range(len(judged)) if place not in dropped]
     fast = [place for place in left if judged[place].share <= SLACK] or left
-    kinds = ([place for place in fast if judged[place].coded is coded] for coded in (False, True))
-    anchors = {max(those, key=score) for those in kinds if those}
-    ranked = sorted(left, key=lambda place: (place not in anchors, -judged[place].saving))
+    best_of_all = max(fast, key=score)
+    ranked = sorted(left, key=lambda place: (place != best_of_all, -judged[place].saving))
     for place in ranked[most:]:
         one = judged[place]
         dropped[place] = (
@@ -239,7 +217,7 @@ class _Search:
                 left = [each for each in left if each.name not in self._dropped]
                 if not left:
                     raise TrainingError(
-                        "no candidate could be trained; see what `parm parity` says of it"
+                        "no candidate could be trained; see what `parm backup` says of it"
                     )
                 if rung < len(RUNGS) - 1:
                     most = max(FINALISTS, len(left) // 2) if rung == 0 else FINALISTS
