@@ -6,12 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
 import httpx
 import numpy as np
 import pytest
 
-from grpc_served import method
 from linear_bundles import linear_bundle
 from onnx_models import linear_model
 from parity_models import __version__
@@ -21,7 +19,6 @@ from parity_models.models.bundle import MANIFEST, Bundle, open_bundle
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of, model_files
-from parity_models.serving.grpc.inference_pb2 import ModelMetadataRequest
 from parity_models.serving.server import ServeOptions, Server
 from served import SUM
 
@@ -100,7 +97,6 @@ async def test_a_worker_that_runs_another_model_is_replaced(tmp_path: Path, poli
         policy=PolicyChoice(policy),
         instances=2,
         port=0,
-        grpc_port=0,
         faults=FaultPlan(lies=(Lie(0, str(lie)),)),
     )
     async with Server(bundle, options) as server:
@@ -118,14 +114,6 @@ async def test_a_worker_that_runs_another_model_is_replaced(tmp_path: Path, poli
             async with httpx.AsyncClient(base_url=server.url) as client:
                 about = (await client.get("/v2/models/model")).json()
             assert about["quarantined_instances"] == ["0"]
-            assert server.grpc_url is not None
-            async with grpc.aio.insecure_channel(
-                server.grpc_url.removeprefix("grpc://")
-            ) as channel:
-                asked = ModelMetadataRequest(name="model").SerializeToString()
-                call = method(channel, METADATA)(asked)
-                said = dict(await call.trailing_metadata() or ())
-            assert said["quarantined-instances"] == "0"
             while not any(each.startswith("0.") for each in server.deployment.engine.running()):
                 await asyncio.sleep(0.01)
             for _ in range(300):

@@ -60,7 +60,6 @@ class FakeUpstream:
         scheme: str,
         weights: NDArray[np.float32],
         *,
-        input_shape: tuple[int, ...] | None = None,
         binary: bool = True,
         software: str | None = None,
         tls: Any = None,
@@ -75,7 +74,7 @@ class FakeUpstream:
         self._closing = asyncio.Event()
         self._scheme = scheme
         self._weights = weights
-        self._shape = (-1, *(input_shape or weights.shape[:1]))
+        self._shape = (-1, *weights.shape[:1])
         self._binary = binary
         self._software = software
         self._tls = tls

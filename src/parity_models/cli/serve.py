@@ -68,11 +68,6 @@ Served = Annotated[
     Without("verify_every", "compare_every"),
 ]
 
-HIDDEN_LIMITS = Without(
-    *("max_rpcs", "max_json", "max_in_flight"),
-    *("head_timeout", "body_timeout", "write_timeout", "idle_timeout"),
-)
-
 
 def serve(
     bundle: BundleFolder = None,
@@ -82,7 +77,7 @@ def serve(
     policy: PolicyName = None,
     dispatch: DispatchName = None,
     options: Served,
-    limits: Annotated[Limits, HIDDEN_LIMITS],
+    limits: Limits,
     access: Access,
     logging: Logging,
     upstreams: Annotated[UpstreamOptions, Without("upstream_token")],

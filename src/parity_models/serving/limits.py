@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from parity_models.errors import UserError
-from parity_models.options import BYTES, SCALES, SECONDS, Option, Options
+from parity_models.options import BYTES, SCALES, Option, Options
 from parity_models.serving.errors import OverloadedError, Refused, TooLargeError
 
 OTHER_FILES = 64
@@ -26,23 +26,20 @@ LEAST_CONNECTIONS = 16
 _log = logging.getLogger(__name__)
 
 
-def _seconds(help: str) -> Option:
-    return Option(help, unit=SECONDS, typed="s", above=0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Limits(Options):
     """Bounds of what clients can make a server hold. Times in seconds, sizes in bytes.
 
+    Those without a flag are for programs: `max_rpcs` calls over gRPC for predictions at a time, a
+    JSON body, or gRPC's typed contents, of up to `max_json`, and all requests and their answers
+    together of `max_in_flight`; the timeouts are for receiving a request's headers, for receiving
+    its body, for a client to read an answer, and of a connection without a request.
     Raises UserError for values out of range.
     """
 
     max_connections: Annotated[
         int,
         Option("Connections at a time, of HTTP and of gRPC each; more are refused.", at_least=1),
-    ] = 1024
-    max_rpcs: Annotated[
-        int, Option("gRPC calls for predictions at a time; more are refused.", at_least=1)
     ] = 1024
     max_body: Annotated[
         int,
@@ -52,29 +49,19 @@ class Limits(Options):
             above=0,
         ),
     ] = 64 * 2**20
-    max_json: Annotated[
-        int,
-        Option(
-            "MiB that a JSON body, or gRPC's typed contents, may have; larger ones are sent raw.",
-            unit=BYTES,
-            above=0,
-        ),
-    ] = 8 * 2**20
-    max_in_flight: Annotated[
-        int,
-        Option(
-            "MiB of all requests and their answers together; more are refused (503).",
-            unit=BYTES,
-            above=0,
-        ),
-    ] = 2**30
-    head_timeout: Annotated[float, _seconds("Timeout for receiving a request's headers.")] = 10.0
-    body_timeout: Annotated[float, _seconds("Timeout for receiving a request's body.")] = 30.0
-    write_timeout: Annotated[float, _seconds("Timeout for a client to read an answer.")] = 30.0
-    idle_timeout: Annotated[float, _seconds("Timeout of a connection without a request.")] = 75.0
+    max_rpcs: int = 1024
+    max_json: int = 8 * 2**20
+    max_in_flight: int = 2**30
+    head_timeout: float = 10.0
+    body_timeout: float = 30.0
+    write_timeout: float = 30.0
+    idle_timeout: float = 75.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise UserError(f"{name} must be above 0, got {value:g}")
         if self.max_in_flight < self.max_body:
             held, body = (size / SCALES["MiB"] for size in (self.max_in_flight, self.max_body))
             raise UserError(

@@ -1,6 +1,7 @@
 """gRPC clients of the Open Inference Protocol work unchanged, with REST's errors."""
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from tritonclient.utils import InferenceServerException
 
 from grpc_requests import code_of, triton_input
 from parity_models import __version__
-from parity_models.models.bundle import open_bundle
 from served import INPUTS, OUTPUTS, ServerProcess, predictions, queries
 
 pytestmark = pytest.mark.slow
@@ -78,13 +78,11 @@ def bytes_method(channel: grpc.Channel, name: str) -> "grpc.UnaryUnaryMultiCalla
     return channel.unary_unary(f"/{SERVICE}/{name}")
 
 
-def test_metadata_names_the_bundle(channel: grpc.Channel, bundle: Path) -> None:
-    digest = open_bundle(bundle).digest
-    for method in ("ServerMetadata", "ModelMetadata"):
-        ask = bytes_method(channel, method)
-        request = service_pb2.ModelMetadataRequest(name="model").SerializeToString()
-        _, call = ask.with_call(request if method == "ModelMetadata" else b"")
-        assert dict(call.trailing_metadata())["bundle-digest"] == digest
+def test_metadata_names_the_model_s_file(channel: grpc.Channel, bundle: Path) -> None:
+    request = service_pb2.ModelMetadataRequest(name="model").SerializeToString()
+    _, call = bytes_method(channel, "ModelMetadata").with_call(request)
+    deployed = (bundle / "deployed.onnx").read_bytes()
+    assert dict(call.trailing_metadata())["model-sha256"] == sha256(deployed).hexdigest()
 
 
 @pytest.mark.parametrize("rows", [1, 7])

@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import grpc
@@ -54,7 +53,7 @@ from parity_models.serving.grpc.codec import (
 from parity_models.serving.http import GRACE
 from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models, ServedVersion
+from parity_models.serving.models import Models
 from parity_models.serving.protocol import SOFTWARE, take_tenant
 from parity_models.serving.request_log import (
     CURRENT,
@@ -74,13 +73,8 @@ Context = ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-BUNDLE_DIGEST, MODEL_SHA256 = "bundle-digest", "model-sha256"
-"""The trailing metadata of ServerMetadata and ModelMetadata that name the bundle and the hash of
-the deployed model's file."""
-
-QUARANTINED, EXACT_OUTPUTS = "quarantined-instances", "exact-outputs"
-"""Likewise, the instances that were found to answer wrongly, the latest last, and the outputs that
-no stand-in gives, each percent-encoded."""
+MODEL_SHA256 = "model-sha256"
+"""The trailing metadata of ModelMetadata that names the hash of the deployed model's file."""
 
 DETAILS = "grpc-status-details-bin"
 """The trailing metadata that has a google.rpc.Status."""
@@ -370,8 +364,6 @@ class GrpcServer:
         return pb.ServerReadyResponse(ready=not self._models.why_unready)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> Message:
-        if self._models.only is not None:
-            _name_bundle(self._models.only, context)
         return pb.ServerMetadataResponse(
             name=SOFTWARE, version=__version__, extensions=self._models.extensions
         )
@@ -385,8 +377,9 @@ class GrpcServer:
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> Message:
         version = self._models.find(request.name, request.version or None)
-        _name_bundle(version, context)
         about = version.model.metadata
+        if about.model_sha256:
+            context.set_trailing_metadata(((MODEL_SHA256, about.model_sha256),))
         response = pb.ModelMetadataResponse(
             name=about.name, versions=about.versions, platform=about.platform
         )
@@ -419,19 +412,6 @@ class GrpcServer:
     ) -> Message:
         await self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
-
-
-def _name_bundle(version: ServedVersion, context: Context) -> None:
-    """Name the bundle that is served, its model and the instances that answered wrongly, for which
-    the protocol's messages have no room."""
-    model = version.model
-    about = {
-        BUNDLE_DIGEST: model.digest,
-        MODEL_SHA256: model.sha256,
-        EXACT_OUTPUTS: ",".join(map(quote, model.exact_outputs)),
-        QUARANTINED: ",".join(version.frontend.quarantined),
-    }
-    context.set_trailing_metadata(tuple((key, value) for key, value in about.items() if value))
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

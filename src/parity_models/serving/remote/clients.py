@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
-from parity_models.models.signature import Kind, Signature, Tensor, tensors_in
+from parity_models.models.signature import Kind, tensors_in
 from parity_models.serving.access import Reread, read_text
 from parity_models.serving.client import (
     Client,
@@ -24,10 +24,8 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import (
     BINARY,
     SOFTWARE,
-    ModelMetadata,
     OutputTensor,
     ServerMetadata,
-    TensorMetadata,
     answer_limit,
     read_response,
     write_request,
@@ -105,8 +103,8 @@ class UpstreamClient(ABC):
         """Return the server as it describes itself."""
 
     @abstractmethod
-    async def _model(self, model: UpstreamModel) -> ModelMetadata:
-        """Return the model as the upstream describes it."""
+    async def _sha256(self, model: UpstreamModel) -> str | None:
+        """Return the hash of the model's file, of a server of this software."""
 
     @abstractmethod
     async def _ask(
@@ -145,9 +143,7 @@ class UpstreamClient(ABC):
     async def check(self, model: UpstreamModel) -> None:
         """Check that the upstream has the bundle's model and runs it. Raises UnitError too."""
         await self.check_ready(model)
-        about = await self._metadata(model)
-        if about is not None:
-            _check_metadata(about, model)
+        await self._describe(model)
         prediction = (await self.infer(model, [model.query], {}))[0, ...]
         for predicted, expected in zip(
             tensors_in(prediction), tensors_in(model.prediction), strict=True
@@ -162,8 +158,8 @@ class UpstreamClient(ABC):
                     "there",
                 )
 
-    async def _metadata(self, model: UpstreamModel) -> ModelMetadata | None:
-        """Return the model as the upstream describes it; None if its protocol cannot ask."""
+    async def _describe(self, model: UpstreamModel) -> None:
+        """Ask what the upstream is, and for the hash of its model where it can name that."""
         try:
             server = await self._server()
         except UpstreamError as error:
@@ -172,54 +168,17 @@ class UpstreamClient(ABC):
             server = ServerMetadata()  # it does not describe itself; every server reads JSON
         self.abandons = server.name == SOFTWARE
         self.binary = BINARY in server.extensions
-        return await self._model(model)
+        if self.abandons and (sha256 := await self._sha256(model)) not in (None, model.sha256):
+            raise UpstreamError(
+                Fault.MISMATCH,
+                f"has another {model}: the sha256 of its file is {str(sha256)[:64]}, the bundle's "
+                f"is {model.sha256}; make the bundle from what runs there",
+            )
 
 
 def unreadable(error: Exception) -> UpstreamError:
     """Return the fault of an answer that does not follow the protocol."""
     return UpstreamError(Fault.GARBAGE, f"answered what cannot be read: {error}")
-
-
-def _check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
-    """Raise UpstreamError, with the difference, unless the model is as described."""
-    signature = model.signature
-    for role, found, wanted in (
-        ("input", about.inputs, signature.inputs),
-        ("output", about.outputs, signature.outputs),
-    ):
-        given = {each.name: each for each in found}
-        if len(given) == len(found) == len(wanted) and all(
-            each.name in given and _is_same(given[each.name], each, signature) for each in wanted
-        ):
-            continue
-        theirs = ", ".join(f"{each.name!r} {each.datatype} {list(each.shape)}" for each in found)
-        ours = ", ".join(
-            f"{each.name!r} {each.datatype} [{', '.join(map(str, (-1, *each.shape)))}]"
-            for each in wanted
-        )
-        text = f"has {model} with {role} {theirs}, the bundle's has {ours}"
-        raise UpstreamError(Fault.MISMATCH, text)
-    if about.model_sha256 not in (None, model.sha256):
-        raise UpstreamError(
-            Fault.MISMATCH,
-            f"has another {model}: the sha256 of its file is {about.model_sha256[:64]}, the "
-            f"bundle's is {model.sha256}; make the bundle from what runs there",
-        )
-
-
-def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> bool:
-    """Return whether the tensor that an upstream describes can be the bundle's."""
-
-    def fits(axis: int, wanted: int | str) -> bool:
-        only = signature.axes[wanted].buckets if isinstance(wanted, str) else ()
-        return axis in (-1, wanted) or only == (axis,)
-
-    return (
-        found.datatype == tensor.datatype
-        and len(found.shape) == len(tensor.shape) + 1
-        and found.shape[0] == -1
-        and all(map(fits, found.shape[1:], tensor.shape))
-    )
 
 
 def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> UpstreamClient:
@@ -288,9 +247,9 @@ class RestClient(UpstreamClient):
         with faults("/v2"):
             return await self._client.server()
 
-    async def _model(self, model: UpstreamModel) -> ModelMetadata:
+    async def _sha256(self, model: UpstreamModel) -> str | None:
         with faults(model_path(model.name, model.version)):
-            return await self._client.model(model.name, model.version)
+            return (await self._client.model(model.name, model.version)).model_sha256
 
     async def _ask(
         self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]

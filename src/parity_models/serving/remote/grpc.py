@@ -26,10 +26,8 @@ from parity_models.serving.grpc.inference_pb2 import (
     ServerMetadataResponse,
 )
 from parity_models.serving.protocol import (
-    ModelMetadata,
     OutputTensor,
     ServerMetadata,
-    TensorMetadata,
     little_endian,
     size_in_bytes,
 )
@@ -101,8 +99,6 @@ class GrpcClient(UpstreamClient):
         request = ModelReadyRequest(name=model.name, version=model.version or "")
         said, _ = await self._call("ModelReady", request, ModelReadyResponse)
         if not said.ready:
-            if model.version is not None:
-                await self._model(model)  # which fails if there is no such version
             raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
     async def _server(self) -> ServerMetadata:
@@ -110,16 +106,11 @@ class GrpcClient(UpstreamClient):
         about, _ = await self._call("ServerMetadata", request, ServerMetadataResponse)
         return ServerMetadata(name=about.name)
 
-    async def _model(self, model: UpstreamModel) -> ModelMetadata:
+    async def _sha256(self, model: UpstreamModel) -> str | None:
         request = ModelMetadataRequest(name=model.name, version=model.version or "")
-        said, call = await self._call("ModelMetadata", request, ModelMetadataResponse)
+        _, call = await self._call("ModelMetadata", request, ModelMetadataResponse)
         sha256 = dict(await call.trailing_metadata() or ()).get(MODEL_SHA256)
-        inputs, outputs = (
-            tuple(TensorMetadata(each.name, each.datatype, tuple(each.shape)) for each in tensors)
-            for tensors in (said.inputs, said.outputs)
-        )
-        hashed = sha256 if isinstance(sha256, str) else None
-        return ModelMetadata(said.name, inputs, outputs, tuple(said.versions), model_sha256=hashed)
+        return sha256 if isinstance(sha256, str) else None
 
     async def _ask(
         self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]

@@ -56,8 +56,8 @@ class V1Client(RestClient):
             if _says_not_ready(text):
                 raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
-    async def _metadata(self, model: UpstreamModel) -> None:
-        return None
+    async def _describe(self, model: UpstreamModel) -> None:
+        """Ask nothing: V1 describes no models."""
 
     async def _ask(
         self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
