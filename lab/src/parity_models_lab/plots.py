@@ -16,8 +16,6 @@ COLOURS = ("#c44e00", "#0068a8", "#2b8a3e", "#7b3fa0")
 """Distinguishable in print and by colour-blind readers."""
 INK, FAINT = "#222222", "#8a8a8a"
 PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
-SHARES = {0.5: "p50", 0.1: "p90", 0.01: "p99", 0.001: "p99.9"}
-"""Share of queries that take longer than a percentile, and the percentile's name."""
 
 
 def style() -> AbstractContextManager[None]:
@@ -55,34 +53,15 @@ def plot_latency(
         axes = figure.add_subplot()
         floor = 0.5 / max(len(values) for values in latencies_ms.values())
         longest = max(float(np.quantile(values, 0.9997)) for values in latencies_ms.values())
-        for share, name in SHARES.items():
-            axes.axhline(share, color=FAINT, linewidth=0.6, alpha=0.5, zorder=0)
-            axes.text(
-                1.005, share, name, transform=axes.get_yaxis_transform(), va="center", color=FAINT
-            )
         for (label, values), colour in zip(latencies_ms.items(), COLOURS, strict=False):
             slow = np.sort(values)
             longer = 1 - np.arange(1, len(slow) + 1) / len(slow)
             axes.step(slow, np.maximum(longer, floor), where="post", color=colour)
             p50, p999 = np.quantile(slow, [0.5, 0.999]).tolist()
-            marks = f"p50 {p50:.1f} ms, p99.9 {p999:.1f} ms, gap {p999 - p50:.1f} ms"
-            axes.plot(
-                [p50, p999],
-                [0.5, 0.001],
-                "o",
-                color=colour,
-                markersize=7,
-                label=f"{label}: {marks}",
-            )
-            axes.annotate(
-                f"{p999:.1f} ms",
-                (p999, 0.001),
-                xytext=(7, 5),
-                textcoords="offset points",
-                color=colour,
-                fontweight="bold",
-            )
+            marks = f"{label}: p50 {p50:.1f} ms, p99.9 {p999:.1f} ms, gap {p999 - p50:.1f} ms"
+            axes.plot([p50, p999], [0.5, 0.001], "o", color=colour, markersize=7, label=marks)
         tail_axes(axes, floor)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6, alpha=0.5)
         axes.set_xlim(0, longest * 1.12)
         axes.set_xlabel("latency in ms, from the scheduled send to the answer")
         axes.set_ylabel("share of queries that took longer")

@@ -98,7 +98,7 @@ class _Victims:
     def agreement(
         self, rows: Array, beside: Array, *, envelope: bool = True
     ) -> tuple[float, float]:
-        """Reconstruct `rows` next to others, both (n, *shape), in either slot.
+        """Reconstruct `rows` next to others, both (n, *shape).
 
         Where the envelope keeps the other query out, the next victim takes its place.
 
@@ -112,18 +112,15 @@ class _Victims:
         )
         next_victims = np.roll(rows, 1, axis=0)
         beside = np.where(held.reshape(-1, *[1] * (rows.ndim - 1)), next_victims, beside)
-        right, others = self._run(self._model, rows).argmax(axis=-1), self._run(self._model, beside)
-        agreed = []
         with np.errstate(over="ignore", invalid="ignore"):
-            for slot in range(2):
-                group = [{self._name: each} for each in (rows, beside)[:: 1 - 2 * slot]]
-                parity = self._run(self._parity, self._code.encode(group)[0][self._name])
-                decoded = self._code.decode([None, others][:: 1 - 2 * slot], [parity])[slot]
-                counts = ~unlike
-                if envelope:
-                    counts &= ~self._envelope.impossible(decoded)
-                agreed.append((decoded.argmax(axis=-1) == right)[counts])
-        return float(np.concatenate(agreed).mean()), float(held.mean())
+            queries = self._code.encode([{self._name: each} for each in (rows, beside)])[0]
+            outputs = [self._run(self._parity, queries[self._name])]
+            decoded = self._code.decode([None, self._run(self._model, beside)], outputs)[0]
+        counts = ~unlike
+        if envelope:
+            counts &= ~self._envelope.impossible(decoded)
+        right = self._run(self._model, rows).argmax(axis=-1)
+        return float((decoded.argmax(axis=-1) == right)[counts].mean()), float(held.mean())
 
     def _run(self, model: OnnxModel, rows: Array) -> Array:
         """Return the only output, which may be NaN or infinite for an attacker's queries."""

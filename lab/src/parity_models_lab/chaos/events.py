@@ -12,15 +12,14 @@ from random import Random
 
 import numpy as np
 
-from parity_models_lab.chaos.known_model import INPUTS, liar
+from parity_models.serving.protocol import write_request
+from parity_models_lab.chaos.known_model import INPUTS, Floats, liar
 from parity_models_lab.chaos.server import DESCRIPTORS, INSTANCES, TestedServer
 from parity_models_lab.chaos.traffic import (
     BURST_ROWS,
     Traffic,
     ask,
     connection,
-    in_json,
-    infer_body,
     post,
 )
 
@@ -72,6 +71,15 @@ def draw_course(seed: int, seconds: float, events: Sequence[str]) -> Course:
     return phases
 
 
+def _in_json(rows: Floats, values: str = "") -> bytes:
+    """Return an HTTP request about rows in JSON, perhaps with their `values` as they are given."""
+    body, headers = write_request({"input": rows}, binary=False)
+    if values:
+        begin = body.index(b'"data":') + 7
+        body = body[:begin] + values.encode() + body[body.index(b"]", begin) + 1 :]
+    return post(body, headers)
+
+
 def _send(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process, unless it is gone, or 0."""
     if pid:
@@ -105,7 +113,7 @@ class Injector:
 
     def __init__(self, server: TestedServer, traffic: Traffic, service: float, rng: Random) -> None:
         self.server, self._traffic, self._rng = server, traffic, rng
-        self._request = post(*infer_body(server.model.rows, in_json(server.model.rows)))
+        self._request = _in_json(server.model.rows)
         self.too_much = OVERLOAD * INSTANCES / service / BURST_ROWS
 
     def victim(self) -> int:
@@ -163,19 +171,16 @@ class Injector:
     async def crowd(self) -> AsyncIterator[None]:
         """Let clients press on the frontend while the context lasts, whatever else happens."""
         rows = self.server.model.rows[:100]
-        many = np.resize(rows, (1000, INPUTS))
-        zeros = np.zeros((17_000, INPUTS), np.float32)  # few bytes to ask, and many to answer
         digits = ",".join(f"{value:.50f}" for value in rows.ravel())
         requests = [
-            (10.0, 0.0, many, in_json(many)),
-            (10.0, PAUSE, rows, f"[{digits}]".encode()),
-            (10.0, PAUSE, zeros[:1000], in_json(zeros[:1000])),
-            (10.0, PAUSE, zeros, in_json(zeros)),
-            (0.065, PAUSE, rows, in_json(rows)),
+            (10.0, 0.0, _in_json(np.resize(rows, (1000, INPUTS)))),
+            (10.0, PAUSE, _in_json(rows, f"[{digits}]")),
+            (10.0, PAUSE, _in_json(np.zeros((17_000, INPUTS), np.float32))),  # too long an answer
+            (0.065, PAUSE, _in_json(rows)),
         ]
         async with AsyncExitStack() as crowd:
-            for patience, pause, asked, values in requests:
-                press = partial(self.press, post(*infer_body(asked, values)), patience)
+            for patience, pause, request in requests:
+                press = partial(self.press, request, patience)
                 await crowd.enter_async_context(_repeated(1, press, pause))
             await crowd.enter_async_context(_repeated(RUDE_CLIENTS, self.linger))
             yield
@@ -223,7 +228,6 @@ EVENTS: Mapping[str, Callable[[Injector], During]] = {
     "disconnects": lambda to: to.mixed(impatient=0.4),
     "absurd": lambda to: to.mixed(absurd=0.4),
     "nonsense": lambda to: to.mixed(nonsense=0.4),
-    "timeouts": lambda to: to.mixed(hasty=0.9),
     "overload": lambda to: to.mixed(to.too_much, burst=0.9),
     "poison": lambda to: to.mixed(poison=0.01),
 }

@@ -14,7 +14,7 @@ import numpy as np
 from parity_models.roles import Source
 from parity_models.serving.client import Client, ClientError, StatusError
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.protocol import HEADER_LENGTH, read_response
+from parity_models.serving.protocol import HEADER_LENGTH, read_response, write_request
 from parity_models_lab.chaos.known_model import INPUTS, LONG, MODEL, OUTPUTS, Floats
 from parity_models_lab.chaos.server import POISON, TestedServer
 from parity_models_lab.results import Row
@@ -25,28 +25,24 @@ SLACK = 5.0
 """Seconds beyond its deadline after which a query counts as lost: the machine may be busy."""
 LARGE, LARGE_ROWS = 3, 128
 """Clients that ask again as soon as they are answered, and the rows of their requests."""
-BETWEEN_LARGE, BETWEEN_LONG = 0.05, 8.0
-"""Seconds between the refusal of a large request, or the end of a long query, and the next one."""
+BETWEEN_LARGE, BETWEEN_LONG = 0.02, 8.0
+"""Seconds between the end of a large request, or a long query, and the next one."""
 RATE = 70.0
 """Requests a second, of 2.8 queries on average."""
 BURST_ROWS = 16
 """Rows of a request in overload: many queries, and few requests for clients to write."""
-
-Answer = tuple[Floats, Sequence[Source]]
-"""Outputs (n, OUTPUTS), and the source of each row."""
 
 
 @dataclass(frozen=True)
 class Request:
     """A request of some `kind`: about `rows` (n, any multiple of INPUTS), or the bytes `raw`.
 
-    `timeout` in seconds, None for the server's; `patience` in seconds until the client hangs up.
+    `patience` in seconds until the client hangs up.
     """
 
     kind: str
     rows: Floats | None
     raw: bytes = b""
-    timeout: float | None = None
     patience: float | None = None
     json: bool = False
 
@@ -61,8 +57,7 @@ def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Requ
     Args:
         number: The request's.
         seed: The run's.
-        mix: The shares of kinds of requests. The rest is honest, and so are those that are "hasty",
-            with a timeout near the time of a query, or of a "burst", with many rows.
+        mix: The shares of kinds of requests. The rest is honest, and so is a "burst" of many rows.
         rows: The different queries, (n, INPUTS).
 
     """
@@ -78,33 +73,12 @@ def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Requ
     elif kind == "poison":
         asked = asked[:1]
         asked[0, 0] = POISON
-    timeout = rng.uniform(0.1, 3.0) if rng.random() < 0.2 else None
     return Request(
-        "honest" if kind in ("hasty", "burst") else kind,
+        "honest" if kind == "burst" else kind,
         asked,
-        timeout=rng.uniform(0.0025, 0.02) if kind == "hasty" else timeout,
         patience=rng.uniform(0.001, 0.05) if kind == "impatient" else None,
         json=bool(rng.random() < 0.05 and np.isfinite(asked).all()),
     )
-
-
-def infer_body(
-    rows: Floats, values: bytes | None = None, **parameters: object
-) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a request about rows, in JSON where the `values` are given."""
-    tensor: dict[str, object] = {"name": "input", "datatype": "FP32", "shape": rows.shape}
-    message = {"id": parameters.pop("id", ""), "inputs": [tensor], "parameters": parameters}
-    if values is not None:
-        tensor["data"] = msgspec.Raw(values)
-        return msgspec.json.encode(message), {"Content-Type": "application/json"}
-    tensor["parameters"] = {"binary_data_size": rows.nbytes}
-    head = msgspec.json.encode(message)
-    return head + rows.tobytes(), {HEADER_LENGTH: str(len(head))}
-
-
-def in_json(rows: Floats) -> bytes:
-    """Return the values of rows in JSON."""
-    return msgspec.json.encode(rows.ravel().tolist())
 
 
 def post(body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
@@ -216,7 +190,7 @@ class Traffic:
         long = Request("honest", np.resize(self._model.rows, (1, LONG)))
         sending = [
             asyncio.create_task(self._send_all()),
-            asyncio.create_task(self._repeat(long, BETWEEN_LONG, BETWEEN_LONG)),
+            asyncio.create_task(self._repeat(long, BETWEEN_LONG)),
             *(asyncio.create_task(self._repeat(large, BETWEEN_LARGE)) for _ in range(LARGE)),
         ]
         try:
@@ -239,12 +213,10 @@ class Traffic:
             await asyncio.sleep(due - _now())
             self._send(due, draw(self._number + 1, self._seed, self.mix, self._model.rows))
 
-    async def _repeat(self, request: Request, refused: float, answered: float = 0.0) -> None:
-        """Ask again and again, so many seconds after a refusal, or an answer."""
+    async def _repeat(self, request: Request, pause: float) -> None:
         while True:
-            sent = self._send(_now(), request)
-            await asyncio.wait([sent])
-            await asyncio.sleep(answered if sent.result() else refused)
+            await asyncio.wait([self._send(_now(), request)])
+            await asyncio.sleep(pause)
 
     def _send(self, due: float, request: Request) -> "asyncio.Task[bool]":
         self._number += 1
@@ -256,9 +228,9 @@ class Traffic:
 
     async def _ask(self, number: str, due: float, request: Request) -> bool:
         """Ask, and count the end. Return whether the whole answer is right."""
-        page, limit = self.page, min(self._deadline, request.timeout or self._deadline) + SLACK
+        page = self.page
         try:
-            async with asyncio.timeout(request.patience or limit):
+            async with asyncio.timeout(request.patience or self._deadline + SLACK):
                 outputs, sources = await self._answer(number, request)
         except TimeoutError:
             page.ends["no end" if request.patience is None else "hung up"][""] += request.queries
@@ -289,17 +261,14 @@ class Traffic:
             return bool(right.all())
         return False
 
-    async def _answer(self, number: str, request: Request) -> Answer:
+    async def _answer(self, number: str, request: Request) -> tuple[Floats, Sequence[Source]]:
+        """Return outputs (n, OUTPUTS), and the source of each row."""
         if request.rows is None:
             status = await ask(self._port, request.raw)
             if status != 200:
                 raise StatusError(status, "")
             return np.empty((1, OUTPUTS), np.float32), [Source.MODEL]
-        values = in_json(request.rows) if request.json else None
-        parameters = {} if request.timeout is None else {"timeout": round(request.timeout * 1e6)}
-        body, headers = infer_body(
-            request.rows, values, id=number, binary_data_output=True, **parameters
-        )
+        body, headers = write_request({"input": request.rows}, id=number, binary=not request.json)
         content, length = await self._client.ask("POST", PATH, body, headers)
         if f'"id":"{number}"'.encode() not in content:
             raise InvalidRequestError("the answer has another request's id")
