@@ -56,7 +56,7 @@ async def test_a_request_s_spans_are_beneath_the_client_s(bundle: Path) -> None:
         assert server.grpc_url is not None
         await asyncio.to_thread(call, server.grpc_url.removeprefix("grpc://"))
     found = spans.ended()
-    request, called = sorted(found["infer"], key=lambda s: -len(s.attributes["parm.protocol"]))
+    request, called = sorted(found["infer"], key=lambda span: span.start_time)
     assert (request.name, called.name) == ("infer model", "infer model")
     assert (request.context.trace_id, request.parent.span_id) == (int(TRACE, 16), int(PARENT, 16))
     assert called.context.trace_id == request.context.trace_id

@@ -20,8 +20,6 @@ from parity_models.serving.errors import Refused
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
 
-HTTP, GRPC = "http", "grpc"
-
 COPY, PARITY = "copy", "parity"
 """Kinds of redundant work; backups are of the kind of their role."""
 

@@ -29,7 +29,6 @@ from parity_models.scheduling import (
     Verify,
 )
 from parity_models.serving.frontend import Frontend, InFlight, Observer
-from parity_models.serving.metrics import GRPC, HTTP
 from parity_models.serving.models import ServedModel
 from parity_models.serving.request_log import RequestLog
 
@@ -64,7 +63,6 @@ class Tracing:
         with self._tracer.start_as_current_span("infer", context, SpanKind.SERVER) as span:
             if span.is_recording():
                 span.set_attribute("parm.request_id", log.id)
-                span.set_attribute("parm.protocol", GRPC if log.method == "gRPC" else HTTP)
                 log.span = span
             log.trace_id = f"{span.get_span_context().trace_id:032x}"
             yield

@@ -235,7 +235,6 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         super().__init__(options, parts)
         self.worker: Callable[..., WorkerProcess] = WorkerProcess
         """Makes each life of a worker."""
-        self._placements = parts.placements
         self._copies: dict[str, IO[bytes]] = {}
         """Private copies of the models, by hash: files without a name, which workers inherit."""
         self._assigned: dict[str, AssignedModel] = {}
@@ -247,9 +246,6 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         }
 
     async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
-        self._placements = self._placements or (Placement(),) * len(roles)
-        if len(self._placements) != len(roles):
-            raise ServingError(f"{len(self._placements)} placements for {len(roles)} instances")
         used = {role: self._parts.models[role] for role in sorted(frozenset[str]().union(*roles))}
         copying = asyncio.ensure_future(asyncio.to_thread(self._copy, used))
         try:
@@ -286,7 +282,8 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         self, number: int, name: str, roles: frozenset[str], on_report: OnReport
     ) -> WorkerProcess:
         models = {role: self._assigned[role] for role in sorted(roles)}
-        placement = self._placements[number]
+        placements = self._parts.placements
+        placement = placements[number] if placements else Placement()
         return self.worker(number, name, models, placement, on_report)
 
     async def _release(self) -> None:

@@ -171,11 +171,6 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     # Engine
 
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        if not roles:
-            raise ServingError("an engine needs at least one instance")
-        unknown = frozenset[str]().union(*roles) - self._parts.models.keys()
-        if unknown:
-            raise ServingError(f"no model was given to run as {', '.join(sorted(unknown))}")
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
@@ -219,18 +214,13 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         try:
             if role not in its.signatures:
                 raise ValueError(f"instance {instance} does not run {role}")
-            signature, frames = its.signatures[role], []
+            signature = its.signatures[role]
             kind = signature.plain or signature.kind_of(rows[0])
-            layout = kind.input
-            for row in rows:
-                if row.shape != layout.shape or row.dtype != layout.dtype:
-                    raise ValueError(f"takes {layout}, got {row.dtype} {list(row.shape)}")
-                frames.append(bytes_of(row))
         except ValueError as error:
             self._loop.call_soon(self._listener.unit_failed, unit, f"{role}: {error}")
             return
         its.running = RunningUnit(unit, kind.output, len(rows))
-        its.send_unit(Unit(unit, role, len(rows), kind.sizes), frames)
+        its.send_unit(Unit(unit, role, len(rows), kind.sizes), [bytes_of(row) for row in rows])
 
     def cancel(self, instance: str, unit: int) -> None:
         its = self._instances.get(instance)
