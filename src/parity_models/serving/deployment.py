@@ -20,7 +20,8 @@ from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.page.feed import Feed, feed_of
+from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.watch import Watch
 from parity_models.serving.stand_ins import ClosedGates
 from parity_models.trust.gates import OutputGate, choose_gates, ungated
 
@@ -204,7 +205,9 @@ class Deployment(ServedVersion):
         """The feed of its live page, if it has one."""
         if options.ui:
             title = model.name if version is None else f"{model.name} version {version}"
-            self.feed = feed_of(frontend, title, choice.name)
+            watch = Watch(frontend, model=title, policy=choice.name)
+            frontend.observers.append(watch)
+            self.feed = Feed(watch)
 
     async def start(self) -> None:
         """Start all instances; return when they are warm and verified.

@@ -9,11 +9,9 @@ foreign page whose name is made to lead here (DNS rebinding) is refused.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -27,9 +25,6 @@ from parity_models.serving.rest.messages import (
     error_response,
     json_response,
 )
-
-if TYPE_CHECKING:
-    from parity_models.serving.frontend import Frontend
 
 INTERVAL = 0.5
 """Seconds between two frames."""
@@ -53,8 +48,6 @@ _EVENTS: Headers = ((b"content-type", b"text/event-stream"), (b"cache-control", 
 _HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 _FORWARDED = frozenset({"forwarded", "x-forwarded-for", "via"})
 """Headers of proxies, whose clients are elsewhere."""
-
-_log = logging.getLogger(__name__)
 
 
 class Feed:
@@ -106,17 +99,7 @@ class Feed:
     async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
-            try:
-                self.sample()
-            except Exception:  # serving goes on without the page
-                _log.exception("the live page could not be kept up to date")
-
-
-def feed_of(frontend: "Frontend", model: str, policy: str) -> Feed:
-    """Return the feed of a frontend that is not started yet; see Watch for the arguments."""
-    watch = Watch(frontend, model=model, policy=policy)
-    frontend.observers.append(watch)
-    return Feed(watch)
+            self.sample()
 
 
 class Page:
