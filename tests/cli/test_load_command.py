@@ -129,10 +129,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --inputs DATA/queries.npz --rate 9 --trace DATA/times.txt", "and not both"),
     ("URL --inputs DATA/queries.npz --rate 9 --queries 9 --duration 9", "not both"),
     ("URL --inputs DATA/queries.npz --rate 9 --queries 0", "'--queries': must be from 1"),
-    (
-        "URL --inputs DATA/queries.npz --trace DATA/empty.txt",
-        "must have one time in seconds per line",
-    ),
+    ("URL --inputs DATA/queries.npz --trace DATA/empty.txt", "must have one time in seconds"),
     ("URL --inputs DATA/queries.npz --trace DATA/times.txt --queries 31", "has 30 requests, but"),
     ("URL --inputs DATA/none.npz --rate 9", "give an .npy or an .npz file"),
     ("URL --inputs DATA/narrow.npz --rate 9", f"takes 'input' FP32 [{INPUTS}]"),

@@ -77,10 +77,7 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
         ('{"kills": [{"worker": 1, "at": -1}]}', "kills[0].at: Expected `float` >= 0.0"),
         ('{"sed": 1}', "Object contains unknown field `sed`"),
         ('{"pauses": {"mean_between": 1}}', "pauses: Object missing required field `length`"),
-        (
-            '{"service_time": {"type": "normal", "mean": 1}}',
-            "service_time.type: Invalid value 'normal'",
-        ),
+        ('{"service_time": {"type": "normal", "mean": 1}}', "service_time.type: Invalid value 'no"),
         (
             '{"service_time": {"type": "uniform", "low": 2, "high": 1}}',
             "service_time: low (2.0) must not be above high (1.0)",

@@ -162,10 +162,7 @@ def test_a_failed_write_leaves_the_old_bundle(bundle: Path, models: Path, origin
     cases: list[tuple[dict[str, Any], str]] = [
         ({"parity": [deployed], "code": CODE}, r"parity-0.onnx has input .* needs FP32 \[8\]"),
         ({"parity": [deployed]}, "names 1 parity models where its code needs 0"),
-        (
-            {"backup": NewModel(models / "parity.onnx", "large")},
-            r"backup.onnx has input .* needs",
-        ),
+        ({"backup": NewModel(models / "parity.onnx", "large")}, r"backup.onnx has input .* needs"),
         ({"name": "a/b"}, "cannot be called 'a/b'"),
         ({"files": {"../escape": b""}}, r"schema: .*\$.files"),
         ({"files": {"deployed.onnx": b""}}, "two files called deployed.onnx"),
@@ -287,18 +284,10 @@ def places(content: Any, prefix: str = "") -> list[str]:
         ("deployed/signature/inputs/0/datatype", "FP8", "'FP8' is not one of FP16, FP32"),
         ("deployed/signature/inputs/0/shape", [2**14, 2**15], "has more than 268435456 values"),
         ("deployed/signature/inputs/0/shape", [2**28], "parity queries are too large"),
-        (
-            "deployed/signature/inputs/0/name",
-            "image",
-            "deployed.onnx has input 'input' .*'image' .* is promised",
-        ),
+        ("deployed/signature/inputs/0/name", "image", "has input 'input' .*'image' .* is promised"),
         ("deployed/signature/outputs/0/datatype", "INT64", "decoders compute with predictions"),
         ("parity/0/signature/inputs/0/shape", [4], r"needs FP32 \[8\]"),
-        (
-            "backups/0/signature/inputs/0/shape",
-            [5],
-            r"a backup for the deployed model needs FP32 \[4\]",
-        ),
+        ("backups/0/signature/inputs/0/shape", [5], r"for the deployed model needs FP32 \[4\]"),
         ("code/k", 1, "names a code that cannot be built: k must be 2 or more"),
         ("code/encoder", "product", "names a code that cannot be built: there is no encoder"),
         (

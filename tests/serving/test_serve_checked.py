@@ -24,7 +24,6 @@ from served import SUM
 
 pytestmark = pytest.mark.slow
 
-METADATA = "/inference.GRPCInferenceService/ModelMetadata"
 PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0, share_groups=True)
 
 

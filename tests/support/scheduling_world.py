@@ -79,6 +79,7 @@ class World:
     members: dict[int, tuple[int, ...]] = field(default_factory=dict)
     parity_outputs: dict[int, set[int]] = field(default_factory=dict)
     roles: dict[str, frozenset[str]] = field(default_factory=dict)
+    nodes: dict[str, str | None] = field(default_factory=dict)
     running: dict[str, Run] = field(default_factory=dict)
     verifying: dict[str, Verify] = field(default_factory=dict)
     recycled: dict[str, Recycle] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class World:
 
     def join(self, instance: str, roles: frozenset[str], node: str | None = None) -> None:
         self.observer.instance_joined(self.now, instance, roles, node)
-        self.roles[instance] = roles
+        self.roles[instance], self.nodes[instance] = roles, node
         self.do(self.scheduler.instance_joined(self.now, instance, roles, node))
 
     def leave(self, instance: str) -> None:

@@ -78,10 +78,7 @@ def test_networks_that_do_not_fit_are_refused(
         ((), "name the one that stand-ins imitate with --output"),
         (("--output", "pooled"), "no output 'pooled'; it has logits, hidden"),
         (("--output", "hidden"), "cannot be imitated"),
-        (
-            ("--output", "logits"),
-            "takes 'ids' INT64 [length], 'mask' INT64 [length]; train a backup",
-        ),
+        (("--output", "logits"), "takes 'ids' INT64 [length], 'mask' INT64 [length]; train"),
     ],
 )
 def test_outputs_and_codes_that_do_not_fit_are_refused(

@@ -74,10 +74,7 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path, name: str) ->
 DEPLOYED = "BUNDLE --deployed URL"
 REFUSED = [
     ("BUNDLE --engine remote", "give those of the deployed model with --deployed"),
-    (
-        "BUNDLE --engine local --deployed URL",
-        "--deployed is not an option of the engine local but of remote",
-    ),
+    ("BUNDLE --engine local --deployed URL", "--deployed is not an option of the engine local"),
     ("BUNDLE --parity URL", "--parity is not an option of the engine local"),
     ("BUNDLE --backup URL", "--backup is not an option of the engine local"),
     ("BUNDLE --ca-file NOWHERE", "of the engine local but of remote"),

@@ -239,11 +239,7 @@ def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
     for text, header_length, reason in [
         (body, None, "cannot be read"),
         (body[: int(length)], None, "the header Inference-Header"),
-        (
-            body[:-1],
-            length,
-            "23 bytes follow the JSON object; inputs with a",
-        ),
+        (body[:-1], length, "23 bytes follow the JSON object; inputs with a"),
         (body + b"\0", length, "25 bytes follow"),
         (body, "9999", "but the body has"),
         (body, "-1", "not a length"),
@@ -254,11 +250,7 @@ def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
         (body, str(int(length) - 1), "cannot be read"),
         (body, "0", "cannot be read"),
         (short + bytes(20), str(len(short)), "of 24 bytes"),
-        (
-            both + bytes(24),
-            str(len(both)),
-            "a binary_data_size take 0",
-        ),
+        (both + bytes(24), str(len(both)), "a binary_data_size take 0"),
     ]:
         with pytest.raises(RequestError, match=re.escape(reason)):
             read(text, header_length, model)
