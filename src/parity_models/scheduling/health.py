@@ -8,9 +8,9 @@ dispatched to it:
     over        it hung, or gave a wrong answer, and is being replaced
 
 At most half of the instances of a role are out for failing or hanging. That counts those that left
-and are not back, for whatever reason, and those that are busy for long. An instance that gave a
-wrong answer is out whatever the others are: a wrong answer is worse than none. Those on its node
-are verified next, as they may be wrong for the same reason.
+and are not back, for whatever reason. An instance that gave a wrong answer is out whatever the
+others are: a wrong answer is worse than none. Those on its node are verified next, as they may be
+wrong for the same reason.
 
 Wrong answers are found by golden queries, whose answers are known, and by samples: queries of
 clients that other instances answer again. Where two agree against one, that one is *examined*, out
@@ -30,12 +30,6 @@ from parity_models.scheduling.work import Task, Unit
 
 BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
 """Seconds for which an instance is ejected the first time, and at most; they double each time."""
-
-PROVEN = 100
-"""Units without a failure after which the next ejection is a first one again."""
-
-SHORT_REST = 5.0
-"""Seconds for which an instance may be busy, and still counts as one that takes units."""
 
 REPLACED_WITHIN = 30.0
 """Seconds for which an instance that left counts as out, if no other joins in its place; after
@@ -185,7 +179,7 @@ class RunLimits:
     AT_LEAST, SHORTEST, OF_DEADLINE = 1.0, 0.5, 0.5
     BEFORE_DEADLINE = 0.75
     MAX_KINDS = 256
-    """Kinds that are remembered; those with the fewest units are forgotten."""
+    """Kinds that are remembered, the newest ones."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -202,12 +196,7 @@ class RunLimits:
         if sizes is None:
             sizes = self._kinds[key] = {}
             if len(self._kinds) > self.MAX_KINDS:
-                count = {
-                    each: max(limit.count for limit in self._kinds[each].values())
-                    for each in self._kinds
-                    if each != key
-                }
-                del self._kinds[min(count, key=count.__getitem__)]
+                del self._kinds[next(iter(self._kinds))]
         size = len(unit.tasks).bit_length()
         limit = sizes.get(size)
         if limit is None:
@@ -262,8 +251,6 @@ class Member:
     """It gets units, unless it rests."""
     timer: int = 0
     """It is ejected, or rests, until then."""
-    rests_long: bool = False
-    """It rests for more than SHORT_REST."""
     sound: bool = True
     """It has finished its last unit."""
     over: bool = False
@@ -280,13 +267,6 @@ class Member:
     """How often it, or those in whose place it came, answered wrongly."""
     on_probation: bool = False
     back_off: float = BACK_OFF
-    proven: int = 0
-    """Units since its last failure."""
-
-    @property
-    def is_there(self) -> bool:
-        """True if it takes units, now or soon."""
-        return self.is_in and not self.rests_long
 
     def state(self, *, failed: bool) -> State:
         """Return how it is, given whether it has `failed` lately."""
@@ -382,13 +362,13 @@ class Health:
 
     def _may_lose(self, member: Member) -> bool:
         """Return whether at most half of the instances of each role would be out without it."""
-        if not member.is_there:
+        if not member.is_in:
             return True
         now = self._port.now
         for role in member.roles:
             alike = [other for other in self._members.values() if role in other.roles]
             away = sum(role in roles for roles, until in self._away if until > now)
-            out = away + sum(not other.is_there for other in alike)
+            out = away + sum(not other.is_in for other in alike)
             if 2 * (out + 1) > len(alike) + away:
                 return False
         return True
@@ -420,9 +400,6 @@ class Health:
                     self._charge_others(member, task)
             self._failures.add(member.name, bad=False)
             member.on_probation = False
-            member.proven += 1
-            if member.proven == PROVEN:
-                member.back_off = BACK_OFF
         elif rest == 0:
             self._did_badly(member, unit)
         if self._sample_every and finished and unit.role == DEPLOYED:
@@ -448,13 +425,11 @@ class Health:
             self._dispatch.idle(member.name, unit.took, finished=finished)
 
     def _rest(self, member: Member, seconds: float) -> None:
-        member.rests_long = seconds > SHORT_REST
         at = self._port.now + seconds
         member.timer = self._port.set_timer(at, partial(self._rested, member))
 
     def _rested(self, member: Member) -> None:
         member.timer = 0
-        member.rests_long = False
         self._dispatch.idle(member.name, 0.0, finished=False)
 
     # Failing: an instance is ejected when its units fail more often than those of others
@@ -484,7 +459,6 @@ class Health:
     def _charge(self, member: Member) -> float:
         """Eject an instance that fails too often. Return how much its sum grew."""
         growth = self._failures.add(member.name, bad=True)
-        member.proven = 0
         failing = member.on_probation or self._failures.stands_out(member.name)
         if member.is_in and failing and self._may_lose(member):
             self._dispatch.leave(member.name)

@@ -7,7 +7,6 @@ queries, tasks and units, and never write them. Times are in seconds.
 import heapq
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any
 
@@ -53,8 +52,6 @@ class Port(ABC):
         """The unit that each instance runs; None: it has none."""
         self.front_door = FrontDoor()
         """The lag and the load of the server's own process."""
-        self.redundancy_on = True
-        """True if redundancy is switched on; if not, copies and tasks are not queued."""
         self.closed_gates: set[Source] = set()
         """The sources whose gate is closed."""
         self.compare_next = False
@@ -66,7 +63,6 @@ class Port(ABC):
         """The Decodes of each group that are not reported as `decoded` yet, the oldest first."""
         self._deciding = False
         """This event led to a Decode; its outcome says which queries still need an instance."""
-        self._held_back: Counter[str] = Counter()
         self._holds: dict[int, int] = {}
         self._forgotten: list[int] = []
         self._broken: list[tuple[int, str]] = []
@@ -125,7 +121,6 @@ class Port(ABC):
         query = self.queries.get(subject) if role == BACKUP else None
         group = None if query is None else query.original.group
         task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
-        task.wanted = self.redundancy_on
         apart.append(task)
         self._queue(task)
         return task
@@ -151,7 +146,7 @@ class Port(ABC):
         It goes to the head of the queue, as it is as old as its query; `last`: to the end. The
         instances to `avoid` do not run it as long as others are up.
         """
-        if query.id not in self.queries or not self.redundancy_on:
+        if query.id not in self.queries:
             return
         group = query.original.group
         apart = [query.tasks, *(t for t in query.original.apart if t is not query.tasks)]
@@ -159,10 +154,6 @@ class Port(ABC):
         for tasks in apart:
             tasks.append(task)
         self._queue(task, first=not last)
-
-    def held_back(self, role: str) -> None:
-        """Count that the budget or the load kept a late query from being sent to this role."""
-        self._held_back[role] += 1
 
     def drop(self, task: Task) -> None:
         """Take a task that is not needed from its queue, or cancel its unit if it was the last."""

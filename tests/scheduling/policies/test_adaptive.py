@@ -212,9 +212,7 @@ def test_the_model_runs_it_first_of_all_where_the_answer_is_refused() -> None:
     assert world.answers == {0: Source.MODEL, 1: Source.MODEL}
 
 
-@pytest.mark.parametrize(
-    "reason", ["exact", "closed", "off", "refused", "starts", "unknown", "code"]
-)
+@pytest.mark.parametrize("reason", ["exact", "closed", "refused", "starts", "unknown", "code"])
 def test_a_query_waits_for_the_model(reason: str) -> None:
     units = [] if reason == "unknown" else SOME_SLOW
     world = world_of(1, CODE if reason == "code" else BACKUPS, units)
@@ -225,8 +223,6 @@ def test_a_query_waits_for_the_model(reason: str) -> None:
             answer_some(world, 0)
     elif reason == "closed":
         world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
-    elif reason == "off":
-        world.do(world.scheduler.redundancy_switched(world.now, False))
     world.arrive(2, exact=reason == "exact")
     if reason == "starts":
         world.pass_time(0.1)

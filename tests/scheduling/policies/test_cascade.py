@@ -32,13 +32,11 @@ def test_the_model_answers_where_the_gate_refuses() -> None:
     assert world.answers == {0: Source.MODEL}
 
 
-@pytest.mark.parametrize("reason", ["exact", "closed", "off", "down"])
+@pytest.mark.parametrize("reason", ["exact", "closed", "down"])
 def test_the_model_is_asked_at_once_where_no_stand_in_can_be(reason: str) -> None:
     world = cascade()
     if reason == "closed":
         world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
-    elif reason == "off":
-        world.do(world.scheduler.redundancy_switched(world.now, False))
     elif reason == "down":
         for instance in "01":
             world.leave(instance)
@@ -67,7 +65,6 @@ def test_the_model_is_asked_as_well_where_the_stand_in_is_late_within_the_budget
     world.arrive(12)
     world.pass_time(1.5)
     assert runs(world).count(DEPLOYED) == 10
-    assert world.scheduler.work_held_back() == {DEPLOYED: 2}
     world.finish("0")
     assert world.answers == {0: Source.BACKUP}
     assert len(world.cancelled) == 1

@@ -135,19 +135,6 @@ def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
     assert scheduler.redundancy.value == "on"
 
 
-def test_redundancy_can_be_switched_off_and_on_while_it_serves() -> None:
-    world = world_of(stand_ins=BACKUPS)
-    world.scheduler.redundancy_switched(world.now, False)
-    assert world.scheduler.redundancy is Redundancy.OFF
-    world.arrive(1)
-    world.pass_time(4.0)
-    assert [run.role for run in world.running.values()] == [DEPLOYED]
-    world.scheduler.redundancy_switched(world.now, True)
-    world.arrive(1)
-    world.pass_time(4.0)
-    assert BACKUP in [run.role for run in world.running.values()]
-
-
 def test_a_server_that_is_about_to_be_its_own_bottleneck_does_not_turn_to_and_fro() -> None:
     door, changes = FrontDoor(), 0
     for step in range(100):

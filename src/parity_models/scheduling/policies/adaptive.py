@@ -57,9 +57,8 @@ KEPT_OF = 8
 HELD_UP = 0.001
 """Seconds by which an alarm is late if the driver's process was held up."""
 
-Offer = tuple[float, str, Callable[[], None]]
-"""The worth of sending a query to a role, and how it is sent."""
-NO_OFFER: Offer = (0.0, DEPLOYED, lambda: None)
+Offer = tuple[float, Callable[[], None]]
+"""The worth of a task, and how it is sent."""
 
 
 class Adaptive(Policy):
@@ -140,7 +139,7 @@ class Adaptive(Policy):
     def _replace(self, port: Port, query: Query) -> None:
         """Have the backup run in place of the original, which still waits, if that saves work."""
         waits = query.original.queue is not None and not query.crashes and self._may_ask(query)
-        if not waits or not port.redundancy_on or self._keeps_place(port, query):
+        if not waits or self._keeps_place(port, query):
             return
         is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
         if is_open and self._risk.choice(BACKUP).work < self._risk.benefit.median:
@@ -246,17 +245,16 @@ class Adaptive(Policy):
             if helps_from < query.due:
                 self._reconsider_at(port, query, helps_from)
             return
-        worth, role, send = NO_OFFER
+        offer: Offer = (0.0, lambda: None)
         median, age = self._risk.benefit.median, port.now - query.arrived
-        allowed = port.redundancy_on and not port.front_door.is_bottleneck
+        allowed = not port.front_door.is_bottleneck
         spends_from = self._spends_from(median)
         if allowed and age >= spends_from:
             offers = self._offers(port, query, tasks, newest)
-            worth, role, send = max(offers, key=lambda offer: offer[0], default=NO_OFFER)
-        if worth > 0:
-            send()
+            offer = max(offers, key=lambda each: each[0], default=offer)
+        if offer[0] > 0:
+            offer[1]()
         else:
-            port.held_back(role)
             again = median / 4 or (query.due - port.now) / 2
             again = min(again, spends_from - age) if spends_from > age else again
             again = again if allowed else max(again, WHILE_BUSY)
@@ -288,14 +286,14 @@ class Adaptive(Policy):
 
         for role in (*[BACKUP] * self._may_ask(query), DEPLOYED):
             if port.up(role) > taken.count(role):
-                yield worth(role), role, partial(self._ask, port, query, role)
+                yield worth(role), partial(self._ask, port, query, role)
         coded = query.coded and not query.exact
         if self._rows and port.up(PARITY) and PARITY not in taken and coded:
             members = [query, *self._company(port, query, tasks)]
             if self._groups.can_form(members):
                 rows = self._rows[len(members) - 1]
                 send = partial(self._reconstruct, port, members, rows)
-                yield worth(PARITY, rows, members[1:]), PARITY, send
+                yield worth(PARITY, rows, members[1:]), send
 
     def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
         """Return other late queries, as many as fit into a parity query."""

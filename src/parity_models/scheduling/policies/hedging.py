@@ -11,7 +11,6 @@ from functools import partial
 from typing import Annotated
 
 from parity_models.options import SECONDS, Option
-from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import LATENCY_AWARE
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
@@ -81,5 +80,3 @@ class Hedging(Policy):
             self._watch(port, query)
         elif self._budget.spend():
             port.copy(query)
-        else:
-            port.held_back(DEPLOYED)
