@@ -82,9 +82,7 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
         Cascade.Options(hedge_delay=options["wait"], hedge_budget=options["budget"]),
     ),
     "live cascade": lambda code, options: Cascade(Cascade.Options(hedge_quantile=0.5)),
-    "slackfit": lambda code, options: SlackFit(
-        SlackFit.Options(objective=options["parity_delay"] + 1)
-    ),
+    "slackfit": lambda code, options: SlackFit(SlackFit.Options()),
     "proteus-like": lambda code, options: ProteusLike(),
     "backup": lambda code, options: ApproximateBackup(),
     "adaptive": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
@@ -109,7 +107,6 @@ def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:
     policies |= {
         "three copies": ("replication", {"copies": 3}),
         "parity, dedicated": ("parity", {"pool": Pool.DEDICATED}),
-        "parity, delayed": ("parity", {"max_group_wait": None, "parity_delay": wait}),
     }
     return {name: partial(build, *given) for name, given in policies.items()}
 
@@ -150,7 +147,6 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "wait": 0.5,
             "pool": choose(list(Pool)),
             "max_group_wait": choose([None, 0.0, 0.5, 3.0]),
-            "parity_delay": choose([0.0, 1.0]),
             "budget": choose([0.05, 1.0]),
             "copies": choose([2, 3]),
             "stand_ins": choose(STAND_INS),

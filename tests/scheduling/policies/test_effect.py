@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_world import BACKUPS, SOME_SLOW, run_times, runs, world_of
-from parity_models.scheduling import BACKUP, DEPLOYED, Redundancy, Scheduler
+from parity_models.scheduling import BACKUP, Redundancy, Scheduler
 from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies import Adaptive
 from parity_models.scheduling.policies.adaptive import BURST

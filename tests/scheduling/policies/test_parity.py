@@ -110,15 +110,6 @@ class Test_parity:
         world.finish_all()
         assert len(world.answers) == 3
 
-    def test_delayed_is_sent_only_to_groups_still_incomplete(self) -> None:
-        world = parity_world({**DEDICATED, "c": ORIGINALS, "d": ORIGINALS}, parity_delay=1.0)
-        world.arrive(4)
-        world.finish("a")
-        world.finish("b")
-        world.pass_time(1.5)
-        encodes = [action for action in world.log if isinstance(action, Encode)]
-        assert [encode.members for encode in encodes] == [(2, 3)]
-
     def test_with_two_rows_recovers_two_of_three(self) -> None:
         the_code = code(3, 2, "subtraction")
         policy = Parity(the_code, Parity.Options(pool=Pool.DEDICATED))

@@ -6,7 +6,6 @@
              different kinds or tenants never share a group; those that are not coded join none
     closed   it has k members: full, or, when one of them has waited `max_wait`, filled up with
              recently answered queries, whose predictions are known. Its parity tasks are queued
-             (after `parity_delay`, if the group still needs them then).
     over     every member is answered or failed; parity work still queued is dropped
 
 A group of late queries is formed closed (`form`), of queries that run.
@@ -78,12 +77,9 @@ class CodingGroups:
     query waits for its group to fill; None: no bound.
     """
 
-    def __init__(
-        self, code: Erasures, *, max_wait: float | None, parity_delay: float = 0.0
-    ) -> None:
+    def __init__(self, code: Erasures, *, max_wait: float | None) -> None:
         self.max_wait = max_wait
         self._code = code
-        self._parity_delay = parity_delay
         self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
@@ -246,13 +242,6 @@ class CodingGroups:
         self._cancel_timer(port, group)
         group.wait = port.now - group.waiting_since
         group.parities = [False] * self._code.r
-        if self._parity_delay > 0:
-            at = port.now + self._parity_delay
-            group.timer = port.set_timer(at, partial(self._send, port, group), group.members)
-        else:
-            self._send(port, group)
-
-    def _send(self, port: Port, group: CodingGroup) -> None:
         self._submit(port, group, self._code.r, preemptible=True)
 
     def _submit(self, port: Port, group: CodingGroup, rows: int, **how: Any) -> None:

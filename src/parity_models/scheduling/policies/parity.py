@@ -99,24 +99,13 @@ class Parity(Policy):
                 at_least=0,
             ),
         ] = 0.01
-        parity_delay: Annotated[
-            float,
-            Option(
-                "How long a full group waits before its parity queries are sent; they are not if "
-                "all its predictions are there by then.",
-                unit=SECONDS,
-                at_least=0,
-            ),
-        ] = 0.0
 
     def __init__(self, code: Erasures, options: Options | None = None) -> None:
         options = options or self.Options()
         self.asks = StandIns(code)
         self._code = code
         self._pool = options.pool
-        self._groups = CodingGroups(
-            code, max_wait=options.max_group_wait, parity_delay=options.parity_delay
-        )
+        self._groups = CodingGroups(code, max_wait=options.max_group_wait)
         self._run_times = RunTimes()
         self._margin = Margin(self._run_times)
 
