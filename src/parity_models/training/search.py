@@ -3,8 +3,6 @@
 (Successive halving: Jamieson, Talwalkar, AISTATS 2016.) Each rung has a share of the time, which
 its candidates divide evenly. Between rungs, candidates that others beat are dropped. The rest
 continue from where they were, with a new cycle of the learning rate.
-
-Candidates are the networks that are not slower than F, as backups.
 """
 
 import time
@@ -220,13 +218,12 @@ class _Search:
                         "no candidate could be trained; see what `parm backup` says of it"
                     )
                 if rung < len(RUNGS) - 1:
-                    most = max(FINALISTS, len(left) // 2) if rung == 0 else FINALISTS
-                    left = self._keep(left, most, rung)
+                    left = self._keep(left, rung)
         except KeyboardInterrupt:
             interrupted, left = True, [each for each in left if each.trained]
             if not left:
                 raise
-        return Found(self._keep(left, FINALISTS, len(RUNGS) - 1), self._dropped, interrupted)
+        return Found(self._keep(left, len(RUNGS) - 1), self._dropped, interrupted)
 
     def _entrants(self, proposals: Sequence[Proposal]) -> list[Candidate]:
         """Return those that there is time for in the first rung, two at least."""
@@ -281,7 +278,7 @@ class _Search:
 
         return report
 
-    def _keep(self, candidates: list[Candidate], most: int, rung: int) -> list[Candidate]:
-        dropped = drop(candidates, most, MARGINS[rung], LEAST[rung])
+    def _keep(self, candidates: list[Candidate], rung: int) -> list[Candidate]:
+        dropped = drop(candidates, FINALISTS, MARGINS[rung], LEAST[rung])
         self._dropped |= {candidates[place].name: why for place, why in dropped.items()}
         return [each for place, each in enumerate(candidates) if place not in dropped]
