@@ -363,7 +363,11 @@ def load_labels(
 
     """
     if isinstance(given, str | Path):
-        path, labels = str(given), _read(Path(given))
+        path, arrays = str(given), read_arrays(Path(given), labels=True)
+        if len(arrays) > 1 and LABELS not in arrays:
+            found = ", ".join(arrays)
+            raise DataError(f"{path} holds {found}; call the array to be read {LABELS!r}")
+        labels = arrays[LABELS] if LABELS in arrays else next(iter(arrays.values()))
     else:
         path, labels = "the array of labels", np.asarray(given)
     if METRICS[metric].kind != "classes":
@@ -401,10 +405,3 @@ def check_floats(array: Array, shape: tuple[int, ...], what: str) -> None:
         raise DataError(f"there are 0 {what}, too few")
     if not np.isfinite(array).all():
         raise DataError(f"the {what} hold NaN or infinite values; leave such rows out")
-
-
-def _read(path: Path) -> Array:
-    arrays = read_arrays(path, labels=True)
-    if len(arrays) > 1 and LABELS not in arrays:
-        raise DataError(f"{path} holds {', '.join(arrays)}; call the array to be read {LABELS!r}")
-    return arrays[LABELS] if LABELS in arrays else next(iter(arrays.values()))
