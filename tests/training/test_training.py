@@ -180,3 +180,35 @@ def test_boxes_are_learned_and_reconstructed(tmp_path: Path) -> None:
     accuracy = evaluate(bundle, pictures[800:], labels[800:].astype(np.float32), metric="iou")
     assert accuracy.available_accuracy > 0.99
     assert (accuracy.degraded_accuracy or 0) > 0.7
+
+
+INPUTS = DIGITS.train.inputs
+
+
+@pytest.mark.slow
+def test_a_backup_imitates_without_labels(deployed: Trained, tmp_path: Path) -> None:
+    one, other, settings = tmp_path / "one", tmp_path / "other", TrainingOptions(epochs=20)
+    coded = train_parity(deployed, STACK, INPUTS, one)
+    backed = train_backup(deployed, "linear", INPUTS, other, settings)
+    backup, training = backed.manifest.backup, backed.manifest.backup_training
+    assert backup is not None
+    assert backup.network == "linear"
+    assert training is not None
+    assert (training.task, training.inputs, training.epochs) == ("digits", 1080, 20)
+    accuracy = evaluate(backed, DIGITS.test.inputs, DIGITS.test.labels)
+    assert (accuracy.backup_accuracy or 0) > 0.9
+    first = train_backup(coded, "linear", INPUTS, one, settings).manifest
+    second = train_parity(backed, STACK, INPUTS, other).manifest
+    assert first.parity == second.parity == coded.manifest.parity
+    assert first.backup == second.backup == backup
+    assert first.files[0] == second.files[0] == deployed.manifest.files[0]
+    assert open_bundle(one).code() is not None
+
+
+@pytest.mark.slow
+def test_another_backup_takes_the_place_of_the_first(deployed: Trained, tmp_path: Path) -> None:
+    path, once = tmp_path / "two", TrainingOptions(epochs=1)
+    train_backup(deployed, "mlp", INPUTS, path, once)
+    manifest = train_backup(open_bundle(path), "linear", INPUTS, path, once).manifest
+    assert manifest.backup is not None
+    assert manifest.backup.network == "linear"

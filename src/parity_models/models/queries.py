@@ -140,9 +140,9 @@ def check_queries(batch: Batch, what: str, least: int = 1) -> None:
     for array in batch.values():
         sound = np.isfinite(array).reshape(rows, -1).all(axis=1)
         if not sound.all():
+            first = int(sound.argmin())
             raise DataError(
-                f"the {what} hold NaN or infinite values, first in row {int(sound.argmin())}; leave "
-                "such rows out"
+                f"the {what} hold NaN or infinite values, first in row {first}; leave such rows out"
             )
     if rows > 1 and all((array == array[:1]).all() for array in batch.values()):
         raise DataError(
