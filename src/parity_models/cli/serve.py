@@ -62,10 +62,6 @@ Faults = Annotated[
         metavar="FILE",
     ),
 ]
-Served = Annotated[
-    ServeOptions,
-    Without("verify_every", "compare_every"),
-]
 
 
 def serve(
@@ -75,7 +71,7 @@ def serve(
     engine: EngineName = None,
     policy: PolicyName = None,
     dispatch: DispatchName = None,
-    options: Served,
+    options: ServeOptions,
     limits: Limits,
     access: Access,
     logging: Logging,

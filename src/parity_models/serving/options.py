@@ -8,7 +8,6 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.options import SECONDS, SHARE, Option, Options, Value
 from parity_models.registry import Registry
-from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import MAX_PORT, Access, tenant_header
 from parity_models.serving.engine import Engine, Placement
@@ -165,16 +164,6 @@ class ServeOptions(Options):
             at_least=0,
         ),
     ] = 100
-    compare_every: Annotated[
-        float,
-        Option(
-            "Minimum time between two comparisons of a stand-in with the model on an idle "
-            "instance, by which their agreement is known though nothing is late. 0: never.",
-            unit=SECONDS,
-            typed="s",
-            at_least=0,
-        ),
-    ] = SchedulerConfig.compare_every
     agreement: Annotated[
         float | None,
         Option(

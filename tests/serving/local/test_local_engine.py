@@ -122,7 +122,7 @@ class Impostor:
     async def _execute(self, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
         assigned = msgspec.json.decode(arguments[-1], type=Assignment)
         assert assigned.streams is not None
-        units, control = (WorkerStream(socket.socket(fileno=os.dup(fd))) for fd in assigned.streams)
+        control, units = (WorkerStream(socket.socket(fileno=os.dup(fd))) for fd in assigned.streams)
         self.ends = [units, control]
         model = TensorSpec("x", "FP32", (2,))
         units.send(encode(Hello({"deployed": Signature.of(model, model)})))

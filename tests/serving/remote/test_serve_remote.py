@@ -62,11 +62,14 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path, name: str) ->
     async with FakeUpstream("http", WEIGHTS) as model, FakeUpstream("http", 2 * WEIGHTS) as backup:
         upstreams = {"deployed": model.url, "backup": f"{backup.url}/model"}
         engine, policy = EngineChoice("remote", upstreams), PolicyChoice(name)
-        options = ServeOptions(port=0, engine=engine, policy=policy, compare_every=0)
+        options = ServeOptions(port=0, engine=engine, policy=policy)
         async with Server(bundle, options) as server:
             model.mode = HUNG
-            rows = queries(1)
-            answers = await server.deployment.frontend.infer(rows)
+            rows, infer = queries(1), server.deployment.frontend.infer
+            # A cascade asks the model first, now and then: to compare it with the backup.
+            compared, asked = [asyncio.ensure_future(infer(rows)) for _ in range(2)]
+            answers = await asked
+            compared.cancel()
             assert answers.sources == [Source.BACKUP]
             np.testing.assert_allclose(answers.outputs, 2 * predictions(rows), rtol=1e-3)
 

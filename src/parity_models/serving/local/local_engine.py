@@ -112,7 +112,7 @@ class WorkerProcess(SupervisedInstance):
         self._execute = execute
         self._process: Process | None = None
         self._streams: list[EngineStream] = []
-        """For units, and for control."""
+        """For control, and for units: a worker that says hello can be sent either."""
         self._server: asyncio.Server | None = None
 
     async def live(self) -> str:
@@ -135,7 +135,7 @@ class WorkerProcess(SupervisedInstance):
 
     async def _listen(self, ends: list[socket.socket]) -> None:
         """Open the streams, and add the worker's ends to `ends`; or listen at the placement's link,
-        to which the worker connects for units, then for control."""
+        to which the worker connects for control, then for units."""
         loop, link = asyncio.get_running_loop(), self._placement.link
         if link is not None:
             try:
@@ -181,10 +181,10 @@ class WorkerProcess(SupervisedInstance):
         return last.decode(errors="replace").strip()
 
     def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
-        self._streams[0].send(encode(unit), rows)
+        self._streams[1].send(encode(unit), rows)
 
     def send(self, message: Cancel | InjectFaults) -> None:
-        self._streams[0 if isinstance(message, InjectFaults) else 1].send(encode(message))
+        self._streams[1 if isinstance(message, InjectFaults) else 0].send(encode(message))
 
     @property
     def pid(self) -> int | None:

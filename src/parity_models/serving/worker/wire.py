@@ -59,7 +59,8 @@ class Assignment(msgspec.Struct, frozen=True):
 
     `instance` names it in listings of processes. `parent` is the engine's process: when that is
     gone, so is the worker. `models` are its models, by role. `streams` are the descriptors of its
-    ends of the two streams, which it inherits; None: it connects to `address`, once for each.
+    ends of the control and the units stream, which it inherits; None: it connects to `address`,
+    for control first.
     """
 
     instance: str

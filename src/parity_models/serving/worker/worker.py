@@ -233,7 +233,7 @@ def _control_loop(runner: Runner, control: WorkerStream, parent: int) -> NoRetur
 
 
 def _connect(assigned: Assignment) -> list[WorkerStream]:
-    """Return the worker's ends of the streams, for units and for control."""
+    """Return the worker's ends of the streams, for control and for units."""
     if assigned.streams is not None:
         ends = [socket.socket(fileno=each) for each in assigned.streams]
     else:
@@ -257,7 +257,7 @@ def main() -> None:
         models = {role: load(model) for role, model in assigned.models.items()}
     except (ModelError, OSError) as error:
         sys.exit(str(error))
-    units, control = _connect(assigned)
+    control, units = _connect(assigned)
     units.send(encode(Hello({role: model.signature for role, model in models.items()})))
     serve(Runner(models), units, control, assigned.parent)
     os._exit(0)
