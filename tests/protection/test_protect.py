@@ -155,11 +155,9 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
 ) -> None:
     candidate = Candidate(Proposal("linear", None, 0.2), prepared)
     candidate.fit(Budget(seconds=3.0))
-    queries = prepared.queries
-    _, (chosen,) = measure([candidate], prepared.teacher.bundle, queries, LEVEL, tmp_path / "made")
-    assert queries.calibration is not None
+    _, (chosen,) = measure([candidate], prepared, tmp_path / "made")
     assert chosen.finalist.covered > 0
-    found = chosen.calibrate(queries.calibration, LEVEL, RISK)
+    found = chosen.calibrate(LEVEL, RISK)
     assert found is not None
     assert found[0].finalist.covered > 0
     bundle = write_protected(prepared, *found, tmp_path / "bundle")
@@ -169,7 +167,7 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     assert served.roles[0] == {DEPLOYED, BACKUP}
     assert served.model.gates.keys() == {"backup"}
     # Without enough risk nothing can be shown.
-    assert chosen.calibrate(queries.calibration, LEVEL, 1e-300) is None
+    assert chosen.calibrate(LEVEL, 1e-300) is None
 
 
 # Simulations, choice and advice
@@ -188,7 +186,8 @@ def stand_in(one: Finalist, agrees: float = 1.0) -> Trained:
     rows = np.arange(1000)
     gave = np.stack([2000.0 - rows, np.zeros(1000)], axis=1)
     predictions = np.where(rows[:, None] < 1000 * agrees, gave, -gave)
-    candidate: Any = SimpleNamespace(data=SimpleNamespace(metric="top-1"))
+    lesson = SimpleNamespace(data=SimpleNamespace(metric="top-1"), answer_only=())
+    candidate: Any = SimpleNamespace(lesson=lesson)
     none: Any = None
     return Trained(one, candidate, none, none, Answers(gave, rows), predictions)
 
@@ -205,18 +204,18 @@ def test_where_no_level_is_shown_at_which_few_enough_differ_the_agreement_counts
     tried: list[tuple[float, float]] = []
 
     def calibrate(*given: Any) -> Any:
-        _, level, risk, _ = given
+        level, risk = given
         tried.append((level, risk))
         return (stand_in(finalist("shown")), "its gate") if level < 0.9 else None
 
     one: Any = SimpleNamespace(calibrate=calibrate, finalist=finalist("one"))
     within = [Use(one, level, outcome(2.0, busy)) for level, busy in ((0.9, 3.0), (0.95, 1.0))]
-    found = choose([Use(one, 0.5, outcome(1.0))], np.zeros(9), within=within)
+    found = choose([Use(one, 0.5, outcome(1.0))], within)
     assert found is not None
     assert found[0].finalist.name == "shown"
     assert [level for level, _ in tried] == [0.95, 0.9, 0.5], "the cheapest first"
     assert sum(risk for _, risk in tried) < RISK
-    assert choose([], np.zeros(9), within=within) is None
+    assert choose([], within) is None
 
 
 def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> None:

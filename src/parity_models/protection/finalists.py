@@ -20,7 +20,7 @@ from parity_models.evaluation.calibration import (
 )
 from parity_models.evaluation.outputs import Answers, Outputs, deployed_predictor
 from parity_models.models.bundle import Bundle, write_bundle
-from parity_models.models.gate import AnsweredClass, Calibration, suited
+from parity_models.models.gate import Calibration, suited
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
@@ -29,8 +29,7 @@ from parity_models.protection.scene import ALIKE, Outcome, Service
 from parity_models.roles import BACKUP, DEPLOYED, source_of
 from parity_models.scheduling.policies import StandIns
 from parity_models.tasks.metrics import METRICS, agreement_for, labels_from, score
-from parity_models.training.candidates import Candidate, Exported, saving
-from parity_models.training.teacher import Queries
+from parity_models.training.candidates import Candidate, Exported, Lesson, saving
 
 FIRST_CHOICE = 0.8
 """The first choice is calibrated at this share of the risk; if its level is not shown, the next one
@@ -82,30 +81,27 @@ class Trained:
     answers: Answers
     predictions: NDArray[Any]
 
-    def covers(self, level: float, answer_only: Sequence[AnsweredClass] = ()) -> float:
+    def covers(self, level: float) -> float:
         """Estimate the share of queries that it may answer at a level."""
-        gave, predictions, metric = self.answers.gave, self.predictions, self.candidate.data.metric
-        found = estimate_coverage(gave, predictions, metric, level, answer_only)
+        gave, predictions, lesson = self.answers.gave, self.predictions, self.candidate.lesson
+        metric = lesson.data.metric
+        found = estimate_coverage(gave, predictions, metric, level, lesson.answer_only)
         if suited(agreement_for(metric, predictions).kind, gave) == "none":
             return float(found >= level)  # all or none pass the gate
         return found
 
-    def calibrate(
-        self,
-        queries: NDArray[Any],
-        level: float,
-        risk: float,
-        answer_only: Sequence[AnsweredClass] = (),
-    ) -> tuple["Trained", Calibration] | None:
+    def calibrate(self, level: float, risk: float) -> tuple["Trained", Calibration] | None:
         """Return it with the share that it may answer at the level, and its gate.
 
-        None if these `queries` do not show that it reaches the level.
+        None if the queries for calibration do not show that it reaches the level.
         """
+        lesson = self.candidate.lesson
+        assert lesson.queries.calibration is not None
         (gate,) = calibrate_gates(
-            Outputs(self.bundle, queries),
-            metric=self.candidate.data.metric,
+            Outputs(self.bundle, lesson.queries.calibration),
+            metric=lesson.data.metric,
             named=[level],
-            answer_only=answer_only,
+            answer_only=lesson.answer_only,
             risk=risk,
         ).values()
         if (reached := gate.at_least(level)) is None:
@@ -114,19 +110,15 @@ class Trained:
 
 
 def measure(
-    candidates: Sequence[Candidate],
-    deployed: Bundle,
-    queries: Queries,
-    level: float,
-    folder: Path,
-    answer_only: Sequence[AnsweredClass] = (),
+    candidates: Sequence[Candidate], lesson: Lesson, folder: Path
 ) -> tuple[float, list[Trained]]:
     """Measure trained candidates against the deployed model, by the queries for tests.
 
-    Gates are to keep the `level`, and to let the classes in `answer_only` through, or all. Bundles
-    that are needed meanwhile go to `folder`. Returns the milliseconds of the deployed model, and
-    each candidate's measurements.
+    Bundles that are needed meanwhile go to `folder`. Returns the milliseconds of the deployed
+    model, and each candidate's measurements.
     """
+    deployed, queries, metric = lesson.teacher.bundle, lesson.queries, lesson.data.metric
+    assert lesson.level is not None
     exported = [each.exported() for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
     backups = [made.backup for made in exported if made.backup is not None]
@@ -137,7 +129,6 @@ def measure(
     predictions = deployed_predictor(deployed)(queries.test)
     found = []
     for place, (candidate, made, ms) in enumerate(zip(candidates, exported, times, strict=True)):
-        metric = candidate.data.metric
         bundle = write_bundle(
             folder / str(place),
             deployed=own,
@@ -149,16 +140,9 @@ def measure(
         agreed = score(metric, answers.outputs, right)
         of_classes = METRICS[metric].kind == "classes"
         interval = share_interval(agreed, len(right)) if of_classes else None
-        finalist = Finalist(
-            candidate.name,
-            ms,
-            ms / base,
-            agreed,
-            interval,
-            0.0,
-        )
+        finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, 0.0)
         trained = Trained(finalist, candidate, made, bundle, answers, predictions[answers.rows])
-        finalist = replace(finalist, covered=trained.covers(level, answer_only))
+        finalist = replace(finalist, covered=trained.covers(lesson.level))
         found.append(replace(trained, finalist=finalist))
     return base, found
 
@@ -172,14 +156,12 @@ class Use:
     outcome: Outcome
 
 
-def uses_within(
-    trained: Trained, goal: Goal, answer_only: Sequence[AnsweredClass] = ()
-) -> Iterator[Use]:
+def uses_within(trained: Trained, goal: Goal) -> Iterator[Use]:
     """Yield each policy with the lowest level at which few enough of all answers differ."""
     services = [
         trained.finalist.service(covered, level)
         for level in LEVELS
-        if (covered := trained.covers(level, answer_only))
+        if (covered := trained.covers(level))
     ]
     for plan in Planner(services[-1], goal).plans(services).plans if services else ():
         if plan.level is not None and not plan.missed:
@@ -202,24 +184,18 @@ def preferred(uses: Sequence[Use], *, cheapest: bool = False) -> Use:
     )
 
 
-def choose(
-    uses: Sequence[Use],
-    calibration: NDArray[Any],
-    answer_only: Sequence[AnsweredClass] = (),
-    *,
-    within: Sequence[Use] = (),
-) -> tuple[Trained, Calibration] | None:
+def choose(uses: Sequence[Use], within: Sequence[Use] = ()) -> tuple[Trained, Calibration] | None:
     """Return the preferred finalist, with the share that its gate covers, and the gate.
 
     The cheapest of those `within` the share of answers that may differ come first, then all others.
-    If the level of one is not shown by the queries for `calibration`, it is the next best; None if
-    no level is.
+    If the level of one is not shown by the queries for calibration, it is the next best; None if no
+    level is.
     """
     risk = RISK
     for left, cheapest in ((list(within), True), (list(uses), False)):
         while left:
             use = preferred(left, cheapest=cheapest)
-            found = use.trained.calibrate(calibration, use.level, FIRST_CHOICE * risk, answer_only)
+            found = use.trained.calibrate(use.level, FIRST_CHOICE * risk)
             if found is not None:
                 return found
             left = [each for each in left if each is not use]

@@ -350,8 +350,7 @@ def _affordable(
 
 def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
-    queries = lesson.queries
-    level, only = options.agreement, lesson.answer_only
+    level = options.agreement
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
     late = PolicyChoice(Adaptive.name)
     goal = Goal(
@@ -363,9 +362,7 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
         headroom=0.0,
     )
     with TemporaryDirectory() as folder:
-        base, trained = measure(
-            found.finalists, lesson.teacher.bundle, queries, level, Path(folder), only
-        )
+        base, trained = measure(found.finalists, lesson, Path(folder))
         scene = Scene.of(Service({DEPLOYED: base / 1e3}), goal, queries=count)
         goal = replace(goal, rate=scene.rate, instances=scene.instances)
 
@@ -386,9 +383,8 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
                 Use(each, level, each.finalist.outcome) for each in trained if each.finalist.outcome
             ]
             differing = trained if options.differ is not None else []
-            within = [use for each in differing for use in uses_within(each, goal, only)]
-            assert queries.calibration is not None
-            chosen = choose(uses, queries.calibration, only, within=within)
+            within = [use for each in differing for use in uses_within(each, goal)]
+            chosen = choose(uses, within)
             if chosen is None:
                 nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
                 raise UserError(

@@ -143,7 +143,7 @@ class Candidate:
         self.judging = proposal.share * lesson.judging
         self.epochs = 0
         self.trained = False
-        self._lesson = lesson
+        self.lesson = lesson
         teacher, data = lesson.teacher, lesson.data
         self._foreign = teacher.foreign
         self._code = code = None if proposal.code is None else code_for(proposal.code, teacher)
@@ -192,7 +192,7 @@ class Candidate:
         """All that determines the networks besides data, chance and time."""
         code = self.proposal.code
         return {
-            "deployed": self._lesson.teacher.sha256,
+            "deployed": self.lesson.teacher.sha256,
             "network": self.proposal.network,
             **({} if code is None else {"code": str(code)}),
             "metric": self.data.metric,
@@ -222,7 +222,7 @@ class Candidate:
                 self._problem,
                 self.recipe,
                 budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
-                seed=self._lesson.seed if seed is None else seed,
+                seed=self.lesson.seed if seed is None else seed,
                 checkpoint=checkpoint,
                 options=self.options | (options or {}),
                 resume=resume,
@@ -239,7 +239,7 @@ class Candidate:
     def judge(self) -> None:
         """Estimate, from held-out queries, the share that it may answer if so many of the answers
         must agree; see `estimate_coverage`."""
-        began, lesson = time.monotonic(), self._lesson
+        began, lesson = time.monotonic(), self.lesson
         assert lesson.level is not None
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
         predictions = self.data.held_out.predictions.cpu().numpy()[rows]
@@ -254,7 +254,7 @@ class Candidate:
         Parity models that run one network in each slot come with that network as a backup. Another
         backup has a head if more may be answered by it at the wanted level.
         """
-        module, lesson = self._problem.module, self._lesson
+        module, lesson = self._problem.module, self.lesson
         training = Training(
             task=lesson.teacher.bundle.manifest.task,
             inputs=len(lesson.queries.train),
@@ -280,7 +280,7 @@ class Candidate:
     def _choose_head(self) -> Head | None:
         """Return the head for a backup, if one is worth having, by the queries held out."""
         held_out, transform, metric = self.data.held_out, self.data.transform, self.data.metric
-        lesson = self._lesson
+        lesson = self.lesson
         levels = LEVELS if lesson.level is None else [lesson.level]
         predictions = held_out.predictions.cpu().numpy()
         raw = predict(self._problem.module, held_out.inputs)
@@ -302,7 +302,7 @@ class Candidate:
     ) -> NewModel:
         """Export a module for single queries, or the parity queries of a code, as it is served:
         with valid answers, in the data type of F's output."""
-        teacher, network = self._lesson.teacher, self.proposal.network
+        teacher, network = self.lesson.teacher, self.proposal.network
         signature, output = teacher.stand_in(), teacher.output
         if code is not None:
             given = NamedTensor(output.name, output.datatype, code.parity_output_shape)
