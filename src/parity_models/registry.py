@@ -34,19 +34,14 @@ def load_own(reference: str) -> Any:
     try:
         found = import_module(module)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
-        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or ":"):
-            raise UserError(
-                f"there is no module {error.name!r} here or installed; {reference!r} is looked "
-                f"for from {here} on"
-            ) from error
-        raise UserError(f"importing {module} failed: {say(error)}") from error
-    try:
-        return getattr(found, name)
-    except AttributeError:
-        where = getattr(found, "__file__", "built in")
+        raise UserError(
+            f"importing {module} failed: {say(error)} ({reference!r} is looked for from {here} on)"
+        ) from error
+    if not hasattr(found, name):
         near = get_close_matches(name, vars(found), 1)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"module {module} ({where}) has no {name!r}{meant}") from None
+        raise UserError(f"module {module} ({found.__file__}) has no {name!r}{meant}")
+    return getattr(found, name)
 
 
 def say(error: BaseException) -> str:

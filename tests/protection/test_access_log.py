@@ -109,7 +109,10 @@ ROW = "1.0,0.1,a"
         ("1.0,0.1,-", "no upstream answered"),
         ('1.0,0.1,"a', "line 3"),
         ('{"arrival": 1, "latency": true, "upstream": "a"}', "got `bool` - at `$.latency`"),
-        ('{"arrival": 1, "latency": 1, "latency_ms": 1, "upstream": "a"}', "are both there"),
+        (
+            '{"arrival": 1, "latency": 1, "latency_ms": 1, "upstream": "a"}',
+            "not both",
+        ),
         ('{"arrival": 1, "latency": 1, "upstream": null}', "got `null` - at `$.upstream`"),
         ('{"arrival": 1', "line 3"),
         ("1.0,0.1,\xff", "can't decode"),

@@ -80,6 +80,7 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
         ),
         ({}, f"{PLAIN} --metric iou", "are no boxes"),
         ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),
+        ({}, f"{PLAIN} --out /proc/x", "nothing can be written to /proc"),
     ],
 )
 def test_before_anything_is_trained(

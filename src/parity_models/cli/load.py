@@ -12,7 +12,7 @@ from rich.table import Table
 from parity_models.cli.common import Json, check_file, stop_on_signals, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.load.result import LoadReport, LoadResult, Percentiles, report_of
+from parity_models.load.result import LoadReport, LoadResult, report_of
 from parity_models.serving.client import Credentials
 
 INTERRUPTED = 130
@@ -67,8 +67,27 @@ def _print_report(report: LoadReport) -> None:
         f"due), {report.answered:,} answered, {report.throughput:.1f}/s.",
     )
     if report.latency is not None:
-        console.print(_latencies(report.latency))
-    console.print(_answers(report))
+        table = Table(title="Latency in ms, from the scheduled send", title_justify="left")
+        for name in ("p50", "p90", "p99", "p99.5", "p99.9", "max", "p99.9 - p50"):
+            table.add_column(name, justify="right")
+        table.add_row(*(f"{ms:.2f}" for ms in structs.asdict(report.latency).values()))
+        console.print(table)
+    table = Table()
+    for name in ("source or error", "queries", "share", "accuracy"):
+        table.add_column(name, justify="left" if name == "source or error" else "right")
+
+    def add(name: str, count: int, accuracy: float | None = None, style: str = "") -> None:
+        share = f"{count / max(1, report.queries):.2%}"
+        right = "" if accuracy is None else f"{accuracy:.2%}"
+        table.add_row(name, f"{count:,}", share, right, style=style)
+
+    for source, answers in report.sources.items():
+        add(source, answers.count, answers.accuracy)
+    for kind, count in report.errors.items():
+        add(kind, count, style="red")
+    table.add_section()
+    add("answered", report.answered, report.accuracy)
+    console.print(table)
     late = report.send_delay
     if late is None:
         return
@@ -82,32 +101,3 @@ def _print_report(report: LoadReport) -> None:
             "that. Use --binary, a lower rate, a machine of its own or more than one parm load",
             err=True,
         )
-
-
-def _latencies(latency: Percentiles) -> Table:
-    table = Table(title="Latency in ms, from the scheduled send", title_justify="left")
-    for name in ("p50", "p90", "p99", "p99.5", "p99.9", "max", "p99.9 - p50"):
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{ms:.2f}" for ms in structs.asdict(latency).values()))
-    return table
-
-
-def _answers(report: LoadReport) -> Table:
-    table = Table()
-    for name in ("source or error", "queries", "share", "accuracy"):
-        table.add_column(name, justify="left" if name == "source or error" else "right")
-    for source, answers in report.sources.items():
-        table.add_row(*_row(source, answers.count, report), _percent(answers.accuracy))
-    for kind, count in report.errors.items():
-        table.add_row(*_row(kind, count, report), "", style="red")
-    table.add_section()
-    table.add_row(*_row("answered", report.answered, report), _percent(report.accuracy))
-    return table
-
-
-def _row(name: str, count: int, report: LoadReport) -> tuple[str, str, str]:
-    return name, f"{count:,}", f"{count / max(1, report.queries):.2%}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"

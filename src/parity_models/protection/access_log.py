@@ -37,8 +37,8 @@ from parity_models.protection.scene import (
     Scene,
     Service,
     SimulationOptions,
-    open_service,
     outcome_table,
+    service_of,
 )
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -85,12 +85,10 @@ class _Request(msgspec.Struct):
         if isinstance(arrival, datetime):
             aware = arrival if arrival.tzinfo else arrival.replace(tzinfo=UTC)
             arrival = aware.timestamp()
-        if self.latency_ms is not None:
-            if latency is not None:
-                raise ValueError("latency and latency_ms are both there")
+        if self.latency_ms is not None and latency is None:
             latency = self.latency_ms / 1000
-        if latency is None:
-            raise ValueError("there is no latency")
+        elif latency is None or self.latency_ms is not None:
+            raise ValueError("it needs latency or latency_ms, and not both")
         if self.upstream in ("", "-"):
             raise ValueError("no upstream answered; leave out such requests")
         return arrival, latency, self.upstream
@@ -303,7 +301,7 @@ def advise(
     run = log.run
     if not run > 0:
         raise UserError(f"the requests of {log_file} took no time; there is nothing to plan")
-    service, _ = open_service(bundle, replace(chosen, service_time=run))
+    service = service_of(bundle, replace(chosen, service_time=run))
     backup = service.seconds.get(BACKUP)
     coverage = service.coverage.get(str(Source.BACKUP), 1.0)
     service = Service(

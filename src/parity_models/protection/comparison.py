@@ -15,8 +15,8 @@ from parity_models.protection.scene import (
     Outcome,
     Scene,
     SimulationOptions,
-    open_service,
     outcome_table,
+    service_of,
 )
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import SINGLE_QUEUE
@@ -108,7 +108,7 @@ def simulate(
             no query is answered.
     """
     chosen = gather(SimulationOptions, options, given)
-    service, _ = open_service(bundle, chosen, CODE if chosen.backup_time is None else None)
+    service = service_of(bundle, chosen, CODE if chosen.backup_time is None else None)
     scene = Scene.of(service, chosen, queries=QUERIES)
     parity = [Parity.name] * (service.stand_ins.code is not None)
     usual = [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]

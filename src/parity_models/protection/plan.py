@@ -10,7 +10,7 @@ from rich.console import RenderableType
 
 from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import replacement
-from parity_models.models.bundle import Bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import SECONDS, SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.protection.scene import (
@@ -21,8 +21,8 @@ from parity_models.protection.scene import (
     SimulationOptions,
     at_all_levels,
     contention_of,
-    open_service,
     outcome_table,
+    service_of,
 )
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
@@ -223,7 +223,8 @@ def plan(
     goal = gather(Goal, options, given)
     if goal.rate is None:
         raise UserError("there is no load to plan for; give --rate, or an access log with --log")
-    service, opened = open_service(bundle, goal)
+    opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
+    service = service_of(opened, goal)
     planner = Planner(service, goal)
     services = [] if goal.differ is None else at_all_levels(service, opened)
     found = planner.plans(services, None if opened is None else opened.path)

@@ -16,10 +16,10 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.errors import UserError
-from parity_models.evaluation.calibration import LEVELS, RISK, check_levels, fewest_queries
+from parity_models.evaluation.calibration import LEVELS, RISK, fewest_queries
 from parity_models.evaluation.judging import GivenInputs, answered_classes
 from parity_models.models.bundle import Bundle
-from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.gate import LEAST_LEVEL, Calibration, StandIn
 from parity_models.models.queries import commonest
 from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
@@ -93,7 +93,7 @@ class SearchOptions(TeachingOptions, Load):
         float,
         Option(
             "Minimum calibrated agreement with the model for stand-in answers.",
-            above=0,
+            at_least=LEAST_LEVEL,
             below=1,
             unit=SHARE,
         ),
@@ -125,7 +125,6 @@ class SearchOptions(TeachingOptions, Load):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_levels([self.agreement])
         for needs, given in (("--answer-only", self.answer_only), ("--differ", self.differ)):
             if self.ungated and given is not None:
                 raise UserError(f"{needs} needs a gate; leave out --ungated")

@@ -157,16 +157,8 @@ class Service:
         return (self.seconds[DEPLOYED] * (1 + added) + self.overhead) / self.max_batch
 
 
-def open_service(
-    bundle: Bundle | Path | str | None, options: SimulationOptions, code: CodeSpec | None = None
-) -> tuple[Service, Bundle | None]:
-    """Return the service to simulate (see `service_of`) and its bundle, if any."""
-    opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
-    return service_of(opened, options, code), opened
-
-
 def service_of(
-    bundle: Bundle | None, options: SimulationOptions, code: CodeSpec | None = None
+    bundle: Bundle | Path | str | None, options: SimulationOptions, code: CodeSpec | None = None
 ) -> Service:
     """Return the service of a bundle or, without one, that of the numbers in the options.
 
@@ -178,7 +170,8 @@ def service_of(
     """
     service_time = options.service_time
     if bundle is not None:
-        service = _measured(bundle, options)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        service = _measured(opened, options)
         scale = 1.0 if service_time is None else service_time / service.seconds[DEPLOYED]
         times = {role: scale * each for role, each in service.seconds.items()}
         return replace(service, seconds=times)
