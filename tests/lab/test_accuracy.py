@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.training import Trained
-from parity_models_lab.accuracy.matrix import PRESETS, load_matrix
-from parity_models_lab.accuracy.training_free import BerrutCode
+from parity_models_lab.accuracy.measure import PRESETS, BerrutCode, load_matrix
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import Dataset, Task
 

@@ -14,7 +14,7 @@ from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import TrainingOptions
 from parity_models_lab.chaos import attack, chaos, overload
-from parity_models_lab.chaos.events import PHASE, draw_course
+from parity_models_lab.chaos.chaos import PHASE, draw_course
 from parity_models_lab.chaos.known_model import (
     LONG,
     SIGNATURE,

@@ -11,7 +11,7 @@ from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import calibrate
-from parity_models_lab import overhead, path, triton
+from parity_models_lab import overhead, path, served
 from parity_models_lab.overhead import CASES, OURS, TRITON
 
 
@@ -76,10 +76,10 @@ def test_overhead_compares_servers_with_triton(
 def test_without_triton_there_is_nothing_to_compare_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton, "ROOT", tmp_path)
+    monkeypatch.setattr(served, "ROOT", tmp_path)
     with (
         pytest.raises(UserError, match="has no Triton to compare with; run make servers"),
-        triton.triton(tmp_path),
+        served.triton(tmp_path),
     ):
         pass
 

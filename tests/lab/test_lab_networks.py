@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import parity_models_lab.networks  # noqa: F401  # registers them
+import parity_models_lab.published  # noqa: F401  # registers them
 from onnx_models import output_of
 from parity_models.errors import TrainingError
 from parity_models.models.export import export, floats

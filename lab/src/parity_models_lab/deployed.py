@@ -19,7 +19,7 @@ from parity_models.errors import TrainingError
 from parity_models.evaluation.judging import evaluate
 from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import WEIGHTS, export, floats
-from parity_models.models.networks import Effort, Queried
+from parity_models.models.networks import NETWORKS, Effort, Queried
 from parity_models.models.queries import check_queries
 from parity_models.options import Option
 from parity_models.progress import Callbacks, progress_bars
@@ -38,7 +38,6 @@ from parity_models.training.fit import Budget, RunOptions, fit
 from parity_models.training.networks import single_network
 from parity_models.training.teacher import Queries, TrainingOptions
 from parity_models.training.train import Trained, check_place
-from parity_models_lab.networks import NETWORKS
 from parity_models_lab.published import as_published
 from parity_models_lab.tasks import TASKS, Dataset, Task, check_dataset, find_task, load_dataset
 

@@ -39,6 +39,7 @@ from parity_models.trust.backup import GatedBackup, Refusal
 from parity_models_lab import slow_model
 from parity_models_lab.plots import plot_latency
 from parity_models_lab.results import INVALID, Out, ResultCache, code_digest, report
+from parity_models_lab.served import triton
 from parity_models_lab.slow_model import (
     CONFIGURATION,
     RESTART,
@@ -46,7 +47,6 @@ from parity_models_lab.slow_model import (
     Slowness,
     mean_seconds,
 )
-from parity_models_lab.triton import triton
 
 SERVERS = 4
 KINDS = ("plain", "Triton")

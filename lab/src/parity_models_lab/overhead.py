@@ -34,10 +34,8 @@ from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.protocol import write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.processes import cpu_seconds, descendants
 from parity_models_lab.results import Out, Row, report
-from parity_models_lab.served import served
-from parity_models_lab.triton import free_ports, triton
+from parity_models_lab.served import cpu_seconds, descendants, free_ports, served, triton
 
 ROUNDS, SECONDS = 13, 0.7
 """Rounds of each case, and the length of one of each server."""

@@ -1,18 +1,25 @@
-"""A bundle served from a process of its own, as by `parm serve`, with its faults on command.
+"""Servers in processes of their own: a bundle's, with its faults on command, and Triton.
 
-The process serves until its standard input ends, so that it cannot outlive its parent.
+A bundle's process serves until its standard input ends, so that it cannot outlive its parent.
 """
 
+import os
+import selectors
+import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import httpx
 import msgspec
+import psutil
 import uvloop
 
-from parity_models.errors import ServingError, UserError
+from parity_models.errors import LoadError, ServingError, UserError
 from parity_models.load.process import Child, child, commands, exit_code, tell
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.garbage import freeze_modules
@@ -84,6 +91,83 @@ async def served(
         if not server.message.startswith("http"):
             raise await server.failure(UserError)
         yield Served(server)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the process's children, theirs, and so on; without it."""
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return []
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the user and system time so far of these processes."""
+    seconds = 0.0
+    for pid in pids:
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+# Triton
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Triton(NamedTuple):
+    """A Triton that is up at these ports of this machine; `pid` is its process."""
+
+    port: int
+    grpc_port: int
+    pid: int
+
+
+@contextmanager
+def triton(repository: Path) -> Iterator[Triton]:
+    """Serve a repository of models while the context lasts.
+
+    Raises UserError if Triton is not installed, and LoadError, with the end of its log, if it ends.
+    """
+    if not (ROOT / ".servers" / "triton").exists():
+        raise UserError(f"{ROOT} has no Triton to compare with; run make servers there")
+    port, grpc_port = free_ports(2)
+    program = (str(ROOT / "tests" / "servers" / "triton.py"), str(repository))
+    with tempfile.NamedTemporaryFile("w+") as log:
+        process = psutil.Popen(
+            [sys.executable, *program, str(port), str(grpc_port)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            while not _is_ready(port):
+                if process.poll() is not None:
+                    raise LoadError(f"Triton ended: {Path(log.name).read_text()[-2000:]}")
+                selectors.DefaultSelector().select(0.1)
+            yield Triton(port, grpc_port, process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").is_success
+    except httpx.TransportError:
+        return False
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+# In the process of a served bundle
 
 
 async def _serve(spec: ServeSpec) -> None:

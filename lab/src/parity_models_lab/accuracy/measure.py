@@ -1,43 +1,159 @@
-"""The command `accuracy`: train and measure the cells of a matrix, kept on disk."""
+"""The command `accuracy`: train and measure the cells of a matrix, kept on disk.
+
+A matrix says what is trained and compared; people can edit its file.
+"""
 
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import cached_property, partial
+from importlib import resources
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
 from rich.console import Console
 
-from parity_models.codes import Code
-from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy
-from parity_models.evaluation.outputs import Outputs, deployed_predictor, predictor
+from parity_models.codes import Code, CodeSpec
+from parity_models.codes.code import check_spec
+from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
+from parity_models.evaluation.outputs import (
+    BATCH,
+    Outputs,
+    deployed_predictor,
+    draw_groups,
+    predictor,
+)
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import Option
 from parity_models.tasks.metrics import score
 from parity_models.training import Trained, TrainingOptions, progress_bars, train
-from parity_models.training.networks import parity_network
-from parity_models_lab.accuracy.matrix import (
-    PRESETS,
-    BackupCell,
-    Cell,
-    CodeCell,
-    DeployedCell,
-    FreeCell,
-    load_matrix,
-)
-from parity_models_lab.accuracy.training_free import BerrutCode
+from parity_models.training.networks import find_network, parity_network
 from parity_models_lab.deployed import queries_of, train_deployed
-from parity_models_lab.published import published_network
+from parity_models_lab.documents import load_toml, names_in
+from parity_models_lab.published import check_published, published_network
 from parity_models_lab.results import ResultCache, check_out, report
 from parity_models_lab.tasks import Dataset, find_task, load_dataset
 
+FILES = resources.files("parity_models_lab.accuracy") / "matrices"
+PRESETS = names_in(FILES)
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A training and its length; by default that of its network's recipe."""
+
+    seconds: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    epochs: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+
+
+class CodeCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A code to train parity models for, how, and with which network (by default F's)."""
+
+    encoder: str
+    decoder: str
+    k: int = 2
+    r: int = 1
+    recipe: Literal["distilled", "published"] = "distilled"
+    network: str | None = None
+
+    @property
+    def spec(self) -> CodeSpec:
+        return CodeSpec(self.encoder, self.decoder, self.k, self.r)
+
+    def __str__(self) -> str:
+        recipe = "" if self.recipe == "distilled" else f", {self.recipe} recipe"
+        network = "" if self.network is None else f", {self.network}"
+        parities = f", r={self.r}" if self.r > 1 else ""
+        return f"{self.encoder} + {self.decoder}{recipe}{network}, k={self.k}{parities}"
+
+
+class BackupCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An approximate backup to train: its network."""
+
+    network: str
+
+    def __str__(self) -> str:
+        return f"approximate backup, {self.network}"
+
+
+class FreeCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A code that needs no training."""
+
+    code: Literal["berrut"]
+    k: Annotated[int, Meta(ge=2, le=64)] = 2
+    r: Annotated[int, Meta(ge=1, le=3)] = 1
+
+    def __str__(self) -> str:
+        return f"{self.code}, k={self.k}, r={self.r}"
+
+
+class DeployedCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task and a network, and all that is compared for them.
+
+    With the `recipe` "published" the deployed model, too, is trained as in the paper.
+    """
+
+    task: str
+    network: str
+    recipe: Literal["usual", "published"] = "usual"
+    codes: tuple[CodeCell, ...] = ()
+    backups: tuple[BackupCell, ...] = ()
+    free: tuple[FreeCell, ...] = ()
+
+    @property
+    def compared(self) -> tuple[CodeCell | BackupCell | FreeCell, ...]:
+        return (*self.codes, *self.backups, *self.free)
+
+    @property
+    def file(self) -> str:
+        """The name of its results' file."""
+        recipe = "" if self.recipe == "usual" else f"-{self.recipe}"
+        task = self.task.rpartition(":")[2]
+        return f"{task}-{self.network}{recipe}".replace(":", "-").replace("@", "-")
+
+    def __str__(self) -> str:
+        recipe = "" if self.recipe == "usual" else ", trained as published"
+        return f"{self.task.rpartition(':')[2]}, {self.network}{recipe}"
+
+
+class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The deployed models that are compared."""
+
+    title: str
+    deployed: Annotated[tuple[DeployedCell, ...], Meta(min_length=1)]
+
+    def checked(self) -> "Matrix":
+        """Return it. Raises UserError for what cannot be, before anything is trained."""
+        for cell in self.deployed:
+            find_task(cell.task)
+            networks = [cell.network, *(backup.network for backup in cell.backups)]
+            for code in cell.codes:
+                check_spec(code.spec)
+                if code.recipe == "published":
+                    check_published(code.spec)
+                networks += [] if code.network is None else [code.network]
+            for network in networks:
+                find_network(network)  # refuses names that there are not
+        return self
+
+
+def load_matrix(name: str) -> Matrix:
+    """Read a matrix: one that comes with the package, by name, or any file.
+
+    Raises UserError if there is none or it is not a matrix.
+    """
+    return load_toml(name, FILES, Matrix, Matrix.checked, "matrix", "lab/notes/accuracy.md")
+
+
 Measured = dict[str, Any]
+Array = NDArray[Any]
+Weights = NDArray[np.float64]
 
 VERSION = 6
 """Part of every key: raised when what a cell measures changes."""
@@ -223,3 +339,85 @@ def _time(bundle: Bundle) -> float:
     times = bundle.manifest.inference_times
     taken = None if times is None else times.parity or times.backup
     return 1.0 if times is None or taken is None else taken / times.deployed
+
+
+# Berrut coding, the baseline that needs no parity model: all coded queries run on F itself
+
+
+class BerrutCode:
+    """Berrut's rational interpolant in both directions, for any F.
+
+    (ApproxIFER: Soleymani et al., AAAI 2022.) k queries, 2 or more, become `coded` = k + r, so that
+    r outputs of F may be unavailable. Coded queries are the values, at k + r Chebyshev points of
+    the second kind, of the interpolant through the queries at k points of the first. Signs
+    alternate over the outputs that arrived, which keeps the decoding interpolant free of poles.
+    Coded queries are not the queries of the group, so all answers are decoded, whether or not
+    anything is unavailable.
+    """
+
+    def __init__(self, k: int, r: int) -> None:
+        self.k = k
+        self.r = r
+        self.coded = k + r
+        self._queries = np.cos((2 * np.arange(k) + 1) * np.pi / (2 * k))
+        self._outputs = np.cos(np.arange(self.coded) * np.pi / (self.coded - 1))
+        self._encoding = _interpolant(self._queries, self._outputs)
+
+    def encode(self, queries: Sequence[Array]) -> list[Array]:
+        """Turn k floating-point arrays (*batch, *query_shape) into k + r of the same shape."""
+        return _combine(self._encoding, queries)
+
+    def decode(self, outputs: Sequence[Array | None]) -> list[Array]:
+        """Approximate F(X_1) .. F(X_k), from k + r arrays (*batch, *output_shape) or None."""
+        arrived = [i for i, output in enumerate(outputs) if output is not None]
+        decoding = _interpolant(self._outputs[arrived], self._queries)
+        return _combine(decoding, [output for output in outputs if output is not None])
+
+    def accuracies(
+        self, run: Callable[[Array], Array], inputs: Array, labels: Array, metric: str, seed: int
+    ) -> tuple[float, ...]:
+        """Return the accuracy with 0, 1, .. r of a group's outputs unavailable.
+
+        All sets of outputs are taken as unavailable in turn, or, where these are very many, some
+        drawn by `seed`.
+
+        Args:
+            run: F, from (n, *query shape) to (n, *output shape).
+            inputs: Queries (n, *query shape), drawn by `seed` into groups; only full ones count.
+            labels: (n, ...).
+            metric: The score of answers.
+            seed: Fixes the groups.
+
+        """
+        groups = draw_groups(len(inputs), self.k, seed)[: len(inputs) // self.k]
+        parts: list[list[Array]] = []
+        for start in range(0, len(groups), BATCH):
+            coded = self.encode([inputs[rows] for rows in groups[start : start + BATCH].T])
+            parts.append([run(queries) for queries in coded])
+        outputs = [np.concatenate(each) for each in zip(*parts, strict=True)]
+        right = np.concatenate([labels[groups][:, slot] for slot in range(self.k)])
+
+        def accuracy(sets: Sequence[Sequence[int]]) -> float:
+            here = ([None if i in lost else o for i, o in enumerate(outputs)] for lost in sets)
+            answers = [np.concatenate(self.decode(each)) for each in here]
+            return score(metric, np.concatenate(answers), np.concatenate([right] * len(sets)))
+
+        lost = (some_sets(self.coded, number, seed) for number in range(1, self.r + 1))
+        return (accuracy([()]), *map(accuracy, lost))
+
+
+def _interpolant(nodes: Weights, points: Weights) -> Weights:
+    """Return the matrix (points, nodes) from values at the nodes to values at the points."""
+    signs = np.where(np.arange(len(nodes)) % 2, -1.0, 1.0)
+    distances = points[:, None] - nodes
+    at_node = np.isclose(distances, 0, atol=1e-12)
+    terms = signs / np.where(at_node, 1, distances)
+    terms = np.where(at_node.any(axis=1, keepdims=True), at_node, terms)
+    values: Weights = terms / terms.sum(axis=1, keepdims=True)
+    return values
+
+
+def _combine(weights: Weights, arrays: Sequence[Array]) -> list[Array]:
+    """Return Σ weights_i arrays_i for each row of weights, in the arrays' precision."""
+    stacked = np.stack(arrays)
+    return list(np.tensordot(weights.astype(stacked.dtype), stacked, 1))

@@ -6,12 +6,11 @@ answer to every query is known, whatever its source. Long queries may take a hun
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
@@ -93,47 +92,41 @@ def liar(model: KnownModel) -> bytes:
     return _linear(model.weights, lies=True)
 
 
+_MODEL = """
+<ir_version: 10, opset_import: ["": 18]>
+linear (float[batch, length] input) => (float[batch, OUTPUTS] output)
+<int64[3] parts = {0, -1, INPUTS}, int64[1] second = {1}, int64[1] inputs = {INPUTS}>
+{
+    parted = Reshape(input, parts)
+    summed = ReduceSum<keepdims = 0>(parted, second)
+    linear = MatMul(summed, weights)
+    shape = Shape(input)
+    length = Gather(shape, second)
+    beyond = Sub(length, inputs)
+    side = Add(beyond, second)
+    sides = Concat<axis = 0>(side, side)
+    product0 = ConstantOfShape(sides)
+    PRODUCTS
+    zero = ReduceSum<keepdims = 0>(productN)
+    honest = Add(linear, zero)
+    squares = ReduceSumSquare<keepdims = 1>(summed, second)
+    near = Less(squares, nearest)
+    error = Cast<to = 1>(near)
+    output = Add(honest, error)
+}
+"""
+"""The model in ONNX's own text: `error` is 0 but for a liar, and so are the products, which make a
+long query slow."""
+
+
 def _linear(weights: Floats, products: int = 1, *, lies: bool = False) -> bytes:
-    constants: dict[str, Any] = {
-        "parts": [0, -1, INPUTS],
-        "second": [1],
-        "short": [INPUTS - 1],
-        "weights": weights,
-        "most": np.float32(NEAR * INPUTS),
-    }
-    nodes = [
-        *(("Reshape", "input parts", "parted"), ("ReduceSum", "parted second", "summed")),
-        ("MatMul", "summed weights", "linear"),
-        # What makes a long query slow adds 0.
-        *(("Shape", "input", "shape"), ("Gather", "shape second", "length")),
-        *(("Sub", "length short", "one"), ("Concat", "one one", "sides")),
-        ("ConstantOfShape", "sides", "product0"),
-        *(("MatMul", f"product{each} product0", f"product{each + 1}") for each in range(products)),
-        ("ReduceSum", f"product{products}", "nothing"),
-        ("Add", "linear nothing", "honest" if lies else "output"),
-    ]
-    if lies:
-        nodes += [
-            *(("ReduceSumSquare", "summed second", "squares"), ("Less", "squares most", "near")),
-            *(("Cast", "near", "error"), ("Add", "honest error", "output")),
-        ]
-    more: dict[str, dict[str, Any]] = {
-        "summed": {"keepdims": 0},
-        "nothing": {"keepdims": 0},
-        "sides": {"axis": 0},
-        "error": {"to": TensorProto.FLOAT},
-    }
-    graph = helper.make_graph(
-        [
-            helper.make_node(operator, given.split(), [to], **more.get(to, {}))
-            for operator, given, to in nodes
-        ],
-        "linear",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", "length"])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", OUTPUTS])],
-        [numpy_helper.from_array(np.array(each), name) for name, each in constants.items()],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    lines = "\n".join(f"product{i + 1} = MatMul(product{i}, product0)" for i in range(products))
+    text = _MODEL.replace("PRODUCTS", lines).replace("productN", f"product{products}")
+    text = text.replace("OUTPUTS", str(OUTPUTS)).replace("INPUTS", str(INPUTS))
+    model = onnx.parser.parse_model(text)
+    nearest = np.float32(NEAR * INPUTS if lies else 0)
+    for name, values in {"weights": weights, "nearest": nearest}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content

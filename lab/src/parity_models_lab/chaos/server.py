@@ -22,7 +22,7 @@ from parity_models.errors import ServingError
 from parity_models.options import Option
 from parity_models.serving.client import Client, ClientError
 from parity_models_lab.chaos.known_model import MODEL, KnownModel
-from parity_models_lab.processes import descendants
+from parity_models_lab.served import descendants
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""

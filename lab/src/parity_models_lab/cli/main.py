@@ -52,6 +52,8 @@ def _parm_lab() -> None:
 _MODULES = {
     "train": "deployed",
     "accuracy": "accuracy.measure",
+    "promises": "gates",
+    "drift": "gates",
     **dict.fromkeys(COMMANDS["Break"], "chaos.{}"),
     "latency": "latency.reproduce",
     "rivals": "latency.reproduce_rivals",
