@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from parity_models.errors import UserError
 from parity_models.options import Option, Options
-from parity_models.serving.errors import ForbiddenError
+from parity_models.serving.errors import ForbiddenError, UnauthorizedError
 
 if TYPE_CHECKING:
     import grpc
@@ -87,11 +87,10 @@ class Access(Options):
             return None
         return Certificate(Path(self.tls_cert), Path(self.tls_key))
 
-    def read_tokens(self) -> "tuple[Tokens | None, Tokens | None]":
-        """Return the tokens of clients and of administrators, each if asked for. Raises UserError
-        if a file cannot be used."""
-        clients = None if self.tokens is None else Tokens(Path(self.tokens))
-        return clients, None if self.admin_tokens is None else Tokens(Path(self.admin_tokens))
+    def clients(self) -> "Clients":
+        """Return the clients whom the files name. Raises UserError if a file cannot be used."""
+        files = (self.tokens, self.admin_tokens)
+        return Clients(*(None if file is None else Tokens(Path(file)) for file in files))
 
 
 class Reread(ABC):
@@ -227,18 +226,28 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{what}, {path}, cannot be read: {why}") from error
 
 
-def check_administrator(administrators: Tokens | None, authorization: str | None) -> None:
-    """Raise ForbiddenError unless this header holds one of the administrators' tokens."""
-    if administrators is None:
-        raise ForbiddenError(
-            "models are loaded and unloaded by administrators alone, and this server knows none; "
-            "start it with --admin-tokens FILE, and show one of them (Authorization: Bearer ...)"
-        )
-    if not administrators.admits(authorization):
-        raise ForbiddenError(
-            "models are loaded and unloaded by administrators alone; show one of the tokens of "
-            "--admin-tokens (Authorization: Bearer ...)"
-        )
+@dataclass(frozen=True)
+class Clients:
+    """The clients of a server: those who show one of its `tokens`, or all, and `administrators`,
+    who may load and unload models, too."""
+
+    tokens: Tokens | None = None
+    administrators: Tokens | None = None
+
+    def check(self, authorization: str | None) -> None:
+        """Raise UnauthorizedError for the header of somebody else."""
+        if self.tokens is None or self.tokens.admits(authorization):
+            return
+        if self.administrators is None or not self.administrators.admits(authorization):
+            raise UnauthorizedError
+
+    def check_administrator(self, authorization: str | None) -> None:
+        """Raise ForbiddenError unless this header holds one of the administrators' tokens."""
+        if self.administrators is None or not self.administrators.admits(authorization):
+            raise ForbiddenError(
+                "models are loaded and unloaded by administrators alone; start the server with "
+                "--admin-tokens FILE, and show one of them (Authorization: Bearer ...)"
+            )
 
 
 async def watch(*all_watched: Reread) -> None:

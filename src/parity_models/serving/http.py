@@ -12,7 +12,7 @@ import resource
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from email.utils import formatdate
 from functools import lru_cache
@@ -93,44 +93,6 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 """A valid Host header (RFC 3986, sections 3.2.2 and 3.2.3)."""
 
 
-class Running:
-    """A coroutine that starts within its caller's turn of the event loop, and continues when the
-    future that it waits for is done. A task costs several times as much: it begins in a turn of its
-    own, and is listed. asyncio.timeout and current_task do not work in it."""
-
-    __slots__ = ("_coroutine", "_loop", "_waits_for")
-
-    def __init__(
-        self, coroutine: Coroutine["asyncio.Future[Any] | None", None, None], loop: Any
-    ) -> None:
-        self._coroutine = coroutine
-        self._loop = loop
-        self._waits_for: asyncio.Future[Any] | None = None
-
-    def step(self, _: object = None) -> bool:
-        """Run on until it waits, or ends. Return whether it waits."""
-        try:
-            awaited = self._coroutine.send(None)
-        except (StopIteration, asyncio.CancelledError):
-            return False
-        if awaited is None:  # the rest of the loop has a turn
-            awaited = self._loop.create_future()
-            self._loop.call_soon(_wake, awaited)
-        self._waits_for = awaited
-        awaited.add_done_callback(self.step)
-        return True
-
-    def cancel(self) -> None:
-        """Cancel the future that it waits for."""
-        if self._waits_for is not None:
-            self._waits_for.cancel()
-
-
-def _wake(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 class HttpConnection(asyncio.Protocol):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
@@ -158,7 +120,7 @@ class HttpConnection(asyncio.Protocol):
         # Those that are to be answered
         self._waiting: deque[Request] = deque()
         self._busy: Request | None = None
-        self._task: asyncio.Task[None] | Running | None = None
+        self._task: asyncio.Task[None] | None = None
         # The connection
         self._ended = self._lingers = False
         """Data from the client is ignored; the client may still be sending a body."""
@@ -415,12 +377,8 @@ class HttpConnection(asyncio.Protocol):
             self._busy = request = self._waiting.popleft()
             if request.answer is not None and not request.answer.retry_after:
                 self._write(request, request.answer)
-            elif request.inference and not self._rest.traces:
-                running = Running(self._answer(request), self._server.loop)
-                if running.step():
-                    self._task = running
             else:
-                self._task = asyncio.ensure_future(self._answer(request))
+                self._task = asyncio.create_task(self._answer(request))
         reads = len(self._waiting) < _PAUSE or self._ended
         if reads != self._reading and not self._transport.is_closing():
             self._reading = reads
@@ -439,9 +397,9 @@ class HttpConnection(asyncio.Protocol):
             if response.pieces is not None:
                 await self._write_pieces(request, response, response.pieces)
                 return
-            waited, self._task = self._task is not None, None
+            self._task = None
             self._write(request, response)
-            if waited and (self._waiting or not self._reading):
+            if self._waiting or not self._reading:
                 self._answer_next()
         except Exception:
             _log.exception("an answer could not be written")
@@ -570,8 +528,6 @@ class HttpServer:
         self.closing = False
         """Every answer is the last of its connection."""
         """Bytes from clients and to them, since they were last added to the metrics."""
-        self.loop: asyncio.AbstractEventLoop
-        """The loop that it serves on, once it is started."""
         self.date = b""
         """The header with the current date."""
         self._metrics = metrics
@@ -591,16 +547,11 @@ class HttpServer:
 
     def start(self, listening: socket.socket) -> None:
         """Serve the connections of this socket, from now on, on the running event loop."""
-        self.loop = asyncio.get_running_loop()
         self._socket = listening
         listening.setblocking(False)
         self._set_date()
-        self._acceptor = self.loop.create_task(self._accept())
-        self._reaper = self.loop.create_task(self._reap())
-
-    def drain(self) -> None:
-        """Make every answer the last of its connection, from now on."""
-        self.closing = True
+        self._acceptor = asyncio.create_task(self._accept())
+        self._reaper = asyncio.create_task(self._reap())
 
     async def leave(self) -> None:
         """Accept the backlog, then nothing more; every answer is the last of its connection."""
@@ -659,7 +610,7 @@ class HttpServer:
     async def _accept(self) -> None:
         while True:
             try:
-                accepted, address = await self.loop.sock_accept(self._socket)
+                accepted, address = await asyncio.get_running_loop().sock_accept(self._socket)
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # out of descriptors or of memory for sockets
@@ -697,7 +648,7 @@ class HttpServer:
                 refused = OverloadedError(f"{text}, and all are busy; try again later", why=why)
         connection = HttpConnection(self, peer.removeprefix("::ffff:"), refused)
         self._connections.add(connection)
-        connection.opening = self.loop.create_task(self._open(accepted, connection))
+        connection.opening = asyncio.create_task(self._open(accepted, connection))
 
     def _make_room(self) -> bool:
         """End a connection that waits for its client: of the address with the most of them, an idle
@@ -718,7 +669,9 @@ class HttpServer:
             if self._tls is not None:
                 tls = {"ssl": self._tls(), "ssl_handshake_timeout": self.limits.head_timeout}
                 tls["ssl_shutdown_timeout"] = GRACE
-            await self.loop.connect_accepted_socket(lambda: connection, accepted, **tls)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, accepted, **tls
+            )
         except (Exception, asyncio.CancelledError) as error:
             # Clients that speak no TLS, or another one, are an everyday event.
             level = logging.DEBUG if tls else logging.WARNING

@@ -105,7 +105,7 @@ class Server:
         self._metrics = metrics = self.models.metrics
         self._budget = ByteBudget(options.limits.max_in_flight)
         self._certificate = certificate = options.access.certificate()
-        self._tokens, self._administrators = options.access.read_tokens()
+        self._clients = options.access.clients()
         self._https: list[HttpServer] = []
         if options.port is not None:
             is_repository, page = isinstance(self.models, Repository), None
@@ -117,8 +117,7 @@ class Server:
                 options.limits,
                 self._budget,
                 self._read_metrics,
-                tokens=self._tokens,
-                administrators=self._administrators,
+                clients=self._clients,
                 lacks=() if options.access.metrics_port is None else (METRICS,),
                 pages=None if page is None else page.routes(),
                 open_paths=() if page is None else page.open_paths,
@@ -189,7 +188,7 @@ class Server:
         self.models.retire()
         try:
             for each in self._https:
-                each.drain()
+                each.closing = True
                 if self.options.reuse_port:
                     await each.leave()
             await asyncio.sleep(self.options.shutdown_delay)
@@ -258,8 +257,7 @@ class Server:
                 self._metrics,
                 options.limits,
                 self._budget,
-                tokens=self._tokens,
-                administrators=self._administrators,
+                clients=self._clients,
                 reuse_port=shares,
                 tracing=self._tracing,
             )
@@ -272,7 +270,7 @@ class Server:
             of_metrics = listen(options.host, options.access.metrics_port, reuse_port=shares)
             self._https[-1].start(of_metrics)
             self.metrics_url = url_of(of_metrics) + METRICS
-        files = (self._certificate, self._tokens, self._administrators)
+        files = (self._certificate, self._clients.tokens, self._clients.administrators)
         watched = [each for each in files if each is not None]
         if watched:
             self._watching = asyncio.create_task(watch(*watched))

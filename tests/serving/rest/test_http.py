@@ -359,7 +359,7 @@ async def test_a_server_that_stops_finishes_what_is_under_way() -> None:
         assert (await idle.answer())[0] == 200
         busy.send(post(body()))
         await eventually(lambda: served.echo.asked == 1, "no request arrives")
-        served.server.drain()
+        served.server.closing = True
         late = await served.connect()
         late.send(get("/v2/health/ready"))
         status, headers, _ = await late.answer()

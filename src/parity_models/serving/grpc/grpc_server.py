@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models import __version__
 from parity_models.errors import UserError
-from parity_models.serving.access import Tokens, check_administrator
+from parity_models.serving.access import Clients
 from parity_models.serving.errors import (
     AbandonedError,
     InternalError,
@@ -128,9 +128,8 @@ _Handler = Any
 class GrpcServer:
     """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
 
-    With `tokens`, clients that show none of them may ask for the server's health and the protocol's
-    messages, and for nothing else. Models are loaded and unloaded with a token of `administrators`,
-    who are clients too. With `reuse_port`, another process may listen on the same port.
+    All but `clients` may ask for the server's health and the protocol's messages, and for nothing
+    else. With `reuse_port`, another process may listen on the same port.
     Made on the event loop that it is to run on, and started and stopped once.
     """
 
@@ -141,14 +140,12 @@ class GrpcServer:
         limits: Limits,
         budget: ByteBudget,
         *,
-        tokens: Tokens | None = None,
-        administrators: Tokens | None = None,
+        clients: Clients = Clients(),  # noqa: B008  # immutable
         reuse_port: bool = False,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._models = models
-        self._tokens = tokens
-        self._administrators = administrators
+        self._clients = clients
         self._metrics = metrics
         self._budget = budget
         self._tracing = tracing
@@ -219,7 +216,7 @@ class GrpcServer:
             if given is not None:
                 await context.send_initial_metadata(((REQUEST_ID, log.id),))
             if name not in _QUIET:
-                self._check_token(metadata.get("authorization"))
+                self._clients.check(metadata.get("authorization"))
             with span or nullcontext():
                 if is_inference:
                     answer = await self._infer(context, log)
@@ -227,7 +224,7 @@ class GrpcServer:
                     if len(data) > MAX_BESIDES:
                         raise too_large(len(data), "without a tensor it has", MAX_BESIDES)
                     if name in _CHANGES and self._models.only is None:
-                        check_administrator(self._administrators, metadata.get("authorization"))
+                        self._clients.check_administrator(metadata.get("authorization"))
                     kind = GetMessageClass(SERVICE.methods_by_name[name].input_type)
                     said: Message = await getattr(self, name)(read_message(kind, data), context)
                     answer = said.SerializeToString()
@@ -246,15 +243,6 @@ class GrpcServer:
         context.add_done_callback(release)  # type: ignore[arg-type]  # stubs want its own class
         self._hold(size)
         return answer
-
-    def _check_token(self, authorization: str | None) -> None:
-        """Raise UnauthorizedError unless this is a token of a client, where they need one."""
-        either = (self._tokens, self._administrators)
-        if self._tokens is not None and not any(
-            each and each.admits(authorization) for each in either
-        ):
-            self._metrics.unauthorized.inc()
-            raise UnauthorizedError
 
     def _ended(self, name: str, log: RequestLog, status: int, code: StatusCode) -> None:
         """Count and log a call, before its client hears of it."""
@@ -457,6 +445,8 @@ async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoR
     error.__traceback__ = error.__cause__ = error.__context__ = None
     if error.why is not None:
         metrics.refusals.labels(error.why).inc()
+    elif isinstance(error, UnauthorizedError):
+        metrics.unauthorized.inc()
     code = code_of(error)
     text = str(error).encode("ascii", "backslashreplace").decode()[:MAX_TEXT]
     metadata: tuple[tuple[str, bytes], ...] = ()

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
-from parity_models.serving.access import HEALTH, METRICS, Tokens, check_administrator
+from parity_models.serving.access import HEALTH, METRICS, Clients
 from parity_models.serving.errors import (
     AbandonedError,
     ForbiddenError,
@@ -99,9 +99,8 @@ class Rest:
     """The service: it refuses a request by its head, or answers it when its body is there.
 
     `limits` and `budget` bound what bodies hold. `read_metrics` answers /metrics in place of the
-    server's own `metrics`. With `tokens`, clients that show none of them may ask for the server's
-    health and nothing else, but for `open_paths`. Models are loaded and unloaded with a token of
-    `administrators`, who are clients too. Paths in `lacks`, or all but those in `only` if given, do
+    server's own `metrics`. All but `clients` may ask for the server's health and nothing else, but
+    for `open_paths`. Paths in `lacks`, or all but those in `only` if given, do
     not exist. `pages` are further handlers, with their methods, by path. `tracing` makes spans of
     requests.
     """
@@ -114,8 +113,7 @@ class Rest:
         budget: ByteBudget,
         read_metrics: Handler | None = None,
         *,
-        tokens: Tokens | None = None,
-        administrators: Tokens | None = None,
+        clients: Clients = Clients(),  # noqa: B008  # immutable
         lacks: Collection[str] = (),
         only: Collection[str] | None = None,
         pages: Mapping[str, tuple[str, Handler]] | None = None,
@@ -126,12 +124,9 @@ class Rest:
         self.budget = budget
         self._models = models
         self._metrics = metrics
-        self._tokens = tokens
-        self._administrators = administrators
+        self._clients = clients
         self._open = frozenset((*HEALTH, *open_paths))
         self._tracing = tracing
-        self.traces = tracing is not None
-        """Answers to inference requests need a task of their own."""
         self._fixed: dict[str, tuple[str, Handler]] = {
             "/v2": ("GET", self._server_metadata),
             HEALTH[0]: ("GET", self._live),
@@ -160,8 +155,8 @@ class Rest:
         """
         target, asks, kept = request.target, None, None
         path = unquote(target.partition("?")[0] if target[:1] == "/" else _path_of_url(target))
-        if self._tokens is not None and path not in self._open:
-            self._check_token(self._tokens, request)
+        if path not in self._open:
+            self._clients.check(request.headers.get("authorization"))
         method, handler = self._fixed.get(path, ("", None))
         found = _OF_MODEL.fullmatch(path) if handler is None and self._of_model else None
         if found is not None:
@@ -232,6 +227,8 @@ class Rest:
         """Return the answer to a request that ends with this error."""
         if error.why is not None:
             self._metrics.refusals.labels(error.why).inc()
+        elif isinstance(error, UnauthorizedError):
+            self._metrics.unauthorized.inc()
         self._ended(request, error.status)
         response = refusal(error)
         if request.is_large and error.retry_after is not None:
@@ -250,16 +247,6 @@ class Rest:
         if request.inference:
             (log.metrics or self._metrics).request(status).inc()
 
-    def _check_token(self, tokens: Tokens, request: Request) -> None:
-        """Raise UnauthorizedError for a request that shows none of the tokens."""
-        shown = request.headers.get("authorization")
-        admits = tokens.admits(shown)
-        if not admits and self._administrators is not None:
-            admits = self._administrators.admits(shown)
-        if not admits:
-            self._metrics.unauthorized.inc()
-            raise UnauthorizedError
-
     def _check_change(self, request: Request) -> None:
         """Raise a RequestError for a change of the models by a client that may not make it."""
         # Any site's page can reach this server from a browser in its network.
@@ -269,7 +256,7 @@ class Rest:
                 "Origin"
             )
         if self._models.only is None:
-            check_administrator(self._administrators, request.headers.get("authorization"))
+            self._clients.check_administrator(request.headers.get("authorization"))
 
     # Inference
 
