@@ -1,6 +1,5 @@
 """Accuracy under unavailability is what its definition says, query by query."""
 
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from parity_models.evaluation import outputs as models
 from parity_models.evaluation.accuracy import (
     FEWEST,
     FRACTIONS,
-    MOST_SETS,
     GateResult,
     measure_accuracy,
     share_interval,
-    some_sets,
 )
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
@@ -92,18 +89,6 @@ def test_each_query_counts_once_with_the_rest_of_its_group_there(rows: int, tmp_
     assert d is not None
     shares = {str(f): (1 - f) * a + f * d for f in FRACTIONS}
     assert accuracy.overall == pytest.approx(shares)
-
-
-def test_where_sets_are_very_many_some_are_tried(tmp_path: Path) -> None:
-    inputs, labels, weights = draw_data(16)
-    code = CodeSpec("stack", "separate", 16, 8)
-    linear = [np.tile(weights, (16, 16))] * 8
-    accuracy = measure(linear_bundle(tmp_path, weights, linear, code), inputs, labels)
-    assert len(accuracy.degraded_by_unavailable) == 8
-    assert some_sets(4, 2, seed=0) == list(combinations(range(4), 2))
-    some = some_sets(64, 3, seed=0)
-    assert len(set(some)) == len(some) == MOST_SETS
-    assert some == some_sets(64, 3, seed=0)
 
 
 @pytest.mark.parametrize("coded", [True, False])

@@ -96,10 +96,6 @@ def test_all_that_compute_have_equal_parts(cores: int, works: list[Work]) -> Non
         assert found == pytest.approx(wanted, abs=0.02)
 
 
-def test_one_that_is_stopped_is_never_done_and_leaves_its_part_to_the_others() -> None:
-    assert ends_of(1, [(0, 1, None), (0, 1, 0.5)]) == [pytest.approx(1.25), None]
-
-
 def test_a_thread_does_one_thing_at_a_time() -> None:
     calendar = Calendar()
     computing = Processor(2, inf, calendar.at)
@@ -121,16 +117,6 @@ def test_a_quota_stops_all_until_the_next_period() -> None:
         computing.start(0.0, 0.004, ended.append)
     calendar.run(until=1)
     assert ended == [pytest.approx(0.0115)] * 2
-
-
-def test_a_server_is_busy_while_it_waits_for_its_quota() -> None:
-    calendar = Calendar()
-    server = Thread(Processor(2, 0.5, calendar.at))
-    ended: list[float] = []
-    server.do(0.0, 0.006, ended.append)  # 5 ms of a core are given every 10 ms
-    calendar.run(until=0.02)
-    assert ended == [pytest.approx(0.011)]
-    assert server.busy(0.02) == pytest.approx(0.011)
 
 
 def simulated(

@@ -26,7 +26,6 @@ from parity_models_lab.latency.setting import Bursts, Setting
 from parity_models_lab.latency.trial import Mode, Trial, TrialResult, result_of, simulate_trial
 from parity_models_lab.latency.validation import (
     calm_trial,
-    compare,
     off,
     overheads_between,
     summary,
@@ -181,21 +180,6 @@ def test_a_load_is_a_share_of_what_instances_carry_on_average() -> None:
 
 
 # Trials
-
-
-@pytest.mark.slow
-def test_each_disturbance_makes_the_tail_longer() -> None:
-    calm = simulate_trial(trial_of())
-    assert simulate_trial(trial_of()) == calm
-    slow = {"mean_between": 5, "mean_length": 1, "delay": {"type": "constant", "seconds": 0}}
-    for change in (
-        {"faults": {"degradation": {"sets": 5, "turn": 2}}},
-        {"nodes": 3, "faults": {"slowdowns": {**slow, "factor": 4, "nodes": 3}}},
-        {"burst": {"factor": 4.0, "every": 5.0, "length": 1.0}},
-        {"kill_every": 0.5, "faults": {"cold_start": {"factor": 5, "length": 5}}},
-        {"faults": {"generations": [1.0, 1.7]}},
-    ):
-        assert simulate_trial(trial_of(**change)).p99_ms > 1.3 * calm.p99_ms, change
 
 
 def test_a_simulated_server_on_a_slower_processor_is_slower_until_the_run_is_invalid() -> None:
@@ -356,26 +340,6 @@ def test_overheads_hold_an_instance_or_an_answer(
     slower = msgspec.structs.replace(calm, held_ms=1.5, outside_ms=outside)
     added = simulate_trial(slower).p50_ms - simulate_trial(calm).p50_ms
     assert added == pytest.approx(1.5 + expected[1])
-
-
-def test_every_policy_of_every_point_is_run_both_ways_with_the_options_tuned_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[Trial] = []
-
-    def run(trial: Trial) -> TrialResult:
-        ran.append(trial)
-        return of(40, 50) if trial.policy.options.get("hedge_quantile") == 0.9 else of(50, 60)
-
-    figure = written(tmp_path, SIMULATED)
-    rows, overheads = compare(figure, 1000, trials_of(run, tmp_path, monkeypatch), 3)
-    real = [trial for trial in ran if trial.mode == "real"]
-    hedged = [trial.policy.options for trial in real if trial.policy.name == "hedging"]
-    assert [options["hedge_quantile"] for options in hedged] == [0.9] * 2
-    assert {trial.setting.quiet_links for trial in real} == {True, False}, "one of them is calm"
-    assert summary(rows) == "Within 15% at p50, p99, p99.9: 4 of 4 policies."
-    assert [row["policy"] for row in rows] == ["equal resources", "hedging, tuned"] * 2
-    assert [row["at"] for row in overheads] == ["0.3", "0.6"]
 
 
 REAL = """

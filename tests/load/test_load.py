@@ -223,28 +223,6 @@ async def test_a_process_of_its_own_sends_the_same(data: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:
-    stop = asyncio.Event()
-    seen = 0
-
-    async def handle(request: web.Request, row: Rows) -> web.Response:
-        nonlocal seen
-        seen += 1
-        if seen == 30:
-            stop.set()
-            await asyncio.Event().wait()
-        return answer(row)
-
-    async with serving(handle) as url:
-        spec = load(url, data, rate=100, queries=100_000)
-        result = await offer_load_from_own_process(spec, stop=stop)
-    assert 29 <= result.answered.sum() < 100_000
-    (interrupted,) = result.errors().items()  # others may have been on their way, too
-    assert interrupted == ("interrupted", len(result) - result.answered.sum())
-    assert len(result) >= seen
-
-
-@pytest.mark.slow
 async def test_the_last_line_of_a_generator_that_fails_is_the_error(data: str) -> None:
     script = "print('ready'); print('started'); print('no space'); exit(1)"
     spec = load("http://127.0.0.1:1", data, rate=10, queries=5)

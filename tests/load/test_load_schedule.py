@@ -24,16 +24,6 @@ def trace(path: Path, **fields: Any) -> LoadSpec:
     return spec(rate=None, trace=str(path), **fields)
 
 
-def test_arrivals_are_poisson_and_the_seed_fixes_them() -> None:
-    arrivals = poisson_arrivals(200, 20_000, seed=1)
-    gaps = np.diff(arrivals)
-    assert (gaps > 0).all()
-    assert gaps.mean() == pytest.approx(1 / 200, rel=0.05)
-    assert gaps.std() == pytest.approx(1 / 200, rel=0.05)
-    np.testing.assert_array_equal(arrivals, poisson_arrivals(200, 20_000, seed=1))
-    assert (arrivals != poisson_arrivals(200, 20_000, seed=2)).all()
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

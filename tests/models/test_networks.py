@@ -108,21 +108,6 @@ def test_every_slot_depends_on_every_value_of_its_own_query_alone() -> None:
             assert bool(part.all()) == (query == slot)
 
 
-def test_it_can_start_as_a_network_that_sees_every_query_shrunk() -> None:
-    torch.manual_seed(1)
-    k, shape = 2, (3, 16, 16)
-    single = settled(build_network("resnet-small", shape, (10,)), *shape)
-    network = slotwise(k, shape).eval()
-    assert network.block == (1, k)
-    network.start_from(single, first=True)
-    queries = torch.randn(5, k, *shape)
-    shrunk = queries.unflatten(-1, (-1, k)).mean(dim=-1)
-    with torch.no_grad():
-        outputs = network(queries.flatten(1, 2))
-        expected = torch.stack([single(shrunk[:, slot]) for slot in range(k)], dim=1)
-    torch.testing.assert_close(outputs, expected)
-
-
 # Records
 
 IDS, MASK = Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",))

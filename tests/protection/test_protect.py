@@ -35,9 +35,8 @@ from parity_models.protection.protect import (
     protect,
     write_protected,
 )
-from parity_models.protection.scene import Outcome, Scene, Service, SimulationOptions
+from parity_models.protection.scene import Outcome
 from parity_models.roles import BACKUP, DEPLOYED
-from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.training import Callbacks, Queries, open_teacher
@@ -232,24 +231,3 @@ def test_for_a_share_that_may_differ_policy_and_level_are_simulated() -> None:
     assert (late.level, first.level) == (0.9, 0.95), "the lowest at which few enough differ"
     assert list(uses_within(surest, replace(goal, differ=1e-9))) == []
     assert list(uses_within(stand_in(finalist("wrong"), agrees=0.0), goal)) == []
-
-
-@pytest.mark.slow
-def test_stand_ins_are_simulated_each_with_its_time_and_its_coverage() -> None:
-    scene = Scene.of(Service({DEPLOYED: 0.025}), SimulationOptions(rate=140), queries=3000)
-    without, slow, quick, unsure = (
-        replace(scene, service=service).outcome(PolicyChoice(policy)).p99_ms
-        for policy, service in [
-            ("none", scene.service),
-            *(
-                ("adaptive", each.service(each.covered))
-                for each in (
-                    finalist("slow", share=0.8),
-                    finalist("quick", share=0.08),
-                    finalist("unsure", share=0.08, covered=0.05),
-                )
-            ),
-        ]
-    )
-    assert quick < slow < without
-    assert quick < unsure

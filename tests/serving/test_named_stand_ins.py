@@ -3,16 +3,12 @@ for the output that they imitate, and for nothing else."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from onnx_models import output_of
-from parity_models.models.bundle import open_bundle
 from parity_models.models.envelope import fit_envelope
-from parity_models.models.queries import take
 from parity_models.models.signature import Tensor
 from served import ServerProcess
 from text_models import expected, imitated, texts, write_text_bundle
@@ -72,21 +68,6 @@ def ask(
             wanted = (predicted[output["name"]] if source == "model" else stood_in)[row]
             np.testing.assert_allclose(found[row], wanted, rtol=1e-3, atol=1e-4)
     return set(sources)
-
-
-def test_an_isolated_code_of_records_reconstructs_what_slots_say(tmp_path: Path) -> None:
-    bundle = open_bundle(write_text_bundle(tmp_path, coded=True))
-    assert bundle.isolated
-    code = bundle.code()
-    assert code is not None
-    (parity,) = bundle.manifest.parity
-    queries = texts(2, 7)
-    parities = code.encode([take(queries, slice(i, i + 1)) for i in range(2)])
-    output = output_of(bundle.pinned(parity).load(), parities[0])
-    decoded = code.decode([None, None], [output[0]])
-    wanted = imitated(queries)
-    for slot in (0, 1):
-        np.testing.assert_allclose(decoded[slot], wanted[slot], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 5, 16])

@@ -69,9 +69,6 @@ class LocalFleet(Fleet):
         assert isinstance(engine, LocalEngine)
         os.kill(engine.pids()[str(number)], signal.SIGKILL)
 
-    def mend(self) -> None:
-        """The engine starts workers again by itself."""
-
 
 class TestLocalEngine(EngineConformance):
     @pytest.fixture

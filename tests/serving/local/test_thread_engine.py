@@ -28,9 +28,6 @@ class Threads(Fleet):
         """A thread cannot be killed: the engine gives it up, as it does one that hangs."""
         engine.recycle(list(engine.running())[number], "hangs")
 
-    def mend(self) -> None:
-        """The engine starts threads again by itself."""
-
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Threads:

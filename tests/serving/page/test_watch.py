@@ -18,7 +18,6 @@ from parity_models.scheduling import (
     Answer,
     Fail,
     Reason,
-    Run,
     Source,
 )
 from parity_models.scheduling.health import State
@@ -78,18 +77,8 @@ class Watched:
     def act(self, *actions: Action) -> None:
         self.watch.acted(self.now, actions)
 
-    def run(self, instance: str, seconds: float) -> None:
-        """Let an instance run a unit of the model for so long."""
-        unit = Run(instance, int(1e6 * self.now), DEPLOYED, (1,))
-        self.act(unit)
-        self.now += seconds
-        self.watch.unit_ended(self.now, unit, finished=True)
-
     def cells(self) -> dict[str, InstanceView]:
         return {view.name: view for view in self.watch.instances()}
-
-    def slow(self) -> list[str]:
-        return [name for name, cell in self.cells().items() if cell.slow]
 
     def pass_time(self, seconds: float = 1.0) -> None:
         self.now += seconds
@@ -97,13 +86,6 @@ class Watched:
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.watch.events]
-
-
-def test_an_instance_is_slow_if_its_units_have_taken_longer_than_those_of_others() -> None:
-    watched = Watched()
-    for name, seconds in (("0", 0.01), ("1", 0.012), ("2", 0.05)):
-        watched.run(name, seconds)
-    assert watched.slow() == ["2"]
 
 
 def test_a_frame_has_the_answers_of_the_last_second_and_their_latencies() -> None:
@@ -215,15 +197,3 @@ async def test_a_frame_is_made_once_for_all_and_who_does_not_keep_up_gets_the_la
     feed.sample()
     feed.close()
     assert [event async for event in slow] == []
-
-
-async def test_without_watchers_no_frames_are_made() -> None:
-    sampled = Sampled()
-    feed = feed_of(sampled)
-    watcher = feed.follow()
-    await read(watcher)
-    feed.sample()
-    await watcher.aclose()
-    made, ticks = sampled.frames, sampled.ticks
-    feed.sample()
-    assert (sampled.frames, sampled.ticks) == (made, ticks + 1)

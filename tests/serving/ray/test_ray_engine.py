@@ -55,9 +55,6 @@ class RayFleet(Fleet):
         assert isinstance(engine, RayEngine)
         ray.kill(engine._instances[str(number)]._actor)
 
-    def mend(self) -> None:
-        """The engine starts actors again by itself."""
-
 
 @pytest.fixture
 def fleet(cluster: None, tmp_path: Path) -> RayFleet:

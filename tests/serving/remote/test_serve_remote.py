@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from fake_upstream import HELD, HUNG, FakeUpstream
+from fake_upstream import HUNG, FakeUpstream
 from fleet_servers import PATIENTLY, Parm, kill_and_mend
 from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
@@ -159,27 +159,6 @@ async def test_an_upstream_gets_the_request_s_id_and_trace(linear: Bundle, schem
         await ask(client, traceparent="00-nonsense")
         assert "traceparent" not in upstream.heard[-1]
         assert upstream.heard[-1]["x-request-id"] != "mine"
-
-
-async def test_a_parity_query_is_for_the_requests_of_all_its_group(linear: Bundle) -> None:
-    async with (
-        FakeUpstream("http", SMALL) as model,
-        FakeUpstream("http", SMALL) as parity,
-        in_front(
-            linear,
-            "parity",
-            deployed=f"{model.url}/model?concurrency=2",
-            parity=f"{parity.url}/model",
-        ) as client,
-    ):
-        model.mode = HELD
-        asking = [asyncio.create_task(ask(client, **{"x-request-id": each})) for each in "ab"]
-        while not any("x-request-id" in each for each in parity.heard):
-            await asyncio.sleep(0.01)
-        model.release.set()
-        await asyncio.gather(*asking)
-        (given,) = (each["x-request-id"] for each in parity.heard if "x-request-id" in each)
-        assert sorted(given.split(",")) == ["a", "b"]
 
 
 def test_ids_are_joined_as_far_as_there_is_room_and_of_traces_the_first_is_taken() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
+from unittest.mock import Mock
 
 import h11
 import pytest
@@ -45,29 +46,10 @@ class Recorder:
         pass
 
 
-class Transport(asyncio.Transport):
+def silent_transport() -> Any:
     """One whose client reads nothing, and sends what the test says."""
-
-    def write(self, data: Any) -> None:
-        pass
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return False
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        pass
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
+    answers = {"get_write_buffer_size.return_value": 0, "is_closing.return_value": False}
+    return Mock(asyncio.Transport, **answers)
 
 
 METRICS = Metrics()
@@ -77,7 +59,7 @@ async def read_here(pieces: Sequence[bytes]) -> list[Read]:
     recorder = Recorder()
     rest = cast(Rest, recorder)
     connection = HttpConnection(HttpServer(rest, METRICS), "127.0.0.1", None)
-    connection.connection_made(Transport())
+    connection.connection_made(silent_transport())
     for piece in pieces:
         connection.data_received(piece)
         await asyncio.sleep(0)
