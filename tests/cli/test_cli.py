@@ -1,16 +1,20 @@
 """The command line: what it offers, what it exits with, and what it needs installed."""
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 
 from commands import Here, Outcome, assert_refused
 from onnx_models import linear_model
 from own_models import DIGITS
+from parity_models.cli.common import stop_on_signals
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
 
@@ -195,3 +199,66 @@ def test_a_command_whose_extra_is_not_installed_says_how_to_install_it() -> None
         "parity", "--model", "deployed", "--inputs", "x", "--out", "out", before=NO_TORCH
     )
     assert_refused(outcome, "in a clone of the repository, pip install '.[train]'")
+
+
+# Signals
+
+
+def test_a_signal_stops_a_command_a_second_ends_it_and_then_they_do_what_they_did() -> None:
+    stopped = False
+
+    async def command() -> None:
+        nonlocal stopped
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            await stop.wait()
+            signal.raise_signal(signal.SIGHUP)  # a terminal that closes may say so twice
+            for _ in range(3):
+                await asyncio.sleep(0.01)
+            stopped = True
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.Event().wait()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            uvloop.run(command())
+        assert stopped
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# simulate
+
+
+def test_simulate_compares_settings_and_writes_json(parm_here: Here, tmp_path: Path) -> None:
+    done = parm_here(
+        "simulate", "--queries", "1000", "--service-time", "25ms", "--backup-time", "5ms",
+        "--coverage", "50%", "--policy", "hedging", "--policy", "hedging@hedge-delay=5ms",
+        "--policy", "adaptive", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert {"hedging", "adaptive"} < report["policies"].keys()
+    assert 0.005 in [each.get("hedge_delay") for each in report["options"]]
+    for each in report["policies"].values():
+        assert each["p999_ms"] > each["p50_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--rate 0", "'--rate': must be above 0"),
+        ("--policy hedging@copies=3", "copies is not an option of the policy hedging"),
+        ("--policy hedgin", "did you mean hedging?"),
+        ("--policy hedging --dispatch singel-queue", "did you mean single-queue?"),
+        ("--dispatch single-queue", "--dispatch needs --policy as well"),
+        ("--coverage -0.1", "must be from 0 to 1, got -0.1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(parm_here: Here, arguments: str, reason: str) -> None:
+    assert_refused(parm_here("simulate", *arguments.split(), "--queries", 1000), reason)

@@ -3,7 +3,6 @@
 import json
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +11,7 @@ from hypothesis import strategies as st
 
 from commands import Here, assert_refused
 from parity_models.errors import UserError
-from parity_models.training import Trained
 from parity_models_lab.accuracy.measure import PRESETS, BerrutCode, load_matrix
-from parity_models_lab.deployed import train_deployed
-from parity_models_lab.tasks import Dataset, Task
 
 pytestmark = pytest.mark.slow
 
@@ -77,25 +73,6 @@ def test_what_cannot_be_is_told_before_anything_is_trained(
     assert not (tmp_path / "work" / "bundles").exists()
 
 
-def test_an_interrupted_matrix_writes_what_is_done(
-    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second model's training is interrupted."""
-
-    def interrupted(task: Task, dataset: Dataset, network: str, **more: Any) -> Trained:
-        if network == "mlp":
-            raise KeyboardInterrupt
-        return train_deployed(task, dataset, network, **more)
-
-    monkeypatch.setattr("parity_models_lab.accuracy.measure.train_deployed", interrupted)
-    matrix = tmp_path / "two.toml"
-    second = DEPLOYED.split("[[deployed]]")[1].replace("linear", "mlp")
-    matrix.write_text(f"{DEPLOYED}[[deployed]]{second}")
-    places = ("--out", tmp_path / "out", "--work", tmp_path / "work")
-    assert lab_here("accuracy", "--preset", matrix, *places).returncode == 130
-    assert [each.name for each in (tmp_path / "out").glob("*.json")] == ["digits-linear.json"]
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_can_be_read(preset: str) -> None:
     matrix = load_matrix(preset)
@@ -119,11 +96,6 @@ def test_what_is_no_matrix_is_refused(tmp_path: Path, text: str, said: str) -> N
     file.write_text(text)
     with pytest.raises(UserError, match=said):
         load_matrix(str(file))
-
-
-def test_a_matrix_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="full, paper, quick"):
-        load_matrix(str(tmp_path / "none.toml"))
 
 
 # Berrut coding

@@ -49,13 +49,6 @@ def test_a_query_alone_on_its_link_is_there_at_once() -> None:
     assert [way.arrival(now, BYTES) - now for now in (0.0, 1.0, 2.0)] == [0.0, 0.0, 0.0]
 
 
-def test_what_is_longer_than_the_links_burst_takes_its_time() -> None:
-    way = link(Network(shuffles=0))
-    way.arrival(0.0, 1_000_000)
-    took = way.arrival(1.0, 1_000_000) - 1.0
-    assert took == pytest.approx(1_000_000 * 8 / NETWORK.rate, rel=0.15)
-
-
 def test_queries_wait_where_a_transfer_comes_in_and_nowhere_else() -> None:
     beside, apart = [], []
     for at, delay in delays():
@@ -68,18 +61,6 @@ def test_queries_wait_where_a_transfer_comes_in_and_nowhere_else() -> None:
     assert np.quantile(apart, 0.98) <= QUEUE, "what the last transfer has left is served"
     assert min(beside) > 0.5 * QUEUE
     assert np.quantile(beside, 0.5) < 2 * QUEUE
-
-
-def test_a_message_of_its_own_waits_in_the_queue_and_for_no_acknowledgement() -> None:
-    alone = link(Network(shuffles=0))
-    assert alone.message(1.0) == 1.0
-    way, now, waits = link(), 0.0, []
-    while now < 60:
-        leg = coming_in(now)
-        if leg is not None and now > leg.start + 0.1:
-            waits.append(way.message(now) - now)
-        now += 0.05
-    assert 0.3 * QUEUE < np.median(waits) < 1.01 * QUEUE
 
 
 def test_losses_make_a_tail_that_is_many_times_the_queue() -> None:
@@ -107,24 +88,6 @@ def test_every_query_arrives_in_order(
             there = way.arrival(now, size)
             assert now <= there < now + 600
         now = there
-
-
-@given(seed=st.integers(0, 1000), steps=st.lists(st.floats(0, 4), min_size=1, max_size=30))
-def test_a_course_tells_every_leg_once_as_the_lanes_have_it(seed: int, steps: list[float]) -> None:
-    network = Network(shuffles=3)
-    traffic, now, told = Traffic(network, 4, seed), 0.0, []
-    for step in steps:
-        now += step
-        for machine in range(4):
-            told += traffic.to(machine, now)
-    everything = [
-        leg
-        for lane in range(3)
-        for leg in takewhile(lambda leg: leg.start <= now, legs(network, 4, seed, lane))
-    ]
-    # What has ended before it was asked for need not be told.
-    assert sorted(told) == sorted(set(told) & set(everything))
-    assert {leg for leg in everything if leg.end >= now} <= set(told)
 
 
 @pytest.mark.slow

@@ -1,18 +1,22 @@
-"""A bundle knows whether what is in one slot of its code can change another slot's prediction."""
+"""A deployment says if slots of its code are isolated, and runs batches where they pay."""
 
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from linear_bundles import CLASSES, linear_bundle
 from onnx_models import linear_model, output_of
 from parity_models.codes import CodeSpec
+from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import BundleError
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.bundle import Bundle, InferenceTimes, NewModel, open_bundle, write_bundle
 from parity_models.models.envelope import fit_envelope
 from parity_models.models.export import floats
+from parity_models.models.inference_time import measure_models
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
@@ -21,6 +25,7 @@ from parity_models.training import TrainingOptions
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task
 from trainings import train_parity
+from whole_bundle import tamper
 
 STACK = CodeSpec("stack", "separate", 2)
 NONE = ServeOptions(policy=PolicyChoice("none"))
@@ -120,3 +125,28 @@ def test_a_server_warns_of_spoiled_queries(tmp_path: Path, isolated: bool, scree
     for agreed in ({"share_groups": True}, {"tenant_header": "x-tenant"}):
         notes = Deployment(bundle, ServeOptions(**agreed)).notes
         assert not [note for note in notes if "share-groups" in note]
+
+
+# Batches
+
+
+WEIGHTS = np.random.default_rng(0).normal(size=(6, CLASSES)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("batch", "default"), [(2.0, 4), (2.1, 1), (None, 1)])
+def test_batches_are_run_where_they_pay(batch: float | None, default: int, tmp_path: Path) -> None:
+    path = linear_bundle(tmp_path, WEIGHTS).path
+    times = msgspec.to_builtins(InferenceTimes(1.0, None, None, batch))
+    tamper(path, lambda manifest: manifest.update(inference_times=times))
+    bundle = open_bundle(path)
+    assert Deployment(bundle, ServeOptions()).max_batch == default
+    assert Deployment(bundle, ServeOptions(max_batch=3)).max_batch == 3
+    faults = FaultPlan(service_time=Constant(0.01))  # in place of the measured times
+    assert Deployment(bundle, ServeOptions(faults=faults)).max_batch == 1
+
+
+def test_bundles_of_which_nothing_was_measured_are_served_one_by_one(tmp_path: Path) -> None:
+    bundle = linear_bundle(tmp_path, WEIGHTS)
+    assert Deployment(bundle, ServeOptions()).max_batch == 1
+    times = measure_models(bundle.stored(bundle.manifest.deployed), [])
+    assert (times.deployed_batch or 0) > 0, "bundles that are made have their times measured"
