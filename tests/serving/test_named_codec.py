@@ -16,7 +16,7 @@ from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import GateMetadata
-from parity_models.serving.remote import v1
+from parity_models.serving.remote import clients
 from rest_bodies import done
 from signatures import axes_of, tensors, values
 
@@ -103,8 +103,8 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
 @settings(max_examples=80)
 def test_over_v1_to_an_upstream_that_answers_what_it_is_asked(sent: Sent) -> None:
     _, queries = sent
-    rows = json.loads(v1.write_predict(queries))["instances"]
-    columns = v1.read_predictions(json.dumps({"predictions": rows}).encode(), list(queries))
+    rows = json.loads(clients.write_predict(queries))["instances"]
+    columns = clients.read_predictions(json.dumps({"predictions": rows}).encode(), list(queries))
     for name, array in queries.items():
         datatype = DATATYPE_NAMES[array.dtype]
         found = protocol.array_from_json(columns[name], datatype, array.shape, name)

@@ -19,7 +19,7 @@ from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
-from parity_models.serving.rest.service import Rest
+from parity_models.serving.rest import Rest
 
 MODEL = ServedModel(
     "model", Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("y", "FP32", (4,))), 2000

@@ -37,8 +37,7 @@ from parity_models.serving.errors import (
 )
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import HEAD
-from parity_models.serving.rest.messages import Headers, Request, Response
-from parity_models.serving.rest.service import Rest
+from parity_models.serving.rest import Headers, Request, Response, Rest
 
 _log = logging.getLogger(__name__)
 

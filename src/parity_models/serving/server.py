@@ -27,8 +27,7 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
 from parity_models.serving.protocol import TensorMessage
 from parity_models.serving.repository import Repository
-from parity_models.serving.rest.messages import Request, Response
-from parity_models.serving.rest.service import Rest, metrics_response
+from parity_models.serving.rest import Request, Response, Rest, metrics_response
 from parity_models.serving.stand_in_only import StandInOnly
 
 if TYPE_CHECKING:

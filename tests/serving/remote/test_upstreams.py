@@ -22,7 +22,7 @@ from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import OutputTensor
-from parity_models.serving.remote import v1
+from parity_models.serving.remote import clients
 from parity_models.serving.remote.clients import connect
 from parity_models.serving.remote.remote_engine import (
     RemoteEngine,
@@ -98,7 +98,7 @@ async def test_over_v1_a_model_is_known_by_outputs(model: Path, mode: str, reaso
 @given(st.binary() | st.text().map(str.encode) | ANSWERS.map(json.dumps).map(str.encode))
 def test_any_answer_over_v1_is_read_or_refused(answer: bytes) -> None:
     with suppress(InvalidRequestError):
-        rows = v1.read_predictions(answer, ["y"])["y"]
+        rows = clients.read_predictions(answer, ["y"])["y"]
         assert OutputTensor("y", "FP32", (2, 2), rows).array().shape == (2, 2)
 
 

@@ -14,8 +14,7 @@ from parity_models.serving.errors import RequestError
 from parity_models.serving.http import HttpConnection, HttpServer
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.rest.messages import Request, Response, refusal
-from parity_models.serving.rest.service import Rest
+from parity_models.serving.rest import Request, Response, Rest, refusal
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,7 @@
 import asyncio
 import time
 
-from parity_models.serving.rest.messages import Request, Response
-from parity_models.serving.rest.service import SHARE, Scrapes
+from parity_models.serving.rest import SHARE, Request, Response, Scrapes
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 

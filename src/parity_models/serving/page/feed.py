@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from parity_models.serving.page.watch import Watch
-from parity_models.serving.rest.messages import (
+from parity_models.serving.rest import (
     Handler,
     Headers,
     Request,

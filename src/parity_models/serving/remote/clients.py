@@ -1,4 +1,9 @@
-"""Clients of upstreams: the part that all share, and the one over REST."""
+"""Clients of upstreams: the part that all share, and those over HTTP, by V2 and V1.
+
+V1 is TensorFlow Serving's REST API (https://www.tensorflow.org/tfx/serving/api_rest), which Vertex
+AI asks of containers too. A request has a row for each query, {"instances": [ROW, ...]}; where a
+model has several inputs or outputs, a row is an object of them by name.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
@@ -27,6 +34,7 @@ from parity_models.serving.protocol import (
     OutputTensor,
     ServerMetadata,
     answer_limit,
+    read_json,
     read_response,
     write_request,
 )
@@ -191,11 +199,8 @@ def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> Up
     credentials = Credentials(None, None if options.ca_file is None else Path(options.ca_file))
     scheme, address = upstream.url.split("://")
     if scheme.startswith("http"):
-        if upstream.protocol == "v1":
-            from parity_models.serving.remote.v1 import V1Client
-
-            return V1Client(token, upstream.url, credentials)
-        return RestClient(token, upstream.url, credentials)
+        kind = V1Client if upstream.protocol == "v1" else RestClient
+        return kind(token, upstream.url, credentials)
     # Only now: fleets that speak HTTP need no gRPC.
     from parity_models.serving.remote.grpc import GrpcClient
 
@@ -264,6 +269,114 @@ class RestClient(UpstreamClient):
                 "POST", path, body, {**headers, **own}, limit=limit
             )
             return read_response(answer, length).outputs
+
+
+# V1
+
+
+class _Predictions(Struct):
+    predictions: list[Raw]
+
+
+class _Version(Struct):
+    state: str = ""
+
+
+class _Status(Struct):
+    """A model's status, as KServe (`ready`, once as a string) or TensorFlow Serving says it."""
+
+    ready: bool | str | None = None
+    model_version_status: tuple[_Version, ...] = ()
+
+
+_PREDICTIONS = msgspec.json.Decoder(_Predictions)
+_STATUS = msgspec.json.Decoder(_Status)
+_NAMED_ROW = msgspec.json.Decoder(dict[str, Raw])
+
+
+class V1Client(RestClient):
+    """An upstream over V1, where only a prediction can show whether its model is the right one."""
+
+    async def _check_ready(self, model: UpstreamModel) -> None:
+        path = _path(model)
+        with faults(path):
+            text, _ = await self._client.ask("GET", path)
+            if _says_not_ready(text):
+                raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
+
+    async def _describe(self, model: UpstreamModel) -> None:
+        """Ask nothing: V1 describes no models."""
+
+    async def _ask(
+        self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
+    ) -> Sequence[OutputTensor]:
+        body = write_predict(tensors)
+        specs, rows = kind.output.tensors, _rows(tensors)
+        values = kind.output.row_values + sum(len(each.name.encode()) + 7 for each in specs)
+        with faults():
+            answer, _ = await self._client.ask(
+                "POST",
+                f"{_path(model)}:predict",
+                body,
+                {**headers, "Content-Type": "application/json"},
+                limit=answer_limit(rows * values),
+            )
+            columns = read_predictions(answer, [each.name for each in specs])
+        return [
+            OutputTensor(each.name, each.datatype, (rows, *each.shape), columns[each.name])
+            for each in specs
+        ]
+
+
+def _path(model: UpstreamModel) -> str:
+    return model_path(model.name, model.version).replace("/v2/", "/v1/", 1)
+
+
+def _says_not_ready(text: bytes) -> bool:
+    """Return whether a model's status says that it is not ready.
+
+    Raises InvalidRequestError for another message.
+    """
+    status = read_json(_STATUS, memoryview(text), "the status")
+    states = [each.state for each in status.model_version_status]
+    return str(status.ready).lower() == "false" or (bool(states) and "AVAILABLE" not in states)
+
+
+def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return the body of a request for the rows of these tensors (n, *shape), by input.
+
+    Raises UnitError for values that JSON cannot say.
+    """
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UnitError(
+                f"cannot be asked: input {name!r} has values that are not finite, which JSON, and "
+                "so V1, cannot say"
+            )
+    columns = [array.tolist() for array in tensors.values()]
+    rows: list[Any] = columns[0]
+    if len(columns) > 1:
+        rows = [dict(zip(tensors, row, strict=True)) for row in zip(*columns, strict=True)]
+    return msgspec.json.encode({"instances": rows})
+
+
+def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
+    """Return the rows of each output in an answer as one array, whether they are named or not.
+
+    Raises InvalidRequestError for another message.
+    """
+    rows = read_json(_PREDICTIONS, memoryview(body), "the answer").predictions
+    if len(outputs) == 1 and not any(bytes(row).startswith(b"{") for row in rows):
+        return {outputs[0]: _array(rows)}
+    named = [read_json(_NAMED_ROW, row, "a prediction") for row in rows]
+    for name in outputs:
+        if not all(name in row for row in named):
+            raise InvalidRequestError(f"there is no output {name!r}")
+    return {name: _array([row[name] for row in named]) for name in outputs}
+
+
+def _array(values: Sequence[Raw]) -> Raw:
+    return Raw(b"[%b]" % b",".join(map(bytes, values)))
 
 
 def _rows(tensors: Tensors) -> int:
