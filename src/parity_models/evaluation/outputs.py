@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,10 +16,9 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.gate import StandIn, served
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.queries import as_batch, renamed, rows_in, run_by_bucket, take
-from parity_models.models.signature import Batch, Named
+from parity_models.models.signature import Array, Batch, Named
 from parity_models.progress import OnProgress, Progress
 
-Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 Inputs = ArrayLike | Batch

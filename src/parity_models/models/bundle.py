@@ -27,7 +27,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, CodeError, ModelError
@@ -41,10 +40,9 @@ from parity_models.models.onnx_model import (
     why_it_fails,
 )
 from parity_models.models.queries import renamed
-from parity_models.models.signature import Layout, Signature, Tensor
+from parity_models.models.signature import Array, Layout, Signature, Tensor
 from parity_models.roles import BACKUP, parity_role
 
-Array = NDArray[Any]
 Query = dict[str, Array]
 File = TypeVar("File", bound="ModelFile")
 

@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 
 from parity_models.errors import BundleError
 from parity_models.models.queries import rows_in, sizes_in
-from parity_models.models.signature import Batch, Tensor
+from parity_models.models.signature import Array, Batch, Tensor
 
-Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 ENVELOPE = "envelope.msgpack"
@@ -447,7 +446,7 @@ def _load(kind: type[Any], stored: Any) -> Floats:
     return array
 
 
-# Made here, and not by the threads that open bundles: see manifest.py.
+# Made here, and not by the threads that open bundles: see bundle.py.
 _ENVELOPE = msgspec.msgpack.Decoder(Envelope, dec_hook=_load)
 _FIELDS = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 

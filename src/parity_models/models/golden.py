@@ -11,17 +11,14 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.errors import BundleError
 from parity_models.models.envelope import Envelope, Ids, Length, Numbers
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import renamed, rows_in, take
-from parity_models.models.signature import DATATYPES, Batch, Layout, Named, TensorSpec
+from parity_models.models.signature import DATATYPES, Array, Batch, Layout, Named, TensorSpec
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
-
-Array = NDArray[Any]
 
 GOLDEN = 8
 """Golden queries of a model: several, as each leaves some units at 0."""
@@ -176,7 +173,7 @@ def _load(kind: type[Any], stored: Any) -> Array:
     return array.reshape(found.shape)
 
 
-# Made here, and not by the threads that open bundles: see manifest.py.
+# Made here, and not by the threads that open bundles: see bundle.py.
 _FILE = msgspec.msgpack.Decoder(dict[str, _Case], dec_hook=_load)
 
 

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from parity_models.errors import DataError, ModelError
-from parity_models.models.signature import DATATYPES, FREE_BATCH, Signature, Tensor
-
-Array = NDArray[Any]
+from parity_models.models.signature import DATATYPES, FREE_BATCH, Array, Signature, Tensor
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest ONNX file: protobuf goes no further."""

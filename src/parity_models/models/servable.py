@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError
-from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
 from parity_models.errors import DataError, ModelError
@@ -39,8 +38,6 @@ from parity_models.models.signature import (
     Tensor,
     pad,
 )
-
-Array = NDArray[Any]
 
 BATCH = "batch"
 TRIED = 4

@@ -4,18 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
 from parity_models.models.queries import sizes_in
-from parity_models.models.signature import Named, Signature
+from parity_models.models.signature import Array, Named, Signature
 
-Array = NDArray[Any]
 Network = TypeVar("Network", bound=nn.Module)
 
 BATCH = 128

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.errors import (
@@ -32,15 +31,13 @@ from parity_models.models.queries import (
     sizes_in,
 )
 from parity_models.models.servable import read_servable, with_mean
-from parity_models.models.signature import Signature, TensorSpec, padded, tensors_in
+from parity_models.models.signature import Array, Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.options import SECONDS, Option, Options
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks import METRICS
 from parity_models.tasks.metrics import Labels, choose_metric
 from parity_models.training.device import Rows
-
-Array = NDArray[Any]
 
 Model = Bundle | Path | str | nn.Module
 """A bundle, the path of one or of an ONNX file, or a module."""
