@@ -142,22 +142,3 @@ def test_help_of_each_command_says_what_to_type() -> None:
             assert noise not in said, (name, noise)
         for option in context.command.params:
             assert option.metavar not in ("TEXT", "PATH"), (name, option.name)
-
-
-@pytest.mark.parametrize(
-    ("shell", "typed", "completed"),
-    [
-        ("bash", "parm ser", "serve"),
-        ("zsh", "parm serve --max-b", "--max-batch"),
-        ("fish", "parm eval", "evaluate"),
-    ],
-)
-def test_shells_complete_commands_and_options(
-    parm_here: Here, monkeypatch: pytest.MonkeyPatch, shell: str, typed: str, completed: str
-) -> None:
-    monkeypatch.setenv("_PARM_COMPLETE", f"complete_{shell}")
-    monkeypatch.setenv("COMP_WORDS", typed)
-    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
-    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", typed)
-    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
-    assert completed in parm_here().stdout

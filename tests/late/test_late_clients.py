@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 import aiohttp
@@ -132,23 +131,3 @@ async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
         await late(lambda: client.post(INFER, json=infer_message(ROWS)), ROWS)
         answer = await late(wrong, ROWS)
         assert (answer.source, answer.value.status_code) == ("backup", 200)
-
-
-def test_the_synchronous_triton_client_is_raced_in_threads(bundle: Bundle) -> None:
-    with (
-        pm.serve(bundle, policy="none", instances=1, port=0) as server,
-        pm.Late(bundle, agreement=0) as late,
-    ):
-        assert server.url is not None
-        address = server.url.removeprefix("http://")
-
-        def infer(model: str) -> Any:
-            with tritonclient.http.InferenceServerClient(address) as client:
-                return client.infer(model, triton_inputs(tritonclient.http))
-
-        for model, source, factor in (("model", "model", 1), ("other", "backup", 2)):
-            answer = late.call(partial(infer, model), ROWS)
-            assert answer.source == source
-            np.testing.assert_allclose(
-                array_in(answer.value), factor * predictions(ROWS), rtol=1e-3, atol=1e-5
-            )

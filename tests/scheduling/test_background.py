@@ -85,18 +85,6 @@ def test_tenants_are_not_encoded_together_and_exact_queries_not_at_all() -> None
     assert comparisons(world) == [parity_role(0)]
 
 
-def test_who_comes_alone_does_not_keep_others_from_being_compared_for_ever() -> None:
-    world = world_of(adaptive(parity=True))
-    answer(world)
-    world.pass_time(EVERY)
-    answer(world, "alone")
-    answer(world, "other")
-    world.pass_time(EVERY)
-    answer(world, "other")
-    answer(world, "other")
-    assert comparisons(world) == [parity_role(0)]
-
-
 def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> None:
     world = world_of(adaptive(parity=True, backup=True))
     answer(world)

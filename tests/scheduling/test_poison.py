@@ -98,28 +98,6 @@ def test_an_instance_that_was_broken_when_a_query_began_is_held_against_nobody()
     assert world.answers.keys() == {query}
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_what_instances_had_before_hides_no_query_of_death(finished: bool) -> None:
-    """They have finished it, or it was cancelled: their last clients hung up."""
-    world = world_of("01234567", deadline=100.0)
-    before = world.arrive(8)
-    if not finished:
-        world.abandon(*before)
-    for i in range(8):
-        if finished:
-            world.finish(f"{i}")
-        else:
-            world.fail(f"{i}")
-    (poison,) = world.arrive(1)
-    for lost in range(8):
-        for instance in list(world.running):
-            world.leave(instance)
-            world.join(f"again-{lost}", ORIGINALS)
-    assert world.failures[poison].reason is Reason.POISON
-    assert world.failures.keys() == {poison} | (set() if finished else set(before))
-    assert "3 instances were lost" in world.failures[poison].detail
-
-
 def test_no_query_is_excused_for_ever() -> None:
     world = world_of("0", deadline=1000.0)
     (poison,) = world.arrive(1)

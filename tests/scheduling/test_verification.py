@@ -4,12 +4,9 @@ import pytest
 
 from parity_models.scheduling import (
     DEPLOYED,
-    NoRedundancy,
     Parity,
     Reason,
     RecycleReason,
-    Scheduler,
-    SchedulerConfig,
     parity_role,
 )
 from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
@@ -112,23 +109,6 @@ class Test_an_instance_at_work:
         assert "0" in world.verifying
 
 
-def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
-    world = World(Scheduler(NoRedundancy(), SchedulerConfig(verify_every=3)))
-    for instance, node in (("0", "a"), ("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):
-        world.join(instance, ORIGINALS, node)
-        if instance != "0":
-            world.verify(instance)
-    world.arrive(1)
-    (busy,) = world.running
-    world.verify("0", right=False)
-    beside = {"1", "2"}
-    assert world.verifying.keys() == beside - {busy}
-    world.finish(busy)
-    assert world.verifying.keys() == beside
-    verify_all(world)
-    assert {state for name, state in world.scheduler.instances() if name != "0"} == {State.UP}
-
-
 @pytest.mark.parametrize("batch", [1, 6, 64])
 def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None:
     world = pool(6, verify_every=100, batch=batch)
@@ -141,20 +121,3 @@ def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None
         for instance in list(world.verifying):
             world.verify(instance, right=instance != "0")
         assert lies < 100 + batch
-
-
-def test_a_work_is_verified_after_so_many_queries_of_its_own() -> None:
-    both = {"a": ORIGINALS, "b": BOTH}
-    world = world_of(both, Parity(code()), code=code(), verify_every=4)
-    verify_all(world)
-    seen = []
-    for number in range(1, 9):
-        world.arrive(2)
-        while world.running or world.verifying:
-            if "b" in world.verifying:
-                seen.append((number, world.verifying["b"].role))
-            if world.verifying:
-                world.verify(max(world.verifying))
-            else:
-                world.finish(max(world.running))
-    assert seen == [(number, role) for number in (4, 8) for role in (DEPLOYED, parity_role(0))]

@@ -18,7 +18,7 @@ from parity_models.errors import ModelError
 from parity_models.models.bundle import MANIFEST, Bundle, open_bundle
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.deployment import golden_of, model_files
+from parity_models.serving.deployment import golden_of
 from parity_models.serving.server import ServeOptions, Server
 from served import SUM
 
@@ -66,19 +66,6 @@ async def test_the_digest_of_the_bundle_is_told(tmp_path: Path) -> None:
             assert (await client.get(path)).json()["bundle_digest"] == digest
         (line,) = re.findall("parm_build_info.+", (await client.get("/metrics")).text)[2:]
         assert line == f'parm_build_info{{bundle_digest="{digest}",version="{__version__}"}} 1.0'
-
-
-async def test_a_server_has_golden_queries_of_what_its_instances_run(tmp_path: Path) -> None:
-    bundle = write(tmp_path, 1)
-    models = {role: bundle.pinned(model) for role, model in model_files(bundle).items()}
-    golden = golden_of(bundle, models, [frozenset({"deployed"}), frozenset({"parity-0"})])
-    assert golden.keys() == {"deployed", "parity-0"}
-    rows, outputs = golden["deployed"]
-    np.testing.assert_allclose(outputs, rows.sum(axis=1, keepdims=True).repeat(2, 1), rtol=1e-5)
-    assert golden_of(bundle, models, [frozenset({"deployed"})]).keys() == {"deployed"}
-    overwrite(tmp_path)
-    with pytest.raises(ModelError, match="was changed since it was checked"):
-        golden_of(bundle, models, [frozenset({"deployed"})])
 
 
 def test_an_unrecognisable_model_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

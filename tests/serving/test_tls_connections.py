@@ -8,7 +8,7 @@ from ssl import SSLContext
 import pytest
 
 from access_files import Files
-from http_served import body, eventually, get, post, serving
+from http_served import eventually, get, serving
 from parity_models.serving.access import Certificate
 
 Tls = Callable[[], SSLContext]
@@ -37,20 +37,6 @@ async def test_what_is_no_tls_ends_nothing_but_its_connection(files: Files, tls:
         client = await served.connect(files.trusting)
         client.send(get())
         assert (await client.answer())[0] == 200
-        client.close()
-
-
-async def test_requests_end_and_are_refused_as_without_tls(files: Files, tls: Tls) -> None:
-    async with serving(tls=tls, idle_timeout=1.0, max_body=1000) as served:
-        client = await served.connect(files.trusting)
-        client.send(get(), get())
-        assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
-        assert await client.rest() == b""  # for it was idle for too long
-        assert served.counted("parm_connections_ended_total", limit="idle timeout") == 1
-        client.close()
-        client = await served.connect(files.trusting)
-        client.send(post(body() + b" " * 100_000))
-        assert (await client.answer())[0] == 413
         client.close()
 
 

@@ -1,6 +1,5 @@
 """The simulator: queueing theory where there is some, determinism, and bounded memory."""
 
-import tracemalloc
 from collections.abc import Callable
 from math import factorial
 from typing import Any
@@ -161,18 +160,6 @@ def test_queries_that_fail_are_counted_as_failed() -> None:
     failed = result.sources == FAILED
     assert failed.any()
     np.testing.assert_array_equal(np.isnan(result.latencies), failed)
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_queries() -> None:
-    peaks = []
-    for queries in (1_000, 4_000):
-        simulation = workload(queries=queries)
-        tracemalloc.start()
-        simulate(simulation, Parity(CODE))
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 3_000 * 40, "what grows is the result: 9 bytes a query"
 
 
 @pytest.mark.parametrize("policy", [ApproximateBackup, lambda: Parity(CODE)])

@@ -88,17 +88,6 @@ def test_a_lone_late_query_is_padded_where_its_parity_query_is_faster_than_a_cop
     assert encode.members[1] in range(4)
 
 
-def test_a_lone_late_query_is_copied_where_parity_takes_as_long() -> None:
-    policy = Adaptive(CODE, run_times=run_times(*SOME_SLOW))
-    world = scheduling_world.world_of("abc", policy, code=code())
-    answer_some(world)
-    world.pass_time(1.0)
-    ran(world, policy, world.now, *["a"] * 20, role=PARITY)
-    world.arrive(1)
-    world.pass_time(1.1)
-    assert runs(world) == [DEPLOYED] * 2
-
-
 def test_an_exact_query_that_is_late_is_copied() -> None:
     world = world_of(stand_ins=BOTH)
     world.arrive(2, exact=True)
@@ -319,20 +308,6 @@ def test_an_instance_is_slow_until_it_is_in_time_again() -> None:
     world.arrive(1)
     world.pass_time(0.01)
     assert runs(world) == [DEPLOYED] * 2, "what is gone says nothing of others"
-
-
-def test_two_thirds_of_all_are_slow_at_most_the_newest() -> None:
-    world, policy = slow_world()
-    ran(world, policy, 9.0, *"ef")
-    for early in (False, True, True, True, True, True):  # a to f
-        before = runs(world)
-        world.arrive(1)
-        world.pass_time(0.001)
-        asked = [BACKUP] if early else []
-        assert sorted(runs(world)) == sorted([*before, DEPLOYED, *asked])
-        for instance in list(world.running):
-            if world.running[instance].role != DEPLOYED:
-                world.finish(instance)
 
 
 def test_a_query_that_the_backup_may_not_answer_is_copied() -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from adaptive_world import BACKUPS, SOME_SLOW, run_times, runs, world_of
 from parity_models.scheduling import BACKUP, Redundancy, Scheduler
-from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies import Adaptive
 from parity_models.scheduling.policies.adaptive import BURST
 from parity_models.scheduling.policies.budget import Budget
@@ -133,16 +132,3 @@ def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
     assert sum(unit is not None for unit in scheduler.running().values()) == 1
     slow_server(6.0, scheduler, 0.0)
     assert scheduler.redundancy.value == "on"
-
-
-def test_a_server_that_is_about_to_be_its_own_bottleneck_does_not_turn_to_and_fro() -> None:
-    door, changes = FrontDoor(), 0
-    for step in range(100):
-        before = door.is_bottleneck
-        door.busy = 0.95 if step % 2 else 0.8
-        door.waited(0.0, typical_run=1.0)
-        changes += door.is_bottleneck is not before
-    assert changes == 1
-    door.busy = 0.7
-    door.waited(0.0, typical_run=1.0)
-    assert not door.is_bottleneck

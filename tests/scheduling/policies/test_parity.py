@@ -97,19 +97,6 @@ class Test_parity:
             world.finish(min(world.running))
         assert len(world.inputs) <= 2 * SHARERS_KEPT
 
-    def test_batch_mates_never_join_one_group(self) -> None:
-        """Nodes are lost between their arrival and their start."""
-        policy = Parity(code(), Parity.Options(max_group_wait=None))
-        nodes = {"a": "x", "b": "y", "p": "x"}
-        world = world_of(DEDICATED, policy, code=code(), nodes=nodes, max_batch=2)
-        for _ in "ab":
-            world.arrive(1, exact=True)
-        world.abandon(1)  # it runs on
-        world.arrive(2)
-        world.leave("b")
-        world.finish_all()
-        assert len(world.answers) == 3
-
     def test_with_two_rows_recovers_two_of_three(self) -> None:
         the_code = code(3, 2, "subtraction")
         policy = Parity(the_code, Parity.Options(pool=Pool.DEDICATED))
