@@ -21,7 +21,7 @@ from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention import quota as quotas
 from parity_models_lab.contention.network import NAMES, PREFIX, check_privileges, star
 from parity_models_lab.contention.quota import ROOT, quota
-from parity_models_lab.contention.transfers import Network, legs
+from parity_models_lab.contention.transfers import RATE, SIZES, legs
 from parity_models_lab.latency.real_trial import contended
 from parity_models_lab.latency.setting import Setting
 from parity_models_lab.served import served
@@ -31,8 +31,7 @@ from served import predictions, queries, write_linear_bundle
 
 
 def test_each_lane_has_one_transfer_at_a_time_out_and_back_by_the_seed_alone() -> None:
-    network = Network(rate=8e6, smallest=1_000_000, largest=2_000_000)
-    course, again, other = (list(islice(legs(network, 18, seed, 0), 200)) for seed in (1, 1, 2))
+    course, again, other = (list(islice(legs(18, seed, 0), 200)) for seed in (1, 1, 2))
     assert course == again != other
     assert course[0].start == 0
     assert all(before.end == after.start for before, after in pairwise(course))
@@ -41,7 +40,8 @@ def test_each_lane_has_one_transfer_at_a_time_out_and_back_by_the_seed_alone() -
         assert (out.source, out.target) == (back.target, back.source)
         assert out.source != out.target
         assert out.end - out.start == pytest.approx(back.end - back.start)
-    assert all(1 <= leg.end - leg.start <= 2 for leg in course[2:]), "the time its bytes take"
+    least, most = (8 * size / RATE for size in SIZES)
+    assert all(least <= leg.end - leg.start <= most + 1e-9 for leg in course[2:])
 
 
 # Of a server
@@ -111,8 +111,7 @@ def test_without_root_or_its_tools_the_network_is_refused(monkeypatch: pytest.Mo
 
 ABANDONED = """
 from parity_models_lab.contention.network import star
-from parity_models_lab.contention.transfers import Network
-with star(Network(shuffles=0), 1):
+with star(1):
     print("made", flush=True)
     input()
 """
@@ -126,7 +125,7 @@ def test_namespaces_of_a_killed_process_are_removed_by_the_next() -> None:
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     assert own_namespaces(process.pid)
-    with star(Network(shuffles=0), 1):
+    with star(1):
         assert not own_namespaces(process.pid)
 
 

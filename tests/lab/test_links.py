@@ -14,17 +14,16 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.emulation import Constant
 from parity_models.scheduling import DEPLOYED, EqualResources
 from parity_models.simulation import Simulation, simulate
-from parity_models_lab.contention.transfers import Leg, Network, Traffic, legs
+from parity_models_lab.contention.transfers import QUEUE, RATE, Leg, Traffic, legs
 from parity_models_lab.latency.link import DriverOnLinks, Link, Links
 
 BYTES = 50_000
-NETWORK = Network(shuffles=1)
-QUEUE = NETWORK.queue * 8 / NETWORK.rate
+FULL = QUEUE * 8 / RATE
 """Seconds that a full queue takes."""
 
 
-def link(network: Network = NETWORK, machines: int = 2, seed: int = 1) -> Link:
-    return Link(network, Traffic(network, machines, seed), 0, seed)
+def link(shuffles: int = 1, seed: int = 1) -> Link:
+    return Link(Traffic(shuffles, 2, seed), 0, seed)
 
 
 def delays(seconds: float = 60.0, seed: int = 1) -> list[tuple[float, float]]:
@@ -40,12 +39,12 @@ def delays(seconds: float = 60.0, seed: int = 1) -> list[tuple[float, float]]:
 
 def coming_in(at: float, machine: int = 0, seed: int = 1) -> Leg | None:
     """The leg to the machine at this time, of the one lane."""
-    course = takewhile(lambda leg: leg.start <= at, legs(NETWORK, 2, seed, 0))
+    course = takewhile(lambda leg: leg.start <= at, legs(2, seed, 0))
     return next((leg for leg in course if leg.target == machine and at < leg.end), None)
 
 
 def test_a_query_alone_on_its_link_is_there_at_once() -> None:
-    way = link(Network(shuffles=0))
+    way = link(shuffles=0)
     assert [way.arrival(now, BYTES) - now for now in (0.0, 1.0, 2.0)] == [0.0, 0.0, 0.0]
 
 
@@ -58,29 +57,27 @@ def test_queries_wait_where_a_transfer_comes_in_and_nowhere_else() -> None:
         elif at > leg.start + 0.1:
             beside.append(delay)
     assert np.median(apart) == 0.0
-    assert np.quantile(apart, 0.98) <= QUEUE, "what the last transfer has left is served"
-    assert min(beside) > 0.5 * QUEUE
-    assert np.quantile(beside, 0.5) < 2 * QUEUE
+    assert np.quantile(apart, 0.98) <= FULL, "what the last transfer has left is served"
+    assert min(beside) > 0.5 * FULL
+    assert np.quantile(beside, 0.5) < 2 * FULL
 
 
 def test_losses_make_a_tail_that_is_many_times_the_queue() -> None:
     found = [delay for seed in range(5) for _, delay in delays(seed=seed)]
-    assert 0.005 < np.mean(np.array(found) > 3 * QUEUE) < 0.1
-    assert np.quantile(found, 0.999) > 5 * QUEUE
+    assert 0.005 < np.mean(np.array(found) > 3 * FULL) < 0.1
+    assert np.quantile(found, 0.999) > 5 * FULL
 
 
 @given(
     seed=st.integers(0, 1000),
     shuffles=st.integers(1, 12),
-    queue=st.integers(100_000, 1_000_000),
     queries=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 500_000)), min_size=1, max_size=30),
 )
 def test_every_query_arrives_in_order(
-    seed: int, shuffles: int, queue: int, queries: list[tuple[float, int]]
+    seed: int, shuffles: int, queries: list[tuple[float, int]]
 ) -> None:
-    network = Network(shuffles=shuffles, queue=queue)
-    traffic = Traffic(network, 3, seed)
-    ways = [Link(network, traffic, machine, seed) for machine in range(3)]
+    traffic = Traffic(shuffles, 3, seed)
+    ways = [Link(traffic, machine, seed) for machine in range(3)]
     now = 0.0
     for gap, size in queries:
         now += gap
@@ -100,7 +97,7 @@ def test_a_simulation_with_links_meets_the_same_course_whatever_the_policy() -> 
     )
 
     def latencies() -> NDArray[np.float64]:
-        driver = partial(DriverOnLinks, Links(Network(), 18, {DEPLOYED: BYTES}, 0))
+        driver = partial(DriverOnLinks, Links(4, 18, {DEPLOYED: BYTES}, 0))
         return simulate(simulation, EqualResources(), driver=driver).latencies
 
     first, again = latencies(), latencies()

@@ -27,7 +27,7 @@ from threading import Event, Thread
 import psutil
 
 from parity_models_lab.contention import ContentionError
-from parity_models_lab.contention.transfers import Leg, Network, legs
+from parity_models_lab.contention.transfers import QUEUE, RATE, UP, Leg, legs
 
 NAMES = Path("/run/netns")
 PREFIX = "parm-"
@@ -38,10 +38,6 @@ GRACE = 5.0
 
 FRONTEND_ADDRESS = "198.18.0.1"
 CONNECT_TIMEOUT = 2.0
-
-UP = 2
-"""The factor by which machines send faster than they receive. So bytes wait at the receiver's end,
-as where many senders meet: the paper's links have 1 to 2 Gbit/s."""
 
 BURST = 70_000
 """Bytes that a link lets through at once after a rest: the largest parcel that TCP hands over,
@@ -110,7 +106,7 @@ def machine_address(machine: int) -> str:
 
 
 @contextmanager
-def star(network: Network, machines: int) -> Iterator[Star]:
+def star(machines: int) -> Iterator[Star]:
     """Make such a network while the context lasts. Raises ContentionError if it cannot be made.
 
     The leftovers of processes that were killed are removed first.
@@ -122,14 +118,14 @@ def star(network: Network, machines: int) -> Iterator[Star]:
     everyone = (f"{prefix}switch", made.frontend, *made.machines)
     try:
         configure("ip", [f"netns add {name}" for name in everyone])
-        _connect_all(network, f"{prefix}switch", made)
+        _connect_all(f"{prefix}switch", made)
         yield made
     finally:
         remove(everyone)
 
 
-def _connect_all(network: Network, switch: str, made: Star) -> None:
-    queue = f"burst {BURST}b limit {network.queue}b"
+def _connect_all(switch: str, made: Star) -> None:
+    queue = f"burst {BURST}b limit {QUEUE}b"
     addresses = [FRONTEND_ADDRESS, *map(machine_address, range(len(made.machines)))]
     configure("ip", ["link add name bridge0 type bridge", "link set dev bridge0 up"], switch)
     for number, name in enumerate((made.frontend, *made.machines)):
@@ -150,8 +146,8 @@ def _connect_all(network: Network, switch: str, made: Star) -> None:
         ]
         configure("ip", commands, name)
         if number:
-            for where, device, rate in ((switch, port, 1), (name, "eth0", UP)):
-                shape = f"root tbf rate {rate * network.rate:.0f}bit {queue}"
+            for where, device, faster in ((switch, port, 1), (name, "eth0", UP)):
+                shape = f"root tbf rate {faster * RATE:.0f}bit {queue}"
                 configure("tc", [f"qdisc add dev {device} {shape}"], where)
 
 
@@ -226,15 +222,15 @@ def processes_in(names: Sequence[str]) -> list[int]:
 
 
 @contextmanager
-def shuffling(network: Network, machines: Star, seed: int) -> Iterator[None]:
-    """Run a network's background transfers from now on.
+def shuffling(shuffles: int, machines: Star, seed: int) -> Iterator[None]:
+    """Run background transfers from now on, so many at all times.
 
     Each lane is a thread that runs one transfer after the other. A transfer has its links for as
     long as its bytes take at the links' rate and is then cut off, whether or not it got through:
     so where two share a link, both are slowed, but neither moves those that follow.
     """
     stop, start = Event(), time.monotonic()
-    courses = [legs(network, len(machines.machines), seed, i) for i in range(network.shuffles)]
+    courses = [legs(len(machines.machines), seed, lane) for lane in range(shuffles)]
     lanes = [Thread(target=_run_lane, args=(each, machines, start, stop)) for each in courses]
     for lane in lanes:
         lane.start()

@@ -10,30 +10,19 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from random import Random
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-from msgspec import Meta
+RATE = 100e6
+"""Bits a second that a machine receives; it sends at UP times that."""
 
+UP = 2
+"""So bytes wait at the receiver's end, as where many senders meet."""
 
-class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A link for each worker, and background shuffles between them.
+QUEUE = 256_000
+"""Bytes that wait at either end of a link at most."""
 
-    A worker receives at `rate` bit/s and sends at twice that; up to `queue` bytes wait at
-    either end. At all times `shuffles` transfers run, each of `smallest` to `largest` bytes out
-    and back between two distinct workers drawn at random. The defaults are the paper's (Kosaian
-    et al., SOSP 2019, section 5.1), with rates and sizes divided by ten.
-    """
-
-    rate: Annotated[float, Meta(ge=1e6, le=1e11)] = 100e6
-    queue: Annotated[int, Meta(ge=10_000, le=100_000_000)] = 256_000
-    shuffles: Annotated[int, Meta(ge=0, le=100)] = 4
-    smallest: Annotated[int, Meta(ge=1)] = 12_800_000
-    largest: Annotated[int, Meta(ge=1)] = 25_600_000
-
-    def __post_init__(self) -> None:
-        if self.smallest > self.largest:
-            raise ValueError(f"smallest ({self.smallest}) is above largest ({self.largest})")
+SIZES = 12_800_000, 25_600_000
+"""Bytes of a transfer, out and back. As RATE, a tenth of the paper's."""
 
 
 class Leg(NamedTuple):
@@ -45,13 +34,13 @@ class Leg(NamedTuple):
     target: int
 
 
-def legs(network: Network, machines: int, seed: int, lane: int) -> Iterator[Leg]:
+def legs(machines: int, seed: int, lane: int) -> Iterator[Leg]:
     """Yield the course of a lane between `machines` machines, without end."""
     rng = Random(f"{seed}/shuffle {lane}")
     at = 0.0
     while True:
         source, target = rng.sample(range(machines), 2)
-        length = 8 * rng.uniform(network.smallest, network.largest) / network.rate
+        length = 8 * rng.uniform(*SIZES) / RATE
         if at == 0.0:
             length *= rng.random()  # as if begun before, so that lanes do not march in step
         turn, end = at + length, at + 2 * length
@@ -66,8 +55,8 @@ class Traffic:
     Each machine's times of asking must not decrease.
     """
 
-    def __init__(self, network: Network, machines: int, seed: int) -> None:
-        lanes = [legs(network, machines, seed, lane) for lane in range(network.shuffles)]
+    def __init__(self, shuffles: int, machines: int, seed: int) -> None:
+        lanes = [legs(machines, seed, lane) for lane in range(shuffles)]
         self._next = [(next(lane), number, lane) for number, lane in enumerate(lanes)]
         heapq.heapify(self._next)
         self._coming: list[deque[Leg]] = [deque() for _ in range(machines)]

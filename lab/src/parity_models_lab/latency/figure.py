@@ -114,12 +114,6 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         given = (point[self.axis] for point in self.points)
         return [each if isinstance(each, str) else f"{each:g}" for each in given]
 
-    @property
-    def xs(self) -> list[float]:
-        """The points' places on the axis."""
-        numbers = (index if self.in_words else p[self.axis] for index, p in enumerate(self.points))
-        return [float(each) for each in numbers]
-
     def checked(self) -> "Figure":
         """Return it with swept series as one each. Raises UserError for what cannot be run."""
         figure = msgspec.structs.replace(
@@ -131,11 +125,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for index, point in enumerate(self.points):
             if self.axis not in point:
                 raise UserError(f"point {index} does not say what {self.axis} is there")
-            if not isinstance(point[self.axis], str if self.in_words else int | float):
-                raise UserError(
-                    f"{self.axis} is not {'in words' if self.in_words else 'a number'} at point "
-                    f"{index}; a setting varies by numbers, and what is not a setting in words"
-                )
+            if not isinstance(point[self.axis], str | int | float):
+                raise UserError(f"{self.axis} is neither a word nor a number at point {index}")
         for (index, _), series in product(enumerate(self.points), figure.series):
             _ = figure.at(index, series).code, series.candidates
         if len({series.label for series in figure.series}) < len(figure.series):

@@ -27,10 +27,13 @@ from typing import Any
 
 from parity_models.roles import DEPLOYED
 from parity_models.simulation.simulator import Driver, Instance
-from parity_models_lab.contention.transfers import Leg, Network, Traffic
+from parity_models_lab.contention.transfers import QUEUE, RATE, Leg, Traffic
 
 SEGMENT, FRAME = 1448, 1514
 """Bytes of data in a segment of TCP, and of the frame that it takes."""
+
+DATA_RATE, LIMIT = RATE / 8 * SEGMENT / FRAME, QUEUE * SEGMENT / FRAME
+"""Of a queue that is counted in bytes of data: those that it lets through a second, and holds."""
 
 BURST = 70_000
 """Bytes that a link lets through at once after a rest."""
@@ -93,9 +96,7 @@ class Link:
     Times of asking must not decrease.
     """
 
-    def __init__(self, network: Network, traffic: Traffic, machine: int, seed: int) -> None:
-        self._rate = network.rate / 8 * SEGMENT / FRAME  # of a queue counted in bytes of data
-        self._limit = network.queue * SEGMENT / FRAME
+    def __init__(self, traffic: Traffic, machine: int, seed: int) -> None:
         self._traffic = traffic
         self._machine = machine
         self._random = Random(f"{seed}/link {machine}")
@@ -170,7 +171,7 @@ class Link:
             until = min([now, starts, *(each.end for each in self._running)])
             self._let_grow(until)
             if any(each.end <= until for each in self._running):
-                self._through = max(self._through, until + self._queued() / self._rate)
+                self._through = max(self._through, until + self._queued() / DATA_RATE)
                 self._running = [each for each in self._running if each.end > until]
             if self._starting and starts <= until:
                 self._start(self._starting.popleft().end)
@@ -178,8 +179,8 @@ class Link:
                 return
 
     def _start(self, end: float) -> None:
-        most = BURST + DOUBLED * SLOW_START * self._rate
-        window = min(self._random.uniform(BURST / 2, most), self._limit - self._queued())
+        most = BURST + DOUBLED * SLOW_START * DATA_RATE
+        window = min(self._random.uniform(BURST / 2, most), LIMIT - self._queued())
         self._running.append(_Transfer(end, max(window, LEAST_WINDOW * SEGMENT)))
 
     def _let_grow(self, until: float) -> None:
@@ -187,10 +188,10 @@ class Link:
             while self._own and self._own[0][0] <= self._now:
                 self._own.popleft()
             queued = self._queued()
-            room = self._limit - queued - sum([size for _, size in self._own])
+            room = LIMIT - queued - sum([size for _, size in self._own])
             if room < 1:
                 self._shrink()
-                step = queued / self._rate  # which is when the loss is known
+                step = queued / DATA_RATE  # which is when the loss is known
             else:
                 growth = [self._growth(each, queued) for each in self._running]
                 step = min(room / sum(growth), STEP)
@@ -205,7 +206,7 @@ class Link:
     def _growth(self, transfer: _Transfer, queued: float) -> float:
         """Bytes a second by which its window grows; a round trip takes as long as the queue."""
         by = FRIENDLY * SEGMENT if transfer.full else PROBING * transfer.window
-        return by * self._rate / queued
+        return by * DATA_RATE / queued
 
     def _shrink(self) -> None:
         """The queue is full: the transfer that has most in it loses something."""
@@ -220,16 +221,16 @@ class Link:
         """Return the arrival of these segments, sent as one parcel; None if they are lost."""
         self._advance(time)
         size = segments * SEGMENT
-        takes = size / self._rate
+        takes = size / DATA_RATE
         if not self._running:
-            self._through = max(self._through, time - BURST / self._rate) + takes
+            self._through = max(self._through, time - BURST / DATA_RATE) + takes
             return max(time, self._through)
         queued = self._queued()
-        if queued + sum([own for through, own in self._own if through > time]) + size > self._limit:
+        if queued + sum([own for through, own in self._own if through > time]) + size > LIMIT:
             return None
         # The link serves whole parcels, and is somewhere in one.
         ahead = queued * (1 - self._random.random() / PARCELS)
-        self._through = max(time + ahead / self._rate, self._through) + takes
+        self._through = max(time + ahead / DATA_RATE, self._through) + takes
         self._own.append((self._through, size))
         self._round_trip += (self._through - time - self._round_trip) / 8
         return self._through
@@ -287,9 +288,9 @@ class Links:
     `row` is the size of a query in bytes, by role; of a role that is not named, as for DEPLOYED.
     """
 
-    def __init__(self, network: Network, machines: int, row: Mapping[str, int], seed: int) -> None:
-        traffic = Traffic(network, machines, seed)
-        self._links = [Link(network, traffic, machine, seed) for machine in range(machines)]
+    def __init__(self, shuffles: int, machines: int, row: Mapping[str, int], seed: int) -> None:
+        traffic = Traffic(shuffles, machines, seed)
+        self._links = [Link(traffic, machine, seed) for machine in range(machines)]
         self._row = row
 
     def arrival(self, slot: int, now: float, role: str, rows: int) -> float:

@@ -11,7 +11,6 @@ from math import inf, prod
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from torch import nn
 
@@ -52,10 +51,10 @@ def contended(setting: Setting, seed: int) -> Iterator[Contended]:
 
     Raises ContentionError if the network, or a quota, cannot be made here.
     """
-    network, workers = setting.network, range(setting.all_instances)
+    workers = range(setting.all_instances)
     nodes = [str(worker % setting.nodes) if setting.nodes else None for worker in workers]
     with ExitStack() as stack:
-        machines = stack.enter_context(star(network, len(workers))) if network else None
+        machines = stack.enter_context(star(len(workers))) if setting.linked else None
         slowed = stack.enter_context(quota(setting.quota)) if setting.quota < inf else None
         prefix = enter(machines.frontend) if machines else ()
         places = [Placement(node=node) for node in nodes]
@@ -66,8 +65,8 @@ def contended(setting: Setting, seed: int) -> Iterator[Contended]:
         def begin() -> None:
             if slowed:
                 slowed.begin()
-            if network and machines:
-                stack.enter_context(shuffling(network, machines, seed))
+            if machines:
+                stack.enter_context(shuffling(setting.shuffles, machines, seed))
 
         yield Contended((slowed.prefix if slowed else ()) + prefix, prefix, tuple(places), begin)
 
@@ -126,12 +125,14 @@ async def _run(trial: Trial, folder: Path) -> TrialResult:
     answered = result.answered[counted]
     if not answered.any():
         raise LoadError(f"no query was answered: {result.errors()}; offer less load")
-    sources = {str(source): int(result.came_from(source)[counted].sum()) for source in Source}
-    return msgspec.structs.replace(
-        result_of(result.latency[counted][answered], int((~answered).sum()), sources),
-        busy_ms=busy / int(result.answered.sum()) * 1e3,
-        send_delay_p99_ms=float(np.nanquantile(result.send_delay[counted], 0.99) * 1e3),
-        lag_ms=lag * 1e3,
+    stood_in = sum(result.came_from(source)[counted].sum() for source in Source if source.stands_in)
+    return result_of(
+        result.latency[counted][answered],
+        int((~answered).sum()),
+        int(stood_in),
+        busy / int(result.answered.sum()),
+        send_delay=float(np.nanquantile(result.send_delay[counted], 0.99)),
+        lag=lag,
     )
 
 

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import ScalarFormatter
 
 from parity_models.options import Option
-from parity_models.scheduling import Source
 from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.latency.figure import Figure, figure_names, figures_of, load_figure
@@ -95,38 +94,29 @@ def latency(
 
 
 def rows_of(figure: Figure, cells: Sequence[Cell]) -> Iterator[Row]:
-    """Yield a row for each run; latencies in ms.
+    """Yield a row for each run; times in ms.
 
     `shrinks` is the first series' gap divided by this one's.
     """
     first = {(c.point, c.trial.mode): c.result for c in cells if c.series is figure.series[0]}
     for cell in cells:
-        here, baseline = cell.result, first.get((cell.point, cell.trial.mode))
+        result, baseline = cell.result, first.get((cell.point, cell.trial.mode))
         yield {
             figure.axis: figure.labels[cell.point],
             "policy": cell.label,
             "run": cell.trial.mode,
-            "p50": here.p50_ms,
-            "p99": here.p99_ms,
-            "p99.9": here.p999_ms,
-            "gap": here.gap_ms,
-            "shrinks": None if baseline is None else baseline.gap_ms / here.gap_ms,
-            "stood in": sum(here.share(each) for each in Source if each.stands_in),
-            "failed": here.errors,
-            "busy": here.busy_ms,
-            "work": here.work,
-            "send delay": here.send_delay_p99_ms,
-            "lag": here.lag_ms,
-            INVALID: why_invalid(here, cell.trial.setting),
+            **result.row,
+            "shrinks": None if baseline is None else baseline["gap"] / result["gap"],
+            INVALID: why_invalid(result, cell.trial.setting),
         }
 
 
 def why_invalid(result: TrialResult, setting: Setting) -> str:
     """Return why a run says nothing of its policy, as generator or server was too late; empty if it
     is valid."""
-    if (result.send_delay_p99_ms or 0.0) > SEND_DELAY_MS:
+    if result["send delay"] > SEND_DELAY_MS:
         return "the load generator was late"
-    if (result.lag_ms or 0.0) > LAG * setting.mean_service * 1e3:
+    if result["lag"] > LAG * setting.mean_service * 1e3:
         return "the server was its own bottleneck"
     return ""
 
@@ -146,9 +136,9 @@ def draw(figure: Figure, cells: Sequence[Cell], path: Path) -> None:
         for series, colour in zip(figure.series, cycle(PALETTE), strict=False):
             for mode, marks in looks.items():
                 here = [c for c in cells if c.series is series and c.trial.mode == mode]
-                xs = [figure.xs[cell.point] for cell in here]
-                for look, of in zip(marks, ("p50_ms", "p999_ms"), strict=True):
-                    ys, size = [getattr(c.result, of) for c in here], 16 if look == "_" else None
+                xs = [cell.point for cell in here]
+                for look, of in zip(marks, ("p50", "p99.9"), strict=True):
+                    ys, size = [c.result[of] for c in here], 16 if look == "_" else None
                     along.plot(xs, ys, look, color=colour, ms=size, mew=2)
                 for cell in here:
                     if cell.point == shown:
@@ -160,7 +150,7 @@ def draw(figure: Figure, cells: Sequence[Cell], path: Path) -> None:
         along.yaxis.set_major_formatter(ScalarFormatter())
         along.yaxis.set_minor_formatter(ScalarFormatter())
         along.tick_params(axis="y", which="both", labelsize=8)
-        along.set_xticks(figure.xs, figure.labels)
+        along.set_xticks(range(len(figure.points)), figure.labels)
         along.set_xlabel(figure.axis)
         along.set_ylabel("latency in ms")
         along.set_title(figure.title, loc="left", fontweight="bold")

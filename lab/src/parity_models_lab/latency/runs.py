@@ -14,7 +14,7 @@ from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.figure import Figure, Series
 from parity_models_lab.latency.real_trial import run_real
-from parity_models_lab.latency.trial import PERCENTILES, Mode, Trial, TrialResult, simulate_trial
+from parity_models_lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.results import ResultCache, code_digest, simulated
 
 Out = Annotated[Path, Option("The folder to write results and pictures to.", metavar="DIR")]
@@ -99,7 +99,7 @@ def run_figure(
     chosen: dict[tuple[str, int], PolicyChoice] = {}
     for (series, point), tried in zip(places, tuning, strict=True):
         ran = [(next(tried_out), one.policy) for one in tried]
-        chosen[series.label, point] = _best(ran, PERCENTILES[series.tuned_by])
+        chosen[series.label, point] = _best(ran, series.tuned_by)
     planned = []
     for mode, point, series in product(get_args(Mode), points, figure.series):
         if mode == "simulated" or (point in real and series.real):
@@ -113,4 +113,4 @@ def run_figure(
 
 
 def _best(ran: Sequence[tuple[TrialResult, PolicyChoice]], by: str) -> PolicyChoice:
-    return min(ran, key=lambda each: (each[0].errors, getattr(each[0], by)))[1]
+    return min(ran, key=lambda each: (each[0]["failed"], each[0][by]))[1]

@@ -22,7 +22,6 @@ from parity_models.emulation import (
     Spell,
 )
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
-from parity_models_lab.contention.transfers import Network
 from parity_models_lab.latency.link import Links
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
@@ -145,19 +144,16 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return times if self.burst is None else self.burst.compress(times)
 
     @property
-    def network(self) -> Network | None:
-        """The links, where there are any."""
-        if self.all_instances == 1 or not (self.shuffles or self.quiet_links):
-            return None
-        return Network(shuffles=self.shuffles)
+    def linked(self) -> bool:
+        """True if instances are behind links."""
+        return self.shuffles > 0 or self.quiet_links
 
     def links(self, seed: int) -> Links | None:
         """Return the links of simulated runs, to which real ones are shaped."""
-        network = self.network
-        if network is None:
+        if not self.linked:
             return None
         row = {DEPLOYED: 4 * prod(QUERY_SHAPE), parity_role(0): 4 * prod(self.code.parity_shape)}
-        return Links(network, self.all_instances, row, seed)
+        return Links(self.shuffles, self.all_instances, row, seed)
 
     @property
     def quota(self) -> float:

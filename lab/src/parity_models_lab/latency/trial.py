@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import UserError
 from parity_models.protection.scene import DISPATCH
-from parity_models.roles import DEPLOYED, Source
+from parity_models.roles import DEPLOYED
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
@@ -24,8 +24,10 @@ from parity_models_lab.latency.setting import CORES, Setting
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept where all of them matter."""
 
-PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
-"""The fields of results, by percentile."""
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+
+STAND_INS = [number for number, source in enumerate(SOURCES) if source.stands_in]
+"""The sources that stand in for the model, in simulations."""
 
 Mode = Literal["real", "simulated"]
 """Worker processes, a server and a load generator, with emulated service times; or the scheduler
@@ -53,9 +55,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """A name for the trial, by its content."""
-        policy = self.policy.written_out() | {"dispatch": self.policy.rule}
-        content = msgspec.to_builtins(self) | {"policy": policy}
-        return sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:24]
+        return sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:24]
 
     def arrivals(self) -> NDArray[np.float64]:
         """Return the times of arrival: (warm_up + queries,) seconds, in order."""
@@ -80,38 +80,34 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return policy.roles(self.setting.instances, self.setting.extra_instances)
 
 
-class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Latencies in ms over answered queries.
+class TrialResult(msgspec.Struct, frozen=True):
+    """The columns of a `row` of a table, and the quantiles at SHARES. Times in ms.
 
-    `quantiles_ms` are those of SHARES. `sources` counts answers by source. `busy_ms` is how long
-    instances were busy for each query and `work` how many units ran for it, all models together;
-    `send_delay_p99_ms` how late the load generator sent, `lag_ms` how long reports and timers
-    waited for the server's process on average. None where the mode does not know.
+    Latencies are those of answered queries: PERCENTILES, and the `gap`, p99.9 - p50. `stood in` is
+    the share of answers by stand-ins, `failed` how many queries did. `busy` is how long instances
+    were busy for each query and `work` how many units ran for it, all models together; `send delay`
+    how late the load generator sent at p99, `lag` how long reports and timers waited for the
+    server's process on average. None where the mode does not know.
     """
 
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
+    row: dict[str, float | None]
     quantiles_ms: tuple[float, ...]
-    answered: int
-    errors: int
-    sources: dict[str, int]
-    work: float | None = None
-    busy_ms: float | None = None
-    send_delay_p99_ms: float | None = None
-    lag_ms: float | None = None
 
-    @property
-    def gap_ms(self) -> float:
-        """The gap: p99.9 - p50."""
-        return self.p999_ms - self.p50_ms
-
-    def share(self, source: Source) -> float:
-        """Return the share of answers from `source`."""
-        return self.sources.get(source, 0) / self.answered
+    def __getitem__(self, column: str) -> float:
+        """Return a number; 0 where it is not known."""
+        return self.row[column] or 0.0
 
 
-def result_of(latencies: NDArray[np.float64], errors: int, sources: dict[str, int]) -> TrialResult:
+def result_of(
+    latencies: NDArray[np.float64],
+    failed: int,
+    stood_in: int,
+    busy: float,
+    *,
+    work: float | None = None,
+    send_delay: float | None = None,
+    lag: float | None = None,
+) -> TrialResult:
     """Sum up the `latencies` (n,) in seconds of answered queries.
 
     Raises UserError if there are none.
@@ -119,16 +115,11 @@ def result_of(latencies: NDArray[np.float64], errors: int, sources: dict[str, in
     if not len(latencies):
         raise UserError("no query was answered, so there are no latencies: offer less load")
     ms = latencies * 1e3
-    p50, p99, p999 = np.quantile(ms, [0.5, 0.99, 0.999]).tolist()
-    return TrialResult(
-        p50_ms=p50,
-        p99_ms=p99,
-        p999_ms=p999,
-        quantiles_ms=tuple(np.quantile(ms, SHARES).round(3).tolist()),
-        answered=len(ms),
-        errors=errors,
-        sources={source: count for source, count in sources.items() if count},
-    )
+    p50, p99, p999 = np.quantile(ms, list(PERCENTILES.values())).tolist()
+    row = {"p50": p50, "p99": p99, "p99.9": p999, "gap": p999 - p50}
+    row |= {"stood in": stood_in / len(ms), "failed": failed, "busy": busy * 1e3, "work": work}
+    row |= {"send delay": send_delay and send_delay * 1e3, "lag": lag and lag * 1e3}
+    return TrialResult(row, tuple(np.quantile(ms, SHARES).round(3).tolist()))
 
 
 def simulate_trial(trial: Trial) -> TrialResult:
@@ -158,10 +149,11 @@ def simulate_trial(trial: Trial) -> TrialResult:
     if trial.outside_ms:
         shares = np.random.default_rng((trial.seed, 2)).random(len(latencies))
         latencies += np.interp(shares, SHARES, trial.outside_ms) / 1e3
-    counts = {str(each): int(np.sum(sources == number)) for number, each in enumerate(SOURCES)}
-    return msgspec.structs.replace(
-        result_of(latencies, int(np.sum(~answered)), counts),
+    return result_of(
+        latencies,
+        int(np.sum(~answered)),
+        int(np.isin(sources, STAND_INS).sum()),
+        float(sum(result.busy.values())) / trial.queries,
         work=sum(result.units.values()) / trial.queries,
-        busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
-        lag_ms=result.lag * 1e3 if setting.speed else None,
+        lag=result.lag if setting.speed else None,
     )

@@ -7,9 +7,9 @@ simulations.
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import numpy as np
 import typer
+from msgspec.structs import replace
 
 from parity_models.emulation import Constant
 from parity_models.options import Option
@@ -55,10 +55,10 @@ def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[li
 
     Returns:
         A row for each point and policy, with latencies in ms, `off` as shares of the real ones; and
-        by point what serving takes besides what is simulated, in ms.
+        by point what serving takes besides what is simulated, in ms: how much longer a unit holds
+        its instance, and quantiles of what answers take outside.
 
     """
-    replace = msgspec.structs.replace
     series = tuple(replace(each, real=True) for each in figure.series)
     figure = replace(figure, real_queries=queries, series=series)
     cells = run_figure(figure, trials, seed, real=range(len(figure.points)))
@@ -68,18 +68,16 @@ def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[li
         real = [cell for cell in cells if cell.point == point and cell.trial.mode == "real"]
         calm = calm_trial(real[0].trial)
         held, outside = overheads_between(*trials.run([calm, replace(calm, mode="simulated")]))
-        simulated = [
-            replace(cell.trial, mode="simulated", held_ms=held, outside_ms=outside) for cell in real
-        ]
-        for cell, result in zip(real, trials.run(simulated), strict=True):
+        more = {"mode": "simulated", "held_ms": held, "outside_ms": outside}
+        simulated = trials.run([replace(cell.trial, **more) for cell in real])
+        for cell, result in zip(real, simulated, strict=True):
             rows.append({"at": label, "policy": cell.series.label, **off(cell.result, result)})
-        quantiles = np.interp([0.5, 0.99, 0.999], SHARES, outside).tolist()
+        about = {"at": label, "rate": calm.setting.queries_per_second, "held": held}
         overheads.append(
-            {
-                "at": label,
-                "rate": calm.setting.queries_per_second,
-                "held": held,
-                **{f"outside {name}": ms for name, ms in zip(PERCENTILES, quantiles, strict=True)},
+            about
+            | {
+                f"outside {name}": float(np.interp(share, SHARES, outside))
+                for name, share in PERCENTILES.items()
             }
         )
     return rows, overheads
@@ -88,10 +86,9 @@ def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[li
 def off(real: TrialResult, simulated: TrialResult) -> dict[str, float]:
     """Return the latencies of both, and the errors of the simulated ones."""
     row: dict[str, float] = {}
-    for percentile, of in PERCENTILES.items():
-        row[f"{percentile} real"] = getattr(real, of)
-        row[f"{percentile} simulated"] = getattr(simulated, of)
-        row[f"{percentile} off"] = getattr(simulated, of) / getattr(real, of) - 1
+    for each in PERCENTILES:
+        row[f"{each} real"], row[f"{each} simulated"] = real[each], simulated[each]
+        row[f"{each} off"] = simulated[each] / real[each] - 1
     return row
 
 
@@ -114,12 +111,12 @@ def calm_trial(trial: Trial) -> Trial:
         shuffles=0,
         quiet_links=bool(trial.setting.shuffles),
     )
-    return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
+    return replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
 
 def overheads_between(real: TrialResult, simulated: TrialResult) -> tuple[float, tuple[float, ...]]:
-    """Return the overheads of a calm trial, in ms, by which its real result exceeds its simulation:
-    how much longer a unit holds its instance, and what answers take besides, at SHARES."""
-    held = max(0.0, (real.busy_ms or 0.0) - (simulated.busy_ms or 0.0))
-    outside = np.maximum(0, np.array(real.quantiles_ms) - simulated.p50_ms - held)
+    """Return by how much a calm trial's real result exceeds its simulation, in ms: how much longer
+    a unit holds its instance, and what answers take besides, at SHARES."""
+    held = max(0.0, real["busy"] - simulated["busy"])
+    outside = np.maximum(0, np.array(real.quantiles_ms) - simulated["p50"] - held)
     return held, tuple(outside.tolist())
