@@ -171,7 +171,9 @@ def build_models(network: NetworkPlan, r: int, deployed: nn.Module) -> tuple[nn.
     started = False
     for j, model in enumerate(models if network.recipe.from_deployed else ()):
         if isinstance(model, Slotwise):
-            alike = model.start_from(deployed, first=j == 0)
+            # It begins as F would on images shrunk by area averaging. Models that start alike stay
+            # alike, and their mean is no better than each: only one begins with F's first layer.
+            alike = copy_weights(model.network, deployed, prod(model.block), shared=j == 0)
         else:  # the head begins with the weights for the mean of the places
             alike = copy_weights(model, deployed, prod(network.places))
         started = started or alike

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from math import ceil, cos, pi, prod
+from math import ceil, cos, pi
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -232,15 +232,6 @@ class Slotwise(nn.Module):
         blocks = queries.reshape(-1, channels, down, rows, across, columns)
         inside_first = blocks.permute(0, 1, 3, 5, 2, 4)
         return inside_first.reshape(-1, channels * rows * columns, down, across)
-
-    def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
-        """Begin as the deployed network would on images shrunk by area averaging; return whether
-        any layers are alike.
-
-        Parity models that start alike stay alike, and their mean is no better than each: if this is
-        not the `first`, its first layer keeps its random weights.
-        """
-        return copy_weights(self.network, deployed, prod(self.block), shared=first)
 
 
 class Slot(nn.Module):
