@@ -82,10 +82,10 @@ def train(
     """Train a model to serve, if you do not have one.
 
     Writes a bundle without a code: the model as ONNX, its weights, and how it was trained; next to
-    it, DIR-inputs.npy, DIR-test.npy and DIR-labels.npy hold the task's queries. `parm parity --from
-    DIR --inputs DIR-inputs.npy` then makes it resilient. The epoch that does best on a validation
-    set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
-    next to DIR lets you --resume.
+    it, DIR-inputs.npy, DIR-test.npy and DIR-labels.npy hold the task's queries. With them, `parm
+    parity --model DIR --inputs DIR-inputs.npy` makes it resilient. The epoch that does best on a
+    validation set is kept. Ctrl-C ends training early and writes the best model so far; a
+    checkpoint next to DIR lets you --resume.
     """
     learned = find_task(task)
     dataset = load_dataset(learned)

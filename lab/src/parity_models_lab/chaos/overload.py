@@ -117,6 +117,7 @@ async def _offer(load: LoadSpec, ask: Ask, useful: float, capacity: float) -> Ro
                 async with asyncio.timeout(10 * SERVICE):
                     await ask(lambda: None)
                 return sent - over
+            await asyncio.sleep(0.05)
         return None
 
     recovering = asyncio.create_task(recovery())
