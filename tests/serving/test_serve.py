@@ -48,6 +48,14 @@ def test_workers_killed_one_after_another_under_load_cost_no_request(bundle: Pat
         assert server.metric("parm_instances_up") == 2 * len(server.workers()), "of either role"
 
 
+def test_signals_switch_redundancy_off_and_on(bundle: Path) -> None:
+    with ServerProcess(str(bundle), "--policy", "parity") as server:
+        for number, state in ((signal.SIGUSR1, "off"), (signal.SIGUSR2, "on")):
+            os.kill(server.process.pid, number)
+            is_so = f'parm_redundancy{{state="{state}"}} 1.0'
+            until(lambda is_so=is_so: is_so in httpx.get(server.metrics_url).text, state)  # type: ignore[misc]  # of a lambda's default
+
+
 def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> None:
     arguments = ("--policy", "none", "--instances", "1", "--max-queue", "2")
     with (

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -189,6 +190,9 @@ async def _serve_until(asked_to_stop: asyncio.Event, server: Server) -> None:
         return
     await starting
     freeze_modules()
+    loop = asyncio.get_running_loop()
+    for number, on in ((signal.SIGUSR1, False), (signal.SIGUSR2, True)):
+        loop.add_signal_handler(number, server.switch_redundancy, on)
     try:
         for line in _said(server):
             _tell(line)

@@ -310,6 +310,12 @@ class Scheduler(Port):
         self.front_door.waited(lag, self._admission.typical_run)
         return self._turn()
 
+    def redundancy_switched(self, now: float, on: bool) -> list[Action]:
+        """Redundant work is sent from now on, or not; at first it is."""
+        self.now = max(self.now, now)
+        self.redundancy_on = on
+        return self._turn()
+
     def time_passed(self, now: float) -> list[Action]:
         """It is `now`; the driver calls this at the time of the last WakeAt."""
         self.now = max(self.now, now)
@@ -354,7 +360,7 @@ class Scheduler(Port):
     @property
     def redundancy(self) -> Redundancy:
         """The state of redundant work: sent now, or the reason why not."""
-        return self._policy.redundancy(self)
+        return self._policy.redundancy(self) if self.redundancy_on else Redundancy.OFF
 
     def running(self) -> dict[str, int | None]:
         """Return the instances that are up, as far as reported, and the unit that each one runs."""

@@ -32,6 +32,8 @@ class Redundancy(StrEnum):
     """It did not help in the last test."""
     BOTTLENECK = "bottleneck"
     """The server's own process is the bottleneck."""
+    OFF = "off"
+    """It is switched off."""
 
 
 class FrontDoor:

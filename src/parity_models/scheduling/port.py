@@ -54,6 +54,8 @@ class Port(ABC):
         """The lag and the load of the server's own process."""
         self.closed_gates: set[Source] = set()
         """The sources whose gate is closed."""
+        self.redundancy_on = True
+        """True if redundancy is switched on; if not, copies and tasks are not queued."""
         self.compare_next = False
         """The next prediction of the model is compared with a stand-in, if an instance is idle."""
         self._actions: list[Action] = []
@@ -121,6 +123,7 @@ class Port(ABC):
         query = self.queries.get(subject) if role == BACKUP else None
         group = None if query is None else query.original.group
         task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
+        task.wanted = self.redundancy_on
         apart.append(task)
         self._queue(task)
         return task
@@ -146,7 +149,7 @@ class Port(ABC):
         It goes to the head of the queue, as it is as old as its query; `last`: to the end. The
         instances to `avoid` do not run it as long as others are up.
         """
-        if query.id not in self.queries:
+        if query.id not in self.queries or not self.redundancy_on:
             return
         group = query.original.group
         apart = [query.tasks, *(t for t in query.original.apart if t is not query.tasks)]

@@ -99,6 +99,7 @@ _REDUNDANCY = {
     Redundancy.TESTING: "on and off in turns, to test whether it shortens latencies",
     Redundancy.PAUSED: "paused, as it does not shorten latencies",
     Redundancy.BOTTLENECK: "stopped, as the server's own process is the bottleneck",
+    Redundancy.OFF: "switched off",
 }
 
 _SOURCES = {role: source_of(role) for role in (DEPLOYED, BACKUP)}
@@ -544,6 +545,11 @@ class Frontend:
         self._room_again.set()
         await self._engine.stop()
 
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none."""
+        self._carry_out(self.scheduler.redundancy_switched(now(), on))
+        _log.info("redundancy is switched %s", "on" if on else "off")
+
     # Its state
 
     @property
@@ -964,7 +970,10 @@ class Frontend:
         """Log the state of redundant work where it is another than the last one that was logged, at
         most once in MESSAGE_EVERY seconds."""
         state = self.scheduler.redundancy
-        if state not in (self._logged, Redundancy.TESTING) and at >= self._next_message:
+        if (
+            state not in (self._logged, Redundancy.TESTING, Redundancy.OFF)
+            and at >= self._next_message
+        ):
             self._logged, self._next_message = state, at + MESSAGE_EVERY
             bad = state in (Redundancy.PAUSED, Redundancy.BOTTLENECK)
             _log.log(logging.WARNING if bad else logging.INFO, "%s", self.redundancy)

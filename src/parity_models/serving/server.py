@@ -198,6 +198,14 @@ class Server:
             await self.models.stop()
             await self._close()
 
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none; models that are loaded later send it."""
+        models = self.models
+        running = models.running() if isinstance(models, Repository) else [models]
+        for each in running:
+            if isinstance(each, Deployment):
+                each.frontend.switch_redundancy(on)
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

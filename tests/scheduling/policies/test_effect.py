@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_world import BACKUPS, SOME_SLOW, run_times, runs, world_of
-from parity_models.scheduling import BACKUP, Redundancy, Scheduler
+from parity_models.scheduling import BACKUP, DEPLOYED, Redundancy, Scheduler
 from parity_models.scheduling.policies import Adaptive
 from parity_models.scheduling.policies.adaptive import BURST
 from parity_models.scheduling.policies.budget import Budget
@@ -132,3 +132,16 @@ def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
     assert sum(unit is not None for unit in scheduler.running().values()) == 1
     slow_server(6.0, scheduler, 0.0)
     assert scheduler.redundancy.value == "on"
+
+
+def test_redundancy_can_be_switched_off_and_on_while_it_serves() -> None:
+    world = world_of(stand_ins=BACKUPS)
+    world.scheduler.redundancy_switched(world.now, False)
+    assert world.scheduler.redundancy is Redundancy.OFF
+    world.arrive(1)
+    world.pass_time(4.0)
+    assert [run.role for run in world.running.values()] == [DEPLOYED]
+    world.scheduler.redundancy_switched(world.now, True)
+    world.arrive(1)
+    world.pass_time(4.0)
+    assert BACKUP in [run.role for run in world.running.values()]

@@ -139,7 +139,7 @@ class Adaptive(Policy):
     def _replace(self, port: Port, query: Query) -> None:
         """Have the backup run in place of the original, which still waits, if that saves work."""
         waits = query.original.queue is not None and not query.crashes and self._may_ask(query)
-        if not waits or self._keeps_place(port, query):
+        if not waits or not port.redundancy_on or self._keeps_place(port, query):
             return
         is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
         if is_open and self._risk.choice(BACKUP).work < self._risk.benefit.median:
@@ -247,7 +247,7 @@ class Adaptive(Policy):
             return
         offer: Offer = (0.0, lambda: None)
         median, age = self._risk.benefit.median, port.now - query.arrived
-        allowed = not port.front_door.is_bottleneck
+        allowed = port.redundancy_on and not port.front_door.is_bottleneck
         spends_from = self._spends_from(median)
         if allowed and age >= spends_from:
             offers = self._offers(port, query, tasks, newest)

@@ -53,7 +53,7 @@ class Cascade(Hedging):
     def _ask(self, port: Port, query: Query) -> bool:
         """Ask the backup. Return whether it can be asked."""
         is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
-        if query.exact or not is_open:
+        if query.exact or not port.redundancy_on or not is_open:
             return False
         port.ask_first(query)
         self._watch(port, query, self._stand_in_times)
