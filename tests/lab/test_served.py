@@ -44,6 +44,6 @@ async def test_options_that_do_not_fit_are_refused_with_the_servers_reason(tmp_p
         async with served(tmp_path / "missing", ServeOptions(port=0)):
             pass
     uncoded = write_linear_bundle(tmp_path, coded=False)
-    with pytest.raises(UserError, match="has no parity model"):
+    with pytest.raises(UserError, match="needs a parity model"):
         async with served(uncoded, ServeOptions(port=0, policy=PolicyChoice("parity"))):
             pass

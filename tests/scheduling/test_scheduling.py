@@ -26,7 +26,6 @@ from parity_models.scheduling import (
     Reason,
     Run,
     Scheduler,
-    SchedulerConfig,
     Source,
 )
 from parity_models.scheduling.policies import Replication
@@ -183,8 +182,6 @@ def test_a_driver_that_breaks_the_contract_is_told() -> None:
     scheduler.queries_arrived(0.0, [1], "image")
     with pytest.raises(ValueError, match="query 1 is here already"):
         scheduler.queries_arrived(0.0, [1], "image")
-    with pytest.raises(ValueError, match="max_batch must be greater than 0"):
-        SchedulerConfig(max_batch=0)
 
 
 # Events that are reported late, twice, or for what is gone

@@ -119,7 +119,7 @@ def test_a_program_without_an_event_loop_is_served_too(own: Path) -> None:
                 assert predicted.sources == ("model",) * 4
         with pytest.raises(InvalidRequestError, match="has shape"):
             server.predict(ROWS[0])
-    with pytest.raises(UserError, match="no parity model"):
+    with pytest.raises(UserError, match="needs a parity model"):
         parity_models.serve(own / "own" / "bundle", policy="parity").__enter__()
 
 

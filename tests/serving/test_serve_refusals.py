@@ -60,10 +60,10 @@ def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: 
     (tmp_path / "bare").mkdir()
     bare = write_linear_bundle(tmp_path / "bare", coded=False)
     for policy, command in [
-        ("parity", f"parm parity --model {bare} --out"),
-        ("adaptive", f"parm parity --model {bare} --out"),
-        ("cascade", f"parm backup --model {bare} --network linear --out"),
-        ("approximate-backup", f"parm backup --model {bare} --network linear --out"),
+        ("parity", "parm parity --model BUNDLE --out"),
+        ("adaptive", "parm parity --model BUNDLE --out"),
+        ("cascade", "parm backup --model BUNDLE --network linear --out"),
+        ("approximate-backup", "parm backup --model BUNDLE --network linear --out"),
     ]:
         assert_refused(parm_here("serve", bare, "--policy", policy), command)
     (tmp_path / "manifest.json").write_text("{}")

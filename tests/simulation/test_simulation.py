@@ -188,7 +188,7 @@ def test_work_during_the_warm_up_is_not_counted() -> None:
 
 
 def test_an_action_that_a_simulation_does_not_know_is_not_skipped() -> None:
-    driver = Driver(workload(queries=10), EqualResources(), None, None)
+    driver = Driver(workload(queries=10), EqualResources(), None)
     unknown: Any = "Unknown"
     with pytest.raises(TypeError, match="cannot carry out Unknown"):
         driver._carry_out([unknown])

@@ -69,14 +69,17 @@ class PolicyChoice:
 
         Raises UserError where the policy needs a stand-in that is not among `stand_ins`.
         """
+        needs, command = "", "parity --model BUNDLE"
         if self.policy.needs_code and stand_ins.code is None:
-            raise UserError(f"the policy {self.name} needs a code, and there is none")
-        if self.policy.needs_stand_in and not stand_ins:
-            raise UserError(f"the policy {self.name} needs a code or a backup, and there is none")
-        if self.policy.needs_backup and not stand_ins.backup:
+            needs = "a parity model"
+        elif self.policy.needs_backup and not stand_ins.backup:
+            needs, command = "a backup", "backup --model BUNDLE --network linear"
+        elif self.policy.needs_stand_in and not stand_ins:
+            needs = "a parity model or a backup"
+        if needs:
             raise UserError(
-                f"the policy {self.name} needs a backup, and there is none: a parity model does "
-                "not answer a query of its own"
+                f"the policy {self.name} needs {needs}, and there is none; make one with "
+                f"`parm {command} --out BUNDLE`, or choose another policy"
             )
         policy = self.policy.build(POLICIES.options(self.name, self.options), stand_ins)
         return policy, Dispatch(self.rule)

@@ -49,14 +49,6 @@ class SchedulerConfig:
     fleet: tuple[frozenset[str], ...] = ()
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("verify_every", "sample_every", "compare_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("max_batch", "max_queue", "deadline", "max_attempts", "compare_one_in"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
-
 
 @dataclass(slots=True, eq=False)
 class Task:

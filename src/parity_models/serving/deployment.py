@@ -123,7 +123,6 @@ class Deployment(ServedVersion):
         self.choice = choice = options.policy or PolicyChoice(default_policy(bundle, engine))
         """The policy with its options."""
         needs = choice.policy
-        _check_policy(choice, bundle)
         # Of the stand-ins that it could do without, a policy uses those that the engine runs.
         stand_ins = stand_ins_of(bundle, engine if needs.needs_stand_in else None)
         policy, dispatch = choice.build(stand_ins)
@@ -306,21 +305,3 @@ def _roles(
             f"there are {len(options.placements)} placements for {len(roles)} instances"
         )
     return roles
-
-
-def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
-    """Raise UserError unless the bundle has the models for the policy."""
-    parity = f"`parm parity --model {bundle.path} --out BUNDLE`"
-    backup = f"`parm backup --model {bundle.path} --network linear --out BUNDLE`"
-    missing = how = ""
-    if choice.policy.needs_code and bundle.manifest.code is None:
-        missing, how = "parity model", parity
-    elif choice.policy.needs_backup and bundle.manifest.backup is None:
-        missing, how = "backup model", backup
-    elif choice.policy.needs_stand_in and not stand_ins_of(bundle):
-        missing, how = "stand-in", f"{backup} or {parity}"
-    if missing:
-        raise UserError(
-            f"{bundle.path} has no {missing} for the policy {choice.name}; make one with {how}, "
-            "or serve with another policy"
-        )

@@ -108,7 +108,6 @@ def simulate(
     simulation: Simulation,
     policy: Policy,
     dispatch: Dispatch | None = None,
-    progress: Callable[[int], None] | None = None,
     driver: "Callable[..., Driver] | None" = None,
 ) -> SimulationResult:
     """Run a simulation to its end.
@@ -117,7 +116,6 @@ def simulate(
         simulation: The workload and the instances.
         policy: The redundancy policy.
         dispatch: The dispatch rule, by default the policy's.
-        progress: Called now and then with the number of queries that have arrived.
         driver: A subclass of Driver that simulates more of a machine.
 
     Returns:
@@ -135,7 +133,7 @@ def simulate(
     thresholds = gc.get_threshold()
     gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
     try:
-        return (driver or Driver)(simulation, policy, dispatch, progress).run()
+        return (driver or Driver)(simulation, policy, dispatch).run()
     finally:
         gc.set_threshold(*thresholds)
 
@@ -178,7 +176,6 @@ class Driver:
         simulation: Simulation,
         policy: Policy,
         dispatch: Dispatch | None,
-        progress: Callable[[int], None] | None,
     ) -> None:
         self._simulation = simulation
         self._scheduler = Scheduler(policy, simulation.config, dispatch)
@@ -186,7 +183,6 @@ class Driver:
         self._calendar: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._random = Random(simulation.seed)
-        self._progress = progress
         self._count = count = len(simulation.arrivals)
         self._result = SimulationResult(np.full(count, np.nan), np.full(count, FAILED, np.int8))
         # An element of a view is a float or int of Python's, and costs less than one of NumPy's.
@@ -255,8 +251,6 @@ class Driver:
     def _arrive(self) -> None:
         query = self._arrived
         self._arrived += 1
-        if self._progress is not None and self._arrived % 1000 == 0:
-            self._progress(self._arrived)
         self._admit(query)
         if self._arrived < self._count:
             self._at(self._arrivals[self._arrived], self._arrive)

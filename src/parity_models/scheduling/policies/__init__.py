@@ -1,14 +1,18 @@
 """Redundancy policies: what is sent besides the originals. One policy, one file."""
 
 from parity_models.registry import Registry
-from parity_models.scheduling.policies.adaptive import Adaptive
-from parity_models.scheduling.policies.backup import ApproximateBackup
-from parity_models.scheduling.policies.cascade import Cascade
-from parity_models.scheduling.policies.hedging import Hedging
-from parity_models.scheduling.policies.none import EqualResources, NoRedundancy
-from parity_models.scheduling.policies.parity import Parity, Pool
-from parity_models.scheduling.policies.policy import Erasures, Policy, StandIns
-from parity_models.scheduling.policies.replication import Replication
+from parity_models.scheduling.policies.adaptive import Adaptive as Adaptive
+from parity_models.scheduling.policies.backup import ApproximateBackup as ApproximateBackup
+from parity_models.scheduling.policies.cascade import Cascade as Cascade
+from parity_models.scheduling.policies.hedging import Hedging as Hedging
+from parity_models.scheduling.policies.none import EqualResources as EqualResources
+from parity_models.scheduling.policies.none import NoRedundancy as NoRedundancy
+from parity_models.scheduling.policies.parity import Parity as Parity
+from parity_models.scheduling.policies.parity import Pool as Pool
+from parity_models.scheduling.policies.policy import Erasures as Erasures
+from parity_models.scheduling.policies.policy import Policy as Policy
+from parity_models.scheduling.policies.policy import StandIns as StandIns
+from parity_models.scheduling.policies.replication import Replication as Replication
 
 POLICIES = Registry[Policy](
     "policy",
@@ -23,19 +27,3 @@ POLICIES = Registry[Policy](
     Adaptive,
 )
 """The redundancy policies."""
-
-__all__ = [
-    "POLICIES",
-    "Adaptive",
-    "ApproximateBackup",
-    "Cascade",
-    "EqualResources",
-    "Erasures",
-    "Hedging",
-    "NoRedundancy",
-    "Parity",
-    "Policy",
-    "Pool",
-    "Replication",
-    "StandIns",
-]

@@ -9,10 +9,6 @@ class Budget:
     consecutive queries."""
 
     def __init__(self, share: float, burst: float = BURST) -> None:
-        if share <= 0:
-            raise ValueError(
-                f"the budget of redundant tasks per query must be above 0, got {share}"
-            )
         self._share = share
         self._burst = self._saved = burst
 
