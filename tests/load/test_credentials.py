@@ -10,7 +10,6 @@ import pytest
 
 from access_files import TOKEN, Files
 from commands import Here, assert_refused, parm
-from parity_models.serving.client import Credentials
 from served import ServerProcess, queries, write_linear_bundle
 
 
@@ -50,17 +49,9 @@ def test_a_server_with_tokens_is_loaded(tmp_path: Path) -> None:
         assert_refused(load(url, trusts=False), "its certificate is not trusted")
 
 
-def test_a_load_s_processes_get_its_credentials_alone_and_invalid_ones_are_refused(
+def test_invalid_credentials_are_refused(
     tmp_path: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ca = tmp_path / "ca.pem"
-    Files(tmp_path).authority.cert_pem.write_to_path(ca)
-    monkeypatch.setenv("PARM_TOKEN", "a-token-for-another-server")
-    given = Credentials(TOKEN, ca)
-    assert "PARM_TOKEN" not in Credentials().environment
-    for name, value in given.environment.items():
-        monkeypatch.setenv(name, value)
-    assert Credentials.of_environment() == given
     (tmp_path / "none.pem").write_text("no certificate")
     of = ("load", "https://127.0.0.1:1", "--inputs", "queries.npy", "--rate", "1")
     for file in ("none.pem", "nowhere.pem"):

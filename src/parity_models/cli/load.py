@@ -37,11 +37,11 @@ def load(
     trust in place of the system's. Ctrl-C ends the load and prints the results so far;
     a second one ends at once.
     """
-    credentials = Credentials.of_environment()
+    Credentials.of_environment()  # which refuses wrong ones
     spec = replace(options, url=url)
     check_file(json)
     try:
-        result, stopped = asyncio.run(_offer_until_signal(spec, credentials))
+        result, stopped = asyncio.run(_offer_until_signal(spec))
     except asyncio.CancelledError:
         raise typer.Exit(INTERRUPTED) from None
     report = report_of(spec, result)
@@ -51,10 +51,10 @@ def load(
         raise typer.Exit(INTERRUPTED if stopped else 1)
 
 
-async def _offer_until_signal(spec: LoadSpec, credentials: Credentials) -> tuple[LoadResult, bool]:
+async def _offer_until_signal(spec: LoadSpec) -> tuple[LoadResult, bool]:
     """Offer the load until a signal stops it. Return the result, and whether it was stopped."""
     with stop_on_signals() as stop:
-        result = await offer_load_from_own_process(spec, stop=stop, credentials=credentials)
+        result = await offer_load_from_own_process(spec, stop=stop)
         return result, stop.is_set()
 
 

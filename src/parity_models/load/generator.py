@@ -12,7 +12,6 @@ from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
 from parity_models.models.queries import rows_in
-from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.tasks import METRICS
 
 LEAD = 0.1
@@ -25,14 +24,12 @@ NOT_SENT = -1
 async def offer_load(
     spec: LoadSpec,
     started: Callable[[], None] = lambda: None,
-    credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
     """Offer the whole load from this process.
 
     Args:
         spec: The load.
         started: Called when the first counted query is due.
-        credentials: Shown to the server.
 
     Returns:
         The outcome of every counted query.
@@ -41,16 +38,16 @@ async def offer_load(
         LoadError: The server or its model cannot be found, or the queries do not fit it.
 
     """
-    async with prepare_load(spec, credentials) as load:
+    async with prepare_load(spec) as load:
         load.start(asyncio.get_running_loop().time() + LEAD, started)
         await load.finish()
     return load.result()
 
 
 @asynccontextmanager
-async def prepare_load(spec: LoadSpec, credentials: Credentials) -> AsyncIterator["Load"]:
+async def prepare_load(spec: LoadSpec) -> AsyncIterator["Load"]:
     """Connect to the model, and read the queries. Raises as `offer_load`."""
-    async with target(spec.url, spec.model, spec.binary, credentials) as asked:
+    async with target(spec.url, spec.model, spec.binary) as asked:
         yield Load(spec, Queries.read(spec, asked), asked)
 
 

@@ -10,7 +10,7 @@ import selectors
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL
@@ -25,7 +25,6 @@ from parity_models.load.generator import LEAD, prepare_load
 from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.progress import Progress, progress_bars
-from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.serving.garbage import freeze_modules
 
 READY = "ready"
@@ -77,14 +76,11 @@ class Child:
 
 
 @asynccontextmanager
-async def child(
-    command: Sequence[str], environment: Mapping[str, str] | None = None
-) -> AsyncIterator[Child]:
+async def child(command: Sequence[str]) -> AsyncIterator[Child]:
     """Run a command; the context begins with its first line of output, and ends it.
 
     Args:
         command: The program and its arguments.
-        environment: Its variables, by default those of this process.
 
     Raises:
         ServingError: The line does not come within START_TIMEOUT seconds.
@@ -94,7 +90,6 @@ async def child(
         *command,
         stdin=PIPE,
         stdout=PIPE,
-        env=environment,
         start_new_session=True,
         limit=MAX_MESSAGE,
     )
@@ -159,7 +154,6 @@ async def offer_load_from_own_process(
     prefix: Sequence[str] = (),
     *,
     stop: asyncio.Event | None = None,
-    credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
     """Offer a load from a new process, gone when this returns or raises.
 
@@ -168,7 +162,6 @@ async def offer_load_from_own_process(
         started: Called when the first counted query is due.
         prefix: The beginning of the process's command.
         stop: Ends the load once it is set; the result has the queries sent until then.
-        credentials: Shown to the server.
 
     Returns:
         The outcome of every counted query.
@@ -182,7 +175,7 @@ async def offer_load_from_own_process(
         spec_path, result = Path(folder, "spec.json"), Path(folder, "result.npz")
         spec_path.write_bytes(msgspec.json.encode(spec))
         command = (*prefix, sys.executable, "-c", GENERATE, str(spec_path), str(result))
-        async with child(command, credentials.environment) as generator:
+        async with child(command) as generator:
             if generator.message != READY:
                 raise await generator.failure(LoadError)
             start = time.monotonic() + LEAD
@@ -228,7 +221,7 @@ async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
 
 async def _generate(spec: LoadSpec, result: Path) -> None:
     """Send the requests of the load until standard input ends. Writes READY, and STARTED."""
-    async with prepare_load(spec, Credentials.of_environment()) as load:
+    async with prepare_load(spec) as load:
         lines = await commands()
         freeze_modules()
 

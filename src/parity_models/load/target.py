@@ -24,7 +24,6 @@ from parity_models.models.queries import (
 from parity_models.models.signature import DATATYPES, Batch, Tensor
 from parity_models.roles import Source
 from parity_models.serving.client import (
-    ANONYMOUS,
     Client,
     ClientError,
     Credentials,
@@ -132,15 +131,15 @@ async def target(
     url: str,
     model: str | None = None,
     binary: bool = True,
-    credentials: Credentials = ANONYMOUS,
 ) -> AsyncIterator[Target]:
-    """Connect to a model of the server at `url`, by default the only one.
+    """Connect to a model of the server at `url`, by default the only one, with the credentials of
+    the environment.
 
     Raises:
         LoadError: The server cannot be asked, or does not have the model.
 
     """
-    async with Client(url, credentials, keep_alive=IDLE_CONNECTION) as client:
+    async with Client(url, Credentials.of_environment(), keep_alive=IDLE_CONNECTION) as client:
         asked = f"model {model!r}" if model else "its models"
         try:
             about = await client.model(model or _only(url, await client.models()))

@@ -39,8 +39,6 @@ MAX_ANSWER = 2**20
 
 _T = TypeVar("_T")
 
-_CA_FILE = "PARM_CA_FILE"
-
 _MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
 
@@ -76,21 +74,11 @@ class Credentials:
                 f"cannot read certificates from {self.ca_file}: {error}; give a PEM file"
             ) from error
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """This process's environment, in which a child process finds these credentials alone."""
-        others = {name: os.environ[name] for name in os.environ if name not in (TOKEN, _CA_FILE)}
-        given = {TOKEN: self.token, _CA_FILE: self.ca_file and str(self.ca_file)}
-        return others | {name: value for name, value in given.items() if value}
-
     @classmethod
     def of_environment(cls) -> "Credentials":
-        """Return the credentials that the parent process put into `environment`."""
-        ca_file = os.environ.get(_CA_FILE)
+        """Return the credentials that the variables PARM_TOKEN and PARM_CA_FILE name."""
+        ca_file = os.environ.get("PARM_CA_FILE")
         return cls(os.environ.get(TOKEN), None if ca_file is None else Path(ca_file))
-
-
-ANONYMOUS = Credentials()
 
 
 class ClientError(Exception):
@@ -140,7 +128,7 @@ class Client:
     def __init__(
         self,
         url: str,
-        credentials: Credentials = ANONYMOUS,
+        credentials: Credentials = Credentials(),  # immutable
         *,
         keep_alive: float = 4.0,
         retries: bool = False,
