@@ -194,7 +194,7 @@ def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(lesson: Lesson)
     )
     candidate.fit(None)
     other.fit(None)
-    share = float((lesson.data.held_out.predictions.argmax(1) == 0).float().mean())
+    share = float((lesson.data.held_out_predictions.argmax(1) == 0).float().mean())
     candidate.judge()
     assert candidate.covered > 2 * share > 0
     other.judge()

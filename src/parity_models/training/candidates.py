@@ -242,7 +242,7 @@ class Candidate:
         began, lesson = time.monotonic(), self.lesson
         assert lesson.level is not None
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
-        predictions = self.data.held_out.predictions.cpu().numpy()[rows]
+        predictions = self.data.held_out_predictions.cpu().numpy()[rows]
         self.judging = time.monotonic() - began
         self.covered = estimate_coverage(
             given, predictions, self.data.metric, lesson.level, lesson.answer_only
@@ -279,11 +279,11 @@ class Candidate:
 
     def _choose_head(self) -> Head | None:
         """Return the head for a backup, if one is worth having, by the queries held out."""
-        held_out, transform, metric = self.data.held_out, self.data.transform, self.data.metric
+        data, transform, metric = self.data, self.data.transform, self.data.metric
         lesson = self.lesson
         levels = LEVELS if lesson.level is None else [lesson.level]
-        predictions = held_out.predictions.cpu().numpy()
-        raw = predict(self._problem.module, held_out.inputs)
+        predictions = data.held_out_predictions.cpu().numpy()
+        raw = predict(self._problem.module, data.held_out)
         given = valid(transform.kind, raw).cpu().numpy()
         agreement = agreement_for(metric, predictions)
         kind = suited(agreement.kind, given)

@@ -128,28 +128,19 @@ class Served(nn.Module):
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Validation queries (m, *query_shape), F's predictions for them, and the right answers.
-
-    `labels` are for the metric: classes (m,), or predictions (m, *output_shape).
-    """
-
-    inputs: Rows
-    predictions: Tensor
-    labels: NDArray[Any]
-
-
-@dataclass(frozen=True)
 class DistillationData:
     """Queries (n, *query_shape), and F's predictions (ways, n, *output_shape) for them.
 
     The second way, if there is one, is for the queries turned left to right. `metric` judges on the
-    queries `held_out`.
+    m queries `held_out`, by F's predictions for them and right answers: classes (m,), or
+    predictions (m, *output_shape).
     """
 
     inputs: Rows
     predictions: Tensor
-    held_out: HeldOut
+    held_out: Rows
+    held_out_predictions: Tensor
+    held_out_labels: NDArray[Any]
     metric: str
     transform: OutputTransform
 
@@ -199,7 +190,9 @@ def distill(
     return DistillationData(
         inputs,
         predictions,
-        HeldOut(held_out, predicted, right),
+        held_out,
+        predicted,
+        right,
         metric,
         OutputTransform.of(kind, predictions),
     )
@@ -211,7 +204,7 @@ def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:
     return fit_envelope(
         signature.inputs,
         data.inputs.arrays(signature),
-        data.held_out.inputs.arrays(signature),
+        data.held_out.arrays(signature),
         data.predictions[0].cpu().numpy(),
         mirrored=data.mirrored,
     )

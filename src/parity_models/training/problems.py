@@ -154,17 +154,17 @@ class Distillation:
     def answers(self) -> Iterator[Answers]:
         """Yield answers to the queries held out, in parts that are scored apart: of a code, the
         reconstructions of each parity model and slot."""
-        held_out, transform = self.data.held_out, self.data.transform
+        data, transform = self.data, self.data.transform
         if self._code is None:
-            outputs = valid(transform.kind, predict(self.module, held_out.inputs))
+            outputs = valid(transform.kind, predict(self.module, data.held_out))
             yield outputs.cpu().numpy(), np.arange(len(outputs))
             return
-        members = _groups_of(len(held_out.inputs), self._k)
+        members = _groups_of(len(data.held_out), self._k)
         parts = [
-            self._encoded([held_out.inputs[each] for each in rows])
+            self._encoded([data.held_out[each] for each in rows])
             for rows in torch.split(members, BATCH, dim=1)
         ]
-        targets = transform.targets(held_out.predictions)
+        targets = transform.targets(data.held_out_predictions)
         predictions = [targets[rows] for rows in members]
         for j, model in enumerate(self._models):
             parities = torch.cat([part[j].tensors[0] for part in parts])
@@ -174,7 +174,7 @@ class Distillation:
 
     def score(self) -> float:
         """Return the mean score of the answers to the queries held out."""
-        metric, labels = self.data.metric, self.data.held_out.labels
+        metric, labels = self.data.metric, self.data.held_out_labels
         scores = [score(metric, given, labels[rows]) for given, rows in self.answers()]
         return sum(scores) / len(scores)
 
