@@ -186,61 +186,40 @@ def test_models_that_cannot_be_served_are_refused_in_a_sentence(
     parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path, free, row = Path("m.onnx"), (FLOAT, ["n", "m"]), (FLOAT, ["n", 3])
     half = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2], strides=[2])
     add = helper.make_node("Add", ["x", "z"], ["y"])
     place = helper.make_node("Add", ["x", "places"], ["y"])
-    pooled: dict[str, Described] = {"x": (FLOAT, ["n", 2, "m"])}
-    one, four = (FLOAT, [1, 3]), (FLOAT, [4, 3])
-    one_and_free: dict[str, Described] = {"x": (FLOAT, [1, 3]), "z": row}
-    cases: list[tuple[Callable[[], object], list[str], str]] = [
-        (
-            lambda: graph(path, [IDENTITY], {"x": free}, {"y": free}),
-            [],
-            "has an axis 'm' of no fixed size",
-        ),
-        (lambda: None, ["--axis", "m=8", "--output", "q"], "the model has no output 'q'; it has "),
-        (lambda: None, ["--axis", "m=8,a"], "ascending, not 'm=8,a' (sizes are whole"),
-        (lambda: None, ["--axis", "m=99999999999"], "cannot be served with axes of that size: a"),
-        (lambda: None, ["--axis", "m=8", "--axis", "q=8"], "has no dynamic axis 'q'"),
-        (lambda: None, ["--axis", "m=8", "--padding", "q=1"], "has no input 'q' to be padded"),
-        (lambda: None, ["--inputs", "rows.npy"], "rows of shape [2, 2]"),
-        (
-            lambda: graph(path, LESS_THE_SUM, {"x": row}, {"y": row}, axes=[0]),
-            [],
-            "depends on the other rows of the batch",
-        ),
-        (
-            lambda: graph(path, LESS_THE_SUM, {"x": one}, {"y": one}, axes=[0]),
-            [],
-            "has a batch axis fixed to 1, and cannot take more rows; export it with a dynamic",
-        ),
-        (
-            lambda: graph(path, [IDENTITY], {"x": four}, {"y": four}),
-            [],
-            "has a batch axis fixed to 4; export it with a dynamic batch axis",
-        ),
-        (
-            lambda: graph(path, [add], one_and_free, {"y": row}),
-            [],
-            "the first axis of every input must be the batch axis",
-        ),
-        (
-            lambda: graph(path, [half], pooled, {"y": (FLOAT, ["n", 2, "half"])}),
-            ["--axis", "m=8"],
-            "only an axis as large as an input's can be cut back",
-        ),
-        (
-            lambda: graph(path, [place], {"x": free}, {"y": free}, places=np.zeros(4, "f")),
-            ["--axis", "m=8"],
-            "Attempting to broadcast an axis by a dimension other than 1. 4 by 8; if that is "
-            "longer than it takes, give a smaller bound, --axis m=SIZE",
-        ),
+    free, row, one, four = ((FLOAT, each) for each in (["n", "m"], ["n", 3], [1, 3], [4, 3]))
+    pooled, halved = (FLOAT, ["n", 2, "m"]), (FLOAT, ["n", 2, "half"])
+
+    def model(node: onnx.NodeProto, x: Described, y: Described, **constants: object) -> bytes:
+        return graph_model([node], {"x": x}, {"y": y}, constants)
+
+    def less_the_sum(shape: Described) -> bytes:
+        return graph_model(LESS_THE_SUM, {"x": shape}, {"y": shape}, {"axes": [0]})
+
+    dynamic = model(IDENTITY, free, free)
+    mixed = graph_model([add], {"x": one, "z": row}, {"y": row})
+    placed = model(place, free, free, places=np.zeros(4, "f"))
+    cases = [
+        (dynamic, "", "has an axis 'm' of no fixed size"),
+        (dynamic, "--axis m=8 --output q", "the model has no output 'q'; it has "),
+        (dynamic, "--axis m=8,a", "ascending, not 'm=8,a' (sizes are whole"),
+        (dynamic, "--axis m=99999999999", "cannot be served with axes of that size: a"),
+        (dynamic, "--axis m=8 --axis q=8", "has no dynamic axis 'q'"),
+        (dynamic, "--axis m=8 --padding q=1", "has no input 'q' to be padded"),
+        (dynamic, "--inputs rows.npy", "rows of shape [2, 2]"),
+        (less_the_sum(row), "", "depends on the other rows of the batch"),
+        (less_the_sum(one), "", "fixed to 1, and cannot take more rows; export it with a dynamic"),
+        (model(IDENTITY, four, four), "", "has a batch axis fixed to 4; export it with a dynamic"),
+        (mixed, "", "the first axis of every input must be the batch axis"),
+        (model(half, pooled, halved), "--axis m=8", "only an axis as large as an input's can be"),
+        (placed, "--axis m=8", "by a dimension other than 1. 4 by 8; if that is longer than it"),
     ]
     np.save("rows.npy", np.zeros((4, 2, 2), np.float32))
-    for make, arguments, reason in cases:
-        make()
-        refused = parm_here("bundle", path, "--out", "bundle", *arguments)
+    for content, arguments, reason in cases:
+        Path("m.onnx").write_bytes(content)
+        refused = parm_here("bundle", "m.onnx", "--out", "bundle", *arguments.split())
         assert_refused(refused, reason)
         assert "onnxruntime" not in refused.stderr, "a place in the source of ONNX Runtime"
     assert not Path("bundle").exists()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -54,35 +53,6 @@ def test_signals_switch_redundancy_off_and_on(bundle: Path) -> None:
             os.kill(server.process.pid, number)
             is_so = f'parm_redundancy{{state="{state}"}} 1.0'
             until(lambda is_so=is_so: is_so in httpx.get(server.metrics_url).text, state)  # type: ignore[misc]  # of a lambda's default
-
-
-def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> None:
-    arguments = ("--policy", "none", "--instances", "1", "--max-queue", "2")
-    with (
-        ServerProcess(str(bundle), *arguments, "--faults", service_time(0.3)) as server,
-        httpx.Client(base_url=server.url) as client,
-        ThreadPoolExecutor() as pool,
-    ):
-        answers: list[httpx.Response] = []
-
-        def one_is_refused() -> bool:
-            # One runs and two wait: the fourth is refused, if they come while the first runs.
-            answers.extend(pool.map(lambda seed: infer(client, queries(1, seed)), range(4)))
-            return any(each.status_code != 200 for each in answers)
-
-        until(one_is_refused, "all are answered")
-        refused = [each for each in answers if each.status_code != 200]
-        for each in refused:
-            assert each.status_code == 503
-            assert "overloaded: 2 queries wait, and at most 2 may" in each.json()["error"]
-            assert int(each.headers["retry-after"]) >= 1
-        late = infer(client, queries(1), timeout=1000)
-        assert late.status_code == 504
-        told = re.search(r"deadline exceeded: no answer within (\S+) s", late.json()["error"])
-        assert told
-        assert 0.001 <= float(told[1]) < 10, "its own time, and not the server's"
-        assert server.metric("parm_query_failures_total") == len(refused) + 1
-        assert infer(client, queries(1, 5)).status_code == 200
 
 
 # The end

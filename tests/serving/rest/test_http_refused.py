@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from http_served import INFER, Served, body, get, post, serving
-from parity_models.serving.errors import Refused
+from parity_models.serving.errors import DeadlineError, InferenceError, Refused, UnavailableError
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\n"
 POST = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n".encode()
@@ -161,3 +161,18 @@ async def test_it_is_counted_once_and_told(why: Refused, case: tuple[bytes, int,
         assert (told, text in content.decode()) == (status, True), content
         client.close()
         assert refused(served) == {why: 1}
+
+
+async def test_failures_have_statuses_of_their_own() -> None:
+    failures = [
+        (DeadlineError("no answer within 1 s"), 504),
+        (UnavailableError("stopping"), 503),
+        (InferenceError("the model raised"), 500),
+    ]
+    async with serving() as served:
+        client = await served.connect()
+        for served.echo.error, status in failures:
+            client.send(post(BODY))
+            told, _, content = await client.answer()
+            assert (told, str(served.echo.error) in content.decode()) == (status, True)
+        client.close()
