@@ -15,8 +15,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from commands import parm
-from grpc_requests import infer as grpc_infer
 from served import OUTPUTS, Clients, ServerProcess, infer, is_alive, nothing_left_of, queries, until
+from triton_requests import grpc_infer
 
 pytestmark = pytest.mark.slow
 

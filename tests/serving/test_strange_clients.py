@@ -15,7 +15,6 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-import grpc_requests
 from http2_frames import (
     CANCEL,
     END_HEADERS,
@@ -26,8 +25,8 @@ from http2_frames import (
     call_headers,
     frame,
 )
-from rest_requests import triton_input
 from served import Clients, ServerProcess, infer, predictions, queries, until
+from triton_requests import code_of, grpc_infer, grpc_input, http_input
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +53,7 @@ def given_up(server: ServerProcess) -> float:
 
 def assert_answers(server: ServerProcess, http: httpx.Client) -> None:
     assert infer(http, queries(1, 99)).is_success
-    result = grpc_requests.infer(server.grpc_address, seed=1).as_numpy("output")
+    result = grpc_infer(server.grpc_address, seed=1).as_numpy("output")
     np.testing.assert_allclose(result, predictions(queries(1, 1)), rtol=1e-4, atol=1e-6)
 
 
@@ -62,7 +61,7 @@ def test_rows_that_are_no_numbers_leave_those_beside_them_right(server: ServerPr
     rows = queries(9, seed=5)
     rows[[1, 4, 7]] = np.array([[np.nan], [np.inf], [-3e38]], np.float32)
     with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
-        outputs = client.infer("model", [triton_input(rows)]).as_numpy("output")
+        outputs = client.infer("model", [http_input(rows)]).as_numpy("output")
     good = [0, 2, 3, 5, 6, 8]
     np.testing.assert_allclose(outputs[good], predictions(rows[good]), rtol=1e-4, atol=1e-6)
 
@@ -81,7 +80,7 @@ def test_rapid_resets_keep_nobody_waiting(server: ServerProcess, http: httpx.Cli
             for _ in range(3):
                 connection = stack.enter_context(socket.create_connection((host, int(port))))
                 connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b"") + b"".join(opened))
-            calls = [pool.submit(grpc_requests.infer, server.grpc_address, 1) for _ in range(5)]
+            calls = [pool.submit(grpc_infer, server.grpc_address, 1) for _ in range(5)]
         finally:
             server.signal(signal.SIGCONT)
         for call in calls:
@@ -96,8 +95,8 @@ def test_names_that_fill_a_header_many_times_over_are_told_in_part(server: Serve
             triton_grpc.InferenceServerClient(server.grpc_address) as client,
             pytest.raises(InferenceServerException, match="no model is called") as error,
         ):
-            client.infer(name, [grpc_requests.triton_input(queries(1))])
-        assert grpc_requests.code_of(error) == "NOT_FOUND"
+            client.infer(name, [grpc_input(queries(1))])
+        assert code_of(error) == "NOT_FOUND"
 
 
 def test_a_server_that_stood_still_goes_on(server: ServerProcess, http: httpx.Client) -> None:

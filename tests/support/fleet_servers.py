@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import tritonclient.grpc
 
-from grpc_requests import triton_input
 from ports import free_ports
 from served import Clients, ServerProcess, infer, predictions, queries, until
+from triton_requests import grpc_input
 
 TESTS = Path(__file__).parent.parent
 MLSERVER = TESTS.parent / ".servers" / "mlserver" / "bin" / "mlserver"
@@ -149,7 +149,7 @@ def kill_and_mend(
 
     def ask_grpc(_: object, number: int) -> None:
         rows = queries(2, number)
-        found = grpc.infer("model", [triton_input(rows)]).as_numpy("output")
+        found = grpc.infer("model", [grpc_input(rows)]).as_numpy("output")
         np.testing.assert_allclose(found, predictions(rows), rtol=1e-3, atol=1e-5)
 
     def ask_http(client: httpx.Client, number: int) -> None:

@@ -18,9 +18,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from grpc_requests import code_of, triton_input
 from parity_models import __version__
 from served import INPUTS, OUTPUTS, ServerProcess, predictions, queries
+from triton_requests import code_of, grpc_input
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def test_tritonclient_infers(
     batch = queries(rows)
     result = client.infer(
         "model",
-        [triton_input(batch)],
+        [grpc_input(batch)],
         outputs=outputs,
         request_id="request 7",
         compression_algorithm=compression,
@@ -158,11 +158,11 @@ def test_health_and_reflection_are_what_grpc_tools_expect(channel: grpc.Channel)
 @pytest.mark.parametrize(
     ("model", "tensor", "code", "reason"),
     [
-        ("resnet", triton_input(queries(1)), "NOT_FOUND", "no model is called 'resnet'"),
-        ("r" * 10_000, triton_input(queries(1)), "NOT_FOUND", "no model is called 'rrr"),
-        ("model", triton_input(queries(1)[:, :5]), "INVALID_ARGUMENT", r"got \[1, 5\]"),
-        ("model", triton_input(queries(301)[:, :784]), "RESOURCE_EXHAUSTED", "301 rows"),
-        ("model", triton_input(np.zeros((300, 1000), np.float32)), "RESOURCE_EXHAUSTED", "larger"),
+        ("resnet", grpc_input(queries(1)), "NOT_FOUND", "no model is called 'resnet'"),
+        ("r" * 10_000, grpc_input(queries(1)), "NOT_FOUND", "no model is called 'rrr"),
+        ("model", grpc_input(queries(1)[:, :5]), "INVALID_ARGUMENT", r"got \[1, 5\]"),
+        ("model", grpc_input(queries(301)[:, :784]), "RESOURCE_EXHAUSTED", "301 rows"),
+        ("model", grpc_input(np.zeros((300, 1000), np.float32)), "RESOURCE_EXHAUSTED", "larger"),
     ],
 )
 def test_tritonclient_tells_the_code_and_the_reason(

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from grpc_requests import infer
 from grpc_served import INFER, request, serving
 from http_served import eventually
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, until
+from triton_requests import grpc_infer
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ async def test_garbage_is_a_client_s_mistake(caplog: pytest.LogCaptureFixture) -
 def test_workers_start_beside_connections(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ("--grpc-port", "0", "--instances", "1", "--policy", "none")
     with ServerProcess(str(bundle), *arguments) as server:
-        infer(server.grpc_address, 0)
+        grpc_infer(server.grpc_address, 0)
         os.kill(server.workers()[0], signal.SIGKILL)
         until(lambda: server.metric("parm_instance_restarts_total") == 1, "nothing came back")
     assert "fork" not in capfd.readouterr().err

@@ -6,8 +6,8 @@ import pytest
 import tritonclient.http as triton
 
 from parity_models import __version__
-from rest_requests import binary_request, triton_input
 from served import INFER, INPUTS, OUTPUTS, infer_message, predictions, queries
+from triton_requests import binary_request, http_input
 
 
 def test_tritonclient_sees_a_live_and_ready_model(client: triton.InferenceServerClient) -> None:
@@ -47,7 +47,7 @@ def test_tritonclient_infers_with_json_and_binary_either_way(
     if binary_out is not None:
         outputs = [triton.InferRequestedOutput("output", binary_data=binary_out)]
     result = client.infer(
-        "model", [triton_input(batch, binary_in)], outputs=outputs, request_id="request 7"
+        "model", [http_input(batch, binary_in)], outputs=outputs, request_id="request 7"
     )
     output = result.as_numpy("output")
     assert output.dtype == np.float32
@@ -66,7 +66,7 @@ def test_tritonclient_may_compress(client: triton.InferenceServerClient, algorit
     batch = queries(3)
     result = client.infer(
         "model",
-        [triton_input(batch)],
+        [http_input(batch)],
         model_version="1",
         request_compression_algorithm=algorithm,
         response_compression_algorithm=algorithm,
@@ -78,7 +78,7 @@ def test_parameters_of_other_servers_are_ignored(client: triton.InferenceServerC
     batch = queries(1)
     result = client.infer(
         "model",
-        [triton_input(batch)],
+        [http_input(batch)],
         sequence_id=5,
         sequence_start=True,
         priority=2,

@@ -1,0 +1,46 @@
+"""Requests by Triton's clients, over REST and gRPC, to the model of `served`."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from served import queries
+
+Rows = NDArray[np.float32]
+
+
+def http_input(rows: Rows, binary: bool = True) -> tritonclient.http.InferInput:
+    tensor = tritonclient.http.InferInput("input", list(rows.shape), "FP32")
+    return tensor.set_data_from_numpy(rows, binary_data=binary)
+
+
+def grpc_input(rows: Rows) -> tritonclient.grpc.InferInput:
+    tensor = tritonclient.grpc.InferInput("input", list(rows.shape), "FP32")
+    return tensor.set_data_from_numpy(rows)
+
+
+def grpc_infer(address: str, seed: int, rows: int = 1) -> tritonclient.grpc.InferResult:
+    with tritonclient.grpc.InferenceServerClient(address) as client:
+        return client.infer("model", [grpc_input(queries(rows, seed))])
+
+
+def code_of(error: pytest.ExceptionInfo[InferenceServerException]) -> str:
+    return str(error.value.status()).removeprefix("StatusCode.")
+
+
+def binary_request(rows: Rows, **more: Any) -> dict[str, Any]:
+    """Body and headers of a request with binary data both ways."""
+    parameters = {"binary_data_size": rows.nbytes}
+    tensor = {"name": "input", "shape": rows.shape, "datatype": "FP32", "parameters": parameters}
+    message = {"inputs": [tensor], "parameters": {"binary_data_output": True, **more}}
+    header = json.dumps(message).encode()
+    return {
+        "content": header + rows.tobytes(),
+        "headers": {"Inference-Header-Content-Length": str(len(header))},
+    }
