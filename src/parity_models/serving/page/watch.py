@@ -1,7 +1,7 @@
-"""The watch: keeps what an operator wants to know of a server, and makes frames of it.
+"""Observe a server for the live page: frames of its present state and of the last minutes.
 
-It observes, without I/O: events come with their time (monotonic, in seconds), and the rest is read
-off the frontend and its metrics when a frame is made: the present state, and the last minutes.
+There is no I/O: events come with their time (monotonic, in seconds), and the rest is read off the
+frontend and its metrics when a frame is made.
 """
 
 import time
