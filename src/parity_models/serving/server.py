@@ -165,17 +165,12 @@ class Server:
         connections += 0 if options.grpc_port is None else limits.max_rpcs
         connections += 0 if options.access.metrics_port is None else _SCRAPERS
         allow_descriptors(connections, self._instances)
-        warm = False
+        steps = [self._open, self.models.start]
         try:
-            if self.options.reuse_port:
-                await self.models.start()
-                warm = True
-            await self._open()
-            if not warm:
-                await self.models.start()
+            for step in reversed(steps) if options.reuse_port else steps:
+                await step()
         except BaseException:
-            if warm:
-                await self.models.stop()
+            await self.models.stop()
             await self._close()
             raise
 
