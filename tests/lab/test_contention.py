@@ -8,24 +8,26 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention import quota as quotas
-from parity_models_lab.contention.network import NAMES, PREFIX, check_privileges, star
+from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.contention.quota import ROOT, quota
 from parity_models_lab.contention.transfers import RATE, SIZES, legs
 from parity_models_lab.latency.real_trial import contended
 from parity_models_lab.latency.setting import Setting
 from parity_models_lab.served import served
-from served import predictions, queries, write_linear_bundle
+from served import predictions, queries, until, write_linear_bundle
 
 # Courses
 
@@ -54,15 +56,11 @@ def needs_root(test: Any) -> Any:
     return pytest.mark.slow(pytest.mark.root(skip(test)))
 
 
-def own_namespaces(pid: int | None = None) -> list[str]:
-    return [path.name for path in NAMES.glob(f"{PREFIX}{pid or os.getpid()}-*")]
-
-
 @needs_root
 async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
-    interfaces = {name for _, name in socket.if_nameindex()}
+    interfaces = socket.if_nameindex()
     setting, bundle = Setting(instances=2, shuffles=2), write_linear_bundle(tmp_path)
     data = tmp_path / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
@@ -74,19 +72,17 @@ async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
     assert result.answered.all()
     assert result.score.all()
     with contended(setting, 0) as contention:
-        assert len(own_namespaces()) == 5
-        machines = [each.prefix[-1] for each in contention.placements]
+        machines = [each.prefix for each in contention.placements]
         contention.begin()
         async with asyncio.timeout(60):
             while min(sum(carried(each)[way] for each in machines) for way in (0, 1)) < 500_000:
                 await asyncio.sleep(0.02)
         assert "tbf" in inside(machines[0], "tc", "qdisc", "show", "dev", "eth0")
-    assert own_namespaces() == []
-    added = {name for _, name in socket.if_nameindex()} - interfaces
-    assert not [name for name in added if name.startswith(("bridge", "port-"))]
+    assert not any(_alive(int(machine[2])) for machine in machines)
+    assert socket.if_nameindex() == interfaces
 
 
-def carried(namespace: str) -> tuple[int, int]:
+def carried(namespace: tuple[str, ...]) -> tuple[int, int]:
     """Bytes that came and went by the namespace's link."""
     table = inside(namespace, "cat", "/proc/net/dev")
     found = re.search(r"eth0: *(\d+)(?: +\d+){7} +(\d+)", table)
@@ -94,9 +90,9 @@ def carried(namespace: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def inside(namespace: str, *command: str) -> str:
-    arguments = ["ip", "netns", "exec", namespace, *command]
-    return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+def inside(namespace: tuple[str, ...], *command: str) -> str:
+    done = subprocess.run((*namespace, *command), check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 def test_without_root_or_its_tools_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,22 +107,27 @@ def test_without_root_or_its_tools_the_network_is_refused(monkeypatch: pytest.Mo
 
 ABANDONED = """
 from parity_models_lab.contention.network import star
-with star(1):
-    print("made", flush=True)
+with star(1) as made:
+    print(made.frontend, *made.machines, flush=True)
     input()
 """
 
 
 @needs_root
-def test_namespaces_of_a_killed_process_are_removed_by_the_next() -> None:
+def test_the_namespaces_of_a_killed_process_are_gone() -> None:
     command = [sys.executable, "-c", ABANDONED]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        holders = [int(holder) for holder in process.stdout.readline().split()]
+        assert all(map(_alive, holders))
         process.send_signal(signal.SIGKILL)
-    assert own_namespaces(process.pid)
-    with star(1):
-        assert not own_namespaces(process.pid)
+    until(lambda: not any(map(_alive, holders)), "a process holds a namespace")
+
+
+def _alive(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 # A slower processor

@@ -6,14 +6,13 @@
 
 All of it, the switch too, is in namespaces of its own. Nothing outside can reach it, and it is
 gone when they are. Addresses are of the block for benchmarks (RFC 2544). It needs root, and the
-tools of Debian's package iproute2.
+tools of Debian's packages iproute2 and util-linux.
 """
 
 import ctypes
 import os
 import select
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -21,20 +20,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event, Thread
-
-import psutil
 
 from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.transfers import QUEUE, RATE, UP, Leg, legs
-
-NAMES = Path("/run/netns")
-PREFIX = "parm-"
-"""Names go on with the process that made them, so that leftovers are found once it has ended."""
-
-GRACE = 5.0
-"""Seconds that processes in a namespace have to end before they are killed."""
 
 FRONTEND_ADDRESS = "198.18.0.1"
 CONNECT_TIMEOUT = 2.0
@@ -68,17 +57,12 @@ def check_privileges() -> None:
             raise ContentionError(f"there is no command {tool}; install the package iproute2")
 
 
-def own_prefix() -> str:
-    """Return the prefix of the names that this process gives."""
-    return f"{PREFIX}{os.getpid()}-"
-
-
 @dataclass(frozen=True)
 class Star:
-    """Names of the namespaces around the switch."""
+    """The namespaces around the switch, as ids of processes that hold them."""
 
-    frontend: str
-    machines: tuple[str, ...]
+    frontend: int
+    machines: tuple[int, ...]
 
     def connect(self, leg: Leg) -> tuple[socket.socket, socket.socket]:
         """Return both ends of a new TCP connection between machines. Raises OSError if it fails."""
@@ -95,9 +79,9 @@ class Star:
         return sender, receiver
 
 
-def enter(namespace: str) -> tuple[str, ...]:
+def enter(holder: int) -> tuple[str, ...]:
     """Return what a command begins with that runs in a namespace."""
-    return ("ip", "netns", "exec", namespace)
+    return ("nsenter", "--target", str(holder), "--net")
 
 
 def machine_address(machine: int) -> str:
@@ -107,31 +91,37 @@ def machine_address(machine: int) -> str:
 
 @contextmanager
 def star(machines: int) -> Iterator[Star]:
-    """Make such a network while the context lasts. Raises ContentionError if it cannot be made.
-
-    The leftovers of processes that were killed are removed first.
-    """
+    """Make such a network while the context lasts. Raises ContentionError if it cannot be made."""
     check_privileges()
-    remove_abandoned()
-    prefix = own_prefix()
-    made = Star(f"{prefix}frontend", tuple(f"{prefix}{i}" for i in range(machines)))
-    everyone = (f"{prefix}switch", made.frontend, *made.machines)
-    try:
-        configure("ip", [f"netns add {name}" for name in everyone])
-        _connect_all(f"{prefix}switch", made)
+    with ExitStack() as stack:
+        holders = [stack.enter_context(_namespace()) for _ in range(2 + machines)]
+        made = Star(holders[1], tuple(holders[2:]))
+        _connect_all(holders[0], made)
         yield made
-    finally:
-        remove(everyone)
 
 
-def _connect_all(switch: str, made: Star) -> None:
+@contextmanager
+def _namespace() -> Iterator[int]:
+    """Make a network namespace, with all interfaces in it, for as long as a process is in it.
+
+    Gives the id of one that ends with the context, or with this process however that ends.
+    """
+    command = ["unshare", "--net", "sh", "-c", "echo && exec cat"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as holder:
+        if holder.stdout is None or not holder.stdout.readline():
+            raise ContentionError("unshare cannot make a network namespace here")
+        yield holder.pid
+
+
+def _connect_all(switch: int, made: Star) -> None:
     queue = f"burst {BURST}b limit {QUEUE}b"
     addresses = [FRONTEND_ADDRESS, *map(machine_address, range(len(made.machines)))]
     configure("ip", ["link add name bridge0 type bridge", "link set dev bridge0 up"], switch)
-    for number, name in enumerate((made.frontend, *made.machines)):
+    for number, holder in enumerate((made.frontend, *made.machines)):
         port, address = f"port-{number}", addresses[number]
         ends = [
-            f"link add name {port} type veth peer name eth0 netns {name}",
+            f"link add name {port} type veth peer name eth0 netns {holder}",
             f"link set dev {port} addrgenmode none",
             f"link set dev {port} master bridge0 up",
         ]
@@ -144,25 +134,25 @@ def _connect_all(switch: str, made: Star) -> None:
             # Kernels differ in their default; this one fills queues, as most traffic does.
             f"route replace 198.18.0.0/16 dev eth0 src {address} congctl cubic",
         ]
-        configure("ip", commands, name)
+        configure("ip", commands, holder)
         if number:
-            for where, device, faster in ((switch, port, 1), (name, "eth0", UP)):
+            for where, device, faster in ((switch, port, 1), (holder, "eth0", UP)):
                 shape = f"root tbf rate {faster * RATE:.0f}bit {queue}"
                 configure("tc", [f"qdisc add dev {device} {shape}"], where)
 
 
-def configure(tool: str, commands: Sequence[str], namespace: str | None = None) -> None:
+def configure(tool: str, commands: Sequence[str], holder: int) -> None:
     """Let `ip` or `tc` execute commands. Raises ContentionError with its message if it fails."""
-    arguments = [tool, *(("-n", namespace) if namespace else ()), "-batch", "-"]
+    arguments = [*enter(holder), tool, "-batch", "-"]
     done = subprocess.run(arguments, input="\n".join(commands), capture_output=True, text=True)
     if done.returncode:
         raise ContentionError(f"{tool} cannot set the network up: {done.stderr.strip()}")
 
 
 @contextmanager
-def _inside(namespace: str) -> Iterator[None]:
+def _inside(holder: int) -> Iterator[None]:
     """Move this thread into a namespace; sockets opened meanwhile stay there."""
-    with open("/proc/thread-self/ns/net") as home, open(NAMES / namespace) as there:
+    with open("/proc/thread-self/ns/net") as home, open(f"/proc/{holder}/ns/net") as there:
         _enter(there.fileno())
         try:
             yield
@@ -175,47 +165,6 @@ def _enter(namespace: int) -> None:
     if _LIBC.setns(namespace, _CLONE_NEWNET):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
-
-
-def remove_abandoned() -> None:
-    """Remove the namespaces whose maker has ended."""
-    abandoned = []
-    for path in NAMES.glob(f"{PREFIX}*"):
-        with suppress(ValueError, psutil.NoSuchProcess):
-            maker = psutil.Process(int(path.name.split("-")[1]))
-            if maker.status() != psutil.STATUS_ZOMBIE:
-                continue
-        abandoned.append(path.name)
-    remove(abandoned)
-
-
-def remove(names: Sequence[str]) -> None:
-    """Remove namespaces with all interfaces in them, once no process is left in them."""
-    end = time.monotonic() + GRACE
-    while processes := processes_in(names):
-        if time.monotonic() > end:
-            for pid in processes:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    for name in names:
-        try:
-            configure("ip", [f"netns del {name}"])
-        except ContentionError:
-            # Another process may remove the same leftovers at the same time.
-            if (NAMES / name).exists():
-                raise
-
-
-def processes_in(names: Sequence[str]) -> list[int]:
-    """Return the ids of the processes in these namespaces."""
-    inodes = {(NAMES / name).stat().st_ino for name in names if (NAMES / name).exists()}
-    processes = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (path / "ns/net").stat().st_ino in inodes:
-                processes.append(int(path.name))
-    return processes
 
 
 # Shuffles
