@@ -71,7 +71,6 @@ def _here(
     def run(*arguments: object, columns: int = 100) -> Outcome:
         patch.setattr(sys, "argv", [name, *map(str, arguments)])
         patch.setenv("COLUMNS", str(columns))
-        patch.setenv("PARM_DEBUG", "0")
         with pytest.raises(SystemExit) as ended:
             main()
         code = ended.value.code or 0

@@ -84,7 +84,8 @@ def test_our_mistakes_exit_with_1(parm_here: Here, monkeypatch: pytest.MonkeyPat
     assert plain.returncode == 1
     assert plain.stderr.startswith("error: ZeroDivisionError: division by zero. This is a fault")
     assert len(plain.stderr.splitlines()) == 1
-    asked = parm_here("--debug", *given)
+    monkeypatch.setenv("PARM_DEBUG", "1")
+    asked = parm_here(*given)
     assert asked.returncode == 1
     assert "Traceback" in asked.stderr
     assert "error: ZeroDivisionError" in asked.stderr

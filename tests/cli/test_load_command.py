@@ -68,40 +68,9 @@ def test_every_answer_is_judged(server: ServerProcess, data: Path, tmp_path: Pat
     assert report["accuracy"] == pytest.approx(right.mean())
 
 
-def test_a_trace_is_replayed(server: ServerProcess, data: Path, tmp_path: Path) -> None:
-    done = load(
-        server.url, "--model", "model", "--inputs", data / "inputs.npy", "--labels",
-        data / "labels.npy", "--trace", data / "times.txt",
-        "--json", tmp_path / "out.json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "out.json").read_text())
-    assert report["queries"] == report["answered"] == 30
-    assert report["accuracy"] is not None
-
-
 def running_load(*arguments: object) -> subprocess.Popen[str]:
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(parm("load", *map(str, arguments)), text=True, **pipes)
-
-
-def test_a_killed_server_is_a_matter_of_errors(bundle: str, data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    with ServerProcess(bundle, "--policy", "none", "--instances", "1") as server:
-        asking = running_load(
-            server.url, "--inputs", data / "queries.npz", "--rate", 100, "--queries", 300,
-            "--json", out,
-        )  # fmt: skip
-        until(lambda: server.metric("parm_requests_total") > 20, "no requests came")
-        server.signal(signal.SIGKILL)
-        server.wait()
-        _, errors = asking.communicate()
-    assert asking.returncode == 0, errors
-    report = json.loads(out.read_text())
-    assert report["answered"] > 0
-    assert report["answered"] + sum(report["errors"].values()) == 300
-    assert report["errors"]
-    assert all(kind.startswith("connection: ") for kind in report["errors"])
 
 
 def test_an_interrupt_ends_the_load(server: ServerProcess, data: Path, tmp_path: Path) -> None:

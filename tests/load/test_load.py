@@ -15,7 +15,7 @@ from aiohttp import web
 from load_served import CLASSES, answer, say_it_back, serving
 from parity_models.errors import LoadError, UserError
 from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
-from parity_models.load.result import LoadResult, report_of
+from parity_models.load.result import report_of
 from parity_models.load.target import Queries, Target
 from parity_models.roles import Source
 from parity_models.serving.client import Client
@@ -204,8 +204,6 @@ async def test_a_load_that_cannot_be_offered_is_refused_with_the_reason(
         for change, reason in REFUSED:
             with pytest.raises(UserError, match=reason):
                 await offer_load(load(**{"url": url, "data": data} | change))
-    with pytest.raises(LoadError, match="not a load's result"):
-        LoadResult.load(Path(data))
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands import Here
@@ -150,50 +149,6 @@ def test_what_cannot_be_planned_from_is_refused(
     with pytest.raises(UserError) as refused:
         advise(tmp_path / "log.csv", **options)
     assert said in str(refused.value)
-
-
-NUMBERS = st.one_of(st.floats(0, 1e4), st.floats(), st.integers(), st.text(max_size=4))
-UPSTREAMS = st.one_of(st.sampled_from(["a", "b"]), st.none())
-WORSE: st.SearchStrategy[list[Any]] = st.one_of(
-    st.just([]), st.lists(st.tuples(NUMBERS, NUMBERS, UPSTREAMS), max_size=2)
-)
-
-
-@st.composite
-def usual(draw: st.DrawFn) -> list[Request]:
-    """Requests to servers that run one at a time, or, now and then, two."""
-    count, scale = draw(st.integers(LEAST - 1, 2 * LEAST)), draw(st.sampled_from([1e-9, 1.0, 1e5]))
-    dice = random.Random(draw(st.integers(0, 99)))
-    requests = []
-    for upstream in "ab"[: draw(st.integers(1, 2))]:
-        arrivals = sorted(dice.random() * scale for _ in range(count))
-        runs = [dice.choice([0.0, 0.5, 3.0]) * scale / count for _ in arrivals]
-        requests += queued(runs, arrivals, draw(st.sampled_from([1, 1, 2])), upstream)
-    return requests
-
-
-@pytest.mark.slow
-@given(usual(), WORSE, st.booleans(), st.sampled_from([None, 1, 2, 4]))
-@settings(max_examples=25, deadline=None)
-def test_any_log_gives_an_answer_or_a_users_error(
-    tmp_path_factory: pytest.TempPathFactory,
-    good: list[Request],
-    worse: list[Any],
-    as_json: bool,
-    instances: int | None,
-) -> None:
-    file = tmp_path_factory.mktemp("log") / "log"
-    requests = [*good, *worse]
-    names = ("arrival", "latency", "upstream")
-    if as_json:
-        lines = [msgspec.json.encode(dict(zip(names, each, strict=True))) for each in requests]
-    else:
-        lines = [",".join(map(str, each)).encode() for each in [names, *requests]]
-    file.write_bytes(b"\n".join(lines))
-    with suppress(UserError):
-        found = advise(file, instances=instances, backup_time=0.001)
-        assert 0 <= min(each.answered for each in found.rows.values()) <= 1
-        assert str(found)
 
 
 @given(st.binary(max_size=300))

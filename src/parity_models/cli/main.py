@@ -117,9 +117,6 @@ def _show_version(wanted: bool) -> None:
 
 
 def _parm(
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="PARM_DEBUG", help="Show the tracebacks of errors.")
-    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -128,7 +125,6 @@ def _parm(
     ] = False,
 ) -> None:
     """Erasure-coded resilience for prediction serving."""
-    os.environ["PARM_DEBUG"] = "1" if debug else "0"
 
 
 class _Grouped(TyperGroup):

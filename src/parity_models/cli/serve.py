@@ -224,9 +224,11 @@ def _said(server: Server) -> Iterator[str]:
             f"(threads: {models.threads}{_gates(models)})"
         )
     else:
+        alike = Counter(" + ".join(sorted(roles)) for roles in models.roles)
+        instances = ", ".join(f"{count} of {roles}" for roles, count in alike.items())
         yield (
             f"serving {models.model.name} at {_urls(server)} (policy {models.choice.name}; "
-            f"instances: {_instances(models)}{_gates(models)})"
+            f"instances: {instances}{_gates(models)})"
         )
     if server.options.ui:
         asks = "" if server.options.access.tokens is None else " (it asks for a token)"
@@ -251,11 +253,6 @@ def _notes(server: Server) -> Iterator[str]:
 def _urls(server: Server) -> str:
     both = server.url if server.grpc_url is None else f"{server.url} and {server.grpc_url}"
     return both if server.metrics_url is None else f"{both}, metrics at {server.metrics_url}"
-
-
-def _instances(deployment: Deployment) -> str:
-    alike = Counter(" + ".join(sorted(roles)) for roles in deployment.roles)
-    return ", ".join(f"{count} of {roles}" for roles, count in alike.items())
 
 
 def _gates(served: ServedVersion) -> str:

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import LoadError
 from parity_models.load.spec import LoadSpec
 from parity_models.roles import Source
 
@@ -59,12 +58,9 @@ class LoadResult:
 
     @classmethod
     def load(cls, path: Path) -> "LoadResult":
-        """Read what `save` wrote. Raises LoadError for anything else."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
-            raise LoadError(f"{path} is not a load's result: {error}") from error
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
 # The report

@@ -24,7 +24,6 @@ from parity_models.protection.scene import (
     outcome_table,
     service_of,
 )
-from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Cascade, EqualResources, Hedging
 
@@ -168,16 +167,10 @@ class Plans(Printed):
     @property
     def parts(self) -> Sequence[RenderableType]:
         """The times that were simulated, a table of plans, and the advice."""
-        service, seconds = self.service, self.service.seconds
-        order = sorted(seconds, key=lambda role: (role != DEPLOYED, role == BACKUP, role))
-        times = ", ".join(f"{role} {1e3 * seconds[role]:.2f} ms" for role in order)
+        seconds = self.service.seconds.items()
+        times = ", ".join(f"{role} {1e3 * each:.2f} ms" for role, each in seconds)
         said = [] if self.first is None else [self.first]
         said += [f"A unit takes: {times}. Load: {self.rate:.4g} queries/s."]
-        if service.max_batch > 1:
-            said.append(
-                f"Each further query in a unit, of up to {service.max_batch}, adds "
-                f"{service.added.get(DEPLOYED, 0.0):.0%} to the time of the model."
-            )
         rows = [
             (
                 each.name,

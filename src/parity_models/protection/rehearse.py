@@ -37,17 +37,11 @@ from parity_models.serving.server import ServeOptions, Server
 CALM, LEARNED = 0.4, 150
 """The share of each run before the fault, and the fewest queries, from which the policy learns."""
 
-MEASURED = 30
-"""Queries by which the time of the model is measured."""
-
 MAX_RATE = 200.0
 """The most queries per second: this machine does everything else, too."""
 
 LOADED = 0.3
 """The largest offered load, as a share of what the instances can carry."""
-
-DRAWN = 64
-"""Random queries where none are given."""
 
 DEADLINE = 5.0
 """Seconds after which a query has failed."""
@@ -134,7 +128,7 @@ def rehearse(
         )
     if inputs is None:
         queries = opened.manifest.deployed.signature.largest.input
-        batch: Batch = queries.draw(np.random.default_rng(0), DRAWN)
+        batch: Batch = queries.draw(np.random.default_rng(0), 64)
     else:
         batch = load_queries(inputs, opened)
     coroutine = _rehearse(opened, batch, instances, seconds, on_run)
@@ -156,7 +150,7 @@ async def _rehearse(
     options = ServeOptions(port=0, deadline=DEADLINE, instances=1, policy=PolicyChoice("none"))
     async with Server(bundle, options) as server:
         times = []
-        for number in range(MEASURED):
+        for number in range(30):
             row = number % rows_in(queries)
             began = time.monotonic()
             await server.predict({name: each[row : row + 1] for name, each in queries.items()})
