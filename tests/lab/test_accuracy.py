@@ -48,8 +48,8 @@ def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -
     assert all(0 <= row["A_d"] <= 1 for row in result["rows"])
     again = lab_here(*args)
     assert again.returncode == 0
-    assert "digits, linear: berrut, k=2, r=1" in first.stderr
-    assert "digits, linear" not in again.stderr
+    assert "digits-linear: berrut, k=2, r=1" in first.stderr
+    assert "digits-linear" not in again.stderr
 
 
 DEPLOYED = TINY.split("codes =")[0]

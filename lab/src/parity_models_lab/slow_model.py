@@ -54,11 +54,7 @@ max_batch_size: 8
 input [{{ name: "input", data_type: TYPE_FP32, dims: [4] }}]
 output [{{ name: "output", data_type: TYPE_FP32, dims: [3] }}]
 instance_group [{{ count: 1, kind: KIND_CPU }}]
-parameters [
-  {{ key: "kind", value: {{ string_value: "{kind}" }} }},
-  {{ key: "seed", value: {{ string_value: "{seed}" }} }},
-  {{ key: "number", value: {{ string_value: "{number}" }} }}
-]
+parameters {{ key: "slowness", value: {{ string_value: "{kind} {seed} {number}" }} }}
 """
 """Triton's config.pbtxt of it."""
 
@@ -73,8 +69,8 @@ class TritonPythonModel:
         import numpy as np
         import triton_python_backend_utils as triton
 
-        given = json.loads(args["model_config"])["parameters"]
-        kind, seed, number = (given[each]["string_value"] for each in ("kind", "seed", "number"))
+        given = json.loads(args["model_config"])["parameters"]["slowness"]["string_value"]
+        kind, seed, number = given.split()
         self._slowness = Slowness(kind, int(seed), int(number))
         self._triton, self._output = triton, np.array([[0.1, 0.7, 0.2]], np.float32)
 

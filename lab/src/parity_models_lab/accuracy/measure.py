@@ -110,16 +110,11 @@ class DeployedCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def compared(self) -> tuple[CodeCell | BackupCell | FreeCell, ...]:
         return (*self.codes, *self.backups, *self.free)
 
-    @property
-    def file(self) -> str:
-        """The name of its results' file."""
+    def __str__(self) -> str:
+        """Return the name of the model and of its results' file."""
         recipe = "" if self.recipe == "usual" else f"-{self.recipe}"
         task = self.task.rpartition(":")[2]
         return f"{task}-{self.network}{recipe}".replace(":", "-").replace("@", "-")
-
-    def __str__(self) -> str:
-        recipe = "" if self.recipe == "usual" else ", trained as published"
-        return f"{self.task.rpartition(':')[2]}, {self.network}{recipe}"
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,8 +188,7 @@ def accuracy(
                 rows.append(model.measured(cell, partial(model.measure, cell)))
         finally:
             rows.sort(key=itemgetter("overhead"))
-            name = str(model.cell)
-            report(name, rows, out / f"{model.cell.file}.json", **deployed)
+            report(str(model.cell), rows, out / f"{model.cell}.json", **deployed)
 
 
 def _row(

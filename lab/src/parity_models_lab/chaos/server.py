@@ -89,6 +89,7 @@ class TestedServer:
 
     async def start(self) -> None:
         """Return once it is ready. Raises ServingError if it does not get so far."""
+        self.liar.unlink(missing_ok=True)
         engine = ["--engine", self._engine, "--instances", str(INSTANCES), *self._faults(liar=True)]
         if self._engine is Engine.REMOTE:
             one = ("--policy", "none", "--instances", "1", "--port", "0", *self._options)
