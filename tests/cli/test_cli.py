@@ -91,16 +91,6 @@ def test_our_mistakes_exit_with_1(parm_here: Here, monkeypatch: pytest.MonkeyPat
     assert "error: ZeroDivisionError" in asked.stderr
 
 
-def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
-    interrupt = (
-        "import os, signal, parity_models.cli.evaluate as e; "
-        "e.evaluate_bundle = lambda *given, **more: os.kill(os.getpid(), signal.SIGINT)"
-    )
-    outcome = parm("evaluate", "bundle", "--inputs", "x", before=interrupt)
-    assert outcome.returncode == 130
-    assert "Traceback" not in outcome.stderr
-
-
 # evaluate
 
 
@@ -124,16 +114,6 @@ def test_evaluate_prints_and_keeps(parm_here: Here, digits_bundle: Path, tmp_pat
     kept = open_bundle(digits_bundle).manifest.accuracy
     assert kept is not None
     assert kept.available_accuracy == accuracy
-
-
-def test_evaluate_refuses_others(parm_here: Here, digits_bundle: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "test.npy", DIGITS.test.inputs[:20])
-    cases: list[tuple[list[object], str]] = [
-        ([digits_bundle / "manifest.json"], "is a file; give the folder"),
-        ([digits_bundle, "--json", digits_bundle / "manifest.json" / "x"], "cannot write"),
-    ]
-    for arguments, reason in cases:
-        assert_refused(parm_here("evaluate", *arguments, "--inputs", tmp_path / "test.npy"), reason)
 
 
 # What it needs installed
@@ -248,18 +228,3 @@ def test_simulate_compares_settings_and_writes_json(parm_here: Here, tmp_path: P
     assert 0.005 in [each.get("hedge_delay") for each in report["options"]]
     for each in report["policies"].values():
         assert each["p999_ms"] > each["p50_ms"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ("--rate 0", "'--rate': must be above 0"),
-        ("--policy hedging@copies=3", "copies is not an option of the policy hedging"),
-        ("--policy hedgin", "did you mean hedging?"),
-        ("--policy hedging --dispatch singel-queue", "did you mean single-queue?"),
-        ("--dispatch single-queue", "--dispatch needs --policy as well"),
-        ("--coverage -0.1", "must be from 0 to 1, got -0.1"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(parm_here: Here, arguments: str, reason: str) -> None:
-    assert_refused(parm_here("simulate", *arguments.split(), "--queries", 1000), reason)

@@ -242,15 +242,6 @@ def test_a_unit_computes_for_its_service_time_only_where_the_plan_says_so() -> N
     assert twice.computing_time(1.0, "deployed") == 2.0
 
 
-def test_a_lie_is_of_one_worker_one_work_and_one_spell() -> None:
-    plan = FaultPlan(lies=(Lie(1, "other.onnx", start=2.0, length=3.0),))
-    liar = WorkerFaults(plan, 1)
-    files = [liar.files(time, "deployed") for time in (1.9, 2.0, 4.9, 5.0)]
-    assert files == [[], ["other.onnx"], ["other.onnx"], []]
-    assert liar.files(3.0, "parity-0") == []
-    assert WorkerFaults(plan, 0).files(3.0, "deployed") == []
-
-
 # Workers that are slower for a time
 
 UNIT = FaultPlan(service_time=Constant(1.0))

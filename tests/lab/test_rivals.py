@@ -40,15 +40,6 @@ def test_slackfit_takes_the_largest_network_that_the_slack_allows() -> None:
     assert world.answers == {0: Source.MODEL, 1: Source.BACKUP}
 
 
-def test_slackfit_asks_the_model_where_the_gate_refuses() -> None:
-    world = taught(SlackFit(SlackFit.Options(objective=0.5)), deployed=1.0, backup=0.1)
-    world.refuses = lambda query, source: True
-    world.arrive(1)
-    for _ in range(2):
-        world.finish("0")
-    assert world.answers == {0: Source.MODEL}
-
-
 @pytest.mark.parametrize(("rate", "asked"), [(1, False), (20, True)])
 def test_the_share_that_goes_to_the_backup_matches_the_capacity(rate: int, asked: bool) -> None:
     """An instance carries 10 queries a second, and 8 of them while it is busy for 80 % of it."""

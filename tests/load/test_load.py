@@ -207,20 +207,6 @@ async def test_a_load_that_cannot_be_offered_is_refused_with_the_reason(
 
 
 @pytest.mark.slow
-async def test_a_process_of_its_own_sends_the_same(data: str) -> None:
-    handle, starts = Answering(), list[int]()
-    async with serving(handle) as url:
-        spec = load(url, data, rate=300, queries=100, warm_up=11)
-        here = await offer_load(spec)
-        expected, handle.seen = handle.seen, []
-        there = await offer_load_from_own_process(spec, lambda: starts.append(len(handle.seen)))
-    assert len(starts) == 1
-    assert sorted(handle.seen) == sorted(expected)
-    for name in ("scheduled", "outcome", "score"):
-        np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
-
-
-@pytest.mark.slow
 async def test_the_last_line_of_a_generator_that_fails_is_the_error(data: str) -> None:
     script = "print('ready'); print('started'); print('no space'); exit(1)"
     spec = load("http://127.0.0.1:1", data, rate=10, queries=5)

@@ -54,17 +54,6 @@ def test_onnx_runtime_gives_the_same(name: str, inputs: Shape, outputs: Shape, g
     check_export(settled(build_network(name, inputs, outputs, grid), *inputs), inputs, outputs)
 
 
-@pytest.mark.slow
-def test_exporting_prints_and_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    network = build_network("resnet-small", (1, 8, 8), (10,))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
-    model = OnnxModel(export(network, [floats((1, 8, 8))]))
-    assert capfd.readouterr() == ("", "")
-    assert network.training
-    assert str(model.signature.input) == "'input' FP32 [1, 8, 8]"
-    assert str(model.signature.output) == "'output' FP32 [10]"
-
-
 @pytest.mark.parametrize(
     ("name", "inputs", "grid", "reason"),
     [

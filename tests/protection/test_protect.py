@@ -22,7 +22,6 @@ from parity_models.protection.finalists import (
     Finalist,
     Trained,
     Use,
-    choose,
     measure,
     preferred,
     uses_within,
@@ -191,24 +190,6 @@ def test_of_uses_that_differ_by_chance_the_one_that_saves_most_is_taken() -> Non
         fast = Use(stand_in(finalist("fast", share=0.1)), 0.9, outcome(p99, 2.0))
         assert preferred([slow, fast]).trained.finalist.name == better
     assert preferred([fast, slow], cheapest=True) is slow
-
-
-def test_where_no_level_is_shown_at_which_few_enough_differ_the_agreement_counts() -> None:
-    tried: list[tuple[float, float]] = []
-
-    def calibrate(*given: Any) -> Any:
-        level, risk = given
-        tried.append((level, risk))
-        return (stand_in(finalist("shown")), "its gate") if level < 0.9 else None
-
-    one: Any = SimpleNamespace(calibrate=calibrate, finalist=finalist("one"))
-    within = [Use(one, level, outcome(2.0, busy)) for level, busy in ((0.9, 3.0), (0.95, 1.0))]
-    found = choose([Use(one, 0.5, outcome(1.0))], within)
-    assert found is not None
-    assert found[0].finalist.name == "shown"
-    assert [level for level, _ in tried] == [0.95, 0.9, 0.5], "the cheapest first"
-    assert sum(risk for _, risk in tried) < RISK
-    assert choose([], within) is None
 
 
 def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> None:

@@ -166,3 +166,15 @@ def test_all_do_while_their_gate_is_closed() -> None:
     assert compared(world, 3) == [1, 2, 3]
     world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, True))
     assert compared(world, ONE_IN) == [3]
+
+
+def test_who_comes_alone_does_not_keep_others_from_being_compared_for_ever() -> None:
+    world = world_of(adaptive(parity=True))
+    answer(world)
+    world.pass_time(EVERY)
+    answer(world, "alone")
+    answer(world, "other")
+    world.pass_time(EVERY)
+    answer(world, "other")
+    answer(world, "other")
+    assert comparisons(world) == [parity_role(0)]

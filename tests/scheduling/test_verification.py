@@ -121,3 +121,20 @@ def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None
         for instance in list(world.verifying):
             world.verify(instance, right=instance != "0")
         assert lies < 100 + batch
+
+
+def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
+    world = world_of((), verify_every=3)
+    for instance, node in (("0", "a"), ("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):
+        world.join(instance, ORIGINALS, node)
+        if instance != "0":
+            world.verify(instance)
+    world.arrive(1)
+    (busy,) = world.running
+    world.verify("0", right=False)
+    beside = {"1", "2"}
+    assert world.verifying.keys() == beside - {busy}
+    world.finish(busy)
+    assert world.verifying.keys() == beside
+    verify_all(world)
+    assert {state for name, state in world.scheduler.instances() if name != "0"} == {State.UP}

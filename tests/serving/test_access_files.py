@@ -1,6 +1,5 @@
 """Wrong files of certificates and tokens are named; what was read before stays in force."""
 
-from errno import EMFILE
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from access_files import HASHED, HOST, OTHER, TOKEN, Files
 from commands import Here, assert_refused
 from parity_models.errors import UserError
-from parity_models.serving.access import MIN_TOKEN, Certificate, Reread, Tokens
+from parity_models.serving.access import MIN_TOKEN, Certificate, Tokens
 
 
 def test_files_that_are_no_certificate_or_of_another_are_named(files: Files) -> None:
@@ -46,27 +45,6 @@ def test_a_wrong_file_leaves_the_one_before(files: Files, caplog: pytest.LogCapt
     files.renew()
     certificate.refresh()
     assert certificate.context is not before
-
-
-def test_unreadable_files_are_read_again(files: Files, caplog: pytest.LogCaptureFixture) -> None:
-    class Unlucky(Reread):
-        """Cannot read its files, for a reason of the machine's, so often."""
-
-        times = 0
-
-        def read(self) -> None:
-            self.times -= 1
-            if self.times >= 0:
-                raise OSError(EMFILE, "Too many open files")
-
-    unlucky = Unlucky(files.tokens)
-    unlucky.times = 3
-    files.tokens.write_text(f"{OTHER}\n{TOKEN}\n")
-    with caplog.at_level("INFO"):
-        for _ in range(6):
-            unlucky.refresh()
-    assert unlucky.times == -1
-    assert caplog.text.count("stays in force") == caplog.text.count("was read again") == 1
 
 
 @pytest.mark.parametrize(

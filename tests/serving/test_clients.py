@@ -18,7 +18,6 @@ from onnx_models import graph_model
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
-from parity_models.serving.options import ServeOptions
 from served import ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -129,8 +128,3 @@ def test_the_program_of_the_guide_runs(own: Path) -> None:
         [sys.executable, "-c", program], cwd=own, capture_output=True, text=True, timeout=120
     )
     assert str(SCORES[:2].argmax(axis=1)) in done.stdout, done.stderr
-
-
-def test_the_page_needs_a_port() -> None:
-    with pytest.raises(UserError, match="needs a port"):
-        ServeOptions(port=None, ui=True)

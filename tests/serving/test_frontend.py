@@ -82,17 +82,6 @@ async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -
         assert not frontend.in_flight
 
 
-async def test_a_large_request_ends_when_the_server_stops() -> None:
-    engine = Puppet()
-    frontend = Frontend(engine, NoRedundancy(), SchedulerConfig(), SIGNATURE, None, Metrics())
-    await frontend.start([frozenset({DEPLOYED})])
-    request = await asked(frontend.infer(queries(100)))
-    await settle()
-    await frontend.stop()
-    with pytest.raises(UnavailableError, match="stopped"):
-        await request
-
-
 async def test_a_query_fails_at_its_deadline_and_the_shorter_one_counts() -> None:
     async with serving(NoRedundancy(), deadline=0.02) as (frontend, _):
         for timeout in (None, 0.01, 60.0):

@@ -30,7 +30,6 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.simulation import FAILED, SOURCES, Simulation, SimulationResult, simulate
-from parity_models.simulation.simulator import Driver
 
 CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
 SERVICE = 0.02
@@ -185,13 +184,6 @@ def test_work_during_the_warm_up_is_not_counted() -> None:
     assert later.units[DEPLOYED] == pytest.approx(600, abs=20)
     assert later.busy[DEPLOYED] == pytest.approx(later.units[DEPLOYED] * SERVICE)
     assert np.array_equal(whole.latencies, later.latencies)
-
-
-def test_an_action_that_a_simulation_does_not_know_is_not_skipped() -> None:
-    driver = Driver(workload(queries=10), EqualResources(), None)
-    unknown: Any = "Unknown"
-    with pytest.raises(TypeError, match="cannot carry out Unknown"):
-        driver._carry_out([unknown])
 
 
 def test_queries_that_arrive_over_months_are_refused() -> None:

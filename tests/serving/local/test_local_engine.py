@@ -196,18 +196,6 @@ async def test_placements_are_checked(model: Path, placements: list[Placement], 
 # Starts
 
 
-async def test_workers_start_one_at_a_time_on_request(model: Path) -> None:
-    engine = local_engine(models(model), starts_at_once=1)
-    starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
-    most = 0
-    while not starting.done():
-        most = max(most, len(engine.pids()) - len(engine.running()))
-        await asyncio.sleep(0.001)
-    assert len(engine.running()) == 3
-    assert most == 1
-    await engine.stop()
-
-
 class TooLarge(PinnedModel):
     """A model for which the disk has no room."""
 

@@ -21,7 +21,6 @@ from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bun
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import EngineChoice
-from parity_models.serving.request_log import MAX_ID, RequestLog, headers_for
 from parity_models.serving.server import ServeOptions, Server
 from served import (
     INFER,
@@ -159,15 +158,3 @@ async def test_an_upstream_gets_the_request_s_id_and_trace(linear: Bundle, schem
         await ask(client, traceparent="00-nonsense")
         assert "traceparent" not in upstream.heard[-1]
         assert upstream.heard[-1]["x-request-id"] != "mine"
-
-
-def test_ids_are_joined_as_far_as_there_is_room_and_of_traces_the_first_is_taken() -> None:
-    logs = [RequestLog("GET", "/", letter * 60) for letter in "abc"]
-    logs += [RequestLog("GET", "/", "d", SAMPLED), RequestLog("GET", "/", "e", SAMPLED[:-1] + "0")]
-    given = headers_for([*logs, logs[0]])
-    assert given == {
-        "x-request-id": ",".join(("a" * 60, "b" * 60, "d", "e")),
-        "traceparent": SAMPLED,
-    }
-    assert len(given["x-request-id"]) <= MAX_ID
-    assert headers_for([]) == {}

@@ -231,18 +231,6 @@ async def test_no_more_than_half_are_ejected_for_doubts(
         assert len(gone) == 1
 
 
-async def test_upstreams_that_are_unreachable_are_out_however_many_they_are(model: Path) -> None:
-    async with FakeUpstream("http", WEIGHTS) as one:
-        other = FakeUpstream("http", WEIGHTS)
-        await other.__aenter__()
-        async with using(model, one, other) as (engine, events, _):
-            one.mode = fake.AWAY
-            await events.departure("0.0")
-            await other.__aexit__(None, None, None)
-            await events.departure("1.0")
-            assert engine.running() == {}
-
-
 # Busy
 
 

@@ -293,23 +293,6 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_the_budget_till_
         assert served.counted("parm_connections_ended_total", limit="write timeout") == 1
 
 
-async def test_what_ends_late_connections_goes_on_after_an_error(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(reason: str) -> None:
-        raise ZeroDivisionError("an unforeseen error")
-
-    async with serving(idle_timeout=0.2) as served:
-        monkeypatch.setattr(served.server, "ended", fail)
-        clients = [await served.connect() for _ in range(3)]
-        for client in clients:
-            client.send(get("/v2"))
-            assert (await client.answer())[0] == 200
-        for client in clients:
-            assert await asyncio.wait_for(client.rest(), 20) == b""
-        assert "an unforeseen error" in caplog.text
-
-
 # Endings
 
 
