@@ -157,7 +157,8 @@ class Late:
         self._form: Form | None = None
         stand_ins = [] if bundle is None else [BACKUP]
         self._targets = _Targets()
-        self._risk = _ClientRisk(RunTimes(first=FIRST), stand_ins, budget)
+        share = max(budget, ASKED) if stand_ins else budget
+        self._risk = _ClientRisk(RunTimes(first=FIRST), stand_ins, share)
         self._budget = Budget(budget, BURST)
         self._computing = _Computing(cpu)
         self._effect = Effect()
@@ -246,12 +247,15 @@ class Late:
 
     # For its races
 
-    def _slowness(self, recent: int) -> float:
-        """Return the share of recent calls for which the target was slow."""
+    def _count_slow(self) -> None:
+        """Count the calls in flight for which the target is slow by now."""
         calls, fastest = self._in_flight, self._risk.fastest
         while fastest and calls and now() - next(iter(calls.values())) > CONGESTED * fastest:
             del calls[next(iter(calls))]
             self._slow.append(True)
+
+    def _slowness(self, recent: int) -> float:
+        """Return the share of recent calls for which the target was slow."""
         return sum(islice(reversed(self._slow), recent)) / recent
 
     def _ran(self, task: Task, *, finished: bool) -> None:
@@ -312,6 +316,7 @@ class _Race:
         late.counts["calls"] += 1
         late._effect.arrived(query.arrived, query.id)
         late._budget.earn()
+        late._count_slow()
         compares = (late.counts[Source.BACKUP] + 1) % COMPARED == 0
         if not compares and late._slowness(RECENT) >= OVERLOADED and self._may_ask_backup():
             late.counts["in place"] += 1
@@ -377,7 +382,7 @@ class _Race:
         late = self._late
         late.counts["copies"] += 1
         late._budget.spend()
-        target = late._targets.another(len(self._calls), late._risk.avoided)
+        target = late._targets.another(len(self._calls), late._risk.slow)
         self._start_call(Task(DEPLOYED, self._query.id, None, instance=target))
 
     def _start_backup(self) -> None:
@@ -443,6 +448,7 @@ class _Race:
             self._alarm = twice_as_old
             return None
         late._targets.now = time
+        late._count_slow()
         offers: list[tuple[float, Callable[[], None]]] = []
         if self._may_ask_backup():
             offers.append((self._worth(BACKUP, newest), self._start_backup))
@@ -490,7 +496,7 @@ class _Race:
                 if late._form is None and (backup := late._backup) is not None:
                     late._form = form_of(value, backup.output, backup.other_outputs)
                 late._ran(task, finished=True)
-                late._slowness(RECENT)
+                late._count_slow()
                 if late._in_flight.pop(self._query.id, None):
                     late._slow.append(not is_original)
                 late.counts[answer.source] += 1
@@ -521,7 +527,7 @@ class _Race:
             return None
         if query.original.unit is None:
             return self._give(answer)
-        given = late._risk.given(_started(query.original))
+        given = _started(query.original) + late._risk.late
         if self._failure is not None or now() >= given:
             return self._give(answer)
         self._early, self._alarm = answer, given
@@ -581,9 +587,6 @@ class _ClientRisk(Risk):
     priced, is the share of the median call that is spent waiting. Stand-ins cost the servers
     nothing, and are asked for a larger share of calls than copies are made for.
     """
-
-    def _most_asked(self, exact: bool) -> float:
-        return max(self.budget, ASKED) if self.stand_ins else self.budget
 
     def choice(self, role: str, rows: int = 1) -> Choice:
         """Return the choice; a stand-in does not work for the servers."""

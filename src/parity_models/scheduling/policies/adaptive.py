@@ -318,14 +318,14 @@ class Adaptive(Policy):
         self._budget.spend()
         tasks = self._tasks(port, query)
         if role == DEPLOYED:
-            port.copy(query, avoid=self._risk.avoided)
+            port.copy(query, avoid=self._risk.slow)
         else:
-            port.submit(role, query.id, query.kind, tasks, avoid=self._risk.avoided)
+            port.submit(role, query.id, query.kind, tasks, avoid=self._risk.slow)
 
     def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
         for _ in range(rows):
             self._budget.spend()
-        group = self._groups.form(port, members, rows, self._risk.avoided)
+        group = self._groups.form(port, members, rows, self._risk.slow)
         for query in members:
             self._tasks(port, query).extend(group.tasks)
 
@@ -359,7 +359,7 @@ class Adaptive(Policy):
             self._groups.redundancy_finished(port, task)
         elif query is not None and not query.exact:
             self._risk.stand_ins[BACKUP].answered(usable=True)
-            given = self._risk.given(_started(query.original))
+            given = _started(query.original) + self._risk.late
             if query.withheld or port.now >= given:
                 port.answer(query, Source.BACKUP)
             else:

@@ -120,20 +120,15 @@ class StandIn:
 class Risk:
     """Measure run times and the load, and apply the rule of benefit.py to them.
 
-    `run_times` are those of the deployed model, `stand_ins` the roles that may be asked, for the
-    share `budget` of queries. Times in seconds.
+    `run_times` are those of the deployed model, `stand_ins` the roles that may be asked, for this
+    `share` of queries at most. Times in seconds.
     """
 
     NEWEST = 0.2
     """The weight of the newest measurement of the load."""
 
-    def __init__(
-        self,
-        run_times: RunTimes,
-        stand_ins: Collection[str],
-        budget: float,
-    ) -> None:
-        self.budget = budget
+    def __init__(self, run_times: RunTimes, stand_ins: Collection[str], share: float) -> None:
+        self._share = share
         self.benefit = Benefit()
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.helped_by = 0.0
@@ -144,7 +139,8 @@ class Risk:
         """The age from which they are at risk, of queries that may be answered by stand-ins on
         instances that are not slow; 0 while that is unknown."""
         self.slow: dict[str, None] = {}
-        """The instances whose last unit of the deployed model was late, the newest last."""
+        """The instances whose last unit of the deployed model was late, the newest last. They get
+        no redundant work while others are up."""
         self._run_times = run_times
         self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
         self._ages: dict[tuple[str, bool], float] = {}
@@ -155,15 +151,6 @@ class Risk:
     def age(self, query: Query, task: Task) -> float | None:
         """Return the age from which this task is at risk; None while that is unknown."""
         return self._ages.get((self._kind(query, task), query.exact))
-
-    @property
-    def avoided(self) -> Collection[str]:
-        """The instances that get no redundant work while others are up."""
-        return self.slow
-
-    def given(self, began: float) -> float:
-        """Return the time from which a backup may answer a query whose original began then."""
-        return began + self.late
 
     def choice(self, role: str, rows: int = 1) -> Choice:
         """Return the choice of asking this stand-in, with so many parity queries, or the deployed
@@ -204,15 +191,11 @@ class Risk:
             self.slow.pop(unit.instance, None)
         renew = port.now >= self._renew_from
         if self._run_times.add(took, finished=finished, renew=renew):
-            self._learn(port)
-
-    def _learn(self, port: Fleet) -> None:
-        """Renew the load and all ages."""
-        self._renew_from = port.now + RENEWED_AFTER
-        self._measure_load(port)
-        for each in self._measured.values():
-            each.not_asked(self._run_times.added)
-        self._decide()
+            self._renew_from = port.now + RENEWED_AFTER
+            self._measure_load(port)
+            for each in self._measured.values():
+                each.not_asked(self._run_times.added)
+            self._decide()
 
     def _measure_load(self, port: Fleet) -> None:
         capacity = (port.now - self._since) * port.up(DEPLOYED)
@@ -230,7 +213,7 @@ class Risk:
         self.late = self._earliest([Choice(least, ((1.0, 0.0),))], DEPLOYED)
         for kind in self._measured:
             self._ages[kind, False] = self._earliest(choices, kind)
-            self._ages[kind, True] = self._earliest(choices[:1], kind, exact=True)
+            self._ages[kind, True] = self._earliest(choices[:1], kind)
         self.age_of_originals = self._ages[DEPLOYED, False]
         self._measure_help()
 
@@ -240,7 +223,7 @@ class Risk:
         age = self._ages.get((DEPLOYED, False), 0.0)
         self.helped_by = age + min([median, *takes]) + MARGIN * median
 
-    def _earliest(self, choices: Collection[Choice], kind: str, *, exact: bool = False) -> float:
+    def _earliest(self, choices: Collection[Choice], kind: str) -> float:
         """Return the age at which to ask the best of these for units of this kind."""
         running = self._measured[kind].run_times
         before = self._ages[DEPLOYED, False] if kind in self.stand_ins else 0.0
@@ -248,12 +231,8 @@ class Risk:
         worth = [self.benefit.at_risk(each, running, before, early=early) for each in choices]
         at = min(max(worth)[1], BEYOND * running.longest)
         if not early:  # those that need it most, as there is a budget
-            at = max(at, running.exceeded_by(self._most_asked(exact)))
-        return min(at, self._earliest(choices, DEPLOYED, exact=exact)) if early else at
-
-    def _most_asked(self, exact: bool) -> float:
-        """Return the share of units for which a task may be sent; for `exact` ones, a copy."""
-        return self.budget
+            at = max(at, running.exceeded_by(self._share))
+        return min(at, self._earliest(choices, DEPLOYED)) if early else at
 
     def _kind(self, query: Query, task: Task) -> str:
         """Return whose run times apply to this task; copies do not count as on a slow instance."""
