@@ -208,20 +208,3 @@ def test_slow_instances_are_not_replaced(plan: str) -> None:
         config=SchedulerConfig(deadline=10.0),
     )
     assert not simulate(simulation, EqualResources()).recycled
-
-
-@pytest.mark.parametrize("there", [2, 3, 4])
-def test_of_a_fleet_those_that_are_long_gone_or_never_came_count_as_out(there: int) -> None:
-    fleet = (ORIGINALS,) * 4
-    world = experienced(there, deadline=1000.0, fleet=fleet)
-    world.pass_time(100.0)
-    world.arrive(there)
-    world.pass_time(100.0)
-    assert len(world.recycled) == there - 2
-    for instance in list(world.recycled):
-        world.leave(instance)
-    world.pass_time(100.0)
-    assert not world.recycled
-    world.join("again", ORIGINALS)
-    world.pass_time(100.0)
-    assert len(world.recycled) == 1

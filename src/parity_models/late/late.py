@@ -39,10 +39,9 @@ from parity_models.models.signature import Batch
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive
-from parity_models.scheduling.policies.benefit import Choice
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
-from parity_models.scheduling.policies.risk import Fleet, Risk
+from parity_models.scheduling.policies.risk import Choice, Fleet, Risk
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
 from parity_models.trust.backup import GatedBackup, Refusal

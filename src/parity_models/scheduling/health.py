@@ -33,7 +33,7 @@ BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
 
 REPLACED_WITHIN = 30.0
 """Seconds for which an instance that left counts as out, if no other joins in its place; after
-that the pool counts as smaller, unless its size is fixed."""
+that the pool counts as smaller."""
 
 SECOND_LOOK, LOOK_OF_DEADLINE = 0.25, 0.125
 """Seconds after which a unit over its limit is looked at again, or this share of the deadline if
@@ -286,9 +286,7 @@ class Health:
         self._verify_every = port.config.verify_every
         self._sample_every = port.config.sample_every
         self._members: dict[str, Member] = {}
-        fleet = port.config.fleet
-        self._replaced_within = inf if fleet else REPLACED_WITHIN
-        self._away = [(roles, inf) for roles in fleet]
+        self._away: list[tuple[frozenset[str], float]] = []
         """The roles of instances that are away, and until when they count as out."""
         self._failures = Outliers()
         self._probes: Counter[str] = Counter()
@@ -338,7 +336,7 @@ class Health:
             self._dispatch.leave(instance)
         now = self._port.now
         self._away = [away for away in self._away if away[1] > now]
-        self._away.append((member.roles, now + self._replaced_within))
+        self._away.append((member.roles, now + REPLACED_WITHIN))
         self._failures.clear(instance)
         self._give_up_checks(member)
         if member.over and member.quarantined:

@@ -32,8 +32,6 @@ class SchedulerConfig:
             stand-in, only to compare it; 0: never.
         seed: Draws how long refused clients are asked to wait; another one for each server.
         share_groups: Queries without a tenant share coding groups; else those of one tenant do.
-        fleet: The roles of each instance of a fixed fleet; missing ones count as out for good.
-            Empty: instances come and go.
 
     """
 
@@ -46,7 +44,6 @@ class SchedulerConfig:
     compare_one_in: int = 20
     compare_every: float = 10.0
     share_groups: bool = True
-    fleet: tuple[frozenset[str], ...] = ()
     seed: int = 0
 
 

@@ -171,7 +171,6 @@ class Deployment(ServedVersion):
                 verify_every=options.verify_every,
                 sample_every=options.verify_every,
                 share_groups=share_groups,
-                fleet=tuple(self.roles) if fixed is not None else (),
                 seed=secrets.randbits(32),
             ),
             signature,

@@ -26,8 +26,7 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.scheduling.policies import Adaptive, StandIns
-from parity_models.scheduling.policies.benefit import URGENCY, Benefit, Choice
-from parity_models.scheduling.policies.risk import FORGOTTEN, StandIn
+from parity_models.scheduling.policies.risk import FORGOTTEN, URGENCY, Benefit, Choice, StandIn
 from scheduling_world import World, code
 
 

@@ -1,7 +1,7 @@
 """The adaptive policy: late queries are answered by the best stand-in available.
 
-Every query runs on the deployed model. Once it is at risk (risk.py), which may be at once on a slow
-instance, the most beneficial of these tasks is sent, by one rule (benefit.py):
+Every query runs on the deployed model. Once it is at risk, which may be at once on a slow
+instance, the most beneficial of these tasks is sent, by one rule (risk.py):
 
     the backup, for this query alone;
     a parity query of this and other late queries, padded with answered ones;
