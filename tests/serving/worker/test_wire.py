@@ -27,6 +27,7 @@ from parity_models.serving.worker.wire import (
     InjectFaults,
     MessageError,
     Messages,
+    Report,
     Unit,
     WorkerStream,
     encode,
@@ -125,7 +126,7 @@ class Ends:
     """Both ends; the worker's can echo what it receives."""
 
     def __init__(self) -> None:
-        self.heard: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
+        self.heard: asyncio.Queue[tuple[Report, bytes]] = asyncio.Queue()
         self.errors: asyncio.Queue[MessageError] = asyncio.Queue()
         self.ours, self.theirs = socket.socketpair()
         self.engine = EngineStream(self._hear, self.errors.put_nowait)
@@ -134,8 +135,8 @@ class Ends:
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self.engine, sock=self.ours)
 
-    def _hear(self, header: Frame, tensor: Frame) -> None:
-        self.heard.put_nowait((bytes(header), bytes(tensor)))
+    def _hear(self, report: Report, tensor: Frame) -> None:
+        self.heard.put_nowait((report, bytes(tensor)))
 
     def echo(self) -> Thread:
         worker = WorkerStream(self.theirs)
@@ -155,17 +156,17 @@ async def test_large_messages_and_many_rows_go_through_in_order() -> None:
     ends = Ends()
     await ends.connect()
     messages = [
-        (b"header", [bytes(5_000_000)]),
-        (b"small", []),
-        (b"many", [b"row"] * 3000),
-        (b"large", [b"x" * 3_000_000, b"y"]),
+        (Finished(1, 0.5), [bytes(5_000_000)]),
+        (Failed(2, "small"), []),
+        (Finished(3, 1.5), [b"row"] * 3000),
+        (Finished(4, 2.5), [b"x" * 3_000_000, b"y"]),
     ]
-    for header, rows in messages:  # more than the system takes, before anything is read
-        ends.engine.send(header, rows)
+    for report, rows in messages:  # more than the system takes, before anything is read
+        ends.engine.send(encode(report), rows)
     thread = ends.echo()
     async with asyncio.timeout(30):
-        for header, rows in messages:
-            assert await ends.heard.get() == (header, b"".join(rows))
+        for report, rows in messages:
+            assert await ends.heard.get() == (report, b"".join(rows))
     ends.engine.close()
     await asyncio.to_thread(thread.join, 30)
     assert not thread.is_alive(), "a worker notices that its engine is gone"

@@ -55,17 +55,12 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class EngineStream(asyncio.Protocol):
     """The engine's end of a stream.
 
-    `on_message` is called with the header and the tensor of each message, `on_error` once if the
-    stream is malformed, after which nothing more is read. The end of the stream is not reported:
-    the process ends as well.
+    `on_report` is called with each report, `on_error` once if the stream is malformed, after which
+    nothing more is read. The end of the stream is not reported: the process ends as well.
     """
 
-    def __init__(
-        self,
-        on_message: Callable[[Frame, Frame], None],
-        on_error: Callable[[MessageError], None],
-    ) -> None:
-        self._on_message = on_message
+    def __init__(self, on_report: OnReport, on_error: Callable[[MessageError], None]) -> None:
+        self._on_report = on_report
         self._on_error = on_error
         self._messages = Messages()
         self._transport: asyncio.Transport | None = None
@@ -76,7 +71,7 @@ class EngineStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for header, tensor in self._messages.of(data):
-                self._on_message(header, tensor)
+                self._on_report(read(REPORT, header), tensor)
         except MessageError as error:
             self.close()
             self._on_error(error)
@@ -209,10 +204,7 @@ class WorkerProcess(SupervisedInstance):
             self._server.close()
 
     def _stream(self) -> EngineStream:
-        stream = EngineStream(
-            lambda header, tensor: self._on_report(read(REPORT, header), tensor),
-            lambda error: self.kill(f"sent {error}"),
-        )
+        stream = EngineStream(self._on_report, lambda error: self.kill(f"sent {error}"))
         self._streams.append(stream)
         return stream
 
