@@ -87,6 +87,7 @@ def test_a_stand_in_cuts_the_tail_of_slow_spells(tmp_path: Path, parm_here: Here
     assert p99["one queue, a stand-in"] < p99["one queue, hedging"] < p99["as logged"]
     assert p99["a stand-in behind Envoy"] < p99["as logged"]
     assert f"per_try_timeout: {found['per_try_timeout']:.3f}s" in done.stdout
+    assert "├" in done.stdout
     without = advise(file)
     assert "a stand-in behind Envoy" not in without.rows
     assert without.rows["as logged"].p99_ms == p99["as logged"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from math import ceil, inf
+from math import ceil, inf, log10
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -66,6 +66,9 @@ ASKED = (0.02, 0.05, 0.1, 0.2)
 
 TAKEN = ("instances", "backup_time", "coverage", "agreement", "seed")
 """The options of simulations that go with a log."""
+
+WIDTH = 60
+"""Columns of the picture."""
 
 FIELDS = "arrival, latency (in seconds) or latency_ms, and upstream where there are several servers"
 UNNAMED = "unnamed"
@@ -246,7 +249,7 @@ class LogAdvice(Printed):
 
     @property
     def parts(self) -> Sequence[RenderableType]:
-        """The log in a sentence, a table, and the settings of a proxy."""
+        """The log in a sentence, a table, a picture of tails, and the settings of a proxy."""
         log, count = self.log, len(self.log.arrivals)
         said = (
             f"{count:,} requests at {count / log.arrivals[-1]:.4g} per second; "
@@ -263,7 +266,24 @@ class LogAdvice(Printed):
             f"are late then; the retry budget has to allow as many.\n{stand_in}"
         )
         table = outcome_table("", ((name, each, ()) for name, each in self.rows.items()))
-        return [said, table, advice]
+        return [said, table, _picture(self.rows), advice]
+
+
+def _picture(rows: Mapping[str, Outcome]) -> str:
+    """Return a line for each row from its p50 over its p99 to its p99.9, on a logarithmic axis."""
+    low = max(1e-3, min(each.p50_ms for each in rows.values()))
+    high = max(low, *(each.p999_ms for each in rows.values()))
+    label, lines = max(map(len, rows)), ["├ p50  ● p99  ┤ p99.9"]
+    for name, each in rows.items():
+        at = [
+            round((WIDTH - 1) * log10(max(ms, low) / low) / max(1e-9, log10(high / low)))
+            for ms in (each.p50_ms, each.p99_ms, each.p999_ms)
+        ]
+        line = [*" " * at[0], *"─" * (at[2] - at[0] + 1)]
+        line[at[2]], line[at[1]], line[at[0]] = "┤●├"
+        lines.append(f"{name:{label}}  {''.join(line)}")
+    axis = f"{'':{label}}  {low:<.3g} ms".ljust(label + 2 + WIDTH - 8) + f"{high:>.3g} ms"
+    return "\n".join([*lines, axis])
 
 
 def advise(
@@ -286,7 +306,7 @@ def advise(
             `seed`. The log says all else.
 
     Returns:
-        The outcomes. They print as a table.
+        The outcomes. They print as a table and a picture.
 
     Raises:
         UserError: A line of the log says something else, or other options are given.
