@@ -10,7 +10,7 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.evaluation.judging import calibrate
-from parity_models_lab import overhead, path
+from parity_models_lab import gates, overhead, path
 from parity_models_lab.overhead import CASES, OURS, TRITON
 
 
@@ -73,14 +73,17 @@ def test_overhead_compares_servers_with_triton(
 
 
 @pytest.mark.slow
-def test_promises_are_counted(lab_here: Here, tmp_path: Path) -> None:
+def test_promises_are_counted(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "SEEDS", 3)
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
     noisy = weights + 0.2 * rng.normal(size=weights.shape).astype(np.float32)
     bundle = linear_bundle(tmp_path, weights, backup=noisy)
     np.save(tmp_path / "rows.npy", rng.normal(size=(1500, FEATURES)).astype(np.float32))
     given = ("promises", bundle.path, "--inputs", tmp_path / "rows.npy", "--agreement", 0.9)
-    done = lab_here(*given, "--queries", 300, "--seeds", 3, "--out", tmp_path)
+    done = lab_here(*given, "--queries", 300, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "promises.json").read_text())["rows"]
     assert [row["level"] for row in rows] == ["0.9", "the best of all"]
@@ -89,7 +92,10 @@ def test_promises_are_counted(lab_here: Here, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_gate_closes_sooner_the_more_queries_drift(lab_here: Here, tmp_path: Path) -> None:
+def test_a_gate_closes_sooner_the_more_queries_drift(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "SEEDS", 3)
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
     noisy = weights + 0.15 * rng.normal(size=weights.shape).astype(np.float32)
@@ -97,7 +103,7 @@ def test_a_gate_closes_sooner_the_more_queries_drift(lab_here: Here, tmp_path: P
     bundle = calibrate(linear_bundle(tmp_path, weights, backup=noisy), rows[:6000])
     np.save(tmp_path / "rows.npy", rows[6000:])
     given = ("drift", bundle.path, "--inputs", tmp_path / "rows.npy", "--agreement", 0.95)
-    done = lab_here(*given, "--seeds", 3, "--out", tmp_path)
+    done = lab_here(*given, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "drift.json").read_text())["rows"]
     assert [row["drift"] for row in found] == ["none", *["classes"] * 3, *["noise"] * 3]

@@ -33,6 +33,20 @@ from parity_models_lab.results import Out, Row, report
 USUAL = 0.99
 """The level that ranks where the best one is taken."""
 
+COMPARED = 20
+"""One in so many of a stand-in's answers is compared with the model's."""
+
+STREAM = 100_000
+"""Answers of a stand-in in all."""
+
+WEIGHTS = (10.0, 30.0, 100.0)
+"""How much more often queries of the worst classes come; these are one in five."""
+
+NOISE = (0.5, 1.0, 2.0)
+"""The deviation of noise, as a share of that of the numbers it is added to."""
+SEEDS = 20
+"""How often queries are drawn, of a stream for each drift or as those that rank and calibrate."""
+
 Answers = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """For n queries the confidence of a stand-in, and whether it agrees with the model."""
 
@@ -46,7 +60,6 @@ def promises(
     queries: Annotated[
         int, Option("Queries that rank, and again as many that calibrate.", at_least=100)
     ] = 1000,
-    seeds: Annotated[int, Option("How often these are drawn.", at_least=1)] = 20,
     out: Out = None,
 ) -> None:
     """Calibrate on some queries, count how often others keep the promised agreement.
@@ -61,7 +74,7 @@ def promises(
     counts: list[Row] = []
     for named in (agreement, None):
         kept, coverages = 0, []
-        for seed in range(seeds):
+        for seed in range(SEEDS):
             order = np.random.default_rng(seed).permutation(rows)
             ranking, calibrating, served = np.split(order, [queries, 2 * queries])
             shares = [
@@ -83,10 +96,10 @@ def promises(
         counts.append(
             {
                 "level": "the best of all" if named is None else f"{named:g}",
-                "seeds": seeds,
+                "seeds": SEEDS,
                 "shown": len(coverages),
                 "kept": kept,
-                "coverage": round(sum(coverages) / seeds, 3),
+                "coverage": round(sum(coverages) / SEEDS, 3),
             }
         )
     title = f"Promises kept, {queries:,} queries to calibrate with"
@@ -103,18 +116,6 @@ def stand_in_answers(bundle: Bundle, inputs: GivenInputs) -> Iterator[Answers]:
         yield sure, agreement(given, outputs.predictions)
 
 
-COMPARED = 20
-"""One in so many of a stand-in's answers is compared with the model's."""
-
-STREAM = 100_000
-"""Answers of a stand-in in all."""
-
-WEIGHTS = (10.0, 30.0, 100.0)
-"""How much more often queries of the worst classes come; these are one in five."""
-
-NOISE = (0.5, 1.0, 2.0)
-"""Noise: of numbers, its deviation as a share of theirs; of ids, the share that is replaced."""
-
 Mask = NDArray[np.bool_]
 
 
@@ -124,28 +125,27 @@ def drift(
         Path, Option("Queries that neither trained nor calibrated it.", metavar="FILE")
     ],
     agreement: Annotated[float, Option("The level of the gate.", metavar="SHARE")] = 0.99,
-    seeds: Annotated[int, Option("Streams of queries for each drift.", at_least=1)] = 20,
     out: Out = None,
 ) -> None:
     """Count the wrong answers that a gate lets through before the watch closes it.
 
     Queries drift away from those of the calibration: classes that agree least come more often, or
     inputs become noisy. One stand-in answer in 20 is compared with the model's. `closed` counts the
-    seeds in which the gate closes; comparisons and wrong answers until then are medians, with
-    intervals of 95 of 100 seeds in brackets.
+    draws in which the gate closes; comparisons and wrong answers until then are medians, with
+    intervals of 95 of 100 draws in brackets.
     """
     rows: list[Row] = []
     opened = open_bundle(bundle)
     for name, strength, agreed, weights in _drifts(opened, load_queries(inputs, opened), agreement):
         share = float(np.average(agreed, weights=weights))
-        runs = [_run(agreed, weights, agreement, seed) for seed in range(seeds)]
+        runs = [_run(agreed, weights, agreement, seed) for seed in range(SEEDS)]
         closed = [run for run in runs if run is not None]
         rows.append(
             {
                 "drift": name,
                 "strength": strength,
                 "agreement": round(share, 4),
-                "seeds": seeds,
+                "seeds": SEEDS,
                 "closed": len(closed),
                 "comparisons": _spread([each[0] for each in closed]),
                 "wrong": _spread([each[1] for each in closed]),
@@ -188,17 +188,12 @@ def _drifts(
 
 
 def _noisy(queries: Batch, strength: float) -> Batch:
-    """Add noise to numbers, and replace some integers by those of other queries, but for masks."""
-    rng, found = np.random.default_rng(0), {}
+    """Add noise to numbers; ids and masks stay."""
+    rng, found = np.random.default_rng(0), dict(queries)
     for name, each in queries.items():
         if each.dtype.kind == "f":
             noise = strength * each.std(axis=0) * rng.normal(size=each.shape)
             found[name] = (each + noise).astype(each.dtype)
-        elif each.max() > 1:
-            which = rng.random(each.shape) < strength
-            found[name] = np.where(which, rng.permutation(each, axis=0), each)
-        else:
-            found[name] = each
     return found
 
 
