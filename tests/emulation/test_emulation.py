@@ -19,6 +19,7 @@ from parity_models.emulation import (
     Kill,
     Lie,
     LogNormal,
+    Neighbours,
     Pauses,
     Shuffles,
     SlicedRandom,
@@ -286,3 +287,18 @@ def test_as_many_transfers_run_at_all_times_as_the_plan_says_and_move_about() ->
         assert sum(active) == 2 * SHUFFLES.transfers
         seen |= {worker for worker in range(18) if active[worker]}
     assert len(seen) == 18
+
+
+def test_of_two_units_on_a_shared_accelerator_one_waits() -> None:
+    plan = FaultPlan(
+        service_time=Constant(0.01), neighbours=Neighbours(20.0, Constant(0.02), workers=(1,))
+    )
+    alone, shared = WorkerFaults(plan, 0), WorkerFaults(plan, 1)
+    begun = [i * 0.05 for i in range(2000)]
+    assert all(alone.release(at, at) == pytest.approx(at + 0.01) for at in begun)
+    took = [shared.release(at, at) - at for at in begun]
+    assert min(took) == pytest.approx(0.01)
+    # Busy with 40 % of the time: so many units wait, for half of 0.02 s or more.
+    waiting = [each - 0.01 for each in took if each > 0.0101]
+    assert 0.3 < len(waiting) / len(took) < 0.55
+    assert 0.009 < sum(waiting) / len(waiting) < 0.03

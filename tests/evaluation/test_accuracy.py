@@ -1,5 +1,6 @@
 """Accuracy under unavailability is what its definition says, query by query."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from parity_models.evaluation import outputs as models
 from parity_models.evaluation.accuracy import (
     FEWEST,
     FRACTIONS,
+    MOST_SETS,
     GateResult,
     measure_accuracy,
     share_interval,
+    some_sets,
 )
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
@@ -160,3 +163,10 @@ def test_an_interval_holds_the_share_and_shrinks_with_more_queries(rows: int, sh
     assert share - 1e-12 <= found[1] <= 1
     assert found[1] - found[0] < wider[1] - wider[0]
     assert share_interval(1.0, FEWEST - 1) is None
+
+
+def test_where_sets_are_very_many_some_are_tried() -> None:
+    assert some_sets(4, 2, seed=0) == list(combinations(range(4), 2))
+    some = some_sets(64, 3, seed=0)
+    assert len(set(some)) == len(some) == MOST_SETS
+    assert some == some_sets(64, 3, seed=0)
