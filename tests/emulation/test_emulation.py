@@ -180,17 +180,6 @@ def test_faults_only_ever_take_time(plan: FaultPlan, units: list[tuple[float, fl
         assert released >= began + compute
 
 
-def test_no_faults_before_they_begin_and_none_without_a_plan() -> None:
-    harsh = FaultPlan(
-        service_time=Constant(1.0),
-        slowdowns=Slowdowns(0.0, 1.0, Constant(1.0)),
-        pauses=Pauses(0.001, Constant(1.0)),
-    )
-    assert WorkerFaults(harsh, 0).release(-0.5, -0.2) == -0.2
-    assert WorkerFaults(harsh, 0).release(0.5, 0.8) > 0.8
-    assert WorkerFaults(FaultPlan(), 0).release(0.5, 0.8) == 0.8
-
-
 def test_slowdowns_delay_only_the_workers_they_are_for_and_only_for_spells() -> None:
     plan = FaultPlan(slowdowns=Slowdowns(2.0, 1.0, Constant(0.03), (0, 1)))
     slow = {

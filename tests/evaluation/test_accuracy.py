@@ -13,7 +13,6 @@ from rich.console import Console
 from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError
-from parity_models.evaluation import outputs as models
 from parity_models.evaluation.accuracy import (
     FEWEST,
     FRACTIONS,
@@ -26,7 +25,6 @@ from parity_models.evaluation.accuracy import (
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Accuracy, Bundle
-from parity_models.progress import Progress
 
 SUM = CodeSpec("sum", "subtraction", 2)
 
@@ -103,17 +101,6 @@ def test_a_backup_is_judged_on_every_query(coded: bool, tmp_path: Path) -> None:
     assert accuracy.backup_accuracy == 0.75
     assert accuracy.available_accuracy < 0.5
     assert (accuracy.degraded_accuracy is None) == (not coded)
-
-
-def test_each_model_runs_once_over_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "BATCH", 10)
-    inputs, labels, weights = draw_data(99)
-    code = CodeSpec("sum", "subtraction", 2, 2)
-    bundle = linear_bundle(tmp_path, weights, [weights, weights], code, backup=weights)
-    reports: list[Progress] = []
-    outputs = Outputs(bundle, inputs, progress=reports.append)
-    assert measure_accuracy(outputs, labels) == measure_accuracy(outputs, labels)
-    assert {each.total for each in reports} == {reports[-1].done} == {2 * 99 + 2 * 50}
 
 
 def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, DataError, UserError
 from parity_models.evaluation.accuracy import measure_gates
 from parity_models.evaluation.calibration import (
-    LEVELS,
     NAMED,
     RISK,
     calibrate_gates,
@@ -192,27 +191,6 @@ def test_queries_are_reconstructed_soon(tmp_path: Path, k: int, r: int, independ
     else:
         assert sorted(answers.rows) == list(range(101))
     np.testing.assert_allclose(answers.outputs, (queries @ WEIGHTS)[answers.rows], atol=1e-3)
-
-
-def test_a_stand_in_that_always_agrees_may_always_answer(tmp_path: Path) -> None:
-    bundle = exact_bundle(tmp_path, backup=-WEIGHTS)
-    found = calibrate_gates(Outputs(bundle, inputs(4000)), named=[0.96])
-    reconstruction, backup = found["reconstruction"], found["backup"]
-    levels = sorted({*LEVELS, 0.96} - {0.999})
-    assert [each.level for each in reconstruction.levels] == levels
-    assert all(each.coverage == 1 for each in reconstruction.levels)
-    assert (reconstruction.queries, backup.queries) == (2000, 4000)
-    assert backup.levels == ()  # it never agrees
-    queries = inputs(1000, seed=1)
-    labels = (queries @ WEIGHTS).argmax(axis=1)
-    results = measure_gates(Outputs(bundle, queries), found, labels)
-    assert [(each.stand_in, each.level) for each in results] == [
-        ("reconstruction", None),
-        *(("reconstruction", level) for level in levels),
-        ("backup", None),
-    ]
-    assert results[0].coverage == results[0].agreement == results[0].accuracy == 1.0
-    assert results[-1].agreement == 0.0
 
 
 def test_inputs_and_levels_that_do_not_fit_are_refused(tmp_path: Path) -> None:

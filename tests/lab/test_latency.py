@@ -25,9 +25,7 @@ from parity_models_lab.latency.runs import TUNING, Trials, run_figure
 from parity_models_lab.latency.setting import Bursts, Setting
 from parity_models_lab.latency.trial import Mode, Trial, TrialResult, result_of, simulate_trial
 from parity_models_lab.latency.validation import (
-    calm_trial,
     off,
-    overheads_between,
     summary,
 )
 
@@ -323,22 +321,6 @@ def test_a_simulation_is_close_if_every_percentile_is_within_15_percent(
     row = off(result(25, 100), result(26, tail))
     assert row["p99 off"] == pytest.approx(tail / 100 - 1)
     assert summary([row]).endswith(f"{int(close)} of 1 policies.")
-
-
-@pytest.mark.parametrize(("real", "expected"), [((30, 27.5), (1.5, 2.5)), ((25, 24), (0, 0))])
-def test_overheads_hold_an_instance_or_an_answer(
-    real: tuple[float, float], expected: tuple[float, float]
-) -> None:
-    def ran(ms: float, busy: float) -> TrialResult:
-        return result_of(np.full(1000, ms / 1e3), 0, 0, busy / 1e3)
-
-    held, outside = overheads_between(ran(*real), ran(26, 26))
-    assert held == pytest.approx(expected[0])
-    np.testing.assert_allclose(outside, expected[1])
-    calm = calm_trial(trial_of())
-    slower = msgspec.structs.replace(calm, held_ms=1.5, outside_ms=outside)
-    added = simulate_trial(slower)["p50"] - simulate_trial(calm)["p50"]
-    assert added == pytest.approx(1.5 + expected[1])
 
 
 REAL = """

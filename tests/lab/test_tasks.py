@@ -137,14 +137,6 @@ def test_made_speech_has_speakers_apart(monkeypatch: pytest.MonkeyPatch) -> None
     assert (data.input_shape, data.output_shape) == ((1, 40, 50), (len(WORDS),))
 
 
-def test_speech_without_espeak_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match=f"apt install {PROGRAM}"):
-        MadeSpeech().load()
-
-
 # One's own
 
 

@@ -4,21 +4,28 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import serialize_byte_tensor
 
 from parity_models import Late, UserError
 from parity_models.errors import DataError
 from parity_models.late import late as late_module
+from parity_models.late.values import form_of
 from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.signature import Tensor
 from served import gated_bundle, predictions, queries, write_linear_bundle
+from text_models import expected, imitated, texts, write_text_bundle
 
 pytestmark = pytest.mark.usefixtures("never_overloaded")
 
@@ -275,3 +282,38 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     for options in ({"budget": 0}, {"budget": 2}, {"cpu": 0}, {"agreement": 0.9}):
         with pytest.raises(UserError, match="|".join(options)):
             Late(**options)
+
+
+# Queries of unequal length, several outputs, outputs that are text
+
+
+def answering(value: Any) -> Callable[[], Awaitable[Any]]:
+    return partial(asyncio.sleep, 0.001, value)
+
+
+@pytest.mark.slow
+async def test_queries_of_unequal_length_are_answered(tmp_path: Path) -> None:
+    async with Late(write_text_bundle(tmp_path, backed=True), agreement=0) as late:
+        other = expected(texts(1, 4))["logits"]
+        with pytest.raises(UserError, match=r"'hidden'.*ask for that output alone"):
+            await late(answering({"hidden": other}), texts(1, 4))
+        for _ in range(KNOWN):
+            await late(answering({"logits": other}), texts(1, 4))
+        for length in (2, 5, 16):
+            queries = texts(3, length, seed=length)
+            answer = await late(asyncio.Event().wait, queries)
+            assert answer.source == "backup"
+            np.testing.assert_allclose(
+                answer.value["logits"], imitated(queries), rtol=1e-3, atol=1e-4
+            )
+
+
+def test_text_is_no_output_that_a_stand_in_gives() -> None:
+    words = np.array([[b"cat", b"dog"]], object)
+    response = service_pb2.ModelInferResponse(model_name="model")
+    response.outputs.add(name="output", datatype="BYTES", shape=[1, 2])
+    response.raw_output_contents.append(serialize_byte_tensor(words).item())
+    samples: list[Any] = [tritonclient.grpc.InferResult(response), {"output": words}]
+    for sample in samples:
+        with pytest.raises(UserError, match="ask for that output alone"):
+            form_of(sample, Tensor("output", "FP32", (2,)))

@@ -14,7 +14,7 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import replacement
-from parity_models.models.bundle import Accuracy, Bundle, InferenceTimes, with_measured
+from parity_models.models.bundle import Accuracy, Bundle, with_measured
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.protection.plan import Goal, Planner, plan
 from parity_models.protection.scene import Service, SimulationOptions, service_of
@@ -153,16 +153,6 @@ def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
     assert together.outcome.units[DEPLOYED] < 2000
     assert "--max-batch 8" in together.flags
     assert "--max-batch 1" in one_by_one.flags
-
-
-def test_further_rows_add_what_was_measured_where_the_bundle_was_made(bundle: Bundle) -> None:
-    times = InferenceTimes(1.0, None, 0.5, 1.75)
-    bundle = replace(
-        bundle, manifest=msgspec.structs.replace(bundle.manifest, inference_times=times)
-    )
-    found = service_of(bundle, SimulationOptions())
-    assert (found.max_batch, found.added) == (4, {DEPLOYED: 0.25, BACKUP: 0.25})
-    assert Planner(found, Goal(queries=1000, instances=8)).plans().plans
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@ are: over REST and gRPC, and whatever dies."""
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,14 +11,8 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from onnx_models import graph_model
-from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.servable import read_servable
-from parity_models.models.signature import cut, padded
-from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess
 from text_models import expected, texts, write_text_bundle
 
@@ -65,33 +58,6 @@ def test_queries_of_any_length_are_answered_at_their_own(client: Any, length: in
         found = answer.as_numpy(name)
         assert found.shape == values.shape
         np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-5)
-
-
-async def test_half_precision_bytes_and_truths_go_through_workers(tmp_path: Path) -> None:
-    kinds: dict[str, tuple[int, list[Any]]] = {
-        "half": (TensorProto.FLOAT16, ["n", 3]),
-        "image": (TensorProto.UINT8, ["n", "height", 2]),
-        "truth": (TensorProto.BOOL, ["n"]),
-    }
-    nodes = [helper.make_node("Identity", [name], [f"same_{name}"]) for name in kinds]
-    outputs = {f"same_{name}": each for name, each in kinds.items()}
-    (tmp_path / "same.onnx").write_bytes(graph_model(nodes, kinds, outputs))
-    content, signature = read_servable(tmp_path / "same.onnx", {"height": 8})
-    bundle = write_bundle(
-        tmp_path / "bundle", deployed=NewModel(content, "same", signature=signature)
-    )
-    rng = np.random.default_rng(0)
-    async with Server(bundle, ServeOptions(port=0)) as server:
-        for height in (1, 3, 8):
-            queries: dict[str, NDArray[Any]] = {
-                "half": rng.normal(size=(5, 3)).astype(np.float16),
-                "image": rng.integers(0, 256, (5, height, 2)).astype(np.uint8),
-                "truth": rng.integers(0, 2, 5).astype(np.bool_),
-            }
-            answers = await server.deployment.frontend.infer(padded(queries, signature, [height]))
-            found = cut(answers.outputs, signature, [height])
-            for name, values in queries.items():
-                np.testing.assert_array_equal(found[f"same_{name}"], values)
 
 
 def test_metadata_tells_dynamic_axes_and_exact_outputs(server: ServerProcess) -> None:

@@ -11,9 +11,7 @@ from threading import Event
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
-from tritonclient.utils import InferenceServerException
 
 from http2_frames import (
     CANCEL,
@@ -26,7 +24,7 @@ from http2_frames import (
     frame,
 )
 from served import Clients, ServerProcess, infer, predictions, queries, until
-from triton_requests import code_of, grpc_infer, grpc_input, http_input
+from triton_requests import grpc_infer, http_input
 
 pytestmark = pytest.mark.slow
 
@@ -87,16 +85,6 @@ def test_rapid_resets_keep_nobody_waiting(server: ServerProcess, http: httpx.Cli
             call.result()
     assert_answers(server, http)
     assert server.metric('parm_refused_total{why="invalid"}') == 0
-
-
-def test_names_that_fill_a_header_many_times_over_are_told_in_part(server: ServerProcess) -> None:
-    for name in ("\N{GRINNING FACE}" * 2000, "\0" * 2000, "%" * 9000):
-        with (
-            triton_grpc.InferenceServerClient(server.grpc_address) as client,
-            pytest.raises(InferenceServerException, match="no model is called") as error,
-        ):
-            client.infer(name, [grpc_input(queries(1))])
-        assert code_of(error) == "NOT_FOUND"
 
 
 def test_a_server_that_stood_still_goes_on(server: ServerProcess, http: httpx.Client) -> None:

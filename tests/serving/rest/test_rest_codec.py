@@ -78,9 +78,6 @@ def test_outputs_that_json_cannot_say_are_refused_and_binary_is_named(value: flo
 @pytest.mark.parametrize(
     ("parameters", "outputs", "binary"),
     [
-        ({}, None, False),
-        ({"binary_data_output": True}, None, True),
-        ({"binary_data_output": True}, [], True),
         ({"binary_data_output": True}, [{"name": "x"}], True),
         (
             {"binary_data_output": True},
@@ -88,7 +85,6 @@ def test_outputs_that_json_cannot_say_are_refused_and_binary_is_named(value: flo
             False,
         ),
         ({}, [{"name": "x", "parameters": {"binary_data": True}}], True),
-        ({}, [{"name": "x", "parameters": None}], False),
     ],
 )
 def test_outputs_may_be_binary(parameters: dict[str, bool], outputs: object, binary: bool) -> None:
