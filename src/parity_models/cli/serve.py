@@ -31,45 +31,33 @@ from parity_models.serving.logs import Logging, set_up
 from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import ENGINES, EngineChoice, ServeOptions
 from parity_models.serving.remote.remote_engine import UpstreamOptions
-from parity_models.serving.repository import Repository as ServedRepository
+from parity_models.serving.repository import Repository
 from parity_models.serving.server import Server
 from parity_models.serving.stand_in_only import StandInOnly
 
-BundleFolder = Annotated[
-    Path | None, argument("The bundle's folder.", "BUNDLE", envvar="PARM_BUNDLE")
-]
-Repository = Annotated[
-    Path | None,
-    Option(
-        "Serve several models instead: a folder of bundles, NAME/VERSION, that can be loaded and "
-        "unloaded over the protocol.",
-        metavar="DIR",
-    ),
-]
-EngineName = Annotated[
-    str | None,
-    Option(
-        "What runs the models: worker processes of this machine (local, the default), servers "
-        "that run already (remote, with --deployed the default), a Ray cluster (ray), "
-        f"{OWN}. Options follow an @, as ray@address=auto.",
-        metavar="ENGINE",
-    ),
-]
-Faults = Annotated[
-    str | None,
-    Option(
-        "Slow, pause and kill workers on purpose, by this plan, once the server is ready "
-        "(docs/reference/faults.md).",
-        metavar="FILE",
-    ),
-]
-
 
 def serve(
-    bundle: BundleFolder = None,
+    bundle: Annotated[
+        Path | None, argument("The bundle's folder.", "BUNDLE", envvar="PARM_BUNDLE")
+    ] = None,
     *,
-    repository: Repository = None,
-    engine: EngineName = None,
+    repository: Annotated[
+        Path | None,
+        Option(
+            "Serve several models instead: a folder of bundles, NAME/VERSION, that can be loaded "
+            "and unloaded over the protocol.",
+            metavar="DIR",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        Option(
+            "What runs the models: worker processes of this machine (local, the default), servers "
+            "that run already (remote, with --deployed the default), a Ray cluster (ray), "
+            f"{OWN}. Options follow an @, as ray@address=auto.",
+            metavar="ENGINE",
+        ),
+    ] = None,
     policy: PolicyName = None,
     dispatch: DispatchName = None,
     options: ServeOptions,
@@ -77,7 +65,14 @@ def serve(
     access: Access,
     logging: Logging,
     upstreams: Annotated[UpstreamOptions, Without("upstream_token")],
-    faults: Faults = None,
+    faults: Annotated[
+        str | None,
+        Option(
+            "Slow, pause and kill workers on purpose, by this plan, once the server is ready "
+            "(docs/reference/faults.md).",
+            metavar="FILE",
+        ),
+    ] = None,
     allow_code: AllowCode = None,
     config: ConfigPath = None,
 ) -> None:
@@ -215,7 +210,7 @@ def _tell(line: str, *, err: bool = False) -> None:
 def _said(server: Server) -> Iterator[str]:
     """Yield the lines that a server prints when it is ready."""
     models = server.models
-    if isinstance(models, ServedRepository):
+    if isinstance(models, Repository):
         names = ", ".join(models.names) or "no model"
         yield f"serving {names} at {_urls(server)}"
     elif isinstance(models, StandInOnly):
@@ -242,7 +237,7 @@ def _notes(server: Server) -> Iterator[str]:
     lacks = [option for option, value in given.items() if value is None]
     if lacks and host not in ("localhost", "::1") and not host.startswith("127."):
         yield f"it listens to other machines without {' and '.join(lacks)}"
-    if not isinstance(server.models, ServedRepository):
+    if not isinstance(server.models, Repository):
         yield from server.models.notes
         return
     for each in server.models.index():

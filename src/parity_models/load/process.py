@@ -79,19 +79,10 @@ class Child:
 async def child(command: Sequence[str]) -> AsyncIterator[Child]:
     """Run a command; the context begins with its first line of output, and ends it.
 
-    Args:
-        command: The program and its arguments.
-
-    Raises:
-        ServingError: The line does not come within START_TIMEOUT seconds.
-
+    Raises ServingError if the line does not come within START_TIMEOUT seconds.
     """
     process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=PIPE,
-        stdout=PIPE,
-        start_new_session=True,
-        limit=MAX_MESSAGE,
+        *command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MAX_MESSAGE
     )
     running = Child("", process)
     try:

@@ -145,15 +145,9 @@ class AccessLog:
     def read(cls, path: Path, instances: int | None = None) -> "AccessLog":
         """Read a log in CSV with a header, or in JSON lines.
 
-        Args:
-            path: The file. Each line has an arrival, a latency, and the upstream that answered, if
-                there are several; other fields are ignored.
-            instances: Requests that all servers run at a time; by default, one on each upstream.
-
-        Raises:
-            UserError: The file cannot be read, a line of it says something else, or the servers run
-                other numbers of requests at a time.
-
+        All servers run `instances` requests at a time, by default one on each upstream. Raises
+        UserError for a file that cannot be read, a line that says something else, and servers that
+        run other numbers of requests at a time.
         """
         requests = sorted(_requests(path))
         if not LEAST <= len(requests) <= MOST:

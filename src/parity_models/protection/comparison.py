@@ -61,20 +61,15 @@ class Comparison(Printed):
             f"{scene.instances:,} instances, {scene.queries:,} queries at {scene.rate:,.4g} per "
             "second"
         )
-        rules = {
-            each.policy.rule: each.outcome
-            for each in self.policies
-            if each.policy.name == NoRedundancy.name
-        }
+        alone = {x.policy.rule: x for x in self.policies if x.policy.name == NoRedundancy.name}
         said = []
         for each in self.policies:
-            gain = without.p99_ms - each.outcome.p99_ms
-            alone = rules.get(each.policy.rule, without)
-            if each.policy.name != NoRedundancy.name and alone is not without and gain > 0:
-                of_rule = max(0.0, min(gain, without.p99_ms - alone.p99_ms))
+            gain, rule = without.p99_ms - each.outcome.p99_ms, each.policy.rule
+            if rule != SINGLE_QUEUE and each is not alone[rule] and gain > 0:
+                of_rule = max(0.0, min(gain, without.p99_ms - alone[rule].outcome.p99_ms))
                 said.append(
                     f"{each.name}: p99 is {gain:.1f} ms lower than without redundancy; "
-                    f"{of_rule:.1f} ms of it is the dispatch rule's, {each.policy.rule}."
+                    f"{of_rule:.1f} ms of it is the dispatch rule's, {rule}."
                 )
         return [outcome_table(title, ((x.name, x.outcome, ()) for x in self.policies)), *said]
 
