@@ -136,16 +136,6 @@ class Test_originals:
         assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
         assert world.scheduler.size() == 0
 
-    def test_keep_away_from_an_instance_that_failed_them_while_there_are_others(self) -> None:
-        world = world_of(("bad",))
-        world.arrive(1)
-        world.join("good", ORIGINALS)
-        world.arrive(1)
-        world.fail("bad")
-        assert "bad" not in world.running
-        world.finish("good")
-        assert world.running["good"].subjects == (0,)
-
     def test_are_tried_elsewhere_when_turned_away_by_an_instance_that_rests(self) -> None:
         world = world_of(("busy",), max_attempts=1)
         world.arrive(1)

@@ -1,11 +1,8 @@
 """Wrong files of certificates and tokens are named; what was read before stays in force."""
 
-from pathlib import Path
-
 import pytest
 
 from access_files import HASHED, HOST, OTHER, TOKEN, Files
-from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.serving.access import MIN_TOKEN, Certificate, Tokens
 
@@ -20,15 +17,6 @@ def test_files_that_are_no_certificate_or_of_another_are_named(files: Files) -> 
             Certificate(*pair)
     with pytest.raises(UserError, match=r"missing\.crt, cannot be read: No such file"):
         Certificate(files.certificate.with_name("missing.crt"), files.key)
-
-
-def test_wrong_files_are_named(files: Files, parm_here: Here, plain: Path, tmp_path: Path) -> None:
-    files.key.write_text("nothing")
-    pair = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key))
-    assert_refused(parm_here("serve", plain, *pair), "cannot be used")
-    assert_refused(parm_here("serve", plain, *pair[:2]), "give both, --tls-cert and --tls-key")
-    missing = str(tmp_path / "nothing")
-    assert_refused(parm_here("serve", plain, "--tokens", missing), "cannot be read")
 
 
 def test_a_wrong_file_leaves_the_one_before(files: Files, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,6 @@ from parity_models.scheduling import (
 from parity_models.scheduling.policies import Pool, Replication
 from parity_models.serving.errors import (
     DeadlineError,
-    InferenceError,
     InternalError,
     OverloadedError,
     PoisonError,
@@ -156,16 +155,6 @@ async def test_queries_that_are_given_up_leave_the_queue_and_their_units_are_can
         assert frontend.queue_depths() == {DEPLOYED: 0}
         assert engine.log == [("0", DEPLOYED), ("0", "cancel")]
         assert metric(frontend, "parm_query_failures_total", reason="abandoned") == 3
-
-
-async def test_a_request_one_row_of_which_fails_is_given_up_whole_with_the_last_reason() -> None:
-    async with serving(NoRedundancy(), 1, 0, max_attempts=2) as (frontend, engine):
-        request = await asked(frontend.infer(queries(5)))
-        for why in ("out of memory", "out of memory again"):
-            engine.fail(engine.units[0], why)
-        with pytest.raises(InferenceError, match="out of memory again"):
-            await request
-        assert frontend.queue_depths() == {DEPLOYED: 0}
 
 
 async def test_an_end_that_is_reported_twice_or_too_late_changes_nothing() -> None:

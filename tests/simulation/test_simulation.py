@@ -29,7 +29,7 @@ from parity_models.scheduling.policies import (
     Replication,
     StandIns,
 )
-from parity_models.simulation import FAILED, SOURCES, Simulation, SimulationResult, simulate
+from parity_models.simulation import SOURCES, Simulation, SimulationResult, simulate
 
 CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
 SERVICE = 0.02
@@ -150,15 +150,6 @@ def test_queries_on_a_killed_instance_are_answered_by_others() -> None:
     kills = tuple(Kill(worker=i, at=0.5 + i / 10) for i in range(12))
     result = simulate(workload(faults=FaultPlan(kills=kills)), EqualResources())
     assert not np.isnan(result.latencies).any()
-
-
-def test_queries_that_fail_are_counted_as_failed() -> None:
-    result = simulate(
-        workload(load=10.0, queries=5000, config=SchedulerConfig(max_queue=10)), EqualResources()
-    )
-    failed = result.sources == FAILED
-    assert failed.any()
-    np.testing.assert_array_equal(np.isnan(result.latencies), failed)
 
 
 @pytest.mark.parametrize("policy", [ApproximateBackup, lambda: Parity(CODE)])

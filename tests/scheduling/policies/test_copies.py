@@ -40,14 +40,6 @@ def test_hedging_learns_its_delay() -> None:
     assert len(world.running) == 2
 
 
-def test_copies_that_the_budget_forbids_are_counted() -> None:
-    policy = Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=0.01))
-    world = world_of(map(str, range(30)), policy)
-    world.arrive(15)
-    world.pass_time(0.2)
-    assert len(world.running) == 15 + 10
-
-
 def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none() -> None:
     world = world_of(("a",), ApproximateBackup())
     world.join("cheap", frozenset({BACKUP}))
