@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -58,11 +57,11 @@ def test_the_share_that_goes_to_the_backup_matches_the_capacity(rate: int, asked
 def test_answers_that_differ_are_counted_on_recorded_predictions() -> None:
     recorded = racing.predictions()
     agrees = np.array(recorded.agrees)
-    run = racing.Run(racing.POLICIES["cascade"][0], "load in bursts", 0.3, -np.inf, 0, 1000)
-    found = racing.simulate_run(run, {})
+    run = racing.Candidate(racing.POLICIES["cascade"][0], "load in bursts", 0.3, -np.inf)
+    found = racing.simulate_run(run, 0, 1000, {})
     assert found.stood_in > 0.95
     assert found.differs == pytest.approx(1 - agrees.mean(), abs=0.03)
-    gated = racing.simulate_run(msgspec.structs.replace(run, threshold=recorded.threshold), {})
+    gated = racing.simulate_run(run._replace(threshold=recorded.threshold), 0, 1000, {})
     passed = np.array(recorded.confidence) >= recorded.threshold
     assert gated.stood_in == pytest.approx(passed.mean(), abs=0.05)
     assert gated.differs < found.differs

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from parity_models_lab.contention import ContentionError
@@ -17,36 +16,23 @@ GRACE = 5.0
 """Seconds that processes of a control group have to end."""
 
 
-@dataclass(frozen=True)
-class Quota:
-    """A control group, whose processes get `cores` cores' time in each PERIOD from `begin` on.
-
-    A command that begins with `prefix` runs in the group.
-    """
-
-    group: Path
-    cores: float
-
-    @property
-    def prefix(self) -> tuple[str, ...]:
-        enter = f'echo $$ > {self.group / "cgroup.procs"} && exec "$@"'
-        return ("sh", "-c", enter, "sh")
-
-    def begin(self) -> None:
-        """Limit the group from now on. Raises ContentionError where it cannot be."""
-        limits = {"cpu.cfs_period_us": PERIOD, "cpu.cfs_quota_us": PERIOD * self.cores}
-        for name, seconds in limits.items():
-            file = self.group / name
-            try:
-                file.write_text(f"{round(seconds * 1e6)}")
-            except OSError as error:
-                raise ContentionError(f"cannot write {file}: {error.strerror}") from error
-
-
 @contextmanager
-def quota(cores: float) -> Iterator[Quota]:
-    """Make a control group while the context lasts. Raises ContentionError where that fails."""
+def quota(cores: float) -> Iterator[tuple[tuple[str, ...], Callable[[], None]]]:
+    """Make a control group while the context lasts. Raises ContentionError where that fails.
+
+    Gives what a command begins with that runs in the group, and a function that limits its
+    processes to `cores` cores' time in each PERIOD from then on.
+    """
     group = ROOT / f"parm-{os.getpid()}-{time.monotonic_ns()}"
+    enter = f'echo $$ > {group / "cgroup.procs"} && exec "$@"'
+
+    def begin() -> None:
+        try:
+            for name, seconds in (("period", PERIOD), ("quota", PERIOD * cores)):
+                (group / f"cpu.cfs_{name}_us").write_text(f"{round(seconds * 1e6)}")
+        except OSError as error:
+            raise ContentionError(f"cannot limit {group}: {error.strerror}") from error
+
     try:
         group.mkdir()
     except OSError as error:
@@ -55,7 +41,7 @@ def quota(cores: float) -> Iterator[Quota]:
             "root and cgroup v1; leave out the speed"
         ) from error
     try:
-        yield Quota(group, cores)
+        yield ("sh", "-c", enter, "sh"), begin
     finally:
         until = time.monotonic() + GRACE
         while group.exists() and time.monotonic() < until:

@@ -49,14 +49,12 @@ class Cores:
     quota: float = inf
 
 
+@dataclass(slots=True)
 class Job:
     """A computation; `over` once it is done or stopped."""
 
-    __slots__ = ("done", "over")
-
-    def __init__(self, done: Callable[[float], None]) -> None:
-        self.done = done
-        self.over = False
+    done: Callable[[float], None]
+    over: bool = False
 
 
 class Processor:

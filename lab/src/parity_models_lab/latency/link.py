@@ -21,6 +21,7 @@ query is not its share of the rate (it is far shorter than a transfer) but this:
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import ceil
 from random import Random
 from typing import Any
@@ -79,15 +80,13 @@ STEP, TICK = 0.1, 1e-6
 """Seconds for which the growth of windows is taken to be constant, at most and at least."""
 
 
+@dataclass(slots=True)
 class _Transfer:
     """One that comes in until `end`; `window` in bytes. `full`: it has lost something."""
 
-    __slots__ = ("end", "full", "window")
-
-    def __init__(self, end: float, window: float) -> None:
-        self.end = end
-        self.window = window
-        self.full = False
+    end: float
+    window: float
+    full: bool = False
 
 
 class Link:
@@ -290,16 +289,8 @@ class Links:
 
     def __init__(self, shuffles: int, machines: int, row: Mapping[str, int], seed: int) -> None:
         traffic = Traffic(shuffles, machines, seed)
-        self._links = [Link(traffic, machine, seed) for machine in range(machines)]
-        self._row = row
-
-    def arrival(self, slot: int, now: float, role: str, rows: int) -> float:
-        """Return when a unit of `rows` rows that is sent now reaches the instance."""
-        return self._links[slot].arrival(now, rows * self._row.get(role, self._row[DEPLOYED]))
-
-    def message(self, slot: int, now: float) -> float:
-        """Return when a short message that is sent now reaches the instance."""
-        return self._links[slot].message(now)
+        self.links = [Link(traffic, machine, seed) for machine in range(machines)]
+        self.row = row
 
 
 class DriverOnLinks(Driver):
@@ -312,9 +303,11 @@ class DriverOnLinks(Driver):
     def _there(self, instance: Instance, role: str, rows: int) -> float:
         if self._links is None:
             return self._now
-        return self._links.arrival(instance.slot, self._now, role, rows)
+        row = self._links.row
+        size = rows * row.get(role, row[DEPLOYED])
+        return self._links.links[instance.slot].arrival(self._now, size)
 
     def _heard(self, instance: Instance) -> float:
         if self._links is None:
             return self._now
-        return self._links.message(instance.slot, self._now)
+        return self._links.links[instance.slot].message(self._now)

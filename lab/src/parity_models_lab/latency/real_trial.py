@@ -64,11 +64,11 @@ def contended(setting: Setting, seed: int) -> Iterator[Contended]:
 
         def begin() -> None:
             if slowed:
-                slowed.begin()
+                slowed[1]()
             if machines:
                 stack.enter_context(shuffling(setting.shuffles, machines, seed))
 
-        yield Contended((slowed.prefix if slowed else ()) + prefix, prefix, tuple(places), begin)
+        yield Contended((slowed[0] if slowed else ()) + prefix, prefix, tuple(places), begin)
 
 
 def run_real(trial: Trial, folder: Path) -> TrialResult:

@@ -110,23 +110,24 @@ class Drawn(DriverOnLinks):
         return bool(self._refused[query])
 
 
-class Run(msgspec.Struct, frozen=True):
-    """A simulation: a policy with its options, a scene, a load, and the gate's threshold."""
+class Candidate(NamedTuple):
+    """A policy with its options, a scene, a load, and the gate's threshold."""
 
     policy: str
     scene: str
     load: float
     threshold: float
-    seed: int
-    queries: int
 
 
 Traces = Mapping[str, Sequence[float]]
 """Times of arrivals by scene."""
 
+Outcome = dict[str, Any]
+"""A row of results."""
 
-class Found(msgspec.Struct, frozen=True):
-    """What a run found: latencies in seconds, infinite where a query failed."""
+
+class Found(NamedTuple):
+    """The outcome of a run: latencies in seconds, infinite where a query failed."""
 
     latencies: NDArray[np.float64]
     busy: float
@@ -134,11 +135,11 @@ class Found(msgspec.Struct, frozen=True):
     differs: float
 
 
-def simulate_run(run: Run, traces: Traces) -> Found:
+def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Found:
     """Run one simulation; arrivals are Poisson where the scene has no trace."""
     recorded, setting = predictions(), SCENES[run.scene]
     service = setting.mean_service
-    count, rng = WARM_UP + run.queries, np.random.default_rng((run.seed, 3))
+    count, rng = WARM_UP + queries, np.random.default_rng((seed, 3))
     rate = run.load * setting.all_instances / service
     if run.scene in traces:
         gaps = np.diff(traces[run.scene])
@@ -146,9 +147,9 @@ def simulate_run(run: Run, traces: Traces) -> Found:
         arrivals /= rate * gaps.mean()
     elif (burst := setting.burst) is not None:
         rate /= 1 + (burst.factor - 1) * burst.length / burst.every
-        arrivals = burst.compress(poisson_arrivals(rate, count, run.seed))
+        arrivals = burst.compress(poisson_arrivals(rate, count, seed))
     else:
-        arrivals = poisson_arrivals(rate, count, run.seed)
+        arrivals = poisson_arrivals(rate, count, seed)
     rows = rng.integers(len(recorded.agrees), size=count)
     simulation = Simulation(
         arrivals,
@@ -156,15 +157,15 @@ def simulate_run(run: Run, traces: Traces) -> Found:
         setting.extra_instances,
         {DEPLOYED: Constant(0.0)},
         faults=msgspec.structs.replace(
-            setting.plan(run.seed, 0, setting.all_instances),
+            setting.plan(seed, 0, setting.all_instances),
             service_times={BACKUP: LogNormal(recorded.share * service, 0.05)},
         ),
         overhead=DISPATCH,
-        seed=run.seed,
+        seed=seed,
         warm_up=WARM_UP,
     )
     refused = np.array(recorded.confidence)[rows] < run.threshold
-    driver: Callable[..., Drawn] = partial(Drawn, refused, setting.links(run.seed))
+    driver: Callable[..., Drawn] = partial(Drawn, refused, setting.links(seed))
     policy = PolicyChoice.parse(run.policy, None).build(StandIns(backup=True))
     result = simulate(simulation, *policy, driver=driver)
     sources = result.sources[WARM_UP:]
@@ -172,75 +173,60 @@ def simulate_run(run: Run, traces: Traces) -> Found:
     differs = stood_in & (np.array(recorded.agrees)[rows[WARM_UP:]] == 0)
     return Found(
         np.where(sources == FAILED, inf, result.latencies[WARM_UP:]),
-        sum(result.busy.values()) / run.queries,
+        sum(result.busy.values()) / queries,
         float(stood_in.mean()),
         float(differs.mean()),
     )
 
 
-Outcome = dict[str, Any]
-"""A row of results."""
+def outcome(candidate: Candidate, traces: Traces, seeds: int, queries: int) -> Outcome:
+    """Return the outcome of a candidate over all seeds.
+
+    Times are in ms, infinite where so many queries failed; "of seeds": the least and the most.
+    """
+    results = [simulate_run(candidate, seed, queries, traces) for seed in range(seeds)]
+    latencies = 1e3 * np.concatenate([each.latencies for each in results])
+    p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").round(2).tolist()
+    tails = [float(1e3 * np.quantile(e.latencies, 0.999, method="higher")) for e in results]
+    differ = [each.differs for each in results]
+    return {
+        "scene": candidate.scene,
+        "load": candidate.load,
+        "p50": p50,
+        "p99": p99,
+        "p99.9": p999,
+        "p99.9 of seeds": [round(min(tails), 2), round(max(tails), 2)],
+        "busy": round(1e3 * float(np.mean([each.busy for each in results])), 2),
+        "not F's": round(float(np.mean([each.stood_in for each in results])), 4),
+        "differ": round(float(np.mean(differ)), 6),
+        "differ of seeds": [round(min(differ), 6), round(max(differ), 6)],
+        "failed": round(float(np.isinf(latencies).mean()), 5),
+        "options": candidate.policy.partition("@")[2],
+    }
 
 
-class Cell(NamedTuple):
-    """A policy in a scene at a load, with candidates: options and the gate's threshold."""
-
-    policy: str
-    scene: str
-    load: float
-    candidates: list[tuple[str, float]]
-
-    def outcomes(self, found: Mapping[Run, Found], seeds: int, queries: int) -> Iterator[Outcome]:
-        """Yield the outcome of each candidate over all seeds.
-
-        Times are in ms, infinite where so many queries failed; "of seeds": the least and the most.
-        """
-        for candidate, runs in self.runs(seeds, queries):
-            results = [found[run] for run in runs]
-            latencies = 1e3 * np.concatenate([each.latencies for each in results])
-            p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").round(2).tolist()
-            tails = [1e3 * np.quantile(e.latencies, 0.999, method="higher") for e in results]
-            differ = [each.differs for each in results]
-            yield {
-                "scene": self.scene,
-                "load": self.load,
-                "policy": self.policy,
-                "p50": p50,
-                "p99": p99,
-                "p99.9": p999,
-                "p99.9 of seeds": [round(float(min(tails)), 2), round(float(max(tails)), 2)],
-                "busy": round(1e3 * float(np.mean([each.busy for each in results])), 2),
-                "not F's": round(float(np.mean([each.stood_in for each in results])), 4),
-                "differ": round(float(np.mean(differ)), 6),
-                "differ of seeds": [round(min(differ), 6), round(max(differ), 6)],
-                "failed": round(float(np.isinf(latencies).mean()), 5),
-                "options": candidate.partition("@")[2],
-            }
-
-    def runs(self, seeds: int, queries: int) -> Iterator[tuple[str, list[Run]]]:
-        """Yield each candidate with its runs, which differ in their seed alone."""
-        for policy, threshold in self.candidates:
-            about = policy, self.scene, self.load, threshold
-            yield policy, [Run(*about, seed, queries) for seed in range(seeds)]
+Cells = Iterator[tuple[str, list[Candidate]]]
+"""Names of policies, each with its candidates in a scene at a load."""
 
 
-def table(scenes: Sequence[str]) -> Iterator[Cell]:
+def table(scenes: Sequence[str]) -> Cells:
     """Yield the cells of the table, with the gate that was recorded."""
     gate = predictions().threshold
     for scene, load, (name, policies) in product(scenes, LOADS, POLICIES.items()):
         threshold = -inf if name in EXACT else gate
-        yield Cell(name, scene, load, [(each, threshold) for each in policies])
+        yield name, [Candidate(each, scene, load, threshold) for each in policies]
         if name == "slackfit":  # its paper has no gate
-            yield Cell(f"{name}, no gate", scene, load, [(each, -inf) for each in policies])
+            yield f"{name}, no gate", [Candidate(each, scene, load, -inf) for each in policies]
 
 
-def frontier(scenes: Sequence[str]) -> Iterator[Cell]:
+def frontier(scenes: Sequence[str]) -> Cells:
     """Yield the cells of the frontier, with gates that let different shares of queries pass."""
     confidence = predictions().confidence
     gates = [-inf, *(float(np.quantile(confidence, 1 - share)) for share in COVERAGES)]
     for scene, load, (name, policies) in product(scenes, FRONTIER, POLICIES.items()):
         thresholds = gates[:1] if name in EXACT else gates
-        yield Cell(name, scene, load, list(product(policies, thresholds)))
+        tried = product(policies, thresholds)
+        yield name, [Candidate(policy, scene, load, threshold) for policy, threshold in tried]
 
 
 def compare(traces: Traces, seeds: int, queries: int) -> tuple[list[Outcome], list[Outcome]]:
@@ -254,21 +240,17 @@ def compare(traces: Traces, seeds: int, queries: int) -> tuple[list[Outcome], li
     """
     scenes = [each for each in SCENES if ", " not in each or each in traces]
     cells, swept = list(table(scenes)), list(frontier(scenes))
-    planned = [
-        one for cell in (*cells, *swept) for _, runs in cell.runs(seeds, queries) for one in runs
-    ]
-    simulations = simulated(partial(simulate_run, traces=traces), list(dict.fromkeys(planned)))
-    found = dict(simulations)
-    rows = [min(cell.outcomes(found, seeds, queries), key=_tail) for cell in cells]
+    candidates = dict.fromkeys(each for _, some in (*cells, *swept) for each in some)
+    run = partial(outcome, traces=traces, seeds=seeds, queries=queries)
+    found = dict(simulated(run, list(candidates)))
+    rows = [{"policy": name} | min((found[c] for c in some), key=_tail) for name, some in cells]
     best: list[Outcome] = []
-    for cell in swept:
-        ran = list(cell.outcomes(found, seeds, queries))
-        for bound in BOUNDS:
-            within = [each for each in ran if each["differ"] <= bound]
-            if within:
-                least = min(each["busy"] for each in within)
-                more = {"differ at most": bound, "least busy": least}
-                best.append(min(within, key=_tail) | more)
+    for (name, some), bound in product(swept, BOUNDS):
+        within = [found[each] for each in some if found[each]["differ"] <= bound]
+        if within:
+            least = min(each["busy"] for each in within)
+            more = {"policy": name, "differ at most": bound, "least busy": least}
+            best.append(min(within, key=_tail) | more)
     return rows, best
 
 
