@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-WIDTH = 100
-"""Columns of a result as text."""
-
 
 class Printed(ABC):
     """A result that prints as its `parts`: tables, and sentences, which are not wrapped."""
@@ -30,7 +27,7 @@ class Printed(ABC):
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=WIDTH, color_system=None, force_terminal=False)
+        console = Console(width=100, color_system=None, force_terminal=False)
         with console.capture() as captured:
             self.show(console)
         return captured.get().rstrip()

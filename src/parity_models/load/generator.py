@@ -21,10 +21,7 @@ PATIENCE = 1.0
 NOT_SENT = -1
 
 
-async def offer_load(
-    spec: LoadSpec,
-    started: Callable[[], None] = lambda: None,
-) -> LoadResult:
+async def offer_load(spec: LoadSpec, started: Callable[[], None] = lambda: None) -> LoadResult:
     """Offer the whole load from this process.
 
     Args:
@@ -36,7 +33,6 @@ async def offer_load(
 
     Raises:
         LoadError: The server or its model cannot be found, or the queries do not fit it.
-
     """
     async with prepare_load(spec) as load:
         load.start(asyncio.get_running_loop().time() + LEAD, started)

@@ -30,10 +30,6 @@ from parity_models.serving.garbage import freeze_modules
 READY = "ready"
 STARTED = "started"
 """Messages of a generator process; any other is the error that ends it."""
-GENERATE = f"from {__name__} import main; main()"
-"""The program of a generator process."""
-REFRESH = 0.5
-"""Seconds between two updates of the progress bar."""
 USERS_MISTAKE = 2
 """The exit code of a child that a user asked for something impossible."""
 START_TIMEOUT = 120.0
@@ -112,13 +108,14 @@ async def child(command: Sequence[str]) -> AsyncIterator[Child]:
 
 
 def tell(message: str) -> None:
-    """Write a line to standard output at once."""
-    sys.stdout.write(f"{message}\n")
-    sys.stdout.flush()
+    """Write a line to standard output at once, unless the caller has gone."""
+    with suppress(BrokenPipeError):
+        sys.stdout.write(f"{message}\n")
+        sys.stdout.flush()
 
 
-def exit_code(do: Callable[[], object], tell: Callable[[str], None] = tell) -> int:
-    """Call `do`; returns the exit code that `failure` reads. An error's message goes to `tell`."""
+def exit_code(do: Callable[[], object]) -> int:
+    """Call `do`, and tell an error's message. Return the exit code that `failure` reads."""
     try:
         do()
     except ParityModelsError as error:
@@ -159,13 +156,13 @@ async def offer_load_from_own_process(
 
     Raises:
         LoadError: The server or its model cannot be found, or the queries do not fit it.
-
     """
     due = spec.due
     with TemporaryDirectory(prefix="parm-load-") as folder:
         spec_path, result = Path(folder, "spec.json"), Path(folder, "result.npz")
         spec_path.write_bytes(msgspec.json.encode(spec))
-        command = (*prefix, sys.executable, "-c", GENERATE, str(spec_path), str(result))
+        program = f"from {__name__} import main; main()"
+        command = (*prefix, sys.executable, "-c", program, str(spec_path), str(result))
         async with child(command) as generator:
             if generator.message != READY:
                 raise await generator.failure(LoadError)
@@ -202,7 +199,7 @@ async def _end_on(stop: asyncio.Event, generator: Child) -> None:
 async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
     with progress_bars() as bars:
         while True:
-            await asyncio.sleep(REFRESH)
+            await asyncio.sleep(0.5)
             sent = int(np.searchsorted(due, time.monotonic())) * batch
             bars.on_progress(Progress("queries", sent, len(due) * batch))
 
@@ -220,18 +217,12 @@ async def _generate(spec: LoadSpec, result: Path) -> None:
             await lines.read()
             load.stop()
 
-        _tell(READY)
-        load.start(asyncio.get_running_loop().time() + LEAD, lambda: _tell(STARTED))
+        tell(READY)
+        load.start(asyncio.get_running_loop().time() + LEAD, lambda: tell(STARTED))
         stopping = asyncio.create_task(stop_at_end())
         await load.finish()
         stopping.cancel()
     load.result().save(result)
-
-
-def _tell(message: str) -> None:
-    # The caller may have gone.
-    with suppress(BrokenPipeError):
-        tell(message)
 
 
 def main() -> None:
@@ -248,4 +239,4 @@ def main() -> None:
         loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
     ) as runner:
         generating = _generate(spec, result)
-        sys.exit(exit_code(lambda: runner.run(generating), _tell))
+        sys.exit(exit_code(lambda: runner.run(generating)))

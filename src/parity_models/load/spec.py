@@ -32,7 +32,6 @@ class LoadSpec(Options):
     Raises:
         UserError: A value is out of range, there are no `inputs`, or not exactly one of `rate` and
             `trace`.
-
     """
 
     url: str = ""

@@ -137,7 +137,6 @@ async def target(
 
     Raises:
         LoadError: The server cannot be asked, or does not have the model.
-
     """
     async with Client(url, Credentials.of_environment(), keep_alive=IDLE_CONNECTION) as client:
         asked = f"model {model!r}" if model else "its models"

@@ -43,9 +43,6 @@ MAX_RATE = 200.0
 LOADED = 0.3
 """The largest offered load, as a share of what the instances can carry."""
 
-DEADLINE = 5.0
-"""Seconds after which a query has failed."""
-
 
 @dataclass(frozen=True)
 class Rehearsal(Printed):
@@ -147,7 +144,7 @@ async def _rehearse(
     seconds: float,
     on_run: Callable[[str], None],
 ) -> Rehearsal:
-    options = ServeOptions(port=0, deadline=DEADLINE, instances=1, policy=PolicyChoice("none"))
+    options = ServeOptions(port=0, deadline=5.0, instances=1, policy=PolicyChoice("none"))
     async with Server(bundle, options) as server:
         times = []
         for number in range(30):
@@ -171,7 +168,7 @@ async def _rehearse(
                 instances=instances,
                 faults=FaultPlan(pauses=pauses),
                 port=0,
-                deadline=DEADLINE,
+                deadline=5.0,
             )
             async with Server(bundle, options) as server:
                 load = LoadSpec(

@@ -40,9 +40,6 @@ from parity_models.trust.gates import choose_gates
 INSTANCES = 12
 """The default number of simulated instances."""
 
-HALF = 0.5
-"""The default load, as a share of what the instances can carry one query at a time."""
-
 DISPATCH = 0.0004
 """Seconds that a unit takes besides its run: the engine's round trip."""
 
@@ -320,7 +317,7 @@ class Scene:
         """
         instances, count = options.instances or INSTANCES, options.queries or queries
         warm_up = count // WARM_UP
-        rate = options.rate or HALF * instances / service.unit
+        rate = options.rate or 0.5 * instances / service.unit
         arrivals = poisson_arrivals(rate, count + warm_up, options.seed)
         contention = contention_of(options, service, instances)
         return cls(service, arrivals, warm_up, instances, contention, options.seed)
