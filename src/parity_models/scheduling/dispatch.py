@@ -167,8 +167,10 @@ class Dispatch:
     ) -> tuple[str, list[Task]] | None:
         preemptible, _, role = key
         for roles, idle in self._idle.items():
-            if not idle or role not in roles or (preemptible and self._needed(roles)):
+            if not idle or role not in roles:
                 continue
+            if preemptible and DEPLOYED in roles and self.idle_for(DEPLOYED) <= self.reserve:
+                continue  # those are kept for originals
             passed = []
             batch: list[Task] = []
             suits: dict[Task, Suits] = {}
@@ -182,10 +184,6 @@ class Dispatch:
             if batch:
                 return entry[2], batch
         return None
-
-    def _needed(self, roles: frozenset[str]) -> bool:
-        """Return whether all idle instances with these roles are kept for originals."""
-        return DEPLOYED in roles and self.idle_for(DEPLOYED) <= self.reserve
 
     def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
         """Return whether one of the others runs on this task's node."""

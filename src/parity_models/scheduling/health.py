@@ -268,14 +268,6 @@ class Member:
     on_probation: bool = False
     back_off: float = BACK_OFF
 
-    def state(self, *, failed: bool) -> State:
-        """Return how it is, given whether it has `failed` lately."""
-        if self.check is not None:
-            return State.VERIFYING
-        if not self.is_in:
-            return State.EJECTED
-        return State.SUSPECTED if self.suspected or failed else State.UP
-
 
 class Health:
     """Decides which instances the dispatch rule has; acts through the port."""
@@ -304,10 +296,16 @@ class Health:
 
     def states(self) -> list[tuple[str, State]]:
         """Return every instance that has joined and not left, and how it is."""
-        return [
-            (name, member.state(failed=not self._failures.is_clear(name)))
-            for name, member in self._members.items()
-        ]
+
+        def state(member: Member) -> State:
+            if member.check is not None:
+                return State.VERIFYING
+            if not member.is_in:
+                return State.EJECTED
+            failed = member.suspected or not self._failures.is_clear(member.name)
+            return State.SUSPECTED if failed else State.UP
+
+        return [(name, state(member)) for name, member in self._members.items()]
 
     # Joining and leaving
 
@@ -598,8 +596,9 @@ class Health:
         member.samples += 1
         member.until_sample = min(self._sample_every, 2**member.samples)
         query = self._port.queries.get(unit.tasks[0].subject)
-        may = query is not None and not query.crashes and not query.was_lost
-        if query is None or not may or self._port.up(DEPLOYED) < 2 or len(self._asked) >= MAX_ASKED:
+        if query is None or query.crashes or any(task.failed_on for task in query.tasks):
+            return
+        if self._port.up(DEPLOYED) < 2 or len(self._asked) >= MAX_ASKED:
             return
         check = Check(DEPLOYED, query.id, unit.kind, [[member.name]])
         self._hold(check)

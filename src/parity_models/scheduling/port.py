@@ -7,7 +7,7 @@ queries, tasks and units, and never write them. Times are in seconds.
 import heapq
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 from parity_models.scheduling.actions import (
@@ -87,11 +87,6 @@ class Port(ABC):
 
     # Questions
 
-    @property
-    def nodes(self) -> int:
-        """The number of nodes that run the deployed model; 0 if no two instances share one."""
-        return self.dispatch.nodes
-
     def queued(self, role: str) -> int:
         """Return how many tasks of this role are queued."""
         return self.dispatch.depths[role]
@@ -99,10 +94,6 @@ class Port(ABC):
     def up(self, role: str) -> int:
         """Return how many instances are up that can run this role."""
         return len(self.dispatch.up[role])
-
-    def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
-        """Return whether one of the others runs on this task's node."""
-        return self.dispatch.shares_node(task, others)
 
     # Tasks
 

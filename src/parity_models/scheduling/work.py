@@ -141,8 +141,3 @@ class Query:
     """The timer of its deadline."""
     alarm: int = 0
     """The policy's last timer for it, which ends with the query; 0: none was set."""
-
-    @property
-    def was_lost(self) -> bool:
-        """True if an instance has failed it."""
-        return any(task.failed_on for task in self.tasks)

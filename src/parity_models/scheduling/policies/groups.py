@@ -118,7 +118,7 @@ class CodingGroups:
     def arrived(self, port: Port, query: Query) -> None:
         if not query.coded:
             return
-        if port.nodes < self._code.k or query.original.instance is not None:
+        if port.dispatch.nodes < self._code.k:
             self._join(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
@@ -224,7 +224,8 @@ class CodingGroups:
         for group in groups:
             if original.unit and any(task.unit is original.unit for task in group.units):
                 continue  # a batch with two members would hold up both
-            if port.nodes < self._code.k or not port.shares_node(original, group.units):
+            dispatch = port.dispatch
+            if dispatch.nodes < self._code.k or not dispatch.shares_node(original, group.units):
                 return group
         group = CodingGroup(next(self._ids), query.kind, query.tenant)
         groups.append(group)
