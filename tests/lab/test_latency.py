@@ -205,25 +205,6 @@ def trials_of(
     return Trials(folder)
 
 
-def test_a_trial_is_run_once_and_again_if_its_result_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[Trial] = []
-
-    def run(trial: Trial) -> TrialResult:
-        ran.append(trial)
-        return of(1, 2)
-
-    pair = [trial_of(mode="real"), trial_of()]
-    trials = trials_of(run, tmp_path, monkeypatch)
-    assert trials.run([*pair, *pair]) == trials.run(pair) * 2 == [of(1, 2)] * 4
-    assert len(ran) == 2
-    for file in tmp_path.rglob("*.json"):
-        file.write_text(file.read_text()[:-5])
-    trials.run(pair)
-    assert len(ran) == 4
-
-
 ALIKE = {
     (quantile, rule): of(50, 60)
     for quantile in (0.5, 0.9)

@@ -146,29 +146,3 @@ def test_a_target_that_is_slow_for_everybody_gets_no_copies() -> None:
     run_in_virtual_time(main())
     assert copies[999] > 40
     assert copies[-1] - copies[999] < 10  # 50 without the rule
-
-
-def test_a_call_gets_copies_until_one_is_answered() -> None:
-    """However many go to the server that hangs, and however many calls hang there already."""
-    left = iter([HANG] * 6 + [0.001])
-
-    async def run(seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    async def main() -> None:
-        async with Late(budget=1.0) as late:
-
-            async def quick_ones() -> None:
-                for _ in range(60):
-                    await late(lambda: run(0.001))
-
-            await quick_ones()
-            hanging = [asyncio.ensure_future(late(lambda: run(HANG))) for _ in range(8)]
-            await asyncio.sleep(1.0)
-            await quick_ones()
-            assert (await late(lambda: run(next(left)))).source == "copy"
-            for each in hanging:
-                each.cancel()
-
-    run_in_virtual_time(main())
-    assert next(left, None) is None

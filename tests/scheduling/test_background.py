@@ -1,9 +1,5 @@
 """Stand-ins are compared with the model: units that come too late, and answered queries."""
 
-from collections.abc import Callable
-
-import pytest
-
 import scheduling_world
 from parity_models.scheduling import (
     BACKUP,
@@ -104,23 +100,6 @@ def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> No
         answer(world)
         world.finish_running()
     assert comparisons(world)[4:] == [BACKUP] * 4
-
-
-@pytest.mark.parametrize(
-    "quiet", [lambda world: None, lambda world: world.arrive(2)], ids=["idle", "busy"]
-)
-def test_it_runs_on_an_instance_that_is_idle_at_once(quiet: Callable[[World], None]) -> None:
-    world = world_of(adaptive(backup=True), instances=1)
-    answer(world)
-    world.pass_time(EVERY)
-    (query,) = world.arrive(1)
-    (instance,) = world.running
-    quiet(world)
-    busy = world.queued(DEPLOYED) > 0
-    world.finish(instance)
-    assert world.answers[query] is Source.MODEL
-    assert comparisons(world) == ([] if busy else [BACKUP])
-    assert world.queued(BACKUP) == 0
 
 
 ONE_IN = 5

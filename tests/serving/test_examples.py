@@ -185,19 +185,6 @@ def test_the_chart_passes_lint_and_is_of_this_version() -> None:
     assert container(rendered({}))["image"].endswith(f":{__version__}")
 
 
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"instances": 4}, "instances"),
-        ({"server": {"extraArgs": ["policy"]}}, "/server/extraArgs/0"),
-        ({"service": {"http": 70000}}, "/service/http"),
-    ],
-)
-def test_values_that_cannot_be_are_named(values: dict[str, Any], named: str) -> None:
-    with pytest.raises(helm_python.HelmError, match=named):
-        rendered(values)
-
-
 def test_secrets_are_mounted_where_the_server_reads_them() -> None:
     manifests = rendered(ALL)
     server = container(manifests)
