@@ -33,7 +33,7 @@ $(MADE):
 	touch $@
 
 $(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt | $(MADE)
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[grpc,remote,train,bench,ray,otel,examples,docs,dev]' -e lab
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[grpc,remote,train,ray,otel,examples,docs,dev]' -e lab
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv

@@ -52,7 +52,7 @@ def main(bundle: str, extras: str) -> None:
 
 
 def try_extras(bundle: str, url: str) -> None:
-    """Train a stand-in (extra train), and measure what is served (extra bench)."""
+    """Train a stand-in and measure what is served (extra train)."""
     import numpy as np
 
     queries = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)

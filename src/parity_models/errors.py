@@ -6,12 +6,10 @@ from contextlib import contextmanager
 EXTRAS = {
     "aiohttp": "remote",
     "grpc": "grpc",
-    "matplotlib": "bench",
     "onnx": "train",
     "opentelemetry": "otel",
     "onnxscript": "train",
     "PIL": "train",
-    "pydantic": "ray",
     "ray": "ray",
     "safetensors": "train",
     "sklearn": "train",
