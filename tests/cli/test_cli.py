@@ -185,7 +185,7 @@ def test_a_command_whose_extra_is_not_installed_says_how_to_install_it() -> None
 # Signals
 
 
-def test_a_signal_stops_a_command_a_second_ends_it_and_then_they_do_what_they_did() -> None:
+def test_a_signal_stops_a_command_and_a_second_ends_it() -> None:
     stopped = False
 
     async def command() -> None:

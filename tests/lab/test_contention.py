@@ -31,7 +31,7 @@ from served import predictions, queries, until, write_linear_bundle
 # Courses
 
 
-def test_each_lane_has_one_transfer_at_a_time_out_and_back_by_the_seed_alone() -> None:
+def test_each_lane_has_one_transfer_at_a_time() -> None:
     course, again, other = (list(islice(legs(18, seed, 0), 200)) for seed in (1, 1, 2))
     assert course == again != other
     assert course[0].start == 0
@@ -56,7 +56,7 @@ def needs_root(test: Any) -> Any:
 
 
 @needs_root
-async def test_a_server_in_a_network_of_namespaces_answers_and_leaves_nothing(
+async def test_a_server_among_namespaces_answers_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     interfaces = socket.if_nameindex()

@@ -155,7 +155,7 @@ def test_in_bursts_queries_come_a_multiple_as_often_as_between_them() -> None:
     assert np.allclose(times[first], steady[first])
 
 
-def test_instances_are_killed_and_shared_by_the_seed_as_far_as_the_policy_has_them() -> None:
+def test_kills_and_neighbours_follow_from_the_seed() -> None:
     setting = Setting(kill_every=2.0, tenant=5, rate=10)
     plan = setting.plan(0, 600, 18)
     assert [kill.at for kill in plan.kills] == [2.0 * (i + 1) for i in range(30)]
@@ -180,7 +180,7 @@ def test_a_load_is_a_share_of_what_instances_carry_on_average() -> None:
 # Trials
 
 
-def test_a_simulated_server_on_a_slower_processor_is_slower_until_the_run_is_invalid() -> None:
+def test_a_slower_processor_slows_until_the_run_is_invalid() -> None:
     def at(speed: float) -> Trial:
         trial = trial_of(load=0.5, service={"type": "constant", "seconds": 0.025}, speed=speed)
         return msgspec.structs.replace(trial, queries=1500)
@@ -291,9 +291,7 @@ def test_mistakes_end_with_2_and_one_line(lab_here: Here, mistake: str, tmp_path
 
 
 @pytest.mark.parametrize(("tail", "close"), [(114, True), (116, False), (84, False)])
-def test_a_simulation_is_close_if_every_percentile_is_within_15_percent(
-    tail: float, close: bool
-) -> None:
+def test_a_simulation_is_close_within_15_percent(tail: float, close: bool) -> None:
     def result(p50: float, tail: float) -> TrialResult:
         latencies = np.full(1000, p50 / 1e3)
         latencies[-20:] = tail / 1e3

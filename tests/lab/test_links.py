@@ -88,7 +88,7 @@ def test_every_query_arrives_in_order(
 
 
 @pytest.mark.slow
-def test_a_simulation_with_links_meets_the_same_course_whatever_the_policy() -> None:
+def test_simulations_with_links_meet_the_same_course() -> None:
     simulation = Simulation(
         poisson_arrivals(300, 5000, seed=2),
         12,

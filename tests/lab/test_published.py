@@ -44,7 +44,7 @@ def test_the_published_recipe_trains_published_codes(tmp_path: Path) -> None:
     assert accuracy.degraded_accuracy > 0.6
 
 
-def test_the_learning_rate_is_constant_and_weights_are_drawn_as_the_papers_code_does() -> None:
+def test_training_is_that_of_the_papers_code() -> None:
     published = as_published(recipe_for(MLP, "parity", (6,)))
     assert {published.rate_at(spent) for spent in np.linspace(0, 1, 11)} == {1e-3}
     convolution, normalisation, full = nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Linear(200, 100)

@@ -147,7 +147,7 @@ async def refusals(url: str) -> float:
     return sum(float(each.split()[-1]) for each in lines)
 
 
-async def test_the_model_answers_in_time_and_the_stand_in_what_is_late_and_sure(
+async def test_the_stand_in_answers_what_is_late_and_sure(
     proxied: tuple[httpx.AsyncClient, Model, str],
 ) -> None:
     client, model, stand_ins = proxied

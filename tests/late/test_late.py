@@ -154,7 +154,7 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
 
 
 @pytest.mark.parametrize(("threshold", "source", "made"), [(-1e9, "backup", 0), (1e9, "model", 1)])
-async def test_while_most_calls_wait_a_stand_in_is_asked_in_place_of_the_next(
+async def test_while_most_calls_wait_a_stand_in_is_asked_instead(
     tmp_path: Path, threshold: float, source: str, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call is made if its gate refuses."""

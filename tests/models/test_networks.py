@@ -108,7 +108,7 @@ def signature_of(*inputs: Tensor) -> Signature:
 
 
 @pytest.mark.slow
-def test_the_network_for_text_is_served_as_it_was_trained_for_any_batch_and_value() -> None:
+def test_the_network_for_text_is_served_as_it_was_trained() -> None:
     inputs, arrays = (IDS, MASK), texts(40, 8)
     signature = signature_of(*inputs)
     queried = describe(arrays, signature)

@@ -101,7 +101,7 @@ def test_before_anything_is_trained(
     assert {each.name for each in (*tmp_path.iterdir(), *models.iterdir())} == before
 
 
-def test_queries_that_are_too_few_for_the_agreement_are_refused_before_the_search(
+def test_too_few_queries_are_refused_before_the_search(
     parm_here: Here, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

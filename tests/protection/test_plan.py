@@ -42,9 +42,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
 
 
-def test_all_policies_meet_the_same_load_and_the_one_that_fits_with_the_least_work_is_taken() -> (
-    None
-):
+def test_of_the_policies_that_fit_the_one_with_the_least_work_is_taken() -> None:
     four = planner(p99=0.1, instances=4).plans()
     plans = {each.policy.name: each for each in reversed(four.plans)}  # hedging: the default
     assert plans.keys() == {"equal-resources", "hedging", "adaptive"}
@@ -78,7 +76,7 @@ def test_as_few_instances_as_will_do_are_found() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_fits_the_nearest_is_named_and_how_many_instances_are_enough() -> None:
+def test_where_nothing_fits_the_nearest_is_named() -> None:
     found = planner(p99=0.0201, instances=4, queries=1000).plans()
     assert found.best is None
     assert found.nearest.missed[0].startswith("p99 ")

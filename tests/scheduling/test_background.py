@@ -59,7 +59,7 @@ def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:
     assert comparisons(world) == [BACKUP, BACKUP]
 
 
-def test_of_a_parity_model_so_many_answered_queries_are_encoded_as_are_in_a_group() -> None:
+def test_for_a_parity_model_a_group_of_answered_queries_is_encoded() -> None:
     world = world_of(adaptive(parity=True))
     answer(world)
     world.pass_time(EVERY)

@@ -92,14 +92,6 @@ def test_at_most_half_of_the_instances_are_out_for_failing(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_instance_alone_is_never_out(rule: str) -> None:
-    world = world_of(("bad",), dispatch=Dispatch(rule))
-    serve(world, 100, 0.01)
-    assert not world.recycled
-    assert world.scheduler.instances() == [("bad", State.SUSPECTED)]
-
-
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("one_in", [2, 10])
 @pytest.mark.parametrize("load", [0.05, 0.5])
 def test_a_clients_bad_inputs_eject_nobody(rule: str, one_in: int, load: float) -> None:

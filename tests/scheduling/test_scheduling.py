@@ -28,7 +28,6 @@ from parity_models.scheduling import (
     Scheduler,
     Source,
 )
-from parity_models.scheduling.policies import Replication
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 from scheduling_world import LOG, ORIGINALS, STRICT, world_of
@@ -117,14 +116,6 @@ class Test_originals:
         assert [fail.reason for fail in world.failures.values()] == [Reason.OVERLOADED] * 2
         assert "at most 2 may" in world.failures[2].detail
         assert world.scheduler.pending == 2
-
-    def test_wait_once_however_many_copies_do(self) -> None:
-        world = world_of("a", Replication(Replication.Options(copies=3)), max_queue=2)
-        world.arrive(1)
-        world.arrive(2)
-        assert not world.failures
-        world.arrive(1)
-        assert set(world.failures) == {3}
 
     def test_fail_at_their_own_deadline_when_no_instance_comes(self) -> None:
         world = world_of("a")
@@ -228,7 +219,7 @@ class Test_a_query_that_its_client_abandons:
         assert world.cancelled == {world.running["a"].unit}
 
 
-def test_a_query_whose_action_the_driver_could_not_carry_out_fails_and_the_rest_goes_on() -> None:
+def test_a_failed_action_fails_its_query_alone() -> None:
     world = world_of("a", deadline=3.0)
     world.arrive(2)
     world.do(world.scheduler.queries_failed(world.now, [0], "no memory"))

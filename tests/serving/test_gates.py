@@ -152,7 +152,7 @@ async def sources(frontend: Frontend, engine: Puppet, tenant: str | None = None)
     return list((await request).sources)
 
 
-async def test_a_gate_closes_when_answers_disagree_also_for_the_next_server_until_they_agree_again(
+async def test_a_gate_closes_and_opens_again_across_restarts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

@@ -115,9 +115,7 @@ def test_parity_shortens_the_tail_that_slow_instances_make() -> None:
         assert SOURCES.index(Source.RECONSTRUCTION) in coded.sources
 
 
-def test_late_queries_are_helped_though_all_instances_are_busy_with_batches_that_have_room() -> (
-    None
-):
+def test_late_queries_are_helped_while_all_instances_are_busy() -> None:
     simulation = workload(
         arrivals=poisson_arrivals(0.95 * 18 / SERVICE, 4000, seed=2),
         service={DEPLOYED: Constant(SERVICE), BACKUP: Constant(SERVICE / 5)},

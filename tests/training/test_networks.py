@@ -57,7 +57,7 @@ def test_stacked_queries_that_are_read_off_are_answered_each_by_itself(
     ],
     ids=str,
 )
-def test_places_are_seen_apart_where_images_are_overlaid_and_tiles_where_they_are_read_off(
+def test_overlaid_places_and_tiles_are_seen_apart(
     spec: CodeSpec, shape: Shape, network: str, places: tuple[int, int]
 ) -> None:
     code = Code(spec, shape, (10,))

@@ -76,7 +76,7 @@ def test_two_that_are_late_share_a_parity_query() -> None:
     assert world.answers == dict.fromkeys((0, 1), Source.RECONSTRUCTION)
 
 
-def test_a_lone_late_query_is_padded_where_its_parity_query_is_faster_than_a_copy() -> None:
+def test_a_lone_late_query_is_padded_where_parity_is_faster() -> None:
     world = world_of(stand_ins=CODE)
     answer_some(world)
     world.arrive(1)
@@ -126,7 +126,7 @@ def test_what_one_stand_in_is_refused_no_other_answers() -> None:
     assert other not in world.answers
 
 
-def test_what_is_asked_and_is_late_itself_is_asked_again_elsewhere_but_not_for_ever() -> None:
+def test_a_late_copy_is_sent_elsewhere_but_not_for_ever() -> None:
     world = world_of(stand_ins=BACKUPS)
     world.arrive(1)
     for _ in range(30):

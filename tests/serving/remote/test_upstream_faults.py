@@ -156,7 +156,7 @@ async def test_an_unforeseen_error_ejects_the_upstream_until_it_is_over(
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_an_idle_upstream_that_is_not_ready_is_ejected_and_checked_before_it_is_back(
+async def test_an_idle_upstream_is_ejected_and_checked_before_it_is_back(
     model: Path, scheme: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with two(model, scheme) as (upstream, _, events, instance):
