@@ -22,7 +22,6 @@ from parity_models.models.queries import (
     check_queries,
     fit_tensors,
     read_batch,
-    sizes_in,
 )
 from parity_models.models.signature import DATATYPES, Axis, Signature, Tensor, padded
 
@@ -79,12 +78,6 @@ def test_a_batch_is_made_of_an_array_or_of_arrays_by_name() -> None:
         as_batch(ages, TEXT)
     with pytest.raises(DataError, match="NaN or infinite values, first in row 1"):
         check_queries({"age": np.array([1, np.nan], np.float32)}, "inputs")
-
-
-def test_padding_tells_how_long_a_row_is() -> None:
-    ids = np.array([[5, 0, 6, 0], [0, 0, 0, 0], [0, 0, 0, 7]])
-    mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
-    assert sizes_in({"ids": ids, "mask": mask}, (IDS, MASK))["length"].tolist() == [3, 2, 4]
 
 
 def test_buckets_suit_the_data() -> None:

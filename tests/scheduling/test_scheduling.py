@@ -117,16 +117,6 @@ class Test_originals:
         assert "at most 2 may" in world.failures[2].detail
         assert world.scheduler.pending == 2
 
-    def test_fail_at_their_own_deadline_when_no_instance_comes(self) -> None:
-        world = world_of("a")
-        world.arrive(1, deadline=3.0)
-        world.leave("a")
-        world.pass_time(2.9)
-        assert not world.failures
-        world.pass_time(0.2)
-        assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
-        assert world.scheduler.size() == 0
-
     def test_are_tried_elsewhere_when_turned_away_by_an_instance_that_rests(self) -> None:
         world = world_of(("busy",), max_attempts=1)
         world.arrive(1)

@@ -69,11 +69,6 @@ def test_few_are_kept_and_none_that_is_slower_and_clearly_worse_than_another(
     )
 
 
-@given(ONES, st.integers(2, 8), st.integers(1, 8))
-def test_so_many_are_kept_if_there_are_so_many(judged: list[One], most: int, least: int) -> None:
-    assert len(drop(judged, most, least=least)[0]) >= min(most, least, len(judged))
-
-
 @pytest.mark.parametrize(
     ("judged", "most", "least", "kept"),
     [
