@@ -54,15 +54,15 @@ class Code:
     """An encoder, which encodes each input of the queries separately, and a decoder of one output.
 
     Args:
-        spec: names, k and r, and options.
-        query_shapes: the shape of each input by name, with names for dynamic axes; or the shape of
+        spec: Names, k and r, and options.
+        query_shapes: The shape of each input by name, with names for dynamic axes; or the shape of
             the only input, which is called "input". Shapes are without batch axes.
-        output_shape: the shape of a prediction.
-        probabilities: predictions are probabilities, along the last axis. So reconstructions by
+        output_shape: The shape of a prediction.
+        probabilities: Predictions are probabilities, along the last axis. So reconstructions by
             decoders that compute with sums of them are the nearest probabilities.
 
     Raises:
-        CodeError: names, options or shapes are invalid, k or r is out of range, or encoder and
+        CodeError: Names, options or shapes are invalid, k or r is out of range, or encoder and
             decoder do not fit each other. Users' own classes are imported, so check first that the
             user allowed a name that comes from a file.
 
@@ -125,13 +125,13 @@ class Code:
         """Encode k queries, or batches of queries.
 
         Args:
-            queries: an array (*batch, *query_shape) for each input by name, k times.
+            queries: An array (*batch, *query_shape) for each input by name, k times.
 
         Returns:
             r parity queries: an array (*batch, *parity_shape) for each input.
 
         Raises:
-            CodeError: the arrays do not fit.
+            CodeError: The arrays do not fit.
 
         """
         parts: dict[str, Array] = {}

@@ -426,19 +426,23 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) -> Bundle:
-    """Open the bundle in folder `path` and check it.
+    """Open a bundle and check it.
 
-    The manifest follows its schema and its digest; every file is there with the size and hash
-    that it names; models have the inputs and outputs that it names, with a free batch axis, and
-    fit the code; stand-ins answer the golden queries as where the bundle was made.
+    The manifest must follow its schema and match its digest; every file must have the size and hash
+    that the manifest names; models must have the inputs and outputs that it names, with a free
+    batch axis, and fit the code; stand-ins must answer the golden queries as they did where the
+    bundle was made.
 
     Args:
-        path: the folder.
-        allow_code: users' own encoders and decoders, package.module:Class, that the bundle may
-            name. They are imported if it does, and others are refused.
+        path: The bundle's folder.
+        allow_code: Encoders and decoders of one's own, package.module:Class, that the bundle may
+            name. They are imported if it does; others are refused.
+
+    Returns:
+        The bundle. Its models are read when they are used, and checked again.
 
     Raises:
-        BundleError: says which file is wrong, and how.
+        BundleError: Naming the file and the problem, if the bundle is damaged or does not fit.
 
     """
     folder = Path(path)
@@ -479,7 +483,7 @@ def write_bundle(
     the Manifest. An existing bundle is replaced; any other folder that is not empty is refused.
 
     Raises:
-        BundleError: for that, for models that do not fit each other or the code, for parity models
+        BundleError: For that, for models that do not fit each other or the code, for parity models
             marked slotwise that are not, and when the disk refuses.
 
     """

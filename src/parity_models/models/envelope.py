@@ -253,11 +253,11 @@ def fit_envelope(
     """Fit the envelope of training queries.
 
     Args:
-        inputs: the deployed model's.
-        queries: the training queries, an array (n, ...) for each input.
-        held_out: queries among which false alarms are counted.
-        outputs: the deployed model's outputs (m, *output_shape).
-        mirrored: queries turned left to right count as well.
+        inputs: The deployed model's.
+        queries: The training queries, an array (n, ...) for each input.
+        held_out: Queries among which false alarms are counted.
+        outputs: The deployed model's outputs (m, *output_shape).
+        mirrored: Queries turned left to right count as well.
 
     """
     sizes = sizes_in(queries, inputs)

@@ -56,13 +56,13 @@ def as_batch(
     Numbers are converted where that changes none of them.
 
     Args:
-        inputs: an array (n, ...) for each input by name, or the array of a model's only input; or
+        inputs: An array (n, ...) for each input by name, or the array of a model's only input; or
             a structured array with a field for each input.
-        signature: the model's.
-        what: the name of the inputs in errors.
+        signature: The model's.
+        what: The name of the inputs in errors.
 
     Raises:
-        DataError: names, datatypes, ranks or sizes do not fit.
+        DataError: Names, datatypes, ranks or sizes do not fit.
 
     """
     if not isinstance(inputs, Mapping):
@@ -194,12 +194,12 @@ def run_by_bucket(
     """Run a model on queries of unequal length, those of one bucket together.
 
     Args:
-        run: the model, which gives its outputs by name.
-        batch: queries that fit the signature.
-        signature: the model's.
-        output: the output that is returned, which has a fixed shape.
-        most: rows of a run at most.
-        on_rows: called with the number of rows that are done.
+        run: The model, which gives its outputs by name.
+        batch: Queries that fit the signature.
+        signature: The model's.
+        output: The output that is returned, which has a fixed shape.
+        most: Rows of a run at most.
+        on_rows: Called with the number of rows that are done.
 
     Returns:
         The output (n, *shape), in the order of the queries.
@@ -251,7 +251,7 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
     expects is unknown.
 
     Raises:
-        DataError: the file cannot be read or does not fit, or `check_queries` refuses the queries.
+        DataError: The file cannot be read or does not fit, or `check_queries` refuses the queries.
 
     """
     inputs = signature.inputs

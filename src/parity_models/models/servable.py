@@ -62,15 +62,15 @@ def read_servable(
     """Return the content of an ONNX file, and the model's signature.
 
     Args:
-        model: the file, whose weights may be in further files next to it, or its content.
-        axes: buckets of dynamic axes by name, or their bounds; others are read off `queries`, and
+        model: The file, whose weights may be in further files next to it, or its content.
+        axes: Buckets of dynamic axes by name, or their bounds; others are read off `queries`, and
             those of images, inputs of three axes or more, are fixed to the size that these have.
-        padding: the values by which shorter rows of inputs are filled up; 0 by default.
-        queries: arrays (n, ...) by input.
+        padding: The values by which shorter rows of inputs are filled up; 0 by default.
+        queries: Arrays (n, ...) by input.
 
     Raises:
-        ModelError: the model cannot be served, or an axis has no bound.
-        DataError: the queries do not fit the model.
+        ModelError: The model cannot be served, or an axis has no bound.
+        DataError: The queries do not fit the model.
 
     """
     path = Path("the module") if isinstance(model, bytes) else model

@@ -268,7 +268,7 @@ class Frontend:
         """The instances that answered wrongly, the latest last."""
         self._engine = engine
         self.scheduler = Scheduler(policy, config, dispatch)
-        """Decides; to be looked at, not to be told anything."""
+        """Makes the decisions. Others may read its state, but report no events to it."""
         self._deadline = config.deadline
         self._signature = signature
         self._code = code

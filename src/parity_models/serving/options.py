@@ -52,10 +52,10 @@ class EngineChoice:
 class ServeOptions(Options):
     """The options of a server. Times in seconds, sizes in bytes.
 
-    `policy` None: the bundle's `default_policy`. `engine` runs the models.
-    `limits` bound what clients can make the server hold; `access` restricts who may ask. `faults`
-    begin with `begin_faults`. `placements`: where each instance runs; none: all next to the server.
-    `port` None, in a program, listens nowhere: the protocol is there to be mounted (`Server.app`).
+    `policy` None: the bundle's `default_policy`. `engine` runs the models. `limits` bound what
+    clients can make the server hold; `access` restricts who may ask. `faults` begin with
+    `begin_faults`. `placements`: where each instance runs; none: all next to the server. `port`
+    None: it does not listen, and answers `predict` in the same program alone.
     Raises UserError for values out of range, and for what the engine cannot do.
     """
 
@@ -67,8 +67,8 @@ class ServeOptions(Options):
     extra_instances: Annotated[
         int | None,
         Option(
-            "Those of them that run stand-ins only, for policies that have such; by default r of "
-            "k + r.",
+            "How many of them run stand-ins only, with a policy that has such instances; by "
+            "default r of k + r.",
             at_least=1,
         ),
     ] = None
@@ -184,9 +184,7 @@ class ServeOptions(Options):
         if self.tenant_header is not None:
             object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
         if self.ui and self.port is None:
-            raise UserError(
-                "the live page needs a port of the server's own; give --port, or no --ui"
-            )
+            raise UserError("the live page needs a port; give --port, or leave --ui out")
         if self.stand_in_only:
             self._check_stand_in_only()
         engine = self.engine

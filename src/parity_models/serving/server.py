@@ -67,7 +67,7 @@ class Server:
 
     Args:
         models: The bundle; or the folder of a repository, which has bundles as NAME/VERSION.
-        options: How to serve it; each model of a repository, unless its settings say otherwise.
+        options: How to serve it; of a repository, each model.
         tracing: Makes spans of requests.
         allow_code: Names of the user's own code that bundles of a repository may load.
 
@@ -385,12 +385,16 @@ def serve(
     Args:
         bundle: The bundle, or its folder.
         options: How to serve it; by default it listens on no port.
-        given: Fields of ServeOptions, in place of `options`. A policy or an engine may be given by
-            its name. With a `port`, it answers the protocol at `server.url`.
+        **given: Fields of ServeOptions, in place of `options`. A policy or an engine may be given
+            by its name. With a `port`, the server speaks the protocol at `server.url`.
+
+    Returns:
+        A context. The server starts as the block is entered, and stops at its end, when queries in
+        flight are answered.
 
     Raises:
-        UserError: The options are wrong, or do not fit the bundle.
-        ServingError: An instance does not start, as the block is entered.
+        UserError: For options that are wrong or do not fit the bundle.
+        ServingError: If an instance does not start, as the block is entered.
 
     """
     if options is None:

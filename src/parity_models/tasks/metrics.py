@@ -349,17 +349,17 @@ def load_labels(
     """Return the labels of queries. Nothing is unpickled.
 
     Args:
-        given: an array, or a file of one, .npy or .npz, or of one called "labels".
-        metric: the metric that judges.
-        rows: the number of queries.
-        output_shape: the shape of a prediction.
+        given: An array, or a file of one, .npy or .npz, or of one called "labels".
+        metric: The metric that judges.
+        rows: The number of queries.
+        output_shape: The shape of a prediction.
 
     Returns:
         Classes, int64 (n,), where the metric judges classes, else float32 (n, *output_shape), which
         may be given as (n,) where predictions are single numbers.
 
     Raises:
-        DataError: the labels do not fit.
+        DataError: The labels do not fit.
 
     """
     if isinstance(given, str | Path):

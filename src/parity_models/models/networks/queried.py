@@ -86,9 +86,9 @@ def describe(queries: Batch, signature: Signature, content: bytes = b"") -> Quer
     """Describe the inputs of a deployed model by some queries.
 
     Args:
-        queries: an array (n, ...) for each input.
-        signature: the deployed model's.
-        content: its ONNX file, in which embeddings of integers are looked for.
+        queries: An array (n, ...) for each input.
+        signature: The deployed model's.
+        content: Its ONNX file, in which embeddings of integers are looked for.
 
     """
     tables = find_tables(content, list(queries)) if content else {}
