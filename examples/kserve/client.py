@@ -17,9 +17,9 @@ from kserve import (
 
 
 async def main(url: str, grpc_address: str, model: str, name: str, file: str) -> None:
-    """Ask the model four rows of the file, twice, and print the classes they are of.
+    """Send four rows of the file, for the input called `name`, over REST and over gRPC.
 
-    They are for the input called `name`.
+    Prints the classes that the model predicts.
     """
     rows = np.load(file)[:4]
 
@@ -30,16 +30,16 @@ async def main(url: str, grpc_address: str, model: str, name: str, file: str) ->
 
     async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
         response = await client.infer(url, request(), model_name=model)
-        tell("v2", response.outputs[0].as_numpy(), response.parameters["source"])
+        show("v2", response.outputs[0].as_numpy(), response.parameters["source"])
 
     async with InferenceGRPCClient(grpc_address) as client:
         response = await client.infer(request())
         source = response.parameters["source"].string_param
-        tell("grpc-v2", response.outputs[0].as_numpy(), source)
+        show("grpc-v2", response.outputs[0].as_numpy(), source)
 
 
-def tell(protocol: str, predictions: object, sources: str) -> None:
-    """Print the classes that the rows are of, and who said so."""
+def show(protocol: str, predictions: object, sources: str) -> None:
+    """Print the classes of the rows, and the sources of the answers."""
     classes = np.argmax(np.array(predictions), axis=-1).tolist()
     print(protocol, classes, sources)
 

@@ -5,7 +5,7 @@ parm protect --model real/banking77/model.onnx --inputs real/banking77/inputs.np
 parm evaluate bundle --inputs real/banking77/test.npz --labels real/banking77/labels.npy
 
 The data are Banking77 (Casanueva et al., 2020; CC-BY-4.0): train.csv and test.csv with the columns
-text and category. What `--packages` holds is told in minilm.py. The classifier is trained on the
+text and category. minilm.py says what `--packages` holds. The classifier is trained on the
 embeddings of the training texts; encoder and classifier are one ONNX graph.
 """
 

@@ -4,10 +4,9 @@ python examples/real/cifar10.py --data cifar10-jpeg.zip --out real/cifar-10-batc
 PARM_DATA=real PYTHONPATH=examples/real parm-lab accuracy \
     --preset examples/real/cifar10.toml --work runs/cifar10
 
-The archive holds train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, images of 32x32. What is written are
+The archive holds train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, images of 32x32. The output is
 the records of the binary version (Krizhevsky, 2009), which the task cifar-10 reads. JPEG loses
-something of the images: say "JPEG copy" beside accuracies. cifar10-quick.toml and cifar10-long.toml
-are matrices for those who have less time, or more.
+something of the images: say "JPEG copy" next to accuracies.
 """
 
 from argparse import ArgumentParser
