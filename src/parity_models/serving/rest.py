@@ -300,11 +300,11 @@ _LOAD = msgspec.json.Decoder(_LoadRequest)
 class Rest:
     """The service: it refuses a request by its head, or answers it when its body is there.
 
-    `limits` and `budget` bound what bodies hold. `read_metrics` answers /metrics in place of the
-    server's own `metrics`. All but `clients` may ask for the server's health and nothing else, but
-    for `open_paths`. Paths in `lacks`, or all but those in `only` if given, do
-    not exist. `pages` are further handlers, with their methods, by path. `tracing` makes spans of
-    requests.
+    `limits` and `budget` bound what bodies hold. /metrics shows the `registry`, by default that of
+    the server's own `metrics`. All but `clients` may ask for the server's health and
+    `open_paths`, and nothing else. Paths in `lacks`, or all but those in `only` if given, do
+    not exist. `pages` are further handlers, with their methods, by path. `tracing` makes spans
+    of requests.
     """
 
     def __init__(
@@ -313,7 +313,7 @@ class Rest:
         metrics: Metrics,
         limits: Limits,
         budget: ByteBudget,
-        read_metrics: Handler | None = None,
+        registry: Collector | None = None,
         *,
         clients: Clients = Clients(),  # noqa: B008  # immutable
         lacks: Collection[str] = (),
@@ -326,6 +326,7 @@ class Rest:
         self.budget = budget
         self._models = models
         self._metrics = metrics
+        self._registry = metrics.registry if registry is None else registry
         self._clients = clients
         self._open = frozenset((*HEALTH, *open_paths))
         self._tracing = tracing
@@ -334,7 +335,7 @@ class Rest:
             HEALTH[0]: ("GET", self._live),
             HEALTH[1]: ("GET", self._ready),
             "/v2/repository/index": ("POST", self._index),
-            METRICS: ("GET", Scrapes(read_metrics or self._own_metrics)),
+            METRICS: ("GET", Scrapes(self._read_metrics)),
             **(pages or {}),
         }
         self._of_model: dict[str | None, tuple[str, Handler]] = {
@@ -532,8 +533,9 @@ class Rest:
             return _readiness({"name": request.model}, str(error))
         return _readiness({"name": request.model}, version.why_unready)
 
-    async def _own_metrics(self, request: Request) -> Response:
-        return metrics_response(request, self._metrics.registry)
+    async def _read_metrics(self, request: Request) -> Response:
+        encode, media_type = metrics_format(request)
+        return Response(200, encode(self._registry), ((b"content-type", media_type.encode()),))
 
     # The model-repository extension (Triton's docs/protocol/extension_model_repository.md)
 
@@ -597,12 +599,6 @@ def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]
     return choose_encoder(_OPEN_METRICS if is_open else _PLAIN)
 
 
-def metrics_response(request: Request, registry: Collector) -> Response:
-    """Return the metrics of the registry, in the Prometheus format that the request accepts."""
-    encode, media_type = metrics_format(request)
-    return Response(200, encode(registry), ((b"content-type", media_type.encode()),))
-
-
 class Scrapes:
     """A handler of requests for metrics, which `read` answers, in at most a share of the server's
     time. Any client may ask, again and again, and writing metrics blocks the event loop for
@@ -624,7 +620,7 @@ class Scrapes:
     async def _write(self, request: Request, media_type: str) -> Response:
         await asyncio.sleep(self._rests_until - time.monotonic())
         del self._next[media_type]  # later requests get what is written later
-        began = time.thread_time()  # waiting for the metrics of other processes costs nothing
+        began = time.thread_time()
         try:
             return await self._read(request)
         finally:

@@ -27,7 +27,7 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
 from parity_models.serving.protocol import TensorMessage
 from parity_models.serving.repository import Repository
-from parity_models.serving.rest import Request, Response, Rest, metrics_response
+from parity_models.serving.rest import Rest
 from parity_models.serving.stand_in_only import StandInOnly
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Server:
         self.models: Deployment | StandInOnly | Repository
         """The models, as the protocols ask for them."""
         self.registry: Collector
-        """The metrics, for callers in this process."""
+        """The metrics of the server and its models."""
         if isinstance(models, Bundle):
             if options.stand_in_only:
                 self.models = StandInOnly(models, options)
@@ -115,7 +115,7 @@ class Server:
                 metrics,
                 options.limits,
                 self._budget,
-                self._read_metrics,
+                self.registry,
                 clients=self._clients,
                 lacks=() if options.access.metrics_port is None else (METRICS,),
                 pages=None if page is None else page.routes(),
@@ -127,7 +127,7 @@ class Server:
         if options.access.metrics_port is not None:
             few = replace(options.limits, max_connections=_SCRAPERS)
             only = (METRICS, *HEALTH)
-            scraped = Rest(self.models, metrics, few, self._budget, self._read_metrics, only=only)
+            scraped = Rest(self.models, metrics, few, self._budget, self.registry, only=only)
             self._https.append(HttpServer(scraped, metrics))
         self._grpc: GrpcServer | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -292,9 +292,6 @@ class Server:
             await self._grpc.stop(grace)
         for each in self._https:
             await each.stop(grace)
-
-    async def _read_metrics(self, request: Request) -> Response:
-        return metrics_response(request, self.registry)
 
 
 def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:

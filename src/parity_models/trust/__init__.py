@@ -1,1 +1,1 @@
-"""When to trust a stand-in: may this output answer (`gates`), does it still agree (`agreement`)."""
+"""Trust in stand-ins: whether an output may answer (gates.py), and still agrees (agreement.py)."""

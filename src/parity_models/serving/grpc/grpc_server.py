@@ -109,7 +109,6 @@ _CODES = {
     401: StatusCode.UNAUTHENTICATED,
     403: StatusCode.PERMISSION_DENIED,
     404: StatusCode.NOT_FOUND,
-    406: StatusCode.FAILED_PRECONDITION,
     408: StatusCode.DEADLINE_EXCEEDED,
     413: StatusCode.RESOURCE_EXHAUSTED,
     499: StatusCode.CANCELLED,

@@ -23,9 +23,8 @@ export const loadChart = () => new Chart("Load and queue", LOAD, { range: fromZe
   (point) => `${rate(point.asked)} queries a second, ${point.queued} tasks wait`);
 
 function standIns(point) {
-  return Object.entries(point.answers)
-    .filter(([source]) => source === "reconstruction" || source.startsWith("backup"))
-    .reduce((sum, [, answers]) => sum + answers, 0);
+  const { reconstruction = 0, backup = 0 } = point.answers;
+  return reconstruction + backup;
 }
 
 class Chart {
