@@ -202,7 +202,7 @@ def test_slow_instances_are_not_replaced(plan: str) -> None:
     simulation = Simulation(
         arrivals=poisson_arrivals(60.0, 20_000, seed=2),
         instances=12,
-        parity_instances=0,
+        extra_instances=0,
         service={DEPLOYED: Constant(0.02)},
         faults=MILDER[plan],
         config=SchedulerConfig(deadline=10.0),

@@ -57,7 +57,7 @@ def goodput(policy: Policy, times: float, deadline: float, *, max_batch: int = 1
     simulation = Simulation(
         arrivals=arrivals,
         instances=INSTANCES,
-        parity_instances=0,
+        extra_instances=0,
         service={DEPLOYED: Uniform(0.7 * SERVICE, 1.3 * SERVICE)},
         further_rows={DEPLOYED: further},
         config=SchedulerConfig(max_batch=max_batch, deadline=deadline),
@@ -99,7 +99,7 @@ def test_slow_models_are_not_refused_for_a_queue_that_is_short_for_them() -> Non
     simulation = Simulation(
         arrivals=poisson_arrivals(0.8 * INSTANCES, 640, seed=0),
         instances=INSTANCES,
-        parity_instances=0,
+        extra_instances=0,
         service={DEPLOYED: Uniform(0.7, 1.3)},
         config=SchedulerConfig(deadline=60.0),
     )

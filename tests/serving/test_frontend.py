@@ -120,7 +120,7 @@ async def test_a_server_without_an_instance_of_the_model_is_not_ready() -> None:
 
 async def test_the_copies_of_a_query_run_on_the_nodes_that_the_engine_names() -> None:
     async with serving(
-        Replication(Replication.Options(copies=2)), instances=0, parity_instances=0
+        Replication(Replication.Options(copies=2)), instances=0, extra_instances=0
     ) as (frontend, engine):
         for instance in ("a1", "a2", "b1"):
             engine.join(instance, frozenset({DEPLOYED}), instance[0])
@@ -146,7 +146,7 @@ async def test_exact_queries_and_those_of_other_tenants_share_no_group() -> None
 
 
 async def test_queries_that_are_given_up_leave_the_queue_and_their_units_are_cancelled() -> None:
-    async with serving(NoRedundancy(), instances=1, parity_instances=0) as (frontend, engine):
+    async with serving(NoRedundancy(), instances=1, extra_instances=0) as (frontend, engine):
         running = await asked(frontend.infer(queries(1)))
         queued = await asked(frontend.infer(queries(2)))
         for request in (queued, running):
@@ -158,7 +158,7 @@ async def test_queries_that_are_given_up_leave_the_queue_and_their_units_are_can
 
 
 async def test_an_end_that_is_reported_twice_or_too_late_changes_nothing() -> None:
-    async with serving(NoRedundancy(), instances=1, parity_instances=0) as (frontend, engine):
+    async with serving(NoRedundancy(), instances=1, extra_instances=0) as (frontend, engine):
         request = await asked(frontend.infer(queries(1)))
         unit = engine.units[0]
         engine.finish(unit)

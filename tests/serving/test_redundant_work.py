@@ -20,7 +20,7 @@ def counted(frontend: Frontend, kind: str) -> Mapping[str, float]:
 
 async def test_a_copy_answers_if_it_is_first_else_it_is_cancelled() -> None:
     policy = Replication(Replication.Options(copies=2))
-    async with serving(policy, parity_instances=0) as (frontend, engine):
+    async with serving(policy, extra_instances=0) as (frontend, engine):
         for first in (1, 0):
             request = await asked(frontend.infer(queries(1)))
             units = list(engine.units)

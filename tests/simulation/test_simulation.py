@@ -42,7 +42,7 @@ def workload(load: float = 0.5, queries: int = 10_000, **changes: Any) -> Simula
     settings: dict[str, Any] = {
         "arrivals": poisson_arrivals(load * 12 / SERVICE, queries, seed=2),
         "instances": 12,
-        "parity_instances": 6,
+        "extra_instances": 6,
         "service": {DEPLOYED: Constant(SERVICE)},
         "faults": SLOW,
     }
@@ -58,7 +58,7 @@ def test_waiting_is_what_erlang_says_for_exponential_service() -> None:
     simulation = workload(
         arrivals=poisson_arrivals(load, 40_000, seed=3),
         instances=servers,
-        parity_instances=0,
+        extra_instances=0,
         service={DEPLOYED: Exponential(1.0)},
         faults=FaultPlan(),
         config=SchedulerConfig(deadline=1e6),
@@ -71,7 +71,7 @@ def test_each_further_row_of_a_batch_adds_its_share_to_the_time_of_the_first() -
     simulation = workload(
         arrivals=np.zeros(4),
         instances=1,
-        parity_instances=0,
+        extra_instances=0,
         service={DEPLOYED: Constant(1.0)},
         faults=FaultPlan(),
         config=SchedulerConfig(max_batch=8),
@@ -130,7 +130,7 @@ def test_a_unit_that_nobody_waits_for_ends_once_it_is_cancelled() -> None:
     two: dict[str, Any] = {
         "arrivals": np.array([0.0]),
         "instances": 1,
-        "parity_instances": 1,
+        "extra_instances": 1,
         "service": {DEPLOYED: Constant(0.0)},
         "overhead": 0.001,
     }

@@ -100,7 +100,7 @@ class Puppet(Engine):
 async def serving(
     policy: Policy,
     instances: int = 2,
-    parity_instances: int = 1,
+    extra_instances: int = 1,
     *,
     gate: OutputGate | None = None,
     closed_gates: ClosedGates | None = None,
@@ -122,7 +122,7 @@ async def serving(
         closed_gates=closed_gates,
         golden=golden,
     )
-    starting = asyncio.create_task(frontend.start(policy.roles(instances, parity_instances)))
+    starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances)))
     while not (starting.done() or engine.units):
         await asyncio.sleep(0)
     yield frontend, engine

@@ -74,7 +74,7 @@ class Simulation:
 
     arrivals: NDArray[np.float64]
     instances: int
-    parity_instances: int
+    extra_instances: int
     service: Mapping[str, Distribution]
     faults: FaultPlan = field(default_factory=FaultPlan)
     restart: float = 1.0
@@ -210,7 +210,7 @@ class Driver:
         plan = simulation.faults
         faulty = plan != FaultPlan(seed=plan.seed)
         transfers = Transfers(plan.shuffles, plan.seed) if plan.shuffles else None
-        roles = policy.roles(simulation.instances, simulation.parity_instances)
+        roles = policy.roles(simulation.instances, simulation.extra_instances)
         for slot, role in enumerate(roles):
             faults = WorkerFaults(plan, slot, transfers) if faulty else None
             instance = Instance(slot, role, faults)

@@ -114,9 +114,9 @@ class Adaptive(Policy):
         self._early_answers: set[int] = set()
         """The queries whose answer, from the backup, is held until they are late."""
 
-    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
         roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
-        return [frozenset(roles)] * (instances + parity_instances)
+        return [frozenset(roles)] * (instances + extra_instances)
 
     def redundancy(self, port: Port) -> Redundancy:
         return Redundancy.BOTTLENECK if port.front_door.is_bottleneck else self._effect.state

@@ -109,12 +109,12 @@ class Parity(Policy):
         self._run_times = RunTimes()
         self._margin = Margin(self._run_times)
 
-    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
         parity = frozenset(parity_role(j) for j in range(self._code.r))
         deployed = frozenset({DEPLOYED})
         if self._pool is Pool.SHARED:
-            return [deployed | parity] * (instances + parity_instances)
-        return [deployed] * instances + [parity] * parity_instances
+            return [deployed | parity] * (instances + extra_instances)
+        return [deployed] * instances + [parity] * extra_instances
 
     def arrived(self, port: Port, query: Query) -> None:
         port.keep_idle(self._margin.kept(len(port.queries)))

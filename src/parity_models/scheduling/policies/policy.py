@@ -110,12 +110,12 @@ class Policy:
         """Return whether redundant work is sent now, or why not."""
         return Redundancy.ON
 
-    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
         """Return the roles of each instance: of `instances`, then of the extra ones for redundancy.
 
         By default all run the deployed model.
         """
-        return [frozenset({DEPLOYED})] * (instances + parity_instances)
+        return [frozenset({DEPLOYED})] * (instances + extra_instances)
 
     def arrived(self, port: Port, query: Query) -> None:
         """A query was admitted; its original is queued and is dispatched after this."""
