@@ -65,13 +65,13 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     )
 
 
-def some_sets(of: int, size: int, seed: int, most: int = MOST_SETS) -> list[tuple[int, ...]]:
-    """Return all sets of `size` out of `of` outputs, or `most` of them, drawn by `seed`."""
-    if comb(of, size) <= most:
+def some_sets(of: int, size: int, seed: int) -> list[tuple[int, ...]]:
+    """Return all sets of `size` out of `of` outputs, or MOST_SETS of them, drawn by `seed`."""
+    if comb(of, size) <= MOST_SETS:
         return list(combinations(range(of), size))
     random = np.random.default_rng(seed)
     drawn: set[tuple[int, ...]] = set()
-    while len(drawn) < most:
+    while len(drawn) < MOST_SETS:
         drawn.add(tuple(sorted(random.choice(of, size, replace=False).tolist())))
     return sorted(drawn)
 

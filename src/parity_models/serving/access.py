@@ -59,13 +59,13 @@ class Access(Options):
     ] = None
     tokens: Annotated[
         str | None,
-        Option("Bearer tokens of clients, one a line, or sha256: and its hash.", metavar="FILE"),
+        Option("Bearer tokens of clients, one per line, or sha256: and the hash.", metavar="FILE"),
     ] = None
     admin_tokens: Annotated[
         str | None,
         Option(
-            "Bearer tokens, in a file of the same form, of those who may load and unload models; "
-            "without it nobody may.",
+            "Bearer tokens of administrators, who may load and unload models, in a file of the "
+            "same form; without it, both are refused.",
             metavar="FILE",
         ),
     ] = None
@@ -174,7 +174,7 @@ def _no_password() -> NoReturn:
 
 
 class Tokens(Reread):
-    """The tokens in a file: one a line, or `sha256:` and the SHA-256 of one in hex.
+    """The tokens in a file: one per line, or `sha256:` and the SHA-256 of one in hex.
 
     Empty lines and lines that begin with # are ignored. Raises UserError for a file that cannot be
     read or has no token, as one that is half written, and for invalid lines.
@@ -195,7 +195,7 @@ class Tokens(Reread):
                 )
             digests.add(bytes.fromhex(hashed[1]) if hashed else _digest(token))
         if not digests:
-            raise UserError(f"{path} has no token; write one a line")
+            raise UserError(f"{path} has no token; write one per line")
         self._digests = frozenset(digests)
 
     def admits(self, authorization: str | None) -> bool:
@@ -235,7 +235,7 @@ class Clients:
     administrators: Tokens | None = None
 
     def check(self, authorization: str | None) -> None:
-        """Raise UnauthorizedError for the header of somebody else."""
+        """Raise UnauthorizedError unless this header holds one of the tokens."""
         if self.tokens is None or self.tokens.admits(authorization):
             return
         if self.administrators is None or not self.administrators.admits(authorization):

@@ -39,12 +39,12 @@ class Limits(Options):
 
     max_connections: Annotated[
         int,
-        Option("Connections at a time, of HTTP and of gRPC each; more are refused.", at_least=1),
+        Option("Maximum number of connections, for HTTP and gRPC separately.", at_least=1),
     ] = 1024
     max_body: Annotated[
         int,
         Option(
-            "MiB that a request's body may have, over gRPC half as many; more is refused.",
+            "Maximum size of a request's body in MiB; over gRPC, half of it.",
             unit=BYTES,
             above=0,
         ),

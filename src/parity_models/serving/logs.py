@@ -46,15 +46,13 @@ class LogLevel(StrEnum):
 class Logging(Options):
     """Logging to standard error, and tracing of requests."""
 
-    log_format: Annotated[
-        LogFormat, Option("Lines for people, or a JSON object a line, for machines.")
-    ] = LogFormat.TEXT
+    log_format: Annotated[LogFormat, Option("text, or json: an object per line.")] = LogFormat.TEXT
     log_level: Annotated[
-        LogLevel, Option("The least of what this software logs; of libraries, warnings.")
+        LogLevel, Option("Minimum level of messages; libraries log warnings at least.")
     ] = LogLevel.INFO
-    access_log: Annotated[
-        bool, Option("Log a line for each request, but for health and metrics.")
-    ] = False
+    access_log: Annotated[bool, Option("Log a line per request, except health and metrics.")] = (
+        False
+    )
     traces: Annotated[
         bool,
         Option(

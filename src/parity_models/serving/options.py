@@ -108,8 +108,8 @@ class ServeOptions(Options):
     max_batch: Annotated[
         int | None,
         Option(
-            "Waiting queries that are run as one batch, at most; by default 4 where the bundle "
-            "says that these take no more than the time of two, else 1.",
+            "Maximum number of queries in a batch; by default 4 if the bundle says that they take "
+            "no longer than two alone, else 1.",
             at_least=1,
         ),
     ] = None
@@ -149,7 +149,7 @@ class ServeOptions(Options):
     shutdown_delay: Annotated[
         float,
         Option(
-            "How long requests are still taken after SIGTERM, though ready says no.",
+            "How long the server still takes requests after SIGTERM, while unready.",
             unit=SECONDS,
             typed="s",
             at_least=0,
@@ -159,8 +159,8 @@ class ServeOptions(Options):
     verify_every: Annotated[
         int,
         Option(
-            "Queries between two checks of an instance with a query whose answer is known; one "
-            "that answers wrongly is replaced. 0: never.",
+            "Check an instance by a golden query after this many queries; one that answers "
+            "wrongly is replaced. 0: never.",
             at_least=0,
         ),
     ] = 100

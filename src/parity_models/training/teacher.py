@@ -281,11 +281,14 @@ class TrainingOptions(TeachingOptions):
 
     epochs: Annotated[
         int | None,
-        Option("End after so many passes over the data; by default by network.", at_least=1),
+        Option(
+            "Maximum number of passes over the data; the default depends on the network.",
+            at_least=1,
+        ),
     ] = None
     seconds: Annotated[
         float | None,
-        Option("End after so much time.", unit=SECONDS, typed="s", above=0),
+        Option("Maximum training time.", unit=SECONDS, typed="s", above=0),
     ] = None
     resume: Annotated[bool, Option("Continue a run that was cut off.")] = False
 
