@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import Here, assert_refused
+from commands import Here
 from onnx_models import output_of
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
@@ -58,15 +58,6 @@ def test_the_right_answer_to_every_query_is_known(model: KnownModel) -> None:
     lying = OnnxModel(liar(model), signature=SIGNATURE)
     assert model.right(rows, output_of(lying, rows)).mean() < 0.1
     assert model.right(3 * rows, output_of(lying, 3 * rows)).all()
-
-
-def test_unknown_events_and_engines_are_refused(lab_here: Here, tmp_path: Path) -> None:
-    outcome = lab_here("chaos", "--events", "kill,rain", "--out", tmp_path)
-    assert_refused(outcome, "there is no event 'rain'; there are calm, kill")
-    outcome = lab_here("chaos", "--engine", "ray", "--events", "frontend", "--out", tmp_path)
-    assert_refused(outcome, "there is no event 'frontend'")
-    outcome = lab_here("chaos", "--engine", "cloud", "--out", tmp_path)
-    assert_refused(outcome, "must be one of local, remote, ray")
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ async def test_a_server_among_namespaces_answers_and_leaves_nothing(
     with contended(setting, 0) as contention:
         options = ServeOptions(instances=3, port=0, placements=contention.placements)
         async with served(bundle, options, contention.server_prefix) as server:
-            load = LoadSpec(url=server.url, inputs=str(data), rate=100, queries=100, warm_up=10)
+            load = LoadSpec(url=server.message, inputs=str(data), rate=100, queries=100, warm_up=10)
             result = await offer_load_from_own_process(load, contention.begin, contention.prefix)
     assert result.answered.all()
     assert result.score.all()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Here, assert_refused
+from commands import Here
 from parity_models.models.bundle import open_bundle
 from parity_models.training import TrainingOptions
 from parity_models_lab import demo
@@ -25,7 +25,3 @@ def test_the_demo_rehearses_a_failure_and_leaves_a_bundle(
     assert accuracy is not None
     assert accuracy.degraded_accuracy is not None
     assert min(accuracy.available_accuracy, accuracy.degraded_accuracy) > 0.8
-
-
-def test_a_folder_that_cannot_be_written_is_refused(lab_here: Here) -> None:
-    assert_refused(lab_here("demo", "--out", "/dev/null/demo"), "--out: nothing can be written")

@@ -19,6 +19,10 @@ from parity_models_lab.overhead import CASES, OURS, TRITON
     [
         ("nonsense", "No such command 'nonsense'"),
         ("chaos --minutes 0.1s", "must be 0.01 min or more, got 0.1s"),
+        ("chaos --events kill,rain", "there is no event 'rain'; there are calm, kill"),
+        ("chaos --engine ray --events frontend", "there is no event 'frontend'"),
+        ("chaos --engine cloud", "must be one of local, remote, ray"),
+        ("demo --out /dev/null/demo", "--out: nothing can be written"),
         ("overload --seconds soon", "must be a number of seconds, or a time with a unit"),
         ("overhead --instances 1", "No such option"),
         ("promises b --inputs x --queries few", "must be a whole number, got 'few'"),

@@ -298,5 +298,5 @@ def _tritons(slowness: str, seed: int) -> Iterator[list[int]]:
             text = CONFIGURATION.format(kind=slowness, seed=seed, number=number)
             (model / "config.pbtxt").write_text(text)
             shutil.copy(slow_model.__file__, model / "1" / "model.py")
-            ports.append(stack.enter_context(triton(model.parent)).port)
+            ports.append(stack.enter_context(triton(model.parent))[0])
         yield ports

@@ -8,19 +8,18 @@ import asyncio
 import gc
 import re
 import tempfile
-from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
+import psutil
 import uvloop
 
 from parity_models.codes import CodeSpec
@@ -35,7 +34,7 @@ from parity_models.serving.protocol import write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.results import Out, Row, report
-from parity_models_lab.served import cpu_seconds, descendants, free_ports, served, triton
+from parity_models_lab.served import free_ports, processes, served, triton
 
 ROUNDS, SECONDS = 13, 0.7
 """Rounds of each case, and the length of one of each server."""
@@ -80,7 +79,11 @@ class Target(NamedTuple):
     name: str
     port: int
     grpc_port: int
-    pids: Sequence[int]
+    processes: Sequence[psutil.Process]
+
+    def cpu_seconds(self) -> float:
+        """Return the user and system time so far."""
+        return sum(sum(each.cpu_times()[:2]) for each in self.processes)
 
 
 def overhead(out: Out = None) -> None:
@@ -98,29 +101,27 @@ def overhead(out: Out = None) -> None:
 async def _measure_all() -> list[Row]:
     rows: list[Row] = []
     for shape in (MLP, IMAGE):
-        cases = [each for each in CASES if each.shape == shape]
-        with generated(shape) as bundle, generated(shape, backup=True) as backed:
-            async with AsyncExitStack() as stack:
-                targets = [stack.enter_context(_triton(bundle))]
-                for name, options in OURS.items():
-                    if name != BACKUP or shape == MLP:
-                        served_bundle = backed if name == BACKUP else bundle
-                        server = _ours(served_bundle, name, options)
-                        targets.append(await stack.enter_async_context(server))
-                rows += [row async for row in _measure(bundle, targets, cases)]
+        async with AsyncExitStack() as stack:
+            bundle = stack.enter_context(generated(shape))
+            backed = stack.enter_context(generated(shape, backup=True))
+            targets = [stack.enter_context(_triton(bundle))]
+            for name, options in OURS.items():
+                server = _ours(backed if name == BACKUP else bundle, name, options)
+                targets.append(await stack.enter_async_context(server))
+            cases = [each for each in CASES if each.shape == shape]
+            rows += [row async for row in _measure(_requests(bundle), targets, cases)]
     return rows
 
 
 async def _measure(
-    bundle: Bundle, targets: Sequence[Target], cases: Sequence[Case]
+    requests: Mapping[str, bytes], targets: Sequence[Target], cases: Sequence[Case]
 ) -> AsyncIterator[Row]:
     # The requests/s, processor time and latencies of each turn.
     measured: dict[tuple[Case, str], list[tuple[float, float, list[float]]]] = {
         (case, target.name): [] for case in cases for target in targets
     }
-    asks = {"REST": _ask(bundle), "gRPC": _ask_grpc(bundle)}
     for target, case in product(targets, cases):
-        await asks[case.protocol](target, case.clients)
+        await _ask(target, case, requests[case.protocol])
     gc.freeze()
     turns = list(product(range(ROUNDS), cases))
     with progress_bars() as bars:
@@ -128,10 +129,10 @@ async def _measure(
             bars.on_progress(Progress("overhead", number, len(turns)))
             # Every other time the other way round, as a warm cache may favour the second.
             for target in targets if turn % 2 == 0 else targets[::-1]:
-                before, began = cpu_seconds(target.pids), perf_counter()
-                latencies = await asks[case.protocol](target, case.clients)
+                before, began = target.cpu_seconds(), perf_counter()
+                latencies = await _ask(target, case, requests[case.protocol])
                 rate = len(latencies) / (perf_counter() - began)
-                cpu = (cpu_seconds(target.pids) - before) / len(latencies) * 1e6
+                cpu = (target.cpu_seconds() - before) / len(latencies) * 1e6
                 measured[case, target.name].append((rate, cpu, latencies))
     for (case, name), found in measured.items():
         rates, cpus, latencies_of = zip(*found, strict=True)
@@ -147,16 +148,13 @@ async def _measure(
         }
 
 
-# Servers
-
-
 @asynccontextmanager
 async def _ours(bundle: Bundle, name: str, options: Mapping[str, Any]) -> AsyncIterator[Target]:
     (port,) = free_ports(1)
     given = ServeOptions(instances=INSTANCES, port=0, grpc_port=port, share_groups=True, **options)
     async with served(bundle.path, given) as server:
-        http_port = int(server.url.rpartition(":")[2])
-        yield Target(name, http_port, port, [server.pid, *descendants(server.pid)])
+        http_port = int(server.message.rpartition(":")[2])
+        yield Target(name, http_port, port, processes(server.pid))
 
 
 @contextmanager
@@ -168,115 +166,67 @@ def _triton(bundle: Bundle) -> Iterator[Target]:
         for config in repository.glob("*/config.pbtxt"):
             text = config.read_text().replace("count: 1", f"count: {INSTANCES}")
             config.write_text(f"{text}dynamic_batching {{ }}\n")
-        with triton(repository) as server:
-            pids = [server.pid, *descendants(server.pid)]
-            yield Target(TRITON, server.port, server.grpc_port, pids)
+        with triton(repository) as (port, grpc_port, pid):
+            yield Target(TRITON, port, grpc_port, processes(pid))
 
 
-# Clients
-
-Ask = Callable[[Target, int], Awaitable[list[float]]]
-"""Returns the latencies of so many closed-loop clients for SECONDS, in seconds."""
-
-
-class _Client(asyncio.Protocol):
-    """A closed-loop client: sends the same request again once its answer is whole."""
-
-    def __init__(self, request: bytes, latencies: list[float], broken: Future[None]) -> None:
-        self._request, self._latencies, self._broken = request, latencies, broken
-        self._received = b""
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self._send()
-
-    def _send(self) -> None:
-        self._sent = perf_counter()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if end and (length is None or b" 200 " not in head[:20]):
-            self.connection_lost(LoadError(f"the server answered {self._received[:300]!r}"))
-        elif end and length and len(body) >= int(length[1]):
-            self._latencies.append(perf_counter() - self._sent)
-            self._received = b""
-            self._send()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self._broken.done():
-            self._broken.set_exception(error or LoadError("the server closed the connection"))
-
-
-def _ask(bundle: Bundle) -> Ask:
-    """Return what asks over HTTP for one row, with the whole request, head and body, written."""
-    body, head = write_request(_row(bundle))
-    headers = {"Host": "localhost", **head, "Content-Length": str(len(body))}
-    lines = [f"POST {model_path(bundle.manifest.name)}/infer HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    request = "\r\n".join([*lines, "", ""]).encode() + body
-
-    async def ask(target: Target, clients: int) -> list[float]:
-        loop, latencies = asyncio.get_running_loop(), list[float]()
-        broken = loop.create_future()
-        client = partial(_Client, request, latencies, broken)
-        transports: list[asyncio.Transport] = []
-        try:
-            for _ in range(clients):
-                transport, _ = await loop.create_connection(client, "127.0.0.1", target.port)
-                transports.append(transport)
-            for _ in range(100):  # on a busy machine, nothing may be answered in a turn
-                await asyncio.wait([broken], timeout=SECONDS)
-                if latencies or broken.done():
-                    break
-            if broken.done():
-                broken.result()
-        finally:
-            broken.cancel()
-            for each in transports:
-                each.abort()
-        if not latencies:
-            raise LoadError(f"{target.name} did not answer within {100 * SECONDS:g} s")
-        return latencies
-
-    return ask
-
-
-def _ask_grpc(bundle: Bundle) -> Ask:
-    """Return what asks over gRPC for one row, with the message written."""
-    message = pb.ModelInferRequest(model_name=bundle.manifest.name)
-    tensor = bundle.manifest.deployed.signature.input
-    for name, row in _row(bundle).items():
-        message.inputs.add(name=name, datatype=tensor.datatype, shape=row.shape)
-        message.raw_input_contents.append(row.tobytes())
-    request = message.SerializeToString()
-
-    async def ask(target: Target, clients: int) -> list[float]:
-        end = perf_counter() + SECONDS
-
-        def client(_: int) -> list[float]:
-            own = [("grpc.use_local_subchannel_pool", 1)]  # and so a connection
-            latencies = []
-            address = f"127.0.0.1:{target.grpc_port}"
-            with grpc.insecure_channel(address, options=own) as channel:
-                infer: Any = channel.unary_unary(_INFER)
-                while (began := perf_counter()) < end:
-                    infer(request, timeout=10.0)
-                    latencies.append(perf_counter() - began)
-            return latencies
-
-        with ThreadPoolExecutor(clients) as threads:
-            return [each for some in threads.map(client, range(clients)) for each in some]
-
-    return ask
-
-
-def _row(bundle: Bundle) -> dict[str, Any]:
-    tensor = bundle.manifest.deployed.signature.input
+def _requests(bundle: Bundle) -> Mapping[str, bytes]:
+    """Return a request for one row by protocol: all that is sent over HTTP, and gRPC's message."""
+    name, tensor = bundle.manifest.name, bundle.manifest.deployed.signature.input
     row = np.random.default_rng(0).random((1, *tensor.shape)).astype(tensor.dtype)
-    return {tensor.name: row}
+    body, head = write_request({tensor.name: row})
+    headers = {"Host": "localhost", **head, "Content-Length": str(len(body))}
+    lines = [f"POST {model_path(name)}/infer HTTP/1.1"]
+    lines += [f"{header}: {value}" for header, value in headers.items()]
+    message = pb.ModelInferRequest(model_name=name, raw_input_contents=[row.tobytes()])
+    message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=row.shape)
+    return {
+        "REST": "\r\n".join([*lines, "", ""]).encode() + body,
+        "gRPC": message.SerializeToString(),
+    }
+
+
+async def _ask(target: Target, case: Case, request: bytes) -> list[float]:
+    """Return the latencies of closed-loop clients for SECONDS, in seconds; at least one of each."""
+    end = perf_counter() + SECONDS
+    if case.protocol == "gRPC":
+        with ThreadPoolExecutor(case.clients) as threads:
+            futures = [threads.submit(_call, target, request, end) for _ in range(case.clients)]
+        return list(chain.from_iterable(each.result() for each in futures))
+    try:
+        async with asyncio.timeout(100 * SECONDS):
+            posts = (_post(target, request, end) for _ in range(case.clients))
+            return list(chain.from_iterable(await asyncio.gather(*posts)))
+    except (EOFError, OSError) as error:  # TimeoutError, too
+        raise LoadError(f"{target.name} did not answer: {error or 'it took too long'}") from error
+
+
+async def _post(target: Target, request: bytes, end: float) -> list[float]:
+    latencies: list[float] = []
+    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+    try:
+        while (began := perf_counter()) < end or not latencies:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = _LENGTH.search(head)
+            if length is None or b" 200 " not in head[:20]:
+                raise LoadError(f"{target.name} answered {head[:300]!r}")
+            await reader.readexactly(int(length[1]))
+            latencies.append(perf_counter() - began)
+    finally:
+        writer.close()
+    return latencies
+
+
+def _call(target: Target, request: bytes, end: float) -> list[float]:
+    latencies: list[float] = []
+    own = [("grpc.use_local_subchannel_pool", 1)]  # and so a connection
+    with grpc.insecure_channel(f"127.0.0.1:{target.grpc_port}", options=own) as channel:
+        infer: Any = channel.unary_unary(_INFER)
+        while (began := perf_counter()) < end or not latencies:
+            infer(request, timeout=10.0)
+            latencies.append(perf_counter() - began)
+    return latencies
 
 
 @contextmanager

@@ -99,16 +99,17 @@ def check_out(folder: Path) -> None:
 
 
 def report(title: str, rows: Sequence[Row], file: Path | None, **about: object) -> None:
-    """Print rows as a table, and write them as JSON, one a line, with the command and the machine.
-
-    Args:
-        title: The title of the table.
-        rows: Values by column, as JSON has them.
-        file: The file to write, if any; its folder is made.
-        about: Further facts, such as units or the number of queries.
-
-    """
-    print_rows(title, rows)
+    """Print rows as a table, and write them as JSON, one a line, with the command, the machine, and
+    further facts `about` them. The folder of the `file`, if there is one, is made."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for name in columns:
+        text = any(isinstance(row.get(name), str) for row in rows)
+        table.add_column(name, justify="left" if text else "right", overflow="fold")
+    for row in rows:
+        style = "red" if row.get(INVALID) else None
+        table.add_row(*(_text(row.get(name)) for name in columns), style=style)
+    Console(highlight=False).print(table)
     if file is None:
         return
     head = {
@@ -124,19 +125,6 @@ def report(title: str, rows: Sequence[Row], file: Path | None, **about: object) 
     lines = ",\n".join(f"    {_json(row)}" for row in rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{\n" + ",\n".join([*fields, f'  "rows": [\n{lines}\n  ]']) + "\n}\n")
-
-
-def print_rows(title: str, rows: Sequence[Row]) -> None:
-    """Print rows as a table, with a column for each name that occurs."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    for name in columns:
-        text = any(isinstance(row.get(name), str) for row in rows)
-        table.add_column(name, justify="left" if text else "right", overflow="fold")
-    for row in rows:
-        style = "red" if row.get(INVALID) else None
-        table.add_row(*(_text(row.get(name)) for name in columns), style=style)
-    Console(highlight=False).print(table)
 
 
 def _json(value: object) -> str:

@@ -8,11 +8,9 @@ import selectors
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import msgspec
@@ -26,88 +24,46 @@ from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.server import ServeOptions, Server
 
 BEGIN_FAULTS = b"begin faults\n"
+"""Starts the clock of the server's fault plan."""
 BUSY = b"busy\n"
+"""Asks how long instances have been busy, all together."""
 LAG = b"lag\n"
-
-
-class ServeSpec(msgspec.Struct):
-    """The bundle and options to serve."""
-
-    bundle: str
-    options: ServeOptions
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server that is up at `url`; `pid` is its process."""
-
-    _process: Child
-
-    @property
-    def url(self) -> str:
-        return self._process.message
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def begin_faults(self) -> None:
-        """Start the clock of the server's fault plan."""
-        self._process.tell(BEGIN_FAULTS)
-
-    async def busy_seconds(self) -> float:
-        """Return how long instances have been busy, all together."""
-        return await self._ask(BUSY)
-
-    async def mean_lag(self) -> float:
-        """Return how long reports and timers waited for the server's process on average, in s."""
-        return await self._ask(LAG)
-
-    async def _ask(self, question: bytes) -> float:
-        answer = await self._process.ask(question)
-        if not answer:
-            raise ServingError("the server has ended")
-        return float(answer)
+"""Asks how long reports and timers waited for the server's process on average."""
 
 
 @asynccontextmanager
 async def served(
     bundle: Path, options: ServeOptions, prefix: Sequence[str] = ()
-) -> AsyncIterator[Served]:
+) -> AsyncIterator[Child]:
     """Serve `bundle` while the context lasts, by a command that begins with `prefix`.
 
-    Args:
-        bundle: The bundle's folder.
-        options: The server's options.
-        prefix: What the process's command begins with.
+    The child's message is the server's URL; it obeys BEGIN_FAULTS, and answers `seconds`.
 
     Raises:
         UserError: The options do not fit the bundle.
         ServingError: The server does not start.
 
     """
-    spec = msgspec.json.encode(ServeSpec(str(bundle), options)).decode()
-    async with child((*prefix, sys.executable, "-m", __name__, spec)) as server:
+    given = msgspec.json.encode(options).decode()
+    async with child((*prefix, sys.executable, "-m", __name__, str(bundle), given)) as server:
         if not server.message.startswith("http"):
             raise await server.failure(UserError)
-        yield Served(server)
+        yield server
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the process's children, theirs, and so on; without it."""
+async def seconds(server: Child, question: bytes) -> float:
+    """Return a served bundle's answer to BUSY or LAG."""
+    if not (answer := await server.ask(question)):
+        raise ServingError("the server has ended")
+    return float(answer)
+
+
+def processes(pid: int) -> list[psutil.Process]:
+    """Return the process, its children, theirs, and so on; none if it has gone."""
     with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
     return []
-
-
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return the user and system time so far of these processes."""
-    seconds = 0.0
-    for pid in pids:
-        with suppress(psutil.Error):
-            times = psutil.Process(pid).cpu_times()
-            seconds += times.user + times.system
-    return seconds
 
 
 # Triton
@@ -115,17 +71,10 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 ROOT = Path(__file__).resolve().parents[3]
 
 
-class Triton(NamedTuple):
-    """A Triton that is up at these ports of this machine; `pid` is its process."""
-
-    port: int
-    grpc_port: int
-    pid: int
-
-
 @contextmanager
-def triton(repository: Path) -> Iterator[Triton]:
-    """Serve a repository of models while the context lasts.
+def triton(repository: Path) -> Iterator[tuple[int, int, int]]:
+    """Serve a repository of models while the context lasts; gives the ports of HTTP and gRPC, and
+    the process's id.
 
     Raises UserError if Triton is not installed, and LoadError, with the end of its log, if it ends.
     """
@@ -145,7 +94,7 @@ def triton(repository: Path) -> Iterator[Triton]:
                 if process.poll() is not None:
                     raise LoadError(f"Triton ended: {Path(log.name).read_text()[-2000:]}")
                 selectors.DefaultSelector().select(0.1)
-            yield Triton(port, grpc_port, process.pid)
+            yield port, grpc_port, process.pid
         finally:
             process.terminate()
             process.wait()
@@ -170,8 +119,8 @@ def free_ports(number: int) -> list[int]:
 # In the process of a served bundle
 
 
-async def _serve(spec: ServeSpec) -> None:
-    async with Server(open_bundle(spec.bundle), spec.options) as server:
+async def _serve(bundle: str, options: ServeOptions) -> None:
+    async with Server(open_bundle(bundle), options) as server:
         freeze_modules()
         tell(server.url)
         async for line in await commands():
@@ -184,5 +133,5 @@ async def _serve(spec: ServeSpec) -> None:
 
 
 if __name__ == "__main__":
-    decoded = msgspec.json.decode(sys.argv[1], type=ServeSpec)
-    sys.exit(exit_code(lambda: uvloop.run(_serve(decoded))))
+    given = msgspec.json.decode(sys.argv[2], type=ServeOptions)
+    sys.exit(exit_code(lambda: uvloop.run(_serve(sys.argv[1], given))))

@@ -7,24 +7,23 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import DEVNULL
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, TextIO
 
-import numpy as np
+import msgspec
 import typer
 
 from parity_models.errors import ServingError, UserError
 from parity_models.options import MINUTES, Option
 from parity_models.serving.client import Client
-from parity_models.serving.protocol import write_request
 from parity_models_lab.chaos import health
-from parity_models_lab.chaos.known_model import INPUTS, SLOW, Floats, liar, write_known_model
+from parity_models_lab.chaos.known_model import INPUTS, SLOW, liar, write_known_model
 from parity_models_lab.chaos.server import (
     DESCRIPTORS,
     INSTANCES,
@@ -34,9 +33,8 @@ from parity_models_lab.chaos.server import (
     EngineName,
     TestedServer,
     metric,
-    running,
 )
-from parity_models_lab.chaos.traffic import BURST_ROWS, Page, Traffic, ask, connection, post
+from parity_models_lab.chaos.traffic import BURST_ROWS, Page, Traffic, ask, connection, in_json
 from parity_models_lab.results import Row, check_out, report
 
 OF_FRONTEND = frozenset({"frontend", "restart"})
@@ -70,8 +68,6 @@ while True:
 Course = Sequence[tuple[Sequence[str], float]]
 """Phases: events that begin together, and their seconds."""
 
-During = AbstractAsyncContextManager[None]
-
 
 def draw_course(seed: int, seconds: float, events: Sequence[str]) -> Course:
     """Draw phases for so long, of one event or of two: each comes before one comes again."""
@@ -85,15 +81,6 @@ def draw_course(seed: int, seconds: float, events: Sequence[str]) -> Course:
             names.append(rng.choice(sorted(others)))
         phases.append((names, rng.uniform(*PHASE)))
     return phases
-
-
-def _in_json(rows: Floats, values: str = "") -> bytes:
-    """Return an HTTP request about rows in JSON, perhaps with their `values` as they are given."""
-    body, headers = write_request({"input": rows}, binary=False)
-    if values:
-        begin = body.index(b'"data":') + 7
-        body = body[:begin] + values.encode() + body[body.index(b"]", begin) + 1 :]
-    return post(body, headers)
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -129,7 +116,7 @@ class Injector:
 
     def __init__(self, server: TestedServer, traffic: Traffic, service: float, rng: Random) -> None:
         self.server, self._traffic, self._rng = server, traffic, rng
-        self._request = _in_json(server.model.rows)
+        self._request = in_json()
         self.too_much = OVERLOAD * INSTANCES / service / BURST_ROWS
 
     def victim(self) -> int:
@@ -189,13 +176,16 @@ class Injector:
     @asynccontextmanager
     async def crowd(self) -> AsyncIterator[None]:
         """Let clients press on the frontend while the context lasts, whatever else happens."""
-        rows = self.server.model.rows[:100]
-        digits = ",".join(f"{value:.50f}" for value in rows.ravel())
+
+        def of(rows: int, value: str) -> bytes:
+            data = msgspec.Raw(f"[{','.join([value] * rows * INPUTS)}]".encode())
+            return in_json(shape=[rows, INPUTS], data=data)
+
         requests = [
-            (10.0, 0.001, _in_json(np.resize(rows, (1000, INPUTS)))),
-            (10.0, PAUSE, _in_json(rows, f"[{digits}]")),
-            (10.0, PAUSE, _in_json(np.zeros((17_000, INPUTS), np.float32))),  # too long an answer
-            (0.065, PAUSE, _in_json(rows)),
+            (10.0, 0.001, of(1000, "0.12345678")),
+            (10.0, PAUSE, of(100, f"{1 / 3:.50f}")),
+            (10.0, PAUSE, of(17_000, "0")),  # too long an answer
+            (0.065, PAUSE, of(100, "0.12345678")),
         ]
         async with AsyncExitStack() as crowd:
             for patience, pause, request in requests:
@@ -232,7 +222,7 @@ class Injector:
                 await asyncio.sleep(4 * PAUSE)
 
 
-EVENTS: Mapping[str, Callable[[Injector], During]] = {
+EVENTS: Mapping[str, Callable[[Injector], AbstractAsyncContextManager[None]]] = {
     "calm": lambda to: _repeated(0, to.kill),
     "kill": lambda to: _repeated(1, to.kill, 2.0),
     "stop": lambda to: to.hold_up(to.victim(), held=60.0),
@@ -283,12 +273,12 @@ def chaos(
     A server process of its own, clients over HTTP, and a course of kills, pauses, lies,
     rude clients and absurd inputs, drawn from the seed.
     """
-    check_out(out)
     there = [each for each in EVENTS if engine is not Engine.RAY or each not in OF_FRONTEND]
     wanted = events.split(",") if events else there
     for event in wanted:
         if event not in there:
             raise UserError(f"there is no event {event!r}; there are {', '.join(there)}")
+    check_out(out)
     course = draw_course(seed, minutes * 60, wanted)
     rows, queries = asyncio.run(_run(engine, course, minutes * 60, seed, out / f"chaos-{engine}"))
     title = f"Chaos on the engine {engine}, seed {seed}"
@@ -307,16 +297,16 @@ async def _run(
     """
     model = write_known_model(folder, seed, SLOW)
     options = ("--deadline", str(DEADLINE), "--max-batch", "32")
-    server = TestedServer(model, engine, folder, SERVICE, options)
+    server = TestedServer(model, engine, folder, SERVICE, *options)
     pages: dict[str, Page] = {}
-    async with running(server) as client:
+    async with server.running() as client:
         traffic = Traffic(server, client, seed=seed, deadline=DEADLINE)
         injector = Injector(server, traffic, SERVICE, Random(f"{seed}/events"))
         all_up = await _instances_up(client)
         if not all_up:
             raise ServingError("the server does not say how many instances are up; see its log")
         ends = _now() + seconds
-        async with _asking_for_health(server, traffic):
+        async with _asking_for_health(server, folder / "health") as answers:
             for number, (names, lasting) in enumerate(course, 1):
                 if _now() > ends:
                     break
@@ -324,15 +314,15 @@ async def _run(
                 page = traffic.page = pages.setdefault(name, Page())
                 page.times += 1
                 before = await _recycled(client)
-                traffic.share = RUN / (RUN + HELD) if "starved" in names else 1.0
                 async with traffic.offered(), injector.crowd():
                     async with AsyncExitStack() as happening:
                         for each in names:
                             await happening.enter_async_context(EVENTS[each](injector))
                         await asyncio.sleep(lasting)
-                    traffic.share = 1.0
+                    _note_health(page, answers, RUN / (RUN + HELD) if "starved" in names else 1.0)
                     took = await _recover(client, traffic, all_up)
                 page.took("recovery", took)
+                _note_health(page, answers)
                 page.recycled += await _recycled(client) - before
                 typer.echo(
                     f"{number}, {' + '.join(names)}: full strength after {took:.1f} s", err=True
@@ -362,33 +352,26 @@ async def _recover(client: Client, traffic: Traffic, all_up: float) -> float:
 
 
 @asynccontextmanager
-async def _asking_for_health(server: TestedServer, traffic: Traffic) -> AsyncIterator[None]:
-    """Enter the server's answers to whether it is live on the page, while the context lasts."""
-    program = (health.__file__, str(server.port), str(server.pid_file))
-    asking = await asyncio.create_subprocess_exec(sys.executable, *program, stdout=PIPE)
-    assert asking.stdout is not None
-    answers = asking.stdout
+async def _asking_for_health(server: TestedServer, file: Path) -> AsyncIterator[TextIO]:
+    """Ask whether the server is live while the context lasts; gives the lines of `health.py`."""
+    program = (sys.executable, health.__file__, str(server.port), str(server.pid_file))
+    with file.open("wb") as answers, file.open() as lines:
+        asking = await asyncio.create_subprocess_exec(*program, stdout=answers)
+        try:
+            yield lines
+        finally:
+            _send(asking.pid, signal.SIGTERM)
+            await asking.wait()
 
-    async def read() -> None:
-        gone = None
-        async for line in answers:
-            took, waited = map(float, line.split())
-            if took < 0:
-                gone = _now() if gone is None else gone
-                traffic.page.took("away", _now() - gone)
-                continue
-            gone = None
-            traffic.page.took("health", took)
-            # What may run for a fifth of the time loses five seconds by each that it waits.
-            traffic.page.took("own health", took - min(took, waited / traffic.share))
 
-    reading = asyncio.create_task(read())
-    try:
-        yield
-    finally:
-        os.kill(asking.pid, signal.SIGTERM)
-        await asking.wait()
-        await reading
+def _note_health(page: Page, lines: TextIO, share: float = 1.0) -> None:
+    """Note the answers since the last time, of a server that may run for this share of the time."""
+    for line in lines.readlines():
+        took, waited, away = map(float, line.split())
+        page.took("health", took)
+        # What may run for a fifth of the time loses five seconds by each that it waits.
+        page.took("own health", took - min(took, waited / share))
+        page.took("away", away)
 
 
 def _now() -> float:

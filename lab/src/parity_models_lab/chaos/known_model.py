@@ -48,11 +48,8 @@ class KnownModel:
     rows: Floats
 
     def right(self, rows: Floats, outputs: Floats) -> NDArray[np.bool_]:
-        """Return which of `outputs` (n, OUTPUTS) are the model's predictions for `rows` (n, any
-        multiple of INPUTS).
-
-        Where a prediction is not finite, or overflows float32, anything is right.
-        """
+        """Return which of `outputs` (n, OUTPUTS) are the predictions for `rows` (n, any multiple of
+        INPUTS); where one is not finite, or overflows float32, anything is right."""
         exact = rows.astype(np.float64).reshape(len(rows), -1, INPUTS)
         with np.errstate(all="ignore"):
             wanted = exact.sum(axis=1) @ self.weights

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ from parity_models.errors import ServingError
 from parity_models.options import Option
 from parity_models.serving.client import Client, ClientError
 from parity_models_lab.chaos.known_model import MODEL, KnownModel
-from parity_models_lab.served import descendants
+from parity_models_lab.served import processes
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
@@ -49,33 +49,18 @@ RESULTS = Path("runs/chaos")
 
 
 class TestedServer:
-    """A server of the known model, at `url`.
+    """A server of the known model, at `url`, whose units take `service` seconds (median).
 
-    Args:
-        model: The model, whose right answers are known.
-        engine: What runs its instances.
-        folder: For its log, the file `liar.onnx`, which the last instance runs as long as it is
-            there, and the file `pid` of the process that answers clients.
-        service: Median seconds of a unit.
-        options: Further options of parm serve.
-
+    In `folder` are its log, the file `liar.onnx`, which the last instance runs as long as it is
+    there, and the file `pid` of the process that answers clients. `options` are of parm serve.
     """
 
     def __init__(
-        self,
-        model: KnownModel,
-        engine: Engine,
-        folder: Path,
-        service: float,
-        options: Sequence[str] = (),
+        self, model: KnownModel, engine: Engine, folder: Path, service: float, *options: str
     ) -> None:
-        self.model = model
-        self.liar = (folder / "liar.onnx").resolve()
-        self.pid_file = folder / "pid"
-        self._log = folder / "server.log"
-        self._engine = engine
-        self._service = service
-        self._options = options
+        self.model, self.liar = model, (folder / "liar.onnx").resolve()
+        self.pid_file, self._log = folder / "pid", folder / "server.log"
+        self._engine, self._service, self._options = engine, service, options
         self._processes: list[Process] = []
 
     @property
@@ -87,8 +72,24 @@ class TestedServer:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    async def start(self) -> None:
-        """Return once it is ready. Raises ServingError if it does not get so far."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Client]:
+        """Run while the context lasts; gives a client. Raises ServingError if it does not start."""
+        try:
+            await self._start_all()
+            gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
+            async with Client(self.url, keep_alive=2.0) as client:  # less than servers keep them
+                yield client
+        finally:
+            for process in reversed(self._processes):
+                # Process.send_signal would take the exit status from asyncio, which waits for it.
+                for number in (signal.SIGTERM, signal.SIGKILL):
+                    if process.returncode is None:
+                        os.kill(process.pid, number)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
+
+    async def _start_all(self) -> None:
         self.liar.unlink(missing_ok=True)
         engine = ["--engine", self._engine, "--instances", str(INSTANCES), *self._faults(liar=True)]
         if self._engine is Engine.REMOTE:
@@ -149,20 +150,14 @@ class TestedServer:
             raise ServingError(f"parm serve did not start; {self._log} says why")
         return found[0]
 
-    async def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that is not enough."""
-        for process in reversed(self._processes):
-            # Process.send_signal would take the exit status from asyncio, which waits for it.
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                if process.returncode is None:
-                    os.kill(process.pid, number)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
-
     def instances(self) -> list[int]:
         """Return the processes of its instances."""
-        children = [child for each in self._processes for child in descendants(each.pid)]
-        return [each for each in children if _INSTANCE.search(_command_line(each))]
+        pids = []
+        for each in (each for server in self._processes for each in processes(server.pid)):
+            with suppress(psutil.Error):
+                if _INSTANCE.search(" ".join(each.cmdline())):
+                    pids.append(each.pid)
+        return pids
 
     def _faults(self, *, liar: bool) -> tuple[str, str]:
         """Return the option of workers, of which the last can be made to lie."""
@@ -173,27 +168,6 @@ class TestedServer:
             "lies": [{"worker": last, "file": str(self.liar)}] if liar else [],
         }
         return "--faults", json.dumps(plan)
-
-
-def _command_line(pid: int) -> str:
-    with suppress(psutil.Error):
-        return " ".join(psutil.Process(pid).cmdline())
-    return ""
-
-
-@asynccontextmanager
-async def running(server: TestedServer) -> AsyncIterator[Client]:
-    """Run the server while the context lasts; gives a client of it.
-
-    Raises ServingError if it does not start.
-    """
-    try:
-        await server.start()
-        gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
-        async with Client(server.url, keep_alive=2.0) as client:  # less than servers keep them
-            yield client
-    finally:
-        await server.stop()
 
 
 async def metric(client: Client, name: str, **labels: str) -> float:

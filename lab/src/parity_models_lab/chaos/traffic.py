@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,8 +34,7 @@ BURST_ROWS = 16
 """Rows of a request in overload: many queries, and few requests for clients to write."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request of some `kind`: about `rows` (n, any multiple of INPUTS), or the bytes `raw`.
 
     `patience` in seconds until the client hangs up.
@@ -46,20 +46,11 @@ class Request:
     patience: float | None = None
     json: bool = False
 
-    @property
-    def queries(self) -> int:
-        return 1 if self.rows is None else len(self.rows)
-
 
 def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Request:
-    """Draw request `number` of a run, which depends on these arguments alone.
+    """Draw request `number` of a run, which depends on these arguments alone, from the `rows`.
 
-    Args:
-        number: The request's.
-        seed: The run's.
-        mix: The shares of kinds of requests. The rest is honest, and so is a "burst" of many rows.
-        rows: The different queries, (n, INPUTS).
-
+    `mix` has the shares of kinds of requests; the rest is honest, and so is a "burst" of many rows.
     """
     rng = Random(f"{seed}/{number}")
     shares = {**mix, "honest": 1.0 - sum(mix.values())}
@@ -88,15 +79,16 @@ def post(body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def _infer(**changes: object) -> bytes:
+def in_json(**changes: object) -> bytes:
+    """Return a whole HTTP request in JSON for one row, but for these fields of its input."""
     tensor: dict[str, object] = {"name": "input", "datatype": "FP32", "shape": [1, INPUTS]}
     return post(msgspec.json.encode({"inputs": [tensor | {"data": [0.5] * INPUTS} | changes]}))
 
 
 _NONSENSE = (
-    *(_infer(shape=[rows, INPUTS]) for rows in (0, -1, 2, 2**40)),
-    *(_infer(data=data) for data in ([], [0.5] * (INPUTS - 1), [[0.5, "a"]], [1e39] * INPUTS)),
-    *(_infer(datatype=each) for each in ("FP64", "BYTES", "", "float")),
+    *(in_json(shape=[rows, INPUTS]) for rows in (0, -1, 2, 2**40)),
+    *(in_json(data=data) for data in ([], [0.5] * (INPUTS - 1), [[0.5, "a"]], [1e39] * INPUTS)),
+    *(in_json(datatype=each) for each in ("FP64", "BYTES", "", "float")),
     *(post(each) for each in (b"[" * 10_000, b'{"inputs": [{"name": "input", "shape": [1')),
     *(post(b"{}", {HEADER_LENGTH: each}) for each in ("x", "-1", "99")),
     b"GET / HTTP/1.1\r\nHost: server\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
@@ -167,8 +159,7 @@ class Page:
 class Traffic:
     """Sends requests at `rate` a second, drawn from `mix`, and counts their ends on a `page`.
 
-    `lies`: an instance may be lying. `share`: of the time, that the server's process may run.
-    `sent` counts queries.
+    `lies`: an instance may be lying. `sent` counts queries.
     """
 
     def __init__(self, server: TestedServer, client: Client, *, seed: int, deadline: float) -> None:
@@ -180,7 +171,6 @@ class Traffic:
         self._last_right: float | None = None
         self.rate, self.mix = RATE, dict[str, float]()
         self.page, self.lies, self.sent = Page(), False, 0
-        self.share = 1.0
 
     @asynccontextmanager
     async def offered(self) -> AsyncIterator[None]:
@@ -220,7 +210,6 @@ class Traffic:
 
     def _send(self, due: float, request: Request) -> "asyncio.Task[bool]":
         self._number += 1
-        self.sent += request.queries
         task = asyncio.create_task(self._ask(str(self._number), due, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -228,31 +217,29 @@ class Traffic:
 
     async def _ask(self, number: str, due: float, request: Request) -> bool:
         """Ask, and count the end. Return whether the whole answer is right."""
-        page = self.page
+        page, queries = self.page, 1 if request.rows is None else len(request.rows)
+        self.sent += queries
         try:
             async with asyncio.timeout(request.patience or self._deadline + SLACK):
                 outputs, sources = await self._answer(number, request)
         except TimeoutError:
-            page.ends["no end" if request.patience is None else "hung up"][""] += request.queries
+            page.ends["no end" if request.patience is None else "hung up"][""] += queries
         except StatusError as error:
             reason, colon, _ = error.text.removeprefix('{"error":"').partition(": ")
             detail = f"{error.status} {reason}" if colon and len(reason) < 30 else f"{error.status}"
             if request.kind in ("absurd", "nonsense", "poison"):
                 detail = f"{request.kind}: {error.status}"
-            page.ends["errors"][detail] += request.queries
+            page.ends["errors"][detail] += queries
         except (ClientError, OSError, EOFError, InvalidRequestError) as error:
-            page.ends["broken"][f"{request.kind}: {error}"[:80]] += request.queries
+            page.ends["broken"][f"{request.kind}: {error}"[:80]] += queries
         else:
             right = np.zeros(1, np.bool_)
             if request.rows is not None:
                 right = self._model.right(request.rows, outputs)
+            asked = "" if request.kind == "honest" else f", {request.kind}"
+            why = ", instance lied" if self.lies else asked
             for good, source in zip(right.tolist(), sources, strict=True):
-                asked = "" if request.kind == "honest" else f", {request.kind}"
-                if good:
-                    page.ends["right"][source] += 1
-                else:
-                    wrong = f"{source}{', instance lied' if self.lies else asked}"
-                    page.ends["wrong"][wrong] += 1
+                page.ends["right" if good else "wrong"][source if good else f"{source}{why}"] += 1
             if request.kind == "honest" and right.all():
                 now = _now()
                 page.latencies.append(now - due)

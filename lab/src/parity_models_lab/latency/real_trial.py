@@ -25,7 +25,7 @@ from parity_models_lab.contention.network import FRONTEND_ADDRESS, enter, shuffl
 from parity_models_lab.contention.quota import quota
 from parity_models_lab.latency.setting import OUTPUT_SHAPE, QUERY_SHAPE, Setting
 from parity_models_lab.latency.trial import Trial, TrialResult, result_of
-from parity_models_lab.served import served
+from parity_models_lab.served import BEGIN_FAULTS, BUSY, LAG, seconds, served
 
 ROWS = 200
 """Different queries that are sent."""
@@ -104,7 +104,7 @@ async def _run(trial: Trial, folder: Path) -> TrialResult:
         np.savetxt(trace, trial.arrivals(), fmt="%.9f")
         np.save(rows, np.random.default_rng(0).random((ROWS, *QUERY_SHAPE), np.float32))
         load = LoadSpec(
-            url=server.url,
+            url=server.message,
             model=bundle.manifest.name,
             binary=True,
             inputs=str(rows),
@@ -112,15 +112,15 @@ async def _run(trial: Trial, folder: Path) -> TrialResult:
             queries=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
-        busy = await server.busy_seconds()
+        busy = await seconds(server, BUSY)
 
         def begin() -> None:
-            server.begin_faults()
+            server.tell(BEGIN_FAULTS)
             contention.begin()
 
         result = await offer_load_from_own_process(load, begin, contention.prefix)
-        busy = await server.busy_seconds() - busy
-        lag = await server.mean_lag()
+        busy = await seconds(server, BUSY) - busy
+        lag = await seconds(server, LAG)
     counted = slice(trial.warm_up, None)
     answered = result.answered[counted]
     if not answered.any():

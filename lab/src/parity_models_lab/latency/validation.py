@@ -19,7 +19,7 @@ from parity_models_lab.latency.figure import Figure, load_figure
 from parity_models_lab.latency.runs import Out, Seed, Trials, Work, run_figure
 from parity_models_lab.latency.setting import Setting
 from parity_models_lab.latency.trial import PERCENTILES, SHARES, Trial, TrialResult
-from parity_models_lab.results import Row, check_out, print_rows, report
+from parity_models_lab.results import Row, check_out, report
 
 CLOSE = 0.15
 """The largest error of a simulated percentile that counts as close."""
@@ -44,7 +44,7 @@ def validation(
     rows, overheads = compare(loaded, queries, Trials(work), seed)
     file = out / "validation.json"
     report(loaded.title, rows, file, queries=queries, overheads=overheads)
-    print_rows("Overheads of serving, in ms", overheads)
+    report("Overheads of serving, in ms", overheads, None)
     typer.echo(summary(rows))
 
 
