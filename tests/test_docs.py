@@ -141,7 +141,9 @@ def test_the_decoder_of_the_guide_refuses_what_it_cannot_decode() -> None:
 
 
 def of_the_code_guide(name: str, *shape: Any, **options: Any) -> Any:
-    guide = (ROOT / "docs" / "how-to" / "extend-learning.md").read_text().partition("## Tasks")[0]
+    guide = (
+        (ROOT / "docs" / "how-to" / "extend-learning.md").read_text().partition("## Networks")[0]
+    )
     names: dict[str, Any] = {"__name__": "mine"}
     exec("".join(re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)), names)
     return names[name](*shape, names[name].Options(**options))

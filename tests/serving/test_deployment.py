@@ -75,7 +75,7 @@ def test_a_model_that_mixes_slots_cannot_be_called_slotwise(tmp_path: Path, leak
 
 @pytest.mark.slow
 def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> None:
-    digits, once = find_task("digits").load(None), TrainingOptions(epochs=1)
+    digits, once = find_task("digits").load(), TrainingOptions(epochs=1)
     task, inputs = find_task("digits"), digits.train.inputs[:300]
     deployed = train_deployed(task, digits, "mlp", tmp_path / "f", once)
     one = train_parity(deployed, STACK, inputs, tmp_path / "one", once, network="resnet-small")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity_models_lab.tasks.datasets import TEST, TRAIN
+from parity_models_lab.tasks import TEST, TRAIN
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
 

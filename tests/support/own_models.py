@@ -8,7 +8,7 @@ from parity_models.codes import CodeSpec
 from parity_models_lab.tasks import find_task
 
 STACK = CodeSpec("stack", "separate", 2)
-DIGITS = find_task("digits").load(None)
+DIGITS = find_task("digits").load()
 ROWS = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
 
 Parm = Callable[..., str]

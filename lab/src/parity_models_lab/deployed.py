@@ -1,6 +1,5 @@
 """The command `train`: a model to serve, of labelled queries."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.cli.flags import Without
-from parity_models.errors import TrainingError
 from parity_models.evaluation.judging import evaluate
 from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import WEIGHTS, export, floats
-from parity_models.models.networks import NETWORKS, Effort, Queried
-from parity_models.models.queries import check_queries
+from parity_models.models.networks import NETWORKS, Queried
 from parity_models.options import Option
 from parity_models.progress import Callbacks, progress_bars
 from parity_models.tasks import METRICS, score
@@ -39,7 +36,7 @@ from parity_models.training.networks import single_network
 from parity_models.training.teacher import Queries, TrainingOptions
 from parity_models.training.train import Trained, check_place
 from parity_models_lab.published import as_published
-from parity_models_lab.tasks import TASKS, Dataset, Task, check_dataset, find_task, load_dataset
+from parity_models_lab.tasks import TASKS, Dataset, Task, find_task
 
 LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": functional.cross_entropy,
@@ -51,14 +48,7 @@ more than a twentieth of it weighs by its distance instead of its square."""
 
 
 def train(
-    task: Annotated[
-        str,
-        Option(
-            f"The task to learn: {', '.join(TASKS.names)}, or package.module:Class for a task "
-            "of your own.",
-            metavar="TASK",
-        ),
-    ],
+    task: Annotated[str, Option(f"The task to learn: {', '.join(TASKS)}.", metavar="TASK")],
     out: Annotated[Path, Option("The folder to write.", metavar="DIR")],
     network: Annotated[
         str,
@@ -68,14 +58,6 @@ def train(
             metavar="NETWORK",
         ),
     ] = "mlp",
-    recipe: Annotated[
-        str,
-        Option(
-            "usual is the best known here; published trains with the paper's optimiser, to "
-            "compare with.",
-            metavar="[usual|published]",
-        ),
-    ] = "usual",
     *,
     options: Annotated[TrainingOptions, Without("output", "metric", "hflip")],
 ) -> None:
@@ -88,17 +70,12 @@ def train(
     checkpoint next to DIR lets you --resume.
     """
     learned = find_task(task)
-    dataset = load_dataset(learned)
+    dataset = learned.load()
     with progress_bars() as bars:
-        trained = train_deployed(
-            learned, dataset, network, out, options, recipe=recipe, callbacks=bars
-        )
+        trained = train_deployed(learned, dataset, network, out, options, callbacks=bars)
     test = dataset.test
-    for name, rows in (
-        ("inputs", dataset.train.inputs),
-        ("test", test.inputs),
-        ("labels", test.labels),
-    ):
+    arrays = {"inputs": dataset.train.inputs, "test": test.inputs, "labels": test.labels}
+    for name, rows in arrays.items():
         np.save(trained.path.with_name(f"{trained.path.name}-{name}.npy"), rows)
     evaluate(trained, test.inputs, test.labels, metric=learned.metric).show()
     for sentence in trained.ending:
@@ -112,40 +89,35 @@ def train_deployed(
     out: Path,
     options: TrainingOptions | None = None,
     *,
-    recipe: str = "usual",
+    as_in_paper: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Trained:
     """Train the network called `network` for `task` on its `dataset`, as a deployed model.
 
-    `network` may be a `package.module:function` of the user's (see `networks.Factory`). With
-    the `recipe` "published" it learns with the paper's optimiser and sees nothing mirrored.
-    Writes a bundle to `out`: the model as ONNX and its weights, which parity models are trained
-    against. Raises DataError for inputs or labels that do not fit, TrainingError for settings
-    that cannot work and BundleError if `out` cannot hold a bundle.
+    `network` may be a `package.module:function` of the user's (see `networks.Factory`). If
+    `as_in_paper` it learns with the paper's optimiser and sees nothing mirrored. Writes a bundle to
+    `out`: the model as ONNX and its weights, which parity models are trained against. Raises
+    TrainingError for settings that cannot work and BundleError if `out` cannot hold a bundle.
     """
     began, options, out = time.monotonic(), options or TrainingOptions(), Path(out).resolve()
-    shapes = dataset.input_shape, dataset.output_shape
-    check_dataset(task.metric, dataset)
-    check_queries({"input": dataset.train.inputs}, "training inputs")
     check_place(out)
     device = choose_device(options.device)
-    plan = single_network(network, Queried.of(shapes[0]), shapes[1])
+    plan = single_network(network, Queried.of(dataset.input_shape), dataset.output_shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         module = place(plan.make(), device)
-    chosen = _recipe(plan.recipe, recipe)
-    mirrored = chosen.mirror and task.flips
-    said: RunOptions = {"network": network, **chosen.options, "mirror": mirrored}
-    steps = chosen.steps_per_epoch(len(dataset.train))
-    problem = _Labelled(module, task, dataset, steps, mirrored)
-    sha256 = hashlib.sha256(np.ascontiguousarray(dataset.train.inputs).data).hexdigest()
+    recipe = as_published(plan.recipe) if as_in_paper else plan.recipe
+    mirrored = recipe.mirror and task.flips
+    said: RunOptions = {"network": network, **recipe.options, "mirror": mirrored}
+    steps = recipe.steps_per_epoch(len(dataset.train))
+    sha256 = queries_of(task, dataset).sha256
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
-    with computing(chosen.threaded):
+    with computing(recipe.threaded):
         fitted = fit(
-            problem,
-            chosen,
-            Budget(chosen.usual_epochs(steps)) if budget == Budget() else budget,
+            _Labelled(module, task, dataset, steps, mirrored),
+            recipe,
+            Budget(recipe.usual_epochs(steps)) if budget == Budget() else budget,
             seed=options.seed,
             checkpoint=checkpoint,
             options={"task": task.name, "inputs": sha256, "seed": options.seed, **said},
@@ -188,12 +160,6 @@ def queries_of(task: Task, dataset: Dataset) -> Queries:
     )
 
 
-def _recipe(usual: Effort, name: str) -> Effort:
-    if name not in ("usual", "published"):
-        raise TrainingError(f"no recipe is called {name!r}; there are usual, published")
-    return usual if name == "usual" else as_published(usual)
-
-
 def mirror_boxes(boxes: Tensor) -> Tensor:
     """Return `boxes` (n, 4), left, top, right, bottom, as in the images turned left to right."""
     left, top, right, bottom = boxes.unbind(-1)
@@ -212,8 +178,7 @@ class _Labelled:
         self._mirrored = mirrored
         self._device = next(module.parameters()).device
         self._inputs = torch.from_numpy(dataset.train.inputs).to(self._device)
-        kind = np.int64 if METRICS[task.metric].kind == "classes" else np.float32
-        self._labels = torch.from_numpy(dataset.train.labels.astype(kind)).to(self._device)
+        self._labels = torch.from_numpy(dataset.train.labels).to(self._device)
         self._held_out = torch.from_numpy(dataset.validation.inputs).to(self._device)
         self._held_out_labels = dataset.validation.labels
 

@@ -51,7 +51,6 @@ def _parm_lab() -> None:
 
 _MODULES = {
     "train": "deployed",
-    "accuracy": "accuracy.measure",
     "promises": "gates",
     "drift": "gates",
     **dict.fromkeys(COMMANDS["Break"], "chaos.{}"),

@@ -1,21 +1,19 @@
 """Data made here, in place of two of the paper's data sets that may not be had.
 
-`MadeBoxes` stands for CUB-200-2011 (C. Wah et al., 2011): find the one object in an image.
-`MadeSpeech` stands for Speech Commands (P. Warden, 2018): spoken words as spectrograms.
+`boxes` stands for CUB-200-2011 (C. Wah et al., 2011): find the one object in an image. `speech`
+stands for Speech Commands (P. Warden, 2018): spoken words as spectrograms.
 """
 
 import os
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models_lab.tasks.datasets import FashionMnist
-from parity_models_lab.tasks.task import Dataset, Split, Task, hold_out, normalised
 
 # Boxes
 
@@ -32,45 +30,36 @@ IMAGES, TEST = 10_000, 5
 """Images, of which one in TEST is for tests."""
 
 
-class MadeBoxes(Task):
-    """Garments of Fashion-MNIST on cluttered canvases.
+Pairs = list[tuple[NDArray[np.uint8], NDArray[np.float32]]]
+
+
+def boxes(training: NDArray[np.float32], testing: NDArray[np.float32]) -> Pairs:
+    """Return images (n, 3, 64, 64) and the box (n, 4) of a garment in each, to learn and to test.
 
     Each image holds one whole garment, tinted and of some size, over shapes and scraps of other
-    garments. Garments of the test set are in test images alone.
+    garments. Garments are pixels (n, 28, 28) from 0 to 1, for training and for tests.
     """
-
-    name = "made-boxes"
-    metric = "iou"
-    flips = True
-
-    def load(self, folder: Path | None = None) -> Dataset:
-        garments = FashionMnist().load(folder)
-        training = np.arange(IMAGES) % TEST != 0
-        made = []
-        for number, is_training in enumerate(training):
-            random = np.random.default_rng((0, number))
-            garment = _draw(garments.train if is_training else garments.test, random)
-            canvas = _clutter(garments.train, random)
-            box = _paste(canvas, garment, random, SIZES)
-            made.append(((canvas * 255).astype(np.uint8).transpose(2, 0, 1), box))
-        pixels, boxes = (np.stack(parts) for parts in zip(*made, strict=True))
-        everything = Split(normalised(pixels, 0.45, 0.25), (boxes / SIDE).astype(np.float32))
-        rest, test = (everything.take(np.flatnonzero(which)) for which in (training, ~training))
-        return Dataset(*hold_out(rest, max(1, len(rest) // 10)), test)
+    made: tuple[list[Any], list[Any]] = ([], [])
+    for number in range(IMAGES):
+        random, is_test = np.random.default_rng((0, number)), number % TEST == 0
+        garment = _draw(testing if is_test else training, random)
+        canvas = _clutter(training, random)
+        box = _paste(canvas, garment, random, SIZES)
+        made[is_test].append(((canvas * 255).astype(np.uint8).transpose(2, 0, 1), box / SIDE))
+    parts = [[np.stack(arrays) for arrays in zip(*pairs, strict=True)] for pairs in made]
+    return [(pixels, edges.astype(np.float32)) for pixels, edges in parts]
 
 
-def _draw(split: Split, random: np.random.Generator) -> NDArray[Any]:
-    """Return a garment's pixels (height, width) from 0 to 1, cropped."""
-    row = random.integers(len(split))
-    pixels = split.inputs[row, 0] * FashionMnist.deviation + FashionMnist.mean
+def _draw(garments: NDArray[np.float32], random: np.random.Generator) -> NDArray[Any]:
+    """Return a garment's pixels, cropped."""
+    pixels = garments[random.integers(len(garments))]
     rows, columns = (np.flatnonzero((pixels > 0.1).any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        return _draw(split, random)
-    cut: NDArray[Any] = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return cut.clip(0, 1)
+        return _draw(garments, random)
+    return np.asarray(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
-def _clutter(split: Split, random: np.random.Generator) -> NDArray[Any]:
+def _clutter(garments: NDArray[np.float32], random: np.random.Generator) -> NDArray[Any]:
     """Return a canvas (SIDE, SIDE, 3) from 0 to 1 with shapes and scraps on a shaded ground."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     slope = random.uniform(-0.5, 0.5, (2, 1, 1, 3))
@@ -82,7 +71,7 @@ def _clutter(split: Split, random: np.random.Generator) -> NDArray[Any]:
         inside = np.maximum(dx, dy) < 1 if random.random() < 0.5 else dx**2 + dy**2 < 1
         canvas[inside] = 0.4 * canvas[inside] + 0.6 * random.uniform(0, 1, 3)
     for _ in range(random.integers(*SCRAPS)):
-        garment = _draw(split, random)
+        garment = _draw(garments, random)
         height, width = (max(1, length // 2) for length in garment.shape)
         top, left = random.integers(
             0, (garment.shape[0] - height + 1, garment.shape[1] - width + 1)
@@ -117,23 +106,21 @@ WINDOW, STEP = 320, 160
 MEL_BANDS = 40
 
 
-def as_queries(seconds: NDArray[np.int16]) -> NDArray[np.float32]:
+def _spectrograms(seconds: NDArray[np.int16]) -> NDArray[np.float32]:
     """Return log spectrograms (n, 1, 40 mel bands, 50 times) of sounds (n, 16000), each with mean 0
     and deviation 1."""
     padded = np.pad(seconds.astype(np.float32), ((0, 0), (WINDOW // 2, WINDOW // 2)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[:, ::STEP]
     spectra = np.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32), axis=-1)
     powers = (np.square(np.abs(spectra)) / WINDOW).astype(np.float32).transpose(0, 2, 1)
-    bands = mel_filters() @ powers
-    even = bands[..., : bands.shape[-1] // 2 * 2]
-    halved = even.reshape(*even.shape[:2], -1, 2).mean(axis=-1)
+    bands = _mel_filters() @ powers
+    halved = bands[..., : bands.shape[-1] // 2 * 2].reshape(*bands.shape[:2], -1, 2).mean(axis=-1)
     logs = np.log(halved + np.float32(1))[:, None]  # samples go to 32,768
     logs -= logs.mean(axis=(1, 2, 3), keepdims=True)
-    deviation = np.maximum(logs.std(axis=(1, 2, 3), keepdims=True), 1e-3)
-    return np.asarray(logs / deviation)
+    return np.asarray(logs / np.maximum(logs.std(axis=(1, 2, 3), keepdims=True), 1e-3))
 
 
-def mel_filters() -> NDArray[np.float32]:
+def _mel_filters() -> NDArray[np.float32]:
     """Return weights (40, 161) of frequencies in triangular bands, evenly spaced in mel."""
     top = 2595 * np.log10(1 + RATE / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, MEL_BANDS + 2) / 2595) - 1)
@@ -143,9 +130,8 @@ def mel_filters() -> NDArray[np.float32]:
     falling = (upper - frequencies) / (upper - centre)
     weights = np.maximum(np.minimum(rising, falling), 0)
     # The lowest bands are narrower than the distance between frequencies.
-    empty = weights.sum(axis=1) == 0
-    nearest = np.abs(frequencies - centre).argmin(axis=1)
-    weights[empty, nearest[empty]] = 1
+    empty = np.flatnonzero(weights.sum(axis=1) == 0)
+    weights[empty, np.abs(frequencies - centre[empty]).argmin(axis=1)] = 1
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
@@ -178,27 +164,19 @@ SPEAKERS, TAKES = 150, 2
 """Speakers, and how often each says a word."""
 
 
-class MadeSpeech(Task):
-    """Words by espeak-ng, as small spectrograms.
+def speech(speakers: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return words of these speakers by espeak-ng, as small spectrograms, and the words' numbers.
 
     A speaker is an accent, a voice, a pitch and a pace; every take of a word varies pace and pitch
-    a little, begins at another moment and has noise of its own. Of ten speakers one is for
-    validation and one for test. The same espeak-ng makes the same data.
+    a little, begins at another moment and has noise of its own. The same espeak-ng makes the same
+    data.
     """
-
-    name = "made-speech"
-    metric = "top-1"
-
-    def load(self, folder: Path | None = None) -> Dataset:
-        splits, cast = [], range(SPEAKERS)
-        for part in ([s for s in cast if s % 10 > 1], cast[1::10], cast[::10]):
-            every = [(s, w, take) for s in part for w in range(len(WORDS)) for take in range(TAKES)]
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                seconds = list(pool.map(_say, every))
-            labels = np.array([word for _, word, _ in every])
-            splits.append(Split(as_queries(np.stack(seconds)), labels))
-        train, validation, test = splits
-        return Dataset(train, validation, test, WORDS)
+    every = [
+        (s, word, take) for s in speakers for word in range(len(WORDS)) for take in range(TAKES)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        seconds = list(pool.map(_say, every))
+    return _spectrograms(np.stack(seconds)), np.array([word for _, word, _ in every])
 
 
 def _say(utterance: tuple[int, int, int]) -> NDArray[np.int16]:

@@ -1,0 +1,369 @@
+"""The command `accuracy`: train and measure the cells of a matrix, kept on disk.
+
+A matrix says what is trained and compared; people can edit its file.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from functools import partial
+from importlib import resources
+from importlib.metadata import version
+from operator import itemgetter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+from rich.console import Console
+
+from parity_models.codes import Code, CodeSpec
+from parity_models.codes.code import check_spec
+from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
+from parity_models.evaluation.outputs import (
+    Outputs,
+    deployed_predictor,
+    draw_groups,
+    predictor,
+)
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.options import Option
+from parity_models.tasks.metrics import score
+from parity_models.training import Trained, TrainingOptions, progress_bars, train
+from parity_models.training.networks import find_network, parity_network
+from parity_models_lab.deployed import queries_of, train_deployed
+from parity_models_lab.documents import load_toml, names_in
+from parity_models_lab.published import check_published, published_network
+from parity_models_lab.results import ResultCache, check_out, report
+from parity_models_lab.tasks import find_task
+
+FILES = resources.files("parity_models_lab") / "matrices"
+PRESETS = names_in(FILES)
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A training and its length; by default that of its network's recipe."""
+
+    seconds: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    epochs: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+
+
+class CodeCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A code to train parity models for, how, and with which network (by default F's)."""
+
+    encoder: str
+    decoder: str
+    k: int = 2
+    r: int = 1
+    recipe: Literal["distilled", "published"] = "distilled"
+    network: str | None = None
+
+    @property
+    def spec(self) -> CodeSpec:
+        return CodeSpec(self.encoder, self.decoder, self.k, self.r)
+
+    def __str__(self) -> str:
+        recipe = "" if self.recipe == "distilled" else f", {self.recipe} recipe"
+        network = "" if self.network is None else f", {self.network}"
+        parities = f", r={self.r}" if self.r > 1 else ""
+        return f"{self.encoder} + {self.decoder}{recipe}{network}, k={self.k}{parities}"
+
+
+class BackupCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An approximate backup to train: its network."""
+
+    network: str
+
+    def __str__(self) -> str:
+        return f"approximate backup, {self.network}"
+
+
+class DeployedCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task and a network, and all that is compared for them.
+
+    With the `recipe` "published" the deployed model, too, is trained as in the paper.
+    """
+
+    task: str
+    network: str
+    recipe: Literal["usual", "published"] = "usual"
+    codes: tuple[CodeCell, ...] = ()
+    backups: tuple[BackupCell, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the name of the model and of its results' file."""
+        recipe = "" if self.recipe == "usual" else f"-{self.recipe}"
+        return f"{self.task}-{self.network}{recipe}".replace(":", "-").replace("@", "-")
+
+
+class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The deployed models that are compared."""
+
+    deployed: Annotated[tuple[DeployedCell, ...], Meta(min_length=1)]
+
+    def checked(self) -> "Matrix":
+        """Return it. Raises UserError for what cannot be, before anything is trained."""
+        for cell in self.deployed:
+            find_task(cell.task)
+            networks = [cell.network, *(backup.network for backup in cell.backups)]
+            for code in cell.codes:
+                check_spec(code.spec)
+                if code.recipe == "published":
+                    check_published(code.spec)
+                networks += [] if code.network is None else [code.network]
+            for network in networks:
+                find_network(network)  # refuses names that there are not
+        return self
+
+
+def load_matrix(name: str) -> Matrix:
+    """Read a matrix: one that comes with the package, by name, or any file.
+
+    Raises UserError if there is none or it is not a matrix.
+    """
+    return load_toml(name, FILES, Matrix, Matrix.checked, "matrix", "lab/notes/accuracy.md")
+
+
+Row = dict[str, Any]
+Array = NDArray[Any]
+
+VERSION = 7
+"""Part of every key: raised when what a cell measures changes."""
+
+
+def accuracy(
+    preset: Annotated[
+        str, Option(f"The matrix: {', '.join(PRESETS)}, or a file of yours.", metavar="MATRIX")
+    ] = "quick",
+    out: Annotated[Path, Option("The folder to write results to.", metavar="DIR")] = Path(
+        "lab/results/accuracy"
+    ),
+    work: Annotated[
+        Path, Option("The folder for what was run and trained, used again.", metavar="DIR")
+    ] = Path("runs/accuracy"),
+    seed: Annotated[int, Option("Fixes weights, data and groups.", at_least=0)] = 0,
+) -> None:
+    """Train and compare codes and baselines over tasks and networks.
+
+    Writes TASK-NETWORK.json for each model. An interrupted run goes on where it stopped. There is a
+    row for everything that could answer an unavailable prediction, the cheapest first. `overhead`
+    is work beyond one run of the model for each query. A_a is the accuracy with all predictions
+    available, A_d that of answers in place of unavailable ones, with every member of every group of
+    the test set unavailable in turn, A_o that of all answers with a share of predictions
+    unavailable.
+    """
+    matrix = load_matrix(preset)
+    check_out(out)
+    for model in [_Model(cell, work, seed) for cell in matrix.deployed]:
+        about, rows = model.deployed(), []
+        try:
+            rows += about.pop("baselines")
+            rows.extend(model.compared(about["A_a"]))
+        finally:
+            rows.sort(key=itemgetter("overhead"))
+            report(str(model.cell), rows, out / f"{model.cell}.json", **about)
+
+
+class _Model:
+    """A deployed model and its data, and what is measured of it.
+
+    Raises DataError where there are no data, and CodeError for codes that do not fit these.
+    """
+
+    def __init__(self, cell: DeployedCell, work: Path, seed: int) -> None:
+        self.cell = cell
+        self._cache = ResultCache(work / "results")
+        self._bundles = work / "bundles"
+        self._seed = seed
+        self._task = find_task(cell.task)
+        self._data = self._task.load()
+        for code in cell.codes:
+            Code(code.spec, self._data.input_shape, self._data.output_shape)
+
+    def deployed(self) -> Row:
+        """Return how the model fares, and as `baselines` a second model, and one answer for every
+        unavailable prediction: the mean of the validation set's (Crankshaw et al., Clipper, NSDI
+        2017)."""
+        return self._once("", self._deploy)
+
+    def compared(self, available: float) -> Iterator[Row]:
+        """Yield the rows of the codes, of the backups, and of Berrut coding with the k and r of the
+        codes; `available` is A_a."""
+        for code in self.cell.codes:
+            yield self._once(code, partial(self._code, code))
+        for backup in self.cell.backups:
+            yield self._once(backup, partial(self._backup, backup, available))
+        for k, r in sorted({(code.k, code.r) for code in self.cell.codes}):
+            name = f"berrut, k={k}, r={r}"
+            yield self._once(name, partial(self._berrut, name, BerrutCode(k, r)))
+
+    def _once(self, what: object, measure: Callable[[], Row]) -> Row:
+        """Return the result for a cell of this model, or for itself, measured once."""
+        key = self._key(what)
+        result = self._cache.get(key, dict)
+        if result is None:
+            shown = f"{self.cell}: {what}" if what else str(self.cell)
+            Console(stderr=True, highlight=False).print(shown, markup=False)
+            result = measure()
+            self._cache.put(key, result)
+        return result
+
+    def _deploy(self) -> Row:
+        cell, test, metric = self.cell, self._data.test, self._task.metric
+        begin = partial(train_deployed, self._task, self._data, cell.network)
+        trained = self._train("", cell, partial(begin, as_in_paper=cell.recipe == "published"))
+        run = deployed_predictor(trained)
+        available = score(metric, run(test.inputs), test.labels)
+        mean = run(self._data.validation.inputs).mean(axis=0)
+        same = score(metric, np.broadcast_to(mean, (len(test), *mean.shape)), test.labels)
+        return {
+            "metric": metric,
+            "queries": len(test),
+            "A_a": available,
+            "trained": {"epochs": trained.fitted.epochs, "seconds": trained.fitted.seconds},
+            "measured": date.today().isoformat(),
+            "baselines": [
+                _row_of_each("replication", 1.0, available, available),
+                _row_of_each("default prediction", 0.0, available, same),
+            ],
+        }
+
+    def _code(self, cell: CodeCell) -> Row:
+        plan = published_network if cell.recipe == "published" else parity_network
+        bundle = self._stand_in(cell, network=cell.network, code=cell.spec, plan=plan)
+        outputs = Outputs(bundle, self._data.test.inputs, seed=self._seed)
+        found = measure_accuracy(outputs, self._data.test.labels, metric=self._task.metric)
+        time, overhead = _time(bundle), cell.r / cell.k * _time(bundle)
+        row = _row(str(cell), overhead, found.degraded_by_unavailable, found.overall)
+        more = {"agreement": found.agreement, "time": time, "training s": bundle.fitted.seconds}
+        return row | more
+
+    def _backup(self, cell: BackupCell, available: float) -> Row:
+        bundle = self._stand_in(cell, network=cell.network, code=None)
+        assert bundle.manifest.backup is not None
+        answers = predictor(bundle.pinned(bundle.manifest.backup))(self._data.test.inputs)
+        degraded = score(self._task.metric, answers, self._data.test.labels)
+        return _row_of_each(str(cell), _time(bundle), available, degraded)
+
+    def _berrut(self, name: str, code: "BerrutCode") -> Row:
+        run, test = deployed_predictor(self._bundle()), self._data.test
+        available, *degraded = code.accuracies(
+            run, test.inputs, test.labels, self._task.metric, self._seed
+        )
+        # All of a group's answers suffer if any of its outputs is unavailable.
+        suffer = {f: 1 - (1 - f) ** (code.k + code.r) for f in FRACTIONS}
+        overall = {str(f): (1 - s) * available + s * degraded[0] for f, s in suffer.items()}
+        return _row(name, code.r / code.k, degraded, overall)
+
+    def _bundle(self) -> Bundle:
+        return open_bundle(self._bundles / self._key(""))
+
+    def _stand_in(self, cell: CodeCell | BackupCell, **how: Any) -> Trained:
+        queries = queries_of(self._task, self._data)
+        return self._train(cell, cell, partial(train, self._bundle(), queries, **how))
+
+    def _train(self, what: object, budget: Cell, begin: Callable[..., Trained]) -> Trained:
+        """Train into the bundle of this cell, going on from where a run was cut off."""
+        out = self._bundles / self._key(what)
+        shutil.rmtree(out, ignore_errors=True)  # a bundle without its result, perhaps damaged
+        out.parent.mkdir(parents=True, exist_ok=True)
+        cut_off = out.with_name(f"{out.name}.checkpoint").exists()
+        options = TrainingOptions(
+            epochs=budget.epochs, seconds=budget.seconds, seed=self._seed, resume=cut_off
+        )
+        with progress_bars() as bars:
+            trained = begin(out=out, options=options, callbacks=bars)
+        if trained.fitted.interrupted:
+            raise KeyboardInterrupt
+        return trained
+
+    def _key(self, what: object) -> str:
+        """Return a name for a result by all that determines it, the package's version included."""
+        own = msgspec.structs.replace(self.cell, codes=(), backups=())
+        determined = (VERSION, version("parity-models"), self._seed, own, str(what), what)
+        described = msgspec.json.encode(determined, order="sorted")
+        return hashlib.sha256(described).hexdigest()[:24]
+
+
+def _row(
+    name: str, overhead: float, degraded: Sequence[float], overall: Mapping[str, float]
+) -> Row:
+    row: Row = {"approach": name, "overhead": overhead}
+    for unavailable, share in enumerate(degraded, 1):
+        row["A_d" if unavailable == 1 else f"{unavailable} unavailable"] = share
+    return row | {f"A_o {float(f):.0%}": share for f, share in overall.items()}
+
+
+def _row_of_each(name: str, overhead: float, available: float, degraded: float) -> Row:
+    """Return the row of what answers each query apart."""
+    overall = {str(f): (1 - f) * available + f * degraded for f in FRACTIONS}
+    return _row(name, overhead, (degraded,), overall)
+
+
+def _time(bundle: Bundle) -> float:
+    """Return the inference time of the bundle's one kind of stand-in over the deployed model's; 1
+    where it was not measured."""
+    times = bundle.manifest.inference_times
+    taken = None if times is None else times.parity or times.backup
+    return 1.0 if times is None or taken is None else taken / times.deployed
+
+
+class BerrutCode:
+    """Berrut's rational interpolant in both directions, for any F: no parity model is needed.
+
+    (ApproxIFER: Soleymani et al., AAAI 2022.) k queries, 2 or more, become k + r, which all run on
+    F, and r of the outputs may be unavailable. Coded queries are the values, at k + r Chebyshev
+    points of the second kind, of the interpolant through the queries at k points of the first. As
+    they are not the queries, all answers are decoded, whether or not anything is unavailable.
+    """
+
+    def __init__(self, k: int, r: int) -> None:
+        self.k = k
+        self.r = r
+        self._queries = np.cos((2 * np.arange(k) + 1) * np.pi / (2 * k))
+        self._outputs = np.cos(np.arange(k + r) * np.pi / (k + r - 1))
+
+    def encode(self, queries: Array) -> Array:
+        """Turn queries (k, ...) into (k + r, ...)."""
+        return _interpolate(self._queries, queries, self._outputs)
+
+    def decode(self, outputs: Array, lost: Sequence[int]) -> Array:
+        """Approximate F of the queries, (k, ...), from outputs (k + r, ...) without the lost."""
+        nodes, values = (np.delete(each, lost, axis=0) for each in (self._outputs, outputs))
+        return _interpolate(nodes, values, self._queries)
+
+    def accuracies(
+        self, run: Callable[[Array], Array], inputs: Array, labels: Array, metric: str, seed: int
+    ) -> tuple[float, ...]:
+        """Return the accuracy of F, `run`, with 0, 1, .. r of a group's outputs unavailable.
+
+        All sets of outputs are taken as unavailable in turn, or, where these are very many, some
+        drawn by `seed`. It fixes the groups, too; only full ones count.
+        """
+        groups = draw_groups(len(inputs), self.k, seed)[: len(inputs) // self.k].T
+        outputs = np.stack([run(coded) for coded in self.encode(inputs[groups])])
+        right = np.concatenate(labels[groups])
+
+        def accuracy(sets: Sequence[Sequence[int]]) -> float:
+            answers = [np.concatenate(self.decode(outputs, lost)) for lost in sets]
+            return score(metric, np.concatenate(answers), np.concatenate([right] * len(sets)))
+
+        lost = (some_sets(self.k + self.r, number, seed) for number in range(1, self.r + 1))
+        return (accuracy([()]), *map(accuracy, lost))
+
+
+def _interpolate(nodes: Array, values: Array, points: Array) -> Array:
+    """Return the interpolant through `values` (nodes, ...) at `points`, (points, ...).
+
+    Signs alternate over the nodes, which keeps it free of poles.
+    """
+    signs = np.where(np.arange(len(nodes)) % 2, -1.0, 1.0)
+    distances = points[:, None] - nodes
+    at_node = np.isclose(distances, 0, atol=1e-12)
+    terms = signs / np.where(at_node, 1, distances)
+    terms = np.where(at_node.any(axis=1, keepdims=True), at_node, terms)
+    weights = terms / terms.sum(axis=1, keepdims=True)
+    return np.tensordot(weights.astype(values.dtype), values, 1)
