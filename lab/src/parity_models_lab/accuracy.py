@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.codes.code import check_spec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
 from parity_models.evaluation.outputs import (
     Outputs,
@@ -104,27 +103,13 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     deployed: Annotated[tuple[DeployedCell, ...], Meta(min_length=1)]
 
-    def checked(self) -> "Matrix":
-        """Return it. Raises UserError for what cannot be, before anything is trained."""
-        for cell in self.deployed:
-            find_task(cell.task)
-            networks = [cell.network, *(backup.network for backup in cell.backups)]
-            for code in cell.codes:
-                check_spec(code.spec)
-                if code.recipe == "published":
-                    check_published(code.spec)
-                networks += [] if code.network is None else [code.network]
-            for network in networks:
-                find_network(network)  # refuses names that there are not
-        return self
-
 
 def load_matrix(name: str) -> Matrix:
     """Read a matrix: one that comes with the package, by name, or any file.
 
     Raises UserError if there is none or it is not a matrix.
     """
-    return load_toml(name, FILES, Matrix, Matrix.checked, "matrix", "lab/notes/accuracy.md")
+    return load_toml(name, FILES, Matrix, lambda matrix: matrix, "matrix", "lab/notes/accuracy.md")
 
 
 Row = dict[str, Any]
@@ -170,7 +155,8 @@ def accuracy(
 class _Model:
     """A deployed model and its data, and what is measured of it.
 
-    Raises DataError where there are no data, and CodeError for codes that do not fit these.
+    Raises UserError for tasks, networks and codes that do not exist, or do not fit, and where there
+    are no data: before anything is trained.
     """
 
     def __init__(self, cell: DeployedCell, work: Path, seed: int) -> None:
@@ -179,9 +165,14 @@ class _Model:
         self._bundles = work / "bundles"
         self._seed = seed
         self._task = find_task(cell.task)
+        cells: tuple[DeployedCell | BackupCell | CodeCell, ...] = (cell, *cell.backups, *cell.codes)
+        for each in cells:
+            find_network(each.network or cell.network)
         self._data = self._task.load()
         for code in cell.codes:
             Code(code.spec, self._data.input_shape, self._data.output_shape)
+            if code.recipe == "published":
+                check_published(code.spec)
 
     def deployed(self) -> Row:
         """Return how the model fares, and as `baselines` a second model, and one answer for every

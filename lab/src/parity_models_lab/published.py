@@ -10,22 +10,23 @@ from math import prod
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torchvision.models import resnet, vgg
+from torchvision.models import resnet
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.convolutional import DeepResNet, check_image
 from parity_models.models.networks.network import Effort, Scalable, tiles, times
-from parity_models.models.networks.queried import Grid, Queried, Shape
+from parity_models.models.networks.queried import Queried, Shape
 from parity_models.training.networks import Factory, NetworkPlan, find_network, parity_network
 
-SMALLEST = 12
+VGG_11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
+"""Channels of VGG-11's convolutions; 0 is a pooling."""
 
 
-class LeNet5(Scalable, nn.Module):
+class LeNet5(Scalable):
     """Two convolutions and three full layers (LeCun et al., 1998), with ReLU and max pooling.
 
     Takes images (n, channels, height, width) of at least 12x12, gives (n, *output_shape). For
@@ -39,22 +40,10 @@ class LeNet5(Scalable, nn.Module):
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return cls(queried.shape, outputs, options.width)
-
-    def __init__(
-        self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], width: float = 1.0
-    ) -> None:
-        super().__init__()
-        if len(input_shape) != 3 or min(input_shape[1:]) < SMALLEST:
-            raise TrainingError(
-                "lenet5 takes images of shape (channels, height, width), at least "
-                f"{SMALLEST}x{SMALLEST}, not inputs of shape {input_shape}; use mlp or, for "
-                "small images, resnet-small"
-            )
-        channels, rows, columns = input_shape
-        first, second, third, fourth = (times(width, units) for units in (6, 16, 120, 84))
-        self.output_shape = output_shape
-        self.layers = nn.Sequential(
+        channels, *size = check_image(queried.shape, (1, 1), cls.name, least=12)
+        first, second, third, fourth = (times(options.width, units) for units in (6, 16, 120, 84))
+        rows, columns = ((length // 2 - 4) // 2 for length in size)
+        return nn.Sequential(
             nn.Conv2d(channels, first, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -62,23 +51,16 @@ class LeNet5(Scalable, nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(second * _left(rows) * _left(columns), third),
+            nn.Linear(second * rows * columns, third),
             nn.ReLU(),
             nn.Linear(third, fourth),
             nn.ReLU(),
-            nn.Linear(fourth, prod(output_shape)),
+            nn.Linear(fourth, prod(outputs)),
+            nn.Unflatten(1, outputs),
         )
 
-    def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = self.layers(input)
-        return output.reshape(-1, *self.output_shape)
 
-
-def _left(length: int) -> int:
-    return (length // 2 - 4) // 2
-
-
-class VGG11(Scalable, nn.Module):
+class VGG11(Scalable):
     """VGG-11 with batch normalisation: (n, channels, height, width) to (n, *output_shape).
 
     Takes images of any size from 8x8: poolings that would leave fewer pixels than `grid` has
@@ -92,32 +74,25 @@ class VGG11(Scalable, nn.Module):
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return cls(queried.shape, outputs, queried.grid, options.width)
-
-    def __init__(
-        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
-    ) -> None:
-        super().__init__()
-        channels, *size = check_image(input_shape, grid, "vgg11")
-        layers = [
-            times(width, layer) if isinstance(layer, int) else layer for layer in vgg.cfgs["A"]
-        ]
-        self.features = vgg.make_layers(layers, batch_norm=True)
-        for i, layer in enumerate(self.features):
-            if not isinstance(layer, nn.MaxPool2d):
-                continue
-            if all(length // 2 >= cells for length, cells in zip(size, grid, strict=True)):
+        grid, layers = queried.grid, list[nn.Module]()
+        channels, *size = check_image(queried.shape, grid, cls.name)
+        for units in VGG_11:
+            if units:
+                made = times(options.width, units)
+                layers += [nn.Conv2d(channels, made, 3, padding=1), nn.BatchNorm2d(made), nn.ReLU()]
+                channels = made
+            elif all(length // 2 >= cells for length, cells in zip(size, grid, strict=True)):
+                layers.append(nn.MaxPool2d(2))
                 size = [length // 2 for length in size]
             else:  # in its place, so that weights have the same names for images of any size
-                self.features[i] = nn.Identity()
-        self.features[0] = nn.Conv2d(channels, times(width, 64), 3, padding=1)
-        self.pool = nn.AdaptiveAvgPool2d(grid)
-        self.head = nn.Linear(times(width, 512) * prod(grid), prod(output_shape))
-        self.output_shape = output_shape
-
-    def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = self.head(self.pool(self.features(input)).flatten(1))
-        return output.reshape(-1, *self.output_shape)
+                layers.append(nn.Identity())
+        return nn.Sequential(
+            *layers,
+            nn.AdaptiveAvgPool2d(grid),
+            nn.Flatten(),
+            nn.Linear(channels * prod(grid), prod(outputs)),
+            nn.Unflatten(1, outputs),
+        )
 
 
 class ResNet152(Scalable):
