@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from parity_models.errors import UserError
-from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.served import served
 from served import write_linear_bundle
@@ -37,13 +35,3 @@ async def test_a_server_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None
     await asyncio.wait((task,))
     assert task.cancelled()
     assert children() == before
-
-
-async def test_options_that_do_not_fit_are_refused_with_the_servers_reason(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no bundle at"):
-        async with served(tmp_path / "missing", ServeOptions(port=0)):
-            pass
-    uncoded = write_linear_bundle(tmp_path, coded=False)
-    with pytest.raises(UserError, match="needs a parity model"):
-        async with served(uncoded, ServeOptions(port=0, policy=PolicyChoice("parity"))):
-            pass

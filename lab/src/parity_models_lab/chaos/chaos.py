@@ -51,19 +51,19 @@ PAUSE = 0.05
 """Seconds between two acts of a client, or two bytes."""
 RUN, HELD = 0.02, 0.08
 """Seconds that a slow process runs, and is stopped, in turns."""
-OVERLOAD = 3.0
-"""Times the queries that the instances can answer."""
+DEADLINE = 3.0
+"""Seconds that the server gives a query."""
+SERVICE = 0.005
+"""Median seconds of a unit."""
+RECOVERY = 60.0
+"""Seconds in which instances may come up again after an event."""
+RECYCLED = ("hung", "quarantined")
+"""Reasons for which an instance is started again."""
+OVERLOAD = 3.0 * INSTANCES / SERVICE / BURST_ROWS
+"""Requests a second, of three times the queries that the instances can answer."""
 LIES_LAST = 2.0
 """Seconds in which an instance that has stopped lying may still answer."""
-_HOLD_UP = """
-import os, signal, sys, time
-pid, held, run = sys.argv[1:]
-while True:
-    os.kill(int(pid), signal.SIGSTOP)
-    time.sleep(float(held))
-    os.kill(int(pid), signal.SIGCONT)
-    time.sleep(float(run))
-"""
+_HOLD_UP = 'while kill -STOP "$0"; do sleep "$1"; kill -CONT "$0"; sleep "$2"; done'
 
 Course = Sequence[tuple[Sequence[str], float]]
 """Phases: events that begin together, and their seconds."""
@@ -114,10 +114,9 @@ async def _repeated(
 class Injector:
     """Injects events into a server with its traffic; victims are drawn from `rng`."""
 
-    def __init__(self, server: TestedServer, traffic: Traffic, service: float, rng: Random) -> None:
+    def __init__(self, server: TestedServer, traffic: Traffic, rng: Random) -> None:
         self.server, self._traffic, self._rng = server, traffic, rng
         self._request = in_json()
-        self.too_much = OVERLOAD * INSTANCES / service / BURST_ROWS
 
     def victim(self) -> int:
         """Return the process of an instance; 0 if there is none."""
@@ -133,12 +132,15 @@ class Injector:
             yield
             return
         # By a process of its own, as this one may be held up, too.
-        program = (sys.executable, "-S", "-c", _HOLD_UP, *map(str, (pid, held, RUN)))
-        holding = await asyncio.create_subprocess_exec(*program, stderr=DEVNULL)
+        program = ("sh", "-c", _HOLD_UP, *map(str, (pid, held, RUN)))
+        holding = await asyncio.create_subprocess_exec(
+            *program, stderr=DEVNULL, start_new_session=True
+        )
         try:
             yield
         finally:
-            _send(holding.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(holding.pid, signal.SIGTERM)
             await holding.wait()
             _send(pid, signal.SIGCONT)
 
@@ -237,20 +239,10 @@ EVENTS: Mapping[str, Callable[[Injector], AbstractAsyncContextManager[None]]] = 
     "disconnects": lambda to: to.mixed(impatient=0.4),
     "absurd": lambda to: to.mixed(absurd=0.4),
     "nonsense": lambda to: to.mixed(nonsense=0.4),
-    "overload": lambda to: to.mixed(to.too_much, burst=0.9),
+    "overload": lambda to: to.mixed(OVERLOAD, burst=0.9),
     "poison": lambda to: to.mixed(poison=0.01),
 }
 """Events by name, as lab/notes/reliability.md describes them; each lasts as long as its context."""
-
-
-DEADLINE = 3.0
-"""Seconds that the server gives a query."""
-SERVICE = 0.005
-"""Median seconds of a unit."""
-RECOVERY = 60.0
-"""Seconds in which instances may come up again after an event."""
-RECYCLED = ("hung", "quarantined")
-"""Reasons for which an instance is started again."""
 
 
 def chaos(
@@ -301,7 +293,7 @@ async def _run(
     pages: dict[str, Page] = {}
     async with server.running() as client:
         traffic = Traffic(server, client, seed=seed, deadline=DEADLINE)
-        injector = Injector(server, traffic, SERVICE, Random(f"{seed}/events"))
+        injector = Injector(server, traffic, Random(f"{seed}/events"))
         all_up = await _instances_up(client)
         if not all_up:
             raise ServingError("the server does not say how many instances are up; see its log")

@@ -135,13 +135,7 @@ class Page:
         self.worst[name] = max(self.worst[name], seconds)
 
     def row(self, name: str) -> Row:
-        """Return the row of a report.
-
-        `outage` is the longest time without a right answer while honest queries were due,
-        `recovery` the longest until all instances were up again and answered, `health` the longest
-        answer of /v2/health/live, `own health` without what it lost for want of a processor, `away`
-        the longest time in which nothing took connections; all in seconds, latencies in ms.
-        """
+        """Return the row of a report, with columns as lab/notes/reliability.md describes them."""
         quantiles = np.quantile(self.latencies, (0.5, 0.999)) * 1e3 if self.latencies else ()
         return {
             "during": name,
