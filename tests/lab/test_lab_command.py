@@ -10,6 +10,7 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.evaluation.judging import calibrate
+from parity_models.models.bundle import Bundle
 from parity_models_lab import gates, overhead, path
 from parity_models_lab.overhead import CASES, OURS, TRITON
 
@@ -76,16 +77,22 @@ def test_overhead_compares_servers_with_triton(
     assert max(row["CPU µs"] for row in rows) > 10
 
 
+def with_noisy_backup(folder: Path, noise: float, count: int) -> tuple[Bundle, np.ndarray]:
+    """A linear model with a backup that is a little off, and queries."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    noisy = weights + noise * rng.normal(size=weights.shape).astype(np.float32)
+    rows = rng.normal(size=(count, FEATURES)).astype(np.float32)
+    return linear_bundle(folder, weights, backup=noisy), rows
+
+
 @pytest.mark.slow
 def test_promises_are_counted(
     lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gates, "SEEDS", 3)
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    noisy = weights + 0.2 * rng.normal(size=weights.shape).astype(np.float32)
-    bundle = linear_bundle(tmp_path, weights, backup=noisy)
-    np.save(tmp_path / "rows.npy", rng.normal(size=(1500, FEATURES)).astype(np.float32))
+    bundle, rows = with_noisy_backup(tmp_path, 0.2, 1500)
+    np.save(tmp_path / "rows.npy", rows)
     given = ("promises", bundle.path, "--inputs", tmp_path / "rows.npy", "--agreement", 0.9)
     done = lab_here(*given, "--queries", 300, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -100,11 +107,8 @@ def test_a_gate_closes_sooner_the_more_queries_drift(
     lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gates, "SEEDS", 3)
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    noisy = weights + 0.15 * rng.normal(size=weights.shape).astype(np.float32)
-    rows = rng.normal(size=(9000, FEATURES)).astype(np.float32)
-    bundle = calibrate(linear_bundle(tmp_path, weights, backup=noisy), rows[:6000])
+    bundle, rows = with_noisy_backup(tmp_path, 0.15, 9000)
+    bundle = calibrate(bundle, rows[:6000])
     np.save(tmp_path / "rows.npy", rows[6000:])
     given = ("drift", bundle.path, "--inputs", tmp_path / "rows.npy", "--agreement", 0.95)
     done = lab_here(*given, "--out", tmp_path)

@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 from rich.console import Console
+from scipy.interpolate import BarycentricInterpolator
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
@@ -351,10 +352,6 @@ def _interpolate(nodes: Array, values: Array, points: Array) -> Array:
 
     Signs alternate over the nodes, which keeps it free of poles.
     """
-    signs = np.where(np.arange(len(nodes)) % 2, -1.0, 1.0)
-    distances = points[:, None] - nodes
-    at_node = np.isclose(distances, 0, atol=1e-12)
-    terms = signs / np.where(at_node, 1, distances)
-    terms = np.where(at_node.any(axis=1, keepdims=True), at_node, terms)
-    weights = terms / terms.sum(axis=1, keepdims=True)
-    return np.tensordot(weights.astype(values.dtype), values, 1)
+    signs = (-1.0) ** np.arange(len(nodes))
+    found = BarycentricInterpolator(nodes, values, wi=signs)(points)
+    return np.asarray(found, values.dtype)

@@ -1,12 +1,4 @@
-"""The commands `promises` and `drift`: what gates promise, and when the watch closes them.
-
-For `promises`, each seed draws queries that rank the stand-ins, queries that calibrate the first of
-them as `parm protect` does, and takes the rest as those that are served. A promise is kept if, of
-the served queries that pass the gate, at least the level agree with the model. For `drift`, a
-stream of stand-in answers is drawn from those that pass the gate, with the queries as they were
-calibrated, with the classes reweighted that agree least, or with noise in the inputs. One answer in
-COMPARED is compared with the model's, as servers do.
-"""
+"""The commands `promises` and `drift`: the promises of gates, and when the watch closes them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +10,7 @@ from numpy.typing import NDArray
 from parity_models.cli.flags import argument
 from parity_models.errors import UserError
 from parity_models.evaluation.calibration import RISK, reached_levels, surest_share
-from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
+from parity_models.evaluation.judging import load_queries, metric_for
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import Gate, classes_of, confidences, suited
@@ -47,8 +39,7 @@ NOISE = (0.5, 1.0, 2.0)
 SEEDS = 20
 """How often queries are drawn, of a stream for each drift or as those that rank and calibrate."""
 
-Answers = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""For n queries the confidence of a stand-in, and whether it agrees with the model."""
+Mask = NDArray[np.bool_]
 
 
 def promises(
@@ -64,10 +55,11 @@ def promises(
 ) -> None:
     """Calibrate on some queries, count how often others keep the promised agreement.
 
-    Stand-ins are ranked by other queries than calibrate the best of them, as parm protect does.
+    Each seed draws queries that rank the stand-ins, and others that calibrate the best of them, as
+    parm protect does; the rest are served. A promise is kept if at least the level agree with the
+    model, of the served queries that pass the gate.
     """
-    opened = map(open_bundle, bundles)
-    found = [each for bundle in opened for each in stand_in_answers(bundle, inputs)]
+    found = [each for path in bundles for each in _answers(open_bundle(path), inputs)]
     rows = len(found[0][0])
     if rows < 3 * queries:
         raise UserError(f"there are {rows:,} --inputs; {queries:,} --queries take 3 times as many")
@@ -81,12 +73,9 @@ def promises(
                 surest_share(each[0][ranking], each[1][ranking], named or USUAL) for each in found
             ]
             sure, agreed = found[int(np.argmax(shares))]
+            levels, risk = [] if named is None else [named], FIRST_CHOICE * RISK
             gates = reached_levels(
-                sure[calibrating],
-                agreed[calibrating],
-                named=[] if named is None else [named],
-                seed=seed,
-                risk=FIRST_CHOICE * RISK,
+                sure[calibrating], agreed[calibrating], named=levels, seed=seed, risk=risk
             )
             gates = [gate for gate in gates if named in (None, gate.level)]
             if gates:
@@ -106,17 +95,15 @@ def promises(
     report(title, counts, out and out / "promises.json")
 
 
-def stand_in_answers(bundle: Bundle, inputs: GivenInputs) -> Iterator[Answers]:
-    """Yield the answers of each stand-in to the inputs, in their order."""
+def _answers(bundle: Bundle, inputs: Path) -> Iterator[tuple[NDArray[np.float64], Mask]]:
+    """Yield the confidence of each stand-in in its answers to the inputs, in their order, and which
+    agree with the model."""
     outputs = Outputs(bundle, load_queries(inputs, bundle))
     agreement = agreement_for(metric_for(bundle, None), outputs.predictions)
     for answers in outputs.answers().values():
         given = answers.outputs[np.argsort(answers.rows)]
         sure = confidences(suited(agreement.kind, given), given)
         yield sure, agreement(given, outputs.predictions)
-
-
-Mask = NDArray[np.bool_]
 
 
 def drift(

@@ -20,12 +20,6 @@ from parity_models.errors import DataError
 SIDE = 64
 """Height and width of an image."""
 
-SIZES, SCRAP_SIZES = (20, 48), (8, 20)
-"""Pixels of the longer side of a garment, and of a scrap."""
-
-SHAPES, SCRAPS = (4, 10), (2, 6)
-"""The numbers of each in an image: from the first to below the second."""
-
 IMAGES, TEST = 10_000, 5
 """Images, of which one in TEST is for tests."""
 
@@ -44,7 +38,7 @@ def boxes(training: NDArray[np.float32], testing: NDArray[np.float32]) -> Pairs:
         random, is_test = np.random.default_rng((0, number)), number % TEST == 0
         garment = _draw(testing if is_test else training, random)
         canvas = _clutter(training, random)
-        box = _paste(canvas, garment, random, SIZES)
+        box = _paste(canvas, garment, random, longer=random.integers(20, 48))
         made[is_test].append(((canvas * 255).astype(np.uint8).transpose(2, 0, 1), box / SIDE))
     parts = [[np.stack(arrays) for arrays in zip(*pairs, strict=True)] for pairs in made]
     return [(pixels, edges.astype(np.float32)) for pixels, edges in parts]
@@ -64,28 +58,27 @@ def _clutter(garments: NDArray[np.float32], random: np.random.Generator) -> NDAr
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     slope = random.uniform(-0.5, 0.5, (2, 1, 1, 3))
     canvas = random.uniform(0.1, 0.8, 3) + slope[0] * x[..., None] + slope[1] * y[..., None]
-    for _ in range(random.integers(*SHAPES)):
+    for _ in range(random.integers(4, 10)):
         cx, cy = random.uniform(0, 1, 2)
         w, h = random.uniform(0.05, 0.35, 2)
         dx, dy = np.abs(x - cx) / w, np.abs(y - cy) / h
         inside = np.maximum(dx, dy) < 1 if random.random() < 0.5 else dx**2 + dy**2 < 1
         canvas[inside] = 0.4 * canvas[inside] + 0.6 * random.uniform(0, 1, 3)
-    for _ in range(random.integers(*SCRAPS)):
+    for _ in range(random.integers(2, 6)):
         garment = _draw(garments, random)
         height, width = (max(1, length // 2) for length in garment.shape)
-        top, left = random.integers(
-            0, (garment.shape[0] - height + 1, garment.shape[1] - width + 1)
-        )
-        _paste(canvas, garment[top : top + height, left : left + width], random, SCRAP_SIZES)
+        top, left = random.integers(0, np.subtract(garment.shape, (height, width)) + 1)
+        scrap = garment[top : top + height, left : left + width]
+        _paste(canvas, scrap, random, longer=random.integers(8, 20))
     canvas += random.normal(0, 0.03, canvas.shape)
     return np.asarray(np.clip(canvas, 0, 1))
 
 
 def _paste(
-    canvas: NDArray[Any], garment: NDArray[Any], random: np.random.Generator, sizes: tuple[int, int]
+    canvas: NDArray[Any], garment: NDArray[Any], random: np.random.Generator, longer: np.int64
 ) -> NDArray[np.int64]:
-    """Put a tinted garment on the canvas, anywhere; return its left, top, right and bottom."""
-    longer = random.integers(*sizes)
+    """Put a tinted garment on the canvas, anywhere, its `longer` side of so many pixels; return its
+    left, top, right and bottom."""
     height, width = (max(2, round(n * longer / max(garment.shape))) for n in garment.shape)
     rows = np.arange(height) * garment.shape[0] // height
     columns = np.arange(width) * garment.shape[1] // width
@@ -154,12 +147,6 @@ VOICES = (
     *("Alex", "Andy", "Annie", "belinda", "benjamin", "david", "ed", "Gene", "linda", "max"),
     *("Michael", "Mike", "paul", "quincy", "rob", "robert", "steph", "zac", "grandma", "grandpa"),
 )
-PITCHES = (25, 75)
-"""On espeak-ng's scale from 0 to 99."""
-PACES = (120, 200)
-"""Words a minute."""
-SIGNAL_TO_NOISE = (5.0, 30.0)
-"""In decibels."""
 SPEAKERS, TAKES = 150, 2
 """Speakers, and how often each says a word."""
 
@@ -184,8 +171,8 @@ def _say(utterance: tuple[int, int, int]) -> NDArray[np.int16]:
     speaker, word, _ = utterance
     own, random = (np.random.default_rng(seed) for seed in ((0, speaker), (1, *utterance)))
     voice = f"{own.choice(ACCENTS)}+{own.choice(VOICES)}"
-    pitch = round(own.uniform(*PITCHES) + random.uniform(-5, 5))
-    pace = round(own.uniform(*PACES) * random.uniform(0.9, 1.1))
+    pitch = round(own.uniform(25, 75) + random.uniform(-5, 5))  # from 0 to 99
+    pace = round(own.uniform(120, 200) * random.uniform(0.9, 1.1))  # words a minute
     command = f"{PROGRAM} -D --stdout -v {voice} -p {pitch} -s {pace} {WORDS[word]}".split()
     try:
         said = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
@@ -197,14 +184,10 @@ def _say(utterance: tuple[int, int, int]) -> NDArray[np.int16]:
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max(initial=0))
     if not len(loud):
         raise DataError(f"{' '.join(command)} says nothing")
-    rate = int.from_bytes(said[24:28], "little")
-    return _place(_resample(samples[loud[0] : loud[-1] + 1], rate), random)
-
-
-def _resample(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
-    wanted = round(len(samples) * RATE / rate)
-    spectrum = np.fft.rfft(samples)[: wanted // 2 + 1]
-    return np.asarray(np.fft.irfft(spectrum, wanted) * (wanted / len(samples)))
+    samples = samples[loud[0] : loud[-1] + 1]
+    resampled = round(len(samples) * RATE / int.from_bytes(said[24:28], "little"))
+    spectrum = np.fft.rfft(samples)[: resampled // 2 + 1]
+    return _place(np.fft.irfft(spectrum, resampled) * (resampled / len(samples)), random)
 
 
 def _place(sound: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int16]:
@@ -216,7 +199,7 @@ def _place(sound: NDArray[np.float64], random: np.random.Generator) -> NDArray[n
     spectrum[1:] /= np.arange(1, len(spectrum)) ** random.uniform(0, 1)
     spectrum[0] = 0
     second = np.fft.irfft(spectrum, RATE)
-    loudness = np.sqrt(np.square(sound).mean()) / 10 ** (random.uniform(*SIGNAL_TO_NOISE) / 20)
+    loudness = np.sqrt(np.square(sound).mean()) / 10 ** (random.uniform(5, 30) / 20)  # 5 to 30 dB
     second *= loudness / second.std()
     second[start : start + len(sound)] += sound
     second *= random.uniform(0.2, 0.9) * np.iinfo(np.int16).max / np.abs(second).max()
