@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import psutil
 import pytest
 
 from parity_models.serving.server import ServeOptions
@@ -12,15 +13,9 @@ from served import write_linear_bundle
 pytestmark = pytest.mark.slow
 
 
-def children() -> set[str]:
-    """The ids of this process's children that have not ended."""
-    files = Path("/proc/self/task").glob("*/children")
-    return {pid for file in files for pid in file.read_text().split()}
-
-
 async def test_a_server_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     bundle = write_linear_bundle(tmp_path)
-    before = children()
+    before = psutil.Process().children()
     up = asyncio.Event()
 
     async def serve() -> None:
@@ -30,8 +25,8 @@ async def test_a_server_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None
 
     task = asyncio.create_task(serve())
     await up.wait()
-    assert children() != before
+    assert psutil.Process().children() != before
     task.cancel()
     await asyncio.wait((task,))
     assert task.cancelled()
-    assert children() == before
+    assert psutil.Process().children() == before

@@ -46,8 +46,7 @@ def path(out: Out = None) -> None:
         threading.setprofile(None)
     median = sorted(requests[WARM_UP:], key=Counter.total)[COUNTED // 2]
     rows: list[Row] = [{"file": file, "calls": each} for file, each in median.most_common()]
-    title = f"{len(rows)} files and {median.total()} calls for a request"
-    report(title, rows, out and out / "path.json")
+    report(f"{len(rows)} files and {median.total()} calls", rows, out and out / "path.json")
 
 
 def _ask(client: http.client.HTTPConnection, bundle: Bundle, calls: Counter[str]) -> Counter[str]:

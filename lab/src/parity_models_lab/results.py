@@ -132,13 +132,9 @@ def _json(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case bool() | str():
-            return str(value)
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return _json(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        short = isinstance(value, float) and abs(value) < 1000
+        return f"{value:.4g}" if short else f"{value:,.0f}"
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else _json(value)

@@ -59,12 +59,15 @@ def attack(out: ChaosOut = RESULTS) -> None:
         "least or most at random": rng.choice([low, high], rows.shape).astype(rows.dtype),
         SEARCHED: np.concatenate(found)[rng.integers(STARTS, size=count)],
     }
-    agreements: list[Row] = []
-    for name, queries in partners.items():
-        agreement, kept_out = victims.agreement(rows, queries)
-        without, _ = victims.agreement(rows, queries, envelope=False)
-        row = {"no envelope": without, "envelope": agreement, "kept out": kept_out}
-        agreements.append({"partner": name, **row})
+    agreements: list[Row] = [
+        {
+            "partner": name,
+            "no envelope": victims.agreement(rows, queries, envelope=False),
+            "envelope": victims.agreement(rows, queries),
+            "kept out": float(victims.unlike(queries).mean()),
+        }
+        for name, queries in partners.items()
+    ]
     title = "Agreement of victims' reconstructions with the model"
     report(title, agreements, out / "attack.json")
 
@@ -84,48 +87,41 @@ class _Victims:
         """Change a query of `honest` (n, *shape) at random, where the envelope still takes it and
         no more reconstructions of `rows` agree. Return what it is then: (1, *shape)."""
         best = honest[rng.integers(len(honest), size=1)]
-        lowest, _ = self.agreement(rows, np.repeat(best, len(rows), axis=0))
+        lowest = self.agreement(rows, np.repeat(best, len(rows), axis=0))
         for _ in range(STEPS):
             changed = rng.random(best.shape) < rng.choice(PARTS)
             step = rng.normal(size=best.shape) * rng.choice(SPREAD) * changed
             query = (best + step).astype(best.dtype)
-            if not self._unlike(query)[0]:
-                found, _ = self.agreement(rows, np.repeat(query, len(rows), axis=0))
+            if not self.unlike(query)[0]:
+                found = self.agreement(rows, np.repeat(query, len(rows), axis=0))
                 if found <= lowest:
                     best, lowest = query, found
         return best
 
-    def agreement(
-        self, rows: Array, beside: Array, *, envelope: bool = True
-    ) -> tuple[float, float]:
-        """Reconstruct `rows` next to others, both (n, *shape).
+    def agreement(self, rows: Array, beside: Array, *, envelope: bool = True) -> float:
+        """Reconstruct `rows` next to others, both (n, *shape). Return the agreement with the model.
 
         Where the envelope keeps the other query out, the next victim takes its place.
-
-        Returns:
-            The agreement of reconstructions with the model, and the share of `beside` kept out.
-
         """
-        held, unlike = (
-            self._unlike(each) if envelope else np.zeros(len(each), np.bool_)
-            for each in (beside, rows)
-        )
-        next_victims = np.roll(rows, 1, axis=0)
-        beside = np.where(held.reshape(-1, *[1] * (rows.ndim - 1)), next_victims, beside)
+        counts = np.ones(len(rows), np.bool_)
+        if envelope:
+            held = self.unlike(beside).reshape(-1, *[1] * (rows.ndim - 1))
+            beside = np.where(held, np.roll(rows, 1, axis=0), beside)
+            counts = ~self.unlike(rows)
         with np.errstate(over="ignore", invalid="ignore"):
             queries = self._code.encode([{self._name: each} for each in (rows, beside)])[0]
             outputs = [self._run(self._parity, queries[self._name])]
             decoded = self._code.decode([None, self._run(self._model, beside)], outputs)[0]
-        counts = ~unlike
         if envelope:
             counts &= ~self._envelope.impossible(decoded)
         right = self._run(self._model, rows).argmax(axis=-1)
-        return float((decoded.argmax(axis=-1) == right)[counts].mean()), float(held.mean())
+        return float((decoded.argmax(axis=-1) == right)[counts].mean())
 
     def _run(self, model: OnnxModel, rows: Array) -> Array:
         """Return the only output, which may be NaN or infinite for an attacker's queries."""
         (output,) = model({self._name: rows}).values()
         return output
 
-    def _unlike(self, rows: Array) -> NDArray[np.bool_]:
+    def unlike(self, rows: Array) -> NDArray[np.bool_]:
+        """Return which queries (n, *shape) the envelope keeps out of groups."""
         return self._envelope.unlike({self._name: rows})

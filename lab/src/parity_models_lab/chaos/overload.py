@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
@@ -41,15 +40,13 @@ def overload(
     query is sent that is answered within ten service times; `send delay` is the p99 of how late
     clients sent, in ms: where it is long, the machine was too busy to learn anything.
     """
-
-    async def run() -> list[Row]:
-        return [row async for row in _run(seconds, out / "overload-local")]
-
     check_out(out)
-    report("Overload on the engine local", asyncio.run(run()), out / "overload-local.json")
+    rows = asyncio.run(_run(seconds, out / "overload-local"))
+    report("Overload on the engine local", rows, out / "overload-local.json")
 
 
-async def _run(seconds: float, folder: Path) -> AsyncIterator[Row]:
+async def _run(seconds: float, folder: Path) -> list[Row]:
+    rows: list[Row] = []
     model = write_known_model(folder, 0)
     queries = folder / "queries.npy"
     np.save(queries, model.rows)
@@ -75,7 +72,8 @@ async def _run(seconds: float, folder: Path) -> AsyncIterator[Row]:
                     )
                     about = {"deadline": deadline, "gives up": gives_up, "capacity": capacity}
                     row = await _offer(load, ask, gives_up or deadline, capacity)
-                    yield {"times capacity": factor, **about, **row}
+                    rows.append({"times capacity": factor, **about, **row})
+    return rows
 
 
 async def _capacity(ask: Ask, seconds: float) -> float:

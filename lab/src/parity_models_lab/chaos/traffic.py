@@ -46,6 +46,10 @@ class Request(NamedTuple):
     patience: float | None = None
     json: bool = False
 
+    @property
+    def queries(self) -> int:
+        return 1 if self.rows is None else len(self.rows)
+
 
 def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Request:
     """Draw request `number` of a run, which depends on these arguments alone, from the `rows`.
@@ -204,6 +208,7 @@ class Traffic:
 
     def _send(self, due: float, request: Request) -> "asyncio.Task[bool]":
         self._number += 1
+        self.sent += request.queries
         task = asyncio.create_task(self._ask(str(self._number), due, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -211,8 +216,7 @@ class Traffic:
 
     async def _ask(self, number: str, due: float, request: Request) -> bool:
         """Ask, and count the end. Return whether the whole answer is right."""
-        page, queries = self.page, 1 if request.rows is None else len(request.rows)
-        self.sent += queries
+        page, queries = self.page, request.queries
         try:
             async with asyncio.timeout(request.patience or self._deadline + SLACK):
                 outputs, sources = await self._answer(number, request)
@@ -233,7 +237,8 @@ class Traffic:
             asked = "" if request.kind == "honest" else f", {request.kind}"
             why = ", instance lied" if self.lies else asked
             for good, source in zip(right.tolist(), sources, strict=True):
-                page.ends["right" if good else "wrong"][source if good else f"{source}{why}"] += 1
+                end, detail = ("right", source) if good else ("wrong", f"{source}{why}")
+                page.ends[end][detail] += 1
             if request.kind == "honest" and right.all():
                 now = _now()
                 page.latencies.append(now - due)
