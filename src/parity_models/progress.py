@@ -55,9 +55,9 @@ class Callbacks:
 
 @contextmanager
 def progress_bars() -> Iterator[Callbacks]:
-    """Yield callbacks that show all as bars on stderr, for as long as the context lasts.
+    """Yield callbacks that show progress as bars on stderr, while the context lasts.
 
-    Where stderr is not a terminal there is a line now and then.
+    If stderr is not a terminal, they print a line now and then.
     """
     from rich.console import Console  # here: a server shows no bars
     from rich.progress import BarColumn, TaskID, TextColumn

@@ -8,9 +8,6 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 expect.set_options(timeout=60_000)  # a busy machine may draw late
 
-REFUSED = "Failed to load resource"
-"""How a browser's complaint of a refused request begins."""
-
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
@@ -27,16 +24,13 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(
-    browser: Browser, url: str, width: int = 1280, height: int = 720, refused: bool = False
-) -> Iterator[Page]:
-    """The page of this address in a window of its own. Nothing in it may complain, but of requests
-    that are `refused`, where some are meant to be."""
-    page = browser.new_page(viewport={"width": width, "height": height})
+def opened(browser: Browser, url: str) -> Iterator[Page]:
+    """The page of this address in a window of its own. Nothing in it may complain."""
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text))
     page.goto(url)
     yield page
     page.close()
-    assert not [each for each in complaints if not (refused and each.startswith(REFUSED))]
+    assert not complaints

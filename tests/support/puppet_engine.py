@@ -157,6 +157,6 @@ async def asked(infer: Awaitable[Result]) -> asyncio.Task[Result]:
     return task
 
 
-async def settle(turns: int = 3) -> None:
-    for _ in range(turns):
+async def settle() -> None:
+    for _ in range(3):
         await asyncio.sleep(0)

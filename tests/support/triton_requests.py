@@ -25,9 +25,9 @@ def grpc_input(rows: Rows) -> tritonclient.grpc.InferInput:
     return tensor.set_data_from_numpy(rows)
 
 
-def grpc_infer(address: str, seed: int, rows: int = 1) -> tritonclient.grpc.InferResult:
+def grpc_infer(address: str, seed: int) -> tritonclient.grpc.InferResult:
     with tritonclient.grpc.InferenceServerClient(address) as client:
-        return client.infer("model", [grpc_input(queries(rows, seed))])
+        return client.infer("model", [grpc_input(queries(1, seed))])
 
 
 def code_of(error: pytest.ExceptionInfo[InferenceServerException]) -> str:

@@ -29,10 +29,10 @@ def backup(
     """Train a cheaper network as a backup for a deployed model.
 
     The backup learns the deployed model's own predictions for the queries. For a model with several
-    inputs, --inputs is an .npz file with an array for each. The bundle that is written holds all of
-    the given one, and the backup in place of another. Gates are calibrated and accuracy is measured
-    on other queries, printed, and put into the bundle. Ctrl-C ends training early and writes the
-    best so far; a checkpoint next to BUNDLE lets you --resume.
+    inputs, --inputs is an .npz file with an array for each. A backup in the given bundle is
+    replaced, all else is kept. Gates are calibrated and accuracy is measured on other queries,
+    printed, and put into the bundle. Ctrl-C ends training early and writes the best so far; a
+    checkpoint next to BUNDLE lets you --resume.
     """
     with progress_bars() as bars:
         trained = train_backup(

@@ -30,8 +30,8 @@ def evaluate(
     metric: Annotated[
         str | None,
         Option(
-            f"The measure of accuracy of --inputs: {', '.join(METRICS)}; by default what the "
-            "parity model was trained for.",
+            f"The measure of accuracy of --inputs: {', '.join(METRICS)}; by default the one that "
+            "the stand-in was trained for.",
             metavar="NAME",
         ),
     ] = None,
@@ -40,11 +40,11 @@ def evaluate(
 ) -> None:
     """Measure accuracy on queries, each member of each group unavailable in turn.
 
-    Prints A_a (of the deployed model), A_d (reconstructions alone, overall and per slot), A_o
-    (overall, for 1, 5, 10 and 20 % of predictions unavailable), the agreement of reconstructions
-    with the deployed model, and, for each level of agreement that the bundle is calibrated for, the
-    share of queries that stand-ins may answer and the accuracy of those answers. The numbers, but
-    for those of gates, go into the bundle's manifest as well.
+    Prints A_a (of the deployed model), A_d (of reconstructions alone), A_o (overall, for 1, 5, 10
+    and 20 % of predictions unavailable), the agreement of reconstructions with the deployed model,
+    and, for each level of agreement that the bundle is calibrated for, the share of queries that
+    stand-ins may answer and the accuracy of those answers. All numbers except those of gates also
+    go into the bundle's manifest.
     """
     with progress_bars() as bars:
         found = evaluate_bundle(

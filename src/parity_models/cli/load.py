@@ -32,12 +32,11 @@ def load(
 
     Open loop: a server that stalls is charged for every query that was due meanwhile (no
     coordinated omission). Prints percentiles of latency, errors by kind, the sources of answers
-    and their accuracy, and how late the generator itself was. The variable PARM_TOKEN has the
-    bearer token for a server that asks for one, and PARM_CA_FILE is the PEM file of certificates to
-    trust in place of the system's. Ctrl-C ends the load and prints the results so far;
-    a second one ends at once.
+    and their accuracy, and how late the generator itself was. If the server asks for a bearer
+    token, set PARM_TOKEN; PARM_CA_FILE names a PEM file of certificates to trust in place of the
+    system's. Ctrl-C ends the load and prints the results so far; a second one ends at once.
     """
-    Credentials.of_environment()  # which refuses wrong ones
+    Credentials.of_environment()  # refuses wrong ones before anything is sent
     spec = replace(options, url=url)
     check_file(json)
     try:

@@ -46,7 +46,8 @@ Sections = Mapping[str, Mapping[str, str]]
 """Subcommands with their help, under the titles of sections."""
 
 _OURS = (
-    "This is a fault of parm, not yours: please report it, with what PARM_DEBUG=1 shows beside it"
+    "This is a fault of parm, not yours: please report it, with the traceback that PARM_DEBUG=1 "
+    "shows"
 )
 
 

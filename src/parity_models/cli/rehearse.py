@@ -24,9 +24,9 @@ def rehearse(
 ) -> None:
     """Serve your bundle with an instance that stops now and then, with stand-ins and without.
 
-    Both runs have the same instances, queries and pauses, on this machine; the table is of the time
-    of the pauses. It takes about ten seconds, and longer where the model takes more than 20 ms: the
-    policy has to see some queries first.
+    Both runs have the same instances, queries and pauses, on this machine. The table shows the
+    answers during the pauses. A rehearsal takes about ten seconds, or longer if the model takes
+    more than 20 ms, because the policy has to see some queries first.
     """
     console = Console()
     with console.status("measuring the model") as status:

@@ -52,8 +52,9 @@ def serve(
     engine: Annotated[
         str | None,
         Option(
-            "What runs the models: worker processes of this machine (local, the default), servers "
-            "that run already (remote, with --deployed the default), a Ray cluster (ray), "
+            "The engine that runs the models: worker processes of this machine (local, the "
+            "default), servers that run already (remote, the default with --deployed), a Ray "
+            "cluster (ray), "
             f"{OWN}. Options follow an @, as ray@address=auto.",
             metavar="ENGINE",
         ),
@@ -156,7 +157,7 @@ def _traces(logging: Logging) -> Any:
 
 
 def _notify_ready() -> None:
-    """Say that the server is ready to what started it, if that wants to know (sd_notify(3))."""
+    """Notify the service manager that the server is ready, if there is one (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
     if address:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:

@@ -95,8 +95,8 @@ Array = NDArray[Any]
 class LateAnswer(NamedTuple):
     """An answer: `value` as the call returns it.
 
-    `source` is "model", "copy" (of the call), or "backup". `agreement` is the
-    calibrated probability that the model says the same, 1 for its own answers.
+    `source` is "model", "copy" (of the call), or "backup". `agreement` is the calibrated
+    probability that the model says the same, 1 for its own answers.
     """
 
     value: Any
@@ -148,10 +148,9 @@ class Late:
         if isinstance(bundle, Bundle):
             bundle = GatedBackup(bundle, agreement)
         self.counts: Counter[str] = Counter()
-        """"calls"; the answers by their source, "model", "copy" and "backup"; the "copies" and
-        "backups" that were started; those asked "in place" of the call; their
-        answers that were "refused"; those "compared" with the model's, and of them those that
-        "disagreed"."""
+        """The "calls"; the answers by source, "model", "copy" and "backup"; the "copies" and
+        "backups" that were started; the backups asked "in place" of the call; the answers of
+        backups that were "refused", that were "compared" with the model's, and that "disagreed"."""
         self._backup = bundle
         self._form: Form | None = None
         stand_ins = [] if bundle is None else [BACKUP]
@@ -187,8 +186,8 @@ class Late:
             others: The same call to other servers, to which copies go.
 
         Raises:
-            UserError: The call returns no awaitable, or answers that a stand-in cannot imitate. The
-            first answer shows that.
+            UserError: The call returns no awaitable, or answers that a stand-in cannot imitate, as
+                the first answer shows.
             DataError: The rows are not the model's.
             Exception: The call's own, where no stand-in may answer.
 

@@ -57,6 +57,9 @@ Choices = Sequence[tuple[PolicyChoice, Sequence[Service]]]
 class Goal(SimulationOptions):
     """The tail that a service is sized for, and the options of its simulation. Times in seconds."""
 
+    rate: Annotated[
+        float | None, Option("Queries per second; not with --log.", above=0, at_most=1e6)
+    ] = None
     p99: Annotated[
         float | None, Option("99 % of the answers come within this time.", unit=SECONDS, above=0)
     ] = None

@@ -110,16 +110,16 @@ class SearchOptions(TeachingOptions, Load):
     pool: Annotated[
         str | None,
         Option(
-            "Of an output with a row for each token, have stand-ins imitate the mean, scaled to "
-            "length 1, and serve that, too: mean.",
+            "mean: for an output with a row for each token, add the mean of the rows, scaled to "
+            "length 1, as an output; stand-ins imitate that.",
             metavar="HOW",
         ),
     ] = None
     ungated: Annotated[
         bool,
         Option(
-            "Write the stand-in that agrees most often without a gate, if queries are too few for "
-            "one: it answers every late query."
+            "Write the stand-in that agrees most often, without a gate: it answers every late "
+            "query. For when queries are too few for a gate."
         ),
     ] = False
 

@@ -134,11 +134,11 @@ class Port(ABC):
         query.first = self.submit(BACKUP, query.id, query.kind, apart)
         query.withheld = True
 
-    def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
+    def copy(self, query: Query, *, avoid: Collection[str] = ()) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
 
-        It goes to the head of the queue, as it is as old as its query; `last`: to the end. The
-        instances to `avoid` do not run it as long as others are up.
+        It goes to the head of the queue, as it is as old as its query. The instances to `avoid` do
+        not run it as long as others are up.
         """
         if query.id not in self.queries or not self.redundancy_on:
             return
@@ -147,7 +147,7 @@ class Port(ABC):
         task = Task(DEPLOYED, query.id, query.kind, group, apart=apart, avoid=avoid)
         for tasks in apart:
             tasks.append(task)
-        self._queue(task, first=not last)
+        self._queue(task, first=True)
 
     def drop(self, task: Task) -> None:
         """Take a task that is not needed from its queue, or cancel its unit if it was the last."""

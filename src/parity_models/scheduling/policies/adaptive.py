@@ -62,7 +62,7 @@ Offer = tuple[float, Callable[[], None]]
 
 
 class Adaptive(Policy):
-    """Send stand-ins and copies for late queries; see above.
+    """Send the stand-in or copy that helps a late query most for its cost, within a budget.
 
     `run_times` are run times of the deployed model known in advance. Times in seconds.
     """
@@ -407,9 +407,8 @@ class Adaptive(Policy):
         for task in queued:
             for other in map(port.queries.get, self.inputs_of(task)):
                 if other is not None and other is not query:
-                    self._reconsider_at(
-                        port, other, port.now
-                    )  # what was sent for it will not start
+                    # What was sent for it will not start.
+                    self._reconsider_at(port, other, port.now)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         self._risk.ended(port, unit, finished=finished)

@@ -13,7 +13,7 @@ from parity_models.scheduling.work import Query, Task
 
 
 class ApproximateBackup(Policy):
-    """Every query that is not exact goes to the backup as well; whichever is ready first answers.
+    """Send every query that is not exact to the backup as well; the first answer counts.
 
     Where an instance runs both models, originals go first.
     """

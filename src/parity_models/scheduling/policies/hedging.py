@@ -20,7 +20,7 @@ from parity_models.scheduling.work import Query
 
 
 class Hedging(Policy):
-    """One copy of a query that is unanswered after a delay.
+    """Copy a query that is unanswered after a delay.
 
     The delay is fixed, or the live quantile of latencies. A query that still waits in a queue
     common to all instances is not copied (the copy would wait there too) but looked at again later.

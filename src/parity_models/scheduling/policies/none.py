@@ -5,7 +5,7 @@ from parity_models.scheduling.policies.policy import Policy
 
 
 class NoRedundancy(Policy):
-    """Only originals, on the deployed model's own instances."""
+    """Send only originals, on the deployed model's own instances."""
 
     name = "none"
 
@@ -14,7 +14,7 @@ class NoRedundancy(Policy):
 
 
 class EqualResources(Policy):
-    """Only originals, on as many instances as the redundant policies have.
+    """Send only originals, on as many instances as the redundant policies have.
 
     The baseline of Kosaian et al., SOSP 2019, section 5.1: the m/k extra instances run the
     deployed model as well.

@@ -74,7 +74,7 @@ class Pool(StrEnum):
 
 
 class Parity(Policy):
-    """The parity policy; see above. `code` says k, r and what is decodable."""
+    """Send r parity queries with every k queries. `code` says k, r and what is decodable."""
 
     name = "parity"
     needs_code = True

@@ -10,7 +10,7 @@ from parity_models.scheduling.work import Query
 
 
 class Replication(Policy):
-    """`copies` of every query run at once; the first prediction answers, the rest are dropped."""
+    """Run `copies` of every query at once; the first prediction answers, the rest are dropped."""
 
     name = "replication"
 
