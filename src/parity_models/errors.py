@@ -9,7 +9,6 @@ EXTRAS = {
     "onnx": "train",
     "opentelemetry": "otel",
     "onnxscript": "train",
-    "PIL": "train",
     "ray": "ray",
     "safetensors": "train",
     "sklearn": "train",
