@@ -45,10 +45,6 @@ def http(server: ServerProcess) -> Iterator[httpx.Client]:
         yield client
 
 
-def given_up(server: ServerProcess) -> float:
-    return server.metric('parm_requests_total{code="499"}')
-
-
 def assert_answers(server: ServerProcess, http: httpx.Client) -> None:
     assert infer(http, queries(1, 99)).is_success
     result = grpc_infer(server.grpc_address, seed=1).as_numpy("output")

@@ -161,11 +161,11 @@ class Sampled:
     """Numbers its frames. One that is `broken` cannot be made."""
 
     def __init__(self, broken: int = 0) -> None:
-        self.frames = self.ticks = 0
+        self.frames = 0
         self.broken = broken
 
     def tick(self) -> None:
-        self.ticks += 1
+        pass
 
     def frame(self) -> Frame:
         self.frames += 1
