@@ -1,1 +1,1 @@
-"""Tail latency, real and simulated: experiments, figures, targets."""
+"""Tail latency, real and simulated: experiments and figures."""
