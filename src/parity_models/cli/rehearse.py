@@ -16,8 +16,8 @@ def rehearse(
     inputs: Annotated[
         Path | None,
         Option(
-            "Queries, an array of rows in .npy. By default random ones, for which a stand-in may "
-            "not be confident.",
+            "Queries: an .npy or .npz file. By default random ones, of which a stand-in may not be "
+            "confident.",
             metavar="FILE",
         ),
     ] = None,
