@@ -30,6 +30,9 @@ Row = Mapping[str, object]
 
 Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
 
+MAX_WIDTH = 1000
+"""The most characters of a table's line."""
+
 INVALID = "invalid"
 """The column that says why a row says nothing; such rows are printed in red."""
 
@@ -109,7 +112,10 @@ def report(title: str, rows: Sequence[Row], file: Path | None, **about: object) 
     for row in rows:
         style = "red" if row.get(INVALID) else None
         table.add_row(*(_text(row.get(name)) for name in columns), style=style)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    wide = console.measure(table, options=console.options.update(max_width=MAX_WIDTH)).maximum
+    console.width = max(console.width, wide)  # in lines that the terminal breaks, not in columns
+    console.print(table)
     if file is None:
         return
     head = {
