@@ -107,7 +107,6 @@ def test_a_frame_has_the_answers_of_the_last_second_and_their_latencies() -> Non
 
 def test_losses_and_arrivals_after_the_start_are_events() -> None:
     watched = Watched()
-    watched.pass_time()
     watched.watch.instance_left(1.0, "1", "was ended by signal 9 (Killed)")
     watched.watch.instance_joined(2.0, "1.1", BOTH, "node1")
     assert watched.cells().keys() == {"0", "1.1", "2"}

@@ -219,7 +219,7 @@ class Watch(Observer):
     ) -> None:
         self._roles |= roles
         self._instances[instance] = _Instance(node or "", roles)
-        if self._points:
+        if any(event.kind == "left" for event in self.events):  # else it is the start
             self._happened(now, "joined", f"instance {instance} is up")
 
     def instance_left(self, now: float, instance: str, why: str) -> None:
