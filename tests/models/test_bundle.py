@@ -1,5 +1,6 @@
 """A bundle opens as it was written, is written whole or not at all, and refused if unsound."""
 
+import json
 import os
 import shutil
 from contextlib import suppress
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import parity_models as pm
 from fuzzing import fuzz, mutated
 from onnx_models import Described, graph_model, linear_model
 from parity_models.codes import CodeSpec
@@ -139,10 +142,25 @@ def test_a_manifest_of_before_backups_and_envelopes_opens(bundle: Path) -> None:
     assert opened.envelope() is None
 
 
-def test_a_model_of_a_fixed_batch_in_an_old_bundle_is_refused(bundle: Path) -> None:
-    tamper(bundle, lambda content: content["deployed"]["signature"].update(batch=4))
-    with pytest.raises(BundleError, match="fixed to 4; export it with a dynamic batch axis"):
-        open_bundle(bundle)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_model_of_a_fixed_batch_in_an_old_bundle_is_served(tmp_path: Path, size: int) -> None:
+    content = save([IDENTITY], (FLOAT, [size, 2]), (FLOAT, [size, 2]))
+    (tmp_path / "deployed.onnx").write_bytes(content)
+    tensors = [[{"name": each, "datatype": "FP32", "shape": [2]}] for each in ("input", "output")]
+    file = {"file": "deployed.onnx", "sha256": sha256(content).hexdigest(), "size": len(content)}
+    signature = dict(zip(("inputs", "outputs"), tensors, strict=True), axes={}, batch=size)
+    manifest = {
+        "format": "parity-models-bundle", "format_version": 2, "created": "", "versions": {},
+        "deployed": {**file, "signature": signature, "network": "own"}, "digest": "",
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    tamper(tmp_path, lambda content: None)
+    rows = np.arange(2 * size + 2, dtype=np.float32).reshape(-1, 2)
+    with pm.serve(tmp_path, instances=1) as server:
+        for count in (1, size, size + 1):
+            found = server.predict(rows[:count]).outputs["output"]
+            np.testing.assert_array_equal(found, rows[:count])
 
 
 def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models: Path) -> None:
@@ -372,7 +390,7 @@ def external(folder: Path) -> Path:
 
 def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path) -> None:
     row, free, text = (FLOAT, ["n", 2]), (FLOAT, ["n", "m"]), (TensorProto.STRING, ["n", 2])
-    fixed, huge = (FLOAT, [1, 2]), (FLOAT, ["n", 2**40])
+    huge = (FLOAT, ["n", 2**40])
     strange = helper.make_node("Strange", ["input"], ["output"], domain="nobody.knows")
     rows_of_its_own = [
         helper.make_node("NonZero", ["input"], ["where"]),
@@ -384,7 +402,6 @@ def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path
         (tmp_path / "absent.onnx", "absent.onnx is missing"),
         (external(tmp_path), "keeps its weights in another file"),
         ((tmp_path / "outer.onnx").read_bytes(), "keeps its weights in another file"),
-        (save([IDENTITY], input=fixed, output=fixed), "without a free batch axis"),
         (save([IDENTITY], input=free, output=free), "only the batch axis may be free"),
         (save([IDENTITY], input=text, output=text), "of strings, which have no fixed number of"),
         (save([IDENTITY], input=huge, output=huge), "is too large"),

@@ -429,7 +429,7 @@ def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) 
     """Open a bundle and check it.
 
     The manifest must follow its schema and match its digest; every file must have the size and hash
-    that the manifest names; models must have the inputs and outputs that it names, with a free
+    that the manifest names; models must have the inputs and outputs that it names, with a
     batch axis, and fit the code; stand-ins must answer the golden queries as they did where the
     bundle was made.
 

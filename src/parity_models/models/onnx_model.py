@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from parity_models.errors import DataError, ModelError
-from parity_models.models.signature import DATATYPES, FREE_BATCH, Array, Signature, Tensor
+from parity_models.models.signature import DATATYPES, Array, Signature, Tensor, batches
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest ONNX file: protobuf goes no further."""
@@ -40,10 +40,11 @@ class OnnxModel:
     """An ONNX file whose inputs and outputs have a batch axis in front.
 
     `model` is the file's path or its content, called `name` in errors. Its `signature` is given
-    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs. Only
-    the file itself is read: weights in further files are refused, as nothing vouches for those.
-    `threads` compute within one call; they hold no core while they wait. Raises ModelError for a
-    file that cannot be read or is not such a model.
+    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs. It
+    takes any number of rows, also where the file's batch axis is fixed. Only the file itself is
+    read: weights in further files are refused, as nothing vouches for those. `threads` compute
+    within one call; they hold no core while they wait. Raises ModelError for a file that cannot be
+    read or is not such a model.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class OnnxModel:
         content = model if isinstance(model, bytes) else read_model(model)
         name = name if isinstance(model, bytes) else str(model)
         try:
-            self._session = open_session(content, threads)
+            session = open_session(content, threads)
             if signature is None:
-                signature = _fixed_signature(self._session)
+                signature = _fixed_signature(session)
             else:
-                _check_signature(self._session, signature)
+                _check_signature(session, signature)
         except ModelError as error:
             raise ModelError(f"{name} {error}") from error
+        self._session = _FixedBatch(session, signature.batch) if signature.batch else session
         self.signature = signature
         self._outputs = [each.name for each in signature.outputs]
 
@@ -97,6 +99,23 @@ class OnnxModel:
                 f"the model cannot run some of the queries: {why_it_fails(error)}; leave those "
                 "out, or check that they are what the model takes"
             ) from error
+
+
+class _FixedBatch:
+    """A session of a model that takes `size` rows at once, for any number of rows."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, size: int) -> None:
+        self._session, self._size = session, size
+
+    def run(
+        self, outputs: list[str], feeds: dict[str, Array], options: onnxruntime.RunOptions | None
+    ) -> list[Array]:
+        rows = len(next(iter(feeds.values())))
+        parts = [
+            self._session.run(outputs, {name: each[which] for name, each in feeds.items()}, options)
+            for which in batches(rows, self._size)
+        ]
+        return [np.concatenate(each)[:rows] for each in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -244,15 +263,32 @@ def _declared(role: str, node: Any) -> Declared:
     return Declared(role, node.name, _DATATYPES[node.type], tuple(node.shape))
 
 
+def fixed_batch(inputs: Sequence[Declared]) -> int:
+    """Return the number of rows that a model takes at once; 0: any. Raises ModelError for inputs
+    without a batch axis."""
+    if not inputs:
+        raise ModelError("has no inputs; export it with one or more")
+    firsts = {each.shape[0] if each.shape else "none" for each in inputs}
+    sizes = {first for first in firsts if isinstance(first, int)}
+    if len(firsts) > len(sizes) > 0 or len(sizes) > 1 or not all(each.shape for each in inputs):
+        found = ", ".join(map(str, inputs))
+        raise ModelError(
+            f"has {found}; the first axis of every input must be the batch axis, free or of one "
+            "size"
+        )
+    return sizes.pop() if sizes else 0
+
+
 def _fixed_signature(session: onnxruntime.InferenceSession) -> Signature:
-    """Return the signature of a model with a free batch axis in front and no other free axis."""
+    """Return the signature of a model without free axes behind the batch axis."""
     inputs, outputs = declared(session)
-    return make_signature(list(map(_fixed, inputs)), list(map(_fixed, outputs)))
+    batch = fixed_batch(inputs)
+    return make_signature(list(map(_fixed, inputs)), list(map(_fixed, outputs)), batch=batch)
 
 
 def _fixed(tensor: Declared) -> Tensor:
-    if not tensor.shape or isinstance(tensor.shape[0], int):
-        raise ModelError(f"has {tensor}, without a free batch axis in front; {FREE_BATCH}")
+    if not tensor.shape:
+        raise ModelError(f"has {tensor}, without a batch axis in front; export it with one")
     row = tuple(axis for axis in tensor.shape[1:] if isinstance(axis, int) and axis > 0)
     if len(row) < len(tensor.shape) - 1:
         raise ModelError(
@@ -276,7 +312,7 @@ def _check_signature(session: onnxruntime.InferenceSession, promised: Signature)
                 f"{', '.join(map(str, tensors))} is promised"
             )
         for tensor in tensors:
-            one, shape = named[tensor.name], (None, *tensor.shape)
+            one, shape = named[tensor.name], (promised.batch or None, *tensor.shape)
             fits = one.datatype == tensor.datatype and len(one.shape) == len(shape)
             if not fits or any(
                 isinstance(size, int) and size != wanted

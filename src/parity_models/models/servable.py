@@ -1,8 +1,7 @@
 """A user's ONNX model made ready to be served: in one piece, with a complete signature.
 
-Bounds of dynamic axes are given, or read off queries; a batch axis fixed to 1 is freed where that
-changes no prediction, else the model is refused; the shapes of outputs are found by running the
-model. Needs the package onnx, which serving does without: bundles hold models that went through
+Bounds of dynamic axes are given, or read off queries; the shapes of outputs are found by running
+the model. Needs the package onnx, which serving does without: bundles hold models that went through
 here.
 """
 
@@ -15,31 +14,23 @@ import numpy as np
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import external_data_helper, numpy_helper
+from onnx import external_data_helper
 
-from parity_models.errors import DataError, ModelError
+from parity_models.errors import ModelError
 from parity_models.models.onnx_model import (
     MAX_MODEL_BYTES,
     Declared,
     OnnxModel,
     declared,
+    fixed_batch,
     make_signature,
     open_session,
     read_model,
     why_it_fails,
 )
 from parity_models.models.queries import axis_for, fit_tensors, rows_in, sizes_in, take
-from parity_models.models.signature import (
-    FREE_BATCH,
-    Axis,
-    Batch,
-    Layout,
-    Signature,
-    Tensor,
-    pad,
-)
+from parity_models.models.signature import Axis, Batch, Layout, Signature, Tensor, pad
 
-BATCH = "batch"
 TRIED = 4
 """Rows that are predicted together and one by one."""
 
@@ -78,21 +69,12 @@ def read_servable(
     try:
         session = open_session(content)
         inputs, outputs = declared(session)
-        fixed = _has_fixed_batch(inputs)
+        batch = fixed_batch(inputs)
         tensors = _input_tensors(inputs, dict(axes or {}), dict(padding or {}), queries)
         found = _axes(tensors, dict(axes or {}), queries)
-        shapes = _output_shapes(session, outputs, tensors, found, 1 if fixed else 2)
-        signature = make_signature(tensors, shapes, axes=found)
-        if not fixed:
-            _check_rows_apart(content, signature, session, queries, str(path))
-            return content, signature
-        try:
-            content = _free_batch(content)
-            _check_rows_apart(content, signature, session, queries, str(path))
-        except (ModelError, DataError) as error:
-            raise ModelError(
-                f"has a batch axis fixed to 1, and cannot take more rows; {FREE_BATCH}"
-            ) from error
+        shapes = _output_shapes(session, outputs, tensors, found, batch or 2)
+        signature = make_signature(tensors, shapes, axes=found, batch=batch)
+        _check_rows_apart(OnnxModel(content, signature=signature), queries, str(path))
     except ModelError as error:
         raise ModelError(f"{path}: it {error}") from error
     return content, signature
@@ -133,23 +115,6 @@ def _row_of(tensor: Declared) -> tuple[int | str, ...]:
         unnamed = size in (None, "?") or (isinstance(size, str) and size in row)
         row.append(f"{tensor.name}.{i}" if size is None or unnamed else size)
     return tuple(row)
-
-
-def _has_fixed_batch(inputs: Sequence[Declared]) -> bool:
-    """Return whether the model takes one row at once."""
-    if not inputs:
-        raise ModelError("has no inputs; export it with one or more")
-    firsts = {each.shape[0] if each.shape else "none" for each in inputs}
-    sizes = {first for first in firsts if isinstance(first, int)}
-    if len(firsts) > len(sizes) > 0 or len(sizes) > 1 or not all(each.shape for each in inputs):
-        found = ", ".join(map(str, inputs))
-        raise ModelError(
-            f"has {found}; the first axis of every input must be the batch axis, free or of one "
-            "size"
-        )
-    if sizes - {1}:
-        raise ModelError(f"has a batch axis fixed to {sizes.pop()}; {FREE_BATCH}")
-    return bool(sizes)
 
 
 def _input_tensors(
@@ -262,26 +227,19 @@ def _output_shapes(
         raise ModelError(f"has an output that cannot be served: {error}") from error
 
 
-def _check_rows_apart(
-    content: bytes,
-    signature: Signature,
-    session: onnxruntime.InferenceSession,
-    queries: Batch | None,
-    what: str,
-) -> None:
+def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> None:
     """Raise ModelError if the prediction for a row depends on the rest of its batch: for the first
-    `queries`, or for rows that are drawn, which the `session` runs one by one. Raises DataError for
-    queries that it cannot run."""
+    `queries`, or for rows that are drawn. Raises DataError for queries that it cannot run."""
+    signature = model.signature
     rows: Batch = signature.smallest.input.draw(np.random.default_rng(_SEED), TRIED)
     if queries is not None:
         rows = take(fit_tensors(queries, signature.inputs, what), slice(TRIED))
         sizes = sizes_in(rows, signature.inputs)
         rows = pad(rows, signature, [int(sizes[axis].max()) for axis in signature.axes])
-    together = OnnxModel(content, signature=signature).predict(rows)
-    apart = (take(rows, slice(i, i + 1)) for i in range(rows_in(rows)))
-    alone = zip(*(session.run(list(together), row) for row in apart), strict=True)
-    for (name, whole), parts in zip(together.items(), alone, strict=True):
-        one_by_one = np.concatenate(parts).astype(np.float64)
+    together = model.predict(rows)
+    alone = [model(take(rows, slice(i, i + 1))) for i in range(rows_in(rows))]
+    for name, whole in together.items():
+        one_by_one = np.concatenate([each[name] for each in alone]).astype(np.float64)
         finite = np.isfinite(one_by_one)
         allowed = NEAR * np.abs(one_by_one[finite]).max(initial=0.0)
         if whole.shape != one_by_one.shape or not np.allclose(
@@ -343,33 +301,9 @@ def with_mean(
     ):
         model.graph.node.append(onnx.helper.make_node(operator, taken, [given], **more))
     width = found[0].shape[1:]
-    value = onnx.helper.make_tensor_value_info(name, float32, [BATCH, *width])
+    value = onnx.helper.make_tensor_value_info(name, float32, ["batch", *width])
     model.graph.output.append(value)
     outputs = (*signature.outputs, Tensor(name, "FP32", width))
     content = model.SerializeToString()
     open_session(content)
     return content, msgspec.structs.replace(signature, outputs=outputs), name
-
-
-# A batch axis of one
-
-
-def _free_batch(content: bytes) -> bytes:
-    """Return the model, whose batch axis is fixed to 1, with a free one."""
-    model = onnx.load_model_from_string(content)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name not in weights and value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    del model.graph.value_info[:]
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            weights[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Reshape" and node.input[1] in weights:
-            shape = weights[node.input[1]]
-            sizes = numpy_helper.to_array(shape).copy()
-            if sizes.ndim == 1 and sizes.size and sizes[0] == 1:
-                sizes[0] = 0 if -1 in sizes[1:] else -1  # 0 stands for the axis as it comes in
-                shape.CopyFrom(numpy_helper.from_array(sizes, shape.name))
-    freed: bytes = model.SerializeToString()
-    return freed

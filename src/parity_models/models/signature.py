@@ -50,9 +50,6 @@ MAX_ROW_BYTES = 2**31 - 1
 MAX_BUCKETS = 16
 MAX_TENSORS = 64
 
-FREE_BATCH = "export it with a dynamic batch axis (torch.onnx.export(dynamic_shapes=...))"
-"""The advice about models that take a fixed number of rows at once."""
-
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_VALUES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
@@ -245,7 +242,7 @@ class Kind(NamedTuple):
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """The inputs and outputs of a model, each in the model's order, and its dynamic axes by name.
 
-    `batch` is 0: a model takes any number of rows. Earlier versions had others.
+    `batch` is the number of rows that the file takes at once; 0: any number.
     """
 
     inputs: Annotated[tuple[Tensor, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
@@ -254,8 +251,6 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     batch: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
 
     def __post_init__(self) -> None:
-        if self.batch:
-            raise ValueError(f"the batch axis is fixed to {self.batch}; {FREE_BATCH}")
         used = {axis for each in (*self.inputs, *self.outputs) for axis in each.axes}
         for axis in used - self.axes.keys():
             raise ValueError(f"axis {axis!r} is dynamic and has no bound")
@@ -367,6 +362,11 @@ def _only(role: str, tensors: tuple[Tensor, ...]) -> TensorSpec:
             f"{role} of fixed shape"
         )
     return spec
+
+
+def batches(rows: int, size: int) -> list[list[int]]:
+    """Return the rows of each run of a model that takes `size` at once: the last fills up."""
+    return [[min(i, rows - 1) for i in range(at, at + size)] for at in range(0, rows, size)]
 
 
 # Rows of unequal size

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
+from onnx import TensorProto, helper
 from tritonclient.grpc.model_config_pb2 import TYPE_FP32, ModelConfig
 
 from commands import Here
-from onnx_models import linear_model
+from onnx_models import Described, graph_model, linear_model
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.serving.remote.export import export_repository
@@ -41,6 +42,16 @@ def check_triton(folder: Path, name: str) -> Path:
     ):
         assert (tensor.name, tensor.data_type, list(tensor.dims)) == (of, TYPE_FP32, [size])
     return folder / "1" / "model.onnx"
+
+
+def test_a_fixed_batch_axis_is_an_axis_of_the_model(tmp_path: Path) -> None:
+    fixed: Described = (TensorProto.FLOAT, [8, 2])
+    identity = helper.make_node("Identity", ["x"], ["y"])
+    model = NewModel(graph_model([identity], {"x": fixed}, {"y": fixed}), "m")
+    export_repository(write_bundle(tmp_path / "bundle", deployed=model), tmp_path / "repository")
+    config = (tmp_path / "repository" / "model" / "config.pbtxt").read_text()
+    assert "max_batch_size: 0" in config
+    assert config.count("dims: [8, 2]") == 2
 
 
 def test_what_cannot_be_written_is_refused(bundle: Path, tmp_path: Path) -> None:

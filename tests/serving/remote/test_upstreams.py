@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import trustme
 from aiohttp import web
@@ -34,7 +35,7 @@ from parity_models.serving.remote.remote_engine import (
     roles_of,
 )
 from ports import free_ports
-from upstream_engines import ROW, WEIGHTS, engine_for, using
+from upstream_engines import ROW, WEIGHTS, engine_for, one, using
 
 VALUES = st.recursive(st.none() | st.floats() | st.text(max_size=3), st.lists)
 ANSWERS = st.fixed_dictionaries(
@@ -100,6 +101,18 @@ def test_any_answer_over_v1_is_read_or_refused(answer: bytes) -> None:
     with suppress(InvalidRequestError):
         rows = clients.read_predictions(answer, ["y"])["y"]
         assert OutputTensor("y", "FP32", (2, 2), rows).array().shape == (2, 2)
+
+
+async def test_a_fixed_batch_axis_is_filled_up(model: Path) -> None:
+    fixed = onnx.load(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(fixed, model)
+    async with one(model) as (upstream, engine, events, instance):
+        before, rows = upstream.asked, np.array([ROW, -ROW, 2 * ROW])
+        engine.run(instance, 1, "deployed", list(rows))
+        np.testing.assert_allclose(await events.outputs(1), rows @ WEIGHTS, rtol=1e-5)
+        assert upstream.asked == before + 2
 
 
 async def test_the_instances_are_those_of_the_upstreams(model: Path) -> None:

@@ -57,9 +57,11 @@ def export_repository(bundle: Bundle, out: Path, name: str | None = None) -> Non
 
 
 def _write_model(folder: Path, name: str, model: ModelFile, path: Path) -> None:
+    batch = model.signature.batch
+
     def tensor(each: Tensor) -> str:
-        kind = "TYPE_" + each.datatype
-        return f"{{ name: {json.dumps(each.name)} data_type: {kind} dims: {_dims(each)} }}"
+        kind, dims = "TYPE_" + each.datatype, [*([batch] if batch else []), *_dims(each)]
+        return f"{{ name: {json.dumps(each.name)} data_type: {kind} dims: {dims} }}"
 
     def all_of(tensors: Sequence[Tensor]) -> str:
         return ", ".join(map(tensor, tensors))
@@ -69,7 +71,7 @@ def _write_model(folder: Path, name: str, model: ModelFile, path: Path) -> None:
     (folder / "config.pbtxt").write_text(
         f"name: {json.dumps(name)}\n"
         'backend: "onnxruntime"\n'
-        f"max_batch_size: {MAX_BATCH}\n"
+        f"max_batch_size: {0 if batch else MAX_BATCH}\n"
         f"input [ {all_of(model.signature.inputs)} ]\n"
         f"output [ {all_of(model.signature.outputs)} ]\n"
         # As many units at once as the remote engine sends by default.
