@@ -20,9 +20,10 @@ READY = "/inference.GRPCInferenceService/ServerReady"
 
 
 class Served:
-    def __init__(self, frontend: Echo, budget: ByteBudget, metrics: Metrics, address: str):
+    def __init__(self, frontend: Echo, budget: ByteBudget, metrics: Metrics, server: GrpcServer):
         self.frontend, self.budget, self.metrics = frontend, budget, metrics
-        self.address = address
+        self.server = server
+        self.address = ""
 
     def channel(self, **options: int) -> grpc.aio.Channel:
         apart = {"grpc.use_local_subchannel_pool": 1, "grpc.max_receive_message_length": -1}
@@ -46,8 +47,8 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     budget = ByteBudget(bounds.max_in_flight)
     model = ServedModel("model", Signature.of(SPEC, SPEC), max_rows=10**6)
     server = GrpcServer(ServedVersion(cast(Any, frontend), model), metrics, bounds, budget)
-    url = await server.start("127.0.0.1", 0)
-    served = Served(frontend, budget, metrics, url.removeprefix("grpc://"))
+    served = Served(frontend, budget, metrics, server)
+    served.address = (await server.start("127.0.0.1", 0)).removeprefix("grpc://")
     channel = served.channel()
     try:
         yield served, method(channel)

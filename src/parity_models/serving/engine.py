@@ -59,7 +59,8 @@ class EngineListener(Protocol):
         ids of the requests that it is for, and their trace."""
 
 
-FIXED = dict.fromkeys(("instances", "extra_instances"), "it has the instances that it is given")
+_GIVEN = "it has the instances that it is given"
+FIXED: Mapping[str, str] = {"instances": _GIVEN, "extra_instances": _GIVEN}
 """Options that an engine refuses if its own options name its instances."""
 
 

@@ -13,8 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
+from msgspec import Meta, Struct
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -26,6 +28,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
+from parity_models.serving.protocol import read_json
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -411,18 +414,45 @@ class Repository(Collector):
         return NotFoundError(f"no model is called {name[:200]!r}; this server has {there}")
 
 
+class _Versions(Struct, forbid_unknown_fields=True):
+    versions: Annotated[tuple[int, ...], Meta(min_length=1, max_length=1)]
+
+
+class _VersionPolicy(Struct, forbid_unknown_fields=True):
+    specific: _Versions
+
+
+class _Config(Struct, forbid_unknown_fields=True):
+    """As much of Triton's model configuration as a load may have."""
+
+    version_policy: _VersionPolicy
+
+
+_CONFIG = msgspec.json.Decoder(_Config, strict=False)
+
+
 def asked_version(parameters: Mapping[str, Any]) -> str | None:
     """Return the version that a load request asks for, None if it names none.
+
+    It is the parameter `version` or, as Triton's clients send it, in the parameter `config`.
 
     Raises:
         InvalidRequestError: It is no string, or the request has other parameters, which would have
             no effect.
 
     """
-    for name in parameters.keys() - {"version"}:
+    for name in parameters.keys() - {"version", "config"}:
         raise InvalidRequestError(
-            f"the parameter {name[:200]!r} is not supported; a load may have a version"
+            f"the parameter {name[:200]!r} is not supported; a load may have a version, or a "
+            "config that names it"
         )
+    if (config := parameters.get("config")) is not None:
+        what = (
+            'the config, which names one version, as {"version_policy": {"specific": '
+            '{"versions": [2]}}}, and has nothing else,'
+        )
+        policy = read_json(_CONFIG, memoryview(str(config).encode()), what).version_policy
+        return str(policy.specific.versions[0])
     version = parameters.get("version")
     if version is not None and not isinstance(version, str):
         raise InvalidRequestError(f"the parameter version is a string, not {version!r}")

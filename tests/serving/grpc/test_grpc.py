@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from parity_models import __version__
+from parity_models.models.bundle import open_bundle
 from served import INPUTS, OUTPUTS, ServerProcess, predictions, queries
 from triton_requests import code_of, grpc_input
 
@@ -78,11 +79,17 @@ def bytes_method(channel: grpc.Channel, name: str) -> "grpc.UnaryUnaryMultiCalla
     return channel.unary_unary(f"/{SERVICE}/{name}")
 
 
-def test_metadata_names_the_model_s_file(channel: grpc.Channel, bundle: Path) -> None:
+def test_metadata_names_the_bundle_and_the_model_s_file(
+    channel: grpc.Channel, bundle: Path
+) -> None:
     request = service_pb2.ModelMetadataRequest(name="model").SerializeToString()
-    _, call = bytes_method(channel, "ModelMetadata").with_call(request)
-    deployed = (bundle / "deployed.onnx").read_bytes()
-    assert dict(call.trailing_metadata())["model-sha256"] == sha256(deployed).hexdigest()
+    for method, message in (("ModelMetadata", request), ("ServerMetadata", b"")):
+        _, call = bytes_method(channel, method).with_call(message)
+        said = dict(call.trailing_metadata())
+        assert said["bundle-digest"] == open_bundle(bundle).digest
+        deployed = (bundle / "deployed.onnx").read_bytes()
+        assert said["model-sha256"] == sha256(deployed).hexdigest()
+        assert "quarantined-instances" not in said
 
 
 @pytest.mark.parametrize("rows", [1, 7])

@@ -8,15 +8,20 @@ import sys
 from asyncio.subprocess import PIPE
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from grpc_served import INFER, request, serving
 from http_served import eventually
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
+from parity_models.models.signature import Signature, TensorSpec
+from parity_models.serving.grpc.grpc_server import _bundle_of
+from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, until
 from triton_requests import grpc_infer
@@ -84,10 +89,47 @@ async def test_connections_beyond_the_limit_are_closed() -> None:
 
 async def test_garbage_is_a_client_s_mistake(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as (served, _), served.channel() as channel:
-        ask: Any = channel.unary_stream("/grpc.health.v1.Health/Check")
-        call = ask(b"\x0a\xff")
-        assert await call.code() is StatusCode.INVALID_ARGUMENT
+        for method in ("Check", "Watch"):
+            ask: Any = channel.unary_stream(f"/grpc.health.v1.Health/{method}")
+            call = ask(b"\x0a\xff")
+            assert await call.code() is StatusCode.INVALID_ARGUMENT
         assert not caplog.records
+
+
+async def test_health_is_watched_until_the_server_stops() -> None:
+    """By few streams; where other clients ask for predictions does not matter."""
+    status = health_pb2.HealthCheckResponse
+    async with serving(max_connections=2) as (served, infer), served.channel() as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == status.SERVING
+        other = health.Watch(health_pb2.HealthCheckRequest(service="other"))
+        assert (await other.read()).status == status.SERVICE_UNKNOWN
+        third = health.Watch(health_pb2.HealthCheckRequest())
+        assert await third.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert "at most 2 streams of health" in await third.details()
+        assert served.refused("max_connections") == 1
+        served.frontend.may.set()
+        await infer(request())
+        for served.frontend.ready in (False, True):
+            expected = status.SERVING if served.frontend.ready else status.NOT_SERVING
+            assert (await watch.read()).status == expected
+        await served.server.stop()
+        assert (await watch.read()).status == status.NOT_SERVING
+        for stream in (watch, other):
+            assert await stream.code() is StatusCode.OK
+
+
+def test_metadata_has_what_the_messages_have_no_room_for() -> None:
+    frontend: Any = SimpleNamespace(quarantined=("0.1", "2.0"))
+    signature = Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("a, é", "FP32", (4,)))
+    model = ServedModel("model", signature, 9, digest="of-bundle", sha256="of-file")
+    assert _bundle_of(ServedVersion(frontend, model)) == (
+        ("bundle-digest", "of-bundle"),
+        ("model-sha256", "of-file"),
+        ("exact-outputs", "a%2C%20%C3%A9"),
+        ("quarantined-instances", "0.1,2.0"),
+    )
 
 
 @pytest.mark.slow

@@ -109,3 +109,9 @@ def test_a_load_asks_for_a_version() -> None:
         asked_version({"version": 2})
     with pytest.raises(InvalidRequestError, match="'canary' is not supported"):
         asked_version({"canary": "5%"})
+    policy = '{"version_policy": {"specific": {"versions": [2]}}}'
+    assert asked_version({"config": policy}) == "2"
+    other = (policy.replace("2", "2, 1"), policy.replace("{", '{"name": "x", ', 1))
+    for config in ("{}", *other, "[", 3):
+        with pytest.raises(InvalidRequestError, match=r"names one version.* cannot be read"):
+            asked_version({"config": config})

@@ -97,8 +97,11 @@ def test_models_are_loaded_over_both_protocols(repository: Repository, protocol:
     assert not client.is_model_ready(name)
     with pytest.raises(InferenceServerException, match="cannot be loaded"):
         client.load_model("broken", headers=ADMINISTRATOR)
-    with pytest.raises(InferenceServerException, match="'config' is not supported"):
-        client.load_model(name, config="{}", headers=ADMINISTRATOR)
+    policy = '{"version_policy": {"specific": {"versions": [%d]}}}'
+    with pytest.raises(InferenceServerException, match="no version '9'"):
+        client.load_model(name, config=policy % 9, headers=ADMINISTRATOR)
+    client.load_model(name, config=policy % 7, headers=ADMINISTRATOR)
+    assert repository.infer(name) == ("7", 7.0)
 
 
 def test_a_version_replaces_another_while_a_worker_is_killed(repository: Repository) -> None:

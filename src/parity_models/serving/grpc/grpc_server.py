@@ -7,10 +7,12 @@ messages, connections and their times are bounded by gRPC itself.
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import grpc
@@ -53,7 +55,7 @@ from parity_models.serving.grpc.codec import (
 from parity_models.serving.http import GRACE
 from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models
+from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.protocol import SOFTWARE, take_tenant
 from parity_models.serving.request_log import (
     CURRENT,
@@ -76,6 +78,9 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 MODEL_SHA256 = "model-sha256"
 """The trailing metadata of ModelMetadata that names the hash of the deployed model's file."""
 
+_HEALTH_INTERVAL = 0.2
+"""Seconds between two looks at the readiness that streams watch."""
+
 DETAILS = "grpc-status-details-bin"
 """The trailing metadata that has a google.rpc.Status."""
 
@@ -97,6 +102,9 @@ _MAX_INT = 2**31 - 1
 _MAX_AGE, _AGE_GRACE = 600.0, 120.0
 """Seconds after which clients are asked to connect anew, and those that calls then have to end. No
 answer stays unread for longer."""
+
+_SERVICES = ("", SERVICE.full_name)
+"""The services whose health is known; the first is the server itself."""
 
 _QUIET = ("ServerLive", "ServerReady")
 """Methods that are called again and again: they are in no access log, and need no token."""
@@ -155,18 +163,21 @@ class GrpcServer:
         self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._server = grpc.aio.server(
             options=[*_options(limits), ("grpc.so_reuseport", int(reuse_port))],
-            maximum_concurrent_rpcs=limits.max_rpcs + RESERVE,
+            maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
         )
+        self._watches = 0
+        self._stopping = False
+        self._change: asyncio.Task[None] | None = None
+        """Ends with the next change of the health, which all streams wait for."""
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
             # A stream of one message is read when the server chooses to, which clients do not see.
             is_inference = method.name == "ModelInfer"
             make = grpc.stream_unary_rpc_method_handler if is_inference else _UNARY
             own[method.name] = make(partial(self._answer, method.name))
-        for name, handlers in (
-            (SERVICE.full_name, own),
-            (HEALTH, {"Check": _UNARY(self._check)}),
-        ):
+        watch: _Handler = grpc.unary_stream_rpc_method_handler(self._watch)
+        health = {"Check": _UNARY(self._check), "Watch": watch}
+        for name, handlers in ((SERVICE.full_name, own), (HEALTH, health)):
             handler = grpc.method_handlers_generic_handler(name, handlers)
             self._server.add_generic_rpc_handlers((handler,))
         names = (SERVICE.full_name, HEALTH, reflection.SERVICE_NAME)
@@ -197,6 +208,7 @@ class GrpcServer:
 
     async def stop(self, grace: float = GRACE) -> None:
         """Answer what is under way, for `grace` seconds, and close."""
+        self._stopping = True
         await self._server.stop(grace)
 
     async def _answer(self, name: str, data: Any, context: Context) -> bytes:
@@ -336,13 +348,53 @@ class GrpcServer:
         """Answer the method Check of grpc.health.v1."""
         try:
             service = read_message(health_pb2.HealthCheckRequest, data).service
-            if service not in ("", SERVICE.full_name):
+            if service not in _SERVICES:
                 raise NotFoundError(f"this server has no service {service[:80]!r}")
         except RequestError as error:
             await refuse(context, error, self._metrics)
+        return health_pb2.HealthCheckResponse(status=self._health).SerializeToString()
+
+    async def _watch(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
+        """Answer the method Watch of grpc.health.v1: the status now and after each change, until
+        the server stops."""
+        self._watches += 1
+        try:
+            if self._watches > self._limits.max_connections:
+                raise OverloadedError(
+                    f"the server takes at most {self._limits.max_connections:,} streams of health "
+                    "at a time (max_connections); try again later",
+                    why=Refused.MAX_CONNECTIONS,
+                )
+            service, last = read_message(health_pb2.HealthCheckRequest, data).service, None
+            while True:
+                stopping, health = self._stopping, self._health
+                response = health_pb2.HealthCheckResponse(status=health)
+                if service not in _SERVICES:
+                    response.status = response.SERVICE_UNKNOWN
+                if response != last:
+                    yield response.SerializeToString()
+                last = response
+                if stopping:
+                    return
+                if self._change is None or self._change.done():
+                    self._change = asyncio.create_task(self._changed(health))
+                await asyncio.shield(self._change)
+        except RequestError as error:
+            await refuse(context, error, self._metrics)
+        finally:
+            self._watches -= 1
+
+    async def _changed(self, health: int) -> None:
+        """Wait until the health is another, or the server stops."""
+        while self._health == health and not self._stopping:
+            await asyncio.sleep(_HEALTH_INTERVAL)
+
+    @property
+    def _health(self) -> int:
+        """The status of grpc.health.v1."""
         response = health_pb2.HealthCheckResponse
-        status = response.NOT_SERVING if self._models.why_unready else response.SERVING
-        return response(status=status).SerializeToString()
+        ready = not self._models.why_unready and not self._stopping
+        return response.SERVING if ready else response.NOT_SERVING
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> Message:
         return pb.ServerLiveResponse(live=True)
@@ -351,6 +403,8 @@ class GrpcServer:
         return pb.ServerReadyResponse(ready=not self._models.why_unready)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> Message:
+        if self._models.only is not None:
+            context.set_trailing_metadata(_bundle_of(self._models.only))
         return pb.ServerMetadataResponse(
             name=SOFTWARE, version=__version__, extensions=self._models.extensions
         )
@@ -365,8 +419,7 @@ class GrpcServer:
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> Message:
         version = self._models.find(request.name, request.version or None)
         about = version.model.metadata
-        if about.model_sha256:
-            context.set_trailing_metadata(((MODEL_SHA256, about.model_sha256),))
+        context.set_trailing_metadata(_bundle_of(version))
         response = pb.ModelMetadataResponse(
             name=about.name, versions=about.versions, platform=about.platform
         )
@@ -399,6 +452,20 @@ class GrpcServer:
     ) -> Message:
         await self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
+
+
+def _bundle_of(version: ServedVersion) -> tuple[tuple[str, str], ...]:
+    """Return the trailing metadata about a version for which the protocol's messages have no room:
+    its bundle, its model's file, its outputs that no stand-in gives, percent-encoded, and its
+    instances that answered wrongly."""
+    about = version.metadata()
+    said = {
+        "bundle-digest": about.bundle_digest,
+        MODEL_SHA256: about.model_sha256,
+        "exact-outputs": ",".join(map(quote, about.exact_outputs)),
+        "quarantined-instances": ",".join(about.quarantined_instances),
+    }
+    return tuple((key, value) for key, value in said.items() if value)
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
