@@ -63,6 +63,19 @@ async def test_a_large_request_arrives_in_slices_with_small_ones_between() -> No
         np.testing.assert_allclose(large.result().outputs, queries(200) @ WEIGHTS, rtol=1e-5)
 
 
+async def test_a_large_request_fails_at_its_deadline_though_small_ones_leave_it_no_room() -> None:
+    async with serving(NoRedundancy(), instances=1, max_batch=1) as (frontend, engine):
+        large = await asked(frontend.infer(queries(100), 0.05))
+        small = [await asked(frontend.infer(queries(1))) for _ in range(3)]
+        while frontend.scheduler.pending > len(small):
+            engine.finish(engine.units[0])
+            small += [await asked(frontend.infer(queries(1)))]
+        async with asyncio.timeout(60):
+            with pytest.raises(DeadlineError, match="no answer within"):
+                await large
+        assert frontend.queue_depths() == {DEPLOYED: len(small) - 1}
+
+
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -> None:
     async with serving(NoRedundancy(), max_attempts=1) as (frontend, engine):

@@ -405,7 +405,7 @@ class Frontend:
         self._held += held
         try:
             for begin in range(0, count, step):
-                if begin and not await self._room_for(request):
+                if begin and not await self._room_for(request, due):
                     break
                 part = rows[begin : begin + step] if large else rows
                 queries = range(first + begin, first + begin + len(part))
@@ -464,17 +464,19 @@ class Frontend:
     def _is_poison(self, request: InFlight, rows: NDArray[Any]) -> bool:
         """Return whether one of the rows is refused; its request has failed then."""
         row = self._poison.find(rows, now())
-        if row is None:
-            return False
-        self.metrics.failures.labels(Reason.POISON).inc(len(request.rows))
-        request.fail(
-            PoisonError(
-                f"poison: row {row} ended the instances that it was tried on before; it is "
-                f"refused for {PoisonedRows.REFUSED:.0f} s"
+        if row is not None:
+            why = (
+                f"row {row} ended the instances that it was tried on before; it is refused for "
+                f"{PoisonedRows.REFUSED:.0f} s"
             )
-        )
+            self._fail_request(request, Reason.POISON, why)
+        return row is not None
+
+    def _fail_request(self, request: InFlight, reason: Reason, why: str) -> None:
+        """Fail a request of which rows have not arrived at the scheduler."""
+        self.metrics.failures.labels(reason).inc(request.unanswered)
+        request.fail(_ERRORS[reason](f"{reason}: {why}"))
         self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
-        return True
 
     @property
     def bounds(self) -> Mapping[Source, float]:
@@ -488,13 +490,20 @@ class Frontend:
         find beyond that."""
         return self.scheduler.max_batch * max(1, self.scheduler.up(DEPLOYED))
 
-    async def _room_for(self, request: InFlight) -> bool:
+    async def _room_for(self, request: InFlight, due: float) -> bool:
         """Wait until the next slice of a request may arrive. Return False if it has ended."""
         if self.scheduler.waiting >= self._room // 2:  # else instances may be idle soon
             await asyncio.sleep(0)
         while self.scheduler.waiting >= self._room and not request.future.done():
+            at = now()
+            if at >= due:
+                why = f"no answer within {at - request.arrived:.3f} s"
+                self._fail_request(request, Reason.DEADLINE_EXCEEDED, why)
+                break
             self._room_again.clear()
-            await self._room_again.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(due - at):
+                    await self._room_again.wait()
         if self._stopped:
             request.fail(UnavailableError("the server was stopped"))
         return not request.future.done()

@@ -359,10 +359,11 @@ async def _asking_for_health(server: TestedServer, file: Path) -> AsyncIterator[
 def _note_health(page: Page, lines: TextIO, share: float = 1.0) -> None:
     """Note the answers since the last time, of a server that may run for this share of the time."""
     for line in lines.readlines():
-        took, waited, away = map(float, line.split())
+        took, server, asker, away = map(float, line.split())
         page.took("health", took)
-        # What may run for a fifth of the time loses five seconds by each that it waits.
-        page.took("own health", took - min(took, waited / share))
+        # What may run for a fifth of the time loses five seconds by each that it waits. Both may
+        # have waited at the same time, so only the longer wait is certainly not the server's own.
+        page.took("own health", took - min(took, max(server / share, asker)))
         page.took("away", away)
 
 

@@ -1,7 +1,8 @@
 """A process of its own that asks a server whether it is live, fifty times a second.
 
 Each time it writes a line of seconds: how long the answer took (0 without one), for how long of
-that the server's process was ready to run and had no processor, and since when it has been away.
+that the server's main thread, and this process, were ready to run and had no processor, and since
+when the server has been away.
 """
 
 import socket
@@ -20,10 +21,10 @@ def _is_live(port: int) -> bool:
     return False
 
 
-def _waited(pid_file: Path) -> float:
-    """Return the seconds that the server's main thread has waited for a processor."""
+def _waited(pid: str) -> float:
+    """Return the seconds that a process's main thread has waited for a processor."""
     with suppress(OSError):
-        return int(Path(f"/proc/{pid_file.read_text()}/schedstat").read_text().split()[1]) / 1e9
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     return 0.0
 
 
@@ -31,11 +32,12 @@ def main(port: str, pid_file: str) -> None:
     """Ask until this process is ended."""
     last = time.monotonic()
     while True:
-        before, began = _waited(Path(pid_file)), time.monotonic()
+        pids = (Path(pid_file).read_text(), "self")
+        before, began = list(map(_waited, pids)), time.monotonic()
         live, now = _is_live(int(port)), time.monotonic()
         last = now if live else last
-        waited = max(0.0, _waited(Path(pid_file)) - before)
-        sys.stdout.write(f"{now - began if live else 0.0} {waited} {now - last}\n")
+        server, own = (max(0.0, _waited(pid) - at) for pid, at in zip(pids, before, strict=True))
+        sys.stdout.write(f"{now - began if live else 0.0} {server} {own} {now - last}\n")
         sys.stdout.flush()
         time.sleep(0.02)
 
