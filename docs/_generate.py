@@ -27,7 +27,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "parity_models"
 API = {
     "": [],
     "codes": [],
-    "scheduling": ["port"],
+    "scheduling": ["core", "actions", "work", "port", "policies.policy", "choice"],
     "models": ["bundle", "onnx_model", "queries", "signature", "envelope", "gate"],
     "tasks": ["metrics"],
     "training": [],

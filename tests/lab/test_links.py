@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.emulation import Constant
-from parity_models.scheduling import DEPLOYED, EqualResources
+from parity_models.roles import DEPLOYED
+from parity_models.scheduling.policies import EqualResources
 from parity_models.simulation import Simulation, simulate
 from parity_models_lab.contention.transfers import QUEUE, RATE, Leg, Traffic, legs
 from parity_models_lab.latency.link import DriverOnLinks, Link, Links

@@ -7,8 +7,9 @@ import pytest
 
 from adaptive_world import port_at
 from commands import Here, assert_refused
-from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, SchedulerConfig, Source
-from parity_models.scheduling.work import Unit
+from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.scheduling.core import Scheduler
+from parity_models.scheduling.work import SchedulerConfig, Unit
 from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from parity_models_lab.latency.setting import Setting

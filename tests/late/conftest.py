@@ -5,11 +5,11 @@ from math import inf
 import pytest
 
 from parity_models.late import late as late_module
-from parity_models.scheduling.front_door import FrontDoor
+from parity_models.scheduling.process_load import ProcessLoad
 
 
 @pytest.fixture
 def never_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is, neither the target nor the event loop seems overloaded."""
     monkeypatch.setattr(late_module, "CONGESTED", inf)
-    monkeypatch.setattr(FrontDoor, "waited", lambda *_: None)
+    monkeypatch.setattr(ProcessLoad, "waited", lambda *_: None)

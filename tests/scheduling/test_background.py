@@ -1,18 +1,9 @@
 """Stand-ins are compared with the model: units that come too late, and answered queries."""
 
 import scheduling_world
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
-    Compare,
-    Encode,
-    Parity,
-    Policy,
-    Run,
-    Source,
-    parity_role,
-)
-from parity_models.scheduling.policies import Adaptive, Pool, StandIns
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
+from parity_models.scheduling.actions import Compare, Encode, Run
+from parity_models.scheduling.policies import Adaptive, Parity, Policy, Pool, StandIns
 from scheduling_world import World, code
 
 EVERY = 10.0

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.scheduling import DEPLOYED
+from parity_models.roles import DEPLOYED
 from parity_models.scheduling.dispatch import LATENCY_AWARE, Dispatch
 from parity_models.scheduling.work import Task
 from scheduling_world import ORIGINALS, World, world_of

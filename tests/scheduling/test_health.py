@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from parity_models.scheduling import Reason, RecycleReason, Run
+from parity_models.scheduling.actions import Reason, RecycleReason, Run
 from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.scheduling.health import State
 from scheduling_world import World, world_of

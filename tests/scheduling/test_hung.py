@@ -15,14 +15,11 @@ from parity_models.emulation import (
     Slowdowns,
     Uniform,
 )
-from parity_models.scheduling import (
-    DEPLOYED,
-    EqualResources,
-    Reason,
-    RecycleReason,
-    SchedulerConfig,
-)
+from parity_models.roles import DEPLOYED
+from parity_models.scheduling.actions import Reason, RecycleReason
 from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
+from parity_models.scheduling.policies import EqualResources
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation import Simulation, simulate
 from scheduling_world import ORIGINALS, World, world_of
 

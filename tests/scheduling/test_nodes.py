@@ -6,14 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from histories import every_policy
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
-    Parity,
-    Scheduler,
-    SchedulerConfig,
-)
+from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import RULES, Dispatch
+from parity_models.scheduling.policies import Parity
+from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import BOTH, World, code, world_of
 
 

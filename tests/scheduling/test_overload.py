@@ -9,26 +9,20 @@ import pytest
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.emulation import Uniform
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
-    Fail,
-    NoRedundancy,
-    Policy,
-    Reason,
-    Scheduler,
-    SchedulerConfig,
-    Source,
-)
+from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.scheduling.actions import Fail, Reason
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
     Hedging,
+    NoRedundancy,
+    Policy,
     Replication,
     StandIns,
 )
-from parity_models.simulation import FAILED, Simulation, simulate
-from parity_models.simulation.simulator import Driver, Instance
+from parity_models.scheduling.work import SchedulerConfig
+from parity_models.simulation import FAILED, Driver, Instance, Simulation, simulate
 from scheduling_world import World, code, world_of
 
 INSTANCES, SERVICE, SECONDS, CALM = 4, 0.01, 5.0, 3.0

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from histories import every_policy
-from parity_models.scheduling import BACKUP, DEPLOYED, Reason, Run
+from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.scheduling.actions import Reason, Run
 from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import Hedging
 from scheduling_world import ORIGINALS, World, code, numbered, world_of

@@ -6,10 +6,12 @@ from random import Random
 
 import pytest
 
-from parity_models.scheduling import RecycleReason, Scheduler, SchedulerConfig
+from parity_models.scheduling.actions import RecycleReason
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.scheduling.health import ALL_GOLDEN, State
 from parity_models.scheduling.policies import NoRedundancy
+from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import ORIGINALS, World
 
 Output = Callable[[str, int], int]

@@ -20,14 +20,10 @@ from histories import (
     history,
     run_history,
 )
-from parity_models.scheduling import (
-    NoRedundancy,
-    Policy,
-    Reason,
-    Run,
-    Scheduler,
-    Source,
-)
+from parity_models.roles import Source
+from parity_models.scheduling.actions import Reason, Run
+from parity_models.scheduling.core import Scheduler
+from parity_models.scheduling.policies import NoRedundancy, Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 from scheduling_world import LOG, ORIGINALS, STRICT, world_of

@@ -2,15 +2,11 @@
 
 import pytest
 
-from parity_models.scheduling import (
-    DEPLOYED,
-    Parity,
-    Reason,
-    RecycleReason,
-    parity_role,
-)
+from parity_models.roles import DEPLOYED, parity_role
+from parity_models.scheduling.actions import Reason, RecycleReason
 from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.scheduling.health import State
+from parity_models.scheduling.policies import Parity
 from scheduling_world import BOTH, ORIGINALS, World, code, world_of
 
 

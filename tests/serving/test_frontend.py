@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.scheduling import (
-    DEPLOYED,
-    NoRedundancy,
-    Parity,
-    Policy,
-    SchedulerConfig,
-    Source,
-)
-from parity_models.scheduling.policies import Pool, Replication
+from parity_models.roles import DEPLOYED, Source
+from parity_models.scheduling.policies import NoRedundancy, Parity, Policy, Pool, Replication
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.errors import (
     DeadlineError,
     InternalError,

@@ -14,8 +14,8 @@ from parity_models.models.envelope import Envelope
 from parity_models.models.export import floats
 from parity_models.models.gate import Calibration, GateLevel, confidences
 from parity_models.models.signature import Batch
-from parity_models.scheduling import DEPLOYED, Parity, Source
-from parity_models.scheduling.policies import ApproximateBackup, Pool
+from parity_models.roles import DEPLOYED, Source
+from parity_models.scheduling.policies import ApproximateBackup, Parity, Pool
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.stand_ins import ClosedGates

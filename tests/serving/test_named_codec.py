@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from parity_models.models.signature import DATATYPES, Layout, Signature, TensorSpec
-from parity_models.scheduling import Source
+from parity_models.roles import Source
 from parity_models.serving import protocol
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse

@@ -2,8 +2,14 @@
 
 from collections.abc import Mapping
 
-from parity_models.scheduling import DEPLOYED, NoRedundancy, Parity, Source
-from parity_models.scheduling.policies import ApproximateBackup, Pool, Replication
+from parity_models.roles import DEPLOYED, Source
+from parity_models.scheduling.policies import (
+    ApproximateBackup,
+    NoRedundancy,
+    Parity,
+    Pool,
+    Replication,
+)
 from parity_models.serving.frontend import Frontend
 from puppet_engine import CODE, asked, metric, queries, serving, settle
 

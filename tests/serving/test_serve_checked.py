@@ -16,7 +16,7 @@ from parity_models import __version__
 from parity_models.emulation import FaultPlan, Lie
 from parity_models.errors import ModelError
 from parity_models.models.bundle import MANIFEST, Bundle, open_bundle
-from parity_models.scheduling import DEPLOYED
+from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of
 from parity_models.serving.server import ServeOptions, Server

@@ -12,23 +12,18 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import Constant, Exponential, FaultPlan, Kill, Slowdowns
 from parity_models.errors import UserError
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
-    EqualResources,
-    Parity,
-    Policy,
-    SchedulerConfig,
-    Source,
-    parity_role,
-)
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
+    EqualResources,
+    Parity,
+    Policy,
     Pool,
     Replication,
     StandIns,
 )
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation import SOURCES, Simulation, SimulationResult, simulate
 
 CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 import scheduling_world
-from parity_models.scheduling import DEPLOYED, Scheduler, parity_role
+from parity_models.roles import DEPLOYED, parity_role
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.port import Port

@@ -12,29 +12,26 @@ from random import Random
 from typing import Any
 
 from parity_models.codes import Code
-from parity_models.scheduling import (
-    DEPLOYED,
-    EqualResources,
-    NoRedundancy,
-    Parity,
-    Policy,
-    Reason,
-    Scheduler,
-    SchedulerConfig,
-    Source,
-)
+from parity_models.roles import DEPLOYED, Source
+from parity_models.scheduling.actions import Reason
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.health import MAX_AGREED, MAX_ASKED, State
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
     Cascade,
+    EqualResources,
     Hedging,
+    NoRedundancy,
+    Parity,
+    Policy,
     Pool,
     Replication,
     StandIns,
 )
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.frontend import Observer
 from parity_models_lab.latency.rivals import ProteusLike, SlackFit
 from scheduling_world import World, code

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.models.signature import Signature, TensorSpec
-from parity_models.scheduling import Source
+from parity_models.roles import Source
 from parity_models.serving.errors import OverloadedError, RequestError
 from parity_models.serving.frontend import Result
 from parity_models.serving.http import HttpServer, listen, url_of

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.models.signature import Signature, TensorSpec
-from parity_models.scheduling import Parity, Policy, SchedulerConfig
+from parity_models.scheduling.policies import Parity, Policy
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.frontend import Frontend, Golden, Result
 from parity_models.serving.metrics import Metrics

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
+from parity_models.scheduling.actions import (
     Action,
     Answer,
     Cancel,
@@ -22,20 +21,16 @@ from parity_models.scheduling import (
     Fail,
     ForgetGroup,
     ForgetQueries,
-    NoRedundancy,
-    Policy,
     Recycle,
     RecycleReason,
     Run,
-    Scheduler,
-    SchedulerConfig,
-    Source,
     Verify,
     WakeAt,
-    parity_role,
-    source_of,
 )
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.policies import NoRedundancy, Policy
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.frontend import Observer
 
 ORIGINALS = frozenset({DEPLOYED})

@@ -129,7 +129,7 @@ async def _serve(bundle: str, options: ServeOptions) -> None:
             elif line == BUSY:
                 tell(f"{sum(server.deployment.frontend.busy_seconds().values()):.6f}")
             elif line == LAG:
-                tell(f"{server.deployment.frontend.scheduler.front_door.mean_lag:.6f}")
+                tell(f"{server.deployment.frontend.scheduler.process_load.mean_lag:.6f}")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,11 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.onnx_model import run_options
 from parity_models.models.signature import Batch
 from parity_models.roles import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.risk import Choice, Fleet, Risk
+from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
 from parity_models.trust.backup import GatedBackup, Refusal
@@ -160,7 +160,7 @@ class Late:
         self._budget = Budget(budget, BURST)
         self._computing = _Computing(cpu)
         self._effect = Effect()
-        self._front_door = FrontDoor()
+        self._process_load = ProcessLoad()
         self._last_alarm = 0.0
         self._slow = deque([False] * RECENT_COPIES, RECENT_COPIES)
         """Of recent calls, whether the target was slow."""
@@ -431,14 +431,14 @@ class _Race:
             return self._give(self._early)
         median = late._risk.benefit.median
         if due > late._last_alarm:  # else it waited for other alarms
-            late._front_door.waited(min(time - due, max(median, STALL)), median)
+            late._process_load.waited(min(time - due, max(median, STALL)), median)
         late._last_alarm = time
         self._alarm = time + max(median, PATIENCE * (time - query.arrived))
         if time > due + HELD_UP and not self._held_up:  # answers were held up, too; they come first
             self._alarm, self._held_up = time + HELD_UP, True
             return None
         self._held_up = False
-        if late._front_door.is_bottleneck:
+        if late._process_load.is_bottleneck:
             return None
         newest = max(self._running.values(), key=_started)
         twice_as_old = 2 * _started(newest) - query.arrived

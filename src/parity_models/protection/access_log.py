@@ -43,8 +43,7 @@ from parity_models.protection.scene import (
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, StandIns
-from parity_models.simulation import Driver
-from parity_models.simulation.simulator import Running
+from parity_models.simulation import Driver, Running
 
 MAX_BYTES = 1 << 28
 """The largest log that is read."""

@@ -30,9 +30,9 @@ from parity_models.models.bundle import BATCH, Bundle, open_bundle
 from parity_models.models.inference_time import measure_models
 from parity_models.options import SECONDS, SHARE, Option, Options
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
-from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.deployment import extra_instances, model_files, stand_ins_of
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models.trust.gates import choose_gates

@@ -8,11 +8,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from parity_models.roles import BACKUP as BACKUP
-from parity_models.roles import DEPLOYED as DEPLOYED
-from parity_models.roles import Source as Source
-from parity_models.roles import parity_role as parity_role
-from parity_models.roles import source_of as source_of
+from parity_models.roles import Source
 
 
 class Reason(StrEnum):

@@ -41,9 +41,8 @@ from math import inf
 from operator import attrgetter
 from random import Random
 
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.actions import (
-    BACKUP,
-    DEPLOYED,
     Action,
     Answer,
     Compare,
@@ -53,16 +52,12 @@ from parity_models.scheduling.actions import (
     ForgetQueries,
     Reason,
     Run,
-    Source,
     WakeAt,
-    parity_role,
-    source_of,
 )
 from parity_models.scheduling.dispatch import Dispatch
-from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.health import Health, State
 from parity_models.scheduling.poison import Poison
-from parity_models.scheduling.policies.policy import Policy, StandIns, rows_needed
+from parity_models.scheduling.policies.policy import Policy, Redundancy, StandIns, rows_needed
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query, SchedulerConfig, Task, Unit
@@ -127,7 +122,7 @@ class Scheduler(Port):
         if self._timers and self._timers[0][0] <= self.now:
             self._fire_timers()  # what has expired does not wait
         due = now + self.config.deadline if deadline is None else deadline
-        lag = self.front_door.lag
+        lag = self.process_load.lag
         refusal = admitted or self._admission.refusal(
             self.now, due, len(queries), waiting=len(self._waiting), lag=lag
         )
@@ -188,7 +183,7 @@ class Scheduler(Port):
         self.now = now = max(self.now, now)
         known = self.units.get(unit)
         if known is not None and ended_at is not None and known.started <= ended_at <= now:
-            self.front_door.waited(now - ended_at, self._admission.typical_run)
+            self.process_load.waited(now - ended_at, self._admission.typical_run)
         else:
             ended_at = now
         if known is None or not self._end_unit(known, ended_at, finished=True):
@@ -306,8 +301,8 @@ class Scheduler(Port):
         """A timer of the driver's own was `lag` seconds late, and for the share `busy` of the time
         since the last one, its thread has computed or waited for a processor."""
         self.now = max(self.now, now)
-        self.front_door.busy = busy
-        self.front_door.waited(lag, self._admission.typical_run)
+        self.process_load.busy = busy
+        self.process_load.waited(lag, self._admission.typical_run)
         return self._turn()
 
     def redundancy_switched(self, now: float, on: bool) -> list[Action]:
@@ -331,7 +326,7 @@ class Scheduler(Port):
             due,
             queries,
             waiting=len(self._waiting) + held,
-            lag=self.front_door.lag,
+            lag=self.process_load.lag,
         )
 
     @property

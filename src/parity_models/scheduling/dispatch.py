@@ -5,7 +5,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
 
-from parity_models.scheduling.actions import DEPLOYED
+from parity_models.roles import DEPLOYED
 from parity_models.scheduling.work import Task
 
 SINGLE_QUEUE = "single-queue"

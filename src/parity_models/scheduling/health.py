@@ -24,7 +24,8 @@ from enum import StrEnum
 from functools import partial
 from math import inf, log
 
-from parity_models.scheduling.actions import DEPLOYED, RecycleReason
+from parity_models.roles import DEPLOYED
+from parity_models.scheduling.actions import RecycleReason
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Task, Unit
 

@@ -18,7 +18,8 @@ An instance that hung may have been slow for reasons of its own; one that ended 
 a query counts as poison only if it ran alone on one that ended, or on two that hung.
 """
 
-from parity_models.scheduling.actions import DEPLOYED, Reason
+from parity_models.roles import DEPLOYED
+from parity_models.scheduling.actions import Reason
 from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit

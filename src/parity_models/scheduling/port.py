@@ -10,9 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import (
-    BACKUP,
-    DEPLOYED,
     Action,
     Answer,
     Cancel,
@@ -24,11 +23,10 @@ from parity_models.scheduling.actions import (
     Reason,
     Recycle,
     RecycleReason,
-    Source,
     Verify,
 )
 from parity_models.scheduling.dispatch import Dispatch
-from parity_models.scheduling.front_door import FrontDoor
+from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.scheduling.work import LEAST_DELAY, Query, SchedulerConfig, Task, Unit
 
 _log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ class Port(ABC):
         """The units that run, by id, the oldest first."""
         self.unit_on: dict[str, Unit | None] = {}
         """The unit that each instance runs; None: it has none."""
-        self.front_door = FrontDoor()
+        self.process_load = ProcessLoad()
         """The lag and the load of the server's own process."""
         self.closed_gates: set[Source] = set()
         """The sources whose gate is closed."""

@@ -12,9 +12,9 @@ from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.golden import golden
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
-from parity_models.scheduling import Policy, SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, StandIns
+from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, Policy, StandIns
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Parts
 from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics

@@ -30,7 +30,7 @@ from parity_models.models.gate import served
 from parity_models.models.golden import is_near
 from parity_models.models.signature import Signature, one_row, tensors_in
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
-from parity_models.scheduling import (
+from parity_models.scheduling.actions import (
     Action,
     Answer,
     Cancel,
@@ -40,20 +40,19 @@ from parity_models.scheduling import (
     Fail,
     ForgetGroup,
     ForgetQueries,
-    Policy,
     Reason,
     Recycle,
     RecycleReason,
-    Redundancy,
     Run,
-    Scheduler,
-    SchedulerConfig,
     Verify,
     WakeAt,
 )
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import Dispatch
-from parity_models.scheduling.front_door import MEASURE_INTERVAL
 from parity_models.scheduling.health import State
+from parity_models.scheduling.policies import Policy, Redundancy
+from parity_models.scheduling.process_load import MEASURE_INTERVAL
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Engine
 from parity_models.serving.errors import (
     AbandonedError,
@@ -346,8 +345,8 @@ class Frontend:
             self.busy_seconds,
             total=True,
         )
-        metrics.lag.set_function(lambda: scheduler.front_door.lag)
-        metrics.process_busy.set_function(lambda: scheduler.front_door.busy)
+        metrics.lag.set_function(lambda: scheduler.process_load.lag)
+        metrics.process_busy.set_function(lambda: scheduler.process_load.busy)
         for state in Redundancy:
             in_state = partial(lambda state: scheduler.redundancy is state, state)
             metrics.redundancy.labels(state).set_function(in_state)
@@ -972,7 +971,7 @@ class Frontend:
         scheduler = self.scheduler
         said = _REDUNDANCY[scheduler.redundancy]
         if scheduler.redundancy is Redundancy.BOTTLENECK:
-            said += f"; reports wait {scheduler.front_door.lag * 1e3:.1f} ms"
+            said += f"; reports wait {scheduler.process_load.lag * 1e3:.1f} ms"
         return f"redundant work: {said}"
 
     def log_redundancy(self, at: float) -> None:

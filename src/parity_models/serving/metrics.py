@@ -14,7 +14,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
-from parity_models.scheduling import BACKUP, Reason, RecycleReason, Redundancy, Source
+from parity_models.roles import BACKUP, Source
+from parity_models.scheduling.actions import Reason, RecycleReason
+from parity_models.scheduling.policies import Redundancy
 from parity_models.serving.errors import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)

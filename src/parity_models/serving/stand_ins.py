@@ -17,7 +17,7 @@ from parity_models.codes import Code
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import served
 from parity_models.roles import Source, source_of
-from parity_models.scheduling import Run
+from parity_models.scheduling.actions import Run
 from parity_models.serving.metrics import Metrics
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.gates import OutputGate

@@ -21,13 +21,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 
 from parity_models import __version__
 from parity_models.roles import BACKUP, DEPLOYED
-from parity_models.scheduling import (
-    Action,
-    Encode,
-    ForgetGroup,
-    Run,
-    Verify,
-)
+from parity_models.scheduling.actions import Action, Encode, ForgetGroup, Run, Verify
 from parity_models.serving.frontend import Frontend, InFlight, Observer
 from parity_models.serving.models import ServedModel
 from parity_models.serving.request_log import RequestLog

@@ -17,16 +17,11 @@ from adaptive_world import (
     runs,
     world_of,
 )
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
-    Encode,
-    Run,
-    SchedulerConfig,
-    Source,
-)
+from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.scheduling.actions import Encode, Run
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.policies.risk import FORGOTTEN, URGENCY, Benefit, Choice, StandIn
+from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import World, code
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from parity_models.errors import UserError
-from parity_models.scheduling import BACKUP, DEPLOYED, Source
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Cascade, StandIns
 from scheduling_world import ORIGINALS, World, code, world_of

@@ -1,6 +1,6 @@
 """Replication, hedging, approximate backups: when they are sent, and how many."""
 
-from parity_models.scheduling import BACKUP, Source
+from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.policies import ApproximateBackup, Hedging, Replication
 from scheduling_world import ORIGINALS, world_of
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_world import BACKUPS, SOME_SLOW, run_times, runs, world_of
-from parity_models.scheduling import BACKUP, DEPLOYED, Redundancy, Scheduler
-from parity_models.scheduling.policies import Adaptive
+from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.scheduling.core import Scheduler
+from parity_models.scheduling.policies import Adaptive, Redundancy
 from parity_models.scheduling.policies.adaptive import BURST
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect

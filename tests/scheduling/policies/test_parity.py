@@ -4,19 +4,9 @@ from typing import Any
 
 import pytest
 
-from parity_models.scheduling import (
-    Answer,
-    Cancel,
-    Decode,
-    Encode,
-    EqualResources,
-    NoRedundancy,
-    Parity,
-    Policy,
-    Source,
-    parity_role,
-)
-from parity_models.scheduling.policies import Pool
+from parity_models.roles import Source, parity_role
+from parity_models.scheduling.actions import Answer, Cancel, Decode, Encode
+from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy, Pool
 from parity_models.scheduling.policies.groups import SHARERS_KEPT
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, world_of
 

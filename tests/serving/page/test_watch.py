@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from histories import check_nothing_is_left, observed_history
-from parity_models.scheduling import (
-    BACKUP,
-    DEPLOYED,
-    Action,
-    Answer,
-    Fail,
-    Reason,
-    Source,
-)
+from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.scheduling.actions import Action, Answer, Fail, Reason
 from parity_models.scheduling.health import State
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.page.feed import Feed

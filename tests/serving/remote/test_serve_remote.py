@@ -18,7 +18,7 @@ from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.scheduling import Source
+from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server

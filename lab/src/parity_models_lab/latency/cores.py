@@ -13,10 +13,9 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from parity_models.scheduling import Answer, Run
-from parity_models.scheduling.front_door import MEASURE_INTERVAL
-from parity_models.simulation import Simulation
-from parity_models.simulation.simulator import Instance, Running
+from parity_models.scheduling.actions import Answer, Run
+from parity_models.scheduling.process_load import MEASURE_INTERVAL
+from parity_models.simulation import Instance, Running, Simulation
 from parity_models_lab.contention.quota import PERIOD
 from parity_models_lab.latency.link import DriverOnLinks, Links
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated
 
 from parity_models.options import SECONDS, SHARE, Option
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.cascade import Cascade
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.port import Port

@@ -13,9 +13,9 @@ from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import UserError
 from parity_models.protection.scene import DISPATCH
 from parity_models.roles import DEPLOYED
-from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
+from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks

@@ -26,13 +26,18 @@ from math import inf
 from typing import Annotated
 
 from parity_models.options import Option
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.dispatch import LATENCY_AWARE
-from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.policy import NoCode, Policy, StandIns, rows_needed
+from parity_models.scheduling.policies.policy import (
+    NoCode,
+    Policy,
+    Redundancy,
+    StandIns,
+    rows_needed,
+)
 from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
@@ -119,7 +124,7 @@ class Adaptive(Policy):
         return [frozenset(roles)] * (instances + extra_instances)
 
     def redundancy(self, port: Port) -> Redundancy:
-        return Redundancy.BOTTLENECK if port.front_door.is_bottleneck else self._effect.state
+        return Redundancy.BOTTLENECK if port.process_load.is_bottleneck else self._effect.state
 
     # Watch queries
 
@@ -150,10 +155,10 @@ class Adaptive(Policy):
         return self.asks.backup and not query.exact
 
     def _keeps_place(self, port: Port, query: Query) -> bool:
-        """Return whether the front door is the bottleneck, or was for an older query that waits: a
+        """Return whether the frontend is the bottleneck, or was for an older query that waits: a
         backup for this one would overtake it."""
         older = self._last_kept
-        keeps = port.front_door.is_bottleneck or (older is not None and older.queue is not None)
+        keeps = port.process_load.is_bottleneck or (older is not None and older.queue is not None)
         if keeps:
             self._last_kept = query.original
         return keeps
@@ -188,9 +193,9 @@ class Adaptive(Policy):
     def _await(self, port: Port, due: float) -> None:
         """Reconsider the queries that are at risk by now; then wait for the next."""
         now, late = port.now, []
-        age = self._risk.age_of_originals + port.front_door.lag
+        age = self._risk.age_of_originals + port.process_load.lag
         self._timer = 0
-        if port.front_door.is_bottleneck:
+        if port.process_load.is_bottleneck:
             self._set_timer(port, now + max(age, WHILE_BUSY))
             return
         for query in self._fresh.values():
@@ -218,7 +223,7 @@ class Adaptive(Policy):
         """Reconsider the query once this task of it is at risk."""
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
-        at = (port.now + query.due) / 2 if age is None else began + age + port.front_door.lag
+        at = (port.now + query.due) / 2 if age is None else began + age + port.process_load.lag
         self._reconsider_at(port, query, at)
 
     def _reconsider_at(self, port: Port, query: Query, at: float) -> None:
@@ -247,7 +252,7 @@ class Adaptive(Policy):
             return
         offer: Offer = (0.0, lambda: None)
         median, age = self._risk.benefit.median, port.now - query.arrived
-        allowed = port.redundancy_on and not port.front_door.is_bottleneck
+        allowed = port.redundancy_on and not port.process_load.is_bottleneck
         spends_from = self._spends_from(median)
         if allowed and age >= spends_from:
             offers = self._offers(port, query, tasks, newest)

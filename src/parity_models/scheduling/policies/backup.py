@@ -6,7 +6,7 @@ parity models, run a smaller network instead and get every query.
 
 from typing import Any
 
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.policy import Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task

@@ -6,7 +6,7 @@ stand-ins: adaptive spends approximation on the few queries that are late, a cas
 gate lets pass.
 """
 
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.policies.policy import StandIns
 from parity_models.scheduling.port import Port

@@ -23,7 +23,7 @@ the time of a stand-in, and only where help was not reaching queries anyway.
 
 from math import inf, sqrt
 
-from parity_models.scheduling.front_door import Redundancy
+from parity_models.scheduling.policies.policy import Redundancy
 
 WINDOW, TOLERATED = 200, 0.03
 """A test begins once a larger share than TOLERATED of WINDOW queries is late."""

@@ -21,7 +21,8 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_role
+from parity_models.roles import DEPLOYED, parity_role
+from parity_models.scheduling.actions import Decode, Encode
 from parity_models.scheduling.policies.policy import Erasures
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task

@@ -1,6 +1,6 @@
 """No redundancy: only originals run."""
 
-from parity_models.scheduling.actions import DEPLOYED
+from parity_models.roles import DEPLOYED
 from parity_models.scheduling.policies.policy import Policy
 
 

@@ -10,7 +10,7 @@ from math import sqrt
 from typing import Annotated
 
 from parity_models.options import SECONDS, Option
-from parity_models.scheduling.actions import DEPLOYED, parity_role
+from parity_models.roles import DEPLOYED, parity_role
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.policy import Erasures, Policy, StandIns
 from parity_models.scheduling.port import Port

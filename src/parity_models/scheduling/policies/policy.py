@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 from parity_models import options
-from parity_models.scheduling.actions import DEPLOYED, Source
+from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.dispatch import SINGLE_QUEUE
-from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
 
@@ -68,6 +68,20 @@ def rows_needed(code: Erasures) -> list[int]:
         else:
             break
     return rows
+
+
+class Redundancy(StrEnum):
+    """The state of redundant work."""
+
+    ON = "on"
+    TESTING = "testing"
+    """It is sent for every other slice of queries, as a test (effect.py)."""
+    PAUSED = "paused"
+    """It did not help in the last test."""
+    BOTTLENECK = "bottleneck"
+    """The server's own process is the bottleneck."""
+    OFF = "off"
+    """It is switched off."""
 
 
 class Policy:

@@ -40,7 +40,7 @@ from itertools import chain
 from math import inf
 from typing import Protocol
 
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from parity_models.models.signature import TensorSpec, cut
-from parity_models.scheduling import Source
+from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
 from parity_models.serving.grpc.inference_pb2 import (
     InferTensorContents,

@@ -16,16 +16,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from prometheus_client.registry import Collector
 
-from parity_models.scheduling import (
-    DEPLOYED,
-    Action,
-    Answer,
-    Fail,
-    Recycle,
-    Run,
-    Verify,
-    source_of,
-)
+from parity_models.roles import DEPLOYED, source_of
+from parity_models.scheduling.actions import Action, Answer, Fail, Recycle, Run, Verify
 from parity_models.scheduling.health import State
 from parity_models.serving.frontend import Observer
 

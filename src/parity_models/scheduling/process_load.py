@@ -1,17 +1,15 @@
-"""The server's own process as the bottleneck: late reports are not late instances.
+"""The load of the process that the scheduler runs in: late reports are not late instances.
 
 Reports, timers and requests wait for the event loop. If that wait is a large part of a unit's run
-time, or the loop always computes or waits for a processor, all queries are late for this reason.
-Redundant work costs the loop as much as originals do, so it makes them later still.
+time, or the loop always computes or waits for a processor, the process itself is the bottleneck.
+Redundant work costs the loop as much as originals do, so it makes queries later still.
 """
-
-from enum import StrEnum
 
 NEWEST = 0.01
 """The weight of the newest measurement."""
 
-SHARE, LEAST = 0.1, 0.002
-"""The front door is the bottleneck once the wait exceeds this share of a median run time, and this
+SHARE, MIN_LAG = 0.1, 0.002
+"""The process is the bottleneck once the wait exceeds this share of a median run time, and this
 time in seconds, until it is below half of the larger one."""
 
 BUSY, NOT_BUSY = 0.9, 0.75
@@ -22,23 +20,9 @@ MEASURE_INTERVAL = 0.1
 """Seconds between two measurements of how busy it is."""
 
 
-class Redundancy(StrEnum):
-    """The state of redundant work."""
-
-    ON = "on"
-    TESTING = "testing"
-    """It is sent for every other slice of queries, as a test (policies/effect.py)."""
-    PAUSED = "paused"
-    """It did not help in the last test."""
-    BOTTLENECK = "bottleneck"
-    """The server's own process is the bottleneck."""
-    OFF = "off"
-    """It is switched off."""
-
-
-class FrontDoor:
-    """Knows how late the event loop is (`lag`, in seconds), and how `busy`: the share of the time
-    in which it computed or waited for a processor."""
+class ProcessLoad:
+    """Measures how late the event loop is (`lag`, in seconds), and how `busy`: the share of the
+    time in which it computed or waited for a processor."""
 
     def __init__(self) -> None:
         self.lag = 0.0
@@ -56,7 +40,7 @@ class FrontDoor:
         self._waits += 1
         self._waited += max(0.0, seconds)
         self.lag += NEWEST * (max(0.0, seconds) - self.lag)
-        limit, busy = max(LEAST, SHARE * typical_run), BUSY
+        limit, busy = max(MIN_LAG, SHARE * typical_run), BUSY
         if self.is_bottleneck:
             limit, busy = limit / 2, NOT_BUSY
         self.is_bottleneck = self.lag > limit or self.busy >= busy

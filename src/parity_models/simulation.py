@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from parity_models.emulation import Distribution, FaultPlan, Transfers, WorkerFaults
 from parity_models.errors import UserError
 from parity_models.roles import BACKUP, DEPLOYED, Source
-from parity_models.scheduling import (
+from parity_models.scheduling.actions import (
     Action,
     Answer,
     Cancel,
@@ -30,16 +30,16 @@ from parity_models.scheduling import (
     Fail,
     ForgetGroup,
     ForgetQueries,
-    Policy,
     Recycle,
     RecycleReason,
     Run,
-    Scheduler,
-    SchedulerConfig,
     Verify,
     WakeAt,
 )
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.policies import Policy
+from parity_models.scheduling.work import SchedulerConfig
 
 SOURCES = tuple(Source)
 """The sources that the numbers in SimulationResult.sources stand for."""
@@ -227,7 +227,7 @@ class Driver:
         for running in self._running.values():
             if not running.over:
                 self._add_busy(running, running.ends if running.ends < inf else self._now)
-        return replace(self._result, lag=self._scheduler.front_door.mean_lag)
+        return replace(self._result, lag=self._scheduler.process_load.mean_lag)
 
     def _at(self, time: float, callback: Callable[[], None]) -> None:
         """Enter into the calendar; of two entries for one time, the first comes first."""
