@@ -79,6 +79,7 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
             "depends on the other rows of the batch",
         ),
         ({}, f"{PLAIN} --metric iou", "are no boxes"),
+        ({}, f"{PLAIN} --contention none.json", "cannot read the fault plan none.json"),
         ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),
         ({}, f"{PLAIN} --out /proc/x", "nothing can be written to /proc"),
     ],

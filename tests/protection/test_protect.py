@@ -68,7 +68,8 @@ def given(folder: Path, *more: str) -> list[str]:
 def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(
     folder: Path, parm_here: Here
 ) -> None:
-    result = parm_here(*given(folder, "--json", str(folder / "found.json")))
+    calm = ("--contention", "{}", "--json", str(folder / "found.json"))
+    result = parm_here(*given(folder, *calm))
     assert result.returncode == 0, result.stderr
     for said in ("stand-ins found", "simulated", "hedging", "Simulated: p99", "95 of 100"):
         assert said in result.stdout
@@ -79,6 +80,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(
     assert None not in (manifest.calibration, manifest.accuracy, manifest.envelope)
     found = json.loads((folder / "found.json").read_text())
     assert found["finalists"][0]["outcome"]["p99_ms"] > 0
+    assert found["without"]["p99_ms"] < 2 * found["without"]["p50_ms"], "nothing slows instances"
     assert found["without"]["stood_in"] == found["hedging"]["stood_in"] == 0
     assert all(each["interval"][0] <= each["agreement"] for each in found["finalists"])
     if manifest.backup:

@@ -29,17 +29,13 @@ def simulate(
     if dispatch is not None and not policy:
         raise UserError("--dispatch needs --policy as well")
     choices = [PolicyChoice.parse(each, dispatch) for each in dict.fromkeys(policy or ())]
-    found = compare(
-        bundle,
-        policies=choices or None,
-        options=options,
-    )
+    found = compare(bundle, policies=choices or None, options=options)
     found.show()
     report = {
         "rate": found.scene.rate,
         "instances": found.scene.instances,
         "queries": found.scene.queries,
-        "contention": found.scene.contention,
+        "contention": found.scene.simulation.faults,
         "policies": {each.name: each.outcome for each in found.policies},
         "options": [each.policy.written_out() for each in found.policies],
     }

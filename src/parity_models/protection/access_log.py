@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from rich.console import RenderableType
 
 from parity_models.documents import content_of
-from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import flag_of, gather
@@ -43,7 +42,7 @@ from parity_models.protection.scene import (
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, StandIns
-from parity_models.simulation import Driver, Running
+from parity_models.simulation import Driver, Running, Simulation
 
 MAX_BYTES = 1 << 28
 """The largest log that is read."""
@@ -343,15 +342,10 @@ def advise(
     if backup is not None:
         rows["a stand-in behind Envoy"] = proxied(timeout)
         choices["one queue, a stand-in"] = Adaptive.name
-    scene = Scene(
-        service,
-        log.arrivals,
-        warm_up,
-        log.slots * len(log.servers),
-        FaultPlan(),
-        chosen.seed,
-        driver=partial(_Replay, log, {role: each / run for role, each in service.seconds.items()}),
-    )
+    slots, seed = log.slots * len(log.servers), chosen.seed
+    simulation = Simulation(log.arrivals, slots, 0, {}, seed=seed, warm_up=warm_up)
+    shares = {role: each / run for role, each in service.seconds.items()}
+    scene = Scene(service, simulation, partial(_Replay, log, shares))
     for name, policy in choices.items():
         rows[name] = scene.outcome(PolicyChoice(policy, dispatch="latency-aware"))
     return LogAdvice(log, rows, timeout, float((logged > timeout).mean()), backup, coverage)

@@ -20,7 +20,6 @@ from parity_models.protection.scene import (
     Service,
     SimulationOptions,
     at_all_levels,
-    contention_of,
     outcome_table,
     service_of,
 )
@@ -57,9 +56,6 @@ Choices = Sequence[tuple[PolicyChoice, Sequence[Service]]]
 class Goal(SimulationOptions):
     """The tail that a service is sized for, and the options of its simulation. Times in seconds."""
 
-    rate: Annotated[
-        float | None, Option("Queries per second; not with --log.", above=0, at_most=1e6)
-    ] = None
     p99: Annotated[
         float | None, Option("99 % of the answers come within this time.", unit=SECONDS, above=0)
     ] = None
@@ -213,12 +209,14 @@ def plan(
         All plans that were tried, and the one to take. They print as a table.
 
     Raises:
-        UserError: For options out of range, where there is no rate, if no query is answered, or
+        UserError: For options out of range, without rate and instances, if no query is answered, or
             more instances are needed than can be simulated.
     """
     goal = gather(Goal, options, given)
-    if goal.rate is None:
-        raise UserError("there is no load to plan for; give --rate, or an access log with --log")
+    if goal.rate is None and goal.instances is None:
+        raise UserError(
+            "there is no load to plan for; give --rate, --instances, or an access log with --log"
+        )
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
     service = service_of(opened, goal)
     planner = Planner(service, goal)
@@ -233,9 +231,7 @@ class Planner:
 
     def __init__(self, service: Service, goal: Goal) -> None:
         self._service, self._goal = replace(service, level=None), goal
-        few = replace(goal, instances=goal.instances or 1, contention=None)
-        self._scene = Scene.of(service, few, queries=QUERIES)
-        self.rate = goal.rate or self._scene.rate
+        self.rate = goal.rate or 0.5 * (goal.instances or 1) / service.unit
         self.least = max(1, ceil(self.rate * service.query / (1 - goal.headroom)))
         """The fewest instances that the load and the headroom need."""
 
@@ -299,9 +295,9 @@ class Planner:
     def _plan(self, choice: PolicyChoice, instances: int, service: Service) -> Plan:
         """Simulate a plan."""
         goal, level = self._goal, service.level
-        contention = contention_of(goal, service, instances)
-        scene = replace(self._scene, service=service, instances=instances, contention=contention)
-        outcome, agreement = scene.outcome(choice), service.agreement
+        options = replace(goal, rate=self.rate, instances=instances)
+        outcome = Scene.of(service, options, queries=QUERIES).outcome(choice)
+        agreement = service.agreement
         if not outcome.stood_in:
             agreement = 1.0
         elif agreement is not None:

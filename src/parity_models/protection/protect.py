@@ -37,9 +37,10 @@ from parity_models.protection.plan import DIFFER, Goal, Plans
 from parity_models.protection.plan import plan as find_plan
 from parity_models.protection.scene import (
     ALIKE,
-    Load,
+    INSTANCES,
     Outcome,
     Scene,
+    SceneOptions,
     Service,
     outcome_table,
 )
@@ -83,8 +84,8 @@ LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(TeachingOptions, Load):
-    """The options of a search for stand-ins, and of the load that these are simulated under."""
+class SearchOptions(TeachingOptions, SceneOptions):
+    """The options of a search for stand-ins, and the scene that these are simulated in."""
 
     minutes: Annotated[
         float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
@@ -260,6 +261,7 @@ def protect(
     chosen = gather(SearchOptions, options, given)
     end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
+    chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
     with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         if queries.calibration is not None and not chosen.ungated:
@@ -356,6 +358,7 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
         differ=options.differ,
         rate=options.rate,
         instances=options.instances,
+        contention=options.contention,
         queries=count,
         seed=options.seed,
         headroom=0.0,

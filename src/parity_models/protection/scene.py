@@ -11,7 +11,6 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
@@ -54,8 +53,8 @@ ALIKE = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load(Options):
-    """The queries that arrive, and the instances that serve them."""
+class SceneOptions(Options):
+    """The queries that arrive, the instances that serve them, and the slowness that these meet."""
 
     rate: Annotated[
         float | None,
@@ -68,17 +67,6 @@ class Load(Options):
     instances: Annotated[int | None, Option("Instances in all.", at_least=1, at_most=100_000)] = (
         None
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulationOptions(Load):
-    """The load of a simulation, and a service without a bundle. Times in seconds."""
-
-    queries: Annotated[
-        int | None,
-        Option("Queries of each simulation.", at_least=1000, at_most=10_000_000),
-    ] = None
-    seed: Annotated[int, Option("Fixes all that is random.", at_least=0, at_most=2**32 - 1)] = 0
     contention: Annotated[
         str | None,
         Option(
@@ -87,6 +75,25 @@ class SimulationOptions(Load):
             metavar="FILE",
         ),
     ] = None
+
+    def faults(self, instances: int) -> FaultPlan | None:
+        """Return the given contention of so many instances. Raises FaultPlanError."""
+        if self.contention is None:
+            return None
+        plan = load_fault_plan(self.contention)
+        plan.check(instances)
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions(SceneOptions):
+    """The scene of a simulation, and a service without a bundle. Times in seconds."""
+
+    queries: Annotated[
+        int | None,
+        Option("Queries of each simulation.", at_least=1000, at_most=10_000_000),
+    ] = None
+    seed: Annotated[int, Option("Fixes all that is random.", at_least=0, at_most=2**32 - 1)] = 0
     service_time: Annotated[
         float | None,
         Option(
@@ -297,16 +304,12 @@ def outcome_table(
 class Scene:
     """A service under a load, with its contention, which every policy of a comparison meets.
 
-    Queries arrive at the times `arrivals` (n,) in seconds, of which the first `warm_up` do not
-    count. `driver`: in place of the simulation's own.
+    The `simulation` has all instances, and the contention as its faults; policy and service add the
+    rest. `driver`: in place of the simulation's own.
     """
 
     service: Service
-    arrivals: NDArray[np.float64]
-    warm_up: int
-    instances: int
-    contention: FaultPlan
-    seed: int = 0
+    simulation: Simulation
     driver: Callable[..., Driver] | None = None
 
     @classmethod
@@ -319,51 +322,56 @@ class Scene:
         warm_up = count // WARM_UP
         rate = options.rate or 0.5 * instances / service.unit
         arrivals = poisson_arrivals(rate, count + warm_up, options.seed)
-        contention = contention_of(options, service, instances)
-        return cls(service, arrivals, warm_up, instances, contention, options.seed)
+        faults = options.faults(instances) or standard_contention(instances, service.unit)
+        seed = options.seed
+        return cls(
+            service,
+            Simulation(arrivals, instances, 0, {}, faults=faults, seed=seed, warm_up=warm_up),
+        )
+
+    @property
+    def instances(self) -> int:
+        """Instances in all."""
+        return self.simulation.instances
 
     @property
     def queries(self) -> int:
         """The queries that count."""
-        return len(self.arrivals) - self.warm_up
+        return len(self.simulation.arrivals) - self.simulation.warm_up
 
     @property
     def rate(self) -> float:
         """Queries per second."""
-        return len(self.arrivals) / float(self.arrivals[-1])
+        return len(self.simulation.arrivals) / float(self.simulation.arrivals[-1])
 
     def outcome(self, choice: PolicyChoice) -> Outcome:
         """Simulate a policy. Raises UserError if no query is answered."""
-        service = self.service
+        service, scene = self.service, self.simulation
         policy, dispatch = choice.build(service.stand_ins)
-        code = service.stand_ins.code
-        extra = extra_instances(choice, policy, self.instances, None, code)
+        extra = extra_instances(choice, policy, scene.instances, None, service.stand_ins.code)
         faults = msgspec.structs.replace(
-            self.contention, seed=self.seed, coverage=1.0, coverages=dict(service.coverage)
+            scene.faults, seed=scene.seed, coverage=1.0, coverages=dict(service.coverage)
         )
-        simulation = Simulation(
-            self.arrivals,
-            self.instances - extra,
-            extra,
-            {role: LogNormal(each, SPREAD) for role, each in service.seconds.items()},
+        simulation = replace(
+            scene,
+            instances=scene.instances - extra,
+            extra_instances=extra,
+            service={role: LogNormal(each, SPREAD) for role, each in service.seconds.items()},
             faults=faults,
             overhead=service.overhead,
             config=SchedulerConfig(max_batch=service.max_batch),
-            seed=self.seed,
-            warm_up=self.warm_up,
             further_rows=service.added,
         )
         result = simulate(simulation, policy, dispatch, driver=self.driver)
-        sources, latencies = result.sources[self.warm_up :], result.latencies[self.warm_up :]
+        sources, latencies = result.sources[scene.warm_up :], result.latencies[scene.warm_up :]
         answered = sources != FAILED
         if not answered.any():
             raise UserError(
                 "no query was answered in the simulation: lower --rate, or give other --contention"
             )
-        ms = latencies[answered] * 1e3
-        p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
+        p50, p99, p999 = np.quantile(latencies[answered] * 1e3, (0.5, 0.99, 0.999)).tolist()
         busy = sum(result.busy.values())
-        span = float(self.arrivals[-1] - self.arrivals[self.warm_up])
+        span = float(scene.arrivals[-1] - scene.arrivals[scene.warm_up])
         return Outcome(
             p50,
             p99,
@@ -373,17 +381,8 @@ class Scene:
             max(0.0, result.rows.get(DEPLOYED, 0) / len(sources) - 1),
             result.units,
             1e3 * busy / len(sources),
-            max(0.0, 1 - busy / (self.instances * span)) if span > 0 else 0.0,
+            max(0.0, 1 - busy / (scene.instances * span)) if span > 0 else 0.0,
         )
-
-
-def contention_of(options: SimulationOptions, service: Service, instances: int) -> FaultPlan:
-    """Return the contention of so many instances: the given, or the standard one."""
-    if options.contention is None:
-        return standard_contention(instances, service.unit)
-    plan = load_fault_plan(options.contention)
-    plan.check(instances)
-    return plan
 
 
 def standard_contention(instances: int, seconds: float) -> FaultPlan:
