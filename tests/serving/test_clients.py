@@ -111,7 +111,7 @@ async def test_a_block_serves_and_answers_calls(own: Path) -> None:
 
 def test_a_program_without_an_event_loop_is_served_too(own: Path) -> None:
     with parity_models.serve(own / "own" / "bundle", instances=1, policy="none") as server:
-        assert server.url is None
+        assert server.url == ""
         with ThreadPoolExecutor(4) as threads:
             for predicted in threads.map(server.predict, [ROWS[:4]] * 8):
                 np.testing.assert_allclose(predicted.output, SCORES[:4], rtol=1e-4, atol=1e-4)

@@ -121,9 +121,8 @@ async def serving(
         Metrics(),
         gate=gate,
         closed_gates=closed_gates,
-        golden=golden,
     )
-    starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances)))
+    starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances), golden))
     while not (starting.done() or engine.units):
         await asyncio.sleep(0)
     yield frontend, engine

@@ -148,7 +148,6 @@ class Deployment(ServedVersion):
         self._bundle = bundle
         self._faults = options.faults or FaultPlan()
         self._models = {role: bundle.pinned(file) for role, file in model_files(bundle).items()}
-        self._golden: dict[str, Golden] = {}
         metrics = Metrics(bundle.digest)
         parts = Parts(
             bundle=bundle,
@@ -180,7 +179,6 @@ class Deployment(ServedVersion):
             dispatch=dispatch,
             gate=OutputGate(gates, envelope),
             closed_gates=ClosedGates(bundle),
-            golden=self._golden,
             # Ids begin with 1, a plan's numbers with 0.
             refuses=lambda query, source: self._faults.refuses(query - 1, source),
         )
@@ -215,12 +213,13 @@ class Deployment(ServedVersion):
         """
         if self.feed is not None:
             self.feed.start()
-        self._golden |= await asyncio.to_thread(golden_of, self._bundle, self._models, self.roles)
-        await self.frontend.start(self.roles)
+        golden = await asyncio.to_thread(golden_of, self._bundle, self._models, self.roles)
+        await self.frontend.start(self.roles, golden)
 
     def retire(self) -> None:
         """End the live feed, and stop being ready, but still take queries."""
-        self._close_feed()
+        if self.feed is not None:
+            self.feed.close()
         self.frontend.retire()
 
     def begin_faults(self) -> None:
@@ -232,18 +231,14 @@ class Deployment(ServedVersion):
         """Return the live feed, whatever is asked for."""
         return self.feed
 
-    def _close_feed(self) -> None:
-        if self.feed is not None:
-            self.feed.close()
-
     async def drain(self) -> None:
-        """End the live feed, and take no more queries; return when those in flight have ended."""
-        self._close_feed()
+        """Take no more queries; return when those in flight have ended."""
         await self.frontend.drain()
 
     async def stop(self) -> None:
-        """Stop all instances at once."""
-        self._close_feed()
+        """Stop all instances, and the live feed, at once."""
+        if self.feed is not None:
+            self.feed.close()
         await self.frontend.stop()
 
 

@@ -234,7 +234,6 @@ class Frontend:
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer. By
             default, what is not finite is refused.
         closed_gates: The gates that an earlier server has closed, where these are kept.
-        golden: Queries to verify instances with, by role.
         refuses: Returns whether a fault plan refuses a query, by id, the stand-in with a source.
 
     """
@@ -252,7 +251,6 @@ class Frontend:
         dispatch: Dispatch | None = None,
         gate: OutputGate | None = None,
         closed_gates: ClosedGates | None = None,
-        golden: Mapping[str, Golden] | None = None,
         refuses: Callable[[int, Source], bool] = lambda query, source: False,
     ) -> None:
         self.metrics = metrics
@@ -273,7 +271,7 @@ class Frontend:
         self._code = code
         self._gate = OutputGate() if gate is None else gate
         self._imitated = imitated
-        self._golden: Mapping[str, Golden] = {} if golden is None else golden
+        self._golden: Mapping[str, Golden] = {}
         self._roles: Sequence[str] = ()
         self._has_stand_ins = False
         self._units: dict[int, _Unit] = {}
@@ -516,9 +514,12 @@ class Frontend:
 
     # Its life
 
-    async def start(self, roles: Sequence[frozenset[str]]) -> None:
+    async def start(
+        self, roles: Sequence[frozenset[str]], golden: Mapping[str, Golden] | None = None
+    ) -> None:
         """Start an instance for each of `roles`; return when all are up and have answered their
-        golden queries. Raises what the engine raises."""
+        `golden` queries, by role. Raises what the engine raises."""
+        self._golden = golden or {}
         self._roles = sorted(frozenset().union(*roles))
         self._has_stand_ins = self._roles != [DEPLOYED]
         # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).

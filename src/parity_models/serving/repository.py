@@ -47,7 +47,6 @@ _OF_SERVER = frozenset(
 _REQUESTS = "parm_requests"
 """Counted with the model that answers, or with the server where no model is found."""
 
-_BEING_LOADED = "it is being loaded"
 _NO_VERSION = "has no version: a folder named 1, 2, ... that is a bundle"
 
 _log = logging.getLogger(__name__)
@@ -94,9 +93,7 @@ class RepositoryModel:
         self._open_version = open_version
         self._loading: str | None = None
         self._reasons: dict[str, str] = {}
-        """The reason why each version that was tried is not current."""
-        self._why_none = ""
-        """The reason why no version is current, if one was."""
+        """The reason why each version that was tried is not current, the latest last."""
         self._changing = asyncio.Lock()
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,11 +118,11 @@ class RepositoryModel:
     async def unload(self, why: str = "unloaded") -> None:
         """Unload all versions; returns when their requests are answered."""
         if self._loading is not None:
-            self._reasons[self._loading], self._loading = why, None
+            self._set_reason(self._loading, why)
+            self._loading = None
         current, self.current = self.current, None
         if current is not None:
             self._end(current, why)
-            self._why_none = why
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -152,17 +149,15 @@ class RepositoryModel:
         """
         if self.current is not None and version in (None, self.current):
             return self.running[self.current]
-        entries = {each.version: each for each in self.index()}
+        reasons = {each.version: each.reason for each in self.index()}
         if version is None:
-            reasons = [each.reason for each in entries.values() if each.reason]
-            why = self._why_none or (reasons[-1] if reasons else _BEING_LOADED)
-            raise UnavailableError(f"model {self.name!r} is not served: {why}")
-        if version not in entries:
+            latest = [*reasons.values(), *self._reasons.values()][-1]
+            name, why = f"model {self.name!r}", "" if self._loading is not None else latest
+        elif version in reasons:
+            name, why = f"version {version} of model {self.name!r}", reasons[version]
+        else:
             raise NotFoundError(f"model {self.name!r} has no version {version!r}")
-        raise UnavailableError(
-            f"version {version} of model {self.name!r} is not served: "
-            f"{entries[version].reason or _BEING_LOADED}"
-        )
+        raise UnavailableError(f"{name} is not served: {why or 'it is being loaded'}")
 
     def index(self) -> list[IndexEntry]:
         """Return all versions, those that still run without their folder included."""
@@ -193,20 +188,20 @@ class RepositoryModel:
                 await asyncio.wait((self._ending[version],))
             if version == self.current:
                 return
-            self._loading, self._why_none = version, ""
+            self._loading = version
             try:
                 deployment = self.running[version] = await self._warm(version)
                 if self._loading is None:  # unloaded in the meantime
                     self._end(version, self._reasons[version])
                     return
             except ParityModelsError as error:
-                self._reasons[version] = str(error)
+                self._set_reason(version, str(error))
                 _log.error("%s version %s cannot be loaded: %s", self.name, version, error)
                 raise InvalidRequestError(
                     f"version {version} of model {self.name!r} cannot be loaded: {error}"
                 ) from error
             except BaseException as error:
-                self._reasons[version] = f"loading failed: {error!r}"
+                self._set_reason(version, f"loading failed: {error!r}")
                 raise
             finally:
                 self._loading = None
@@ -232,8 +227,12 @@ class RepositoryModel:
 
     def _end(self, version: str, why: str) -> None:
         _log.info("%s version %s is unloaded: %s", self.name, version, why)
-        self._reasons[version] = why
+        self._set_reason(version, why)
         self._ending[version] = self._task(self._stop(version))
+
+    def _set_reason(self, version: str, why: str) -> None:
+        self._reasons.pop(version, None)
+        self._reasons[version] = why
 
     async def _stop(self, version: str) -> None:
         deployment = self.running[version]
@@ -246,13 +245,9 @@ class RepositoryModel:
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved
         return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved: the caller may be gone
 
 
 class Repository(Collector):

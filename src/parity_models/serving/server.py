@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -107,9 +107,10 @@ class Server:
         self._clients = options.access.clients()
         self._https: list[HttpServer] = []
         if options.port is not None:
-            is_repository, page = isinstance(self.models, Repository), None
+            page = None
             if options.ui:
-                page = Page(title, self.models.feed_of, repository=is_repository)
+                several = isinstance(self.models, Repository)
+                page = Page(title, self.models.feed_of, repository=several)
             rest = Rest(
                 self.models,
                 metrics,
@@ -306,22 +307,19 @@ def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:
 
 
 class Serving:
-    """Serves a bundle while a block runs. `async with` gives the Server; `with` gives this, which
+    """Runs a server while a block runs. `async with` gives the Server; `with` gives this, which
     runs it on an event loop in a thread of its own, for callers without one."""
 
-    def __init__(self, make: Callable[[], Server]) -> None:
-        self._make = make
+    def __init__(self, server: Server) -> None:
+        self._server = server
 
     async def __aenter__(self) -> Server:
-        self._server = self._make()
-        await self._server.start()
-        return self._server
+        return await self._server.__aenter__()
 
     async def __aexit__(self, *error: object) -> None:
         await self._server.stop()
 
     def __enter__(self) -> Self:
-        self._server = self._make()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -339,9 +337,9 @@ class Serving:
             self._end_loop()
 
     @property
-    def url(self) -> str | None:
-        """The base URL, as http://127.0.0.1:8000; None without a port."""
-        return self._server.url or None
+    def url(self) -> str:
+        """The base URL, as http://127.0.0.1:8000; "" without a port."""
+        return self._server.url
 
     @property
     def grpc_url(self) -> str | None:
@@ -402,4 +400,4 @@ def serve(
     elif given:
         raise TypeError("give options as one ServeOptions or by name, not both")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
-    return Serving(lambda: Server(opened, options))
+    return Serving(Server(opened, options))

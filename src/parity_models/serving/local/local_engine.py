@@ -95,14 +95,13 @@ class WorkerProcess(SupervisedInstance):
         number: int,
         name: str,
         models: Mapping[str, AssignedModel],
-        placement: Placement,
         on_report: OnReport,
+        placement: Placement,
         *,
         execute: Callable[..., Awaitable[Process]] = asyncio.create_subprocess_exec,
     ) -> None:
-        super().__init__(number, name, frozenset(models), on_report)
+        super().__init__(number, name, models, on_report)
         self.node = placement.node
-        self._models = models
         self._placement = placement
         self._execute = execute
         self._process: Process | None = None
@@ -227,9 +226,6 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
         super().__init__(options, parts)
         self.worker: Callable[..., WorkerProcess] = WorkerProcess
         """Makes each life of a worker."""
-        self._copies: dict[str, IO[bytes]] = {}
-        """Private copies of the models, by hash: files without a name, which workers inherit."""
-        self._assigned: dict[str, AssignedModel] = {}
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the workers that are up, by instance."""
@@ -237,27 +233,31 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
             name: worker.pid for name, worker in self._instances.items() if worker.pid is not None
         }
 
-    async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
-        used = {role: self._parts.models[role] for role in sorted(frozenset[str]().union(*roles))}
-        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, used))
+    async def _prepare(
+        self, models: Mapping[str, PinnedModel], instances: int
+    ) -> Mapping[str, AssignedModel]:
+        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, models))
         try:
-            await asyncio.shield(copying)
+            return await asyncio.shield(copying)
         except asyncio.CancelledError:
             await asyncio.wait((copying,))
             raise
 
-    def _copy(self, models: Mapping[str, PinnedModel]) -> None:
-        """Copy the models, so that workers which start later load what was checked, even if the
-        bundle's folder or the temporary folder is gone.
+    def _copy(self, models: Mapping[str, PinnedModel]) -> Mapping[str, AssignedModel]:
+        """Copy the models to files without a name, which workers inherit: those that start later
+        load what was checked, even if the bundle's folder or the temporary folder is gone.
 
         Raises ModelError for a model that was changed since it was checked, and ServingError if it
         cannot be copied.
         """
+        copies: dict[str, IO[bytes]] = {}
+        assigned = {}
         for role, model in models.items():
             try:
-                if model.sha256 not in self._copies:
-                    copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _release()
-                    self._copies[model.sha256] = copy
+                if model.sha256 not in copies:
+                    copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the resources
+                    self._resources.enter_context(copy)
+                    copies[model.sha256] = copy
                     copy.write(model.read())
                     copy.flush()
             except OSError as error:
@@ -265,19 +265,15 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
                     f"cannot keep a copy of {model.path} among temporary files: "
                     f"{error.strerror}; set TMPDIR to a folder with room for it"
                 ) from error
-            descriptor = self._copies[model.sha256].fileno()
-            self._assigned[role] = AssignedModel(
+            descriptor = copies[model.sha256].fileno()
+            assigned[role] = AssignedModel(
                 descriptor, model.sha256, f"{role} ({model.path})", model.signature
             )
+        return assigned
 
     def _make(
-        self, number: int, name: str, roles: frozenset[str], on_report: OnReport
+        self, number: int, name: str, models: Mapping[str, AssignedModel], on_report: OnReport
     ) -> WorkerProcess:
-        models = {role: self._assigned[role] for role in sorted(roles)}
         placements = self._parts.placements
         placement = placements[number] if placements else Placement()
-        return self.worker(number, name, models, placement, on_report)
-
-    async def _release(self) -> None:
-        for copy in self._copies.values():
-            copy.close()
+        return self.worker(number, name, models, on_report, placement)

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
 
-from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.engine import Parts
+from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.serving.worker.supervised import (
     OnReport,
     SupervisedEngine,
@@ -29,7 +27,7 @@ class WorkerThread(SupervisedInstance):
     def __init__(
         self, number: int, name: str, models: Mapping[str, OnnxModel], on_report: OnReport
     ) -> None:
-        super().__init__(number, name, frozenset(models), on_report)
+        super().__init__(number, name, models, on_report)
         self._hello = Hello({role: model.signature for role, model in models.items()})
         self._runner = Runner(models)
         self._units: SimpleQueue[tuple[Unit, Frame] | None] = SimpleQueue()
@@ -73,21 +71,15 @@ class ThreadEngine(SupervisedEngine[WorkerThread]):
     same_clock = True
     tolerance = 1e-5
 
-    def __init__(self, options: Any, parts: Parts) -> None:
-        super().__init__(options, parts)
-        self._loaded: dict[str, OnnxModel] = {}
-
-    async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
-        for role in sorted(frozenset[str]().union(*roles)):
-            model = self._parts.models[role]
-            name = f"{role} ({model.path})"
-            self._loaded[role] = warm_model(await asyncio.to_thread(model.load), name)
+    async def _prepare(
+        self, models: Mapping[str, PinnedModel], instances: int
+    ) -> Mapping[str, OnnxModel]:
+        return {
+            role: warm_model(await asyncio.to_thread(model.load), f"{role} ({model.path})")
+            for role, model in models.items()
+        }
 
     def _make(
-        self, number: int, name: str, roles: frozenset[str], on_report: OnReport
+        self, number: int, name: str, models: Mapping[str, OnnxModel], on_report: OnReport
     ) -> WorkerThread:
-        models = {role: self._loaded[role] for role in sorted(roles)}
         return WorkerThread(number, name, models, on_report)
-
-    async def _release(self) -> None:
-        self._loaded.clear()

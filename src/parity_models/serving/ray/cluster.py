@@ -174,12 +174,11 @@ class ActorInstance(SupervisedInstance):
         number: int,
         name: str,
         models: Mapping[str, StoredModel],
-        cpus: float,
         on_report: OnReport,
+        cpus: float,
     ) -> None:
-        super().__init__(number, name, frozenset(models), on_report)
+        super().__init__(number, name, models, on_report)
         self._loop = asyncio.get_running_loop()
-        self._models = models
         self._cpus = cpus
         self._actor: Any = None
         self._killed = asyncio.Event()

@@ -6,14 +6,15 @@ is decided here, as for the processes of the local engine.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from parity_models.errors import ParityModelsError, UserError, install
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.options import Option
-from parity_models.serving.engine import Engine, Parts
+from parity_models.serving.engine import Engine
 from parity_models.serving.worker.supervised import OnReport, SupervisedEngine
 
 if TYPE_CHECKING:
@@ -50,12 +51,9 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
             float, Option("CPUs that Ray reserves for an instance.", at_least=0)
         ] = 1.0
 
-    def __init__(self, options: Options, parts: Parts) -> None:
-        super().__init__(options, parts)
-        self._connection: Any = None
-        self._stored: Mapping[str, StoredModel] = {}
-
-    async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
+    async def _prepare(
+        self, models: Mapping[str, PinnedModel], instances: int
+    ) -> "Mapping[str, StoredModel]":
         # Only now: without this engine, Ray need not be installed.
         try:
             from parity_models.serving.ray.cluster import Connection
@@ -64,29 +62,19 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
 
         connecting = asyncio.ensure_future(asyncio.to_thread(Connection, self._options.address))
         try:
-            self._connection = await asyncio.shield(connecting)
+            connection = await asyncio.shield(connecting)
         except asyncio.CancelledError:
             with suppress(ParityModelsError):
                 (await connecting).close()
             raise
+        self._resources.push_async_callback(asyncio.to_thread, connection.close)
         self._cpus = self._options.cpus_per_instance if self._options.address else 0.0
-        used = {role: self._parts.models[role] for role in sorted(frozenset[str]().union(*roles))}
-        await self._connection.check_room(len(roles) * self._cpus)
-        self._stored = await asyncio.to_thread(self._connection.store, used)
+        await connection.check_room(instances * self._cpus)
+        return await asyncio.to_thread(connection.store, models)
 
     def _make(
-        self,
-        number: int,
-        name: str,
-        roles: frozenset[str],
-        on_report: OnReport,
+        self, number: int, name: str, models: "Mapping[str, StoredModel]", on_report: OnReport
     ) -> "ActorInstance":
         from parity_models.serving.ray.cluster import ActorInstance
 
-        models = {role: self._stored[role] for role in sorted(roles)}
-        return ActorInstance(number, name, models, self._cpus, on_report)
-
-    async def _release(self) -> None:
-        self._stored = {}
-        if self._connection is not None:
-            await asyncio.to_thread(self._connection.close)
+        return ActorInstance(number, name, models, on_report, self._cpus)

@@ -10,7 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from parity_models.emulation import FaultPlan
 from parity_models.errors import ServingError
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Layout, Signature
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import Engine, EngineListener, Parts
@@ -63,30 +64,27 @@ class RunningUnit:
 class SupervisedInstance(ABC):
     """One life of an instance, which ends once and is followed by another.
 
-    `number` counts the engine's instances from 0 and is the same in every life; `name` is not.
-    `joined` is true once it has said hello. `silence` is the number of the engine's ticks since its
-    last report. `signatures` are those of its models, by role, once it has joined. `why_killed` is
-    set once it has been killed; later reports are ignored. `recycled` is true if it was killed
-    although no fault of its process is known. Its reports go to `on_report`, with the bytes of a
-    unit's outputs.
+    `number` counts the engine's instances from 0 and is the same in every life; `name` is not. It
+    runs `models`, by role, as its engine prepared them. `joined` is true once it has said hello.
+    `silence` is the number of the engine's ticks since its last report. `signatures` are those of
+    its models, by role, once it has joined. `why_killed` is set once it has been killed; later
+    reports are ignored. `recycled` is true if it was killed although no fault of its process is
+    known. Its reports go to `on_report`, with the bytes of a unit's outputs.
     """
 
     def __init__(
-        self,
-        number: int,
-        name: str,
-        roles: frozenset[str],
-        on_report: OnReport,
+        self, number: int, name: str, models: Mapping[str, Any], on_report: OnReport
     ) -> None:
         self.number = number
         self.name = name
-        self.roles = roles
+        self.roles = frozenset(models)
         self.node: str | None = None
         self.joined = False
         self.recycled = False
         self.why_killed: str | None = None
         self.silence = 0
         self.running: RunningUnit | None = None
+        self._models = models
         self._on_report = on_report
         self.signatures: Mapping[str, Signature] = {}
 
@@ -140,6 +138,9 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     def __init__(self, options: Any, parts: Parts) -> None:
         self._options = options
         self._parts = parts
+        self._models: Mapping[str, Any] = {}
+        self._resources = AsyncExitStack()
+        """What instances are started from; closed when the engine has stopped."""
         self._instances: dict[str, AnyInstance] = {}
         self._to_join: set[int] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
@@ -151,22 +152,19 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     # For subclasses
 
     @abstractmethod
-    async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
-        """Prepare what instances are started from. Raises ServingError or UserError."""
+    async def _prepare(
+        self, models: Mapping[str, PinnedModel], instances: int
+    ) -> Mapping[str, Any]:
+        """Return the models, by role, in the form in which so many instances take them.
+
+        Raises ServingError or UserError.
+        """
 
     @abstractmethod
     def _make(
-        self,
-        number: int,
-        name: str,
-        roles: frozenset[str],
-        on_report: OnReport,
+        self, number: int, name: str, models: Mapping[str, Any], on_report: OnReport
     ) -> AnyInstance:
         """Return an instance's next life, to be started."""
-
-    @abstractmethod
-    async def _release(self) -> None:
-        """Undo `_prepare`, also if it failed half-way."""
 
     # Engine
 
@@ -176,7 +174,9 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._slots = asyncio.Semaphore(self._parts.starts_at_once or len(roles))
         try:
-            await self._prepare(roles)
+            used = sorted(frozenset[str]().union(*roles))
+            models = {role: self._parts.models[role] for role in used}
+            self._models = await self._prepare(models, len(roles))
             self._to_join = set(range(len(roles)))
             self._supervisors = {
                 asyncio.create_task(self._supervise(number, each))
@@ -203,7 +203,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             if self._supervisors:
                 await asyncio.wait(self._supervisors)
         finally:
-            await self._release()
+            self._models = {}
+            await self._resources.aclose()
 
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         its = self._instances.get(instance)
@@ -320,7 +321,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             began = self._loop.time()
             instance: AnyInstance | None = None
             try:
-                instance = self._make(number, name, roles, partial(self._on_report, name))
+                models = {role: self._models[role] for role in sorted(roles)}
+                instance = self._make(number, name, models, partial(self._on_report, name))
                 self._instances[name] = instance
                 why = await instance.live()
             except Exception as error:  # what is missing now may be available later
