@@ -58,6 +58,23 @@ def test_parm_backup_trains_a_bag_of_words(folder: Path, parm_here: Here, tmp_pa
 
 
 @pytest.mark.slow
+def test_parm_parity_stacks_ids(folder: Path, parm_here: Here, tmp_path: Path) -> None:
+    out, more = tmp_path / "out", ("--network", "text@units=32", "--epochs", "8", "--k", "3")
+    result = parm_here(*command("parity", folder, out, "--output", "logits", *more))
+    assert result.returncode == 0, result.stderr
+    bundle = open_bundle(out)
+    accuracy, backup = bundle.manifest.accuracy, bundle.manifest.backup
+    assert bundle.isolated
+    assert isinstance(bundle.envelope(), Envelope)
+    assert backup is not None
+    assert backup.slot
+    assert accuracy is not None
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.degraded_accuracy > 0.85
+    assert accuracy.backup_accuracy == pytest.approx(accuracy.degraded_accuracy, abs=0.01)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "message"), [("mlp", "choose text"), ("text@units=0", "units")]
 )
@@ -78,7 +95,8 @@ def test_networks_that_do_not_fit_are_refused(
         ((), "name the one that stand-ins imitate with --output"),
         (("--output", "pooled"), "no output 'pooled'; it has logits, hidden"),
         (("--output", "hidden"), "cannot be imitated"),
-        (("--output", "logits"), "takes 'ids' INT64 [length], 'mask' INT64 [length]; train"),
+        (("--output", "logits", "--encoder", "stack@axis=0"), "joins queries along an axis of no"),
+        (("--output", "logits", "--r", "2"), "use --encoder stack@new-axis=true"),
     ],
 )
 def test_outputs_and_codes_that_do_not_fit_are_refused(

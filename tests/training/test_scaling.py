@@ -13,7 +13,7 @@ from parity_models.evaluation.outputs import deployed_predictor
 from parity_models.models.envelope import channel_axis
 from parity_models.training import TrainingOptions
 from parity_models.training.networks import parity_network
-from parity_models.training.problems import Scaled, scaled
+from parity_models.training.problems import one_slot, scaled
 from trainings import evaluate, train_parity
 
 SCALES = np.array([1e-2, 1, 30, 4e3, 0.5, 200])
@@ -49,8 +49,9 @@ def test_one_slot_is_a_scaled_network_for_one_query() -> None:
     stacked = (3 * shape[0], *shape[1:])
     inputs, targets = 100 * torch.randn(16, *stacked), 100 * torch.randn(16, 3, 10)
     module = scaled(network, inputs, targets, channel_axis(stacked))
-    assert isinstance(module, Scaled)
     module(inputs)
-    slot = module.eval().slot().eval()
+    slot = one_slot(module.eval())
+    assert slot is not None
+    slot.eval()
     with torch.no_grad():
         torch.testing.assert_close(slot(inputs[:, : shape[0]]), module(inputs)[:, 0])

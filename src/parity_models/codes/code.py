@@ -103,6 +103,16 @@ class Code:
         return self.encoder.apart and self.decoder.apart
 
     @property
+    def by_slot(self) -> bool:
+        """True if a network for single queries, run on each slot, is the only parity model.
+
+        Queries lie along a new first axis of parity queries, and predictions along one of outputs.
+        """
+        stacked = {name: (self.k, *shape) for name, shape in self.query_shapes.items()}
+        read_off = self.r == 1 and self.decoder.reads_off
+        return read_off and self.stacked_axis == 0 and self.parity_shapes == stacked
+
+    @property
     def query_shape(self) -> Shape:
         """The shape of the only input. Raises CodeError where there are others."""
         return self._only(self.query_shapes)

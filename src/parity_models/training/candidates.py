@@ -16,7 +16,7 @@ from parity_models.evaluation.calibration import LEVELS, estimate_coverage
 from parity_models.models.bundle import PROBABILITIES, Bundle, NewModel, Training, parity_inputs
 from parity_models.models.export import export
 from parity_models.models.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
-from parity_models.models.networks.network import Slot, Slotwise, served
+from parity_models.models.networks.network import EachSlot, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.progress import OnProgress
@@ -40,7 +40,7 @@ from parity_models.training.networks import (
     parity_network,
     single_network,
 )
-from parity_models.training.problems import Distillation, Scaled
+from parity_models.training.problems import Distillation, one_slot
 from parity_models.training.teacher import Queries, Teacher
 
 
@@ -88,14 +88,15 @@ class Exported:
 
 def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
     """Return the code for a deployed model's queries. Raises CodeError for one that cannot be."""
-    signature = teacher.signature
-    if not teacher.plain:
+    shapes = {each.name: each.shape for each in teacher.signature.inputs}
+    code = Code(spec, shapes, teacher.output.shape)
+    if not (teacher.plain or code.by_slot):
         raise CodeError(
-            "parity models are trained for models of one float32 input and output of fixed shape, "
-            f"and this one takes {signature}; train a backup, with parm backup or parm protect"
+            "for models of several inputs, of integers or of dynamic axes, one parity model is "
+            "trained, which answers each slot apart: use --encoder stack@new-axis=true --decoder "
+            "separate --r 1"
         )
-    shapes = {each.name: each.shape for each in signature.inputs}
-    return Code(spec, shapes, teacher.output.shape)
+    return code
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Candidate:
         network = factory or proposal.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(lesson.seed)
-            if code is None:
+            if code is None or code.by_slot:
                 chosen = single_network(network, lesson.queried, teacher.output.shape)
                 module = chosen.make()
             else:
@@ -169,7 +170,8 @@ class Candidate:
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
-        self._problem = Distillation(module, code, data, chosen.recipe, foreign=self._foreign)
+        grouped = None if code is None or code.by_slot else code
+        self._problem = Distillation(module, grouped, data, chosen.recipe, foreign=self._foreign)
         self.data = data
 
     @property
@@ -254,7 +256,7 @@ class Candidate:
         Parity models that run one network in each slot come with that network as a backup. Another
         backup has a head if more may be answered by it at the wanted level.
         """
-        module, lesson = self._problem.module, self.lesson
+        models, lesson = self._problem.models, self.lesson
         training = Training(
             task=lesson.teacher.bundle.manifest.task,
             inputs=len(lesson.queries.train),
@@ -265,16 +267,14 @@ class Candidate:
             device=str(self.data.inputs.device),
             recipe=self.options,
         )
-        if not isinstance(module, nn.ModuleList):
-            backup = self._model(module, head=self._choose_head())
+        if self._code is None:
+            backup = self._model(models[0], head=self._choose_head())
             return Exported(backup=backup, backup_training=training)
-        inner = [each.network if isinstance(each, Scaled) else each for each in module]
-        slotwise = isinstance(inner[0], Slotwise)
-        parity = [self._model(each, self._code, slotwise=slotwise) for each in module]
-        slot = None
-        if isinstance(inner[0], Slotwise):
-            one = module[0].slot() if isinstance(module[0], Scaled) else Slot(inner[0])
-            slot = self._model(one, slot=True)
+        one = models[0] if self._code.by_slot else one_slot(models[0])
+        if self._code.by_slot:
+            models = [EachSlot(models[0], self._code.k)]
+        parity = [self._model(each, self._code, slotwise=one is not None) for each in models]
+        slot = None if one is None else self._model(one, slot=True)
         return Exported(self.proposal.code, parity, slot, training)
 
     def _choose_head(self) -> Head | None:

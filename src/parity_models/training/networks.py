@@ -12,11 +12,12 @@ from torch import nn
 
 from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
-from parity_models.models.export import export, floats
+from parity_models.models.export import OUTPUT, export, floats
 from parity_models.models.networks import MLP, NETWORKS, Effort, Network, SmallResNet, family
 from parity_models.models.networks.network import Slotwise, copy_weights
 from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.signature import Signature, Tensor
 from parity_models.registry import is_own, load_own, say
 
 SUMS_EPOCHS = 4
@@ -156,7 +157,8 @@ def _checked(name: str, make: Callable[[], nn.Module], takes: Shape, gives: Shap
     if next(network.parameters(), None) is None:
         raise TrainingError(f"{made} has no weights that could be trained")
     try:
-        OnnxModel(export(network, [floats(takes)]))  # now, not after hours of training
+        signature = Signature((floats(takes),), (Tensor(OUTPUT, "FP32", gives),))
+        OnnxModel(export(network, signature.inputs), signature=signature)  # now, not after hours
     except Exception as error:
         raise TrainingError(f"{made} cannot be served from ONNX: {say(error)}") from error
     return network

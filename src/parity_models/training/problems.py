@@ -64,7 +64,8 @@ class Distillation:
             self._scale()
 
     @property
-    def _models(self) -> Sequence[nn.Module]:
+    def models(self) -> Sequence[nn.Module]:
+        """The r parity models of the code, or the one network for single queries."""
         return list(self.module) if isinstance(self.module, nn.ModuleList) else [self.module]
 
     @torch.no_grad()
@@ -88,7 +89,7 @@ class Distillation:
         rows = order[: groups * code.k].view(code.k, -1).to(inputs.device)
         parities = self._encoded([data.inputs[each] for each in rows])
         models = nn.ModuleList()
-        for j, model in enumerate(self._models):
+        for j, model in enumerate(self.models):
             targets = None if classes else code.targets(list(self._targets[0, rows]), j)
             (parity,) = parities[j].tensors
             models.append(scaled(model, parity, targets, channels))
@@ -117,9 +118,7 @@ class Distillation:
 
     def _loss(self, queries: Sequence[Rows], predictions: Sequence[Tensor]) -> Tensor:
         total, transform = torch.zeros((), device=predictions[0].device), self.data.transform
-        for j, (model, encoded) in enumerate(
-            zip(self._models, self._encoded(queries), strict=True)
-        ):
+        for j, (model, encoded) in enumerate(zip(self.models, self._encoded(queries), strict=True)):
             outputs = run_reduced(model, encoded)
             targets = predictions[0] if self._code is None else self._code.targets(predictions, j)
             if not self._decoded:
@@ -166,7 +165,7 @@ class Distillation:
         ]
         targets = transform.targets(data.held_out_predictions)
         predictions = [targets[rows] for rows in members]
-        for j, model in enumerate(self._models):
+        for j, model in enumerate(self.models):
             parities = torch.cat([part[j].tensors[0] for part in parts])
             each = self._decode_each(predictions, predict(model, Rows((parities,))), j)
             for decoded, rows in zip(each, members.numpy(), strict=True):
@@ -266,16 +265,22 @@ class Scaled(NamedModule):
             return self
         return Scaled(served(self.network), self.scale, self.offset)
 
-    def slot(self) -> "Scaled":
-        """Return the first slot of a Slotwise network as a network for one query alone."""
-        assert isinstance(self.network, Slotwise)
-        rows = self.network.query_shape[0]
-        shift, inverse = (
-            each[:rows] if each.ndim and len(each) == self.network.k * rows else each
-            for each in (self.shift, self.inverse)
-        )
-        scale, offset = (each[0] if each.ndim else each for each in (self.scale, self.offset))
-        return Scaled(Slot(self.network), scale, offset, shift, inverse)
+
+def one_slot(module: nn.Module) -> nn.Module | None:
+    """Return the first slot of a Slotwise network, scaled or not, as a network for one query alone;
+    None for others."""
+    if not isinstance(module, Scaled):
+        return Slot(module) if isinstance(module, Slotwise) else None
+    network = module.network
+    if not isinstance(network, Slotwise):
+        return None
+    rows = network.query_shape[0]
+    shift, inverse = (
+        each[:rows] if each.ndim and len(each) == network.k * rows else each
+        for each in (module.shift, module.inverse)
+    )
+    scale, offset = (each[0] if each.ndim else each for each in (module.scale, module.offset))
+    return Scaled(Slot(network), scale, offset, shift, inverse)
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from parity_models.models.bundle import parity_inputs
 from parity_models.models.export import export
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.network import served
+from parity_models.models.networks.network import EachSlot, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Signature, Sizes, Tensor
@@ -51,25 +51,27 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     return [fast[0], *fast[1:][-1:], *fast[1:-1]]
 
 
-def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried) -> str:
+def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: Sizes) -> str:
     """Choose the network of parity models where none is named.
 
     It is the deployed model's if the bundle holds its weights, which training then starts from.
     Else it is the most capable that takes no longer than the deployed model for one query, by times
     measured here, or the fastest if all take longer: a slower one would make its instances a
-    bottleneck.
+    bottleneck. Networks are measured for queries of these `sizes`.
     """
-    code, signature = code_for(spec, teacher), teacher.signature
+    code = code_for(spec, teacher)
     own = teacher.bundle.manifest.deployed.network
     if not teacher.foreign and family(own) in NETWORKS.names:
         return own
     output = Tensor(teacher.output.name, "FP32", code.parity_output_shape)
-    signature = Signature(parity_inputs(code, signature), (output,))
+    signature = Signature(parity_inputs(code, teacher.signature), (output,), teacher.signature.axes)
 
     def make(name: str) -> nn.Module:
+        if code.by_slot:
+            return EachSlot(single_network(name, queried, teacher.output.shape).make(), code.k)
         return parity_network(name, code).make()
 
-    shares = measure_networks(teacher, queried, make, signature, ())
+    shares = measure_networks(teacher, queried, make, signature, sizes)
     fast = [name for name, share in shares.items() if share <= SLACK]
     return fast[-1] if fast else min(shares, key=lambda name: shares[name])
 

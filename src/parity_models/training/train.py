@@ -111,7 +111,8 @@ def parity(
             input by name. A tenth each is held out to choose the best epoch, to calibrate gates and
             to measure accuracy.
         out: The folder of the bundle to write.
-        code: By default stack and separate, k=2.
+        code: By default stack and separate, k=2. Queries of several inputs, of integers or of
+            dynamic axes are stacked along a new axis.
         network: A name, package.module:name of one's own, or a function that makes networks. By
             default the deployed model's if its weights are in the bundle; else the most capable
             that is not slower than the deployed model.
@@ -135,6 +136,8 @@ def parity(
     chosen = gather(TrainingOptions, options, given)
     spec = code or BEST
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
+        if spec.encoder == "stack" and not (spec.encoder_options or teacher.plain):
+            spec = replace(spec, encoder_options={"new_axis": True})
         queries = find_queries(teacher, inputs, chosen, k=spec.k)
         return train(teacher, queries, out, network, spec, chosen, callbacks=callbacks)
 
@@ -202,7 +205,7 @@ def train(
     sizes = commonest(queries.train, teacher.signature)
     if network is None:
         assert code is not None
-        network = propose_network(teacher, code, queried)
+        network = propose_network(teacher, code, queried, sizes)
         callbacks.say(f"parity network: {network}")
     began = time.monotonic()
     name = find_network(network)[0]

@@ -234,6 +234,22 @@ class Slotwise(nn.Module):
         return inside_first.reshape(-1, channels * rows * columns, down, across)
 
 
+class EachSlot(NamedModule):
+    """Runs `network`, for single queries, on each of k queries along a new first axis of inputs:
+    takes (n, k, *shape) of each input, gives (n, k, *outputs)."""
+
+    def __init__(self, network: nn.Module, k: int) -> None:
+        super().__init__()
+        self.network, self._k = network, k
+
+    def served(self) -> nn.Module:
+        return EachSlot(served(self.network), self._k)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.network(*(each.flatten(0, 1) for each in inputs))
+        return outputs.reshape(-1, self._k, *outputs.shape[1:])
+
+
 class Slot(nn.Module):
     """One slot of `slotwise`: takes (n, *query_shape), gives (n, *outputs), in 1 / k of the time
     that `slotwise` takes for k."""
