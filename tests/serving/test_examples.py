@@ -248,7 +248,7 @@ def served(backed: Path) -> set[str]:
     """The names of the series that a server can have."""
     server = Server(open_bundle(backed), ServeOptions())
     names = set()
-    for metric in server.registry.collect():
+    for metric in server.models.registry.collect():
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
         names |= {metric.name + end for end in ends.get(metric.type, ("",))}
     return names

@@ -3,14 +3,13 @@
 import socket
 import subprocess
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from commands import Here, assert_refused, parm
 from parity_models.errors import UserError
-from parity_models.serving.errors import OverloadedError, UnavailableError, whole_seconds
+from parity_models.serving.errors import OverloadedError, UnavailableError
 from parity_models.serving.server import ServeOptions
 from served import write_linear_bundle
 
@@ -79,14 +78,6 @@ def test_a_port_in_use_is_explained(backed: Path, given: tuple[str, ...]) -> Non
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert_refused(done, f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose")
     assert not done.stdout
-
-
-@pytest.mark.parametrize("seconds", [1.0, 1.2, 2.5, 7.9])
-def test_whole_seconds_are_on_average_what_they_were(seconds: float) -> None:
-    chance = Random(0)
-    told = [whole_seconds(seconds, chance) for _ in range(10_000)]
-    assert set(told) <= {int(seconds), int(seconds) + 1}
-    assert sum(told) / len(told) == pytest.approx(seconds, abs=0.02)
 
 
 def test_where_no_time_is_known_clients_come_back_at_different_ones() -> None:

@@ -46,7 +46,7 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     bounds = Limits(**limits)
     budget = ByteBudget(bounds.max_in_flight)
     model = ServedModel("model", Signature.of(SPEC, SPEC), max_rows=10**6)
-    server = GrpcServer(ServedVersion(cast(Any, frontend), model), metrics, bounds, budget)
+    server = GrpcServer(ServedVersion(cast(Any, frontend), model, metrics), bounds, budget)
     served = Served(frontend, budget, metrics, server)
     served.address = (await server.start("127.0.0.1", 0)).removeprefix("grpc://")
     channel = served.channel()

@@ -71,8 +71,8 @@ class Served:
         self.echo = echo
         self.metrics = Metrics()
         self.budget = ByteBudget(limits.max_in_flight)
-        rest = Rest(ServedVersion(cast(Any, echo), MODEL), self.metrics, limits, self.budget)
-        self.server = HttpServer(rest, self.metrics, tls)
+        version = ServedVersion(cast(Any, echo), MODEL, self.metrics)
+        self.server = HttpServer(Rest(version, limits, self.budget), tls)
         self.metrics.connections.set_function(lambda: self.server.connections)
         self.metrics.bytes_in_flight.set_function(lambda: self.budget.held)
         self.socket = listen("127.0.0.1", 0)

@@ -2,15 +2,12 @@
 
 import random
 from enum import StrEnum
-from random import Random
 from typing import ClassVar
 
 from parity_models.errors import ParityModelsError, UserError
 
 SOON = 1.0
 """Seconds until a retry is worthwhile, if nothing better is known."""
-
-_RANDOM = Random()
 
 
 class Refused(StrEnum):
@@ -48,15 +45,6 @@ def soon() -> float:
     """Return the seconds until a refused client may retry, if nothing better is known. They are
     jittered, so that not all clients come at once."""
     return random.uniform(SOON, 2 * SOON)
-
-
-def whole_seconds(seconds: float, chance: Random = _RANDOM) -> int:
-    """Return the seconds as HTTP takes them (RFC 9110, section 10.2.3): whole, and 1 or more.
-
-    They are rounded up or down at random, so that their mean does not change, and clients with
-    different times still have different times.
-    """
-    return max(1, int(seconds + chance.random()))
 
 
 class RequestError(ParityModelsError):

@@ -35,7 +35,6 @@ from parity_models.serving.errors import (
     RefusedError,
     RequestError,
 )
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import HEAD
 from parity_models.serving.rest import Headers, Request, Response, Rest
 
@@ -516,9 +515,7 @@ class HttpServer:
     With `tls`, over TLS: it is called for the context of each connection.
     """
 
-    def __init__(
-        self, rest: Rest, metrics: Metrics, tls: Callable[[], SSLContext] | None = None
-    ) -> None:
+    def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
         self.rest = rest
         self.limits = limits = rest.limits
         self._tick = _TICK
@@ -526,10 +523,8 @@ class HttpServer:
             self._tick = min(self._tick, getattr(limits, name) / 4)
         self.closing = False
         """Every answer is the last of its connection."""
-        """Bytes from clients and to them, since they were last added to the metrics."""
         self.date = b""
         """The header with the current date."""
-        self._metrics = metrics
         self._tls = tls
         self._connections: set[HttpConnection] = set()
         self._left = asyncio.Event()
@@ -602,7 +597,7 @@ class HttpServer:
 
     def ended(self, reason: str) -> None:
         """Count a connection that a limit has ended."""
-        self._metrics.connections_ended.labels(reason).inc()
+        self.rest.metrics.connections_ended.labels(reason).inc()
 
     # Accepting
 

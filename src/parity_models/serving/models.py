@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
+from prometheus_client.registry import Collector
 
 from parity_models.models.bundle import Bundle
 from parity_models.models.signature import Signature, Sizes, Tensor
@@ -275,12 +276,16 @@ class ServedModel:
                     "pad them to one size"
                 )
         if rows > self.max_rows:
-            raise TooLargeError(
-                f"the request has {rows} rows, this server takes up to {self.max_rows} at once "
-                "(max_queue); send several requests",
-                why=Refused.MAX_QUEUE,
-            )
+            raise self.too_many(rows)
         return rows
+
+    def too_many(self, rows: int) -> TooLargeError:
+        """Return the error of a request of more rows than `max_rows`."""
+        return TooLargeError(
+            f"the request has {rows} rows, this server takes up to {self.max_rows} at once "
+            "(max_queue); send several requests",
+            why=Refused.MAX_QUEUE,
+        )
 
     def _in_shared_memory(self) -> InvalidRequestError:
         return InvalidRequestError(
@@ -313,7 +318,7 @@ class ServedVersion:
     Args:
         frontend: Answers its queries.
         model: The model as clients see it.
-        metrics: Count its requests; None: the server's.
+        metrics: Count its requests; of a server of one bundle, all requests.
 
     """
 
@@ -321,11 +326,13 @@ class ServedVersion:
     """The extensions of the protocol that the server speaks on account of its models."""
 
     def __init__(
-        self, frontend: "Frontend | StandInOnly", model: ServedModel, metrics: Metrics | None = None
+        self, frontend: "Frontend | StandInOnly", model: ServedModel, metrics: Metrics
     ) -> None:
         self.frontend = frontend
         self.model = model
         self.metrics = metrics
+        self.registry: Collector = metrics.registry
+        """The metrics of the server and its models."""
 
     def metadata(self) -> ModelMetadata:
         """Return the metadata of its model."""

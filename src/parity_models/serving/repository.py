@@ -282,6 +282,7 @@ class Repository(Collector):
             raise UserError("placements are for a server of one bundle; leave them out")
         self.metrics = Metrics()
         """The metrics of the server; each version has its own."""
+        self.registry = self
         self._folder = folder
         self._options = options
         self._allow_code = allow_code

@@ -44,10 +44,8 @@ from parity_models.serving.errors import (
     TooLargeError,
     UnauthorizedError,
     UnavailableError,
-    whole_seconds,
 )
 from parity_models.serving.limits import LARGE, ByteBudget, Limits
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
 from parity_models.serving.protocol import (
     BINARY,
@@ -260,7 +258,7 @@ def refusal(error: RequestError) -> Response:
     elif isinstance(error, NoStandInError):
         headers = ((b"x-parm-reason", error.reason.encode()),)
     elif error.retry_after is not None:
-        headers = ((b"retry-after", b"%d" % whole_seconds(error.retry_after)),)
+        headers = ((b"retry-after", b"%d" % max(1, round(error.retry_after))),)
     return error_response(str(error), error.status, headers)
 
 
@@ -300,9 +298,8 @@ _LOAD = msgspec.json.Decoder(_LoadRequest)
 class Rest:
     """The service: it refuses a request by its head, or answers it when its body is there.
 
-    `limits` and `budget` bound what bodies hold. /metrics shows the `registry`, by default that of
-    the server's own `metrics`. All but `clients` may ask for the server's health and
-    `open_paths`, and nothing else. Paths in `lacks`, or all but those in `only` if given, do
+    `limits` and `budget` bound what bodies hold. All but `clients` may ask for the server's health
+    and `open_paths`, and nothing else. Paths in `lacks`, or all but those in `only` if given, do
     not exist. `pages` are further handlers, with their methods, by path. `tracing` makes spans
     of requests.
     """
@@ -310,10 +307,8 @@ class Rest:
     def __init__(
         self,
         models: Models,
-        metrics: Metrics,
         limits: Limits,
         budget: ByteBudget,
-        registry: Collector | None = None,
         *,
         clients: Clients = Clients(),  # noqa: B008  # immutable
         lacks: Collection[str] = (),
@@ -325,8 +320,7 @@ class Rest:
         self.limits = limits
         self.budget = budget
         self._models = models
-        self._metrics = metrics
-        self._registry = metrics.registry if registry is None else registry
+        self.metrics = models.metrics
         self._clients = clients
         self._open = frozenset((*HEALTH, *open_paths))
         self._tracing = tracing
@@ -399,7 +393,10 @@ class Rest:
         refuse, as they say how many rows it has."""
         request.peeks = False
         if "content-encoding" not in request.headers and (rows := rows_in_head(request.body)):
-            self._models.find(request.model, request.version).frontend.check_admission(rows, None)
+            version = self._models.find(request.model, request.version)
+            if rows > version.model.max_rows:
+                raise version.model.too_many(rows)
+            version.frontend.check_admission(rows, None)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
@@ -429,9 +426,9 @@ class Rest:
     def refused(self, request: Request, error: RequestError) -> Response:
         """Return the answer to a request that ends with this error."""
         if error.why is not None:
-            self._metrics.refusals.labels(error.why).inc()
+            self.metrics.refusals.labels(error.why).inc()
         elif isinstance(error, UnauthorizedError):
-            self._metrics.unauthorized.inc()
+            self.metrics.unauthorized.inc()
         self._ended(request, error.status)
         response = refusal(error)
         if request.is_large and error.retry_after is not None:
@@ -448,7 +445,7 @@ class Rest:
         if ACCESS_LOG.isEnabledFor(logging.INFO) and log.method and log.path not in _QUIET:
             log.ended(status)
         if request.inference:
-            (log.metrics or self._metrics).request(status).inc()
+            (log.metrics or self.metrics).request(status).inc()
 
     def _check_change(self, request: Request) -> None:
         """Raise a RequestError for a change of the models by a client that may not make it."""
@@ -535,7 +532,9 @@ class Rest:
 
     async def _read_metrics(self, request: Request) -> Response:
         encode, media_type = metrics_format(request)
-        return Response(200, encode(self._registry), ((b"content-type", media_type.encode()),))
+        return Response(
+            200, encode(self._models.registry), ((b"content-type", media_type.encode()),)
+        )
 
     # The model-repository extension (Triton's docs/protocol/extension_model_repository.md)
 

@@ -12,7 +12,6 @@ import numpy as np
 import uvloop
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
-from prometheus_client.registry import Collector
 
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.signature import cut, padded
@@ -88,20 +87,17 @@ class Server:
         self._tracing = tracing
         self.models: Deployment | StandInOnly | Repository
         """The models, as the protocols ask for them."""
-        self.registry: Collector
-        """The metrics of the server and its models."""
         if isinstance(models, Bundle):
             if options.stand_in_only:
                 self.models = StandInOnly(models, options)
             else:
                 self.models = Deployment(models, options, tracing=tracing)
-            self.registry, title = self.models.metrics.registry, self.models.model.name
+            title = self.models.model.name
             self._instances = len(self.models.roles)
         else:
             self.models = Repository(models, options, allow_code, tracing)
-            self.registry, title = self.models, models.resolve().name
+            title = models.resolve().name
             self._instances = _OF_REPOSITORY
-        self._metrics = metrics = self.models.metrics
         self._budget = ByteBudget(options.limits.max_in_flight)
         self._certificate = certificate = options.access.certificate()
         self._clients = options.access.clients()
@@ -113,10 +109,8 @@ class Server:
                 page = Page(title, self.models.feed_of, repository=several)
             rest = Rest(
                 self.models,
-                metrics,
                 options.limits,
                 self._budget,
-                self.registry,
                 clients=self._clients,
                 lacks=() if options.access.metrics_port is None else (METRICS,),
                 pages=None if page is None else page.routes(),
@@ -124,18 +118,18 @@ class Server:
                 tracing=tracing,
             )
             tls = None if certificate is None else lambda: certificate.context
-            self._https.append(HttpServer(rest, metrics, tls))
+            self._https.append(HttpServer(rest, tls))
         if options.access.metrics_port is not None:
             few = replace(options.limits, max_connections=_SCRAPERS)
             only = (METRICS, *HEALTH)
-            scraped = Rest(self.models, metrics, few, self._budget, self.registry, only=only)
-            self._https.append(HttpServer(scraped, metrics))
+            self._https.append(HttpServer(Rest(self.models, few, self._budget, only=only)))
         self._grpc: GrpcServer | None = None
         self._watching: asyncio.Task[None] | None = None
         self.grpc_url: str | None = None
         """The URL of gRPC, once the server is started, if it speaks gRPC."""
         self.metrics_url: str | None = None
         """The URL of the metrics, once the server is started, if they have a port of their own."""
+        metrics = self.models.metrics
         metrics.connections.set_function(lambda: sum(each.connections for each in self._https))
         metrics.bytes_in_flight.set_function(lambda: self._budget.held)
 
@@ -257,7 +251,6 @@ class Server:
 
             self._grpc = GrpcServer(
                 self.models,
-                self._metrics,
                 options.limits,
                 self._budget,
                 clients=self._clients,

@@ -21,6 +21,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.grpc.grpc_server import _bundle_of
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, until
@@ -124,7 +125,7 @@ def test_metadata_has_what_the_messages_have_no_room_for() -> None:
     frontend: Any = SimpleNamespace(quarantined=("0.1", "2.0"))
     signature = Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("a, é", "FP32", (4,)))
     model = ServedModel("model", signature, 9, digest="of-bundle", sha256="of-file")
-    assert _bundle_of(ServedVersion(frontend, model)) == (
+    assert _bundle_of(ServedVersion(frontend, model, Metrics())) == (
         ("bundle-digest", "of-bundle"),
         ("model-sha256", "of-file"),
         ("exact-outputs", "a%2C%20%C3%A9"),

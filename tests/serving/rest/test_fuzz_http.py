@@ -25,7 +25,7 @@ Read = tuple[str, str, bytes]
 class Recorder:
     """A service that takes all requests and notes them."""
 
-    limits = Limits(max_body=10**6)
+    limits, metrics = Limits(max_body=10**6), Metrics()
 
     def __init__(self) -> None:
         self.budget = ByteBudget(10**7)
@@ -51,13 +51,10 @@ def silent_transport() -> Any:
     return Mock(asyncio.Transport, **answers)
 
 
-METRICS = Metrics()
-
-
 async def read_here(pieces: Sequence[bytes]) -> list[Read]:
     recorder = Recorder()
     rest = cast(Rest, recorder)
-    connection = HttpConnection(HttpServer(rest, METRICS), "127.0.0.1", None)
+    connection = HttpConnection(HttpServer(rest), "127.0.0.1", None)
     connection.connection_made(silent_transport())
     for piece in pieces:
         connection.data_received(piece)

@@ -39,7 +39,6 @@ from parity_models.serving.protocol import (
     Unread,
     array_from_bytes,
     at_once,
-    little_endian,
     request_of,
     size_in_bytes,
 )
@@ -253,7 +252,7 @@ async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -
             length.append(size & 0x7F | 0x80)
             size >>= 7
         length.append(size)
-        pieces += [bytes(length), little_endian(each).data]
+        pieces += [bytes(length), np.ascontiguousarray(each).data]
     if sum(each.nbytes for each in tensors) <= SLICE:
         return b"".join(pieces)
     await turn()

@@ -85,8 +85,8 @@ DETAILS = "grpc-status-details-bin"
 """The trailing metadata that has a google.rpc.Status."""
 
 MAX_TEXT = 1000
-"""Characters of an error that surely go through: they travel in a header, in which gRPC writes some
-as three, and have a client's names in them."""
+"""Bytes of an error that surely go through: they travel in a header, in which gRPC writes some as
+three, and have a client's names in them."""
 
 BACKLOG = 10_000
 """Calls that have arrived and wait for this process; beyond them, gRPC cancels new ones at random.
@@ -143,7 +143,6 @@ class GrpcServer:
     def __init__(
         self,
         models: Models,
-        metrics: Metrics,
         limits: Limits,
         budget: ByteBudget,
         *,
@@ -153,7 +152,7 @@ class GrpcServer:
     ) -> None:
         self._models = models
         self._clients = clients
-        self._metrics = metrics
+        self._metrics = models.metrics
         self._budget = budget
         self._tracing = tracing
         self._limits = limits
@@ -514,7 +513,7 @@ async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoR
     elif isinstance(error, UnauthorizedError):
         metrics.unauthorized.inc()
     code = code_of(error)
-    text = str(error).encode("ascii", "backslashreplace").decode()[:MAX_TEXT]
+    text = str(error).encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
     metadata: tuple[tuple[str, bytes], ...] = ()
     if error.retry_after is not None:
         status = Status(code=code.value[0], message=text)

@@ -28,7 +28,6 @@ from parity_models.serving.grpc.inference_pb2 import (
 from parity_models.serving.protocol import (
     OutputTensor,
     ServerMetadata,
-    little_endian,
     size_in_bytes,
 )
 from parity_models.serving.remote.clients import (
@@ -123,7 +122,7 @@ class GrpcClient(UpstreamClient):
         for spec in kind.input.tensors:
             array = tensors[spec.name]
             request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
-            request.raw_input_contents.append(little_endian(array).tobytes())
+            request.raw_input_contents.append(array.tobytes())
         for spec in kind.output.tensors:
             request.outputs.add(name=spec.name)
         try:
@@ -173,7 +172,7 @@ async def _outputs(response: Any, kind: Kind, rows: int) -> list[OutputTensor]:
                 )
         elif spec is not None:
             typed = await read_contents(output.contents, spec, rows, f"output {output.name!r}")
-            data = little_endian(typed).tobytes()
+            data = typed.tobytes()
         shape = tuple(output.shape)
         outputs.append(OutputTensor(output.name, output.datatype, shape, memoryview(data)))
     return outputs
