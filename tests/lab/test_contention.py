@@ -24,7 +24,7 @@ from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.contention.quota import ROOT, quota
 from parity_models_lab.contention.transfers import RATE, SIZES, legs
 from parity_models_lab.latency.real_trial import contended
-from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import Setting
 from parity_models_lab.served import served
 from served import predictions, queries, until, write_linear_bundle
 
@@ -63,16 +63,16 @@ async def test_a_server_among_namespaces_answers_and_leaves_nothing(
     setting, bundle = Setting(instances=2, shuffles=2), write_linear_bundle(tmp_path)
     data = tmp_path / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
-    with contended(setting, 0) as contention:
-        options = ServeOptions(instances=3, port=0, placements=contention.placements)
-        async with served(bundle, options, contention.server_prefix) as server:
+    with contended(setting, 0) as (places, server_prefix, prefix, begin):
+        options = ServeOptions(instances=3, port=0, placements=places)
+        async with served(bundle, options, server_prefix) as server:
             load = LoadSpec(url=server.message, inputs=str(data), rate=100, queries=100, warm_up=10)
-            result = await offer_load_from_own_process(load, contention.begin, contention.prefix)
+            result = await offer_load_from_own_process(load, begin, prefix)
     assert result.answered.all()
     assert result.score.all()
-    with contended(setting, 0) as contention:
-        machines = [each.prefix for each in contention.placements]
-        contention.begin()
+    with contended(setting, 0) as (places, _, _, begin):
+        machines = [each.prefix for each in places]
+        begin()
         async with asyncio.timeout(60):
             while min(sum(carried(each)[way] for each in machines) for way in (0, 1)) < 500_000:
                 await asyncio.sleep(0.02)

@@ -12,7 +12,7 @@ from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.work import SchedulerConfig, Unit
 from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency.rivals import ProteusLike, SlackFit
-from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import Setting
 from scheduling_world import World
 
 

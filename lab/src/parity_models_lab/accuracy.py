@@ -37,7 +37,7 @@ from parity_models.training.networks import find_network, parity_network
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.published import check_published, published_network
-from parity_models_lab.results import ResultCache, check_out, report
+from parity_models_lab.results import OutFolder, ResultCache, Seed, Work, check_out, report
 from parity_models_lab.tasks import find_task
 
 FILES = resources.files("parity_models_lab") / "matrices"
@@ -106,11 +106,8 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def load_matrix(name: str) -> Matrix:
-    """Read a matrix: one that comes with the package, by name, or any file.
-
-    Raises UserError if there is none or it is not a matrix.
-    """
-    return load_toml(name, FILES, Matrix, lambda matrix: matrix, "matrix", "lab/notes/accuracy.md")
+    """Read a matrix, one that comes with the package, by name, or any file (see `load_toml`)."""
+    return load_toml(name, FILES, Matrix, "lab/notes/accuracy.md")
 
 
 Row = dict[str, Any]
@@ -124,13 +121,9 @@ def accuracy(
     preset: Annotated[
         str, Option(f"The matrix: {', '.join(PRESETS)}, or a file of yours.", metavar="MATRIX")
     ] = "quick",
-    out: Annotated[Path, Option("The folder to write results to.", metavar="DIR")] = Path(
-        "lab/results/accuracy"
-    ),
-    work: Annotated[
-        Path, Option("The folder for what was run and trained, used again.", metavar="DIR")
-    ] = Path("runs/accuracy"),
-    seed: Annotated[int, Option("Fixes weights, data and groups.", at_least=0)] = 0,
+    out: OutFolder = Path("lab/results/accuracy"),
+    work: Work = Path("runs/accuracy"),
+    seed: Seed = 0,
 ) -> None:
     """Train and compare codes and baselines over tasks and networks.
 
@@ -144,9 +137,9 @@ def accuracy(
     matrix = load_matrix(preset)
     check_out(out)
     for model in [_Model(cell, work, seed) for cell in matrix.deployed]:
-        about, rows = model.deployed(), []
+        about = model.once("", model.deployed)
+        rows = about.pop("baselines")
         try:
-            rows += about.pop("baselines")
             rows.extend(model.compared(about["A_a"]))
         finally:
             rows.sort(key=itemgetter("overhead"))
@@ -154,10 +147,10 @@ def accuracy(
 
 
 class _Model:
-    """A deployed model and its data, and what is measured of it.
+    """A deployed model with its data, to be measured.
 
-    Raises UserError for tasks, networks and codes that do not exist, or do not fit, and where there
-    are no data: before anything is trained.
+    Raises UserError, before anything is trained, for tasks, networks and codes that do not exist or
+    fit, and where there are no data.
     """
 
     def __init__(self, cell: DeployedCell, work: Path, seed: int) -> None:
@@ -175,25 +168,18 @@ class _Model:
             if code.recipe == "published":
                 check_published(code.spec)
 
-    def deployed(self) -> Row:
-        """Return how the model fares, and as `baselines` a second model, and one answer for every
-        unavailable prediction: the mean of the validation set's (Crankshaw et al., Clipper, NSDI
-        2017)."""
-        return self._once("", self._deploy)
-
     def compared(self, available: float) -> Iterator[Row]:
-        """Yield the rows of the codes, of the backups, and of Berrut coding with the k and r of the
-        codes; `available` is A_a."""
+        """Yield the rows of codes, backups, and Berrut coding; `available` is A_a."""
         for code in self.cell.codes:
-            yield self._once(code, partial(self._code, code))
+            yield self.once(code, partial(self._code, code))
         for backup in self.cell.backups:
-            yield self._once(backup, partial(self._backup, backup, available))
+            yield self.once(backup, partial(self._backup, backup, available))
         for k, r in sorted({(code.k, code.r) for code in self.cell.codes}):
             name = f"berrut, k={k}, r={r}"
-            yield self._once(name, partial(self._berrut, name, BerrutCode(k, r)))
+            yield self.once(name, partial(self._berrut, name, BerrutCode(k, r)))
 
-    def _once(self, what: object, measure: Callable[[], Row]) -> Row:
-        """Return the result for a cell of this model, or for itself, measured once."""
+    def once(self, what: object, measure: Callable[[], Row]) -> Row:
+        """Return the result for a cell of this model, measured once."""
         key = self._key(what)
         result = self._cache.get(key, dict)
         if result is None:
@@ -203,7 +189,9 @@ class _Model:
             self._cache.put(key, result)
         return result
 
-    def _deploy(self) -> Row:
+    def deployed(self) -> Row:
+        """Measure the model, and two `baselines`: a second model, and the mean prediction in place
+        of every unavailable one (Crankshaw et al., Clipper, NSDI 2017)."""
         cell, test, metric = self.cell, self._data.test, self._task.metric
         begin = partial(train_deployed, self._task, self._data, cell.network)
         trained = self._train("", cell, partial(begin, as_in_paper=cell.recipe == "published"))
@@ -218,8 +206,8 @@ class _Model:
             "trained": {"epochs": trained.fitted.epochs, "seconds": trained.fitted.seconds},
             "measured": date.today().isoformat(),
             "baselines": [
-                _row_of_each("replication", 1.0, available, available),
-                _row_of_each("default prediction", 0.0, available, same),
+                _row("replication", 1.0, [available], available),
+                _row("default prediction", 0.0, [same], available),
             ],
         }
 
@@ -228,8 +216,8 @@ class _Model:
         bundle = self._stand_in(cell, network=cell.network, code=cell.spec, plan=plan)
         outputs = Outputs(bundle, self._data.test.inputs, seed=self._seed)
         found = measure_accuracy(outputs, self._data.test.labels, metric=self._task.metric)
-        time, overhead = _time(bundle), cell.r / cell.k * _time(bundle)
-        row = _row(str(cell), overhead, found.degraded_by_unavailable, found.overall)
+        time = _time(bundle)
+        row = _row(str(cell), cell.r / cell.k * time, found.degraded_by_unavailable, found.overall)
         more = {"agreement": found.agreement, "time": time, "training s": bundle.fitted.seconds}
         return row | more
 
@@ -238,10 +226,10 @@ class _Model:
         assert bundle.manifest.backup is not None
         answers = predictor(bundle.pinned(bundle.manifest.backup))(self._data.test.inputs)
         degraded = score(self._task.metric, answers, self._data.test.labels)
-        return _row_of_each(str(cell), _time(bundle), available, degraded)
+        return _row(str(cell), _time(bundle), [degraded], available)
 
     def _berrut(self, name: str, code: "BerrutCode") -> Row:
-        run, test = deployed_predictor(self._bundle()), self._data.test
+        run, test = deployed_predictor(self._bundle), self._data.test
         available, *degraded = code.accuracies(
             run, test.inputs, test.labels, self._task.metric, self._seed
         )
@@ -250,12 +238,13 @@ class _Model:
         overall = {str(f): (1 - s) * available + s * degraded[0] for f, s in suffer.items()}
         return _row(name, code.r / code.k, degraded, overall)
 
+    @property
     def _bundle(self) -> Bundle:
         return open_bundle(self._bundles / self._key(""))
 
     def _stand_in(self, cell: CodeCell | BackupCell, **how: Any) -> Trained:
         queries = queries_of(self._task, self._data)
-        return self._train(cell, cell, partial(train, self._bundle(), queries, **how))
+        return self._train(cell, cell, partial(train, self._bundle, queries, **how))
 
     def _train(self, what: object, budget: Cell, begin: Callable[..., Trained]) -> Trained:
         """Train into the bundle of this cell, going on from where a run was cut off."""
@@ -281,18 +270,15 @@ class _Model:
 
 
 def _row(
-    name: str, overhead: float, degraded: Sequence[float], overall: Mapping[str, float]
+    name: str, overhead: float, degraded: Sequence[float], overall: Mapping[str, float] | float
 ) -> Row:
+    """Return a row; `overall` accuracies by share, or A_a where each query is answered apart."""
+    if isinstance(overall, float):
+        overall = {str(f): (1 - f) * overall + f * degraded[0] for f in FRACTIONS}
     row: Row = {"approach": name, "overhead": overhead}
     for unavailable, share in enumerate(degraded, 1):
         row["A_d" if unavailable == 1 else f"{unavailable} unavailable"] = share
     return row | {f"A_o {float(f):.0%}": share for f, share in overall.items()}
-
-
-def _row_of_each(name: str, overhead: float, available: float, degraded: float) -> Row:
-    """Return the row of what answers each query apart."""
-    overall = {str(f): (1 - f) * available + f * degraded for f in FRACTIONS}
-    return _row(name, overhead, (degraded,), overall)
 
 
 def _time(bundle: Bundle) -> float:
@@ -319,7 +305,7 @@ class BerrutCode:
         self._outputs = np.cos(np.arange(k + r) * np.pi / (k + r - 1))
 
     def encode(self, queries: Array) -> Array:
-        """Turn queries (k, ...) into (k + r, ...)."""
+        """Return (k + r, ...) coded queries of (k, ...)."""
         return _interpolate(self._queries, queries, self._outputs)
 
     def decode(self, outputs: Array, lost: Sequence[int]) -> Array:

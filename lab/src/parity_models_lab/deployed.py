@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -92,12 +92,10 @@ def train_deployed(
     as_in_paper: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Trained:
-    """Train the network called `network` for `task` on its `dataset`, as a deployed model.
+    """Train the network called `network` for a task, and write it to `out` as a bundle.
 
-    `network` may be a `package.module:function` of the user's (see `networks.Factory`). If
-    `as_in_paper` it learns with the paper's optimiser and sees nothing mirrored. Writes a bundle to
-    `out`: the model as ONNX and its weights, which parity models are trained against. Raises
-    TrainingError for settings that cannot work and BundleError if `out` cannot hold a bundle.
+    If `as_in_paper`, it learns with the paper's optimiser and sees nothing mirrored. Raises
+    TrainingError for settings that cannot work, and BundleError if `out` cannot hold a bundle.
     """
     began, options, out = time.monotonic(), options or TrainingOptions(), Path(out).resolve()
     check_place(out)
@@ -150,20 +148,9 @@ def train_deployed(
 def queries_of(task: Task, dataset: Dataset) -> Queries:
     """Return the queries that stand-ins for a task's model learn from; none is left to calibrate
     with, or to test."""
-    validation = dataset.validation
-    return Queries(
-        dataset.train.inputs,
-        validation.inputs,
-        validation.labels,
-        metric=task.metric,
-        hflip=task.flips,
-    )
-
-
-def mirror_boxes(boxes: Tensor) -> Tensor:
-    """Return `boxes` (n, 4), left, top, right, bottom, as in the images turned left to right."""
-    left, top, right, bottom = boxes.unbind(-1)
-    return torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
+    inputs, held_out = dataset.train.inputs, dataset.validation
+    more: dict[str, Any] = {"metric": task.metric, "hflip": task.flips}
+    return Queries(inputs, held_out.inputs, held_out.labels, **more)
 
 
 class _Labelled:
@@ -191,7 +178,9 @@ class _Labelled:
             if self._mirrored:
                 queries = mirror(queries, coins[rows])
                 if kind == "boxes":
-                    labels = torch.where(coins[rows, None], mirror_boxes(labels), labels)
+                    left, top, right, bottom = labels.unbind(-1)
+                    turned = torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
+                    labels = torch.where(coins[rows, None], turned, labels)
             yield LOSSES[kind](run_reduced(self.module, Rows((queries,))), labels)
 
     def score(self) -> float:

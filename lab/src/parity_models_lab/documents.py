@@ -1,6 +1,5 @@
 """TOML files that describe what an experiment does: those of the package, by name, or any."""
 
-from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,19 +19,16 @@ def names_in(folder: Traversable) -> list[str]:
     return [name.removesuffix(".toml") for name in files if name.endswith(".toml")]
 
 
-def load_toml(
-    name: str, folder: Traversable, kind: type[T], prepare: Callable[[T], T], what: str, notes: str
-) -> T:
-    """Read a file, one of the package's `folder` by name or any, that describes a `kind`.
+def load_toml(name: str, folder: Traversable, kind: type[T], notes: str) -> T:
+    """Read the struct that a file describes, one of the package's `folder` by name or any.
 
-    `prepare` completes and checks what was read, and may raise UserError or ValueError. `what` is
-    the word for it in messages, and `notes` the page that explains such files. Raises UserError
-    where there is no such file, or it does not describe one.
+    `notes` is the page that explains such files. Raises UserError where there is no such file, or
+    it does not describe one.
     """
-    known = names_in(folder)
+    known, what = names_in(folder), kind.__name__.lower()
     file = folder / f"{name}.toml" if name in known else Path(name)
     try:
-        return prepare(as_struct(msgspec.toml.decode(content_of(file)), kind))
+        return as_struct(msgspec.toml.decode(content_of(file)), kind)
     except OSError as error:
         near = get_close_matches(name, known, 1)
         meant = f"did you mean {near[0]}? Give" if near else "give"

@@ -1,6 +1,7 @@
 """The commands `promises` and `drift`: the promises of gates, and when the watch closes them."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -66,17 +67,14 @@ def promises(
     counts: list[Row] = []
     for named in (agreement, None):
         kept, coverages = 0, []
+        levels = [] if named is None else [named]
+        reach = partial(reached_levels, named=levels, risk=FIRST_CHOICE * RISK)
         for seed in range(SEEDS):
             order = np.random.default_rng(seed).permutation(rows)
-            ranking, calibrating, served = np.split(order, [queries, 2 * queries])
-            shares = [
-                surest_share(each[0][ranking], each[1][ranking], named or USUAL) for each in found
-            ]
+            ranking, held_out, served = np.split(order, [queries, 2 * queries])
+            shares = [surest_share(s[ranking], a[ranking], named or USUAL) for s, a in found]
             sure, agreed = found[int(np.argmax(shares))]
-            levels, risk = [] if named is None else [named], FIRST_CHOICE * RISK
-            gates = reached_levels(
-                sure[calibrating], agreed[calibrating], named=levels, seed=seed, risk=risk
-            )
+            gates = reach(sure[held_out], agreed[held_out], seed=seed)
             gates = [gate for gate in gates if named in (None, gate.level)]
             if gates:
                 given = sure[served] >= gates[-1].threshold

@@ -29,6 +29,7 @@ import typer
 from aiohttp import web
 from hedge.transport import HedgedHttpxTransport
 from httpx_hedged import HedgedTransport
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
@@ -37,16 +38,10 @@ from parity_models.options import Option
 from parity_models.trust.agreement import AgreementWatch
 from parity_models.trust.backup import GatedBackup, Refusal
 from parity_models_lab import slow_model
-from parity_models_lab.plots import plot_latency
-from parity_models_lab.results import INVALID, Out, ResultCache, code_digest, report
+from parity_models_lab.plots import COLOURS, save, style, tail_axes
+from parity_models_lab.results import INVALID, Out, ResultCache, Seed, code_digest, report
 from parity_models_lab.served import triton
-from parity_models_lab.slow_model import (
-    CONFIGURATION,
-    RESTART,
-    SECONDS,
-    Slowness,
-    mean_seconds,
-)
+from parity_models_lab.slow_model import CONFIGURATION, RESTART, SECONDS, Slowness, mean_seconds
 
 SERVERS = 4
 KINDS = ("plain", "Triton")
@@ -82,7 +77,7 @@ class Run(NamedTuple):
 
 def late(
     calls: Annotated[int, Option("Calls of each run.", at_least=100)] = 4000,
-    seed: Annotated[int, Option("Fixes when calls come and are slow.", at_least=0)] = 0,
+    seed: Seed = 0,
     out: Out = None,
 ) -> None:
     """Compare parity_models.Late with libraries that hedge, over real sockets.
@@ -120,19 +115,27 @@ def compare(calls: int, seed: int, kept: ResultCache) -> Iterator[Run]:
 
 def plot_tails(file: Path, runs: Iterable[Run]) -> None:
     """Draw the tails of the runs with spells at the middle load."""
-    drawn = {
-        run.row["library"]: np.array(run.latencies)
-        for run in runs
-        if (run.row["servers"], run.row["slowness"], run.row["load"])
-        == (KINDS[0], "spells", LOADS[1])
-        and run.row["library"] != "Late, copies"
-    }
-    note = (
-        f"Four servers with a slot each, calls of 10 ms, load {LOADS[1]:.0%}. Each server takes "
-        "six times as long for a tenth of the time, two seconds at a time. The backup takes 2 ms, "
-        "and its gate lets 88 % of its answers pass."
-    )
-    plot_latency(file, drawn, "A server is slow for seconds", note)
+    drawn, colours = (KINDS[0], "spells", LOADS[1]), iter(COLOURS)
+    with style():
+        picture = Figure(figsize=(9, 5.2), dpi=140, layout="constrained")
+        axes = picture.add_subplot()
+        for row, latencies in runs:
+            about = (row["servers"], row["slowness"], row["load"])
+            if about == drawn and row["library"] != "Late, copies":
+                label = f"{row['library']}: p50 {row['p50']} ms, p99.9 {row['p99.9']} ms"
+                axes.ecdf(latencies, complementary=True, color=next(colours), label=label)
+        tail_axes(axes, 5e-4)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("latency in ms, from the scheduled call to the answer")
+        axes.set_ylabel("share of calls that took longer")
+        axes.legend(loc="upper right", frameon=False)
+        axes.set_title("A server is slow for seconds", loc="left", fontweight="bold")
+        note = (
+            f"Four servers with a slot each, calls of 10 ms, load {LOADS[1]:.0%}. Each server "
+            "takes six times as long for a tenth of the time, two seconds at a time. The backup "
+            "takes 2 ms, and its gate lets 88 % of its answers pass."
+        )
+        save(picture, file, note)
 
 
 async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int) -> Run:
@@ -188,9 +191,8 @@ class _NextServer(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._attempts[request.method] += 1
-        return await super().handle_async_request(
-            httpx.Request("POST", next(self._urls), json=_question(0.0))
-        )
+        post = httpx.Request("POST", next(self._urls), json=_question(0.0))
+        return await super().handle_async_request(post)
 
 
 class _EmulatedBackup(GatedBackup):
@@ -207,9 +209,7 @@ class _EmulatedBackup(GatedBackup):
 
     def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> NDArray[Any] | Refusal:
         time.sleep(BACKUP_SECONDS)
-        if self._draw.random() >= COVERAGE:
-            return Refusal.UNSURE
-        return self._outputs
+        return self._outputs if self._draw.random() < COVERAGE else Refusal.UNSURE
 
 
 CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late, a backup")
@@ -242,32 +242,28 @@ async def _contestant(name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTP
 @contextmanager
 def _plain(slowness: str, seed: int) -> Iterator[list[int]]:
     """Run the servers in a process. Gives their ports."""
-    with ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
-            for _ in range(SERVERS)
-        ]
-        process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(sockets, slowness, seed), daemon=True
-        )
-        process.start()
-        try:
-            yield [each.getsockname()[1] for each in sockets]
-        finally:
-            process.kill()
-            process.join()
+    sockets = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(SERVERS)]
+    spawned = multiprocessing.get_context("spawn").Process
+    process = spawned(target=_serve, args=(sockets, slowness, seed), daemon=True)
+    process.start()
+    try:
+        yield [each.getsockname()[1] for each in sockets]
+    finally:
+        process.kill()
+        process.join()
+        for each in sockets:
+            each.close()
 
 
 def _serve(sockets: Sequence[socket.socket], slowness: str, seed: int) -> None:
-    asyncio.run(_serve_all(sockets, slowness, seed))
+    async def serve_all() -> None:
+        for number, each in enumerate(sockets):
+            runner = web.AppRunner(_application(Slowness(slowness, seed, number)))
+            await runner.setup()
+            await web.SockSite(runner, each).start()
+        await asyncio.Event().wait()
 
-
-async def _serve_all(sockets: Sequence[socket.socket], slowness: str, seed: int) -> None:
-    for number, each in enumerate(sockets):
-        runner = web.AppRunner(_application(Slowness(slowness, seed, number)))
-        await runner.setup()
-        await web.SockSite(runner, each).start()
-    await asyncio.Event().wait()
+    asyncio.run(serve_all())
 
 
 def _application(slowness: Slowness) -> web.Application:

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -117,9 +118,7 @@ async def _measure(
     requests: Mapping[str, bytes], targets: Sequence[Target], cases: Sequence[Case]
 ) -> AsyncIterator[Row]:
     # The requests/s, processor time and latencies of each turn.
-    measured: dict[tuple[Case, str], list[tuple[float, float, list[float]]]] = {
-        (case, target.name): [] for case in cases for target in targets
-    }
+    measured = defaultdict[tuple[Case, str], list[tuple[float, float, list[float]]]](list)
     for target, case in product(targets, cases):
         await _ask(target, case, requests[case.protocol])
     gc.freeze()

@@ -133,11 +133,8 @@ def as_published(recipe: Effort) -> Published:
 
 
 def published_network(network: str | Factory, code: Code) -> NetworkPlan:
-    """Return the network called `network` for parity queries, as `parity_network` does.
-
-    It sees no more places apart than the images are tiled to. Networks of this package start from
-    random weights drawn as the paper's code draws them.
-    """
+    """Return the network called `network` for parity queries, as `parity_network` does; those of
+    this package start from random weights drawn as the paper's code draws them."""
     usual, places = parity_network(network, code), tiles(code)
     recipe = replace(as_published(usual.recipe), epochs=150, batch=64 if code.k == 2 else 32)
     name, kind, options = find_network(network)

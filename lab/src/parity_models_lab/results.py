@@ -29,6 +29,9 @@ Row = Mapping[str, object]
 """One row of a table: values by column."""
 
 Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
+OutFolder = Annotated[Path, Option("The folder to write results to.", metavar="DIR")]
+Work = Annotated[Path, Option("The folder for intermediate results, used again.", metavar="DIR")]
+Seed = Annotated[int, Option("Fixes all that is random.", at_least=0)]
 
 MAX_WIDTH = 1000
 """The most characters of a table's line."""

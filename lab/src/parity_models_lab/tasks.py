@@ -66,21 +66,19 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one query."""
         return self.train.inputs.shape[1:]
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """The shape of one prediction."""
         return (self.classes,) if self.classes else self.train.labels.shape[1:]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A data set to learn, and the metric that judges predictions.
+    """A data set to learn, and the metric (of `METRICS`) that judges predictions.
 
-    `metric` is a key of `parity_models.tasks.METRICS`. `flips`: training may mirror queries left to
-    right. `load` raises DataError where data are missing or damaged.
+    `flips`: training may mirror queries left to right. `load` raises DataError where data are
+    missing or damaged.
     """
 
     name: str
@@ -153,10 +151,7 @@ def cifar_10() -> Dataset:
 
 
 def made_boxes() -> Dataset:
-    """Return images with one garment of Fashion-MNIST each, and its box in shares of the image.
-
-    Garments of the test set are in test images alone.
-    """
+    """Return images with a garment of Fashion-MNIST each, and its box in shares of the image."""
     garments = idx_images("fashion-mnist", 0.0, 1.0)
     rest, test = (
         Split(_normalised(pixels, 0.45, 0.25), boxes)
@@ -190,10 +185,7 @@ TASKS = {
 
 
 def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
-    """Return the array of unsigned bytes in an IDX file, gzipped or not.
-
-    Raises DataError for a file that is not IDX, truncated, or longer than its header says.
-    """
+    """Return the array in an IDX file of unsigned bytes, gzipped or not. Raises DataError."""
     file, zipped = folder / name, folder / f"{name}.gz"
     try:
         is_zipped = zipped.exists()

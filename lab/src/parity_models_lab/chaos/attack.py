@@ -16,9 +16,9 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import TrainingOptions, train
-from parity_models_lab.chaos.server import RESULTS, ChaosOut
+from parity_models_lab.chaos.server import RESULTS
 from parity_models_lab.deployed import queries_of, train_deployed
-from parity_models_lab.results import Row, check_out, report
+from parity_models_lab.results import OutFolder, Row, check_out, report
 from parity_models_lab.tasks import find_task
 
 Array = NDArray[Any]
@@ -32,7 +32,7 @@ SPREAD, PARTS = (0.05, 0.2, 0.5), (0.05, 0.2, 1.0)
 """The size of the attacker's steps, and the shares of values that they change."""
 
 
-def attack(out: ChaosOut = RESULTS) -> None:
+def attack(out: OutFolder = RESULTS) -> None:
     """Attack other clients' reconstructions by absurd inputs, and by searched ones.
 
     The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
@@ -41,7 +41,6 @@ def attack(out: ChaosOut = RESULTS) -> None:
     """
     check_out(out)
     folder, task, options = out / "attack", find_task("digits"), TrainingOptions()
-    folder.mkdir(parents=True, exist_ok=True)
     # Threads would wait for each other longer than a step of so small a network takes.
     torch.set_num_threads(1)
     data = task.load()

@@ -9,7 +9,7 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,23 @@ from parity_models_lab.chaos.server import (
     DESCRIPTORS,
     INSTANCES,
     RESULTS,
-    ChaosOut,
     Engine,
     EngineName,
     TestedServer,
     metric,
 )
-from parity_models_lab.chaos.traffic import BURST_ROWS, Page, Traffic, ask, connection, in_json
-from parity_models_lab.results import Row, check_out, report
+from parity_models_lab.chaos.traffic import (
+    BURST_ROWS,
+    PAUSE,
+    Page,
+    Traffic,
+    ask,
+    connection,
+    in_json,
+    now,
+    repeated,
+)
+from parity_models_lab.results import OutFolder, Row, Seed, check_out, report
 
 OF_FRONTEND = frozenset({"frontend", "restart"})
 """The events in which another frontend starts: on Ray, that takes longer than a phase."""
@@ -47,8 +56,6 @@ TOGETHER = 0.25
 PHASE = (4.0, 8.0)
 """Seconds that events last."""
 RUDE_CLIENTS = 20
-PAUSE = 0.05
-"""Seconds between two acts of a client, or two bytes."""
 RUN, HELD = 0.02, 0.08
 """Seconds that a slow process runs, and is stopped, in turns."""
 DEADLINE = 3.0
@@ -88,27 +95,6 @@ def _send(pid: int, number: signal.Signals) -> None:
     if pid:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-@asynccontextmanager
-async def _repeated(
-    times: int, act: Callable[[], Awaitable[None]], pause: float = PAUSE
-) -> AsyncIterator[None]:
-    """Let so many tasks act again and again while the context lasts."""
-
-    async def again() -> None:
-        while True:
-            with suppress(OSError):
-                await act()
-            await asyncio.sleep(pause)
-
-    tasks = [asyncio.create_task(again()) for _ in range(times)]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Injector:
@@ -178,22 +164,18 @@ class Injector:
     @asynccontextmanager
     async def crowd(self) -> AsyncIterator[None]:
         """Let clients press on the frontend while the context lasts, whatever else happens."""
-
-        def of(rows: int, value: str) -> bytes:
-            data = msgspec.Raw(f"[{','.join([value] * rows * INPUTS)}]".encode())
-            return in_json(shape=[rows, INPUTS], data=data)
-
         requests = [
-            (10.0, 0.001, of(1000, "0.12345678")),
-            (10.0, PAUSE, of(100, f"{1 / 3:.50f}")),
-            (10.0, PAUSE, of(17_000, "0")),  # too long an answer
-            (0.065, PAUSE, of(100, "0.12345678")),
+            (1000, "0.12345678", 10.0, 0.001),
+            (100, f"{1 / 3:.50f}", 10.0, PAUSE),
+            (17_000, "0", 10.0, PAUSE),  # too long an answer
+            (100, "0.12345678", 0.065, PAUSE),
         ]
         async with AsyncExitStack() as crowd:
-            for patience, pause, request in requests:
-                press = partial(self.press, request, patience)
-                await crowd.enter_async_context(_repeated(1, press, pause))
-            await crowd.enter_async_context(_repeated(RUDE_CLIENTS, self.linger))
+            for rows, value, patience, pause in requests:
+                data = msgspec.Raw(f"[{','.join([value] * rows * INPUTS)}]".encode())
+                press = partial(self.press, in_json(shape=[rows, INPUTS], data=data), patience)
+                await crowd.enter_async_context(repeated(1, press, pause))
+            await crowd.enter_async_context(repeated(RUDE_CLIENTS, self.linger))
             yield
 
     async def press(self, request: bytes, patience: float) -> None:
@@ -225,17 +207,17 @@ class Injector:
 
 
 EVENTS: Mapping[str, Callable[[Injector], AbstractAsyncContextManager[None]]] = {
-    "calm": lambda to: _repeated(0, to.kill),
-    "kill": lambda to: _repeated(1, to.kill, 2.0),
+    "calm": lambda to: repeated(0, to.kill),
+    "kill": lambda to: repeated(1, to.kill, 2.0),
     "stop": lambda to: to.hold_up(to.victim(), held=60.0),
     "slow": lambda to: to.hold_up(to.victim()),
     "frontend": lambda to: to.restart(warm=False),
     "restart": lambda to: to.restart(warm=True),
     "starved": lambda to: to.hold_up(to.server.pid),
     "liar": lambda to: to.lie(),
-    "descriptors": lambda to: _repeated(2 * DESCRIPTORS, to.linger),
-    "slowloris": lambda to: _repeated(RUDE_CLIENTS, to.trickle),
-    "halves": lambda to: _repeated(RUDE_CLIENTS, to.send_half),
+    "descriptors": lambda to: repeated(2 * DESCRIPTORS, to.linger),
+    "slowloris": lambda to: repeated(RUDE_CLIENTS, to.trickle),
+    "halves": lambda to: repeated(RUDE_CLIENTS, to.send_half),
     "disconnects": lambda to: to.mixed(impatient=0.4),
     "absurd": lambda to: to.mixed(absurd=0.4),
     "nonsense": lambda to: to.mixed(nonsense=0.4),
@@ -250,8 +232,8 @@ def chaos(
     minutes: Annotated[
         float, Option("About how long.", unit=MINUTES, typed="min", at_least=0.01)
     ] = 5.0,
-    seed: Annotated[int, Option("Fixes the course of events and the load.", at_least=0)] = 0,
-    out: ChaosOut = RESULTS,
+    seed: Seed = 0,
+    out: OutFolder = RESULTS,
     events: Annotated[
         str | None,
         Option(
@@ -282,14 +264,10 @@ def chaos(
 async def _run(
     engine: Engine, course: Course, seconds: float, seed: int, folder: Path
 ) -> tuple[list[Row], int]:
-    """Run a course of events against a server of its own.
-
-    Returns a row for each event, and one for phases of two at once (see `Page.row`), and the number
-    of queries that were sent. Raises ServingError if the server does not start.
-    """
+    """Run a course of events against a server of its own. Return a row for each event, and one for
+    phases of two at once, and the number of queries that were sent."""
     model = write_known_model(folder, seed, SLOW)
-    options = ("--deadline", str(DEADLINE), "--max-batch", "32")
-    server = TestedServer(model, engine, folder, SERVICE, *options)
+    server = TestedServer(model, engine, folder, SERVICE, deadline=DEADLINE, max_batch=32)
     pages: dict[str, Page] = {}
     async with server.running() as client:
         traffic = Traffic(server, client, seed=seed, deadline=DEADLINE)
@@ -297,10 +275,10 @@ async def _run(
         all_up = await _instances_up(client)
         if not all_up:
             raise ServingError("the server does not say how many instances are up; see its log")
-        ends = _now() + seconds
+        ends = now() + seconds
         async with _asking_for_health(server, folder / "health") as answers:
             for number, (names, lasting) in enumerate(course, 1):
-                if _now() > ends:
+                if now() > ends:
                     break
                 name = names[0] if len(names) == 1 else "two at once"
                 page = traffic.page = pages.setdefault(name, Page())
@@ -316,9 +294,8 @@ async def _run(
                 page.took("recovery", took)
                 _note_health(page, answers)
                 page.recycled += await _recycled(client) - before
-                typer.echo(
-                    f"{number}, {' + '.join(names)}: full strength after {took:.1f} s", err=True
-                )
+                events = " + ".join(names)
+                typer.echo(f"{number}, {events}: full strength after {took:.1f} s", err=True)
     return [page.row(name) for name, page in pages.items()], traffic.sent
 
 
@@ -335,12 +312,12 @@ async def _recycled(client: Client) -> Counter[str]:
 async def _recover(client: Client, traffic: Traffic, all_up: float) -> float:
     """Wait until all instances are up and three queries in turn are answered, for up to RECOVERY.
     Return the seconds that took."""
-    began, good = _now(), 0
-    while good < 3 and _now() - began < RECOVERY:
+    began, good = now(), 0
+    while good < 3 and now() - began < RECOVERY:
         is_up = await _instances_up(client) >= all_up
         good = good + 1 if is_up and await traffic.probe() else 0
         await asyncio.sleep(0.05)
-    return _now() - began
+    return now() - began
 
 
 @asynccontextmanager
@@ -365,7 +342,3 @@ def _note_health(page: Page, lines: TextIO, share: float = 1.0) -> None:
         # have waited at the same time, so only the longer wait is certainly not the server's own.
         page.took("own health", took - min(took, max(server / share, asker)))
         page.took("away", away)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

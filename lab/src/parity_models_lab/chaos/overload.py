@@ -13,8 +13,8 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.target import Ask, NoAnswerError, target
 from parity_models.options import SECONDS, Option
 from parity_models_lab.chaos.known_model import MODEL, write_known_model
-from parity_models_lab.chaos.server import INSTANCES, RESULTS, ChaosOut, Engine, TestedServer
-from parity_models_lab.results import Row, check_out, report
+from parity_models_lab.chaos.server import INSTANCES, RESULTS, Engine, TestedServer
+from parity_models_lab.results import OutFolder, Row, check_out, report
 
 FACTORS = (1.2, 2.0, 3.0, 5.0)
 DEADLINES = (0.1, 1.0, 10.0)
@@ -30,7 +30,7 @@ def overload(
     seconds: Annotated[
         float, Option("Of each load, at least.", unit=SECONDS, typed="s", at_least=1)
     ] = 10.0,
-    out: ChaosOut = RESULTS,
+    out: OutFolder = RESULTS,
 ) -> None:
     """Send 1.2 to 5 times the load that a server of emulated service times can carry.
 
@@ -51,7 +51,7 @@ async def _run(seconds: float, folder: Path) -> list[Row]:
     queries = folder / "queries.npy"
     np.save(queries, model.rows)
     for deadline in DEADLINES:
-        server = TestedServer(model, Engine.LOCAL, folder, SERVICE, "--deadline", str(deadline))
+        server = TestedServer(model, Engine.LOCAL, folder, SERVICE, deadline=deadline)
         async with server.running(), target(server.url, MODEL) as asked:
             ask = asked.prepare({"input": model.rows[:1]})
             capacity = await _capacity(ask, seconds)

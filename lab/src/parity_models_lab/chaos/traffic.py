@@ -3,29 +3,35 @@
 import asyncio
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import grpc
 import msgspec
 import numpy as np
 
 from parity_models.roles import Source
 from parity_models.serving.client import Client, ClientError, StatusError
 from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.protocol import HEADER_LENGTH, read_response, write_request
 from parity_models_lab.chaos.known_model import INPUTS, LONG, MODEL, OUTPUTS, Floats
 from parity_models_lab.chaos.server import POISON, TestedServer
 from parity_models_lab.results import Row
 
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 PATH = f"/v2/models/{MODEL}/infer"
 ABSURD = (5.0, 100.0, -1e6, 1e30, 3e38, float("nan"), float("inf"))
 SLACK = 5.0
 """Seconds beyond its deadline after which a query counts as lost: the machine may be busy."""
 LARGE, LARGE_ROWS = 3, 128
 """Clients that ask again as soon as they are answered, and the rows of their requests."""
+PAUSE = 0.05
+"""Seconds between two acts of a client, or two bytes."""
 BETWEEN_LARGE, BETWEEN_LONG = 0.02, 8.0
 """Seconds between the end of a large request, or a long query, and the next one."""
 RATE = 70.0
@@ -37,14 +43,16 @@ BURST_ROWS = 16
 class Request(NamedTuple):
     """A request of some `kind`: about `rows` (n, any multiple of INPUTS), or the bytes `raw`.
 
-    `patience` in seconds until the client hangs up.
+    `patience` in seconds until the client hangs up. It is sent in `form` "binary", "json" or "grpc"
+    (with typed contents), and may be for an `exact` answer over gRPC.
     """
 
     kind: str
     rows: Floats | None
     raw: bytes = b""
     patience: float | None = None
-    json: bool = False
+    form: str = "binary"
+    exact: bool = False
 
     @property
     def queries(self) -> int:
@@ -68,12 +76,13 @@ def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Requ
     elif kind == "poison":
         asked = asked[:1]
         asked[0, 0] = POISON
-    return Request(
-        "honest" if kind == "burst" else kind,
-        asked,
-        patience=rng.uniform(0.001, 0.05) if kind == "impatient" else None,
-        json=bool(rng.random() < 0.05 and np.isfinite(asked).all()),
-    )
+    patience = rng.uniform(0.001, 0.05) if kind == "impatient" else None
+    kind, share, form = "honest" if kind == "burst" else kind, rng.random(), "binary"
+    if share > 0.9:
+        form = "grpc"
+    elif share < 0.05 and np.isfinite(asked).all():
+        form = "json"
+    return Request(kind, asked, patience=patience, form=form, exact=share > 0.95)
 
 
 def post(body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
@@ -98,6 +107,27 @@ _NONSENSE = (
     b"GET / HTTP/1.1\r\nHost: server\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
     b"\xff\0no HTTP" * 20 + b"\r\n\r\n",
 )
+
+
+@asynccontextmanager
+async def repeated(
+    times: int, act: Callable[[], Awaitable[None]], pause: float = PAUSE
+) -> AsyncIterator[None]:
+    """Let so many tasks act again and again while the context lasts."""
+
+    async def again() -> None:
+        while True:
+            with suppress(OSError):
+                await act()
+            await asyncio.sleep(pause)
+
+    tasks = [asyncio.create_task(again()) for _ in range(times)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -161,7 +191,7 @@ class Traffic:
     """
 
     def __init__(self, server: TestedServer, client: Client, *, seed: int, deadline: float) -> None:
-        self._model, self._client, self._port = server.model, client, server.port
+        self._server, self._model, self._client = server, server.model, client
         self._seed, self._deadline = seed, deadline
         self._gaps = Random(f"{seed}/arrivals")
         self._number = 0
@@ -173,38 +203,36 @@ class Traffic:
     @asynccontextmanager
     async def offered(self) -> AsyncIterator[None]:
         """Send requests while the context lasts; all have ended when it is left."""
-        self._last_right = None
+        self._last_right, self._due = None, now()
         large = Request("honest", np.resize(self._model.rows, (LARGE_ROWS, INPUTS)))
         long = Request("honest", np.resize(self._model.rows, (1, LONG)))
-        sending = [
-            asyncio.create_task(self._send_all()),
-            asyncio.create_task(self._repeat(long, BETWEEN_LONG)),
-            *(asyncio.create_task(self._repeat(large, BETWEEN_LARGE)) for _ in range(LARGE)),
-        ]
-        try:
-            yield
-        finally:
-            for each in sending:
-                each.cancel()
-            await asyncio.wait(sending)
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+        clients = (
+            repeated(1, self._send_next, 0.0),
+            repeated(1, partial(self._send_alone, long), BETWEEN_LONG),
+            repeated(LARGE, partial(self._send_alone, large), BETWEEN_LARGE),
+        )
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self._server.grpc_port}") as channel:
+            self._infer: Any = channel.unary_unary(
+                INFER, ModelInferRequest.SerializeToString, ModelInferResponse.FromString
+            )
+            async with AsyncExitStack() as sending:
+                for each in clients:
+                    await sending.enter_async_context(each)
+                yield
+            if self._tasks:
+                await asyncio.wait(list(self._tasks))
 
     async def probe(self) -> bool:
         """Send one honest query. Return whether the answer is right."""
-        return await self._send(_now(), Request("honest", self._model.rows[:1]))
+        return await self._send(now(), Request("honest", self._model.rows[:1]))
 
-    async def _send_all(self) -> None:
-        due = _now()
-        while True:
-            due += self._gaps.expovariate(self.rate)
-            await asyncio.sleep(due - _now())
-            self._send(due, draw(self._number + 1, self._seed, self.mix, self._model.rows))
+    async def _send_next(self) -> None:
+        self._due += self._gaps.expovariate(self.rate)
+        await asyncio.sleep(self._due - now())
+        self._send(self._due, draw(self._number + 1, self._seed, self.mix, self._model.rows))
 
-    async def _repeat(self, request: Request, pause: float) -> None:
-        while True:
-            await asyncio.wait([self._send(_now(), request)])
-            await asyncio.sleep(pause)
+    async def _send_alone(self, request: Request) -> None:
+        await asyncio.wait([self._send(now(), request)])
 
     def _send(self, due: float, request: Request) -> "asyncio.Task[bool]":
         self._number += 1
@@ -228,33 +256,40 @@ class Traffic:
             if request.kind in ("absurd", "nonsense", "poison"):
                 detail = f"{request.kind}: {error.status}"
             page.ends["errors"][detail] += queries
+        except grpc.aio.AioRpcError as error:
+            detail = "" if request.kind in ("honest", "impatient") else f"{request.kind}: "
+            page.ends["errors"][f"{detail}gRPC {error.code().name}"] += queries
         except (ClientError, OSError, EOFError, InvalidRequestError) as error:
             page.ends["broken"][f"{request.kind}: {error}"[:80]] += queries
         else:
             right = np.zeros(1, np.bool_)
             if request.rows is not None:
                 right = self._model.right(request.rows, outputs)
+            if request.exact:
+                right &= [source is Source.MODEL for source in sources]
             asked = "" if request.kind == "honest" else f", {request.kind}"
             why = ", instance lied" if self.lies else asked
             for good, source in zip(right.tolist(), sources, strict=True):
                 end, detail = ("right", source) if good else ("wrong", f"{source}{why}")
                 page.ends[end][detail] += 1
             if request.kind == "honest" and right.all():
-                now = _now()
-                page.latencies.append(now - due)
-                page.took("outage", now - (self._last_right or now))
-                self._last_right = now
+                page.latencies.append((at := now()) - due)
+                page.took("outage", at - (self._last_right or at))
+                self._last_right = at
             return bool(right.all())
         return False
 
     async def _answer(self, number: str, request: Request) -> tuple[Floats, Sequence[Source]]:
         """Return outputs (n, OUTPUTS), and the source of each row."""
         if request.rows is None:
-            status = await ask(self._port, request.raw)
+            status = await ask(self._server.port, request.raw)
             if status != 200:
                 raise StatusError(status, "")
             return np.empty((1, OUTPUTS), np.float32), [Source.MODEL]
-        body, headers = write_request({"input": request.rows}, id=number, binary=not request.json)
+        if request.form == "grpc":
+            return await self._answer_by_grpc(number, request.rows, exact=request.exact)
+        binary = request.form == "binary"
+        body, headers = write_request({"input": request.rows}, id=number, binary=binary)
         content, length = await self._client.ask("POST", PATH, body, headers)
         if f'"id":"{number}"'.encode() not in content:
             raise InvalidRequestError("the answer has another request's id")
@@ -262,6 +297,21 @@ class Traffic:
         (output,) = answer.outputs
         return output.array(), answer.sources(len(request.rows))
 
+    async def _answer_by_grpc(
+        self, number: str, rows: Floats, *, exact: bool
+    ) -> tuple[Floats, Sequence[Source]]:
+        message = ModelInferRequest(model_name=MODEL, id=number)
+        message.parameters["redundancy"].string_param = "exact" if exact else "any"
+        tensor = message.inputs.add(name="input", datatype="FP32", shape=rows.shape)
+        tensor.contents.fp32_contents.extend(rows.ravel().tolist())
+        answer = await self._infer(message)
+        if answer.id != number:
+            raise InvalidRequestError("the answer has another request's id")
+        values = np.array(answer.outputs[0].contents.fp32_contents, np.float32)
+        sources = answer.parameters["source"].string_param.split(",")
+        return values.reshape(-1, OUTPUTS), tuple(map(Source, sources))
 
-def _now() -> float:
+
+def now() -> float:
+    """Return the event loop's time."""
     return asyncio.get_running_loop().time()

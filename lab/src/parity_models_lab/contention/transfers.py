@@ -56,20 +56,18 @@ class Traffic:
     """
 
     def __init__(self, shuffles: int, machines: int, seed: int) -> None:
-        lanes = [legs(machines, seed, lane) for lane in range(shuffles)]
-        self._next = [(next(lane), number, lane) for number, lane in enumerate(lanes)]
-        heapq.heapify(self._next)
+        self._legs = heapq.merge(*(legs(machines, seed, lane) for lane in range(shuffles)))
+        self._next = next(self._legs, None)
         self._coming: list[deque[Leg]] = [deque() for _ in range(machines)]
 
     def to(self, machine: int, until: float) -> list[Leg]:
         """Return the legs to this machine that start up to `until`, in order, each only once."""
-        while self._next and self._next[0][0].start <= until:
-            leg, number, lane = self._next[0]
+        while (leg := self._next) is not None and leg.start <= until:
             coming = self._coming[leg.target]
             while coming and coming[0].end < leg.start:  # of one that is seldom asked about
                 coming.popleft()
             coming.append(leg)
-            heapq.heapreplace(self._next, (next(lane), number, lane))
+            self._next = next(self._legs)
         coming, found = self._coming[machine], []
         while coming and coming[0].start <= until:
             found.append(coming.popleft())

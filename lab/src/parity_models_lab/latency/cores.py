@@ -27,18 +27,13 @@ EXACT = 1e-9
 class Cores:
     """The cores of one machine. Times in seconds of a core.
 
-    Jobs that run at the same time have equal shares of the cores. Models are `computing` on them,
-    or else wait for accelerators of their own.
-
-    `serving` is the time that client and server compute for a query of one unit. The client's
-    thread takes half of it, before the query is sent and after its answer is back; the server's
-    thread takes an eighth each for the request, for sending a unit, for its report, and for the
-    answer. `unit` is the time that an instance computes for a unit besides its service, half of it
-    before. The defaults were measured in real trials without redundancy.
-
-    With a `quota`, jobs together get `quota` cores' time in each PERIOD, and then none until the
-    next one begins, as in a control group or a container with a processor limit. The client is not
-    in that group, and has a core to itself.
+    Jobs that run at the same time have equal shares. Models are `computing` on the cores, or wait
+    for accelerators of their own. Client and server compute for `serving` seconds for a query of
+    one unit: half of it is the client's, before and after; the server's thread takes an eighth each
+    for the request, for sending a unit, for its report, and for the answer. An instance computes
+    for `unit` seconds besides its service, half of it before. The defaults were measured in real
+    trials without redundancy. With a `quota`, jobs together get `quota` cores' time in each PERIOD,
+    as in a control group with a processor limit; the client has a core to itself then.
     """
 
     count: int = 2

@@ -5,16 +5,18 @@ from importlib import resources
 from itertools import product
 from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
+from msgspec.structs import force_setattr, replace
 
 from parity_models.documents import as_struct
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.documents import load_toml, names_in
-from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import Setting
 
 FILES = resources.files("parity_models_lab.latency") / "experiments"
+FIGURES = names_in(FILES)
+"""The figures that come with the package."""
 
 Value = bool | int | float | str
 """The values of an option."""
@@ -23,7 +25,7 @@ Values = dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=10
 Queries = Annotated[int, Meta(ge=100, le=10_000_000)]
 
 
-class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Series(Struct, frozen=True, forbid_unknown_fields=True):
     """One line of a figure: a policy, and what of the setting is its own (such as a decoder).
 
     `policy` is the policy's `name`, its options and those of a `dispatch` rule; times in seconds.
@@ -49,14 +51,19 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if "name" not in self.policy:
             raise UserError(f"the policy of the series {self.label!r} has no name")
-        return [_choice(self.policy | options) for options in _combinations(self.tuned)]
+        made = []
+        for options in _combinations(self.tuned):
+            given = self.policy | options
+            name, rule = str(given.pop("name")), given.pop("dispatch", None)
+            made.append(PolicyChoice(name, given, None if rule is None else str(rule)))
+        return made
 
     def swept_out(self) -> Iterator["Series"]:
         """Yield a series for each combination of swept values; itself where nothing is swept."""
         for changes in _combinations(self.swept):
             said = ", ".join(f"{name}={value}" for name, value in changes.items())
             fields = {n: v for n, v in changes.items() if n in Setting.__struct_fields__}
-            yield msgspec.structs.replace(
+            yield replace(
                 self,
                 label=f"{self.label} ({said})" if said else self.label,
                 policy=self.policy | {n: v for n, v in changes.items() if n not in fields},
@@ -65,24 +72,19 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-def _choice(given: dict[str, Value]) -> PolicyChoice:
-    name, rule = str(given.pop("name")), given.pop("dispatch", None)
-    return PolicyChoice(name, given, None if rule is None else str(rule))
-
-
 def _combinations(values: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
     for each in product(*values.values()):
         yield dict(zip(values, each, strict=True))
 
 
-class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policies of `series` over the `points` of `axis`.
 
     A point names what it changes in `setting`. The axis is a field of Setting; or it is not, and
     points say in words what they are on it. `real` are the points that are run for real, by
     position; all are simulated. `real_queries` and `simulated_queries` are the lengths of runs, and
-    `warm_up` the number of queries that come first and are not counted. `apart`: not among `all`
-    figures.
+    `warm_up` the number of queries that come first and are not counted. `apart`: run only where it
+    is named. Swept series become one each. Raises UserError for what cannot be run.
     """
 
     title: str
@@ -95,6 +97,21 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     simulated_queries: Queries = 10_000
     warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] = 500
     apart: bool = False
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "series", tuple(s for one in self.series for s in one.swept_out()))
+        for index in self.real:
+            if not 0 <= index < len(self.points):
+                raise UserError(f"real names point {index}; there are {len(self.points)}, from 0")
+        for index, point in enumerate(self.points):
+            if self.axis not in point:
+                raise UserError(f"point {index} does not say what {self.axis} is there")
+            if not isinstance(point[self.axis], str | int | float):
+                raise UserError(f"{self.axis} is neither a word nor a number at point {index}")
+            for series in self.series:
+                _ = self.at(index, series).code, series.candidates
+        if len({series.label for series in self.series}) < len(self.series):
+            raise UserError("two series have one label: tables could not tell them apart")
 
     def at(self, point: int, series: Series) -> Setting:
         """Return the setting of a series at a point."""
@@ -114,41 +131,10 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         given = (point[self.axis] for point in self.points)
         return [each if isinstance(each, str) else f"{each:g}" for each in given]
 
-    def checked(self) -> "Figure":
-        """Return it with swept series as one each. Raises UserError for what cannot be run."""
-        figure = msgspec.structs.replace(
-            self, series=tuple(each for one in self.series for each in one.swept_out())
-        )
-        for index in self.real:
-            if not 0 <= index < len(self.points):
-                raise UserError(f"real names point {index}; there are {len(self.points)}, from 0")
-        for index, point in enumerate(self.points):
-            if self.axis not in point:
-                raise UserError(f"point {index} does not say what {self.axis} is there")
-            if not isinstance(point[self.axis], str | int | float):
-                raise UserError(f"{self.axis} is neither a word nor a number at point {index}")
-        for (index, _), series in product(enumerate(self.points), figure.series):
-            _ = figure.at(index, series).code, series.candidates
-        if len({series.label for series in figure.series}) < len(figure.series):
-            raise UserError("two series have one label: tables could not tell them apart")
-        return figure
-
-
-def figure_names() -> list[str]:
-    """Return the figures that come with the package."""
-    return names_in(FILES)
-
 
 def load_figure(name: str) -> Figure:
     """Read a figure: one that comes with the package, by name, or any file.
 
     Raises UserError if there is none or it is not a figure.
     """
-    return load_toml(name, FILES, Figure, Figure.checked, "figure", "lab/notes/latency.md")
-
-
-def figures_of(names: list[str]) -> list[str]:
-    """Return the figures of these names, each once; `all` is every one that is not apart."""
-    everyone = [name for name in figure_names() if not load_figure(name).apart]
-    listed = (other for name in names for other in (everyone if name == "all" else [name]))
-    return list(dict.fromkeys(listed))
+    return load_toml(name, FILES, Figure, "lab/notes/latency.md")

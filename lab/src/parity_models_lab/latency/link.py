@@ -1,21 +1,11 @@
 """A query's way to a machine through a link that background transfers fill.
 
 A link is a queue of limited length that is served at the link's rate, first in, first out; what
-does not fit is dropped. Both a transfer and a machine's queries are TCP connections. What delays a
-query is not its share of the rate (it is far shorter than a transfer) but this:
-
-- The queue. A transfer sends as much as its congestion window allows, and where the way is short
-  that is what stands in the queue: some 15 ms of it. The window grows until the queue is full, and
-  shrinks to BETA of it when the queue drops something (CUBIC, RFC 9438; in so short a queue in its
-  Reno-friendly region). Where it has yet to be full once, Linux lets it grow by PROBING a round.
-- Rounds. A query that is longer than its own connection's window takes several ways through the
-  queue. That window shrinks by losses and by rest (RFC 9293, RFC 5681).
-- Losses. A query is sent in one burst. One that does not fit is lost as a whole, as segmentation
-  is left to the link. Its sender hears nothing, sends the last segment again after two round trips
-  (tail loss probe, RFC 8985), and then the others, one more in each round (proportional rate
-  reduction, RFC 6937, with one acknowledgement for a burst). If that is lost, too, it starts anew
-  with one segment after the retransmission timeout.
-
+does not fit is dropped. Transfers and queries are TCP connections. A transfer's window, which is
+what stands in the queue, grows until the queue is full, and shrinks to BETA of it (CUBIC, RFC
+9438). A query longer than its own connection's window takes several ways through the queue; one
+that does not fit is lost as a whole, probed after two round trips (RFC 8985), and sent again, one
+segment more in each round (RFC 6937), or anew after the retransmission timeout.
 `lab/notes/links.md` says how this was found and what it leaves out.
 """
 

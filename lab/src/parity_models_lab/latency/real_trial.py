@@ -4,12 +4,10 @@ What slows workers from within (service times, pauses, another tenant, kills) is
 fault plan; transfers and a quota are made outside.
 """
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from math import inf, prod
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -23,33 +21,30 @@ from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention.network import FRONTEND_ADDRESS, enter, shuffling, star
 from parity_models_lab.contention.quota import quota
-from parity_models_lab.latency.setting import OUTPUT_SHAPE, QUERY_SHAPE, Setting
-from parity_models_lab.latency.trial import Trial, TrialResult, result_of
+from parity_models_lab.latency.trial import (
+    OUTPUT_SHAPE,
+    QUERY_SHAPE,
+    Setting,
+    Trial,
+    TrialResult,
+    result_of,
+)
 from parity_models_lab.served import BEGIN_FAULTS, BUSY, LAG, seconds, served
 
 ROWS = 200
 """Different queries that are sent."""
 
 
-class Contended(NamedTuple):
-    """Contention that is set up.
-
-    The server's i-th instance belongs at the i-th of `placements`. `server_prefix` must come before
-    the server's command, and `prefix` before those of its clients: only they reach the workers and
-    the server. `begin` starts the contention; to be called once.
-    """
-
-    server_prefix: tuple[str, ...]
-    prefix: tuple[str, ...]
-    placements: tuple[Placement, ...]
-    begin: Callable[[], None]
-
-
 @contextmanager
-def contended(setting: Setting, seed: int) -> Iterator[Contended]:
+def contended(
+    setting: Setting, seed: int
+) -> Iterator[tuple[tuple[Placement, ...], tuple[str, ...], tuple[str, ...], Callable[[], None]]]:
     """Make a setting's contention, of which nothing is left at the end of the context.
 
-    Raises ContentionError if the network, or a quota, cannot be made here.
+    Gives the places of the instances, the beginnings of the server's command and of those of its
+    clients, without which they do not reach the workers and the server, and a function that starts
+    the contention, to be called once. Raises ContentionError if the network, or a quota, cannot be
+    made here.
     """
     workers = range(setting.all_instances)
     nodes = [str(worker % setting.nodes) if setting.nodes else None for worker in workers]
@@ -68,36 +63,33 @@ def contended(setting: Setting, seed: int) -> Iterator[Contended]:
             if machines:
                 stack.enter_context(shuffling(setting.shuffles, machines, seed))
 
-        yield Contended((slowed[0] if slowed else ()) + prefix, prefix, tuple(places), begin)
+        yield tuple(places), (slowed[0] if slowed else ()) + prefix, prefix, begin
 
 
-def run_real(trial: Trial, folder: Path) -> TrialResult:
+async def run_real(trial: Trial, folder: Path) -> TrialResult:
     """Run a trial with a bundle, made once, in `folder`.
 
     Raises what starting the contention, the server or the load raises.
     """
-    return asyncio.run(_run(trial, folder))
-
-
-async def _run(trial: Trial, folder: Path) -> TrialResult:
-    setting, roles = trial.setting, trial.roles
+    setting = trial.setting
+    policy, _ = trial.policy.build(trial.stand_ins)
+    roles = policy.roles(setting.instances, setting.extra_instances)  # fewer for `none`
     bundle = bundle_for(trial, folder)
     async with AsyncExitStack() as stack:
-        contention = stack.enter_context(contended(setting, trial.seed))
+        contention = contended(setting, trial.seed)
+        places, server_prefix, prefix, begin_contention = stack.enter_context(contention)
         options = ServeOptions(
             policy=trial.policy,
             instances=len(roles),
             extra_instances=sum(DEPLOYED not in each for each in roles) or None,
             port=0,
             max_batch=setting.max_batch,
-            placements=contention.placements[: len(roles)],
+            placements=places[: len(roles)],
             faults=trial.plan(len(roles)),
             share_groups=True,
             agreement=0,  # what may not be answered is drawn, as in simulations: coverage
         )
-        server = await stack.enter_async_context(
-            served(bundle.path, options, contention.server_prefix)
-        )
+        server = await stack.enter_async_context(served(bundle.path, options, server_prefix))
         # Contention begins with the warm-up, which policies that learn would else learn from in
         # vain; so all queries are the load's own, and those of the warm-up are left out later.
         trace, rows = folder / "trace.txt", folder / "queries.npy"
@@ -116,9 +108,9 @@ async def _run(trial: Trial, folder: Path) -> TrialResult:
 
         def begin() -> None:
             server.tell(BEGIN_FAULTS)
-            contention.begin()
+            begin_contention()
 
-        result = await offer_load_from_own_process(load, begin, contention.prefix)
+        result = await offer_load_from_own_process(load, begin, prefix)
         busy = await seconds(server, BUSY) - busy
         lag = await seconds(server, LAG)
     counted = slice(trial.warm_up, None)
@@ -131,8 +123,8 @@ async def _run(trial: Trial, folder: Path) -> TrialResult:
         int((~answered).sum()),
         int(stood_in),
         busy / int(result.answered.sum()),
-        send_delay=float(np.nanquantile(result.send_delay[counted], 0.99)),
-        lag=lag,
+        **{"send delay": 1e3 * float(np.nanquantile(result.send_delay[counted], 0.99))},
+        lag=1e3 * lag,
     )
 
 

@@ -1,25 +1,51 @@
 """The command `latency`: the paper's figures, and ours, as tables, as JSON and as pictures."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum, auto
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
+import msgspec
 import numpy as np
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import ScalarFormatter
 
 from parity_models.options import Option
+from parity_models.progress import Progress, progress_bars
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
-from parity_models_lab.latency.figure import Figure, figure_names, figures_of, load_figure
-from parity_models_lab.latency.runs import Cell, Out, Seed, Trials, Work, run_figure
-from parity_models_lab.latency.setting import Setting
-from parity_models_lab.latency.trial import SHARES, TrialResult
+from parity_models_lab.latency.figure import FIGURES, Figure, Series, load_figure
+from parity_models_lab.latency.real_trial import run_real
+from parity_models_lab.latency.trial import (
+    SHARES,
+    Mode,
+    Setting,
+    Trial,
+    TrialResult,
+    simulate_trial,
+)
 from parity_models_lab.plots import FAINT, PALETTE, save, style, tail_axes
-from parity_models_lab.results import INVALID, Row, check_out, report
+from parity_models_lab.results import (
+    INVALID,
+    OutFolder,
+    ResultCache,
+    Row,
+    Seed,
+    Work,
+    check_out,
+    code_digest,
+    report,
+    simulated,
+)
+
+TUNING = 50_000
+"""Queries of a simulation by which options are chosen, at most."""
 
 SEND_DELAY_MS = 1.0
 """Maximum p99 of how late a load generator sends."""
@@ -44,12 +70,12 @@ def latency(
     figure: Annotated[
         list[str] | None,
         Option(
-            f"One of {', '.join(figure_names())}, a figure's file of yours, or all "
-            "(but those that take long); may be given several times.",
+            f"One of {', '.join(FIGURES)}, or a figure's file of yours; may be given several "
+            "times. By default all but those that take long.",
             metavar="FIGURE",
         ),
     ] = None,
-    out: Out = Path("lab/results/latency"),
+    out: OutFolder = Path("lab/results/latency"),
     work: Work = Path("runs/latency"),
     network: Annotated[
         Links | None,
@@ -75,7 +101,8 @@ def latency(
     the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
     interrupted run goes on where it stopped.
     """
-    figures = {name: load_figure(name) for name in figures_of(list(figure or ["all"]))}
+    loaded = {name: load_figure(name) for name in figure or FIGURES}
+    figures = {name: each for name, each in loaded.items() if figure or not each.apart}
     if network is None:
         with suppress(ContentionError):
             check_privileges()
@@ -91,6 +118,94 @@ def latency(
         rows = list(rows_of(each, cells))
         report(each.title, rows, out / f"{stem}.json", figure=name, queries=queries)
         draw(each, cells, out / f"{stem}.png")
+
+
+class Trials:
+    """Runs trials; keeps the results of this code, and the bundles served, in a folder."""
+
+    def __init__(self, work: Path) -> None:
+        self._cache, self._bundles = ResultCache(work / "trials"), work / "bundles"
+
+    def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
+        """Return the results, after running those without: the simulated on all cores, then the
+        real in turn."""
+        keys = [f"{trial.key}-{code_digest()}" for trial in trials]
+        found = {
+            key: result for key in keys if (result := self._cache.get(key, TrialResult)) is not None
+        }
+        to_run = {key: t for key, t in zip(keys, trials, strict=True) if key not in found}
+        imagined = [(key, t) for key, t in to_run.items() if t.mode == "simulated"]
+        for (key, _), result in simulated(_simulate, imagined):
+            self._cache.put(key, result)
+            found[key] = result
+        real = [(key, t) for key, t in to_run.items() if t.mode == "real"]
+        with progress_bars() as bars:
+            for done, (key, trial) in enumerate(real):
+                bars.on_progress(Progress("real", done, len(real)))
+                found[key] = asyncio.run(run_real(trial, self._bundles))
+                self._cache.put(key, found[key])
+        return [found[key] for key in keys]
+
+
+def _simulate(keyed: tuple[str, Trial]) -> TrialResult:
+    return simulate_trial(keyed[1])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a series at a point; `label` names the series, with its tuned options there."""
+
+    series: Series
+    label: str
+    point: int
+    trial: Trial
+    result: TrialResult
+
+
+def run_figure(
+    figure: Figure, trials: Trials, seed: int, *, real: Collection[int], speed: float = 0.0
+) -> list[Cell]:
+    """Run a figure, simulated at all its points, and for real at those in `real`.
+
+    A tuned series has the options with which simulations are best at a point; options with which
+    queries fail are worse than all others.
+    """
+    points = range(len(figure.points))
+
+    def trial(
+        mode: Mode, series: Series, point: int, policy: PolicyChoice, most: int = sys.maxsize
+    ) -> Trial:
+        queries = figure.real_queries if mode == "real" else figure.simulated_queries
+        return Trial(
+            mode=mode,
+            setting=msgspec.structs.replace(figure.at(point, series), speed=speed),
+            policy=policy,
+            queries=min(queries, most),
+            warm_up=figure.warm_up,
+            seed=seed,
+        )
+
+    tuning = [
+        (series, point, trial("simulated", series, point, policy, TUNING))
+        for series, point in product(figure.series, points)
+        for policy in (series.candidates if series.tuned else ())
+    ]
+    chosen: dict[tuple[str, int], tuple[tuple[float, float], PolicyChoice]] = {}
+    tried_out = trials.run([one for *_, one in tuning])
+    for (series, point, tried), result in zip(tuning, tried_out, strict=True):
+        place, score = (series.label, point), (result["failed"], result[series.tuned_by])
+        if place not in chosen or score < chosen[place][0]:
+            chosen[place] = score, tried.policy
+    planned = []
+    for mode, point, series in product(get_args(Mode), points, figure.series):
+        if mode == "simulated" or (point in real and series.real):
+            _, policy = chosen.get((series.label, point)) or (0, series.candidates[0])
+            options = policy.written_out()
+            said = ", ".join(f"{name}={options[name]}" for name in series.tuned)
+            label = f"{series.label} ({said})" if said else series.label
+            planned.append((series, label, point, trial(mode, series, point, policy)))
+    results = trials.run([one for *_, one in planned])
+    return [Cell(*each, result) for each, result in zip(planned, results, strict=True)]
 
 
 def rows_of(figure: Figure, cells: Sequence[Cell]) -> Iterator[Row]:

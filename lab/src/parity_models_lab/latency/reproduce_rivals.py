@@ -5,6 +5,7 @@ whether it agrees with the model. So the share of answers that differ from the m
 and not computed from the gate.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
@@ -15,21 +16,19 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from parity_models.arrivals import poisson_arrivals
 from parity_models.documents import read_json
 from parity_models.emulation import Constant, Degradation, FaultPlan, LogNormal, Pauses
 from parity_models.load.spec import read_trace
 from parity_models.options import Option
-from parity_models.protection.scene import DISPATCH
-from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import StandIns
-from parity_models.simulation import FAILED, SOURCES, Simulation, simulate
+from parity_models.simulation import FAILED, SOURCES, simulate
 from parity_models_lab.latency.link import DriverOnLinks
-from parity_models_lab.latency.setting import Bursts, Setting
-from parity_models_lab.results import check_out, report, simulated
+from parity_models_lab.latency.trial import Bursts, Setting, Trial, simulation_of
+from parity_models_lab.results import OutFolder, check_out, report, simulated
 
 PREDICTIONS = resources.files("parity_models_lab.latency") / "banking77.json"
 """Banking77's test queries: MiniLM-L3 with a classifier, and the stand-in `parm protect` found."""
@@ -138,36 +137,29 @@ class Found(NamedTuple):
 def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Found:
     """Run one simulation; arrivals are Poisson where the scene has no trace."""
     recorded, setting = predictions(), SCENES[run.scene]
-    service = setting.mean_service
-    count, rng = WARM_UP + queries, np.random.default_rng((seed, 3))
+    service, burst = setting.mean_service, setting.burst
     rate = run.load * setting.all_instances / service
+    if burst is not None:
+        rate /= 1 + (burst.factor - 1) * burst.length / burst.every
+    backup = LogNormal(recorded.share * service, 0.05)
+    trial = Trial(
+        mode="simulated",
+        setting=replace(setting, rate=rate, stand_ins=("backup",), backup_service=backup),
+        policy=PolicyChoice.parse(run.policy, None),
+        queries=queries,
+        warm_up=WARM_UP,
+        seed=seed,
+    )
+    simulation, rng = simulation_of(trial), np.random.default_rng((seed, 3))
+    count = len(simulation.arrivals)
     if run.scene in traces:
         gaps = np.diff(traces[run.scene])
         arrivals = np.resize(np.roll(gaps, -int(rng.integers(len(gaps)))), count).cumsum()
-        arrivals /= rate * gaps.mean()
-    elif (burst := setting.burst) is not None:
-        rate /= 1 + (burst.factor - 1) * burst.length / burst.every
-        arrivals = burst.compress(poisson_arrivals(rate, count, seed))
-    else:
-        arrivals = poisson_arrivals(rate, count, seed)
+        simulation = dataclasses.replace(simulation, arrivals=arrivals / (rate * gaps.mean()))
     rows = rng.integers(len(recorded.agrees), size=count)
-    simulation = Simulation(
-        arrivals,
-        setting.instances,
-        setting.extra_instances,
-        {DEPLOYED: Constant(0.0)},
-        faults=msgspec.structs.replace(
-            setting.plan(seed, 0, setting.all_instances),
-            service_times={BACKUP: LogNormal(recorded.share * service, 0.05)},
-        ),
-        overhead=DISPATCH,
-        seed=seed,
-        warm_up=WARM_UP,
-    )
     refused = np.array(recorded.confidence)[rows] < run.threshold
     driver: Callable[..., Drawn] = partial(Drawn, refused, setting.links(seed))
-    policy = PolicyChoice.parse(run.policy, None).build(StandIns(backup=True))
-    result = simulate(simulation, *policy, driver=driver)
+    result = simulate(simulation, *trial.policy.build(trial.stand_ins), driver=driver)
     sources = result.sources[WARM_UP:]
     stood_in = sources == SOURCES.index(Source.BACKUP)
     differs = stood_in & (np.array(recorded.agrees)[rows[WARM_UP:]] == 0)
@@ -205,45 +197,32 @@ def outcome(candidate: Candidate, traces: Traces, seeds: int, queries: int) -> O
     }
 
 
-Cells = Iterator[tuple[str, list[Candidate]]]
-"""Names of policies, each with its candidates in a scene at a load."""
-
-
-def table(scenes: Sequence[str]) -> Cells:
-    """Yield the cells of the table, with the gate that was recorded."""
-    gate = predictions().threshold
-    for scene, load, (name, policies) in product(scenes, LOADS, POLICIES.items()):
-        threshold = -inf if name in EXACT else gate
-        yield name, [Candidate(each, scene, load, threshold) for each in policies]
-        if name == "slackfit":  # its paper has no gate
-            yield f"{name}, no gate", [Candidate(each, scene, load, -inf) for each in policies]
-
-
-def frontier(scenes: Sequence[str]) -> Cells:
-    """Yield the cells of the frontier, with gates that let different shares of queries pass."""
-    confidence = predictions().confidence
-    gates = [-inf, *(float(np.quantile(confidence, 1 - share)) for share in COVERAGES)]
-    for scene, load, (name, policies) in product(scenes, FRONTIER, POLICIES.items()):
-        thresholds = gates[:1] if name in EXACT else gates
-        tried = product(policies, thresholds)
+def cells(
+    scenes: Sequence[str], loads: Sequence[float], thresholds: Sequence[float]
+) -> Iterator[tuple[str, list[Candidate]]]:
+    """Yield names of policies, each with its candidates in a scene at a load."""
+    for scene, load, (name, policies) in product(scenes, loads, POLICIES.items()):
+        tried = product(policies, [-inf] if name in EXACT else thresholds)
         yield name, [Candidate(policy, scene, load, threshold) for policy, threshold in tried]
 
 
 def compare(traces: Traces, seeds: int, queries: int) -> tuple[list[Outcome], list[Outcome]]:
     """Simulate all cells.
 
-    Returns:
-        The rows of the table, each with the options of the shortest p99.9; and for each policy and
-        bound on the answers that differ, its shortest p99.9 and its least busy time within the
-        bound.
-
+    Return the rows of the table, each with the options of the shortest p99.9; and for each policy
+    and bound on the answers that differ, its shortest p99.9 and least busy time within the bound.
     """
     scenes = [each for each in SCENES if ", " not in each or each in traces]
-    cells, swept = list(table(scenes)), list(frontier(scenes))
-    candidates = dict.fromkeys(each for _, some in (*cells, *swept) for each in some)
+    confidence = predictions().confidence
+    gates = [-inf, *(float(np.quantile(confidence, 1 - share)) for share in COVERAGES)]
+    table = list(cells(scenes, LOADS, [predictions().threshold]))
+    ungated = [some for name, some in cells(scenes, LOADS, [-inf]) if name == "slackfit"]
+    table += [("slackfit, no gate", some) for some in ungated]  # its paper has no gate
+    swept = list(cells(scenes, FRONTIER, gates))
+    candidates = dict.fromkeys(each for _, some in (*table, *swept) for each in some)
     run = partial(outcome, traces=traces, seeds=seeds, queries=queries)
     found = dict(simulated(run, list(candidates)))
-    rows = [{"policy": name} | min((found[c] for c in some), key=_tail) for name, some in cells]
+    rows = [{"policy": name} | min((found[c] for c in some), key=_tail) for name, some in table]
     best: list[Outcome] = []
     for (name, some), bound in product(swept, BOUNDS):
         within = [found[each] for each in some if found[each]["differ"] <= bound]
@@ -267,9 +246,7 @@ def rivals(
             metavar="DIR",
         ),
     ] = None,
-    out: Annotated[Path, Option("The folder to write results to.", metavar="DIR")] = Path(
-        "lab/results"
-    ),
+    out: OutFolder = Path("lab/results"),
     queries: Annotated[int, Option("Queries of each run.", at_least=1000)] = 4000,
     seeds: Annotated[int, Option("Runs of each setting.", at_least=1)] = 3,
 ) -> None:

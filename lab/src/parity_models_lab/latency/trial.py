@@ -1,25 +1,52 @@
-"""One run of a latency figure, real or simulated, and its result."""
+"""One run of a latency figure, real or simulated: its conditions, and its result."""
 
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from typing import Literal
+from math import ceil, exp, inf, prod
+from random import Random
+from statistics import fmean
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from parity_models.emulation import Constant, FaultPlan
+from parity_models.arrivals import poisson_arrivals
+from parity_models.codes import DECODERS, Code, CodeSpec
+from parity_models.emulation import (
+    Constant,
+    Duration,
+    FaultPlan,
+    Kill,
+    LogNormal,
+    Neighbours,
+    Spell,
+)
 from parity_models.errors import UserError
 from parity_models.protection.scene import DISPATCH
-from parity_models.roles import DEPLOYED
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models_lab.latency.cores import Cores, DriverOnCores
-from parity_models_lab.latency.link import DriverOnLinks
-from parity_models_lab.latency.setting import CORES, Setting
+from parity_models_lab.latency.link import DriverOnLinks, Links
+
+Count = Annotated[int, Meta(ge=1, le=100_000)]
+
+QUERY_SHAPE = (1, 112, 112)
+"""The shape of a query, float32: 50 kB. That is to the shaped links what the paper's queries of
+some 600 kB are to its own, ten times as fast."""
+
+OUTPUT_SHAPE = (10,)
+
+CORES = 2
+"""The cores of a machine with a `speed`."""
+
+TENANT_RATE, TENANT_TIME = 15.0, Constant(0.02)
+"""Queries a second of an instance of another tenant, and the time of each."""
 
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept where all of them matter."""
@@ -34,13 +61,150 @@ Mode = Literal["real", "simulated"]
 alone, against imagined instances."""
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
+class Bursts(Struct, frozen=True, forbid_unknown_fields=True):
+    """Queries come `factor` times as often in the last `length` of every `every` seconds."""
+
+    factor: Annotated[float, Meta(gt=1, le=100)]
+    every: Spell = 20.0
+    length: Spell = 2.0
+
+    def __post_init__(self) -> None:
+        if self.length >= self.every:
+            raise ValueError("bursts leave no time between them: make length shorter")
+
+    def compress(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return `times` (n,) at a constant rate, those in bursts the closer together for it."""
+        calm = self.every - self.length
+        cycle, into = np.divmod(times, calm + self.length * self.factor)
+        within = np.where(into < calm, into, calm + (into - calm) / self.factor)
+        return np.asarray(cycle * self.every + within)
+
+
+class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The conditions of a run, whatever the policy. Times in seconds.
+
+    `instances` run the deployed model. Every policy except `none` has extra instances:
+    instances / k of them, rounded up. The offered load is `rate` in queries per second, or, where
+    that is None, `load` as a share of what `instances` alone can carry; with a `burst`, outside of
+    bursts. `service` is the emulated time of a batch of up to `max_batch` queries, `backup_service`
+    that of a backup. `speed` is the share of two cores' time that the server's processes get
+    together, in real runs by a quota; 0: no quota, and simulated servers take no time. The code has
+    the `decoder` and its usual encoder. Stand-ins may answer a share `coverage` of the queries.
+    `stand_ins` are those that the bundle has for a policy that can use either.
+
+    `shuffles` background transfers run at all times, through the links that queries take. With
+    `quiet_links` queries take such links without shuffles. `tenant` instances of another
+    deployment, with a light load of its own, share accelerators with ours: of two units there, one
+    waits. One instance, drawn at random, is killed every `kill_every` seconds; 0: never. Instance i
+    is on node i modulo `nodes`, if any. `faults` are all else that slows workers.
+    """
+
+    instances: Count = 12
+    k: Annotated[int, Meta(ge=2, le=9)] = 2
+    decoder: str = "separate"
+    rate: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    load: Annotated[float, Meta(gt=0, le=3)] = 0.5
+    burst: Bursts | None = None
+    max_batch: Annotated[int, Meta(ge=1, le=64)] = 1
+    service: Constant | LogNormal = LogNormal(0.025, 0.05)
+    backup_service: Constant | LogNormal = LogNormal(0.0125, 0.05)
+    speed: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    stand_ins: Annotated[tuple[Literal["parity", "backup"], ...], Meta(min_length=1)] = ("parity",)
+    coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    shuffles: Annotated[int, Meta(ge=0, le=100_000)] = 4
+    quiet_links: bool = False
+    tenant: Annotated[int, Meta(ge=0)] = 0
+    kill_every: Duration = 0.0
+    nodes: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    faults: FaultPlan = FaultPlan()
+
+    def __post_init__(self) -> None:
+        if self.tenant > self.all_instances:
+            raise ValueError(
+                f"{self.tenant} instances of another tenant cannot each share a machine with one "
+                f"of {self.all_instances}"
+            )
+        if self.mean_service <= 0:
+            raise ValueError("units take no time: give a service time above 0")
+
+    @property
+    def extra_instances(self) -> int:
+        return ceil(self.instances / self.k)
+
+    @property
+    def all_instances(self) -> int:
+        return self.instances + self.extra_instances
+
+    @property
+    def code(self) -> Code:
+        encoder = "stack" if DECODERS.find(self.decoder).tells_slots else "sum"
+        return Code(CodeSpec(encoder, self.decoder, self.k), QUERY_SHAPE, OUTPUT_SHAPE)
+
+    @property
+    def mean_service(self) -> float:
+        """The mean service time in seconds."""
+        match self.service:
+            case Constant(seconds):
+                return seconds
+            case LogNormal(median, sigma):
+                return median * exp(sigma**2 / 2)
+
+    @property
+    def queries_per_second(self) -> float:
+        """The offered load outside of bursts."""
+        if self.rate is not None:
+            return self.rate
+        paces = self.faults.generations or (1.0,)
+        share = fmean(1 / paces[each % len(paces)] for each in range(self.instances))
+        return self.load * self.instances * self.max_batch * share / self.mean_service
+
+    def arrivals(self, queries: int, seed: int) -> NDArray[np.float64]:
+        """Return the times of arrival: (queries,) seconds, in order."""
+        times = poisson_arrivals(self.queries_per_second, queries, seed)
+        return times if self.burst is None else self.burst.compress(times)
+
+    @property
+    def linked(self) -> bool:
+        """True if instances are behind links."""
+        return self.shuffles > 0 or self.quiet_links
+
+    def links(self, seed: int) -> Links | None:
+        """Return the links of simulated runs, to which real ones are shaped."""
+        if not self.linked:
+            return None
+        row = {DEPLOYED: 4 * prod(QUERY_SHAPE), parity_role(0): 4 * prod(self.code.parity_shape)}
+        return Links(self.shuffles, self.all_instances, row, seed)
+
+    @property
+    def quota(self) -> float:
+        """The seconds of a core that the server's processes get in a second."""
+        return CORES * self.speed if 0 < self.speed < 1 else inf
+
+    def plan(self, seed: int, queries: int, workers: int) -> FaultPlan:
+        """Return the faults of real or simulated workers while so many queries arrive."""
+        rng, everyone = Random(f"{seed}/kills"), range(self.all_instances)
+        seconds = np.array(queries / self.queries_per_second)
+        seconds = seconds if self.burst is None else self.burst.compress(seconds)
+        number = ceil(seconds / self.kill_every) if self.kill_every else 0
+        kills = [Kill(rng.choice(everyone), self.kill_every * (i + 1)) for i in range(number)]
+        shared = sorted(Random(f"{seed}/machines").sample(everyone, self.tenant))
+        here = tuple(worker for worker in shared if worker < workers)
+        return msgspec.structs.replace(
+            self.faults,
+            seed=seed,
+            service_time=self.service,
+            service_times={BACKUP: self.backup_service},
+            coverage=self.coverage,
+            neighbours=Neighbours(TENANT_RATE, TENANT_TIME, here) if here else None,
+            kills=tuple(kill for kill in kills if kill.worker < workers),
+        )
+
+
+class Trial(Struct, frozen=True, kw_only=True):
     """One run: `queries` that are counted, after `warm_up` that are not.
 
-    Contention is real in real runs, with transfers through shaped links, which simulations imitate.
     The overheads of serving are for simulations: `held_ms` is how much longer a unit holds its
-    instance, `outside_ms` the time of an answer outside of queue and instance, as quantiles at
-    SHARES.
+    instance, `outside_ms` the time of an answer outside of queue and instance, at SHARES.
     """
 
     mode: Mode
@@ -73,21 +237,15 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         backup = policy.needs_backup or (policy.needs_stand_in and "backup" in has)
         return StandIns(self.setting.code if code else None, backup)
 
-    @property
-    def roles(self) -> list[frozenset[str]]:
-        """The roles of the policy's instances: all of the setting's, but for `none`."""
-        policy, _ = self.policy.build(self.stand_ins)
-        return policy.roles(self.setting.instances, self.setting.extra_instances)
 
-
-class TrialResult(msgspec.Struct, frozen=True):
+class TrialResult(Struct, frozen=True):
     """The columns of a `row` of a table, and the quantiles at SHARES. Times in ms.
 
     Latencies are those of answered queries: PERCENTILES, and the `gap`, p99.9 - p50. `stood in` is
-    the share of answers by stand-ins, `failed` how many queries did. `busy` is how long instances
-    were busy for each query and `work` how many units ran for it, all models together; `send delay`
-    how late the load generator sent at p99, `lag` how long reports and timers waited for the
-    server's process on average. None where the mode does not know.
+    the share of answers by stand-ins, `failed` the number of queries without an answer. `busy` is
+    the time of instances and `work` the number of units for each query; `send delay` the p99 of the
+    load generator's delays, `lag` the mean wait of reports and timers for the server's process.
+    None where the mode does not know.
     """
 
     row: dict[str, float | None]
@@ -99,16 +257,9 @@ class TrialResult(msgspec.Struct, frozen=True):
 
 
 def result_of(
-    latencies: NDArray[np.float64],
-    failed: int,
-    stood_in: int,
-    busy: float,
-    *,
-    work: float | None = None,
-    send_delay: float | None = None,
-    lag: float | None = None,
+    latencies: NDArray[np.float64], failed: int, stood_in: int, busy: float, **known: float
 ) -> TrialResult:
-    """Sum up the `latencies` (n,) in seconds of answered queries.
+    """Sum up the `latencies` (n,) in seconds of answered queries, and further columns in `known`.
 
     Raises UserError if there are none.
     """
@@ -117,15 +268,15 @@ def result_of(
     ms = latencies * 1e3
     p50, p99, p999 = np.quantile(ms, list(PERCENTILES.values())).tolist()
     row = {"p50": p50, "p99": p99, "p99.9": p999, "gap": p999 - p50}
-    row |= {"stood in": stood_in / len(ms), "failed": failed, "busy": busy * 1e3, "work": work}
-    row |= {"send delay": send_delay and send_delay * 1e3, "lag": lag and lag * 1e3}
+    row |= {"stood in": stood_in / len(ms), "failed": failed, "busy": busy * 1e3}
+    row |= {column: known.get(column) for column in ("work", "send delay", "lag")}
     return TrialResult(row, tuple(np.quantile(ms, SHARES).round(3).tolist()))
 
 
-def simulate_trial(trial: Trial) -> TrialResult:
-    """Run a trial in the simulator."""
-    setting, warm_up = trial.setting, trial.warm_up
-    simulation = Simulation(
+def simulation_of(trial: Trial) -> Simulation:
+    """Return the workload and the instances of a trial, simulated."""
+    setting = trial.setting
+    return Simulation(
         trial.arrivals(),
         setting.instances,
         setting.extra_instances,
@@ -135,14 +286,20 @@ def simulate_trial(trial: Trial) -> TrialResult:
         nodes=setting.nodes or None,
         config=SchedulerConfig(max_batch=setting.max_batch),
         seed=trial.seed,
-        warm_up=warm_up,
+        warm_up=trial.warm_up,
     )
+
+
+def simulate_trial(trial: Trial) -> TrialResult:
+    """Run a trial in the simulator."""
+    setting, warm_up = trial.setting, trial.warm_up
     links = setting.links(trial.seed)
     driver: Callable[..., Driver] = partial(DriverOnLinks, links)
     if setting.speed:
         cores = Cores(CORES, computing=setting.faults.computing, quota=setting.quota)
         driver = partial(DriverOnCores, cores, links)
-    result = simulate(simulation, *trial.policy.build(trial.stand_ins), driver=driver)
+    policy = trial.policy.build(trial.stand_ins)
+    result = simulate(simulation_of(trial), *policy, driver=driver)
     sources = result.sources[warm_up:]
     answered = sources != FAILED
     latencies = result.latencies[warm_up:][answered]
@@ -155,5 +312,5 @@ def simulate_trial(trial: Trial) -> TrialResult:
         int(np.isin(sources, STAND_INS).sum()),
         float(sum(result.busy.values())) / trial.queries,
         work=sum(result.units.values()) / trial.queries,
-        lag=result.lag if setting.speed else None,
+        **({"lag": result.lag * 1e3} if setting.speed else {}),
     )

@@ -16,10 +16,9 @@ from parity_models.options import Option
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
 from parity_models_lab.latency.figure import Figure, load_figure
-from parity_models_lab.latency.runs import Out, Seed, Trials, Work, run_figure
-from parity_models_lab.latency.setting import Setting
-from parity_models_lab.latency.trial import PERCENTILES, SHARES, Trial, TrialResult
-from parity_models_lab.results import Row, check_out, report
+from parity_models_lab.latency.reproduce import Trials, run_figure
+from parity_models_lab.latency.trial import PERCENTILES, SHARES, Setting, Trial, TrialResult
+from parity_models_lab.results import OutFolder, Row, Seed, Work, check_out, report
 
 CLOSE = 0.15
 """The largest error of a simulated percentile that counts as close."""
@@ -30,7 +29,7 @@ def validation(
         str, Option("The figure whose policies are run.", metavar="FIGURE")
     ] = "validation",
     queries: Annotated[int, Option("Queries of each run.", at_least=100)] = 20_000,
-    out: Out = Path("lab/results"),
+    out: OutFolder = Path("lab/results"),
     work: Work = Path("runs/latency"),
     seed: Seed = 0,
 ) -> None:
@@ -51,13 +50,9 @@ def validation(
 def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[list[Row], list[Row]]:
     """Run the policies of a figure at its points, for real and then simulated.
 
-    Tuned series have the options with which simulations are best there.
-
-    Returns:
-        A row for each point and policy, with latencies in ms, `off` as shares of the real ones; and
-        by point what serving takes besides what is simulated, in ms: how much longer a unit holds
-        its instance, and quantiles of what answers take outside.
-
+    Return a row for each point and policy, with latencies in ms and errors as shares of the real
+    ones; and by point the overheads of serving that are not simulated, in ms: how much longer a
+    unit holds its instance, and quantiles of the time of answers outside.
     """
     series = tuple(replace(each, real=True) for each in figure.series)
     figure = replace(figure, real_queries=queries, series=series)
@@ -72,14 +67,10 @@ def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[li
         simulated = trials.run([replace(cell.trial, **more) for cell in real])
         for cell, result in zip(real, simulated, strict=True):
             rows.append({"at": label, "policy": cell.series.label, **off(cell.result, result)})
-        about = {"at": label, "rate": calm.setting.queries_per_second, "held": held}
-        overheads.append(
-            about
-            | {
-                f"outside {name}": float(np.interp(share, SHARES, outside))
-                for name, share in PERCENTILES.items()
-            }
-        )
+        quantiles = np.interp(list(PERCENTILES.values()), SHARES, outside).tolist()
+        besides = {f"outside {n}": q for n, q in zip(PERCENTILES, quantiles, strict=True)}
+        rate = calm.setting.queries_per_second
+        overheads.append({"at": label, "rate": rate, "held": held, **besides})
     return rows, overheads
 
 
@@ -94,10 +85,9 @@ def off(real: TrialResult, simulated: TrialResult) -> dict[str, float]:
 
 def summary(rows: list[Row]) -> str:
     """Return in a sentence how many policies are close at every percentile."""
-    close = [
-        all(abs(float(str(row[f"{each} off"]))) <= CLOSE for each in PERCENTILES) for row in rows
-    ]
-    return f"Within {CLOSE:.0%} at {', '.join(PERCENTILES)}: {sum(close)} of {len(rows)} policies."
+    errors = [[abs(float(str(row[f"{each} off"]))) for each in PERCENTILES] for row in rows]
+    close = sum(max(each) <= CLOSE for each in errors)
+    return f"Within {CLOSE:.0%} at {', '.join(PERCENTILES)}: {close} of {len(rows)} policies."
 
 
 def calm_trial(trial: Trial) -> Trial:
@@ -115,8 +105,8 @@ def calm_trial(trial: Trial) -> Trial:
 
 
 def overheads_between(real: TrialResult, simulated: TrialResult) -> tuple[float, tuple[float, ...]]:
-    """Return by how much a calm trial's real result exceeds its simulation, in ms: how much longer
-    a unit holds its instance, and what answers take besides, at SHARES."""
+    """Return by how much a calm trial's real result exceeds its simulation, in ms: the time that a
+    unit holds its instance, and that answers take besides, at SHARES."""
     held = max(0.0, real["busy"] - simulated["busy"])
     outside = np.maximum(0, np.array(real.quantiles_ms) - simulated["p50"] - held)
     return held, tuple(outside.tolist())
