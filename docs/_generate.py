@@ -88,7 +88,7 @@ def _command_index() -> str:
     lines = ["# Command line", "", inspect.cleandoc(command().help or ""), ""]
     lines += ["| command | purpose | from Python |", "|---|---|---|"]
     for name, entry in _commands():
-        python = f"[`parity_models.{name}`][parity_models.{name}]" if _is_function(name) else ""
+        python = ", ".join(f"[`{each}`][parity_models.{each}]" for each in _functions(name))
         lines.append(f"| [`parm {name}`]({name}.md) | {_text(entry.help)} | {python} |")
     lines += ["", "Before any command:", ""]
     lines += _parameters(command().make_context("parm", [], resilient_parsing=True))
@@ -111,29 +111,30 @@ def _command_page(entry: Any, path: str, level: int = 1) -> Iterator[str]:
     usage = " ".join(real.collect_usage_pieces(context))
     yield f"```text\n{path} {usage}\n```"
     yield ""
-    if _is_function(path.removeprefix("parm ")):
-        yield from _call(path.removeprefix("parm "))
+    for function in _functions(path.removeprefix("parm ")):
+        yield from _call(function)
     yield from _parameters(context)
     for name, below in getattr(real, "commands", {}).items():
         yield ""
         yield from _command_page(below, f"{path} {name}", level + 1)
 
 
-def _is_function(name: str) -> bool:
-    """Return whether a command is a shell over a public function of its name."""
-    return name in parity_models.__all__ and callable(getattr(parity_models, name))
+def _functions(command: str) -> list[str]:
+    """Return the public functions that a command is a shell over."""
+    others = {
+        "plan": ["plan", "advise"],
+        "export": ["export_repository"],
+        "load": ["offer_load_from_own_process"],
+    }
+    return others.get(command, [command])
 
 
 def _call(name: str) -> Iterator[str]:
     """Yield the call of a public function, with defaults and without types."""
-    empty = inspect.Parameter.empty
-    parameters = inspect.signature(getattr(parity_models, name)).parameters.values()
-    arguments = [
-        str(each.replace(annotation=empty, default=empty))
-        + ("" if each.default is empty else f"={each.default!r}")
-        for each in parameters
-    ]
-    yield f"```python\nparity_models.{name}({', '.join(arguments)})\n```"
+    signature = inspect.signature(getattr(parity_models, name))
+    plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    call = signature.replace(parameters=plain, return_annotation=signature.empty)
+    yield f"```python\nparity_models.{name}{call}\n```"
     yield ""
     yield f"The same from Python: [`parity_models.{name}`][parity_models.{name}]."
     yield ""

@@ -8,47 +8,22 @@
     with pm.serve(bundle, instances=4) as server:
         print(server.predict(rows[:2]).sources)
 
-Each function is called by the command of the same name. Names are imported when they are first
-used, so serving does not import what only training needs. `__init__.pyi` has the types.
+Each command calls one of the functions. The names are declared in `__init__.pyi`,
+and imported when they are first used, so serving does not import what only training needs.
 """
 
 import os
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from parity_models.errors import UserError, missing
 
 __version__ = "0.2.0"
 
-_HOMES = {
-    "codes": ("CodeSpec",),
-    "errors": ("ParityModelsError", "UserError"),
-    "evaluation.judging": ("Evaluation", "calibrate", "evaluate"),
-    "late.late": ("Late", "LateAnswer"),
-    "load": ("LoadSpec", "offer_load"),
-    "models.bundle": ("Bundle", "open_bundle"),
-    "protection.comparison": ("Comparison", "simulate"),
-    "protection.plan": ("Goal", "Plans", "plan"),
-    "protection.protect": ("Protected", "SearchOptions", "protect"),
-    "protection.rehearse": ("Rehearsal", "rehearse"),
-    "protection.scene": ("SimulationOptions",),
-    "progress": ("Callbacks", "progress_bars"),
-    "scheduling.choice": ("PolicyChoice",),
-    "scheduling.policies": (
-        "Adaptive",
-        "ApproximateBackup",
-        "Cascade",
-        "EqualResources",
-        "Hedging",
-        "NoRedundancy",
-        "Parity",
-        "Policy",
-        "Replication",
-    ),
-    "serving.server": ("ServeOptions", "Server", "serve"),
-    "training": ("Trained", "TrainingOptions", "backup", "parity"),
-}
-"""The names that are exported, by their module."""
-
-_MODULES = {name: f"parity_models.{home}" for home, names in _HOMES.items() for name in names}
+_STUB = Path(__file__).with_suffix(".pyi").read_text()
+_MODULES = {name: module for module, name in re.findall(r"from (\S+) import (\w+)", _STUB)}
 
 __all__ = ["__version__", *_MODULES]
 
@@ -60,7 +35,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    try:
+        return getattr(import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        if said := missing(error):
+            raise UserError(said) from error
+        raise
 
 
 def __dir__() -> list[str]:

@@ -8,10 +8,14 @@ from parity_models.late.late import Late as Late
 from parity_models.late.late import LateAnswer as LateAnswer
 from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load
+from parity_models.load import offer_load_from_own_process as offer_load_from_own_process
 from parity_models.models.bundle import Bundle as Bundle
 from parity_models.models.bundle import open_bundle as open_bundle
+from parity_models.models.servable import bundle as bundle
 from parity_models.progress import Callbacks as Callbacks
 from parity_models.progress import progress_bars as progress_bars
+from parity_models.protection.access_log import LogAdvice as LogAdvice
+from parity_models.protection.access_log import advise as advise
 from parity_models.protection.comparison import Comparison as Comparison
 from parity_models.protection.comparison import simulate as simulate
 from parity_models.protection.plan import Goal as Goal
@@ -33,6 +37,7 @@ from parity_models.scheduling.policies import NoRedundancy as NoRedundancy
 from parity_models.scheduling.policies import Parity as Parity
 from parity_models.scheduling.policies import Policy as Policy
 from parity_models.scheduling.policies import Replication as Replication
+from parity_models.serving.remote.export import export_repository as export_repository
 from parity_models.serving.server import ServeOptions as ServeOptions
 from parity_models.serving.server import Server as Server
 from parity_models.serving.server import serve as serve

@@ -78,7 +78,7 @@ def test_the_users_mistakes_exit_with_2_and_one_line(
 
 
 def test_our_mistakes_exit_with_1(parm_here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parity_models.cli.evaluate.evaluate_bundle", lambda *given, **more: 1 / 0)
+    monkeypatch.setattr("parity_models.cli.evaluate.open_bundle", lambda *given, **more: 1 / 0)
     given = ("evaluate", "bundle", "--inputs", "x")
     plain = parm_here(*given)
     assert plain.returncode == 1

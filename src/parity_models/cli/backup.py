@@ -4,6 +4,7 @@ from typing import Annotated
 
 from parity_models.cli.common import AllowCode
 from parity_models.cli.training import Inputs, Model, Out, Training
+from parity_models.models.bundle import open_bundle
 from parity_models.models.networks import NETWORKS
 from parity_models.options import Option
 from parity_models.progress import progress_bars
@@ -36,11 +37,10 @@ def backup(
     """
     with progress_bars() as bars:
         trained = train_backup(
-            model,
+            open_bundle(model, allow_code) if allow_code else model,
             inputs,
             out=out,
             network=network,
-            allow_code=allow_code or (),
             callbacks=bars,
             options=options,
         )

@@ -8,16 +8,11 @@ import typer
 
 from parity_models.cli.flags import argument
 from parity_models.errors import UserError
-from parity_models.models.bundle import NewModel, check_replaceable, write_bundle
-from parity_models.models.queries import read_arrays
-from parity_models.models.servable import read_servable
+from parity_models.models.servable import bundle as make_bundle
 from parity_models.models.signature import Axis
 from parity_models.options import Option
 
 V = TypeVar("V")
-
-NETWORK = "own"
-"""The network's name, in manifests, of a model that was given as an ONNX file."""
 
 
 def bundle(
@@ -64,24 +59,12 @@ def bundle(
     Axes but the first may be dynamic: bound them with --axis, or with queries. A backup of your own
     may be added; calibrate it afterwards with parm calibrate.
     """
-    check_replaceable(out.resolve())
-    queries = None if inputs is None else read_arrays(inputs)
     paddings = _pairs(padding or (), "--padding takes INPUT=NUMBER", float)
     axes = _pairs(axis or (), "--axis takes NAME=SIZE or NAME=SIZE,SIZE,..., ascending", _sizes)
-    content, signature = read_servable(model, axes, paddings, queries)
-    outputs = [each.name for each in signature.outputs]
-    if output is not None and output not in outputs:
-        raise UserError(f"the model has no output {output!r}; it has {', '.join(outputs)}")
-    new = None
-    if backup is not None:
-        cheaper, its = read_servable(backup, signature.axes, paddings)
-        new = NewModel(cheaper, NETWORK, signature=its)
-    written = write_bundle(
-        out,
-        deployed=NewModel(content, NETWORK, signature=signature),
-        backup=new,
-        imitated=output,
+    written = make_bundle(
+        model, out=out, inputs=inputs, axes=axes, padding=paddings, backup=backup, output=output
     )
+    signature = written.manifest.deployed.signature
     for tensor in signature.inputs:
         typer.echo(f"input {tensor}")
     for tensor in signature.outputs:

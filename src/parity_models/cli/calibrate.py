@@ -6,6 +6,7 @@ from typing import Annotated
 from parity_models.cli.common import AllowCode, BundleFolder
 from parity_models.evaluation.calibration import LEVELS
 from parity_models.evaluation.judging import calibrate as calibrate_bundle
+from parity_models.models.bundle import open_bundle
 from parity_models.options import SHARE, Option
 from parity_models.progress import progress_bars
 
@@ -52,11 +53,10 @@ def calibrate(
     """
     with progress_bars() as bars:
         calibrated = calibrate_bundle(
-            bundle,
+            open_bundle(bundle, allow_code or ()),
             inputs,
             agreement=agreement or (),
             answer_only=answer_only,
-            allow_code=allow_code or (),
             progress=bars.on_progress,
         )
     calibrated.gates.show()

@@ -7,6 +7,7 @@ import msgspec
 
 from parity_models.cli.common import AllowCode, BundleFolder, Json, write_json
 from parity_models.evaluation.judging import evaluate as evaluate_bundle
+from parity_models.models.bundle import open_bundle
 from parity_models.options import Option
 from parity_models.progress import progress_bars
 from parity_models.tasks import METRICS
@@ -48,11 +49,10 @@ def evaluate(
     """
     with progress_bars() as bars:
         found = evaluate_bundle(
-            bundle,
+            open_bundle(bundle, allow_code or ()),
             inputs,
             labels,
             metric=metric,
-            allow_code=allow_code or (),
             progress=bars.on_progress,
         )
     found.show()

@@ -76,7 +76,6 @@ def evaluate(
     *,
     metric: str | None = None,
     seed: int = 0,
-    allow_code: Collection[str] = (),
     progress: OnProgress | None = None,
 ) -> Evaluation:
     """Measure accuracy on queries, each member of each coding group unavailable in turn.
@@ -88,7 +87,6 @@ def evaluate(
             with the deployed model.
         metric: The measure of accuracy; by default what stand-ins were trained for.
         seed: Draws the coding groups.
-        allow_code: Encoders and decoders of one's own that the bundle may name.
         progress: Called as models run.
 
     Returns:
@@ -99,7 +97,7 @@ def evaluate(
         DataError: For files and arrays that do not fit the bundle.
         UserError: For a metric that cannot judge the predictions.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, allow_code)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     manifest, right = opened.manifest, None
     metric = metric_for(opened, metric)
     queries = load_queries(inputs, opened, manifest.code.k if manifest.code else 1)
@@ -137,7 +135,6 @@ def calibrate(
     agreement: Collection[float] = (),
     answer_only: str | None = None,
     seed: int = 0,
-    allow_code: Collection[str] = (),
     progress: OnProgress | None = None,
 ) -> Bundle:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
@@ -156,7 +153,6 @@ def calibrate(
         answer_only: The classes that stand-ins may answer, CLASS or CLASS=LEVEL, with commas; each
             is calibrated by itself. By default those of the bundle's gates; "all" lifts these.
         seed: Draws the coding groups.
-        allow_code: Encoders and decoders of one's own that the bundle may name.
         progress: Called as models run.
 
     Returns:
@@ -168,7 +164,7 @@ def calibrate(
             a stand-in would lose its gate; the bundle stays as it is then.
         BundleError: If the bundle was replaced meanwhile or cannot be written.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, allow_code)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     manifest = opened.manifest
     if manifest.code is None and manifest.backup is None:
         raise UserError(

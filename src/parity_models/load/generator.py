@@ -21,7 +21,7 @@ PATIENCE = 1.0
 NOT_SENT = -1
 
 
-async def offer_load(spec: LoadSpec, started: Callable[[], None] = lambda: None) -> LoadResult:
+async def offer_load(spec: LoadSpec, started: Callable[[], None] | None = None) -> LoadResult:
     """Offer the whole load from this process.
 
     Args:
@@ -65,7 +65,7 @@ class Load:
         self._outcomes = {str(source): code for code, source in enumerate(SOURCES)}
         self._in_flight: set[asyncio.Task[None]] = set()
 
-    def start(self, at: float, started: Callable[[], None]) -> None:
+    def start(self, at: float, started: Callable[[], None] | None) -> None:
         """Begin to send requests at their times after `at`, in the event loop's time.
 
         `started` is called when the first counted request is due.
@@ -103,13 +103,13 @@ class Load:
             outcomes=np.array(list(self._outcomes)),
         )
 
-    async def _send_all(self, at: float, started: Callable[[], None]) -> None:
+    async def _send_all(self, at: float, started: Callable[[], None] | None) -> None:
         loop = asyncio.get_running_loop()
         limit = self._spec.connections
         for request, due in enumerate((at + self._due).tolist()):
             ask = self._target.prepare(self._queries.take(self._rows[request]))
             await asyncio.sleep(due - loop.time())
-            if request == self._spec.warm_up_requests:
+            if started is not None and request == self._spec.warm_up_requests:
                 started()
             if len(self._in_flight) >= limit:
                 self._fail(request, f"not sent, {limit} in flight")

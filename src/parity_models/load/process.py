@@ -138,7 +138,7 @@ async def commands() -> asyncio.StreamReader:
 
 async def offer_load_from_own_process(
     spec: LoadSpec,
-    started: Callable[[], None] = lambda: None,
+    started: Callable[[], None] | None = None,
     prefix: Sequence[str] = (),
     *,
     stop: asyncio.Event | None = None,
@@ -178,13 +178,13 @@ async def offer_load_from_own_process(
         return LoadResult.load(result)
 
 
-async def _listen(generator: Child, started: Callable[[], None]) -> None:
+async def _listen(generator: Child, started: Callable[[], None] | None) -> None:
     """Wait until the generator is done."""
     why = ""
     async for line in generator.lines():
-        if line == STARTED:
+        if line == STARTED and started is not None:
             started()
-        else:
+        elif line != STARTED:
             why = line
     code = await generator.wait()
     if code != 0:

@@ -16,7 +16,8 @@ import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper
 
-from parity_models.errors import ModelError
+from parity_models.errors import ModelError, UserError
+from parity_models.models.bundle import Bundle, NewModel, check_replaceable, write_bundle
 from parity_models.models.onnx_model import (
     MAX_MODEL_BYTES,
     Declared,
@@ -28,8 +29,18 @@ from parity_models.models.onnx_model import (
     read_model,
     why_it_fails,
 )
-from parity_models.models.queries import axis_for, fit_tensors, rows_in, sizes_in, take
+from parity_models.models.queries import (
+    axis_for,
+    fit_tensors,
+    read_arrays,
+    rows_in,
+    sizes_in,
+    take,
+)
 from parity_models.models.signature import Axis, Batch, Layout, Signature, Tensor, pad
+
+OWN = "own"
+"""The network's name, in manifests, of a model that this package did not build."""
 
 TRIED = 4
 """Rows that are predicted together and one by one."""
@@ -42,6 +53,55 @@ PARTS = (4, 2, 1)
 """Without queries, the buckets of an axis are these parts of its bound."""
 
 _SEED = 5
+
+
+def bundle(
+    model: Path | str,
+    /,
+    *,
+    out: Path | str,
+    inputs: Path | str | Batch | None = None,
+    axes: Mapping[str, Axis | int] | None = None,
+    padding: Mapping[str, float] | None = None,
+    backup: Path | str | None = None,
+    output: str | None = None,
+) -> Bundle:
+    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
+
+    Axes but the first may be dynamic: bound them with `axes`, or with queries. Calibrate a backup
+    of your own afterwards.
+
+    Args:
+        model: The ONNX file.
+        out: The folder of the bundle to write.
+        inputs: Queries that show how large dynamic axes become: an .npz file, or an array (n, ...)
+            for each input by name.
+        axes: The sizes that dynamic axes are padded to, or their bounds, by name.
+        padding: The values that fill up shorter rows, by input; 0 by default.
+        backup: The ONNX file of a cheaper model with the same inputs and one output.
+        output: The output that the backup imitates, of several.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        ModelError: A model cannot be served, or an axis has no bound.
+        DataError: The queries do not fit the model.
+        UserError: The model does not have the output.
+        BundleError: The models do not fit each other, or `out` cannot hold a bundle.
+    """
+    check_replaceable(Path(out).resolve())
+    queries = read_arrays(Path(inputs)) if isinstance(inputs, str | Path) else inputs
+    content, signature = read_servable(Path(model), axes, padding, queries)
+    outputs = [each.name for each in signature.outputs]
+    if output is not None and output not in outputs:
+        raise UserError(f"the model has no output {output!r}; it has {', '.join(outputs)}")
+    new = None
+    if backup is not None:
+        cheaper, its = read_servable(Path(backup), signature.axes, padding)
+        new = NewModel(cheaper, OWN, signature=its)
+    deployed = NewModel(content, OWN, signature=signature)
+    return write_bundle(out, deployed=deployed, backup=new, imitated=output)
 
 
 def read_servable(

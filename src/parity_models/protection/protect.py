@@ -5,7 +5,7 @@ one, calibrate it, and write the bundle. All have a limited time.
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -224,7 +224,6 @@ def protect(
     /,
     *,
     out: Path | str,
-    allow_code: Collection[str] = (),
     callbacks: Callbacks | None = None,
     options: SearchOptions | None = None,
     **given: Any,
@@ -240,7 +239,6 @@ def protect(
         inputs: Queries, without labels: a file, an array (n, *query_shape), or an array for each
             input by name.
         out: The folder of the bundle to write.
-        allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the search goes on.
         options: All of SearchOptions at once, in place of some by name.
         **given: Fields of SearchOptions, such as minutes and agreement.
@@ -262,7 +260,7 @@ def protect(
     end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
-    with open_teacher(model, inputs, chosen.output, allow_code, chosen.pool) as teacher:
+    with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         if queries.calibration is not None and not chosen.ungated:
             least = chosen.agreement

@@ -1,7 +1,7 @@
 """The deployed model that stand-ins imitate, and the queries that they learn from."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from parity_models.models.queries import (
     read_arrays,
     sizes_in,
 )
-from parity_models.models.servable import read_servable, with_mean
+from parity_models.models.servable import OWN, read_servable, with_mean
 from parity_models.models.signature import Array, Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.options import SECONDS, Option, Options
@@ -41,9 +41,6 @@ from parity_models.training.device import Rows
 
 Model = Bundle | Path | str | nn.Module
 """A bundle, the path of one or of an ONNX file, or a module."""
-
-OWN = "own"
-"""The network's name, in manifests, of a model that this package did not build."""
 
 HELD_OUT = 10
 """One in HELD_OUT of the user's inputs is held out for each purpose."""
@@ -181,7 +178,6 @@ def open_teacher(
     model: Model,
     inputs: GivenInputs | None = None,
     output: str | None = None,
-    allow_code: Collection[str] = (),
     pool: str | None = None,
 ) -> Iterator[Teacher]:
     """Open the deployed `model` for as long as the context lasts.
@@ -189,15 +185,14 @@ def open_teacher(
     A module is exported for queries like `inputs`. With inputs, which tell how large dynamic axes
     become, an ONNX file may have several inputs and outputs, of any numbers. `output` is as for
     `teacher_of`; with `pool` it is the scaled mean of that output (see `with_mean`), which is
-    served, too. `allow_code` is as for `open_bundle`. Raises BundleError or ModelError for what
-    cannot be deployed.
+    served, too. Raises BundleError or ModelError for what cannot be deployed.
     """
     if pool not in (None, "mean"):
         raise UserError(f"--pool takes mean, not {pool!r}")
     if pool is not None and (isinstance(model, Bundle | nn.Module) or Path(model).is_dir()):
         raise UserError("--pool changes the model that is served; give an ONNX file")
     if not isinstance(model, Bundle | nn.Module) and Path(model).is_dir():
-        model = open_bundle(model, allow_code)
+        model = open_bundle(model)
     if isinstance(model, Bundle):
         yield teacher_of(model, output)
         return

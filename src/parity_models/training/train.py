@@ -5,7 +5,7 @@ say how right stand-ins are.
 """
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,7 +98,6 @@ def parity(
     out: Path | str,
     code: CodeSpec | None = None,
     network: str | Factory | None = None,
-    allow_code: Collection[str] = (),
     callbacks: Callbacks | None = None,
     options: TrainingOptions | None = None,
     **given: Any,
@@ -116,7 +115,6 @@ def parity(
         network: A name, package.module:name of one's own, or a function that makes networks. By
             default the deployed model's if its weights are in the bundle; else the most capable
             that is not slower than the deployed model.
-        allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the training goes on.
         options: All of TrainingOptions at once, in place of some by name.
         **given: Fields of TrainingOptions.
@@ -135,7 +133,7 @@ def parity(
     """
     chosen = gather(TrainingOptions, options, given)
     spec = code or BEST
-    with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
+    with open_teacher(model, inputs, chosen.output) as teacher:
         if spec.encoder == "stack" and not (spec.encoder_options or teacher.plain):
             spec = replace(spec, encoder_options={"new_axis": True})
         queries = find_queries(teacher, inputs, chosen, k=spec.k)
@@ -149,7 +147,6 @@ def backup(
     *,
     out: Path | str,
     network: str | Factory,
-    allow_code: Collection[str] = (),
     callbacks: Callbacks | None = None,
     options: TrainingOptions | None = None,
     **given: Any,
@@ -164,7 +161,6 @@ def backup(
         inputs: As for `parity`.
         out: The folder of the bundle to write; may be the model's.
         network: A name, package.module:name of one's own, or a function that makes networks.
-        allow_code: Encoders and decoders of one's own that the model's bundle may name.
         callbacks: Called as the training goes on.
         options: All of TrainingOptions at once, in place of some by name.
         **given: Fields of TrainingOptions.
@@ -176,7 +172,7 @@ def backup(
         DataError, ModelError, TrainingError, BundleError, UserError: As for `parity`.
     """
     chosen = gather(TrainingOptions, options, given)
-    with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
+    with open_teacher(model, inputs, chosen.output) as teacher:
         held = teacher.bundle.manifest.code
         queries = find_queries(teacher, inputs, chosen, k=1 if held is None else held.k)
         return train(teacher, queries, out, network, None, chosen, callbacks=callbacks)

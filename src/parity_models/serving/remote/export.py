@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, ModelFile
+from parity_models.models.bundle import Bundle, ModelFile, open_bundle
 from parity_models.models.signature import Tensor
 from parity_models.roles import BACKUP, parity_role
 
@@ -19,13 +19,22 @@ MAX_BATCH = 64
 """Rows that Triton takes at once."""
 
 
-def export_repository(bundle: Bundle, out: Path, name: str | None = None) -> None:
-    """Write the models of `bundle` into the new folder `out`.
+def export_repository(
+    bundle: Bundle | Path | str, out: Path | str, name: str | None = None
+) -> None:
+    """Write a bundle's models as a repository that Triton loads as it is.
 
-    `name` is the deployed model's, by default the bundle's; the parity models and the backup are
-    called after it. Raises UserError, with nothing left behind, if the folder cannot be written, or
-    Triton cannot hold the models.
+    Args:
+        bundle: The bundle, or its folder.
+        out: The repository, a new folder.
+        name: The deployed model's name, by default the bundle's; the parity models and the backup
+            are called after it.
+
+    Raises:
+        UserError: The folder cannot be written, or Triton cannot hold the models; nothing is left
+            behind.
     """
+    bundle, out = bundle if isinstance(bundle, Bundle) else open_bundle(bundle), Path(out)
     name = bundle.manifest.name if name is None else name
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"a model cannot be called {name!r}; leave out slashes and a dot in front")
