@@ -104,4 +104,4 @@ def test_no_query_waits_for_a_node_while_an_instance_is_idle(
             world.arrive(1 + choice % 3)
         else:
             world.finish(busy[choice % len(busy)])
-        assert not world.scheduler.queue_depths().get(DEPLOYED) or len(world.running) == len(nodes)
+        assert not world.scheduler.queued(DEPLOYED) or len(world.running) == len(nodes)

@@ -198,14 +198,3 @@ def test_what_may_still_be_answered_otherwise_is_kept() -> None:
     assert not world.failures
     world.finish("cheap")
     assert world.answers[soon] is Source.BACKUP
-
-
-def test_capacity_is_what_instances_really_answer_and_unknown_at_first() -> None:
-    world = world_of("ab")
-    assert world.scheduler.capacity(world.now) == 0
-    for _ in range(10):
-        world.arrive(2)
-        world.pass_time(0.1)
-        for instance in "ab":
-            world.finish(instance)
-    assert world.scheduler.capacity(world.now) == pytest.approx(20, rel=0.05)

@@ -41,7 +41,7 @@ class Test_an_instance_that_joins:
         (too_soon,) = world.arrive(1)
         assert world.failures[too_soon].reason is Reason.NO_INSTANCES
         assert states(world) == {"a": State.VERIFYING}
-        assert world.scheduler.instances_up() == {}
+        assert world.scheduler.up(DEPLOYED) == 0
         assert world.verifying["a"].role == DEPLOYED
         world.verify("a")
         assert world.verifying["a"].role == parity_role(0)

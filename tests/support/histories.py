@@ -301,7 +301,7 @@ def check_nothing_is_left(world: World, k: int) -> None:
     )
     scheduler = world.scheduler
     assert scheduler.pending == 0
-    assert not any(scheduler.queue_depths().values())
+    assert not any(scheduler.dispatch.depths.values())
     assert not world.running
     assert not world.verifying
     assert scheduler.running() == dict.fromkeys(world.roles)

@@ -206,7 +206,7 @@ class World:
 
     def queued(self, role: str) -> int:
         """How many tasks of this role are queued."""
-        return self.scheduler.queue_depths().get(role, 0)
+        return self.scheduler.queued(role)
 
     def do(self, actions: list[Action]) -> None:
         self.observer.acted(self.now, actions)

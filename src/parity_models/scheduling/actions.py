@@ -37,7 +37,11 @@ class RecycleReason(StrEnum):
     """It answered a golden query, or clients' queries, wrongly."""
 
 
-class Run(Struct, frozen=True):
+class Action(Struct, frozen=True):
+    """The base of all actions."""
+
+
+class Run(Action, frozen=True):
     """Run `role` on `instance` over `subjects`, as one batch.
 
     Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity work, whose parity
@@ -50,7 +54,7 @@ class Run(Struct, frozen=True):
     subjects: tuple[int, ...]
 
 
-class Encode(Struct, frozen=True):
+class Encode(Action, frozen=True):
     """Encode the queries `members`, by slot, into the parity queries of `group`.
 
     `group_wait` is how long the group's first member waited for the group to close.
@@ -61,7 +65,7 @@ class Encode(Struct, frozen=True):
     group_wait: float
 
 
-class Decode(Struct, frozen=True):
+class Decode(Action, frozen=True):
     """Reconstruct `slots` of `group`, and report `decoded`; only then are queries answered.
 
     `available` are the slots whose model prediction is here, `parities` the rows whose parity
@@ -75,14 +79,14 @@ class Decode(Struct, frozen=True):
     slots: tuple[int, ...]
 
 
-class Answer(Struct, frozen=True):
+class Answer(Action, frozen=True):
     """Answer the query from this source, whose output is here."""
 
     query: int
     source: Source
 
 
-class Fail(Struct, frozen=True):
+class Fail(Action, frozen=True):
     """Fail the query; `detail` is for people.
 
     `retry_after`: seconds after which a similar query can be expected to be admitted, if known.
@@ -94,7 +98,7 @@ class Fail(Struct, frozen=True):
     retry_after: float | None = None
 
 
-class Cancel(Struct, frozen=True):
+class Cancel(Action, frozen=True):
     """Stop `unit`, whose outcome is not needed, if the engine can.
 
     Its instance counts as busy until the unit is reported finished or failed.
@@ -104,7 +108,7 @@ class Cancel(Struct, frozen=True):
     unit: int
 
 
-class Compare(Struct, frozen=True):
+class Compare(Action, frozen=True):
     """Let `unit`, of a stand-in, run on, and compare its outputs, which no query needs.
 
     They are compared with the deployed model's predictions that are here, and `compared` is
@@ -115,7 +119,7 @@ class Compare(Struct, frozen=True):
     unit: int
 
 
-class Verify(Struct, frozen=True):
+class Verify(Action, frozen=True):
     """Run golden query number `probe` of `role` on `instance`, as `unit`; report `unit_verified`.
 
     The driver has some queries with known outputs for each role, and takes them in turn: `probe`
@@ -130,7 +134,7 @@ class Verify(Struct, frozen=True):
     query: int | None = None
 
 
-class Recycle(Struct, frozen=True):
+class Recycle(Action, frozen=True):
     """End this instance and start another in its place, as far as the engine can.
 
     It is reported as one that left. `reason` is for counters, `why` for people ("fails ...").
@@ -141,35 +145,19 @@ class Recycle(Struct, frozen=True):
     why: str
 
 
-class ForgetQueries(Struct, frozen=True):
+class ForgetQueries(Action, frozen=True):
     """The inputs and outputs of these queries are not needed again."""
 
     queries: tuple[int, ...]
 
 
-class ForgetGroup(Struct, frozen=True):
+class ForgetGroup(Action, frozen=True):
     """The parity queries and parity outputs of this group are not needed again."""
 
     group: int
 
 
-class WakeAt(Struct, frozen=True):
+class WakeAt(Action, frozen=True):
     """Report `time_passed` at `time`; replaces the wake-up before."""
 
     time: float
-
-
-Action = (
-    Run
-    | Encode
-    | Decode
-    | Answer
-    | Fail
-    | Cancel
-    | Compare
-    | Verify
-    | Recycle
-    | ForgetQueries
-    | ForgetGroup
-    | WakeAt
-)

@@ -138,10 +138,7 @@ class Scheduler(Port):
             original = Task(DEPLOYED, query_id, kind)
             query = Query(query_id, kind, now, due, original, [original], tenant, query_id in exact)
             original.apart.append(query.tasks)
-            if query.exact:
-                query.coded = False
-            else:
-                query.coded = coded
+            query.coded = coded and not query.exact
             query.timer = self.set_timer(too_late, partial(self._too_late, query), (query_id,))
             self.queries[query_id] = query
             self._waiting.add(query_id)
@@ -246,7 +243,7 @@ class Scheduler(Port):
                     self.answer(query, Source.RECONSTRUCTION)
         overdue, self._overdue = self._overdue, []
         for query in overdue:
-            self._expire_unless_decoding(query)
+            self._expire(query, decoded=True)
         return self._turn()
 
     def instance_joined(
@@ -293,8 +290,7 @@ class Scheduler(Port):
         The driver reports the outputs of one that is closed as unusable or wrong.
         """
         self.now = max(self.now, now)
-        closed = self.closed_gates
-        (closed.discard if is_open else closed.add)(source)
+        (self.closed_gates.discard if is_open else self.closed_gates.add)(source)
         return self._turn()
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
@@ -339,19 +335,6 @@ class Scheduler(Port):
         """The number of queries that are neither answered nor failed."""
         return len(self.queries)
 
-    def queue_depths(self) -> dict[str, int]:
-        """Return how many tasks are queued, by role."""
-        return dict(self.dispatch.depths)
-
-    def instances_up(self) -> dict[str, int]:
-        """Return how many instances are up, by role they can run."""
-        return {role: len(names) for role, names in self.dispatch.up.items() if names}
-
-    def capacity(self, now: float) -> float:
-        """Return the most queries a second that admission expects the instances to answer; 0:
-        unknown."""
-        return self._admission.capacity(now)
-
     @property
     def redundancy(self) -> Redundancy:
         """The state of redundant work: sent now, or the reason why not."""
@@ -366,7 +349,7 @@ class Scheduler(Port):
         return self._health.states()
 
     def size(self) -> int:
-        """Return how many things are remembered; few if no query is pending."""
+        """Return the number of objects that are remembered; few if no query is pending."""
         known = (self.queries, self._waiting, self.units, self._decodes, self._holds)
         others = (self._overdue, self._poison.set_aside)
         tasks = sum(self.dispatch.depths.values()) + (self._background.task is not None)
@@ -392,7 +375,7 @@ class Scheduler(Port):
                 self.queue_again(query.original)
 
     def _asks_first(self, task: Task) -> Query | None:
-        """Return the query whose original this task of a stand-in takes the place of, if any."""
+        """Return the query whose original this task of a stand-in replaces, if any."""
         query = self.queries.get(task.subject) if task.role == BACKUP else None
         return query if query is not None and query.first is task else None
 
@@ -406,11 +389,10 @@ class Scheduler(Port):
                 return
         self._expire(query)
 
-    def _expire(self, query: Query) -> None:
-        self.tell((query.id,), self._policy.on_loss_or_deadline, self, query)
-        self._expire_unless_decoding(query)
-
-    def _expire_unless_decoding(self, query: Query) -> None:
+    def _expire(self, query: Query, *, decoded: bool = False) -> None:
+        """End a query whose deadline is here; while it is being decoded, after that."""
+        if not decoded:
+            self.tell((query.id,), self._policy.on_loss_or_deadline, self, query)
         if query.id not in self.queries:
             return
         if query.decoding:

@@ -5,7 +5,7 @@ dispatched to it:
 
     verifying   it has joined, or comes back, and has not yet answered a golden query of each role
     ejected     its units fail more often than those of others; it comes back after a while
-    over        it hung, or gave a wrong answer, and is being replaced
+    replaced    it hung, or gave a wrong answer, and is out until it leaves
 
 At most half of the instances of a role are out for failing or hanging. That counts those that left
 and are not back, for whatever reason. An instance that gave a wrong answer is out whatever the
@@ -18,41 +18,42 @@ of service: it is wrong if it differs many times in a row. See docs/explanation/
 """
 
 from collections import Counter, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from math import inf, log
 
 from parity_models.roles import DEPLOYED
-from parity_models.scheduling.actions import RecycleReason
+from parity_models.scheduling.actions import Recycle, RecycleReason
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Task, Unit
 
-BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
+BACK_OFF, MAX_BACK_OFF = 1.0, 60.0
 """Seconds for which an instance is ejected the first time, and at most; they double each time."""
 
 REPLACED_WITHIN = 30.0
 """Seconds for which an instance that left counts as out, if no other joins in its place; after
 that the pool counts as smaller."""
 
-SECOND_LOOK, LOOK_OF_DEADLINE = 0.25, 0.125
-"""Seconds after which a unit over its limit is looked at again, or this share of the deadline if
-that is less. Where the server itself was held up, finished units are only waiting to be read."""
+CONFIRM_AFTER, CONFIRM_SHARE = 0.25, 0.125
+"""Seconds for which a unit stays over its limit before it counts as hung, or this share of the
+deadline if that is less. Where the server itself was held up, finished units only wait to be
+read."""
 
 ALL_GOLDEN = 8
 """Golden queries of each role for an instance that replaces a wrong one: as many as drivers have
 (models/golden.py)."""
 
 MAX_ASKED, MAX_AGREED, MAX_WRONG = 4, 8, 100
-"""Bounds of what is remembered: samples that wait, samples that are agreed on, and instances that
-answered wrongly."""
+"""The most samples that wait, samples that are agreed on, and wrong instances that are
+remembered."""
 
 CONFIRMED = 3
-"""How often one of two instances that agree repeats their answer before the third is examined."""
+"""Repeats of its answer by one of two instances that agree before the third is examined."""
 
 REPEATS = 24
-"""How often in a row an instance differs from two that agree before it counts as wrong. Outputs
+"""Times in a row that an instance differs from two that agree before it counts as wrong. Outputs
 that take either of two values by chance do so once in 10 million times."""
 
 
@@ -89,52 +90,37 @@ class Outliers:
     Statistics 1971). If the others never do badly, 4 bad events in a row reach it."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        self.sums: dict[str, float] = {}
         self._recent: deque[tuple[str, bool]] = deque(maxlen=self.WINDOW)
         """The instances of the latest events, and whether those were bad."""
 
     def add(self, instance: str, *, bad: bool) -> float:
         """Count an event of an instance. Return how much its sum has grown."""
-        old = new = self._sums.get(instance, 0.0)
+        old = new = self.sums.get(instance, 0.0)
         if bad or old:
-            new = self._sums[instance] = max(0.0, old + self._evidence(instance, bad=bad))
+            others = [was_bad for other, was_bad in self._recent if other != instance]
+            usual = (sum(others) + 1) / (len(others) + 2)  # Laplace's rule of succession
+            worse = (1 + usual) / 2
+            evidence = log(worse / usual) if bad else log((1 - worse) / (1 - usual))
+            new = self.sums[instance] = max(0.0, old + evidence)
         self._recent.append((instance, bad))
         return new - old
 
-    def stands_out(self, instance: str) -> bool:
-        """Return whether it does badly more often than the others do."""
-        return self._sums.get(instance, 0.0) >= self.STANDS_OUT
-
-    def is_clear(self, instance: str) -> bool:
-        """Return whether there is no evidence against it."""
-        return not self._sums.get(instance)
-
     def take_back(self, instance: str, growth: float) -> None:
         """Take back an event that was not its fault, by which its sum had grown."""
-        if instance in self._sums:
-            self._sums[instance] = max(0.0, self._sums[instance] - growth)
+        if instance in self.sums:
+            self.sums[instance] = max(0.0, self.sums[instance] - growth)
 
     def clear(self, instance: str) -> None:
         """Forget an instance, or begin anew with it."""
-        self._sums.pop(instance, None)
+        self.sums.pop(instance, None)
         others = [event for event in self._recent if event[0] != instance]
         self._recent = deque(others, maxlen=self.WINDOW)
 
-    def _evidence(self, instance: str, *, bad: bool) -> float:
-        others = [was_bad for other, was_bad in self._recent if other != instance]
-        usual = (sum(others) + 1) / (len(others) + 2)  # Laplace's rule of succession
-        worse = (1 + usual) / 2
-        return log(worse / usual) if bad else log((1 - worse) / (1 - usual))
 
+class LongestRun:
+    """The longest of the last WINDOW to twice as many run times, in seconds."""
 
-class RunLimit:
-    """The longest that units of one kind may run before they count as hung. Times in seconds.
-
-    Once KNOWN units have finished, `longest` is the longest of the last WINDOW to twice as many.
-    A unit may run for FACTOR times that.
-    """
-
-    FACTOR = 2.75
     KNOWN, WINDOW = 20, 500
 
     def __init__(self) -> None:
@@ -143,8 +129,8 @@ class RunLimit:
         """The longest of the window before, and of this one."""
 
     @property
-    def longest(self) -> float | None:
-        """The longest run time of late; None while it is unknown."""
+    def seconds(self) -> float | None:
+        """The longest run time; None before KNOWN units have finished."""
         return None if self.count < self.KNOWN else max(self._before, self._now)
 
     def finished(self, seconds: float) -> bool:
@@ -159,24 +145,25 @@ class RunLimit:
 
 
 class RunLimits:
-    """The limits of all kinds of units: by role, kind of query, and about how many rows.
+    """The longest that units may run before they count as hung, in seconds.
 
-    Units differ in cost by their sizes, so a rare kind is never judged by a frequent one. While a
-    kind is unknown, that of larger batches of the same queries counts; if that is unknown too, only
-    the engine's own limit does.
+    Units differ in cost by role, kind of query and number of rows, so a rare kind is never judged
+    by a frequent one. While a kind is unknown, that of larger batches of the same queries counts;
+    if that is unknown too, only the engine's own limit does.
 
-    A limit holds only for a unit that was *overtaken*: one that began later has finished in usual
-    time. If none has, the whole machine may be slow, and the unit gets FACTOR times the longest,
-    but no more than the share BEFORE_DEADLINE of the deadline, unless that is less than
-    LEAST_FACTOR times the longest. Besides the longest run time, every unit gets AT_LEAST, or the
-    share OF_DEADLINE of the deadline if that is less, but never less than SHORTEST: a machine may
-    be busy for a moment. A task that is tried again gets the whole deadline: it may be slow.
+    A unit that was *overtaken* (one that began later has finished in usual time) gets OVERTAKEN
+    times the longest run time of its kind. If none has, the whole machine may be slow, and the unit
+    gets FACTOR times the longest, but no more than the share BEFORE_DEADLINE of the deadline,
+    unless that is less than LEAST_FACTOR times the longest. Besides the longest run time, every
+    unit gets AT_LEAST, or the share OF_DEADLINE of the deadline if that is less, but never less
+    than SHORTEST: a machine may be busy for a moment. A task that is tried again gets the whole
+    deadline: it may be slow.
 
     By simulation (tests/scheduling/test_hung.py), no instance is replaced in 20,000 queries under
     shuffles, slowdowns, pauses of up to 1 s and run times of log-normal sigma 1.
     """
 
-    FACTOR, LEAST_FACTOR = 20, 5
+    OVERTAKEN, FACTOR, LEAST_FACTOR = 2.75, 20, 5
     AT_LEAST, SHORTEST, OF_DEADLINE = 1.0, 0.5, 0.5
     BEFORE_DEADLINE = 0.75
     MAX_KINDS = 256
@@ -186,7 +173,8 @@ class RunLimits:
         self._deadline = deadline
         self.least = min(self.AT_LEAST, max(self.SHORTEST, self.OF_DEADLINE * deadline))
         """No limit is shorter."""
-        self._kinds: dict[tuple[str, Hashable], dict[int, RunLimit]] = {}
+        self._kinds: dict[tuple[str, Hashable], dict[int, LongestRun]] = {}
+        """By role and kind, the longest run by the bit length of the number of rows."""
         self._overtook = 0
         """The newest unit that has finished in usual time."""
 
@@ -199,10 +187,10 @@ class RunLimits:
             if len(self._kinds) > self.MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
         size = len(unit.tasks).bit_length()
-        limit = sizes.get(size)
-        if limit is None:
-            limit = sizes[size] = RunLimit()
-        if limit.finished(unit.took) and unit.id > self._overtook:
+        longest = sizes.get(size)
+        if longest is None:
+            longest = sizes[size] = LongestRun()
+        if longest.finished(unit.took) and unit.id > self._overtook:
             self._overtook = unit.id
 
     def of(self, unit: Unit) -> float | None:
@@ -210,12 +198,11 @@ class RunLimits:
         if any(task.failed_on for task in unit.tasks):
             return self._deadline
         sizes, size = self._kinds.get((unit.role, unit.kind), {}), len(unit.tasks).bit_length()
-        for limit in (sizes[each] for each in sorted(sizes) if each >= size):
-            longest = limit.longest
+        for longest in (sizes[each].seconds for each in sorted(sizes) if each >= size):
             if longest is None:
                 continue
             if unit.id < self._overtook:
-                return max(self.least + longest, RunLimit.FACTOR * longest)
+                return max(self.least + longest, self.OVERTAKEN * longest)
             in_time = max(self.BEFORE_DEADLINE * self._deadline, self.LEAST_FACTOR * longest)
             return max(self.least, min(self.FACTOR * longest, in_time))
         return None if unit.tasks else self._deadline
@@ -240,6 +227,10 @@ class Check:
     left: int = 0
     against: str | None = None
 
+    def can_ask(self, instance: str) -> bool:
+        """Return whether the instance has not answered the sample yet."""
+        return not any(instance in each for each in self.answers)
+
 
 @dataclass(slots=True, eq=False)
 class Member:
@@ -254,7 +245,8 @@ class Member:
     """It is ejected, or rests, until then."""
     sound: bool = True
     """It has finished its last unit."""
-    over: bool = False
+    replaced: bool = False
+    """It is being replaced."""
     suspected: bool = False
     check: Check | None = None
     """Its check in progress."""
@@ -265,8 +257,9 @@ class Member:
     until_sample: int = 1
     """Its answers to clients until the next one is sampled."""
     quarantined: int = 0
-    """How often it, or those in whose place it came, answered wrongly."""
+    """Quarantines in a row of it and of those in whose place it came."""
     on_probation: bool = False
+    """It was ejected, and has finished no unit since."""
     back_off: float = BACK_OFF
 
 
@@ -288,25 +281,24 @@ class Health:
         self._agreed: deque[Check] = deque()
         """Samples on whose answer two instances agreed lately."""
         self._wrong: list[tuple[frozenset[str], str | None, int]] = []
-        """The roles and node of quarantined instances that left, and how often that was."""
+        """The roles and node of quarantined instances that left, and their quarantines in a row."""
         self._limits = RunLimits(port.config.deadline)
         self.watch = 0
-        """The timer of the next look at units that run."""
+        """The timer of the next search for hung units."""
         self._over_limit: dict[int, float] = {}
         """Since when units are over their limit."""
 
     def states(self) -> list[tuple[str, State]]:
-        """Return every instance that has joined and not left, and how it is."""
+        """Return every instance that has joined and not left, with its state."""
+        return [(name, self._state(member)) for name, member in self._members.items()]
 
-        def state(member: Member) -> State:
-            if member.check is not None:
-                return State.VERIFYING
-            if not member.is_in:
-                return State.EJECTED
-            failed = member.suspected or not self._failures.is_clear(member.name)
-            return State.SUSPECTED if failed else State.UP
-
-        return [(name, state(member)) for name, member in self._members.items()]
+    def _state(self, member: Member) -> State:
+        if member.check is not None:
+            return State.VERIFYING
+        if not member.is_in:
+            return State.EJECTED
+        suspected = member.suspected or self._failures.sums.get(member.name)
+        return State.SUSPECTED if suspected else State.UP
 
     # Joining and leaving
 
@@ -321,9 +313,8 @@ class Health:
             self._wrong.remove(wrong)
             member.quarantined = wrong[2]
             if member.quarantined > 1:
-                wait = min(LONGEST_BACK_OFF, BACK_OFF * 2 ** (member.quarantined - 1))
-                at = self._port.now + wait
-                member.timer = self._port.set_timer(at, partial(self._come_in, member))
+                wait = min(MAX_BACK_OFF, BACK_OFF * 2 ** (member.quarantined - 1))
+                self._set_timer(member, wait, self._come_in)
                 return
         self._come_in(member)
 
@@ -338,15 +329,19 @@ class Health:
         self._away.append((member.roles, now + REPLACED_WITHIN))
         self._failures.clear(instance)
         self._give_up_checks(member)
-        if member.over and member.quarantined:
-            self._wrong = [
-                *self._wrong[-MAX_WRONG:],
-                (member.roles, member.node, member.quarantined),
-            ]
+        if member.replaced and member.quarantined:
+            wrong = (member.roles, member.node, member.quarantined)
+            self._wrong = [*self._wrong[-MAX_WRONG:], wrong]
+
+    def _set_timer(
+        self, member: Member, seconds: float, callback: Callable[[Member], None]
+    ) -> None:
+        at = self._port.now + seconds
+        member.timer = self._port.set_timer(at, partial(callback, member))
 
     def _come_in(self, member: Member) -> None:
-        """Verify an instance that joins: one that comes in place of a wrong one by all that there
-        is."""
+        """Verify an instance that joins or comes back: with all checks, if it replaces a wrong
+        one."""
         member.timer = 0
         if self._verify_every:
             probes = ALL_GOLDEN if member.quarantined else 1
@@ -370,12 +365,12 @@ class Health:
                 return False
         return True
 
-    def _replace(self, member: Member, reason: RecycleReason, why: str) -> None:
-        """Have an instance replaced; it is out until it leaves."""
+    def _take_out(self, member: Member, reason: RecycleReason, why: str) -> None:
+        """Give an instance no more work, and have it replaced."""
         if member.is_in:
             self._dispatch.leave(member.name)
-        member.is_in, member.over = False, True
-        self._port.recycle(member.name, reason, why)
+        member.is_in = False
+        self._port.act(Recycle(member.name, reason, why))
 
     # Units
 
@@ -383,7 +378,7 @@ class Health:
         """An instance has begun a unit."""
         unit.sound = self._members[unit.instance].sound
         if not self.watch:
-            self.watch = self._port.set_timer(unit.started + self._limits.least, self._look)
+            self.watch = self._port.set_timer(unit.started + self._limits.least, self._find_hung)
 
     def ended(self, unit: Unit, *, finished: bool, rest: float = 0.0) -> None:
         """A unit is off its instance, which is idle now, or will be after `rest` seconds."""
@@ -413,17 +408,13 @@ class Health:
         if every:
             member.served[unit.role] += len(unit.tasks)
         if rest > 0:
-            self._rest(member, rest)
+            self._set_timer(member, rest, self._rested)
         elif every and (member.suspected or max(member.served.values()) >= every):
             self._verify_again(member)
         elif member.to_verify:
             self._verify_next(member)
         elif not (self._asked and self._answers_again(member)):
             self._dispatch.idle(member.name, unit.took, finished=finished)
-
-    def _rest(self, member: Member, seconds: float) -> None:
-        at = self._port.now + seconds
-        member.timer = self._port.set_timer(at, partial(self._rested, member))
 
     def _rested(self, member: Member) -> None:
         member.timer = 0
@@ -432,8 +423,8 @@ class Health:
     # Failing: an instance is ejected when its units fail more often than those of others
 
     def _charge_others(self, member: Member, task: Task) -> None:
-        """Charge what was taken back after all: the instances that failed the task were at fault,
-        as this one has finished it."""
+        """Charge the instances that failed a task which this one has finished, if that was taken
+        back: they were at fault."""
         if task.charge and not task.charge[1] and not task.turned_away:
             for name in dict.fromkeys(task.failed_on):
                 if name != member.name and name in self._members:
@@ -444,9 +435,8 @@ class Health:
         wanted = [task for task in unit.tasks if task.wanted]
         if not wanted:  # it was cancelled
             return
-        elsewhere = [
-            each.charge for each in wanted if each.charge and each.charge[0] != member.name
-        ]
+        charges = [task.charge for task in wanted if task.charge]
+        elsewhere = [charge for charge in charges if charge[0] != member.name]
         for charge in elsewhere:
             self._failures.take_back(*charge)
         growth = 0.0 if elsewhere else self._charge(member)
@@ -456,54 +446,51 @@ class Health:
     def _charge(self, member: Member) -> float:
         """Eject an instance that fails too often. Return how much its sum grew."""
         growth = self._failures.add(member.name, bad=True)
-        failing = member.on_probation or self._failures.stands_out(member.name)
+        failing = member.on_probation or (
+            self._failures.sums[member.name] >= self._failures.STANDS_OUT
+        )
         if member.is_in and failing and self._may_lose(member):
-            self._dispatch.leave(member.name)
-            member.is_in = False
-            why = "fails units more often than others do"
-            self._port.recycle(member.name, RecycleReason.FAILING, why)
+            self._take_out(member, RecycleReason.FAILING, "fails units more often than others do")
             self._back_off(member)
         return growth
 
     def _back_off(self, member: Member, rest: float = 0.0) -> None:
         """Keep the instance out for a while, twice as long each time, or for `rest` seconds."""
         self._failures.clear(member.name)
-        at = self._port.now + (rest or member.back_off)
-        member.timer = self._port.set_timer(at, partial(self._come_in, member))
+        self._set_timer(member, rest or member.back_off, self._come_in)
         if rest == 0:
             member.on_probation = True
-            member.back_off = min(2 * member.back_off, LONGEST_BACK_OFF)
+            member.back_off = min(2 * member.back_off, MAX_BACK_OFF)
 
-    # Hanging: its unit is over the limit at two looks
+    # Hanging: its unit stays over the limit
 
-    def _look(self) -> None:
-        """Replace the instances whose units have hung, and set the time of the next look.
+    def _find_hung(self) -> None:
+        """Replace the instances whose units have hung, and set the time of the next search.
 
-        Units are looked at before the shortest limit that a unit which begins now can have.
+        That is before the shortest limit of a unit that begins now.
         """
         now = self._port.now
-        second_look = min(SECOND_LOOK, LOOK_OF_DEADLINE * self._port.config.deadline)
+        confirm_after = min(CONFIRM_AFTER, CONFIRM_SHARE * self._port.config.deadline)
         before, self._over_limit = self._over_limit, {}
         self.watch = 0
-        next_look = now + self._limits.least if self._port.units else inf
+        again = now + self._limits.least if self._port.units else inf
         for unit in self._port.units.values():
             limit, member = self._limits.of(unit), self._members[unit.instance]
-            if limit is None or member.over:
+            if limit is None or member.replaced:
                 continue
-            since = before.get(unit.id, now)
             if now < unit.started + limit:
-                next_look = min(next_look, unit.started + limit)
+                again = min(again, unit.started + limit)
                 continue
-            self._over_limit[unit.id] = since
-            if now < since + second_look:
-                next_look = min(next_look, since + second_look)
+            since = self._over_limit[unit.id] = before.get(unit.id, now)
+            if now < since + confirm_after:
+                again = min(again, since + confirm_after)
             elif self._may_lose(member):
+                unit.hung = member.replaced = True
                 took = f"for {now - unit.started:.3g} s, more than {limit:.3g} s"
-                unit.hung = True
                 why = f"has had a unit of {unit.role} {took}"
-                self._replace(member, RecycleReason.HUNG, why)
-        if next_look < inf:
-            self.watch = self._port.set_timer(next_look, self._look)
+                self._take_out(member, RecycleReason.HUNG, why)
+        if again < inf:
+            self.watch = self._port.set_timer(again, self._find_hung)
 
     # Wrong answers: golden queries
 
@@ -518,30 +505,35 @@ class Health:
         if check.query is not None:
             self._answered_again(member, check, check.query, answer)
         elif not right:
-            why = f"answered a golden query of the role {unit.role} wrongly"
-            self._quarantine(member, why)
-        if not member.over:
+            self._quarantine(member, f"answered a golden query of the role {unit.role} wrongly")
+        if not member.replaced:
             self._verify_next(member)
 
     def _quarantine(self, member: Member, why: str) -> None:
         member.quarantined += 1
+        member.replaced = True
         self._give_up_checks(member)
-        self._replace(member, RecycleReason.QUARANTINED, why)
-        self._suspect_node_of(member)
+        self._take_out(member, RecycleReason.QUARANTINED, why)
+        others = self._members.values()
+        if member.node is None or all(each.node == member.node for each in others):
+            return  # if all share a node, it says nothing about any of them
+        for other in others:
+            if other.is_in and other.node == member.node:
+                self._suspect(other)
 
     def not_verified(self, unit: Unit, *, rest: float = 0.0) -> None:
         """A golden query got no answer: the instance failed, or turned it away for `rest`."""
         member = self._members[unit.instance]
         self._give_up_checks(member)
         member.sound = False
-        if member.over:
+        if member.replaced:
             return
         if not member.is_in:
             if rest == 0 and member.back_off > BACK_OFF:
-                self._port.recycle(member.name, RecycleReason.FAILING, "fails golden queries")
+                self._take_out(member, RecycleReason.FAILING, "fails golden queries")
             self._back_off(member, rest)
         elif rest > 0:
-            self._rest(member, rest)
+            self._set_timer(member, rest, self._rested)
         else:
             self._charge(member)
             if member.is_in:
@@ -552,14 +544,6 @@ class Health:
         member.suspected = True
         if self._verify_every and member.is_in and self._dispatch.occupy(member.name):
             self._verify_again(member)
-
-    def _suspect_node_of(self, wrong: Member) -> None:
-        others = self._members.values()
-        if wrong.node is None or all(each.node == wrong.node for each in others):
-            return  # if all share a node, it says nothing about any of them
-        for other in others:
-            if other.is_in and other.node == wrong.node:
-                self._suspect(other)
 
     def _verify_again(self, member: Member) -> None:
         """Verify the roles that are due; all of them if it is suspected."""
@@ -609,15 +593,15 @@ class Health:
         """Have an instance that has not answered the sample do so, as soon as one is idle."""
         if self._dispatch.idle_for(DEPLOYED):
             for name in self._dispatch.up[DEPLOYED]:
-                if not _has_answered(name, check) and self._dispatch.occupy(name):
+                if check.can_ask(name) and self._dispatch.occupy(name):
                     self._verify(self._members[name], check)
                     return
         self._asked.append(check)
 
     def _answers_again(self, member: Member) -> bool:
-        """Have this instance, which is idle, answer a sample that waits; return whether it does."""
+        """Have this instance, which is idle, answer a sample that waits. Return whether it does."""
         for check in self._asked:
-            if not _has_answered(member.name, check) and DEPLOYED in member.roles:
+            if check.can_ask(member.name) and DEPLOYED in member.roles:
                 self._asked.remove(check)
                 self._verify(member, check)
                 return True
@@ -643,27 +627,28 @@ class Health:
             groups.append([])
         groups[answer].append(member.name)
         right = max(range(len(groups)), key=lambda number: len(groups[number]))
+        others = [each for group in groups if group is not groups[right] for each in group]
         if len(groups[right]) > 1:
             check.right = right
             self._hold(check)
             self._agreed.append(check)
             if len(self._agreed) > MAX_AGREED:
                 self._let_go(self._agreed.popleft())
-            for name in (each for group in groups if group is not groups[right] for each in group):
-                member.to_verify.appendleft(replace(check, left=CONFIRMED, against=name))
+            if others:
+                member.to_verify.appendleft(replace(check, left=CONFIRMED, against=others[0]))
                 return
         elif len(groups) == 2 and self._port.up(DEPLOYED) > 2:
             self._ask_another(check)
             return
         else:
-            for other in (self._members.get(each) for group in groups for each in group):
-                if other is not None:
-                    self._suspect(other)
+            for name in (groups[right][0], *others):
+                if name in self._members:
+                    self._suspect(self._members[name])
         self._port.release(query)
 
     def _examine(self, name: str, check: Check) -> None:
         member = self._members.get(name)
-        if member is not None and not member.over:
+        if member is not None and not member.replaced:
             self._hold(check)
             member.to_verify.appendleft(check)
             if member.is_in and self._dispatch.occupy(name):
@@ -683,10 +668,6 @@ class Health:
     def _let_go(self, check: Check) -> None:
         if check.query is not None:
             self._port.release(check.query)
-
-
-def _has_answered(instance: str, check: Check) -> bool:
-    return any(instance in each for each in check.answers)
 
 
 def _in_order(roles: frozenset[str]) -> list[str]:

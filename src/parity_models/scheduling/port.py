@@ -17,12 +17,8 @@ from parity_models.scheduling.actions import (
     Cancel,
     Compare,
     Decode,
-    Encode,
     Fail,
-    ForgetGroup,
     Reason,
-    Recycle,
-    RecycleReason,
     Verify,
 )
 from parity_models.scheduling.dispatch import Dispatch
@@ -114,7 +110,8 @@ class Port(ABC):
         task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
         task.wanted = self.redundancy_on
         apart.append(task)
-        self._queue(task)
+        if task.wanted:
+            self.dispatch.add(task)
         return task
 
     def ask_first(self, query: Query, apart: list[Task] | None = None) -> None:
@@ -145,7 +142,7 @@ class Port(ABC):
         task = Task(DEPLOYED, query.id, query.kind, group, apart=apart, avoid=avoid)
         for tasks in apart:
             tasks.append(task)
-        self._queue(task, first=True)
+        self.dispatch.add(task, first=True)
 
     def drop(self, task: Task) -> None:
         """Take a task that is not needed from its queue, or cancel its unit if it was the last."""
@@ -180,16 +177,13 @@ class Port(ABC):
 
     def queue_again(self, task: Task) -> None:
         """Queue a task at the head: it failed or was lost, or a stand-in was asked first."""
-        self._queue(task, first=True)
+        if task.wanted and task.unit is None:
+            self.dispatch.add(task, first=True)
         query = self.queries.get(task.subject) if task.role == DEPLOYED else None
         if query is not None:
             query.withheld = query.withheld and task is not query.original
             if not any(copy.unit for copy in query.tasks):
                 self._waiting.add(query.id)
-
-    def _queue(self, task: Task, *, first: bool = False) -> None:
-        if task.wanted and task.unit is None:
-            self.dispatch.add(task, first=first)
 
     # Timers
 
@@ -238,9 +232,12 @@ class Port(ABC):
 
     # Answers
 
-    def encode(self, encode: Encode) -> None:
-        """Have the parity queries of a group made: before its first parity task runs."""
-        self._actions.append(encode)
+    def act(self, action: Action) -> None:
+        """Have the driver carry out an action that changes nothing here.
+
+        A group's parity queries are made by `Encode` before its first parity task runs.
+        """
+        self._actions.append(action)
 
     def decode(self, decode: Decode) -> None:
         """Have slots of a group reconstructed, and their queries answered.
@@ -253,10 +250,6 @@ class Port(ABC):
         self._decodes.setdefault(decode.group, []).append(decode)
         self._deciding = True
         self._actions.append(decode)
-
-    def forget_group(self, group: int) -> None:
-        """The parity queries and parity outputs of an encoded group are not needed again."""
-        self._actions.append(ForgetGroup(group))
 
     def answer(self, query: Query, source: Source) -> None:
         """Answer the query, now."""
@@ -296,7 +289,3 @@ class Port(ABC):
         self.units[unit.id] = self.unit_on[instance] = unit
         self._actions.append(Verify(instance, unit.id, role, probe, query))
         return unit
-
-    def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
-        """Have an instance ended, and another put in its place."""
-        self._actions.append(Recycle(instance, reason, why))

@@ -12,7 +12,7 @@ error, the rest are carried out, and a self-check compares scheduler and engine 
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -335,7 +335,10 @@ class Frontend:
         metrics.read(
             "parm_units_in_flight",
             "Units running, by role.",
-            lambda: self._by_role(Counter(unit.action.role for unit in self._units.values())),
+            lambda: {
+                role: sum(unit.action.role == role for unit in self._units.values())
+                for role in self._roles
+            },
         )
         metrics.read(
             "parm_instance_busy_seconds",
@@ -573,19 +576,16 @@ class Frontend:
 
     def queue_depths(self) -> dict[str, int]:
         """Return how many tasks are waiting, by role."""
-        depths = self._by_role(self.scheduler.queue_depths())
+        depths = {role: self.scheduler.queued(role) for role in self._roles}
         return depths | {DEPLOYED: depths.get(DEPLOYED, 0) + self._held}
 
     def instances_up(self) -> dict[str, int]:
         """Return how many instances are up, by role."""
-        return self._by_role(self.scheduler.instances_up())
+        return {role: self.scheduler.up(role) for role in self._roles}
 
     def busy_seconds(self) -> dict[str, float]:
         """Return how long instances were busy with units that have ended, by role."""
         return {role: self._busy.get(role, 0.0) for role in self._roles}
-
-    def _by_role(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {role: counts.get(role, 0) for role in self._roles}
 
     # For the engine: EngineListener
 

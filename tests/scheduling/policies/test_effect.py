@@ -129,7 +129,7 @@ def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
     assert scheduler.redundancy.value == "bottleneck"
     scheduler.queries_arrived(1.0, [1], "kind")
     scheduler.time_passed(6.0)
-    assert scheduler.queue_depths().get(BACKUP, 0) == 0
+    assert scheduler.queued(BACKUP) == 0
     assert sum(unit is not None for unit in scheduler.running().values()) == 1
     slow_server(6.0, scheduler, 0.0)
     assert scheduler.redundancy.value == "on"

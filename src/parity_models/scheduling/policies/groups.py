@@ -22,7 +22,7 @@ from itertools import count
 from typing import Any
 
 from parity_models.roles import DEPLOYED, parity_role
-from parity_models.scheduling.actions import Decode, Encode
+from parity_models.scheduling.actions import Decode, Encode, ForgetGroup
 from parity_models.scheduling.policies.policy import Erasures
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
@@ -142,7 +142,7 @@ class CodingGroups:
         group = self._groups[task.subject]
         if not group.encoded:
             group.encoded = True
-            port.encode(Encode(group.id, tuple(group.members), group.wait))
+            port.act(Encode(group.id, tuple(group.members), group.wait))
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
         group = self._groups.get(task.subject)
@@ -312,7 +312,7 @@ class CodingGroups:
         for query in group.members:
             port.release(query)
         if group.encoded:
-            port.forget_group(group.id)
+            port.act(ForgetGroup(group.id))
 
     def _cancel_timer(self, port: Port, group: CodingGroup) -> None:
         port.cancel_timer(group.timer)
