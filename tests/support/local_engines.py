@@ -8,7 +8,7 @@ from typing import Any
 from engine_conformance import DEPLOYED, Events, Joined
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Parts
-from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.metrics import Metrics
 
 FOREVER = 1e15
@@ -31,12 +31,10 @@ def local_engine(
     models: Mapping[str, PinnedModel],
     *,
     heartbeat_timeout: float = 30.0,
-    worker: Any = WorkerProcess,
     **options: Any,
 ) -> LocalEngine:
     engine = LocalEngine(None, parts(models, **options))
     engine.heartbeat_timeout = heartbeat_timeout
-    engine.worker = worker
     return engine
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -199,8 +200,7 @@ class Deployment(ServedVersion):
         self.feed: Feed | None = None
         """The feed of its live page, if it has one."""
         if options.ui:
-            title = model.name if version is None else f"{model.name} version {version}"
-            watch = Watch(frontend, model=title, policy=choice.name)
+            watch = Watch(frontend, choice.name, time.monotonic())
             frontend.observers.append(watch)
             self.feed = Feed(watch)
 

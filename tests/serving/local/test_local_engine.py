@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine, Placement
+from parity_models.serving.local import local_engine as local_engine_module
 from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.worker.wire import (
     Assignment,
@@ -114,21 +114,24 @@ class Impostor:
 
     def __init__(self) -> None:
         self.ends: list[WorkerStream] = []
-        self.worker = partial(WorkerProcess, execute=self._execute)
+        self._execute = asyncio.create_subprocess_exec
 
-    async def _execute(self, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
+    async def execute(self, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
         assigned = msgspec.json.decode(arguments[-1], type=Assignment)
         assert assigned.streams is not None
         control, units = (WorkerStream(socket.socket(fileno=os.dup(fd))) for fd in assigned.streams)
         self.ends = [units, control]
         model = TensorSpec("x", "FP32", (2,))
         units.send(encode(Hello({"deployed": Signature.of(model, model)})))
-        return await asyncio.create_subprocess_exec("sleep", "1000", **options)
+        return await self._execute("sleep", "1000", **options)
 
 
-async def test_reports_of_other_units_are_ignored_and_malformed_ones_fatal(model: Path) -> None:
+async def test_reports_of_other_units_are_ignored_and_malformed_ones_fatal(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     impostor = Impostor()
-    async with running(model, worker=impostor.worker) as (engine, events):
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", impostor.execute)
+    async with running(model) as (engine, events):
         engine.run("0", 1, "deployed", [row(0, 0)])
         units, control = impostor.ends
         units.send(encode(WorkerFinished(99, 0.0)), b"12345678")
@@ -262,9 +265,12 @@ def lacking(errors: list[Exception]) -> type[WorkerProcess]:
     return Lacking
 
 
-async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(model: Path) -> None:
+async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     errors: list[Exception] = []
-    async with running(model, worker=lacking(errors)) as (engine, events):
+    monkeypatch.setattr(local_engine_module, "WorkerProcess", lacking(errors))
+    async with running(model) as (engine, events):
         errors += [TOO_MANY, BlockingIOError(), MemoryError()]
         os.kill(engine.pids()["0"], signal.SIGKILL)
         await events.departure("0")

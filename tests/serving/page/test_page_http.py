@@ -57,14 +57,10 @@ def test_the_events_say_what_the_server_does(server: ServerProcess) -> None:
         assert [cell["state"] for cell in first["instances"]] == ["up"] * 3
         with httpx.Client(base_url=server.url) as client:
             assert infer(client, queries(4)).is_success
-        latencies, answers = {"count": 0}, 0.0
-        while latencies["count"] < 4 or not answers:  # the answers may fall in two seconds
-            frame = next(stream)
-            latest = (frame["points"] or [{"answered": None, "answers": {}}])[-1]
-            latencies = latest["answered"] or latencies
-            answers += sum(latest["answers"].values())
-        assert latencies["count"] == 4
-        assert latencies["p50"] >= 20
+        points = (frame["points"] for frame in stream)
+        answered = next(each[-1] for each in points if each and each[-1]["answered"])
+        assert sum(answered["answers"].values()) > 0
+        assert answered["answered"]["p50"] >= 20
 
 
 def test_a_server_that_stops_ends_the_events_and_waits_for_no_watcher(plain: Path) -> None:
@@ -76,5 +72,5 @@ def test_a_server_that_stops_ends_the_events_and_waits_for_no_watcher(plain: Pat
         stream = frames(events)
         next(stream)
         server.signal(signal.SIGTERM)
-        assert all("at" in frame for frame in stream)
+        assert all("ready" in frame for frame in stream)
         assert server.wait() == 0

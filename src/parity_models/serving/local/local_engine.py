@@ -6,7 +6,7 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from signal import SIGKILL, strsignal
 from typing import IO, Any
@@ -15,7 +15,7 @@ import msgspec
 
 from parity_models.errors import ServingError
 from parity_models.models.onnx_model import PinnedModel
-from parity_models.serving.engine import Parts, Placement
+from parity_models.serving.engine import Placement
 from parity_models.serving.worker.supervised import (
     OnReport,
     SupervisedEngine,
@@ -88,7 +88,7 @@ class EngineStream(asyncio.Protocol):
 
 
 class WorkerProcess(SupervisedInstance):
-    """One life of a worker, with its process. `execute` starts the process."""
+    """One life of a worker, with its process."""
 
     def __init__(
         self,
@@ -97,13 +97,10 @@ class WorkerProcess(SupervisedInstance):
         models: Mapping[str, AssignedModel],
         on_report: OnReport,
         placement: Placement,
-        *,
-        execute: Callable[..., Awaitable[Process]] = asyncio.create_subprocess_exec,
     ) -> None:
         super().__init__(number, name, models, on_report)
         self.node = placement.node
         self._placement = placement
-        self._execute = execute
         self._process: Process | None = None
         self._streams: list[EngineStream] = []
         """For control, and for units: a worker that says hello can be sent either."""
@@ -151,7 +148,7 @@ class WorkerProcess(SupervisedInstance):
             tuple(ends) or None,
             None if self._server is None else self._server.sockets[0].getsockname()[:2],
         )
-        return await self._execute(
+        return await asyncio.create_subprocess_exec(
             *self._placement.prefix,
             sys.executable,
             "-P",
@@ -222,11 +219,6 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
     join_timeout = START_TIMEOUT
     tolerance = 1e-5
 
-    def __init__(self, options: Any, parts: Parts) -> None:
-        super().__init__(options, parts)
-        self.worker: Callable[..., WorkerProcess] = WorkerProcess
-        """Makes each life of a worker."""
-
     def pids(self) -> dict[str, int]:
         """Return the process ids of the workers that are up, by instance."""
         return {
@@ -276,4 +268,4 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
     ) -> WorkerProcess:
         placements = self._parts.placements
         placement = placements[number] if placements else Placement()
-        return self.worker(number, name, models, on_report, placement)
+        return WorkerProcess(number, name, models, on_report, placement)

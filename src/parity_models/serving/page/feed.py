@@ -9,6 +9,7 @@ foreign page whose name is made to lead here (DNS rebinding) is refused.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from functools import partial
 from importlib.resources import files
@@ -84,7 +85,7 @@ class Feed:
         if self._watchers:
             self._send(self._event())
         else:
-            self._watch.tick()
+            self._watch.tick(time.monotonic())
 
     def _send(self, event: bytes | None) -> None:
         """Send to all watchers, in place of what waits for one."""
@@ -94,7 +95,8 @@ class Feed:
             watcher.put_nowait(event)
 
     def _event(self) -> bytes:
-        return b"data: " + msgspec.json.encode(self._watch.frame()) + b"\n\n"
+        frame = self._watch.frame(time.monotonic())
+        return b"data: " + msgspec.json.encode(frame) + b"\n\n"
 
     async def _sample_forever(self) -> None:
         while True:

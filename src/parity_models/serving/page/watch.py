@@ -6,7 +6,7 @@ frontend and its metrics when a frame is made.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
@@ -47,9 +47,8 @@ WEIGHT = 0.2
 
 
 class Percentiles(Struct, frozen=True):
-    """Of `count` latencies, in milliseconds."""
+    """Percentiles of latencies, in milliseconds."""
 
-    count: int
     p50: float
     p99: float
     p999: float
@@ -111,8 +110,6 @@ class Frame(Struct, frozen=True):
     """The state of a server. `redundancy` says in words whether redundant work is sent, and
     `redundant` counts redundant tasks by kind, then by fate."""
 
-    at: float
-    model: str
     policy: str
     ready: bool
     instances: tuple[InstanceView, ...]
@@ -133,40 +130,20 @@ class _Instance:
     began: float = 0.0
 
 
-class _Totals(Struct, frozen=True):
-    at: float
-    asked: int
-    answers: Counter[str]
-    failed: int
-    busy: float
-
-
 class Watch(Observer):
     """Observes `frontend`, whose state is read when a frame is made.
 
     Args:
         frontend: The frontend.
-        model: The model's name, as the page shows it.
         policy: The policy's name.
-        clock: Returns monotonic seconds.
-        epoch: Added to these to have seconds since 1970.
+        now: The time.
 
     """
 
-    def __init__(
-        self,
-        frontend: "Frontend",
-        *,
-        model: str,
-        policy: str,
-        clock: Callable[[], float] = time.monotonic,
-        epoch: float | None = None,
-    ) -> None:
+    def __init__(self, frontend: "Frontend", policy: str, now: float) -> None:
         self._frontend = frontend
-        self._model = model
         self._policy = policy
-        self._clock = clock
-        self._epoch = time.time() - clock() if epoch is None else epoch
+        self._epoch = time.time() - now
         self.answers: Counter[str] = Counter()
         """Queries answered, by source."""
         self.failed = 0
@@ -182,7 +159,9 @@ class Watch(Observer):
         self._ejected: set[str] = set()
         self._closed: set[str] = set()
         self._points: deque[Point] = deque(maxlen=MINUTES)
-        self._before = _Totals(clock(), 0, Counter(), 0, 0.0)
+        self._last_point = now
+        self._totals: dict[str, float] = {}
+        """The counts until then: answers by their sources, queries, failures, busy seconds."""
 
     # Observer
 
@@ -235,10 +214,9 @@ class Watch(Observer):
 
     # Frames
 
-    def tick(self) -> None:
+    def tick(self, now: float) -> None:
         """Add a point to the charts, if it is time."""
-        now, before, frontend = self._clock(), self._before, self._frontend
-        took = now - before.at
+        frontend, took = self._frontend, now - self._last_point
         if took < STEP:
             return
         ejected = {name for name, each in frontend.scheduler.instances() if each is State.EJECTED}
@@ -254,36 +232,31 @@ class Watch(Observer):
             self._happened(now, "gate open", f"the {source} answers again")
         self._ejected, self._closed = ejected, closed
         busy = sum(frontend.busy_seconds().values())
-        self._before = totals = _Totals(
-            now, frontend.asked, Counter(self.answers), self.failed, busy
-        )
+        totals = {**self.answers, "asked": frontend.asked, "failed": self.failed, "busy": busy}
+        rates = {each: (total - self._totals.get(each, 0)) / took for each, total in totals.items()}
+        self._last_point, self._totals = now, totals
         self._earlier.append(np.array(self._latencies))
         self._latencies = []
         self._points.append(
             Point(
-                self._epoch + now,
-                (totals.asked - before.asked) / took,
-                sum(frontend.queue_depths().values()),
-                min(1.0, (totals.busy - before.busy) / took / max(1, len(self._instances))),
-                {
-                    source: (count - before.answers[source]) / took
-                    for source, count in totals.answers.items()
-                },
-                (totals.failed - before.failed) / took,
-                _percentiles(np.concatenate(self._earlier)),
+                at=self._epoch + now,
+                asked=rates.pop("asked"),
+                queued=sum(frontend.queue_depths().values()),
+                busy=min(1.0, rates.pop("busy") / max(1, len(self._instances))),
+                failed=rates.pop("failed"),
+                answers=rates,
+                answered=_percentiles(np.concatenate(self._earlier)),
             )
         )
 
-    def frame(self) -> Frame:
+    def frame(self, now: float) -> Frame:
         """Return the present state, and what is kept of the past."""
-        self.tick()
+        self.tick(now)
         frontend = self._frontend
         redundant: dict[str, dict[str, int]] = {}
         for labels, value in _samples(frontend.metrics.redundant):
             redundant.setdefault(labels["kind"], {})[labels["fate"]] = int(value)
         return Frame(
-            at=self._epoch + self._clock(),
-            model=self._model,
             policy=self._policy,
             ready=frontend.ready,
             instances=self.instances(),
@@ -344,7 +317,7 @@ class Watch(Observer):
 def _percentiles(latencies: NDArray[np.float64]) -> Percentiles | None:
     if not len(latencies):
         return None
-    return Percentiles(len(latencies), *(1e3 * np.percentile(latencies, (50, 99, 99.9))).tolist())
+    return Percentiles(*(1e3 * np.percentile(latencies, (50, 99, 99.9))).tolist())
 
 
 def _samples(metric: Collector) -> list[tuple[dict[str, str], float]]:
