@@ -29,9 +29,9 @@ REMEMBERED = 256
 
 @dataclass(frozen=True)
 class CodeSpec:
-    """A code in a bundle: names, k and r, and the options that were given.
+    """The description of a code: the names of its encoder and decoder, k, r, and their options.
 
-    Names are those in `ENCODERS` and `DECODERS`, or users' own as package.module:Class.
+    A name is in `ENCODERS` or `DECODERS`, or a class of the user's own as package.module:Class.
     """
 
     encoder: str
@@ -43,7 +43,7 @@ class CodeSpec:
 
     @property
     def own(self) -> set[str]:
-        """The users' own classes that it names."""
+        """The names that are classes of the user's own."""
         return {name for name in (self.encoder, self.decoder) if is_own(name)}
 
     def __str__(self) -> str:

@@ -48,7 +48,7 @@ GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 class Evaluation(Printed):
     """The accuracy of a bundle's answers.
 
-    `gates` are the results of each calibrated stand-in by level.
+    `gates` has the results of each calibrated stand-in, by level.
     """
 
     bundle: Bundle
@@ -78,7 +78,7 @@ def evaluate(
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Measure accuracy on queries, each member of each coding group unavailable in turn.
+    """Measure accuracy, with each query in turn as the unavailable one of its coding group.
 
     Args:
         bundle: The bundle, or its folder.
@@ -139,9 +139,8 @@ def calibrate(
 ) -> Bundle:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
 
-    The gate of a level of agreement is the confidence from which on at least that share of a
-    stand-in's outputs agree with the deployed model. `parity`, `backup` and `protect` calibrate as
-    well.
+    A gate lets a stand-in answer where it is so confident that at least a share of its answers, the
+    level, agree with the deployed model. `parity`, `backup` and `protect` calibrate as well.
 
     Args:
         bundle: The bundle, or its folder.
@@ -150,8 +149,9 @@ def calibrate(
         metric: The measure by which outputs agree; by default the one that stand-ins were trained
             for.
         agreement: Levels in addition to the usual ones.
-        answer_only: The classes that stand-ins may answer, CLASS or CLASS=LEVEL, with commas; each
-            is calibrated by itself. By default those of the bundle's gates; "all" lifts these.
+        answer_only: The classes that stand-ins may answer, as CLASS or CLASS=LEVEL, separated by
+            commas. Each is calibrated by itself. By default the classes of the bundle's gates;
+            "all" lifts this limit.
         seed: Draws the coding groups.
         progress: Called as models run.
 
@@ -160,8 +160,8 @@ def calibrate(
 
     Raises:
         DataError: For queries that do not fit the bundle.
-        UserError: For a bundle without stand-ins, for classes that the model does not have, and if
-            a stand-in would lose its gate; the bundle stays as it is then.
+        UserError: For a bundle without stand-ins, for classes that the model does not have, or if a
+            stand-in would lose its gate. The bundle is not changed.
         BundleError: If the bundle was replaced meanwhile or cannot be written.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)

@@ -353,9 +353,8 @@ class NewModel:
 class Bundle:
     """An opened and checked bundle: its folder, its manifest and the manifest's digest.
 
-    The folder may be replaced or changed later. What is read with `content`, `pinned` and `code`
-    is what was checked, or an error. `allowed` are the names of users' own classes that its code
-    may be made of.
+    The folder may be replaced or changed later. `content`, `pinned` and `code` return what was
+    checked, or raise an error. `allowed` names the user's own classes that its code may use.
     """
 
     path: Path
@@ -408,8 +407,8 @@ class Bundle:
     def envelope(self) -> Envelope | None:
         """Return the envelope of the inputs that stand-ins learned from.
 
-        None for a bundle without stand-ins and for one of before there were envelopes. Raises
-        BundleError if the file was changed since the bundle was opened.
+        None for a bundle without stand-ins, and for one written before there were envelopes. Raises
+        BundleError if the file has changed since the bundle was opened.
         """
         stored = self.manifest.envelope
         if stored is None:
@@ -435,8 +434,8 @@ def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) 
 
     Args:
         path: The bundle's folder.
-        allow_code: Encoders and decoders of one's own, package.module:Class, that the bundle may
-            name. They are imported if it does; others are refused.
+        allow_code: Encoders and decoders of your own, as package.module:Class, that the bundle may
+            name. No others are imported.
 
     Returns:
         The bundle. Its models are read when they are used, and checked again.

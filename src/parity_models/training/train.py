@@ -60,7 +60,7 @@ BEST = CodeSpec("stack", "separate", 2)
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Printed, Bundle):
-    """The bundle that a training wrote, how the run ended, and how it fares on test queries."""
+    """The bundle that a training wrote, its accuracy on test queries, and the end of the run."""
 
     fitted: Fitted
     evaluation: Evaluation | None = None
@@ -107,24 +107,24 @@ def parity(
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
         inputs: Queries, without labels: a file, an array (n, *query_shape), or an array for each
-            input by name. A tenth each is held out to choose the best epoch, to calibrate gates and
-            to measure accuracy.
+            input by name. Three tenths are held out: to choose the best epoch, to calibrate gates,
+            and to measure accuracy.
         out: The folder of the bundle to write.
         code: By default stack and separate, k=2. Queries of several inputs, of integers or of
             dynamic axes are stacked along a new axis.
-        network: A name, package.module:name of one's own, or a function that makes networks. By
-            default the deployed model's if its weights are in the bundle; else the most capable
-            that is not slower than the deployed model.
+        network: A name, your own as package.module:name, or a function that makes networks. By
+            default the deployed model's, if its weights are in the bundle; otherwise the most
+            capable one that is not slower than the deployed model.
         callbacks: Called as the training goes on.
-        options: All of TrainingOptions at once, in place of some by name.
+        options: All options as a TrainingOptions, instead of fields by name.
         **given: Fields of TrainingOptions.
 
     Returns:
         The bundle of the deployed model, its parity models, and the backup that it had. Ctrl-C ends
-        training early and writes the best so far; a checkpoint next to `out` lets one resume.
+        training early and writes the best so far; a checkpoint next to `out` lets you resume.
 
     Raises:
-        CodeError: For a code that cannot be.
+        CodeError: For a code that cannot be built.
         DataError: For inputs that do not fit.
         ModelError: For a model that cannot be deployed.
         TrainingError: For a network that cannot work, and a run that cannot be resumed.
@@ -160,13 +160,13 @@ def backup(
         model: A bundle, the path of one or of an ONNX file, or a torch module.
         inputs: As for `parity`.
         out: The folder of the bundle to write; may be the model's.
-        network: A name, package.module:name of one's own, or a function that makes networks.
+        network: A name, your own as package.module:name, or a function that makes networks.
         callbacks: Called as the training goes on.
-        options: All of TrainingOptions at once, in place of some by name.
+        options: All options as a TrainingOptions, instead of fields by name.
         **given: Fields of TrainingOptions.
 
     Returns:
-        The bundle with all that the given one holds, and the backup in place of another.
+        The bundle with the contents of the given one, and this backup in place of an earlier one.
 
     Raises:
         DataError, ModelError, TrainingError, BundleError, UserError: As for `parity`.
