@@ -21,17 +21,17 @@ MAX_QUERIES = 10_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSpec(Options):
-    """A load on one model of the server at `url`; what `parm load` takes as options.
+    """A load on one model of the server at `url`: the options of `parm load`.
 
     Queries are drawn from the file `inputs` (see `Queries.read`) and sent in requests of `batch`.
-    The first `warm_up` queries are not counted; the `queries` after them are, or those due in the
-    next `duration` seconds; all three are rounded up to whole requests. The model's first output is
-    judged by `metric`. A request fails `timeout` seconds after it was due; one that is due while as
-    many `connections` are in flight is not sent, and counts as an error.
+    The first `warm_up` queries are not counted. The next `queries` are, or those that are due in
+    the next `duration` seconds. All three are rounded up to whole requests. `metric` judges the
+    model's first output. A request fails `timeout` seconds after it was due. If all `connections`
+    are busy when it is due, it is not sent and counts as an error.
 
     Raises:
-        UserError: A value is out of range, there are no `inputs`, or not exactly one of `rate` and
-            `trace`.
+        UserError: A value is out of range, `inputs` is missing, or not exactly one of `rate` and
+            `trace` is given.
     """
 
     url: str = ""

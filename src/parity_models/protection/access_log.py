@@ -293,7 +293,7 @@ def advise(
             or `latency_ms` of each request, and `upstream`, where there is one.
         bundle: A bundle with a backup, or its folder. Its time relative to the model counts.
             Without one, give a `backup_time`, and the backup's `coverage`.
-        options: All of SimulationOptions at once, in place of some by name.
+        options: All options as a SimulationOptions, instead of fields by name.
         **given: Fields of SimulationOptions: `instances`, `backup_time`, `coverage`, `agreement`,
             `seed`. The log says all else.
 

@@ -44,10 +44,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison(Printed):
-    """The policies of a comparison, the one without redundancy first, and their scene.
+    """The simulated policies, the one without redundancy first, and their scene.
 
-    For every dispatch rule other than the single queue, the policy without redundancy is there with
-    that rule, too: its gain is the rule's.
+    If policies use another dispatch rule than the single queue, the policy without redundancy runs
+    with that rule, too. Its gain is due to the rule alone.
     """
 
     scene: Scene
@@ -84,23 +84,24 @@ def simulate(
 ) -> Comparison:
     """Simulate policies under one load and the same contention.
 
-    Drives the scheduler that serves with simulated instances: 10,000 of them and a million queries
+    The scheduler of the server drives simulated instances. 10,000 of them and a million queries
     take a minute or two for each policy.
 
     Args:
-        bundle: The bundle to be served, or its folder. Without one, give `service_time`; there is a
-            backup with `backup_time`, else parity models for k=2 that take as long as the model.
+        bundle: The bundle to be served, or its folder. Without one, give `service_time`. There is a
+            backup if `backup_time` is given, otherwise parity models for k=2 that take as long as
+            the model.
         policies: Names, with options as hedging@hedge-delay=5ms, or choices. By default hedging,
-            and parity and adaptive where there are stand-ins for them.
-        options: All of SimulationOptions at once, in place of some by name.
+            and parity and adaptive if there are stand-ins for them.
+        options: All options as a SimulationOptions, instead of fields by name.
         **given: Fields of SimulationOptions: workload, cluster and service; times in seconds.
 
     Returns:
         The outcome of each policy, and of no redundancy. It prints as a table.
 
     Raises:
-        UserError: For options out of range, policies that the bundle lacks a stand-in for, and if
-            no query is answered.
+        UserError: For options out of range, for a policy whose stand-in the bundle does not have,
+            and if no query is answered.
     """
     chosen = gather(SimulationOptions, options, given)
     service = service_of(bundle, chosen, CODE if chosen.backup_time is None else None)

@@ -112,9 +112,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Plans(Printed):
-    """All `plans` that were tried for a goal, and the `best` one that fits; None: none fits.
+    """All `plans` that were tried for a goal, and the `best` one that meets it, if any.
 
-    `enough` is the plan with the fewest instances that fits, where the given instances are too few.
+    If the given instances are too few, `enough` is the plan with the fewest that meets the goal.
     """
 
     service: Service
@@ -134,7 +134,7 @@ class Plans(Printed):
 
     @property
     def advice(self) -> str:
-        """The recommendation, or the nearest plan where none fits."""
+        """The recommendation, or the nearest plan if none meets the goal."""
         if self.best is None:
             near = self.nearest
             said = (
@@ -195,22 +195,22 @@ def plan(
 ) -> Plans:
     """Find the policy and the number of instances that serve a load within a goal.
 
-    For example, from numbers alone: plan(service_time=0.02, rate=200, p99=0.05). Policies are
-    simulated by the scheduler that serves, with the times of the bundle's models, or of numbers.
-    Without `instances`, the fewest that suffice are searched for.
+    For example, from numbers alone: plan(service_time=0.02, rate=200, p99=0.05). The server's own
+    scheduler simulates the policies, with the times of the bundle's models or those given. Without
+    `instances`, the fewest that suffice are searched for.
 
     Args:
         bundle: The bundle to be served, or its folder. Without one, give `service_time`; with a
             `backup_time`, plans with a backup are tried, too.
-        options: All of Goal at once, in place of some by name.
+        options: All options as a Goal, instead of fields by name.
         **given: Fields of Goal: limits, workload, cluster and service; times in seconds.
 
     Returns:
         All plans that were tried, and the one to take. They print as a table.
 
     Raises:
-        UserError: For options out of range, without rate and instances, if no query is answered, or
-            more instances are needed than can be simulated.
+        UserError: For options out of range, if both rate and instances are missing, if no query is
+            answered, or if more instances are needed than can be simulated.
     """
     goal = gather(Goal, options, given)
     if goal.rate is None and goal.instances is None:

@@ -85,7 +85,7 @@ LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(TeachingOptions, SceneOptions):
-    """The options of a search for stand-ins, and the scene that these are simulated in."""
+    """The options of a search for stand-ins, and the scene in which they are simulated."""
 
     minutes: Annotated[
         float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
@@ -199,9 +199,9 @@ class Report(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class Protected(Printed, Bundle):
-    """The bundle that a search wrote, and its `report`; `flags` serve it as was simulated.
+    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated.
 
-    `plans` are those among which the policy was chosen, if some answers may `differ`.
+    If some answers may `differ`, the policy was chosen among `plans`.
     """
 
     report: Report
@@ -231,8 +231,8 @@ def protect(
     """Find the best stand-in for a model in a given time, and bundle the two.
 
     Backups of several sizes learn from the model's own predictions; labels are not needed. Those
-    that others beat are dropped, the others are trained for longer, calibrated, timed, and
-    simulated under the user's load.
+    that others beat are dropped. The rest are trained for longer, calibrated, timed, and simulated
+    under your load.
 
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
@@ -240,21 +240,21 @@ def protect(
             input by name.
         out: The folder of the bundle to write.
         callbacks: Called as the search goes on.
-        options: All of SearchOptions at once, in place of some by name.
+        options: All options as a SearchOptions, instead of fields by name.
         **given: Fields of SearchOptions, such as minutes and agreement.
 
     Returns:
-        The bundle with the stand-in that has the lowest simulated p99 or, where some answers may
-        `differ`, the least work within that, and the report. Ctrl-C ends the search, and the best
-        so far is written.
+        The report, and the bundle with the best stand-in: the one with the lowest simulated p99 or,
+        if some answers may `differ`, the one with the least work within that limit. Ctrl-C ends the
+        search and writes the best so far.
 
     Raises:
         DataError: For queries that do not fit.
         ModelError: For a model that cannot be deployed.
         TrainingError: If no candidate could be trained.
         BundleError: A bundle cannot be written to `out`.
-        UserError: For options out of range, too few queries for the agreement, and, naming the
-            nearest, if no stand-in reaches it; nothing is written then.
+        UserError: For options out of range, for too few queries for the agreement, and if no
+            stand-in reaches it; the message names the nearest. Nothing is written then.
     """
     chosen = gather(SearchOptions, options, given)
     end = time.monotonic() + 60 * chosen.minutes

@@ -48,7 +48,7 @@ LOADED = 0.3
 class Rehearsal(Printed):
     """Both runs of a rehearsal, without stand-ins and with those of a `policy`.
 
-    A query usually takes `usual_ms`, and `rate` are asked a second.
+    A query usually takes `usual_ms`; `rate` queries are sent a second.
     """
 
     usual_ms: float
@@ -99,13 +99,13 @@ def rehearse(
 ) -> Rehearsal:
     """Serve a bundle with an instance that stops now and then, with stand-ins and without.
 
-    The load leaves the instances idle most of the time. Runs take longer than `seconds` where the
-    policy needs that to see 150 queries before the fault.
+    The load leaves the instances idle most of the time. A run takes longer than `seconds` if the
+    policy would see fewer than 150 queries before the fault.
 
     Args:
         bundle: A bundle with a stand-in, or its folder.
-        inputs: Queries: a file, an array (n, *query_shape), or an array for each input by
-            name. By default random ones, of which a stand-in may not be confident.
+        inputs: Queries: a file, an array (n, *query_shape), or an array for each input by name. By
+            default random ones; stand-ins may not be confident about these.
         instances: The instances of each run.
         seconds: The duration of each run.
         on_run: Called with a description of each run before it starts.
