@@ -15,8 +15,8 @@ from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import StandIn, served
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
-from parity_models.models.queries import as_batch, renamed, rows_in, run_by_bucket, take
-from parity_models.models.signature import Array, Batch, Named
+from parity_models.models.queries import as_batch, by_bucket, renamed, rows_in, take
+from parity_models.models.signature import Array, Batch
 from parity_models.progress import OnProgress, Progress
 
 Mask = NDArray[np.bool_]
@@ -43,19 +43,25 @@ def predictor(
     dynamic shape are run in their own buckets. The function raises DataError for queries that the
     model cannot run, and for outputs that are not finite.
     """
-    loaded, chosen = _load(model), output or ""
-
-    def checked(queries: Batch) -> Named:
-        found = loaded.predict(queries)
-        if output is not None:
-            return {chosen: _finite(found[output], model.path)}
-        finite = {name: _finite(each, model.path) for name, each in found.items()}
-        return {chosen: loaded.signature.smallest.output.join(finite)}
+    loaded = _load(model)
+    signature = loaded.signature
 
     def run(queries: Inputs) -> Array:
-        named = queries if isinstance(queries, Mapping) else as_batch(queries, loaded.signature)
-        named = renamed(named, loaded.signature)
-        return run_by_bucket(checked, named, loaded.signature, chosen, BATCH, on_rows)
+        named = queries if isinstance(queries, Mapping) else as_batch(queries, signature)
+        parts, places = [], []
+        for rows, batch in by_bucket(renamed(named, signature), signature, BATCH):
+            found = loaded.predict(batch)
+            if output is not None:
+                found = {output: found[output]}
+            finite = {name: _finite(each, model.path) for name, each in found.items()}
+            parts.append(finite[output] if output else signature.smallest.output.join(finite))
+            places.append(rows)
+            if on_rows is not None:
+                on_rows(len(rows))
+        joined = np.concatenate(parts)
+        outputs = np.empty_like(joined)
+        outputs[np.concatenate(places)] = joined
+        return outputs
 
     return run
 
@@ -216,15 +222,14 @@ class Outputs:
     @cached_property
     def _parities(self) -> list[Array]:
         """The outputs (groups, *parity output shape) of the r parity models for every group."""
-        bundle, code, queries = self.bundle, self._coded, self.queries
-        models = [_load(bundle.pinned(model)) for model in bundle.manifest.parity]
+        code, queries = self._coded, self.queries
+        pinned = [self.bundle.pinned(each) for each in self.bundle.manifest.parity]
+        models = [(each.path, _load(each)) for each in pinned]
         parts: list[list[Array]] = [[] for _ in models]
         for start in range(0, len(self._groups), BATCH):
             members = self._groups[start : start + BATCH]
             parities = code.encode([take(queries, members[:, slot]) for slot in range(code.k)])
-            for model, path, parity, outputs in zip(
-                models, bundle.parity_paths, parities, parts, strict=True
-            ):
+            for (path, model), parity, outputs in zip(models, parities, parts, strict=True):
                 (output,) = model(renamed(parity, model.signature)).values()
                 outputs.append(_finite(output, path))
                 self._on_rows(len(output))

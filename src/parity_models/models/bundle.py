@@ -40,10 +40,9 @@ from parity_models.models.onnx_model import (
     why_it_fails,
 )
 from parity_models.models.queries import renamed
-from parity_models.models.signature import Array, Layout, Signature, Tensor
-from parity_models.roles import BACKUP, parity_role
+from parity_models.models.signature import Array, Layout, Named, Signature, Tensor
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
 
-Query = dict[str, Array]
 File = TypeVar("File", bound="ModelFile")
 
 MANIFEST = "manifest.json"
@@ -214,10 +213,11 @@ class Manifest(
         return "own" if self.deployed_training is None else self.deployed_training.task
 
     @property
-    def models(self) -> tuple[ModelFile, ...]:
-        """All ONNX files."""
-        backup = () if self.backup is None else (self.backup,)
-        return (self.deployed, *self.parity, *backup)
+    def models(self) -> dict[str, ModelFile]:
+        """All ONNX files by role."""
+        found: dict[str, ModelFile] = {DEPLOYED: self.deployed}
+        found |= {parity_role(j): each for j, each in enumerate(self.parity)}
+        return found if self.backup is None else found | {BACKUP: self.backup}
 
     @property
     def stored(self) -> dict[str, StoredFile]:
@@ -379,10 +379,8 @@ class Bundle:
     @property
     def isolated(self) -> bool:
         """True if it was tested that one query cannot change another's reconstruction."""
-        code = code_of(self.manifest, self.allowed)
-        return code is None or (
-            code.isolated and all(parity.slotwise for parity in self.manifest.parity)
-        )
+        code = self.code()
+        return code is None or (code.isolated and all(p.slotwise for p in self.manifest.parity))
 
     def stored(self, model: ModelFile) -> NewModel:
         """Return a model of this bundle, to be put into another."""
@@ -450,18 +448,17 @@ def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) 
         check_fit(manifest, allow_code)
     bundle = Bundle(folder, manifest, digest, frozenset(allow_code))
     models = {}
-    for each in manifest.models:
-        content = bundle.content(each)
+    for role, each in manifest.models.items():
+        content, name = bundle.content(each), f"{folder / each.file}"
         try:
-            path = folder / each.file
-            models[each.file] = OnnxModel(content, signature=each.signature, name=f"{path}")
+            models[role] = OnnxModel(content, signature=each.signature, name=name)
         except ModelError as error:
             raise BundleError(str(error)) from error
     files = {each.file: bundle.content(each) for each in manifest.files}
     bundle.envelope()
     if GOLDEN_FILE in files:
         with _about(folder / GOLDEN_FILE):
-            check_golden(files[GOLDEN_FILE], _stand_ins(manifest, models))
+            check_golden(files[GOLDEN_FILE], models)
     return bundle
 
 
@@ -497,14 +494,14 @@ def write_bundle(
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        deployed=new.add_model("deployed.onnx", deployed, ModelFile),
+        deployed=new.add_model(DEPLOYED, deployed, ModelFile),
         parity=tuple(
-            new.add_model(f"{parity_role(j)}.onnx", model, ParityFile, slotwise=model.slotwise)
+            new.add_model(parity_role(j), model, ParityFile, slotwise=model.slotwise)
             for j, model in enumerate(parity)
         ),
         backup=None
         if backup is None
-        else new.add_model(f"{BACKUP}.onnx", backup, BackupFile, slot=backup.slot),
+        else new.add_model(BACKUP, backup, BackupFile, slot=backup.slot),
         envelope=None
         if envelope is None
         else EnvelopeFile(
@@ -524,10 +521,10 @@ def write_bundle(
         check_fit(manifest, allowed)
     built = code_of(manifest, allowed)
     queries = manifest.deployed.signature.smallest.input
-    for each in manifest.parity:
+    for j, each in enumerate(manifest.parity):
         if not (each.slotwise and built is not None and built.isolated):
             continue
-        leak = find_leak(built, queries, new.models[each.file])
+        leak = find_leak(built, queries, new.models[parity_role(j)])
         if leak is not None:
             raise BundleError(
                 f"{each.file} is marked slotwise, but what is in slot {leak[0]} changes the "
@@ -537,7 +534,8 @@ def write_bundle(
         with _about(folder / ENVELOPE):
             check_envelope(manifest, envelope)
     if manifest.parity or manifest.backup:
-        found = golden(built, queries, envelope, _stand_ins(manifest, new.models), STORED)
+        del new.models[DEPLOYED]
+        found = golden(built, queries, envelope, new.models, STORED)
         stored = new.add(GOLDEN_FILE, encode_golden(found))
         manifest = msgspec.structs.replace(manifest, files=(*manifest.files, stored))
     encoded = encode_manifest(manifest)
@@ -546,7 +544,7 @@ def write_bundle(
 
 
 class _Contents:
-    """The `files` of a new bundle, by name, each once, and its `models`.
+    """The `files` of a new bundle, by name, each once, and its `models`, by role.
 
     Raises BundleError for content that a bundle cannot hold.
     """
@@ -562,23 +560,15 @@ class _Contents:
         self.files[file] = content
         return StoredFile(file, hashlib.sha256(content).hexdigest(), len(content))
 
-    def add_model(self, file: str, model: NewModel, kind: type[File], **marks: Any) -> File:
-        stored = msgspec.structs.asdict(self.add(file, model.onnx))
+    def add_model(self, role: str, model: NewModel, kind: type[File], **marks: Any) -> File:
+        stored = msgspec.structs.asdict(self.add(file := f"{role}.onnx", model.onnx))
         try:
             runnable = OnnxModel(self.files[file], signature=model.signature)
             check_batches(runnable)
         except ModelError as error:
             raise BundleError(f"the model for {file} cannot be used: {error}") from error
-        self.models[file] = runnable
+        self.models[role] = runnable
         return kind(**stored, signature=runnable.signature, network=model.network, **marks)
-
-
-def _stand_ins(manifest: Manifest, models: Mapping[str, OnnxModel]) -> dict[str, OnnxModel]:
-    """Return the stand-ins by their roles, of all `models` by their files."""
-    roles = {parity_role(j): each.file for j, each in enumerate(manifest.parity)}
-    if manifest.backup is not None:
-        roles[BACKUP] = manifest.backup.file
-    return {role: models[file] for role, file in roles.items()}
 
 
 def _versions() -> dict[str, str]:
@@ -743,12 +733,16 @@ def code_of(manifest: Manifest, allowed: Collection[str]) -> Code | None:
     return Code(manifest.code, shapes, output.shape, probabilities=probabilities)
 
 
-def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
-    """Return the inputs of parity models. Raises ValueError for those that are too large."""
-    return tuple(
-        Tensor(each.name, each.datatype, code.parity_shapes[each.name], each.padding)
-        for each in deployed.inputs
-    )
+def stand_in_signature(deployed: Signature, output: Tensor, code: Code | None) -> Signature:
+    """Return the signature of a backup that imitates this output, or of a parity model of `code`.
+
+    Raises ValueError for rows that are too large.
+    """
+    inputs, replaced = deployed.inputs, msgspec.structs.replace
+    if code is not None:
+        inputs = tuple(replaced(each, shape=code.parity_shapes[each.name]) for each in inputs)
+        output = replaced(output, shape=code.parity_output_shape)
+    return replaced(deployed, inputs=inputs, outputs=(output,), batch=0)
 
 
 def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
@@ -773,8 +767,8 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
                 "does not name the output that its backup imitates, of "
                 f"{', '.join(map(str, deployed.outputs))}; say which (`imitated`)"
             )
-        why = "a backup for the deployed model needs"
-        _check_stand_in(deployed, manifest.backup, deployed.inputs, output, why)
+        needed = stand_in_signature(deployed, output, None)
+        _check_stand_in(manifest.backup, needed, "a backup for the deployed model needs")
     for stand_in, calibration in manifest.calibration.items():
         if calibration.kind == "boxes" and (output is None or output.shape != BOX):
             raise BundleError(
@@ -795,7 +789,7 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
     deployed = manifest.deployed.signature
     try:
-        inputs = parity_inputs(code, deployed)
+        needed = stand_in_signature(deployed, output, code)
         queries = deployed.smallest.input  # no rows: only types and shapes count
         code.encode([queries.split(queries.zeros(0))] * code.k)
     except CodeError as error:
@@ -807,30 +801,28 @@ def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
             f"the deployed model's output is {output.datatype}; decoders compute with predictions, "
             "which needs floating point"
         )
-    why = f"the code ({code.spec}) over the deployed model's {deployed} and {output} needs"
-    parity_output = Tensor(output.name, output.datatype, code.parity_output_shape)
     for model in manifest.parity:
-        _check_stand_in(deployed, model, inputs, parity_output, why)
+        why = f"the code ({code.spec}) over the deployed model's {deployed} and {output} needs"
+        _check_stand_in(model, needed, why)
 
 
-def _check_stand_in(
-    deployed: Signature, model: ModelFile, inputs: Sequence[Tensor], output: Tensor, why: str
-) -> None:
-    """The model takes these inputs and gives this output, with the axes of the deployed model."""
+def _check_stand_in(model: ModelFile, needed: Signature, why: str) -> None:
+    """Raise BundleError unless the model has the signature that is needed; a backup may also have a
+    head."""
+    (output,), given = needed.outputs, model.signature.outputs
     if output.fixed is None:
         raise BundleError(
             f"the output {output} that stand-ins are to imitate has no fixed shape, so that it is "
             "served exact; leave the stand-ins out, or imitate another"
         )
-    given = model.signature.outputs
-    needed = [output]
+    outputs = [output]
     if isinstance(model, BackupFile) and HEAD in [each.name for each in given]:
-        needed = [output if each.name != HEAD else Tensor(HEAD, "FP32", (1,)) for each in given]
-    _check_tensors(model.file, "input", model.signature.inputs, inputs, why)
-    _check_tensors(model.file, "output", given, needed, why)
+        outputs = [output if each.name != HEAD else Tensor(HEAD, "FP32", (1,)) for each in given]
+    _check_tensors(model.file, "input", model.signature.inputs, needed.inputs, why)
+    _check_tensors(model.file, "output", given, outputs, why)
     for name, axis in model.signature.axes.items():
-        if deployed.axes.get(name) != axis:
-            raise BundleError(f"{model.file} has other buckets along {name!r} than {deployed}")
+        if needed.axes.get(name) != axis:
+            raise BundleError(f"{model.file} has other buckets along {name!r} than the model")
 
 
 def _check_tensors(
@@ -862,8 +854,7 @@ def check_envelope(manifest: Manifest, envelope: Envelope) -> None:
 
 
 def check_batches(model: OnnxModel) -> None:
-    """Raise ModelError unless batches of 1 and 2 rows work: the batch axis is not only declared
-    free."""
+    """Raise ModelError unless batches of 1 and 2 rows work, and give what is declared."""
     kind = model.signature.smallest
     for rows in (1, 2):
         try:
@@ -887,7 +878,7 @@ def find_leak(code: Code, queries: Layout, model: OnnxModel) -> tuple[int, int] 
     zeros, and the largest numbers. The decoder is one that reads slots off apart.
     """
 
-    def predictions(group: list[Query]) -> dict[int, Array]:
+    def predictions(group: list[Named]) -> dict[int, Array]:
         # Of r parity models, each is tried as if it were the only one here.
         with np.errstate(over="ignore", invalid="ignore"):
             (output,) = model(renamed(code.encode(group)[0], model.signature)).values()

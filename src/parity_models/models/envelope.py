@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import BundleError
 from parity_models.models.queries import rows_in, sizes_in
-from parity_models.models.signature import Array, Batch, Tensor
+from parity_models.models.signature import DATATYPES, Array, Batch, Tensor
 
 Floats = NDArray[np.float32]
 
@@ -428,34 +428,39 @@ def _are_ids(array: Array) -> bool:
 # In a bundle
 
 
-class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An array of little-endian float32."""
+class StoredArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An array of little-endian numbers."""
 
-    shape: _Shape
+    shape: Annotated[tuple[Length, ...], msgspec.Meta(max_length=33)]
     values: bytes
+    datatype: str = "FP32"
 
 
-def _load(kind: type[Any], stored: Any) -> Floats:
+def store_array(array: Array) -> StoredArray:
+    """Return an array in the form in which files hold it."""
+    name = next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
+    values = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    return StoredArray(array.shape, values, name)
+
+
+def load_array(kind: type[Any], stored: Any) -> Array:
     """Return a stored array. Raises ValueError for one that is unsound."""
-    found = msgspec.convert(stored, _Array)
-    if prod(found.shape) * 4 != len(found.values):
+    found = msgspec.convert(stored, StoredArray)
+    dtype = DATATYPES.get(found.datatype)
+    if dtype is None or prod(found.shape) * dtype.itemsize != len(found.values):
         raise ValueError(f"an array of shape {list(found.shape)} has {len(found.values)} bytes")
-    array = np.frombuffer(found.values, "<f4").astype(np.float32).reshape(found.shape)
-    if not np.isfinite(array).all():
-        raise ValueError("the values of an array are not finite")
-    return array
+    array = np.frombuffer(found.values, dtype.newbyteorder("<")).astype(dtype)
+    return array.reshape(found.shape)
 
 
 # Made here, and not by the threads that open bundles: see bundle.py.
-_ENVELOPE = msgspec.msgpack.Decoder(Envelope, dec_hook=_load)
+_ENVELOPE = msgspec.msgpack.Decoder(Envelope, dec_hook=load_array)
 _FIELDS = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
     """Return the content of an envelope's file: MessagePack."""
-    return msgspec.msgpack.encode(
-        envelope, enc_hook=lambda array: _Array(array.shape, array.astype("<f4").tobytes())
-    )
+    return msgspec.msgpack.encode(envelope, enc_hook=store_array)
 
 
 def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
@@ -500,6 +505,7 @@ def _check_numbers(tensor: Tensor, part: Numbers) -> None:
     for name, array in (("center", part.center), ("spread", part.spread)):
         _check_shape(name, array, shape)
     found = part.components.shape
+    _check_shape("components", part.components, found)
     if len(found) != 2 or (found[0] if tensor.axes else found[1] != prod(shape)):
         raise BundleError(f"has components {list(found)} for inputs of shape {list(tensor.shape)}")
     if not (part.spread > 0).all():
@@ -516,7 +522,9 @@ def _check_ids(tensor: Tensor, ids: Ids) -> None:
 
 
 def _check_shape(name: str, array: Floats, shape: tuple[int, ...]) -> None:
-    """Raise BundleError unless `array` can be broadcast to `shape`."""
+    """Raise BundleError unless `array` is finite float32 that can be broadcast to `shape`."""
+    if array.dtype != np.float32 or not np.isfinite(array).all():
+        raise BundleError(f"has {name} with values that are not finite float32")
     with contextlib.suppress(ValueError):
         if np.broadcast_shapes(array.shape, shape) == shape:
             return

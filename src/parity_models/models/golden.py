@@ -7,17 +7,17 @@ arithmetic (such as 8-bit products that saturate) calibration does not hold: the
 
 from collections.abc import Mapping
 from math import ceil, prod
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from parity_models.codes import Code
 from parity_models.errors import BundleError
-from parity_models.models.envelope import Envelope, Ids, Length, Numbers
+from parity_models.models.envelope import Envelope, Ids, Numbers, load_array, store_array
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import renamed, rows_in, take
-from parity_models.models.signature import DATATYPES, Array, Batch, Layout, Named, TensorSpec
+from parity_models.models.signature import Array, Batch, Layout, Named, TensorSpec
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 
 GOLDEN = 8
@@ -148,39 +148,19 @@ def _rows(spec: TensorSpec, part: Numbers | Ids | None, count: int, seed: int) -
 # In a bundle
 
 
-class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    datatype: str
-    shape: Annotated[tuple[Length, ...], msgspec.Meta(max_length=33)]
-    values: bytes
-
-
 class _Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, Array]
     outputs: dict[str, Array]
 
 
-def _store(array: Array) -> _Stored:
-    name = next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
-    return _Stored(name, array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes())
-
-
-def _load(kind: type[Any], stored: Any) -> Array:
-    found = msgspec.convert(stored, _Stored)
-    dtype = DATATYPES.get(found.datatype)
-    if dtype is None or prod(found.shape) * dtype.itemsize != len(found.values):
-        raise ValueError("a tensor has another size than it declares")
-    array = np.frombuffer(found.values, dtype.newbyteorder("<")).astype(dtype)
-    return array.reshape(found.shape)
-
-
 # Made here, and not by the threads that open bundles: see bundle.py.
-_FILE = msgspec.msgpack.Decoder(dict[str, _Case], dec_hook=_load)
+_FILE = msgspec.msgpack.Decoder(dict[str, _Case], dec_hook=load_array)
 
 
 def encode_golden(found: Mapping[str, tuple[Named, Named]]) -> bytes:
     """Return the content of the file of golden queries and outputs, by role: MessagePack."""
     cases = {role: _Case(*both) for role, both in found.items()}
-    return msgspec.msgpack.encode(cases, enc_hook=_store)
+    return msgspec.msgpack.encode(cases, enc_hook=store_array)
 
 
 def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:

@@ -6,7 +6,7 @@ Rows of a batch are padded to one size along dynamic axes. The real size of a ro
 last place at which an input with that axis holds something other than its padding value.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,50 +183,23 @@ def axis_for(sizes: Integers, bound: int | None = None) -> Axis:
     return Axis(tuple(sorted(chosen)))
 
 
-def run_by_bucket(
-    run: Callable[[Named], Mapping[str, Array]],
-    batch: Batch,
-    signature: Signature,
-    output: str,
-    most: int,
-    on_rows: Callable[[int], None] | None = None,
-) -> Array:
-    """Run a model on queries of unequal length, those of one bucket together.
-
-    Args:
-        run: The model, which gives its outputs by name.
-        batch: Queries that fit the signature.
-        signature: The model's.
-        output: The output that is returned, which has a fixed shape.
-        most: Rows of a run at most.
-        on_rows: Called with the number of rows that are done.
-
-    Returns:
-        The output (n, *shape), in the order of the queries.
-
-    """
-    parts, places = [], []
-    for alike, sizes in _by_bucket(batch, signature):
+def by_bucket(batch: Batch, signature: Signature, most: int) -> Iterator[tuple[Integers, Named]]:
+    """Yield all queries of a batch, those of one bucket together, `most` at a time: their places
+    (n,), and a batch of them, padded to the bucket."""
+    for alike, sizes in _alike(batch, signature):
         for start in range(0, len(alike), most):
             rows, some = alike[start : start + most], sizes[start : start + most]
-            parts.append(run(pad(take(batch, rows), signature, some.max(axis=0).tolist()))[output])
-            places.append(rows)
-            if on_rows is not None:
-                on_rows(len(rows))
-    joined = np.concatenate(parts)
-    found = np.empty_like(joined)
-    found[np.concatenate(places)] = joined
-    return found
+            yield rows, pad(take(batch, rows), signature, some.max(axis=0).tolist())
 
 
 def commonest(queries: ArrayLike | Batch, signature: Signature) -> Sizes:
     """Return the buckets of the dynamic axes that most of these queries fall into."""
-    buckets = _by_bucket(as_batch(queries, signature), signature)
+    buckets = _alike(as_batch(queries, signature), signature)
     _, sizes = max(buckets, key=lambda each: len(each[0]))
     return signature.bucket(sizes.max(axis=0).tolist())
 
 
-def _by_bucket(batch: Batch, signature: Signature) -> Iterator[tuple[Integers, Integers]]:
+def _alike(batch: Batch, signature: Signature) -> Iterator[tuple[Integers, Integers]]:
     """Yield the rows of each bucket that queries fall into, and their sizes (rows, axes)."""
     named = sizes_in(batch, signature.inputs)
     sizes = np.array([named[axis] for axis in signature.axes], np.int64).T

@@ -32,7 +32,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
-from parity_models.serving.deployment import extra_instances, model_files, stand_ins_of
+from parity_models.serving.deployment import extra_instances, stand_ins_of
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
 from parity_models.trust.gates import choose_gates
 
@@ -222,7 +222,7 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
 
 def gated(service: Service, bundle: Bundle, level: float | None) -> Service:
     """Return the service of a bundle with gates of this level (see `choose_gates`)."""
-    gates = choose_gates(bundle, list(model_files(bundle)), level)
+    gates = choose_gates(bundle, list(bundle.manifest.models), level)
     if not gates:
         return service
     return replace(

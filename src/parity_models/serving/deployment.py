@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, ModelFile
+from parity_models.models.bundle import Bundle
 from parity_models.models.golden import golden
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
@@ -57,16 +57,6 @@ def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns
         return StandIns(code, backup)
     runs = frozenset[str]().union(*fixed)
     return StandIns(code if parity_role(0) in runs else None, backup and BACKUP in runs)
-
-
-def model_files(bundle: Bundle) -> dict[str, ModelFile]:
-    """Return the bundle's model files by role."""
-    manifest = bundle.manifest
-    files: dict[str, ModelFile] = {DEPLOYED: manifest.deployed}
-    files |= {parity_role(j): model for j, model in enumerate(manifest.parity)}
-    if manifest.backup is not None:
-        files[BACKUP] = manifest.backup
-    return files
 
 
 def extra_instances(
@@ -148,7 +138,7 @@ class Deployment(ServedVersion):
         """The most queries in a unit."""
         self._bundle = bundle
         self._faults = options.faults or FaultPlan()
-        self._models = {role: bundle.pinned(file) for role, file in model_files(bundle).items()}
+        self._models = {role: bundle.pinned(file) for role, file in bundle.manifest.models.items()}
         metrics = Metrics(bundle.digest)
         parts = Parts(
             bundle=bundle,

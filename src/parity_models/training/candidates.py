@@ -13,7 +13,7 @@ from torch import nn
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError
 from parity_models.evaluation.calibration import LEVELS, estimate_coverage
-from parity_models.models.bundle import PROBABILITIES, Bundle, NewModel, Training, parity_inputs
+from parity_models.models.bundle import PROBABILITIES, Bundle, NewModel, Training
 from parity_models.models.export import export
 from parity_models.models.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
 from parity_models.models.networks.network import EachSlot, served
@@ -303,11 +303,7 @@ class Candidate:
         """Export a module for single queries, or the parity queries of a code, as it is served:
         with valid answers, in the data type of F's output."""
         teacher, network = self.lesson.teacher, self.proposal.network
-        signature, output = teacher.stand_in(), teacher.output
-        if code is not None:
-            given = NamedTensor(output.name, output.datatype, code.parity_output_shape)
-            inputs = parity_inputs(code, signature)
-            signature = msgspec.structs.replace(signature, inputs=inputs, outputs=(given,))
+        signature, output = teacher.stand_in(code), teacher.output
         module = served(module)
         kind = self.data.output_kind
         if kind in PLAINLY or output.dtype != np.float32 or head is not None:

@@ -6,23 +6,22 @@ continue from where they were, with a new cycle of the learning rate.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from parity_models.codes import CodeSpec
+from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.bundle import parity_inputs
 from parity_models.models.export import export
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import EachSlot, served
 from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.signature import Signature, Sizes, Tensor
+from parity_models.models.signature import Sizes
 from parity_models.progress import Callbacks, OnProgress, Progress
 from parity_models.training.candidates import Candidate, Lesson, Proposal, code_for
 from parity_models.training.fit import Budget
@@ -40,11 +39,7 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
     Networks are measured for queries of these `sizes`; there is the fastest, at least. Raises
     TrainingError where no network can take the queries.
     """
-
-    def make(name: str) -> nn.Module:
-        return single_network(name, queried, teacher.output.shape).make()
-
-    shares = measure_networks(teacher, queried, make, teacher.stand_in("FP32"), sizes)
+    shares = measure_networks(teacher, queried, sizes)
     backups = [Proposal(name, share=share) for name, share in shares.items()]
     fast = [each for each in backups if each.share <= SLACK][::-1]
     fast = fast or [min(backups, key=lambda each: each.share)]
@@ -63,15 +58,7 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
     own = teacher.bundle.manifest.deployed.network
     if not teacher.foreign and family(own) in NETWORKS.names:
         return own
-    output = Tensor(teacher.output.name, "FP32", code.parity_output_shape)
-    signature = Signature(parity_inputs(code, teacher.signature), (output,), teacher.signature.axes)
-
-    def make(name: str) -> nn.Module:
-        if code.by_slot:
-            return EachSlot(single_network(name, queried, teacher.output.shape).make(), code.k)
-        return parity_network(name, code).make()
-
-    shares = measure_networks(teacher, queried, make, signature, sizes)
+    shares = measure_networks(teacher, queried, sizes, code)
     fast = [name for name, share in shares.items() if share <= SLACK]
     return fast[-1] if fast else min(shares, key=lambda name: shares[name])
 
@@ -79,11 +66,11 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
 def measure_networks(
     teacher: Teacher,
     queried: Queried,
-    make: Callable[[str], nn.Module],
-    signature: Signature,
     sizes: Sizes,
+    code: Code | None = None,
 ) -> dict[str, float]:
-    """Return the times of networks of this signature, as shares of the deployed model's.
+    """Return the times of networks for single queries, or parity queries of a code, as shares of
+    the deployed model's.
 
     All for such queries that can be made are measured in ONNX Runtime, each slower than those of
     its family before it, and better. They learn in minutes from some ten thousand queries. Raises
@@ -93,13 +80,17 @@ def measure_networks(
     with torch.random.fork_rng(devices=[]):
         for name in (name for kind in NETWORKS for name in kind.proposals(queried)):
             with suppress(TrainingError):  # it cannot take such queries
-                modules[name] = make(name)
+                if code is not None and not code.by_slot:
+                    modules[name] = parity_network(name, code).make()
+                    continue
+                single = single_network(name, queried, teacher.output.shape).make()
+                modules[name] = single if code is None else EachSlot(single, code.k)
     if not modules:
         raise TrainingError(
             f"no network of this package learns from {teacher.signature}; name one of your own, or "
             "train one and bundle it (parm bundle --backup)"
         )
-    deployed = teacher.bundle.manifest.deployed
+    deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in(code, "FP32")
     models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
     for module in modules.values():
         content = export(served(module), signature.inputs, signature.outputs[0].name)

@@ -14,22 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity_models.errors import (
-    BundleError,
-    ModelError,
-    TrainingError,
-    UserError,
-)
+from parity_models.codes import Code
+from parity_models.errors import BundleError, ModelError, TrainingError, UserError
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.evaluation.outputs import deployed_predictor
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.bundle import (
+    Bundle,
+    NewModel,
+    open_bundle,
+    stand_in_signature,
+    write_bundle,
+)
 from parity_models.models.export import export, floats, has_weights, load_deployed
 from parity_models.models.networks.queried import Queried, describe
-from parity_models.models.queries import (
-    as_batch,
-    read_arrays,
-    sizes_in,
-)
+from parity_models.models.queries import as_batch, read_arrays, sizes_in
 from parity_models.models.servable import OWN, read_servable, with_mean
 from parity_models.models.signature import Array, Signature, TensorSpec, padded, tensors_in
 from parity_models.models.signature import Tensor as NamedTensor
@@ -74,11 +72,11 @@ class Teacher:
         """The hash of the model's file."""
         return self.bundle.manifest.deployed.sha256
 
-    def stand_in(self, datatype: str | None = None) -> Signature:
-        """Return the signature of a stand-in for single queries, by default with the output's
-        datatype."""
+    def stand_in(self, code: Code | None = None, datatype: str | None = None) -> Signature:
+        """Return the signature of a stand-in, for single queries or parity queries of a code, by
+        default with the output's datatype."""
         output = NamedTensor(self.output.name, datatype or self.output.datatype, self.output.shape)
-        return msgspec.structs.replace(self.signature, outputs=(output,))
+        return stand_in_signature(self.signature, output, code)
 
     def describe(self, rows: Array) -> Queried:
         """Describe the inputs, by `rows` of queries and the model's graph unless it is `plain`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, ModelFile, open_bundle
 from parity_models.models.signature import Tensor
-from parity_models.roles import BACKUP, parity_role
+from parity_models.roles import DEPLOYED
 
 MAX_BATCH = 64
 """Rows that Triton takes at once."""
@@ -38,12 +38,9 @@ def export_repository(
     name = bundle.manifest.name if name is None else name
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"a model cannot be called {name!r}; leave out slashes and a dot in front")
-    models = {name: (bundle.manifest.deployed, bundle.deployed_path)}
-    parity = zip(bundle.manifest.parity, bundle.parity_paths, strict=True)
-    models |= {f"{name}-{parity_role(j)}": each for j, each in enumerate(parity)}
-    if (backup := bundle.manifest.backup) is not None:
-        models[f"{name}-{BACKUP}"] = backup, bundle.path / backup.file
-    for model, _ in models.values():
+    files = bundle.manifest.models.items()
+    models = {name if role == DEPLOYED else f"{name}-{role}": file for role, file in files}
+    for model in models.values():
         tensors = (*model.signature.inputs, *model.signature.outputs)
         if not all(each.shape for each in tensors):
             raise UserError(
@@ -57,9 +54,9 @@ def export_repository(
             prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True
         ) as temporary:
             new = Path(temporary, "new")
-            for model_name, (model, path) in models.items():
+            for model_name, model in models.items():
                 (new / model_name).mkdir(parents=True)
-                _write_model(new / model_name, model_name, model, path)
+                _write_model(new / model_name, model_name, model, bundle.path / model.file)
             new.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
