@@ -93,7 +93,7 @@ Array = NDArray[Any]
 
 
 class LateAnswer(NamedTuple):
-    """An answer: `value` as the call returns it.
+    """An answer: `value` is the result of the call.
 
     `source` is "model", "copy" (of the call), or "backup". `agreement` is the calibrated
     probability that the model says the same, 1 for its own answers.
@@ -105,22 +105,23 @@ class LateAnswer(NamedTuple):
 
 
 class Late:
-    """Answers calls that are late from a stand-in, or from a copy of the call.
+    """Answer late calls from a stand-in, or from a copy of the call.
 
     late = Late("bundle", agreement=0.99)
     answer = await late(lambda: triton.infer("model", inputs), rows)
     answer.value, answer.source, answer.agreement
 
     One object serves the calls to one model, on one event loop at a time. Nothing runs between
-    calls. Its threads end with `close`, with a `with` or `async with` block, or with the object.
+    calls. Its threads end when `close` is called, a `with` or `async with` block ends, or the
+    object is deleted.
 
     Args:
         bundle: A bundle with a backup, its folder, or a backup that is open already. None: only
-            copies are raced.
+            copies.
         agreement: Minimum calibrated agreement with the model for stand-in answers. None: the
             highest calibrated level up to 99 %; 0: no gate.
-        budget: Copies per call, on average, at most.
-        cpu: Computing time of stand-ins, as a share of one core, at most.
+        budget: Maximum copies per call, on average.
+        cpu: Maximum computing time of stand-ins, as a share of one core.
 
     Raises:
         UserError: The bundle has no backup that is calibrated for the agreement, or an option is
@@ -205,11 +206,11 @@ class Late:
         *,
         others: Sequence[Callable[[], Any]] = (),
     ) -> LateAnswer:
-        """Make a blocking call, as `__call__` makes others. May be used from many threads.
+        """Make a blocking call; `__call__` is for coroutines. Many threads may use it.
 
-        Functions run in threads of this object, up to 64 at a time; so clients that threads cannot
-        share have to be made in the function. One that is cancelled still runs to its end, for
-        which the process waits: clients should have a timeout.
+        Functions run in threads of this object, up to 64 at a time. So a client that threads cannot
+        share must be made in the function. A cancelled function still runs to its end, and the
+        process waits for it; give clients a timeout.
         """
         loop = self._threads.loop()
 

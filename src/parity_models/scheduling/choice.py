@@ -12,11 +12,11 @@ from parity_models.scheduling.policies import POLICIES, Policy, StandIns
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """A policy by name, its options, and a dispatch rule by name; plain values, as in a file.
+    """A policy, its options and a dispatch rule, as names and plain values.
 
-    `options` are those that are given; times in seconds. `dispatch` None: the policy's own choice.
-    Raises UserError for names that are not there, options that the policy does not have, and values
-    out of range.
+    `options` has only those that were given, with times in seconds. If `dispatch` is None, the
+    policy chooses. Raises UserError for unknown names, for options that the policy does not have,
+    and for values out of range.
     """
 
     name: str
@@ -60,14 +60,14 @@ class PolicyChoice:
         return self.dispatch or self.policy.rule
 
     def written_out(self) -> dict[str, Any]:
-        """Return the names, and the value of every option, given or not, as in a file."""
+        """Return the names, and the values of all options, given or not, as for a file."""
         options = asdict(POLICIES.options(self.name, self.options))
         return {"name": self.name, "dispatch": self.dispatch, **options}
 
     def build(self, stand_ins: StandIns) -> tuple[Policy, Dispatch]:
         """Return the policy and its dispatch rule, for one scheduler.
 
-        Raises UserError where the policy needs a stand-in that is not among `stand_ins`.
+        Raises UserError if the policy needs a stand-in that is not among `stand_ins`.
         """
         needs, command = "", "parity --model BUNDLE"
         if self.policy.needs_code and stand_ins.code is None:

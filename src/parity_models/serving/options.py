@@ -54,9 +54,9 @@ class ServeOptions(Options):
 
     `policy` None: the bundle's `default_policy`. `engine` runs the models. `limits` bound what
     clients can make the server hold; `access` restricts who may ask. `faults` begin with
-    `begin_faults`. `placements`: where each instance runs; none: all next to the server. `port`
-    None: it does not listen, and answers `predict` in the same program alone.
-    Raises UserError for values out of range, and for what the engine cannot do.
+    `begin_faults`. `placements` says where each instance runs; without any, all run next to the
+    server. Without a `port`, the server does not listen, and only answers `predict` in the same
+    program. Raises UserError for values out of range, and for what the engine cannot do.
     """
 
     policy: PolicyChoice | None = None

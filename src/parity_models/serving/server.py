@@ -66,7 +66,7 @@ class Server:
 
     Args:
         models: The bundle; or the folder of a repository, which has bundles as NAME/VERSION.
-        options: How to serve it; of a repository, each model.
+        options: How to serve the bundle, or each model of the repository.
         tracing: Makes spans of requests.
         allow_code: Names of the user's own code that bundles of a repository may load.
 
@@ -147,11 +147,12 @@ class Server:
         return url_of(self._socket, "http" if self._certificate is None else "https")
 
     async def start(self) -> None:
-        """Bind, and start the models; return when all is ready. It is live, but not ready,
-        before; one that shares its port binds only then. Nothing is left running if it fails.
+        """Bind, start the models, and return when all is ready. Until then the server is live, but
+        not ready; a server that shares its port binds only then. If this fails, nothing is left
+        running.
 
         Raises:
-            UserError: It cannot listen where it should.
+            UserError: It cannot listen at its address.
             ServingError: An instance does not start.
 
         """
@@ -170,10 +171,10 @@ class Server:
             raise
 
     async def stop(self) -> None:
-        """Stop being ready, and ask clients to connect anew; after the options' `shutdown_delay`,
-        refuse new requests, answer those in flight, and stop all instances. New connections are
-        taken until then, but not where others listen on the same port. Does not wait for answers
-        where it is cancelled."""
+        """Report not ready, and ask clients to reconnect. After the `shutdown_delay`, refuse new
+        requests, answer those in flight, and stop all instances. Until then, new connections are
+        accepted, unless other servers share the port. If this is cancelled, it does not wait for
+        answers."""
         self.models.retire()
         try:
             for each in self._https:
@@ -189,7 +190,7 @@ class Server:
             await self._close()
 
     def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none; models that are loaded later send it."""
+        """Switch redundant work on or off for the models loaded now; later ones send it."""
         models = self.models
         running = models.running() if isinstance(models, Repository) else [models]
         for each in running:
@@ -211,13 +212,13 @@ class Server:
         tenant: str | None = None,
         exact: bool = False,
     ) -> Predictions:
-        """Answer a query for each row with the one bundle's model.
+        """Answer each row, as a query of its own, by the served bundle.
 
         Args:
             inputs: Rows (n, ...), or an array of rows for each input by name. Not to be changed
                 before the answer.
             timeout: Seconds; shortens the deadline.
-            tenant: Queries share codes only with those of the same tenant.
+            tenant: Queries share coding groups only with those of the same tenant.
             exact: Only the deployed model may answer.
 
         Raises:

@@ -17,12 +17,12 @@ from parity_models.scheduling.work import Query, Task
 class Cascade(Hedging):
     """Ask the backup, and the model where the backup's gate refuses.
 
-    The model is also asked where the backup cannot be: the query is exact, no instance for it is
-    up, its gate is closed, its unit failed. A query that the model runs is copied as by hedging. A
-    backup that runs for long counts as late by the same rule, with the times of backups, and the
-    model is asked as well, within the same budget. Once for `compare_one_in` answers of the backup,
-    and once in `compare_every` seconds, the model is asked first, to be compared with the backup
-    (core.BackgroundComparison).
+    The model also gets queries that the backup cannot answer: they are exact, no instance of the
+    backup is up, its gate is closed, or its unit failed. A late query that the model runs is
+    copied, as by Hedging. By the same rule, with the times of backups, a backup may be late; then
+    the model is asked as well, within the same budget. Once per `compare_one_in` answers of the
+    backup, and once every `compare_every` seconds, the model is asked first and compared with the
+    backup (core.BackgroundComparison).
     """
 
     name = "cascade"

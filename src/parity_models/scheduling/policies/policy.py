@@ -135,8 +135,8 @@ class Policy:
         """A query was admitted; its original is queued and is dispatched after this."""
 
     def on_prediction(self, port: Port, task: Task) -> None:
-        """The deployed model's prediction for this task is here; it answers the query next, unless
-        that is answered."""
+        """The deployed model's prediction for this task has arrived. It answers the query next,
+        unless that is already answered."""
 
     def starts(self, port: Port, task: Task) -> None:
         """A task of the deployed model is about to run; its instance is known."""
@@ -145,7 +145,7 @@ class Policy:
         """A redundant task is about to run."""
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
-        """The output of a redundant task is here."""
+        """The output of a redundant task has arrived."""
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         """An instance has ended this unit, `finished` or not."""
@@ -169,7 +169,7 @@ class Policy:
         return self.copies_in_flight(port, query) > 0
 
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
-        """The query's instance failed or its deadline is here: answer it now if possible."""
+        """The query's instance failed, or its deadline has come: answer it now if possible."""
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
         """The output of a stand-in (a backup, or a reconstruction) was rejected for this query."""
