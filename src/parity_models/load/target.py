@@ -24,6 +24,7 @@ from parity_models.models.queries import (
 from parity_models.models.signature import DATATYPES, Batch, Tensor
 from parity_models.roles import Source
 from parity_models.serving.client import (
+    TOKEN,
     Client,
     ClientError,
     Credentials,
@@ -144,7 +145,9 @@ async def target(
             about = await client.model(model or _only(url, await client.models()))
         except StatusError as error:
             text = f"{url} has no {asked}" if model else f"{url} does not say which models it has"
-            raise LoadError(f"{text} (HTTP {error.status}){error.hint}") from error
+            if error.status == 401:
+                text += f"; the server wants a token that it knows, as the variable {TOKEN}"
+            raise LoadError(f"{text} (HTTP {error.status})") from error
         except MalformedAnswerError as error:
             raise LoadError(
                 f"{asked} is not described as the protocol says: {error}; name one with --model"

@@ -20,12 +20,7 @@ import msgspec
 
 from parity_models.errors import UserError, needs
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.protocol import (
-    HEADER_LENGTH,
-    ModelMetadata,
-    ServerMetadata,
-    read_json,
-)
+from parity_models.serving.protocol import HEADER_LENGTH, ModelMetadata, ServerMetadata, read_json
 
 with needs("remote", "asking other servers"):
     import aiohttp
@@ -108,13 +103,6 @@ class StatusError(ClientError):
         self.status = status
         self.text = text
         self.retry_after = retry_after
-
-    @property
-    def hint(self) -> str:
-        """Advice for users, or an empty string."""
-        if self.status != 401:
-            return ""
-        return f"; the server wants a token that it knows; give one as the variable {TOKEN}"
 
 
 class Client:

@@ -206,16 +206,18 @@ class ServedModel:
             if len(set(names)) != len(names) or not self._outputs.keys() >= set(names):
                 self._refuse_names("output", self._outputs, names)
             asked = tuple([self._outputs[name] for name in names])
-        for each in inputs:
-            storage = each.parameters
-            if storage is not None and storage.shared_memory_region is not None:
-                raise self._in_shared_memory()
-        for output in outputs:
-            if output.shared_memory:
-                raise self._in_shared_memory()
-            if output.classification:
+        parts: list[TensorMessage | RequestedOutput] = [*inputs, *outputs]
+        for part in parts:
+            if part.parameters is None:
+                continue
+            if part.parameters.shared_memory_region is not None:
                 raise InvalidRequestError(
-                    f"output {output.name!r} is requested as classifications; this server "
+                    f"a tensor of model {self.name!r} is in shared memory, which this server "
+                    "neither reads nor writes; leave it in the messages"
+                )
+            if part.parameters.classification:
+                raise InvalidRequestError(
+                    f"output {part.name!r} is requested as classifications; this server "
                     "returns the tensor itself"
                 )
         return Fitting(rows, tuple(map(sizes.__getitem__, self.signature.axes)), asked)
@@ -285,12 +287,6 @@ class ServedModel:
             f"the request has {rows} rows, this server takes up to {self.max_rows} at once "
             "(max_queue); send several requests",
             why=Refused.MAX_QUEUE,
-        )
-
-    def _in_shared_memory(self) -> InvalidRequestError:
-        return InvalidRequestError(
-            f"a tensor of model {self.name!r} is in shared memory, which this server neither "
-            "reads nor writes; leave it in the messages"
         )
 
 

@@ -132,10 +132,13 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
 
 
 class TensorParameters(Struct, omit_defaults=True):
-    """The place of a tensor's values, if not in the JSON."""
+    """The place of a tensor's values, if not in the JSON, or of a requested output's; a requested
+    output may be `binary_data`, or the `classification` of so many classes."""
 
     binary_data_size: int | None = None
+    binary_data: bool | None = None
     shared_memory_region: str | None = None
+    classification: int | None = None
 
 
 class TensorMessage(Struct, omit_defaults=True):
@@ -148,27 +151,11 @@ class TensorMessage(Struct, omit_defaults=True):
     data: Raw = NO_DATA
 
 
-class OutputParameters(Struct, omit_defaults=True):
-    """The parameters of a requested output."""
-
-    binary_data: bool | None = None
-    shared_memory_region: str | None = None
-    classification: int | None = None
-
-
 class RequestedOutput(Struct, omit_defaults=True):
     """An output that a request asks for."""
 
     name: str
-    parameters: OutputParameters | None = None
-
-    @property
-    def shared_memory(self) -> bool:
-        return self.parameters is not None and self.parameters.shared_memory_region is not None
-
-    @property
-    def classification(self) -> bool:
-        return self.parameters is not None and bool(self.parameters.classification)
+    parameters: TensorParameters | None = None
 
 
 class RequestParameters(Struct, omit_defaults=True):
@@ -202,7 +189,7 @@ class ResponseMessage(Struct, omit_defaults=True, kw_only=True):
 _REQUEST = msgspec.json.Decoder(RequestMessage)
 _RESPONSE = msgspec.json.Decoder(ResponseMessage)
 _name = attrgetter("name")
-_NO_OUTPUT, _NO_REQUEST = OutputParameters(), RequestParameters()
+_NO_OUTPUT, _NO_REQUEST = TensorParameters(), RequestParameters()
 
 # Servers
 
@@ -615,7 +602,7 @@ def write_request(
             message.data = Raw(msgspec.json.encode(array.ravel().tolist()))
         messages.append(message)
     request = RequestMessage(tuple(messages), id)
-    wanted = OutputParameters(binary_data=True) if binary else None
+    wanted = TensorParameters(binary_data=True) if binary else None
     if outputs:
         request.outputs = tuple(RequestedOutput(name, wanted) for name in outputs)
     elif binary:
@@ -646,7 +633,8 @@ def read_response(body: bytes, header_length: str | None) -> InferAnswer:
         content: Raw | memoryview = tensor.data
         if not tensor.data:
             if tensor.datatype not in DATATYPES or min(tensor.shape, default=0) < 0:
-                raise InvalidRequestError(f"output {tensor.name!r} is {_described(tensor)}")
+                found = f"{tensor.datatype[:20]} {list(tensor.shape)[:40]}"
+                raise InvalidRequestError(f"output {tensor.name!r} is {found}")
             size = prod(tensor.shape) * DATATYPES[tensor.datatype].itemsize
             if size > len(data):
                 raise InvalidRequestError(
@@ -657,10 +645,6 @@ def read_response(body: bytes, header_length: str | None) -> InferAnswer:
     if data:
         raise InvalidRequestError(f"{len(data)} bytes follow the outputs")
     return InferAnswer(outputs, message.parameters or {})
-
-
-def _described(tensor: TensorMessage) -> str:
-    return f"{tensor.datatype[:20]} {list(tensor.shape)[:40]}"
 
 
 # Tensors as binary data: row-major, little-endian as all machines that ONNX Runtime has builds for

@@ -247,21 +247,6 @@ def error_response(text: str, status: int, headers: Headers = ()) -> Response:
     return json_response({"error": said}, status, headers)
 
 
-def refusal(error: RequestError) -> Response:
-    """Return the answer to a request that ends with this error, with when to try again, if
-    known."""
-    headers: Headers = ()
-    if isinstance(error, UnauthorizedError):
-        headers = ((b"www-authenticate", CHALLENGE),)
-    elif isinstance(error, MethodError):
-        headers = ((b"allow", error.allow.encode()),)
-    elif isinstance(error, NoStandInError):
-        headers = ((b"x-parm-reason", error.reason.encode()),)
-    elif error.retry_after is not None:
-        headers = ((b"retry-after", b"%d" % max(1, round(error.retry_after))),)
-    return error_response(str(error), error.status, headers)
-
-
 # The service
 
 _PATH = 200
@@ -427,10 +412,18 @@ class Rest:
         """Return the answer to a request that ends with this error."""
         if error.why is not None:
             self.metrics.refusals.labels(error.why).inc()
-        elif isinstance(error, UnauthorizedError):
-            self.metrics.unauthorized.inc()
         self._ended(request, error.status)
-        response = refusal(error)
+        headers: Headers = ()
+        if isinstance(error, UnauthorizedError):
+            self.metrics.unauthorized.inc()
+            headers = ((b"www-authenticate", CHALLENGE),)
+        elif isinstance(error, MethodError):
+            headers = ((b"allow", error.allow.encode()),)
+        elif isinstance(error, NoStandInError):
+            headers = ((b"x-parm-reason", error.reason.encode()),)
+        elif error.retry_after is not None:
+            headers = ((b"retry-after", b"%d" % max(1, round(error.retry_after))),)
+        response = error_response(str(error), error.status, headers)
         if request.is_large and error.retry_after is not None:
             response.retry_after = max(1.0, error.retry_after)  # at least what its header says
         return response

@@ -186,9 +186,12 @@ async def test_names_and_versions_are_quoted_in_paths(protocol: str) -> None:
 # URLs
 
 
+def parse(r: int, **urls: str | None) -> tuple[Upstream, ...]:
+    return parse_upstreams(UpstreamOptions(**urls), "m", r)
+
+
 def test_urls_name_servers_and_models() -> None:
-    both, other, second, third = parse_upstreams(
-        "m",
+    both, other, second, third = parse(
         1,
         deployed="http://a:8000,grpc://b:8001/resnet?concurrency=4&version=3&protocol=v2",
         parity="http://a:8000?concurrency=3&protocol=v1,https://c/my%20parity",
@@ -205,11 +208,9 @@ def test_urls_name_servers_and_models() -> None:
 
 
 def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
-    (_, two) = parse_upstreams("m", 2, deployed="http://a", parity="http://b")
+    (_, two) = parse(2, deployed="http://a", parity="http://b")
     assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
-    (both,) = parse_upstreams(
-        "m", 2, deployed="http://a", parity="http://a/m-parity-1,http://a/m-parity-0"
-    )
+    (both,) = parse(2, deployed="http://a", parity="http://a/m-parity-1,http://a/m-parity-0")
     assert both.models == {"deployed": "m", "parity-1": "m-parity-1", "parity-0": "m-parity-0"}
 
 
@@ -239,4 +240,4 @@ def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
 )
 def test_urls_that_cannot_be_a_fleet_are_refused(deployed: str, parity: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        parse_upstreams("m", 2, deployed=deployed, parity=parity or None)
+        parse(2, deployed=deployed, parity=parity or None)

@@ -14,7 +14,7 @@ from parity_models.serving.errors import RequestError
 from parity_models.serving.http import HttpConnection, HttpServer
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.rest import Request, Response, Rest, refusal
+from parity_models.serving.rest import Request, Response, Rest, error_response
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ class Recorder:
         return Response(200, b"")
 
     def refused(self, request: Request, error: RequestError) -> Response:
-        return refusal(error)
+        return error_response(str(error), error.status)
 
     def abandoned(self, request: Request) -> None:
         pass

@@ -18,18 +18,12 @@ from numpy.typing import NDArray
 from parity_models.models.signature import TensorSpec, cut
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
-from parity_models.serving.grpc.inference_pb2 import (
-    InferTensorContents,
-    ModelInferRequest,
-    ModelInferResponse,
-    RepositoryModelLoadRequest,
-)
+from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import (
     SLICE,
     SLICE_VALUES,
     InferRequest,
-    OutputParameters,
     RequestedOutput,
     RequestMessage,
     RequestParameters,
@@ -75,9 +69,6 @@ _VALUE = 10
 _MAX_FIELDS = 1000
 """Fields of a large message, and of each input, that are looked through for tensors."""
 
-_SHARED = "shared_memory_region"
-"""The parameter of a tensor that is in shared memory."""
-
 _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
 """The types of fields that hold more than some of their datatypes do."""
 
@@ -86,7 +77,7 @@ _Request = TypeVar("_Request", bound=Message)
 
 def decode(
     data: bytes, largest: ServedModel | None, max_json: int
-) -> tuple[ModelInferRequest, Raws]:
+) -> tuple[pb.ModelInferRequest, Raws]:
     """Return the message of a request, and its raw_input_contents, which are no longer in it where
     they are large.
 
@@ -99,7 +90,7 @@ def decode(
     if len(data) > most:
         raise too_large(len(data), "the largest request that this server takes has", most)
     if len(data) <= min(MAX_BESIDES, max_json):
-        message = read_message(ModelInferRequest, data)
+        message = read_message(pb.ModelInferRequest, data)
         return message, list(message.raw_input_contents)
     head, raws, values = _without_raws(data)
     rest = sum(map(len, head))
@@ -108,7 +99,7 @@ def decode(
     if rest > max_json:
         advice = "send raw_input_contents, or several requests"
         raise too_large(rest, "typed contents have", max_json, advice=advice)
-    message = read_message(ModelInferRequest, b"".join(head))
+    message = read_message(pb.ModelInferRequest, b"".join(head))
     return message, [*raws, *message.raw_input_contents]
 
 
@@ -171,31 +162,17 @@ def too_large(
     return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; {advice}")
 
 
-def read_request(message: ModelInferRequest, raws: Raws, model: ServedModel) -> InferRequest:
+def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) -> InferRequest:
     """Return the request in `message`, whose raw contents are `raws`.
 
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
     expected.
     """
     inputs = [
-        TensorMessage(
-            each.name,
-            each.datatype,
-            tuple(each.shape),
-            TensorParameters(shared_memory_region="") if _SHARED in each.parameters else None,
-        )
+        TensorMessage(each.name, each.datatype, tuple(each.shape), _parameters(each))
         for each in message.inputs
     ]
-    outputs = [
-        RequestedOutput(
-            each.name,
-            OutputParameters(
-                shared_memory_region="" if _SHARED in each.parameters else None,
-                classification=1 if "classification" in each.parameters else None,
-            ),
-        )
-        for each in message.outputs
-    ]
+    outputs = [RequestedOutput(each.name, _parameters(each)) for each in message.outputs]
     fitting = model.check_request(inputs, outputs)
     spec_of = {each.name: each for each in model.signature.kind(fitting.sizes).input.tensors}
     tensors: dict[str, NDArray[Any] | Unread] = {}
@@ -213,6 +190,16 @@ def read_request(message: ModelInferRequest, raws: Raws, model: ServedModel) -> 
     return request_of(whole, model, fitting, tensors)
 
 
+def _parameters(tensor: Any) -> TensorParameters | None:
+    """Return the parameters of an input or a requested output that are refused, if it has them."""
+    if not tensor.parameters:
+        return None
+    return TensorParameters(
+        shared_memory_region="" if "shared_memory_region" in tensor.parameters else None,
+        classification=1 if "classification" in tensor.parameters else None,
+    )
+
+
 async def write_response(
     request: InferRequest,
     outputs: NDArray[Any],
@@ -222,7 +209,7 @@ async def write_response(
     """Return the ModelInferResponse: predictions (n, ...) of one kind, and in `parameters` the
     source of each row."""
     model = request.model
-    response = ModelInferResponse(
+    response = pb.ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
     for name, said in model.parameters(sources).items():
@@ -262,7 +249,7 @@ async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -
 
 
 def _from_raw(
-    message: ModelInferRequest, contents: Raws, specs: Mapping[str, TensorSpec], rows: int
+    message: pb.ModelInferRequest, contents: Raws, specs: Mapping[str, TensorSpec], rows: int
 ) -> dict[str, NDArray[Any]]:
     names = [each.name for each in message.inputs]
     if len(contents) != len(names) or any(each.HasField("contents") for each in message.inputs):
@@ -285,7 +272,7 @@ def _from_raw(
 
 
 async def read_contents(
-    contents: InferTensorContents, spec: TensorSpec, rows: int, what: str, turn: Turn = at_once
+    contents: pb.InferTensorContents, spec: TensorSpec, rows: int, what: str, turn: Turn = at_once
 ) -> NDArray[Any]:
     """Return the tensor (rows, *shape of spec) in a tensor's typed contents, not to be written to;
     large ones are read in slices, each in its `turn`.
@@ -320,7 +307,7 @@ async def read_contents(
     return array.reshape(rows, *spec.shape)
 
 
-def _timeout(message: ModelInferRequest) -> int | None:
+def _timeout(message: pb.ModelInferRequest) -> int | None:
     """Return the parameter timeout, in microseconds."""
     if "timeout" not in message.parameters:
         return None
@@ -332,7 +319,7 @@ def _timeout(message: ModelInferRequest) -> int | None:
     return timeout
 
 
-def parameter_of(message: ModelInferRequest | RepositoryModelLoadRequest, name: str) -> Any:
+def parameter_of(message: pb.ModelInferRequest | pb.RepositoryModelLoadRequest, name: str) -> Any:
     """Return the parameter's value, of whatever type it has; None if it is not there or empty."""
     if name not in message.parameters:
         return None

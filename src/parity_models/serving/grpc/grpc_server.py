@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
@@ -127,7 +127,6 @@ _CODES = {
 
 _UNARY = grpc.unary_unary_rpc_method_handler
 
-_Request = TypeVar("_Request", bound=Message)
 _Handler = Any
 """grpc.RpcMethodHandler, which is generic in its stub alone."""
 

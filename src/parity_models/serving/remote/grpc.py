@@ -12,24 +12,10 @@ from grpc import StatusCode
 from parity_models.models.signature import Kind
 from parity_models.serving.client import Credentials
 from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.grpc.codec import read_contents
 from parity_models.serving.grpc.grpc_server import DETAILS, MODEL_SHA256
-from parity_models.serving.grpc.inference_pb2 import (
-    DESCRIPTOR,
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelMetadataRequest,
-    ModelMetadataResponse,
-    ModelReadyRequest,
-    ModelReadyResponse,
-    ServerMetadataRequest,
-    ServerMetadataResponse,
-)
-from parity_models.serving.protocol import (
-    OutputTensor,
-    ServerMetadata,
-    size_in_bytes,
-)
+from parity_models.serving.protocol import OutputTensor, ServerMetadata, size_in_bytes
 from parity_models.serving.remote.clients import (
     GIVE_TOKEN,
     Tensors,
@@ -55,7 +41,7 @@ _MAX_MESSAGE = 2**31 - 1
 _TOO_LARGE = "larger than max"
 """Part of gRPC's own text for a large message; its code means too much work elsewhere."""
 
-_SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
@@ -95,26 +81,25 @@ class GrpcClient(UpstreamClient):
         self._token_metadata = (("authorization", f"Bearer {token}"),)
 
     async def _check_ready(self, model: UpstreamModel) -> None:
-        request = ModelReadyRequest(name=model.name, version=model.version or "")
-        said, _ = await self._call("ModelReady", request, ModelReadyResponse)
+        request = pb.ModelReadyRequest(name=model.name, version=model.version or "")
+        said, _ = await self._call(request)
         if not said.ready:
             raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
     async def _server(self) -> ServerMetadata:
-        request = ServerMetadataRequest()
-        about, _ = await self._call("ServerMetadata", request, ServerMetadataResponse)
+        about, _ = await self._call(pb.ServerMetadataRequest())
         return ServerMetadata(name=about.name)
 
     async def _sha256(self, model: UpstreamModel) -> str | None:
-        request = ModelMetadataRequest(name=model.name, version=model.version or "")
-        _, call = await self._call("ModelMetadata", request, ModelMetadataResponse)
+        request = pb.ModelMetadataRequest(name=model.name, version=model.version or "")
+        _, call = await self._call(request)
         sha256 = dict(await call.trailing_metadata() or ()).get(MODEL_SHA256)
         return sha256 if isinstance(sha256, str) else None
 
     async def _ask(
         self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
     ) -> Sequence[OutputTensor]:
-        request = ModelInferRequest(
+        request = pb.ModelInferRequest(
             model_name=model.name,
             model_version=model.version or "",
             id=headers.get(REQUEST_ID, ""),
@@ -126,7 +111,7 @@ class GrpcClient(UpstreamClient):
         for spec in kind.output.tensors:
             request.outputs.add(name=spec.name)
         try:
-            response, _ = await self._call("ModelInfer", request, ModelInferResponse, headers)
+            response, _ = await self._call(request, headers)
         except BusyError as error:
             if error.after is None:  # unavailable, maybe: it may be gone
                 await self._check_ready(model)
@@ -137,15 +122,16 @@ class GrpcClient(UpstreamClient):
             raise unreadable(error) from error
 
     async def _call(
-        self, name: str, request: Any, kind: Any, headers: Mapping[str, str] | None = None
+        self, request: Any, headers: Mapping[str, str] | None = None
     ) -> tuple[Any, Any]:
-        """Return the answer, a message of this kind, and the call; `headers` are a unit's."""
+        """Return the answer to a message, a message too, and the call; `headers` are a unit's."""
+        name = request.DESCRIPTOR.name.removesuffix("Request")
         # Bytes both ways: an unreadable answer is not gRPC's to log.
         method: Any = self._channel.unary_unary(f"/{_SERVICE}/{name}")
         metadata = (*self._token_metadata, *(headers or {}).items())
         call = method(request.SerializeToString(), metadata=metadata)
         try:
-            return kind.FromString(await call), call
+            return getattr(pb, f"{name}Response").FromString(await call), call
         except DecodeError as error:
             raise unreadable(error) from error
         except grpc.aio.AioRpcError as error:

@@ -205,36 +205,16 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
             f"{bundle.path} has no backup model for the servers of --backup; make one "
             f"with `parm backup --model {bundle.path} --network linear --out BUNDLE`"
         )
-    return parse_upstreams(
-        bundle.manifest.name,
-        0 if code is None else code.r,
-        deployed=options.deployed,
-        parity=options.parity,
-        backup=options.backup,
-    )
+    return parse_upstreams(options, bundle.manifest.name, 0 if code is None else code.r)
 
 
-def parse_upstreams(
-    name: str,
-    r: int,
-    *,
-    deployed: str,
-    parity: str | None = None,
-    backup: str | None = None,
-) -> tuple[Upstream, ...]:
+def parse_upstreams(options: UpstreamOptions, name: str, r: int) -> tuple[Upstream, ...]:
     """Return the upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
-    Where a URL has no path, the deployed model is called `name`, and parity models and the backup
-    after it, NAME-parity-0 and NAME-backup, as by `parm export`. Of several parity models a server
-    runs all, or the one whose usual name is its path. A server in several lists runs several
+    Where a URL has no path, the deployed model is called `name`, and the r parity models and the
+    backup after it, NAME-parity-0 and NAME-backup, as by `parm export`. Of several parity models a
+    server runs all, or the one whose usual name is its path. A server in several lists runs several
     models.
-
-    Args:
-        name: The usual name of the deployed model.
-        r: The number of parity models.
-        deployed: URLs of servers of the deployed model, separated by commas.
-        parity: Of the parity models.
-        backup: Of the backup.
 
     Raises:
         UserError: A URL is wrong, given twice, or contradicts another, or one of the parity models
@@ -244,7 +224,7 @@ def parse_upstreams(
     models: dict[str, dict[str, str]] = {}
     settings: dict[str, dict[str, str]] = {}
     parities = [parity_role(j) for j in range(r)]
-    lists = ((deployed, [DEPLOYED]), (parity, parities), (backup, [BACKUP]))
+    lists = (options.deployed, [DEPLOYED]), (options.parity, parities), (options.backup, [BACKUP])
     for urls, roles in lists:
         for url in () if urls is None else urls.split(","):
             base, path, own = _split(url)
@@ -260,7 +240,7 @@ def parse_upstreams(
                 if before.setdefault(each, value) != value:
                     raise UserError(f"{base} is given with {each} {before[each]} and {value}")
     lacking = [role for role in parities if not any(role in each for each in models.values())]
-    if parity and lacking:
+    if options.parity and lacking:
         raise UserError(
             f"no server of --parity runs {name}-{lacking[0]}, and a code needs all its parity "
             "models; give one that does"
