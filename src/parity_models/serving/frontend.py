@@ -53,18 +53,8 @@ from parity_models.scheduling.health import State
 from parity_models.scheduling.policies import Policy, Redundancy
 from parity_models.scheduling.process_load import MEASURE_INTERVAL
 from parity_models.scheduling.work import SchedulerConfig
+from parity_models.serving import errors
 from parity_models.serving.engine import Engine
-from parity_models.serving.errors import (
-    AbandonedError,
-    DeadlineError,
-    InferenceError,
-    InternalError,
-    OverloadedError,
-    PoisonError,
-    RequestError,
-    UnavailableError,
-    soon,
-)
 from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
@@ -106,14 +96,14 @@ _SOURCES = {role: source_of(role) for role in (DEPLOYED, BACKUP)}
 _GONE: Final = "gone"
 """Stands for a unit where the instance does not exist."""
 
-_ERRORS: Mapping[Reason, type[RequestError]] = {
-    Reason.OVERLOADED: OverloadedError,
-    Reason.NO_INSTANCES: UnavailableError,
-    Reason.DEADLINE_EXCEEDED: DeadlineError,
-    Reason.INSTANCES_FAILED: InferenceError,
-    Reason.POISON: PoisonError,
-    Reason.ABANDONED: AbandonedError,
-    Reason.INTERNAL: InternalError,
+_ERRORS: Mapping[Reason, type[errors.RequestError]] = {
+    Reason.OVERLOADED: errors.OverloadedError,
+    Reason.NO_INSTANCES: errors.UnavailableError,
+    Reason.DEADLINE_EXCEEDED: errors.DeadlineError,
+    Reason.INSTANCES_FAILED: errors.InferenceError,
+    Reason.POISON: errors.PoisonError,
+    Reason.ABANDONED: errors.AbandonedError,
+    Reason.INTERNAL: errors.InternalError,
 }
 """The error of a query that the scheduler lets fail, by the reason."""
 
@@ -171,7 +161,7 @@ class InFlight(Struct, eq=False):
             },
         )
 
-    def fail(self, error: RequestError) -> None:
+    def fail(self, error: errors.RequestError) -> None:
         """End it with this error, unless it has ended."""
         if not self.future.done():
             self.future.set_exception(error)
@@ -301,7 +291,7 @@ class Frontend:
         )
         self.scheduler.closed_gates.update(closed_gates.sources if closed_gates else ())
         self._failed_observers: set[Observer] = set()
-        self._reports: deque[Callable[[], Sequence[Action]]] = deque()
+        self._reports: deque[Callable[[], Sequence[Action] | None]] = deque()
         self._wake_at = WakeAt(0.0)
         self._timer_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -455,10 +445,11 @@ class Frontend:
             self.metrics.failures.labels(reason).inc(rows)
             raise _ERRORS[reason](f"{reason}: {detail}", retry_after=retry_after)
 
-    def _closed(self) -> RequestError:
+    def _closed(self) -> errors.RequestError:
         state = "stopping" if self._closing else "starting"
-        return UnavailableError(
-            f"the server is {state} and takes no queries; try again later", retry_after=soon()
+        return errors.UnavailableError(
+            f"the server is {state} and takes no queries; try again later",
+            retry_after=errors.soon(),
         )
 
     def _is_poison(self, request: InFlight, rows: NDArray[Any]) -> bool:
@@ -505,7 +496,7 @@ class Frontend:
                 async with asyncio.timeout(due - at):
                     await self._room_again.wait()
         if self._stopped:
-            request.fail(UnavailableError("the server was stopped"))
+            request.fail(errors.UnavailableError("the server was stopped"))
         return not request.future.done()
 
     def _detach(self, request: InFlight) -> None:
@@ -553,7 +544,7 @@ class Frontend:
             if timer is not None:
                 timer.cancel()
         for request in set(self.in_flight.values()):
-            request.fail(UnavailableError("the server was stopped"))
+            request.fail(errors.UnavailableError("the server was stopped"))
         self._room_again.set()
         await self._engine.stop()
 
@@ -748,7 +739,7 @@ class Frontend:
                     self._undone(action, error)
             if not self._reports:
                 break
-            actions = self._reports.popleft()()
+            actions = self._reports.popleft()() or ()
         if self._held and self.scheduler.waiting < self._room:
             self._room_again.set()
         if self._closing and not (self.scheduler.pending or self._held):
@@ -764,7 +755,8 @@ class Frontend:
                 if isinstance(action, Run) and action.role not in self._parity_rows:
                     self._report(self.scheduler.queries_failed, action.subjects, why)
                 if action.unit in self._units:  # the engine may have it
-                    self._reports.append(partial(self._recycle_in_vain, action.instance))
+                    why = "may have got a unit, or not"
+                    self._reports.append(partial(self._engine.recycle, action.instance, why))
                 else:
                     self._ended(_Unit(action, now()), now(), finished=False)
                     self._report(self.scheduler.unit_failed, action.unit, why)
@@ -772,10 +764,6 @@ class Frontend:
                 self._report(self.scheduler.decoded, group, slots)
             case Answer(query):
                 self._fail(Fail(query, Reason.INTERNAL, why))
-
-    def _recycle_in_vain(self, instance: str) -> Sequence[Action]:
-        self._engine.recycle(instance, "may have got a unit, or not")
-        return ()
 
     def _report(self, event: Callable[..., Sequence[Action]], *about: Any) -> None:
         """Report to the scheduler once the present actions have been carried out."""

@@ -227,22 +227,17 @@ class ServedModel:
         for name in given:
             if name not in tensors:
                 its = f"its {role} is" if len(tensors) == 1 else f"its {role}s are"
-                if role == "input":
-                    said = [
-                        f"{each.name!r}, {each.datatype} {list(_open_shape(each))}"
-                        for each in tensors.values()
-                    ]
-                else:
-                    said = list(map(repr, tensors))
+                said = ", ".join(
+                    f"{each.name!r}, {each.datatype} {list(_open_shape(each))}"
+                    for each in tensors.values()
+                )
                 raise InvalidRequestError(
-                    f"model {self.name!r} has no {role} {name!r}; {its} {', '.join(said)}"
+                    f"model {self.name!r} has no {role} {name!r}; {its} {said}"
                 )
         # In one pass: a request may name a great many.
         for name, times in Counter(given).most_common(1):
             if times > 1:
-                again = f"given {times} times; give it once"
-                said_twice = again if role == "input" else "requested twice"
-                raise InvalidRequestError(f"{role} {name!r} is {said_twice}")
+                raise InvalidRequestError(f"{role} {name!r} is given {times} times; give it once")
         for name in tensors:
             if name not in given:
                 raise InvalidRequestError(f"input {name!r} is missing; give it once")

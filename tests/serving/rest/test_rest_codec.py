@@ -156,7 +156,7 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(parameters={"binary_data_size": "24"}), "Expected `int | null`"),
         (bad(parameters={"shared_memory_region": "r"}), "shared memory"),
         ({**bad(), "outputs": [{"name": "z"}]}, "no output 'z'; its output is 'y'"),
-        ({**bad(), "outputs": [{"name": "y"}] * 2}, "requested twice"),
+        ({**bad(), "outputs": [{"name": "y"}] * 2}, "output 'y' is given 2 times"),
         ({**bad(), "outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classific"),
         ({**bad(), "parameters": {"timeout": -1}}, "Expected `int` >= 0"),
         ({**bad(), "parameters": {"timeout": 10**400}}, "Expected `int` <= 9223372036854775807"),

@@ -16,24 +16,11 @@ import msgspec
 from parity_models.errors import ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Placement
+from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import (
     OnReport,
     SupervisedEngine,
     SupervisedInstance,
-)
-from parity_models.serving.worker.wire import (
-    REPORT,
-    AssignedModel,
-    Assignment,
-    Cancel,
-    Frame,
-    InjectFaults,
-    MessageError,
-    Messages,
-    Unit,
-    encode,
-    parts_of,
-    read,
 )
 
 START_TIMEOUT = 60.0
@@ -59,10 +46,10 @@ class EngineStream(asyncio.Protocol):
     nothing more is read. The end of the stream is not reported: the process ends as well.
     """
 
-    def __init__(self, on_report: OnReport, on_error: Callable[[MessageError], None]) -> None:
+    def __init__(self, on_report: OnReport, on_error: Callable[[wire.MessageError], None]) -> None:
         self._on_report = on_report
         self._on_error = on_error
-        self._messages = Messages()
+        self._messages = wire.Messages()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -71,16 +58,16 @@ class EngineStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for header, tensor in self._messages.of(data):
-                self._on_report(read(REPORT, header), tensor)
-        except MessageError as error:
+                self._on_report(wire.read(wire.REPORT, header), tensor)
+        except wire.MessageError as error:
             self.close()
             self._on_error(error)
 
-    def send(self, header: bytes, tensor: Sequence[Frame] = ()) -> None:
+    def send(self, header: bytes, tensor: Sequence[wire.Frame] = ()) -> None:
         """Send a message, with a tensor in pieces, without waiting; nothing where the worker is
         gone, as its supervisor will notice."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(parts_of(header, tensor)[0])
+            self._transport.writelines(wire.parts_of(header, tensor)[0])
 
     def close(self) -> None:
         if self._transport is not None:
@@ -94,7 +81,7 @@ class WorkerProcess(SupervisedInstance):
         self,
         number: int,
         name: str,
-        models: Mapping[str, AssignedModel],
+        models: Mapping[str, wire.AssignedModel],
         on_report: OnReport,
         placement: Placement,
     ) -> None:
@@ -141,7 +128,7 @@ class WorkerProcess(SupervisedInstance):
 
     async def _start(self, ends: list[int]) -> Process:
         """Start the process, which inherits these ends of its streams."""
-        assignment = Assignment(
+        assignment = wire.Assignment(
             self.name,
             os.getpid(),
             dict(self._models),
@@ -171,11 +158,11 @@ class WorkerProcess(SupervisedInstance):
             last = (last + words)[-MAX_LAST_WORDS:]
         return last.decode(errors="replace").strip()
 
-    def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
-        self._streams[1].send(encode(unit), rows)
+    def send_unit(self, unit: wire.Unit, rows: Sequence[wire.Frame]) -> None:
+        self._streams[1].send(wire.encode(unit), rows)
 
-    def send(self, message: Cancel | InjectFaults) -> None:
-        self._streams[1 if isinstance(message, InjectFaults) else 0].send(encode(message))
+    def send(self, message: wire.Cancel | wire.InjectFaults) -> None:
+        self._streams[1 if isinstance(message, wire.InjectFaults) else 0].send(wire.encode(message))
 
     @property
     def pid(self) -> int | None:
@@ -227,7 +214,7 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
 
     async def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
-    ) -> Mapping[str, AssignedModel]:
+    ) -> Mapping[str, wire.AssignedModel]:
         copying = asyncio.ensure_future(asyncio.to_thread(self._copy, models))
         try:
             return await asyncio.shield(copying)
@@ -235,7 +222,7 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
             await asyncio.wait((copying,))
             raise
 
-    def _copy(self, models: Mapping[str, PinnedModel]) -> Mapping[str, AssignedModel]:
+    def _copy(self, models: Mapping[str, PinnedModel]) -> Mapping[str, wire.AssignedModel]:
         """Copy the models to files without a name, which workers inherit: those that start later
         load what was checked, even if the bundle's folder or the temporary folder is gone.
 
@@ -258,13 +245,13 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
                     f"{error.strerror}; set TMPDIR to a folder with room for it"
                 ) from error
             descriptor = copies[model.sha256].fileno()
-            assigned[role] = AssignedModel(
+            assigned[role] = wire.AssignedModel(
                 descriptor, model.sha256, f"{role} ({model.path})", model.signature
             )
         return assigned
 
     def _make(
-        self, number: int, name: str, models: Mapping[str, AssignedModel], on_report: OnReport
+        self, number: int, name: str, models: Mapping[str, wire.AssignedModel], on_report: OnReport
     ) -> WorkerProcess:
         placements = self._parts.placements
         placement = placements[number] if placements else Placement()

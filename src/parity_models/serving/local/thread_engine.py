@@ -12,12 +12,12 @@ from queue import SimpleQueue
 from threading import Thread
 
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
+from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import (
     OnReport,
     SupervisedEngine,
     SupervisedInstance,
 )
-from parity_models.serving.worker.wire import Cancel, Frame, Hello, InjectFaults, Unit
 from parity_models.serving.worker.worker import Runner, warm_model
 
 
@@ -28,9 +28,9 @@ class WorkerThread(SupervisedInstance):
         self, number: int, name: str, models: Mapping[str, OnnxModel], on_report: OnReport
     ) -> None:
         super().__init__(number, name, models, on_report)
-        self._hello = Hello({role: model.signature for role, model in models.items()})
+        self._hello = wire.Hello({role: model.signature for role, model in models.items()})
         self._runner = Runner(models)
-        self._units: SimpleQueue[tuple[Unit, Frame] | None] = SimpleQueue()
+        self._units: SimpleQueue[tuple[wire.Unit, wire.Frame] | None] = SimpleQueue()
         self._ended = asyncio.Event()
 
     async def live(self) -> str:
@@ -46,11 +46,11 @@ class WorkerThread(SupervisedInstance):
             while (given := self._units.get()) is not None:
                 loop.call_soon_threadsafe(self._on_report, *self._runner.run(*given))
 
-    def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
+    def send_unit(self, unit: wire.Unit, rows: Sequence[wire.Frame]) -> None:
         self._units.put((unit, rows[0] if len(rows) == 1 else b"".join(rows)))
 
-    def send(self, message: Cancel | InjectFaults) -> None:
-        if isinstance(message, Cancel):
+    def send(self, message: wire.Cancel | wire.InjectFaults) -> None:
+        if isinstance(message, wire.Cancel):
             self._runner.cancel(message.unit)
 
     def _end(self) -> None:

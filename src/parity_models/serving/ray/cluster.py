@@ -20,16 +20,8 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.signature import Signature
+from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
-from parity_models.serving.worker.wire import (
-    Cancel,
-    Failed,
-    Frame,
-    Hello,
-    InjectFaults,
-    Report,
-    Unit,
-)
 from parity_models.serving.worker.worker import Runner, warm_model
 
 CONNECT_TIMEOUT = 5.0
@@ -133,7 +125,7 @@ def _connect(address: str | None) -> None:
 class Instance:
     """The actor: runs units on one thread, and cancels and answers pings on another."""
 
-    def load(self, models: Mapping[str, StoredModel]) -> tuple[Hello, str]:
+    def load(self, models: Mapping[str, StoredModel]) -> tuple[wire.Hello, str]:
         """Load the models, by role; return their signatures and this node's id."""
         warm = {}
         for role, model in models.items():
@@ -141,9 +133,9 @@ class Instance:
             warm[role] = warm_model(OnnxModel(content, signature=model.signature), model.name)
         self._runner = Runner(warm)
         signatures = {role: model.signature for role, model in warm.items()}
-        return Hello(signatures), ray.get_runtime_context().get_node_id()
+        return wire.Hello(signatures), ray.get_runtime_context().get_node_id()
 
-    def run(self, unit: Unit, rows: Sequence[Any]) -> tuple[Report, Any]:
+    def run(self, unit: wire.Unit, rows: Sequence[Any]) -> tuple[wire.Report, Any]:
         """Run a unit on the bytes of its rows; return its report, and the bytes of its outputs."""
         block = rows[0] if len(rows) == 1 else np.concatenate(rows)
         report, outputs = self._runner.run(unit, block.data)
@@ -208,17 +200,17 @@ class ActorInstance(SupervisedInstance):
         except RayError as error:
             return f"ended: {_last_line(error)}"
 
-    def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
+    def send_unit(self, unit: wire.Unit, rows: Sequence[wire.Frame]) -> None:
         reference = self._actor.run.remote(unit, [_as_array(row) for row in rows])
         reference.future().add_done_callback(
             lambda result: self._from_thread(self._on_result, unit.unit, result)
         )
 
-    def send(self, message: Cancel | InjectFaults) -> None:
+    def send(self, message: wire.Cancel | wire.InjectFaults) -> None:
         match message:
-            case Cancel(unit):
+            case wire.Cancel(unit):
                 self._actor.cancel.remote(unit)
-            case InjectFaults(plan, worker, start):
+            case wire.InjectFaults(plan, worker, start):
                 self._actor.inject.remote(plan, worker, time.monotonic() - start)
 
     def _end(self) -> None:
@@ -242,10 +234,10 @@ class ActorInstance(SupervisedInstance):
         elif isinstance(error, RayActorError):
             self.kill(f"ended: {_last_line(error)}")
         else:
-            self._on_report(Failed(unit, _last_line(error)), b"")
+            self._on_report(wire.Failed(unit, _last_line(error)), b"")
 
 
-def _as_array(frame: Frame) -> Any:
+def _as_array(frame: wire.Frame) -> Any:
     """Return bytes as an array, which Ray passes on without pickling their content."""
     return np.frombuffer(frame, np.uint8)
 

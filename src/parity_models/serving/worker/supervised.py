@@ -25,19 +25,7 @@ from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Layout, Signature
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import Engine, EngineListener, Parts
-from parity_models.serving.worker.wire import (
-    Cancel,
-    Failed,
-    Finished,
-    Frame,
-    Hello,
-    InjectFaults,
-    MessageError,
-    Report,
-    Unit,
-    bytes_of,
-    rows_of,
-)
+from parity_models.serving.worker import wire
 
 TICK = 0.1
 """Seconds between two checks of all instances' timeouts."""
@@ -45,7 +33,7 @@ TICK = 0.1
 LONG_SERVICE = 60.0
 """Seconds after which an instance that is recycled counts as one that served well."""
 
-OnReport = Callable[[Report, Frame], None]
+OnReport = Callable[[wire.Report, wire.Frame], None]
 """Takes a report, and the bytes of a unit's outputs."""
 
 _log = logging.getLogger(__name__)
@@ -100,11 +88,11 @@ class SupervisedInstance(ABC):
         """Release its process and sockets, also if `live` failed."""
 
     @abstractmethod
-    def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
+    def send_unit(self, unit: wire.Unit, rows: Sequence[wire.Frame]) -> None:
         """Send it a unit, without waiting."""
 
     @abstractmethod
-    def send(self, message: Cancel | InjectFaults) -> None:
+    def send(self, message: wire.Cancel | wire.InjectFaults) -> None:
         """Send it a message, without waiting."""
 
     @abstractmethod
@@ -221,12 +209,14 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._loop.call_soon(self._listener.unit_failed, unit, f"{role}: {error}")
             return
         its.running = RunningUnit(unit, kind.output, len(rows))
-        its.send_unit(Unit(unit, role, len(rows), kind.sizes), [bytes_of(row) for row in rows])
+        its.send_unit(
+            wire.Unit(unit, role, len(rows), kind.sizes), [wire.bytes_of(row) for row in rows]
+        )
 
     def cancel(self, instance: str, unit: int) -> None:
         its = self._instances.get(instance)
         if its is not None and its.running is not None and its.running.unit == unit:
-            its.send(Cancel(unit))
+            its.send(wire.Cancel(unit))
 
     def recycle(self, instance: str, why: str) -> None:
         its = self._instances.get(instance)
@@ -251,7 +241,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         self._faults = (plan, start)
         for instance in self._instances.values():
             if instance.joined:
-                instance.send(InjectFaults(plan, instance.number, start))
+                instance.send(wire.InjectFaults(plan, instance.number, start))
         for kill in self._kills:
             kill.cancel()
         self._kills = [
@@ -268,7 +258,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
 
     # Reports
 
-    def _on_report(self, name: str, report: Report, outputs: Frame) -> None:
+    def _on_report(self, name: str, report: wire.Report, outputs: wire.Frame) -> None:
         instance = self._instances.get(name)
         if instance is None or instance.why_killed is not None or self._stopping.is_set():
             return  # the report was in flight
@@ -276,30 +266,30 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         running = instance.running
         try:
             match report:
-                case Finished(unit, ended) if running is not None and running.unit == unit:
+                case wire.Finished(unit, ended) if running is not None and running.unit == unit:
                     instance.running = None
                     try:
-                        rows = rows_of(outputs, running.output, running.rows)
-                    except MessageError as error:
+                        rows = wire.rows_of(outputs, running.output, running.rows)
+                    except wire.MessageError as error:
                         self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
                         return
                     at = ended if self.same_clock else None
                     self._listener.unit_finished(unit, rows, ended=at)
-                case Failed(unit, detail) if running is not None and running.unit == unit:
+                case wire.Failed(unit, detail) if running is not None and running.unit == unit:
                     instance.running = None
                     self._listener.unit_failed(unit, detail)
-                case Hello() if not instance.joined:
+                case wire.Hello() if not instance.joined:
                     self._join(instance, report)
         except Exception as error:  # such as a bug of the listener
             _log.exception("a report of instance %s could not be handled", name)
             if not instance.joined:
                 instance.kill(f"could not join: {error}")
 
-    def _join(self, instance: AnyInstance, hello: Hello) -> None:
+    def _join(self, instance: AnyInstance, hello: wire.Hello) -> None:
         instance.signatures, instance.joined = hello.models, True
         if self._faults is not None:
             plan, start = self._faults
-            instance.send(InjectFaults(plan, instance.number, start))
+            instance.send(wire.InjectFaults(plan, instance.number, start))
         if instance.number in self._to_join:
             self._to_join.remove(instance.number)
             self._slots.release()

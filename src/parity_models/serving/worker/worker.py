@@ -25,25 +25,7 @@ from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.errors import ModelError
 from parity_models.models.onnx_model import OnnxModel, check_sha256, run_options
 from parity_models.models.signature import tensors_in
-from parity_models.serving.worker.wire import (
-    CONTROL,
-    HEARTBEAT,
-    WORK,
-    AssignedModel,
-    Assignment,
-    Failed,
-    Finished,
-    Frame,
-    Heartbeat,
-    Hello,
-    InjectFaults,
-    Unit,
-    WorkerStream,
-    bytes_of,
-    encode,
-    read,
-    rows_of,
-)
+from parity_models.serving.worker import wire
 
 MAX_DETAIL = 1000
 """Characters of an error that are reported."""
@@ -65,7 +47,9 @@ class Runner:
         self._faults: tuple[float, WorkerFaults] | None = None
         self._corrupt_models: dict[str, OnnxModel] = {}
 
-    def run(self, unit: Unit, rows: Frame) -> tuple[Finished | Failed, Frame]:
+    def run(
+        self, unit: wire.Unit, rows: wire.Frame
+    ) -> tuple[wire.Finished | wire.Failed, wire.Frame]:
         """Run a unit on rows (n, *query_shape). Return its report, and the bytes of its outputs."""
         started = time.monotonic()
         with self._lock:
@@ -74,10 +58,10 @@ class Runner:
             self._running = unit.unit
             if self._cancelled == unit.unit:
                 self._end()
-        outputs: Frame = b""
+        outputs: wire.Frame = b""
         detail: str | None = None
         try:
-            outputs = bytes_of(self._compute(unit, rows))
+            outputs = wire.bytes_of(self._compute(unit, rows))
         except Exception as error:  # an error of this unit only; the next may succeed
             detail = "cancelled" if self._options.terminate else str(error)[:MAX_DETAIL]
         if self._faults is not None and self._apply_faults(started, unit.role, *self._faults):
@@ -85,8 +69,8 @@ class Runner:
         with self._lock:
             self._running = None
         if detail is not None:
-            return Failed(unit.unit, detail), b""
-        return Finished(unit.unit, time.monotonic()), outputs
+            return wire.Failed(unit.unit, detail), b""
+        return wire.Finished(unit.unit, time.monotonic()), outputs
 
     def cancel(self, unit: int) -> None:
         """End the unit early, if it runs or is the next to run."""
@@ -108,13 +92,13 @@ class Runner:
         time.monotonic()."""
         self._faults = (start, WorkerFaults(plan, worker))
 
-    def _compute(self, unit: Unit, rows: Frame) -> NDArray[np.generic]:
+    def _compute(self, unit: wire.Unit, rows: wire.Frame) -> NDArray[np.generic]:
         role = unit.role
         if role not in self._models:
             raise ValueError(f"this worker does not run {role!r}")
         model = self._models[role]
         kind = model.signature.kind(unit.sizes)
-        batch = rows_of(rows, kind.input, unit.rows)
+        batch = wire.rows_of(rows, kind.input, unit.rows)
         if self._faults is not None:
             model = self._corrupt(role, batch, *self._faults)
         outputs = kind.output.join(model(kind.input.split(batch), self._options))
@@ -153,7 +137,7 @@ class Runner:
         return cut_at < release
 
 
-def load(assigned: AssignedModel) -> OnnxModel:
+def load(assigned: wire.AssignedModel) -> OnnxModel:
     """Load a model and warm it up.
 
     Raises ModelError if its content is not the one that was assigned, or it cannot be run, and
@@ -185,7 +169,7 @@ def warm_model(model: OnnxModel, name: str) -> OnnxModel:
     return model
 
 
-def _read_copy(assigned: AssignedModel) -> bytes:
+def _read_copy(assigned: wire.AssignedModel) -> bytes:
     """Read a model's copy. Raises ModelError if its hash is not the one the server checked."""
     pieces = []
     at, size = 0, os.fstat(assigned.descriptor).st_size
@@ -198,7 +182,9 @@ def _read_copy(assigned: AssignedModel) -> bytes:
     return content
 
 
-def serve(runner: Runner, units: WorkerStream, control: WorkerStream, parent: int) -> None:
+def serve(
+    runner: Runner, units: wire.WorkerStream, control: wire.WorkerStream, parent: int
+) -> None:
     """Serve the engine at the other end until it is gone. Raises MessageError."""
     Thread(target=_control_loop, args=(runner, control, parent), daemon=True).start()
     while True:
@@ -206,16 +192,16 @@ def serve(runner: Runner, units: WorkerStream, control: WorkerStream, parent: in
             header, rows = units.receive()
         except EOFError:
             return
-        match message := read(WORK, header):
-            case Unit():
+        match message := wire.read(wire.WORK, header):
+            case wire.Unit():
                 report, outputs = runner.run(message, rows)
-                units.send(encode(report), outputs)
-            case InjectFaults(plan, worker, start):
+                units.send(wire.encode(report), outputs)
+            case wire.InjectFaults(plan, worker, start):
                 runner.inject(plan, worker, start)
 
 
-def _control_loop(runner: Runner, control: WorkerStream, parent: int) -> NoReturn:
-    heartbeat = encode(Heartbeat())
+def _control_loop(runner: Runner, control: wire.WorkerStream, parent: int) -> NoReturn:
+    heartbeat = wire.encode(wire.Heartbeat())
     due = time.monotonic()
     while True:
         wait = due - time.monotonic()
@@ -223,16 +209,16 @@ def _control_loop(runner: Runner, control: WorkerStream, parent: int) -> NoRetur
             if os.getppid() != parent:
                 os._exit(0)
             control.send(heartbeat)
-            due = time.monotonic() + HEARTBEAT
+            due = time.monotonic() + wire.HEARTBEAT
         elif control.wait(wait):
             try:
                 header, _ = control.receive()
             except EOFError:
                 os._exit(0)
-            runner.cancel(read(CONTROL, header).unit)
+            runner.cancel(wire.read(wire.CONTROL, header).unit)
 
 
-def _connect(assigned: Assignment) -> list[WorkerStream]:
+def _connect(assigned: wire.Assignment) -> list[wire.WorkerStream]:
     """Return the worker's ends of the streams, for control and for units."""
     if assigned.streams is not None:
         ends = [socket.socket(fileno=each) for each in assigned.streams]
@@ -241,7 +227,7 @@ def _connect(assigned: Assignment) -> list[WorkerStream]:
         ends = [socket.create_connection(assigned.address) for _ in range(2)]
         for each in ends:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return [WorkerStream(each) for each in ends]
+    return [wire.WorkerStream(each) for each in ends]
 
 
 def main() -> None:
@@ -252,13 +238,13 @@ def main() -> None:
     # Where memory is short, a worker ends before the process that all clients are connected to.
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("500")
-    assigned = msgspec.json.decode(sys.argv[1], type=Assignment)
+    assigned = msgspec.json.decode(sys.argv[1], type=wire.Assignment)
     try:
         models = {role: load(model) for role, model in assigned.models.items()}
     except (ModelError, OSError) as error:
         sys.exit(str(error))
     control, units = _connect(assigned)
-    units.send(encode(Hello({role: model.signature for role, model in models.items()})))
+    units.send(wire.encode(wire.Hello({role: model.signature for role, model in models.items()})))
     serve(Runner(models), units, control, assigned.parent)
     os._exit(0)
 
