@@ -40,7 +40,7 @@ class EngineListener(Protocol):
     def unit_finished(
         self, unit: int, outputs: NDArray[Any], *, ended: float | None = None
     ) -> None:
-        """The unit's outputs are here: (rows, *output shape), in the order of its rows.
+        """The unit has outputs: (rows, *output shape), in the order of its rows.
 
         They must not be written to. `ended` is when the instance was done with the unit, in
         seconds of this machine's time.monotonic(); None where the engine does not know, as for an
@@ -163,9 +163,9 @@ class Engine(ABC):
 
     @abstractmethod
     def cancel(self, instance: str, unit: int) -> None:
-        """End a unit early if that can be done, as its outcome is no longer needed.
+        """End a unit early if possible, as its outcome is no longer needed.
 
-        It is reported all the same, as finished or as failed.
+        It is still reported, as finished or as failed.
         """
 
     @abstractmethod

@@ -654,8 +654,8 @@ class Frontend:
         requests = [self.in_flight[query] for query in queries if query in self.in_flight]
         logs = [each.request for each in requests if each.request is not None]
         headers: dict[str, str] = headers_for(logs)
-        for said in self._tell("headers", run):
-            headers |= said or {}
+        for more in self._tell("headers", run):
+            headers |= more or {}
         return headers
 
     def _ended(self, unit: _Unit, at: float, *, finished: bool) -> None:
@@ -703,7 +703,7 @@ class Frontend:
             self._stand_ins.finished(j, run, outputs)
 
     def _prediction(self, query: int) -> Made | None:
-        """Return the deployed model's output for a query, if it is here: the imitated one."""
+        """Return the deployed model's output for a query, or the imitated one, if there is one."""
         request = self.in_flight.get(query)
         made = None if request is None else request.outputs.get((query, Source.MODEL))
         if made is None or self._imitated is None:
@@ -817,12 +817,12 @@ class Frontend:
     def _decode(self, action: Decode) -> None:
         assert self._code is not None
         predictions = [
-            made.output if here and (made := self._prediction(query)) is not None else None
-            for query, here in zip(action.members, action.available, strict=True)
+            made.output if known and (made := self._prediction(query)) is not None else None
+            for query, known in zip(action.members, action.available, strict=True)
         ]
         parities = [
-            made.output if made and here else None
-            for made, here in zip(self._groups[action.group].outputs, action.parities, strict=True)
+            made.output if made and known else None
+            for made, known in zip(self._groups[action.group].outputs, action.parities, strict=True)
         ]
         with np.errstate(all="ignore"):
             decoded = self._code.decode(predictions, parities)
@@ -958,14 +958,14 @@ class Frontend:
     def redundancy(self) -> str:
         """The state of redundant work, in words."""
         scheduler = self.scheduler
-        said = _REDUNDANCY[scheduler.redundancy]
+        text = _REDUNDANCY[scheduler.redundancy]
         if scheduler.redundancy is Redundancy.BOTTLENECK:
-            said += f"; reports wait {scheduler.process_load.lag * 1e3:.1f} ms"
-        return f"redundant work: {said}"
+            text += f"; reports wait {scheduler.process_load.lag * 1e3:.1f} ms"
+        return f"redundant work: {text}"
 
     def log_redundancy(self, at: float) -> None:
-        """Log the state of redundant work where it is another than the last one that was logged, at
-        most once in MESSAGE_EVERY seconds."""
+        """Log the state of redundant work if it has changed, at most once in MESSAGE_EVERY
+        seconds."""
         state = self.scheduler.redundancy
         if (
             state not in (self._logged, Redundancy.TESTING, Redundancy.OFF)

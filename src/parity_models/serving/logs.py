@@ -67,18 +67,18 @@ class JsonFormatter(logging.Formatter):
     and, where there is one, the exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        said |= getattr(record, "fields", {})
+        fields |= getattr(record, "fields", {})
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = self.formatException(record.exc_info)
         elif record.exc_text:
-            said["exception"] = record.exc_text
-        return json.dumps(said, default=str)
+            fields["exception"] = record.exc_text
+        return json.dumps(fields, default=str)
 
 
 class LinesToThread(QueueHandler):

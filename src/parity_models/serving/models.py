@@ -2,8 +2,8 @@
 
 A server has one model, or a repository. A name may have several versions. A request is answered by
 one of them, as a whole: it is chosen when the request is read, and nothing is awaited between the
-two. Whatever carries a tensor (JSON, bytes after JSON, a protobuf message), its name, datatype and
-shape are checked here.
+two. Names, datatypes and shapes of tensors are checked here, however they arrive (JSON, bytes after
+JSON, protobuf).
 """
 
 from collections import Counter
@@ -44,8 +44,7 @@ PLATFORM = "onnxruntime_onnx"
 """The protocol's name for what runs the model."""
 
 SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
-"""Headers, or gRPC's trailing metadata, that summarise for a whole answer what its parameters say
-of each row."""
+"""Headers, or gRPC's trailing metadata, that sum up the parameters of an answer's rows."""
 
 OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
 """The headers of an answer of the model alone."""
@@ -151,10 +150,10 @@ class ServedModel:
     def parameters(self, sources: Sequence[Source]) -> dict[str, str]:
         """Return a response's parameters on its rows: their `sources` and, where a stand-in with a
         gate has answered, how often such an answer agrees with the model's."""
-        said = {"source": ",".join(sources)}
+        parameters = {"source": ",".join(sources)}
         if self.gates and not self.gates.keys().isdisjoint(sources):
-            said["agreement"] = ",".join(map(self._agreement, sources))
-        return said
+            parameters["agreement"] = ",".join(map(self._agreement, sources))
+        return parameters
 
     def headers(self, sources: Sequence[Source]) -> tuple[tuple[str, str], ...]:
         """Return headers on an answer's rows for gateways and logs: the `sources`, each once, and
@@ -163,8 +162,8 @@ class ServedModel:
             return OF_MODEL
         kinds = list(dict.fromkeys(sources))
         found = [self._agreement(each) for each in kinds]
-        said = ((SOURCE, ",".join(kinds)),)
-        return (*said, (AGREEMENT, min(found, key=float))) if all(found) else said
+        source = ((SOURCE, ",".join(kinds)),)
+        return (*source, (AGREEMENT, min(found, key=float))) if all(found) else source
 
     def _agreement(self, source: Source) -> str:
         gate = self.gates.get(source)

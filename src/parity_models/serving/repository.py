@@ -134,11 +134,6 @@ class RepositoryModel:
         for running in self.running.values():
             await running.stop()
 
-    @property
-    def why_unready(self) -> str:
-        """The reason why the current version does not answer; empty if it does or there is none."""
-        return "" if self.current is None else self.running[self.current].why_unready
-
     def find(self, version: str | None) -> ServedVersion:
         """Return the current version, which must be `version` if that is given.
 
@@ -274,12 +269,13 @@ class Repository(Collector):
         allow_code: Collection[str] = (),
         tracing: "Tracing | None" = None,
     ) -> None:
-        if options.name is not None:
-            raise UserError("--name is for a server of one bundle; leave it out")
-        if "deployed" in options.engine.options:
-            raise UserError("--deployed is for a server of one bundle; leave it out")
-        if options.placements:
-            raise UserError("placements are for a server of one bundle; leave them out")
+        for option, given in (
+            ("--name", options.name is not None),
+            ("--deployed", "deployed" in options.engine.options),
+            ("a placement", bool(options.placements)),
+        ):
+            if given:
+                raise UserError(f"{option} is for a server of one bundle; leave it out")
         self.metrics = Metrics()
         """The metrics of the server; each version has its own."""
         self.registry = self
@@ -293,7 +289,8 @@ class Repository(Collector):
 
     async def start(self) -> None:
         """Load the newest version of every model that can be loaded; returns when all are."""
-        await asyncio.gather(*(self._model(name).start() for name in scan(self._folder)))
+        self._scan()
+        await asyncio.gather(*(each.start() for each in self._models.values()))
         self._state = ""
 
     def retire(self) -> None:
@@ -313,12 +310,10 @@ class Repository(Collector):
         await asyncio.gather(*(each.stop() for each in self._models.values()))
 
     def feed_of(self, asked: Mapping[str, str]) -> Feed | None:
-        """Return the live feed of a version, by default the current one, of a model, by default the
-        first; None if it does not run."""
-        model = self._models.get(asked.get("model") or min(self.names, default=""))
-        if model is None:
-            return None
-        running = model.running.get(asked.get("version") or model.current or "")
+        """Return the live feed of the version of a model that is asked for; None if it does not
+        run."""
+        model = self._models.get(asked.get("model", ""))
+        running = None if model is None else model.running.get(asked.get("version", ""))
         return None if running is None else running.feed
 
     @property
@@ -329,7 +324,7 @@ class Repository(Collector):
             return f"the server is {self._state}"
         if not self.names:
             return "no model is served; load one"
-        troubles = ((each.name, each.why_unready) for each in self._models.values())
+        troubles = ((name, self.find(name, None).why_unready) for name in self.names)
         return "; ".join(f"{name}: {trouble}" for name, trouble in troubles if trouble)
 
     @property
@@ -346,8 +341,7 @@ class Repository(Collector):
         return self._known(name).find(version or None)
 
     def index(self) -> Sequence[IndexEntry]:
-        for name in scan(self._folder):
-            self._model(name)
+        self._scan()
         return [entry for _, each in sorted(self._models.items()) for entry in each.index()]
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
@@ -355,9 +349,8 @@ class Repository(Collector):
         version = asked_version(parameters)
         if self._state:
             raise UnavailableError(f"the server is {self._state}; try again later")
-        if name not in self._models and name not in scan(self._folder):
-            raise self._unknown(name)
-        await self._model(name).load(version)
+        self._scan()
+        await self._known(name).load(version)
 
     async def unload(self, name: str) -> None:
         await self._known(name).unload()
@@ -388,11 +381,12 @@ class Repository(Collector):
         """Return the versions that run now."""
         return [each for model in self._models.values() for each in model.running.values()]
 
-    def _model(self, name: str) -> RepositoryModel:
-        if name not in self._models:
-            folder = self._folder / name
-            self._models[name] = RepositoryModel(folder, partial(self._open, folder))
-        return self._models[name]
+    def _scan(self) -> None:
+        """Add the models that the folder has by now."""
+        for name in scan(self._folder):
+            if name not in self._models:
+                folder = self._folder / name
+                self._models[name] = RepositoryModel(folder, partial(self._open, folder))
 
     def _open(self, folder: Path, version: str, at_once: int | None) -> Deployment:
         bundle = open_bundle(folder / version, self._allow_code)
@@ -400,14 +394,10 @@ class Repository(Collector):
         return Deployment(bundle, options, version, starts_at_once=at_once, tracing=self._tracing)
 
     def _known(self, name: str) -> RepositoryModel:
-        model = self._models.get(name)
-        if model is None:
-            raise self._unknown(name)
-        return model
-
-    def _unknown(self, name: str) -> NotFoundError:
-        there = ", ".join(sorted(self._models)) or "none"
-        return NotFoundError(f"no model is called {name[:200]!r}; this server has {there}")
+        if name not in self._models:
+            there = ", ".join(sorted(self._models)) or "none"
+            raise NotFoundError(f"no model is called {name[:200]!r}; this server has {there}")
+        return self._models[name]
 
 
 class _Versions(Struct, forbid_unknown_fields=True):

@@ -34,7 +34,7 @@ class Made(NamedTuple):
 CLOSED_GATES = "closed-gates.json"
 
 Outputs = Sequence[Made | None]
-"""None for an output that is not here."""
+"""None for an output that is missing."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class ClosedGates:
             self.sources = set(found.sources) if found.bundle == self._bundle else set()
 
     def turned(self, source: Source, is_open: bool) -> None:
-        """Record that a gate has opened or closed. If that cannot be written, the log says so."""
+        """Record that a gate has opened or closed; warn if that cannot be written."""
         (self.sources.discard if is_open else self.sources.add)(source)
         content = msgspec.json.encode(_Closed(self._bundle, sorted(self.sources)))
         unfinished = self._path.with_suffix(".part")
@@ -141,7 +141,7 @@ class StandIns:
 
     def sample(self, run: Run, predictions: Mapping[int, Made]) -> None:
         """Compare this unit, which runs on for nothing else, once it has finished; `predictions`
-        are those that are here of a backup's queries."""
+        are those of a backup's queries, as far as there are any."""
         self._sample = _Sample(run, {query: (made,) for query, made in predictions.items()})
 
     def group_over(self, group: int, predictions: Outputs, parities: Outputs) -> None:
@@ -177,17 +177,17 @@ class StandIns:
             self._sample = None
 
     def _compare_group(self, predictions: Outputs, parities: Outputs) -> None:
-        """Reconstruct each prediction that is here as if it were not, and compare the two."""
+        """Reconstruct each prediction from the other outputs, and compare the two."""
         assert self._code is not None
         parity_outputs = [made.output if made else None for made in parities]
-        here = tuple(made is not None for made in parities)
+        have = tuple(made is not None for made in parities)
         for slot, prediction in enumerate(predictions):
             if prediction is None:
                 continue
             others = [made.output if made else None for made in predictions]
             others[slot] = None
             available = tuple(other is not None for other in others)
-            if not self._code.decodable(available, here)[slot]:
+            if not self._code.decodable(available, have)[slot]:
                 continue
             with np.errstate(all="ignore"):
                 reconstruction = Made(self._code.decode(others, parity_outputs)[slot], "")
@@ -220,8 +220,8 @@ class StandIns:
             _log.warning("the %s agrees in %g of cases again, and answers again", source, level)
         else:
             _log.warning(
-                "the %s agrees in less than %g of cases, and answers nobody until it does again; "
-                "are queries as they were when it was trained and calibrated?",
+                "the %s agrees in less than %g of cases, and does not answer until it does again; "
+                "have the queries changed since it was trained and calibrated?",
                 source,
                 level,
             )
