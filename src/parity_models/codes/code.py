@@ -174,7 +174,7 @@ class Code:
     ) -> dict[int, Array]:
         """Reconstruct every slot that is None in `predictions`, keyed by slot.
 
-        Raises UndecodableError if the outputs that are here do not determine them.
+        Raises UndecodableError if the available outputs do not determine them.
         """
         decoded = self.decoder.decode(predictions, parity_outputs)
         if self._to_simplex:

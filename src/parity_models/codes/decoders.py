@@ -55,7 +55,7 @@ class Decoder(Coder):
     ) -> tuple[bool, ...]:
         """Return for each of k slots whether its prediction is missing and can be reconstructed.
 
-        `available` (k) says which predictions are here, `parities` (r) which parity outputs.
+        `available` (k) says which predictions have arrived, `parities` (r) which parity outputs.
         """
 
     @abstractmethod
@@ -64,9 +64,9 @@ class Decoder(Coder):
     ) -> dict[int, Array]:
         """Reconstruct every slot that is None in `predictions`, keyed by slot.
 
-        `predictions` are k arrays (*batch, *output_shape), `parity_outputs` r arrays
-        (*batch, *parity_output_shape); None stands for what is unavailable. Raises
-        UndecodableError if what is there does not determine every missing slot.
+        `predictions` are k arrays (*batch, *output_shape), `parity_outputs` r arrays (*batch,
+        *parity_output_shape); None stands for what is unavailable. Raises UndecodableError if the
+        others do not determine every missing slot.
         """
 
     def refusal(
@@ -84,9 +84,9 @@ class Decoder(Coder):
 class SubtractionDecoder(Decoder):
     """Solves Σ_i w_ji F(X_i) = F_P(P_j) for the unavailable predictions.
 
-    Needs as many parity outputs as there are unavailable predictions (Kosaian et al., SOSP
-    2019, sections 3.2 and 3.5; for r = 1 and one missing prediction it is a subtraction). Where
-    there are more, the solution is that of least squares, which evens out their errors.
+    Needs as many parity outputs as there are unavailable predictions (Kosaian et al., SOSP 2019,
+    sections 3.2 and 3.5; for r = 1 and one missing prediction it is a subtraction). If there are
+    more, it takes the least-squares solution, which evens out their errors.
     """
 
     name = "subtraction"
@@ -138,8 +138,8 @@ class SeparateDecoder(Decoder):
     """The parity model emits k predictions, one per slot, and a missing one is read off.
 
     One parity output reconstructs any number of unavailable predictions and needs none of the
-    available ones (multiplexed inference: Murahari et al., DataMUX, NeurIPS 2022). Where
-    several parity outputs are here, their mean is taken.
+    available ones (multiplexed inference: Murahari et al., DataMUX, NeurIPS 2022). If several
+    parity outputs are available, their mean is taken.
     """
 
     name = "separate"

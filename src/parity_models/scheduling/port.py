@@ -103,7 +103,7 @@ class Port(ABC):
     ) -> Task:
         """Queue a task of redundant work, which joins the tasks `apart` (see `keep_apart`).
 
-        The instances to `avoid` do not run it as long as others are up.
+        The instances to `avoid` run it only while no others are up.
         """
         query = self.queries.get(subject) if role == BACKUP else None
         group = None if query is None else query.original.group
@@ -115,10 +115,10 @@ class Port(ABC):
         return task
 
     def ask_first(self, query: Query, apart: list[Task] | None = None) -> None:
-        """Queue a task of the backup in place of the query's original, which waits for no instance.
+        """Queue a task of the backup in place of the query's original.
 
-        The original is queued again if the answer is rejected, the task fails, or by `queue_again`.
-        The task joins the tasks `apart`, by default the original.
+        The original is queued again if the answer is rejected, if the task fails, or by
+        `queue_again`. The task joins the tasks `apart`, by default the original.
         """
         self.dispatch.remove(query.original)
         if query.first is not None:
@@ -132,8 +132,8 @@ class Port(ABC):
     def copy(self, query: Query, *, avoid: Collection[str] = ()) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
 
-        It goes to the head of the queue, as it is as old as its query. The instances to `avoid` do
-        not run it as long as others are up.
+        It goes to the head of the queue, because it counts as old as its query. The instances to
+        `avoid` run it only while no others are up.
         """
         if query.id not in self.queries or not self.redundancy_on:
             return
@@ -190,7 +190,7 @@ class Port(ABC):
     def set_timer(
         self, at: float, callback: Callable[[], None], about: Collection[int] = ()
     ) -> int:
-        """Call back at a time, once; if the callback raises, the queries in `about` fail.
+        """Call back once, at a time. If the callback raises, the queries in `about` fail.
 
         Return the number of the timer, which is above 0.
         """
@@ -220,7 +220,7 @@ class Port(ABC):
     def tell(
         self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
     ) -> None:
-        """Call a hook of the policy; if it raises, the queries in `about` fail."""
+        """Call a hook of the policy. If it raises, the queries in `about` fail."""
         try:
             hook(*args, **options)
         except Exception as error:
@@ -264,7 +264,8 @@ class Port(ABC):
         self._end_query(query)
 
     def hold(self, query: int) -> bool:
-        """Keep a query's tensors until a matching `release`; False: they are forgotten already."""
+        """Keep a query's tensors until a matching `release`. Return False if they are already
+        forgotten."""
         if query not in self._holds:
             return False
         self._holds[query] += 1

@@ -35,20 +35,21 @@ class EngineListener(Protocol):
         """
 
     def instance_left(self, instance: str, why: str) -> None:
-        """The instance is gone, and the unit it had with it; `why` is for the log alone."""
+        """The instance is gone, and its unit with it; `why` is only for the log."""
 
     def unit_finished(
         self, unit: int, outputs: NDArray[Any], *, ended: float | None = None
     ) -> None:
         """The unit has outputs: (rows, *output shape), in the order of its rows.
 
-        They must not be written to. `ended` is when the instance was done with the unit, in
-        seconds of this machine's time.monotonic(); None where the engine does not know, as for an
-        instance on another machine.
+        They must not be written to. `ended` is the time at which the instance finished the unit, in
+        seconds of this machine's time.monotonic(). It is None if the engine does not know it, as
+        for an instance on another machine.
         """
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
-        """The unit has no outputs, its instance is fine; `detail` is for people, clients included.
+        """The unit has no outputs, but its instance is well; `detail` is for people, clients
+        included.
 
         `busy`: the instance refused the unit because it has enough work, and takes none for this
         many seconds. It counts neither against the instance nor against the unit.
@@ -117,7 +118,7 @@ class Engine(ABC):
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]] | None:
-        """Return the roles of each instance, where these `Options` give them; None: as asked for.
+        """Return the roles of each instance, if these `Options` fix them; None: as asked for.
 
         Raises:
             UserError: The options do not fit the bundle.
@@ -138,7 +139,7 @@ class Engine(ABC):
 
         Raises:
             ServingError: An instance cannot be started; nothing is left running.
-            UserError: The options do not fit what is there; nothing is left running.
+            UserError: The options do not fit the environment; nothing is left running.
 
         """
 
