@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     )
     np.save(folder / "inputs.npy", inputs[rest])
 
-    # Only to see how right reconstructions are.
+    # Only to measure the accuracy of reconstructions.
     np.save(folder / "test.npy", inputs[test])
     np.save(folder / "test-labels.npy", labels[test])
 

@@ -6,11 +6,11 @@ parm protect --model model.onnx --inputs inputs.npz --answer-only allowed --minu
 cd ..
 python examples/guard/guard.py measure guard
 
-The first step groups the intents of Banking77 (Casanueva et al., 2020; CC-BY-4.0) into what an
-assistant may answer, what a person has to, and what is not for it, and trains a classifier on
+The first step groups the intents of Banking77 (Casanueva et al., 2020; CC-BY-4.0) into three
+classes: an assistant may answer, a person must answer, or neither. It trains a classifier on
 MiniLM-L3 for them; examples/real/minilm.py says what `--packages` holds. The last step serves the
-guard in front of a mock LLM, with some instance slow now and then, and compares three ways: the
-guard alone, a stand-in for those that are late, and the stand-in asked first (a cascade).
+guard in front of a mock LLM, with an instance that is slow now and then. It compares three ways:
+the guard alone, a stand-in for late queries, and the stand-in asked first (a cascade).
 """
 
 import asyncio
@@ -66,7 +66,7 @@ SLOW = {
 
 
 def grouped(texts: Texts) -> Texts:
-    """The texts with one of CLASSES in place of their intent."""
+    """Return the texts with one of CLASSES in place of their intent."""
 
     def group(intent: str) -> str:
         if any(part in intent for part in PERSON):
@@ -103,7 +103,7 @@ def served(bundle: Path, policy: str, faults: Path) -> Iterator[int]:
 
 
 def cpu_seconds(process: int) -> float:
-    """Processor time of a process and of all that it started."""
+    """Return the processor time of a process and its descendants."""
     parents, spent = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -126,8 +126,11 @@ async def mock_llm() -> str:
 async def offer(
     inputs: dict[str, Rows], requests: int, seed: int = 0
 ) -> tuple[list[float], int, int]:
-    """Send each query when it is due. Return the guard's seconds, and how many were allowed, and
-    how many the stand-in answered."""
+    """Send each query when it is due.
+
+    Return the guard's latencies in seconds, and the numbers of queries that were allowed and that
+    the stand-in answered.
+    """
     rows, random = len(next(iter(inputs.values()))), Random(seed)
     seconds: list[float] = []
     allowed = stood_in = 0

@@ -1,4 +1,4 @@
-"""Text with ids and a mask: what a bank's customer wants, by MiniLM-L3 and a classifier on top.
+"""Text as ids and a mask: the intent of a bank's customer, by MiniLM-L3 and a classifier.
 
 python examples/real/banking77.py --data banking77 --packages packages --out real/banking77
 parm protect --model real/banking77/model.onnx --inputs real/banking77/inputs.npz --out bundle

