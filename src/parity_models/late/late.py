@@ -2,7 +2,7 @@
 
 The rule is that of the `adaptive` policy, with its own run times, risk, benefit, budget and effect;
 what differs is the driver, a client, which knows neither the instances behind its call nor their
-load. From the age at which a call is at risk, the more beneficial of a stand-in and a copy is
+load. From the age at which a call is late, the more beneficial of a stand-in and a copy is
 started, and later the other one. The first answer wins; the rest is cancelled.
 
 A copy costs the target as much as a call. So copies have a budget, and stop where calls that get
@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, islice
@@ -40,7 +40,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
-from parity_models.scheduling.policies.risk import Choice, Fleet, Risk
+from parity_models.scheduling.policies.risk import Choice, Risk
 from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
@@ -81,7 +81,7 @@ CALLERS = 64
 MAX_ASKED = 64
 """Calls that have asked for a stand-in and wait for it, at most."""
 
-PATIENCE = 0.25
+AGAIN_AFTER = 0.25
 """A call is reconsidered after this share of its age, so many that hang cost little time."""
 
 STALL = 0.01
@@ -154,8 +154,8 @@ class Late:
         backups that were "refused", that were "compared" with the model's, and that "disagreed"."""
         self._backup = bundle
         self._form: Form | None = None
+        self._servers, self._last_server = 1, 0
         stand_ins = [] if bundle is None else [BACKUP]
-        self._targets = _Targets()
         share = max(budget, ASKED) if stand_ins else budget
         self._risk = _ClientRisk(RunTimes(first=FIRST), stand_ins, share)
         self._budget = Budget(budget, BURST)
@@ -260,10 +260,19 @@ class Late:
     def _ran(self, task: Task, *, finished: bool) -> None:
         """Learn from the run time of a task, which ran to its end or not."""
         assert task.unit is not None
-        self._targets.now = now()
         if task.role == DEPLOYED or not finished:
-            task.unit.took = self._targets.now - task.unit.started
-        self._risk.ended(self._targets, task.unit, finished=finished)
+            task.unit.took = now() - task.unit.started
+        servers = range(self._servers)
+        self._risk.ended(now(), task.unit, finished=finished, instances=servers, max_batch=1)
+
+    def _server_for_copy(self, calls: int) -> int:
+        """Return which of so many `calls`, each to another server, to make again: all but the first
+        in turn, those to slow servers only if there are no others."""
+        if calls == 1:
+            return 0
+        self._last_server += 1
+        turn = [1 + (self._last_server + each) % (calls - 1) for each in range(calls - 1)]
+        return next((each for each in turn if str(each) not in self._risk.slow), turn[0])
 
     def _compare(self, call: "asyncio.Future[Any]", task: Task, answer: Array) -> bool:
         """Let the call run on to compare the backup's answer with its own, if this is its turn."""
@@ -295,17 +304,17 @@ class _Race:
         self._late, self._calls, self._inputs = late, calls, inputs
         if late._form is None and late._backup is not None and inputs is not None:
             late._backup.read(inputs)  # a mistake shows at the first call, not the first late one
-        late._targets.count = max(late._targets.count, len(calls))
+        late._servers = max(late._servers, len(calls))
         original = Task(DEPLOYED, next(late._ids), None, instance="0")
         self._query = Query(original.subject, None, now(), inf, original, [original])
         self._running: dict[asyncio.Future[Any], Task] = {}
         self._backup: tuple[Future[Array | Refusal], onnxruntime.RunOptions] | None = None
         """The run of the backup and its options, once it is asked."""
         self._early: Array | None = None
-        """A backup's answer that is held until the call is late."""
+        """A backup's answer that is held until the call is slow."""
         self._given: Array | None = None
-        self._failure: Callable[[], LateAnswer] | None = None
-        """Returns or raises what the call ended with, where that was an error."""
+        self._failure: asyncio.Future[Any] | None = None
+        """The call itself, once it has ended with an error."""
         self._alarm = inf
         self._held_up = False
 
@@ -320,7 +329,7 @@ class _Race:
         if not compares and late._slowness(RECENT) >= OVERLOADED and self._may_ask_backup():
             late.counts["in place"] += 1
             self._start_backup()
-            self._alarm = now() + late._risk.late
+            self._alarm = now() + late._risk.slow_from
         else:
             self._start_original()
         while self._running:
@@ -332,12 +341,11 @@ class _Race:
                 answer = self._ended(future, self._running.pop(future))
                 if answer is not None:
                     return answer
-            if not done:
-                answer = self._on_alarm(now())
-                if answer is not None:
-                    return answer
+            answer = None if done else self._on_alarm(now())
+            if answer is not None:
+                return answer
         assert self._failure is not None
-        return self._failure()
+        return LateAnswer(self._failure.result(), "model", 1.0)
 
     def end(self) -> None:
         """Cancel what still runs, but for a call that is to be compared."""
@@ -381,8 +389,8 @@ class _Race:
         late = self._late
         late.counts["copies"] += 1
         late._budget.spend()
-        target = late._targets.another(len(self._calls), late._risk.slow)
-        self._start_call(Task(DEPLOYED, self._query.id, None, instance=target))
+        server = late._server_for_copy(len(self._calls))
+        self._start_call(Task(DEPLOYED, self._query.id, None, instance=str(server)))
 
     def _start_backup(self) -> None:
         late, query = self._late, self._query
@@ -397,11 +405,8 @@ class _Race:
         self._launch(task, asyncio.wrap_future(run))
 
     def _launch(self, task: Task, future: "asyncio.Future[Any]") -> None:
+        """Reconsider the call once this task of it makes it late."""
         self._running.setdefault(future, task)  # a copy may be the very future of the call
-        self._watch(task)
-
-    def _watch(self, task: Task) -> None:
-        """Reconsider the call once this task of it is at risk."""
         assert task.unit is not None
         age = self._late._risk.age(self._query, task)
         self._alarm = inf if age is None else task.unit.started + age
@@ -429,12 +434,12 @@ class _Race:
             self._start_original()
             return None
         if self._early is not None:
-            return self._give(self._early)
+            return self._deliver(self._early)
         median = late._risk.benefit.median
         if due > late._last_alarm:  # else it waited for other alarms
             late._process_load.waited(min(time - due, max(median, STALL)), median)
         late._last_alarm = time
-        self._alarm = time + max(median, PATIENCE * (time - query.arrived))
+        self._alarm = time + max(median, AGAIN_AFTER * (time - query.arrived))
         if time > due + HELD_UP and not self._held_up:  # answers were held up, too; they come first
             self._alarm, self._held_up = time + HELD_UP, True
             return None
@@ -446,11 +451,10 @@ class _Race:
         if len(self._running) >= Adaptive.MAX_TASKS and time < twice_as_old:
             self._alarm = twice_as_old
             return None
-        late._targets.now = time
         late._count_slow()
         offers: list[tuple[float, Callable[[], None]]] = []
         if self._may_ask_backup():
-            offers.append((self._worth(BACKUP, newest), self._start_backup))
+            offers.append((self._worth(BACKUP, time, newest), self._start_backup))
         helps_from = late._effect.helps_from(query.id, query.arrived)
         reserve = 0.0 if time - query.arrived > OLDEST * median else RESERVE
         limit, recent = (OVERLOADED, RECENT) if query.exact else (FULL, RECENT_COPIES)
@@ -461,17 +465,16 @@ class _Race:
             and late._budget.left >= 1 + reserve
             and late._slowness(recent) < limit
         ):
-            offers.append((self._worth(DEPLOYED, newest), self._start_copy))
+            offers.append((self._worth(DEPLOYED, time, newest), self._start_copy))
         worth, start = max(offers, key=lambda offer: offer[0], default=(0.0, None))
         if worth > 0 and start is not None:
             start()
         return None
 
-    def _worth(self, role: str, newest: Task) -> float:
+    def _worth(self, role: str, time: float, newest: Task) -> float:
         risk = self._late._risk
         choice = risk.choice(role)
-        saved = risk.saved(self._late._targets, choice, self._query, newest)
-        return saved - risk.benefit.cost(choice)
+        return risk.saved(time, choice, self._query, newest) - risk.benefit.cost(choice)
 
     def _may_ask_backup(self) -> bool:
         late = self._late
@@ -487,30 +490,22 @@ class _Race:
             closed = future.cancelled()
             return self._backup_ended(Refusal.FAILED if closed else future.result(), task)
         is_original = task is self._query.original
-        error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        if error is None:
-            value = future.result()
-            answer = LateAnswer(value, "model" if is_original else "copy", 1.0)
-            if not is_error(value):
-                if late._form is None and (backup := late._backup) is not None:
-                    late._form = form_of(value, backup.output, backup.other_outputs)
-                late._ran(task, finished=True)
-                late._count_slow()
-                if late._in_flight.pop(self._query.id, None):
-                    late._slow.append(not is_original)
-                late.counts[answer.source] += 1
-                return answer
-            self._failed(is_original, lambda: answer)
-        else:
-            self._failed(is_original, future.result)
-        return self._give(self._early) if self._failure and self._early is not None else None
-
-    def _failed(self, is_original: bool, failure: Callable[[], LateAnswer]) -> None:
-        """Ask the backup now, if the call itself has failed; a copy's failure says nothing."""
-        if is_original:
-            self._failure = failure
+        failed = future.cancelled() or future.exception() is not None
+        if not failed and not is_error(value := future.result()):
+            if late._form is None and (backup := late._backup) is not None:
+                late._form = form_of(value, backup.output, backup.other_outputs)
+            late._ran(task, finished=True)
+            late._count_slow()
+            if late._in_flight.pop(self._query.id, None):
+                late._slow.append(not is_original)
+            source = "model" if is_original else "copy"
+            late.counts[source] += 1
+            return LateAnswer(value, source, 1.0)
+        if is_original:  # a copy's failure says nothing
+            self._failure = future
             if self._may_ask_backup():
                 self._start_backup()
+        return self._deliver(self._early) if self._failure and self._early is not None else None
 
     def _backup_ended(self, answer: Array | Refusal, task: Task) -> LateAnswer | None:
         late, query = self._late, self._query
@@ -525,14 +520,14 @@ class _Race:
                 self._alarm = now()  # for a copy: few calls need one, and it is late already
             return None
         if query.original.unit is None:
-            return self._give(answer)
-        given = _started(query.original) + late._risk.late
+            return self._deliver(answer)
+        given = _started(query.original) + late._risk.slow_from
         if self._failure is not None or now() >= given:
-            return self._give(answer)
+            return self._deliver(answer)
         self._early, self._alarm = answer, given
         return None
 
-    def _give(self, answer: Array) -> LateAnswer:
+    def _deliver(self, answer: Array) -> LateAnswer:
         late = self._late
         assert late._form is not None
         assert late._backup is not None
@@ -555,28 +550,6 @@ def _awaitable(call: Call) -> Awaitable[Any]:
 def _started(task: Task) -> float:
     assert task.unit is not None
     return task.unit.started
-
-
-class _Targets:
-    """The port of a client's risk: the time, and the number of servers that are called."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.count = self.max_batch = 1
-        self._last = 0
-
-    def up(self, role: str) -> int:
-        """Return the number of servers."""
-        return self.count
-
-    def another(self, calls: int, avoided: Collection[str]) -> str:
-        """Return the server for a copy of a call to the first one of `calls`: each in turn, those
-        to avoid only if there are no others."""
-        if calls == 1:
-            return "0"
-        self._last += 1
-        turn = [str(1 + (self._last + each) % (calls - 1)) for each in range(calls - 1)]
-        return next((each for each in turn if each not in avoided), turn[0])
 
 
 class _ClientRisk(Risk):
@@ -603,7 +576,7 @@ class _ClientRisk(Risk):
         if self.stand_ins:
             self.helped_by += self.benefit.median
 
-    def _measure_load(self, port: Fleet) -> None:
+    def _measure_load(self, now: float, instances: int) -> None:
         fastest, median = self.fastest, self._run_times.median
         if fastest is not None and median:
             self._load = 1 - fastest / median

@@ -714,11 +714,11 @@ class BackgroundComparison:
     the model's predictions; while the gate of their source is closed, all that can do so, to reopen
     it soon.
 
-    Where nothing is late, no stand-in is asked. So at most once in `compare_every` seconds, a query
-    that the deployed model has just answered runs on a stand-in as well, only to be compared. The
-    stand-ins take turns; those of which no instance is up are passed over. A parity model needs a
-    whole group of answered queries, of one kind and tenant. A policy that has stand-ins answer most
-    queries asks for more (`Port.compare_next`).
+    Where no query is late, no stand-in is asked. So at most once in `compare_every` seconds, a
+    query that the deployed model has just answered runs on a stand-in as well, only to be compared.
+    The stand-ins take turns; those of which no instance is up are passed over. A parity model needs
+    a whole group of answered queries, of one kind and tenant. A policy that has stand-ins answer
+    most queries asks for more (`Port.compare_next`).
 
     It costs little: one unit at a time is compared. An answered query runs only if an instance is
     idle at once and no query waits; it is never tried again, and nothing is kept of it once it

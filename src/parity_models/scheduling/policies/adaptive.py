@@ -1,21 +1,20 @@
 """The adaptive policy: late queries are answered by the best stand-in available.
 
-Every query runs on the deployed model. Once it is at risk, which may be at once on a slow
+Every query runs on the deployed model. Once it is late, which may be at once on a slow
 instance, the most beneficial of these tasks is sent, by one rule (risk.py):
 
     the backup, for this query alone;
     a parity query of this and other late queries, padded with answered ones;
     an exact copy: the only choice for an exact query and after a stand-in's answer was refused.
 
-A query that waits in the common queue for WAITED median run times is late as well: the backup runs
-in place of its original, which is queued again if the answer is refused. That saves work, and so it
-has no budget.
+A query that waits in the common queue for WAITED median run times gets the backup in place of its
+original, which is queued again if the answer is refused. That saves work, and so it has no budget.
 
-If that task is late as well, the next one is sent by the same rule. A backup's answer that arrives
-before its query is late is held until then. Redundant tasks are not preemptible, as they serve the
-oldest queries; their price rises with the load. While no run times are known, a query is at risk
-once half of its time is used up. Recently slow instances get work last (dispatch.py), and
-no redundant work while others are up. effect.py stops what does not help.
+If that task takes long as well, the next one is sent by the same rule. A backup's answer that
+arrives before the original is slow is held until then. Redundant tasks are not preemptible, as they
+serve the oldest queries; their price rises with the load. While no run times are known, a query is
+late once half of its time is used up. Slow instances get work last (dispatch.py), and no
+redundant work while others are up. effect.py stops what does not help.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -107,7 +106,7 @@ class Adaptive(Policy):
         self._effect = Effect()
         self._fresh: dict[int, Query] = {}
         """The queries of which only the original runs, and that were not reconsidered yet, in the
-        order in which their units began: the first is the next at risk."""
+        order in which their units began: the first is the next to be late."""
         self._timer = 0
         """The timer of the first of them."""
         self._last_kept: Task | None = None
@@ -117,7 +116,7 @@ class Adaptive(Policy):
         self._asked: dict[int, list[Task]] = {}
         """All tasks of each query that has redundant ones, the original first."""
         self._early_answers: set[int] = set()
-        """The queries whose answer, from the backup, is held until they are late."""
+        """The queries whose answer, from the backup, is held until their original is slow."""
 
     def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
         roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
@@ -172,7 +171,7 @@ class Adaptive(Policy):
             return
         self._fresh.pop(query.id, None)  # where it ran before, and failed
         self._unassisted.pop(query.id, None)
-        if query.exact or not self._risk.late or task.instance in self._risk.slow:
+        if query.exact or not self._risk.slow_from or task.instance in self._risk.slow:
             self._unassisted[query.id] = query
             self._watch(port, query, task)
             return
@@ -191,9 +190,9 @@ class Adaptive(Policy):
                 self._watch(port, query, task)
 
     def _await(self, port: Port, due: float) -> None:
-        """Reconsider the queries that are at risk by now; then wait for the next."""
+        """Reconsider the queries that are late by now; then wait for the next."""
         now, late = port.now, []
-        age = self._risk.age_of_originals + port.process_load.lag
+        age = self._risk.late_from + port.process_load.lag
         self._timer = 0
         if port.process_load.is_bottleneck:
             self._set_timer(port, now + max(age, WHILE_BUSY))
@@ -220,7 +219,7 @@ class Adaptive(Policy):
         self._timer = port.set_timer(at, partial(self._await, port, at))
 
     def _watch(self, port: Port, query: Query, task: Task) -> None:
-        """Reconsider the query once this task of it is at risk."""
+        """Reconsider the query once this task of it makes it late."""
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
         at = (port.now + query.due) / 2 if age is None else began + age + port.process_load.lag
@@ -230,7 +229,7 @@ class Adaptive(Policy):
         if query.id not in self._early_answers:  # else it is answered soon
             port.set_alarm(query, at, partial(self._reconsider, port, query, max(at, port.now)))
 
-    # Help queries at risk
+    # Help late queries
 
     def _reconsider(self, port: Port, query: Query, due: float) -> None:
         """Send the most beneficial task; if none is worth it, try again soon."""
@@ -278,12 +277,12 @@ class Adaptive(Policy):
         queued = port.queued(DEPLOYED) + port.queued(BACKUP)
 
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
-            if not risk.late:  # nothing is known yet: each once, while nothing waits
+            if not risk.slow_from:  # nothing is known yet: each once, while nothing waits
                 return float(not queued and role not in taken[1:])
             choice = risk.choice(role, rows)
-            saved = risk.saved(port, choice, query, newest)
-            saved += sum(risk.saved(port, choice, each, each.original) for each in company)
-            # Queries that wait now will be as late as this one was when it began.
+            saved = risk.saved(port.now, choice, query, newest)
+            saved += sum(risk.saved(port.now, choice, each, each.original) for each in company)
+            # Queries that wait now will have waited as long as this one when they begin.
             waited = max(0.0, _started(query.original) - query.arrived)
             lateness = 1 + waited / risk.benefit.median
             waiting = lateness * queued / max(1, port.up(DEPLOYED))
@@ -305,7 +304,7 @@ class Adaptive(Policy):
         company: list[Query] = []
         # No two of one batch, as one instance would hold up both.
         units = {None, *(task.unit for task in tasks)}
-        began = port.now - self._risk.late
+        began = port.now - self._risk.slow_from
         fresh = takewhile(lambda each: _started(each.original) <= began, self._fresh.values())
         for other in chain(self._unassisted.values(), fresh):
             if len(company) >= len(self._rows) - 1:
@@ -364,7 +363,7 @@ class Adaptive(Policy):
             self._groups.redundancy_finished(port, task)
         elif query is not None and not query.exact:
             self._risk.stand_ins[BACKUP].answered(usable=True)
-            given = _started(query.original) + self._risk.late
+            given = _started(query.original) + self._risk.slow_from
             if query.withheld or port.now >= given:
                 port.answer(query, Source.BACKUP)
             else:
@@ -416,7 +415,13 @@ class Adaptive(Policy):
                     self._reconsider_at(port, other, port.now)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
-        self._risk.ended(port, unit, finished=finished)
+        self._risk.ended(
+            port.now,
+            unit,
+            finished=finished,
+            instances=port.dispatch.up[DEPLOYED],
+            max_batch=port.max_batch,
+        )
 
     def _drop_backups(self, port: Port, tasks: Collection[Task]) -> None:
         for task in tasks:

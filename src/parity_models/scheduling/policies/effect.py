@@ -1,23 +1,23 @@
 """Judge redundancy by its measured effect, not by a model of it.
 
-Here, a query is *late* if it is unanswered at the age by which a stand-in asked in time would have
-answered. While help reaches queries, few are late. Once more than TOLERATED of WINDOW queries are
-late, a test begins: in short alternating slices of time, arriving queries are helped or left alone,
-and the shares that are late are compared. Slices see every effect of redundancy, including the load
-it adds, and no cause has to be known.
+A query is *delayed* if it is unanswered at the age by which a stand-in asked in time would have
+answered (the limit). While help reaches queries, few are delayed. Once more than TOLERATED of
+WINDOW queries are delayed, a test begins: in short alternating slices of time, arriving queries are
+helped or left alone, and the shares that are delayed are compared. Slices see every effect of
+redundancy, including the load it adds, and no cause has to be known.
 
 A test ends when the shares differ by CLEAR standard errors, which takes a second or two at 100
 queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
-if fewer helped queries than unhelped ones are late, by at least one standard error, or if no more
-than TOLERATED of the helped are late and the unhelped are not better off. Then the next test comes
-after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise it pauses, and
-the test is repeated after PAUSE seconds, and after twice as long with each failure. In a pause,
-queries are helped once they are late, as the unhelped were in the test.
+if fewer helped queries than unhelped ones are delayed, by at least one standard error, or if no
+more than TOLERATED of the helped are delayed and the unhelped are not better off. Then the next
+test comes after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise it
+pauses, and the test is repeated after PAUSE seconds, and after twice as long with each failure. In
+a pause, queries are helped once they are delayed, as the unhelped were in the test.
 
-Where more than SWAMPED of the helped queries are late, and not fewer than of the others by two
+Where more than SWAMPED of the helped queries are delayed, and not fewer than of the others by two
 standard errors, the machine cannot keep up: the test ends at once, and the pause is without help.
 
-Queries that a test leaves alone are helped once they are late. So a test costs them no more than
+Queries that a test leaves alone are helped once they are delayed. So a test costs them no more than
 the time of a stand-in, and only where help was not reaching queries anyway.
 """
 
@@ -26,7 +26,7 @@ from math import inf, sqrt
 from parity_models.scheduling.policies.policy import Redundancy
 
 WINDOW, TOLERATED = 200, 0.03
-"""A test begins once a larger share than TOLERATED of WINDOW queries is late."""
+"""A test begins once a larger share than TOLERATED of WINDOW queries is delayed."""
 
 SLICE, SLICE_QUERIES = 0.25, 10
 """The length of a slice in seconds, and the queries that it has at least."""
@@ -38,7 +38,7 @@ CLEAR = 3.0
 """Standard errors of the difference at which a test ends early."""
 
 SWAMPED = 0.5
-"""The share of late queries from which a test ends at once that does not show a benefit."""
+"""The share of delayed queries from which a test ends at once that does not show a benefit."""
 
 FIRST, PAUSE, LONGEST = 5.0, 1.0, 600.0
 """Seconds between tests: at first while redundancy helps, at first where it is paused, at most. The
@@ -55,9 +55,9 @@ class Effect:
         self.counts_all = True
         """True if `ended` matters for all queries; if not, those in time may be counted only."""
         self.in_time = 0
-        """The queries that have ended in time since one was late."""
+        """The queries that have ended in time since one was delayed."""
         self._limit, self._known_from = 0.0, inf
-        self._counted = self._late = 0
+        self._counted = self._delayed = 0
         self._test_from = 0.0
         self._interval, self._pause = FIRST, PAUSE
         self._helped = True
@@ -66,7 +66,7 @@ class Effect:
         self._kinds: dict[int, bool] = {}
         """For each query of this test, whether it is helped."""
         self._results = {True: [0, 0], False: [0, 0]}
-        """Of queries that are helped or not: how many have ended, and how many were late."""
+        """Of queries that are helped or not, how many have ended, and how many were delayed."""
 
     def arrived(self, now: float, query: int) -> None:
         """A query has arrived."""
@@ -87,7 +87,7 @@ class Effect:
         return inf if self.state is Redundancy.PAUSED and self._swamped else arrived + self._limit
 
     def ended(self, now: float, query: int, latency: float, limit: float) -> None:
-        """A query has ended after `latency` seconds; at the age `limit` queries are late now."""
+        """A query has ended after `latency` seconds; the limit is `limit` seconds now."""
         if self.state is Redundancy.TESTING:
             helped = self._kinds.pop(query, None)
             if helped is not None:
@@ -108,33 +108,33 @@ class Effect:
             self._counted += self.in_time
             self.in_time = 0
             if self._counted >= WINDOW:
-                self._counted, self._late = self._counted % WINDOW, 0
+                self._counted, self._delayed = self._counted % WINDOW, 0
             self._counted += 1
-            self._late += 1
-            if self._late > TOLERATED * WINDOW and now >= self._test_from:
+            self._delayed += 1
+            if self._delayed > TOLERATED * WINDOW and now >= self._test_from:
                 self._begin_test()
 
     def _begin_test(self) -> None:
-        self._counted = self._late = self.in_time = 0
+        self._counted = self._delayed = self.in_time = 0
         self.acts_from, self.counts_all = -inf, True
         self._results = {True: [0, 0], False: [0, 0]}
         self._slice_until, self._slice_left = 0.0, 0
         self.state = Redundancy.TESTING
 
     def _judge(self, now: float) -> None:
-        (helped, late), (alone, late_alone) = self._results[True], self._results[False]
+        (helped, delayed), (alone, delayed_alone) = self._results[True], self._results[False]
         least = min(helped, alone)
         if least < STEP:
             return
-        better = late_alone / alone - late / helped
-        share = (late + late_alone) / (helped + alone)
+        better = delayed_alone / alone - delayed / helped
+        share = (delayed + delayed_alone) / (helped + alone)
         error = sqrt(share * (1 - share) * (1 / helped + 1 / alone))
-        swamped = late > SWAMPED * helped and better <= 2 * error
+        swamped = delayed > SWAMPED * helped and better <= 2 * error
         if abs(better) <= CLEAR * error and least < LARGEST and not swamped:
             return
         self._kinds.clear()
         self.counts_all = False
-        few = late <= TOLERATED * helped and better >= -error
+        few = delayed <= TOLERATED * helped and better >= -error
         if better > error or few:
             self.state, self.acts_from = Redundancy.ON, inf
             self._test_from, self._pause = now + self._interval, PAUSE

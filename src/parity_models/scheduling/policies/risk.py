@@ -1,19 +1,19 @@
 """The rule of the adaptive policy: the age at which to ask, from run times and the load.
 
 Causes of slowness last longer than one unit. So an instance is *slow* if its last unit of the
-deployed model was late. At most a share SLOWEST of all instances counts as slow, the most recently
-late ones: slow instances get work last, and one that gets none could never be on time again. Run
-times on slow instances are measured separately. A stand-in may be asked for a query on a slow
+deployed model was slow (see below). At most a share SLOWEST of all instances counts as slow, the
+most recent ones: slow instances get work last, and one that gets none could never be fast again.
+Run times on slow instances are measured separately. A stand-in may be asked for a query on a slow
 instance as soon as its unit begins, and such a unit never gets more time than others. On other
 instances no stand-in is asked before the first units have ended; otherwise everything would run
 twice where instances are idle and cheap.
 
-The worth of asking a stand-in, or running the model once more: a query is late once it is older
-than a median run time m of the deployed model. A second of lateness costs URGENCY instance-seconds
-when the query is one median late, twice as many when it is two medians late. Of units of age a, a
-share S(t) / S(a) is still running at age t. An answer at age b saves
+The worth of asking a stand-in, or running the model once more: up to the median run time m of the
+deployed model, waiting costs a query nothing. At the age 2 m, a second of waiting costs URGENCY
+instance-seconds, at 3 m twice as many. Of units of age a, a share S(t) / S(a) is still running at
+age t. With lateness(t) = (t - m) / m, an answer at age b saves
 
-    L(b) = URGENCY * integral from b on of (lateness at t) * S(t) / S(a) dt
+    L(b) = URGENCY * integral from b on of lateness(t) * S(t) / S(a) dt
 
 A task that takes s and starts now answers its query at a + s if its answer is accepted (with
 probability `coverage`); otherwise a copy answers it, one median later:
@@ -23,22 +23,21 @@ probability `coverage`); otherwise a copy answers it, one median later:
 Instance time has a price. A queue grows with the load as load / (1 - load), so a second of
 instance time adds 1 / (1 - load)^2 to it, and queries in it are later by 1 / (1 - load), which
 makes each second cost them that much more. Every query that waits now, or arrives before the queue
-is empty, is delayed by its share: these are waiting / (1 - load). They will be as late as this
-query was when it began, after waiting w, plus a median:
+is empty, waits for its share: these are waiting / (1 - load). They will be as old as this query was
+when it began, after waiting w, plus a median:
 
     cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3
               + URGENCY * (1 + w / m) * waiting / (1 - load) / instances)
 
-Asking at age a is worth S(a) * (saved - cost) to a unit that begins. A unit is *at risk* from the
-age at which that is greatest: earlier, a stand-in is often asked in vain; later, it saves little. A
-unit is *late* once even an instantaneous stand-in would be worth its price.
+Asking at age a is worth S(a) * (saved - cost) to a unit that begins. A query is *late* from the age
+of its unit at which that is greatest: earlier, a stand-in is often asked in vain; later, it saves
+little. A unit is *slow* once even an instantaneous stand-in would be worth its price.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
-from typing import Protocol
 
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.run_times import RunTimes
@@ -51,8 +50,8 @@ SLOW = "slow"
 """Represents the deployed model on slow instances."""
 
 BEYOND = 1.02
-"""A unit that has run this many times as long as the longest known one is at risk in any case. By
-chance this happens to one of 1,000 units at most."""
+"""A unit that has run this many times as long as the longest known one makes its query late in any
+case. By chance this happens to one of 1,000 units at most."""
 
 SLOWEST = 2 / 3
 """The largest share of instances that count as slow. With more, too few instances are left for
@@ -71,7 +70,7 @@ EXACT = 0.9
 is the deployed model's own."""
 
 URGENCY = 100.0
-"""The worth of a second of waiting to a query that is a median run time late, in seconds of an idle
+"""The cost of a second of waiting to a query of two median run times, in seconds of an idle
 instance. Half and twice as much make hardly a difference."""
 
 FULLEST = 0.99
@@ -124,7 +123,7 @@ class Benefit:
         as many times as it will be medians late."""
         return choice.work * (self._price + URGENCY * waiting * self._delayed)
 
-    def at_risk(
+    def best_age(
         self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False
     ) -> tuple[float, float]:
         """Return (worth, age): the best age at which to ask for units like `running`.
@@ -138,21 +137,6 @@ class Benefit:
             for age, longer in ages
         ]
         return max([*worth, (0.0, inf)])
-
-
-class Fleet(Protocol):
-    """The instances, as far as risk depends on them; a Port is one."""
-
-    @property
-    def now(self) -> float:
-        """The time in seconds."""
-
-    @property
-    def max_batch(self) -> int:
-        """Maximum number of tasks in a unit."""
-
-    def up(self, role: str) -> int:
-        """Return how many instances are up that run this role."""
 
 
 NEWEST = 0.02
@@ -228,13 +212,13 @@ class Risk:
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.helped_by = 0.0
         """The age by which a stand-in asked in time has answered; 0 while that is unknown."""
-        self.late = 0.0
-        """The age from which a unit of the deployed model is late; 0 while that is unknown."""
-        self.age_of_originals = 0.0
-        """The age from which they are at risk, of queries that may be answered by stand-ins on
-        instances that are not slow; 0 while that is unknown."""
+        self.slow_from = 0.0
+        """The age from which a unit of the deployed model is slow; 0 while that is unknown."""
+        self.late_from = 0.0
+        """The age from which queries are late that stand-ins may answer, on instances that are not
+        slow; 0 while that is unknown."""
         self.slow: dict[str, None] = {}
-        """The instances whose last unit of the deployed model was late, the newest last. They get
+        """The instances whose last unit of the deployed model was slow, the newest last. They get
         no redundant work while others are up."""
         self._run_times = run_times
         self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
@@ -244,7 +228,7 @@ class Risk:
         self._decide()
 
     def age(self, query: Query, task: Task) -> float | None:
-        """Return the age from which this task is at risk; None while that is unknown."""
+        """Return the age of this task from which its query is late; None while that is unknown."""
         return self._ages.get((self._kind(query, task), query.exact))
 
     def choice(self, role: str, rows: int = 1) -> Choice:
@@ -258,45 +242,48 @@ class Risk:
         work = rows * takes + refused * median
         return Choice(work, ((accepted, takes), (refused, takes + median)))
 
-    def saved(self, port: Fleet, choice: Choice, query: Query, newest: Task) -> float:
+    def saved(self, now: float, choice: Choice, query: Query, newest: Task) -> float:
         """Return the worth of what a choice saves; `newest` is the newest running task."""
         assert newest.unit is not None
         began, kind = newest.unit.started, self._kind(query, newest)
         kinds = {DEPLOYED, SLOW} if kind == SLOW else {kind}
         known = [self._measured[each].run_times for each in kinds]
-        now, before = port.now - began, began - query.arrived
-        return max(self.benefit.saved(choice, each, now, before) for each in known)
+        age, before = now - began, began - query.arrived
+        return max(self.benefit.saved(choice, each, age, before) for each in known)
 
-    def ended(self, port: Fleet, unit: Unit, *, finished: bool) -> None:
-        """Record that an instance has run this unit, to its end or not."""
+    def ended(
+        self, now: float, unit: Unit, *, finished: bool, instances: Sized, max_batch: int
+    ) -> None:
+        """Record that one of the `instances` has run this unit, to its end or not; a full one holds
+        `max_batch` tasks."""
         took = unit.took
-        self._busy += took * len(unit.tasks) / port.max_batch
+        self._busy += took * len(unit.tasks) / max_batch
         if unit.role != DEPLOYED:
             self._measured[measured(unit.role)].ran(took, finished=finished)
             self._measure_help()
             return
         if unit.instance in self.slow:
             self._measured[SLOW].ran(took, finished=finished)
-        if 0 < self.late < took:
+        if 0 < self.slow_from < took:
             self.slow.pop(unit.instance, None)
             self.slow[unit.instance] = None
-            while len(self.slow) > SLOWEST * port.up(DEPLOYED):
+            while len(self.slow) > SLOWEST * len(instances):
                 del self.slow[next(iter(self.slow))]
         elif finished:
             self.slow.pop(unit.instance, None)
-        renew = port.now >= self._renew_from
+        renew = now >= self._renew_from
         if self._run_times.add(took, finished=finished, renew=renew):
-            self._renew_from = port.now + RENEWED_AFTER
-            self._measure_load(port)
+            self._renew_from = now + RENEWED_AFTER
+            self._measure_load(now, len(instances))
             for each in self._measured.values():
                 each.not_asked(self._run_times.added)
             self._decide()
 
-    def _measure_load(self, port: Fleet) -> None:
-        capacity = (port.now - self._since) * port.up(DEPLOYED)
+    def _measure_load(self, now: float, instances: int) -> None:
+        capacity = (now - self._since) * instances
         if capacity > 0:
             self._load += self.NEWEST * (min(1.0, self._busy / capacity) - self._load)
-        self._busy, self._since = 0.0, port.now
+        self._busy, self._since = 0.0, now
 
     def _decide(self) -> None:
         if not self._run_times.median:
@@ -305,11 +292,11 @@ class Risk:
         choices = [self.choice(role) for role in (DEPLOYED, *self.stand_ins)]
         takes = [each.takes for each in self.stand_ins.values()]
         least = min([self.benefit.median, *takes])
-        self.late = self._earliest([Choice(least, ((1.0, 0.0),))], DEPLOYED)
+        self.slow_from = self._earliest([Choice(least, ((1.0, 0.0),))], DEPLOYED)
         for kind in self._measured:
             self._ages[kind, False] = self._earliest(choices, kind)
             self._ages[kind, True] = self._earliest(choices[:1], kind)
-        self.age_of_originals = self._ages[DEPLOYED, False]
+        self.late_from = self._ages[DEPLOYED, False]
         self._measure_help()
 
     def _measure_help(self) -> None:
@@ -323,7 +310,7 @@ class Risk:
         running = self._measured[kind].run_times
         before = self._ages[DEPLOYED, False] if kind in self.stand_ins else 0.0
         early = kind == SLOW
-        worth = [self.benefit.at_risk(each, running, before, early=early) for each in choices]
+        worth = [self.benefit.best_age(each, running, before, early=early) for each in choices]
         at = min(max(worth)[1], BEYOND * running.longest)
         if not early:  # those that need it most, as there is a budget
             at = max(at, running.exceeded_by(self._share))
