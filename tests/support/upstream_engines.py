@@ -9,6 +9,7 @@ import numpy as np
 
 from engine_conformance import DEPLOYED, Events, Left
 from fake_upstream import FakeUpstream
+from local_engines import parts
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream, UpstreamOptions
@@ -29,15 +30,11 @@ def engine_for(
         Upstream(upstream.url, {"deployed": "model"}, concurrency, protocol)
         for upstream in upstreams
     )
-    return RemoteEngine(
-        {"deployed": PinnedModel.of(model)},
-        each,
-        metrics or Metrics(),
-        options=UpstreamOptions(**options),
-        max_batch=1,
-        unit_timeout=unit_timeout,
-        health_interval=HEALTH_INTERVAL,
-    )
+    models, metrics = {"deployed": PinnedModel.of(model)}, metrics or Metrics()
+    of = parts(models, metrics=metrics, max_batch=1, unit_timeout=unit_timeout)
+    engine = RemoteEngine(UpstreamOptions(**options), of, each)
+    engine.health_interval = HEALTH_INTERVAL
+    return engine
 
 
 @asynccontextmanager

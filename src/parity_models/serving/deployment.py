@@ -149,7 +149,7 @@ class Deployment(ServedVersion):
             placements=options.placements,
             starts_at_once=starts_at_once,
         )
-        self.engine = engine.kind.build(engine.settings, parts)
+        self.engine = engine.kind(engine.settings, parts)
         signature = bundle.manifest.deployed.signature
         frontend = Frontend(
             self.engine,

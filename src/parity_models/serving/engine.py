@@ -126,12 +126,9 @@ class Engine(ABC):
         """
         return None
 
-    @classmethod
-    def build(cls, options: Any, parts: Parts) -> "Engine":
-        """Return an engine with these `Options`; by default the class is called with both."""
-        make: Any = cls
-        engine: Engine = make(options, parts)
-        return engine
+    @abstractmethod
+    def __init__(self, options: Any, parts: Parts) -> None:
+        """Make an engine with these `Options`; it does nothing before its start."""
 
     @abstractmethod
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:

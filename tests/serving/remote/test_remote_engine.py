@@ -7,12 +7,12 @@ import pytest
 
 from engine_conformance import EngineConformance, Fleet
 from fleet_servers import PATIENCE, Parm
+from local_engines import parts
 from onnx_models import moody_model
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
-from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream
+from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream, UpstreamOptions
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ class RemoteFleet(Fleet):
             Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
         )
         models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model))
-        return RemoteEngine(models, upstreams, Metrics(), max_batch=8, unit_timeout=PATIENCE)
+        return RemoteEngine(UpstreamOptions(), parts(models, unit_timeout=PATIENCE), upstreams)
 
     def kill(self, engine: Engine, number: int) -> None:
         self._dead = self._servers[number]

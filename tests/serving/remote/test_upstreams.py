@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream, server_context
+from local_engines import parts
 from parity_models.errors import ServingError, UserError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import OutputTensor
 from parity_models.serving.remote import clients
 from parity_models.serving.remote.clients import connect
@@ -53,7 +53,7 @@ async def test_upstreams_that_are_not_as_they_must_be_are_refused(model: Path, s
             for one in upstreams
         )
         models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model))
-        engine = RemoteEngine(models, each, Metrics(), max_batch=1)
+        engine = RemoteEngine(UpstreamOptions(), parts(models), each)
         with pytest.raises(UpstreamError) as error:
             await engine.start([one.roles for one in each], Events())
         return str(error.value)

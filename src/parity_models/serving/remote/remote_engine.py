@@ -33,7 +33,6 @@ from parity_models.options import Option, Options
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
-from parity_models.serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from parity_models.serving.remote.clients import UpstreamClient
@@ -312,20 +311,13 @@ class RemoteEngine(Engine):
 
     `start` returns when every upstream has been checked, and raises UpstreamError if a role has
     none that is well. Instance "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
-
-    Args:
-        models: The bundle's ONNX files, by role.
-        upstreams: The servers.
-        metrics: Count ejections and refusals.
-        options: The certificates and the token to use.
-        max_batch: Maximum rows of a unit.
-        unit_timeout: Seconds after which an upstream that still has a unit is ejected.
-        health_interval: Seconds between health checks.
-
+    The `upstreams` are by default those of the options.
     """
 
     name = "remote"
     refuses = FIXED
+    health_interval = 1.0
+    """Seconds between health checks."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(UpstreamOptions):
@@ -335,35 +327,12 @@ class RemoteEngine(Engine):
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
         return roles_of(upstreams_of(options, bundle))
 
-    @classmethod
-    def build(cls, options: Any, parts: Parts) -> "RemoteEngine":
-        return cls(
-            parts.models,
-            upstreams_of(options, parts.bundle),
-            parts.metrics,
-            options=options,
-            max_batch=parts.max_batch,
-            unit_timeout=parts.unit_timeout,
-        )
-
     def __init__(
-        self,
-        models: Mapping[str, PinnedModel],
-        upstreams: Sequence[Upstream],
-        metrics: Metrics,
-        *,
-        options: UpstreamOptions | None = None,
-        max_batch: int,
-        unit_timeout: float = 10.0,
-        health_interval: float = 1.0,
+        self, options: UpstreamOptions, parts: Parts, upstreams: Sequence[Upstream] = ()
     ) -> None:
-        self._models = models
-        self._upstreams = upstreams
-        self._options = options or UpstreamOptions()
-        self._max_batch = max_batch
-        self.metrics = metrics
-        self.unit_timeout = unit_timeout
-        self.health_interval = health_interval
+        self._options = options
+        self.parts = parts
+        self._upstreams = upstreams or upstreams_of(options, parts.bundle)
         self._links: list[_Link] = []
         self._supervisors: list[asyncio.Task[None]] = []
 
@@ -375,7 +344,7 @@ class RemoteEngine(Engine):
 
         self.listener = listener
         used = sorted(frozenset[str]().union(*roles))
-        models = {role: await asyncio.to_thread(_known, self._models[role]) for role in used}
+        models = {role: await asyncio.to_thread(_known, self.parts.models[role]) for role in used}
         try:
             for number, upstream in enumerate(self._upstreams):
                 there = {
@@ -383,7 +352,7 @@ class RemoteEngine(Engine):
                     for role, name in upstream.models.items()
                 }
                 row = max(each.signature.largest.output.row_bytes for each in there.values())
-                most = _OVERHEAD + self._max_batch * row
+                most = _OVERHEAD + self.parts.max_batch * row
                 client = clients.connect(upstream, self._options, most)
                 self._links.append(_Link(self, number, upstream, client, there))
             await asyncio.gather(*(link.check() for link in self._links))
@@ -527,7 +496,7 @@ class _Link:
     async def _run(
         self, instance: str, unit: int, model: UpstreamModel, rows: Sequence[NDArray[Any]]
     ) -> None:
-        listener, timeout = self._engine.listener, self._engine.unit_timeout
+        listener, timeout = self._engine.listener, self._engine.parts.unit_timeout
         busy, text = 0.0, f"instance {instance} answered with an error, which the server's log has"
         try:
             if self._rest():
@@ -561,7 +530,7 @@ class _Link:
         """Keep the slot of this instance out until the upstream has passed a check."""
         self._leave(instance, f"is to be checked anew: {why}")
         self.doubted.set()
-        self._engine.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
+        self._engine.parts.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
 
     def _turned_away(self, error: BusyError) -> float:
         """Leave the upstream alone as long as it asks for, within bounds. Return the seconds from
@@ -622,7 +591,7 @@ class _Link:
         """Count and log that it is out for this fault from now on."""
         self.fault = fault
         _log.warning(_IS_OUT, self.upstream.url, fault)
-        self._engine.metrics.ejections.labels(self.upstream.url, fault.fault).inc()
+        self._engine.parts.metrics.ejections.labels(self.upstream.url, fault.fault).inc()
 
     def _fault_of(self, error: Exception) -> UpstreamError:
         """Return the fault that `error` shows; log an unforeseen error."""
