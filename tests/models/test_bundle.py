@@ -404,7 +404,7 @@ def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path
         ((tmp_path / "outer.onnx").read_bytes(), "keeps its weights in another file"),
         (save([IDENTITY], input=free, output=free), "only the batch axis may be free"),
         (save([IDENTITY], input=text, output=text), "of strings, which have no fixed number of"),
-        (save([IDENTITY], input=huge, output=huge), "is too large"),
+        (save([IDENTITY], input=huge, output=huge), "cannot be served: a row of shape"),
         (save([strange], input=row, output=row), "uses an operator that ONNX Runtime lacks"),
         (save(rows_of_its_own, input=row, output=row), r"of shape \(0, 2\) where it declares"),
     ]

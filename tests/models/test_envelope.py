@@ -306,14 +306,15 @@ def test_unsound_envelopes_are_refused(envelopes: dict[str, Envelope]) -> None:
         return replace(envelope, parts=(replace(envelope.parts[0], **changes), *envelope.parts[1:]))
 
     for damaged, message in (
-        (with_first(text, low=(5,), high=(4,)), "empty"),
-        (with_first(text, low=(0, 0), high=(9, 9)), "2 columns"),
-        (with_first(digits, center=nan), "not finite"),
-        (with_first(digits, center=np.zeros((1, 8, 9), np.float32)), "center of shape"),
-        (with_first(digits, spread=np.zeros((1, 8, 8), np.float32)), "not positive"),
-        (with_first(digits, components=np.zeros((2, 9), np.float32)), "components"),
-        (replace(text, parts=text.parts[:1]), "1 inputs of 2"),
-        (replace(text, longest={}), "axes"),
+        (with_first(text, low=(5,), high=(4,)), "the input 'ids'"),
+        (with_first(text, low=(0, 0), high=(9, 9)), "the input 'ids'"),
+        (with_first(digits, center=nan), "the input 'input'"),
+        (with_first(digits, center=np.zeros((1, 8, 9), np.float32)), "the input 'input'"),
+        (with_first(digits, spread=np.zeros((1, 8, 8), np.float32)), "the input 'input'"),
+        (with_first(digits, components=np.zeros((2, 9), np.float32)), "the input 'input'"),
+        (replace(digits, high=nan[0]), "range of outputs"),
+        (replace(text, parts=text.parts[:1]), "the inputs that it names"),
+        (replace(text, longest={}), "the inputs that it names"),
     ):
         with pytest.raises(BundleError, match=message):
             decode_envelope(encode_envelope(damaged), damaged.inputs)

@@ -205,7 +205,7 @@ def test_models_that_cannot_be_served_are_refused_in_a_sentence(
         (dynamic, "", "has an axis 'm' of no fixed size"),
         (dynamic, "--axis m=8 --output q", "the model has no output 'q'; it has "),
         (dynamic, "--axis m=8,a", "ascending, not 'm=8,a' (sizes are whole"),
-        (dynamic, "--axis m=99999999999", "cannot be served with axes of that size: a"),
+        (dynamic, "--axis m=99999999999", "it has tensors that cannot be served: a"),
         (dynamic, "--axis m=8 --axis q=8", "has no dynamic axis 'q'"),
         (dynamic, "--axis m=8 --padding q=1", "has no input 'q' to be padded"),
         (dynamic, "--inputs rows.npy", "rows of shape [2, 2]"),

@@ -39,7 +39,7 @@ from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.training import Callbacks, Queries, open_teacher
-from parity_models.training.candidates import Candidate, Lesson, Proposal
+from parity_models.training.candidates import Candidate, Lesson
 from parity_models.training.fit import Budget, Fitted
 from text_models import TextModel, write_text_folder
 
@@ -147,7 +147,7 @@ def prepared(folder: Path) -> Iterator[Lesson]:
 def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     prepared: Lesson, tmp_path: Path
 ) -> None:
-    candidate = Candidate(Proposal("linear", None, 0.2), prepared)
+    candidate = Candidate("linear", prepared, share=0.2)
     candidate.fit(Budget(seconds=3.0))
     _, (chosen,) = measure([candidate], prepared, tmp_path / "made")
     assert chosen.finalist.covered > 0

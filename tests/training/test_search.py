@@ -15,7 +15,7 @@ from onnx_models import linear_model
 from parity_models.models.gate import AnsweredClass
 from parity_models.models.networks import Queried
 from parity_models.training import Callbacks, Queries, open_teacher, search
-from parity_models.training.candidates import Candidate, Lesson, Proposal
+from parity_models.training.candidates import Candidate, Lesson
 from parity_models.training.distillation import distill
 from parity_models.training.search import (
     MARGINS,
@@ -98,10 +98,10 @@ def test_the_most_useful_candidates_are_kept(
 @pytest.fixture
 def proposed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Shape, float], list[Proposal]]:
+) -> Callable[[Shape, float], dict[str, float]]:
     """Proposes for a model that takes so many ms, where networks take 1, 2, 3, ... ms."""
 
-    def make(shape: Shape, ms: float) -> list[Proposal]:
+    def make(shape: Shape, ms: float) -> dict[str, float]:
         def times(models: Sequence[object], sizes: Shape) -> list[float]:
             return [ms, *map(float, range(1, len(models)))]
 
@@ -116,18 +116,18 @@ def proposed(
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6,), (1, 16, 16)])
 def test_networks_that_are_not_slower_are_proposed_the_most_capable_first(
-    shape: Shape, proposed: Callable[[Shape, float], list[Proposal]]
+    shape: Shape, proposed: Callable[[Shape, float], dict[str, float]]
 ) -> None:
-    found = [(each.network, each.share) for each in proposed(shape, 3.0)]
-    assert [name for name, _ in found] == ["mlp@0.5", "linear", "mlp@0.25"]
-    assert [share for _, share in found] == pytest.approx([1.0, 1 / 3, 2 / 3])
+    found = proposed(shape, 3.0)
+    assert list(found) == ["mlp@0.5", "linear", "mlp@0.25"]
+    assert list(found.values()) == pytest.approx([1.0, 1 / 3, 2 / 3])
 
 
 @pytest.mark.slow
 def test_a_model_that_nothing_is_faster_than_still_gets_a_proposal(
-    proposed: Callable[[Shape, float], list[Proposal]],
+    proposed: Callable[[Shape, float], dict[str, float]],
 ) -> None:
-    assert proposed((6,), 0.01) == [Proposal("linear", None, 100.0)]
+    assert proposed((6,), 0.01) == {"linear": 100.0}
 
 
 # Searches
@@ -148,8 +148,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
 
 def searched(lesson: Lesson, seconds: float, *names: str) -> Found:
     """Search among these backups."""
-    proposals = [Proposal(name, None, 0.9) for name in names]
-    return search.search(lesson, proposals, seconds, Callbacks())
+    return search.search(lesson, dict.fromkeys(names, 0.9), seconds, Callbacks())
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> None:
@@ -184,7 +183,7 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
 @pytest.mark.slow
 def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(lesson: Lesson) -> None:
     candidate, other = (
-        Candidate(Proposal("linear"), each)
+        Candidate("linear", each)
         for each in (lesson, replace(lesson, answer_only=(AnsweredClass(0, "0"),)))
     )
     candidate.fit(None)

@@ -20,25 +20,14 @@ from parity_models.evaluation.accuracy import (
 )
 from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import (
-    Accuracy,
-    Bundle,
-    open_bundle,
-    with_measured,
-)
+from parity_models.models.bundle import Accuracy, Bundle, open_bundle, with_measured
 from parity_models.models.gate import AnsweredClass, Calibration, StandIn, read_classes
 from parity_models.models.onnx_model import class_names
 from parity_models.models.queries import as_batch, check_queries, read_batch, rows_in
 from parity_models.models.signature import Batch
 from parity_models.printed import Printed
 from parity_models.progress import OnProgress
-from parity_models.tasks.metrics import (
-    METRICS,
-    Labels,
-    choose_metric,
-    labels_from,
-    load_labels,
-)
+from parity_models.tasks.metrics import METRICS, Labels, choose_metric, labels_from, load_labels
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 """Queries: a file, an array (n, ...), or an array for each input by name."""
@@ -109,10 +98,7 @@ def evaluate(
 
 
 def judge(
-    outputs: Outputs,
-    labels: Labels | None,
-    metric: str,
-    calibration: Mapping[StandIn, Calibration],
+    outputs: Outputs, labels: Labels | None, metric: str, calibration: Mapping[StandIn, Calibration]
 ) -> Evaluation:
     """Evaluate a bundle by the outputs of its models, with these gates.
 

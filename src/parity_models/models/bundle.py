@@ -33,12 +33,7 @@ from parity_models.errors import BundleError, CodeError, ModelError
 from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
 from parity_models.models.gate import HEAD, Calibration, Gates, StandIn
 from parity_models.models.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
-from parity_models.models.onnx_model import (
-    MAX_MODEL_BYTES,
-    OnnxModel,
-    PinnedModel,
-    why_it_fails,
-)
+from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel, PinnedModel, why_it_fails
 from parity_models.models.queries import renamed
 from parity_models.models.signature import Array, Layout, Named, Signature, Tensor
 from parity_models.roles import BACKUP, DEPLOYED, parity_role

@@ -23,6 +23,7 @@ training inputs; columns of features, which are few and of fixed shape, each in 
 """
 
 import contextlib
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from math import ceil, prod
@@ -472,17 +473,15 @@ def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
         envelope = _ENVELOPE.decode(_upgraded(content, inputs))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or not an envelope: {error}") from error
-    if len(envelope.parts) != len(envelope.inputs):
-        raise BundleError(f"describes {len(envelope.parts)} inputs of {len(envelope.inputs)}")
-    if set(envelope.longest) != {axis for tensor in envelope.inputs for axis in tensor.axes}:
-        raise BundleError(f"bounds the axes {sorted(envelope.longest)}, which are not its inputs'")
+    axes = {axis for tensor in envelope.inputs for axis in tensor.axes}
+    if len(envelope.parts) != len(envelope.inputs) or set(envelope.longest) != axes:
+        raise BundleError("is damaged: it does not describe the inputs that it names")
     for tensor, part in zip(envelope.inputs, envelope.parts, strict=True):
-        if isinstance(part, Numbers):
-            _check_numbers(tensor, part)
-        else:
-            _check_ids(tensor, part)
-    for name, array in (("low", envelope.low), ("high", envelope.high)):
-        _check_shape(name, array, envelope.output_shape)
+        fits = _fits_ids(tensor, part) if isinstance(part, Ids) else _fits_numbers(tensor, part)
+        if not fits:
+            raise BundleError(f"is damaged: its numbers do not fit the input {tensor}")
+    if not all(_fits(each, envelope.output_shape) for each in (envelope.low, envelope.high)):
+        raise BundleError("is damaged: its range of outputs does not fit their shape")
     return envelope
 
 
@@ -500,32 +499,29 @@ def _upgraded(content: bytes, inputs: Sequence[Tensor]) -> bytes:
     return msgspec.msgpack.encode(file | today)
 
 
-def _check_numbers(tensor: Tensor, part: Numbers) -> None:
+def _fits_numbers(tensor: Tensor, part: Numbers) -> bool:
     shape = () if tensor.fixed is None else tensor.fixed.shape
-    for name, array in (("center", part.center), ("spread", part.spread)):
-        _check_shape(name, array, shape)
     found = part.components.shape
-    _check_shape("components", part.components, found)
-    if len(found) != 2 or (found[0] if tensor.axes else found[1] != prod(shape)):
-        raise BundleError(f"has components {list(found)} for inputs of shape {list(tensor.shape)}")
-    if not (part.spread > 0).all():
-        raise BundleError("has a spread that is not positive")
+    return (
+        len(found) == 2
+        and (found[0] == 0 if tensor.axes else found[1] == prod(shape))
+        and _fits(part.components, found)
+        and _fits(part.center, shape)
+        and _fits(part.spread, shape)
+        and bool((part.spread > 0).all())
+    )
 
 
-def _check_ids(tensor: Tensor, ids: Ids) -> None:
+def _fits_ids(tensor: Tensor, ids: Ids) -> bool:
     columns = len(ids.low)
     fixed = None if tensor.fixed is None else prod(tensor.fixed.shape)
-    if tensor.dtype.kind == "f" or len(ids.high) != columns or columns not in (1, fixed):
-        raise BundleError(f"has ranges for {columns} columns of {tensor}")
-    if any(low > high for low, high in zip(ids.low, ids.high, strict=True)):
-        raise BundleError(f"has a range that is empty for {tensor}")
+    ascending = len(ids.high) == columns and all(map(operator.le, ids.low, ids.high))
+    return ascending and tensor.dtype.kind != "f" and columns in (1, fixed)
 
 
-def _check_shape(name: str, array: Floats, shape: tuple[int, ...]) -> None:
-    """Raise BundleError unless `array` is finite float32 that can be broadcast to `shape`."""
-    if array.dtype != np.float32 or not np.isfinite(array).all():
-        raise BundleError(f"has {name} with values that are not finite float32")
+def _fits(array: Floats, shape: tuple[int, ...]) -> bool:
+    """Return whether `array` is finite float32 that can be broadcast to `shape`."""
     with contextlib.suppress(ValueError):
-        if np.broadcast_shapes(array.shape, shape) == shape:
-            return
-    raise BundleError(f"has {name} of shape {list(array.shape)} for {list(shape)}")
+        fits = np.broadcast_shapes(array.shape, shape) == shape
+        return fits and array.dtype == np.float32 and bool(np.isfinite(array).all())
+    return False

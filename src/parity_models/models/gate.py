@@ -25,7 +25,8 @@ StandIn = Literal["reconstruction", "backup"]
 """A stand-in for the deployed model, named as the source of its answers."""
 
 AgreementKind = Literal["classes", "boxes", "values", "directions"]
-"""What agrees, as `tasks.metrics.AgreementKind`."""
+"""The kind of agreement: the same class, boxes that overlap, values that are near, or vectors that
+point in nearly the same direction."""
 
 Confidence = Literal["scores", "probabilities", "none", "head"]
 """The confidence in an output: the log-odds of its largest softmax value, or of its largest

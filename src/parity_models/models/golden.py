@@ -149,8 +149,8 @@ def _rows(spec: TensorSpec, part: Numbers | Ids | None, count: int, seed: int) -
 
 
 class _Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
+    inputs: Named
+    outputs: Named
 
 
 # Made here, and not by the threads that open bundles: see bundle.py.

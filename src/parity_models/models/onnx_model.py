@@ -244,14 +244,6 @@ def declared(session: onnxruntime.InferenceSession) -> tuple[list[Declared], lis
     )
 
 
-def make_signature(inputs: Sequence[Tensor], outputs: Sequence[Tensor], **more: Any) -> Signature:
-    """Return the signature of these tensors. Raises ModelError for an impossible one."""
-    try:
-        return Signature(tuple(inputs), tuple(outputs), **more)
-    except ValueError as error:
-        raise ModelError(f"has a signature that cannot be served: {error}") from error
-
-
 def _declared(role: str, node: Any) -> Declared:
     if node.type == "tensor(string)":
         raise ModelError(
@@ -282,8 +274,11 @@ def fixed_batch(inputs: Sequence[Declared]) -> int:
 def _fixed_signature(session: onnxruntime.InferenceSession) -> Signature:
     """Return the signature of a model without free axes behind the batch axis."""
     inputs, outputs = declared(session)
-    batch = fixed_batch(inputs)
-    return make_signature(list(map(_fixed, inputs)), list(map(_fixed, outputs)), batch=batch)
+    try:
+        taken, given = (tuple(map(_fixed, each)) for each in (inputs, outputs))
+        return Signature(taken, given, batch=fixed_batch(inputs))
+    except ValueError as error:
+        raise ModelError(f"has tensors that cannot be served: {error}") from error
 
 
 def _fixed(tensor: Declared) -> Tensor:
@@ -296,10 +291,7 @@ def _fixed(tensor: Declared) -> Tensor:
             "fixed, bound them in a bundle (parm bundle --axis NAME=SIZE), or give queries that "
             "bound them with --inputs"
         )
-    try:
-        return Tensor(tensor.name, tensor.datatype, row)
-    except ValueError as error:
-        raise ModelError(f"has a tensor that is too large: {error}") from error
+    return Tensor(tensor.name, tensor.datatype, row)
 
 
 def _check_signature(session: onnxruntime.InferenceSession, promised: Signature) -> None:

@@ -24,19 +24,11 @@ from parity_models.models.onnx_model import (
     OnnxModel,
     declared,
     fixed_batch,
-    make_signature,
     open_session,
     read_model,
     why_it_fails,
 )
-from parity_models.models.queries import (
-    axis_for,
-    fit_tensors,
-    read_arrays,
-    rows_in,
-    sizes_in,
-    take,
-)
+from parity_models.models.queries import axis_for, fit_tensors, read_arrays, rows_in, sizes_in, take
 from parity_models.models.signature import Axis, Batch, Layout, Signature, Tensor, pad
 
 OWN = "own"
@@ -133,10 +125,12 @@ def read_servable(
         tensors = _input_tensors(inputs, dict(axes or {}), dict(padding or {}), queries)
         found = _axes(tensors, dict(axes or {}), queries)
         shapes = _output_shapes(session, outputs, tensors, found, batch or 2)
-        signature = make_signature(tensors, shapes, axes=found, batch=batch)
+        signature = Signature(tuple(tensors), tuple(shapes), found, batch)
         _check_rows_apart(OnnxModel(content, signature=signature), queries, str(path))
     except ModelError as error:
         raise ModelError(f"{path}: it {error}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: it has tensors that cannot be served: {error}") from error
     return content, signature
 
 
@@ -194,10 +188,7 @@ def _input_tensors(
         array = arrays.get(each.name, next(iter(arrays.values())) if len(arrays) == 1 else None)
         if len(shape) >= 3 and not free & given.keys() and array is not None:
             shape = array.shape[1:] if array.ndim == 1 + len(shape) and free else shape
-        try:
-            tensors.append(Tensor(each.name, each.datatype, shape, padding.pop(each.name, 0.0)))
-        except ValueError as error:
-            raise ModelError(f"has {each} that cannot be served: {error}") from error
+        tensors.append(Tensor(each.name, each.datatype, shape, padding.pop(each.name, 0.0)))
     if padding:
         raise ModelError(f"has no input {min(padding)!r} to be padded")
     return tensors
@@ -241,10 +232,7 @@ def _output_shapes(
     """Return the outputs, with the sizes of their axes as found by running this many rows."""
 
     def shapes_at(sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-        try:
-            layout = Layout(tuple(each.at(sizes) for each in inputs))
-        except ValueError as error:
-            raise ModelError(f"cannot be served with axes of that size: {error}") from error
+        layout = Layout(tuple(each.at(sizes) for each in inputs))
         drawn = layout.draw(np.random.default_rng(_SEED), rows)
         try:
             return [each.shape for each in session.run([o.name for o in outputs], drawn)]
@@ -278,13 +266,10 @@ def _output_shapes(
                 f"has {output}, of shape {list(one)} for {rows} rows; the first axis of every "
                 "output must be the batch axis"
             )
-    try:
-        return [
-            Tensor(output.name, output.datatype, tuple(shape[1:]))
-            for output, shape in zip(outputs, found, strict=True)
-        ]
-    except ValueError as error:
-        raise ModelError(f"has an output that cannot be served: {error}") from error
+    return [
+        Tensor(output.name, output.datatype, tuple(shape[1:]))
+        for output, shape in zip(outputs, found, strict=True)
+    ]
 
 
 def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> None:
@@ -320,13 +305,8 @@ def with_mean(
     """Give a model one more output: the mean of an output [sequence, width], scaled to length 1.
 
     Tokens count that the input with "mask" in its name marks, or else those that are not padding.
-
-    Returns:
-        The content, the signature, and the name of the new output.
-
-    Raises:
-        ModelError: There is no such output, or no input of the same sequence.
-
+    Returns the content, the signature, and the name of the new output. Raises ModelError if there
+    is no such output, or no input of the same sequence.
     """
     found = [
         each
@@ -343,6 +323,7 @@ def with_mean(
         )
     mask = next((each for each in tokens if "mask" in each.name), tokens[0])
     model, name, float32 = onnx.load_model_from_string(content), f"{found[0].name}.mean", 1
+    sums = {"equation": "nl,nlw->nw"}
     padding = onnx.helper.make_tensor(f"{name}.padding", float32, [], [mask.padding])
     model.graph.initializer.append(padding)
     for operator, taken, given, more in (
@@ -351,12 +332,7 @@ def with_mean(
         ("Not", [f"{name}.padded"], f"{name}.content", {}),
         ("Cast", [f"{name}.content"], f"{name}.counted", {"to": float32}),
         ("Cast", [found[0].name], f"{name}.tokens", {"to": float32}),
-        (
-            "Einsum",
-            [f"{name}.counted", f"{name}.tokens"],
-            f"{name}.sum",
-            {"equation": "nl,nlw->nw"},
-        ),
+        ("Einsum", [f"{name}.counted", f"{name}.tokens"], f"{name}.sum", sums),
         ("LpNormalization", [f"{name}.sum"], name, {"axis": -1, "p": 2}),
     ):
         model.graph.node.append(onnx.helper.make_node(operator, taken, [given], **more))

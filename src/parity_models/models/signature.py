@@ -381,7 +381,7 @@ def pad(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Named:
     kind = signature.kind(signature.bucket(sizes))
     full: Named = {}
     for tensor, spec in zip(signature.inputs, kind.input.tensors, strict=True):
-        kept = _kept(tensor, signature, sizes)
+        kept = _real_part(tensor, signature, sizes)
         array = batch[tensor.name][kept]
         if array.shape[1:] != spec.shape:
             array = np.full((len(array), *spec.shape), tensor.padding, spec.dtype)
@@ -405,10 +405,10 @@ def cut(outputs: Array, signature: Signature, sizes: Sequence[int]) -> Named:
     kind = signature.kind(signature.bucket(sizes))
     tensors = kind.output.split(outputs)
     for tensor in signature.outputs if kind.sizes != tuple(sizes) else ():
-        tensors[tensor.name] = tensors[tensor.name][_kept(tensor, signature, sizes)]
+        tensors[tensor.name] = tensors[tensor.name][_real_part(tensor, signature, sizes)]
     return tensors
 
 
-def _kept(tensor: Tensor, signature: Signature, sizes: Sequence[int]) -> tuple[slice, ...]:
+def _real_part(tensor: Tensor, signature: Signature, sizes: Sequence[int]) -> tuple[slice, ...]:
     named = dict(zip(signature.axes, sizes, strict=True))
     return (slice(None), *(slice(named.get(cast(str, each))) for each in tensor.shape))

@@ -428,6 +428,5 @@ def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration | None, o
         envelope_of(chosen.candidate.data, lesson.teacher),
         queries,
         lesson.data.metric,
-        sizes=commonest(queries.test, lesson.teacher.signature),
         calibrated=True,
     )[0]

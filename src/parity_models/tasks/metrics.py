@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import DataError, UserError
+from parity_models.models.gate import AgreementKind
 from parity_models.models.queries import LABELS, read_arrays
 
 Array = NDArray[Any]
@@ -24,10 +25,6 @@ Labels = NDArray[np.int64] | NDArray[np.float32]
 PredictionKind = Literal["classes", "boxes", "values"]
 """The kind of predictions: a score for each class; a box's left, top, right and bottom edge, as
 shares of the image's width and height; or any numbers."""
-
-AgreementKind = Literal["classes", "boxes", "values", "directions"]
-"""What agrees: the same class, boxes that overlap, values that are near, or vectors that point in
-nearly the same direction."""
 
 OutputKind = Literal["logits", "probabilities", "boxes", "numbers", "embeddings"]
 """The kind of a model's outputs, so that its stand-ins give valid ones: a score for each class,
@@ -284,7 +281,7 @@ class Agreement:
 
 
 def agreement_for(metric: str, predictions: Array) -> Agreement:
-    """Return what agrees under `metric`, where F's predictions are like these (n, ...)."""
+    """Return the agreement under `metric`, where F's predictions are like these (n, ...)."""
     kind, bound = METRICS[metric].kind, METRICS[metric].bound
     if kind == "classes":
         return Agreement(kind, 0.0)
@@ -348,19 +345,10 @@ def load_labels(
 ) -> Array:
     """Return the labels of queries. Nothing is unpickled.
 
-    Args:
-        given: An array, or a file of one, .npy or .npz, or of one called "labels".
-        metric: The metric that judges.
-        rows: The number of queries.
-        output_shape: The shape of a prediction.
-
-    Returns:
-        Classes, int64 (n,), where the metric judges classes, else float32 (n, *output_shape), which
-        may be given as (n,) where predictions are single numbers.
-
-    Raises:
-        DataError: The labels do not fit.
-
+    They are given as an array, or a file of one, .npy or .npz, or of one called "labels". Returns
+    classes, int64 (n,), where the metric judges classes, else float32 (n, *output_shape), which may
+    be given as (n,) where predictions are single numbers. Raises DataError for labels that do not
+    fit so many rows.
     """
     if isinstance(given, str | Path):
         path, arrays = str(given), read_arrays(Path(given), labels=True)
@@ -370,12 +358,21 @@ def load_labels(
         labels = arrays[LABELS] if LABELS in arrays else next(iter(arrays.values()))
     else:
         path, labels = "the array of labels", np.asarray(given)
+    labels = np.atleast_1d(labels)
+    if len(labels) != rows:
+        raise DataError(f"{path} holds {len(labels)} labels for {rows} inputs; give one for each")
     if METRICS[metric].kind != "classes":
         with np.errstate(over="ignore"):  # infinities are refused afterwards
             labels = labels.astype(np.float32)  # integers, too: not scaled as pixels are
         if labels.ndim == 1 and prod(output_shape) == 1:
             labels = labels.reshape(-1, *output_shape)
-        check_floats(labels, output_shape, f"labels in {path}")
+        if labels.shape[1:] != output_shape:
+            needed = ", ".join(map(str, ("n", *output_shape)))
+            raise DataError(
+                f"{path} has labels of shape {labels.shape}; {metric} takes numbers of ({needed})"
+            )
+        if not np.isfinite(labels).all():
+            raise DataError(f"{path} holds NaN or infinite values; leave such rows out")
         check_boxes(metric, labels, f"labels in {path}")
     elif labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
@@ -389,19 +386,4 @@ def load_labels(
         )
     else:
         labels = labels.astype(np.int64)
-    if len(labels) != rows:
-        raise DataError(f"{path} holds {len(labels)} labels for {rows} inputs; give one for each")
     return labels
-
-
-def check_floats(array: Array, shape: tuple[int, ...], what: str) -> None:
-    """Raise DataError unless `array` is finite float32 (n, *shape)."""
-    if array.shape[1:] != shape or array.ndim == 0 or array.dtype != np.float32:
-        raise DataError(
-            f"the {what} are {array.dtype} of shape {array.shape}; the model takes float32 of "
-            f"shape ({', '.join(map(str, ('n', *shape)))})"
-        )
-    if not len(array):
-        raise DataError(f"there are 0 {what}, too few")
-    if not np.isfinite(array).all():
-        raise DataError(f"the {what} hold NaN or infinite values; leave such rows out")

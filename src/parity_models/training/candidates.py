@@ -44,22 +44,6 @@ from parity_models.training.problems import Distillation, one_slot
 from parity_models.training.teacher import Queries, Teacher
 
 
-class Proposal(msgspec.Struct, frozen=True):
-    """A stand-in to train: a network for single queries, or the parity models of a code.
-
-    `share` is the time that one run takes, as a share of F's: estimated, until it is measured.
-    """
-
-    network: str
-    code: CodeSpec | None = None
-    share: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """The name of a backup in reports."""
-        return f"backup {self.network}"
-
-
 @dataclass(frozen=True)
 class Exported:
     """Stand-ins as they go into a bundle, by the names that `write_bundle` has for them: the parity
@@ -125,64 +109,62 @@ class Lesson:
 
 
 class Candidate:
-    """A stand-in in training, and how good it is: 0 until it is `trained`.
+    """A stand-in in training: a backup, or the parity models of a code; and how good it is, 0 until
+    it is `trained`.
 
-    A code's networks start from F's weights where layers are alike. `score` is the metric's,
-    `covered` the estimated share of queries that it may answer, and `judging` the seconds that
-    judging it takes. Raises CodeError and TrainingError for a code and a network that cannot be.
+    A code's networks start from F's weights where layers are alike. A run takes the `share` of F's
+    time. `score` is the metric's, `covered` the estimated share of queries that it may answer, and
+    `judging` the seconds that judging it takes. Raises CodeError and TrainingError for a code and a
+    network that cannot be.
     """
 
     def __init__(
         self,
-        proposal: Proposal,
+        network: str | Factory,
         lesson: Lesson,
-        factory: Factory | None = None,
+        code: CodeSpec | None = None,
+        *,
+        share: float = 1.0,
         plan: ParityPlan = parity_network,
     ) -> None:
-        self.proposal = proposal
+        self.share = share
         self.score = self.covered = self.seconds = 0.0
-        self.judging = proposal.share * lesson.judging
+        self.judging = share * lesson.judging
         self.epochs = 0
         self.trained = False
         self.lesson = lesson
         teacher, data = lesson.teacher, lesson.data
         self._foreign = teacher.foreign
-        self._code = code = None if proposal.code is None else code_for(proposal.code, teacher)
-        network = factory or proposal.network
+        self._code = coder = None if code is None else code_for(code, teacher)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(lesson.seed)
-            if code is None or code.by_slot:
+            if coder is None or coder.by_slot:
                 chosen = single_network(network, lesson.queried, teacher.output.shape)
                 module = chosen.make()
             else:
-                chosen = plan(network, code)
-                module, started = build_models(chosen, code.r, lesson.model)
+                chosen = plan(network, coder)
+                module, started = build_models(chosen, coder.r, lesson.model)
                 self._foreign = self._foreign and chosen.recipe.from_deployed and not started
             module = place(module, data.inputs.device)
-        self.recipe = chosen.recipe
+        self.network, self.recipe = chosen.name, chosen.recipe
         if not chosen.recipe.mirror:
             data = replace(data, predictions=data.predictions[:1])
         self._probabilities = False
         """True if decoders compute with probabilities; results are made probabilities again."""
-        if code is not None and not code.decoder.reads_off:
+        if coder is not None and not coder.decoder.reads_off:
             # It computes with predictions, so they are learned as F gives them.
             kind = data.output_kind
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
-        grouped = None if code is None or code.by_slot else code
+        grouped = None if coder is None or coder.by_slot else coder
         self._problem = Distillation(module, grouped, data, chosen.recipe, foreign=self._foreign)
         self.data = data
 
     @property
     def name(self) -> str:
-        """The name in reports."""
-        return self.proposal.name
-
-    @property
-    def share(self) -> float:
-        """The time of a run as a share of F's."""
-        return self.proposal.share
+        """The name of a backup in reports."""
+        return f"backup {self.network}"
 
     @property
     def saving(self) -> float:
@@ -192,11 +174,10 @@ class Candidate:
     @property
     def options(self) -> RunOptions:
         """All that determines the networks besides data, chance and time."""
-        code = self.proposal.code
         return {
             "deployed": self.lesson.teacher.sha256,
-            "network": self.proposal.network,
-            **({} if code is None else {"code": str(code)}),
+            "network": self.network,
+            **({} if self._code is None else {"code": str(self._code.spec)}),
             "metric": self.data.metric,
             "output_kind": self.data.output_kind,
             **({PROBABILITIES: True} if self._probabilities else {}),
@@ -275,7 +256,7 @@ class Candidate:
             models = [EachSlot(models[0], self._code.k)]
         parity = [self._model(each, self._code, slotwise=one is not None) for each in models]
         slot = None if one is None else self._model(one, slot=True)
-        return Exported(self.proposal.code, parity, slot, training)
+        return Exported(self._code.spec, parity, slot, training)
 
     def _choose_head(self) -> Head | None:
         """Return the head for a backup, if one is worth having, by the queries held out."""
@@ -302,7 +283,7 @@ class Candidate:
     ) -> NewModel:
         """Export a module for single queries, or the parity queries of a code, as it is served:
         with valid answers, in the data type of F's output."""
-        teacher, network = self.lesson.teacher, self.proposal.network
+        teacher, network = self.lesson.teacher, self.network
         signature, output = teacher.stand_in(code), teacher.output
         module = served(module)
         kind = self.data.output_kind

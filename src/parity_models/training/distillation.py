@@ -156,10 +156,7 @@ class DistillationData:
 
 
 def distill(
-    model: nn.Module,
-    teacher: Teacher,
-    queries: Queries,
-    device: torch.device,
+    model: nn.Module, teacher: Teacher, queries: Queries, device: torch.device
 ) -> DistillationData:
     """Run F, here `model`, once over each way that a query can come, instead of once per epoch.
 

@@ -96,7 +96,7 @@ def fit(
     began: float | None = None,
     known: float | None = None,
 ) -> Fitted:
-    """Train the problem's module until the budget is spent and leave it at its best epoch.
+    """Train the problem's module until the budget is spent, and leave it at its best epoch.
 
     An epoch's randomness depends on `seed` and its number alone, so that a resumed run does what an
     uninterrupted one would have done. Ctrl-C ends training early.
@@ -110,16 +110,11 @@ def fit(
         options: All that determines the run's result besides chance.
         resume: Continue from the checkpoint.
         on_progress: Called several times a second.
-        began: The time (of time.monotonic) from which it counts, so that preparations are within
-            the budget; by default now.
+        began: The time (of time.monotonic) from which it counts; by default now.
         known: The score of a module that was trained before: training does not make it worse.
 
-    Returns:
-        The outcome of the run.
-
-    Raises:
-        TrainingError: If the first epoch diverges, if the checkpoint cannot be written, and if
-            there is none to resume from, or its run had other options.
+    Raises TrainingError if the first epoch diverges, if the checkpoint cannot be written, and if
+    there is none to resume from, or its run had other options.
     """
     began = time.monotonic() if began is None else began
     run = _Run(problem, recipe, budget, seed, checkpoint, options, on_progress, began)

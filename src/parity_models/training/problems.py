@@ -199,8 +199,8 @@ FARTHEST = 10.0
 """The most deviations that a value may be from its mean. Rare features go farther: their deviation
 is then taken to be larger."""
 
-MOST = 2**26
-"""Values that a scale is taken from, at most."""
+MAX_VALUES = 2**26
+"""The most values that a scale is taken from."""
 
 
 def scaled(
@@ -290,7 +290,7 @@ def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Ten
     Where values never vary, deviation and reach are 1.
     """
     axes = (0, *(axis + 1 for axis in alike))
-    stride = ceil(values.numel() / MOST)
+    stride = ceil(values.numel() / MAX_VALUES)
     some = values.detach()[::stride].cpu().double()
     mean = some.mean(dim=axes, keepdim=True)
     reach = (some - mean).abs().amax(dim=axes, keepdim=True)

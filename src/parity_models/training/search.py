@@ -6,7 +6,7 @@ continue from where they were, with a new cycle of the learning rate.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,7 @@ from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
 from parity_models.progress import Callbacks, OnProgress, Progress
-from parity_models.training.candidates import Candidate, Lesson, Proposal, code_for
+from parity_models.training.candidates import Candidate, Lesson, code_for
 from parity_models.training.fit import Budget
 from parity_models.training.networks import parity_network, single_network
 from parity_models.training.teacher import Teacher
@@ -32,18 +32,18 @@ SLACK = 1.02
 """The factor by which measurements of equally fast models differ."""
 
 
-def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> list[Proposal]:
-    """Propose backups for a deployed model, the most promising first: the most capable of the
-    networks that are not slower than the model, the fastest, and those between.
+def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float]:
+    """Propose networks of backups for a deployed model, the most promising first: the most capable
+    of those that are not slower than the model, the fastest, and those between.
 
-    Networks are measured for queries of these `sizes`; there is the fastest, at least. Raises
+    Returns the time of each for queries of these `sizes`, as a share of F's. There is the fastest,
+    at least. Raises
     TrainingError where no network can take the queries.
     """
     shares = measure_networks(teacher, queried, sizes)
-    backups = [Proposal(name, share=share) for name, share in shares.items()]
-    fast = [each for each in backups if each.share <= SLACK][::-1]
-    fast = fast or [min(backups, key=lambda each: each.share)]
-    return [fast[0], *fast[1:][-1:], *fast[1:-1]]
+    fast = [name for name, share in shares.items() if share <= SLACK][::-1]
+    fast = fast or [min(shares, key=lambda name: shares[name])]
+    return {name: shares[name] for name in [fast[0], *fast[1:][-1:], *fast[1:-1]]}
 
 
 def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: Sizes) -> str:
@@ -64,10 +64,7 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
 
 
 def measure_networks(
-    teacher: Teacher,
-    queried: Queried,
-    sizes: Sizes,
-    code: Code | None = None,
+    teacher: Teacher, queried: Queried, sizes: Sizes, code: Code | None = None
 ) -> dict[str, float]:
     """Return the times of networks for single queries, or parity queries of a code, as shares of
     the deployed model's.
@@ -180,9 +177,9 @@ class Found:
 
 
 def search(
-    lesson: Lesson, proposals: Sequence[Proposal], seconds: float, callbacks: Callbacks
+    lesson: Lesson, proposals: Mapping[str, float], seconds: float, callbacks: Callbacks
 ) -> Found:
-    """Train the proposed stand-ins for so many seconds, and each at least once.
+    """Train backups of the proposed networks for so many seconds, and each at least once.
 
     Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
     before the first was.
@@ -199,7 +196,7 @@ class _Search:
         self._dropped: dict[str, str] = {}
         self._began, self._seconds = time.monotonic(), seconds
 
-    def run(self, proposals: Sequence[Proposal]) -> Found:
+    def run(self, proposals: Mapping[str, float]) -> Found:
         left, interrupted, end = self._entrants(proposals), False, self._began
         try:
             for rung, share in enumerate(RUNGS):
@@ -218,16 +215,16 @@ class _Search:
                 raise
         return Found(self._keep(left, len(RUNGS) - 1), self._dropped, interrupted)
 
-    def _entrants(self, proposals: Sequence[Proposal]) -> list[Candidate]:
+    def _entrants(self, proposals: Mapping[str, float]) -> list[Candidate]:
         """Return those that there is time for in the first rung, two at least."""
         entrants: list[Candidate] = []
         left = RUNGS[0] * self._seconds
-        for proposal in proposals:
-            left -= max(LEAST_SECONDS, JUDGED * proposal.share * self._lesson.judging)
+        for network, share in proposals.items():
+            left -= max(LEAST_SECONDS, JUDGED * share * self._lesson.judging)
             if left >= 0 or len(entrants) < 2:
-                entrants.append(Candidate(proposal, self._lesson))
+                entrants.append(Candidate(network, self._lesson, share=share))
             else:
-                self._dropped[proposal.name] = "not tried: there are not enough --minutes"
+                self._dropped[f"backup {network}"] = "not tried: there are not enough --minutes"
         return entrants
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:

@@ -280,8 +280,7 @@ class TrainingOptions(TeachingOptions):
         ),
     ] = None
     seconds: Annotated[
-        float | None,
-        Option("Maximum training time.", unit=SECONDS, typed="s", above=0),
+        float | None, Option("Maximum training time.", unit=SECONDS, typed="s", above=0)
     ] = None
     resume: Annotated[bool, Option("Continue a run that was cut off.")] = False
 

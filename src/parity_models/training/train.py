@@ -24,20 +24,15 @@ from parity_models.evaluation.judging import (
     judge,
 )
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import (
-    Bundle,
-    check_replaceable,
-    write_bundle,
-)
+from parity_models.models.bundle import Bundle, check_replaceable, write_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.gate import StandIn
 from parity_models.models.inference_time import measure_models
 from parity_models.models.queries import commonest
-from parity_models.models.signature import Sizes
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
-from parity_models.training.candidates import Candidate, Exported, Lesson, Proposal
+from parity_models.training.candidates import Candidate, Exported, Lesson
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Budget, Fitted
@@ -198,21 +193,17 @@ def train(
     bundle, device = teacher.bundle, choose_device(options.device)
     check_place(out)
     queried = teacher.describe(queries.train)
-    sizes = commonest(queries.train, teacher.signature)
     if network is None:
         assert code is not None
+        sizes = commonest(queries.train, teacher.signature)
         network = propose_network(teacher, code, queried, sizes)
         callbacks.say(f"parity network: {network}")
     began = time.monotonic()
-    name = find_network(network)[0]
+    find_network(network)  # a wrong name is refused before the model predicts
     model = place(teacher.network(callbacks.on_progress), device)
     data = distill(model, teacher, queries, device)
-    candidate = Candidate(
-        Proposal(name, code),
-        Lesson(teacher, model, queries, data, queried, options.seed),
-        None if isinstance(network, str) else network,
-        plan,
-    )
+    lesson = Lesson(teacher, model, queries, data, queried, options.seed)
+    candidate = Candidate(network, lesson, code, plan=plan)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(
@@ -241,7 +232,6 @@ def train(
         envelope,
         queries,
         candidate.data.metric,
-        sizes=sizes,
         progress=callbacks.on_progress,
     )
     if not fitted.interrupted:
@@ -267,18 +257,18 @@ def write_stand_ins(
     queries: Queries,
     metric: str,
     *,
-    sizes: Sizes,
     calibrated: bool = False,
     progress: OnProgress | None = None,
 ) -> tuple[Bundle, Evaluation | None]:
     """Write a bundle of a deployed model and stand-ins, parity models or a backup or both, with
     gates and accuracy; return it, and how it fares.
 
-    Models are timed for queries of these `sizes`. Gates are made by the queries for calibration,
-    unless the stand-ins are `calibrated`; accuracy is measured on those for tests, if there are
-    any.
+    Models are timed for queries of the commonest sizes. Gates are made by the queries for
+    calibration, unless the stand-ins are `calibrated`; accuracy is measured on those for tests, if
+    there are any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
+    sizes = commonest(queries.train, manifest.deployed.signature)
     gates = stand_ins.calibration
     contents: dict[str, Any] = vars(stand_ins) | {
         "deployed": model,
