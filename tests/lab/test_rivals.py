@@ -74,7 +74,7 @@ def test_the_figure_says_who_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(racing, "SCENES", {"transfers, conv-arrivals": Setting()})
     monkeypatch.setattr(racing, "LOADS", (0.5,))
     monkeypatch.setattr(racing, "FRONTIER", (0.5,))
-    monkeypatch.setattr(racing, "simulated", lambda run, runs: ((each, run(each)) for each in runs))
+    monkeypatch.setattr(racing, "simulated", lambda run, runs: ((one, run(one)) for one in runs))
     rows, best = racing.compare({"transfers, conv-arrivals": times.tolist()}, 1, 300)
     assert {row["policy"] for row in rows} == {*racing.POLICIES, "slackfit, no gate"}
     assert all(row["differ"] == 0 for row in rows if row["policy"] in racing.EXACT)

@@ -82,10 +82,8 @@ class BackupCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class DeployedCell(Cell, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A task and a network, and all that is compared for them.
-
-    With the `recipe` "published" the deployed model, too, is trained as in the paper.
-    """
+    """A task and a network, and all that is compared for them. With the `recipe` "published" the
+    deployed model, too, is trained as in the paper."""
 
     task: str
     network: str
@@ -147,11 +145,8 @@ def accuracy(
 
 
 class _Model:
-    """A deployed model with its data, to be measured.
-
-    Raises UserError, before anything is trained, for tasks, networks and codes that do not exist or
-    fit, and where there are no data.
-    """
+    """A deployed model with its data, to be measured. Raises UserError, before anything is trained,
+    for tasks, networks and codes that do not exist or fit, and where there are no data."""
 
     def __init__(self, cell: DeployedCell, work: Path, seed: int) -> None:
         self.cell = cell
@@ -334,10 +329,8 @@ class BerrutCode:
 
 
 def _interpolate(nodes: Array, values: Array, points: Array) -> Array:
-    """Return the interpolant through `values` (nodes, ...) at `points`, (points, ...).
-
-    Signs alternate over the nodes, which keeps it free of poles.
-    """
+    """Return the interpolant through `values` (nodes, ...) at `points`, (points, ...). Signs
+    alternate over the nodes, which keeps it free of poles."""
     signs = (-1.0) ** np.arange(len(nodes))
     found = BarycentricInterpolator(nodes, values, wi=signs)(points)
     return np.asarray(found, values.dtype)

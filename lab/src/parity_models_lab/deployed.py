@@ -92,11 +92,9 @@ def train_deployed(
     as_in_paper: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Trained:
-    """Train the network called `network` for a task, and write it to `out` as a bundle.
-
-    If `as_in_paper`, it learns with the paper's optimiser and sees nothing mirrored. Raises
-    TrainingError for settings that cannot work, and BundleError if `out` cannot hold a bundle.
-    """
+    """Train the network called `network` for a task, and write it to `out` as a bundle. If
+    `as_in_paper`, it learns with the paper's optimiser and sees nothing mirrored. Raises
+    TrainingError for settings that cannot work, and BundleError if `out` cannot hold a bundle."""
     began, options, out = time.monotonic(), options or TrainingOptions(), Path(out).resolve()
     check_place(out)
     device = choose_device(options.device)
@@ -164,9 +162,9 @@ class _Labelled:
         self._metric = task.metric
         self._mirrored = mirrored
         self._device = next(module.parameters()).device
-        self._inputs = torch.from_numpy(dataset.train.inputs).to(self._device)
-        self._labels = torch.from_numpy(dataset.train.labels).to(self._device)
-        self._held_out = torch.from_numpy(dataset.validation.inputs).to(self._device)
+        arrays = dataset.train.inputs, dataset.train.labels, dataset.validation.inputs
+        tensors = (torch.from_numpy(each).to(self._device) for each in arrays)
+        self._inputs, self._labels, self._held_out = tensors
         self._held_out_labels = dataset.validation.labels
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:

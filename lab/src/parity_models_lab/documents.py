@@ -15,16 +15,13 @@ T = TypeVar("T")
 
 def names_in(folder: Traversable) -> list[str]:
     """Return the names of the TOML files in a folder of the package."""
-    files = sorted(file.name for file in folder.iterdir())
-    return [name.removesuffix(".toml") for name in files if name.endswith(".toml")]
+    names = (file.name for file in folder.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def load_toml(name: str, folder: Traversable, kind: type[T], notes: str) -> T:
-    """Read the struct that a file describes, one of the package's `folder` by name or any.
-
-    `notes` is the page that explains such files. Raises UserError where there is no such file, or
-    it does not describe one.
-    """
+    """Read the struct that a file describes, one of the package's `folder` by name or any; `notes`
+    is the page about such files. Raises UserError for a missing file, and for a wrong one."""
     known, what = names_in(folder), kind.__name__.lower()
     file = folder / f"{name}.toml" if name in known else Path(name)
     try:

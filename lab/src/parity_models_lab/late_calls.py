@@ -41,7 +41,7 @@ from parity_models_lab import slow_model
 from parity_models_lab.plots import COLOURS, save, style, tail_axes
 from parity_models_lab.results import INVALID, Out, ResultCache, Seed, code_digest, report
 from parity_models_lab.served import triton
-from parity_models_lab.slow_model import CONFIGURATION, RESTART, SECONDS, Slowness, mean_seconds
+from parity_models_lab.slow_model import RESTART, SECONDS, Slowness, mean_seconds
 
 SERVERS = 4
 KINDS = ("plain", "Triton")
@@ -58,9 +58,6 @@ WARM_UP = 100
 """Calls that do not count, as they are made before anything is learned."""
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-
-Get = Callable[[], Awaitable[str]]
-"""Makes a call; returns the source of its answer."""
 
 
 def _question(value: float) -> dict[str, Any]:
@@ -94,9 +91,7 @@ def late(
 
 def compare(calls: int, seed: int, kept: ResultCache) -> Iterator[Run]:
     """Yield a run for each kind of servers and of slowness, load and library, with times in ms.
-
-    Runs that this code has `kept` are not made again.
-    """
+    Runs that this code has `kept` are not made again."""
     for servers, slowness in product(KINDS, SLOWNESS):
         with ExitStack() as stack:
             ports: list[int] = []
@@ -172,7 +167,7 @@ async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int)
     ours = calls - sources["model"] - sources["copy"]
     row |= dict(zip(QUANTILES, found, strict=True))
     row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
-    row["client CPU, us a call"] = round(1e6 * used / calls)
+    row |= {"client CPU, us a call": round(1e6 * used / calls)}
     if np.quantile(delays, 0.99) > 0.005:
         row[INVALID] = "the calls were made late"
     return Run(row, latencies)
@@ -215,7 +210,10 @@ class _EmulatedBackup(GatedBackup):
 CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late, a backup")
 
 
-async def _contestant(name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTPTransport) -> Get:
+async def _contestant(
+    name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTPTransport
+) -> Callable[[], Awaitable[str]]:
+    """Return a function that makes a call and returns the source of its answer."""
     hedged = {"hedge-python": HedgedHttpxTransport, "httpx-hedged": HedgedTransport}
     transport = hedged[name](servers) if name in hedged else servers
     client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
@@ -287,11 +285,12 @@ def _tritons(slowness: str, seed: int) -> Iterator[list[int]]:
     """Run the Tritons. Gives their ports."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="parm-lab-")))
+        configuration = Path(slow_model.__file__).with_suffix(".pbtxt").read_text()
         ports = []
         for number in range(SERVERS):
             model = folder / str(number) / "model"
             (model / "1").mkdir(parents=True)
-            text = CONFIGURATION.format(kind=slowness, seed=seed, number=number)
+            text = configuration.format(kind=slowness, seed=seed, number=number)
             (model / "config.pbtxt").write_text(text)
             shutil.copy(slow_model.__file__, model / "1" / "model.py")
             ports.append(stack.enter_context(triton(model.parent))[0])

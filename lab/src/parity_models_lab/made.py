@@ -8,8 +8,10 @@ import os
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,10 +26,9 @@ IMAGES, TEST = 10_000, 5
 """Images, of which one in TEST is for tests."""
 
 
-Pairs = list[tuple[NDArray[np.uint8], NDArray[np.float32]]]
-
-
-def boxes(training: NDArray[np.float32], testing: NDArray[np.float32]) -> Pairs:
+def boxes(
+    training: NDArray[np.float32], testing: NDArray[np.float32]
+) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
     """Return images (n, 3, 64, 64) and the box (n, 4) of a garment in each, to learn and to test.
 
     Each image holds one whole garment, tinted and of some size, over shapes and scraps of other
@@ -130,23 +131,8 @@ def _mel_filters() -> NDArray[np.float32]:
 
 PROGRAM = "espeak-ng"
 
-WORDS = (
-    *("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"),
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    *("bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow"),
-)
-"""The thirty words of the dataset's first version."""
-
-ACCENTS = (
-    *("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
-    "en-029",
-)
-VOICES = (
-    *(f"m{i}" for i in range(1, 9)),
-    *(f"f{i}" for i in range(1, 6)),
-    *("Alex", "Andy", "Annie", "belinda", "benjamin", "david", "ed", "Gene", "linda", "max"),
-    *("Michael", "Mike", "paul", "quincy", "rob", "robert", "steph", "zac", "grandma", "grandpa"),
-)
+TABLES = msgspec.toml.decode((resources.files("parity_models_lab") / "speech.toml").read_bytes())
+WORDS, ACCENTS, VOICES = (TABLES[name] for name in ("words", "accents", "voices"))
 SPEAKERS, TAKES = 150, 2
 """Speakers, and how often each says a word."""
 
@@ -154,9 +140,8 @@ SPEAKERS, TAKES = 150, 2
 def speech(speakers: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return words of these speakers by espeak-ng, as small spectrograms, and the words' numbers.
 
-    A speaker is an accent, a voice, a pitch and a pace; every take of a word varies pace and pitch
-    a little, begins at another moment and has noise of its own. The same espeak-ng makes the same
-    data.
+    A speaker is an accent, a voice, a pitch and a pace; every take of a word varies pace and pitch,
+    begins at another moment and has noise of its own. The same espeak-ng makes the same data.
     """
     every = [
         (s, word, take) for s in speakers for word in range(len(WORDS)) for take in range(TAKES)

@@ -29,13 +29,12 @@ from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.inference_time import measure_models
 from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.client import model_path
 from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.protocol import write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.results import Out, Row, report
-from parity_models_lab.served import free_ports, processes, served, triton
+from parity_models_lab.served import free_ports, post, processes, served, triton
 
 ROUNDS, SECONDS = 13, 0.7
 """Rounds of each case, and the length of one of each server."""
@@ -174,15 +173,9 @@ def _requests(bundle: Bundle) -> Mapping[str, bytes]:
     name, tensor = bundle.manifest.name, bundle.manifest.deployed.signature.input
     row = np.random.default_rng(0).random((1, *tensor.shape)).astype(tensor.dtype)
     body, head = write_request({tensor.name: row})
-    headers = {"Host": "localhost", **head, "Content-Length": str(len(body))}
-    lines = [f"POST {model_path(name)}/infer HTTP/1.1"]
-    lines += [f"{header}: {value}" for header, value in headers.items()]
     message = pb.ModelInferRequest(model_name=name, raw_input_contents=[row.tobytes()])
     message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=row.shape)
-    return {
-        "REST": "\r\n".join([*lines, "", ""]).encode() + body,
-        "gRPC": message.SerializeToString(),
-    }
+    return {"REST": post(name, body, head), "gRPC": message.SerializeToString()}
 
 
 async def _ask(target: Target, case: Case, request: bytes) -> list[float]:

@@ -30,8 +30,7 @@ class LeNet5(Scalable):
     """Two convolutions and three full layers (LeCun et al., 1998), with ReLU and max pooling.
 
     Takes images (n, channels, height, width) of at least 12x12, gives (n, *output_shape). For
-    28x28 its layers have the sizes of the original, times `width`: the first convolution pads to
-    32x32.
+    28x28, padded to 32x32, its layers have the sizes of the original, times `width`.
     """
 
     name = "lenet5"

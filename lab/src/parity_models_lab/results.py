@@ -23,6 +23,7 @@ from parity_models.options import Option
 from parity_models.progress import Progress, progress_bars
 from parity_models.writable import why_not_writable
 
+Key = TypeVar("Key")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Row = Mapping[str, object]
@@ -39,14 +40,10 @@ MAX_WIDTH = 1000
 INVALID = "invalid"
 """The column that says why a row says nothing; such rows are printed in red."""
 
-LIBRARIES = ("parity-models", "numpy", "onnxruntime")
-
 
 class ResultCache:
-    """A folder of results, one JSON file each, named by what determines it.
-
-    A damaged file counts as missing.
-    """
+    """A folder of results, one JSON file each, named by what determines it. A damaged file counts
+    as missing."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -79,14 +76,14 @@ def code_digest() -> str:
 
 
 def simulated(
-    function: Callable[[Job], Result], jobs: Sequence[Job]
-) -> Iterator[tuple[Job, Result]]:
-    """Yield each job with its result as it is done, on all cores, while a bar shows how many are.
+    function: Callable[[Job], Result], jobs: Mapping[Key, Job]
+) -> Iterator[tuple[Key, Result]]:
+    """Yield each job's key and result as it is done, on all cores, while a bar shows how many are.
 
     Those that have not begun are not awaited when the caller stops, by Ctrl-C, say.
     """
     with progress_bars() as bars, ProcessPoolExecutor() as pool:
-        futures = {pool.submit(function, job): job for job in jobs}
+        futures = {pool.submit(function, job): key for key, job in jobs.items()}
         try:
             for done, future in enumerate(as_completed(futures)):
                 bars.on_progress(Progress("simulated", done, len(jobs)))
@@ -127,7 +124,7 @@ def report(title: str, rows: Sequence[Row], file: Path | None, **about: object) 
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        + ", ".join(f"{n} {version(n)}" for n in ("parity-models", "numpy", "onnxruntime")),
         **about,
     }
     fields = [f"  {_json(name)}: {_json(value)}" for name, value in head.items()]

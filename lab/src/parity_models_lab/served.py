@@ -8,7 +8,7 @@ import selectors
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import uvloop
 from parity_models.errors import LoadError, ServingError, UserError
 from parity_models.load.process import Child, child, commands, exit_code, tell
 from parity_models.models.bundle import open_bundle
+from parity_models.serving.client import model_path
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.server import ServeOptions, Server
 
@@ -37,12 +38,8 @@ async def served(
 ) -> AsyncIterator[Child]:
     """Serve `bundle` while the context lasts, by a command that begins with `prefix`.
 
-    The child's message is the server's URL; it obeys BEGIN_FAULTS, and answers `seconds`.
-
-    Raises:
-        UserError: The options do not fit the bundle.
-        ServingError: The server does not start.
-
+    The child's message is the server's URL; it obeys BEGIN_FAULTS, and answers `seconds`. Raises
+    UserError for options that do not fit the bundle, and ServingError if it does not start.
     """
     given = msgspec.json.encode(options).decode()
     async with child((*prefix, sys.executable, "-m", __name__, str(bundle), given)) as server:
@@ -64,6 +61,14 @@ def processes(pid: int) -> list[psutil.Process]:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     return []
+
+
+def post(model: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+    """Return a whole HTTP request for predictions of a model."""
+    lines = [f"POST {model_path(model)}/infer HTTP/1.1", "Host: server"]
+    headers = {**(headers or {}), "Content-Length": str(len(body))}
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 # Triton

@@ -47,18 +47,6 @@ def mean_seconds(kind: str) -> float:
     return SECONDS * (1 + SPELL / (SPELL + BETWEEN) * (SPELL_SLOWER - 1))
 
 
-CONFIGURATION = """
-name: "model"
-backend: "python"
-max_batch_size: 8
-input [{{ name: "input", data_type: TYPE_FP32, dims: [4] }}]
-output [{{ name: "output", data_type: TYPE_FP32, dims: [3] }}]
-instance_group [{{ count: 1, kind: KIND_CPU }}]
-parameters {{ key: "slowness", value: {{ string_value: "{kind} {seed} {number}" }} }}
-"""
-"""Triton's config.pbtxt of it."""
-
-
 class TritonPythonModel:
     """One slot, behind Triton's queue."""
 

@@ -54,10 +54,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A task's data: to fit on, to choose the best epoch by, and to report accuracy on.
-
-    Labels number that many `classes`; without classes they are of a prediction's shape.
-    """
+    """A task's data: to fit on, to choose the best epoch by, and to report accuracy on. Labels
+    number that many `classes`; without classes they are of a prediction's shape."""
 
     train: Split
     validation: Split
@@ -75,11 +73,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set to learn, and the metric (of `METRICS`) that judges predictions.
-
-    `flips`: training may mirror queries left to right. `load` raises DataError where data are
-    missing or damaged.
-    """
+    """A data set to learn, and the metric (of `METRICS`) that judges predictions. `flips`: training
+    may mirror queries left to right. `load` raises DataError where data are missing or damaged."""
 
     name: str
     metric: str

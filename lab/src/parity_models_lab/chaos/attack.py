@@ -99,9 +99,7 @@ class _Victims:
 
     def agreement(self, rows: Array, beside: Array, *, envelope: bool = True) -> float:
         """Reconstruct `rows` next to others, both (n, *shape). Return the agreement with the model.
-
-        Where the envelope keeps the other query out, the next victim takes its place.
-        """
+        Where the envelope keeps the other query out, the next victim takes its place."""
         counts = np.ones(len(rows), np.bool_)
         if envelope:
             held = self.unlike(beside).reshape(-1, *[1] * (rows.ndim - 1))

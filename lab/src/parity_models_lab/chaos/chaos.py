@@ -29,7 +29,6 @@ from parity_models_lab.chaos.server import (
     INSTANCES,
     RESULTS,
     Engine,
-    EngineName,
     TestedServer,
     metric,
 )
@@ -72,14 +71,14 @@ LIES_LAST = 2.0
 """Seconds in which an instance that has stopped lying may still answer."""
 _HOLD_UP = 'while kill -STOP "$0"; do sleep "$1"; kill -CONT "$0"; sleep "$2"; done'
 
-Course = Sequence[tuple[Sequence[str], float]]
-"""Phases: events that begin together, and their seconds."""
+
+Phases = list[tuple[list[str], float]]
 
 
-def draw_course(seed: int, seconds: float, events: Sequence[str]) -> Course:
-    """Draw phases for so long, of one event or of two: each comes before one comes again."""
-    rng, left = Random(f"{seed}/course"), list[str]()
-    phases: list[tuple[Sequence[str], float]] = []
+def draw_course(seed: int, seconds: float, events: Sequence[str]) -> Phases:
+    """Draw phases for so long: one event, or two that begin together, and their seconds. Each event
+    comes before one comes again."""
+    rng, left, phases = Random(f"{seed}/course"), list[str](), Phases()
     while sum(lasting for _, lasting in phases) < seconds:
         left = left or rng.sample(events, len(events))
         names = [left.pop()]
@@ -228,7 +227,7 @@ EVENTS: Mapping[str, Callable[[Injector], AbstractAsyncContextManager[None]]] = 
 
 
 def chaos(
-    engine: EngineName = Engine.LOCAL,
+    engine: Annotated[Engine, Option("What runs the models.")] = Engine.LOCAL,
     minutes: Annotated[
         float, Option("About how long.", unit=MINUTES, typed="min", at_least=0.01)
     ] = 5.0,
@@ -262,7 +261,7 @@ def chaos(
 
 
 async def _run(
-    engine: Engine, course: Course, seconds: float, seed: int, folder: Path
+    engine: Engine, course: Phases, seconds: float, seed: int, folder: Path
 ) -> tuple[list[Row], int]:
     """Run a course of events against a server of its own. Return a row for each event, and one for
     phases of two at once, and the number of queries that were sent."""

@@ -5,6 +5,7 @@ answer to every query is known, whatever its source. Long queries may take a hun
 """
 
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -89,36 +90,16 @@ def liar(model: KnownModel) -> bytes:
     return _linear(model.weights, lies=True)
 
 
-_MODEL = """
-<ir_version: 10, opset_import: ["": 18]>
-linear (float[batch, length] input) => (float[batch, OUTPUTS] output)
-<int64[3] parts = {0, -1, INPUTS}, int64[1] second = {1}, int64[1] inputs = {INPUTS}>
-{
-    parted = Reshape(input, parts)
-    summed = ReduceSum<keepdims = 0>(parted, second)
-    linear = MatMul(summed, weights)
-    shape = Shape(input)
-    length = Gather(shape, second)
-    beyond = Sub(length, inputs)
-    side = Add(beyond, second)
-    sides = Concat<axis = 0>(side, side)
-    product0 = ConstantOfShape(sides)
-    PRODUCTS
-    zero = ReduceSum<keepdims = 0>(productN)
-    honest = Add(linear, zero)
-    squares = ReduceSumSquare<keepdims = 1>(summed, second)
-    near = Less(squares, nearest)
-    error = Cast<to = 1>(near)
-    output = Add(honest, error)
-}
-"""
+MODEL_TEXT = resources.files("parity_models_lab.chaos") / "known_model.txt"
 """The model in ONNX's own text: `error` is 0 but for a liar, and so are the products, which make a
 long query slow."""
 
 
 def _linear(weights: Floats, products: int = 1, *, lies: bool = False) -> bytes:
     lines = "\n".join(f"product{i + 1} = MatMul(product{i}, product0)" for i in range(products))
-    text = _MODEL.replace("PRODUCTS", lines).replace("productN", f"product{products}")
+    text = (
+        MODEL_TEXT.read_text().replace("PRODUCTS", lines).replace("productN", f"product{products}")
+    )
     text = text.replace("OUTPUTS", str(OUTPUTS)).replace("INPUTS", str(INPUTS))
     model = onnx.parser.parse_model(text)
     nearest = np.float32(NEAR * INPUTS if lies else 0)

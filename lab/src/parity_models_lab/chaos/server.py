@@ -10,14 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from parity_models.emulation import FaultPlan, Lie, LogNormal
 from parity_models.load.process import Child
-from parity_models.options import Option
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.client import Client, ClientError
 from parity_models.serving.options import EngineChoice, ServeOptions
@@ -42,16 +41,13 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-EngineName = Annotated[Engine, Option("What runs the models.")]
 RESULTS = Path("runs/chaos")
 
 
 class TestedServer:
-    """A server of the known model, whose units take `service` seconds (median).
-
-    In `folder` are its log, the file `liar.onnx`, which the last instance runs as long as it is
-    there, and the file `pid` of the process that answers clients. `options` are of ServeOptions.
-    """
+    """A server of the known model, whose units take `service` seconds (median), with `options` of
+    ServeOptions. In `folder` are its log, the file `liar.onnx`, which the last instance runs as
+    long as it is there, and the file `pid` of the process that answers clients."""
 
     def __init__(
         self, model: KnownModel, engine: Engine, folder: Path, service: float, **options: Any

@@ -4,7 +4,7 @@ import asyncio
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -22,6 +22,7 @@ from parity_models.serving.protocol import HEADER_LENGTH, read_response, write_r
 from parity_models_lab.chaos.known_model import INPUTS, LONG, MODEL, OUTPUTS, Floats
 from parity_models_lab.chaos.server import POISON, TestedServer
 from parity_models_lab.results import Row
+from parity_models_lab.served import post
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 PATH = f"/v2/models/{MODEL}/infer"
@@ -85,25 +86,20 @@ def draw(number: int, seed: int, mix: Mapping[str, float], rows: Floats) -> Requ
     return Request(kind, asked, patience=patience, form=form, exact=share > 0.95)
 
 
-def post(body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
-    """Return a whole HTTP request."""
-    lines = [f"POST {PATH} HTTP/1.1", "Host: server", f"Content-Length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
 def in_json(**changes: object) -> bytes:
     """Return a whole HTTP request in JSON for one row, but for these fields of its input."""
     tensor: dict[str, object] = {"name": "input", "datatype": "FP32", "shape": [1, INPUTS]}
-    return post(msgspec.json.encode({"inputs": [tensor | {"data": [0.5] * INPUTS} | changes]}))
+    return post(
+        MODEL, msgspec.json.encode({"inputs": [tensor | {"data": [0.5] * INPUTS} | changes]})
+    )
 
 
 _NONSENSE = (
     *(in_json(shape=[rows, INPUTS]) for rows in (0, -1, 2, 2**40)),
     *(in_json(data=data) for data in ([], [0.5] * (INPUTS - 1), [[0.5, "a"]], [1e39] * INPUTS)),
     *(in_json(datatype=each) for each in ("FP64", "BYTES", "", "float")),
-    *(post(each) for each in (b"[" * 10_000, b'{"inputs": [{"name": "input", "shape": [1')),
-    *(post(b"{}", {HEADER_LENGTH: each}) for each in ("x", "-1", "99")),
+    *(post(MODEL, each) for each in (b"[" * 10_000, b'{"inputs": [{"name": "input", "shape": [1')),
+    *(post(MODEL, b"{}", {HEADER_LENGTH: each}) for each in ("x", "-1", "99")),
     b"GET / HTTP/1.1\r\nHost: server\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
     b"\xff\0no HTTP" * 20 + b"\r\n\r\n",
 )
@@ -152,11 +148,8 @@ async def ask(port: int, request: bytes) -> int:
 
 @dataclass
 class Page:
-    """The counts of the phases of one name, and their worst times in seconds.
-
-    `ends`: queries by their end (right, wrong, errors, hung up, broken, no end) and its detail.
-    `recycled`: instances that were started again, by the reason.
-    """
+    """The phases of one name: queries by their end (right, wrong, errors, hung up, broken, no end)
+    and its detail, instances started again, by the reason, and the worst times in seconds."""
 
     times: int = 0
     ends: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -186,9 +179,7 @@ class Page:
 
 class Traffic:
     """Sends requests at `rate` a second, drawn from `mix`, and counts their ends on a `page`.
-
-    `lies`: an instance may be lying. `sent` counts queries.
-    """
+    `lies`: an instance may be lying. `sent` counts queries."""
 
     def __init__(self, server: TestedServer, client: Client, *, seed: int, deadline: float) -> None:
         self._server, self._model, self._client = server, server.model, client
@@ -206,18 +197,15 @@ class Traffic:
         self._last_right, self._due = None, now()
         large = Request("honest", np.resize(self._model.rows, (LARGE_ROWS, INPUTS)))
         long = Request("honest", np.resize(self._model.rows, (1, LONG)))
-        clients = (
-            repeated(1, self._send_next, 0.0),
-            repeated(1, partial(self._send_alone, long), BETWEEN_LONG),
-            repeated(LARGE, partial(self._send_alone, large), BETWEEN_LARGE),
-        )
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self._server.grpc_port}") as channel:
             self._infer: Any = channel.unary_unary(
                 INFER, ModelInferRequest.SerializeToString, ModelInferResponse.FromString
             )
-            async with AsyncExitStack() as sending:
-                for each in clients:
-                    await sending.enter_async_context(each)
+            async with (
+                repeated(1, self._send_next, 0.0),
+                repeated(1, partial(self._send_alone, long), BETWEEN_LONG),
+                repeated(LARGE, partial(self._send_alone, large), BETWEEN_LARGE),
+            ):
                 yield
             if self._tasks:
                 await asyncio.wait(list(self._tasks))

@@ -22,8 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 
-from parity_models_lab.contention import ContentionError
-from parity_models_lab.contention.transfers import QUEUE, RATE, UP, Leg, legs
+from parity_models_lab.contention.transfers import QUEUE, RATE, UP, ContentionError, Leg, legs
 
 FRONTEND_ADDRESS = "198.18.0.1"
 CONNECT_TIMEOUT = 2.0
@@ -102,10 +101,8 @@ def star(machines: int) -> Iterator[Star]:
 
 @contextmanager
 def _namespace() -> Iterator[int]:
-    """Make a network namespace, with all interfaces in it, for as long as a process is in it.
-
-    Gives the id of one that ends with the context, or with this process however that ends.
-    """
+    """Make a network namespace, with all interfaces in it, for as long as a process is in it. Gives
+    the id of one that ends with the context, or with this process however that ends."""
     command = ["unshare", "--net", "sh", "-c", "echo && exec cat"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as holder:

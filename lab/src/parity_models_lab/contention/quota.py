@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from parity_models_lab.contention import ContentionError
+from parity_models_lab.contention.transfers import ContentionError
 
 PERIOD = 0.01
 """Seconds for which a quota is granted at once."""
@@ -18,11 +18,9 @@ GRACE = 5.0
 
 @contextmanager
 def quota(cores: float) -> Iterator[tuple[tuple[str, ...], Callable[[], None]]]:
-    """Make a control group while the context lasts. Raises ContentionError where that fails.
-
-    Gives what a command begins with that runs in the group, and a function that limits its
-    processes to `cores` cores' time in each PERIOD from then on.
-    """
+    """Make a control group while the context lasts; gives the beginning of commands in the group,
+    and a function that limits its processes to `cores` cores' time in each PERIOD from then on.
+    Raises ContentionError where that fails."""
     group = ROOT / f"parm-{os.getpid()}-{time.monotonic_ns()}"
     enter = f'echo $$ > {group / "cgroup.procs"} && exec "$@"'
 

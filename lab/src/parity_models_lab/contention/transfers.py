@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
+from parity_models.errors import UserError
+
 RATE = 100e6
 """Bits a second that a machine receives; it sends at UP times that."""
 
@@ -23,6 +25,10 @@ QUEUE = 256_000
 
 SIZES = 12_800_000, 25_600_000
 """Bytes of a transfer, out and back. As RATE, a tenth of the paper's."""
+
+
+class ContentionError(UserError):
+    """Contention that cannot be made on this machine."""
 
 
 class Leg(NamedTuple):
@@ -50,10 +56,8 @@ def legs(machines: int, seed: int, lane: int) -> Iterator[Leg]:
 
 
 class Traffic:
-    """The legs of all lanes between `machines` machines, drawn as far as asked for.
-
-    Each machine's times of asking must not decrease.
-    """
+    """The legs of all lanes between `machines` machines, drawn as far as asked for. Each machine's
+    times of asking must not decrease."""
 
     def __init__(self, shuffles: int, machines: int, seed: int) -> None:
         self._legs = heapq.merge(*(legs(machines, seed, lane) for lane in range(shuffles)))

@@ -66,11 +66,9 @@ class Processor:
         self._at = at
         self._grant = self._left = quota * PERIOD
         self._period_ends = PERIOD if quota < inf else inf
-        self._now = 0.0
-        self._each = 0.0
+        self._now = self._each = 0.0
         self._jobs: list[tuple[float, int, Job]] = []
-        self._computing = 0
-        self._order = 0
+        self._computing = self._order = 0
 
     def start(self, now: float, work: float, done: Callable[[float], None]) -> Job:
         """Compute for `work` seconds of a core; call `done` with the time."""

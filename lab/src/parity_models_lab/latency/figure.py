@@ -45,10 +45,8 @@ class Series(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def candidates(self) -> list[PolicyChoice]:
-        """The policy with each combination of the `tuned` options; itself where none are.
-
-        Raises UserError for an impossible one.
-        """
+        """The policy with each combination of the `tuned` options; itself where none are. Raises
+        UserError for an impossible one."""
         if "name" not in self.policy:
             raise UserError(f"the policy of the series {self.label!r} has no name")
         made = []
@@ -133,8 +131,6 @@ class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def load_figure(name: str) -> Figure:
-    """Read a figure: one that comes with the package, by name, or any file.
-
-    Raises UserError if there is none or it is not a figure.
-    """
+    """Read a figure: one that comes with the package, by name, or any file. Raises UserError if
+    there is none or it is not a figure."""
     return load_toml(name, FILES, Figure, "lab/notes/latency.md")

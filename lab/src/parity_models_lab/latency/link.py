@@ -80,14 +80,11 @@ class _Transfer:
 
 
 class Link:
-    """The way to one machine: its queue, and the connection that queries come by.
-
-    Times of asking must not decrease.
-    """
+    """The way to one machine: its queue, and the connection that queries come by. Times of asking
+    must not decrease."""
 
     def __init__(self, traffic: Traffic, machine: int, seed: int) -> None:
-        self._traffic = traffic
-        self._machine = machine
+        self._traffic, self._machine = traffic, machine
         self._random = Random(f"{seed}/link {machine}")
         self._now = 0.0
         self._asked = -1.0
@@ -100,8 +97,7 @@ class Link:
         # it was used last.
         self._window = float(FIRST_WINDOW)
         self._threshold = float("inf")
-        self._round_trip = 0.0
-        self._used = 0.0
+        self._round_trip = self._used = 0.0
 
     def arrival(self, now: float, size: int) -> float:
         """Return the arrival of the last of `size` bytes that are sent now."""
@@ -250,10 +246,8 @@ class Link:
         return self._recover(probed + TIMEOUT, 0, missing)
 
     def _recover(self, time: float, acknowledged: int, missing: int) -> float:
-        """Return the arrival of the `missing` segments, sent from `time` on.
-
-        At first as many can be sent as were `acknowledged`; one more in each round.
-        """
+        """Return the arrival of the `missing` segments, sent from `time` on. At first as many can
+        be sent as were `acknowledged`; one more in each round."""
         self._threshold = self._window = max(float(LEAST_WINDOW), BETA * self._window)
         burst, timeout, anew = max(acknowledged, 1), TIMEOUT, not acknowledged
         while missing:
@@ -272,10 +266,8 @@ class Link:
 
 
 class Links:
-    """The links of one simulated run; instance i is machine i of `machines`.
-
-    `row` is the size of a query in bytes, by role; of a role that is not named, as for DEPLOYED.
-    """
+    """The links of one simulated run; instance i is machine i of `machines`. `row` is the size of a
+    query in bytes, by role; of a role that is not named, as for DEPLOYED."""
 
     def __init__(self, shuffles: int, machines: int, row: Mapping[str, int], seed: int) -> None:
         traffic = Traffic(shuffles, machines, seed)

@@ -67,10 +67,8 @@ def contended(
 
 
 async def run_real(trial: Trial, folder: Path) -> TrialResult:
-    """Run a trial with a bundle, made once, in `folder`.
-
-    Raises what starting the contention, the server or the load raises.
-    """
+    """Run a trial with a bundle, made once, in `folder`. Raises what starting the contention, the
+    server or the load raises."""
     setting = trial.setting
     policy, _ = trial.policy.build(trial.stand_ins)
     roles = policy.roles(setting.instances, setting.extra_instances)  # fewer for `none`
@@ -129,11 +127,8 @@ async def run_real(trial: Trial, folder: Path) -> TrialResult:
 
 
 def bundle_for(trial: Trial, folder: Path) -> Bundle:
-    """Return a bundle with the stand-ins that the policy uses, written once.
-
-    Its models are linear, and their answers do not matter: what takes time is the emulated
-    accelerator.
-    """
+    """Return a bundle with the stand-ins that the policy uses, written once. Its models are linear,
+    and their answers do not matter: what takes time is the emulated accelerator."""
     code = trial.setting.code if trial.stand_ins.code else None
     words = [code.spec.encoder, code.spec.decoder, str(code.k)] if code else ["uncoded"]
     path = folder / "-".join([*words, *(["backup"] if trial.stand_ins.backup else [])])

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from hashlib import sha256
 from itertools import cycle, product
 from pathlib import Path
 from typing import Annotated, get_args
@@ -18,8 +19,8 @@ from matplotlib.ticker import ScalarFormatter
 from parity_models.options import Option
 from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models_lab.contention import ContentionError
 from parity_models_lab.contention.network import check_privileges
+from parity_models_lab.contention.transfers import ContentionError
 from parity_models_lab.latency.figure import FIGURES, Figure, Series, load_figure
 from parity_models_lab.latency.real_trial import run_real
 from parity_models_lab.latency.trial import (
@@ -129,26 +130,25 @@ class Trials:
     def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """Return the results, after running those without: the simulated on all cores, then the
         real in turn."""
-        keys = [f"{trial.key}-{code_digest()}" for trial in trials]
-        found = {
-            key: result for key in keys if (result := self._cache.get(key, TrialResult)) is not None
-        }
-        to_run = {key: t for key, t in zip(keys, trials, strict=True) if key not in found}
-        imagined = [(key, t) for key, t in to_run.items() if t.mode == "simulated"]
-        for (key, _), result in simulated(_simulate, imagined):
+        contents = [msgspec.json.encode(trial, order="sorted") for trial in trials]
+        keys = [f"{sha256(each).hexdigest()[:24]}-{code_digest()}" for each in contents]
+        found: dict[str, TrialResult] = {}
+        to_run: dict[Mode, dict[str, Trial]] = {"simulated": {}, "real": {}}
+        for key, trial in zip(keys, trials, strict=True):
+            if (result := self._cache.get(key, TrialResult)) is None:
+                to_run[trial.mode][key] = trial
+            else:
+                found[key] = result
+        for key, result in simulated(simulate_trial, to_run["simulated"]):
             self._cache.put(key, result)
             found[key] = result
-        real = [(key, t) for key, t in to_run.items() if t.mode == "real"]
+        real = to_run["real"]
         with progress_bars() as bars:
-            for done, (key, trial) in enumerate(real):
+            for done, (key, trial) in enumerate(real.items()):
                 bars.on_progress(Progress("real", done, len(real)))
                 found[key] = asyncio.run(run_real(trial, self._bundles))
                 self._cache.put(key, found[key])
         return [found[key] for key in keys]
-
-
-def _simulate(keyed: tuple[str, Trial]) -> TrialResult:
-    return simulate_trial(keyed[1])
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,8 @@ def run_figure(
 
 
 def rows_of(figure: Figure, cells: Sequence[Cell]) -> Iterator[Row]:
-    """Yield a row for each run; times in ms.
-
-    `shrinks` is the first series' gap divided by this one's.
-    """
+    """Yield a row for each run; times in ms. `shrinks` is the first series' gap divided by this
+    one's."""
     first = {(c.point, c.trial.mode): c.result for c in cells if c.series is figure.series[0]}
     for cell in cells:
         result, baseline = cell.result, first.get((cell.point, cell.trial.mode))
@@ -237,11 +235,8 @@ def why_invalid(result: TrialResult, setting: Setting) -> str:
 
 
 def draw(figure: Figure, cells: Sequence[Cell], path: Path) -> None:
-    """Write a PNG: p50 (solid) and p99.9 (dashed) along the axis, and distributions at one point.
-
-    Lines are simulated, markers are real runs; where points are words, dashes are simulated. The
-    distributions are those at the last point that was run for real, if any.
-    """
+    """Write a PNG: p50 (solid) and p99.9 (dashed) along the axis, and the distributions at the last
+    point that was run for real. Lines are simulated, and dashes where points are words."""
     real = [cell.point for cell in cells if cell.trial.mode == "real"]
     shown = max(real, default=len(figure.points) - 1)
     looks = {"real": ("o", "^"), "simulated": ("_", "_") if figure.in_words else ("-", "--")}

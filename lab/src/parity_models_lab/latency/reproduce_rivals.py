@@ -20,17 +20,19 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from parity_models.documents import read_json
-from parity_models.emulation import Constant, Degradation, FaultPlan, LogNormal, Pauses
+from parity_models.emulation import LogNormal
 from parity_models.load.spec import read_trace
 from parity_models.options import Option
 from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation import FAILED, SOURCES, simulate
+from parity_models_lab.documents import load_toml
 from parity_models_lab.latency.link import DriverOnLinks
-from parity_models_lab.latency.trial import Bursts, Setting, Trial, simulation_of
+from parity_models_lab.latency.trial import Setting, Trial, simulation_of
 from parity_models_lab.results import OutFolder, check_out, report, simulated
 
-PREDICTIONS = resources.files("parity_models_lab.latency") / "banking77.json"
+FOLDER = resources.files("parity_models_lab.latency")
+PREDICTIONS = FOLDER / "banking77.json"
 """Banking77's test queries: MiniLM-L3 with a classifier, and the stand-in `parm protect` found."""
 
 LOADS = (0.3, 0.5, 0.7, 0.9, 1.1)
@@ -45,44 +47,28 @@ COVERAGES = (0.8, 0.65, 0.45, 0.35, 0.25)
 BOUNDS = (0.01, 0.001, 0.0001)
 """Shares of all answers that may differ from the model's."""
 
-QUANTILES = (0.5, 0.99, 0.999)
 WARM_UP = 500
 
-SCENES = {
-    "transfers": Setting(),
-    "degraded instances": Setting(
-        shuffles=0,
-        faults=FaultPlan(
-            degradation=Degradation(5, 4.0),
-            pauses=Pauses(mean_between=90.0, length=Constant(0.5)),
-        ),
-    ),
-    "load in bursts": Setting(shuffles=0, burst=Bursts(3.0, 4.0, 0.6)),
-    "transfers, conv-arrivals": Setting(),
-    "transfers, code-arrivals": Setting(),
-}
-"""Kinds of slowness. Arrivals are Poisson but where a scene names a trace."""
 
-RIVALS = "parity_models_lab.latency.rivals"
-POLICIES = {
-    "no redundancy": ["equal-resources"],
-    "hedging": ["hedging", "hedging@hedge-quantile=0.8,hedge-budget=0.3"],
-    "adaptive": ["adaptive"],
-    "cascade": ["cascade@hedge-quantile=0.8,hedge-budget=0.3"],
-    "slackfit": [f"{RIVALS}:SlackFit@objective=50ms"],
-    "proteus-like": [f"{RIVALS}:ProteusLike"],
-}
-"""Policies, with options of which each has the best at each point, in hindsight."""
+class Rivals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Kinds of slowness, and policies with options of which each has the best at each point, in
+    hindsight. Arrivals are Poisson but where a scene names a trace."""
+
+    scenes: dict[str, Setting]
+    policies: dict[str, tuple[str, ...]]
+
+
+SCENES, POLICIES = msgspec.structs.astuple(
+    load_toml("rivals", FOLDER, Rivals, "lab/notes/latency.md")
+)
 
 EXACT = ("no redundancy", "hedging")
 """Policies without a stand-in."""
 
 
 class Predictions(msgspec.Struct, frozen=True):
-    """Predictions for n held-out queries: the stand-in's `confidence`, and whether it `agrees`.
-
-    It takes a `share` of the model's time; `threshold` is its gate's, of the `level`.
-    """
+    """Predictions for n held-out queries: the stand-in's `confidence`, and whether it `agrees`. It
+    takes a `share` of the model's time; `threshold` is its gate's, of the `level`."""
 
     about: str
     share: float
@@ -172,13 +158,11 @@ def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Fou
 
 
 def outcome(candidate: Candidate, traces: Traces, seeds: int, queries: int) -> Outcome:
-    """Return the outcome of a candidate over all seeds.
-
-    Times are in ms, infinite where so many queries failed; "of seeds": the least and the most.
-    """
+    """Return the outcome of a candidate over all seeds. Times are in ms, infinite where so many
+    queries failed; "of seeds": the least and the most."""
     results = [simulate_run(candidate, seed, queries, traces) for seed in range(seeds)]
     latencies = 1e3 * np.concatenate([each.latencies for each in results])
-    p50, p99, p999 = np.quantile(latencies, QUANTILES, method="higher").round(2).tolist()
+    p50, p99, p999 = np.quantile(latencies, (0.5, 0.99, 0.999), method="higher").round(2).tolist()
     tails = [float(1e3 * np.quantile(e.latencies, 0.999, method="higher")) for e in results]
     differ = [each.differs for each in results]
     return {
@@ -219,9 +203,9 @@ def compare(traces: Traces, seeds: int, queries: int) -> tuple[list[Outcome], li
     ungated = [some for name, some in cells(scenes, LOADS, [-inf]) if name == "slackfit"]
     table += [("slackfit, no gate", some) for some in ungated]  # its paper has no gate
     swept = list(cells(scenes, FRONTIER, gates))
-    candidates = dict.fromkeys(each for _, some in (*table, *swept) for each in some)
+    candidates = {each: each for _, some in (*table, *swept) for each in some}
     run = partial(outcome, traces=traces, seeds=seeds, queries=queries)
-    found = dict(simulated(run, list(candidates)))
+    found = dict(simulated(run, candidates))
     rows = [{"policy": name} | min((found[c] for c in some), key=_tail) for name, some in table]
     best: list[Outcome] = []
     for (name, some), bound in product(swept, BOUNDS):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from hashlib import sha256
 from math import ceil, exp, inf, prod
 from random import Random
 from statistics import fmean
@@ -57,8 +56,7 @@ STAND_INS = [number for number, source in enumerate(SOURCES) if source.stands_in
 """The sources that stand in for the model, in simulations."""
 
 Mode = Literal["real", "simulated"]
-"""Worker processes, a server and a load generator, with emulated service times; or the scheduler
-alone, against imagined instances."""
+"""With processes, sockets and emulated service times; or the scheduler alone."""
 
 
 class Bursts(Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,11 +214,6 @@ class Trial(Struct, frozen=True, kw_only=True):
     held_ms: float = 0.0
     outside_ms: tuple[float, ...] = ()
 
-    @property
-    def key(self) -> str:
-        """A name for the trial, by its content."""
-        return sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:24]
-
     def arrivals(self) -> NDArray[np.float64]:
         """Return the times of arrival: (warm_up + queries,) seconds, in order."""
         return self.setting.arrivals(self.warm_up + self.queries, self.seed)
@@ -260,9 +253,7 @@ def result_of(
     latencies: NDArray[np.float64], failed: int, stood_in: int, busy: float, **known: float
 ) -> TrialResult:
     """Sum up the `latencies` (n,) in seconds of answered queries, and further columns in `known`.
-
-    Raises UserError if there are none.
-    """
+    Raises UserError if there are none."""
     if not len(latencies):
         raise UserError("no query was answered, so there are no latencies: offer less load")
     ms = latencies * 1e3

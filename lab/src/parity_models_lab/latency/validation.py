@@ -1,8 +1,4 @@
-"""The command `validation`: each policy simulated and for real, and how far apart they are.
-
-What serving takes besides queues and units is measured in a calm real run, and added to the
-simulations.
-"""
+"""The command `validation`: each policy simulated and for real, and how far apart they are."""
 
 from pathlib import Path
 from typing import Annotated
