@@ -56,8 +56,8 @@ def bundle(
 ) -> None:
     """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
 
-    Axes but the first may be dynamic: bound them with --axis, or with queries. A backup of your own
-    may be added; calibrate it afterwards with parm calibrate.
+    All axes except the first may be dynamic: bound them with --axis, or with queries. A backup of
+    your own may be added; calibrate it afterwards with parm calibrate.
     """
     paddings = _pairs(padding or (), "--padding takes INPUT=NUMBER", float)
     axes = _pairs(axis or (), "--axis takes NAME=SIZE or NAME=SIZE,SIZE,..., ascending", _sizes)

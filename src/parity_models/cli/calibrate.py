@@ -36,8 +36,8 @@ def calibrate(
         str | None,
         Option(
             "The classes that stand-ins may answer, with commas, each calibrated by itself; "
-            "CLASS=LEVEL asks for more of one. By default those of the bundle's gates; all: every "
-            "class.",
+            "CLASS=LEVEL sets a higher level for one. By default those of the bundle's gates; all: "
+            "every class.",
             metavar="CLASS[=LEVEL]",
         ),
     ] = None,
@@ -45,11 +45,11 @@ def calibrate(
 ) -> None:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
 
-    For each level of agreement: the confidence that a stand-in needs so that, of the outputs with
-    it, at least that share agrees with the deployed model. `parm protect`, `parm parity` and `parm
-    backup` calibrate as well. Neither the deployed model nor its stand-ins may have been trained on
-    the queries, and a thousand or more are needed for a level of 0.99. A server chooses one with
-    `parm serve --agreement`.
+    For each level of agreement, find the confidence from which at least that share of a stand-in's
+    outputs agrees with the deployed model. `parm protect`, `parm parity` and `parm backup`
+    calibrate as well. Neither the deployed model nor its stand-ins may have been trained on the
+    queries, and a thousand or more are needed for a level of 0.99. `parm serve --agreement`
+    chooses a level.
     """
     with progress_bars() as bars:
         calibrated = calibrate_bundle(

@@ -39,7 +39,7 @@ def evaluate(
     json: Json = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Measure accuracy on queries, each member of each group unavailable in turn.
+    """Measure accuracy, with each query in turn as the unavailable one of its group.
 
     Prints A_a (of the deployed model), A_d (of reconstructions alone), A_o (overall, for 1, 5, 10
     and 20 % of predictions unavailable), the agreement of reconstructions with the deployed model,

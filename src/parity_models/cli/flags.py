@@ -155,8 +155,8 @@ ConfigPath = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A TOML file with options, each under its flag's name without the dashes in front. "
-        "Flags go before it, and so do variables: PARM_MAX_BATCH is that of --max-batch.",
+        help="A TOML file with options, each under its flag's name without the leading "
+        "dashes. Flags override it, and so do variables such as PARM_MAX_BATCH for --max-batch.",
         metavar="FILE",
         is_eager=True,
         callback=_read_config,

@@ -32,8 +32,8 @@ def parity(
         str | None,
         Option(
             f"The parity model: one of {', '.join(NETWORKS.names)}, or one of yours, "
-            "package.module:name. By default that of a model whose weights are in the bundle; for "
-            "others the most capable that is not slower than the deployed model.",
+            "package.module:name. By default the deployed model's, if its weights are in the "
+            "bundle; else the most capable that is not slower than the deployed model.",
             metavar="NETWORK",
         ),
     ] = None,

@@ -22,7 +22,7 @@ def plan(
         Path | None,
         Option(
             "An access log, CSV or JSON lines with arrival, latency and upstream: what hedging and "
-            "a stand-in would make of it.",
+            "a stand-in would change.",
             metavar="FILE",
         ),
     ] = None,
@@ -30,10 +30,10 @@ def plan(
 ) -> None:
     """Find the policy and the number of instances that serve a load within a goal, and the cost.
 
-    For example: parm plan --rate 200 --service-time 20ms --p99 50ms. Policies are simulated by the
-    scheduler that serves, with the times of the bundle's models, or with --service-time alone.
-    Without --instances, the fewest that suffice are searched for. Where nothing fits, the nearest
-    plan is printed, and the exit status is 2.
+    For example: parm plan --rate 200 --service-time 20ms --p99 50ms. The server's own scheduler
+    simulates the policies, with the times of the bundle's models, or with --service-time alone.
+    Without --instances, the fewest that suffice are searched for. If no plan fits, the nearest one
+    is printed, and the exit status is 2.
     """
     console = Console()
     if log is not None:

@@ -21,7 +21,7 @@ def protect(
     """Find the best stand-in for a model in a given time, and bundle the two.
 
     Backups of several sizes learn from the model's own predictions; labels are not needed. Those
-    that others beat are dropped, the others are trained for longer, timed, and simulated under your
+    that others beat are dropped. The rest are trained for longer, timed, and simulated under your
     load. The one with the lowest p99 is calibrated and written. Ctrl-C ends the search early and
     writes the best so far.
     """

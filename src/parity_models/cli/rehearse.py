@@ -16,8 +16,8 @@ def rehearse(
     inputs: Annotated[
         Path | None,
         Option(
-            "Queries: an .npy or .npz file. By default random ones, of which a stand-in may not be "
-            "confident.",
+            "Queries: an .npy or .npz file. By default random ones; stand-ins may not be "
+            "confident about these.",
             metavar="FILE",
         ),
     ] = None,

@@ -81,8 +81,8 @@ def serve(
 
     Models run in worker processes on this machine, on a Ray cluster, or on servers that run them
     already. Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus
-    are at /metrics. SIGTERM or Ctrl-C: the server stops being ready, takes requests for
-    --shutdown-delay more, answers those in flight, and ends; a second signal ends it at once.
+    are at /metrics. On SIGTERM or Ctrl-C, the server reports not ready, takes requests for another
+    --shutdown-delay, answers those in flight, and ends. A second signal ends it at once.
     """
     set_up(logging)
     if (bundle is None) == (repository is None):

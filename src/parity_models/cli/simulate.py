@@ -22,9 +22,9 @@ def simulate(
 ) -> None:
     """Simulate policies under one load and the same contention.
 
-    Drives the scheduler that serves with simulated instances, so that 10,000 of them and a million
-    queries take a minute or two for each policy. Without a bundle, give times:
-    parm simulate --service-time 25ms --backup-time 10ms --rate 200.
+    The server's own scheduler drives simulated instances. 10,000 of them and a million queries take
+    a minute or two for each policy. Without a bundle, give times: parm simulate --service-time 25ms
+    --backup-time 10ms --rate 200.
     """
     if dispatch is not None and not policy:
         raise UserError("--dispatch needs --policy as well")

@@ -60,8 +60,8 @@ def bundle(
 ) -> Bundle:
     """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
 
-    Axes but the first may be dynamic: bound them with `axes`, or with queries. Calibrate a backup
-    of your own afterwards.
+    All axes except the first may be dynamic: bound them with `axes`, or with queries. Calibrate a
+    backup of your own afterwards.
 
     Args:
         model: The ONNX file.

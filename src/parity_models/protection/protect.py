@@ -104,7 +104,7 @@ class SearchOptions(TeachingOptions, SceneOptions):
         str | None,
         Option(
             "The classes that the stand-in may answer, with commas, each calibrated by itself; "
-            "CLASS=LEVEL asks for more of one.",
+            "CLASS=LEVEL sets a higher level for one.",
             metavar="CLASS[=LEVEL]",
         ),
     ] = None
@@ -120,7 +120,7 @@ class SearchOptions(TeachingOptions, SceneOptions):
         bool,
         Option(
             "Write the stand-in that agrees most often, without a gate: it answers every late "
-            "query. For when queries are too few for a gate."
+            "query. For too few queries to calibrate a gate."
         ),
     ] = False
 

@@ -59,7 +59,7 @@ class SceneOptions(Options):
     rate: Annotated[
         float | None,
         Option(
-            "Queries per second; by default half of what the instances can carry one at a time.",
+            "Queries per second; by default half of the instances' capacity with batches of one.",
             above=0,
             at_most=1e6,
         ),
@@ -71,7 +71,7 @@ class SceneOptions(Options):
         str | None,
         Option(
             "A fault plan: the slowness that instances meet. By default background transfers, as "
-            "in the paper, in units of the model's time.",
+            "in the paper, scaled to the model's time.",
             metavar="FILE",
         ),
     ] = None

@@ -67,16 +67,16 @@ class ServeOptions(Options):
     extra_instances: Annotated[
         int | None,
         Option(
-            "How many of them run stand-ins only, with a policy that has such instances; by "
-            "default r of k + r.",
+            "How many of these run stand-ins only, if the policy has such instances; by default r "
+            "of k + r.",
             at_least=1,
         ),
     ] = None
     stand_in_only: Annotated[
         bool,
         Option(
-            "Serve the backup alone, behind a proxy: 200 where the gate lets one answer, else 503 "
-            "at once. No model, no queue; --instances threads."
+            "Serve the backup alone, behind a proxy: 200 if the gate lets it answer, else 503 at "
+            "once. There is no model and no queue; --instances is the number of threads."
         ),
     ] = False
     name: Annotated[
@@ -108,8 +108,8 @@ class ServeOptions(Options):
     max_batch: Annotated[
         int | None,
         Option(
-            "Maximum number of queries in a batch; by default 4 if the bundle says that they take "
-            "no longer than two alone, else 1.",
+            "Maximum number of queries in a batch; by default 4 if the bundle says that a batch "
+            "of 4 takes no longer than two single ones, else 1.",
             at_least=1,
         ),
     ] = None
@@ -149,7 +149,7 @@ class ServeOptions(Options):
     shutdown_delay: Annotated[
         float,
         Option(
-            "How long the server still takes requests after SIGTERM, while unready.",
+            "Time for which the server still takes requests after SIGTERM, while not ready.",
             unit=SECONDS,
             typed="s",
             at_least=0,

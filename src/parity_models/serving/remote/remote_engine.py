@@ -143,25 +143,24 @@ class UpstreamOptions(Options):
     deployed: Annotated[
         str | None,
         Option(
-            "Servers that run the deployed model already, separated by "
-            "commas: http://HOST:PORT, https, grpc or grpcs, /MODEL where the model has another "
-            "name there, and ?concurrency=N, protocol=v1 and version=V joined by &.",
+            "Servers that run the deployed model already, separated by commas: http://HOST:PORT, "
+            "or https, grpc, grpcs. Append /MODEL if the model has another name there, and "
+            "?concurrency=N, protocol=v1 and version=V, joined by &.",
             metavar="URLS",
         ),
     ] = None
     parity: Annotated[
         str | None,
         Option(
-            "Likewise, of the parity model; it is called NAME-parity-0 where no MODEL is given. Of "
-            "several, NAME-parity-0, NAME-parity-1, ..., a server runs all, or the one that its "
-            "address names.",
+            "The same for the parity model, called NAME-parity-0 without a /MODEL. If there are "
+            "several (NAME-parity-1, ...), a server runs all, or the one that its URL names.",
             metavar="URLS",
         ),
     ] = None
     backup: Annotated[
         str | None,
         Option(
-            "Likewise, of the approximate backup, NAME-backup where no MODEL is given.",
+            "The same for the backup, called NAME-backup without a /MODEL.",
             metavar="URLS",
         ),
     ] = None
