@@ -88,7 +88,7 @@ class Access(Options):
         return Certificate(Path(self.tls_cert), Path(self.tls_key))
 
     def clients(self) -> "Clients":
-        """Return the clients whom the files name. Raises UserError if a file cannot be used."""
+        """Return the clients by their tokens. Raises UserError if a file cannot be used."""
         files = (self.tokens, self.admin_tokens)
         return Clients(*(None if file is None else Tokens(Path(file)) for file in files))
 
@@ -120,7 +120,7 @@ class Reread(ABC):
             self.read()
         except Exception as error:  # such as a file that was removed while it was read
             if (trouble := str(error) or repr(error)) != self._trouble:
-                _log.error("what was read from %s before stays in force: %s", names, trouble)
+                _log.error("the previous content of %s stays in force: %s", names, trouble)
             self._trouble = trouble
         else:
             self._trouble = ""
@@ -228,8 +228,8 @@ def read_text(path: Path, what: str) -> str:
 
 @dataclass(frozen=True)
 class Clients:
-    """The clients of a server: those who show one of its `tokens`, or all, and `administrators`,
-    who may load and unload models, too."""
+    """The clients of a server, by their `tokens`; None: all. `administrators`, by theirs, may also
+    load and unload models."""
 
     tokens: Tokens | None = None
     administrators: Tokens | None = None

@@ -13,7 +13,7 @@ SOON = 1.0
 class Refused(StrEnum):
     """The reason for refusing a request or a connection: the limit that it met, or its mistake.
 
-    These are all that there are: what a client sends never becomes a label of a metric.
+    The set is fixed: no text of a client becomes a label of a metric.
     """
 
     MAX_CONNECTIONS = "max_connections"
@@ -81,7 +81,7 @@ class RefusedError(RequestError, UserError):
 
 
 class UnauthorizedError(RequestError, UserError):
-    """A request without a valid token. Its text does not say what is wrong with it."""
+    """A request without a valid token. Its text does not name the fault."""
 
     status = 401
 
@@ -90,7 +90,7 @@ class UnauthorizedError(RequestError, UserError):
 
 
 class ForbiddenError(RequestError, UserError):
-    """A request to change something, by a web page, or by a client who is no administrator."""
+    """A request to load or unload a model, by a web page or without an administrator's token."""
 
     status, refused = 403, Refused.FORBIDDEN
 
@@ -102,7 +102,7 @@ class NotFoundError(RequestError, UserError):
 
 
 class MethodError(RequestError, UserError):
-    """A request with a method that its path does not take; `allow` names those that it does."""
+    """A request with a method that its path does not take; `allow` names the right ones."""
 
     status = 405
     refused = Refused.METHOD

@@ -115,7 +115,7 @@ class HttpConnection(asyncio.Protocol):
         """Bytes since the last piece of a body: of a head, or of trailers."""
         self._begun = self._upgrades = False
         self._arriving: Request | None = None
-        # Those that are to be answered
+        # Requests that wait for their answers
         self._waiting: deque[Request] = deque()
         self._busy: Request | None = None
         self._task: asyncio.Task[None] | None = None
@@ -277,7 +277,7 @@ class HttpConnection(asyncio.Protocol):
     def _unreadable(self, error: httptools.HttpParserError) -> None:
         """End the connection as the parser, or a callback of it, has failed."""
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
-        if self._ended:  # what is wrong comes after the last request that is read
+        if self._ended:  # the fault is after the last request that is read
             return
         if isinstance(cause, RequestError):
             self._refuse(cause)
@@ -302,7 +302,7 @@ class HttpConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._arriving is not None:
             return
-        if self._head > MAX_HEAD:  # with what follows the head in the last bytes that came
+        if self._head > MAX_HEAD:  # the last bytes that came may be of the body
             size = len(self._target) + sum(map(len, chain(*self._fields))) + 4 * len(self._fields)
             if size > MAX_HEAD:
                 raise _head_too_long()
@@ -450,7 +450,7 @@ class HttpConnection(asyncio.Protocol):
 
 @lru_cache(256)
 def _head_of(status: int, date: bytes, headers: Headers) -> bytes:
-    """Return what many answers' heads have in common."""
+    """Return the part of an answer's head that many answers share."""
     return b"\r\n".join((_STATUS_LINES[status], date, *(b"%b: %b" % each for each in headers)))
 
 
@@ -496,7 +496,7 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
             (host, port), family=family, backlog=_BACKLOG, reuse_port=reuse_port
         )
     except OSError as error:
-        why = str(error.strerror).partition(" (while")[0]  # what Python adds says it once more
+        why = str(error.strerror).partition(" (while")[0]  # Python adds the address
         raise UserError(
             f"cannot listen on {host} port {port}: {why}; choose another host or port (port 0 "
             "takes any that is free)"

@@ -244,9 +244,9 @@ class InferRequest(Struct, eq=False):
     """A request that fits the model: `count` rows, one query each, all of one kind.
 
     `id` is the client's, if it gave one. `timeout` in seconds; `outputs` are those of the answer.
-    `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
-    of the model's dynamic axes, before queries are padded. `tensors` (count, ...), by input, are
-    read by `read_rows`, once the request is admitted; `rows` are they, where nothing is left to
+    `exact`: stand-ins are not to answer; it shares codes with requests of its `tenant` alone. The
+    `sizes` of the model's dynamic axes are those before padding. `tensors` (count, ...), by input,
+    are read by `read_rows`, once the request is admitted; `rows` is set where nothing is left to
     read. `known`: its JSON object was read before.
     """
 
@@ -303,8 +303,8 @@ def read_request(
     Inference-Header-Content-Length, if any.
 
     Binary data is not copied unless that would keep a body alive that is much larger than its
-    tensor. Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
-    expected.
+    tensor. Raises a RequestError (mostly InvalidRequestError) that states the fault and the
+    expectation.
     """
     end = None if header_length is None else _object_end(header_length, len(body))
     if end is None or end > SMALL:
@@ -342,10 +342,10 @@ def _read_request(
         raise TooLargeError(
             f"the JSON object before the binary data has {end} bytes; it may have {JSON_OBJECT}"
         )
-    # A view, since slicing bytes would copy what may be a body of JSON data.
+    # A view, since slicing bytes would copy a body of JSON data.
     message = read_json(_REQUEST, memoryview(body)[:end], "the request")
     text = body if end is None else body[: min(end, JSON_OBJECT)]
-    if len(text) > 2 * JSON_OBJECT:  # what is between its ends are numbers, above all
+    if len(text) > 2 * JSON_OBJECT:  # between its ends are numbers, above all
         text = text[:JSON_OBJECT] + text[-JSON_OBJECT:]
     for key, most in ((b'"inputs"', 1), (b'"shape"', len(message.inputs))):
         if text.count(key) > most:
@@ -480,7 +480,7 @@ async def write_response(
 
 
 async def _binary_of(values: NDArray[Any], turn: Turn) -> list[memoryview]:
-    """Return the values as binary data; what takes long to copy in pieces, each in its `turn`."""
+    """Return the values as binary data: large ones in pieces, each copied in its `turn`."""
     if values.nbytes <= SLICE or values.flags.c_contiguous:
         return [_bytes_of(values)]
     step, pieces = 1 + len(values) * SLICE // (1 + values.nbytes), []

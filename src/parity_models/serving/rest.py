@@ -115,8 +115,8 @@ class Request:
     `method`, its head could not be read, and it has no id.
 
     Values of a name that is `repeated` are joined by commas, and are there one by one. The service
-    sets `handler` when it has found what the request is for, the `model` and `version` that it
-    names, and whether it is an `inference`. Its carrier sets `is_local`, if it comes from this
+    sets the `handler` of its path, the `model` and `version` that it names, and whether it is an
+    `inference`. Its carrier sets `is_local`, if it comes from this
     machine, `keeps`, if the connection goes on after it, and `answer`, where its head was enough to
     refuse it. The `body` comes in pieces; its bytes are held from the `budget`.
     `is_json`: that limits its body more; `is_large`: it may be refused by its body's first bytes,
@@ -175,7 +175,7 @@ class Request:
             self.body += piece
 
     def release(self) -> None:
-        """Return to the budget what it lent. Does no harm when called twice."""
+        """Return its bytes to the budget. Does no harm when called twice."""
         self.budget.held -= self.held
         self.held = 0
         self.body = b""
@@ -192,7 +192,7 @@ class Request:
         return encoding
 
     async def decompress(self) -> None:
-        """Replace the body by what it holds in its content encoding, within the same limits.
+        """Decode the body from its content encoding, within the same limits.
 
         Raises a RequestError for data that is not one whole stream.
         """
@@ -205,7 +205,7 @@ class Request:
         self.body = b""
         try:
             while not decompressor.eof:
-                if not rest:  # in slices, as what one step leaves is copied for the next
+                if not rest:  # in slices: the rest of one is copied in each step
                     rest = whole[at : at + _DECOMPRESS_STEP]
                     at += len(rest)
                 piece = await asyncio.to_thread(decompressor.decompress, rest, _DECOMPRESS_STEP)
@@ -241,8 +241,7 @@ def json_response(content: object, status: int = HTTPStatus.OK, headers: Headers
 
 
 def error_response(text: str, status: int, headers: Headers = ()) -> Response:
-    """Return the JSON object of an error. A long text, which repeats what a client sent, is cut
-    off."""
+    """Return the JSON object of an error. A long text, which may repeat a client's, is cut off."""
     said = text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}..."
     return json_response({"error": said}, status, headers)
 
@@ -283,10 +282,10 @@ _LOAD = msgspec.json.Decoder(_LoadRequest)
 class Rest:
     """The service: it refuses a request by its head, or answers it when its body is there.
 
-    `limits` and `budget` bound what bodies hold. All but `clients` may ask for the server's health
-    and `open_paths`, and nothing else. Paths in `lacks`, or all but those in `only` if given, do
-    not exist. `pages` are further handlers, with their methods, by path. `tracing` makes spans
-    of requests.
+    `limits` and `budget` bound the bytes of bodies. All but `clients` may ask for the server's
+    health and `open_paths`, and nothing else. Paths in `lacks`, or all but those in `only` if
+    given, do not exist. `pages` are further handlers, with their methods, by path. `tracing`
+    makes spans of requests.
     """
 
     def __init__(
@@ -581,8 +580,8 @@ SHARE = 0.05
 """The share of the time that may be used for writing metrics."""
 
 _PLAIN, _OPEN_METRICS = "text/plain", "application/openmetrics-text;version=1.0.0"
-"""The formats of metrics, of which each request accepts one: what else it accepts would become part
-of the media type."""
+"""The formats of metrics, in place of a request's own words, which would become part of the media
+type."""
 
 
 def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
@@ -611,7 +610,7 @@ class Scrapes:
 
     async def _write(self, request: Request, media_type: str) -> Response:
         await asyncio.sleep(self._rests_until - time.monotonic())
-        del self._next[media_type]  # later requests get what is written later
+        del self._next[media_type]  # later requests get a later answer
         began = time.thread_time()
         try:
             return await self._read(request)

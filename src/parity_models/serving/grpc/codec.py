@@ -165,8 +165,7 @@ def too_large(
 def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) -> InferRequest:
     """Return the request in `message`, whose raw contents are `raws`.
 
-    Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
-    expected.
+    Raises a RequestError (mostly InvalidRequestError) that states the fault and the expectation.
     """
     inputs = [
         TensorMessage(each.name, each.datatype, tuple(each.shape), _parameters(each))

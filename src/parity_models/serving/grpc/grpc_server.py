@@ -100,7 +100,7 @@ _MAX_INT = 2**31 - 1
 """The largest limit of a message, in bytes, and the longest time, in ms, that gRPC takes."""
 
 _MAX_AGE, _AGE_GRACE = 600.0, 120.0
-"""Seconds after which clients are asked to connect anew, and those that calls then have to end. No
+"""Seconds after which clients are asked to connect anew, and for calls to end after that. No
 answer stays unread for longer."""
 
 _SERVICES = ("", SERVICE.full_name)
@@ -205,7 +205,7 @@ class GrpcServer:
         return f"{'grpc' if tls is None else 'grpcs'}://{host}:{port}"
 
     async def stop(self, grace: float = GRACE) -> None:
-        """Answer what is under way, for `grace` seconds, and close."""
+        """Answer the calls in flight, for `grace` seconds, and close."""
         self._stopping = True
         await self._server.stop(grace)
 
@@ -325,7 +325,7 @@ class GrpcServer:
 
     async def _receive(self, context: Context) -> bytes:
         """Return the message of a call. Its size is unknown while it arrives, so few arrive at a
-        time, and half of those from one address: what they hold is bounded."""
+        time, and half as many from one address, which bounds their bytes."""
         address = context.peer().rpartition(":")[0]
         own = self._arriving_from.get(address)
         if own is None:
@@ -505,7 +505,7 @@ async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoR
     """End a call with this error, also if its client has just gone, and count it; a
     google.rpc.Status has RetryInfo where it is known when it is worth trying again
     (google/rpc/error_details.proto of googleapis)."""
-    # gRPC keeps the error in a cycle, and what is in the frames of its traceback: large messages.
+    # gRPC keeps the error in a cycle, and with its traceback's frames their large messages.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     if error.why is not None:
         metrics.refusals.labels(error.why).inc()

@@ -172,7 +172,7 @@ class UpstreamClient(ABC):
                 )
 
     async def _describe(self, model: UpstreamModel) -> None:
-        """Ask what the upstream is, and for the hash of its model where it can name that."""
+        """Ask for the server's description and, if it names that, for the hash of its model."""
         try:
             server = await self._server()
         except UpstreamError as error:
@@ -191,7 +191,7 @@ class UpstreamClient(ABC):
 
 def unreadable(error: Exception) -> UpstreamError:
     """Return the fault of an answer that does not follow the protocol."""
-    return UpstreamError(Fault.GARBAGE, f"answered what cannot be read: {error}")
+    return UpstreamError(Fault.GARBAGE, f"sent an answer that cannot be read: {error}")
 
 
 def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> UpstreamClient:

@@ -6,9 +6,9 @@ answering garbage, or its health check does; then it is checked again, with a ba
 passes. An upstream that is away or wrong at the start joins likewise. Units answered with errors
 may be the units' own fault, and only fail. A busy one stays, and is left alone for a while.
 
-Faults that load may look like (DOUBTS) never eject more than half of the instances with one model.
+Faults that overload can cause too (DOUBTS) eject at most half of the instances with one model.
 An instance that the scheduler recycles leaves alone: its upstream is checked, and the others go on
-unless it fails. The words of upstreams stay in the log: clients hear only which instance failed.
+unless it fails. Error texts of upstreams stay in the log: clients learn only the failed instance.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class Fault(StrEnum):
 
 
 DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
-"""Faults that load may look like, or many upstreams have at once for a reason that they share."""
+"""Faults that overload can cause too, or that many upstreams have at once for a shared reason."""
 
 
 class UpstreamError(ServingError, UserError):
@@ -91,7 +91,7 @@ class UnitError(Exception):
 
 
 class BusyError(Exception):
-    """An upstream has enough to do. It asks to be left alone for `after` seconds, if at all."""
+    """A busy upstream; it wants the next unit in `after` seconds, if it says so."""
 
     def __init__(self, text: str, after: float | None = None) -> None:
         super().__init__(text)
@@ -413,7 +413,7 @@ class RemoteEngine(Engine):
         hosts = {urlsplit(each.url).hostname for each in self._upstreams}
         return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
 
-    def look_again(self) -> None:
+    def recheck_doubted(self) -> None:
         """Check at once the upstreams that stayed in use though in doubt: another is back."""
         for link in self._links:
             if link.kept_for is not None:
@@ -430,7 +430,7 @@ class RemoteEngine(Engine):
 
 
 def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
-    """Return the roles of each instance; an upstream has as many as its concurrency, in order."""
+    """Return the roles of each instance, of which an upstream has its concurrency, in order."""
     return [each.roles for each in upstreams for _ in range(each.concurrency)]
 
 
@@ -498,12 +498,12 @@ class _Link:
         listener, timeout = self._engine.listener, self._engine.parts.unit_timeout
         busy, text = 0.0, f"instance {instance} answered with an error, which the server's log has"
         try:
-            if self._rest():
-                raise BusyError("is busy still", self._rest())
+            if self._busy_for():
+                raise BusyError("is busy still", self._busy_for())
             async with asyncio.timeout(timeout):
                 outputs = await self.client.infer(model, rows, listener.headers_of(unit))
         except BusyError as error:
-            busy, text = self._turned_away(error), f"instance {instance} is busy"
+            busy, text = self._back_off(error), f"instance {instance} is busy"
         except Exception as error:
             if isinstance(error, TimeoutError):
                 late = f"had unit {unit} for more than {timeout:g} s"
@@ -531,16 +531,16 @@ class _Link:
         self.doubted.set()
         self._engine.parts.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
 
-    def _turned_away(self, error: BusyError) -> float:
-        """Leave the upstream alone as long as it asks for, within bounds. Return the seconds from
-        now."""
-        if not self._rest():
+    def _back_off(self, error: BusyError) -> float:
+        """Leave a busy upstream alone for as long as it asks, within bounds. Return the seconds
+        left."""
+        if not self._busy_for():
             rest = min(max(error.after or 0.0, MIN_REST), MAX_REST)
             self._busy_until = self._loop.time() + rest
-        return max(self._rest(), 1e-3)
+        return max(self._busy_for(), 1e-3)
 
-    def _rest(self) -> float:
-        """Return for how many seconds from now the upstream is to be left alone."""
+    def _busy_for(self) -> float:
+        """Return the seconds left for which the upstream gets no units, as it is busy."""
         return max(0.0, self._busy_until - self._loop.time())
 
     # Membership
@@ -614,7 +614,7 @@ class _Link:
             self._out(self.fault)
 
     async def supervise(self) -> None:
-        """Watch the upstream while it is well, and check it while it is not, for good."""
+        """Watch the upstream while it is well, and check it while it is not, until cancelled."""
         backoff = Backoff()
         while True:
             began = self._loop.time()
@@ -626,7 +626,7 @@ class _Link:
                 _log.warning("upstream %s is well and gets units", self.upstream.url)
                 self.doubted.clear()
                 self._admit()
-                self._engine.look_again()
+                self._engine.recheck_doubted()
             elif self.fault.fault is not before.fault:
                 _log.warning(_IS_OUT, self.upstream.url, self.fault)
 
@@ -636,7 +636,7 @@ class _Link:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._engine.health_interval):
                 await self.doubted.wait()
-        await asyncio.sleep(self._rest())
+        await asyncio.sleep(self._busy_for())
         if self.fault is not None:
             return
         try:
@@ -648,12 +648,12 @@ class _Link:
             else:
                 await self._each(self.client.check_ready)
         except BusyError as error:
-            self._turned_away(error)
+            self._back_off(error)
         except Exception as error:
             self._eject(error)
 
     async def check(self) -> None:
-        """Find the `fault` of an upstream that is not what it must be, or cannot be checked."""
+        """Check the upstream; set its `fault` if it fails, or cannot be checked."""
         try:
             await self._each(self.client.check)
             self.fault = None
