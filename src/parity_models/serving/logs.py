@@ -76,18 +76,11 @@ class JsonFormatter(logging.Formatter):
         fields |= getattr(record, "fields", {})
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        elif record.exc_text:
-            fields["exception"] = record.exc_text
         return json.dumps(fields, default=str)
 
 
 class LinesToThread(QueueHandler):
     """Hands lines to a thread that writes them, so that a slow reader does not slow requests."""
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        record.message = record.getMessage()
-        record.msg, record.args = record.message, None
-        return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
         with suppress(queue.Full):
@@ -102,13 +95,12 @@ def set_up(options: Logging, stream: IO[str] | None = None) -> Callable[[], None
     root = logging.getLogger()
     if stream is None and root.handlers:
         return lambda: None
-    written = logging.StreamHandler(stream or sys.stderr)
-    if options.log_format is LogFormat.JSON:
-        written.setFormatter(JsonFormatter())
-    else:
-        written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING)
-    handler, listener = LinesToThread(waiting), QueueListener(waiting, written)
+    handler = LinesToThread(waiting)
+    is_json = options.log_format is LogFormat.JSON
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if is_json else text)
+    listener = QueueListener(waiting, logging.StreamHandler(stream or sys.stderr))
     listener.start()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
