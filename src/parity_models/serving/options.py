@@ -28,7 +28,9 @@ ENGINES = Registry[Engine]("engine", Engine, LocalEngine, ThreadEngine, RemoteEn
 class EngineChoice:
     """An engine by name, and the options that are given; plain values, as in a file.
 
-    Raises UserError for unknown names and options, and values out of range.
+    Raises:
+        UserError: The name or an option is unknown, or a value is out of range.
+
     """
 
     name: str = "local"
@@ -50,13 +52,22 @@ class EngineChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(Options):
-    """The options of a server. Times in seconds, sizes in bytes.
+    """The options of a server. Times are in seconds, sizes in bytes.
 
-    `policy` None: the bundle's `default_policy`. `engine` runs the models. `limits` bound what
-    clients can make the server hold; `access` restricts who may ask. `faults` begin with
-    `begin_faults`. `placements` says where each instance runs; without any, all run next to the
-    server. Without a `port`, the server does not listen, and only answers `predict` in the same
-    program. Raises UserError for values out of range, and for what the engine cannot do.
+    Fields that are not in this list are explained where they are declared.
+
+    Args:
+        policy: The redundancy policy; None: the bundle's `default_policy`.
+        engine: Runs the models.
+        port: None: the server does not listen, and only answers `predict` in the same program.
+        limits: Bound what clients can make the server hold.
+        access: Restricts who may ask.
+        faults: A fault plan, whose time begins with `begin_faults`.
+        placements: Where each instance runs; none: all next to the server.
+
+    Raises:
+        UserError: A value is out of range, or the engine cannot do what is asked for.
+
     """
 
     policy: PolicyChoice | None = None

@@ -215,11 +215,14 @@ class Server:
         """Answer each row, as a query of its own, by the served bundle.
 
         Args:
-            inputs: Rows (n, ...), or an array of rows for each input by name. Not to be changed
-                before the answer.
+            inputs: Rows (n, *input shape), or an array of rows for each input by name. Not to be
+                changed before the answer.
             timeout: Seconds; shortens the deadline.
             tenant: Queries share coding groups only with those of the same tenant.
             exact: Only the deployed model may answer.
+
+        Returns:
+            The outputs (n, ...) by name, and the source of each row.
 
         Raises:
             InvalidRequestError: The inputs are not the model's.
