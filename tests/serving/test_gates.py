@@ -192,7 +192,7 @@ async def test_a_gate_closes_and_opens_again_across_restarts(
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
     assert kept().sources == set()
     kept(path=tmp_path / "nowhere").turned(Source.BACKUP, is_open=False)
-    assert "closed gates are not kept" in caplog.text
+    assert "closed gates cannot be stored" in caplog.text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

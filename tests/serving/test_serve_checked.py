@@ -72,7 +72,7 @@ def test_an_unrecognisable_model_is_told(tmp_path: Path, caplog: pytest.LogCaptu
     bundle = write(tmp_path, np.inf)
     models = {"deployed": bundle.pinned(bundle.manifest.deployed)}
     assert not golden_of(bundle, models, [frozenset({"deployed"})])
-    assert "deployed has no output to know it by" in caplog.text
+    assert "the role deployed has no output to compare" in caplog.text
 
 
 @pytest.mark.parametrize("policy", ["none", "adaptive"])

@@ -168,7 +168,7 @@ def calibrate(
             raise UserError(
                 f"{now.queries} queries show no level of agreement of the {stand_in}, which would "
                 "then answer without a gate; the bundle keeps the gates that it has. Give more "
-                "held-out queries; if these are some hundred, train the stand-in again"
+                "held-out queries; if there are hundreds already, train the stand-in again"
             )
     return with_measured(opened, calibration=found)
 
@@ -227,7 +227,7 @@ def judged_shape(bundle: Bundle) -> tuple[int, ...]:
     if fixed is None:
         outputs = bundle.manifest.deployed.signature.outputs
         raise UserError(
-            f"{bundle.path} has no output of fixed shape that is judged: "
+            f"{bundle.path} has no output of fixed shape that can be judged: "
             f"{', '.join(map(str, outputs))}"
         )
     return fixed.shape

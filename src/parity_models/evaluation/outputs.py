@@ -76,8 +76,8 @@ def deployed_predictor(bundle: Bundle, *, on_rows: OnRows | None = None) -> Run:
     if len(outputs) > 1 and manifest.imitated is None:
         raise UserError(
             f"{bundle.path} has a model with several outputs "
-            f"({', '.join(each.name for each in outputs)}) and no stand-in for any, so that "
-            "there is nothing to judge"
+            f"({', '.join(each.name for each in outputs)}) and no stand-in for any, so there is "
+            "nothing to judge"
         )
     name = manifest.imitated if len(outputs) > 1 else None
     return predictor(bundle.pinned(manifest.deployed), on_rows=on_rows, output=name)

@@ -87,8 +87,8 @@ async def child(command: Sequence[str]) -> AsyncIterator[Child]:
                 running.message = await running.ask(b"")
         except TimeoutError:
             raise ServingError(
-                f"a child process was not ready within {START_TIMEOUT:g} s; the machine has too "
-                "much else to do, or too little memory"
+                f"a child process was not ready within {START_TIMEOUT:g} s; the machine is too "
+                "busy, or has too little memory"
             ) from None
         yield running
     finally:

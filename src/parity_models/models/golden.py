@@ -179,9 +179,9 @@ def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:
             if name not in found or not is_near(found[name], stored, TOLERANCE):
                 raise BundleError(
                     f"shows that the {role} model gave another {name!r} where the bundle was made: "
-                    "this machine's processor or ONNX Runtime computes otherwise, so that its "
-                    "calibration does not hold; make the stand-in again on this kind of machine "
-                    "(parm protect)"
+                    "this machine's processor or ONNX Runtime computes differently, so the "
+                    "calibration does not hold here; make the stand-in again on this kind of "
+                    "machine (parm protect)"
                 )
 
 

@@ -150,7 +150,7 @@ def check_sha256(name: object, expected: str, found: str) -> None:
     if found != expected:
         raise ModelError(
             f"{name} was changed since it was checked: its sha256 is {found}, not {expected}; "
-            "start the server anew to serve what is there now"
+            "restart the server to serve the new file"
         )
 
 

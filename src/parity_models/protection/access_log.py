@@ -156,8 +156,8 @@ class AccessLog:
         first, span = requests[0][0], requests[-1][0] - requests[0][0]
         if not 0 < span <= MAX_SPAN:
             raise UserError(
-                f"the requests of {path} arrive within {span:,.0f} s; give a log of more "
-                f"than none and at most {MAX_SPAN:,.0f}"
+                f"the requests of {path} arrive within {span:,.0f} s; give a log that covers more "
+                f"than 0 s and at most {MAX_SPAN:,.0f}"
             )
         upstreams: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for arrival, latency, upstream in requests:
@@ -178,8 +178,8 @@ class AccessLog:
         if overtaken > OVERTAKEN * len(requests):
             raise UserError(
                 f"{overtaken / len(requests):.0%} of the requests of {path} end before one that "
-                f"came earlier to the same server, which so runs more than {slots} at a time; give "
-                "--instances, the number that all servers run at a time"
+                f"came earlier to the same server, so that it runs more than {slots} at a time; "
+                "give --instances, the number that all servers run at a time"
             )
         arrivals, latencies = np.array([each[:2] for each in requests]).T
         servers = [

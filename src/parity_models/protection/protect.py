@@ -287,7 +287,7 @@ def _check_enough(queries: int, level: float) -> None:
         return
     lower = [each for each in LEVELS if fewest_queries(each, FIRST_CHOICE * RISK) <= queries]
     raise UserError(
-        f"an agreement of {level:g} takes {needed:,} queries to calibrate with or more, and there "
+        f"an agreement of {level:g} takes at least {needed:,} queries to calibrate with, and there "
         f"are {queries:,}: give {HELD_OUT * needed:,} rows of --inputs, a tenth of which calibrates"
         + (f", or --agreement {max(lower):g}" if lower else "")
         + "; or have a bundle without a gate written, with --ungated"

@@ -246,7 +246,7 @@ class Clients:
         if self.administrators is None or not self.administrators.admits(authorization):
             raise ForbiddenError(
                 "models are loaded and unloaded by administrators alone; start the server with "
-                "--admin-tokens FILE, and show one of them (Authorization: Bearer ...)"
+                "--admin-tokens FILE, and send one of its tokens (Authorization: Bearer ...)"
             )
 
 

@@ -54,7 +54,9 @@ class Credentials:
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
-            raise UserError("the token has characters that no token has, as the end of a line")
+            raise UserError(
+                "the token has characters that tokens cannot have, such as a line break"
+            )
         _ = self.tls
 
     @cached_property

@@ -252,7 +252,9 @@ def golden_of(
             (inputs, outputs), kind = known[role], model.signature.smallest
             found[role] = (kind.input.join(inputs), kind.output.join(outputs))
         else:
-            _log.warning("%s has no output to know it by: its instances are not verified", role)
+            _log.warning(
+                "the role %s has no output to compare; its instances are not verified", role
+            )
     return found
 
 

@@ -371,8 +371,7 @@ class ServedVersion:
         Raises a RequestError, and leaves all as it was, where that cannot be.
         """
         raise InvalidRequestError(
-            "this server serves one bundle, for good; models are loaded and unloaded where it is "
-            "started with --repository"
+            "this server serves one bundle; start it with --repository to load and unload models"
         )
 
     async def unload(self, name: str) -> None:

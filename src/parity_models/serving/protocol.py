@@ -786,7 +786,7 @@ async def _json(values: NDArray[Any], name: str, turn: Turn) -> Raw:
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise RefusedError(
-            f"output {name!r} has values that are not finite, which JSON cannot say; ask for "
+            f"output {name!r} has values that are not finite, which JSON cannot express; ask for "
             "binary data (binary_data_output)",
             406,
             Refused.NOT_ACCEPTABLE,

@@ -444,7 +444,7 @@ class Rest:
         # Any site's page can reach this server from a browser in its network.
         if "origin" in request.headers:
             raise ForbiddenError(
-                "web pages load and unload no models here; a request of your own has no header "
+                "web pages may not load or unload models; send the request without the header "
                 "Origin"
             )
         if self._models.only is None:

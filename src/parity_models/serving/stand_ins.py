@@ -61,7 +61,7 @@ class ClosedGates:
             unfinished.write_bytes(content)
             unfinished.replace(self._path)
         except OSError as error:
-            _log.warning("closed gates are not kept: %s: %s", self._path, error.strerror)
+            _log.warning("closed gates cannot be stored: %s: %s", self._path, error.strerror)
 
 
 class _Closed(msgspec.Struct):

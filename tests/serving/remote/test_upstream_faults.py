@@ -129,7 +129,7 @@ async def test_what_json_cannot_say_fails(model: Path, caplog: pytest.LogCapture
         before = upstream.asked
         engine.run(instance, 1, "deployed", [np.full_like(ROW, np.nan)])
         assert ERROR in await events.failure(1)
-        assert "not finite, which JSON, and so V1, cannot say" in caplog.text
+        assert "not finite, which JSON, and so V1, cannot express" in caplog.text
         assert upstream.asked == before
 
 

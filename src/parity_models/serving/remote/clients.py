@@ -356,7 +356,7 @@ def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UnitError(
                 f"cannot be asked: input {name!r} has values that are not finite, which JSON, and "
-                "so V1, cannot say"
+                "so V1, cannot express"
             )
     columns = [array.tolist() for array in tensors.values()]
     rows: list[Any] = columns[0]
