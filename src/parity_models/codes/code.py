@@ -219,10 +219,10 @@ def nearest_probabilities(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder], Any, Any]:
-    """Return the classes of encoder and decoder, where the two can be a code, and their options.
+    """Return the classes of encoder and decoder, and their options.
 
-    Raises CodeError for names and options that do not exist, k and r out of range, and senseless
-    pairs.
+    Raises CodeError for names and options that do not exist, k and r out of range, and pairs that
+    are no code.
     """
     try:
         encoder, decoder = ENCODERS.find(spec.encoder), DECODERS.find(spec.decoder)

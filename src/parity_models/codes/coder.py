@@ -18,17 +18,15 @@ Shape = tuple[int, ...]
 
 
 def namespace(array: Array) -> Any:
-    """Return the array API that `array` is computed with."""
-    # NumPy 2 has it by itself. Looking it up takes longer than encoding queries of a few kilobytes,
-    # and what wraps NumPy imports all of it, which takes a seventh of a server's start.
+    """Return the array API of `array`."""
+    # NumPy 2 is one. A look-up takes longer than encoding queries of a few kilobytes, and imports
+    # all of NumPy, a seventh of a server's start.
     return np if isinstance(array, np.ndarray) else array_namespace(array)
 
 
 class Coder(ABC):
-    """One side of a code, for groups of k queries with r parity queries.
-
-    A subclass defines its `name` and its `Options`.
-    """
+    """One side of a code, for groups of k queries with r parity queries: a subclass defines its
+    `name` and its `Options`."""
 
     name: ClassVar[str]
 

@@ -1,4 +1,4 @@
-"""Decoders: what is available of a group in, reconstructions of the rest out.
+"""Decoders: the available outputs of a group in, reconstructions of the rest out.
 
 A decoder also fixes the shape of a parity model's output (`parity_output_shape`, without batch
 axes) and its training targets (`targets`), since only together do the two make sense.
@@ -18,7 +18,7 @@ from parity_models.registry import Registry
 
 
 class Decoder(Coder):
-    """Fills in unavailable predictions of a group of k from what is available.
+    """Fills in unavailable predictions of a group of k from those available and parity outputs.
 
     A subclass defines its `name`, its `Options` and the methods, and these facts: `apart`: a
     reconstruction depends on its own slot of parity outputs alone. `reads_off`: parity outputs are

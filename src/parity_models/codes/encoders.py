@@ -59,10 +59,10 @@ class Encoder(Coder):
 
     @abstractmethod
     def fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
-        """Write the parity queries into `out` (r, *batch, *parity_shape), with the array API `xp`.
+        """Write the parity queries of k checked `queries` (*batch, *query_shape) into `out` (r,
+        *batch, *parity_shape), with the array API `xp`.
 
-        The k `queries` (*batch, *query_shape) are checked. It is called for every group, and
-        allocates as little as it can.
+        It is called for every group, and allocates as little as it can.
         """
 
     def encode(self, queries: Sequence[Array]) -> Array:

@@ -24,7 +24,6 @@ Mask = NDArray[np.bool_]
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
 
-
 MOST_SETS = 128
 """Maximum number of sets of one size that are tried."""
 
@@ -32,11 +31,10 @@ MOST_SETS = 128
 def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") -> Accuracy:
     """Measure the accuracies of a bundle on n queries and labels (n, ...).
 
-    The queries are drawn at random into groups of k; the last group is filled up with queries of
-    the first, which count only there. Every member of every group is taken as unavailable in turn,
-    with all its group's other predictions and all r parity outputs there; for r > 1 also every set
-    of 2 to r members or, where these are very many, some. The backup is judged on every query.
-    Raises DataError for labels that do not fit.
+    The queries are drawn into groups of k; the last group is filled up with queries of the first,
+    which count only there. Every member of a group is taken as unavailable in turn, with all other
+    predictions and r parity outputs there; for r > 1 also sets of 2 to r members, at most MOST_SETS
+    each. The backup is judged on every query. Raises DataError for labels that do not fit.
     """
     code, rows = outputs.code, outputs.rows
     least = 1 if code is None else code.k
@@ -95,12 +93,12 @@ def replacement(accuracy: Accuracy) -> str | None:
 
 
 class GateResult(msgspec.Struct, frozen=True):
-    """A stand-in with the gate of a level, or, where that is None, without one.
+    """A stand-in with the gate of a level, or without one, if the level is None.
 
     `coverage` is the share of queries that it answers; of those answers `agreement` is the share
     that agree with F, `accuracy` their score by the metric, and `deployed_accuracy` F's for the
-    same queries. The latter are None where there are too few answers. With a `class_name`, they are
-    the answers of a one-sided gate that say this class.
+    same queries, None for too few answers. With a `class_name`, only answers of this class of a
+    one-sided gate count.
     """
 
     stand_in: StandIn

@@ -73,10 +73,10 @@ def calibrate_gates(
     """Return the gate of every stand-in of a bundle, by n held-out queries.
 
     The queries must be like those that will be served, and neither model nor stand-in may have been
-    fitted to them; labels are not needed. What agrees follows from `metric`. Levels are the usual
-    ones and those that the user `named`; ones that cannot be reached, or shown to be with so few
-    queries, are left out. With classes to `answer_only`, gates are one-sided. Raises UserError for
-    levels out of range, and for classes where predictions are none.
+    fitted to them; labels are not needed. Agreement follows from `metric`. Levels are the usual
+    ones and those that the user `named`; levels that so few queries do not show are left out. With
+    classes to `answer_only`, gates are one-sided. Raises UserError for levels out of range, and for
+    classes where predictions are none.
     """
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
@@ -118,9 +118,9 @@ def reached_by_class(
 ) -> list[GateLevel]:
     """Return the one-sided gates of the levels that some class was shown to keep, ascending.
 
-    `said` (n,) are the classes of the answers. Each class is calibrated by the answers that say it,
-    at its share of the `risk` (Bonferroni), and gets at each level its lowest that is as high, and
-    as high as its own. A class without one is not answered.
+    `said` (n,) are the classes of the answers. Each class is calibrated by its own answers, at its
+    share of the `risk` (Bonferroni). At each level it gets its lowest gate that is as high, and as
+    high as its own level; a class without one is not answered.
     """
     shown: dict[int, list[GateLevel]] = {}
     for each in answer_only:
@@ -157,9 +157,9 @@ def estimate_coverage(
     """Estimate the share of queries that a stand-in with these `outputs` (n, *output_shape), or
     rows of it with a head, may answer if `level` of its answers must agree with F's `predictions`.
 
-    It is the largest share of the most confident answers that reaches the level, in each class by
-    itself where gates are one-sided. This is an estimate; only calibration guarantees the level.
-    For outputs without a confidence, it is the share of answers that agree.
+    It is the largest share of the most confident answers that reaches the level, class by class for
+    one-sided gates; for outputs without a confidence, the share that agree. Only calibration
+    guarantees the level.
     """
     agreement = agreement_for(metric, predictions)
     agreed, confidence = agreement(served(outputs), predictions), suited(agreement.kind, outputs)
@@ -236,10 +236,10 @@ def learn_threshold(
 ) -> GateLevel | None:
     """Return the threshold with the most coverage that was shown to keep `level`, or None.
 
-    With a probability of `risk` at most, it does not keep it. `confidence` and `agreed` (n,) are of
-    answers that are independent of each other. Of those, one in DESIGN, drawn by `seed`, says which
-    thresholds there are; the others test them. The first threshold suits the `least_risk`, by
-    default `risk`, that is known without these answers.
+    The probability that it does not is at most `risk`. `confidence` and `agreed` (n,) are of
+    independent answers: one in DESIGN, drawn by `seed`, sets the thresholds; the others test them.
+    The first threshold suits the `least_risk` that is known without these answers, by default
+    `risk`.
     """
     order = np.random.default_rng(seed).permutation(len(confidence))
     design, test = np.split(order, [len(order) // DESIGN])

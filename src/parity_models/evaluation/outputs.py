@@ -39,9 +39,9 @@ def predictor(
 ) -> Run:
     """Return a function that runs a model over any number of queries, on all cores.
 
-    Of several outputs it gives the one called `output`, or all as rows (see Layout). Queries of
-    dynamic shape are run in their own buckets. The function raises DataError for queries that the
-    model cannot run, and for outputs that are not finite.
+    It gives the output called `output`, or all as rows (see Layout). Queries of dynamic shape are
+    run in their own buckets. The function raises DataError for queries that the model cannot run,
+    and for outputs that are not finite.
     """
     loaded = _load(model)
     signature = loaded.signature
@@ -105,8 +105,8 @@ def draw_groups(rows: int, k: int, seed: int) -> Array:
 
 @dataclass(frozen=True)
 class Answers:
-    """Outputs of a stand-in as it `gave` them (m, *output shape), or as rows with what its head
-    says (m,); and the rows of the queries that they answer."""
+    """Outputs of a stand-in as it `gave` them (m, *output shape), or as rows with those of its head
+    (m,); and the rows of the queries that they answer."""
 
     gave: Array
     rows: NDArray[np.int64]
@@ -238,8 +238,8 @@ class Outputs:
     def _decode(
         self, groups: slice | Array, lost: Sequence[int], parities: Sequence[bool]
     ) -> dict[int, Array]:
-        """Return by slot what can be decoded of `groups` where the slots `lost` are unavailable and
-        these `parities` are here."""
+        """Return the reconstructions of `groups` by slot, with the slots `lost` unavailable and
+        these `parities` here."""
         members = self._groups[groups]
         here = [
             None if slot in lost else self.predictions[members[:, slot]]
@@ -275,8 +275,8 @@ class Outputs:
 def _cases(
     code: Code, slot: int, groups: Array, rng: np.random.Generator
 ) -> Iterator[tuple[Array, Sequence[int], Sequence[bool]]]:
-    """Draw for each of `groups` a case in which `slot` is unavailable: yield the groups of each
-    case, the slots that are unavailable, and which of the r parity outputs are here."""
+    """Draw a case for each of `groups` in which `slot` is unavailable. Yield the groups of each
+    case, its unavailable slots, and which of the r parity outputs are here."""
     if not len(groups):
         return
     unavailable = rng.integers(1, code.r + 1, size=len(groups))

@@ -51,7 +51,7 @@ PROBABILITIES: Final = "probabilities"
 
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 FileName = Annotated[str, msgspec.Meta(pattern=NAME)]
-"""A file directly in the bundle's folder: no separators, so no way out of it."""
+"""A file of the bundle's folder: no separators, so no way out of it."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ModelName = Annotated[str, msgspec.Meta(pattern=NAME)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -68,10 +68,7 @@ class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True):
-    """An ONNX file in the bundle's folder and what its inputs and outputs look like.
-
-    `network` is the name of its architecture, for people.
-    """
+    """An ONNX file, its signature, and the name of its architecture, for people."""
 
     signature: Signature
     network: str
@@ -90,10 +87,7 @@ class BackupFile(ModelFile, frozen=True, forbid_unknown_fields=True):
 
 
 class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
-    """The file of the envelope of inputs that stand-ins learned from.
-
-    `false_alarms` is the share of `held_out` honest inputs that it rejects.
-    """
+    """The file of an envelope, and the share of `held_out` honest inputs that it rejects."""
 
     false_alarms: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
     held_out: Count
@@ -158,11 +152,8 @@ class InferenceTimes(
 
     @property
     def batch(self) -> int:
-        """The default number of queries that run at once.
-
-        It is a BATCH if the deployed model runs one in the time of two queries, or less: then
-        queries have their answers sooner, on average, than one after the other.
-        """
+        """The default batch size: BATCH if one takes no longer than two queries, so that answers
+        come sooner on average than one after the other; else 1."""
         pays = self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
         return BATCH if pays else 1
 
@@ -229,8 +220,8 @@ class Manifest(
 
 
 def _lists(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield what is a list in a manifest, and is about the one backup: the object, the name there,
-    and the name up to format 2, which had no list."""
+    """Yield each list that a manifest has of backups: the object that holds it, its name, and the
+    name up to format 2, which had no list."""
     for part, name, former in (
         (content, "backups", "backup"),
         (content, "backup_trainings", "backup_training"),
@@ -421,9 +412,8 @@ def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) 
     """Open a bundle and check it.
 
     The manifest must follow its schema and match its digest; every file must have the size and hash
-    that the manifest names; models must have the inputs and outputs that it names, with a
-    batch axis, and fit the code; stand-ins must answer the golden queries as they did where the
-    bundle was made.
+    that the manifest names; models must have the inputs and outputs that it names, and fit the
+    code; stand-ins must answer the golden queries as they did where the bundle was made.
 
     Args:
         path: The bundle's folder.
@@ -575,10 +565,10 @@ def _versions() -> dict[str, str]:
 
 
 def with_measured(bundle: Bundle, **measured: Accuracy | Mapping[StandIn, Calibration]) -> Bundle:
-    """Put an `accuracy`, or the `calibration` of stand-ins, into the manifest of a bundle.
+    """Put an `accuracy`, or the `calibration` of stand-ins, into a bundle's manifest. Return it.
 
-    Returns the bundle with them. Raises BundleError if the bundle on disk is no longer this one, if
-    it cannot be written, and for numbers that are not finite.
+    Raises BundleError if the bundle on disk is no longer this one or cannot be written, and for
+    numbers that are not finite.
     """
     if _read_manifest(bundle.path)[1] != bundle.digest:
         raise BundleError(f"{bundle.path} was replaced in the meantime; evaluate the new bundle")
@@ -621,8 +611,6 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     """Return the manifest and its digest."""
     if not folder.exists():
         raise BundleError(f"there is no bundle at {folder}; make one with: parm parity")
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is a file; give the folder that holds {MANIFEST}")
     path = folder / MANIFEST
     if not path.exists():
         raise BundleError(f"{folder} is not a bundle: it holds no {MANIFEST}")
@@ -641,10 +629,10 @@ def _about(path: Path) -> Iterator[None]:
 
 
 def _read_file(path: Path, most: int, size: int | None = None) -> bytes:
-    """Return the content of a regular file that does not lie, by links, outside its folder.
+    """Return the content of a regular file that no link leads out of its folder.
 
-    Raises BundleError for any other, for one of another `size`, or of more bytes than `most`, and
-    where it cannot be read.
+    Raises BundleError for others, for another `size` or more bytes than `most`, and if it cannot be
+    read.
     """
     try:
         if not path.resolve().is_relative_to(path.parent.resolve()):
@@ -667,7 +655,7 @@ def _read_file(path: Path, most: int, size: int | None = None) -> bytes:
 def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Make `folder` hold `contents`, by file name, and nothing else, in one step.
 
-    Raises BundleError, with the folder as it was, where the system refuses.
+    Raises BundleError if the system refuses; the folder is then as it was.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -696,17 +684,16 @@ def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
 # Checks, whose errors are BundleErrors without the path
 
 BOX = (4,)
-"""The shape of a box: its edges."""
+"""The shape of a box."""
 
 TRIED = 8
 """Groups that are tried of each slot, as well as those with extreme values in it."""
 
 
 def code_of(manifest: Manifest, allowed: Collection[str]) -> Code | None:
-    """Return the code that the manifest names.
+    """Return the code that the manifest names. Raises CodeError if there can be none.
 
-    Users' own encoders and decoders are imported only if they are `allowed`, by name. Raises
-    CodeError.
+    Users' own encoders and decoders are imported only if they are `allowed`, by name.
     """
     if manifest.code is None:
         return None
@@ -741,10 +728,7 @@ def stand_in_signature(deployed: Signature, output: Tensor, code: Code | None) -
 
 
 def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
-    """Raise BundleError unless the models that the manifest describes fit each other and the code.
-
-    `allowed`: see `code_of`.
-    """
+    """Raise BundleError unless the manifest's models fit each other and the code: see `code_of`."""
     deployed, output = manifest.deployed.signature, manifest.imitated_output
     try:
         code = code_of(manifest, allowed)
@@ -866,11 +850,10 @@ def check_batches(model: OnnxModel) -> None:
 
 
 def find_leak(code: Code, queries: Layout, model: OnnxModel) -> tuple[int, int] | None:
-    """Return two slots of `code`, where a query in the first changes the prediction of `model` for
-    the second.
+    """Return two slots: a query in the first changes the prediction for the second. None if no bit
+    of another slot's prediction changes.
 
-    None if no bit of another slot's prediction changes, whatever is put into a slot: usual values,
-    zeros, and the largest numbers. The decoder is one that reads slots off apart.
+    Each slot gets usual values, zeros, and the largest numbers. The decoder reads slots off apart.
     """
 
     def predictions(group: list[Named]) -> dict[int, Array]:

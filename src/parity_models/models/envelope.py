@@ -1,5 +1,4 @@
-"""The envelope of stand-ins: which queries are like their training queries, and which outputs are
-possible.
+"""The envelope of stand-ins: the range of their training queries, and of the model's outputs.
 
 Where a code's slots are not isolated, a query unlike all that a parity model has seen spoils the
 reconstructions of the queries that it is encoded with. Such queries are not encoded, and outputs
@@ -88,7 +87,7 @@ class Numbers(
     def like(self, row: Array) -> bool:
         """Return whether an input (*shape), of any number type, is like the training inputs.
 
-        One that is not finite is not. NumPy may warn of overflow.
+        Values that are not finite are not. NumPy may warn of overflow.
         """
         energy, tails, roughness, distance = self.measure(row)
         limits = self.limits
@@ -103,7 +102,7 @@ class Numbers(
     def measure(self, row: Array) -> tuple[float, float, float, float]:
         """Return energy, tails, roughness and distance of an input (*shape).
 
-        One row at a time: products of vectors take less time than reductions of a small table.
+        Products of vectors take less time than reductions of a small table, so one row at a time.
         """
         scale, shift = self._scaling
         deviations = row.astype(np.float32, copy=False) * scale
@@ -167,10 +166,8 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
 
     @np.errstate(over="ignore", invalid="ignore")
     def unlike(self, queries: Batch) -> NDArray[np.bool_]:
-        """Return for each of n queries whether it is unlike the training queries: (n,).
-
-        One that is not finite is. Takes some 10 to 20 µs for each input of a row.
-        """
+        """Return for each of n queries whether it is unlike the training queries, or not finite:
+        (n,). It takes some 10 to 20 µs for each input of a row."""
         sizes = sizes_in(queries, self.inputs)
         unlike = np.zeros(rows_in(queries), np.bool_)
         for axis, found in sizes.items():
@@ -181,11 +178,8 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         return unlike
 
     def impossible(self, outputs: Array) -> NDArray[np.bool_]:
-        """Return for each of `outputs` (n, *output_shape) whether the deployed model cannot give
-        it: (n,).
-
-        That is so if a value is not finite, or far outside the outputs for the training inputs.
-        """
+        """Return for each of `outputs` (n, *output_shape) whether a value is not finite, or far
+        outside the deployed model's outputs for the training inputs: (n,)."""
         possible = (outputs >= self.low) & (outputs <= self.high)
         return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
 
@@ -251,15 +245,10 @@ def fit_envelope(
     *,
     mirrored: bool = False,
 ) -> Envelope:
-    """Fit the envelope of training queries.
+    """Fit the envelope of training queries, an array (n, ...) for each of the model's inputs.
 
-    Args:
-        inputs: The deployed model's.
-        queries: The training queries, an array (n, ...) for each input.
-        held_out: Queries among which false alarms are counted.
-        outputs: The deployed model's outputs (m, *output_shape).
-        mirrored: Queries turned left to right count as well.
-
+    False alarms are counted among the queries `held_out`. `outputs` are the deployed model's
+    (m, *output_shape). If `mirrored`, queries turned left to right count as well.
     """
     sizes = sizes_in(queries, inputs)
     share = FALSE_ALARMS / len(inputs)
@@ -330,11 +319,8 @@ def _fit_numbers(inputs: Array, share: float, mirrored: bool) -> Numbers:
 
 
 def channel_axis(query_shape: tuple[int, ...]) -> int | None:
-    """Return the axis of a query along which values differ in kind; None: each value is of its own
-    kind.
-
-    It is the axis of channels in images. In sequences it is the shorter axis, or the first of two
-    equal ones.
+    """Return the axis of a query along which values differ in kind: that of channels in images, the
+    shorter one in sequences, or the first of two equal ones. None: each value is of its own kind.
     """
     if len(query_shape) < 2:
         return None
@@ -347,10 +333,8 @@ def spaced(rows: Array, most: int) -> Array:
 
 
 def _spread(rows: Array, alike: tuple[int, ...], *, by_channel: bool) -> tuple[Array, Array]:
-    """Return mean and deviation of each value of `rows` (n, ...), or of channels, without outliers.
-
-    The axes `alike` hold values of one kind.
-    """
+    """Return mean and deviation, without outliers, of each value of `rows` (n, ...), or by channel:
+    the axes `alike` hold values of one kind."""
     axes = (0, *alike) if by_channel else (0,)
     low, high = np.quantile(rows, (OUTLYING, 1 - OUTLYING), axis=axes, keepdims=True)
     # Among values that are nearly always the same, as flags are, rare ones are not outliers.
@@ -388,7 +372,7 @@ def _limits(measured: Array, false_alarms: float) -> Limits:
 def _components(numbers: Numbers, rows: Array) -> Array:
     """Return weighted principal components (m, values) of the deviations of `rows` (n, *shape).
 
-    Less the squares of its projections onto them, the energy of an input is what is unlike `rows`.
+    An input's energy, less the squares of its projections onto them, is its distance from `rows`.
     """
     values = prod(rows.shape[1:])
     number = min(MAX_PROJECTION // values, values // 2, len(rows) // 4, MOST_COMPONENTS)
@@ -404,8 +388,7 @@ def _components(numbers: Numbers, rows: Array) -> Array:
 
 
 def reach(outputs: Array) -> tuple[Array, Array]:
-    """Return the range that outputs may have: that of F's `outputs` (n, *shape), widened on either
-    side by its own width."""
+    """Return the range of F's `outputs` (n, *shape), widened on either side by its own width."""
     one = prod(outputs.shape[1:]) > EACH
     outputs = outputs[np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)]
     low = outputs.min(axis=None if one else 0)
@@ -465,10 +448,8 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 
 def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
-    """Return the envelope in a file's `content`, for a deployed model with these inputs.
-
-    Raises BundleError for a file that is damaged, or an envelope of other inputs.
-    """
+    """Return the envelope in a file's `content`. Raises BundleError if it is damaged, or not of a
+    deployed model with these inputs."""
     try:
         envelope = _ENVELOPE.decode(_upgraded(content, inputs))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

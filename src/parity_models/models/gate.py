@@ -29,12 +29,11 @@ AgreementKind = Literal["classes", "boxes", "values", "directions"]
 point in nearly the same direction."""
 
 Confidence = Literal["scores", "probabilities", "none", "head"]
-"""The confidence in an output: the log-odds of its largest softmax value, or of its largest
-probability; none, where nothing in an output predicts agreement; or what the stand-in's head
-says."""
+"""The confidence in an output: the log-odds of its largest softmax value or largest probability;
+none, where nothing in an output predicts agreement; or the output of the stand-in's head."""
 
 HEAD = "parm_agreement"
-"""The output (n, 1) of a stand-in with a head: the log-odds that F agrees. Clients never get it."""
+"""The output (n, 1) of a stand-in's head: the log-odds that F agrees. Clients never get it."""
 
 CERTAIN = 1e-30
 """The least probability of all other classes: log-odds are finite."""
@@ -161,8 +160,8 @@ class Gate:
     level: GateLevel
 
     def refused(self, outputs: Array) -> NDArray[np.bool_]:
-        """Return for each of `outputs` (n, *output_shape) whether it may not answer: (n,). One that
-        is not finite may not."""
+        """Return for each of `outputs` (n, *output_shape) whether it may not answer, as it is below
+        the level or not finite: (n,)."""
         sure = confidences(self.confidence, outputs)
         if not self.level.classes:
             return np.logical_not(sure >= self.level.threshold)

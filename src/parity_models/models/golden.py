@@ -1,7 +1,7 @@
 """Golden queries: queries with known outputs, by which a model is recognised.
 
-An instance that runs another model, or whose memory or arithmetic is broken, answers them wrongly.
-A bundle stores some of each stand-in, with the outputs where it was made. On a processor with other
+An instance with another model, or with broken memory or arithmetic, answers them wrongly. A bundle
+stores some of each stand-in, with the outputs where it was made. On a processor with other
 arithmetic (such as 8-bit products that saturate) calibration does not hold: the bundle is refused.
 """
 
@@ -74,9 +74,9 @@ def golden(
 def _golden_queries(model: OnnxModel, count: int, queries: Batch) -> tuple[Named, Named] | None:
     """Return up to `count` queries, by the model's inputs, and the model's outputs for them.
 
-    They are taken from `queries`, or zeros. Each is run alone, as instances will run it. Queries
-    that the model cannot run, or with outputs that are not finite, are left out. None if no query
-    is left, or if outputs differ from run to run: such a model cannot be recognised.
+    They are taken from `queries`, or zeros, and run one by one, as instances run them. Queries that
+    fail, or with outputs that are not finite, are left out. None if no query is left, or if outputs
+    differ from run to run: such a model cannot be recognised.
     """
     layout = model.signature.smallest.input
     rows = renamed(queries, model.signature)

@@ -23,10 +23,7 @@ def measure_models(
     backup: NewModel | None = None,
     sizes: Sizes | None = None,
 ) -> InferenceTimes:
-    """Return the inference times of the models of one bundle; of parity models, that of the first.
-
-    `sizes` as in `inference_times`.
-    """
+    """Return the inference times of a bundle's models; of parity models, that of the first."""
     timed = (deployed, *([] if backup is None else [backup]), *parity[:1])
     models = [OnnxModel(each.onnx, signature=each.signature) for each in timed]
     own, *others = inference_times(models, sizes=sizes)
@@ -40,9 +37,8 @@ def inference_times(
 ) -> list[float]:
     """Return the median milliseconds that each model takes for a batch, by default of one.
 
-    Dynamic axes, of which all models have the same, have these `sizes`; by default the largest.
-    Models take turns, so that other load on the machine meets all alike: ratios mean more than the
-    absolute times.
+    Dynamic axes, which all models share, have these `sizes`, by default the largest. Models take
+    turns, so that other load on the machine meets all alike: ratios mean more than the times.
     """
     rng = np.random.default_rng(0)
     signatures = [model.signature for model in models]

@@ -37,14 +37,13 @@ def run_options() -> onnxruntime.RunOptions:
 
 
 class OnnxModel:
-    """An ONNX file whose inputs and outputs have a batch axis in front.
+    """An ONNX file whose inputs and outputs have a batch axis in front, for any number of rows.
 
     `model` is the file's path or its content, called `name` in errors. Its `signature` is given
-    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs. It
-    takes any number of rows, also where the file's batch axis is fixed. Only the file itself is
-    read: weights in further files are refused, as nothing vouches for those. `threads` compute
-    within one call; they hold no core while they wait. Raises ModelError for a file that cannot be
-    read or is not such a model.
+    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs. Weights
+    in further files are refused, as no hash covers those. `threads` compute within one call; they
+    hold no core while they wait. Raises ModelError for a file that cannot be read or is not such a
+    model.
     """
 
     def __init__(
@@ -72,16 +71,11 @@ class OnnxModel:
     def __call__(
         self, batch: Mapping[str, Array], options: onnxruntime.RunOptions | None = None
     ) -> dict[str, Array]:
-        """Run the model on a batch of n ≥ 1 queries (n, ...), by input, of one bucket.
+        """Run the model on a batch of n ≥ 1 queries (n, ...), by input, of one bucket. Return the
+        outputs (n, ...) by name.
 
-        Another thread can end the call by setting `options.terminate`.
-
-        Returns:
-            The outputs (n, ...) by name.
-
-        Raises:
-            Exception: ONNX Runtime's errors, which share no base class but this.
-
+        Another thread can end the call by setting `options.terminate`. ONNX Runtime's errors share
+        no base class but Exception.
         """
         feeds = {name: np.ascontiguousarray(each) for name, each in batch.items()}
         results = self._session.run(self._outputs, feeds, options)
@@ -120,10 +114,8 @@ class _FixedBatch:
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """An ONNX file that is only used while its content has this `sha256` (hexadecimal).
-
-    `signature` is the model's; None: the one that the file declares.
-    """
+    """An ONNX file that is only used while its content has this `sha256` (hexadecimal); without a
+    `signature`, with the one that it declares."""
 
     path: Path
     sha256: str
@@ -183,10 +175,8 @@ def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
 
 
 def class_names(content: bytes, count: int) -> tuple[str, ...]:
-    """Return the names of a model's classes: its metadata `classes`, a JSON list of `count` texts.
-
-    Without such a list, return none.
-    """
+    """Return the names of a model's classes: its metadata `classes`, a JSON list of `count` texts,
+    if there is one."""
     said = open_session(content).get_modelmeta().custom_metadata_map.get("classes", "")
     try:
         names = msgspec.json.decode(said, type=tuple[str, ...])
@@ -223,8 +213,8 @@ def _why_not_opened(error: Exception) -> str:
 
 
 class Declared(NamedTuple):
-    """An input or output as the file declares it; of `shape` whole numbers are sizes, names are
-    free axes, and None is a free axis without a name. The first is the batch axis."""
+    """An input or output as the file declares it. Its `shape` has sizes, names of free axes, and
+    None for a free axis without a name. The first is the batch axis."""
 
     role: str
     name: str
@@ -236,8 +226,7 @@ class Declared(NamedTuple):
 
 
 def declared(session: onnxruntime.InferenceSession) -> tuple[list[Declared], list[Declared]]:
-    """Return the inputs and the outputs of a model. Raises ModelError for datatypes that cannot be
-    served."""
+    """Return a model's inputs and outputs. Raises ModelError for types that cannot be served."""
     return (
         [_declared("input", node) for node in session.get_inputs()],
         [_declared("output", node) for node in session.get_outputs()],
@@ -258,17 +247,14 @@ def _declared(role: str, node: Any) -> Declared:
 def fixed_batch(inputs: Sequence[Declared]) -> int:
     """Return the number of rows that a model takes at once; 0: any. Raises ModelError for inputs
     without a batch axis."""
-    if not inputs:
-        raise ModelError("has no inputs; export it with one or more")
-    firsts = {each.shape[0] if each.shape else "none" for each in inputs}
-    sizes = {first for first in firsts if isinstance(first, int)}
-    if len(firsts) > len(sizes) > 0 or len(sizes) > 1 or not all(each.shape for each in inputs):
-        found = ", ".join(map(str, inputs))
+    firsts = {each.shape[0] if each.shape else -1 for each in inputs}
+    sizes = {first if isinstance(first, int) else 0 for first in firsts}
+    if len(sizes) != 1 or -1 in sizes:
         raise ModelError(
-            f"has {found}; the first axis of every input must be the batch axis, free or of one "
-            "size"
+            f"has {', '.join(map(str, inputs)) or 'no inputs'}; the first axis of every input must "
+            "be the batch axis, free or of one size"
         )
-    return sizes.pop() if sizes else 0
+    return sizes.pop()
 
 
 def _fixed_signature(session: onnxruntime.InferenceSession) -> Signature:

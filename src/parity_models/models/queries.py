@@ -2,8 +2,8 @@
 
     inputs.npz   ids (n, 128) int64, mask (n, 128) int64
 
-Rows of a batch are padded to one size along dynamic axes. The real size of a row ends after the
-last place at which an input with that axis holds something other than its padding value.
+Rows of a batch are padded to one size along dynamic axes. A row's real size ends at the last place
+where an input with that axis holds something other than its padding value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,17 +53,10 @@ def as_batch(
 ) -> Named:
     """Return `inputs` as a batch for a model, in the order and datatypes of its inputs.
 
-    Numbers are converted where that changes none of them.
-
-    Args:
-        inputs: An array (n, ...) for each input by name, or the array of a model's only input; or
-            a structured array with a field for each input.
-        signature: The model's.
-        what: The name of the inputs in errors.
-
-    Raises:
-        DataError: Names, datatypes, ranks or sizes do not fit.
-
+    They are an array (n, ...) for each input by name, the array of a model's only input, or a
+    structured array with a field for each input, called `what` in errors. Numbers are converted
+    where that changes none of them. Raises DataError if names, datatypes, ranks or sizes do not
+    fit.
     """
     if not isinstance(inputs, Mapping):
         array = np.asarray(inputs)
@@ -155,8 +148,7 @@ def check_queries(batch: Batch, what: str, least: int = 1) -> None:
 
 
 def sizes_in(batch: Batch, inputs: Sequence[Tensor]) -> dict[str, Integers]:
-    """Return the real size of each row along each dynamic axis of `inputs`: by axis, (n,), 1 or
-    more."""
+    """Return the real size of each row along each dynamic axis of `inputs`: (n,), 1 or more."""
     found: dict[str, Integers] = {}
     for tensor in inputs:
         array = batch[tensor.name]
@@ -171,9 +163,7 @@ def sizes_in(batch: Batch, inputs: Sequence[Tensor]) -> dict[str, Integers]:
 
 def axis_for(sizes: Integers, bound: int | None = None) -> Axis:
     """Return an axis whose buckets suit queries of these sizes (n,), up to `bound`, or the largest.
-
-    Raises DataError if a size is beyond the bound.
-    """
+    Raises DataError for a size beyond the bound."""
     most = int(sizes.max())
     bound = most if bound is None else bound
     if most > bound:
@@ -221,11 +211,8 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
     An .npz file holds an array for each input; that of an only input may be called "inputs". An
     .npy file holds the array of an only input. Unsigned bytes for floating-point inputs, as the
     pixels of images, become 0 to 1; other integers are refused there, as the scale that the model
-    expects is unknown.
-
-    Raises:
-        DataError: The file cannot be read or does not fit, or `check_queries` refuses the queries.
-
+    expects is unknown. Raises DataError if the file cannot be read or does not fit, or
+    `check_queries` refuses the queries.
     """
     inputs = signature.inputs
     arrays = read_arrays(path)

@@ -38,8 +38,8 @@ TRIED = 4
 """Rows that are predicted together and one by one."""
 
 NEAR = 0.05
-"""The largest difference between the two, as a share of the largest value. It is large because rows
-that are drawn at random, where there are no queries, magnify rounding errors."""
+"""The largest difference between the two, as a share of the largest value: large, as random rows,
+where there are no queries, magnify rounding errors."""
 
 PARTS = (4, 2, 1)
 """Without queries, the buckets of an axis are these parts of its bound."""
@@ -160,10 +160,8 @@ def _with_weights(path: Path, content: bytes) -> bytes:
 
 
 def _row_of(tensor: Declared) -> tuple[int | str, ...]:
-    """Return the shape of a row, with a name of its own for each free axis.
-
-    Some exporters call an axis "?", or several by one name.
-    """
+    """Return the shape of a row, with a name of its own for each free axis: some exporters call an
+    axis "?", or several by one name."""
     row: list[int | str] = []
     for i, size in enumerate(tensor.shape[1:], 1):
         unnamed = size in (None, "?") or (isinstance(size, str) and size in row)

@@ -1,4 +1,4 @@
-"""A model's signature: its named inputs and outputs, and how a row of them lies in memory.
+"""A model's signature: its named inputs and outputs, and the memory layout of a row of them.
 
 A query is one row of every input, and its prediction one row of every output. A dynamic axis has a
 name, a bound, and a few sizes that queries are padded to, its buckets: only queries of one bucket
@@ -161,8 +161,8 @@ class Layout:
         return np.zeros((rows, *self.shape), self.dtype)
 
     def draw(self, rng: "np.random.Generator", rows: int) -> dict[str, Array]:
-        """Return tensors (rows, *shape) that most models take: numbers from 0 to 1, integers 0 or
-        1."""
+        """Return tensors (rows, *shape) that suit most models: numbers from 0 to 1, integers of 0
+        or 1."""
         return {
             each.name: rng.random((rows, *each.shape)).astype(each.dtype)
             if each.dtype.kind == "f"
@@ -201,7 +201,7 @@ class Layout:
 
 
 def one_row(tensors: Mapping[str, Array]) -> Array:
-    """Return the tensors of one row, without a batch axis, as they lie in memory (see Layout)."""
+    """Return the tensors of one row, without a batch axis, as a row in memory (see Layout)."""
     if len(tensors) == 1:
         return next(iter(tensors.values()))
     fields = [(name, each.dtype, each.shape) for name, each in tensors.items()]
@@ -232,7 +232,7 @@ class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Kind(NamedTuple):
-    """Queries whose dynamic axes have these sizes: how a query and its prediction lie in memory."""
+    """The memory layouts of a query with these sizes of its dynamic axes, and of its prediction."""
 
     sizes: Sizes
     input: Layout
@@ -373,11 +373,8 @@ def batches(rows: int, size: int) -> list[list[int]]:
 
 
 def pad(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Named:
-    """Return a batch in the bucket that these sizes are padded to.
-
-    The arrays have these sizes or larger ones along the signature's dynamic axes; what is beyond
-    is cut off.
-    """
+    """Return a batch padded to the bucket of these sizes. Arrays may be larger along dynamic axes:
+    the excess is cut off."""
     kind = signature.kind(signature.bucket(sizes))
     full: Named = {}
     for tensor, spec in zip(signature.inputs, kind.input.tensors, strict=True):
@@ -398,8 +395,7 @@ def padded(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Array:
 
 
 def cut(outputs: Array, signature: Signature, sizes: Sequence[int]) -> Named:
-    """Return rows of outputs (see Layout) by name, without what padding queries of these sizes has
-    added."""
+    """Return rows of outputs (see Layout) by name, cut back to queries of these sizes."""
     if signature.plain is not None:
         return signature.plain.output.split(outputs)
     kind = signature.kind(signature.bucket(sizes))

@@ -50,10 +50,10 @@ at which values agree: such rows alone would have an R² of at least 0.9."""
 
 @dataclass(frozen=True)
 class Metric:
-    """Called with outputs (n, *output_shape) and labels, gives their score, at most 1.
+    """Scores outputs (n, *output_shape) by labels, 1 at most.
 
     Labels are (n,) for predictions of classes, else of the shape of the outputs. `bound` is the
-    least score of a prediction that agrees, where the user names one.
+    least score of a prediction that agrees, if the user names one.
     """
 
     kind: PredictionKind
@@ -136,7 +136,7 @@ METRICS: dict[str, Metric] = _Metrics(
         "cosine": Metric("values", cosine),
     }
 )
-"""The metrics by name. METRICS["cosine@0.9"] is cosine, and predictions agree from 0.9 on; raises
+"""The metrics by name. METRICS["cosine@0.9"] is cosine, and predictions agree from 0.9 on. Raises
 KeyError for other names, and for bounds that are not between 0 and 1."""
 
 USUAL: dict[OutputKind, str] = {
@@ -152,17 +152,16 @@ USUAL: dict[OutputKind, str] = {
 def is_map(shape: Sequence[int]) -> bool:
     """Return whether predictions of this shape are maps: channels, height and width.
 
-    Their numbers have one unit, and vary little at the edges. So they are judged together, while
-    numbers of a row are judged one by one.
+    Their numbers have one unit, and vary little at the edges: they are judged together, and those
+    of a row one by one.
     """
     return len(shape) >= 3
 
 
 def score(metric: str, outputs: Array, labels: Array) -> float:
-    """Return the score of `outputs` (n, *output_shape) under the metric called `metric`, at most 1.
+    """Return the score of `outputs` (n, *output_shape) by `labels` under a metric, at most 1.
 
-    `labels` are integers (n,) for a metric of classes, else (n, *output_shape). Raises DataError
-    for labels that do not fit the outputs, or give the metric no meaning.
+    Raises DataError for labels that do not fit the outputs, or give the metric no meaning.
     """
     check_labels(metric, outputs, labels)
     scored = METRICS[metric](outputs, labels)
@@ -174,8 +173,7 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
 
 
 def check_labels(metric: str, outputs: Array, labels: Array) -> None:
-    """Raise DataError for labels that do not fit the outputs (n, *output_shape), as `score` takes
-    them, in shape or type."""
+    """Raise DataError unless labels fit outputs (n, *output_shape) in shape and type."""
     if METRICS[metric].kind == "classes":
         fitting = labels.shape == outputs.shape[:-1] and np.issubdtype(labels.dtype, np.integer)
         expected = f"integers of shape {outputs.shape[:-1]}"
@@ -243,11 +241,8 @@ def labels_from(predictions: Array, metric: str) -> Array:
 
 
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:
-    """Return how far `outputs` agree with a model's `predictions`, both (n, *output_shape).
-
-    This is the share of rows with the same class. If predictions are not classes, it is the score
-    of the outputs with the predictions as labels.
-    """
+    """Return the share of `outputs` with the class of a model's `predictions`, both (n,
+    *output_shape); or else, the score of the outputs with the predictions as labels."""
     if METRICS[metric].kind == "classes":
         return top1(outputs, predictions.argmax(axis=-1))
     return score(metric, outputs, predictions)

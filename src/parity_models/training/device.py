@@ -76,9 +76,9 @@ def computing(threaded: bool) -> Iterator[None]:
 class Rows:
     """A batch of n queries: `tensors` (n, ...) in the order of a signature's inputs.
 
-    `sizes` (n, axes) are the true sizes of each query along each dynamic axis; `places` are the
-    inputs that have such an axis, and its place there. Some of the rows are cut to the largest of
-    them, so that nothing is computed for padding that all have.
+    `sizes` (n, axes) are the real sizes of each query along each dynamic axis; `places` are the
+    inputs that have such an axis, and its place there. A selection of rows is cut to its largest
+    sizes, so that nothing is computed for padding.
     """
 
     tensors: tuple[Tensor, ...]
@@ -143,8 +143,8 @@ def run_reduced(module: nn.Module, queries: Rows) -> Tensor:
 def _computes_bfloat16(device: str) -> bool:
     """Return whether the hardware computes in bfloat16; emulated, it is slower than float32.
 
-    Not on CPUs with AMX: its kernels in oneDNN 3.12 read uninitialised memory (oneDNN, issue
-    5717), so that trainings differ from run to run, and some end in NaN.
+    Not on CPUs with AMX: oneDNN 3.12 reads uninitialised memory there (oneDNN, issue 5717), so that
+    trainings differ from run to run, and some end in NaN.
     """
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

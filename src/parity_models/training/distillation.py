@@ -36,18 +36,17 @@ SMALLEST = 1e-6
 """Smaller probabilities are learned as this one: their logarithms carry no information."""
 
 PLAINLY: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
-"""The kind as which predictions are learned if decoders compute with them, where it is not their
-own: as F gives them, so that parity models are served without a softmax or a normalisation."""
+"""The kind as which predictions are learned for decoders that compute with them: as F gives them,
+so that parity models are served without a softmax or a normalisation."""
 
 
 @dataclass(frozen=True)
 class OutputTransform:
     """The form in which predictions of `kind` are learned, and served.
 
-    A network learns what is easiest to learn. Instead of probabilities it learns their logarithms,
-    and is served with a softmax. Instead of vectors of length 1 it learns vectors of any length,
-    and is served with a normalisation. `scale` are the deviations (*output_shape) of F's
-    predictions.
+    Instead of probabilities a network learns their logarithms, and is served with a softmax;
+    instead of vectors of length 1, vectors of any length, and is served with a normalisation.
+    `scale` are the deviations (*output_shape) of F's predictions.
     """
 
     kind: OutputKind
@@ -73,11 +72,9 @@ class OutputTransform:
         return logarithms - logarithms.mean(dim=-1, keepdim=True)
 
     def difference(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of `outputs` towards `targets`, both (n, *output_shape).
-
-        Of classes it is the Kullback-Leibler divergence of softened predictions, of others the
-        squared error in units of `scale`.
-        """
+        """Return the loss of `outputs` towards `targets`, both (n, *output_shape): of classes the
+        Kullback-Leibler divergence of softened predictions, of others the squared error in units of
+        `scale`."""
         if self.of_classes:
             each = functional.kl_div(
                 functional.log_softmax(outputs / TEMPERATURE, dim=-1),
@@ -105,8 +102,8 @@ def valid(kind: OutputKind, outputs: Tensor) -> Tensor:
 
 
 class Served(nn.Module):
-    """`network` as it is served: with answers of `kind`, in the data type `dtype`, and, where there
-    is a `head`, with what that says of the network's outputs."""
+    """`network` as it is served: with answers of `kind` and `dtype`, and those of its `head`, if it
+    has one."""
 
     def __init__(
         self,
@@ -158,7 +155,7 @@ class DistillationData:
 def distill(
     model: nn.Module, teacher: Teacher, queries: Queries, device: torch.device
 ) -> DistillationData:
-    """Run F, here `model`, once over each way that a query can come, instead of once per epoch.
+    """Run F, here `model`, once over the queries, also turned left to right if such count.
 
     Raises DataError if all predictions are the same or some are not finite, and UserError for a
     metric that cannot judge them.
@@ -210,9 +207,8 @@ def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:
 def _deviations(predictions: Tensor) -> Tensor:
     """Return the deviation of each value of F's `predictions` (ways, n, *output_shape).
 
-    A value that never varies gets the largest deviation of all; otherwise its errors would have no
-    bounded weight. All values of a map get one deviation: those at its edges vary little, and would
-    otherwise dominate the loss.
+    A value that never varies gets the largest of all, else its errors would have no bounded weight.
+    All values of a map get one: those at its edges vary little, and would dominate the loss.
     """
     each = predictions.flatten(0, 1).std(dim=0)
     if is_map(each.shape):

@@ -108,19 +108,11 @@ def choose_head(
     of_classes: bool,
     seed: int = 0,
 ) -> Head | None:
-    """Return a head if more of the queries may be answered by it than by the confidence, else None.
+    """Return a head if it lets more of a backup's outputs answer than the confidence does.
 
-    What may be answered is the mean share at the `levels`, and estimated by cross-validation: each
-    query by a head that did not learn from it.
-
-    Args:
-        outputs: A backup's outputs (n, *output_shape) for queries that it did not learn from.
-        agreed: Whether F agreed with each (n,).
-        confidence: The confidence in each (n,); None: all or none may answer.
-        levels: Levels of agreement.
-        of_classes: Whether outputs are scores of classes.
-        seed: Draws the folds and the heads.
-
+    The share is the mean at the `levels`, estimated by cross-validation: each output is judged by a
+    head that did not learn from it. `outputs` (n, *output_shape) are for queries that the backup
+    did not learn from; F `agreed` with some (n,). `confidence` (n,) None: all or none may answer.
     """
     if len(agreed) < FEWEST or min(agreed.sum(), (~agreed).sum()) < FEWEST // 10:
         return None

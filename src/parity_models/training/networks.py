@@ -85,10 +85,8 @@ def parity_network(network: str | Factory, code: Code) -> NetworkPlan:
 def recipe_for(
     kind: type[Network] | None, use: Literal["deployed", "parity"], inputs: Shape
 ) -> Effort:
-    """Return the recipe of a network as a deployed model or a backup of one, or as a parity model.
-
-    A network without settings, as a function of the user's own, gets what suits its inputs.
-    """
+    """Return the recipe of a network as a deployed model or backup, or as a parity model. One
+    without settings, such as a function of the user's, gets the recipe that suits its inputs."""
     usual = SmallResNet if len(inputs) == 3 else MLP
     effort: Effort = getattr(kind, use, None) or getattr(usual, use)
     return effort
@@ -97,9 +95,9 @@ def recipe_for(
 def find_network(network: str | Factory) -> tuple[str, type[Network], Any]:
     """Return the name, the class and the options of a network of this package or the user's own.
 
-    The user's own is package.module:name of a subclass of Network, which may have options after
-    it, or a Factory, by name or itself. Raises UserError for a module or name that is not there,
-    and TrainingError for another name and for options that there are not.
+    The user's own is package.module:name of a subclass of Network, which may have options after it,
+    or a Factory, by name or itself. Raises UserError for a module or name that does not exist, and
+    TrainingError for unknown networks and options.
     """
     if not isinstance(network, str):
         name = f"{getattr(network, '__module__', '?')}:{getattr(network, '__qualname__', '?')}"
@@ -165,10 +163,8 @@ def _checked(name: str, make: Callable[[], nn.Module], takes: Shape, gives: Shap
 
 
 def build_models(network: NetworkPlan, r: int, deployed: nn.Module) -> tuple[nn.ModuleList, bool]:
-    """Build r parity models, and return whether they start from weights of the `deployed` model.
-
-    They do where layers are alike, unless their recipe says otherwise.
-    """
+    """Build r parity models, which start from weights of the `deployed` model if layers are alike
+    and the recipe says so. Return whether they do."""
     models = nn.ModuleList(network.make() for _ in range(r))
     started = False
     for j, model in enumerate(models if network.recipe.from_deployed else ()):

@@ -196,8 +196,8 @@ NEAR, NARROW, WIDE = 2.0, 0.2, 5.0
 and every value goes farther than NARROW from its mean at least once."""
 
 FARTHEST = 10.0
-"""The most deviations that a value may be from its mean. Rare features go farther: their deviation
-is then taken to be larger."""
+"""The most deviations of a value from its mean; that of rare features, which go farther, is taken
+to be larger."""
 
 MAX_VALUES = 2**26
 """The most values that a scale is taken from."""
@@ -209,9 +209,8 @@ def scaled(
     """Return `network` with its inputs standardised and, if there are `targets`, its outputs scaled
     back.
 
-    To standardise is to subtract the mean and divide by the deviation. For inputs these are taken
-    from `inputs` (n, *input_shape): one pair for each index along the axis `channels`, or one for
-    each value if that is None. For outputs there is one pair for each value of `targets`
+    Mean and deviation of `inputs` (n, *input_shape) are taken for each index along the axis
+    `channels`, or for each value if that is None; those of outputs for each value of `targets`
     (n, *output_shape).
     """
     axes = range(inputs.ndim - 1)
@@ -228,8 +227,8 @@ def scaled(
 
 
 class Scaled(NamedModule):
-    """`network` of inputs less `shift` times `inverse`, unless it scales them itself; outputs are
-    times `scale` plus `offset`."""
+    """`network` of (inputs - shift) * inverse, unless it scales them itself; outputs are times
+    `scale` plus `offset`."""
 
     shift: Tensor
     inverse: Tensor
@@ -284,10 +283,11 @@ def one_slot(module: nn.Module) -> nn.Module | None:
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of one.
+    """Return mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of one,
+    which stay, with a length of 1.
 
-    The axes stay, with a length of 1. The reach is the largest distance of a value from the mean.
-    Where values never vary, deviation and reach are 1.
+    The reach is the largest distance from the mean. Where values never vary, deviation and reach
+    are 1.
     """
     axes = (0, *(axis + 1 for axis in alike))
     stride = ceil(values.numel() / MAX_VALUES)

@@ -108,8 +108,7 @@ FINALISTS = 4
 """The most candidates that are trained to the end."""
 
 LEAST = (FINALISTS, 2, 1)
-"""The fewest candidates that are kept after each rung, if there are that many: a slow learner may
-be the best in the end."""
+"""The fewest candidates kept after each rung: a slow learner may be the best in the end."""
 
 LEAST_SECONDS = 1.0
 """The least time for a candidate in the first rung; if there is not enough, fewer are tried."""
@@ -124,12 +123,11 @@ SHORTEST = 0.1
 def drop(
     judged: Sequence[Candidate], most: int, margin: float = MARGINS[-1], least: int = 1
 ) -> dict[int, str]:
-    """Choose all but at most `most` of the candidates, 2 or more, to be trained no further.
+    """Return the places of candidates to be trained no further, with reasons: all but `most`.
 
     A candidate is dropped if another is no slower and scores better by more than `margin`. If fewer
     than `least` are left, the best of the dropped ones come back: they may learn more slowly. Of
-    those left, the best that is not slower than F stays, and then those that save most. Returns the
-    places of those dropped, and why.
+    those left, the best that is not slower than F stays, and then those that save most.
     """
     dropped: dict[int, str] = {}
     for place, one in enumerate(judged):
