@@ -8,7 +8,7 @@ import pytest
 
 from parity_models import options
 from parity_models.errors import UserError
-from parity_models.options import BYTES, MINUTES, SECONDS, SHARE, Option, declared_in, make_options
+from parity_models.options import BYTES, MINUTES, SECONDS, SHARE, Option, declared_in
 from parity_models.registry import Registry
 
 
@@ -135,4 +135,4 @@ def test_options_made_in_python_are_checked() -> None:
     with pytest.raises(UserError, match="size must be above 0, got 0"):
         Kettle.Options(size=0)
     with pytest.raises(UserError, match="give --port or --place, not both"):
-        make_options(Kettle.Options, {"port": 1, "place": Path("here")})
+        Kettle.Options(port=1, place=Path("here"))

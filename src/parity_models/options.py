@@ -225,7 +225,7 @@ class OptionField:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of an extension. Raises UserError for values out of range."""
+    """The base of options. Raises UserError for values out of range or that exclude each other."""
 
     def __post_init__(self) -> None:
         for field in declared_in(type(self)):
@@ -234,6 +234,10 @@ class Options:
             except UserError as error:
                 raise UserError(f"{field.name} {error}") from None
             object.__setattr__(self, field.name, value)
+            if (excluded := field.option.excludes) is not None:
+                both = (field.name, excluded)
+                if all(getattr(self, each) != getattr(type(self), each) for each in both):
+                    raise UserError(f"give {' or '.join(map(flag_of, both))}, not both")
 
 
 def declared_in(kind: type) -> list[OptionField]:
@@ -267,23 +271,10 @@ def declared_by(name: str, hint: Any, default: Any) -> OptionField | None:
 T = TypeVar("T")
 
 
-def make_options(kind: type[T], given: Mapping[str, Any]) -> T:
-    """Return the options with the given values, each of which is declared.
-
-    Raises UserError for values that are out of range or exclude each other.
-    """
-    for field in declared_in(kind):
-        excluded = field.option.excludes
-        if field.name in given and excluded in given:
-            raise UserError(f"give {flag_of(field.name)} or {flag_of(str(excluded))}, not both")
-    return kind(**given)
-
-
 def gather(kind: type[T], options: T | None, given: Mapping[str, Any]) -> T:
     """Return `options`, or those `given` by name, with paths as text.
 
-    Raises TypeError for both at once and for names that there are not, and UserError for values
-    out of range.
+    Raises TypeError for both at once and for unknown names, and UserError as the options do.
     """
     if options is not None:
         if given:
@@ -294,7 +285,7 @@ def gather(kind: type[T], options: T | None, given: Mapping[str, Any]) -> T:
     if unknown := sorted(given.keys() - names):
         raise TypeError(f"no option is called {unknown[0]!r}; there are {', '.join(sorted(names))}")
     texts = {name: str(each) if isinstance(each, Path) else each for name, each in given.items()}
-    return make_options(kind, texts)
+    return kind(**texts)
 
 
 def flag_of(option: str) -> str:

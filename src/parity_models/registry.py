@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from parity_models.errors import UserError
-from parity_models.options import OptionField, declared_in, make_options
+from parity_models.options import OptionField, declared_in
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ class Registry(Generic[T]):
         kind: Any = self.find(name)
         for option in given:
             self._field(name, option)
-        return make_options(kind.Options, given)
+        return kind.Options(**given)
 
     def _field(self, name: str, option: str) -> OptionField:
         """Return an option of the extension of this name. Raises UserError if there is none."""

@@ -151,11 +151,11 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     candidate.fit(Budget(seconds=3.0))
     _, (chosen,) = measure([candidate], prepared, tmp_path / "made")
     assert chosen.finalist.covered > 0
-    found = chosen.calibrate(LEVEL, RISK)
-    assert found is not None
-    assert found[0].finalist.covered > 0
-    bundle = write_protected(prepared, *found, tmp_path / "bundle")
-    assert bundle.manifest.calibration == {"backup": found[1]}
+    gate = chosen.calibrate(LEVEL, RISK)
+    assert gate is not None
+    assert chosen.finalist.covered > 0
+    bundle = write_protected(prepared, chosen, gate, tmp_path / "bundle")
+    assert bundle.manifest.calibration == {"backup": gate}
     served = Deployment(bundle, ServeOptions(agreement=LEVEL))
     assert served.choice.name == "adaptive"
     assert served.roles[0] == {DEPLOYED, BACKUP}

@@ -21,7 +21,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from parity_models.errors import UserError
-from parity_models.options import OptionField, declared_by, declared_in, flag_of, make_options
+from parity_models.options import OptionField, declared_by, declared_in, flag_of
 
 PREFIX = "PARM"
 """The prefix of variables that give options."""
@@ -70,7 +70,7 @@ def _with_flags(entry: Any) -> Any:
             given = {each.name: values.pop(each.name) for each in fields}
             given = {each: value for each, value in given.items() if value is not None}
             if kind is not None:
-                values[name] = make_options(kind, given)
+                values[name] = kind(**given)
             else:
                 values[name] = given.get(name, fields[0].default)
         entry(**values)

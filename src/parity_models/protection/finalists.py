@@ -5,7 +5,7 @@ choosing cannot favour what happened to agree on those.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ FIRST_CHOICE = 0.8
 at the same share of what is left, and so on."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finalist:
     """The measurements of a trained candidate.
 
@@ -90,8 +90,8 @@ class Trained:
             return float(found >= level)  # all or none pass the gate
         return found
 
-    def calibrate(self, level: float, risk: float) -> tuple["Trained", Calibration] | None:
-        """Return it with the share that it may answer at the level, and its gate.
+    def calibrate(self, level: float, risk: float) -> Calibration | None:
+        """Return its gate, and note the share that it may answer at the level.
 
         None if the queries for calibration do not show that it reaches the level.
         """
@@ -106,7 +106,8 @@ class Trained:
         ).values()
         if (reached := gate.at_least(level)) is None:
             return None
-        return replace(self, finalist=replace(self.finalist, covered=reached.coverage)), gate
+        self.finalist.covered = reached.coverage
+        return gate
 
 
 def measure(
@@ -142,8 +143,8 @@ def measure(
         interval = share_interval(agreed, len(right)) if of_classes else None
         finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, 0.0)
         trained = Trained(finalist, candidate, made, bundle, answers, predictions[answers.rows])
-        finalist = replace(finalist, covered=trained.covers(lesson.level))
-        found.append(replace(trained, finalist=finalist))
+        finalist.covered = trained.covers(lesson.level)
+        found.append(trained)
     return base, found
 
 
@@ -185,7 +186,7 @@ def preferred(uses: Sequence[Use], *, cheapest: bool = False) -> Use:
 
 
 def choose(uses: Sequence[Use], within: Sequence[Use] = ()) -> tuple[Trained, Calibration] | None:
-    """Return the preferred finalist, with the share that its gate covers, and the gate.
+    """Return the preferred finalist and its gate.
 
     The cheapest of those `within` the share of answers that may differ come first, then all others.
     If the level of one is not shown by the queries for calibration, it is the next best; None if no
@@ -195,9 +196,9 @@ def choose(uses: Sequence[Use], within: Sequence[Use] = ()) -> tuple[Trained, Ca
     for left, cheapest in ((list(within), True), (list(uses), False)):
         while left:
             use = preferred(left, cheapest=cheapest)
-            found = use.trained.calibrate(use.level, FIRST_CHOICE * risk)
-            if found is not None:
-                return found
+            gate = use.trained.calibrate(use.level, FIRST_CHOICE * risk)
+            if gate is not None:
+                return use.trained, gate
             left = [each for each in left if each is not use]
             risk *= 1 - FIRST_CHOICE
     return None

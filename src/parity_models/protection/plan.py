@@ -48,8 +48,8 @@ DIFFER = Option(
 )
 
 
-Choices = Sequence[tuple[PolicyChoice, Sequence[Service]]]
-"""Policies, each with the services that are tried with it, in order."""
+Choices = list[tuple[PolicyChoice, Sequence[Service]]]
+"""Policies, the simplest first, each with the services that are tried with it, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +219,13 @@ def plan(
         )
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
     service = service_of(opened, goal)
-    planner = Planner(service, goal)
     services = [] if goal.differ is None else at_all_levels(service, opened)
-    found = planner.plans(services, None if opened is None else opened.path)
-    accuracy = None if opened is None else opened.manifest.accuracy
-    return found if accuracy is None else replace(found, first=replacement(accuracy))
+    found = Planner(service, goal).plans(services)
+    if opened is None:
+        return found
+    accuracy = opened.manifest.accuracy
+    first = None if accuracy is None else replacement(accuracy)
+    return replace(found, bundle=opened.path, first=first)
 
 
 class Planner:
@@ -235,7 +237,7 @@ class Planner:
         self.least = max(1, ceil(self.rate * service.query / (1 - goal.headroom)))
         """The fewest instances that the load and the headroom need."""
 
-    def plans(self, gated: Sequence[Service] = (), bundle: Path | None = None) -> Plans:
+    def plans(self, gated: Sequence[Service] = ()) -> Plans:
         """Try the policies with the given instances or, without, with as few as suffice.
 
         With services `gated` at ascending levels, those with stand-ins are tried at each, up to the
@@ -248,22 +250,17 @@ class Planner:
                 "plan for a part of the load"
             )
         own, some = [self._service], self._service.stand_ins
-        choices = [  # the simplest first
-            (PolicyChoice(EqualResources.name), own),
-            *(
-                (PolicyChoice(Hedging.name, each, dispatch="latency-aware"), own)
-                for each in HEDGING
-            ),
-        ]
+        hedging = (PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING)
+        choices: Choices = [(each, own) for each in (PolicyChoice(EqualResources.name), *hedging)]
         if some:
-            choices.append((PolicyChoice(Adaptive.name), [*gated] or own))
+            choices.append((PolicyChoice(Adaptive.name), gated or own))
         if gated and some.backup:
-            choices.append((PolicyChoice(Cascade.name), [*gated]))
+            choices.append((PolicyChoice(Cascade.name), gated))
         plans = tuple(self._tried(choices, self._goal.instances))
         best, enough = _best(plans), None
         if best is None and self._goal.instances:
             enough = _best(self._tried(choices, None))
-        return Plans(self._service, self._goal, self.rate, plans, best, enough, bundle)
+        return Plans(self._service, self._goal, self.rate, plans, best, enough)
 
     def _tried(self, choices: Choices, instances: int | None) -> Iterator[Plan]:
         """Yield a plan of each choice with each of its services, up to one that differs little."""
@@ -311,9 +308,8 @@ class Planner:
             f"{differ:.2%} differ": differ / (goal.differ or inf),
         }
         missed = tuple(said for said, factor in factors.items() if factor > 1)
-        excess = max(factors.values())
-        batch = service.max_batch
-        return Plan(choice, instances, outcome, agreement, missed, excess, batch, level, differ)
+        worst, batch = max(factors.values()), service.max_batch
+        return Plan(choice, instances, outcome, agreement, missed, worst, batch, level, differ)
 
 
 def _counted(instances: int) -> str:

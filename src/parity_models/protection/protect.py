@@ -82,6 +82,9 @@ LEAST_SEARCHING = 0.1
 LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 """Queries of a simulation: at least, for each minute of the whole search, and at most."""
 
+SCENE = ("rate", "instances", "contention")
+"""The options of the scene that a search simulates."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(TeachingOptions, SceneOptions):
@@ -99,13 +102,14 @@ class SearchOptions(TeachingOptions, SceneOptions):
             unit=SHARE,
         ),
     ] = 0.99
-    differ: Annotated[float | None, DIFFER] = None
+    differ: Annotated[float | None, replace(DIFFER, excludes="ungated")] = None
     answer_only: Annotated[
         str | None,
         Option(
             "The classes that the stand-in may answer, with commas, each calibrated by itself; "
             "CLASS=LEVEL sets a higher level for one.",
             metavar="CLASS[=LEVEL]",
+            excludes="ungated",
         ),
     ] = None
     pool: Annotated[
@@ -123,12 +127,6 @@ class SearchOptions(TeachingOptions, SceneOptions):
             "query. For too few queries to calibrate a gate."
         ),
     ] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for needs, given in (("--answer-only", self.answer_only), ("--differ", self.differ)):
-            if self.ungated and given is not None:
-                raise UserError(f"{needs} needs a gate; leave out --ungated")
 
 
 @dataclass(frozen=True)
@@ -158,9 +156,9 @@ class Report(Printed):
         """Tables of the stand-ins found and of the simulations, and the advice."""
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
-        for heading in ("ms", "of F", "agrees", "may answer"):
+        for heading in ("ms", "of model", "agrees", "may answer"):
             table.add_column(heading, justify="right")
-        table.add_row("the model, F", f"{self.model_ms:.3f}", "1.00", "100", "")
+        table.add_row("the model", f"{self.model_ms:.3f}", "1.00", "100", "")
         for each in sorted(self.finalists, key=lambda one: one.share):
             low, high = each.interval or (0.0, 0.0)
             span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else ""
@@ -172,25 +170,33 @@ class Report(Printed):
                 f"{100 * each.covered:.1f}",
             )
         table.caption = "in brackets: intervals that hold the true value in 95 of 100 cases"
-        rows = [("no redundancy", self.without, ()), ("hedging", self.hedging, ())]
+        rows = [(EqualResources.name, self.without, ()), (Hedging.name, self.hedging, ())]
         rows += [(one.name, one.outcome, ()) for one in self.finalists if one.outcome is not None]
         return [table, outcome_table(f"{self.queries:,} queries", rows), self.advice]
 
     @property
+    def rival(self) -> str | None:
+        """The policy without a stand-in that does as well as the chosen one; None: none does."""
+        assert self.finalists[0].outcome is not None
+        most = ALIKE * self.finalists[0].outcome.p99_ms
+        name, best = EqualResources.name, self.without
+        if self.hedging.p99_ms < best.p99_ms:
+            name, best = Hedging.name, self.hedging
+        return name if best.p99_ms <= most else None
+
+    @property
     def advice(self) -> str:
         """The gain of the chosen stand-in over the better of no redundancy and hedging."""
-        best, without = self.finalists[0], self.without
-        assert best.outcome is not None
-        found, rival = best.outcome, min(without, self.hedging, key=lambda each: each.p99_ms)
-        said = f"Recommended: {best.name}."
-        if rival.p99_ms <= ALIKE * found.p99_ms:
-            name = "no redundancy" if rival is without else "hedging"
+        best, without, said = self.finalists[0], self.without, "Recommended:"
+        found = best.outcome
+        assert found is not None
+        if self.rival is not None:
             said = (
-                f"No stand-in helps here: {name} does as well within the {ALIKE - 1:.0%} that may "
-                f"be chance (p99 {rival.p99_ms:.2f} ms). The best is {best.name}."
+                f"No stand-in helps here: {self.rival} does as well within the {ALIKE - 1:.0%} of "
+                "p99 that may be chance. The best is"
             )
         return (
-            f"{said} It takes {best.share:.2f} of the model's time and may answer "
+            f"{said} {best.name}. It takes {best.share:.2f} of the model's time and may answer "
             f"{best.covered:.1%} of queries. Simulated: p99 {found.p99_ms:.2f} ms, not "
             f"{without.p99_ms:.2f}; p99.9 {found.p999_ms:.2f} ms, not {without.p999_ms:.2f}; "
             f"{found.busy_ms:.2f} ms of an instance for each query, not {without.busy_ms:.2f}."
@@ -349,16 +355,13 @@ def _affordable(
 
 def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
-    level = options.agreement
+    level, late = options.agreement, PolicyChoice(Adaptive.name)
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
-    late = PolicyChoice(Adaptive.name)
     goal = Goal(
+        **{name: getattr(options, name) for name in SCENE},
         differ=options.differ,
-        rate=options.rate,
-        instances=options.instances,
-        contention=options.contention,
-        queries=count,
         seed=options.seed,
+        queries=count,
         headroom=0.0,
     )
     with TemporaryDirectory() as folder:
@@ -366,22 +369,18 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
         scene = Scene.of(Service({DEPLOYED: base / 1e3}), goal, queries=count)
         goal = replace(goal, rate=scene.rate, instances=scene.instances)
 
-        def simulated(finalist: Finalist) -> Finalist:
+        def simulate(finalist: Finalist) -> Outcome:
             service = finalist.service(finalist.covered)
-            return replace(finalist, outcome=replace(scene, service=service).outcome(late))
+            finalist.outcome = replace(scene, service=service).outcome(late)
+            return finalist.outcome
 
-        trained = [
-            replace(each, finalist=simulated(each.finalist)) if each.finalist.covered else each
-            for each in trained
-        ]
+        able = [each for each in trained if each.finalist.covered]
+        uses = [Use(each, level, simulate(each.finalist)) for each in able]
         gate = None
         if options.ungated:
             best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
-            best = replace(best, finalist=replace(best.finalist, covered=1.0))
+            best.finalist.covered = 1.0
         else:
-            uses = [
-                Use(each, level, each.finalist.outcome) for each in trained if each.finalist.outcome
-            ]
             differing = trained if options.differ is not None else []
             within = [use for each in differing for use in uses_within(each, goal)]
             chosen = choose(uses, within)
@@ -395,12 +394,12 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
                 )
             best, gate = chosen
         bundle = write_protected(lesson, best, gate, out)
-    others = [each.finalist for each in trained if each.candidate is not best.candidate]
+    simulate(best.finalist)
     report = Report(
         lesson.data.metric,
         lesson.data.output_kind,
         base,
-        [simulated(best.finalist), *others],
+        [best.finalist, *(each.finalist for each in trained if each is not best)],
         scene.outcome(PolicyChoice(EqualResources.name)),
         scene.outcome(PolicyChoice(Hedging.name, dispatch="latency-aware")),
         scene.queries,
@@ -409,10 +408,12 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
         found.dropped,
         found.interrupted,
     )
-    plans = None if options.differ is None else find_plan(bundle, options=goal)
     flags = "" if options.ungated else f" --agreement {level}"
+    plans = None if options.differ is None else find_plan(bundle, options=goal)
     if plans is not None and plans.best is not None:
         flags = f" {plans.best.flags}"
+    elif report.rival is not None:
+        flags = f" --policy {report.rival}"
     return Protected(**vars(bundle), report=report, flags=flags, plans=plans)
 
 
