@@ -18,7 +18,7 @@ import psutil
 import uvloop
 
 from parity_models.errors import LoadError, ServingError, UserError
-from parity_models.load.process import Child, child, commands, exit_code, tell
+from parity_models.load.process import READY, Child, child, commands, run_child, tell
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.client import model_path
 from parity_models.serving.garbage import freeze_modules
@@ -39,12 +39,10 @@ async def served(
     """Serve `bundle` while the context lasts, by a command that begins with `prefix`.
 
     The child's message is the server's URL; it obeys BEGIN_FAULTS, and answers `seconds`. Raises
-    UserError for options that do not fit the bundle, and ServingError if it does not start.
+    ServingError if it does not start.
     """
     given = msgspec.json.encode(options).decode()
     async with child((*prefix, sys.executable, "-m", __name__, str(bundle), given)) as server:
-        if not server.message.startswith("http"):
-            raise await server.failure(UserError)
         yield server
 
 
@@ -127,7 +125,7 @@ def free_ports(number: int) -> list[int]:
 async def _serve(bundle: str, options: ServeOptions) -> None:
     async with Server(open_bundle(bundle), options) as server:
         freeze_modules()
-        tell(server.url)
+        tell(f"{READY} {server.url}")
         async for line in await commands():
             if line == BEGIN_FAULTS:
                 server.deployment.begin_faults()
@@ -139,4 +137,4 @@ async def _serve(bundle: str, options: ServeOptions) -> None:
 
 if __name__ == "__main__":
     given = msgspec.json.decode(sys.argv[2], type=ServeOptions)
-    sys.exit(exit_code(lambda: uvloop.run(_serve(sys.argv[1], given))))
+    run_child(lambda: uvloop.run(_serve(sys.argv[1], given)))

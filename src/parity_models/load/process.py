@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import LoadError, ParityModelsError, ServingError, UserError
+from parity_models.errors import LoadError, ParityModelsError, ServingError
 from parity_models.load.generator import LEAD, prepare_load
 from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
@@ -28,10 +28,10 @@ from parity_models.progress import Progress, progress_bars
 from parity_models.serving.garbage import freeze_modules
 
 READY = "ready"
+"""The first line of a child that is ready, and what it says after a space; any other is the error
+that ends it."""
 STARTED = "started"
-"""Messages of a generator process; any other is the error that ends it."""
-USERS_MISTAKE = 2
-"""The exit code of a child that a user asked for something impossible."""
+"""The message of a generator when its first counted query is due."""
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
 MAX_MESSAGE = 1 << 20
@@ -39,12 +39,12 @@ MAX_MESSAGE = 1 << 20
 
 
 class Child:
-    """A running child process; `message` is its first line of output."""
+    """A running child process; `message` is what it said when it was ready."""
 
-    def __init__(self, message: str, process: Process) -> None:
+    def __init__(self, process: Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        self.message = message
+        self.message = ""
         self.pid = process.pid
         self._input, self._output = process.stdin, process.stdout
         self.wait = process.wait
@@ -60,36 +60,36 @@ class Child:
         return (await self._output.readline()).decode().strip()
 
     async def lines(self) -> AsyncIterator[str]:
-        """Yield the lines that the child writes after its message, until it ends."""
+        """Yield the lines that the child writes after the first, until it ends."""
         async for line in self._output:
             yield line.decode().strip()
 
-    async def failure(self, users: type[ParityModelsError]) -> ParityModelsError:
-        """Return the error of a child that could not start: of class `users` if it exited as for a
-        user's mistake, else ServingError."""
-        kind = users if await self.wait() == USERS_MISTAKE else ServingError
-        return kind(self.message or "the process ended before it was ready")
-
 
 @asynccontextmanager
-async def child(command: Sequence[str]) -> AsyncIterator[Child]:
-    """Run a command; the context begins with its first line of output, and ends it.
+async def child(
+    command: Sequence[str], error: type[ParityModelsError] = ServingError
+) -> AsyncIterator[Child]:
+    """Run a command; the context begins when it is ready, and ends it.
 
-    Raises ServingError if the line does not come within START_TIMEOUT seconds.
+    Raises `error` with what the child says in place of READY, and ServingError if it says nothing
+    within START_TIMEOUT seconds.
     """
     process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MAX_MESSAGE
     )
-    running = Child("", process)
+    running = Child(process)
     try:
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                running.message = await running.ask(b"")
+                line = await running.ask(b"")
         except TimeoutError:
             raise ServingError(
                 f"a child process was not ready within {START_TIMEOUT:g} s; the machine is too "
                 "busy, or has too little memory"
             ) from None
+        said, _, running.message = line.partition(" ")
+        if said != READY:
+            raise error(line or "the process ended before it was ready")
         yield running
     finally:
         running.end_input()
@@ -114,14 +114,13 @@ def tell(message: str) -> None:
         sys.stdout.flush()
 
 
-def exit_code(do: Callable[[], object]) -> int:
-    """Call `do`, and tell an error's message. Return the exit code that `failure` reads."""
+def run_child(do: Callable[[], object]) -> None:
+    """Call `do`; write the message of an error, and exit with 1."""
     try:
         do()
     except ParityModelsError as error:
         tell(str(error))
-        return USERS_MISTAKE if isinstance(error, UserError) else 1
-    return 0
+        sys.exit(1)
 
 
 async def commands() -> asyncio.StreamReader:
@@ -163,9 +162,7 @@ async def offer_load_from_own_process(
         spec_path.write_bytes(msgspec.json.encode(spec))
         program = f"from {__name__} import main; main()"
         command = (*prefix, sys.executable, "-c", program, str(spec_path), str(result))
-        async with child(command) as generator:
-            if generator.message != READY:
-                raise await generator.failure(LoadError)
+        async with child(command, LoadError) as generator:
             start = time.monotonic() + LEAD
             others = [asyncio.create_task(_show_progress(start + due, spec.batch))]
             if stop is not None:
@@ -239,4 +236,4 @@ def main() -> None:
         loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
     ) as runner:
         generating = _generate(spec, result)
-        sys.exit(exit_code(lambda: runner.run(generating)))
+        run_child(lambda: runner.run(generating))
