@@ -65,12 +65,9 @@ class LoadResult:
 
 # The report
 
-PRECISE_MS = 1.0
-"""A generator that sends 99 % of its queries less late than that is a good one."""
-
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Percentiles of latency and their `gap_ms`, p99.9 − p50, in milliseconds."""
+    """Percentiles of times, and their `gap_ms`, p99.9 − p50, in milliseconds."""
 
     p50_ms: float
     p90_ms: float
@@ -80,20 +77,13 @@ class Percentiles(msgspec.Struct, frozen=True):
     max_ms: float
     gap_ms: float
 
-
-class SendDelay(msgspec.Struct, frozen=True):
-    """The delay of requests behind their schedule, in milliseconds: the generator's own error.
-
-    A wait for a new connection is in it.
-    """
-
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-
-    @property
-    def precise(self) -> bool:
-        return self.p99_ms <= PRECISE_MS
+    @classmethod
+    def of(cls, seconds: NDArray[np.float64]) -> "Percentiles | None":
+        """Return the percentiles of times (n,) in seconds; None if there are none."""
+        if not len(seconds):
+            return None
+        ms = (np.quantile(seconds, (0.5, 0.9, 0.99, 0.995, 0.999, 1)) * 1e3).tolist()
+        return cls(*[*ms, ms[4] - ms[0]])
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -108,7 +98,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `queries` are those counted, fewer than `planned` if the load was interrupted: `answered` and
     `errors` by kind add up to them. `offered` and `throughput` are queries due, and answers, per
-    second. `latency` and `send_delay` are None where there are no answers, or nothing was sent.
+    second. `latency` is None without answers. `send_delay` is the delay of requests behind their
+    schedule, the generator's own error, waits for new connections included; None: none was sent.
     """
 
     load: LoadSpec
@@ -121,7 +112,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     sources: dict[str, Answered]
     latency: Percentiles | None
-    send_delay: SendDelay | None
+    send_delay: Percentiles | None
 
     def came_from(self, source: Source) -> int:
         """Return the number of queries answered from `source`."""
@@ -131,13 +122,6 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
     """Sum up the result of `spec`."""
     answered = result.answered
-    latency = None
-    if answered.any():
-        shares = [0.5, 0.9, 0.99, 0.995, 0.999, 1]
-        ms: list[float] = (np.quantile(result.latency[answered], shares) * 1e3).tolist()
-        p50, p90, p99, p995, p999, longest = ms
-        latency = Percentiles(p50, p90, p99, p995, p999, longest, p999 - p50)
-    sent = result.send_delay[~np.isnan(result.send_delay)]
     return LoadReport(
         load=spec,
         planned=(len(spec.due) - spec.warm_up_requests) * spec.batch,
@@ -152,10 +136,8 @@ def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
             for source in SOURCES
             if (here := result.came_from(source)).any()
         },
-        latency=latency,
-        send_delay=SendDelay(*(np.quantile(sent, [0.5, 0.99, 1]) * 1e3).tolist())
-        if len(sent)
-        else None,
+        latency=Percentiles.of(result.latency[answered]),
+        send_delay=Percentiles.of(result.send_delay[~np.isnan(result.send_delay)]),
     )
 
 

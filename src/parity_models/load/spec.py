@@ -107,33 +107,29 @@ class LoadSpec(Options):
 
         """
         first, counted = self.warm_up_requests, ceil((self.queries or 0) / self.batch)
-        lasts = self.duration or (DURATION if self.trace is None else inf)
-        if self.trace is not None:
-            due = read_trace(self.trace)
+        lasts = self.duration or (DURATION if self.rate is not None else inf)
+        if self.rate is None:
+            due = read_trace(str(self.trace))
         else:
-            assert self.rate is not None
-            rate = self.rate / self.batch
             if not counted and lasts * self.rate > MAX_QUERIES:
                 raise LoadError(
                     f"{lasts:g} s at {self.rate:g}/s are more than {MAX_QUERIES:,} queries; "
                     "lower one"
                 )
             # Ten standard deviations more than expected, so that the last is due after the end.
-            expected = rate * lasts
+            expected = lasts * self.rate / self.batch
             drawn = first + (counted or ceil(expected + 10 * expected**0.5) + 1)
-            due = poisson_arrivals(rate, drawn, self.seed)
-        if counted:
-            if len(due) < first + counted:
-                raise LoadError(
-                    f"{self.trace} has {len(due):,} requests, but {first + counted:,} are to be "
-                    "sent"
-                )
-            return due[: first + counted]
-        begin = due[first - 1] if 0 < first <= len(due) else 0.0
-        due = due[: int(np.searchsorted(due, begin + lasts))]
-        if len(due) <= first:
-            raise LoadError("no query is due after the warm-up; let the load last longer")
-        return due
+            due = poisson_arrivals(self.rate / self.batch, drawn, self.seed)
+        if not counted:
+            begin = due[first - 1] if 0 < first <= len(due) else 0.0
+            counted = int(np.searchsorted(due, begin + lasts)) - first
+            if counted <= 0:
+                raise LoadError("no query is due after the warm-up; let the load last longer")
+        elif len(due) < first + counted:
+            raise LoadError(
+                f"{self.trace} has {len(due):,} requests, but {first + counted:,} are to be sent"
+            )
+        return due[: first + counted]
 
 
 def read_trace(path: str) -> NDArray[np.float64]:
