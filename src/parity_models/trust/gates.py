@@ -52,11 +52,7 @@ def choose_gates(
 
     """
     used = _used(roles)
-    for stand_in in used:
-        _check_gated(bundle, stand_in, agreement)
-    if agreement == 0:
-        return {}
-    if agreement is not None and not used:
+    if agreement and not used:
         raise UserError(
             "this policy has no stand-in whose agreement could be chosen; leave "
             "--agreement out, or serve with a policy that uses the bundle's parity "
@@ -65,11 +61,7 @@ def choose_gates(
     chosen = {}
     for stand_in in used:
         calibration = bundle.manifest.calibration.get(stand_in)
-        level: GateLevel | None = None
-        if agreement is not None:
-            level = _reaching(bundle, stand_in, calibration, agreement)
-        elif calibration is not None:
-            level = calibration.at_most(AGREEMENT)
+        level = _level(bundle, stand_in, calibration, agreement)
         if calibration is not None and level is not None:
             chosen[Source(stand_in)] = ChosenGate(calibration, level)
     return chosen
@@ -102,40 +94,38 @@ def _used(roles: Collection[str]) -> list[StandIn]:
     return found
 
 
-def _check_gated(bundle: Bundle, stand_in: StandIn, agreement: float | None) -> None:
-    """Raise UserError if a stand-in with a one-sided gate would answer without it."""
-    calibration = bundle.manifest.calibration.get(stand_in)
-    if calibration is None or not calibration.answer_only:
-        return
-    if agreement == 0 or (agreement is None and calibration.at_most(AGREEMENT) is None):
+def _level(
+    bundle: Bundle, stand_in: StandIn, calibration: Calibration | None, agreement: float | None
+) -> GateLevel | None:
+    """Return the level of a gate (see `choose_gates`); None for no gate."""
+    if calibration is None:
+        if not agreement:
+            return None
+        raise UserError(
+            f"{bundle.path} has no calibration of its {stand_in}, so nothing is known of its "
+            f"agreement; calibrate it with held-out queries: parm calibrate {bundle.path}"
+        )
+    if agreement:
+        level = calibration.at_least(agreement)
+        if level is not None:
+            return level
+        most = calibration.at_most(1.0)
+        reached = "no level" if most is None else f"{most.level:g}"
+        lower = "" if most is None else f"serve with --agreement {most.level:g} at most, or "
+        raise UserError(
+            f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
+            f"it reaches {reached}: {lower}calibrate it with more queries: "
+            f"parm calibrate {bundle.path} --agreement {agreement:g}"
+        )
+    level = None if agreement == 0 else calibration.at_most(AGREEMENT)
+    if level is None and calibration.answer_only:
         classes = ", ".join(each.name for each in calibration.answer_only)
         raise UserError(
             f"the {stand_in} of {bundle.path} may answer {classes} only, and without a gate it "
             "would answer every class; calibrate it with more queries: parm calibrate "
             f"{bundle.path}, or let it answer every class: --answer-only all"
         )
-
-
-def _reaching(
-    bundle: Bundle, stand_in: StandIn, calibration: Calibration | None, agreement: float
-) -> GateLevel:
-    if calibration is None:
-        raise UserError(
-            f"{bundle.path} has no calibration of its {stand_in}, so nothing is known of its "
-            f"agreement; calibrate it with held-out queries: parm calibrate {bundle.path}"
-        )
-    level = calibration.at_least(agreement)
-    if level is not None:
-        return level
-    most = calibration.at_most(1.0)
-    most_said = "no level" if most is None else f"{most.level:g}"
-
-    lower = "" if most is None else f"serve with --agreement {most.level:g} at most, or "
-    raise UserError(
-        f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
-        f"it reaches {most_said}: {lower}calibrate it with more queries: "
-        f"parm calibrate {bundle.path} --agreement {agreement:g}"
-    )
+    return level
 
 
 class Refused(NamedTuple):

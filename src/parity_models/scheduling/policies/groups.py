@@ -23,7 +23,7 @@ from typing import Any
 
 from parity_models.roles import DEPLOYED, parity_role
 from parity_models.scheduling.actions import Decode, Encode, ForgetGroup
-from parity_models.scheduling.policies.policy import Erasures
+from parity_models.scheduling.policies.policy import Erasures, Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
@@ -71,11 +71,10 @@ class CodingGroup:
         self.resolved.append(answered)
 
 
-class CodingGroups:
-    """The coding groups of one scheduler; see above. Times in seconds.
+class CodingGroups(Policy):
+    """The coding groups of one scheduler, and the hooks that keep them; see above.
 
-    A policy forwards its events to the methods of the same names. `max_wait` bounds how long a
-    query waits for its group to fill; None: no bound.
+    `max_wait` bounds how long a query waits for its group to fill, in seconds; None: no bound.
     """
 
     def __init__(self, code: Erasures, *, max_wait: float | None) -> None:
@@ -114,19 +113,16 @@ class CodingGroups:
         self._submit(port, group, rows, preemptible=False, avoid=avoid)
         return group
 
-    # Events, forwarded by a policy
+    # Hooks
 
     def arrived(self, port: Port, query: Query) -> None:
-        if not query.coded:
-            return
-        if port.dispatch.nodes < self._code.k:
+        if query.coded and port.dispatch.nodes < self._code.k:
             self._join(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
-        if query is None or not query.coded or query.crashes or task is not query.original:
-            return
-        if self.of(query) is None:
+        joins = query is not None and task is query.original and query.coded and not query.crashes
+        if query is not None and joins and self.of(query) is None:
             self._join(port, query)
 
     def on_prediction(self, port: Port, task: Task) -> None:

@@ -3,7 +3,6 @@
 Kosaian et al., SOSP 2019, section 3; groups.py has the life of a coding group.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from math import sqrt
@@ -15,7 +14,7 @@ from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.policy import Erasures, Policy, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.scheduling.work import Query, Unit
 
 DELAY = 1.02
 """The longest that the median answer may take, in median run times."""
@@ -73,7 +72,7 @@ class Pool(StrEnum):
     """On every instance, at lower priority than originals: spare capacity only (Margin)."""
 
 
-class Parity(Policy):
+class Parity(CodingGroups):
     """Send r parity queries with every k queries. `code` says k, r and what is decodable."""
 
     name = "parity"
@@ -102,10 +101,9 @@ class Parity(Policy):
 
     def __init__(self, code: Erasures, options: Options | None = None) -> None:
         options = options or self.Options()
+        super().__init__(code, max_wait=options.max_group_wait)
         self.asks = StandIns(code)
-        self._code = code
         self._pool = options.pool
-        self._groups = CodingGroups(code, max_wait=options.max_group_wait)
         self._run_times = RunTimes()
         self._margin = Margin(self._run_times)
 
@@ -118,32 +116,11 @@ class Parity(Policy):
 
     def arrived(self, port: Port, query: Query) -> None:
         port.keep_idle(self._margin.kept(len(port.queries)))
-        self._groups.arrived(port, query)
-
-    def on_prediction(self, port: Port, task: Task) -> None:
-        self._groups.on_prediction(port, task)
-
-    def starts(self, port: Port, task: Task) -> None:
-        self._groups.starts(port, task)
-
-    def redundancy_starts(self, port: Port, task: Task) -> None:
-        self._groups.redundancy_starts(port, task)
-
-    def redundancy_finished(self, port: Port, task: Task) -> None:
-        self._groups.redundancy_finished(port, task)
-
-    def inputs_of(self, task: Task) -> Collection[int]:
-        return self._groups.inputs_of(task)
-
-    def copies_in_flight(self, port: Port, query: Query) -> int:
-        return self._groups.copies_in_flight(port, query)
-
-    def on_suspected_poison(self, port: Port, query: Query) -> None:
-        self._groups.on_suspected_poison(port, query)
+        super().arrived(port, query)
 
     def resolved(self, port: Port, query: Query) -> None:
         self._margin.answered(port.now - query.arrived)
-        self._groups.resolved(port, query)
+        super().resolved(port, query)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         if unit.role == DEPLOYED:
