@@ -7,6 +7,7 @@ seeds alone, so all policies that are compared meet the same load and the same f
 
 import gc
 import heapq
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -97,10 +98,10 @@ class SimulationResult:
 
     latencies: NDArray[np.float64]
     sources: NDArray[np.int8]
-    units: dict[str, int] = field(default_factory=dict)
-    busy: dict[str, float] = field(default_factory=dict)
-    recycled: dict[RecycleReason, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
+    units: Counter[str] = field(default_factory=Counter)
+    busy: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
+    recycled: Counter[RecycleReason] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
     lag: float = 0.0
 
 
@@ -138,14 +139,14 @@ def simulate(
         gc.set_threshold(*thresholds)
 
 
+@dataclass(eq=False)
 class Instance:
-    """A simulated instance: number `slot` of the plan, in its `life`-th incarnation."""
+    """A simulated instance: number `slot` of the plan, replaced `life` times."""
 
-    def __init__(self, slot: int, roles: frozenset[str], faults: WorkerFaults | None) -> None:
-        self.slot = slot
-        self.roles = roles
-        self.faults = faults
-        self.life = 0
+    slot: int
+    roles: frozenset[str]
+    faults: WorkerFaults | None
+    life: int = 0
 
     @property
     def name(self) -> str:
@@ -171,12 +172,7 @@ class Running:
 class Driver:
     """One simulation under a policy and a dispatch rule."""
 
-    def __init__(
-        self,
-        simulation: Simulation,
-        policy: Policy,
-        dispatch: Dispatch | None,
-    ) -> None:
+    def __init__(self, simulation: Simulation, policy: Policy, dispatch: Dispatch | None) -> None:
         self._simulation = simulation
         self._scheduler = Scheduler(policy, simulation.config, dispatch)
         self._now = 0.0
@@ -274,9 +270,6 @@ class Driver:
         if self._running.pop(unit, None) is not None:
             self._carry_out(self._scheduler.unit_failed(self._now, unit, "cancelled"))
 
-    def _verified(self, unit: int) -> None:
-        self._carry_out(self._scheduler.unit_verified(self._now, unit, True))
-
     def _wake(self, time: float) -> None:
         if time == self._wake_time:
             self._wake_time = None
@@ -296,20 +289,16 @@ class Driver:
         """The instance, if it is there, leaves, and joins again under another name."""
         if self._instances.pop(instance.name, None) is not None:
             self._carry_out(self._scheduler.instance_left(self._now, instance.name))
-            self._at(self._now + self._simulation.restart, partial(self._return, instance))
-
-    def _return(self, instance: Instance) -> None:
-        instance.life += 1
-        self._join(instance)
+            instance.life += 1
+            self._at(self._now + self._simulation.restart, partial(self._join, instance))
 
     # Actions
 
     def _run(self, run: Run) -> None:
         counted = self._arrived > self._simulation.warm_up
         if counted:
-            units, rows = self._result.units, self._result.rows
-            units[run.role] = units.get(run.role, 0) + 1
-            rows[run.role] = rows.get(run.role, 0) + len(run.subjects)
+            self._result.units[run.role] += 1
+            self._result.rows[run.role] += len(run.subjects)
         running = Running(run, self._instances[run.instance], counted, self._now)
         self._running[run.unit] = running
         self._send(running)
@@ -345,14 +334,13 @@ class Driver:
 
     def _add_busy(self, running: Running, ends: float) -> None:
         if running.counted:
-            busy, role = self._result.busy, running.run.role
-            busy[role] = busy.get(role, 0.0) + ends - running.sent
+            role = running.run.role
+            self._result.busy[role] = self._result.busy[role] + ends - running.sent
 
     def _cancel(self, cancel: Cancel) -> None:
         running = self._running.get(cancel.unit)
-        if running is None:
-            return
-        self._stop(running, max(self._heard(running.instance), running.there))
+        if running is not None:
+            self._stop(running, max(self._heard(running.instance), running.there))
 
     def _stop(self, running: Running, at: float) -> None:
         """The instance hears at this time that its unit is cancelled."""
@@ -369,7 +357,8 @@ class Driver:
         ends = there + self._takes(role, 1)
         if instance.faults is not None:
             ends = instance.faults.release(there, ends, role)
-        self._at(ends + self._simulation.overhead, partial(self._verified, verify.unit))
+        end = partial(self._scheduler.unit_verified, unit=verify.unit, right=True)
+        self._at(ends + self._simulation.overhead, lambda: self._carry_out(end(self._now)))
 
     def _there(self, instance: Instance, role: str, rows: int) -> float:
         """Return when a unit of this role that is sent now arrives."""
@@ -385,8 +374,7 @@ class Driver:
         return took * (1 + simulation.further_rows.get(role, 0.0) * (rows - 1))
 
     def _recycle(self, recycle: Recycle) -> None:
-        recycled = self._result.recycled
-        recycled[recycle.reason] = recycled.get(recycle.reason, 0) + 1
+        self._result.recycled[recycle.reason] += 1
         self._at(self._now, partial(self._replace, self._instances[recycle.instance]))
 
     def _answered(self, answer: Answer) -> None:
