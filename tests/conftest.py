@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -33,15 +32,6 @@ leave_constants_out()
 # hangs is ended by pytest.
 patience = inspect.signature(httpx.get).parameters["timeout"].default
 patience.connect = patience.read = patience.write = patience.pool = 120.0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A browser for the tests of pages in a module."""
-    from browser import chromium
-
-    with chromium() as browser:
-        yield browser
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -53,13 +53,11 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "reason"),
     [
         ("nonsense", "No such command 'nonsense'"),
-        ("evaluate nowhere --inputs x", "there is no bundle at nowhere"),
         ("evaluate nowhere --colour red", "No such option"),
         ("calibrate nowhere --agreement 1.5", "'--agreement': must be"),
         ("serve nowhere", "there is no bundle at nowhere"),
         ("serve nowhere --repository x", "give one BUNDLE"),
         ("serve nowhere --deadline soon", "or a time with a unit, as 50ms"),
-        ("serve nowhere --instances two", "'--instances': must be a whole number, got 'two'"),
         ("plan nowhere --headroom x", "as 30% or 0.3"),
         ("protect --model nowhere", "Missing option '--out'"),
         ("parity --model nowhere --encoder som --inputs x --out x", "did you mean sum?"),

@@ -1,6 +1,7 @@
 """`parm load` against servers that are processes of their own, as people use it."""
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from access_files import TOKEN, Files
 from commands import Here, assert_refused, parm
-from served import INPUTS, ServerProcess, predictions, queries, until, write_linear_bundle
+from served import ServerProcess, predictions, queries, until, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -33,17 +35,12 @@ def server(bundle: str) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of inputs and labels, one in four of which is wrong, in files of each kind."""
+    """A folder with a file of inputs and labels, one in four of which is wrong."""
     folder = tmp_path_factory.mktemp("data")
     inputs = queries(ROWS)
     labels = predictions(inputs).argmax(axis=1)
     labels[::4] = (labels[::4] + 1) % 10
-    np.save(folder / "inputs.npy", inputs)
-    np.save(folder / "labels.npy", labels)
     np.savez(folder / "queries.npz", inputs=inputs, labels=labels)
-    np.savez(folder / "narrow.npz", inputs=inputs[:, :7], labels=labels)
-    (folder / "times.txt").write_text("".join(f"{1.7e9 + 0.01 * i}\n" for i in range(30)))
-    (folder / "empty.txt").write_text("")
     return folder
 
 
@@ -94,17 +91,9 @@ MISTAKES: list[tuple[str, str]] = [
     ("", "Missing argument"),
     ("URL --rate 10", "say which queries to send"),
     ("URL --inputs DATA/queries.npz", "give --rate or --trace, to say when queries are sent"),
-    ("URL --inputs DATA/queries.npz --rate 0", "'--rate': must be from"),
-    ("URL --inputs DATA/queries.npz --rate 9 --trace DATA/times.txt", "and not both"),
     ("URL --inputs DATA/queries.npz --rate 9 --queries 9 --duration 9", "not both"),
-    ("URL --inputs DATA/queries.npz --rate 9 --queries 0", "'--queries': must be from 1"),
-    ("URL --inputs DATA/queries.npz --trace DATA/empty.txt", "must have one time in seconds"),
-    ("URL --inputs DATA/queries.npz --trace DATA/times.txt --queries 31", "has 30 requests, but"),
     ("URL --inputs DATA/none.npz --rate 9", "give an .npy or an .npz file"),
-    ("URL --inputs DATA/narrow.npz --rate 9", f"takes 'input' FP32 [{INPUTS}]"),
-    ("URL --model nonesuch --inputs DATA/queries.npz --rate 9", "has no model 'nonesuch'"),
     ("http://127.0.0.1:1 --inputs DATA/queries.npz --rate 9", "127.0.0.1:1: Connection refused"),
-    ("localhost --inputs DATA/queries.npz --rate 9", "is not a server's address"),
     ("URL --inputs DATA/queries.npz --rate 9 --json DATA", "cannot write"),
 ]
 
@@ -117,3 +106,53 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(
     for word, what in {"URL": server.url, "DATA": str(data)}.items():
         arguments = arguments.replace(word, what)
     assert_refused(parm_here("load", *arguments.split()), reason)
+
+
+# Servers over TLS that ask for a token
+
+
+def test_a_server_with_tokens_is_loaded(tmp_path: Path) -> None:
+    files, ca, rows = Files(tmp_path), tmp_path / "ca.pem", tmp_path / "queries.npy"
+    files.authority.cert_pem.write_to_path(ca)
+    np.save(rows, queries(20))
+    access = ("--tls-cert", files.certificate, "--tls-key", files.key, "--tokens", files.tokens)
+    options = ("--policy", "none", "--instances", "1", *map(str, access))
+    with ServerProcess(str(write_linear_bundle(tmp_path)), *options) as server:
+        url, out = server.url, tmp_path / "report.json"
+        own = {name: value for name, value in os.environ.items() if name != "PARM_TOKEN"}
+
+        def ask(
+            *arguments: object, token: str | None = TOKEN, trusts: bool = True
+        ) -> "subprocess.CompletedProcess[str]":
+            environment = (
+                own
+                | ({"PARM_CA_FILE": str(ca)} if trusts else {})
+                | ({} if token is None else {"PARM_TOKEN": token})
+            )
+            of = ("load", *arguments, "--inputs", rows, "--rate", 50, "--queries", 50)
+            command = parm(*map(str, of))
+            return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+        done = ask(url, "--json", out)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(out.read_text())["answered"] == 50
+        assert TOKEN not in out.read_text()
+        for token in (None, "a-token-that-the-server-does-not-know"):
+            for model in ((), ("--model", "model")):
+                refused = ask(url, *model, token=token)
+                assert_refused(refused, "(HTTP 401)")
+                assert_refused(refused, "as the variable PARM_TOKEN")
+        assert_refused(ask(url.replace("https", "http"), trusts=False), "no server answers")
+        assert_refused(ask(url, trusts=False), "its certificate is not trusted")
+
+
+def test_invalid_credentials_are_refused(
+    tmp_path: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none.pem").write_text("no certificate")
+    of = ("load", "https://127.0.0.1:1", "--inputs", "queries.npy", "--rate", "1")
+    for file in ("none.pem", "nowhere.pem"):
+        monkeypatch.setenv("PARM_CA_FILE", str(tmp_path / file))
+        assert_refused(parm_here(*of), f"cannot read certificates from {tmp_path / file}")
+    monkeypatch.setenv("PARM_TOKEN", "of\ntwo lines")
+    assert_refused(parm_here(*of), "characters that no token has")

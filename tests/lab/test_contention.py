@@ -154,3 +154,23 @@ def test_a_group_gets_its_quota_and_leaves_nothing() -> None:
 
 def own_groups() -> list[Path]:
     return list(ROOT.glob(f"parm-{os.getpid()}-*"))
+
+
+@pytest.mark.slow
+async def test_a_server_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path)
+    before = psutil.Process().children()
+    up = asyncio.Event()
+
+    async def serve() -> None:
+        async with served(bundle, ServeOptions(port=0)):
+            up.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(serve())
+    await up.wait()
+    assert psutil.Process().children() != before
+    task.cancel()
+    await asyncio.wait((task,))
+    assert task.cancelled()
+    assert psutil.Process().children() == before

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.evaluation.judging import calibrate
-from parity_models.models.bundle import Bundle
-from parity_models_lab import gates, overhead, path
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.training import TrainingOptions
+from parity_models_lab import demo, gates, late_calls, overhead, path
 from parity_models_lab.overhead import CASES, OURS, TRITON
+from parity_models_lab.results import ResultCache
 
 
 @pytest.mark.parametrize(
@@ -120,3 +123,37 @@ def test_a_gate_closes_sooner_the_more_queries_drift(
     assert all(row["agreement"] < none["agreement"] for row in drifted[:3])
     classes = [row["wrong without a watch"] for row in drifted[:3]]
     assert classes == sorted(classes)
+
+
+@pytest.mark.slow
+def test_the_demo_rehearses_a_failure_and_leaves_a_bundle(
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "TrainingOptions", partial(TrainingOptions, epochs=20))
+    monkeypatch.setattr(demo, "SECONDS", 1.0)
+    out = tmp_path / "new" / "folder"
+    done = lab_here("demo", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "one instance is stopped now and then" in done.stdout
+    accuracy = open_bundle(out / "bundle").manifest.accuracy
+    assert accuracy is not None
+    assert accuracy.degraded_accuracy is not None
+    assert min(accuracy.available_accuracy, accuracy.degraded_accuracy) > 0.8
+
+
+@pytest.mark.slow
+def test_every_library_answers_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"KINDS": ("plain",), "SLOWNESS": ("spells",), "LOADS": (0.6,)}.items():
+        monkeypatch.setattr(late_calls, name, value)
+    monkeypatch.setattr(late_calls, "WARM_UP", 20)
+    kept = ResultCache(tmp_path / "runs")
+    runs = list(late_calls.compare(100, 1, kept))
+    assert [run.row["library"] for run in runs] == [*late_calls.CONTESTANTS]
+    for run in runs:
+        assert len(run.latencies) == 100
+        assert min(run.latencies) > 1  # ms; a backup's time, or a call's
+        assert set(run.row) - {"invalid"} == set(runs[0].row) - {"invalid"}
+    assert list(late_calls.compare(100, 1, kept)) == runs, "runs that were kept were made again"
+    monkeypatch.setattr(late_calls, "LOADS", (0.3, 0.6, 0.9))
+    late_calls.plot_tails(tmp_path / "late.png", runs)
+    assert (tmp_path / "late.png").stat().st_size > 10_000

@@ -1,22 +1,14 @@
 """Simulated links: queries wait in the queue that traffic fill, are lost in it, and arrive."""
 
-from functools import partial
 from itertools import takewhile
 from random import Random
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from parity_models.arrivals import poisson_arrivals
-from parity_models.emulation import Constant
-from parity_models.roles import DEPLOYED
-from parity_models.scheduling.policies import EqualResources
-from parity_models.simulation import Simulation, simulate
 from parity_models_lab.contention.transfers import QUEUE, RATE, Leg, Traffic, legs
-from parity_models_lab.latency.link import DriverOnLinks, Link, Links
+from parity_models_lab.latency.link import Link
 
 BYTES = 50_000
 FULL = QUEUE * 8 / RATE
@@ -86,22 +78,3 @@ def test_every_query_arrives_in_order(
             there = way.arrival(now, size)
             assert now <= there < now + 600
         now = there
-
-
-@pytest.mark.slow
-def test_simulations_with_links_meet_the_same_course() -> None:
-    simulation = Simulation(
-        poisson_arrivals(300, 5000, seed=2),
-        12,
-        6,
-        {DEPLOYED: Constant(0.025)},
-    )
-
-    def latencies() -> NDArray[np.float64]:
-        driver = partial(DriverOnLinks, Links(4, 18, {DEPLOYED: BYTES}, 0))
-        return simulate(simulation, EqualResources(), driver=driver).latencies
-
-    first, again = latencies(), latencies()
-    np.testing.assert_array_equal(first, again)
-    assert np.median(first) == pytest.approx(0.025, rel=0.05)
-    assert np.quantile(first, 0.999) > 0.1

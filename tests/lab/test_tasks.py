@@ -3,18 +3,44 @@
 import gzip
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from commands import Here
-from idx_files import IMAGES, idx, labels_of, write_dataset
 from own_models import DIGITS
 from parity_models.errors import DataError
 from parity_models.models.bundle import open_bundle
 from parity_models_lab import made
 from parity_models_lab.tasks import TEST, TRAIN, Dataset, find_task
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
+
+
+def labels_of(images: np.ndarray) -> np.ndarray:
+    """Classes from 0 to 9 in turns, one for each image."""
+    return (np.arange(len(images)) % 10).astype(np.uint8)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """What a file holds of an array of bytes."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def write_dataset(folder: Path, *, zipped: bool, images: np.ndarray = IMAGES) -> Path:
+    """Write the images, to train on and to test with alike, and their labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image_file, label_file in (TRAIN, TEST):
+        for name, array in ((image_file, images), (label_file, labels_of(images))):
+            if zipped:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+            else:
+                (folder / name).write_bytes(idx(array))
+    return folder
+
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "extend-learning.md"
 RANDOM = np.random.default_rng(0)

@@ -164,26 +164,6 @@ class Test_an_output_that_is_reported_after_the_deadline:
         assert world.answers == {0: Source.MODEL}
         assert world.running["a"].subjects == (1,)
 
-    def test_comes_too_late_if_its_timer_was_reported(self) -> None:
-        world = world_of("a", deadline=3.0)
-        world.arrive(1, deadline=0.05)
-        world.end("a")
-        world.pass_time(0.06)
-        assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
-        world.report("a")
-        assert not world.answers
-        assert world.scheduler.size() == 0
-
-
-@pytest.mark.parametrize("how", ["fail", "leave"])
-def test_what_fails_and_is_reported_after_the_deadline_fails_its_query_once(how: str) -> None:
-    world = world_of("ab", deadline=3.0)
-    world.arrive(1, deadline=0.05)
-    world.stall(0.06)
-    getattr(world, how)("a")
-    assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
-    assert not world.running
-
 
 def test_a_query_that_arrives_after_its_deadline_is_never_run() -> None:
     world = world_of("a", deadline=3.0)

@@ -1,17 +1,8 @@
 """Replication, hedging, approximate backups: when they are sent, and how many."""
 
 from parity_models.roles import BACKUP, Source
-from parity_models.scheduling.policies import ApproximateBackup, Hedging, Replication
+from parity_models.scheduling.policies import ApproximateBackup, Hedging
 from scheduling_world import ORIGINALS, world_of
-
-
-def test_replication_runs_a_query_twice_and_answers_once() -> None:
-    world = world_of("ab", Replication(Replication.Options(copies=2)))
-    world.arrive(1)
-    assert world.running["a"].subjects == world.running["b"].subjects == (0,)
-    world.finish("b")
-    assert world.answers == {0: Source.MODEL}
-    assert world.cancelled == {world.running["a"].unit}
 
 
 def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
