@@ -98,7 +98,9 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("screened", [True, False])
 @pytest.mark.parametrize("isolated", [True, False])
-def test_a_server_warns_of_spoiled_queries(tmp_path: Path, isolated: bool, screened: bool) -> None:
+def test_a_server_warns_if_clients_can_harm_each_other_s_answers(
+    tmp_path: Path, isolated: bool, screened: bool
+) -> None:
     inputs = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     weights, queries = np.ones((4, 3), np.float32), {"input": inputs}
     linear_model(tmp_path / "deployed.onnx", (4,), (3,), weights)

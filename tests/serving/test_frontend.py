@@ -190,7 +190,7 @@ class Faulty(Observer):
         return told
 
 
-async def test_what_watches_the_server_hinders_nobody_when_it_fails() -> None:
+async def test_a_failing_observer_affects_no_query() -> None:
     policy = Parity(CODE, Parity.Options(pool=Pool.DEDICATED))
     async with serving(policy) as (frontend, engine):
         frontend.observers.append(Faulty())

@@ -60,7 +60,7 @@ def by_confidence(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], float
     return rows[order], float(sure[order[len(rows) // 2 - 1 : len(rows) // 2 + 1]].mean())
 
 
-async def test_an_unsure_reconstruction_answers_nobody() -> None:
+async def test_an_unsure_reconstruction_answers_no_query() -> None:
     rows, threshold = by_confidence(queries(4))
     gate = OutputGate({Source.RECONSTRUCTION: chosen(threshold)})
     async with serving(Parity(CODE, DEDICATED), 4, gate=gate) as (frontend, engine):
@@ -83,7 +83,7 @@ async def test_an_unsure_reconstruction_answers_nobody() -> None:
         assert metric(frontend, "parm_gate_agreement", source="reconstruction") == 0.99
 
 
-async def test_an_unsure_backup_answers_nobody() -> None:
+async def test_an_unsure_backup_answers_no_query() -> None:
     rows, threshold = by_confidence(queries(4))
     gate = OutputGate({Source.BACKUP: chosen(threshold)})
     async with serving(ApproximateBackup(), 4, 4, gate=gate) as (frontend, engine):
@@ -196,7 +196,7 @@ async def test_a_gate_closes_and_opens_again_across_restarts(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-async def test_what_would_spoil_other_reconstructions_is_served_exact(value: float) -> None:
+async def test_a_query_that_would_harm_other_reconstructions_is_served_exact(value: float) -> None:
     spoilt = queries(2)
     spoilt[1, 3] = value
     async with serving(Parity(CODE), instances=3) as (frontend, engine):
@@ -237,7 +237,7 @@ async def test_queries_unlike_those_that_stand_ins_learned_from_join_no_group() 
         engine.finish(first)
 
 
-async def test_a_reconstruction_beyond_the_model_s_outputs_answers_nobody() -> None:
+async def test_a_reconstruction_beyond_the_model_s_outputs_answers_no_query() -> None:
     rows = np.abs(queries(2)) + 0.1
     async with serving(Parity(CODE), gate=POSITIVE) as (frontend, engine):
         request = await asked(frontend.infer(rows))

@@ -57,7 +57,7 @@ async def test_a_changed_bundle_is_refused(tmp_path: Path, change: Callable[[Pat
         await server.start()
 
 
-async def test_the_digest_of_the_bundle_is_told(tmp_path: Path) -> None:
+async def test_the_bundle_s_digest_is_in_metadata_and_metrics(tmp_path: Path) -> None:
     bundle = write(tmp_path, 1)
     digest = json.loads((bundle.path / MANIFEST).read_text())["digest"]
     assert open_bundle(bundle.path).digest == bundle.digest == digest
@@ -68,7 +68,9 @@ async def test_the_digest_of_the_bundle_is_told(tmp_path: Path) -> None:
         assert line == f'parm_build_info{{bundle_digest="{digest}",version="{__version__}"}} 1.0'
 
 
-def test_an_unrecognisable_model_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unrecognisable_model_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bundle = write(tmp_path, np.inf)
     models = {"deployed": bundle.pinned(bundle.manifest.deployed)}
     assert not golden_of(bundle, models, [frozenset({"deployed"})])

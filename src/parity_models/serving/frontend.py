@@ -168,13 +168,13 @@ class InFlight(Struct, eq=False):
 
 
 class Observer:
-    """Hears of events and of the scheduler's actions, with their times (monotonic, in seconds).
+    """Observes events and the scheduler's actions, with their times (monotonic, in seconds).
 
-    Each method does nothing by default. They run on the thread that serves, so they must be quick.
+    Each method does nothing by default. They run on the serving thread, so they must be quick.
     """
 
     def acted(self, now: float, actions: Sequence[Action]) -> None:
-        """The scheduler has these actions carried out, from now on."""
+        """These actions of the scheduler are about to be carried out."""
 
     def instance_joined(
         self, now: float, instance: str, roles: frozenset[str], node: str | None
@@ -246,7 +246,7 @@ class Frontend:
         self.metrics = metrics
         """The metrics that it updates."""
         self.observers: list[Observer] = []
-        """Hear what it does; to be added before the start."""
+        """Observe what it does; to be added before the start."""
         self.in_flight: dict[int, InFlight] = {}
         """The request of each query that is remembered, by the query's id."""
         self.asked = 0
@@ -389,8 +389,8 @@ class Frontend:
         self.asked += count
         if count > 1:
             request.future.add_done_callback(lambda _: self._detach(request))
-        # A large request arrives in slices, as the queue drains: others' queries come between, and
-        # no turn of the event loop is long.
+        # A large request arrives in slices, as the queue drains: other queries come in between,
+        # and no turn of the event loop is long.
         step, held = (max(1, self._room // 4), count) if large else (count, 0)
         self._held += held
         try:
@@ -476,9 +476,8 @@ class Frontend:
 
     @property
     def _room(self) -> int:
-        """The waiting rows from which on those of large requests have to wait elsewhere: a unit's
-        for each instance. They arrive in slices of a quarter, which is all that others' queries may
-        find beyond that."""
+        """The number of waiting queries at which further rows of large requests are held back: a
+        full batch for each instance. They arrive in slices of a quarter of that."""
         return self.scheduler.max_batch * max(1, self.scheduler.up(DEPLOYED))
 
     async def _room_for(self, request: InFlight, due: float) -> bool:
@@ -500,7 +499,7 @@ class Frontend:
         return not request.future.done()
 
     def _detach(self, request: InFlight) -> None:
-        """Keep those rows of a request that has ended that are still needed, each by itself."""
+        """Of a request that has ended, keep only the rows that are still needed."""
         self._room_again.set()
         for row, query in enumerate(request.queries):
             if query in self.in_flight:

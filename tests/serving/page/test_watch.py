@@ -174,7 +174,7 @@ async def read(events: AsyncGenerator[bytes, None]) -> float:
     return at
 
 
-async def test_a_frame_is_made_once_for_all_and_who_does_not_keep_up_gets_the_latest() -> None:
+async def test_a_frame_is_made_once_for_all_and_slow_watchers_get_the_latest() -> None:
     feed = feed_of()
     one, slow = feed.follow(), feed.follow()
     assert [await read(one), await read(slow)] == [1, 2]

@@ -54,7 +54,7 @@ async def test_no_request_is_lost_while_versions_change(tmp_path: Path, seed: in
     await repository.stop()
 
 
-async def test_why_a_model_is_gone_is_not_why_another_version_failed(tmp_path: Path) -> None:
+async def test_the_reason_for_an_unload_outlives_another_version_s_failure(tmp_path: Path) -> None:
     write_version(tmp_path, "one", "1")
     repository = Repository(tmp_path, ServeOptions(instances=1))
     try:
