@@ -87,7 +87,7 @@ def test_a_comparison_says_what_part_of_a_gain_is_the_dispatch_rules() -> None:
     assert names == ["none", "none, latency-aware", "hedging", "adaptive"]
     by_name = {each.name: each.outcome for each in found.policies}
     assert by_name["hedging"].copied > 0 == by_name["none"].copied
-    assert "is the dispatch rule's, latency-aware" in str(found)
+    assert "comes from the dispatch rule, latency-aware" in str(found)
     assert found.scene.instances == 8
 
 

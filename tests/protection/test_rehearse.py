@@ -23,7 +23,7 @@ def test_a_rehearsal_shows_the_tails(bundle: Bundle, parm_here: Here) -> None:
     told = parm_here("rehearse", str(bundle.path), columns=80)
     assert told.returncode == 0, told.stderr
     assert "…" not in told.stdout, "the table is cut"
-    for said in ("stopped now and then", "equal-resources", "adaptive", "backup", "stand-in"):
+    for said in ("stops now and then", "equal-resources", "adaptive", "backup", "stand-in"):
         assert said in told.stdout
 
 

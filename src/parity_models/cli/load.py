@@ -65,8 +65,8 @@ def _print_report(report: LoadReport) -> None:
     console, spec = Console(highlight=False), report.load
     when = f"Poisson, {spec.rate:g}/s" if spec.trace is None else f"trace {spec.trace}"
     console.print(
-        f"{report.queries:,} of {report.planned:,} queries ({when}; {report.offered:.1f}/s were "
-        f"due), {report.answered:,} answered, {report.throughput:.1f}/s.",
+        f"{report.queries:,} of {report.planned:,} queries ({when}; {report.offered:.1f}/s in "
+        f"this run), {report.answered:,} answered, {report.throughput:.1f}/s.",
     )
     if report.latency is not None:
         table = Table(title="Latency in ms, from the scheduled send", title_justify="left")

@@ -245,7 +245,7 @@ class LogAdvice(Printed):
         log, count = self.log, len(self.log.arrivals)
         said = (
             f"{count:,} requests at {count / log.arrivals[-1]:.4g} per second; "
-            f"{len(log.servers)} x {log.slots} run at a time, for {1e3 * log.run:.1f} ms (median)."
+            f"{len(log.servers)} x {log.slots} at a time; the median takes {1e3 * log.run:.1f} ms."
         )
         stand_in = (
             "Give BUNDLE or --backup-time for the rows of a stand-in."
@@ -253,9 +253,9 @@ class LogAdvice(Printed):
             else f"A stand-in takes {1e3 * self.backup:.1f} ms and may answer {self.coverage:.0%}."
         )
         advice = (
-            "One queue for all servers is what parm serve has.\n"
+            "With parm serve: one queue for all servers.\n"
             f"Behind Envoy: per_try_timeout: {self.timeout:.3f}s. {self.late:.1%} of the requests "
-            f"are late then; the retry budget has to allow as many.\n{stand_in}"
+            f"are then late; the retry budget must allow for them.\n{stand_in}"
         )
         table = outcome_table("", ((name, each, ()) for name, each in self.rows.items()))
         return [said, table, _picture(self.rows), advice]

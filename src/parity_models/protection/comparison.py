@@ -69,7 +69,7 @@ class Comparison(Printed):
                 of_rule = max(0.0, min(gain, without.p99_ms - alone[rule].outcome.p99_ms))
                 said.append(
                     f"{each.name}: p99 is {gain:.1f} ms lower than without redundancy; "
-                    f"{of_rule:.1f} ms of it is the dispatch rule's, {rule}."
+                    f"{of_rule:.1f} ms of that comes from the dispatch rule, {rule}."
                 )
         return [outcome_table(title, ((x.name, x.outcome, ()) for x in self.policies)), *said]
 

@@ -253,7 +253,7 @@ class Outcome:
     """The outcome of a policy. Latencies are those of answered queries, in ms.
 
     `answered` is the share of queries that were answered, `stood_in` the share that a stand-in
-    answered, `copied` the further runs of the model per query. `units` counts units by role.
+    answered, `copied` the copies per query. `units` counts units by role.
     `busy_ms` is the time of instances per query, `idle` the share of their time in which they were
     idle.
     """
@@ -280,8 +280,7 @@ def outcome_table(
         padding=0,
         title=title or None,
         title_justify="left",
-        caption="simulated; times in ms; copies: further runs of the model per query; busy: time "
-        "of instances per query",
+        caption="simulated; times in ms; copies and busy time of instances are per query",
         caption_justify="left",
     )
     table.add_column("policy", overflow="fold")
