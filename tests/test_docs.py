@@ -1,4 +1,4 @@
-"""What pages, messages and comments point to is there; commands in pages can be typed."""
+"""Files that pages, messages and comments name exist; commands in pages can be typed."""
 
 import ast
 import json
@@ -150,7 +150,7 @@ def of_the_code_guide(name: str, *shape: Any, **options: Any) -> Any:
 
 
 def blocks(text: str, language: str = r"\w+") -> list[str]:
-    """What is between fences, without what it is indented by."""
+    """Return the code between fences, without its indentation."""
     fenced = re.finditer(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
     return [dedent(each[2]) for each in fenced]
 
@@ -161,7 +161,7 @@ def programs() -> dict[str, Any]:
 
 
 def problem_of(line: str) -> str:
-    """What is wrong with a command; empty if it could run. What it is piped to is left out."""
+    """Return the error of a command, empty if it could run, up to a pipe."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     words = list(takewhile(lambda word: not set(word) <= set("|&;<>"), lexer))

@@ -1,4 +1,4 @@
-"""What a program imports from parity_models itself is there, and known to type checkers."""
+"""The names that parity_models exports exist, and are known to type checkers."""
 
 import pytest
 

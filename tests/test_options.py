@@ -27,7 +27,7 @@ class Kettle(Thing):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Thing.Options):
-        """What can be set."""
+        """Options."""
 
         size: Annotated[int, Option("Bytes.", unit=BYTES, above=0)] = 2**20
         wait: Annotated[float, Option("Time.", unit=SECONDS, above=0, at_most=1)] = 1

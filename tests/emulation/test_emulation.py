@@ -147,13 +147,13 @@ PLANS = st.builds(
     kills=st.lists(st.builds(Kill, st.just(0), st.floats(0.5, 9)), max_size=3).map(tuple),
 )
 UNITS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.05)), max_size=40)
-"""How long the worker idles before each of its units, and how long it computes."""
+"""For each unit, the worker's idle time before it, and its computing time."""
 
 
 def work_through(
     faults: WorkerFaults, units: list[tuple[float, float]], now: float = 0.0
 ) -> list[tuple[float, float]]:
-    """When each of the units begins and is released."""
+    """Return the times at which each unit begins and is released."""
     history = []
     for idle, compute in units:
         began = now + idle
@@ -238,7 +238,7 @@ UNIT = FaultPlan(service_time=Constant(1.0))
 
 
 def takes(plan: FaultPlan, worker: int, *times: float) -> list[float]:
-    """How long units that begin at these times take."""
+    """Return the run times of units that begin at these times."""
     faults = WorkerFaults(plan, worker)
     return [round(faults.release(time, time) - time, 6) for time in times]
 

@@ -20,7 +20,7 @@ from parity_models_lab.latency.cores import Cores, DriverOnCores, Processor, Thr
 
 
 class Calendar:
-    """What happens when."""
+    """Callbacks by time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,7 +38,7 @@ class Calendar:
 
 
 Work = tuple[float, float, float | None]
-"""When it begins, how much it is, and after how long it is stopped, if it is."""
+"""The start, the amount, and the time until it is stopped, if it is."""
 
 WORK = st.lists(
     st.tuples(st.floats(0, 2), st.floats(0.01, 1), st.none() | st.floats(0.01, 1)),
@@ -48,7 +48,7 @@ WORK = st.lists(
 
 
 def ends_of(cores: int, works: list[Work]) -> list[float | None]:
-    """When each is done on so many cores; None for one that is stopped first."""
+    """Return the time at which each is done on so many cores; None if it is stopped first."""
     calendar = Calendar()
     computing = Processor(cores, inf, calendar.at)
     ends: list[float | None] = [None] * len(works)

@@ -1,4 +1,4 @@
-"""What parm protect cannot work with is one sentence and exit code 2, and nothing is written."""
+"""Bad input to parm protect gives one sentence and exit code 2, and nothing is written."""
 
 from pathlib import Path
 from typing import Any

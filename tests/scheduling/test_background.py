@@ -106,8 +106,7 @@ def parity() -> Policy:
 
 
 def compared(world: World, units: int) -> list[int]:
-    """Which of so many units run on that nobody needs, as the model has answered; all of them end
-    before the next begins."""
+    """Return which of so many units run on after the model's answer; each ends before the next."""
     numbers = []
     for number in range(1, units + 1):
         world.arrive(2)

@@ -22,7 +22,7 @@ def poisoned(world: World, run: Run, poison: set[int]) -> bool:
 
 
 def serve(world: World, random: Random, poison: set[int]) -> int:
-    """Let instances finish, in any order, until all is over; how many did the poison end?"""
+    """Let instances finish, in any order, until all is over. Return how many the poison ended."""
     lost = 0
     for _ in range(20_000):
         if not world.running:

@@ -79,7 +79,7 @@ class Fleet:
 
     @property
     def wrong(self) -> list[str]:
-        """Who gave each of the wrong answers."""
+        """The instance that gave each of the wrong answers."""
         return [by for query, by in self.given.items() if self.outputs[query][0] != 0]
 
 

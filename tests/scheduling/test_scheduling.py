@@ -197,7 +197,7 @@ def test_a_failed_action_fails_its_query_alone() -> None:
 
 @pytest.fixture
 def logged_alone() -> Iterator[None]:
-    """What the scheduler logs does not fail this test."""
+    """Let the scheduler log without failing the test."""
     LOG.removeHandler(STRICT)
     yield
     LOG.addHandler(STRICT)

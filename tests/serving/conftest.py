@@ -1,4 +1,4 @@
-"""What tests of serving share."""
+"""Fixtures for tests of serving."""
 
 from pathlib import Path
 

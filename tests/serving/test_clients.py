@@ -1,4 +1,4 @@
-"""What the guides tell users to type and to write: clients, and servers in other programs."""
+"""The guides' clients, and their servers in other programs, run as written."""
 
 import os
 import re

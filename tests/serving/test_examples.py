@@ -373,7 +373,7 @@ def test_kubernetes_objects_are_about_the_same_pods() -> None:
 
 
 def unread(written: Any, read: Any, where: str = "dashboard") -> Iterator[str]:
-    """What the library left out, or read as something else, by where it stands."""
+    """Yield the places of all that the library left out, or read as something else."""
     if isinstance(written, dict) and isinstance(read, dict):
         for key, value in written.items():
             yield from unread(value, read.get(key), f"{where}.{key}")

@@ -1,4 +1,4 @@
-"""What serving says of its reconstructions, live, is counted where it can be known, and right."""
+"""A server compares its reconstructions with the model while it serves, and counts correctly."""
 
 import logging
 from contextlib import AbstractAsyncContextManager
@@ -28,7 +28,7 @@ A, B = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]], np.float32)
 
 
 def counted(metrics: Metrics) -> tuple[float, float]:
-    """How many reconstructions were compared, and how many disagreed."""
+    """Return the numbers of reconstructions that were compared, and that disagreed."""
     of, source = metrics.registry.get_sample_value, {"source": "reconstruction"}
     compared = of("parm_stand_in_answers_compared_total", source)
     return compared or 0.0, of("parm_stand_in_answers_disagreed_total", source) or 0.0

@@ -17,7 +17,7 @@ FATES = ("sent", "answered", "cancelled")
 
 
 def counted(frontend: Frontend, kind: str) -> Mapping[str, float]:
-    """What is not 0, by fate."""
+    """Return the counts that are not 0, by fate."""
     of = {
         fate: metric(frontend, "parm_redundant_tasks_total", kind=kind, fate=fate) for fate in FATES
     }

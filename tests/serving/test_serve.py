@@ -59,7 +59,7 @@ def test_signals_switch_redundancy_off_and_on(bundle: Path) -> None:
 
 
 def queries_arrived(server: ServerProcess) -> float:
-    """How many queries wait, run or have been answered, as each of them is one row."""
+    """Return the number of queries that wait, run or have been answered; each is one row."""
     waiting, running = (
         server.metric(rf'{name}\{{role="deployed"\}}')
         for name in ("parm_queue_depth", "parm_units_in_flight")

@@ -1,4 +1,4 @@
-"""What runs is what was checked: a server runs the bundle it opened, whatever becomes of that."""
+"""A server runs the bundle that it opened and checked, whatever happens to the folder."""
 
 import asyncio
 import json

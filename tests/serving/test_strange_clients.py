@@ -1,4 +1,4 @@
-"""What clients of a real server do that its own clients never would hurts nobody else."""
+"""Clients that behave as no sane client would do no harm to others of a real server."""
 
 import signal
 import socket

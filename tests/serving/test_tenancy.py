@@ -1,4 +1,4 @@
-"""Who shares codes with whom is said by the request, or by a header that the operator names."""
+"""The request, or a header that the operator names, says whose queries share codes."""
 
 import re
 from pathlib import Path

@@ -20,7 +20,7 @@ SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
 
 
 def run_times(*units: tuple[float, bool]) -> RunTimes:
-    """What is known after these units: how long they ran, whether to their end."""
+    """Return the run times after these units: seconds, and whether they ran to their end."""
     times = RunTimes(every=max(1, len(units)))
     for seconds, finished in units:
         times.add(seconds, finished=finished)
@@ -54,7 +54,7 @@ def world_of(
     units: list[tuple[float, bool]] = SOME_SLOW,
     dispatch: Dispatch | None = None,
 ) -> World:
-    """Idle instances, and a policy that has seen these units: how long they ran, to their end?"""
+    """Return idle instances, and a policy that has seen these units, as for `run_times`."""
     policy = Adaptive(stand_ins, run_times=run_times(*units))
     names = map(str, range(instances))
     return scheduling_world.world_of(names, policy, code=code(), dispatch=dispatch)

@@ -44,7 +44,7 @@ class FleetServer(ABC):
 
     @abstractmethod
     def command(self) -> tuple[Sequence[str], dict[str, str]]:
-        """What starts it, and what it finds in its environment."""
+        """Return the command that starts it, and variables for its environment."""
 
     def start(self) -> None:
         """Start it, for the first time or again; `wait_until_ready` waits for that."""
@@ -181,7 +181,7 @@ def kill_and_mend(
 
 
 def _shared_memory(pid: int) -> set[str]:
-    """What Triton's processes for its backend in Python share, which one that is killed leaves."""
+    """Return the shared memory of Triton's Python backend, which a killed process leaves."""
     regions = set[str]()
     with suppress(FileNotFoundError, ProcessLookupError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():

@@ -1,4 +1,4 @@
-"""What fuzzers share: how long they run, and how bytes are mutated.
+"""Settings of fuzzers, and mutations of bytes.
 
 In the test run they are short. PARM_FUZZ=long makes each try a hundred times as much.
 """
@@ -13,7 +13,7 @@ from hypothesis.internal.constants_ast import Constants
 
 LONG = os.environ.get("PARM_FUZZ") == "long"
 NUMBERS = (b"0", b"-1", b"1", b"255", b"65536", b"4294967296", b"1e999", b"NaN", b"99999999999999")
-"""What a number in a text may be replaced by."""
+"""Replacements for a number in a text."""
 
 
 def fuzz(examples: int) -> settings:
@@ -26,8 +26,8 @@ def fuzz(examples: int) -> settings:
 
 
 def leave_constants_out() -> None:
-    """Where inputs are to be the same each time, let Hypothesis take none from the source of the
-    modules that are imported: which ones are depends on the tests that the process has run."""
+    """Let Hypothesis take no inputs from the source of imported modules in derandomized runs: these
+    modules depend on the tests that the process has run."""
     found, none = providers._get_local_constants, Constants()
     providers._get_local_constants = lambda: none if settings().derandomize else found()
 

@@ -127,7 +127,7 @@ class Setup:
         return world, policy
 
     def refuses(self, query: int, source: Source = Source.RECONSTRUCTION) -> bool:
-        """May no stand-in answer the query?"""
+        """Return whether no stand-in may answer the query."""
         gated: int = self.options["gated"]
         return query % 4 < gated
 
@@ -210,7 +210,7 @@ STEPS: dict[str, Callable[[World, int], None]] = {
         world.scheduler.queries_failed(world.now, [choice % (world.arrived + 1)], "no memory")
     ),
 }
-"""What may happen at any time."""
+"""Steps that may come at any time."""
 
 STEP_NAMES = [
     *["arrive"] * 3,

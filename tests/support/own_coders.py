@@ -20,7 +20,7 @@ class Amplified(Encoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Encoder.Options):
-        """What can be set."""
+        """Options."""
 
         gain: Annotated[float, Option("What sums are multiplied by.", above=0, at_most=100)] = 1.0
 
@@ -39,7 +39,7 @@ class Attenuated(Decoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Decoder.Options):
-        """What can be set."""
+        """Options."""
 
         divisor: Annotated[float, Option("What outputs are divided by.", above=0)] = 1.0
 

@@ -1,4 +1,4 @@
-"""What the tests of training have in common, above all those of models from elsewhere."""
+"""Helpers for tests of training, above all with models from elsewhere."""
 
 from collections.abc import Callable
 

@@ -17,7 +17,7 @@ class Again(Policy):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
-        """What can be set."""
+        """Options."""
 
         again_after: Annotated[
             float,

@@ -141,7 +141,7 @@ async def serving(
 
 
 def metric(frontend: Frontend, name: str, **labels: str) -> float:
-    """What the server counts under this name."""
+    """Return the value of a metric of the server."""
     return frontend.metrics.registry.get_sample_value(name, labels) or 0.0
 
 

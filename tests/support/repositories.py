@@ -73,7 +73,7 @@ def ask(url: str, name: str, version: str = "", client: Any = httpx) -> dict[str
 
 
 def times_of(data: list[float]) -> float:
-    """How many times the weights all of the predictions have; fails for mixed ones."""
+    """Return the factor of the weights that made all predictions; fails for mixed ones."""
     ratios = np.array(data).reshape(len(ROWS), -1) / (ROWS @ WEIGHTS)
     np.testing.assert_allclose(ratios, ratios[0, 0], rtol=1e-3)
     return round(float(ratios[0, 0]), 3)

@@ -34,7 +34,7 @@ def request(array: NDArray[Any], data: object = None, **more: Any) -> tuple[byte
 
 
 def done(work: Coroutine[Any, Any, Returned]) -> Returned:
-    """What a coroutine returns that waits for nothing."""
+    """Return the result of a coroutine that waits for nothing."""
     with pytest.raises(StopIteration) as end:
         work.send(None)
     returned: Returned = end.value.value

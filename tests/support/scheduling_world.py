@@ -36,7 +36,7 @@ from parity_models.serving.frontend import Observer
 ORIGINALS = frozenset({DEPLOYED})
 PARITIES = frozenset({parity_role(0)})
 BOTH = ORIGINALS | PARITIES
-"""What an instance may run."""
+"""Roles of an instance."""
 
 
 class _Raise(logging.Handler):
@@ -93,7 +93,7 @@ class World:
     wrong: tuple[int, ...] = ()
     """The slots whose reconstructions cannot be right."""
     refuses: Callable[[int, Source], bool] = lambda query, source: False
-    """May the stand-in with this source not answer this query?"""
+    """Returns whether the stand-in with this source may not answer this query."""
     observer: Observer = field(default_factory=Observer)
     """Is told what a driver would tell it."""
 
@@ -142,12 +142,12 @@ class World:
         self.report(instance)
 
     def finish_running(self) -> None:
-        """What runs now finishes."""
+        """Finish all units that run now."""
         for instance in sorted(self.running):
             self.finish(instance)
 
     def finish_all(self) -> None:
-        """What runs finishes, until nothing does."""
+        """Finish running units until none runs."""
         while self.running:
             self.finish(min(self.running))
 
@@ -205,7 +205,7 @@ class World:
         self.now += seconds
 
     def queued(self, role: str) -> int:
-        """How many tasks of this role are queued."""
+        """Return the number of queued tasks of this role."""
         return self.scheduler.queued(role)
 
     def do(self, actions: list[Action]) -> None:

@@ -165,7 +165,7 @@ def texts(rows: int, length: int, seed: int = 0) -> dict[str, NDArray[np.int64]]
 
 
 def imitated(queries: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """What its stand-ins say in place of the logits."""
+    """Return the output of its stand-ins in place of the logits."""
     with torch.no_grad():
         bag = WordBag(TextModel()).eval()
         logits: NDArray[Any] = bag(*(torch.from_numpy(each) for each in queries.values())).numpy()
@@ -173,7 +173,7 @@ def imitated(queries: dict[str, NDArray[Any]]) -> NDArray[Any]:
 
 
 def expected(queries: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the model says, at the queries' own length."""
+    """Return the model's outputs at the queries' own length."""
     with torch.no_grad():
         outputs = TextModel().eval()(*(torch.from_numpy(each) for each in queries.values()))
     return dict(zip(("logits", "hidden"), (each.numpy() for each in outputs), strict=True))

@@ -118,7 +118,7 @@ def test_r2_is_of_the_numbers_that_vary() -> None:
 
 
 def test_r2_of_maps_is_of_all_their_numbers_together() -> None:
-    """Where they hardly vary, a small error is many times the variance."""
+    """If values hardly vary, a small error is many times the variance."""
     random = np.random.default_rng(0)
     labels = random.normal(size=(50, 1, 4, 5)).astype(np.float32)
     labels[:, :, :, 0] *= 1e-5

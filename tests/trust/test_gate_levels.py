@@ -1,4 +1,4 @@
-"""Which level a gate has is chosen, and refused, at the start; a server says it and keeps to it."""
+"""A gate's level is chosen, or refused, at the start; a server reports it and keeps to it."""
 
 from pathlib import Path
 

@@ -33,12 +33,12 @@ STREAM = 100_000
 """Answers of a stand-in in all."""
 
 WEIGHTS = (10.0, 30.0, 100.0)
-"""How much more often queries of the worst classes come; these are one in five."""
+"""Factors by which queries of the worst classes, one class in five, become more frequent."""
 
 NOISE = (0.5, 1.0, 2.0)
 """The deviation of noise, as a share of that of the numbers it is added to."""
 SEEDS = 20
-"""How often queries are drawn, of a stream for each drift or as those that rank and calibrate."""
+"""The number of draws: of a stream for each drift, or of the queries that rank and calibrate."""
 
 Mask = NDArray[np.bool_]
 

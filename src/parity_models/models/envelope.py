@@ -221,8 +221,8 @@ OUTLYING = 0.005
 """The share of values, at either end, that may be outliers."""
 
 COMMON, STRAY = 0.975, 10.0
-"""When limits are set, an input is left out if it is STRAY times farther from the median than the
-share COMMON of inputs."""
+"""Limits are set without inputs that are STRAY times farther from the median than the share COMMON
+of inputs."""
 
 FLOOR = 0.1
 """The least deviation, as a share of the typical one: values that vary less, as in the corners of

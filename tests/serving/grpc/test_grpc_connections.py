@@ -52,7 +52,7 @@ async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:
 
 
 def established(address: str) -> int:
-    """How many connections a server has, as the system sees it."""
+    """Return the number of a server's connections, by the system's tables."""
     port = f":{int(address.rsplit(':', 1)[1]):04X}"
     tables = (Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
     rows = [row.split() for table in tables for row in table.splitlines()]

@@ -1,4 +1,4 @@
-"""What gRPC clients can make the server hold has bounds, and what they give up is let go."""
+"""gRPC clients can make the server hold a bounded amount; calls that they give up free theirs."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ from parity_models.serving.metrics import Metrics
 
 
 def delay(error: grpc.aio.AioRpcError) -> float:
-    """What google.rpc.RetryInfo says, in seconds, as clients read it."""
+    """Return the delay of google.rpc.RetryInfo, in seconds, as clients read it."""
     status = rpc_status.from_call(error)
     assert status is not None
     assert (status.code, status.message) == (error.code().value[0], error.details())

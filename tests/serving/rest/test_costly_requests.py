@@ -1,4 +1,4 @@
-"""What costs the server far more than its client is refused before it costs anything."""
+"""Requests that cost the server far more than the client are refused before they cost anything."""
 
 import asyncio
 import json

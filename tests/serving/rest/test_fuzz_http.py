@@ -67,7 +67,7 @@ async def read_here(pieces: Sequence[bytes]) -> list[Read]:
 
 
 def read_by_h11(text: bytes) -> tuple[list[Read], bool]:
-    """The requests, up to one of HTTP/1.0, whose connection h11 never keeps: was there one?"""
+    """Return the requests up to one of HTTP/1.0, after which h11 closes, and whether one came."""
     connection, found = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6), []
     connection.receive_data(text)
     request, body = None, b""

@@ -142,7 +142,7 @@ CASES = {
 
 
 def refused(served: Served) -> dict[str, float]:
-    """What was counted, by why."""
+    """Return the counts of refusals that are not 0, by reason."""
     counts = {each.value: served.counted("parm_refused_total", why=each) for each in Refused}
     return {why: count for why, count in counts.items() if count}
 

@@ -128,7 +128,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         self._parts = parts
         self._models: Mapping[str, Any] = {}
         self._resources = AsyncExitStack()
-        """What instances are started from; closed when the engine has stopped."""
+        """Resources that instances start from; closed when the engine has stopped."""
         self._instances: dict[str, AnyInstance] = {}
         self._to_join: set[int] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
