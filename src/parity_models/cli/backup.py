@@ -18,8 +18,7 @@ def backup(
     network: Annotated[
         str,
         Option(
-            f"A network cheaper than the deployed model's: one of {', '.join(NETWORKS.names)}, or "
-            "one of yours, package.module:name.",
+            f"A network cheaper than the model: {', '.join(NETWORKS.names)}, package.module:name.",
             metavar="NETWORK",
         ),
     ],

@@ -22,23 +22,21 @@ def bundle(
     inputs: Annotated[
         Path | None,
         Option(
-            "Queries that show how large dynamic axes become: an .npz file with an array for each "
-            "input, rows padded to one size.",
+            "Queries that bound dynamic axes: an .npz file with an array for each input, padded.",
             metavar="FILE",
         ),
     ] = None,
     axis: Annotated[
         list[str] | None,
         Option(
-            "A dynamic axis, as length=512: its bound; or length=64,128,512: all the sizes that "
-            "queries are padded to. Once for each axis.",
+            "A dynamic axis: its bound, length=512, or sizes to pad to, length=64,512; repeatable.",
             metavar="NAME=SIZES",
         ),
     ] = None,
     padding: Annotated[
         list[str] | None,
         Option(
-            "The value that fills up shorter rows of an input; by default 0. Once for each input.",
+            "The value that fills up shorter rows of an input; by default 0. Repeatable.",
             metavar="INPUT=VALUE",
         ),
     ] = None,

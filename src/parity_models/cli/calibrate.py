@@ -25,8 +25,7 @@ def calibrate(
     agreement: Annotated[
         list[float] | None,
         Option(
-            "A further level of agreement, besides "
-            f"{', '.join(f'{level:g}' for level in LEVELS)}; may be given several times.",
+            f"A level of agreement besides {LEVELS[0]:g} to {LEVELS[-1]:g}; repeatable.",
             unit=SHARE,
             above=0,
             below=1,
@@ -35,9 +34,7 @@ def calibrate(
     answer_only: Annotated[
         str | None,
         Option(
-            "The classes that stand-ins may answer, with commas, each calibrated by itself; "
-            "CLASS=LEVEL sets a higher level for one. By default those of the bundle's gates; all: "
-            "every class.",
+            "Classes that stand-ins may answer, see parm protect, or all; by default unchanged.",
             metavar="CLASS[=LEVEL]",
         ),
     ] = None,

@@ -21,8 +21,7 @@ BundleFolder = Annotated[Path, argument("The bundle's folder.", "BUNDLE")]
 AllowCode = Annotated[
     list[str] | None,
     Option(
-        "An encoder or decoder of your own, package.module:Class, that the bundle names and that "
-        "may be imported; can be given several times. By default nothing is imported.",
+        "Your own encoder or decoder that the bundle may import, package.module:Class; repeatable.",
         metavar="CLASS",
     ),
 ]

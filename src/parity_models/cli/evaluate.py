@@ -23,16 +23,14 @@ def evaluate(
     labels: Annotated[
         Path | None,
         Option(
-            "The labels of --inputs, an .npy or .npz file; without it accuracy is agreement with "
-            "the deployed model.",
+            "The right answers to --inputs, .npy or .npz; by default the deployed model's.",
             metavar="FILE",
         ),
     ] = None,
     metric: Annotated[
         str | None,
         Option(
-            f"The measure of accuracy of --inputs: {', '.join(METRICS)}; by default the one that "
-            "the stand-in was trained for.",
+            f"The measure of accuracy: {', '.join(METRICS)}; by default the one used in training.",
             metavar="NAME",
         ),
     ] = None,

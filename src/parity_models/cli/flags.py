@@ -155,8 +155,7 @@ ConfigPath = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A TOML file with options, each under its flag's name without the leading "
-        "dashes. Flags override it, and so do variables such as PARM_MAX_BATCH for --max-batch.",
+        help="A TOML file of options; flags go before it, and so do variables, as PARM_MAX_BATCH.",
         metavar="FILE",
         is_eager=True,
         callback=_read_config,

@@ -21,7 +21,7 @@ def parity(
     encoder: Annotated[
         str,
         Option(
-            f"One of {', '.join(ENCODERS.names)}, {OWN}. Options follow an @, as stack@axis=1.",
+            f"One of {', '.join(ENCODERS.names)}, {OWN}; options follow an @, as stack@axis=1.",
             metavar="NAME",
         ),
     ] = "stack",
@@ -31,9 +31,8 @@ def parity(
     network: Annotated[
         str | None,
         Option(
-            f"The parity model: one of {', '.join(NETWORKS.names)}, or one of yours, "
-            "package.module:name. By default the deployed model's, if its weights are in the "
-            "bundle; else the most capable that is not slower than the deployed model.",
+            f"One of {', '.join(NETWORKS.names)}, or package.module:name; by default the model's "
+            "own, or the most capable that is no slower.",
             metavar="NETWORK",
         ),
     ] = None,

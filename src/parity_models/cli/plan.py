@@ -21,8 +21,7 @@ def plan(
     log: Annotated[
         Path | None,
         Option(
-            "An access log, CSV or JSON lines with arrival, latency and upstream: what hedging and "
-            "a stand-in would change.",
+            "An access log, CSV or JSON lines: say what hedging and a stand-in would change.",
             metavar="FILE",
         ),
     ] = None,

@@ -10,17 +10,15 @@ from parity_models.scheduling.policies import POLICIES
 PolicyName = Annotated[
     str | None,
     Option(
-        "The redundancy policy; by default adaptive if the bundle has a stand-in, else none. One "
-        f"of {', '.join(POLICIES.names)}, {OWN}. Its options follow an @, as "
-        "hedging@hedge-delay=5ms,hedge-budget=0.2.",
+        f"The policy, as hedging@hedge-delay=5ms: {', '.join(POLICIES.names)}, {OWN}. By default "
+        "adaptive if the bundle has a stand-in, else none.",
         metavar="POLICY",
     ),
 ]
 PolicyNames = Annotated[
     list[str] | None,
     Option(
-        "A policy to simulate; may be given several times. One of "
-        f"{', '.join(POLICIES.names)}, {OWN}. Its options follow an @, as hedging@hedge-delay=5ms.",
+        f"A policy, as hedging@hedge-delay=5ms: {', '.join(POLICIES.names)}, {OWN}; repeatable.",
         metavar="POLICY",
     ),
 ]

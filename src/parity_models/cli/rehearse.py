@@ -16,8 +16,7 @@ def rehearse(
     inputs: Annotated[
         Path | None,
         Option(
-            "Queries: an .npy or .npz file. By default random ones; stand-ins may not be "
-            "confident about these.",
+            "Queries, .npy or .npz; by default random ones, of which stand-ins may be unsure.",
             metavar="FILE",
         ),
     ] = None,

@@ -44,18 +44,15 @@ def serve(
     repository: Annotated[
         Path | None,
         Option(
-            "Serve several models instead: a folder of bundles, NAME/VERSION, that can be loaded "
-            "and unloaded over the protocol.",
+            "Serve a folder of bundles instead, NAME/VERSION, which clients can load and unload.",
             metavar="DIR",
         ),
     ] = None,
     engine: Annotated[
         str | None,
         Option(
-            "The engine that runs the models: worker processes of this machine (local, the "
-            "default), servers that run already (remote, the default with --deployed), a Ray "
-            "cluster (ray), "
-            f"{OWN}. Options follow an @, as ray@address=auto.",
+            "What runs the models: local (the default), remote (the default with --deployed), ray, "
+            f"as ray@address=auto, {OWN}.",
             metavar="ENGINE",
         ),
     ] = None,
@@ -69,8 +66,7 @@ def serve(
     faults: Annotated[
         str | None,
         Option(
-            "Slow, pause and kill workers on purpose, by this plan, once the server is ready "
-            "(docs/reference/faults.md).",
+            "A fault plan: slow, pause and kill workers on purpose once the server is ready.",
             metavar="FILE",
         ),
     ] = None,

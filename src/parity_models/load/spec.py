@@ -43,8 +43,7 @@ class LoadSpec(Options):
     inputs: Annotated[
         str,
         Option(
-            "Send the rows of this file: .npy, or .npz with inputs, or an array for each input of "
-            "the model, and optionally labels.",
+            "Queries: .npy, or .npz with inputs or an array for each input, and optionally labels.",
             metavar="FILE",
         ),
     ] = ""
@@ -60,8 +59,7 @@ class LoadSpec(Options):
     trace: Annotated[
         str | None,
         Option(
-            "Send a request at each time in this file: one number of seconds per line, in order; "
-            "the first is sent at once.",
+            "Send a request at each time in this file: seconds, one a line, in order.",
             metavar="FILE",
         ),
     ] = None
@@ -72,8 +70,7 @@ class LoadSpec(Options):
     duration: Annotated[
         float | None,
         Option(
-            f"Time to send for, in place of --queries; by default {DURATION:g} s, or the whole "
-            "trace.",
+            f"Time to send for; by default {DURATION:g} s, or the whole trace.",
             unit=SECONDS,
             typed="s",
             above=0,

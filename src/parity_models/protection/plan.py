@@ -40,8 +40,7 @@ ANSWERED = 0.999
 """The share of queries that have to be answered."""
 
 DIFFER = Option(
-    "The share of all answers that may differ from the model's: chooses policy and gate, a cascade "
-    "among them.",
+    "The share of all answers that may differ from the model's; chooses the policy and the gate.",
     above=0,
     below=1,
     unit=SHARE,

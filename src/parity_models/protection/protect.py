@@ -106,8 +106,7 @@ class SearchOptions(TeachingOptions, SceneOptions):
     answer_only: Annotated[
         str | None,
         Option(
-            "The classes that the stand-in may answer, with commas, each calibrated by itself; "
-            "CLASS=LEVEL sets a higher level for one.",
+            "Classes that the stand-in may answer, with commas; CLASS=LEVEL sets a higher level.",
             metavar="CLASS[=LEVEL]",
             excludes="ungated",
         ),
@@ -115,17 +114,13 @@ class SearchOptions(TeachingOptions, SceneOptions):
     pool: Annotated[
         str | None,
         Option(
-            "mean: for an output with a row for each token, add the mean of the rows, scaled to "
-            "length 1, as an output; stand-ins imitate that.",
+            "mean: add the mean of the tokens' rows, scaled to length 1, as the output to imitate.",
             metavar="HOW",
         ),
     ] = None
     ungated: Annotated[
         bool,
-        Option(
-            "Write the stand-in that agrees most often, without a gate: it answers every late "
-            "query. For too few queries to calibrate a gate."
-        ),
+        Option("Write the best stand-in without a gate, if queries are too few for one."),
     ] = False
 
 

@@ -70,8 +70,7 @@ class SceneOptions(Options):
     contention: Annotated[
         str | None,
         Option(
-            "A fault plan: the slowness that instances meet. By default background transfers, as "
-            "in the paper, scaled to the model's time.",
+            "A fault plan that slows instances; by default background transfers, as in the paper.",
             metavar="FILE",
         ),
     ] = None
@@ -120,8 +119,7 @@ class SimulationOptions(SceneOptions):
     agreement: Annotated[
         float | None,
         Option(
-            "Minimum calibrated agreement with the model for stand-in answers: a level that the "
-            "bundle is calibrated for. By default as for parm serve.",
+            "The level of the bundle's gates: the minimum agreement of stand-ins with the model.",
             at_least=0,
             below=1,
             unit=SHARE,

@@ -64,8 +64,7 @@ class Access(Options):
     admin_tokens: Annotated[
         str | None,
         Option(
-            "Bearer tokens of administrators, who may load and unload models, in a file of the "
-            "same form; without it, both are refused.",
+            "Bearer tokens of those who may load and unload models; without it, nobody may.",
             metavar="FILE",
         ),
     ] = None

@@ -55,10 +55,7 @@ class Logging(Options):
     )
     traces: Annotated[
         bool,
-        Option(
-            "Send OpenTelemetry spans of requests to a collector, as the variables OTEL_... say; "
-            "needs the extra otel."
-        ),
+        Option("Send OpenTelemetry spans, as the variables OTEL_... say; needs the extra otel."),
     ] = False
 
 

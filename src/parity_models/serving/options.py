@@ -78,17 +78,13 @@ class ServeOptions(Options):
     extra_instances: Annotated[
         int | None,
         Option(
-            "How many of these run stand-ins only, if the policy has such instances; by default r "
-            "of k + r.",
+            "How many of these run stand-ins alone, if the policy has such; by default r of k + r.",
             at_least=1,
         ),
     ] = None
     stand_in_only: Annotated[
         bool,
-        Option(
-            "Serve the backup alone, behind a proxy: 200 if the gate lets it answer, else 503 at "
-            "once. There is no model and no queue; --instances is the number of threads."
-        ),
+        Option("Serve the backup alone, behind a proxy: 200 if its gate lets it answer, else 503."),
     ] = False
     name: Annotated[
         str | None, Option("The model's name; by default the bundle's.", metavar="NAME")
@@ -103,8 +99,7 @@ class ServeOptions(Options):
     reuse_port: Annotated[
         bool,
         Option(
-            "Share the ports with other servers of the same user: this one listens once it is "
-            "warm, and leaves them at SIGTERM, so that a restart loses nothing."
+            "Share the ports with this user's servers, so that a restart in place loses nothing."
         ),
     ] = False
     ui: Annotated[bool, Option("Show a live page, at /ui/, to browsers on this machine.")] = False
@@ -119,8 +114,7 @@ class ServeOptions(Options):
     max_batch: Annotated[
         int | None,
         Option(
-            "Maximum number of queries in a batch; by default 4 if the bundle says that a batch "
-            "of 4 takes no longer than two single ones, else 1.",
+            "Maximum number of queries in a batch; by default 4 if the model batches well, else 1.",
             at_least=1,
         ),
     ] = None
@@ -143,16 +137,14 @@ class ServeOptions(Options):
     tenant_header: Annotated[
         str | None,
         Option(
-            "The header, or gRPC metadata key, that names a request's tenant: tenants never share "
-            "a coding group; without it a request is served exact.",
+            "The header or gRPC metadata key with a request's tenant; without one it is exact.",
             metavar="HEADER",
         ),
     ] = None
     share_groups: Annotated[
         bool,
         Option(
-            "Let requests without a tenant share coding groups though slots are not isolated: one "
-            "client can then spoil another's reconstructions.",
+            "Let requests without a tenant share coding groups, where one can spoil others.",
         ),
     ] = False
     faults: FaultPlan | None = None
@@ -170,16 +162,14 @@ class ServeOptions(Options):
     verify_every: Annotated[
         int,
         Option(
-            "Check an instance by a golden query after this many queries; one that answers "
-            "wrongly is replaced. 0: never.",
+            "Queries between two checks of an instance with a golden query. 0: no checks.",
             at_least=0,
         ),
     ] = 100
     agreement: Annotated[
         float | None,
         Option(
-            "Minimum calibrated agreement with the model for stand-in answers; by default the "
-            "highest level up to 0.99. 0: no gates.",
+            "Minimum agreement of stand-ins with the model; by default 0.99 or less; 0: no gates.",
             at_least=0,
             below=1,
             unit=SHARE,

@@ -248,8 +248,7 @@ class TeachingOptions(Options):
     metric: Annotated[
         str | None,
         Option(
-            f"The measure of accuracy: {', '.join(METRICS)}. By default "
-            "top-1 for a row of numbers, cosine for vectors of length 1, else r2.",
+            f"The measure of accuracy: {', '.join(METRICS)}; by default chosen by the outputs.",
             metavar="NAME",
         ),
     ] = None

@@ -143,17 +143,15 @@ class UpstreamOptions(Options):
     deployed: Annotated[
         str | None,
         Option(
-            "Servers that run the deployed model already, separated by commas: http://HOST:PORT, "
-            "or https, grpc, grpcs. Append /MODEL if the model has another name there, and "
-            "?concurrency=N, protocol=v1 and version=V, joined by &.",
+            "Servers that run the model, with commas: http, https, grpc or grpcs://HOST:PORT, as "
+            "needed with /MODEL and ?concurrency=N&protocol=v1&version=V.",
             metavar="URLS",
         ),
     ] = None
     parity: Annotated[
         str | None,
         Option(
-            "The same for the parity model, called NAME-parity-0 without a /MODEL. If there are "
-            "several (NAME-parity-1, ...), a server runs all, or the one that its URL names.",
+            "The same for the parity models, called NAME-parity-0 and so on without a /MODEL.",
             metavar="URLS",
         ),
     ] = None
