@@ -286,7 +286,7 @@ class Driver:
         self._carry_out(joined)
 
     def _replace(self, instance: Instance) -> None:
-        """The instance, if it is there, leaves, and joins again under another name."""
+        """If the instance is up, let it leave and join again under another name."""
         if self._instances.pop(instance.name, None) is not None:
             self._carry_out(self._scheduler.instance_left(self._now, instance.name))
             instance.life += 1

@@ -276,7 +276,7 @@ def _cases(
     code: Code, slot: int, groups: Array, rng: np.random.Generator
 ) -> Iterator[tuple[Array, Sequence[int], Sequence[bool]]]:
     """Draw a case for each of `groups` in which `slot` is unavailable. Yield the groups of each
-    case, its unavailable slots, and which of the r parity outputs are here."""
+    case, its unavailable slots, and which of the r parity outputs are available."""
     if not len(groups):
         return
     unavailable = rng.integers(1, code.r + 1, size=len(groups))

@@ -82,7 +82,7 @@ MAX_ASKED = 64
 """Calls that have asked for a stand-in and wait for it, at most."""
 
 AGAIN_AFTER = 0.25
-"""A call is reconsidered after this share of its age, so many that hang cost little time."""
+"""A call is reconsidered after this share of its age, so hanging calls cost little time."""
 
 STALL = 0.01
 """Seconds that a stall of the event loop counts as at most, or a median run time if that is longer:

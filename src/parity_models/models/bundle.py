@@ -595,7 +595,7 @@ def with_measured(bundle: Bundle, **measured: Accuracy | Mapping[StandIn, Calibr
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise BundleError if a bundle could not be written to `folder`: something else is there."""
+    """Raise BundleError if `folder` holds something else than a bundle."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:

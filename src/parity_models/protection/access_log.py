@@ -202,7 +202,7 @@ class AccessLog:
 
 
 def _runs(requests: Sequence[tuple[float, float]], slots: int) -> Iterator[tuple[float, float]]:
-    """Yield when each request began to run, in a queue for so many slots, and for how long."""
+    """Yield when each request began to run, in a queue for this many slots, and for how long."""
     latest: list[float] = []  # the ends of the last `slots` to end, of those that came before
     began = 0.0
     for arrival, latency in requests:

@@ -76,7 +76,7 @@ class SceneOptions(Options):
     ] = None
 
     def faults(self, instances: int) -> FaultPlan | None:
-        """Return the given contention of so many instances. Raises FaultPlanError."""
+        """Return the given contention of this many instances. Raises FaultPlanError."""
         if self.contention is None:
             return None
         plan = load_fault_plan(self.contention)

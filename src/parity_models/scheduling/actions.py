@@ -68,8 +68,8 @@ class Encode(Action, frozen=True):
 class Decode(Action, frozen=True):
     """Reconstruct `slots` of `group`, and report `decoded`; only then are queries answered.
 
-    `available` are the slots whose model prediction is here, `parities` the rows whose parity
-    output is here.
+    `available` are the slots whose model prediction has arrived, `parities` the rows whose parity
+    output has.
     """
 
     group: int
@@ -80,7 +80,7 @@ class Decode(Action, frozen=True):
 
 
 class Answer(Action, frozen=True):
-    """Answer the query from this source, whose output is here."""
+    """Answer the query from this source, whose output has arrived."""
 
     query: int
     source: Source
@@ -111,7 +111,7 @@ class Cancel(Action, frozen=True):
 class Compare(Action, frozen=True):
     """Let `unit`, of a stand-in, run on, and compare its outputs, which no query needs.
 
-    They are compared with the deployed model's predictions that are here, and `compared` is
+    They are compared with the deployed model's predictions that have arrived, and `compared` is
     reported.
     """
 

@@ -71,10 +71,10 @@ class Scheduler(Port):
     The contract with the driver: it reports what happened to one instance in order, but an event
     may be reported late, after timers that were due before it, or twice, or for a unit or an
     instance that is gone. What an event says counts before timers that have become due in the
-    meantime: an output that is here answers its query, however late it is. An event that says
-    nothing new is ignored. A `Cancel` or `Compare` may come for a unit that has ended but
-    is not reported yet; the driver ignores it. If a hook of the policy raises, the queries that it
-    was about fail as INTERNAL, and all else goes on.
+    meantime: an output that has arrived answers its query, however late it is. An event that says
+    nothing new is ignored. A `Cancel` or `Compare` may come for a unit that has ended but is not
+    reported yet; the driver ignores it. If a hook of the policy raises, the queries that it was
+    about fail as INTERNAL, and all else goes on.
 
     Raises ValueError for a query id that is in use: the only thing that no lateness explains.
     """
@@ -315,7 +315,7 @@ class Scheduler(Port):
     # Questions of the driver
 
     def refusal(self, now: float, queries: int, due: float, held: int = 0) -> "Refusal | None":
-        """Return why so many queries, due at one time, would be refused; None if they would be
+        """Return why this many queries, due at one time, would be refused; None if they would be
         taken. The driver still holds back `held` queries that were taken."""
         return self._admission.refusal(
             max(self.now, now),
@@ -390,7 +390,7 @@ class Scheduler(Port):
         self._expire(query)
 
     def _expire(self, query: Query, *, decoded: bool = False) -> None:
-        """End a query whose deadline is here; while it is being decoded, after that."""
+        """End a query whose deadline has come; while it is being decoded, after that."""
         if not decoded:
             self.tell((query.id,), self._policy.on_loss_or_deadline, self, query)
         if query.id not in self.queries:
@@ -709,7 +709,7 @@ class Admission:
 class BackgroundComparison:
     """Compares stand-ins with the model in the background, so their accuracy is always known.
 
-    Most queries are answered before the output of their stand-in is here, and its unit is
+    Most queries are answered before the output of their stand-in arrives, and its unit is
     cancelled. One in `compare_one_in` of these units finishes, and its outputs are compared with
     the model's predictions; while the gate of their source is closed, all that can do so, to reopen
     it soon.
@@ -763,7 +763,7 @@ class BackgroundComparison:
         return True
 
     def answered(self, query: Query) -> None:
-        """The deployed model's prediction for this query is here, and a comparison is due."""
+        """The deployed model's prediction for this query has arrived, and a comparison is due."""
         port, now = self._port, self._port.now
         if self._first:
             self._first, self.due = False, now + self._every

@@ -432,8 +432,8 @@ class Frontend:
             self._held -= held
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
-        """Raise the error of a request of so many rows if it would be refused now, before its data
-        are read."""
+        """Raise the error of a request of this many rows if it would be refused now, before its
+        data are read."""
         if self._closing or not self._started:
             raise self._closed()
         at = now()

@@ -85,7 +85,7 @@ class ByteBudget:
             await asyncio.sleep(0)
 
     def check_answer(self, size: int) -> None:
-        """Raise the error of a request whose answer takes so many bytes, if they are too many."""
+        """Raise the error of a request whose answer takes this many bytes, if they are too many."""
         if size > self.most:
             raise TooLargeError(
                 f"the request and its answer take {size} bytes, and all requests may hold "
@@ -105,7 +105,7 @@ class ByteBudget:
 
 
 def allow_descriptors(connections: int, workers: int) -> None:
-    """Raise this process's soft limit of open files to what so many connections and workers need.
+    """Raise this process's soft limit of open files to what this many connections and workers need.
 
     Where the hard limit is below that, raise it to the hard limit, and log what is missing.
 

@@ -133,7 +133,7 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
 
 class TensorParameters(Struct, omit_defaults=True):
     """The place of a tensor's values, if not in the JSON, or of a requested output's; a requested
-    output may be `binary_data`, or the `classification` of so many classes."""
+    output may be `binary_data`, or the `classification` of this many classes."""
 
     binary_data_size: int | None = None
     binary_data: bool | None = None

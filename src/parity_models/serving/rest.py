@@ -280,7 +280,7 @@ _LOAD = msgspec.json.Decoder(_LoadRequest)
 
 
 class Rest:
-    """The service: it refuses a request by its head, or answers it when its body is there.
+    """The service: it refuses a request by its head, or answers it when its body has arrived.
 
     `limits` and `budget` bound the bytes of bodies. All but `clients` may ask for the server's
     health and `open_paths`, and nothing else. Paths in `lacks`, or all but those in `only` if

@@ -343,7 +343,7 @@ def load_labels(
     They are given as an array, or a file of one, .npy or .npz, or of one called "labels". Returns
     classes, int64 (n,), where the metric judges classes, else float32 (n, *output_shape), which may
     be given as (n,) where predictions are single numbers. Raises DataError for labels that do not
-    fit so many rows.
+    fit this many rows.
     """
     if isinstance(given, str | Path):
         path, arrays = str(given), read_arrays(Path(given), labels=True)

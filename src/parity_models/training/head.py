@@ -32,7 +32,7 @@ LEADING = 8
 """The largest scores of classes that a head looks at."""
 
 PLACES = 8
-"""A map is reduced to so many rows and columns."""
+"""A map is reduced to this many rows and columns."""
 
 BETTER = 0.02
 """The least further coverage that a head is worth having for."""

@@ -177,7 +177,7 @@ class Found:
 def search(
     lesson: Lesson, proposals: Mapping[str, float], seconds: float, callbacks: Callbacks
 ) -> Found:
-    """Train backups of the proposed networks for so many seconds, and each at least once.
+    """Train backups of the proposed networks for this many seconds, and each at least once.
 
     Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
     before the first was.

@@ -180,7 +180,7 @@ def served(module: nn.Module) -> nn.Module:
 
 
 def times(width: float, units: int) -> int:
-    """Return a multiple `width` of so many units or channels, at least one."""
+    """Return a multiple `width` of this many units or channels, at least one."""
     return max(1, round(units * width))
 
 

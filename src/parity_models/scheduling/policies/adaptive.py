@@ -56,7 +56,7 @@ WHILE_BUSY = 0.1
 """Seconds until queries are reconsidered, at the least, while nothing redundant is sent."""
 
 KEPT_OF = 8
-"""One of so many answered queries is kept to fill up groups of late ones, as each costs time."""
+"""One of this many answered queries is kept to complete groups of late ones, as each costs time."""
 
 HELD_UP = 0.001
 """Seconds by which an alarm is late if the driver's process was held up."""

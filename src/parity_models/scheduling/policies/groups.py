@@ -98,7 +98,7 @@ class CodingGroups(Policy):
     def form(
         self, port: Port, queries: Sequence[Query], rows: int, avoid: Collection[str]
     ) -> CodingGroup:
-        """Form a closed group of late queries, to be reconstructed from so many parity queries.
+        """Form a closed group of late queries, to be reconstructed from this many parity queries.
 
         It is filled up with answered queries (`can_form`).
         """

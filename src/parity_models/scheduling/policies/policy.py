@@ -28,7 +28,7 @@ class Erasures(Protocol):
     ) -> tuple[bool, ...]:
         """Return for each of k slots whether its missing prediction can be reconstructed now.
 
-        `available` (k,) marks predictions that are here, `parities` (r,) parity outputs.
+        `available` (k,) marks predictions that have arrived, `parities` (r,) parity outputs.
         """
 
 

@@ -63,7 +63,7 @@ MARGIN = 0.1
 longer than their median."""
 
 RENEWED_AFTER = 0.1
-"""Estimates are renewed at most once in so many seconds, as that costs as much as some queries."""
+"""Estimates are renewed at most once in this many seconds, as it costs as much as some queries."""
 
 EXACT = 0.9
 """A copy is preferred to a stand-in that takes at least this share of its time: the copy's answer
@@ -185,7 +185,7 @@ class StandIn:
         self.accepted += NEWEST * (usable - self.accepted)
 
     def not_asked(self, units: int) -> None:
-        """Record that the deployed model has run so many more units."""
+        """Record that the deployed model has run this many more units."""
         self._unasked += units
         if self._unasked >= FORGOTTEN:
             self._forget()
@@ -232,7 +232,7 @@ class Risk:
         return self._ages.get((self._kind(query, task), query.exact))
 
     def choice(self, role: str, rows: int = 1) -> Choice:
-        """Return the choice of asking this stand-in, with so many parity queries, or the deployed
+        """Return the choice of asking this stand-in, with this many parity queries, or the deployed
         model for a copy."""
         median = self.benefit.median
         if role == DEPLOYED:

@@ -143,7 +143,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     async def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
     ) -> Mapping[str, Any]:
-        """Return the models, by role, in the form in which so many instances take them.
+        """Return the models, by role, in the form in which this many instances take them.
 
         Raises ServingError or UserError.
         """
