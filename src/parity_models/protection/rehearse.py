@@ -61,8 +61,8 @@ class Rehearsal(Printed):
     def parts(self) -> Sequence[RenderableType]:
         """A table of both runs, and a sentence on the stand-ins."""
         title = (
-            f"{self.rate:.0f} queries per second of {self.usual_ms:.1f} ms each; an instance stops "
-            "now and then; times in ms"
+            f"an instance stops now and then; {self.rate:.0f} queries per second of "
+            f"{self.usual_ms:.1f} ms each; times in ms"
         )
         table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
         table.add_column("policy", overflow="fold")
