@@ -79,7 +79,7 @@ _RANKS = {"idle_timeout": 0, "head_timeout": 1, "body_timeout": 2}
 
 _RETRY, _TICK = 0.2, 0.25
 """Seconds after which a server without file descriptors accepts again, and between two checks for
-late connections, at most."""
+late connections."""
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode())
@@ -517,10 +517,7 @@ class HttpServer:
 
     def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
         self.rest = rest
-        self.limits = limits = rest.limits
-        self._tick = _TICK
-        for name in ("head_timeout", "body_timeout", "idle_timeout", "write_timeout"):
-            self._tick = min(self._tick, getattr(limits, name) / 4)
+        self.limits = rest.limits
         self.closing = False
         """Every answer is the last of its connection."""
         self.date = b""
@@ -680,7 +677,7 @@ class HttpServer:
     async def _reap(self) -> None:
         """End late connections, for ever, and count the bytes of all."""
         while True:
-            await asyncio.sleep(self._tick)
+            await asyncio.sleep(_TICK)
             self._fitting = inf
             self._set_date()
             now = time.monotonic()

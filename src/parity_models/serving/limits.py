@@ -8,7 +8,7 @@ from typing import Annotated
 
 from parity_models.errors import UserError
 from parity_models.options import BYTES, SCALES, Option, Options
-from parity_models.serving.errors import OverloadedError, Refused, TooLargeError
+from parity_models.serving.errors import OverloadedError, Refused, RequestError, TooLargeError
 
 OTHER_FILES = 64
 """Descriptors for what is neither a connection nor a worker: models, logs, the event loop."""
@@ -84,19 +84,14 @@ class ByteBudget:
         async with self._turn:
             await asyncio.sleep(0)
 
-    def check_answer(self, size: int) -> None:
-        """Raise the error of a request whose answer takes this many bytes, if they are too many."""
+    def exceeded(self, size: int) -> RequestError:
+        """Return the error of a request whose bytes, or those of its answer, exceed the budget."""
         if size > self.most:
-            raise TooLargeError(
+            return TooLargeError(
                 f"the request and its answer take {size} bytes, and all requests may hold "
                 f"{self.most} (max_in_flight); send fewer rows at once",
                 why=Refused.MAX_IN_FLIGHT,
             )
-        if self.held + size > self.most:
-            raise self.exceeded(size)
-
-    def exceeded(self, size: int) -> OverloadedError:
-        """Return the error of a request whose bytes would exceed the budget."""
         return OverloadedError(
             f"the requests in flight hold {self.held} bytes, and {size} more would exceed the "
             f"{self.most} this server holds at once (max_in_flight); try again later",

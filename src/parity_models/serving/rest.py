@@ -267,16 +267,14 @@ _BINARY = (b"content-type", b"application/octet-stream")
 _HEADER_LENGTH = HEADER_LENGTH.encode()
 
 
-class _IndexRequest(Struct):
+class _SmallRequest(Struct):
+    """A request without tensors: for an index, of the `ready` versions alone, or for a load."""
+
     ready: bool = False
-
-
-class _LoadRequest(Struct):
     parameters: dict[str, Any] = {}
 
 
-_INDEX = msgspec.json.Decoder(_IndexRequest)
-_LOAD = msgspec.json.Decoder(_LoadRequest)
+_SMALL = msgspec.json.Decoder(_SmallRequest)
 
 
 class Rest:
@@ -469,7 +467,7 @@ class Rest:
                 version.frontend.check_admission(asked.count, asked.timeout)
             size = asked.answer_size()
             if budget.held + size > budget.most:
-                budget.check_answer(size)
+                raise budget.exceeded(size)
             budget.held += size
             request.held += size
             rows = asked.rows
@@ -531,13 +529,13 @@ class Rest:
     # The model-repository extension (Triton's docs/protocol/extension_model_repository.md)
 
     async def _index(self, request: Request) -> Response:
-        asked = await _small(request, _INDEX)
+        asked = await _small(request)
         return json_response(
             [each for each in self._models.index() if each.state == "READY" or not asked.ready]
         )
 
     async def _load(self, request: Request) -> Response:
-        await self._models.load(request.model, (await _small(request, _LOAD)).parameters)
+        await self._models.load(request.model, (await _small(request)).parameters)
         return json_response({})
 
     async def _unload(self, request: Request) -> Response:
@@ -550,7 +548,7 @@ def _encoded(headers: tuple[tuple[str, str], ...]) -> Headers:
     return tuple((name.encode(), value.encode()) for name, value in headers)
 
 
-async def _small(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
+async def _small(request: Request) -> _SmallRequest:
     """Return the content of a request without tensors."""
     await request.decompress()
     if len(request.body) > JSON_OBJECT:
@@ -558,7 +556,7 @@ async def _small(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
             f"the request has {len(request.body)} bytes; without a tensor it has at most "
             f"{JSON_OBJECT}"
         )
-    return read_json(decoder, memoryview(request.body or b"{}"), "the request")
+    return read_json(_SMALL, memoryview(request.body or b"{}"), "the request")
 
 
 def _path_of_url(target: str) -> str:

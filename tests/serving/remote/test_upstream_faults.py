@@ -49,7 +49,7 @@ async def asked(upstream: FakeUpstream, count: int) -> None:
 @pytest.mark.parametrize(
     ("wire", "mode", "fault", "reason"),
     [
-        *((wire, fake.NOISE, "garbage", "what cannot be read") for wire in WIRES),
+        *((wire, fake.NOISE, "garbage", "that cannot be read") for wire in WIRES),
         *((wire, fake.HUGE, "garbage", "more than") for wire in HTTP),
         *((wire, fake.CUT, "unreachable", "cannot be reached") for wire in HTTP),
         *((wire, fake.SHORT, "garbage", "15 bytes of data, where 16 were") for wire in (V2, GRPC)),

@@ -184,7 +184,12 @@ def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) 
     # Raw contents are all outputs' or none's.
     raw = bool(raws) or any(each.datatype not in _FIELDS for each in fitting.outputs)
     redundancy, tenant = (parameter_of(message, name) for name in ("redundancy", "tenant"))
-    parameters = RequestParameters(_timeout(message), raw, redundancy, tenant)
+    timeout = parameter_of(message, "timeout")
+    if timeout is not None and (type(timeout) is not int or timeout < 0):
+        raise InvalidRequestError(
+            "the parameter timeout is a number of microseconds, 0 or more, as int64_param"
+        )
+    parameters = RequestParameters(timeout, raw, redundancy, tenant)
     whole = RequestMessage(tuple(inputs), message.id or None, parameters, tuple(outputs) or None)
     return request_of(whole, model, fitting, tensors)
 
@@ -304,18 +309,6 @@ async def read_contents(
             raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}")
     array.flags.writeable = False
     return array.reshape(rows, *spec.shape)
-
-
-def _timeout(message: pb.ModelInferRequest) -> int | None:
-    """Return the parameter timeout, in microseconds."""
-    if "timeout" not in message.parameters:
-        return None
-    timeout: object = parameter_of(message, "timeout")
-    if type(timeout) is not int or timeout < 0:
-        raise InvalidRequestError(
-            "the parameter timeout is a number of microseconds, 0 or more, as int64_param"
-        )
-    return timeout
 
 
 def parameter_of(message: pb.ModelInferRequest | pb.RepositoryModelLoadRequest, name: str) -> Any:

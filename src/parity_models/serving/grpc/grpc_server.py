@@ -302,7 +302,8 @@ class GrpcServer:
                 if size > 2 * self._limits.max_body:
                     most = self._limits.max_body
                     raise too_large(size // 2, "an answer over gRPC has", most, "the answer")
-                budget.check_answer(size)
+                if budget.held + size > budget.most:
+                    raise budget.exceeded(size)
                 budget.held += size
                 held += size
                 rows = asked.rows

@@ -306,8 +306,10 @@ class V1Client(RestClient):
         path = _path(model)
         with faults(path):
             text, _ = await self._client.ask("GET", path)
-            if _says_not_ready(text):
-                raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
+            status = read_json(_STATUS, memoryview(text), "the status")
+        states = [each.state for each in status.model_version_status]
+        if str(status.ready).lower() == "false" or (states and "AVAILABLE" not in states):
+            raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
     async def _describe(self, model: UpstreamModel) -> None:
         """Ask nothing: V1 describes no models."""
@@ -335,16 +337,6 @@ class V1Client(RestClient):
 
 def _path(model: UpstreamModel) -> str:
     return model_path(model.name, model.version).replace("/v2/", "/v1/", 1)
-
-
-def _says_not_ready(text: bytes) -> bool:
-    """Return whether a model's status says that it is not ready.
-
-    Raises InvalidRequestError for another message.
-    """
-    status = read_json(_STATUS, memoryview(text), "the status")
-    states = [each.state for each in status.model_version_status]
-    return str(status.ready).lower() == "false" or (bool(states) and "AVAILABLE" not in states)
 
 
 def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:

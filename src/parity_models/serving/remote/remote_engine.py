@@ -217,60 +217,41 @@ def parse_upstreams(options: UpstreamOptions, name: str, r: int) -> tuple[Upstre
             has no server and another has.
 
     """
-    models: dict[str, dict[str, str]] = {}
-    settings: dict[str, dict[str, str]] = {}
+    found: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}  # models and settings, by URL
     parities = [parity_role(j) for j in range(r)]
     lists = (options.deployed, [DEPLOYED]), (options.parity, parities), (options.backup, [BACKUP])
     for urls, roles in lists:
+        usual = {role: name if role == DEPLOYED else f"{name}-{role}" for role in roles}
         for url in () if urls is None else urls.split(","):
             base, path, own = _split(url)
-            named = _names(url, path, roles, name)
-            there = models.setdefault(base, {})
-            if there.keys() & named.keys():
+            named = {role: each for role, each in usual.items() if path in ("", each)}
+            if path and len(roles) == 1:
+                named = {roles[0]: path}
+            elif path and not named:
+                raise UserError(
+                    f"{url!r} names a model, and there are several for such servers: "
+                    f"{', '.join(usual.values())}; name one of these, or leave out the path where "
+                    "a server runs all of them"
+                )
+            models, settings = found.setdefault(base, ({}, {}))
+            if models.keys() & named.keys():
                 raise UserError(
                     f"{base} is given twice; more units at a time are {base}?concurrency=2"
                 )
-            there |= named
-            before = settings.setdefault(base, {})
+            models |= named
             for each, value in own.items():
-                if before.setdefault(each, value) != value:
-                    raise UserError(f"{base} is given with {each} {before[each]} and {value}")
-    lacking = [role for role in parities if not any(role in each for each in models.values())]
+                if settings.setdefault(each, value) != value:
+                    raise UserError(f"{base} is given with {each} {settings[each]} and {value}")
+    lacking = [role for role in parities if not any(role in models for models, _ in found.values())]
     if options.parity and lacking:
         raise UserError(
             f"no server of --parity runs {name}-{lacking[0]}, and a code needs all its parity "
             "models; give one that does"
         )
-    return tuple(
-        Upstream(
-            base,
-            named,
-            int(settings[base].get("concurrency", 1)),
-            settings[base].get("protocol", "v2"),
-            settings[base].get("version"),
-        )
-        for base, named in models.items()
-    )
+    return tuple(Upstream(base, models, **settings) for base, (models, settings) in found.items())
 
 
-def _names(url: str, path: str, roles: Sequence[str], name: str) -> dict[str, str]:
-    """Return the names of models with these roles at a URL with this path, by role.
-
-    Raises UserError for a path that is none of several usual names.
-    """
-    usual = {role: name if role == DEPLOYED else f"{name}-{role}" for role in roles}
-    if path and len(roles) == 1:
-        return {roles[0]: path}
-    if path and path not in usual.values():
-        raise UserError(
-            f"{url!r} names a model, and there are several for such servers: "
-            f"{', '.join(usual.values())}; name one of these, or leave out the path where a server "
-            "runs all of them"
-        )
-    return {role: each for role, each in usual.items() if path in ("", each)}
-
-
-def _split(url: str) -> tuple[str, str, dict[str, str]]:
+def _split(url: str) -> tuple[str, str, dict[str, Any]]:
     """Return scheme://host:port, the model named after it or "", and the URL's settings."""
     try:
         parts = urlsplit(url.strip())
@@ -278,7 +259,7 @@ def _split(url: str) -> tuple[str, str, dict[str, str]]:
     except ValueError:  # which has no hostname, either
         parts, has_port = urlsplit(""), False
     pairs = parse_qsl(parts.query, keep_blank_values=True)
-    settings, path = dict(pairs), unquote(parts.path.strip("/"))
+    settings, path = dict[str, Any](pairs), unquote(parts.path.strip("/"))
     is_grpc = parts.scheme in ("grpc", "grpcs")
     if (
         parts.scheme not in ("http", "https", "grpc", "grpcs")
@@ -297,6 +278,8 @@ def _split(url: str) -> tuple[str, str, dict[str, str]]:
             "?protocol=v1 or v2 for what it speaks over http and https, and ?version=V for a "
             "version of its models"
         )
+    if "concurrency" in settings:
+        settings["concurrency"] = int(settings["concurrency"])
     return f"{parts.scheme}://{parts.netloc}", path, settings
 
 
@@ -547,7 +530,9 @@ class _Link:
         """Let the instances join that are out: it has passed its checks."""
         self.kept_for = None
         roles, node = self.upstream.roles, self._engine.node(self.upstream)
-        out = set(range(self.upstream.concurrency)) - {_slot(each) for each in self.units}
+        out = set(range(self.upstream.concurrency)) - {
+            int(each.split(".")[1]) for each in self.units
+        }
         for slot in sorted(out):
             life = self._lives[slot]
             self._lives[slot] += 1
@@ -666,7 +651,3 @@ class _Link:
             except UnitError as error:
                 text = f"cannot run {model}: it {error}"
                 raise UpstreamError(Fault.ERRORS, text) from error
-
-
-def _slot(instance: str) -> int:
-    return int(instance.split(".")[1])
