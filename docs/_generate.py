@@ -37,7 +37,7 @@ API = {
     "load": ["spec", "result"],
     "errors": [],
 }
-"""The public packages. Of each: what it exports, and all that is public in these modules."""
+"""The public packages, each with the modules whose public names are shown as well."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -65,7 +65,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _section(nav: list[Any], title: str) -> list[Any]:
-    """The list of pages under this title, wherever it is in the navigation."""
+    """Return the pages under this title, at any depth of the navigation."""
     return next(pages for name, pages in _sections(nav) if name == title)
 
 
@@ -120,7 +120,7 @@ def _command_page(entry: Any, path: str, level: int = 1) -> Iterator[str]:
 
 
 def _functions(command: str) -> list[str]:
-    """Return the public functions that a command is a shell over."""
+    """Return the public functions that a command calls."""
     others = {
         "plan": ["plan", "advise"],
         "export": ["export_repository"],
@@ -178,7 +178,7 @@ def _options() -> Iterator[str]:
     )
     for kind, registry in REGISTRIES.items():
         yield ""
-        yield f"Of each {kind}: {', '.join(f'`{name}`' for name in registry.names)}"
+        yield f"**{kind.capitalize()}**: {', '.join(f'`{name}`' for name in registry.names)}"
         if not any(declared_in(extension.Options) for extension in registry):
             continue
         yield ""
@@ -214,9 +214,9 @@ def _api_index() -> str:
     lines = [
         "# Python API",
         "",
-        "Made from the docstrings. What is not on these pages may change without notice.",
+        "Generated from docstrings. Names that are not on these pages may change without notice.",
         "",
-        "| package | what is in it |",
+        "| package | contents |",
         "|---|---|",
     ]
     for package in API:

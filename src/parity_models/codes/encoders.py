@@ -142,7 +142,7 @@ class StackEncoder(Encoder):
         """The encoder's options."""
 
         axis: Annotated[
-            int, Option("The axis along which queries are joined, of a query's own; -1: the last.")
+            int, Option("The axis of a query along which queries are joined; -1: the last.")
         ] = 0
         new_axis: Annotated[
             bool, Option("Join along a new axis at that place, for queries such as token ids.")

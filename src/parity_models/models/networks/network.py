@@ -162,7 +162,7 @@ class Scalable(Network):
 
         width: Annotated[
             float,
-            Option("Channels or hidden units of each layer, as a multiple.", above=0, at_most=4),
+            Option("A multiple of the channels or hidden units of each layer.", above=0, at_most=4),
         ] = 1.0
 
 

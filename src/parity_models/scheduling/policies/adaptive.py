@@ -85,7 +85,7 @@ class Adaptive(Policy):
 
         budget: Annotated[
             float,
-            Option("Redundant tasks per query, on average, at most.", above=0, at_most=1),
+            Option("Maximum redundant tasks per query, on average.", above=0, at_most=1),
         ] = 0.1
 
     def __init__(

@@ -49,7 +49,7 @@ class Hedging(Policy):
                 "The quantile of latencies after which a query is sent once more.", above=0, below=1
             ),
         ] = 0.95
-        hedge_budget: Annotated[float, Option("Copies a query, on average, at most.", above=0)] = (
+        hedge_budget: Annotated[float, Option("Maximum copies per query, on average.", above=0)] = (
             0.1
         )
 

@@ -92,8 +92,8 @@ class Parity(CodingGroups):
         max_group_wait: Annotated[
             float | None,
             Option(
-                "Time after which a coding group that is not full is filled up with queries "
-                "answered before.",
+                "Time after which a coding group that is not full is completed with recently "
+                "answered queries.",
                 unit=SECONDS,
                 at_least=0,
             ),

@@ -18,7 +18,7 @@ class Replication(Policy):
     class Options(Policy.Options):
         """The policy's options."""
 
-        copies: Annotated[int, Option("How often each query is sent.", at_least=2)] = 2
+        copies: Annotated[int, Option("The number of times each query is sent.", at_least=2)] = 2
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or self.Options()
