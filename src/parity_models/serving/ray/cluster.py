@@ -72,7 +72,8 @@ class Connection:
     async def check_room(self, cpus: float) -> None:
         """Raise ServingError if the cluster has fewer CPUs free."""
         end = time.monotonic() + ROOM_TIMEOUT
-        while (free := float(ray.available_resources().get("CPU", 0.0))) < cpus:
+        # Not on the loop's thread, as other models may be served: it asks the cluster's head.
+        while (free := (await asyncio.to_thread(ray.available_resources)).get("CPU", 0.0)) < cpus:
             if time.monotonic() > end:
                 raise ServingError(
                     f"its instances reserve {cpus:g} CPUs and the cluster has {free:g} free; add "

@@ -309,17 +309,15 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         for life in count():
             name = f"{number}.{life}" if life else f"{number}"
             began = self._loop.time()
-            instance: AnyInstance | None = None
+            models = {role: self._models[role] for role in sorted(roles)}
+            instance = self._make(number, name, models, partial(self._on_report, name))
+            self._instances[name] = instance
             try:
-                models = {role: self._models[role] for role in sorted(roles)}
-                instance = self._make(number, name, models, partial(self._on_report, name))
-                self._instances[name] = instance
                 why = await instance.live()
             except Exception as error:  # what is missing now may be available later
                 why = f"could not be run: {error!r}"
-            if instance is not None:
-                del self._instances[name]
-                await instance.cleanup()
+            del self._instances[name]
+            await instance.cleanup()
             if number in self._to_join:
                 self._slots.release()
                 if not self._started.done():
@@ -328,12 +326,11 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 return
             if self._stopping.is_set():
                 return
-            served = instance is not None and instance.joined
-            if served:
+            if instance.joined:
                 # Not called from here: a bug of the listener must not end the supervision.
                 self._loop.call_soon(self._listener.instance_left, name, why)
-            backoff = recycled if instance is not None and instance.recycled else broken
-            pause = backoff.after(self._loop.time() - began if served else 0.0)
+            backoff = recycled if instance.recycled else broken
+            pause = backoff.after(self._loop.time() - began if instance.joined else 0.0)
             _log.warning("worker %s %s; it is restarted in %.1f s", name, why, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
