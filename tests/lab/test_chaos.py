@@ -43,7 +43,7 @@ def test_a_course_has_every_event_and_follows_from_its_seed() -> None:
 
 def test_the_right_answer_to_every_query_is_known(model: KnownModel) -> None:
     bundle = open_bundle(model.bundle)
-    deployed = OnnxModel(bundle.deployed_path, signature=SIGNATURE)
+    deployed = OnnxModel(bundle.path / "deployed.onnx", signature=SIGNATURE)
     code = bundle.code()
     assert code is not None
     rows = model.rows[:64]

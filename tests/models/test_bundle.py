@@ -167,7 +167,7 @@ def test_a_bundle_replaces_a_bundle_and_leaves_nothing_else(bundle: Path, models
     written = write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
     opened = open_bundle(bundle)
     assert opened == written
-    assert (opened.code(), opened.parity_paths, opened.manifest.backup) == (None, (), None)
+    assert (opened.code(), opened.manifest.parity, opened.manifest.backup) == (None, (), None)
     assert opened.manifest.name == "model"
     assert {path.name for path in bundle.iterdir()} == {"deployed.onnx", "manifest.json"}
     assert list(bundle.parent.iterdir()) == [bundle]

@@ -41,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def models(bundle: Bundle) -> dict[str, OnnxModel]:
-    paths = [bundle.deployed_path, *bundle.parity_paths, bundle.path / "backup.onnx"]
+    paths = [bundle.path / each.file for each in bundle.manifest.models.values()]
     names = ["deployed", "parity-0", "parity-1", "backup"]
     return {name: OnnxModel(path) for name, path in zip(names, paths, strict=True)}
 

@@ -85,7 +85,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(
     assert all(each["interval"][0] <= each["agreement"] for each in found["finalists"])
     if manifest.backup:
         backup = OnnxModel(folder / "bundle" / manifest.backup.file)
-        own = output_of(OnnxModel(bundle.deployed_path), INPUTS).argmax(axis=1)
+        own = output_of(OnnxModel(bundle.path / "deployed.onnx"), INPUTS).argmax(axis=1)
         same = (output_of(backup, INPUTS).argmax(axis=1) == own).mean()
         measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
         assert min(abs(same - each) for each in measured) < 0.1

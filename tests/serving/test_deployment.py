@@ -85,7 +85,7 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     assert (backup.slot, backup.network) == (True, "resnet-small, one slot")
     code = one.code()
     assert code is not None
-    alone, parity = OnnxModel(one.path / backup.file), OnnxModel(one.parity_paths[0])
+    alone, parity = OnnxModel(one.path / backup.file), OnnxModel(one.path / "parity-0.onnx")
     halves = inputs[:50], inputs[50:100]
     outputs = output_of(parity, code.encode([{"input": each} for each in halves])[0])
     for slot, half in enumerate(halves):

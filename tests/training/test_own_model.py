@@ -71,7 +71,7 @@ def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:
         module, STACK, rows, tmp_path / "b", TrainingOptions(epochs=40), network="mlp", metric="r2"
     )
     assert module.training
-    deployed = OnnxModel(outcome.deployed_path)
+    deployed = OnnxModel(outcome.path / "deployed.onnx")
     expected = module(torch.from_numpy(rows[:50])).detach().numpy()
     np.testing.assert_allclose(output_of(deployed, rows[:50]), expected, rtol=1e-4, atol=1e-5)
     accuracy = evaluate(outcome, rows[:50], expected, metric="r2")

@@ -39,7 +39,7 @@ SUM = CodeSpec("sum", "subtraction", 2)
 def test_models_of_every_code_reconstruct(train: Train, spec: CodeSpec, least: float) -> None:
     outcome = train(spec, epochs=30)
     bundle = open_bundle(outcome.path)
-    assert len(bundle.parity_paths) == spec.r
+    assert len(bundle.manifest.parity) == spec.r
     accuracy = evaluate(bundle, DIGITS.test.inputs, DIGITS.test.labels)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > least
@@ -89,7 +89,7 @@ def test_weights_of_another_network_are_refused(deployed: Trained, tmp_path: Pat
     for content in (b"noise", (deployed.path / "deployed.safetensors").read_bytes()):
         wrong: Bundle = write_bundle(
             tmp_path / "wrong",
-            deployed=NewModel(deployed.deployed_path, "linear"),
+            deployed=NewModel(deployed.path / "deployed.onnx", "linear"),
             files={"deployed.safetensors": content},
         )
         with pytest.raises(BundleError, match="does not fit the network linear"):
@@ -143,7 +143,7 @@ def test_answers_are_valid_ones_of_the_kind(last: nn.Module, kind: str, tmp_path
     assert training.recipe["output_kind"] == kind
     backed = train_backup(outcome, "linear", rows, out, settings)
     answers = output_of(OnnxModel(backed.path / "backup.onnx"), rows[:40])
-    parity = output_of(OnnxModel(backed.parity_paths[0]), rows[:40].reshape(20, 12))
+    parity = output_of(OnnxModel(backed.path / "parity-0.onnx"), rows[:40].reshape(20, 12))
     expected = module(torch.from_numpy(rows[:40])).detach().numpy()
     for given in (answers, parity.reshape(40, 9)):
         if kind == "probabilities":

@@ -349,15 +349,6 @@ class Bundle:
     allowed: frozenset[str] = frozenset()
 
     @property
-    def deployed_path(self) -> Path:
-        return self.path / self.manifest.deployed.file
-
-    @property
-    def parity_paths(self) -> tuple[Path, ...]:
-        """The parity models' files, in the order of the code's rows."""
-        return tuple(self.path / model.file for model in self.manifest.parity)
-
-    @property
     def gates(self) -> Gates:
         """The levels of agreement that stand-ins are calibrated for, and their coverage."""
         return Gates(self.manifest.calibration)

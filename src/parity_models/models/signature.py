@@ -170,10 +170,6 @@ class Layout:
             for each in self.tensors
         }
 
-    def fits(self, row: Array) -> bool:
-        """Return whether `row`, without a batch axis, is a row of these tensors."""
-        return row.shape == self.shape and row.dtype == self.dtype
-
     def split(self, rows: Array) -> dict[str, Array]:
         """Return the tensors (..., *shape) of a row or of a batch of rows, by name: views."""
         if not self.is_record:
@@ -307,7 +303,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             except (IndexError, KeyError, ValueError):
                 sizes = []
             kind = self.kind(sizes) if sizes else None
-        if kind is None or not kind.input.fits(row):
+        if kind is None or (row.shape, row.dtype) != (kind.input.shape, kind.input.dtype):
             raise ValueError(f"takes {self}, got {row.dtype} {list(row.shape)}")
         return kind
 

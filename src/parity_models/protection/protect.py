@@ -337,7 +337,7 @@ def _affordable(
             f"the model takes too long to predict for all {len(queries.train):,} queries: {most:,} "
             "are learned from; give more --minutes for more"
         )
-    judging = ("validation", "validation_labels", "test", "test_labels")
+    judging = ("validation", "validation_labels", "test")
     limits = {"train": most, "calibration": CALIBRATING} | dict.fromkeys(judging, JUDGING)
     some = {}
     for name, limit in limits.items():

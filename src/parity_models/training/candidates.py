@@ -135,10 +135,11 @@ class Candidate:
         self.lesson = lesson
         teacher, data = lesson.teacher, lesson.data
         self._foreign = teacher.foreign
-        self._code = coder = None if code is None else code_for(code, teacher)
+        self._code = None if code is None else code_for(code, teacher)
+        coder = None if self._code is None or self._code.by_slot else self._code
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(lesson.seed)
-            if coder is None or coder.by_slot:
+            if coder is None:
                 chosen = single_network(network, lesson.queried, teacher.output.shape)
                 module = chosen.make()
             else:
@@ -157,8 +158,7 @@ class Candidate:
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
-        grouped = None if coder is None or coder.by_slot else coder
-        self._problem = Distillation(module, grouped, data, chosen.recipe, foreign=self._foreign)
+        self._problem = Distillation(module, coder, data, chosen.recipe, foreign=self._foreign)
         self.data = data
 
     @property
@@ -175,7 +175,7 @@ class Candidate:
     def options(self) -> RunOptions:
         """All that determines the networks besides data, chance and time."""
         return {
-            "deployed": self.lesson.teacher.sha256,
+            "deployed": self.lesson.teacher.bundle.manifest.deployed.sha256,
             "network": self.network,
             **({} if self._code is None else {"code": str(self._code.spec)}),
             "metric": self.data.metric,

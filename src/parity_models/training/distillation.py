@@ -87,12 +87,6 @@ class OutputTransform:
             outputs = functional.normalize(outputs, dim=-1)
         return functional.mse_loss(outputs / self.scale, targets / self.scale)
 
-    def at_scale(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return a loss that holds outputs for classes (n, ...) at their targets' scale, else 0."""
-        if self.of_classes:
-            return SQUARED_ERROR * functional.mse_loss(outputs, targets)
-        return outputs.new_zeros(())
-
 
 def valid(kind: OutputKind, outputs: Tensor) -> Tensor:
     """Return a network's `outputs` (..., *output_shape) as valid predictions of the kind."""
@@ -194,14 +188,9 @@ def distill(
 
 def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:
     """Return the envelope of the queries that the data are of."""
-    signature = teacher.signature
-    return fit_envelope(
-        signature.inputs,
-        data.inputs.arrays(signature),
-        data.held_out.arrays(signature),
-        data.predictions[0].cpu().numpy(),
-        mirrored=data.mirrored,
-    )
+    signature, outputs = teacher.signature, data.predictions[0].cpu().numpy()
+    queries, held_out = data.inputs.arrays(signature), data.held_out.arrays(signature)
+    return fit_envelope(signature.inputs, queries, held_out, outputs, mirrored=data.mirrored)
 
 
 def _deviations(predictions: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def build_models(network: NetworkPlan, r: int, deployed: nn.Module) -> tuple[nn.
         if isinstance(model, Slotwise):
             # It begins as F would on images shrunk by area averaging. Models that start alike stay
             # alike, and their mean is no better than each: only one begins with F's first layer.
-            alike = copy_weights(model.network, deployed, prod(model.block), shared=j == 0)
+            alike = copy_weights(model.network, deployed, prod(model.fold.block), shared=j == 0)
         else:  # the head begins with the weights for the mean of the places
             alike = copy_weights(model, deployed, prod(network.places))
         started = started or alike

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from parity_models.codes import Code
 from parity_models.models.envelope import channel_axis
-from parity_models.models.networks.network import Effort, NamedModule, Slot, Slotwise, served
+from parity_models.models.networks.network import Effort, NamedModule, Slotwise, served
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
-from parity_models.training.distillation import DistillationData, valid
+from parity_models.training.distillation import SQUARED_ERROR, DistillationData, valid
 
 Answers = tuple[NDArray[Any], NDArray[np.int64]]
 """Answers (m, *output_shape), and which of the queries held out they are for (m,)."""
@@ -124,7 +124,8 @@ class Distillation:
             if not self._decoded:
                 total = total + functional.mse_loss(outputs, targets)
                 continue
-            total = total + transform.at_scale(outputs, targets)
+            if transform.of_classes:
+                total = total + SQUARED_ERROR * functional.mse_loss(outputs, targets)
             for slot, decoded in enumerate(self._decode_each(predictions, outputs, j)):
                 total = total + transform.difference(decoded, predictions[slot]) / self._k
         return total
@@ -269,7 +270,7 @@ def one_slot(module: nn.Module) -> nn.Module | None:
     """Return the first slot of a Slotwise network, scaled or not, as a network for one query alone;
     None for others."""
     if not isinstance(module, Scaled):
-        return Slot(module) if isinstance(module, Slotwise) else None
+        return module.slot if isinstance(module, Slotwise) else None
     network = module.network
     if not isinstance(network, Slotwise):
         return None
@@ -279,7 +280,7 @@ def one_slot(module: nn.Module) -> nn.Module | None:
         for each in (module.shift, module.inverse)
     )
     scale, offset = (each[0] if each.ndim else each for each in (module.scale, module.offset))
-    return Scaled(Slot(network), scale, offset, shift, inverse)
+    return Scaled(network.slot, scale, offset, shift, inverse)
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

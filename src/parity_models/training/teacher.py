@@ -67,11 +67,6 @@ class Teacher:
         """True if the weights are not in the bundle; queries may then be of any scale."""
         return not has_weights(self.bundle)
 
-    @property
-    def sha256(self) -> str:
-        """The hash of the model's file."""
-        return self.bundle.manifest.deployed.sha256
-
     def stand_in(self, code: Code | None = None, datatype: str | None = None) -> Signature:
         """Return the signature of a stand-in, for single queries or parity queries of a code, by
         default with the output's datatype."""
@@ -299,7 +294,6 @@ class Queries:
     validation_labels: Labels | None = None
     calibration: Array | None = None
     test: Array | None = None
-    test_labels: Labels | None = None
     metric: str | None = None
     hflip: bool = False
 

@@ -288,7 +288,7 @@ def write_stand_ins(
             gates = calibrate_gates(measured, metric=metric, answer_only=only)
         if queries.test is not None:
             outputs = Outputs(draft, queries.test, progress=progress)
-            evaluation = judge(outputs, queries.test_labels, metric, gates)
+            evaluation = judge(outputs, None, metric, gates)
             accuracy = evaluation.accuracy
     bundle = write_bundle(out, **contents | {"calibration": gates, "accuracy": accuracy})
     return bundle, None if evaluation is None else replace(evaluation, bundle=bundle)

@@ -79,7 +79,8 @@ class _Victims:
         assert code is not None
         assert envelope is not None
         self._code, self._envelope = code, envelope
-        self._model, self._parity = map(OnnxModel, (bundle.deployed_path, bundle.parity_paths[0]))
+        files = (bundle.manifest.deployed, bundle.manifest.parity[0])
+        self._model, self._parity = (bundle.pinned(each).load() for each in files)
         self._name = bundle.manifest.deployed.signature.input.name
 
     def search(self, rows: Array, honest: Array, rng: np.random.Generator) -> Array:

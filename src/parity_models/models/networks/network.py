@@ -198,40 +198,50 @@ def tiles(code: Code) -> Grid:
 # One network that answers k stacked images at about the cost of one
 
 
-class Slotwise(nn.Module):
-    """Runs the network that `build` makes on each of k images stacked along their channels.
+class Fold(nn.Module):
+    """Folds every block of k pixels, or MAX_FOLD, of images (n, *query_shape) into the channels of
+    one place of images `shape` (space to depth)."""
 
-    Takes (n, k * channels, height, width), gives (n, k, *outputs). First every block of k pixels,
-    or MAX_FOLD, is folded into the channels of one place (space to depth): no pixel is lost, only
-    the network's first layer grows, and k images take about as long as one does unfolded. The
-    slots share the network, so they do not disturb each other, and a group of k trains it k times.
-    """
-
-    def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
+    def __init__(self, k: int, query_shape: Shape) -> None:
         super().__init__()
-        self.k = k
-        self.query_shape = query_shape
-        channels, height, width = query_shape
+        channels, height, width = self.query_shape = query_shape
         pixels = min(k, MAX_FOLD)
         rows = 1 if height == 1 else round(pixels**0.5)
         self.block = rows, columns = rows, ceil(pixels / rows)
-        folded = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
-        self.network = build(folded)
+        self.shape = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
 
-    def forward(self, input: Tensor) -> Tensor:
-        outputs: Tensor = self.network(self.fold(input.reshape(-1, *self.query_shape)))
-        return outputs.reshape(-1, self.k, *outputs.shape[1:])
-
-    def fold(self, queries: Tensor) -> Tensor:
-        """Return queries (n, *query_shape) as images whose blocks are channels of one place."""
+    def forward(self, queries: Tensor) -> Tensor:
         (channels, height, width), (rows, columns) = self.query_shape, self.block
         beyond = (0, -width % columns, 0, -height % rows)
         if any(beyond):
             queries = functional.pad(queries, beyond, mode="replicate")
-        down, across = queries.shape[2] // rows, queries.shape[3] // columns
-        blocks = queries.reshape(-1, channels, down, rows, across, columns)
+        blocks = queries.reshape(-1, channels, self.shape[1], rows, self.shape[2], columns)
         inside_first = blocks.permute(0, 1, 3, 5, 2, 4)
-        return inside_first.reshape(-1, channels * rows * columns, down, across)
+        return inside_first.reshape(-1, *self.shape)
+
+
+class Slotwise(nn.Module):
+    """Runs the network that `build` makes on each of k images stacked along their channels.
+
+    Takes (n, k * channels, height, width), gives (n, k, *outputs). Images are folded first: no
+    pixel is lost, only the network's first layer grows, and k images take about as long as one does
+    unfolded. The slots share the network, so they do not disturb each other, and a group of k
+    trains it k times. `slot` is the network for one query alone, in 1 / k of the time.
+    """
+
+    def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
+        super().__init__()
+        self.k, self.query_shape = k, query_shape
+        self.fold = Fold(k, query_shape)
+        self.network = build(self.fold.shape)
+
+    @property
+    def slot(self) -> nn.Module:
+        return nn.Sequential(self.fold, self.network)
+
+    def forward(self, input: Tensor) -> Tensor:
+        outputs: Tensor = self.network(self.fold(input.reshape(-1, *self.query_shape)))
+        return outputs.reshape(-1, self.k, *outputs.shape[1:])
 
 
 class EachSlot(NamedModule):
@@ -248,20 +258,6 @@ class EachSlot(NamedModule):
     def forward(self, *inputs: Tensor) -> Tensor:
         outputs: Tensor = self.network(*(each.flatten(0, 1) for each in inputs))
         return outputs.reshape(-1, self._k, *outputs.shape[1:])
-
-
-class Slot(nn.Module):
-    """One slot of `slotwise`: takes (n, *query_shape), gives (n, *outputs), in 1 / k of the time
-    that `slotwise` takes for k."""
-
-    def __init__(self, slotwise: Slotwise) -> None:
-        super().__init__()
-        self._slotwise = slotwise
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the outputs that `slotwise` would give in any slot."""
-        outputs: Tensor = self._slotwise.network(self._slotwise.fold(input))
-        return outputs
 
 
 @torch.no_grad()

@@ -37,11 +37,6 @@ class QueriedInput:
     table: Floats | None = None
 
     @property
-    def whole(self) -> bool:
-        """True if its values are integers."""
-        return self.tensor.dtype.kind in "iub"
-
-    @property
     def values(self) -> int:
         """The number of different values that integers from 0 may have."""
         return len(self.table) if self.table is not None else int(self.high) + 1

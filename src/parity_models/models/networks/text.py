@@ -72,7 +72,7 @@ def ids_of(queried: Queried) -> int | None:
     if len(content) != 1 or sum(each.mask for each in queried.inputs) > 1:
         return None
     ids = queried.inputs[content[0]]
-    fits = ids.whole and len(ids.tensor.shape) == 1 and ids.low >= 0
+    fits = ids.tensor.dtype.kind in "iub" and len(ids.tensor.shape) == 1 and ids.low >= 0
     return content[0] if fits and ids.values > FEWEST_WORDS else None
 
 
