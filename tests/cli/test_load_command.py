@@ -155,4 +155,4 @@ def test_invalid_credentials_are_refused(
         monkeypatch.setenv("PARM_CA_FILE", str(tmp_path / file))
         assert_refused(parm_here(*of), f"cannot read certificates from {tmp_path / file}")
     monkeypatch.setenv("PARM_TOKEN", "of\ntwo lines")
-    assert_refused(parm_here(*of), "characters that no token has")
+    assert_refused(parm_here(*of), "characters that tokens cannot have")

@@ -65,8 +65,9 @@ def test_chaos_for_seconds_accounts_for_every_query(
     lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chaos, "SLOW", 1)
+    monkeypatch.setattr(chaos, "PHASE", (1.0, 2.0))
     monkeypatch.setattr(traffic, "SLACK", 120.0)
-    given = ("--minutes", 0.1, "--events", "absurd,nonsense", "--out", tmp_path)
+    given = ("--minutes", 0.03, "--events", "absurd,nonsense", "--out", tmp_path)
     done = lab_here("chaos", *given)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "chaos-local.json").read_text())
@@ -83,7 +84,7 @@ def test_overload_is_measured(
 ) -> None:
     monkeypatch.setattr(overload, "FACTORS", (3.0,))
     monkeypatch.setattr(overload, "DEADLINES", (1.0,))
-    done = lab_here("overload", "--seconds", 2, "--out", tmp_path)
+    done = lab_here("overload", "--seconds", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     waiting, giving_up = json.loads((tmp_path / "overload-local.json").read_text())["rows"]
     assert (waiting["gives up"], giving_up["gives up"]) == (None, 0.5)

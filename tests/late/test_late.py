@@ -22,7 +22,7 @@ from parity_models import Late, UserError
 from parity_models.errors import DataError
 from parity_models.late import late as late_module
 from parity_models.late.values import form_of
-from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.bundle import Bundle
 from parity_models.models.signature import Tensor
 from served import gated_bundle, predictions, queries, write_linear_bundle
 from text_models import expected, imitated, texts, write_text_bundle
@@ -62,13 +62,6 @@ class Target:
         else:
             await asyncio.sleep(0.001)
         return self.prediction
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Its backup predicts twice as much."""
-    folder = tmp_path_factory.mktemp("backed")
-    return open_bundle(write_linear_bundle(folder, coded=False, backed=True))
 
 
 async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:

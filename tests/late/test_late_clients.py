@@ -16,8 +16,8 @@ import tritonclient.http.aio
 from numpy.typing import NDArray
 
 import parity_models as pm
-from parity_models.models.bundle import Bundle, open_bundle
-from served import INFER, infer_message, predictions, queries, write_linear_bundle
+from parity_models.models.bundle import Bundle
+from served import INFER, infer_message, predictions, queries
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_overloaded")]
 
@@ -74,13 +74,6 @@ def array_in(value: Any) -> NDArray[Any]:
         return np.array(tensor["data"], np.float32).reshape(tensor["shape"])
     found: NDArray[Any] = value.as_numpy("output")
     return found
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Its backup predicts twice as much."""
-    folder = tmp_path_factory.mktemp("backed")
-    return open_bundle(write_linear_bundle(folder, coded=False, backed=True))
 
 
 @pytest.fixture

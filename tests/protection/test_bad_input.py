@@ -20,17 +20,6 @@ TEXTS = texts(400, 16)
 LONG = texts(400, 20)
 
 
-def centred(path: Path) -> None:
-    """A model whose output for a row is what is left of it without the mean of its batch."""
-    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in "xy"]
-    nodes = [
-        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
-        helper.make_node("Sub", ["x", "mean"], ["y"]),
-    ]
-    graph = helper.make_graph(nodes, "centred", rows[:1], rows[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
-
-
 def noise(path: Path) -> None:
     """A model that nothing learns."""
     rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in "xy"]
@@ -47,7 +36,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text_folder(folder, TextModel())
     weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
     linear_model(folder / "plain.onnx", (6,), (4,), 3 * weights)
-    centred(folder / "centred.onnx")
     noise(folder / "noise.onnx")
     np.save(folder / "rows.npy", ROWS)
     return folder
@@ -60,7 +48,6 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
 @pytest.mark.parametrize(
     ("arrays", "arguments", "reason"),
     [
-        ({"ids": TEXTS["ids"]}, TEXT, "holds ids; the model takes ids, mask"),
         (
             LONG,
             "--model {models}/deployed --output logits --inputs wrong.npz",
@@ -71,13 +58,7 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
             TEXT,
             "idx=1000000 must be within the inclusive range",
         ),
-        (TEXTS, TEXT.replace("logits", "words"), "the model has no output 'words'"),
         (TEXTS, TEXT.replace("--output logits", ""), "name the one that stand-ins imitate"),
-        (
-            {},
-            "--model {models}/centred.onnx --inputs {models}/rows.npy",
-            "depends on the other rows of the batch",
-        ),
         ({}, f"{PLAIN} --metric iou", "are no boxes"),
         ({}, f"{PLAIN} --contention none.json", "cannot read the fault plan none.json"),
         ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),
