@@ -311,7 +311,7 @@ class Rest:
             HEALTH[0]: ("GET", self._live),
             HEALTH[1]: ("GET", self._ready),
             "/v2/repository/index": ("POST", self._index),
-            METRICS: ("GET", Scrapes(self._read_metrics)),
+            METRICS: ("GET", Scrapes(models.registry)),
             **(pages or {}),
         }
         self._of_model: dict[str | None, tuple[str, Handler]] = {
@@ -520,12 +520,6 @@ class Rest:
             return _readiness({"name": request.model}, str(error))
         return _readiness({"name": request.model}, version.why_unready)
 
-    async def _read_metrics(self, request: Request) -> Response:
-        encode, media_type = metrics_format(request)
-        return Response(
-            200, encode(self._models.registry), ((b"content-type", media_type.encode()),)
-        )
-
     # The model-repository extension (Triton's docs/protocol/extension_model_repository.md)
 
     async def _index(self, request: Request) -> Response:
@@ -582,36 +576,32 @@ _PLAIN, _OPEN_METRICS = "text/plain", "application/openmetrics-text;version=1.0.
 type."""
 
 
-def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
-    """Return the encoder and the media type of metrics for this request."""
-    is_open = "application/openmetrics-text" in request.headers.get("accept", "")
-    return choose_encoder(_OPEN_METRICS if is_open else _PLAIN)
-
-
 class Scrapes:
-    """A handler of requests for metrics, which `read` answers, in at most a share of the server's
-    time. Any client may ask, again and again, and writing metrics blocks the event loop for
-    milliseconds. All requests that wait get the same answer, written after they arrived."""
+    """A handler of requests for the metrics of `registry`, in at most a share of the server's time.
+    Any client may ask, again and again, and writing metrics blocks the event loop for milliseconds.
+    All requests that wait get the same answer, written after they arrived."""
 
-    def __init__(self, read: Handler) -> None:
-        self._read = read
+    def __init__(self, registry: Collector) -> None:
+        self._registry = registry
         self._next: dict[str, asyncio.Task[Response]] = {}  # by media type
         self._rests_until = 0.0
 
     async def __call__(self, request: Request) -> Response:
-        _, media_type = metrics_format(request)
+        is_open = "application/openmetrics-text" in request.headers.get("accept", "")
+        encode, media_type = choose_encoder(_OPEN_METRICS if is_open else _PLAIN)
         answer = self._next.get(media_type)
         if answer is None:
-            answer = asyncio.create_task(self._write(request, media_type))
+            answer = asyncio.create_task(self._write(encode, media_type))
             self._next[media_type] = answer
         return await asyncio.shield(answer)
 
-    async def _write(self, request: Request, media_type: str) -> Response:
+    async def _write(self, encode: Callable[[Collector], bytes], media_type: str) -> Response:
         await asyncio.sleep(self._rests_until - time.monotonic())
         del self._next[media_type]  # later requests get a later answer
         began = time.thread_time()
         try:
-            return await self._read(request)
+            content = encode(self._registry)
         finally:
             spent = time.thread_time() - began
             self._rests_until = time.monotonic() + spent * (1 / SHARE - 1)
+        return Response(200, content, ((b"content-type", media_type.encode()),))

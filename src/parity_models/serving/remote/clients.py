@@ -17,6 +17,7 @@ from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
+from parity_models.models.golden import is_near
 from parity_models.models.signature import Kind, batches, tensors_in
 from parity_models.serving.access import Reread, read_text
 from parity_models.serving.client import (
@@ -158,18 +159,13 @@ class UpstreamClient(ABC):
         await self.check_ready(model)
         await self._describe(model)
         prediction = (await self.infer(model, [model.query], {}))[0, ...]
-        for predicted, expected in zip(
-            tensors_in(prediction), tensors_in(model.prediction), strict=True
-        ):
-            scale = float(np.abs(expected.astype(np.float64)).max())
-            off = float(np.abs(predicted.astype(np.float64) - expected).max())
-            if not off <= TOLERANCE * scale:
-                raise UpstreamError(
-                    Fault.MISMATCH,
-                    f"predicts something else with {model} than the bundle's model does: {off:.3g} "
-                    f"off, where the largest value is {scale:.3g}; make the bundle from what runs "
-                    "there",
-                )
+        pairs = zip(tensors_in(prediction), tensors_in(model.prediction), strict=True)
+        if not all(is_near(predicted, expected, TOLERANCE) for predicted, expected in pairs):
+            raise UpstreamError(
+                Fault.MISMATCH,
+                f"predicts something else with {model} than the bundle's model does, by more than "
+                f"{TOLERANCE:.0%} of the largest value; make the bundle from what runs there",
+            )
 
     async def _describe(self, model: UpstreamModel) -> None:
         """Ask for the server's description and, if it names that, for the hash of its model."""

@@ -296,6 +296,7 @@ class RemoteEngine(Engine):
 
     name = "remote"
     refuses = FIXED
+    tolerance = TOLERANCE
     health_interval = 1.0
     """Seconds between health checks."""
 
@@ -374,10 +375,6 @@ class RemoteEngine(Engine):
     def running(self) -> Mapping[str, int | None]:
         units = {name: unit for link in self._links for name, unit in link.units.items()}
         return {instance: unit and unit.number for instance, unit in units.items()}
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCE
 
     async def stop(self) -> None:
         links, self._links = self._links, []
