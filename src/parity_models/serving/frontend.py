@@ -201,7 +201,7 @@ class _Group(NamedTuple):
 
 
 class _Unit(NamedTuple):
-    """A unit that the engine has, and how many of its subjects are copies, or for a stand-in."""
+    """A unit that the engine has, and how many of its subjects are redundant."""
 
     action: Run | Verify
     began: float
@@ -669,15 +669,15 @@ class Frontend:
             self._stand_ins.lost(action.unit)
 
     def _is_like(self, output: NDArray[Any], expected: NDArray[Any]) -> bool:
-        """Return whether an instance's output is what another gave for the same query."""
+        """Return whether two outputs for one query are equal, within the engine's tolerance."""
         if output.dtype != expected.dtype or output.shape != expected.shape:
             return False
         pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
         return all(is_near(one, other, self._engine.tolerance) for one, other in pairs)
 
     def _number_of_answer(self, query: int, output: NDArray[Any]) -> int:
-        """Return the number of this answer to a query that was answered before: the client's is 0,
-        then they are in order."""
+        """Return the number of this answer among the different ones to a query; the client's is
+        0."""
         first = self.in_flight[query].outputs[query, Source.MODEL]
         known = self._answers.setdefault(query, [first.output])
         alike = (number for number, each in enumerate(known) if self._is_like(output, each))
@@ -782,7 +782,7 @@ class Frontend:
         self._engine.run(action.instance, action.unit, action.role, rows)
 
     def _count_redundant(self, run: Run) -> int:
-        """Count what a unit does in addition to originals; return how much that is.
+        """Count the redundant subjects of a unit, and return their number.
 
         A query that is run again because its unit failed is not a copy.
         """

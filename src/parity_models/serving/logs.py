@@ -87,7 +87,7 @@ class LinesToThread(QueueHandler):
 def set_up(options: Logging, stream: IO[str] | None = None) -> Callable[[], None]:
     """Log to `stream` from now on, by default to standard error, unless the process logs already.
 
-    What is returned ends that, when all is written; so does the process's end.
+    Returns a function that stops it once all lines are written, as the end of the process does.
     """
     root = logging.getLogger()
     if stream is None and root.handlers:

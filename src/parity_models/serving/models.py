@@ -222,7 +222,7 @@ class ServedModel:
         return Fitting(rows, tuple(map(sizes.__getitem__, self.signature.axes)), asked)
 
     def _refuse_names(self, role: str, tensors: Mapping[str, Tensor], given: list[str]) -> None:
-        """Raise InvalidRequestError for names that are not the model's, each once."""
+        """Raise InvalidRequestError for unknown, repeated or missing names."""
         for name in given:
             if name not in tensors:
                 its = f"its {role} is" if len(tensors) == 1 else f"its {role}s are"
@@ -313,7 +313,7 @@ class ServedVersion:
     """
 
     extensions: Sequence[str] = ()
-    """The extensions of the protocol that the server speaks on account of its models."""
+    """The protocol extensions that its models add."""
 
     def __init__(
         self, frontend: "Frontend | StandInOnly", model: ServedModel, metrics: Metrics
@@ -366,9 +366,9 @@ class ServedVersion:
         return (IndexEntry(self.model.name, self.model.version, state),)
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Serve a model as its folder has it now. Returns when it takes requests.
+        """Load a model from its folder; return when it takes requests.
 
-        Raises a RequestError, and leaves all as it was, where that cannot be.
+        Raises a RequestError, and changes nothing, if that is not possible.
         """
         raise InvalidRequestError(
             "this server serves one bundle; start it with --repository to load and unload models"

@@ -115,10 +115,10 @@ CURRENT: ContextVar[RequestLog | None] = ContextVar("CURRENT", default=None)
 
 
 def headers_for(requests: Iterable[RequestLog]) -> dict[str, str]:
-    """Return the headers, or metadata, of a request to another server on behalf of these.
+    """Return the headers, or metadata, of a request to another server for these.
 
-    They have as many of the requests' ids as an id may be long, separated by commas, and the trace
-    of the first that has one: there can be no other.
+    Their ids are joined by commas, as many as fit into one. The trace is that of the first request
+    that has one.
     """
     headers: dict[str, str] = {}
     for request in dict.fromkeys(requests):

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 class ClosedGates:
     """The `sources` whose gates are closed, kept in the bundle's folder for the next server.
 
-    What was kept with other files of the bundle, as before it was calibrated again, is ignored.
+    Those kept with other content of the bundle, as before a new calibration, are ignored.
     """
 
     def __init__(self, bundle: Bundle) -> None:

@@ -33,7 +33,7 @@ _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_", "TZ", "TMP", "TEMP", "PYTHON", "LD_", "DYLD_", "MALLOC_"),
     *("OMP_", "KMP_", "OPENBLAS_", "MKL_", "ORT_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_"),
 )
-"""Beginnings of the environment variables that workers get: foreign models run there, and need no
+"""Prefixes of the environment variables that workers inherit: they run foreign models, which get no
 credentials."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -64,8 +64,8 @@ class EngineStream(asyncio.Protocol):
             self._on_error(error)
 
     def send(self, header: bytes, tensor: Sequence[wire.Frame] = ()) -> None:
-        """Send a message, with a tensor in pieces, without waiting; nothing where the worker is
-        gone, as its supervisor will notice."""
+        """Send a message, with a tensor in pieces, without waiting. If the worker is gone, nothing
+        is sent: its supervisor will notice."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(wire.parts_of(header, tensor)[0])
 
@@ -90,7 +90,7 @@ class WorkerProcess(SupervisedInstance):
         self._placement = placement
         self._process: Process | None = None
         self._streams: list[EngineStream] = []
-        """For control, and for units: a worker that says hello can be sent either."""
+        """The control and the units stream; both are open once the worker has said hello."""
         self._server: asyncio.Server | None = None
 
     async def live(self) -> str:

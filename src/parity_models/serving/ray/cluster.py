@@ -28,8 +28,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds a cluster's address has for a connection."""
 
 ROOM_TIMEOUT = 5.0
-"""Seconds for which a cluster that has too little room is asked again: Ray learns a moment later of
-instances that have ended."""
+"""Seconds to wait for free CPUs: Ray learns of ended instances with a delay."""
 
 PING_INTERVAL = 0.5
 """Seconds between an instance's answer and the next ping."""
@@ -244,7 +243,6 @@ def _as_array(frame: wire.Frame) -> Any:
 
 
 def _last_line(error: BaseException) -> str:
-    """Return the error itself, which is the last line where there is a traceback, without Ray's
-    advice after it."""
+    """Return the last line of an error, without its traceback and Ray's advice."""
     lines = str(error).strip().splitlines()
     return lines[-1].partition(" Some common causes")[0] if lines else repr(error)

@@ -32,7 +32,7 @@ HEARTBEAT = 0.2
 
 _SIZES = Struct("<QQ")
 _CHUNK, _LARGE_CHUNK = 2**16, 2**20
-"""Bytes that are received at once, and where a larger message is on its way."""
+"""Bytes that are received at a time, and while a larger message is arriving."""
 _MAX_HEADER = 2**20
 """Bytes; signatures of models with many inputs are the largest."""
 

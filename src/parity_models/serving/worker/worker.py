@@ -112,7 +112,7 @@ class Runner:
     def _corrupt(
         self, role: str, batch: NDArray[np.generic], start: float, faults: WorkerFaults
     ) -> OnnxModel:
-        """Return the model that the fault plan has the worker run; end here if it kills it."""
+        """Return the model to run under the fault plan, or end the process if it says so."""
         first = tensors_in(batch)[0]
         firsts = first.reshape(len(batch), -1)[:, 0]
         if faults.poison is not None and (firsts == np.asarray(faults.poison, first.dtype)).any():
