@@ -18,7 +18,7 @@ import parity_models
 from parity_models.cli.main import command
 from parity_models.codes import DECODERS, ENCODERS
 from parity_models.models.networks import NETWORKS
-from parity_models.options import declared_in
+from parity_models.options import OptionField, declared_in
 from parity_models.scheduling.policies import POLICIES
 from parity_models.serving.options import ENGINES
 
@@ -168,13 +168,28 @@ REGISTRIES = {
 }
 
 
+OPTIONS = (
+    "SearchOptions",
+    "TrainingOptions",
+    "SimulationOptions",
+    "Goal",
+    "LoadSpec",
+    "ServeOptions",
+)
+"""Exported classes of options."""
+
+
 def _options() -> Iterator[str]:
-    yield "# Options of extensions"
+    yield "# Options"
+    yield ""
+    yield "Generated from their declarations."
+    yield ""
+    yield "## Of extensions"
     yield ""
     yield (
-        "Generated from their declarations. Options follow the name: `hedging@hedge-delay=5ms`, "
-        "`resnet18@width=0.25`. A bare number of time is in milliseconds unless the range says "
-        "otherwise. Extensions that are not in a table have no options."
+        "Options follow the name: `hedging@hedge-delay=5ms`, `resnet18@width=0.25`. A bare number "
+        "of time is in milliseconds unless the range says otherwise. Extensions that are not in a "
+        "table have no options."
     )
     for kind, registry in REGISTRIES.items():
         yield ""
@@ -186,15 +201,30 @@ def _options() -> Iterator[str]:
         yield "|---|---|---|---|---|---|"
         for extension in registry:
             for field in declared_in(extension.Options):
-                choices = getattr(field.kind, "__members__", {})
-                type_ = ", ".join(map(str, choices.values())) or field.kind.__name__
-                option = field.option
-                numeric = field.kind in (int, float)
-                range_ = option.range_in(option.typed_in, option.scale) if numeric else ""
-                yield (
-                    f"| `{extension.name}` | `{field.name.replace('_', '-')}` | {type_} | "
-                    f"{range_} | {field.default_in_words} | {_text(option.help)} |"
-                )
+                option, name = field.option, field.name.replace("_", "-")
+                range_ = option.range_in(option.typed_in, option.scale)
+                yield _row(field, f"`{extension.name}` | `{name}`", range_, field.default_in_words)
+    yield ""
+    yield "## Of Python functions"
+    yield ""
+    yield "Times are in seconds, sizes in bytes, shares from 0 to 1."
+    for name in OPTIONS:
+        yield ""
+        yield f"**[`{name}`][parity_models.{name}]**"
+        yield ""
+        yield "| field | type | range | default | meaning |"
+        yield "|---|---|---|---|---|"
+        for field in declared_in(getattr(parity_models, name)):
+            range_ = field.option.range_in("", 1)
+            yield _row(field, f"`{field.name}`", range_, f"{field.default}")
+
+
+def _row(field: OptionField, name: str, range_: str, default: str) -> str:
+    """Return a row of a table of options; only numbers have a range."""
+    choices = getattr(field.kind, "__members__", {})
+    type_ = ", ".join(map(str, choices.values())) or field.kind.__name__
+    range_ = range_ if field.kind in (int, float) else ""
+    return f"| {name} | {type_} | {range_} | {default} | {_text(field.option.help)} |"
 
 
 # The API

@@ -20,7 +20,7 @@ from parity_models.cli.policies import DispatchName, PolicyName
 from parity_models.emulation import load_fault_plan
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.options import Option, declared_in, flag_of
+from parity_models.options import Option, flag_of
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import Access
 from parity_models.serving.deployment import Deployment, default_policy
@@ -107,26 +107,27 @@ def serve(
         access=access,
         faults=None if faults is None else load_fault_plan(faults),
     )
+    tracing = None
+    if logging.traces:
+        from parity_models.serving.tracing import Tracing, exporting  # an extra of its own
+
+        tracing = Tracing(exporting())
     models = opened or repository
     assert models is not None
-    _run(Server(models, options, _traces(logging), allow_code or ()))
+    _run(Server(models, options, tracing, allow_code or ()))
 
 
 def _engine(name: str | None, upstreams: UpstreamOptions) -> EngineChoice:
     """Return the engine, with the options given by --engine and by flags of their own."""
-    given = {
-        each.name: value
-        for each in fields(upstreams)
-        if (value := getattr(upstreams, each.name)) != each.default
-    }
+    given = _given(upstreams)
     chosen, options = ENGINES.read(name or ("remote" if "deployed" in given else "local"))
-    having = {option.name for option in declared_in(ENGINES.find(chosen).Options)}
-    for option in given:
-        if option not in having:
-            raise UserError(
-                f"{flag_of(option)} is not an option of the engine {chosen} but of remote"
-            )
     return EngineChoice(chosen, {**options, **given})
+
+
+def _given(*options: Any) -> dict[str, Any]:
+    """Return the options that are not the defaults, by name."""
+    values = ((each, getattr(kind, each.name)) for kind in options for each in fields(kind))
+    return {each.name: value for each, value in values if value != each.default}
 
 
 def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle | None, *options: Any) -> None:
@@ -134,22 +135,11 @@ def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle | None, *option
     refused = engine.kind.refuses
     if bundle is not None and engine.kind.fixed_roles(engine.settings, bundle) is not None:
         refused = {**refused, **FIXED}
-    for each in (field for kind in options for field in fields(kind)):
-        given = any(getattr(kind, each.name, each.default) != each.default for kind in options)
-        if given and each.name in refused:
+    for name in _given(*options):
+        if name in refused:
             raise UserError(
-                f"leave {flag_of(each.name)} out with the engine {engine.name}: "
-                f"{refused[each.name]}"
+                f"leave {flag_of(name)} out with the engine {engine.name}: {refused[name]}"
             )
-
-
-def _traces(logging: Logging) -> Any:
-    """Return what makes spans and exports them, if traces are wanted."""
-    if not logging.traces:
-        return None
-    from parity_models.serving.tracing import Tracing, exporting  # an extra of its own
-
-    return Tracing(exporting())
 
 
 def _notify_ready() -> None:
@@ -168,34 +158,36 @@ def _run(server: Server) -> None:
 
 
 async def _serve(server: Server) -> None:
+    """Serve until the first signal; a second one cancels this."""
     with stop_on_signals() as asked_to_stop:
-        await _serve_until(asked_to_stop, server)
+        starting = asyncio.create_task(server.start())
+        stopping = asyncio.create_task(asked_to_stop.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+            return
+        await starting
+        try:
+            _say_ready(server)
+            await stopping
+        finally:
+            await server.stop()
 
 
-async def _serve_until(asked_to_stop: asyncio.Event, server: Server) -> None:
-    starting = asyncio.create_task(server.start())
-    stopping = asyncio.create_task(asked_to_stop.wait())
-    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        await asyncio.wait((starting,))
-        return
-    await starting
+def _say_ready(server: Server) -> None:
+    """Print what is served, take signals that switch redundancy, and begin the fault plan."""
     freeze_modules()
     loop = asyncio.get_running_loop()
     for number, on in ((signal.SIGUSR1, False), (signal.SIGUSR2, True)):
         loop.add_signal_handler(number, server.switch_redundancy, on)
-    try:
-        for line in _said(server):
-            _tell(line)
-        _notify_ready()
-        for note in _notes(server):
-            _tell(f"note: {note}", err=True)
-        if isinstance(server.models, Deployment):
-            server.models.begin_faults()
-        await stopping
-    finally:
-        await server.stop()
+    for line in _said(server):
+        _tell(line)
+    _notify_ready()
+    for note in _notes(server):
+        _tell(f"note: {note}", err=True)
+    if isinstance(server.models, Deployment):
+        server.models.begin_faults()
 
 
 def _tell(line: str, *, err: bool = False) -> None:

@@ -127,7 +127,7 @@ class Load:
         try:
             async with asyncio.timeout_at(due + self._spec.timeout):
                 try:
-                    answers = await ask(going_out)
+                    outputs, sources = await ask(going_out)
                 finally:
                     self._latency[request] = loop.time() - due
         except TimeoutError:
@@ -139,8 +139,8 @@ class Load:
         except Exception as error:  # no query that was sent may be missing in the result
             self._fail(request, f"unexpected: {type(error).__name__}")
         else:
-            self._outcome[request] = [self._outcomes[source] for source in answers.sources]
-            self._judge(request, answers.outputs)
+            self._outcome[request] = [self._outcomes[source] for source in sources]
+            self._judge(request, outputs)
 
     def _judge(self, request: int, outputs: NDArray[Any]) -> None:
         labels = self._queries.labels

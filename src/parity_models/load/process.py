@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -164,9 +165,11 @@ async def offer_load_from_own_process(
         command = (*prefix, sys.executable, "-c", program, str(spec_path), str(result))
         async with child(command, LoadError) as generator:
             start = time.monotonic() + LEAD
+            others: list[asyncio.Task[Any]]
             others = [asyncio.create_task(_show_progress(start + due, spec.batch))]
             if stop is not None:
-                others.append(asyncio.create_task(_end_on(stop, generator)))
+                others.append(asyncio.create_task(stop.wait()))
+                others[-1].add_done_callback(lambda _: generator.end_input())
             try:
                 await _listen(generator, started)
             finally:
@@ -186,11 +189,6 @@ async def _listen(generator: Child, started: Callable[[], None] | None) -> None:
     code = await generator.wait()
     if code != 0:
         raise LoadError(why or f"the load stopped with exit code {code}")
-
-
-async def _end_on(stop: asyncio.Event, generator: Child) -> None:
-    await stop.wait()
-    generator.end_input()
 
 
 async def _show_progress(due: NDArray[np.float64], batch: int) -> None:

@@ -47,15 +47,10 @@ IDLE_CONNECTION = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after five."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowAnswers:
-    """The answers to a request: `outputs` (n, *shape) of the judged output, and a source a row."""
+Answers = tuple[NDArray[Any], tuple[Source, ...]]
+"""Outputs (n, *shape) of the judged output, and the source of each row."""
 
-    outputs: NDArray[Any]
-    sources: tuple[Source, ...]
-
-
-Ask = Callable[[Callable[[], None]], Awaitable[RowAnswers]]
+Ask = Callable[[Callable[[], None]], Awaitable[Answers]]
 """Sends a request, and calls its argument right before the request goes out. Raises NoAnswerError.
 """
 
@@ -95,7 +90,7 @@ class Target:
         shapes = [each.shape[1:] for each in self.model.outputs]
         values = sum(1 + prod(longest if n < 0 else n for n in shape) for shape in shapes)
 
-        async def ask(going_out: Callable[[], None]) -> RowAnswers:
+        async def ask(going_out: Callable[[], None]) -> Answers:
             try:
                 content, length = await self._client.ask(
                     "POST",
@@ -115,16 +110,13 @@ class Target:
 
         return ask
 
-    def _read(self, content: bytes, length: str | None, rows: int) -> RowAnswers:
+    def _read(self, content: bytes, length: str | None, rows: int) -> Answers:
         answer = read_response(content, length)
         only = len(self.model.outputs) == 1
         found = [each for each in answer.outputs if only or each.name == self.judged.name]
-        shape, wanted = found[-1].shape if found else (), (rows, *self.judged.shape[1:])
-        if len(shape) != len(wanted) or any(
-            -1 != each != size for size, each in zip(shape, wanted, strict=True)
-        ):
-            raise InvalidRequestError(f"there is no output {self.judged.name!r} of this shape")
-        return RowAnswers(found[-1].array(), answer.sources(rows))
+        if not found or tuple(found[-1].shape[:1]) != (rows,):
+            raise InvalidRequestError(f"there is no output {self.judged.name!r} of {rows} rows")
+        return found[-1].array(), answer.sources(rows)
 
 
 @asynccontextmanager

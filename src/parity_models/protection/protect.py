@@ -82,9 +82,6 @@ LEAST_SEARCHING = 0.1
 LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 """Queries of a simulation: at least, for each minute of the whole search, and at most."""
 
-SCENE = ("rate", "instances", "contention")
-"""The options of the scene that a search simulates."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(TeachingOptions, SceneOptions):
@@ -353,7 +350,9 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
     level, late = options.agreement, PolicyChoice(Adaptive.name)
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
     goal = Goal(
-        **{name: getattr(options, name) for name in SCENE},
+        rate=options.rate,
+        instances=options.instances,
+        contention=options.contention,
         differ=options.differ,
         seed=options.seed,
         queries=count,

@@ -76,9 +76,9 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path, name: str) ->
 DEPLOYED = "BUNDLE --deployed URL"
 REFUSED = [
     ("BUNDLE --engine remote", "give those of the deployed model with --deployed"),
-    ("BUNDLE --engine local --deployed URL", "--deployed is not an option of the engine local"),
-    ("BUNDLE --parity URL", "--parity is not an option of the engine local"),
-    ("BUNDLE --backup URL", "--backup is not an option of the engine local"),
+    ("BUNDLE --engine local --deployed URL", "deployed is not an option of the engine local"),
+    ("BUNDLE --parity URL", "parity is not an option of the engine local"),
+    ("BUNDLE --backup URL", "backup is not an option of the engine local"),
     ("BUNDLE --ca-file NOWHERE", "of the engine local but of remote"),
     ("--deployed URL", "give one BUNDLE"),
     ("ALONE --deployed URL --parity URL", "no parity model"),
