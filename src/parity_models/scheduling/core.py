@@ -227,20 +227,17 @@ class Scheduler(Port):
         it have been carried out.
         """
         self.now = max(self.now, now)
-        decodes = self._decodes.get(group)
-        if decodes:
+        if decodes := self._decodes.pop(group, []):
             decode = decodes.pop(0)
-            if not decodes:
-                del self._decodes[group]
+            if decodes:
+                self._decodes[group] = decodes
             for slot in decode.slots:
                 query = self.queries.get(decode.members[slot])
-                if query is None:
-                    continue
-                if slot in wrong:
+                if query is not None and slot not in wrong:
+                    self.answer(query, Source.RECONSTRUCTION)
+                elif query is not None:
                     query.decoding = False
                     self._reject(query.id, Source.RECONSTRUCTION)
-                else:
-                    self.answer(query, Source.RECONSTRUCTION)
         overdue, self._overdue = self._overdue, []
         for query in overdue:
             self._expire(query, decoded=True)
@@ -259,14 +256,13 @@ class Scheduler(Port):
     def instance_left(self, now: float, instance: str) -> list[Action]:
         """An instance is gone, and the unit that it was running with it."""
         self.now = max(self.now, now)
-        if instance not in self.unit_on:
-            return self._turn()
-        unit = self.unit_on.pop(instance)
-        for task in unit.tasks if unit is not None else ():
-            task.unit = task.instance = None
-        self._health.left(instance)
-        if unit is not None and self._end_unit(unit, self.now, lost=True):
-            self._poison.lost(unit)
+        if instance in self.unit_on:
+            unit = self.unit_on.pop(instance)
+            for task in unit.tasks if unit is not None else ():
+                task.unit = task.instance = None
+            self._health.left(instance)
+            if unit is not None and self._end_unit(unit, self.now, lost=True):
+                self._poison.lost(unit)
         return self._turn()
 
     def unit_verified(self, now: float, unit: int, right: bool, answer: int = 0) -> list[Action]:
@@ -317,13 +313,8 @@ class Scheduler(Port):
     def refusal(self, now: float, queries: int, due: float, held: int = 0) -> "Refusal | None":
         """Return why this many queries, due at one time, would be refused; None if they would be
         taken. The driver still holds back `held` queries that were taken."""
-        return self._admission.refusal(
-            max(self.now, now),
-            due,
-            queries,
-            waiting=len(self._waiting) + held,
-            lag=self.process_load.lag,
-        )
+        waiting, lag = len(self._waiting) + held, self.process_load.lag
+        return self._admission.refusal(max(self.now, now), due, queries, waiting=waiting, lag=lag)
 
     @property
     def waiting(self) -> int:
@@ -486,7 +477,7 @@ class Scheduler(Port):
         return True
 
     def _try_again(self, unit: Unit, detail: str, *, turned_away: bool) -> None:
-        """Try the tasks of a failed unit again, unless that has been done as often as it may."""
+        """Try the tasks of a failed unit again, up to `max_attempts` times."""
         for task in reversed(unit.tasks):
             if not task.wanted:
                 continue
@@ -527,11 +518,10 @@ class Scheduler(Port):
             # What is decoded needs no instance, if it can be right: that is reported at once.
             if self._deciding or not any(self.dispatch.depths.values()):
                 break
-            idle = True
+            last = self._last_unit
             for instance, tasks in self.dispatch.assign(self.max_batch):
-                idle = False
                 self._start(instance, tasks)
-            if idle:
+            if self._last_unit == last:
                 break
         if self._background.task is not None:
             self._background.give_up()
@@ -768,9 +758,7 @@ class BackgroundComparison:
         if self._first:
             self._first, self.due = False, now + self._every
             return
-        if self.task is not None or self._is_busy:
-            return
-        if query.exact or query.crashes:
+        if self.task is not None or self._is_busy or query.exact or query.crashes:
             return
         role = next(iter(self._sizes))
         shares = role == BACKUP or query.tenant is not None or port.config.share_groups
@@ -780,8 +768,9 @@ class BackgroundComparison:
             self._keep(query)
             if len(self._kept) == self._sizes[role]:
                 subject = query.id if role == BACKUP else next(self._ids)
-                self.task = Task(role, subject, query.kind, preemptible=True, alone=True)
-                self.task.comparing = True
+                self.task = Task(
+                    role, subject, query.kind, preemptible=True, alone=True, comparing=True
+                )
                 port.dispatch.add(self.task)
 
     def starts(self, unit: Unit, run: Run) -> list[Encode | Run | Compare | ForgetGroup]:
