@@ -169,7 +169,7 @@ async def test_a_backup_that_no_longer_agrees_is_asked_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some calls that it answered run on; what they say closes the gate."""
-    monkeypatch.setattr(late_module, "COMPARED", 2)
+    monkeypatch.setattr(late_module, "COMPARE_ONE_IN", 2)
     target = Target()
     async with Late(gated_bundle(tmp_path, -1e9, 0.9), agreement=0.9, cpu=1) as late:
         await learned(late, target)

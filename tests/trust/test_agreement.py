@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity_models.trust.agreement import REMEMBERED, AgreementTest
+from parity_models.trust.agreement import MAX_REMEMBERED, AgreementTest
 
 LEVELS = pytest.mark.parametrize("level", [0.9, 0.97, 0.99, 0.999])
 
@@ -92,7 +92,7 @@ def test_an_instance_that_answers_wrongly_does_not_hide_what_others_do() -> None
     watch = AgreementTest(0.99)
     for _, makers in itertools.islice(comparisons(1.0, 0), 3000):
         assert not watch.saw("instance-3" not in makers, makers)
-    assert turns_after(watch, 0.8, 1, 4 * REMEMBERED) is not None
+    assert turns_after(watch, 0.8, 1, 4 * MAX_REMEMBERED) is not None
 
 
 @pytest.mark.slow

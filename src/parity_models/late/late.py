@@ -48,16 +48,16 @@ from parity_models.trust.backup import GatedBackup, Refusal
 
 now = time.monotonic
 
-FASTEST = 0.1
+NO_QUEUE = 0.1
 """The share of calls that wait in no queue."""
 
-FIRST = 20
+KNOWN_AFTER = 20
 """Calls after which their run times are known."""
 
-ASKED = 0.2
+ASKED_SHARE = 0.2
 """The largest share of calls for which a stand-in is asked: the slowest ones."""
 
-COMPARED = 20
+COMPARE_ONE_IN = 20
 """One in this many calls that a stand-in has answered runs on, to compare the two."""
 
 MAX_COMPARED = 16
@@ -75,10 +75,10 @@ OVERLOADED, RECENT = 0.6, 16
 """While the target is slow for the share OVERLOADED of the RECENT latest calls, a stand-in is asked
 in place of each call, and calls that it refuses get no copies."""
 
-CALLERS = 64
+MAX_CALLERS = 64
 """Blocking calls at a time, at most."""
 
-MAX_ASKED = 64
+MAX_WAITING = 64
 """Calls that have asked for a stand-in and wait for it, at most."""
 
 AGAIN_AFTER = 0.25
@@ -156,10 +156,10 @@ class Late:
         self._form: Form | None = None
         self._servers, self._last_server = 1, 0
         stand_ins = [] if bundle is None else [BACKUP]
-        share = max(budget, ASKED) if stand_ins else budget
-        self._risk = _ClientRisk(RunTimes(first=FIRST), stand_ins, share)
+        share = max(budget, ASKED_SHARE) if stand_ins else budget
+        self._risk = _ClientRisk(RunTimes(first=KNOWN_AFTER), stand_ins, share)
         self._budget = Budget(budget, BURST)
-        self._computing = _Computing(cpu)
+        self._computing = _ComputingBudget(cpu)
         self._effect = Effect()
         self._process_load = ProcessLoad()
         self._last_alarm = 0.0
@@ -276,7 +276,7 @@ class Late:
 
     def _compare(self, call: "asyncio.Future[Any]", task: Task, answer: Array) -> bool:
         """Let the call run on to compare the backup's answer with its own, if this is its turn."""
-        if self.counts[Source.BACKUP] % COMPARED or len(self._compared) >= MAX_COMPARED:
+        if self.counts[Source.BACKUP] % COMPARE_ONE_IN or len(self._compared) >= MAX_COMPARED:
             return False
 
         def compare(call: "asyncio.Future[Any]") -> None:
@@ -325,7 +325,7 @@ class _Race:
         late._effect.arrived(query.arrived, query.id)
         late._budget.earn()
         late._count_slow()
-        compares = (late.counts[Source.BACKUP] + 1) % COMPARED == 0
+        compares = (late.counts[Source.BACKUP] + 1) % COMPARE_ONE_IN == 0
         if not compares and late._slowness(RECENT) >= OVERLOADED and self._may_ask_backup():
             late.counts["in place"] += 1
             self._start_backup()
@@ -553,7 +553,7 @@ def _started(task: Task) -> float:
 
 
 class _ClientRisk(Risk):
-    """The risk of calls to servers that only their run times are known of.
+    """The risk of calls, of whose servers nothing is known but run times.
 
     A call that waits in no queue takes as long as the fastest; so the load, by which copies are
     priced, is the share of the median call that is spent waiting. Stand-ins cost the servers
@@ -568,10 +568,10 @@ class _ClientRisk(Risk):
     @property
     def fastest(self) -> float | None:
         """The time of a call that waits in no queue; None while it is unknown."""
-        return self._run_times.quantile(FASTEST)
+        return self._run_times.quantile(NO_QUEUE)
 
     def _measure_help(self) -> None:
-        """Measure the age by which a copy has answered, which stand-ins are asked before."""
+        """Measure the age by which a copy has answered: stand-ins are asked before copies."""
         super()._measure_help()
         if self.stand_ins:
             self.helped_by += self.benefit.median
@@ -582,7 +582,7 @@ class _ClientRisk(Risk):
             self._load = 1 - fastest / median
 
 
-class _Computing:
+class _ComputingBudget:
     """The budget of stand-ins' computing time, a `share` of one core: up to a second of it at once.
     Stand-ins end in another thread."""
 
@@ -597,10 +597,9 @@ class _Computing:
         with self._lock:
             self._left = min(self._share, self._left + self._share * (time - self._until))
             self._until = time
-            return self._left > 0 and self._asked < MAX_ASKED
+            return self._left > 0 and self._asked < MAX_WAITING
 
     def begin(self) -> None:
-        """A stand-in is asked."""
         with self._lock:
             self._asked += 1
 
@@ -617,7 +616,7 @@ class _Threads:
 
     def __init__(self) -> None:
         self.backup = ThreadPoolExecutor(1, "parm-backup")
-        self.callers = ThreadPoolExecutor(CALLERS, "parm-call")
+        self.callers = ThreadPoolExecutor(MAX_CALLERS, "parm-call")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._closed = False

@@ -336,7 +336,7 @@ class Scheduler(Port):
         return {name: unit.id if unit else None for name, unit in self.unit_on.items()}
 
     def instances(self) -> list[tuple[str, State]]:
-        """Return every instance that has joined and not left, and how it is."""
+        """Return every instance that has joined and not left, with its state."""
         return self._health.states()
 
     def size(self) -> int:
@@ -621,7 +621,6 @@ class Admission:
         self._running += started
 
     def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
-        """A unit has ended."""
         self._spent += self._running * (now - self._spent_until)
         self._spent_until = self._last_end = now
         self._running -= 1
@@ -636,10 +635,10 @@ class Admission:
     def refusal(
         self, now: float, due: float, queries: int, *, waiting: int, lag: float
     ) -> Refusal | None:
-        """Return why these queries, which are due at one time, are not taken; None: they are.
+        """Return the reason for refusing these queries, which are due at one time, or None.
 
-        `waiting` queries wait for instances. Besides, everything waits for `lag` seconds for the
-        server's own process.
+        `waiting` queries wait for instances, and everything for `lag` seconds for the server's own
+        process.
         """
         max_queue = self._config.max_queue
         if not waiting:

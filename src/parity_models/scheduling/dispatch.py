@@ -14,7 +14,7 @@ RULES = (SINGLE_QUEUE, LATENCY_AWARE)
 """The names of the dispatch rules."""
 
 WEIGHT = 0.3
-"""Of the newest service time in an instance's mean."""
+"""The weight of the newest service time in an instance's mean."""
 
 SCAN = 4
 """The queued tasks that are searched to fill a batch, as a multiple of its size."""
@@ -195,7 +195,7 @@ class Dispatch:
     ) -> list[Task]:
         """Take the oldest tasks that may share a batch on this instance.
 
-        `suits` keeps what was found out about tasks, for other instances at the same time.
+        `suits` caches the tests of tasks, for other instances at the same time.
         """
         batch: list[Task] = []
         nodes = self.nodes if self._nodes is None else self._nodes
@@ -222,7 +222,7 @@ class Dispatch:
     # Which instances suit a task
 
     def _suits(self, task: Task) -> Suits:
-        """Return the function that says whether no other instance is suited better for the task.
+        """Return a test of whether no other instance suits the task better.
 
         In order of importance, a suited instance has not failed the task; runs nothing that the
         task is to run apart from; is on a node that does not either; and is not to be avoided.

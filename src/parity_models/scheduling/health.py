@@ -303,7 +303,6 @@ class Health:
     # Joining and leaving
 
     def joined(self, instance: str, roles: frozenset[str], node: str | None) -> None:
-        """An instance is up."""
         member = self._members[instance] = Member(instance, roles, node)
         away = next((away for away in self._away if away[0] == roles), None)
         if away is not None:
@@ -319,7 +318,6 @@ class Health:
         self._come_in(member)
 
     def left(self, instance: str) -> None:
-        """An instance is gone."""
         member = self._members.pop(instance)
         self._port.cancel_timer(member.timer)
         if member.is_in:
@@ -375,7 +373,6 @@ class Health:
     # Units
 
     def started(self, unit: Unit) -> None:
-        """An instance has begun a unit."""
         unit.sound = self._members[unit.instance].sound
         if not self.watch:
             self.watch = self._port.set_timer(unit.started + self._limits.least, self._find_hung)
@@ -555,7 +552,7 @@ class Health:
         self._verify_next(member)
 
     def _verify_next(self, member: Member) -> None:
-        """Verify the next of what is left to verify; then the instance is idle."""
+        """Begin the next check; after the last one, the instance is idle."""
         if member.to_verify:
             self._verify(member, member.to_verify.popleft())
             return
@@ -599,7 +596,7 @@ class Health:
         self._asked.append(check)
 
     def _answers_again(self, member: Member) -> bool:
-        """Have this instance, which is idle, answer a sample that waits. Return whether it does."""
+        """Have this idle instance answer a sample that waits. Return whether there is one."""
         for check in self._asked:
             if check.can_ask(member.name) and DEPLOYED in member.roles:
                 self._asked.remove(check)

@@ -24,15 +24,15 @@ from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
 
-ENOUGH = 3
-"""A query is poison once this many instances were lost while they ran it, if there is PROOF."""
+CRASHES = 3
+"""Instances lost with a query from which it is poison, if enough of them ran it alone."""
 
-EXCUSED = 3
+MAX_EXCUSED = 3
 """The most losses that are excused because the instance was broken before."""
 
-PROOF, ENDED, HUNG = 2, 2, 1
-"""The weight of losses while a query ran alone that makes it poison; each instance that ended
-weighs ENDED, each that hung weighs HUNG."""
+SOLO_CRASHES, ENDED, HUNG = 2, 2, 1
+"""The weight of losses while the query ran alone from which it is poison: ENDED for each instance
+that ended, HUNG for each that hung."""
 
 
 class Poison:
@@ -45,27 +45,26 @@ class Poison:
         """The suspects that are to be tried alone, or to fail, and the task to try."""
 
     def lost(self, unit: Unit) -> None:
-        """An instance was lost, and this unit with it."""
         port, policy = self._port, self._policy
         suspects: dict[Query, bool] = {}
         for task in unit.tasks:
-            held = unit.sound
+            counts = unit.sound
             for query_id in policy.inputs_of(task):
                 query = port.queries.get(query_id)
                 if query is not None and query not in suspects:
-                    held = unit.sound or query.excused_crashes >= EXCUSED
+                    counts = unit.sound or query.excused_crashes >= MAX_EXCUSED
                     if unit.hung and port.now - unit.started < query.due - query.arrived:
-                        held = False  # it may only take long
-                    suspects[query] = held
-                    query.crashes += held
-                    query.excused_crashes += not held
+                        counts = False  # it may only take long
+                    suspects[query] = counts
+                    query.crashes += counts
+                    query.excused_crashes += not counts
             if task.wanted:
                 task.failed_on.append(unit.instance)
-                task.turned_away += not held
+                task.turned_away += not counts
             if task.role != DEPLOYED:
                 port.drop(task)
-        for query, held in suspects.items():
-            if held and len(suspects) == 1:
+        for query, counts in suspects.items():
+            if counts and len(suspects) == 1:
                 query.solo_crashes += HUNG if unit.hung else ENDED
             port.tell((query.id,), policy.on_suspected_poison, port, query)
             query.withheld = False  # it is queued once it may be tried alone
@@ -109,13 +108,13 @@ class Poison:
         return kept
 
     def _must_wait(self, query: Query) -> bool:
-        """Return whether copies of it run, or so much else with its input that trying it as well
+        """Return whether copies of it run, or so many parity queries of it that trying it as well
         could cost too many instances."""
         if any(task.unit for task in query.tasks):
             return True
         exposed = self._policy.copies_in_flight(self._port, query)
-        return exposed > 0 and query.crashes + exposed >= ENOUGH
+        return exposed > 0 and query.crashes + exposed >= CRASHES
 
 
 def _is_poison(query: Query) -> bool:
-    return query.crashes >= ENOUGH and query.solo_crashes >= PROOF
+    return query.crashes >= CRASHES and query.solo_crashes >= SOLO_CRASHES

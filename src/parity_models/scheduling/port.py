@@ -23,7 +23,7 @@ from parity_models.scheduling.actions import (
 )
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.process_load import ProcessLoad
-from parity_models.scheduling.work import LEAST_DELAY, Query, SchedulerConfig, Task, Unit
+from parity_models.scheduling.work import MIN_DELAY, Query, SchedulerConfig, Task, Unit
 
 _log = logging.getLogger(__name__)
 
@@ -161,8 +161,8 @@ class Port(ABC):
     def keep_apart(self, query: Query, apart: list[Task], group: int | None = None) -> None:
         """Add the query's original to the tasks `apart`: anti-affinity.
 
-        Those run on different instances and nodes, as far as there are enough, and so do tasks
-        that join the list later. With a coding `group`, the query's tasks share no batch with those
+        Tasks of the list, also those that join it later, run on different instances and nodes, as
+        far as there are enough. With a coding `group`, the query's tasks share no batch with those
         of its other members.
         """
         query.original.apart.append(apart)
@@ -215,7 +215,7 @@ class Port(ABC):
         instant.
         """
         self._callbacks.pop(query.alarm, None)
-        query.alarm = self.set_timer(max(at, self.now + LEAST_DELAY), callback, (query.id,))
+        query.alarm = self.set_timer(max(at, self.now + MIN_DELAY), callback, (query.id,))
 
     def tell(
         self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
-LEAST_DELAY = 1e-4
+MIN_DELAY = 1e-4
 """Minimum delay, in seconds, before a postponed decision is reconsidered.
 
 A delay learned from units that took no time would be 0, and the decision would be reconsidered for

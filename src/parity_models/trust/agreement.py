@@ -4,9 +4,9 @@ Every comparison multiplies a likelihood ratio: how much likelier is the result 
 disagreement are ODDS times those of the level, than if they are those of the level. A test begins
 with a ratio of 1, and begins anew whenever the ratio is below that, so that a good past does not
 hide a bad present (CUSUM: Page, Biometrika 1954). It closes the gate when the ratio reaches 1 /
-FALSELY. By the inequality of Ville, a test does so with a probability of at most FALSELY while the
-agreement is at its level or above, however long it goes on. A closed gate is tested the other way
-round, and opens at 1 / TOO_SOON.
+FALSE_CLOSING. By the inequality of Ville, a test does so with a probability of at most
+FALSE_CLOSING while the agreement is at its level or above, however long it goes on. A closed gate
+is tested the other way round, and opens at 1 / FALSE_OPENING.
 """
 
 from collections import deque
@@ -24,22 +24,22 @@ from parity_models.trust.gates import ChosenGate
 ODDS: Final = 3.0
 """The factor by which odds of disagreement above those of the level are detected soon."""
 
-FALSELY: Final = 1e-6
+FALSE_CLOSING: Final = 1e-6
 """The probability that a test closes the gate though the agreement is at its level."""
 
-TOO_SOON: Final = 1e-3
+FALSE_OPENING: Final = 1e-3
 """The probability that a test opens it though the odds are still ODDS times those of the level."""
 
-DOUBTFUL: Final = 0.05
-"""Once the likelihood ratio is 1 / DOUBTFUL, answers no longer say the level, but what is seen."""
+DOUBT: Final = 0.05
+"""Once the likelihood ratio is 1 / DOUBT, answers state the measured agreement, not the level."""
 
-NORMAL: Final = 1.64
-"""Deviations of a normal distribution that 95 of 100 cases are above the negative of."""
+DEVIATIONS: Final = 1.64
+"""Standard deviations of a one-sided interval of 95 %."""
 
-REMEMBERED: Final = 16384
+MAX_REMEMBERED: Final = 16384
 """The most comparisons of a test that are remembered, with their instances and tenants."""
 
-LOOK_EVERY: Final = 1 / 32
+SEARCH_EVERY: Final = 1 / 32
 """Comparisons between two searches for the worst instance and tenant, as a share of those
 remembered: a search takes milliseconds."""
 
@@ -67,8 +67,8 @@ class AgreementTest:
         suspected = ODDS * wrong / (1 + (ODDS - 1) * wrong)
         self._gain = {False: log(suspected / wrong), True: log((1 - suspected) / level)}
         self._evidence = 0.0
-        self._until_look = 0
-        self._seen: deque[_Seen] = deque(maxlen=REMEMBERED)
+        self._until_search = 0
+        self._seen: deque[_Seen] = deque(maxlen=MAX_REMEMBERED)
         self.open = True
 
     def saw(self, agreed: bool, makers: Collection[str], tenant: Hashable = None) -> bool:
@@ -90,7 +90,7 @@ class AgreementTest:
             return False
         if self.open:
             self._seen.append(_Seen(agreed, makers, tenant))
-        if self._evidence < -log(FALSELY if self.open else TOO_SOON):
+        if self._evidence < -log(FALSE_CLOSING if self.open else FALSE_OPENING):
             return False
         if self.open and not self._is_of_many():
             return False
@@ -102,32 +102,32 @@ class AgreementTest:
     def bound(self) -> float:
         """The agreement that is likely at least: the level or, once evidence is against it, the
         bound of the comparisons since that began (Wilson, JASA 1927)."""
-        if not self.open or self._evidence < -log(DOUBTFUL):
+        if not self.open or self._evidence < -log(DOUBT):
             return self._level
         count = len(self._seen)
-        share, square = sum(seen.agreed for seen in self._seen) / count, NORMAL**2 / count
-        off = NORMAL * sqrt((share * (1 - share) + square / 4) / count)
+        share, square = sum(seen.agreed for seen in self._seen) / count, DEVIATIONS**2 / count
+        off = DEVIATIONS * sqrt((share * (1 - share) + square / 4) / count)
         return min(self._level, max(0.0, (share + square / 2 - off) / (1 + square)))
 
     def _begin(self) -> None:
         self._evidence = 0.0
         self._seen.clear()
-        self._until_look = 0
+        self._until_search = 0
 
     def _is_of_many(self) -> bool:
         """Return whether the evidence is of several instances and tenants, if there are several."""
-        if self._until_look:
-            self._until_look -= 1
-            if self._until_look:
+        if self._until_search:
+            self._until_search -= 1
+            if self._until_search:
                 return False
             # Comparisons that are no longer remembered count no longer.
             self._evidence = self._evidence_of(self._seen)
-            if self._evidence < -log(FALSELY):
+            if self._evidence < -log(FALSE_CLOSING):
                 return False
-        if self._is_of_one(lambda seen: seen.makers, TOO_SOON) or self._is_of_one(
-            lambda seen: (seen.tenant,), FALSELY
+        if self._is_of_one(lambda seen: seen.makers, FALSE_OPENING) or self._is_of_one(
+            lambda seen: (seen.tenant,), FALSE_CLOSING
         ):
-            self._until_look = ceil(LOOK_EVERY * len(self._seen))
+            self._until_search = ceil(SEARCH_EVERY * len(self._seen))
             return False
         return True
 

@@ -60,11 +60,11 @@ class GatedBackup:
         output = manifest.imitated_output
         assert output is not None, "a bundle with a backup imitates an output of fixed shape"
         self.output = output
-        """The output of the deployed model that it gives."""
+        """The output of the deployed model that the backup imitates."""
         self.signature = manifest.deployed.signature
         """The deployed model's."""
         self.other_outputs = {each.name for each in self.signature.outputs} - {output.name}
-        """The names of its outputs that the backup does not give."""
+        """The names of the deployed model's other outputs."""
         gates = choose_gates(bundle, [BACKUP], agreement)
         self.gate = gates.get(Source.BACKUP)
         """The gate, if it has one."""
@@ -91,8 +91,8 @@ class GatedBackup:
         return padded(batch, self.signature, [sizes[axis] for axis in self.signature.axes])
 
     def answer(self, rows: Array, run: onnxruntime.RunOptions) -> Array | Refusal:
-        """Return the outputs (n, *output shape) for all queries of `rows` (see `read`), or why they
-        may not answer.
+        """Return the outputs (n, *output shape) for all queries of `rows` (see `read`), or the
+        reason why they may not answer.
 
         Another thread may end it by setting `run.terminate`.
         """

@@ -142,8 +142,8 @@ class OutputGate:
     Args:
         chosen: The gate of each stand-in, by the source of its answers. One without a gate is
             never too unsure.
-        envelope: What the stand-ins learned from. Without one, only values that are not finite are
-            unlike, or impossible.
+        envelope: The inputs that the stand-ins learned from. Without one, only values that are not
+            finite are unlike, or impossible.
 
     """
 

@@ -7,7 +7,7 @@ import pytest
 from parity_models.roles import Source, parity_role
 from parity_models.scheduling.actions import Answer, Cancel, Decode, Encode
 from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy, Pool
-from parity_models.scheduling.policies.groups import SHARERS_KEPT
+from parity_models.scheduling.policies.groups import MAX_SHARERS
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, world_of
 
 
@@ -85,7 +85,7 @@ class Test_parity:
         for tenant in range(100):
             world.arrive(1, tenant=f"{tenant}")
             world.finish(min(world.running))
-        assert len(world.inputs) <= 2 * SHARERS_KEPT
+        assert len(world.inputs) <= 2 * MAX_SHARERS
 
     def test_with_two_rows_recovers_two_of_three(self) -> None:
         the_code = code(3, 2, "subtraction")

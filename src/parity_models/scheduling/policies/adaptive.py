@@ -40,7 +40,7 @@ from parity_models.scheduling.policies.policy import (
 from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import LEAST_DELAY, Query, Task, Unit
+from parity_models.scheduling.work import MIN_DELAY, Query, Task, Unit
 
 BURST = 20.0
 """Redundant tasks that may be sent at once after a time in which few were."""
@@ -55,7 +55,7 @@ WAITED = 0.5
 WHILE_BUSY = 0.1
 """Seconds until queries are reconsidered, at the least, while nothing redundant is sent."""
 
-KEPT_OF = 8
+KEEP_ONE_IN = 8
 """One of this many answered queries is kept to complete groups of late ones, as each costs time."""
 
 HELD_UP = 0.001
@@ -179,7 +179,7 @@ class Adaptive(Policy):
             port.cancel_timer(query.alarm)
         self._fresh[query.id] = query
         if not self._timer:
-            self._await(port, port.now)
+            self._check_fresh(port, port.now)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         if task.role != BACKUP:
@@ -189,7 +189,7 @@ class Adaptive(Policy):
             if query is not None:
                 self._watch(port, query, task)
 
-    def _await(self, port: Port, due: float) -> None:
+    def _check_fresh(self, port: Port, due: float) -> None:
         """Reconsider the queries that are late by now; then wait for the next."""
         now, late = port.now, []
         age = self._risk.late_from + port.process_load.lag
@@ -215,8 +215,8 @@ class Adaptive(Policy):
                 port.tell((query.id,), self._reconsider, port, query, at)
 
     def _set_timer(self, port: Port, at: float) -> None:
-        at = max(at, port.now + LEAST_DELAY)
-        self._timer = port.set_timer(at, partial(self._await, port, at))
+        at = max(at, port.now + MIN_DELAY)
+        self._timer = port.set_timer(at, partial(self._check_fresh, port, at))
 
     def _watch(self, port: Port, query: Query, task: Task) -> None:
         """Reconsider the query once this task of it makes it late."""
@@ -353,7 +353,7 @@ class Adaptive(Policy):
             self._groups.on_prediction(port, task)
         query = port.queries.get(task.subject)
         if self._rows and query is not None and query.coded and not query.crashes:
-            if query.id % KEPT_OF and self._groups.can_form((query,)):
+            if query.id % KEEP_ONE_IN and self._groups.can_form((query,)):
                 return
             self._groups.keep(port, (query.kind, query.tenant), query.id)
 

@@ -10,9 +10,10 @@ A test ends when the shares differ by CLEAR standard errors, which takes a secon
 queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
 if fewer helped queries than unhelped ones are delayed, by at least one standard error, or if no
 more than TOLERATED of the helped are delayed and the unhelped are not better off. Then the next
-test comes after FIRST seconds at the earliest, later after twice as many, and so on. Otherwise it
-pauses, and the test is repeated after PAUSE seconds, and after twice as long with each failure. In
-a pause, queries are helped once they are delayed, as the unhelped were in the test.
+test comes after FIRST_INTERVAL seconds at the earliest, later after twice as many, and so on.
+Otherwise it pauses, and the test is repeated after FIRST_PAUSE seconds, and after twice as long
+with each failure. In a pause, queries are helped once they are delayed, as the unhelped were in the
+test.
 
 Where more than SWAMPED of the helped queries are delayed, and not fewer than of the others by two
 standard errors, the machine cannot keep up: the test ends at once, and the pause is without help.
@@ -40,7 +41,7 @@ CLEAR = 3.0
 SWAMPED = 0.5
 """The share of delayed queries from which a test ends at once that does not show a benefit."""
 
-FIRST, PAUSE, LONGEST = 5.0, 1.0, 600.0
+FIRST_INTERVAL, FIRST_PAUSE, MAX_INTERVAL = 5.0, 1.0, 600.0
 """Seconds between tests: at first while redundancy helps, at first where it is paused, at most. The
 first tests judge by few run times, so a first pause is short."""
 
@@ -59,7 +60,7 @@ class Effect:
         self._limit, self._known_from = 0.0, inf
         self._counted = self._delayed = 0
         self._test_from = 0.0
-        self._interval, self._pause = FIRST, PAUSE
+        self._interval, self._pause = FIRST_INTERVAL, FIRST_PAUSE
         self._helped = True
         self._swamped = True
         self._slice_until, self._slice_left = 0.0, 0
@@ -69,7 +70,6 @@ class Effect:
         """Of queries that are helped or not, how many have ended, and how many were delayed."""
 
     def arrived(self, now: float, query: int) -> None:
-        """A query has arrived."""
         if now < self.acts_from:
             return
         if self.state is not Redundancy.TESTING:
@@ -137,10 +137,10 @@ class Effect:
         few = delayed <= TOLERATED * helped and better >= -error
         if better > error or few:
             self.state, self.acts_from = Redundancy.ON, inf
-            self._test_from, self._pause = now + self._interval, PAUSE
-            self._interval = min(LONGEST, 2 * self._interval)
+            self._test_from, self._pause = now + self._interval, FIRST_PAUSE
+            self._interval = min(MAX_INTERVAL, 2 * self._interval)
         else:
             self.state, self.acts_from = Redundancy.PAUSED, now + self._pause
             self._swamped = swamped
-            self._test_from, self._interval = self.acts_from, FIRST
-            self._pause = min(LONGEST, 2 * self._pause)
+            self._test_from, self._interval = self.acts_from, FIRST_INTERVAL
+            self._pause = min(MAX_INTERVAL, 2 * self._pause)

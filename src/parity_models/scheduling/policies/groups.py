@@ -27,7 +27,7 @@ from parity_models.scheduling.policies.policy import Erasures, Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
-SHARERS_KEPT = 16
+MAX_SHARERS = 16
 """The kinds and tenants, most recently seen, whose padding and open, fully answered groups are
 kept."""
 
@@ -158,7 +158,7 @@ class CodingGroups(Policy):
         elif sum(all(other.resolved) for other in self._open[group.sharers]) > 1:
             self._no_longer_open(group)  # one is enough for the next query to complete
             self._end(port, group)
-        while len(self._open) > SHARERS_KEPT:
+        while len(self._open) > MAX_SHARERS:
             oldest = next(iter(self._open.values()))
             if not all(all(other.resolved) for other in oldest):
                 break
@@ -277,7 +277,7 @@ class CodingGroups(Policy):
         # A group cannot be padded with its own members, so k - 1 others need 2k - 2 places.
         if len(kept) > 2 * self._code.k - 2:
             port.release(kept.popleft())
-        if len(self._padding) > SHARERS_KEPT:
+        if len(self._padding) > MAX_SHARERS:
             for other in self._padding.popitem(last=False)[1]:
                 port.release(other)
         for group in list(self._open.get(sharers, ())):

@@ -1,7 +1,7 @@
 """The rule of the adaptive policy: the age at which to ask, from run times and the load.
 
 Causes of slowness last longer than one unit. So an instance is *slow* if its last unit of the
-deployed model was slow (see below). At most a share SLOWEST of all instances counts as slow, the
+deployed model was slow (see below). At most a share MAX_SLOW of all instances counts as slow, the
 most recent ones: slow instances get work last, and one that gets none could never be fast again.
 Run times on slow instances are measured separately. A stand-in may be asked for a query on a slow
 instance as soon as its unit begins, and such a unit never gets more time than others. On other
@@ -53,7 +53,7 @@ BEYOND = 1.02
 """A unit that has run this many times as long as the longest known one makes its query late in any
 case. By chance this happens to one of 1,000 units at most."""
 
-SLOWEST = 2 / 3
+MAX_SLOW = 2 / 3
 """The largest share of instances that count as slow. With more, too few instances are left for
 redundant work in a fleet of two hardware generations. With half, the slower generation takes all
 places, and instances slowed down by transfers are not counted."""
@@ -73,7 +73,7 @@ URGENCY = 100.0
 """The cost of a second of waiting to a query of two median run times, in seconds of an idle
 instance. Half and twice as much make hardly a difference."""
 
-FULLEST = 0.99
+MAX_LOAD = 0.99
 """Loads above this count as this load."""
 
 
@@ -103,7 +103,7 @@ class Benefit:
     def learn(self, median: float, load: float) -> None:
         """Set the median run time and the load."""
         self.median = median
-        self._delayed = 1 / (1 - min(load, FULLEST))
+        self._delayed = 1 / (1 - min(load, MAX_LOAD))
         self._price = self._delayed**self.STEEPNESS
 
     def saved(self, choice: Choice, running: RunTimes, age: float, before: float = 0.0) -> float:
@@ -142,7 +142,7 @@ class Benefit:
 NEWEST = 0.02
 """The weight of the newest answer in the share accepted."""
 
-PRESUMED = 0.5
+PRESUMED_TIME = 0.5
 """A stand-in's presumed run time until it is measured, in medians of the deployed model."""
 
 FORGOTTEN = 5000
@@ -173,7 +173,7 @@ class StandIn:
     @property
     def takes(self) -> float:
         """The median run time, presumed until measured; 0 while the deployed model's is unknown."""
-        return self._own.median or PRESUMED * (self._deployed.median or 0.0)
+        return self._own.median or PRESUMED_TIME * (self._deployed.median or 0.0)
 
     def ran(self, seconds: float, *, finished: bool) -> None:
         """Record the run time of a unit, which ran to its end or not."""
@@ -267,7 +267,7 @@ class Risk:
         if 0 < self.slow_from < took:
             self.slow.pop(unit.instance, None)
             self.slow[unit.instance] = None
-            while len(self.slow) > SLOWEST * len(instances):
+            while len(self.slow) > MAX_SLOW * len(instances):
                 del self.slow[next(iter(self.slow))]
         elif finished:
             self.slow.pop(unit.instance, None)
