@@ -58,7 +58,7 @@ from parity_models.serving.engine import Engine
 from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
-from parity_models.serving.stand_ins import ClosedGates, Made, StandIns
+from parity_models.serving.stand_ins import ClosedGates, Made, Outputs, StandIns
 from parity_models.trust.gates import OutputGate
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
@@ -201,11 +201,15 @@ class _Group(NamedTuple):
 
 
 class _Unit(NamedTuple):
-    """A unit that the engine has, and how many of its subjects are redundant."""
+    """A unit that the engine has, and how many of its subjects are redundant.
+
+    `predictions` are those for its subjects, if it runs on only to be compared with them.
+    """
 
     action: Run | Verify
     began: float
     redundant: int = 0
+    predictions: Mapping[int, Outputs] = {}
 
 
 class Frontend:
@@ -628,7 +632,7 @@ class Frontend:
             refused = self._stand_ins.refused(source, run.subjects, outputs)
         if comparable and self._has_stand_ins:
             try:
-                self._compare_outputs(run, outputs)
+                self._compare_outputs(run, outputs, given.predictions)
             except Exception:  # a user's own decoder may raise: queries have their answers still
                 _log.exception("unit %d could not be compared", unit)
         self._carry_out(self.scheduler.unit_finished(now(), unit, set(refused), ended_at=ended))
@@ -665,8 +669,6 @@ class Frontend:
             self._timed(action.role)(at - unit.began)
         if self.observers:
             self._tell("unit_ended", at, action, finished=finished)
-        if not finished:
-            self._stand_ins.lost(action.unit)
 
     def _is_like(self, output: NDArray[Any], expected: NDArray[Any]) -> bool:
         """Return whether two outputs for one query are equal, within the engine's tolerance."""
@@ -686,7 +688,9 @@ class Frontend:
             known.append(output)
         return number
 
-    def _compare_outputs(self, run: Run, outputs: NDArray[Any]) -> None:
+    def _compare_outputs(
+        self, run: Run, outputs: NDArray[Any], predictions: Mapping[int, Outputs]
+    ) -> None:
         """Compare what stand-ins and the model have predicted for the same queries."""
         j = self._parity_rows.get(run.role)
         if j is None:
@@ -698,8 +702,8 @@ class Frontend:
                 prediction = None if stand_in is None else self._prediction(query)
                 if stand_in is not None and prediction is not None:
                     self._stand_ins.compare(Source.BACKUP, stand_in, prediction)
-        if run.role != DEPLOYED:
-            self._stand_ins.finished(j, run, outputs)
+        if predictions:
+            self._stand_ins.compare_unit(j, run, outputs, predictions)
 
     def _prediction(self, query: int) -> Made | None:
         """Return the deployed model's output for a query, or the imitated one, if there is one."""
@@ -876,12 +880,13 @@ class Frontend:
         unit = self._units.get(action.unit)
         if unit is None or not isinstance(unit.action, Run):
             return
-        run, predictions = unit.action, {}
-        for query in run.subjects if run.role == BACKUP else ():
-            made = self._prediction(query)
-            if made is not None:
-                predictions[query] = made
-        self._stand_ins.sample(run, predictions)
+        predictions: dict[int, Outputs] = {}
+        for subject in unit.action.subjects:
+            queries: Sequence[int] = (subject,)
+            if unit.action.role != BACKUP:  # groups that are over have none
+                queries = self._groups[subject].members if subject in self._groups else ()
+            predictions[subject] = [self._prediction(query) for query in queries]
+        self._units[action.unit] = unit._replace(predictions=predictions)
 
     def _verify(self, action: Verify) -> None:
         golden = self._golden.get(action.role)
@@ -915,7 +920,7 @@ class Frontend:
     def _forget_group(self, action: ForgetGroup) -> None:
         group = self._groups.pop(action.group)
         predictions = [self._prediction(query) for query in group.members]
-        self._stand_ins.group_over(action.group, predictions, group.outputs)
+        self._stand_ins.group_over(predictions, group.outputs)
 
     # Time
 

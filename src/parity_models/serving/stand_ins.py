@@ -69,14 +69,6 @@ class _Closed(msgspec.Struct):
     sources: list[Source]
 
 
-class _Sample(NamedTuple):
-    """A unit of a stand-in that runs on to be compared, and the predictions for its subjects: of a
-    group that is over, or of a backup's query."""
-
-    run: Run
-    predictions: dict[int, Outputs]
-
-
 class StandIns:
     """Judges the outputs of stand-ins, and compares them with predictions.
 
@@ -113,7 +105,6 @@ class StandIns:
         self._gate_turned = gate_turned
         self._one_in = one_in
         self._with_parity = 0
-        self._sample: _Sample | None = None
         for source, each in gate.chosen.items():
             metrics.gate_open.labels(source).set(self._watch.is_open(source))
             metrics.gate_agreement.labels(source).set(each.level.level)
@@ -139,42 +130,30 @@ class StandIns:
 
     # Comparisons
 
-    def sample(self, run: Run, predictions: Mapping[int, Made]) -> None:
-        """Compare this unit, which runs on for nothing else, once it has finished; `predictions`
-        are those of a backup's queries, as far as there are any."""
-        self._sample = _Sample(run, {query: (made,) for query, made in predictions.items()})
-
-    def group_over(self, group: int, predictions: Outputs, parities: Outputs) -> None:
+    def group_over(self, predictions: Outputs, parities: Outputs) -> None:
         """Compare a group that no query waits for any more, if it is one of `one_in`."""
         if any(parities):
             self._with_parity += 1
             is_due = self._with_parity % self._one_in == 0
             if is_due or not self._watch.is_open(Source.RECONSTRUCTION):
                 self._compare_group(predictions, parities)
-        elif self._sample is not None and group in self._sample.run.subjects:
-            self._sample.predictions[group] = predictions
 
-    def finished(self, row: int | None, run: Run, outputs: NDArray[Any]) -> None:
-        """A unit of a stand-in has finished: a parity unit of this `row` of the code, or None."""
-        sample = self._sample
-        if sample is None or sample.run.unit != run.unit:
-            return
-        self._sample = None
+    def compare_unit(
+        self,
+        row: int | None,
+        run: Run,
+        outputs: NDArray[Any],
+        predictions: Mapping[int, Outputs],
+    ) -> None:
+        """Compare a unit that has run on for nothing else, of a backup or, with a `row` of the
+        code, of a parity model. `predictions` are those for each subject: a query, or a group."""
         for subject, output in zip(run.subjects, outputs, strict=True):
-            predictions = sample.predictions.get(subject)
-            if predictions is None:
-                continue
-            made = Made(output, run.instance)
+            made, known = Made(output, run.instance), predictions[subject]
             if row is not None:
                 parities = range(0 if self._code is None else self._code.r)
-                self._compare_group(predictions, [made if j == row else None for j in parities])
-            elif predictions[0] is not None:
-                self.compare(source_of(run.role), made, predictions[0])
-
-    def lost(self, unit: int) -> None:
-        """This unit will not finish."""
-        if self._sample is not None and self._sample.run.unit == unit:
-            self._sample = None
+                self._compare_group(known, [made if j == row else None for j in parities])
+            elif known[0] is not None:
+                self.compare(source_of(run.role), made, known[0])
 
     def _compare_group(self, predictions: Outputs, parities: Outputs) -> None:
         """Reconstruct each prediction from the other outputs, and compare the two."""
