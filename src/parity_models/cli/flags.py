@@ -30,7 +30,7 @@ _PLAIN: dict[str, Any] = {"show_default": False, "show_envvar": False}
 
 
 class Without:
-    """In the annotation of a parameter that is a dataclass: its options that are no flags."""
+    """Marks a parameter that is a dataclass: the `names` of its options that are not flags."""
 
     def __init__(self, *names: str) -> None:
         self.names = names

@@ -60,7 +60,7 @@ class NoAnswerError(Exception):
 
 
 class Target:
-    """A served model, asked for all of its outputs, of which the first is judged.
+    """A served model. Requests ask for all of its outputs; the first one is judged.
 
     Raises LoadError if the model has tensors that are not rows of numbers.
     """

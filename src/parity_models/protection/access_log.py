@@ -1,9 +1,8 @@
 """Advice from the access log of servers that already run: `parm plan --log`.
 
-The latency of a request is a wait and a run. Each server is taken to run its requests in their
-order, so a request's run is what is left of its latency when those before it are done. The
-simulator replays these runs: a unit takes as long as one that ran on the same server at about the
-same time. So spells in which a server is slow stay what they are.
+A request's latency is a wait and a run. Each server is assumed to run its requests in order of
+arrival, so a run begins when those before it are done. The simulator replays these runs: a unit
+takes as long as one on the same server at about the same time, so slow spells are kept.
 """
 
 import csv
@@ -54,16 +53,16 @@ MAX_SPAN = 1e6
 """The longest time between the first arrival and the last, in seconds."""
 
 TOLERANCE, OVERTAKEN = 0.001, 0.01
-"""A request may end this many seconds before the one ahead of it; so few may end even earlier."""
+"""A request may end so many seconds before the one ahead of it; this share may end even earlier."""
 
 NEARBY = 8
-"""Runs at about the same time on the same server, of which a simulated unit takes one's time."""
+"""Neighbouring runs on a server, from which the run time of a simulated unit is drawn."""
 
 ASKED = (0.02, 0.05, 0.1, 0.2)
 """The shares of requests for which a stand-in behind a proxy is tried, the smallest first."""
 
 TAKEN = ("instances", "backup_time", "coverage", "agreement", "seed")
-"""The options of simulations that go with a log."""
+"""The options that a log leaves open."""
 
 WIDTH = 60
 """Columns of the picture."""
@@ -96,8 +95,7 @@ class _Request(msgspec.Struct):
 
 
 def _requests(path: Path) -> Iterator[tuple[float, float, str]]:
-    """Yield arrival, latency and upstream of each request. Raises UserError for a line of
-    anything else."""
+    """Yield arrival, latency and upstream of each request. Raises UserError for invalid lines."""
     try:
         lines = content_of(path, MAX_BYTES).splitlines()
     except OSError as error:

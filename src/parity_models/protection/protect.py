@@ -65,7 +65,7 @@ from parity_models.training.teacher import (
 from parity_models.training.train import check_place, write_stand_ins
 
 FEWEST, FEWEST_GIVEN = 64, 100
-"""The fewest queries to learn from, and of the user's, a tenth of which each is held out."""
+"""The fewest queries to learn from, and the fewest to give, of which three tenths are held out."""
 
 TEACHING = 0.25
 """The largest share of the time in which the model predicts for the queries to learn from."""
@@ -125,10 +125,10 @@ class SearchOptions(TeachingOptions, SceneOptions):
 class Report(Printed):
     """All that was measured in a search.
 
-    `model_ms` are the deployed model's milliseconds. Of the `finalists`, the chosen one comes
-    first. Simulated were so many `queries` at a `rate` per second on some `instances`, `without`
-    redundancy and with `hedging`, too; `dropped` are the reasons against other candidates.
-    `interrupted`: the search was cut off.
+    `model_ms` is the deployed model's time in ms. The chosen one of the `finalists` comes first.
+    `queries` were simulated at a `rate` per second on `instances`, also `without` redundancy and
+    with `hedging`. `dropped` gives the reasons against other candidates. `interrupted`: the search
+    was cut off.
     """
 
     metric: str
@@ -295,10 +295,9 @@ def _check_enough(queries: int, level: float) -> None:
 def prepare(
     teacher: Teacher, queries: Queries, options: SearchOptions, callbacks: Callbacks
 ) -> Lesson:
-    """Check the queries and the model, have it predict, and return all that candidates learn from
-    and are measured by.
+    """Have the model predict, and return the lesson that candidates learn and are measured by.
 
-    If that would take too long, it predicts for fewer queries, and a note says so.
+    If that would take too long, the model predicts for fewer queries, and a note says so.
     """
     device = choose_device(options.device)
     model = place(teacher.network(callbacks.on_progress), device)
@@ -315,9 +314,7 @@ def prepare(
     )
     only = answered_classes(teacher.bundle, options.answer_only)
     if only and not data.transform.of_classes:
-        raise UserError(
-            f"predictions are {data.output_kind}, so there are no classes to answer only"
-        )
+        raise UserError(f"predictions are {data.output_kind}, not classes; leave out --answer-only")
     queried, level = teacher.describe(queries.train), options.agreement
     learned = teacher, model, queries, data, queried
     return Lesson(*learned, options.seed, level, row_seconds, only)

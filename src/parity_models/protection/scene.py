@@ -299,10 +299,10 @@ def outcome_table(
 
 @dataclass(frozen=True)
 class Scene:
-    """A service under a load, with its contention, which every policy of a comparison meets.
+    """A service, and the workload and cluster that every policy of a comparison meets.
 
-    The `simulation` has all instances, and the contention as its faults; policy and service add the
-    rest. `driver`: in place of the simulation's own.
+    The `simulation` has all instances, and the contention as its faults. Policy and service fill in
+    the rest. `driver` replaces the simulation's own.
     """
 
     service: Service
@@ -311,7 +311,7 @@ class Scene:
 
     @classmethod
     def of(cls, service: Service, options: SimulationOptions, *, queries: int) -> "Scene":
-        """Return the scene of a load, by default of so many `queries`.
+        """Return the scene of a load; `queries` is their default number.
 
         Raises UserError for files that cannot be read or do not fit.
         """
