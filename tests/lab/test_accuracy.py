@@ -91,7 +91,6 @@ def test_presets_can_be_read(preset: str) -> None:
     [
         ("deployed = []", "deployed: Expected .* length >= 1"),
         (TINY.replace("epochs = 2", "epoch = 2"), "epoch"),
-        ("title", "is not TOML"),
     ],
 )
 def test_what_is_no_matrix_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -31,6 +31,8 @@ from parity_models_lab.results import ResultCache
         ("overhead --instances 1", "No such option"),
         ("promises b --inputs x --queries few", "must be a whole number, got 'few'"),
         ("latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),
+        ("latency --network wireless", "must be one of shaped, none"),
+        ("rivals --data-dir . --out .", "cannot read the trace"),
         ("train --task nothing --network mlp --out x", "nothing"),
         ("train --task digits --network nothing --out x", "nothing"),
     ],

@@ -1,12 +1,9 @@
 """The rivals where answers may be approximate, and the figure that compares them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from adaptive_world import port_at
-from commands import Here, assert_refused
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.work import SchedulerConfig, Unit
@@ -80,14 +77,3 @@ def test_the_figure_says_who_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["differ"] == 0 for row in rows if row["policy"] in racing.EXACT)
     assert {row["policy"] for row in best} <= set(racing.POLICIES)
     assert all(row["differ"] <= row["differ at most"] for row in best)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"), [(None, "cannot read"), ("2\n1", "finite and in order")]
-)
-def test_traces_that_are_none_are_refused(
-    lab_here: Here, tmp_path: Path, content: str | None, reason: str
-) -> None:
-    if content is not None:
-        (tmp_path / "conv-arrivals.txt").write_text(content)
-    assert_refused(lab_here("rivals", "--data-dir", tmp_path, "--out", tmp_path), reason)

@@ -25,7 +25,7 @@ def labels_of(images: np.ndarray) -> np.ndarray:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """What a file holds of an array of bytes."""
+    """The content of a file that holds an array of bytes."""
     header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
     return header + array.tobytes()
 

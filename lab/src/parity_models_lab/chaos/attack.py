@@ -98,18 +98,18 @@ class _Victims:
                     best, lowest = query, found
         return best
 
-    def agreement(self, rows: Array, beside: Array, *, envelope: bool = True) -> float:
+    def agreement(self, rows: Array, others: Array, *, envelope: bool = True) -> float:
         """Reconstruct `rows` next to others, both (n, *shape). Return the agreement with the model.
         Where the envelope keeps the other query out, the next victim takes its place."""
         counts = np.ones(len(rows), np.bool_)
         if envelope:
-            held = self.unlike(beside).reshape(-1, *[1] * (rows.ndim - 1))
-            beside = np.where(held, np.roll(rows, 1, axis=0), beside)
+            held = self.unlike(others).reshape(-1, *[1] * (rows.ndim - 1))
+            others = np.where(held, np.roll(rows, 1, axis=0), others)
             counts = ~self.unlike(rows)
         with np.errstate(over="ignore", invalid="ignore"):
-            queries = self._code.encode([{self._name: each} for each in (rows, beside)])[0]
+            queries = self._code.encode([{self._name: each} for each in (rows, others)])[0]
             outputs = [self._run(self._parity, queries[self._name])]
-            decoded = self._code.decode([None, self._run(self._model, beside)], outputs)[0]
+            decoded = self._code.decode([None, self._run(self._model, others)], outputs)[0]
         if envelope:
             counts &= ~self._envelope.impossible(decoded)
         right = self._run(self._model, rows).argmax(axis=-1)

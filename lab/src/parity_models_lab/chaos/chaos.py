@@ -243,7 +243,7 @@ def chaos(
 ) -> None:
     """Serve under load and faults; account for every query.
 
-    A server process of its own, clients over HTTP, and a course of kills, pauses, lies,
+    A server process of its own, clients over HTTP and gRPC, and a course of kills, pauses, lies,
     rude clients and absurd inputs, drawn from the seed.
     """
     there = [each for each in EVENTS if engine is not Engine.RAY or each not in OF_FRONTEND]

@@ -31,7 +31,7 @@ class Cores:
     for accelerators of their own. Client and server compute for `serving` seconds for a query of
     one unit: half of it is the client's, before and after; the server's thread takes an eighth each
     for the request, for sending a unit, for its report, and for the answer. An instance computes
-    for `unit` seconds besides its service, half of it before. The defaults were measured in real
+    for `unit` seconds more than its service, half of it before. The defaults were measured in real
     trials without redundancy. With a `quota`, jobs together get `quota` cores' time in each PERIOD,
     as in a control group with a processor limit; the client has a core to itself then.
     """

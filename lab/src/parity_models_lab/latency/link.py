@@ -57,7 +57,7 @@ PARCELS = 5
 """The number of parcels of a transfer's window: the link serves whole parcels."""
 
 PROBE = 0.006
-"""Seconds, besides two round trips, after which a lost tail is probed: the kernel's least, and what
+"""Seconds, on top of two round trips, until a lost tail is probed: the kernel's least, and what
 its timers are late."""
 
 TIMEOUT = 0.21

@@ -56,7 +56,7 @@ LAG = 0.1
 
 NOTE = (
     "Lines are simulated, marks are real runs; p50 solid and round, p99.9 dashed and triangular. "
-    "Distributions: real ones solid, simulated ones dashed beside them."
+    "Distributions: real ones solid, simulated ones dashed."
 )
 
 

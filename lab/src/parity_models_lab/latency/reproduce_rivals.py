@@ -42,7 +42,7 @@ FRONTIER = (0.5, 0.9)
 """The loads at which gates are swept."""
 
 COVERAGES = (0.8, 0.65, 0.45, 0.35, 0.25)
-"""The shares of queries that swept gates let pass, besides all of them."""
+"""The shares of queries that swept gates let pass; another gate lets all pass."""
 
 BOUNDS = (0.01, 0.001, 0.0001)
 """Shares of all answers that may differ from the model's."""
@@ -58,9 +58,8 @@ class Rivals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policies: dict[str, tuple[str, ...]]
 
 
-SCENES, POLICIES = msgspec.structs.astuple(
-    load_toml("rivals", FOLDER, Rivals, "lab/notes/latency.md")
-)
+RIVALS = load_toml("rivals", FOLDER, Rivals, "lab/notes/latency.md")
+SCENES, POLICIES = RIVALS.scenes, RIVALS.policies
 
 EXACT = ("no redundancy", "hedging")
 """Policies without a stand-in."""

@@ -64,9 +64,9 @@ def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[li
         for cell, result in zip(real, simulated, strict=True):
             rows.append({"at": label, "policy": cell.series.label, **off(cell.result, result)})
         quantiles = np.interp(list(PERCENTILES.values()), SHARES, outside).tolist()
-        besides = {f"outside {n}": q for n, q in zip(PERCENTILES, quantiles, strict=True)}
+        outside_at = {f"outside {n}": q for n, q in zip(PERCENTILES, quantiles, strict=True)}
         rate = calm.setting.queries_per_second
-        overheads.append({"at": label, "rate": rate, "held": held, **besides})
+        overheads.append({"at": label, "rate": rate, "held": held, **outside_at})
     return rows, overheads
 
 
@@ -102,7 +102,7 @@ def calm_trial(trial: Trial) -> Trial:
 
 def overheads_between(real: TrialResult, simulated: TrialResult) -> tuple[float, tuple[float, ...]]:
     """Return by how much a calm trial's real result exceeds its simulation, in ms: the time that a
-    unit holds its instance, and that answers take besides, at SHARES."""
+    unit holds its instance, and that answers spend outside of it, at SHARES."""
     held = max(0.0, real["busy"] - simulated["busy"])
     outside = np.maximum(0, np.array(real.quantiles_ms) - simulated["p50"] - held)
     return held, tuple(outside.tolist())
