@@ -182,7 +182,7 @@ class Deployment(ServedVersion):
             tenant_header=options.tenant_header,
             stood_in=frozenset() if imitated is None else frozenset({imitated.name}),
             version=version or VERSION,
-            bounds=frontend.bounds,
+            bounds=frontend.stand_ins.bounds,
         )
         super().__init__(frontend, model, metrics)
         if tracing is not None:

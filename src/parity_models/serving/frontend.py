@@ -284,7 +284,7 @@ class Frontend:
         """The unit of the deployed model that runs each query; a second one runs a copy."""
         self._redundant = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
         self._timed = cache(lambda role: metrics.unit_run.labels(role).observe)
-        self._stand_ins = StandIns(
+        self.stand_ins = StandIns(
             code,
             self._gate,
             metrics,
@@ -293,6 +293,7 @@ class Frontend:
             one_in=config.compare_one_in,
             closed=closed_gates,
         )
+        """Judges the outputs of stand-ins."""
         self.scheduler.closed_gates.update(closed_gates.sources if closed_gates else ())
         self._failed_observers: set[Observer] = set()
         self._reports: deque[Callable[[], Sequence[Action] | None]] = deque()
@@ -474,11 +475,6 @@ class Frontend:
         self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
 
     @property
-    def bounds(self) -> Mapping[Source, float]:
-        """The agreement that answers of each gated stand-in carry."""
-        return self._stand_ins.bounds
-
-    @property
     def _room(self) -> int:
         """The number of waiting queries at which further rows of large requests are held back: a
         full batch for each instance. They arrive in slices of a quarter of that."""
@@ -629,7 +625,7 @@ class Frontend:
                 self._groups[subject].outputs[j] = Made(output, run.instance)
         refused: Collection[int] = ()
         if run.role == BACKUP:
-            refused = self._stand_ins.refused(source, run.subjects, outputs)
+            refused = self.stand_ins.refused(source, run.subjects, outputs)
         if comparable and self._has_stand_ins:
             try:
                 self._compare_outputs(run, outputs, given.predictions)
@@ -701,9 +697,9 @@ class Frontend:
                 stand_in = request.outputs.get((query, Source.BACKUP))
                 prediction = None if stand_in is None else self._prediction(query)
                 if stand_in is not None and prediction is not None:
-                    self._stand_ins.compare(Source.BACKUP, stand_in, prediction)
+                    self.stand_ins.compare(Source.BACKUP, stand_in, prediction)
         if predictions:
-            self._stand_ins.compare_unit(j, run, outputs, predictions)
+            self.stand_ins.compare_unit(j, run, outputs, predictions)
 
     def _prediction(self, query: int) -> Made | None:
         """Return the deployed model's output for a query, or the imitated one, if there is one."""
@@ -833,7 +829,7 @@ class Frontend:
         for slot in action.slots:
             query, output = action.members[slot], decoded[slot]
             self.in_flight[query].outputs[query, Source.RECONSTRUCTION] = Made(output, "")
-            if self._stand_ins.refused(Source.RECONSTRUCTION, (query,), output[np.newaxis]):
+            if self.stand_ins.refused(Source.RECONSTRUCTION, (query,), output[np.newaxis]):
                 wrong.append(slot)
         self._report(self.scheduler.decoded, action.group, wrong)
 
@@ -920,7 +916,7 @@ class Frontend:
     def _forget_group(self, action: ForgetGroup) -> None:
         group = self._groups.pop(action.group)
         predictions = [self._prediction(query) for query in group.members]
-        self._stand_ins.group_over(predictions, group.outputs)
+        self.stand_ins.group_over(predictions, group.outputs)
 
     # Time
 
