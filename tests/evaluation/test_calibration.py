@@ -341,11 +341,11 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
     none = Calibration("classes", 0.0, "scores", 9, 0.05, (), (AnsweredClass(1, "spam"),))
     with pytest.raises(UserError, match=r"calibrate it with more queries"):
         choose_gates(with_measured(bundle, calibration={"backup": none}), roles, None)
-    with pytest.raises(UserError, match="r2 judges no classes"):
+    with pytest.raises(UserError, match="r2 does not judge classes"):
         calibrate_gates(
             Outputs(bundle, inputs(100)), metric="r2", answer_only=[AnsweredClass(0, "0")]
         )
-    with pytest.raises(UserError, match="--answer-only needs a gate"):
+    with pytest.raises(UserError, match="give --answer-only or --ungated"):
         SearchOptions(ungated=True, answer_only="spam")
 
 

@@ -40,7 +40,7 @@ def test_labels_are_classes_or_what_a_model_should_put_out(tmp_path: Path) -> No
         (np.arange(7) - 1, "top-5", "classes from -1 to 5"),
         (np.ones((7, 3)), "r2", r"takes numbers of \(n, 7\)"),
         (np.full((7, 7), np.nan), "r2", "NaN"),
-        (np.arange(28.0)[::-1].reshape(7, 4), "iou", "are no boxes"),
+        (np.arange(28.0)[::-1].reshape(7, 4), "iou", "are not boxes"),
     ],
 )
 def test_labels_that_cannot_be_are_refused(
@@ -68,7 +68,7 @@ def test_a_model_labels_with_its_classes_or_its_predictions() -> None:
     np.testing.assert_array_equal(labels_from(predictions, "r2"), predictions)
     boxes = np.array([[0.1, 0.2, 0.5, 0.6]], np.float32)
     np.testing.assert_array_equal(labels_from(boxes, "iou"), boxes)
-    with pytest.raises(DataError, match="are no boxes, which iou judges"):
+    with pytest.raises(DataError, match="are not boxes, which iou judges"):
         labels_from(boxes[:, ::-1], "iou")
 
 

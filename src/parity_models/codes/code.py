@@ -222,7 +222,7 @@ def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder], Any, Any]:
     """Return the classes of encoder and decoder, and their options.
 
     Raises CodeError for names and options that do not exist, k and r out of range, and pairs that
-    are no code.
+    do not fit each other.
     """
     try:
         encoder, decoder = ENCODERS.find(spec.encoder), DECODERS.find(spec.decoder)

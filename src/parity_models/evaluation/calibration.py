@@ -5,8 +5,8 @@ hypothesis of a threshold is that less than the level of the outputs above it ag
 binomial; for a single threshold, this is the bound of Clopper and Pearson (Biometrika, 1934).
 Thresholds of a level are tested one after the other, towards more coverage, until the first whose
 hypothesis is not rejected; the one before it is taken. So a level needs no more risk for many
-thresholds than for one (fixed sequence testing). The levels share RISK, so that whoever chooses
-among them, by what was reached, is wrong with at most that probability; a level at which every
+thresholds than for one (fixed sequence testing). The levels share RISK, so that a choice
+among them, by coverage, is wrong with at most that probability; a level at which every
 output may answer passes its share on to the next one (Bretz et al., Statistics in Medicine, 2009).
 The thresholds are quantiles of the confidence in queries that they are not tested on.
 """
@@ -81,7 +81,7 @@ def calibrate_gates(
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
     if answer_only and agreement.kind != "classes":
-        raise UserError(f"{metric} judges no classes, so there are none to answer only")
+        raise UserError(f"{metric} does not judge classes, so no class can be answered alone")
     gates: dict[StandIn, Calibration] = {}
     for stand_in, found in outputs.answers(independent=True).items():
         confidence = suited(agreement.kind, found.gave)

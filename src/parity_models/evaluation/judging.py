@@ -182,7 +182,7 @@ def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredC
     if answer_only is not None:
         shape = judged_shape(bundle)
         if len(shape) != 1:
-            raise UserError(f"predictions of shape {list(shape)} are no scores of classes")
+            raise UserError(f"predictions of shape {list(shape)} are not scores of classes")
         names = class_names(bundle.content(bundle.manifest.deployed), shape[0])
         return read_classes(answer_only, names, shape[0])
     known = (each.answer_only for each in bundle.manifest.calibration.values() if each.answer_only)

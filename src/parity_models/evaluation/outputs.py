@@ -126,17 +126,9 @@ class Answers:
 class Outputs:
     """Outputs of the models of `bundle` for n queries, over which each model runs once at most.
 
-    Args:
-        bundle: The bundle.
-        inputs: The queries.
-        seed: Draws coding groups, and what is unavailable.
-        predictions: The deployed model's outputs (n, *output shape), if they are known.
-        progress: Called as models run.
-
-    Raises:
-        DataError: For queries that are not the deployed model's, and for none; later for models
-            whose outputs are not finite.
-
+    The `seed` draws coding groups, and unavailable slots. `predictions` are the deployed model's
+    outputs (n, *output shape), if they are known. Raises DataError for queries that are not the
+    deployed model's, for none, and later for models whose outputs are not finite.
     """
 
     def __init__(

@@ -104,17 +104,11 @@ def read_servable(
 ) -> tuple[bytes, Signature]:
     """Return the content of an ONNX file, and the model's signature.
 
-    Args:
-        model: The file, whose weights may be in further files next to it, or its content.
-        axes: Buckets of dynamic axes by name, or their bounds; others are read off `queries`, and
-            those of images, inputs of three axes or more, are fixed to the size that these have.
-        padding: The values by which shorter rows of inputs are filled up; 0 by default.
-        queries: Arrays (n, ...) by input.
-
-    Raises:
-        ModelError: The model cannot be served, or an axis has no bound.
-        DataError: The queries do not fit the model.
-
+    Weights may be in further files next to a file. `axes` are buckets of dynamic axes by name, or
+    their bounds; others are read off `queries`, arrays (n, ...) by input. Those of images, inputs
+    of three axes or more, are fixed to the sizes of queries. `padding` are the values by which
+    shorter rows of inputs are filled up, 0 by default. Raises ModelError for a model that cannot be
+    served, and for an axis without a bound; DataError for queries that do not fit.
     """
     path = Path("the module") if isinstance(model, bytes) else model
     content = model if isinstance(model, bytes) else _with_weights(path, read_model(path))

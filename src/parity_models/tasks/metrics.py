@@ -192,7 +192,7 @@ def check_boxes(metric: str, outputs: Array, what: str) -> None:
     boxes."""
     if METRICS[metric].kind == "boxes" and (outputs[:, 2:] > outputs[:, :2]).all(1).mean() < 0.5:
         raise DataError(
-            f"the {what} are no boxes, which {metric} judges: left, top, right, bottom; use "
+            f"the {what} are not boxes, which {metric} judges: left, top, right, bottom; use "
             "--metric r2"
         )
 

@@ -78,14 +78,8 @@ class Queried:
 
 
 def describe(queries: Batch, signature: Signature, content: bytes = b"") -> Queried:
-    """Describe the inputs of a deployed model by some queries.
-
-    Args:
-        queries: An array (n, ...) for each input.
-        signature: The deployed model's.
-        content: Its ONNX file, in which embeddings of integers are looked for.
-
-    """
+    """Describe the inputs of a deployed model by some queries, an array (n, ...) for each, and by
+    the embeddings of integers in its ONNX file's `content`."""
     tables = find_tables(content, list(queries)) if content else {}
     inputs = tuple(_describe(each, queries, signature.inputs, tables) for each in signature.inputs)
     return Queried(inputs)
