@@ -29,7 +29,7 @@ from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
-from parity_models.options import Option, Options
+from parity_models.options import Option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
@@ -137,7 +137,7 @@ class UpstreamModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpstreamOptions(Options):
+class UpstreamOptions(Engine.Options):
     """The upstreams' URLs, separated by commas (see `parse_upstreams`), and how to connect."""
 
     deployed: Annotated[
@@ -299,10 +299,7 @@ class RemoteEngine(Engine):
     tolerance = TOLERANCE
     health_interval = 1.0
     """Seconds between health checks."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(UpstreamOptions):
-        """The upstreams' URLs, and how to connect."""
+    Options = UpstreamOptions
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
