@@ -1,4 +1,4 @@
-"""Whatever bytes come over gRPC, a call ends, and never with a failure of the server's."""
+"""Arbitrary bytes over gRPC end the call, and never with a failure of the server's."""
 
 import asyncio
 from contextlib import AsyncExitStack

@@ -1,4 +1,4 @@
-"""Whatever bytes come to the HTTP port, the server answers with a clear error or hangs up, and
+"""To arbitrary bytes at its HTTP port the server answers with a clear error or hangs up, and
 goes on: real sockets, a real process."""
 
 import json
