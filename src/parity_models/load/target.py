@@ -43,10 +43,6 @@ from parity_models.serving.protocol import (
 )
 from parity_models.tasks.metrics import choose_metric, load_labels
 
-IDLE_CONNECTION = 2.0
-"""Seconds after which an idle connection is not used again: servers close theirs after five."""
-
-
 Answers = tuple[NDArray[Any], tuple[Source, ...]]
 """Outputs (n, *shape) of the judged output, and the source of each row."""
 
@@ -131,7 +127,7 @@ async def target(
     Raises:
         LoadError: The server cannot be asked, or does not have the model.
     """
-    async with Client(url, Credentials.of_environment(), keep_alive=IDLE_CONNECTION) as client:
+    async with Client(url, Credentials.of_environment()) as client:
         asked = f"model {model!r}" if model else "its models"
         try:
             about = await client.model(model or _only(url, await client.models()))

@@ -37,6 +37,9 @@ _T = TypeVar("_T")
 _MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
 
+_KEEP_ALIVE = 2.0
+"""Seconds after which an idle connection is not used again; servers close theirs after five."""
+
 _EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
 """Errors by which this machine, not the server, keeps a connection from being made."""
 
@@ -108,11 +111,10 @@ class StatusError(ClientError):
 
 
 class Client:
-    """Connections to the server at `url`, kept for `keep_alive` seconds when idle.
+    """Connections to the server at `url`.
 
-    Servers close theirs after five seconds or more. With `retries`, a request on a connection that
-    its server has just closed is sent again. Made on the event loop that it is used on. Raises
-    UserError for an invalid address.
+    With `retries`, a request on a connection that its server has just closed is sent again. Made on
+    the event loop that it is used on. Raises UserError for an invalid address.
     """
 
     def __init__(
@@ -120,21 +122,19 @@ class Client:
         url: str,
         credentials: Credentials = Credentials(),  # immutable
         *,
-        keep_alive: float = 4.0,
         retries: bool = False,
     ) -> None:
         self.url = check_address(url)
         self._retries = int(retries)
         writes = aiohttp.TraceConfig()
         writes.on_request_chunk_sent.append(_before_write)
-        headers = {"Accept-Encoding": "identity"}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=keep_alive, ssl=credentials.tls
+                limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=credentials.tls
             ),
             timeout=aiohttp.ClientTimeout(total=None),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
+            headers={"Accept-Encoding": "identity"},
             auto_decompress=False,
             trace_configs=[writes],
         )

@@ -100,7 +100,7 @@ class TestedServer:
             )
             await self._start()
             gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
-            async with Client(self.url, keep_alive=2.0) as client:  # less than servers keep them
+            async with Client(self.url) as client:
                 yield client
 
     async def restart(self, *, warm: bool) -> None:
