@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ import pytest
 
 from commands import Here
 from onnx_models import linear_model, output_of
-from parity_models.evaluation.calibration import RISK
-from parity_models.evaluation.outputs import Answers
+from parity_models.evaluation.calibration import LEVELS, RISK
 from parity_models.models.bundle import open_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
@@ -176,14 +174,9 @@ def outcome(p99: float, busy: float = 1.0) -> Outcome:
 
 
 def stand_in(one: Finalist, agrees: float = 1.0) -> Trained:
-    """A finalist whose answers to 1,000 queries agree in this share, the surest ones."""
-    rows = np.arange(1000)
-    gave = np.stack([2000.0 - rows, np.zeros(1000)], axis=1)
-    predictions = np.where(rows[:, None] < 1000 * agrees, gave, -gave)
-    lesson = SimpleNamespace(data=SimpleNamespace(metric="top-1"), answer_only=())
-    candidate: Any = SimpleNamespace(lesson=lesson)
+    """A finalist whose surest answers agree, in this share."""
     none: Any = None
-    return Trained(one, candidate, none, none, Answers(gave, rows), predictions)
+    return Trained(one, none, none, none, {level: min(1.0, agrees / level) for level in LEVELS})
 
 
 def test_of_uses_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:

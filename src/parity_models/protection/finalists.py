@@ -4,12 +4,9 @@ They are ranked by the test queries. The queries that calibrate serve the chosen
 choosing cannot favour what happened to agree on those.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from parity_models.evaluation.accuracy import Interval, share_interval
 from parity_models.evaluation.calibration import (
@@ -18,7 +15,7 @@ from parity_models.evaluation.calibration import (
     calibrate_gates,
     estimate_coverage,
 )
-from parity_models.evaluation.outputs import Answers, Outputs, deployed_predictor
+from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.models.bundle import Bundle, write_bundle
 from parity_models.models.gate import Calibration, suited
 from parity_models.models.inference_time import inference_times
@@ -71,24 +68,14 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finalist with its models, the bundle of these and the deployed model, its `answers` to the
-    test queries, and the deployed model's `predictions` for the same."""
+    """A finalist with its models, the bundle of these and the deployed model, and the estimated
+    `coverage` by level: the share of queries that it may answer."""
 
     finalist: Finalist
     candidate: Candidate
     exported: Exported
     bundle: Bundle
-    answers: Answers
-    predictions: NDArray[Any]
-
-    def covers(self, level: float) -> float:
-        """Estimate the share of queries that it may answer at a level."""
-        gave, predictions, lesson = self.answers.gave, self.predictions, self.candidate.lesson
-        metric = lesson.data.metric
-        found = estimate_coverage(gave, predictions, metric, level, lesson.answer_only)
-        if suited(agreement_for(metric, predictions).kind, gave) == "none":
-            return float(found >= level)  # all or none pass the gate
-        return found
+    coverage: Mapping[float, float]
 
     def calibrate(self, level: float, risk: float) -> Calibration | None:
         """Return its gate, and note the share that it may answer at the level.
@@ -137,14 +124,20 @@ def measure(
             imitated=deployed.manifest.imitated,
         )
         (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
-        right = labels_from(predictions[answers.rows], metric)
+        wanted = predictions[answers.rows]
+        right = labels_from(wanted, metric)
         agreed = score(metric, answers.outputs, right)
         of_classes = METRICS[metric].kind == "classes"
         interval = share_interval(agreed, len(right)) if of_classes else None
-        finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, 0.0)
-        trained = Trained(finalist, candidate, made, bundle, answers, predictions[answers.rows])
-        finalist.covered = trained.covers(lesson.level)
-        found.append(trained)
+        coverage = {
+            level: estimate_coverage(answers.gave, wanted, metric, level, lesson.answer_only)
+            for level in {*LEVELS, lesson.level}
+        }
+        if suited(agreement_for(metric, wanted).kind, answers.gave) == "none":
+            coverage = {level: float(each >= level) for level, each in coverage.items()}
+        covered = coverage[lesson.level]
+        finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, covered)
+        found.append(Trained(finalist, candidate, made, bundle, coverage))
     return base, found
 
 
@@ -162,7 +155,7 @@ def uses_within(trained: Trained, goal: Goal) -> Iterator[Use]:
     services = [
         trained.finalist.service(covered, level)
         for level in LEVELS
-        if (covered := trained.covers(level))
+        if (covered := trained.coverage[level])
     ]
     for plan in Planner(services[-1], goal).plans(services).plans if services else ():
         if plan.level is not None and not plan.missed:
