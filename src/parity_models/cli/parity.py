@@ -47,19 +47,11 @@ def parity(
     --resume. For models with several inputs, of integers or of dynamic lengths, queries are
     stacked, and the parity model is a small network that answers each.
     """
-    code = read_code(encoder, decoder, k, r)
+    encoder, of_encoder = ENCODERS.read(encoder)
+    decoder, of_decoder = DECODERS.read(decoder)
+    code = CodeSpec(encoder, decoder, k, r, of_encoder, of_decoder)
     with progress_bars() as bars:
         trained = train_parity(
             model, inputs, out=out, code=code, network=network, callbacks=bars, options=options
         )
     trained.show()
-
-
-def read_code(encoder: str, decoder: str, k: int, r: int) -> CodeSpec:
-    """Return the code that texts such as stack@axis=1 stand for.
-
-    Raises UserError for names and options that are not there.
-    """
-    encoder, of_encoder = ENCODERS.read(encoder)
-    decoder, of_decoder = DECODERS.read(decoder)
-    return CodeSpec(encoder, decoder, k, r, of_encoder, of_decoder)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from parity_models.cli.common import Json, write_json
+from parity_models.cli.common import Json, check_file, write_json
 from parity_models.cli.flags import Without
 from parity_models.cli.training import Inputs, Model, Out
 from parity_models.progress import progress_bars
@@ -25,6 +25,7 @@ def protect(
     load. The one with the lowest p99 is calibrated and written. Ctrl-C ends the search early and
     writes the best so far.
     """
+    check_file(json)
     with progress_bars() as bars:
         found = protect_model(model, inputs, out=out, callbacks=bars, options=options)
     found.show()

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -157,20 +157,15 @@ async def _rehearse(
     calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
     # As in a long garbage collection.
     pauses = Pauses(max(0.2, 20 * usual), Constant(max(0.1, 10 * usual)), workers=(0,))
+    options = replace(options, instances=instances, faults=FaultPlan(pauses=pauses))
     runs = []
     with TemporaryDirectory() as folder:
         inputs = f"{folder}/inputs.npz"
         np.savez(inputs, allow_pickle=False, **queries)
         for policy in (EqualResources.name, default_policy(bundle)):
             on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
-            options = ServeOptions(
-                policy=PolicyChoice(policy),
-                instances=instances,
-                faults=FaultPlan(pauses=pauses),
-                port=0,
-                deadline=5.0,
-            )
-            async with Server(bundle, options) as server:
+            tried = replace(options, policy=PolicyChoice(policy))
+            async with Server(bundle, tried) as server:
                 load = LoadSpec(
                     url=server.url,
                     binary=True,
