@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 from numpy.typing import ArrayLike
@@ -235,8 +234,6 @@ def judged_shape(bundle: Bundle) -> tuple[int, ...]:
 
 # Tables
 
-_WIDEST = max(map(len, get_args(StandIn)))
-
 
 def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
     """Return A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each.
@@ -274,7 +271,7 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
 def gate_table(results: Sequence[GateResult], metric: str) -> Table:
     """Return the results in per cent, one row for each stand-in and level."""
     table = Table(title="gates: where stand-ins may answer", title_justify="left")
-    table.add_column("stand-in", min_width=_WIDEST)
+    table.add_column("stand-in", min_width=14)
     for column in ("level", "answers", "agree\nwith F", metric, "F, the\nsame"):
         table.add_column(column, justify="right")
     before = None

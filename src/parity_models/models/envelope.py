@@ -89,15 +89,8 @@ class Numbers(
 
         Values that are not finite are not. NumPy may warn of overflow.
         """
-        energy, tails, roughness, distance = self.measure(row)
-        limits = self.limits
-        # NaN is below no limit.
-        return (
-            energy <= limits.energy
-            and tails <= limits.tails
-            and roughness <= limits.roughness
-            and distance <= limits.distance
-        )
+        limits = msgspec.structs.astuple(self.limits)
+        return all(map(operator.le, self.measure(row), limits))  # NaN is below no limit
 
     def measure(self, row: Array) -> tuple[float, float, float, float]:
         """Return energy, tails, roughness and distance of an input (*shape).

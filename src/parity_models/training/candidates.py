@@ -148,6 +148,7 @@ class Candidate:
                 self._foreign = self._foreign and chosen.recipe.from_deployed and not started
             module = place(module, data.inputs.device)
         self.network, self.recipe = chosen.name, chosen.recipe
+        self.name = f"backup {self.network}"  # in reports of searches
         if not chosen.recipe.mirror:
             data = replace(data, predictions=data.predictions[:1])
         self._probabilities = False
@@ -160,11 +161,6 @@ class Candidate:
             data = replace(data, transform=transform)
         self._problem = Distillation(module, coder, data, chosen.recipe, foreign=self._foreign)
         self.data = data
-
-    @property
-    def name(self) -> str:
-        """The name of a backup in reports."""
-        return f"backup {self.network}"
 
     @property
     def saving(self) -> float:

@@ -173,5 +173,5 @@ def predict(module: nn.Module, queries: Rows, mirrored: bool = False) -> Tensor:
 
 def _indexable(array: Array) -> Array:
     """Return `array` in a data type that torch can index."""
-    wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
-    return np.ascontiguousarray(array, np.int64 if wide else None)
+    unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1
+    return np.ascontiguousarray(array, np.int64 if unsigned else None)

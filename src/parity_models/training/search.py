@@ -99,7 +99,7 @@ def measure_networks(
 # The search
 
 RUNGS = (0.2, 0.3, 0.5)
-"""The share of the time that each rung has."""
+"""The share of the time of each rung."""
 
 MARGINS = (0.03, 0.01, 0.005)
 """The difference of scores after a rung that chance explains: larger after less training."""

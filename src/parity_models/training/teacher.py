@@ -75,11 +75,8 @@ class Teacher:
 
     def describe(self, rows: Array) -> Queried:
         """Describe the inputs, by `rows` of queries and the model's graph unless it is `plain`."""
-        if self.plain:
-            return Queried.of(self.signature.input.shape)
-        content = self.bundle.content(self.bundle.manifest.deployed)
-        batch = as_batch(rows, self.signature)
-        return describe(batch, self.signature, content)
+        content = b"" if self.plain else self.bundle.content(self.bundle.manifest.deployed)
+        return describe(as_batch(rows, self.signature), self.signature, content)
 
     def network(self, on_progress: OnProgress | None = None) -> nn.Module:
         """Return the deployed model as a module: its network if there are weights, else in ONNX
