@@ -225,14 +225,9 @@ def train(
         stand_ins = replace(made, backup=held.backup, backup_training=held.backup_training)
     kept: StandIn = "backup" if made.parity else "reconstruction"
     gates = {kept: gate} if (gate := held.calibration.get(kept)) is not None else {}
+    stand_ins, metric = replace(stand_ins, calibration=gates), candidate.data.metric
     written, evaluation = write_stand_ins(
-        out,
-        bundle,
-        replace(stand_ins, calibration=gates),
-        envelope,
-        queries,
-        candidate.data.metric,
-        progress=callbacks.on_progress,
+        out, bundle, stand_ins, envelope, queries, metric, progress=callbacks.on_progress
     )
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)
