@@ -102,7 +102,7 @@ def test_levels_are_of_this_software_and_libraries_only_warn(level: LogLevel, li
 def test_lines_for_people_say_what_json_says() -> None:
     stream = io.StringIO()
     stop = set_up(Logging(log_format=LogFormat.TEXT, access_log=True), stream)
-    log = RequestLog("GET", "/v2?token=x", "an-id")
+    log = RequestLog("GET", "/v2?token=x", {"x-request-id": "an-id"})
     log.sources = ["model", "backup"]
     log.ended(200)
     stop()
@@ -112,4 +112,4 @@ def test_lines_for_people_say_what_json_says() -> None:
 
 def test_an_id_that_could_forge_a_line_is_not_taken() -> None:
     for bad in ("a\nb", "a b", "", "ü", "x" * 129):
-        assert RequestLog("GET", "/", bad).id != bad
+        assert RequestLog("GET", "/", {"x-request-id": bad}).id != bad

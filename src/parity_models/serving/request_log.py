@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ ACCESS_LOG = logging.getLogger(ACCESS)
 
 
 class RequestLog:
-    """A request, from the time its head came. `id` is the client's, or one that is made here.
+    """A request, from the time its head came. `id` is that of its headers, or made here.
 
     `id_in_body` takes the protocol's own id, which is used if there is no header. Once the request
     is answered, `sources` are those of its rows, and `model` and `version` those that answered;
@@ -52,14 +52,8 @@ class RequestLog:
         *("span", "trace_id", "version"),
     )
 
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        given: str | None,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-    ) -> None:
+    def __init__(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        given, traceparent = headers.get(REQUEST_ID), headers.get(TRACEPARENT)
         self.method = method
         self.path = path.partition("?")[0][:_PATH]
         self._is_given = given is not None and _ID.fullmatch(given) is not None
@@ -71,7 +65,7 @@ class RequestLog:
         self.span: Any = None
         found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
         self.trace_id = "" if found is None else found[1]
-        self._trace = (traceparent, tracestate) if found else (None, None)
+        self._trace = (traceparent, headers.get(TRACESTATE)) if found else (None, None)
 
     def id_in_body(self, id: str) -> None:
         """Take the id in the body, unless the request had a header with one."""

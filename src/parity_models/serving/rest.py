@@ -60,14 +60,7 @@ from parity_models.serving.protocol import (
     take_tenant,
     write_response,
 )
-from parity_models.serving.request_log import (
-    ACCESS_LOG,
-    CURRENT,
-    REQUEST_ID,
-    TRACEPARENT,
-    TRACESTATE,
-    RequestLog,
-)
+from parity_models.serving.request_log import ACCESS_LOG, CURRENT, RequestLog
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -144,13 +137,7 @@ class Request:
                 headers[key] += f", {text}"
             else:
                 headers[key] = text
-        self.log = RequestLog(
-            method,
-            target,
-            headers.get(REQUEST_ID),
-            headers.get(TRACEPARENT),
-            headers.get(TRACESTATE),
-        )
+        self.log = RequestLog(method, target, headers)
 
     def values(self, name: str) -> Sequence[str]:
         """Return all values of a header, as they were given."""

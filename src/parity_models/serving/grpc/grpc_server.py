@@ -57,13 +57,7 @@ from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.protocol import SOFTWARE, take_tenant
-from parity_models.serving.request_log import (
-    CURRENT,
-    REQUEST_ID,
-    TRACEPARENT,
-    TRACESTATE,
-    RequestLog,
-)
+from parity_models.serving.request_log import CURRENT, REQUEST_ID, RequestLog
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -216,13 +210,12 @@ class GrpcServer:
         to the client.
         """
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        given = metadata.get(REQUEST_ID)
-        log = RequestLog("gRPC", name, given, metadata.get(TRACEPARENT), metadata.get(TRACESTATE))
+        log = RequestLog("gRPC", name, metadata)
         CURRENT.set(log)
         is_inference = name == "ModelInfer"
         span = self._tracing.request(log, metadata) if is_inference and self._tracing else None
         try:
-            if given is not None:
+            if REQUEST_ID in metadata:
                 await context.send_initial_metadata(((REQUEST_ID, log.id),))
             if name not in _QUIET:
                 self._clients.check(metadata.get("authorization"))
