@@ -100,7 +100,9 @@ def test_the_examples_commands_lead_to_a_measured_bundle(parm: Parm, tmp_path: P
     commands = [line.strip() for line in example.read_text().splitlines()[2:6]]
     assert commands[0] == "python examples/own_model.py own"
     program: dict[str, Any] = {"__name__": "example"}
-    exec(compile(example.read_text(), example, "exec"), program)
+    shorter = example.read_text().replace("in range(8):", "in range(4):")
+    assert shorter != example.read_text()
+    exec(compile(shorter, example, "exec"), program)
     program["main"](Path("own"))
     assert commands[1].endswith(" --seconds 30")
     parm(commands[1].removeprefix("parm ").removesuffix("--seconds 30") + "--epochs 1")

@@ -34,7 +34,7 @@ from parity_models.serving.protocol import write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.results import Out, Row, report
-from parity_models_lab.served import free_ports, post, processes, served, triton
+from parity_models_lab.served import GRPC, post, processes, served, triton
 
 ROUNDS, SECONDS = 13, 0.7
 """Rounds of each case, and the length of one of each server."""
@@ -148,11 +148,11 @@ async def _measure(
 
 @asynccontextmanager
 async def _ours(bundle: Bundle, name: str, options: Mapping[str, Any]) -> AsyncIterator[Target]:
-    (port,) = free_ports(1)
-    given = ServeOptions(instances=INSTANCES, port=0, grpc_port=port, share_groups=True, **options)
+    given = ServeOptions(instances=INSTANCES, port=0, grpc_port=0, share_groups=True, **options)
     async with served(bundle.path, given) as server:
-        http_port = int(server.message.rpartition(":")[2])
-        yield Target(name, http_port, port, processes(server.pid))
+        urls = server.message, await server.ask(GRPC)
+        port, grpc_port = (int(each.rpartition(":")[2]) for each in urls)
+        yield Target(name, port, grpc_port, processes(server.pid))
 
 
 @contextmanager

@@ -30,6 +30,8 @@ BUSY = b"busy\n"
 """Asks how long instances have been busy, all together."""
 LAG = b"lag\n"
 """Asks how long reports and timers waited for the server's process on average."""
+GRPC = b"gRPC\n"
+"""Asks for the URL of gRPC."""
 
 
 @asynccontextmanager
@@ -133,6 +135,8 @@ async def _serve(bundle: str, options: ServeOptions) -> None:
                 tell(f"{sum(server.deployment.frontend.busy_seconds().values()):.6f}")
             elif line == LAG:
                 tell(f"{server.deployment.frontend.scheduler.process_load.mean_lag:.6f}")
+            elif line == GRPC:
+                tell(server.grpc_url or "")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.client import Client, ClientError
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models_lab.chaos.known_model import MODEL, KnownModel
-from parity_models_lab.served import BEGIN_FAULTS, free_ports, processes, served
+from parity_models_lab.served import BEGIN_FAULTS, GRPC, processes, served
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
@@ -53,15 +53,11 @@ class TestedServer:
         self, model: KnownModel, engine: Engine, folder: Path, service: float, **options: Any
     ) -> None:
         self.model, self.liar = model, (folder / "liar.onnx").resolve()
-        self.port, self.grpc_port = free_ports(2)
         self.pid_file, self._log = folder / "pid", folder / "server.log"
         self._engine, self._service = engine, service
-        self._options = ServeOptions(**options)
+        shared: dict[str, Any] = {"reuse_port": True, "share_groups": True, "shutdown_delay": 1.0}
+        self._options = ServeOptions(port=0, grpc_port=0, **shared, **options)
         self._started: list[Child] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -73,31 +69,21 @@ class TestedServer:
         """Run while the context lasts; gives a client. Raises ServingError if it does not start."""
         self.liar.unlink(missing_ok=True)
         async with AsyncExitStack() as self._stack:
-            of_engine: dict[str, Any]
             if self._engine is Engine.REMOTE:
-                one = replace(self._options, policy=PolicyChoice("none"), instances=1, port=0)
+                alone = replace(self._options, instances=1, grpc_port=None, shutdown_delay=0.0)
+                upstream = replace(alone, policy=PolicyChoice("none"))
                 for number in range(INSTANCES):
-                    await self._launch(
-                        replace(one, faults=self._faults(0 if number == 0 else None))
-                    )
+                    faults = self._faults(None if number else 0)
+                    await self._launch(replace(upstream, faults=faults))
                 urls = [each.message for each in self._started]
                 # The linear model is its own parity model.
                 parity = ",".join(f"{url}/{MODEL}" for url in urls)
-                upstreams = {"deployed": ",".join(urls), "parity": parity}
-                of_engine = {"engine": EngineChoice("remote", upstreams)}
+                engine = EngineChoice("remote", {"deployed": ",".join(urls), "parity": parity})
+                self._options = replace(self._options, engine=engine)
             else:
-                faults = self._faults(INSTANCES - 1)
-                engine = EngineChoice(self._engine)
-                of_engine = {"engine": engine, "instances": INSTANCES, "faults": faults}
-            self._options = replace(
-                self._options,
-                port=self.port,
-                grpc_port=self.grpc_port,
-                reuse_port=True,
-                share_groups=True,
-                shutdown_delay=1.0,
-                **of_engine,
-            )
+                engine, faults = EngineChoice(self._engine), self._faults(INSTANCES - 1)
+                options = replace(self._options, engine=engine, faults=faults)
+                self._options = replace(options, instances=INSTANCES)
             await self._start()
             gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
             async with Client(self.url) as client:
@@ -118,16 +104,21 @@ class TestedServer:
 
     async def _start(self) -> None:
         limit = "" if self._engine is Engine.RAY else f"ulimit -n {DESCRIPTORS} && "
-        await self._launch(self._options, limit)
+        server = await self._launch(self._options, limit)
+        self.url = server.message
+        urls = self.url, await server.ask(GRPC)
+        self.port, self.grpc_port = (int(each.rpartition(":")[2]) for each in urls)
+        self._options = replace(self._options, port=self.port, grpc_port=self.grpc_port)
         self.pid_file.write_text(str(self.pid))
 
-    async def _launch(self, options: ServeOptions, limit: str = "") -> None:
+    async def _launch(self, options: ServeOptions, limit: str = "") -> Child:
         shell = ("sh", "-c", f'{limit}exec "$@" 2>> "$0"', str(self._log))
         # Ray lets other processes go first; the local engine's instances do not.
         prefix = ("env", "RAY_worker_niceness=0", *shell)
         server = await self._stack.enter_async_context(served(self.model.bundle, options, prefix))
         server.tell(BEGIN_FAULTS)
         self._started.append(server)
+        return server
 
     def instances(self) -> list[int]:
         """Return the processes of its instances."""
