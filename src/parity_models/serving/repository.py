@@ -358,23 +358,20 @@ class Repository(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return all metrics, as a registry does; those of versions with labels that name them."""
         families: dict[str, Metric] = {}
-
-        def add(metric: Metric, labels: Mapping[str, str]) -> None:
-            family = families.setdefault(
-                metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
-            )
-            family.samples += [
-                sample._replace(labels={**labels, **sample.labels}) for sample in metric.samples
-            ]
-
-        for metric in self.metrics.registry.collect():
-            if metric.name in _OF_SERVER or metric.name == _REQUESTS:
-                add(metric, {})
+        found: list[tuple[Metric, dict[str, str]]] = [
+            (metric, {})
+            for metric in self.metrics.registry.collect()
+            if metric.name in _OF_SERVER or metric.name == _REQUESTS
+        ]
         for running in self.running():
             labels = {"model": running.model.name, "version": running.model.version}
-            for metric in running.metrics.registry.collect():
-                if metric.name not in _OF_SERVER:
-                    add(metric, labels)
+            metrics = running.metrics.registry.collect()
+            found += [(each, labels) for each in metrics if each.name not in _OF_SERVER]
+        for metric, labels in found:
+            empty = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            families.setdefault(metric.name, empty).samples += [
+                sample._replace(labels={**labels, **sample.labels}) for sample in metric.samples
+            ]
         return families.values()
 
     def running(self) -> list[Deployment]:

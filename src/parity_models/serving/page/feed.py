@@ -110,7 +110,7 @@ class Page:
     Args:
         title: The page's title.
         feed: Returns the feed that the parameters of an address name; None if it is not there now.
-        repository: Whether that is the feed of one of a repository's models.
+        repository: True for a repository, of which each model has a feed.
 
     """
 
@@ -121,20 +121,15 @@ class Page:
         index = Response(308, b"", ((b"location", b"/ui/"),))
         about = json_response({"title": title, "repository": repository}, headers=_SAFE)
         self._answers = {"/ui": index, "/ui/about": about}
-        self._files = []
         for file in (files(__package__) / "static").iterdir():
             media_type = _TYPES.get(file.name.rpartition(".")[2])
             if media_type is not None:
                 path = "/ui/" + file.name.replace("index.html", "")
                 headers = ((b"content-type", media_type), *_SAFE)
                 self._answers[path] = Response(200, file.read_bytes(), headers)
-                self._files.append(path)
-
-    @property
-    def open_paths(self) -> Collection[str]:
+        self.open_paths: Collection[str] = self._answers.keys() - {"/ui/about"}
         """The paths of the page's own files, which say nothing about a server. They need no token:
         a browser must load them before it can show one."""
-        return ("/ui", *self._files)
 
     def routes(self) -> dict[str, tuple[str, Handler]]:
         """Return method and handler by path, for Rest."""
