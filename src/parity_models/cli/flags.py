@@ -11,7 +11,6 @@ The parameter gets the dataclass, made of those options that were given.
 
 import inspect
 import tomllib
-from collections.abc import Callable
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,10 +68,7 @@ def _with_flags(entry: Any) -> Any:
         for name, (kind, fields) in declared.items():
             given = {each.name: values.pop(each.name) for each in fields}
             given = {each: value for each, value in given.items() if value is not None}
-            if kind is not None:
-                values[name] = kind(**given)
-            else:
-                values[name] = given.get(name, fields[0].default)
+            values[name] = given.get(name, fields[0].default) if kind is None else kind(**given)
         entry(**values)
 
     run.__doc__, run.__name__ = entry.__doc__, entry.__name__
@@ -88,11 +84,18 @@ def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
     is_flag = field.kind is bool
     required = field.default is inspect.Parameter.empty
     default = "" if required else field.default_in_words
+
+    def parse(written: Any) -> Any:
+        try:
+            return field.parse(written)
+        except UserError as error:
+            raise typer.BadParameter(str(error)) from None
+
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if is_flag and negatable else flag,
         help=field.option.help + (f" [default: {default}]" if default else ""),
         metavar=None if is_flag else field.metavar,
-        parser=None if is_flag else _parser(field),
+        parser=None if is_flag else parse,
         **_PLAIN,
     )
     kind: Any = GenericAlias(list, field.kind) if field.several else field.kind
@@ -102,16 +105,6 @@ def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
         default=inspect.Parameter.empty if required else None,
         annotation=Annotated[kind if required else kind | None, option],
     )
-
-
-def _parser(field: OptionField) -> Callable[[Any], Any]:
-    def parse(written: Any) -> Any:
-        try:
-            return field.parse(written)
-        except UserError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    return parse
 
 
 def argument(help: str, metavar: str, **more: Any) -> Any:

@@ -74,21 +74,18 @@ def _print_report(report: LoadReport) -> None:
             table.add_column(name, justify="right")
         table.add_row(*(f"{ms:.2f}" for ms in structs.asdict(report.latency).values()))
         console.print(table)
-    table = Table()
-    for name in ("source or error", "queries", "share", "accuracy"):
-        table.add_column(name, justify="left" if name == "source or error" else "right")
-
-    def add(name: str, count: int, accuracy: float | None = None, style: str = "") -> None:
+    table = Table("source or error")
+    for name in ("queries", "share", "accuracy"):
+        table.add_column(name, justify="right")
+    rows = [(source, each.count, each.accuracy) for source, each in report.sources.items()]
+    rows += [(kind, count, None) for kind, count in report.errors.items()]
+    for name, count, accuracy in [*rows, ("answered", report.answered, report.accuracy)]:
         share = f"{count / max(1, report.queries):.2%}"
         right = "" if accuracy is None else f"{accuracy:.2%}"
+        if name == "answered":
+            table.add_section()
+        style = "red" if name in report.errors else ""
         table.add_row(name, f"{count:,}", share, right, style=style)
-
-    for source, answers in report.sources.items():
-        add(source, answers.count, answers.accuracy)
-    for kind, count in report.errors.items():
-        add(kind, count, style="red")
-    table.add_section()
-    add("answered", report.answered, report.accuracy)
     console.print(table)
     late = report.send_delay
     if late is None:
