@@ -1,7 +1,6 @@
 """A policy and a dispatch rule as commands, files and programs ask for them: by name."""
 
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from parity_models.errors import UserError
@@ -26,11 +25,8 @@ class PolicyChoice:
     def __post_init__(self) -> None:
         POLICIES.options(self.name, self.options)
         if self.dispatch is not None and self.dispatch not in RULES:
-            near = get_close_matches(self.dispatch, RULES, 1)
             raise UserError(
-                f"there is no dispatch rule {self.dispatch!r}; "
-                + (f"did you mean {near[0]}? There are " if near else "there are ")
-                + ", ".join(RULES)
+                f"there is no dispatch rule {self.dispatch!r}; there are {', '.join(RULES)}"
             )
 
     @classmethod

@@ -745,7 +745,9 @@ class BackgroundComparison:
             return False
         self._not_needed += 1
         is_due = self._not_needed % self._port.config.compare_one_in == 0
-        if self._is_busy or not (is_due or source_of(unit.role) in self._port.closed_gates):
+        if self._compared in self._port.units or not (
+            is_due or source_of(unit.role) in self._port.closed_gates
+        ):
             return False
         self._compared = unit.id
         self.give_up()
@@ -757,7 +759,8 @@ class BackgroundComparison:
         if self._first:
             self._first, self.due = False, now + self._every
             return
-        if self.task is not None or self._is_busy or query.exact or query.crashes:
+        busy = self.task is not None or self._compared in port.units
+        if busy or query.exact or query.crashes:
             return
         role = next(iter(self._sizes))
         shares = role == BACKUP or query.tenant is not None or port.config.share_groups
@@ -797,11 +800,6 @@ class BackgroundComparison:
             self.task.wanted = False
             self.task = None
             self._release()
-
-    @property
-    def _is_busy(self) -> bool:
-        """True if the unit of a comparison runs."""
-        return self._compared in self._port.units
 
     def _keep(self, query: Query) -> None:
         sharers = (query.kind, query.tenant)

@@ -84,6 +84,7 @@ class CodingGroups(Policy):
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
         self._ids = count(1)
+        self._roles = [parity_role(j) for j in range(code.r)]
 
     def of(self, query: Query) -> CodingGroup | None:
         """Return the group that a pending query has joined, if any."""
@@ -244,8 +245,8 @@ class CodingGroups(Policy):
 
     def _submit(self, port: Port, group: CodingGroup, rows: int, **how: Any) -> None:
         group.tasks = [
-            port.submit(parity_role(j), group.id, group.kind, group.units, **how)
-            for j in range(rows)
+            port.submit(role, group.id, group.kind, group.units, **how)
+            for role in self._roles[:rows]
         ]
 
     def _pad(self, port: Port, group: CodingGroup) -> None:
