@@ -25,13 +25,12 @@ from math import inf
 from typing import Annotated
 
 from parity_models.options import Option
-from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.dispatch import LATENCY_AWARE
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.policy import (
-    NoCode,
     Policy,
     Redundancy,
     StandIns,
@@ -96,11 +95,10 @@ class Adaptive(Policy):
         run_times: RunTimes | None = None,
     ) -> None:
         self.asks = stand_ins
-        self._code = stand_ins.code or NoCode()
-        self._rows = rows_needed(self._code)
-        self._groups = CodingGroups(self._code, max_wait=None)
+        self._rows = rows_needed(stand_ins.code) if stand_ins.code else []
+        self._groups = CodingGroups(stand_ins.code, max_wait=None)
         roles = [*[BACKUP] * stand_ins.backup, *[PARITY] * bool(self._rows)]
-        self._options = options = options or self.Options()
+        options = options or self.Options()
         self._risk = Risk(run_times or RunTimes(every=100), roles, options.budget)
         self._budget = Budget(options.budget, BURST)
         self._effect = Effect()
@@ -119,7 +117,7 @@ class Adaptive(Policy):
         """The queries whose answer, from the backup, is held until their original is slow."""
 
     def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
-        roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
+        roles = {DEPLOYED, *self._risk.stand_ins, *self._groups.parity_roles}
         return [frozenset(roles)] * (instances + extra_instances)
 
     def redundancy(self, port: Port) -> Redundancy:

@@ -77,14 +77,15 @@ class CodingGroups(Policy):
     `max_wait` bounds how long a query waits for its group to fill, in seconds; None: no bound.
     """
 
-    def __init__(self, code: Erasures, *, max_wait: float | None) -> None:
+    def __init__(self, code: Erasures | None, *, max_wait: float | None) -> None:
         self.max_wait = max_wait
         self._code = code
+        self._k = code.k if code else 0
+        self.parity_roles = [parity_role(j) for j in range(code.r if code else 0)]
         self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
         self._ids = count(1)
-        self._roles = [parity_role(j) for j in range(code.r)]
 
     def of(self, query: Query) -> CodingGroup | None:
         """Return the group that a pending query has joined, if any."""
@@ -94,7 +95,7 @@ class CodingGroups(Policy):
     def can_form(self, queries: Sequence[Query]) -> bool:
         """Return whether enough answered queries are kept (`keep`) to fill up a group of these."""
         sharers = (queries[0].kind, queries[0].tenant)
-        return len(self._padding.get(sharers, ())) >= self._code.k - len(queries)
+        return len(self._padding.get(sharers, ())) >= self._k - len(queries)
 
     def form(
         self, port: Port, queries: Sequence[Query], rows: int, avoid: Collection[str]
@@ -105,19 +106,19 @@ class CodingGroups(Policy):
         """
         group = CodingGroup(next(self._ids), queries[0].kind, queries[0].tenant)
         padding = list(self._padding.get(group.sharers, ()))
-        missing = self._code.k - len(queries)
+        missing = self._k - len(queries)
         self._groups[group.id] = group
         for query in queries:
             self._enter(port, group, query)
         self._fill(port, group, padding[:missing])
-        group.parities = [False] * self._code.r
+        group.parities = [False] * len(self.parity_roles)
         self._submit(port, group, rows, preemptible=False, avoid=avoid)
         return group
 
     # Hooks
 
     def arrived(self, port: Port, query: Query) -> None:
-        if query.coded and port.dispatch.nodes < self._code.k:
+        if query.coded and port.dispatch.nodes < self._k:
             self._join(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
@@ -154,7 +155,7 @@ class CodingGroups(Policy):
         group.resolved[group.members.index(query.id)] = True
         if not all(group.resolved):
             return
-        if group.suspected or len(group.members) == self._code.k:
+        if group.suspected or len(group.members) == self._k:
             self._end(port, group)
         elif sum(all(other.resolved) for other in self._open[group.sharers]) > 1:
             self._no_longer_open(group)  # one is enough for the next query to complete
@@ -182,7 +183,7 @@ class CodingGroups(Policy):
         if group is None or group.suspected:
             return
         group.suspected = True
-        if len(group.members) < self._code.k:
+        if len(group.members) < self._k:
             self._no_longer_open(group)
         self._cancel_timer(port, group)
         for task in group.tasks:
@@ -198,7 +199,7 @@ class CodingGroups(Policy):
             group.waiting_since = port.now
             group.overdue = False
         self._enter(port, group, query)
-        if len(group.members) == self._code.k:
+        if len(group.members) == self._k:
             self._close(port, group)
         elif not group.timer and self.max_wait is not None:
             at = group.waiting_since + self.max_wait
@@ -223,7 +224,7 @@ class CodingGroups(Policy):
             if original.unit and any(task.unit is original.unit for task in group.units):
                 continue  # a batch with two members would hold up both
             dispatch = port.dispatch
-            if dispatch.nodes < self._code.k or not dispatch.shares_node(original, group.units):
+            if dispatch.nodes < self._k or not dispatch.shares_node(original, group.units):
                 return group
         group = CodingGroup(next(self._ids), query.kind, query.tenant)
         groups.append(group)
@@ -240,13 +241,13 @@ class CodingGroups(Policy):
         self._no_longer_open(group)
         self._cancel_timer(port, group)
         group.wait = port.now - group.waiting_since
-        group.parities = [False] * self._code.r
-        self._submit(port, group, self._code.r, preemptible=True)
+        group.parities = [False] * len(self.parity_roles)
+        self._submit(port, group, len(self.parity_roles), preemptible=True)
 
     def _submit(self, port: Port, group: CodingGroup, rows: int, **how: Any) -> None:
         group.tasks = [
             port.submit(role, group.id, group.kind, group.units, **how)
-            for role in self._roles[:rows]
+            for role in self.parity_roles[:rows]
         ]
 
     def _pad(self, port: Port, group: CodingGroup) -> None:
@@ -255,7 +256,7 @@ class CodingGroups(Policy):
         if all(group.resolved):
             return
         group.overdue = True
-        missing = self._code.k - len(group.members)
+        missing = self._k - len(group.members)
         padding = [q for q in self._padding.get(group.sharers, ()) if q not in group.members]
         if len(padding) < missing:
             return
@@ -276,7 +277,7 @@ class CodingGroups(Policy):
             return
         kept.append(query)
         # A group cannot be padded with its own members, so k - 1 others need 2k - 2 places.
-        if len(kept) > 2 * self._code.k - 2:
+        if len(kept) > 2 * self._k - 2:
             port.release(kept.popleft())
         if len(self._padding) > MAX_SHARERS:
             for other in self._padding.popitem(last=False)[1]:
@@ -287,7 +288,7 @@ class CodingGroups(Policy):
 
     def _decode(self, port: Port, group: CodingGroup) -> None:
         """Decode the members that can be reconstructed."""
-        if not any(group.parities):
+        if self._code is None or not any(group.parities):
             return
         available, parities = tuple(group.available), tuple(group.parities)
         decodable = self._code.decodable(available, parities)

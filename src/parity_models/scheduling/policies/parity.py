@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Annotated
 
 from parity_models.options import SECONDS, Option
-from parity_models.roles import DEPLOYED, parity_role
+from parity_models.roles import DEPLOYED
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.policy import Erasures, Policy, StandIns
 from parity_models.scheduling.port import Port
@@ -108,8 +108,7 @@ class Parity(CodingGroups):
         self._margin = Margin(self._run_times)
 
     def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
-        parity = frozenset(parity_role(j) for j in range(self._code.r))
-        deployed = frozenset({DEPLOYED})
+        parity, deployed = frozenset(self.parity_roles), frozenset({DEPLOYED})
         if self._pool is Pool.SHARED:
             return [deployed | parity] * (instances + extra_instances)
         return [deployed] * instances + [parity] * extra_instances

@@ -32,18 +32,6 @@ class Erasures(Protocol):
         """
 
 
-class NoCode:
-    """The code of a bundle without one: no slots, no rows."""
-
-    k = r = 0
-
-    def decodable(
-        self, available: tuple[bool, ...], parities: tuple[bool, ...]
-    ) -> tuple[bool, ...]:
-        """Return nothing, as there are no slots."""
-        return ()
-
-
 @dataclass(frozen=True)
 class StandIns:
     """The stand-ins of a bundle: parity models for a `code`, and a `backup`."""
