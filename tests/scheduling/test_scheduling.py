@@ -12,14 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from histories import (
-    STEP_NAMES,
-    Setup,
-    check_nothing_is_left,
-    draw_setup,
-    history,
-    run_history,
-)
+from histories import STEP_NAMES, Setup, check_nothing_is_left, draw_setup, history, run_history
 from parity_models.roles import Source
 from parity_models.scheduling.actions import Reason, Run
 from parity_models.scheduling.core import Scheduler

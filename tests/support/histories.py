@@ -52,17 +52,10 @@ def _learned() -> RunTimes:
 
 def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Policy:
     has = options["stand_ins"]
-    return Adaptive(
-        StandIns(code if "code" in has else None, "backup" in has),
-        run_times=run_times,
-    )
+    return Adaptive(StandIns(code if "code" in has else None, "backup" in has), run_times=run_times)
 
 
-STAND_INS = [
-    ("code",),
-    ("backup",),
-    ("code", "backup"),
-]
+STAND_INS = [("code",), ("backup",), ("code", "backup")]
 
 OTHERS = ("wait", "budget", "copies", "stand_ins", "gated")
 """The options that are not those of parity."""
@@ -76,7 +69,7 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     ),
     "live hedging": lambda code, options: Hedging(Hedging.Options(hedge_quantile=0.5)),
     "cascade": lambda code, options: Cascade(
-        Cascade.Options(hedge_delay=options["wait"], hedge_budget=options["budget"]),
+        Cascade.Options(hedge_delay=options["wait"], hedge_budget=options["budget"])
     ),
     "live cascade": lambda code, options: Cascade(Cascade.Options(hedge_quantile=0.5)),
     "slackfit": lambda code, options: SlackFit(SlackFit.Options()),

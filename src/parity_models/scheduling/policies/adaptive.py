@@ -30,12 +30,7 @@ from parity_models.scheduling.dispatch import LATENCY_AWARE
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.policy import (
-    Policy,
-    Redundancy,
-    StandIns,
-    rows_needed,
-)
+from parity_models.scheduling.policies.policy import Policy, Redundancy, StandIns, rows_needed
 from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
@@ -83,8 +78,7 @@ class Adaptive(Policy):
         """The policy's options."""
 
         budget: Annotated[
-            float,
-            Option("Maximum redundant tasks per query, on average.", above=0, at_most=1),
+            float, Option("Maximum redundant tasks per query, on average.", above=0, at_most=1)
         ] = 0.1
 
     def __init__(
