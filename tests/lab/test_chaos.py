@@ -84,7 +84,7 @@ def test_overload_is_measured(
 ) -> None:
     monkeypatch.setattr(overload, "FACTORS", (3.0,))
     monkeypatch.setattr(overload, "DEADLINES", (1.0,))
-    done = lab_here("overload", "--seconds", 1, "--out", tmp_path)
+    done = lab_here("overload", "--seconds", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     waiting, giving_up = json.loads((tmp_path / "overload-local.json").read_text())["rows"]
     assert (waiting["gives up"], giving_up["gives up"]) == (None, 0.5)
