@@ -170,7 +170,8 @@ def _triton(bundle: Bundle) -> Iterator[Target]:
 
 def _requests(bundle: Bundle) -> Mapping[str, bytes]:
     """Return a request for one row by protocol: all that is sent over HTTP, and gRPC's message."""
-    name, tensor = bundle.manifest.name, bundle.manifest.deployed.signature.input
+    name, signature = bundle.manifest.name, bundle.manifest.deployed.signature
+    (tensor,) = signature.smallest.input.tensors
     row = np.random.default_rng(0).random((1, *tensor.shape)).astype(tensor.dtype)
     body, head = write_request({tensor.name: row})
     message = pb.ModelInferRequest(model_name=name, raw_input_contents=[row.tobytes()])

@@ -50,7 +50,7 @@ def path(out: Out = None) -> None:
 
 
 def _ask(client: http.client.HTTPConnection, bundle: Bundle, calls: Counter[str]) -> Counter[str]:
-    before, name = calls.copy(), bundle.manifest.deployed.signature.input.name
+    before, name = calls.copy(), bundle.manifest.deployed.signature.inputs[0].name
     body, head = write_request({name: np.zeros((1, *MLP), np.float32)})
     client.request("POST", f"{model_path(bundle.manifest.name)}/infer", body, dict(head))
     answer = client.getresponse()

@@ -78,20 +78,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def has_weights(bundle: Bundle) -> bool:
-    """Return whether `bundle` holds the deployed model's weights, as those of parm-lab train do."""
-    return WEIGHTS in bundle.manifest.stored
-
-
 def load_deployed(bundle: Bundle) -> nn.Module:
     """Return the deployed model of `bundle` as a network, in evaluation mode.
 
     The bundle has weights. Raises BundleError if they do not fit its network, or have changed.
     """
     deployed, content = bundle.manifest.deployed, bundle.content(bundle.manifest.stored[WEIGHTS])
-    signature = deployed.signature
+    rows = deployed.signature.smallest
     with torch.device("meta"):  # without initial weights, which would be thrown away
-        network = build_network(deployed.network, signature.input.shape, signature.output.shape)
+        network = build_network(deployed.network, rows.input.shape, rows.output.shape)
     try:
         network.load_state_dict(load(content), assign=True)
     except (SafetensorError, RuntimeError) as error:

@@ -15,8 +15,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import ModelError
-
 Array = NDArray[Any]
 Named = dict[str, Array]
 Batch = Mapping[str, Array]
@@ -324,16 +322,6 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         """The kind of query with the largest buckets."""
         return self.kind([axis.bound for axis in self.axes.values()])
 
-    @property
-    def input(self) -> TensorSpec:
-        """The one input of fixed shape. Raises ModelError for a model that has others."""
-        return _only("input", self.inputs)
-
-    @property
-    def output(self) -> TensorSpec:
-        """The one output of fixed shape. Raises ModelError for a model that has others."""
-        return _only("output", self.outputs)
-
     @cached_property
     def _kinds(self) -> dict[Sizes, Kind]:
         return {}
@@ -348,16 +336,6 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.inputs))
-
-
-def _only(role: str, tensors: tuple[Tensor, ...]) -> TensorSpec:
-    spec = tensors[0].fixed
-    if len(tensors) > 1 or spec is None:
-        raise ModelError(
-            f"the model has the {role}s {', '.join(map(str, tensors))}, where this works with one "
-            f"{role} of fixed shape"
-        )
-    return spec
 
 
 def batches(rows: int, size: int) -> list[list[int]]:

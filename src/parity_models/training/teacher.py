@@ -25,7 +25,7 @@ from parity_models.models.bundle import (
     stand_in_signature,
     write_bundle,
 )
-from parity_models.models.export import export, floats, has_weights, load_deployed
+from parity_models.models.export import WEIGHTS, export, floats, load_deployed
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.queries import as_batch, read_arrays, sizes_in
 from parity_models.models.servable import OWN, read_servable, with_mean
@@ -65,7 +65,7 @@ class Teacher:
     @property
     def foreign(self) -> bool:
         """True if the weights are not in the bundle; queries may then be of any scale."""
-        return not has_weights(self.bundle)
+        return WEIGHTS not in self.bundle.manifest.stored
 
     def stand_in(self, code: Code | None = None, datatype: str | None = None) -> Signature:
         """Return the signature of a stand-in, for single queries or parity queries of a code, by

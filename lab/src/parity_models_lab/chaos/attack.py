@@ -81,7 +81,7 @@ class _Victims:
         self._code, self._envelope = code, envelope
         files = (bundle.manifest.deployed, bundle.manifest.parity[0])
         self._model, self._parity = (bundle.pinned(each).load() for each in files)
-        self._name = bundle.manifest.deployed.signature.input.name
+        self._name = bundle.manifest.deployed.signature.inputs[0].name
 
     def search(self, rows: Array, honest: Array, rng: np.random.Generator) -> Array:
         """Change a query of `honest` (n, *shape) at random, where the envelope still takes it and
