@@ -198,7 +198,7 @@ class Client:
         if response.status == 200:
             return content, response.headers.get(HEADER_LENGTH)
         text = " ".join(content[:_MAX_TEXT].decode(errors="replace").split())
-        after = retry_after(response.headers.get("Retry-After", ""))
+        after = _retry_after(response.headers.get("Retry-After", ""))
         raise StatusError(response.status, text, after)
 
     async def decode(self, decoder: msgspec.json.Decoder[_T], method: str, path: str) -> _T:
@@ -250,7 +250,7 @@ def check_address(url: str) -> str:
     return url.rstrip("/")
 
 
-def retry_after(value: str) -> float | None:
+def _retry_after(value: str) -> float | None:
     """Return the seconds that a Retry-After says, which may have decimals; None where it is a date
     or nothing."""
     try:

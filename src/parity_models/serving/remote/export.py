@@ -65,12 +65,13 @@ def export_repository(
 def _write_model(folder: Path, name: str, model: ModelFile, path: Path) -> None:
     batch = model.signature.batch
 
-    def tensor(each: Tensor) -> str:
-        kind, dims = "TYPE_" + each.datatype, [*([batch] if batch else []), *_dims(each)]
-        return f"{{ name: {json.dumps(each.name)} data_type: {kind} dims: {dims} }}"
-
     def all_of(tensors: Sequence[Tensor]) -> str:
-        return ", ".join(map(tensor, tensors))
+        texts = []
+        for each in tensors:
+            row = [-1 if isinstance(size, str) else size for size in each.shape]  # -1: any size
+            named = f"name: {json.dumps(each.name)} data_type: TYPE_{each.datatype}"
+            texts.append(f"{{ {named} dims: {[batch, *row] if batch else row} }}")
+        return ", ".join(texts)
 
     (folder / "1").mkdir()
     shutil.copyfile(path, folder / "1" / "model.onnx")
@@ -85,8 +86,3 @@ def _write_model(folder: Path, name: str, model: ModelFile, path: Path) -> None:
         # A version takes the place of another where that is asked for, and not for being newer.
         "version_policy { all { } }\n"
     )
-
-
-def _dims(tensor: Tensor) -> list[int]:
-    """Return the shape of a row, where -1 is any size."""
-    return [-1 if isinstance(each, str) else each for each in tensor.shape]
