@@ -36,9 +36,8 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float
     """Propose networks of backups for a deployed model, the most promising first: the most capable
     of those that are not slower than the model, the fastest, and those between.
 
-    Returns the time of each for queries of these `sizes`, as a share of F's. There is the fastest,
-    at least. Raises
-    TrainingError where no network can take the queries.
+    Returns the time of each for queries of these `sizes`, as a share of F's; the fastest, at least.
+    Raises TrainingError if no network can take the queries.
     """
     shares = measure_networks(teacher, queried, sizes)
     fast = [name for name, share in shares.items() if share <= SLACK][::-1]
