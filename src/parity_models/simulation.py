@@ -60,17 +60,26 @@ looking for them after 700 objects, as usual, takes a tenth of its time."""
 
 @dataclass(frozen=True)
 class Simulation:
-    """A workload and the instances that it meets. Times in seconds.
-
-    `arrivals` (n,) are the times at which queries arrive, in order. Work does not count while the
-    first `warm_up` of them arrive. `service` is the time of a unit, by role; a role that is not
-    named takes as long as DEPLOYED. Each row of a unit after the first adds a share `further_rows`
-    of that, by role; by default nothing, as on an accelerator that is not full. `overhead` is added
-    to every unit (the engine's round trip). `restart` is how long an instance that was killed or
-    recycled is away. Instance i is on node i modulo `nodes`; None: each has a node to itself.
+    """A workload and the instances that it meets.
 
     An instance stops computing a unit when it hears that the unit is cancelled, as with the local
     engine. A unit on its way arrives nevertheless, and faults hold it.
+
+    Args:
+        arrivals: The times (n,) in seconds at which queries arrive, in order.
+        instances: Instances of the deployed model.
+        extra_instances: Further ones, for redundancy.
+        service: The time of a unit by role; a role that is not named takes as long as DEPLOYED.
+        faults: Slowness and failures.
+        restart: Seconds for which an instance that was killed or recycled is away.
+        overhead: Seconds added to every unit: the engine's round trip.
+        nodes: Instance i is on node i modulo `nodes`; None: each has a node to itself.
+        config: Bounds of the scheduler.
+        seed: Seed of service times.
+        warm_up: Work does not count while so many queries arrive.
+        further_rows: The share of a unit's time that each row after the first adds, by role; by
+            default nothing, as on an accelerator that is not full.
+
     """
 
     arrivals: NDArray[np.float64]

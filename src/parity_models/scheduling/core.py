@@ -76,7 +76,11 @@ class Scheduler(Port):
     reported yet; the driver ignores it. If a hook of the policy raises, the queries that it was
     about fail as INTERNAL, and all else goes on.
 
-    Raises ValueError for a query id that is in use: the only thing that no lateness explains.
+    Args:
+        policy: The redundancy policy, which serves this scheduler alone.
+        config: Bounds; by default those of SchedulerConfig.
+        dispatch: The dispatch rule; by default the policy's.
+
     """
 
     def __init__(
@@ -109,11 +113,20 @@ class Scheduler(Port):
         exact: Collection[int] = (),
         admitted: bool = False,
     ) -> list[Action]:
-        """Queries of one kind (shape and dtype) arrived together; all or none are admitted.
+        """Queries of one kind arrived together; all or none are admitted.
 
-        `deadline` is the time at which they fail if unanswered. They share coding groups only with
-        queries of the same `tenant`, and those that are `exact` with none. `admitted`: they are
-        part of a request that `refusal` has let in. Raises ValueError for an id that is in use.
+        Args:
+            now: The time in seconds, as in all events.
+            queries: Their ids.
+            kind: Their shape and dtype: batches and coding groups are of one kind.
+            deadline: The time at which they fail if unanswered; by default the config's.
+            tenant: They share coding groups only with queries of the same tenant.
+            exact: The ids of those that only the deployed model may answer.
+            admitted: They are part of a request that `refusal` has let in.
+
+        Raises:
+            ValueError: An id is in use: the only thing that no lateness explains.
+
         """
         for query_id in queries:
             if query_id in self._holds:
@@ -172,10 +185,14 @@ class Scheduler(Port):
     ) -> list[Action]:
         """An instance has run a unit; the driver holds its outputs.
 
-        The outputs for the subjects `unusable` are impossible or rejected: a stand-in's answers no
-        query, and a prediction of the deployed model answers its own query only. `ended_at` is the
-        time by this clock at which the instance was done, if it reports one: the report has waited
-        since.
+        Args:
+            now: The time in seconds.
+            unit: The id of the unit.
+            unusable: The subjects whose outputs are impossible or rejected: a stand-in's answers
+                no query, and a prediction of the deployed model answers its own query only.
+            ended_at: The time at which the instance was done, if it reports one by this clock: the
+                report has waited since.
+
         """
         self.now = now = max(self.now, now)
         known = self.units.get(unit)

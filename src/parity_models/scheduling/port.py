@@ -217,12 +217,10 @@ class Port(ABC):
         self._callbacks.pop(query.alarm, None)
         query.alarm = self.set_timer(max(at, self.now + MIN_DELAY), callback, (query.id,))
 
-    def tell(
-        self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
-    ) -> None:
+    def tell(self, about: Collection[int], hook: Callable[..., None], *args: Any) -> None:
         """Call a hook of the policy. If it raises, the queries in `about` fail."""
         try:
-            hook(*args, **options)
+            hook(*args)
         except Exception as error:
             self._on_error(error, about)
 

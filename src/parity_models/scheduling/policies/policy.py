@@ -109,7 +109,7 @@ class Policy:
         """A policy without options."""
 
     def redundancy(self, port: Port) -> Redundancy:
-        """Return whether redundant work is sent now, or why not."""
+        """Return the state of redundant work, while it is switched on."""
         return Redundancy.ON
 
     def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
