@@ -72,8 +72,8 @@ class InvalidRequestError(RequestError, UserError):
 
 
 class RefusedError(RequestError, UserError):
-    """A request that HTTP has a status of its own for: late, too long, or of another kind than is
-    read or written here."""
+    """A request refused with a status of HTTP's own: late, too long, or in a form that is not read
+    or written here."""
 
     def __init__(self, message: str, status: int, why: Refused) -> None:
         super().__init__(message, why=why)
@@ -159,7 +159,7 @@ class AbandonedError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """An overloaded server. Unless it is known when that is over, it is worth trying again soon."""
+    """An overloaded server; a retry is worthwhile soon, unless a better time is known."""
 
     status, refused = 503, Refused.ADMISSION
 

@@ -208,7 +208,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def waits(self) -> tuple[int, float] | None:
-        """The rank of its wait for a request, and since when; None if it does not wait for one."""
+        """The rank of its wait for a request, and the start of that; None if it has no wait."""
         if self.opening is not None:
             return 1, self._wait_since
         if self._unread:

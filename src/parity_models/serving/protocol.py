@@ -132,8 +132,8 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
 
 
 class TensorParameters(Struct, omit_defaults=True):
-    """The place of a tensor's values, if not in the JSON, or of a requested output's; a requested
-    output may be `binary_data`, or the `classification` of this many classes."""
+    """The parameters of a tensor: the place of its values, if not in the JSON. A requested output
+    may also ask for `binary_data`, or for a `classification` into this many classes."""
 
     binary_data_size: int | None = None
     binary_data: bool | None = None
@@ -217,8 +217,8 @@ _Input = tuple[str, str, tuple[int, ...], int, int]
 
 
 class Known(Struct, eq=False):
-    """A JSON object that was read before, whose binary data follow: a request without an id, for
-    binary outputs. Clients send one again and again, so it is read once.
+    """A JSON object that was read before, with binary data after it: a request without an id, for
+    binary outputs. Clients repeat it, so it is read once.
 
     `head` is the JSON object of an answer of the model alone, once there was one. `is_plain`: rows
     and answers are one tensor, as it is in the messages.

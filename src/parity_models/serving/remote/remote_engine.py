@@ -87,7 +87,7 @@ class UpstreamError(ServingError, UserError):
 
 
 class UnitError(Exception):
-    """An upstream's answer to a unit is an error; it may be the unit's own."""
+    """An error that an upstream answered to a unit, whose own fault it may be."""
 
 
 class BusyError(Exception):
@@ -119,7 +119,7 @@ class Upstream:
 
 @dataclass(frozen=True)
 class UpstreamModel:
-    """A model as an upstream must have it, in this `version`, or in the one that it chooses.
+    """A model that an upstream must have, in this `version`, or in the one that it chooses.
 
     It is known by the `sha256` of its file, and by the `prediction` for a `query`, both without a
     batch axis.
@@ -536,7 +536,7 @@ class _Link:
             self._loop.call_soon(self._engine.listener.instance_joined, instance, roles, node)
 
     def _leave(self, instance: str, why: str) -> None:
-        """The instance is gone, and its unit with it."""
+        """Report that the instance is gone, and end its unit."""
         unit = self.units.pop(instance)
         if unit is not None:
             unit.task.cancel()
