@@ -201,20 +201,15 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
         backup = None if manifest.backup is None else bundle.stored(manifest.backup)
         parity = list(map(bundle.stored, manifest.parity))
         times = measure_models(bundle.stored(manifest.deployed), parity, backup)
-    seconds = {DEPLOYED: times.deployed / 1e3}
-    if times.backup is not None:
-        seconds[BACKUP] = times.backup / 1e3
-    if times.parity is not None:
-        seconds |= {parity_role(j): times.parity / 1e3 for j in range(len(manifest.parity))}
-    max_batch = times.batch
-    added: dict[str, float] = {}
-    if max_batch > 1:  # those of stand-ins are not measured
-        full = times.deployed_batch or BATCH * times.deployed
-        each = max(0.0, (full / times.deployed - 1) / (BATCH - 1))
-        added = dict.fromkeys(seconds, each)
+    ms = {DEPLOYED: times.deployed, BACKUP: times.backup}
+    ms |= {parity_role(j): times.parity for j in range(len(manifest.parity))}
+    seconds = {role: each / 1e3 for role, each in ms.items() if each is not None}
+    full = times.deployed_batch or BATCH * times.deployed
+    # Those of stand-ins are not measured.
+    added = dict.fromkeys(seconds, max(0.0, (full / times.deployed - 1) / (BATCH - 1)))
     stand_ins = stand_ins_of(bundle)
     agreement = None if manifest.accuracy is None else manifest.accuracy.agreement
-    service = Service(seconds, stand_ins, {}, agreement, max_batch=max_batch, added=added)
+    service = Service(seconds, stand_ins, {}, agreement, max_batch=times.batch, added=added)
     return gated(service, bundle, options.agreement if stand_ins else None)
 
 
