@@ -314,12 +314,9 @@ def advise(
     service = service_of(bundle, replace(chosen, service_time=run))
     backup = service.seconds.get(BACKUP)
     coverage = service.coverage.get(str(Source.BACKUP), 1.0)
-    service = Service(
-        {DEPLOYED: run} if backup is None else {DEPLOYED: run, BACKUP: backup},
-        StandIns(None, backup is not None),
-        {} if backup is None else {str(Source.BACKUP): coverage},
-        overhead=0.0,
-    )
+    seconds = {DEPLOYED: run} if backup is None else {DEPLOYED: run, BACKUP: backup}
+    stand_ins, gates = StandIns(None, backup is not None), {str(Source.BACKUP): coverage}
+    service = Service(seconds, stand_ins, gates, overhead=0.0)
     warm_up = len(log.arrivals) // (WARM_UP + 1)
     logged = log.latencies[warm_up:]
     busy = 1e3 * sum(sum(took) for _, took in log.servers) / len(log.arrivals)
@@ -342,7 +339,7 @@ def advise(
         choices["one queue, a stand-in"] = Adaptive.name
     slots, seed = log.slots * len(log.servers), chosen.seed
     simulation = Simulation(log.arrivals, slots, 0, {}, seed=seed, warm_up=warm_up)
-    shares = {role: each / run for role, each in service.seconds.items()}
+    shares = {role: each / run for role, each in seconds.items()}
     scene = Scene(service, simulation, partial(_Replay, log, shares))
     for name, policy in choices.items():
         rows[name] = scene.outcome(PolicyChoice(policy, dispatch="latency-aware"))
