@@ -22,7 +22,7 @@ from parity_models.serving.engine import Engine
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.ray.ray_engine import RayEngine
 from ports import free_ports
-from ray_cluster import SMALL, add_nodes, eventually, init_ray, other_cluster, ray_nodes
+from ray_cluster import SMALL, init_ray, other_cluster
 from repositories import ADMINISTRATOR, Repository, administered, write_version
 from served import Clients, ServerProcess, infer, queries, until, write_linear_bundle
 
@@ -176,35 +176,3 @@ def test_a_cluster_that_cannot_be_reached_is_explained(tmp_path: Path) -> None:
         # In a process that is not connected to a cluster.
         refused = subprocess.run(serve, capture_output=True, text=True, check=False, timeout=120)
         assert_refused(refused, why)
-
-
-# Several nodes, one of which is lost
-
-
-def test_a_node_lost_under_load_costs_no_request_and_is_replaced(tmp_path: Path) -> None:
-    """Six instances, two on each node, which has room for no more."""
-    bundle = write_linear_bundle(tmp_path)
-    with (
-        ray_nodes(3) as cluster,
-        ServerProcess(
-            *(str(bundle), "--policy", "parity", "--instances", "6"),
-            *("--engine", f"ray@address={cluster.address}"),
-        ) as server,
-    ):
-
-        def up() -> float:
-            return server.metric(r'parm_instances_up\{role="deployed"\}')
-
-        with Clients(
-            lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
-        ) as clients:
-            clients.more()
-            assert up() == 6
-            cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
-            eventually(lambda: up() == 4, "the lost instances are still counted")
-            clients.more()
-            add_nodes(cluster, 1)
-            eventually(lambda: up() == 6, "the instances are not replaced")
-            clients.more()
-        assert server.metric("parm_query_failures_total") == 0
-        assert server.metric("parm_query_latency_seconds_count") == len(clients.answers)
