@@ -1,5 +1,7 @@
-"""Small documents that people write, such as fault plans: read into structs, and checked."""
+"""Small documents that people write, such as fault plans, and folders that results go to."""
 
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -43,3 +45,13 @@ def as_struct(document: Any, kind: type[T]) -> T:
         said, _, path = str(error).partition(" - at `$")
         place = path.strip(".`")
         raise ValueError(f"{place}: {said}" if place else said) from error
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Return why no file can be written to `folder`, or None. A missing folder is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"nothing can be written to {folder} ({error.strerror})"

@@ -18,10 +18,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from parity_models.documents import why_not_writable
 from parity_models.errors import UserError
 from parity_models.options import Option
 from parity_models.progress import Progress, progress_bars
-from parity_models.writable import why_not_writable
 
 Key = TypeVar("Key")
 Job = TypeVar("Job")

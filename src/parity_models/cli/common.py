@@ -10,9 +10,9 @@ from typing import Annotated
 import msgspec
 
 from parity_models.cli.flags import argument
+from parity_models.documents import why_not_writable
 from parity_models.errors import UserError
 from parity_models.options import Option
-from parity_models.writable import why_not_writable
 
 OWN = "or your own as package.module:Class"
 

@@ -130,7 +130,11 @@ async def target(
     async with Client(url, Credentials.of_environment()) as client:
         asked = f"model {model!r}" if model else "its models"
         try:
-            about = await client.model(model or _only(url, await client.models()))
+            names = [model] if model else await client.models()
+            if len(names) != 1:
+                has = f"the models {', '.join(names)}" if names else "no model"
+                raise LoadError(f"{url} has {has}; choose one with --model")
+            about = await client.model(names[0])
         except StatusError as error:
             text = f"{url} has no {asked}" if model else f"{url} does not say which models it has"
             if error.status == 401:
@@ -143,13 +147,6 @@ async def target(
         except ClientError as error:
             raise LoadError(f"no server answers at {url}: {error}") from error
         yield Target(client, about, binary)
-
-
-def _only(url: str, names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    has = f"the models {', '.join(names)}" if names else "no model"
-    raise LoadError(f"{url} has {has}; choose one with --model")
 
 
 def _tensor(each: TensorMetadata) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from parity_models.codes import CodeSpec
+from parity_models.documents import why_not_writable
 from parity_models.errors import BundleError
 from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.judging import (
@@ -47,7 +48,6 @@ from parity_models.training.teacher import (
     open_teacher,
     teacher_of,
 )
-from parity_models.writable import why_not_writable
 
 BEST = CodeSpec("stack", "separate", 2)
 """The code that parity models are trained for by default."""
