@@ -16,22 +16,22 @@ from parity_models.options import Value
 from parity_models.registry import is_own
 
 NamedShape = tuple[int | str, ...]
-"""The shape of an input, without the batch axis, which has names where axes are dynamic."""
+"""The shape of an input without the batch axis, with names for dynamic axes."""
 
 C = TypeVar("C", Encoder, Decoder)
 
 MAX_K = 256
-"""Bounds what a bundle can ask of its reader."""
+"""The largest k, which bounds the work that a bundle can demand of its reader."""
 
 REMEMBERED = 256
-"""Encoders, for the inputs' shapes, that are cached."""
+"""Maximum number of cached encoders, one for each shape of an input."""
 
 
 @dataclass(frozen=True)
 class CodeSpec:
     """The description of a code: the names of its encoder and decoder, k, r, and their options.
 
-    A name is in `ENCODERS` or `DECODERS`, or a class of the user's own as package.module:Class.
+    A name is in `ENCODERS` or `DECODERS`, or one of the user's classes as package.module:Class.
     """
 
     encoder: str
@@ -43,7 +43,7 @@ class CodeSpec:
 
     @property
     def own(self) -> set[str]:
-        """The names that are classes of the user's own."""
+        """The names of the user's own classes."""
         return {name for name in (self.encoder, self.decoder) if is_own(name)}
 
     def __str__(self) -> str:
@@ -58,8 +58,8 @@ class Code:
         query_shapes: The shape of each input by name, with names for dynamic axes; or the shape of
             the only input, which is called "input". Shapes are without batch axes.
         output_shape: The shape of a prediction.
-        probabilities: Predictions are probabilities, along the last axis. So reconstructions by
-            decoders that compute with sums of them are the nearest probabilities.
+        probabilities: Predictions are probabilities along the last axis. Reconstructions by
+            decoders that compute with sums are then replaced by the nearest probabilities.
 
     Raises:
         CodeError: Names, options or shapes are invalid, k or r is out of range, or encoder and
@@ -90,7 +90,7 @@ class Code:
         self.encoder = encoders[0]
         axes = {each.stacked_axis for each in encoders}
         self.stacked_axis = axes.pop() if len(axes) == 1 else None
-        """The axis of parity queries along which queries lie one after another, of all inputs."""
+        """The axis of every input along which parity queries hold queries one after another."""
         self._to_simplex = probabilities and decoder.sums
         self.decoder = _build(decoder, spec, output_shape, of_decoder)
 
@@ -98,7 +98,7 @@ class Code:
     def isolated(self) -> bool:
         """True if encoder and decoder keep the slots apart.
 
-        If the parity models do so as well, a query cannot change another's reconstruction.
+        If the parity models do so too, no query can change another's reconstruction.
         """
         return self.encoder.apart and self.decoder.apart
 
@@ -106,7 +106,7 @@ class Code:
     def by_slot(self) -> bool:
         """True if a network for single queries, run on each slot, is the only parity model.
 
-        Queries lie along a new first axis of parity queries, and predictions along one of outputs.
+        Parity queries have a new first axis for the queries, and outputs one for the predictions.
         """
         stacked = {name: (self.k, *shape) for name, shape in self.query_shapes.items()}
         read_off = self.r == 1 and self.decoder.reads_off
@@ -189,8 +189,8 @@ class Code:
         shape = tuple(each for each in first if isinstance(each, int))
         if others or len(shape) < len(first):
             raise CodeError(
-                f"queries have the inputs {', '.join(self.query_shapes)}, where this works with "
-                "one of fixed shape"
+                f"queries have the inputs {', '.join(self.query_shapes)}; this works only with a "
+                "single input of fixed shape"
             )
         return shape
 

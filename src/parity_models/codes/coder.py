@@ -19,8 +19,8 @@ Shape = tuple[int, ...]
 
 def namespace(array: Array) -> Any:
     """Return the array API of `array`."""
-    # NumPy 2 is one. A look-up takes longer than encoding queries of a few kilobytes, and imports
-    # all of NumPy, a seventh of a server's start.
+    # NumPy 2 is its own. A look-up takes longer than encoding queries of a few kilobytes, and
+    # imports all of NumPy, a seventh of a server's start.
     return np if isinstance(array, np.ndarray) else array_namespace(array)
 
 
@@ -32,7 +32,7 @@ class Coder(ABC):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
-        """None."""
+        """No options."""
 
     def __init__(self, k: int, r: int, options: Any = None) -> None:
         self.options: Any = options or self.Options()

@@ -1,7 +1,7 @@
 """Decoders: the available outputs of a group in, reconstructions of the rest out.
 
 A decoder also fixes the shape of a parity model's output (`parity_output_shape`, without batch
-axes) and its training targets (`targets`), since only together do the two make sense.
+axes) and its training targets (`targets`), which depend on each other.
 """
 
 from abc import abstractmethod
@@ -18,13 +18,13 @@ from parity_models.registry import Registry
 
 
 class Decoder(Coder):
-    """Fills in unavailable predictions of a group of k from those available and parity outputs.
+    """Fills in unavailable predictions of a group of k from available ones and parity outputs.
 
-    A subclass defines its `name`, its `Options` and the methods, and these facts: `apart`: a
+    A subclass defines its `name`, its `Options`, the methods, and these flags. `apart`: a
     reconstruction depends on its own slot of parity outputs alone. `reads_off`: parity outputs are
-    k predictions, (k, *output_shape), as the deployed model gives them, which are read off as they
-    are. `sums`: parity outputs are sums of predictions, which take longer to learn. `tells_slots`:
-    parity outputs must tell the slots of a group apart, which none can after a symmetric encoder.
+    k predictions, (k, *output_shape), in the deployed model's form, and are read off unchanged.
+    `sums`: parity outputs are sums of predictions, which take longer to learn. `tells_slots`:
+    parity outputs must tell the slots apart, which is impossible after a symmetric encoder.
     """
 
     apart: ClassVar[bool] = False
@@ -65,8 +65,8 @@ class Decoder(Coder):
         """Reconstruct every slot that is None in `predictions`, keyed by slot.
 
         `predictions` are k arrays (*batch, *output_shape), `parity_outputs` r arrays (*batch,
-        *parity_output_shape); None stands for what is unavailable. Raises UndecodableError if the
-        others do not determine every missing slot.
+        *parity_output_shape); None marks unavailable ones. Raises UndecodableError if the others
+        do not determine every missing slot.
         """
 
     def refusal(

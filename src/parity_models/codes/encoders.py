@@ -62,7 +62,7 @@ class Encoder(Coder):
         """Write the parity queries of k checked `queries` (*batch, *query_shape) into `out` (r,
         *batch, *parity_shape), with the array API `xp`.
 
-        It is called for every group, and allocates as little as it can.
+        It is called for every group, so it should allocate little.
         """
 
     def encode(self, queries: Sequence[Array]) -> Array:
@@ -85,7 +85,7 @@ class Encoder(Coder):
         return out
 
     def _check(self, queries: Sequence[Array]) -> Shape:
-        """Return the batch axes of the queries. Raises CodeError where they do not fit."""
+        """Return the batch axes of the queries. Raises CodeError for queries that do not fit."""
         if len(queries) != self.k:
             raise CodeError(f"this encoder takes k={self.k} queries, got {len(queries)}")
         first = queries[0]
@@ -234,8 +234,7 @@ def _shrink(image: Array, tile: Array, xp: Any) -> None:
 def _average(image: Array, parts: int, axis: int, xp: Any) -> Array:
     """Average along `axis` (-1 or -2) into `parts` equal areas, which may share cells.
 
-    Not a product of matrices: their library would start threads, which a server's frontend must
-    not have next to its workers.
+    Not a matrix product: BLAS would start threads, which would compete with a server's workers.
     """
     after = (slice(None),) * (-1 - axis)
     cells, weights = _area_cells(image.shape[axis], parts)
@@ -259,7 +258,7 @@ def _total(parts: Sequence[Array], xp: Any, out: Array | None = None) -> Array:
 
 @lru_cache(256)
 def _area_cells(length: int, parts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the cells, of `length`, of each of `parts` equal areas, and their weights.
+    """Return the cells (of `length`) in each of `parts` equal areas, and their weights.
 
     Both have shape (cells per area, parts); the weights of an area sum to 1.
     """

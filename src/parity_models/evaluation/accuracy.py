@@ -1,4 +1,4 @@
-"""Accuracy under unavailability: A_a, A_d and A_o of a bundle, and how its gates fare.
+"""Accuracy under unavailability: A_a, A_d and A_o of a bundle, and the results of its gates.
 
 (Kosaian et al., SOSP 2019, section 4, defines the three.)
 """
@@ -32,9 +32,9 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     """Measure the accuracies of a bundle on n queries and labels (n, ...).
 
     The queries are drawn into groups of k; the last group is filled up with queries of the first,
-    which count only there. Every member of a group is taken as unavailable in turn, with all other
-    predictions and r parity outputs there; for r > 1 also sets of 2 to r members, at most MOST_SETS
-    each. The backup is judged on every query. Raises DataError for labels that do not fit.
+    which count only there. Each member of a group is unavailable in turn, with all other
+    predictions and r parity outputs at hand; for r > 1 also sets of 2 to r members, at most
+    MOST_SETS each. The backup is judged on every query. Raises DataError for unfit labels.
     """
     code, rows = outputs.code, outputs.rows
     least = 1 if code is None else code.k
@@ -75,7 +75,7 @@ def some_sets(of: int, size: int, seed: int) -> list[tuple[int, ...]]:
 
 
 def replacement(accuracy: Accuracy) -> str | None:
-    """Return the advice to replace the model, where the backup is at least as right by labels."""
+    """Return advice to replace the model if labels show the backup to be at least as accurate."""
     model, found = accuracy.available_accuracy, accuracy.backup_accuracy
     if found is None or found < model or model == 1:  # without labels, the model is always right
         return None
@@ -95,10 +95,10 @@ def replacement(accuracy: Accuracy) -> str | None:
 class GateResult(msgspec.Struct, frozen=True):
     """A stand-in with the gate of a level, or without one, if the level is None.
 
-    `coverage` is the share of queries that it answers; of those answers `agreement` is the share
-    that agree with F, `accuracy` their score by the metric, and `deployed_accuracy` F's for the
-    same queries, None for too few answers. With a `class_name`, only answers of this class of a
-    one-sided gate count.
+    `coverage` is the share of queries that it answers; `agreement` is the share of those answers
+    that agree with F, `accuracy` their score by the metric, and `deployed_accuracy` F's score on
+    the same queries; they are None for too few answers. With a `class_name`, only answers of this
+    class of a one-sided gate count.
     """
 
     stand_in: StandIn
@@ -117,8 +117,8 @@ def measure_gates(
     *,
     metric: str = "top-1",
 ) -> tuple[GateResult, ...]:
-    """Measure each calibrated stand-in without a gate, and with that of each of its levels, on
-    queries that they were not calibrated on. Every query is reconstructed."""
+    """Measure each calibrated stand-in without a gate and with the gate of each of its levels, on
+    queries that were not used for calibration. Every query is reconstructed."""
     results: list[GateResult] = []
     answers = outputs.answers() if calibration else {}
     for stand_in, gates in calibration.items():
@@ -167,7 +167,7 @@ FEWEST = 30
 """Minimum number of queries for an interval."""
 
 NORMAL = 1.96
-"""Deviations of a normal distribution that 95 of 100 cases are within."""
+"""95 of 100 normally distributed cases lie within this many deviations of the mean."""
 
 
 def share_interval(share: float, rows: int) -> Interval | None:

@@ -1,14 +1,14 @@
-"""Calibrating gates: the confidence from which on stand-ins agree with F often enough.
+"""Calibrating gates: how confident a stand-in must be to agree with F often enough.
 
 Thresholds are tested on held-out queries (Angelopoulos, Bates et al., Learn then Test, 2021). The
-hypothesis of a threshold is that less than the level of the outputs above it agree. Its p-value is
-binomial; for a single threshold, this is the bound of Clopper and Pearson (Biometrika, 1934).
-Thresholds of a level are tested one after the other, towards more coverage, until the first whose
-hypothesis is not rejected; the one before it is taken. So a level needs no more risk for many
-thresholds than for one (fixed sequence testing). The levels share RISK, so that a choice
-among them, by coverage, is wrong with at most that probability; a level at which every
-output may answer passes its share on to the next one (Bretz et al., Statistics in Medicine, 2009).
-The thresholds are quantiles of the confidence in queries that they are not tested on.
+hypothesis for a threshold is that the outputs above it agree less often than the level. Its p-value
+is binomial; for a single threshold, this is the bound of Clopper and Pearson (Biometrika, 1934).
+Thresholds of a level are tested one after the other, towards more coverage, until a hypothesis is
+not rejected; the threshold before it is taken. So many thresholds need no more risk than one
+(fixed sequence testing). The levels share RISK, so that a choice among them by coverage is wrong
+with at most that probability; a level at which every output may answer passes its share on to the
+next one (Bretz et al., Statistics in Medicine, 2009). Thresholds are quantiles of the confidence in
+queries on which they are not tested.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -43,10 +43,10 @@ LEVELS: Final = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """The levels of agreement that are always calibrated, if they can be reached."""
 
 RISK: Final = 0.05
-"""The maximum probability that the true agreement at any level of a stand-in is below it."""
+"""The maximum probability that a stand-in's true agreement is below any of its levels."""
 
 NAMED: Final = 0.9
-"""The share of the risk that the levels have which the user names; the others share the rest."""
+"""The share of the risk for levels that the user names; the other levels share the rest."""
 
 DESIGN: Final = 10
 """One query in DESIGN chooses the thresholds; the others test them."""
@@ -74,14 +74,14 @@ def calibrate_gates(
 
     The queries must be like those that will be served, and neither model nor stand-in may have been
     fitted to them; labels are not needed. Agreement follows from `metric`. Levels are the usual
-    ones and those that the user `named`; levels that so few queries do not show are left out. With
-    classes to `answer_only`, gates are one-sided. Raises UserError for levels out of range, and for
-    classes where predictions are none.
+    ones and any that the user `named`, without those that these queries cannot show. With classes
+    to `answer_only`, gates are one-sided. Raises UserError for levels out of range, and for classes
+    if `metric` does not judge classes.
     """
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
     if answer_only and agreement.kind != "classes":
-        raise UserError(f"{metric} does not judge classes, so no class can be answered alone")
+        raise UserError(f"{metric} does not judge classes; leave --answer-only out")
     gates: dict[StandIn, Calibration] = {}
     for stand_in, found in outputs.answers(independent=True).items():
         confidence = suited(agreement.kind, found.gave)
@@ -116,11 +116,11 @@ def reached_by_class(
     seed: int = 0,
     risk: float = RISK,
 ) -> list[GateLevel]:
-    """Return the one-sided gates of the levels that some class was shown to keep, ascending.
+    """Return the one-sided gates, ascending, of the levels that at least one class reaches.
 
     `said` (n,) are the classes of the answers. Each class is calibrated by its own answers, at its
-    share of the `risk` (Bonferroni). At each level it gets its lowest gate that is as high, and as
-    high as its own level; a class without one is not answered.
+    share of the `risk` (Bonferroni). At each level it gets its lowest gate that reaches both that
+    level and its own; a class without such a gate is not answered.
     """
     shown: dict[int, list[GateLevel]] = {}
     for each in answer_only:
@@ -154,13 +154,12 @@ def estimate_coverage(
     level: float,
     answer_only: Sequence[AnsweredClass] = (),
 ) -> float:
-    """Estimate the share of queries that a stand-in with these `outputs` (n, *output_shape), or
-    rows of it with a head, may answer if `level` of its answers must agree with F's `predictions`.
+    """Estimate the share of queries that a stand-in may answer if `level` of its answers must agree
+    with F's `predictions`.
 
-    It is the largest share of the most confident answers that reaches the level, class by class for
-    one-sided gates; for outputs without a confidence, the share that agree. Only calibration
-    guarantees the level.
-    """
+    `outputs` are (n, *output_shape), or rows if it has a head. The estimate is the largest share of
+    the most confident answers that reaches the level, class by class for one-sided gates; without a
+    confidence, the share that agree. Only calibration guarantees the level."""
     agreement = agreement_for(metric, predictions)
     agreed, confidence = agreement(served(outputs), predictions), suited(agreement.kind, outputs)
     if confidence == "none":
@@ -191,7 +190,7 @@ def reached_levels(
 ) -> list[GateLevel]:
     """Return the gates of the levels that were shown, ascending; see `learn_threshold`.
 
-    With a probability of `risk` at most, any of them does not keep its level.
+    The probability that any gate fails its level is at most `risk`.
     """
     others = set(LEVELS) - set(named)
     weight = NAMED if named else 0.0
@@ -221,7 +220,7 @@ def check_levels(levels: Iterable[float]) -> tuple[float, ...]:
 
 
 def fewest_queries(level: float, risk: float = RISK) -> int:
-    """Return the fewest queries that can show a level, the only one that is named: all agree."""
+    """Return the fewest queries that can show a level, if no other is named and all agree."""
     tested = ceil(log(NAMED * risk) / log(level))
     return next(n for n in count(tested) if n - n // DESIGN >= tested)
 
@@ -238,8 +237,8 @@ def learn_threshold(
 
     The probability that it does not is at most `risk`. `confidence` and `agreed` (n,) are of
     independent answers: one in DESIGN, drawn by `seed`, sets the thresholds; the others test them.
-    The first threshold suits the `least_risk` that is known without these answers, by default
-    `risk`.
+    The first threshold is chosen for `least_risk`, by default `risk`, which must not depend on
+    these answers.
     """
     order = np.random.default_rng(seed).permutation(len(confidence))
     design, test = np.split(order, [len(order) // DESIGN])
@@ -256,8 +255,8 @@ def learn_threshold(
 
 
 def _sequence(confidence: Floats, level: float, tested: int, risk: float) -> list[float]:
-    """Return thresholds of ever more coverage, for `tested` answers: quantiles of the `confidence`
-    of others, and one that lets everything through."""
+    """Return thresholds of ever more coverage for `tested` answers: quantiles of the `confidence`
+    of other answers, and one that lets everything through."""
     quantiles = np.quantile(confidence, np.linspace(0, 1, THRESHOLDS), method="lower")
     thresholds: list[float] = [*np.unique(quantiles)[::-1].tolist(), EVERYTHING]
     enough = log(risk) / log(level)
@@ -269,9 +268,8 @@ def _sequence(confidence: Floats, level: float, tested: int, risk: float) -> lis
 
 
 def p_value(disagreed: int, given: int, level: float) -> float:
-    """Return the probability that at most `disagreed` of `given` answers do, where `level` of all
-    agree; 1 where more do than are expected.
-    """
+    """Return the probability that at most `disagreed` of `given` answers disagree if `level` of all
+    agree; 1 if more disagree than expected."""
     if disagreed >= given * (1 - level) + 1 or not given:
         return 1.0
     i = np.arange(1, disagreed + 1)

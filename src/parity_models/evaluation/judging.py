@@ -173,8 +173,8 @@ def calibrate(
 
 
 def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredClass, ...]:
-    """Return the classes that the user names, see `read_classes`; by default those of the gates
-    that the bundle has.
+    """Return the classes that the user names, see `read_classes`; by default those of the bundle's
+    gates.
 
     Raises UserError for classes that the model does not have.
     """
@@ -194,7 +194,7 @@ def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredC
 def load_queries(inputs: GivenInputs, bundle: Bundle, least: int = 1) -> Batch:
     """Return the queries in a file or in arrays: `least` or more, which differ.
 
-    Raises DataError for queries that are not the deployed model's.
+    Raises DataError for queries that do not fit the deployed model.
     """
     signature = bundle.manifest.deployed.signature
     if isinstance(inputs, str | Path):
@@ -219,7 +219,7 @@ def judged_shape(bundle: Bundle) -> tuple[int, ...]:
     """Return the shape of the output that is judged: the one that stand-ins imitate, or the only
     one.
 
-    Raises UserError where there is none of fixed shape.
+    Raises UserError if that has no fixed shape.
     """
     output = bundle.manifest.imitated_output
     fixed = None if output is None else output.fixed
@@ -238,7 +238,7 @@ def judged_shape(bundle: Bundle) -> tuple[int, ...]:
 def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
     """Return A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each.
 
-    Shares of queries have the interval that holds the true one in 95 of 100 cases.
+    Shares of queries come with an interval that holds the true share in 95 of 100 cases.
     """
     code = bundle.manifest.code
     of = "no code" if code is None else str(code)
@@ -288,7 +288,7 @@ def gate_table(results: Sequence[GateResult], metric: str) -> Table:
 
 
 def inference_table(bundle: Bundle) -> Table:
-    """Return network and milliseconds of each model, and the ratio to the deployed model's."""
+    """Return each model's network, milliseconds, and ratio to the deployed model's time."""
     manifest = bundle.manifest
     times = manifest.inference_times
     assert times is not None

@@ -22,7 +22,7 @@ from parity_models.progress import OnProgress, Progress
 Mask = NDArray[np.bool_]
 
 Inputs = ArrayLike | Batch
-"""Queries of a bundle: an array (n, ...) for each input, or that of the only input."""
+"""Queries of a bundle: an array (n, ...) for each input, or an array for the only input."""
 
 OnRows = Callable[[int], None]
 """Called with the number of rows that have been through a model."""
@@ -31,7 +31,7 @@ Run = Callable[[Inputs], Array]
 """A model: n queries to one output (n, *output_shape)."""
 
 BATCH = 256
-"""Rows that a model runs over at a time: more would gain nothing and take more memory."""
+"""Rows per run of a model; more would gain nothing and take more memory."""
 
 
 def predictor(
@@ -67,9 +67,9 @@ def predictor(
 
 
 def deployed_predictor(bundle: Bundle, *, on_rows: OnRows | None = None) -> Run:
-    """Return the `predictor` of the output of the deployed model that stand-ins imitate.
+    """Return the `predictor` of the deployed model's output that stand-ins imitate.
 
-    Raises UserError where the model has several and the bundle does not say which that is.
+    Raises UserError if the model has several outputs and the bundle does not say which.
     """
     manifest = bundle.manifest
     outputs = manifest.deployed.signature.outputs
@@ -105,8 +105,8 @@ def draw_groups(rows: int, k: int, seed: int) -> Array:
 
 @dataclass(frozen=True)
 class Answers:
-    """Outputs of a stand-in as it `gave` them (m, *output shape), or as rows with those of its head
-    (m,); and the rows of the queries that they answer."""
+    """Outputs of a stand-in as it `gave` them, (m, *output shape) or rows that include its head's,
+    and the `rows` of the queries that they answer."""
 
     gave: Array
     rows: NDArray[np.int64]
@@ -124,11 +124,11 @@ class Answers:
 
 
 class Outputs:
-    """Outputs of the models of `bundle` for n queries, over which each model runs once at most.
+    """Outputs of the models of `bundle` for n queries; each model runs over them at most once.
 
     The `seed` draws coding groups, and unavailable slots. `predictions` are the deployed model's
-    outputs (n, *output shape), if they are known. Raises DataError for queries that are not the
-    deployed model's, for none, and later for models whose outputs are not finite.
+    outputs (n, *output shape), if they are known. Raises DataError if there are no queries or they
+    do not fit the deployed model, and later for models whose outputs are not finite.
     """
 
     def __init__(
@@ -175,9 +175,9 @@ class Outputs:
     def answers(self, *, independent: bool = False) -> dict[StandIn, Answers]:
         """Return the answers of each stand-in, as serving would give them.
 
-        Every query is reconstructed once, with 1 to r of its group unavailable, from as few parity
-        outputs as that takes. If answers must be `independent` of each other, one query of a group
-        is reconstructed, unless the slots of the code are isolated. The backup answers every query.
+        Every query is reconstructed once, with 1 to r of its group unavailable, from the fewest
+        parity outputs that suffice. If answers must be `independent` of each other, one query of a
+        group is reconstructed, unless the code is isolated. The backup answers every query.
         """
         found: dict[StandIn, Answers] = {}
         if self.code is not None and self.rows >= self.code.k:
@@ -188,8 +188,8 @@ class Outputs:
         return found
 
     def reconstructed(self, sets: Iterable[Sequence[int]]) -> Answers:
-        """Return the reconstructions where each of these `sets` of slots is unavailable in turn in
-        every group, with all r parity outputs there."""
+        """Return the reconstructions with each of these `sets` of slots unavailable in turn in
+        every group, and all r parity outputs available."""
         code, parts = self._coded, []
         for lost in sets:
             for slot, outputs in self._decode(slice(None), lost, [True] * code.r).items():
@@ -231,7 +231,7 @@ class Outputs:
         self, groups: slice | Array, lost: Sequence[int], parities: Sequence[bool]
     ) -> dict[int, Array]:
         """Return the reconstructions of `groups` by slot, with the slots `lost` unavailable and
-        these `parities` here."""
+        these `parities` available."""
         members = self._groups[groups]
         here = [
             None if slot in lost else self.predictions[members[:, slot]]

@@ -1,7 +1,7 @@
-"""Metrics, agreement and kinds of predictions: how good outputs are, of models and stand-ins alike.
+"""Metrics, agreement and kinds of predictions, for the outputs of models and stand-ins alike.
 
-A metric also fixes the kind of predictions, and that decides how networks learn them. Without
-labels, the model's own predictions count as right.
+A metric also fixes the kind of predictions, and so how networks learn them. Without labels, the
+model's own predictions count as right.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from parity_models.models.queries import LABELS, read_arrays
 Array = NDArray[Any]
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
-"""Classes (n,), or what a model should put out, float32 (n, *output_shape)."""
+"""Classes (n,), or the right outputs, float32 (n, *output_shape)."""
 
 PredictionKind = Literal["classes", "boxes", "values"]
 """The kind of predictions: a score for each class; a box's left, top, right and bottom edge, as
@@ -28,8 +28,8 @@ shares of the image's width and height; or any numbers."""
 
 OutputKind = Literal["logits", "probabilities", "boxes", "numbers", "embeddings"]
 """The kind of a model's outputs, so that its stand-ins give valid ones: a score for each class,
-from before a softmax; a share for each class, which add up to 1; boxes; any numbers; or vectors of
-length 1."""
+before softmax; a share for each class, adding up to 1; boxes; any numbers; or vectors of length
+1."""
 
 NEAR = 1e-3
 """The largest distance of the sum of shares, or of the length of a vector, from 1."""
@@ -83,9 +83,9 @@ def iou(outputs: Array, labels: Array) -> float:
 def r2(outputs: Array, labels: Array) -> float:
     """Return the share of the variance of `labels` (n, ...) that `outputs` explain.
 
-    0 is as good as the mean of the labels, and worse is negative. It is the average over the
-    numbers of a label that vary, and of maps the share for all of their numbers together; NaN where
-    none varies, as of a single query, which gives it no meaning.
+    0 is as good as the mean of the labels; worse outputs give less. The share is averaged over the
+    numbers of a label that vary; the numbers of a map are taken together. It is NaN, without
+    meaning, if none varies, as for a single query.
     """
     together = is_map(labels.shape[1:])
     labels = labels.astype(np.float64).reshape(len(labels), -1)
@@ -106,7 +106,7 @@ def cosine(outputs: Array, labels: Array) -> float:
 
 
 def _cosines(outputs: Array, labels: Array) -> NDArray[np.float64]:
-    """Return the cosine of the angle between each two rows (n, ...): (n,)."""
+    """Return the cosine of the angle between rows of both arrays (n, ...): (n,)."""
     one, other = (each.astype(np.float64).reshape(len(each), -1) for each in (outputs, labels))
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     similar: NDArray[np.float64] = (one * other).sum(axis=1) / np.maximum(lengths, TINY)
@@ -114,7 +114,7 @@ def _cosines(outputs: Array, labels: Array) -> NDArray[np.float64]:
 
 
 class _Metrics(dict[str, Metric]):
-    """Metrics by name; NAME@BOUND is NAME with a bound of the user's."""
+    """Metrics by name; NAME@BOUND is NAME with the user's bound."""
 
     def __missing__(self, name: str) -> Metric:
         base, at, bound = name.partition("@")
@@ -136,7 +136,7 @@ METRICS: dict[str, Metric] = _Metrics(
         "cosine": Metric("values", cosine),
     }
 )
-"""The metrics by name. METRICS["cosine@0.9"] is cosine, and predictions agree from 0.9 on. Raises
+"""The metrics by name. METRICS["cosine@0.9"] is cosine; predictions agree at 0.9 or more. Raises
 KeyError for other names, and for bounds that are not between 0 and 1."""
 
 USUAL: dict[OutputKind, str] = {
@@ -152,8 +152,8 @@ USUAL: dict[OutputKind, str] = {
 def is_map(shape: Sequence[int]) -> bool:
     """Return whether predictions of this shape are maps: channels, height and width.
 
-    Their numbers have one unit, and vary little at the edges: they are judged together, and those
-    of a row one by one.
+    Their numbers have one unit, and vary little at the edges, so they are judged together; the
+    numbers of a row are judged one by one.
     """
     return len(shape) >= 3
 
@@ -188,8 +188,7 @@ def check_labels(metric: str, outputs: Array, labels: Array) -> None:
 
 
 def check_boxes(metric: str, outputs: Array, what: str) -> None:
-    """Raise DataError for `outputs` (n, 4) most of which are empty, where the metric judges
-    boxes."""
+    """Raise DataError if the metric judges boxes and most of `outputs` (n, 4) are empty."""
     if METRICS[metric].kind == "boxes" and (outputs[:, 2:] > outputs[:, :2]).all(1).mean() < 0.5:
         raise DataError(
             f"the {what} are not boxes, which {metric} judges: left, top, right, bottom; use "
@@ -210,8 +209,8 @@ def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
         kind = METRICS[name].kind
     except KeyError:
         raise UserError(
-            f"no metric is called {name!r}; there are {', '.join(METRICS)}, and with the bound "
-            "from which on predictions agree: iou@0.7, cosine@0.9, r2@0.8"
+            f"no metric is called {name!r}; there are {', '.join(METRICS)}, and, with a bound for "
+            "agreement, iou@0.7, cosine@0.9, r2@0.8"
         ) from None
     if kind == "classes" and not is_row:
         raise UserError(
@@ -229,9 +228,9 @@ def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
 
 
 def labels_from(predictions: Array, metric: str) -> Array:
-    """Return the labels that `predictions` (n, *output_shape) make right: classes, or themselves.
+    """Return labels by which `predictions` (n, *output_shape) are right: classes, or themselves.
 
-    Raises DataError for boxes most of which are empty.
+    Raises DataError if they should be boxes and most are empty.
     """
     if METRICS[metric].kind == "classes":
         classes: Array = predictions.argmax(axis=-1)
@@ -242,7 +241,7 @@ def labels_from(predictions: Array, metric: str) -> Array:
 
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:
     """Return the share of `outputs` with the class of a model's `predictions`, both (n,
-    *output_shape); or else, the score of the outputs with the predictions as labels."""
+    *output_shape); for other metrics, their score with the predictions as labels."""
     if METRICS[metric].kind == "classes":
         return top1(outputs, predictions.argmax(axis=-1))
     return score(metric, outputs, predictions)
@@ -258,7 +257,7 @@ class Agreement:
     tolerance: float
 
     def __call__(self, outputs: Array, predictions: Array) -> NDArray[np.bool_]:
-        """Return for each of `outputs` (n, *output_shape) whether it agrees with F's: (n,)."""
+        """Return whether each of `outputs` (n, *output_shape) agrees with F's prediction: (n,)."""
         same: NDArray[np.bool_]
         with np.errstate(all="ignore"):
             if self.kind == "classes":
@@ -318,7 +317,7 @@ def _are_unit(predictions: Array) -> bool:
 
 
 def _overlaps(outputs: Array, labels: Array) -> Array:
-    """Return the area that each two of boxes (n, 4) have in common, over that of their union: (n,).
+    """Return the intersection over union of boxes (n, 4) and `labels`, row by row: (n,).
 
     Boxes are left, top, right, bottom; one whose edges are crossed is empty.
     """
@@ -332,7 +331,7 @@ def _overlaps(outputs: Array, labels: Array) -> Array:
     return shares
 
 
-# Labels of the user's
+# The user's labels
 
 
 def load_labels(
@@ -340,10 +339,10 @@ def load_labels(
 ) -> Array:
     """Return the labels of queries. Nothing is unpickled.
 
-    They are given as an array, or a file of one, .npy or .npz, or of one called "labels". Returns
-    classes, int64 (n,), where the metric judges classes, else float32 (n, *output_shape), which may
-    be given as (n,) where predictions are single numbers. Raises DataError for labels that do not
-    fit this many rows.
+    Give an array, or an .npy or .npz file of one array or with one called "labels". Returns
+    classes, int64 (n,), if the metric judges classes, else float32 (n, *output_shape), which may be
+    given as (n,) if predictions are single numbers. Raises DataError for labels that do not fit
+    this many rows.
     """
     if isinstance(given, str | Path):
         path, arrays = str(given), read_arrays(Path(given), labels=True)
