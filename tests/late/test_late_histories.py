@@ -15,7 +15,7 @@ from parity_models.late import late as late_module
 from parity_models.scheduling.policies.adaptive import BURST
 
 HANG = 1e4
-MOST_ALARMS = 100
+MAX_ALARMS = 100
 """Times that one call is reconsidered, at most, even if it hangs."""
 
 CALLS = st.tuples(
@@ -104,7 +104,7 @@ def test_copies_keep_to_their_budget(
         assert not running
         assert len(asyncio.all_tasks()) == 1
         assert not errors
-        assert alarms <= MOST_ALARMS * late.counts["calls"]
+        assert alarms <= MAX_ALARMS * late.counts["calls"]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(late_module._Race, "_on_alarm", counted)

@@ -737,18 +737,18 @@ class BackgroundComparison:
         self._not_needed = 0
         self._compared: int | None = None
         """The unit that is compared, or was last."""
-        self._sizes = {BACKUP: 1} if stand_ins.backup else {}
+        self._group_sizes = {BACKUP: 1} if stand_ins.backup else {}
         """The number of queries in a task of each role; the role whose turn it is first."""
         code = stand_ins.code
         if code is not None and rows_needed(code)[:1] == [1]:
-            self._sizes[parity_role(0)] = code.k
-        self.due = 0.0 if self._every > 0 and self._sizes else inf
+            self._group_sizes[parity_role(0)] = code.k
+        self.due = 0.0 if self._every > 0 and self._group_sizes else inf
         """The time of the next comparison of an answered query."""
-        self._first = True
-        self._kept: list[int] = []
+        self._is_first = True
+        self._members: list[int] = []
         """Answered queries that wait for as many others as are in a group."""
         self._sharers: tuple[Hashable, Hashable] = (None, None)
-        self._since = 0.0
+        self._waiting_since = 0.0
         self.task: Task | None = None
         """The queued task of a comparison, if any."""
         self._ids = count(-1, -1)  # those of policies are above 0
@@ -761,10 +761,10 @@ class BackgroundComparison:
         if unit.role == DEPLOYED:
             return False
         self._not_needed += 1
-        is_due = self._not_needed % self._port.config.compare_one_in == 0
-        if self._compared in self._port.units or not (
-            is_due or source_of(unit.role) in self._port.closed_gates
-        ):
+        port = self._port
+        is_due = self._not_needed % port.config.compare_one_in == 0
+        is_due = is_due or source_of(unit.role) in port.closed_gates
+        if self._compared in port.units or not is_due:
             return False
         self._compared = unit.id
         self.give_up()
@@ -773,41 +773,41 @@ class BackgroundComparison:
     def answered(self, query: Query) -> None:
         """The deployed model's prediction for this query has arrived, and a comparison is due."""
         port, now = self._port, self._port.now
-        if self._first:
-            self._first, self.due = False, now + self._every
+        if self._is_first:
+            self._is_first, self.due = False, now + self._every
             return
         busy = self.task is not None or self._compared in port.units
         if busy or query.exact or query.crashes:
             return
-        role = next(iter(self._sizes))
+        role = next(iter(self._group_sizes))
         shares = role == BACKUP or query.tenant is not None or port.config.share_groups
         if not (shares and port.up(role)):
-            self._turn()
+            self._next_stand_in()
         elif port.dispatch.idle_for(role) and not port.queued(DEPLOYED):
-            self._keep(query)
-            if len(self._kept) == self._sizes[role]:
+            self._add_member(query)
+            if len(self._members) == self._group_sizes[role]:
                 subject = query.id if role == BACKUP else next(self._ids)
                 self.task = Task(
                     role, subject, query.kind, preemptible=True, alone=True, comparing=True
                 )
                 port.dispatch.add(self.task)
 
-    def starts(self, unit: Unit, run: Run) -> list[Encode | Run | Compare | ForgetGroup]:
-        """The task that was queued is about to run as `run`. Return what is to be done, in order.
+    def starts(self, unit: Unit, run: Run) -> list[Action]:
+        """The queued task is about to run as `run`. Return the actions to carry out, in order.
 
         The predictions are taken at `Compare`, so that nothing is kept from then on.
         """
         (task,) = unit.tasks
         task.wanted = False  # it is not tried again
         self._compared = unit.id
-        actions: list[Encode | Run | Compare | ForgetGroup] = [run, Compare(unit.instance, unit.id)]
+        actions: list[Action] = [run, Compare(unit.instance, unit.id)]
         if task.role != BACKUP:
-            encode = Encode(task.subject, tuple(self._kept), 0.0)
+            encode = Encode(task.subject, tuple(self._members), 0.0)
             actions = [encode, *actions, ForgetGroup(task.subject)]
         self.task = None
         self._port.compare_next = False
         self.due = self._port.now + self._every
-        self._turn()
+        self._next_stand_in()
         return actions
 
     def give_up(self) -> None:
@@ -818,24 +818,24 @@ class BackgroundComparison:
             self.task = None
             self._release()
 
-    def _keep(self, query: Query) -> None:
+    def _add_member(self, query: Query) -> None:
         sharers = (query.kind, query.tenant)
-        if self._kept and sharers != self._sharers:
-            if self._port.now < self._since + self._every:
+        if self._members and sharers != self._sharers:
+            if self._port.now < self._waiting_since + self._every:
                 return  # others of the same may yet come
             self._release()
-        if not self._kept:
-            self._sharers, self._since = sharers, self._port.now
+        if not self._members:
+            self._sharers, self._waiting_since = sharers, self._port.now
         self._port.hold(query.id)
-        self._kept.append(query.id)
+        self._members.append(query.id)
 
     def _release(self) -> None:
-        for query in self._kept:
+        for query in self._members:
             self._port.release(query)
-        self._kept.clear()
+        self._members.clear()
 
-    def _turn(self) -> None:
-        """Make another stand-in the next."""
+    def _next_stand_in(self) -> None:
+        """Let the next stand-in take its turn."""
         self._release()
-        role = next(iter(self._sizes))
-        self._sizes[role] = self._sizes.pop(role)
+        role = next(iter(self._group_sizes))
+        self._group_sizes[role] = self._group_sizes.pop(role)

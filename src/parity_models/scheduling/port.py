@@ -66,7 +66,7 @@ class Port(ABC):
         self._timers: list[tuple[float, int]] = []
         """A heap of times and timers, cancelled ones among them; of two timers that are due at the
         same time, the first that was set fires."""
-        self._last_timer, self._most_timers = 0, 64
+        self._last_timer, self._max_timers = 0, 64
         self._callbacks: dict[int, tuple[Callable[[], None], Collection[int]]] = {}
         """The callback of each timer that is set, and the queries that it is about."""
         self._last_unit = 0
@@ -197,10 +197,10 @@ class Port(ABC):
         self._last_timer = timer = self._last_timer + 1
         self._callbacks[timer] = callback, about
         heapq.heappush(self._timers, (at, timer))
-        if len(self._timers) > self._most_timers:
+        if len(self._timers) > self._max_timers:
             self._timers = [entry for entry in self._timers if entry[1] in self._callbacks]
             heapq.heapify(self._timers)
-            self._most_timers = 64 + 4 * len(self._timers)
+            self._max_timers = 64 + 4 * len(self._timers)
         return timer
 
     def cancel_timer(self, *timers: int) -> None:
