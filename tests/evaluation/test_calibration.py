@@ -273,7 +273,7 @@ def test_no_other_class_passes(scores: Array, numbers: list[int], data: st.DataO
 def test_coverage_is_that_of_the_classes_that_may_answer(tmp_path: Path) -> None:
     bundle, queries = linear_bundle(tmp_path, WEIGHTS, backup=NOISY), inputs(8000, seed=1)
     may = (AnsweredClass(1, "1"),)
-    found = calibrate_gates(Outputs(bundle, inputs(8000)), named=[0.95], answer_only=may)
+    found = calibrate_gates(Outputs(bundle, inputs(8000)), named=[0.95], allowed=may)
     labels = (queries @ WEIGHTS).argmax(axis=1)
     results = measure_gates(Outputs(bundle, queries), found, labels)
     everything, *gated = results
@@ -342,9 +342,7 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"calibrate it with more queries"):
         choose_gates(with_measured(bundle, calibration={"backup": none}), roles, None)
     with pytest.raises(UserError, match="r2 does not judge classes"):
-        calibrate_gates(
-            Outputs(bundle, inputs(100)), metric="r2", answer_only=[AnsweredClass(0, "0")]
-        )
+        calibrate_gates(Outputs(bundle, inputs(100)), metric="r2", allowed=[AnsweredClass(0, "0")])
     with pytest.raises(UserError, match="give --answer-only or --ungated"):
         SearchOptions(ungated=True, answer_only="spam")
 

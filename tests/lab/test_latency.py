@@ -97,7 +97,7 @@ def test_every_trial_of_the_package_s_figures_can_be_run(name: str) -> None:
 def test_the_paper_s_settings_are_those_of_the_paper() -> None:
     figure = load_figure("9a")
     setting = figure.at(4, figure.series[0])
-    assert (setting.instances, setting.extra_instances, setting.k) == (12, 6, 2)
+    assert (setting.instances, setting.extra, setting.k) == (12, 6, 2)
     assert (setting.queries_per_second, setting.shuffles) == (270, 4)
 
 

@@ -184,7 +184,7 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
 def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(lesson: Lesson) -> None:
     candidate, other = (
         Candidate("linear", each)
-        for each in (lesson, replace(lesson, answer_only=(AnsweredClass(0, "0"),)))
+        for each in (lesson, replace(lesson, allowed=(AnsweredClass(0, "0"),)))
     )
     candidate.fit(None)
     other.fit(None)

@@ -127,14 +127,13 @@ def measure_gates(
         found = answers[stand_in]
         predictions, right = outputs.predictions[found.rows], labels[found.rows]
         agreed = Agreement(gates.kind, gates.tolerance)(found.outputs, predictions)
-        names = {each.number: each.name for each in gates.answer_only}
         said = classes_of(found.outputs)
         cases: list[tuple[float | None, Mask, str | None]] = [(None, np.ones_like(agreed), None)]
         for level in gates.levels:
             given = ~Gate(gates.confidence, level).refused(found.gave)
             cases.append((level.level, given, None))
             cases += [
-                (each.level, given & (said == each.number), names[each.number])
+                (each.level, given & (said == each.number), gates.allowed[each.number])
                 for each in level.classes
             ]
         results += [

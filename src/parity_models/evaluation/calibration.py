@@ -67,30 +67,30 @@ def calibrate_gates(
     *,
     metric: str = "top-1",
     named: Iterable[float] = (),
-    answer_only: Sequence[AnsweredClass] = (),
+    allowed: Sequence[AnsweredClass] = (),
     risk: float = RISK,
 ) -> dict[StandIn, Calibration]:
     """Return the gate of every stand-in of a bundle, by n held-out queries.
 
     The queries must be like those that will be served, and neither model nor stand-in may have been
     fitted to them; labels are not needed. Agreement follows from `metric`. Levels are the usual
-    ones and any that the user `named`, without those that these queries cannot show. With classes
-    to `answer_only`, gates are one-sided. Raises UserError for levels out of range, and for classes
+    ones and any that the user `named`, without those that these queries cannot show. With `allowed`
+    classes, gates are one-sided. Raises UserError for levels out of range, and for classes
     if `metric` does not judge classes.
     """
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
-    if answer_only and agreement.kind != "classes":
+    if allowed and agreement.kind != "classes":
         raise UserError(f"{metric} does not judge classes; leave --answer-only out")
     gates: dict[StandIn, Calibration] = {}
     for stand_in, found in outputs.answers(independent=True).items():
         confidence = suited(agreement.kind, found.gave)
         sure = confidences(confidence, found.gave)
         agreed = agreement(found.outputs, outputs.predictions[found.rows])
-        if answer_only:
+        if allowed:
             said = classes_of(found.outputs)
             reached = reached_by_class(
-                sure, agreed, said, answer_only, named=wanted, seed=outputs.seed, risk=risk
+                sure, agreed, said, allowed, named=wanted, seed=outputs.seed, risk=risk
             )
         else:
             reached = reached_levels(sure, agreed, named=wanted, seed=outputs.seed, risk=risk)
@@ -101,7 +101,7 @@ def calibrate_gates(
             len(sure),
             risk,
             tuple(reached),
-            tuple(answer_only),
+            tuple(allowed),
         )
     return gates
 
@@ -110,7 +110,7 @@ def reached_by_class(
     confidence: Floats,
     agreed: Mask,
     said: NDArray[np.int64],
-    answer_only: Sequence[AnsweredClass],
+    allowed: Sequence[AnsweredClass],
     *,
     named: Collection[float] = (),
     seed: int = 0,
@@ -123,16 +123,16 @@ def reached_by_class(
     level and its own; a class without such a gate is not answered.
     """
     shown: dict[int, list[GateLevel]] = {}
-    for each in answer_only:
+    for each in allowed:
         wanted = {max(level, each.level) for level in named or (each.level,)} - {0.0}
-        mine, share = said == each.number, risk / len(answer_only)
+        mine, share = said == each.number, risk / len(allowed)
         shown[each.number] = reached_levels(
             confidence[mine], agreed[mine], named=wanted, seed=seed, risk=share
         )
     gates = []
     for level in sorted({*LEVELS, *named}):
         classes = []
-        for each in answer_only:
+        for each in allowed:
             least, mine = max(level, each.level), said == each.number
             gate = next((one for one in shown[each.number] if one.level >= least), None)
             if gate is not None:
@@ -152,7 +152,7 @@ def estimate_coverage(
     predictions: Array,
     metric: str,
     level: float,
-    answer_only: Sequence[AnsweredClass] = (),
+    allowed: Sequence[AnsweredClass] = (),
 ) -> float:
     """Estimate the share of queries that a stand-in may answer if `level` of its answers must agree
     with F's `predictions`.
@@ -165,9 +165,9 @@ def estimate_coverage(
     if confidence == "none":
         return float(agreed.mean())
     sure = confidences(confidence, outputs)
-    if not answer_only:
+    if not allowed:
         return surest_share(sure, agreed, level)
-    sides = [(classes_of(outputs) == each.number, max(level, each.level)) for each in answer_only]
+    sides = [(classes_of(outputs) == each.number, max(level, each.level)) for each in allowed]
     parts = (mine.mean() * surest_share(sure[mine], agreed[mine], to) for mine, to in sides)
     return float(sum(parts))
 

@@ -160,7 +160,7 @@ def calibrate(
     outputs = Outputs(opened, queries, seed=seed, progress=progress)
     only = answered_classes(opened, answer_only)
     metric = metric_for(opened, metric)
-    found = calibrate_gates(outputs, metric=metric, named=agreement, answer_only=only)
+    found = calibrate_gates(outputs, metric=metric, named=agreement, allowed=only)
     for stand_in, gate in manifest.calibration.items():
         now = found.get(stand_in)
         if gate.levels and now is not None and not now.levels:

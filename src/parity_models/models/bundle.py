@@ -745,7 +745,7 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
                 f"the gate of the {stand_in} is one of boxes, predictions of shape {list(BOX)}, "
                 f"where the deployed model's are {output}"
             )
-        may = {each.number for each in calibration.answer_only}
+        may = calibration.allowed.keys()
         for level in calibration.levels:
             answered = {each.number for each in level.classes}
             if not answered <= may or bool(answered) != bool(may):

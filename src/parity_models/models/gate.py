@@ -102,6 +102,11 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     levels: tuple[GateLevel, ...] = ()
     answer_only: tuple[AnsweredClass, ...] = ()
 
+    @property
+    def allowed(self) -> dict[int, str]:
+        """The classes in `answer_only`: their names by number."""
+        return {each.number: each.name for each in self.answer_only}
+
     def at_most(self, level: float) -> GateLevel | None:
         """Return the highest calibrated level that is not above `level`."""
         return next((each for each in reversed(self.levels) if each.level <= level), None)
@@ -124,7 +129,6 @@ class Gates(Printed, dict[StandIn, Calibration]):
         for column in ("level", "agreement", "coverage", "queries"):
             table.add_column(column, justify="right")
         for stand_in, calibration in self.items():
-            names = {each.number: each.name for each in calibration.answer_only}
             for place, level in enumerate(calibration.levels):
                 table.add_row(
                     "" if place else stand_in,
@@ -135,13 +139,15 @@ class Gates(Printed, dict[StandIn, Calibration]):
                 )
                 for each in level.classes:
                     shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
-                    table.add_row(f"  {names[each.number]}", f"{each.level:g}", *shares)
+                    table.add_row(
+                        f"  {calibration.allowed[each.number]}", f"{each.level:g}", *shares
+                    )
         without = [name for name, calibration in self.items() if not calibration.levels]
         notes = [
             f"{name}: no gate, as {self[name].queries} queries show no level of agreement, and a "
             + (
                 "server refuses to start with it"
-                if self[name].answer_only
+                if self[name].allowed
                 else "server lets it answer every query"
             )
             + "; calibrate with more queries, or train it for longer"

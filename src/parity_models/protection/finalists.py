@@ -88,7 +88,7 @@ class Trained:
             Outputs(self.bundle, lesson.queries.calibration),
             metric=lesson.data.metric,
             named=[level],
-            answer_only=lesson.answer_only,
+            allowed=lesson.allowed,
             risk=risk,
         ).values()
         if (reached := gate.at_least(level)) is None:
@@ -130,7 +130,7 @@ def measure(
         of_classes = METRICS[metric].kind == "classes"
         interval = share_interval(agreed, len(right)) if of_classes else None
         coverage = {
-            level: estimate_coverage(answers.gave, wanted, metric, level, lesson.answer_only)
+            level: estimate_coverage(answers.gave, wanted, metric, level, lesson.allowed)
             for level in {*LEVELS, lesson.level}
         }
         if suited(agreement_for(metric, wanted).kind, answers.gave) == "none":

@@ -278,8 +278,8 @@ class ServedModel:
     def too_many(self, rows: int) -> TooLargeError:
         """Return the error of a request of more rows than `max_rows`."""
         return TooLargeError(
-            f"the request has {rows} rows, this server takes up to {self.max_rows} at once "
-            "(max_queue); send several requests",
+            f"the request has {rows} rows, this server takes up to {self.max_rows} at once; send "
+            "several requests",
             why=Refused.MAX_QUEUE,
         )
 

@@ -89,7 +89,7 @@ class Lesson:
 
     `model` is F as a module, and takes `row_seconds` for each of the `queries`, which `queried`
     describes; `data` are its predictions. `level` is the agreement that is wanted, by default each
-    of LEVELS, of the classes to `answer_only` if there are some.
+    of LEVELS, and of the `allowed` classes if there are some.
     """
 
     teacher: Teacher
@@ -100,7 +100,7 @@ class Lesson:
     seed: int = 0
     level: float | None = None
     row_seconds: float = 0.0
-    answer_only: tuple[AnsweredClass, ...] = ()
+    allowed: tuple[AnsweredClass, ...] = ()
 
     @property
     def judging(self) -> float:
@@ -224,7 +224,7 @@ class Candidate:
         predictions = self.data.held_out_predictions.cpu().numpy()[rows]
         self.judging = time.monotonic() - began
         self.covered = estimate_coverage(
-            given, predictions, self.data.metric, lesson.level, lesson.answer_only
+            given, predictions, self.data.metric, lesson.level, lesson.allowed
         )
 
     def exported(self) -> Exported:

@@ -280,7 +280,7 @@ def write_stand_ins(
         if not calibrated and found is not None and len(found):
             measured = Outputs(draft, found, progress=progress)
             only = answered_classes(deployed, None)
-            gates = calibrate_gates(measured, metric=metric, answer_only=only)
+            gates = calibrate_gates(measured, metric=metric, allowed=only)
         if queries.test is not None:
             outputs = Outputs(draft, queries.test, progress=progress)
             evaluation = judge(outputs, None, metric, gates)

@@ -31,7 +31,7 @@ class ChosenGate:
     @property
     def classes(self) -> dict[str, float]:
         """The levels of the classes that it lets through, by name; empty if that is every class."""
-        names = {each.number: each.name for each in self.calibration.answer_only}
+        names = self.calibration.allowed
         return {names[each.number]: each.level for each in self.level.classes}
 
 
@@ -118,8 +118,8 @@ def _level(
             f"parm calibrate {bundle.path} --agreement {agreement:g}"
         )
     level = None if agreement == 0 else calibration.at_most(AGREEMENT)
-    if level is None and calibration.answer_only:
-        classes = ", ".join(each.name for each in calibration.answer_only)
+    if level is None and calibration.allowed:
+        classes = ", ".join(calibration.allowed.values())
         raise UserError(
             f"the {stand_in} of {bundle.path} may answer {classes} only, and without a gate it "
             "would answer every class; calibrate it with more queries: parm calibrate "

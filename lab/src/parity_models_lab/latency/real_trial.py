@@ -71,7 +71,7 @@ async def run_real(trial: Trial, folder: Path) -> TrialResult:
     server or the load raises."""
     setting = trial.setting
     policy, _ = trial.policy.build(trial.stand_ins)
-    roles = policy.roles(setting.instances, setting.extra_instances)  # fewer for `none`
+    roles = policy.roles(setting.instances, setting.extra)  # fewer for `none`
     bundle = bundle_for(trial, folder)
     async with AsyncExitStack() as stack:
         contention = contended(setting, trial.seed)

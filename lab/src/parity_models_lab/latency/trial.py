@@ -126,12 +126,12 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("units take no time: give a service time above 0")
 
     @property
-    def extra_instances(self) -> int:
+    def extra(self) -> int:
         return ceil(self.instances / self.k)
 
     @property
     def all_instances(self) -> int:
-        return self.instances + self.extra_instances
+        return self.instances + self.extra
 
     @property
     def code(self) -> Code:
@@ -270,7 +270,7 @@ def simulation_of(trial: Trial) -> Simulation:
     return Simulation(
         trial.arrivals(),
         setting.instances,
-        setting.extra_instances,
+        setting.extra,
         {DEPLOYED: Constant(0.0)},
         faults=trial.plan(setting.all_instances),
         overhead=DISPATCH + trial.held_ms / 1e3,

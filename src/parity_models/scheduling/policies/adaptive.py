@@ -110,9 +110,9 @@ class Adaptive(Policy):
         self._early_answers: set[int] = set()
         """The queries whose answer, from the backup, is held until their original is slow."""
 
-    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
         roles = {DEPLOYED, *self._risk.stand_ins, *self._groups.parity_roles}
-        return [frozenset(roles)] * (instances + extra_instances)
+        return [frozenset(roles)] * (instances + extra)
 
     def redundancy(self, port: Port) -> Redundancy:
         return Redundancy.BOTTLENECK if port.process_load.is_bottleneck else self._effect.state

@@ -25,8 +25,8 @@ class ApproximateBackup(Policy):
     def __init__(self, options: Any = None) -> None:
         self._backups: dict[int, Task] = {}
 
-    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
-        return [frozenset({DEPLOYED})] * instances + [frozenset({BACKUP})] * extra_instances
+    def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
+        return [frozenset({DEPLOYED})] * instances + [frozenset({BACKUP})] * extra
 
     def arrived(self, port: Port, query: Query) -> None:
         if query.exact:

@@ -36,8 +36,8 @@ class Cascade(Hedging):
         self._not_compared = 0
         """The answers of stand-ins since the model was asked first."""
 
-    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
-        return [frozenset({DEPLOYED, BACKUP})] * (instances + extra_instances)
+    def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
+        return [frozenset({DEPLOYED, BACKUP})] * (instances + extra)
 
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()

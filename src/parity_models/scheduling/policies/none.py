@@ -9,7 +9,7 @@ class NoRedundancy(Policy):
 
     name = "none"
 
-    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
         return [frozenset({DEPLOYED})] * instances
 
 

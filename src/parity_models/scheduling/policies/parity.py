@@ -107,11 +107,11 @@ class Parity(CodingGroups):
         self._run_times = RunTimes()
         self._margin = Margin(self._run_times)
 
-    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
         parity, deployed = frozenset(self.parity_roles), frozenset({DEPLOYED})
         if self._pool is Pool.SHARED:
-            return [deployed | parity] * (instances + extra_instances)
-        return [deployed] * instances + [parity] * extra_instances
+            return [deployed | parity] * (instances + extra)
+        return [deployed] * instances + [parity] * extra
 
     def arrived(self, port: Port, query: Query) -> None:
         port.keep_idle(self._margin.kept(len(port.queries)))

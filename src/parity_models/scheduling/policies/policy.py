@@ -112,12 +112,12 @@ class Policy:
         """Return the state of redundant work, while it is switched on."""
         return Redundancy.ON
 
-    def roles(self, instances: int, extra_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
         """Return the roles of each instance: of `instances`, then of the extra ones for redundancy.
 
         By default all run the deployed model.
         """
-        return [frozenset({DEPLOYED})] * (instances + extra_instances)
+        return [frozenset({DEPLOYED})] * (instances + extra)
 
     def arrived(self, port: Port, query: Query) -> None:
         """A query was admitted; its original is queued and is dispatched after this."""
