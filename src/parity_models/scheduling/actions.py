@@ -44,8 +44,8 @@ class Action(Struct, frozen=True):
 class Run(Action, frozen=True):
     """Run `role` on `instance` over `subjects`, as one batch.
 
-    Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity work, whose parity
-    query an earlier Encode made.
+    Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity models; an earlier
+    Encode made the group's parity queries.
     """
 
     instance: str
@@ -68,8 +68,8 @@ class Encode(Action, frozen=True):
 class Decode(Action, frozen=True):
     """Reconstruct `slots` of `group`, and report `decoded`; only then are queries answered.
 
-    `available` are the slots whose model prediction has arrived, `parities` the rows whose parity
-    output has.
+    `available` marks the slots whose model prediction has arrived, `parities` the rows whose parity
+    output has arrived.
     """
 
     group: int
@@ -109,10 +109,9 @@ class Cancel(Action, frozen=True):
 
 
 class Compare(Action, frozen=True):
-    """Let `unit`, of a stand-in, run on, and compare its outputs, which no query needs.
+    """Let a stand-in's `unit` finish, and compare its outputs, which no query needs.
 
-    They are compared with the deployed model's predictions that have arrived, and `compared` is
-    reported.
+    Compare them with the deployed model's predictions that have arrived; report `compared`.
     """
 
     instance: str
@@ -123,8 +122,8 @@ class Verify(Action, frozen=True):
     """Run golden query number `probe` of `role` on `instance`, as `unit`; report `unit_verified`.
 
     The driver has some queries with known outputs for each role, and takes them in turn: `probe`
-    counts from 0, modulo their number. With a `query`, run that one's input again instead, and
-    report the number of the `answer`.
+    counts from 0, modulo their number. With a `query`, run that query's input again instead, and
+    report the number of its `answer`.
     """
 
     instance: str
@@ -137,7 +136,7 @@ class Verify(Action, frozen=True):
 class Recycle(Action, frozen=True):
     """End this instance and start another in its place, as far as the engine can.
 
-    It is reported as one that left. `reason` is for counters, `why` for people ("fails ...").
+    Then report `instance_left`. `reason` is for counters, `why` for people ("fails ...").
     """
 
     instance: str
@@ -158,6 +157,6 @@ class ForgetGroup(Action, frozen=True):
 
 
 class WakeAt(Action, frozen=True):
-    """Report `time_passed` at `time`; replaces the wake-up before."""
+    """Report `time_passed` at `time`; replaces the previous wake-up."""
 
     time: float

@@ -1,4 +1,4 @@
-"""A policy and a dispatch rule as commands, files and programs ask for them: by name."""
+"""A policy and a dispatch rule, chosen by name in commands, files and programs."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ class PolicyChoice:
 
     @classmethod
     def parse(cls, policy: str, dispatch: str | None = None) -> "PolicyChoice":
-        """Return the choice that texts such as hedging@hedge-delay=5ms stand for.
+        """Parse a policy such as hedging@hedge-delay=5ms.
 
         Raises UserError as PolicyChoice does.
         """
@@ -56,7 +56,7 @@ class PolicyChoice:
         return self.dispatch or self.policy.rule
 
     def written_out(self) -> dict[str, Any]:
-        """Return the names, and the values of all options, given or not, as for a file."""
+        """Return the names and all options' values, defaults included, to write to a file."""
         options = asdict(POLICIES.options(self.name, self.options))
         return {"name": self.name, "dispatch": self.dispatch, **options}
 

@@ -10,18 +10,18 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   query for a parity model. It is queued, then running as part of a unit, then over.
 - A *unit* is the batch of tasks that one instance runs. An instance runs one unit at a time.
   The tasks of a failed unit, or of an instance that left, go back to the head of the queue.
-- A *node* is a machine, whose instances fail together. A query and its copies, and the units of a
+- A *node* is a machine; its instances fail together. A query and its copies, and the units of a
   coding group, run on different nodes, as far as there are instances on enough of them.
-- The *policy* (policies/) decides what is sent besides the originals, and when a stand-in answers.
+- The *policy* (policies/) decides which redundant tasks are sent, and when a stand-in answers.
   It acts through the port (port.py), which is this scheduler's state and verbs.
 - *Holds* on a query's tensors count their users: the query itself while pending, its coding group,
   and the padding kept for later groups. When the last is released, the driver forgets the tensors.
 
-States of a query, and what moves it on:
+The states of a query:
 
     waiting    no task of it runs. `Admission` has taken it; the dispatch rule (dispatch.py) gives
-               its original to an instance. Once it is too late to start it, and others wait as
-               well, it ends as at its deadline, to make room.
+               its original to an instance. If it can no longer be in time while others wait, it
+               ends early, as at its deadline, to make room.
     running    a task of it runs. If that fails or its instance is lost, it waits again, up to
                max_attempts times, or is tried alone as a suspect (poison.py).
     decoding   it is being reconstructed, until the driver reports `decoded`.
@@ -70,11 +70,11 @@ class Scheduler(Port):
 
     The contract with the driver: it reports what happened to one instance in order, but an event
     may be reported late, after timers that were due before it, or twice, or for a unit or an
-    instance that is gone. What an event says counts before timers that have become due in the
+    instance that is gone. An event takes effect before timers that have become due in the
     meantime: an output that has arrived answers its query, however late it is. An event that says
     nothing new is ignored. A `Cancel` or `Compare` may come for a unit that has ended but is not
-    reported yet; the driver ignores it. If a hook of the policy raises, the queries that it was
-    about fail as INTERNAL, and all else goes on.
+    reported yet; the driver ignores it. If a hook of the policy raises, the queries concerned fail
+    as INTERNAL, and the others go on.
 
     Args:
         policy: The redundancy policy, which serves this scheduler alone.
@@ -121,11 +121,11 @@ class Scheduler(Port):
             kind: Their shape and dtype: batches and coding groups are of one kind.
             deadline: The time at which they fail if unanswered; by default the config's.
             tenant: They share coding groups only with queries of the same tenant.
-            exact: The ids of those that only the deployed model may answer.
-            admitted: They are part of a request that `refusal` has let in.
+            exact: The ids of queries that only the deployed model may answer.
+            admitted: True if `refusal` returned None for their request.
 
         Raises:
-            ValueError: An id is in use: the only thing that no lateness explains.
+            ValueError: An id is in use.
 
         """
         for query_id in queries:
@@ -133,7 +133,7 @@ class Scheduler(Port):
                 raise ValueError(f"query {query_id} is here already; ids must be unique")
         self.now = max(self.now, now)
         if self._timers and self._timers[0][0] <= self.now:
-            self._fire_timers()  # what has expired does not wait
+            self._fire_timers()  # expired queries do not wait
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.process_load.lag
         refusal = admitted or self._admission.refusal(
@@ -144,7 +144,7 @@ class Scheduler(Port):
                 self._actions.append(Fail(query_id, *refusal))
                 self._forgotten.append(query_id)
             return self._turn()
-        # Once it is too late to start it, it makes room for others.
+        # A query that is too late to start makes room for others.
         too_late = due - self._admission.typical_run
         coded = tenant is not None or self.config.share_groups
         for query_id in queries:
@@ -164,13 +164,13 @@ class Scheduler(Port):
         return self._turn()
 
     def queries_abandoned(self, now: float, queries: Iterable[int]) -> list[Action]:
-        """The client has given up these queries; those that are pending end."""
+        """The client has given up these queries; the pending ones end."""
         self.now = max(self.now, now)
         self._fail_all(queries, Reason.ABANDONED, "its client has given up")
         return self._turn()
 
     def queries_failed(self, now: float, queries: Iterable[int], detail: str) -> list[Action]:
-        """The driver could not carry out an action for these queries; those pending fail."""
+        """The driver could not carry out an action for these queries; the pending ones fail."""
         self.now = max(self.now, now)
         self._fail_all(queries, Reason.INTERNAL, detail)
         return self._turn()
@@ -188,10 +188,10 @@ class Scheduler(Port):
         Args:
             now: The time in seconds.
             unit: The id of the unit.
-            unusable: The subjects whose outputs are impossible or rejected: a stand-in's answers
-                no query, and a prediction of the deployed model answers its own query only.
-            ended_at: The time at which the instance was done, if it reports one by this clock: the
-                report has waited since.
+            unusable: The subjects with an impossible or rejected output. If a stand-in gave it, it
+                answers no query; if the deployed model did, it answers only its own query.
+            ended_at: The time at which the instance was done, by this clock, if it reports that;
+                the report has waited since then.
 
         """
         self.now = now = max(self.now, now)
@@ -227,8 +227,8 @@ class Scheduler(Port):
     def unit_failed(self, now: float, unit: int, detail: str, *, busy: float = 0.0) -> list[Action]:
         """A unit failed on an instance that is still up (or was cancelled).
 
-        `busy`: the instance refused the unit, which does not count as a failure, and gets none for
-        this many seconds.
+        `busy`: seconds for which the instance gets no units, because it refused this one. A
+        refusal does not count as a failure.
         """
         self.now = max(self.now, now)
         known = self.units.get(unit)
@@ -239,9 +239,9 @@ class Scheduler(Port):
     def decoded(self, now: float, group: int, wrong: Collection[int] = ()) -> list[Action]:
         """The oldest Decode of the group has been carried out.
 
-        The reconstructions of the slots `wrong` are rejected: they cannot be right, or are not
-        likely enough to be. To be reported for every Decode, as soon as the actions returned with
-        it have been carried out.
+        The reconstructions of the slots `wrong` are rejected, as impossible or as too unlikely to
+        be right. The driver reports this for every Decode, as soon as it has carried out the
+        actions returned with it.
         """
         self.now = max(self.now, now)
         if decodes := self._decodes.pop(group, []):
@@ -285,8 +285,8 @@ class Scheduler(Port):
     def unit_verified(self, now: float, unit: int, right: bool, answer: int = 0) -> list[Action]:
         """An instance has answered the golden query of a Verify, rightly or not.
 
-        For the query of a client, `answer` is the number of the answer: 0 for that which the client
-        got, then in the order in which different ones were given.
+        For a client's query, `answer` numbers its different answers in the order of arrival; 0 is
+        the one that the client got.
         """
         self.now = max(self.now, now)
         known = self.units.get(unit)
@@ -300,15 +300,15 @@ class Scheduler(Port):
     def gate_turned(self, now: float, source: Source, is_open: bool) -> list[Action]:
         """The gate of this source has opened or closed; all are open at first.
 
-        The driver reports the outputs of one that is closed as unusable or wrong.
+        While it is closed, the driver reports this source's outputs as `unusable` or `wrong`.
         """
         self.now = max(self.now, now)
         (self.closed_gates.discard if is_open else self.closed_gates.add)(source)
         return self._turn()
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
-        """A timer of the driver's own was `lag` seconds late, and for the share `busy` of the time
-        since the last one, its thread has computed or waited for a processor."""
+        """One of the driver's timers was `lag` seconds late. `busy` is the share of the time since
+        the previous one in which its thread computed or waited for a processor."""
         self.now = max(self.now, now)
         self.process_load.busy = busy
         self.process_load.waited(lag, self._admission.typical_run)
@@ -367,7 +367,7 @@ class Scheduler(Port):
     # Queries
 
     def _fail_all(self, queries: Iterable[int], reason: Reason, detail: str) -> None:
-        """Fail those of the queries that are pending."""
+        """Fail the pending ones of these queries."""
         for query_id in queries:
             query = self.queries.get(query_id)
             if query is not None:
@@ -382,13 +382,13 @@ class Scheduler(Port):
             if query.withheld and query.first is not None and source is Source.BACKUP:
                 self.queue_again(query.original)
 
-    def _asks_first(self, task: Task) -> Query | None:
+    def _replaced_by(self, task: Task) -> Query | None:
         """Return the query whose original this task of a stand-in replaces, if any."""
         query = self.queries.get(task.subject) if task.role == BACKUP else None
         return query if query is not None and query.first is task else None
 
     def _too_late(self, query: Query) -> None:
-        """A query that still waits will not be in time: it makes room, if others wait as well."""
+        """End a waiting query that cannot be in time any more, if others wait as well."""
         if query.due > self.now:
             room = self.max_batch * self.dispatch.idle_for(DEPLOYED)
             hopeless = query.id in self._waiting and len(self._waiting) > room
@@ -398,7 +398,7 @@ class Scheduler(Port):
         self._expire(query)
 
     def _expire(self, query: Query, *, decoded: bool = False) -> None:
-        """End a query whose deadline has come; while it is being decoded, after that."""
+        """End a query at its deadline, or after its decoding if that is in progress."""
         if not decoded:
             self.tell((query.id,), self._policy.on_loss_or_deadline, self, query)
         if query.id not in self.queries:
@@ -443,7 +443,7 @@ class Scheduler(Port):
             if task.comparing:
                 continue
             if task.role != DEPLOYED:
-                if self._asks_first(task) is not None:
+                if self._replaced_by(task) is not None:
                     unit.is_original = True
                     self._waiting.discard(task.subject)
                 self.tell((), policy.redundancy_starts, self, task)
@@ -471,8 +471,8 @@ class Scheduler(Port):
         rest: float = 0.0,
         lost: bool = False,
     ) -> bool:
-        """Take a unit off its instance, which then rests, or is `lost`. Return whether queries need
-        it: it was no golden query and no comparison."""
+        """Take a unit off its instance, which then rests, or is `lost`. Return False for a golden
+        query or a comparison, which no query needs."""
         del self.units[unit.id]
         unit.took = ended_at - unit.started
         if not lost:
@@ -498,7 +498,7 @@ class Scheduler(Port):
         for task in reversed(unit.tasks):
             if not task.wanted:
                 continue
-            if (asking := self._asks_first(task)) is not None:
+            if (asking := self._replaced_by(task)) is not None:
                 self.drop(task)
                 if asking.withheld:
                     self.queue_again(asking.original)
@@ -508,7 +508,7 @@ class Scheduler(Port):
             query = self.queries.get(task.subject) if task.role == DEPLOYED else None
             tries = len(task.failed_on)
             if tries - task.turned_away < self.config.max_attempts:
-                # One that failed with different instances may fail whatever shares its batch.
+                # A task that failed on several instances may fail the others in its batch.
                 task.alone = task.alone or tries - task.turned_away > 1
                 self.queue_again(task)
                 if query is not None:
@@ -532,7 +532,7 @@ class Scheduler(Port):
                 self._fail_all([query_id], Reason.INTERNAL, detail)
             if self._poison.set_aside:
                 self._poison.retry()
-            # What is decoded needs no instance, if it can be right: that is reported at once.
+            # `decoded` is reported at once, and says which queries still need an instance.
             if self._deciding or not any(self.dispatch.depths.values()):
                 break
             last = self._last_unit
@@ -597,8 +597,8 @@ class Admission:
     """A queue is *standing* if it has not been empty for this many seconds and median run times."""
 
     SHORT, SHORT_RUNS, LEAST_RUNS, SHORT_SHARE = 0.5, 20, 3, 0.05
-    """The longest wait allowed in a standing queue: SHORT_RUNS median run times, but at most SHORT
-    seconds. LEAST_RUNS median run times are always allowed, and this share of the time left."""
+    """The longest wait allowed in a standing queue: SHORT seconds or SHORT_RUNS median run times,
+    whichever is less, but at least LEAST_RUNS median run times and SHORT_SHARE of the time left."""
 
     SLACK = 1.2
     """The factor by which waits are overestimated, as they vary."""
@@ -613,7 +613,7 @@ class Admission:
     """Seconds after which an idle server no longer knows how long queries take."""
 
     NO_INSTANCES_RETRY, LEAST_RETRY = 1.0, 0.1
-    """Seconds until a retry where no instance is up, and at least."""
+    """Seconds until a retry while no instance is up, and the minimum otherwise."""
 
     def __init__(self, config: SchedulerConfig, dispatch: Dispatch) -> None:
         self._config = config
@@ -642,7 +642,7 @@ class Admission:
         self._spent_until = self._last_end = now
         self._running -= 1
         self._units += 1
-        # The last units of each instance count: those of 100 at least.
+        # About the last four units of each instance count, and at least 100 in all.
         newest = 1 / max(100, 4 * len(self._dispatch.up[DEPLOYED]))
         self._spent -= newest * self._spent
         self.queries_ended -= newest * self.queries_ended
@@ -654,8 +654,8 @@ class Admission:
     ) -> Refusal | None:
         """Return the reason for refusing these queries, which are due at one time, or None.
 
-        `waiting` queries wait for instances, and everything for `lag` seconds for the server's own
-        process.
+        `waiting` queries wait for instances; everything also waits `lag` seconds for the server's
+        own process.
         """
         max_queue = self._config.max_queue
         if not waiting:
@@ -676,7 +676,7 @@ class Admission:
         left = due - now
         run, long_run = self.typical_run, self._runs.quantile(self.LONG_RUN) or 0.0
         wait = waiting / rate
-        # The last of them starts after those before it, once a unit that runs has ended.
+        # The last of these queries starts after all before it, once a running unit has ended.
         takes = lag + self.SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
         short = max(
             min(self.SHORT, self.SHORT_RUNS * run), self.LEAST_RUNS * run, self.SHORT_SHARE * left
@@ -716,13 +716,13 @@ class BackgroundComparison:
     """Compares stand-ins with the model in the background, so their accuracy is always known.
 
     Most queries are answered before the output of their stand-in arrives, and its unit is
-    cancelled. One in `compare_one_in` of these units finishes, and its outputs are compared with
-    the model's predictions; while the gate of their source is closed, all that can do so, to reopen
-    it soon.
+    cancelled. One in `compare_one_in` of these units may finish, and its outputs are compared with
+    the model's predictions. While the gate of their source is closed, every such unit is compared,
+    one at a time, to reopen it soon.
 
-    Where no query is late, no stand-in is asked. So at most once in `compare_every` seconds, a
+    While no query is late, no stand-in is asked. So at most once in `compare_every` seconds, a
     query that the deployed model has just answered runs on a stand-in as well, only to be compared.
-    The stand-ins take turns; those of which no instance is up are passed over. A parity model needs
+    The stand-ins take turns; any without an instance that is up is skipped. A parity model needs
     a whole group of answered queries, of one kind and tenant. A policy that has stand-ins answer
     most queries asks for more (`Port.compare_next`).
 
@@ -738,7 +738,7 @@ class BackgroundComparison:
         self._compared: int | None = None
         """The unit that is compared, or was last."""
         self._group_sizes = {BACKUP: 1} if stand_ins.backup else {}
-        """The number of queries in a task of each role; the role whose turn it is first."""
+        """The number of queries in a task of each role, in the order of their turns."""
         code = stand_ins.code
         if code is not None and rows_needed(code)[:1] == [1]:
             self._group_sizes[parity_role(0)] = code.k
@@ -751,7 +751,7 @@ class BackgroundComparison:
         self._waiting_since = 0.0
         self.task: Task | None = None
         """The queued task of a comparison, if any."""
-        self._ids = count(-1, -1)  # those of policies are above 0
+        self._ids = count(-1, -1)  # policies' groups have ids above 0
 
     def takes(self, unit: Unit) -> bool:
         """Return whether to let a unit that is not needed any more finish, for a comparison.
@@ -822,7 +822,7 @@ class BackgroundComparison:
         sharers = (query.kind, query.tenant)
         if self._members and sharers != self._sharers:
             if self._port.now < self._waiting_since + self._every:
-                return  # others of the same may yet come
+                return  # more of the kept kind and tenant may come
             self._release()
         if not self._members:
             self._sharers, self._waiting_since = sharers, self._port.now

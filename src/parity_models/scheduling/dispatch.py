@@ -31,9 +31,9 @@ Suits = Callable[[str], bool]
 class Dispatch:
     """Holds queued tasks and idle instances, and matches them, by the rule `name`.
 
-    With the rule `single-queue`, the paper's (Kosaian et al., SOSP 2019, section 5.1), there is one
-    queue per role, from which the instance that has been idle longest takes: a slow instance takes
-    little, and no query waits behind another on a busy instance while one is idle.
+    With the rule `single-queue`, the paper's (Kosaian et al., SOSP 2019, section 5.1), each role
+    has one queue, and the instance that has been idle longest takes the next task: a slow instance
+    takes few, and no query waits behind another on a busy instance while one is idle.
 
     With `latency-aware`, recently slow instances take last. Each instance's recent service time is
     an exponentially weighted mean; of the idle instances the fastest takes next. A unit that failed
@@ -43,8 +43,8 @@ class Dispatch:
 
     Stand-ins' tasks go before those of the deployed model, as their queries have waited longer.
     Preemptible ones go last, and only while more than `reserve` of the instances that run the
-    deployed model are idle, so that queries about to arrive find one. Tasks that are to run apart
-    do, as far as there are instances for it. An object serves one scheduler.
+    deployed model are idle, so that queries about to arrive find one. Tasks are kept apart as far
+    as there are enough instances. An object serves one scheduler.
     """
 
     def __init__(self, name: str = SINGLE_QUEUE) -> None:
@@ -99,10 +99,10 @@ class Dispatch:
         for role in self._roles.pop(instance):
             self.up[role].remove(instance)
 
-    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+    def mark_idle(self, instance: str, took: float, *, finished: bool = True) -> None:
         """Mark an instance idle; its last unit took this many seconds.
 
-        One that is not `finished` (it failed, or was cancelled) would have taken longer.
+        A unit that is not `finished` (it failed, or was cancelled) would have taken longer.
         """
         if self.name == SINGLE_QUEUE:
             self._add_idle(instance, 0.0)
@@ -170,7 +170,7 @@ class Dispatch:
             if not idle or role not in roles:
                 continue
             if preemptible and DEPLOYED in roles and self.idle_for(DEPLOYED) <= self.reserve:
-                continue  # those are kept for originals
+                continue  # the idle ones are kept for originals
             passed = []
             batch: list[Task] = []
             suits: dict[Task, Suits] = {}
@@ -222,10 +222,10 @@ class Dispatch:
     # Which instances suit a task
 
     def _suits(self, task: Task) -> Suits:
-        """Return a test of whether no other instance suits the task better.
+        """Return a test of whether an instance suits the task at least as well as all others.
 
-        In order of importance, a suited instance has not failed the task; runs nothing that the
-        task is to run apart from; is on a node that does not either; and is not to be avoided.
+        In order of importance, a suited instance has not failed the task; runs none of the tasks
+        to be kept apart from it; shares no node with them; and is not to be avoided.
         """
         up, failed, avoid, node = self.up[task.role], task.failed_on, task.avoid, self._node
         taken = self._instances_of(o for tasks in task.apart for o in tasks if o is not task)

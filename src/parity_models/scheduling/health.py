@@ -7,14 +7,14 @@ dispatched to it:
     ejected     its units fail more often than those of others; it comes back after a while
     replaced    it hung, or gave a wrong answer, and is out until it leaves
 
-At most half of the instances of a role are out for failing or hanging. That counts those that left
-and are not back, for whatever reason. An instance that gave a wrong answer is out whatever the
-others are: a wrong answer is worse than none. Those on its node are verified next, as they may be
-wrong for the same reason.
+At most half of the instances of a role are out for failing or hanging, including those that left,
+for any reason, and are not back. An instance that gave a wrong answer is always taken out: a wrong
+answer is worse than none. The others on its node are verified next, as they may be wrong for the
+same reason.
 
-Wrong answers are found by golden queries, whose answers are known, and by samples: queries of
-clients that other instances answer again. Where two agree against one, that one is *examined*, out
-of service: it is wrong if it differs many times in a row. See docs/explanation/health.md.
+Wrong answers are found by golden queries, whose answers are known, and by samples: clients' queries
+that other instances answer again. If two agree and a third differs, the third is *examined*, out of
+service: it is wrong if it differs many times in a row. See docs/explanation/health.md.
 """
 
 from collections import Counter, deque
@@ -30,7 +30,7 @@ from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Task, Unit
 
 BACK_OFF, MAX_BACK_OFF = 1.0, 60.0
-"""Seconds for which an instance is ejected the first time, and at most; they double each time."""
+"""Seconds of an instance's first ejection, and the maximum; each one is twice as long."""
 
 REPLACED_WITHIN = 30.0
 """Seconds for which an instance that left counts as out, if no other joins in its place; after
@@ -38,23 +38,23 @@ that the pool counts as smaller."""
 
 CONFIRM_AFTER, CONFIRM_SHARE = 0.25, 0.125
 """Seconds for which a unit stays over its limit before it counts as hung, or this share of the
-deadline if that is less. Where the server itself was held up, finished units only wait to be
-read."""
+deadline if that is less: if the server was held up, the unit may have finished and wait to be read.
+"""
 
 ALL_GOLDEN = 8
 """Golden queries of each role for an instance that replaces a wrong one: as many as drivers have
 (models/golden.py)."""
 
 MAX_ASKED, MAX_AGREED, MAX_WRONG = 4, 8, 100
-"""The most samples that wait, samples that are agreed on, and wrong instances that are
-remembered."""
+"""The maximum numbers of waiting samples, of samples that two instances agreed on, and of wrong
+instances that are remembered."""
 
 CONFIRMED = 3
-"""Repeats of its answer by one of two instances that agree before the third is examined."""
+"""The times that one of two agreeing instances repeats its answer before the third is examined."""
 
 REPEATS = 24
 """Times in a row that an instance differs from two that agree before it counts as wrong. Outputs
-that take either of two values by chance do so once in 10 million times."""
+that vary by chance between two values reach this once in 10 million times."""
 
 
 class State(StrEnum):
@@ -75,9 +75,8 @@ class Outliers:
     A cumulative sum for each instance (Page, Continuous inspection schemes, Biometrika 1954) weighs
     two hypotheses after each event, good or bad. One: the instance does badly as often as the
     others lately do, with probability p. Two: it does well half as often as they do, so badly with
-    probability (1 + p) / 2. The sum is the logarithm of their likelihood ratio, never below 0. What
-    all instances do badly at the same time (inputs that fail anywhere) raises p, so that no
-    instance stands out.
+    probability (1 + p) / 2. The sum is the logarithm of their likelihood ratio, never below 0.
+    Inputs that fail on all instances raise p, so that no instance stands out.
     """
 
     WINDOW = 100
@@ -107,7 +106,7 @@ class Outliers:
         return new - old
 
     def take_back(self, instance: str, growth: float) -> None:
-        """Take back an event that was not its fault, by which its sum had grown."""
+        """Take back an event that was not the instance's fault: subtract its sum's `growth`."""
         if instance in self.sums:
             self.sums[instance] = max(0.0, self.sums[instance] - growth)
 
@@ -119,7 +118,7 @@ class Outliers:
 
 
 class LongestRun:
-    """The longest of the last WINDOW to twice as many run times, in seconds."""
+    """The longest of the last WINDOW to 2 * WINDOW run times, in seconds."""
 
     KNOWN, WINDOW = 20, 500
 
@@ -152,12 +151,12 @@ class RunLimits:
     if that is unknown too, only the engine's own limit does.
 
     A unit that was *overtaken* (one that began later has finished in usual time) gets OVERTAKEN
-    times the longest run time of its kind. If none has, the whole machine may be slow, and the unit
-    gets FACTOR times the longest, but no more than the share BEFORE_DEADLINE of the deadline,
-    unless that is less than LEAST_FACTOR times the longest. Besides the longest run time, every
-    unit gets AT_LEAST, or the share OF_DEADLINE of the deadline if that is less, but never less
-    than SHORTEST: a machine may be busy for a moment. A task that is tried again gets the whole
-    deadline: it may be slow.
+    times the longest run time of its kind. If it was not, the whole machine may be slow, and the
+    unit gets FACTOR times the longest, but no more than the share BEFORE_DEADLINE of the deadline,
+    unless that is less than LEAST_FACTOR times the longest. No limit is below AT_LEAST, or the
+    share OF_DEADLINE of the deadline if that is less, but at least SHORTEST: a machine may be busy
+    for a moment. An overtaken unit gets this on top of the longest run time. A task that is tried
+    again gets the whole deadline: it may be slow.
 
     By simulation (tests/scheduling/test_hung.py), no instance is replaced in 20,000 queries under
     shuffles, slowdowns, pauses of up to 1 s and run times of log-normal sigma 1.
@@ -174,7 +173,7 @@ class RunLimits:
         self.least = min(self.AT_LEAST, max(self.SHORTEST, self.OF_DEADLINE * deadline))
         """No limit is shorter."""
         self._kinds: dict[tuple[str, Hashable], dict[int, LongestRun]] = {}
-        """By role and kind, the longest run by the bit length of the number of rows."""
+        """The longest runs, by role and kind, then by the bit length of the number of rows."""
         self._overtook = 0
         """The newest unit that has finished in usual time."""
 
@@ -213,19 +212,19 @@ class Check:
     """A check of an instance: a golden query of `role`, or a sample, which is a client's query.
 
     A sample is answered by several instances, each in a unit of its own, and its tensors are held
-    meanwhile. `answers` are the different answers so far, as the instances that gave them; the
-    client's is the first. Once `right` is set, two instances agree on that answer, and a third
-    differs. While `against` names the third, one of the two answers `left` times more; then the
-    third does.
+    meanwhile. `answers` lists the instances that gave each different answer, the client's first.
+    `agreed` is the number of the answer that two instances agree on. If `suspect` names a third,
+    which differs, one of the two must repeat that answer `repeats_left` times. Otherwise an
+    instance is examined, and is wrong if it differs `repeats_left` times in a row.
     """
 
     role: str = DEPLOYED
     query: int | None = None
     kind: Hashable = None
     answers: list[list[str]] = field(default_factory=list)
-    right: int | None = None
-    left: int = 0
-    against: str | None = None
+    agreed: int | None = None
+    repeats_left: int = 0
+    suspect: str | None = None
 
     def can_ask(self, instance: str) -> bool:
         """Return whether the instance has not answered the sample yet."""
@@ -257,7 +256,7 @@ class Member:
     until_sample: int = 1
     """Its answers to clients until the next one is sampled."""
     quarantined: int = 0
-    """Quarantines in a row of it and of those in whose place it came."""
+    """Quarantines in a row: its own and its predecessors'."""
     on_probation: bool = False
     """It was ejected, and has finished no unit since."""
     back_off: float = BACK_OFF
@@ -347,11 +346,11 @@ class Health:
         if member.quarantined and DEPLOYED in member.roles:
             for each in self._agreed:
                 self._hold(each)
-                member.to_verify.append(replace(each, left=REPEATS))
+                member.to_verify.append(replace(each, repeats_left=REPEATS))
         self._verify_next(member)
 
     def _may_lose(self, member: Member) -> bool:
-        """Return whether at most half of the instances of each role would be out without it."""
+        """Return whether it can be spared: at most half of each role's instances would be out."""
         if not member.is_in:
             return True
         now = self._port.now
@@ -411,17 +410,17 @@ class Health:
         elif member.to_verify:
             self._verify_next(member)
         elif not (self._asked and self._answers_again(member)):
-            self._dispatch.idle(member.name, unit.took, finished=finished)
+            self._dispatch.mark_idle(member.name, unit.took, finished=finished)
 
     def _rested(self, member: Member) -> None:
         member.timer = 0
-        self._dispatch.idle(member.name, 0.0, finished=False)
+        self._dispatch.mark_idle(member.name, 0.0, finished=False)
 
     # Failing: an instance is ejected when its units fail more often than those of others
 
     def _charge_others(self, member: Member, task: Task) -> None:
-        """Charge the instances that failed a task which this one has finished, if that was taken
-        back: they were at fault."""
+        """Charge the instances that failed a task, now that this one has finished it, if their
+        charges were taken back: they were at fault."""
         if task.charge and not task.charge[1] and not task.turned_away:
             for name in dict.fromkeys(task.failed_on):
                 if name != member.name and name in self._members:
@@ -464,7 +463,7 @@ class Health:
     def _find_hung(self) -> None:
         """Replace the instances whose units have hung, and set the time of the next search.
 
-        That is before the shortest limit of a unit that begins now.
+        It comes before a unit that begins now can reach its limit.
         """
         now = self._port.now
         confirm_after = min(CONFIRM_AFTER, CONFIRM_SHARE * self._port.config.deadline)
@@ -492,8 +491,8 @@ class Health:
     # Wrong answers: golden queries
 
     def verified(self, unit: Unit, *, right: bool, answer: int) -> None:
-        """An instance has answered a golden query, rightly or not, or a sample: with the `answer`
-        of this number."""
+        """An instance has answered a golden query, rightly or not, or a sample, with the answer
+        number `answer`."""
         member = self._members[unit.instance]
         check, member.check = member.check, None
         member.sound = True
@@ -513,7 +512,7 @@ class Health:
         self._take_out(member, RecycleReason.QUARANTINED, why)
         others = self._members.values()
         if member.node is None or all(each.node == member.node for each in others):
-            return  # if all share a node, it says nothing about any of them
+            return  # if all share a node, that is no sign of a fault
         for other in others:
             if other.is_in and other.node == member.node:
                 self._suspect(other)
@@ -534,7 +533,7 @@ class Health:
         else:
             self._charge(member)
             if member.is_in:
-                self._dispatch.idle(member.name, 0.0, finished=False)
+                self._dispatch.mark_idle(member.name, 0.0, finished=False)
 
     def _suspect(self, member: Member) -> None:
         """Verify it at once, or after its present unit."""
@@ -562,7 +561,7 @@ class Health:
             member.is_in = True
             self._dispatch.join(member.name, member.roles, member.node)
         elif not self._answers_again(member):
-            self._dispatch.idle(member.name, 0.0, finished=False)
+            self._dispatch.mark_idle(member.name, 0.0, finished=False)
 
     def _verify(self, member: Member, check: Check) -> None:
         member.check, role, probe = check, check.role, self._probes[check.role]
@@ -605,17 +604,17 @@ class Health:
         return False
 
     def _answered_again(self, member: Member, check: Check, query: int, answer: int) -> None:
-        """This instance has answered a sample. Where two agree against one, that one is examined:
+        """This instance has answered a sample. If two agree and a third differs, examine the third:
         it is wrong if it differs REPEATS times in a row."""
-        if check.right is not None:
-            check.left -= 1
-            if check.left and (answer == check.right) == (check.against is not None):
+        if check.agreed is not None:
+            check.repeats_left -= 1
+            if check.repeats_left and (answer == check.agreed) == (check.suspect is not None):
                 member.to_verify.appendleft(check)
                 return
-            if check.against is not None and answer == check.right:
-                self._examine(check.against, replace(check, left=REPEATS, against=None))
-            elif check.against is None and answer != check.right:
-                why = "answered a client's query otherwise than two others did, again and again"
+            if check.suspect is not None and answer == check.agreed:
+                self._examine(check.suspect, replace(check, repeats_left=REPEATS, suspect=None))
+            elif check.suspect is None and answer != check.agreed:
+                why = "answered a client's query differently from two others, again and again"
                 self._quarantine(member, why)
             self._port.release(query)
             return
@@ -623,22 +622,23 @@ class Health:
         if answer == len(groups):
             groups.append([])
         groups[answer].append(member.name)
-        right = max(range(len(groups)), key=lambda number: len(groups[number]))
-        others = [each for group in groups if group is not groups[right] for each in group]
-        if len(groups[right]) > 1:
-            check.right = right
+        agreed = max(range(len(groups)), key=lambda number: len(groups[number]))
+        others = [each for group in groups if group is not groups[agreed] for each in group]
+        if len(groups[agreed]) > 1:
+            check.agreed = agreed
             self._hold(check)
             self._agreed.append(check)
             if len(self._agreed) > MAX_AGREED:
                 self._let_go(self._agreed.popleft())
             if others:
-                member.to_verify.appendleft(replace(check, left=CONFIRMED, against=others[0]))
+                confirm = replace(check, repeats_left=CONFIRMED, suspect=others[0])
+                member.to_verify.appendleft(confirm)
                 return
         elif len(groups) == 2 and self._port.up(DEPLOYED) > 2:
             self._ask_another(check)
             return
         else:
-            for name in (groups[right][0], *others):
+            for name in (groups[agreed][0], *others):
                 if name in self._members:
                     self._suspect(self._members[name])
         self._port.release(query)

@@ -2,16 +2,16 @@
 
 A query that was running when its instance was lost may be the reason. It is a suspect, and so are
 the queries that shared its batch or were encoded into the parity query that ran. Each suspect is
-tried alone, which clears the innocent ones: in a batch of its own, with no copy at the same time,
-and not encoded. After three instances are lost with it, it fails as poison.
+tried alone (in a batch of its own, with no copy at the same time, and not encoded), which clears
+the innocent ones. After three instances are lost with it, it fails as poison.
 
 A query that runs on several instances at once (copies, parity queries of it) may end all of them.
-It is then tried alone fewer times, so that still three instances are lost. More are lost only if
+It is then tried alone fewer times, so that three instances are lost in all. More are lost only if
 more than three ran it at once; or if three did, each with other suspects in the unit: then it is
 tried alone once, to clear the others.
 
-An instance may have been broken when the unit began, by earlier work that it had not finished. So
-where an upstream restarts whatever ended, the next query would be blamed for it. The first such
+An instance may have been broken when the unit began, by earlier work that it had not finished. If
+an upstream restarts after a crash, the next query would be blamed for that crash. The first such
 losses are excused: the query is tried again as if the instance had turned it away.
 
 An instance that hung may have been slow for reasons of its own; one that ended probably was not. So
@@ -25,14 +25,14 @@ from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
 
 CRASHES = 3
-"""Instances lost with a query from which it is poison, if enough of them ran it alone."""
+"""A query is poison once this many instances were lost with it, if enough of them ran it alone."""
 
 MAX_EXCUSED = 3
 """The most losses that are excused because the instance was broken before."""
 
 SOLO_CRASHES, ENDED, HUNG = 2, 2, 1
-"""The weight of losses while the query ran alone from which it is poison: ENDED for each instance
-that ended, HUNG for each that hung."""
+"""Enough is a weight of SOLO_CRASHES: ENDED for each instance that ended while it ran the query
+alone, HUNG for each that hung."""
 
 
 class Poison:
@@ -54,7 +54,7 @@ class Poison:
                 if query is not None and query not in suspects:
                     counts = unit.sound or query.excused_crashes >= MAX_EXCUSED
                     if unit.hung and port.now - unit.started < query.due - query.arrived:
-                        counts = False  # it may only take long
+                        counts = False  # it may merely be slow
                     suspects[query] = counts
                     query.crashes += counts
                     query.excused_crashes += not counts
@@ -74,7 +74,7 @@ class Poison:
             port.tell((query.id,), policy.on_loss_or_deadline, port, query)
 
     def retry(self) -> None:
-        """Queue or fail those that were set aside, where it is known which."""
+        """Queue or fail each query that was set aside, once its fate is known."""
         port = self._port
         for query, task in reversed(list(self.set_aside.items())):
             if query.id in port.queries:
@@ -108,8 +108,8 @@ class Poison:
         return kept
 
     def _must_wait(self, query: Query) -> bool:
-        """Return whether copies of it run, or so many parity queries of it that trying it as well
-        could cost too many instances."""
+        """Return whether a copy of it runs, or so many redundant tasks with its input that one more
+        task could cost too many instances."""
         if any(task.unit for task in query.tasks):
             return True
         exposed = self._policy.copies_in_flight(self._port, query)

@@ -54,7 +54,7 @@ class Port(ABC):
         """The next prediction of the model is compared with a stand-in, if an instance is idle."""
         self._actions: list[Action] = []
         self._waiting: set[int] = set()
-        """The pending queries of which no task has run yet, or all that ran have failed."""
+        """The pending queries whose tasks have not run yet, or have all failed."""
         self._decodes: dict[int, list[Decode]] = {}
         """The Decodes of each group that are not reported as `decoded` yet, the oldest first."""
         self._deciding = False

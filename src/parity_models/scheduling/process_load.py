@@ -13,8 +13,8 @@ SHARE, MIN_LAG = 0.1, 0.002
 time in seconds, until it is below half of the larger one."""
 
 BUSY, NOT_BUSY = 0.9, 0.75
-"""It is also the bottleneck once the loop is busy for this share of the time, until it is busy for
-less than the second."""
+"""It is also the bottleneck once the loop is busy for the share BUSY of the time, until that share
+is below NOT_BUSY."""
 
 MEASURE_INTERVAL = 0.1
 """Seconds between two measurements of how busy it is."""

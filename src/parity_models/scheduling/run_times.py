@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 STEP = 0.75
-"""The share of units, of those that reach one of the `ages`, that reach the next one."""
+"""Of the units that reach one of the `ages`, the share that reach the next one."""
 
-AGAIN = 2.0
+CUT_SHORT_FACTOR = 2.0
 """Half of the units that reach a late age run for this many times as long (Pareto's law with the
 exponent 1)."""
 
 
 class RecentDurations:
-    """The last `window` durations; quantiles are brought up to date every `every` of them, and for
-    the first time after `first`."""
+    """The last `window` durations; quantiles are updated after every `every` of them, for the first
+    time after `first`."""
 
     def __init__(self, *, window: int = 1000, every: int = 50, first: int | None = None) -> None:
         self._recent: deque[float] = deque(maxlen=window)
         self._ranked: list[float] = []
         self._every = every
         self.added = 0
-        """The durations that the last update took up."""
+        """The number of new durations in the last update."""
         self._until_update = first or every
 
     def add(self, seconds: float, *, renew: bool = True) -> bool:
@@ -49,15 +49,15 @@ class RunTimes(RecentDurations):
     are there after the `first`.
 
     A unit that was cancelled, or whose instance left, would have taken longer than it ran. If it
-    ran for longer than the median, it counts as AGAIN times as long. Otherwise units would seem
-    faster, the more of the slow ones are cut short by redundancy. If it ran for less, it says very
-    little and is left out. So estimates stay the same where all units are cut short, as by busy
+    ran for longer than the median, it counts as CUT_SHORT_FACTOR times as long; otherwise, the more
+    slow units redundancy cuts short, the faster units would seem. If it ran for less, it says very
+    little and is left out. So estimates stay the same if all units are cut short, as by busy
     upstreams. Times in seconds.
     """
 
     def __init__(self, *, window: int = 1000, every: int = 50, first: int | None = None) -> None:
         super().__init__(window=window, every=every, first=first)
-        # The sums of the so many longest times, and of their squares; empty until they are needed.
+        # The sums of the n longest times, and of their squares, by n; empty until needed.
         self._sums: list[float] = []
         self._squares: list[float] = []
 
@@ -67,7 +67,7 @@ class RunTimes(RecentDurations):
         if not finished:
             if self.median is None or seconds < self.median:
                 return False
-            seconds *= AGAIN
+            seconds *= CUT_SHORT_FACTOR
         if not super().add(seconds, renew=renew):
             return False
         self._sums = []

@@ -23,15 +23,14 @@ class SchedulerConfig:
         max_attempts: Attempts on failing instances before a query fails.
         verify_every: An instance answers a golden query of each role when it joins, after this many
             queries of that role, and when it is suspected; 0: never.
-        sample_every: Of this many answers of an instance, one is checked: another instance answers
-            the query as well, and where they differ, a third decides. More often at first; 0:
-            never.
-        compare_one_in: One in this many stand-in units that come too late runs on, to be compared
-            with the deployed model.
+        sample_every: One in this many answers of an instance is checked, more at first: another
+            instance answers the query as well, and if they differ, a third decides; 0: never.
+        compare_one_in: One in this many stand-in units that are no longer needed may finish, to be
+            compared with the deployed model.
         compare_every: Minimum seconds between answered queries that idle instances run on a
             stand-in, only to compare it; 0: never.
-        seed: Draws how long refused clients are asked to wait; another one for each server.
-        share_groups: Queries without a tenant share coding groups; else those of one tenant do.
+        seed: The seed of the random waits that refused clients are asked for; unique to a server.
+        share_groups: True if queries without a tenant share coding groups; a tenant's always do.
 
     """
 
@@ -111,8 +110,8 @@ class Query:
     """A query that has been neither answered nor failed.
 
     Only queries of the same `tenant` share a coding group, if they are `coded`. Only the deployed
-    model answers one that is `exact`: its client asks for that, and it is not coded, or the output
-    of a stand-in was rejected for it.
+    model answers an `exact` query: its client asked for that (it is then not coded), or a
+    stand-in's output was rejected for it.
     """
 
     id: int

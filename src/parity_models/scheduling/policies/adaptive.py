@@ -8,13 +8,13 @@ instance, the most beneficial of these tasks is sent, by one rule (risk.py):
     an exact copy: the only choice for an exact query and after a stand-in's answer was refused.
 
 A query that waits in the common queue for WAITED median run times gets the backup in place of its
-original, which is queued again if the answer is refused. That saves work, and so it has no budget.
+original, which is queued again if the answer is refused. That saves work, so it needs no budget.
 
 If that task takes long as well, the next one is sent by the same rule. A backup's answer that
 arrives before the original is slow is held until then. Redundant tasks are not preemptible, as they
 serve the oldest queries; their price rises with the load. While no run times are known, a query is
 late once half of its time is used up. Slow instances get work last (dispatch.py), and no
-redundant work while others are up. effect.py stops what does not help.
+redundant work while others are up. effect.py stops redundant work that does not help.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -40,20 +40,20 @@ BURST = 20.0
 """Redundant tasks that may be sent at once after a time in which few were."""
 
 OLDEST, RESERVE = 2.0, 12.0
-"""RESERVE of them are kept for older queries: one of OLDEST median run times may use all, one that
-is a median younger must leave RESERVE."""
+"""RESERVE of them are kept for older queries: at the age of OLDEST median run times a query may use
+all, at one median less it must leave RESERVE."""
 
 WAITED = 0.5
 """Median run times in the common queue after which the backup takes the original's place."""
 
 WHILE_BUSY = 0.1
-"""Seconds until queries are reconsidered, at the least, while nothing redundant is sent."""
+"""Minimum seconds until queries are reconsidered while nothing redundant is sent."""
 
 KEEP_ONE_IN = 8
 """One of this many answered queries is kept to complete groups of late ones, as each costs time."""
 
 HELD_UP = 0.001
-"""Seconds by which an alarm is late if the driver's process was held up."""
+"""An alarm that is more than this many seconds late means that the driver's process was held up."""
 
 Offer = tuple[float, Callable[[], None]]
 """The worth of a task, and how it is sent."""
@@ -97,14 +97,14 @@ class Adaptive(Policy):
         self._budget = Budget(options.budget, BURST)
         self._effect = Effect()
         self._fresh: dict[int, Query] = {}
-        """The queries of which only the original runs, and that were not reconsidered yet, in the
-        order in which their units began: the first is the next to be late."""
+        """The queries with only their original running and not yet reconsidered, in the order in
+        which their units began: the first is the next to be late."""
         self._timer = 0
         """The timer of the first of them."""
         self._last_kept: Task | None = None
         """The newest original that keeps its place in the queue, see `_keeps_place`."""
         self._unassisted: dict[int, Query] = {}
-        """The other queries of which only the original runs."""
+        """The other queries with only their original running."""
         self._asked: dict[int, list[Task]] = {}
         """All tasks of each query that has redundant ones, the original first."""
         self._early_answers: set[int] = set()
@@ -146,8 +146,8 @@ class Adaptive(Policy):
         return self.asks.backup and not query.exact
 
     def _keeps_place(self, port: Port, query: Query) -> bool:
-        """Return whether the frontend is the bottleneck, or was for an older query that waits: a
-        backup for this one would overtake it."""
+        """Return whether the frontend is the bottleneck, or was when an older query arrived that
+        still waits, and that a backup for this one would overtake."""
         older = self._last_kept
         keeps = port.process_load.is_bottleneck or (older is not None and older.queue is not None)
         if keeps:
@@ -161,7 +161,7 @@ class Adaptive(Policy):
         if task is not query.original or query.id in self._asked:
             self._watch(port, query, task)
             return
-        self._fresh.pop(query.id, None)  # where it ran before, and failed
+        self._fresh.pop(query.id, None)  # if it ran before, and failed
         self._unassisted.pop(query.id, None)
         if query.exact or not self._risk.slow_from or task.instance in self._risk.slow:
             self._unassisted[query.id] = query
@@ -201,7 +201,7 @@ class Adaptive(Policy):
             del self._fresh[query.id]
             self._unassisted[query.id] = query
         for query in late:
-            if query.id in self._unassisted:  # else it is in another one's group by now
+            if query.id in self._unassisted:  # else it has joined another query's group
                 began = _started(query.original)
                 at = max(due, began + age)
                 port.tell((query.id,), self._reconsider, port, query, at)
@@ -269,7 +269,7 @@ class Adaptive(Policy):
         queued = port.queued(DEPLOYED) + port.queued(BACKUP)
 
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
-            if not risk.slow_from:  # nothing is known yet: each once, while nothing waits
+            if not risk.slow_from:  # nothing is known yet: send each once, while nothing waits
                 return float(not queued and role not in taken[1:])
             choice = risk.choice(role, rows)
             saved = risk.saved(port.now, choice, query, newest)
@@ -294,7 +294,7 @@ class Adaptive(Policy):
     def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
         """Return other late queries, as many as fit into a parity query."""
         company: list[Query] = []
-        # No two of one batch, as one instance would hold up both.
+        # Take no two from one batch: one instance would hold up both.
         units = {None, *(task.unit for task in tasks)}
         began = port.now - self._risk.slow_from
         fresh = takewhile(lambda each: _started(each.original) <= began, self._fresh.values())
@@ -326,7 +326,7 @@ class Adaptive(Policy):
             self._tasks(port, query).extend(group.tasks)
 
     def _tasks(self, port: Port, query: Query) -> list[Task]:
-        """Return the list of the query's tasks, which run apart, to add one that is being sent.
+        """Return the list of the query's tasks, which run apart; the caller adds the one it sends.
 
         The query is reconsidered once that task starts.
         """
@@ -403,7 +403,7 @@ class Adaptive(Policy):
         for task in queued:
             for other in map(port.queries.get, self.inputs_of(task)):
                 if other is not None and other is not query:
-                    # What was sent for it will not start.
+                    # The tasks sent for it will not start.
                     self._reconsider_at(port, other, port.now)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:

@@ -1,4 +1,4 @@
-"""Cascade: every query asks a stand-in first, and the model only where its gate refuses.
+"""Cascade: every query asks a stand-in first, and the model only if the stand-in's gate refuses.
 
 After Chen et al., FrugalGPT (TMLR 2024), and Kossmann et al., CascadeServe (2024), with a
 calibrated gate as the scorer. It saves most of the model's work, and answers most queries from
@@ -15,12 +15,12 @@ from parity_models.scheduling.work import Query, Task
 
 
 class Cascade(Hedging):
-    """Ask the backup, and the model where the backup's gate refuses.
+    """Ask the backup, and the model if the backup's gate refuses.
 
     The model also gets queries that the backup cannot answer: they are exact, no instance of the
     backup is up, its gate is closed, or its unit failed. A late query that the model runs is
-    copied, as by Hedging. By the same rule, with the times of backups, a backup may be late; then
-    the model is asked as well, within the same budget. Once per `compare_one_in` answers of the
+    copied, as by Hedging. If the backup is late by the same rule, with the times of backups, the
+    model is asked as well, within the same budget. Once per `compare_one_in` answers of the
     backup, and once every `compare_every` seconds, the model is asked first and compared with the
     backup (core.BackgroundComparison).
     """

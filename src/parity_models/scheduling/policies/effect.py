@@ -10,13 +10,14 @@ A test ends when the shares differ by CLEAR standard errors, which takes a secon
 queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
 if fewer helped queries than unhelped ones are delayed, by at least one standard error, or if no
 more than TOLERATED of the helped are delayed and the unhelped are not better off. Then the next
-test comes after FIRST_INTERVAL seconds at the earliest, later after twice as many, and so on.
-Otherwise it pauses, and the test is repeated after FIRST_PAUSE seconds, and after twice as long
-with each failure. In a pause, queries are helped once they are delayed, as the unhelped were in the
-test.
+test comes no sooner than FIRST_INTERVAL seconds later, and each further interval is twice as long.
+Otherwise redundancy pauses, and the test is repeated after FIRST_PAUSE seconds, and after twice as
+long with each failure. In a pause, queries are helped once they are delayed, as the unhelped were
+in the test.
 
-Where more than SWAMPED of the helped queries are delayed, and not fewer than of the others by two
-standard errors, the machine cannot keep up: the test ends at once, and the pause is without help.
+If more than SWAMPED of the helped queries are delayed, and the share of the others is not higher by
+two standard errors, the machine cannot keep up: the test ends at once, and the pause is without
+help.
 
 Queries that a test leaves alone are helped once they are delayed. So a test costs them no more than
 the time of a stand-in, and only where help was not reaching queries anyway.
@@ -39,10 +40,10 @@ CLEAR = 3.0
 """Standard errors of the difference at which a test ends early."""
 
 SWAMPED = 0.5
-"""The share of delayed queries from which a test ends at once that does not show a benefit."""
+"""The share of delayed queries from which a test that shows no benefit ends at once."""
 
 FIRST_INTERVAL, FIRST_PAUSE, MAX_INTERVAL = 5.0, 1.0, 600.0
-"""Seconds between tests: at first while redundancy helps, at first where it is paused, at most. The
+"""Seconds between tests: first interval while redundancy helps, first pause, and the maximum. The
 first tests judge by few run times, so a first pause is short."""
 
 
@@ -54,7 +55,7 @@ class Effect:
         self.acts_from = inf
         """The time from which `arrived` matters."""
         self.counts_all = True
-        """True if `ended` matters for all queries; if not, those in time may be counted only."""
+        """True if `ended` must be called for all queries; if not, count those in time instead."""
         self.in_time = 0
         """The queries that have ended in time since one was delayed."""
         self._limit, self._known_from = 0.0, inf
@@ -67,7 +68,7 @@ class Effect:
         self._kinds: dict[int, bool] = {}
         """For each query of this test, whether it is helped."""
         self._results = {True: [0, 0], False: [0, 0]}
-        """Of queries that are helped or not, how many have ended, and how many were delayed."""
+        """The numbers of ended and of delayed queries, for helped queries and for others."""
 
     def arrived(self, now: float, query: int) -> None:
         if now < self.acts_from:

@@ -1,17 +1,17 @@
 """The life cycle of coding groups, shared by the policies with a code.
 
     open     queries join in order of arrival; each is dispatched at once, as if uncoded.
-             Where instances share nodes, they join when they are dispatched, a group that has
-             none on the same node: then no original waits for a certain node. Queries of
-             different kinds or tenants never share a group; those that are not coded join none
+             Where instances share nodes, queries join at dispatch, a group with none on the same
+             node: then no original waits for a certain node. Queries of different kinds or tenants
+             never share a group; uncoded queries join none
     closed   it has k members: full, or, when one of them has waited `max_wait`, filled up with
              recently answered queries, whose predictions are known. Its parity tasks are queued
     over     every member is answered or failed; parity work still queued is dropped
 
 A group of late queries is formed closed (`form`), of queries that run.
 
-While a group is closed, whatever arrives (a prediction or a parity output) may make missing
-predictions decodable; the code says which, from masks alone. A decodable query is answered at once.
+While a group is closed, each prediction or parity output that arrives may make missing predictions
+decodable; the code says which, from masks alone. A decodable query is answered at once.
 """
 
 from collections import OrderedDict, deque
@@ -28,8 +28,8 @@ from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
 MAX_SHARERS = 16
-"""The kinds and tenants, most recently seen, whose padding and open, fully answered groups are
-kept."""
+"""Padding and open, fully answered groups are kept for this many kinds and tenants, the last seen.
+"""
 
 
 Sharers = tuple[Hashable, Hashable]
@@ -40,9 +40,9 @@ Sharers = tuple[Hashable, Hashable]
 class CodingGroup:
     """k queries encoded together; lists are by slot, `parities` by row.
 
-    `units` are all tasks that run for it: the originals of its members, and its parity `tasks`.
+    `apart` are all tasks that run for it: the originals of its members, and its parity `tasks`.
     Its members, padding included, are of one `kind` and of one `tenant`.
-    `suspected`: a member may end the instance that runs it, so that it is not to be encoded.
+    `suspected`: a member may end the instance that runs it, so the group is not encoded.
     """
 
     id: int
@@ -53,7 +53,7 @@ class CodingGroup:
     resolved: list[bool] = field(default_factory=list)
     parities: list[bool] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
-    units: list[Task] = field(default_factory=list)
+    apart: list[Task] = field(default_factory=list)
     timer: int = 0
     waiting_since: float = 0.0
     wait: float = 0.0
@@ -158,7 +158,7 @@ class CodingGroups(Policy):
         if group.suspected or len(group.members) == self._k:
             self._end(port, group)
         elif sum(all(other.resolved) for other in self._open[group.sharers]) > 1:
-            self._no_longer_open(group)  # one is enough for the next query to complete
+            self._no_longer_open(group)  # one fully answered group is enough for the next query
             self._end(port, group)
         while len(self._open) > MAX_SHARERS:
             oldest = next(iter(self._open.values()))
@@ -207,7 +207,7 @@ class CodingGroups(Policy):
 
     def _enter(self, port: Port, group: CodingGroup, query: Query) -> None:
         group.join(query.id, answered=False)
-        port.keep_apart(query, group.units, group.id)
+        port.keep_apart(query, group.apart, group.id)
         port.hold(query.id)
 
     def _fill(self, port: Port, group: CodingGroup, padding: Collection[int]) -> None:
@@ -221,10 +221,10 @@ class CodingGroups(Policy):
         self._open.move_to_end((query.kind, query.tenant))
         original = query.original
         for group in groups:
-            if original.unit and any(task.unit is original.unit for task in group.units):
+            if original.unit and any(task.unit is original.unit for task in group.apart):
                 continue  # a batch with two members would hold up both
             dispatch = port.dispatch
-            if dispatch.nodes < self._k or not dispatch.shares_node(original, group.units):
+            if dispatch.nodes < self._k or not dispatch.shares_node(original, group.apart):
                 return group
         group = CodingGroup(next(self._ids), query.kind, query.tenant)
         groups.append(group)
@@ -246,12 +246,12 @@ class CodingGroups(Policy):
 
     def _submit(self, port: Port, group: CodingGroup, rows: int, **how: Any) -> None:
         group.tasks = [
-            port.submit(role, group.id, group.kind, group.units, **how)
+            port.submit(role, group.id, group.kind, group.apart, **how)
             for role in self.parity_roles[:rows]
         ]
 
     def _pad(self, port: Port, group: CodingGroup) -> None:
-        """Close a group that has waited long enough, if there is padding enough."""
+        """Close a group that has waited long enough, if there is enough padding."""
         group.timer = 0
         if all(group.resolved):
             return
@@ -264,9 +264,9 @@ class CodingGroups(Policy):
         self._close(port, group)
 
     def keep(self, port: Port, sharers: Sharers, query: int) -> None:
-        """Keep an answered query, for groups that queries of its kind and tenant fill up.
+        """Keep an answered query, as padding for groups of its kind and tenant.
 
-        The latest are kept, so that an odd one, or one that was answered wrongly, is in few groups.
+        The latest are kept, so that an outlier, or a query answered wrongly, is in few groups.
         """
         known = query in self._padding.get(sharers, ())  # a copy of it has run as well
         if not known and not port.hold(query):

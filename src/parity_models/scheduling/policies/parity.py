@@ -31,10 +31,10 @@ class Margin:
 
     The number of queries in flight fluctuates by about its square root. With that many instances
     more than are busy on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for
-    queues with many exponential servers, Operations Research 1981). The share of them that is left
-    idle is learned: it falls while the median query is answered about as soon as the median unit
-    has run, and rises when too many queries wait or get slow instances. Where batches are not full,
-    an arriving query joins a batch and needs no idle instance. So the margin shrinks with the
+    queues with many exponential servers, Operations Research 1981). The share of this margin that
+    is left idle is learned: it falls while the median query is answered about as soon as the median
+    unit has run, and rises when too many queries wait or get slow instances. Where batches are not
+    full, an arriving query joins a batch and needs no idle instance. So the margin shrinks with the
     square of the share of batches that are full.
     """
 
@@ -59,7 +59,7 @@ class Margin:
         return round(self._share * self._full * self.fluctuation(pending))
 
     def fluctuation(self, pending: int) -> float:
-        """Return by about how many batches `pending` queries fluctuate."""
+        """Return the typical fluctuation of `pending` queries, in batches."""
         return self._full * sqrt(pending)
 
 

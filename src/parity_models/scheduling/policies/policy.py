@@ -95,7 +95,7 @@ class Policy:
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
-        """None."""
+        """No options."""
 
     @classmethod
     def build(cls, options: Any, stand_ins: StandIns) -> "Policy":

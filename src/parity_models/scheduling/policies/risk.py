@@ -22,9 +22,9 @@ probability `coverage`); otherwise a copy answers it, one median later:
 
 Instance time has a price. A queue grows with the load as load / (1 - load), so a second of
 instance time adds 1 / (1 - load)^2 to it, and queries in it are later by 1 / (1 - load), which
-makes each second cost them that much more. Every query that waits now, or arrives before the queue
-is empty, waits for its share: these are waiting / (1 - load). They will be as old as this query was
-when it began, after waiting w, plus a median:
+makes each second cost them that much more. Every query that waits now or arrives before the queue
+is empty, waiting / (1 - load) in all, waits for its share. When these begin, they will have waited
+w, as this query had, plus a median:
 
     cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3
               + URGENCY * (1 + w / m) * waiting / (1 - load) / instances)
@@ -63,15 +63,16 @@ MARGIN = 0.1
 longer than their median."""
 
 RENEWED_AFTER = 0.1
-"""Estimates are renewed at most once in this many seconds, as it costs as much as some queries."""
+"""Estimates are renewed at most once in this many seconds: a renewal costs as much as some queries.
+"""
 
-EXACT = 0.9
+PREFER_COPY = 0.9
 """A copy is preferred to a stand-in that takes at least this share of its time: the copy's answer
 is the deployed model's own."""
 
 URGENCY = 100.0
 """The cost of a second of waiting to a query of two median run times, in seconds of an idle
-instance. Half and twice as much make hardly a difference."""
+instance. Half or twice as much makes hardly any difference."""
 
 MAX_LOAD = 0.99
 """Loads above this count as this load."""
@@ -119,8 +120,8 @@ class Benefit:
         return URGENCY * saved / self.median
 
     def cost(self, choice: Choice, waiting: float = 0.0) -> float:
-        """Return the cost. `waiting` is the number of waiting queries per instance, each counted
-        as many times as it will be medians late."""
+        """Return the cost. `waiting` is the number of waiting queries per instance, each weighted
+        by the medians that it will be late."""
         return choice.work * (self._price + URGENCY * waiting * self._delayed)
 
     def best_age(
@@ -128,7 +129,7 @@ class Benefit:
     ) -> tuple[float, float]:
         """Return (worth, age): the best age at which to ask for units like `running`.
 
-        `early`: it may be asked when the unit begins, else only once the first of its kind ended.
+        `early`: one may ask when the unit begins, not only at the age of the shortest known unit.
         """
         cost = self.cost(choice)
         ages = chain([(0.0, 1.0)] * early, running.ages())
@@ -215,7 +216,7 @@ class Risk:
         self.slow_from = 0.0
         """The age from which a unit of the deployed model is slow; 0 while that is unknown."""
         self.late_from = 0.0
-        """The age from which queries are late that stand-ins may answer, on instances that are not
+        """The age from which queries that stand-ins may answer are late, on instances that are not
         slow; 0 while that is unknown."""
         self.slow: dict[str, None] = {}
         """The instances whose last unit of the deployed model was slow, the newest last. They get
@@ -236,7 +237,7 @@ class Risk:
         model for a copy."""
         median = self.benefit.median
         if role == DEPLOYED:
-            return Choice(median, ((1.0, EXACT * median),))
+            return Choice(median, ((1.0, PREFER_COPY * median),))
         takes, accepted = self.stand_ins[role].takes, self.stand_ins[role].accepted
         refused = 1 - accepted
         work = rows * takes + refused * median
@@ -312,12 +313,12 @@ class Risk:
         early = kind == SLOW
         worth = [self.benefit.best_age(each, running, before, early=early) for each in choices]
         at = min(max(worth)[1], BEYOND * running.longest)
-        if not early:  # those that need it most, as there is a budget
+        if not early:  # only for the longest units, as there is a budget
             at = max(at, running.exceeded_by(self._share))
         return min(at, self._earliest(choices, DEPLOYED)) if early else at
 
     def _kind(self, query: Query, task: Task) -> str:
-        """Return whose run times apply to this task; copies do not count as on a slow instance."""
+        """Return the role whose run times apply to this task; a copy never has the role SLOW."""
         if task is query.original:
             return SLOW if task.unit and task.instance in self.slow else DEPLOYED
         return measured(task.role)
