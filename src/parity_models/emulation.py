@@ -1,9 +1,9 @@
 """Emulated service times, slowness and failures, for real and simulated workers alike.
 
-All slowness and failures follow from a fault plan, a small JSON document. What a plan does to a
-worker depends on the plan, the worker's number and the time since injection began, and not on the
-load or on what the worker did before. So all runs that are compared meet the same faults, and a
-restarted worker continues where its predecessor would be. Times in seconds.
+All slowness and failures follow from a fault plan, a small JSON document. Its effect on a worker
+depends on the plan, the worker's number and the time since injection began, but not on the load or
+on the worker's past. So all runs that are compared meet the same faults, and a restarted worker
+continues where its predecessor would be. Times in seconds.
 """
 
 import heapq
@@ -109,7 +109,7 @@ class SlicedRandom(Random):
     def begin(self, number: int) -> None:
         """Continue with the first number of this slice."""
         self._state = _mix(self._key + number * _STEP)
-        self.gauss_next = None  # of the slice before
+        self.gauss_next = None  # drop the last slice's
 
     def random(self) -> float:
         """Return a number of 0 or more and below 1, in steps of 2^-53."""
@@ -134,8 +134,8 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 class Slowdowns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Spells in which units take a drawn `delay` longer and `factor` times as long.
 
-    Spells and gaps are exponential; `mean_between` 0 is always slow. `workers` None: all of them,
-    each at its own times or, with `nodes`, all of one node (number modulo `nodes`) together.
+    Spells and gaps are exponential; with `mean_between` 0, units are always slow. `workers` None:
+    all, each at its own times or, with `nodes`, all of one node (number modulo `nodes`) together.
     """
 
     mean_between: Duration
@@ -189,7 +189,7 @@ class Shuffles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A transfer lasts for a drawn `length`. Every unit of a worker takes a drawn `delay` longer for
     each transfer that it is an end of (Kosaian et al., SOSP 2019, section 5.1). Workers are drawn
-    from 0 to `workers` - 1, of which not all need exist.
+    from 0 to `workers` - 1; not all of these need exist.
     """
 
     transfers: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
@@ -278,8 +278,8 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def refuses(self, query: int, source: Source) -> bool:
         """Return whether the stand-in with this source must not answer a query, by its number.
 
-        The same queries are hard for all: what a stand-in with a larger coverage must not answer,
-        no other may.
+        The same queries are hard for all: one that a stand-in refuses is refused by every stand-in
+        with a smaller coverage.
         """
         coverage = self.coverages.get(source, self.coverage)
         if coverage == 1:
@@ -339,7 +339,7 @@ class Transfers:
             rng = self._lanes[lane]
             length = self._shuffles.length.draw(rng)
             if start == 0:
-                length *= rng.random()  # as if it had begun before, so that lanes do not march
+                length *= rng.random()  # as if it had begun before, so that lanes are not in step
             heapq.heapreplace(self._next, (start + max(length, SLICE), lane))
             for worker in rng.sample(range(self._shuffles.workers), 2):
                 if self._only in (None, worker):
@@ -401,7 +401,7 @@ class WorkerFaults:
         return Spells(self._plan.rng(course, name), Exponential(part.mean_between), length)
 
     def files(self, began: float, role: str) -> list[str]:
-        """Return the ONNX files of which a unit of `role` runs the first that exists."""
+        """Return ONNX files; a unit of `role` runs the first that exists, else its own model."""
         return [
             lie.file
             for lie in self._plan.lies
@@ -424,7 +424,7 @@ class WorkerFaults:
             return done
         rng, plan, slow = self._rng(began), self._plan, self._is_slow(began)
         service, factor = self._service(rng, role), self._factor(began, slow)
-        # Emulated service times take the place of what really ran.
+        # An emulated service time includes the real run time.
         busy = max(done - began, service * factor) if service else (done - began) * factor
         delay = 0.0
         if plan.slowdowns is not None and slow:
@@ -450,8 +450,8 @@ class WorkerFaults:
     def cut(self, at: float) -> float:
         """Return when the last released unit may be reported if it is cancelled at `at`.
 
-        Its computation ends then. Delays, pauses and neighbours are not its work, and hold it
-        nevertheless.
+        Its computation ends then. Delays, pauses and neighbours are not its work, so they still
+        hold it.
         """
         end = self._held
         for start, stop in self._paused_in:

@@ -43,7 +43,7 @@ from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.work import SchedulerConfig
 
 SOURCES = tuple(Source)
-"""The sources that the numbers in SimulationResult.sources stand for."""
+"""The sources that SimulationResult.sources holds the indices of."""
 
 FAILED = -1
 """The source of a query that failed."""
@@ -63,12 +63,12 @@ class Simulation:
     """A workload and the instances that it meets.
 
     An instance stops computing a unit when it hears that the unit is cancelled, as with the local
-    engine. A unit on its way arrives nevertheless, and faults hold it.
+    engine. A unit that is on its way still arrives, and faults still hold it.
 
     Args:
         arrivals: The times (n,) in seconds at which queries arrive, in order.
         instances: Instances of the deployed model.
-        extra_instances: Further ones, for redundancy.
+        extra_instances: Further instances, for redundancy.
         service: The time of a unit by role; a role that is not named takes as long as DEPLOYED.
         faults: Slowness and failures.
         restart: Seconds for which an instance that was killed or recycled is away.
@@ -76,7 +76,7 @@ class Simulation:
         nodes: Instance i is on node i modulo `nodes`; None: each has a node to itself.
         config: Bounds of the scheduler.
         seed: Seed of service times.
-        warm_up: Work does not count while so many queries arrive.
+        warm_up: Work does not count while this many first queries arrive.
         further_rows: The share of a unit's time that each row after the first adds, by role; by
             default nothing, as on an accelerator that is not full.
 
@@ -190,7 +190,7 @@ class Driver:
         self._random = Random(simulation.seed)
         self._count = count = len(simulation.arrivals)
         self._result = SimulationResult(np.full(count, np.nan), np.full(count, FAILED, np.int8))
-        # An element of a view is a float or int of Python's, and costs less than one of NumPy's.
+        # Elements of views are Python's floats and ints, which cost less than NumPy's.
         self._arrivals = simulation.arrivals.data.cast("B").cast("d")
         self._latencies = self._result.latencies.data.cast("B").cast("d")
         self._sources = self._result.sources.data

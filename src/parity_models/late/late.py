@@ -1,14 +1,14 @@
 """Race a call that is late with a stand-in in this process, or with a copy of the call.
 
-The rule is that of the `adaptive` policy, with its own run times, risk, benefit, budget and effect;
-what differs is the driver, a client, which knows neither the instances behind its call nor their
-load. From the age at which a call is late, the more beneficial of a stand-in and a copy is
-started, and later the other one. The first answer wins; the rest is cancelled.
+The rule is the `adaptive` policy's, with its run times, risk, benefit, budget and effect. Only the
+driver differs: a client, which knows neither the instances behind its call nor their load. From
+the age at which a call is late, the more beneficial of a stand-in and a copy is started, and later
+the other one. The first answer wins; the rest is cancelled.
 
-A copy costs the target as much as a call. So copies have a budget, and stop where calls that get
-one are not answered earlier, and while the target is slow for many calls. A stand-in costs this
-process time, and has a budget of that. While the target is slow for most calls, a stand-in is asked
-in place of each, and the call is made only if it refuses.
+A copy costs the target as much as a call. So copies have a budget, and stop if calls that get one
+are not answered earlier, and while the target is slow for many calls. A stand-in costs computing
+time of this process, which has a budget. While the target is slow for most calls, a stand-in is
+asked in place of each, and the call is made only if it refuses.
 
 A balancer may send a copy to the same slow server as the call. So a call that has as many tasks as
 `adaptive` allows a query still gets another one whenever its age has doubled.
@@ -58,10 +58,10 @@ ASKED_SHARE = 0.2
 """The largest share of calls for which a stand-in is asked: the slowest ones."""
 
 COMPARE_ONE_IN = 20
-"""One in this many calls that a stand-in has answered runs on, to compare the two."""
+"""One in this many calls that a stand-in has answered may finish, to compare the answers."""
 
 MAX_COMPARED = 16
-"""Calls that run on at a time, at most."""
+"""The most calls at a time that may finish for this."""
 
 CONGESTED = 4.0
 """The target is slow for a call that takes this many times as long as one that waits in no queue.
@@ -76,17 +76,17 @@ OVERLOADED, RECENT = 0.6, 16
 in place of each call, and calls that it refuses get no copies."""
 
 MAX_CALLERS = 64
-"""Blocking calls at a time, at most."""
+"""The most blocking calls at a time."""
 
 MAX_WAITING = 64
-"""Calls that have asked for a stand-in and wait for it, at most."""
+"""The most calls that wait for a stand-in."""
 
 AGAIN_AFTER = 0.25
 """A call is reconsidered after this share of its age, so hanging calls cost little time."""
 
 STALL = 0.01
-"""Seconds that a stall of the event loop counts as at most, or a median run time if that is longer:
-one stall is no overload."""
+"""A stall of the event loop counts as at most this many seconds, or a median run time if that is
+longer: one stall is no overload."""
 
 Call = Callable[[], Awaitable[Any]]
 Array = NDArray[Any]
@@ -164,7 +164,7 @@ class Late:
         self._process_load = ProcessLoad()
         self._last_alarm = 0.0
         self._slow = deque([False] * RECENT_COPIES, RECENT_COPIES)
-        """Of recent calls, whether the target was slow."""
+        """For each recent call, True if the target was slow."""
         self._in_flight: dict[int, float] = {}
         """The start of each call in flight that is not slow yet, the oldest first."""
         self._ids = count(1)
@@ -175,22 +175,22 @@ class Late:
     async def __call__(
         self, call: Call, rows: ArrayLike | Batch | None = None, *, others: Sequence[Call] = ()
     ) -> LateAnswer:
-        """Await the call, or what answers in its place where it is late or fails.
+        """Await the call, or the answer in its place if it is late or fails.
 
-        Whatever still runs then is cancelled; everything, if the caller is cancelled.
+        Tasks that still run then are cancelled; if the caller is cancelled, all are.
 
         Args:
             call: Makes the call: a function that returns an awaitable, such as a lambda. It is
                 called again for a copy, so the call must be safe to repeat.
-            rows: The inputs of the call, as the bundle's model takes them: (n, ...), or such an
-                array by name. Without them, no stand-in is asked.
+            rows: The inputs of the call, as the bundle's model takes them: an array (n, ...), or
+                arrays by name. Without them, no stand-in is asked.
             others: The same call to other servers, to which copies go.
 
         Raises:
-            UserError: The call returns no awaitable, or answers that a stand-in cannot imitate, as
-                the first answer shows.
-            DataError: The rows are not the model's.
-            Exception: The call's own, where no stand-in may answer.
+            UserError: The call returns no awaitable, or its first answer is one that a stand-in
+                cannot imitate.
+            DataError: The rows do not fit the model.
+            Exception: The call's own, if no stand-in may answer.
 
         """
         race = _Race(self, [call, *others], rows)
@@ -224,7 +224,7 @@ class Late:
         try:
             return answer.result()
         finally:
-            answer.cancel()  # where the caller was interrupted
+            answer.cancel()  # if the caller was interrupted
 
     def close(self) -> None:
         """End its threads. Blocking calls in flight are cancelled; others get no stand-in."""
@@ -266,8 +266,8 @@ class Late:
         self._risk.ended(now(), task.unit, finished=finished, instances=servers, max_batch=1)
 
     def _server_for_copy(self, calls: int) -> int:
-        """Return which of so many `calls`, each to another server, to make again: all but the first
-        in turn, those to slow servers only if there are no others."""
+        """Return the number of the call to repeat, of `calls` to different servers: all but the
+        first in turn, and slow servers only if there are no others."""
         if calls == 1:
             return 0
         self._last_server += 1
@@ -275,7 +275,7 @@ class Late:
         return next((each for each in turn if str(each) not in self._risk.slow), turn[0])
 
     def _compare(self, call: "asyncio.Future[Any]", task: Task, answer: Array) -> bool:
-        """Let the call run on to compare the backup's answer with its own, if this is its turn."""
+        """Let the call finish if it is due for a comparison with the backup's answer."""
         if self.counts[Source.BACKUP] % COMPARE_ONE_IN or len(self._compared) >= MAX_COMPARED:
             return False
 
@@ -298,7 +298,7 @@ class Late:
 
 
 class _Race:
-    """A call, and what is started in its place."""
+    """A call, with the copies and the stand-in that are started for it."""
 
     def __init__(self, late: Late, calls: Sequence[Call], inputs: ArrayLike | Batch | None) -> None:
         self._late, self._calls, self._inputs = late, calls, inputs
@@ -348,7 +348,7 @@ class _Race:
         return LateAnswer(self._failure.result(), "model", 1.0)
 
     def end(self) -> None:
-        """Cancel what still runs, but for a call that is to be compared."""
+        """Cancel all tasks that still run, except a call that is to be compared."""
         late, query = self._late, self._query
         late._in_flight.pop(query.id, None)
         late._effect.ended(now(), query.id, now() - query.arrived, late._risk.helped_by)
@@ -380,7 +380,7 @@ class _Race:
         future: asyncio.Future[Any]
         try:
             future = asyncio.ensure_future(_awaitable(self._calls[int(task.instance or 0)]))
-        except Exception as error:  # one that cannot even be made has failed, like others
+        except Exception as error:  # a call that cannot even be made counts as failed
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
         self._launch(task, future)
@@ -414,7 +414,7 @@ class _Race:
     def _compute(
         self, unit: Unit, backup: GatedBackup, options: onnxruntime.RunOptions
     ) -> Array | Refusal:
-        """Ask the backup, in a thread. Return its answer, or why there is none."""
+        """Ask the backup, in a thread. Return its answer, or the reason why there is none."""
         assert self._inputs is not None
         unit.started = now()
         try:
@@ -517,7 +517,7 @@ class _Race:
             if query.original.unit is None:
                 self._start_original()
             else:
-                self._alarm = now()  # for a copy: few calls need one, and it is late already
+                self._alarm = now()  # reconsider it at once, for a copy: it is late already
             return None
         if query.original.unit is None:
             return self._deliver(answer)
@@ -553,7 +553,7 @@ def _started(task: Task) -> float:
 
 
 class _ClientRisk(Risk):
-    """The risk of calls, of whose servers nothing is known but run times.
+    """The risk of calls to servers known only by their run times.
 
     A call that waits in no queue takes as long as the fastest; so the load, by which copies are
     priced, is the share of the median call that is spent waiting. Stand-ins cost the servers
@@ -571,7 +571,7 @@ class _ClientRisk(Risk):
         return self._run_times.quantile(NO_QUEUE)
 
     def _measure_help(self) -> None:
-        """Measure the age by which a copy has answered: stand-ins are asked before copies."""
+        """Measure the age by which a copy has answered; stand-ins are asked before copies."""
         super()._measure_help()
         if self.stand_ins:
             self.helped_by += self.benefit.median
@@ -583,8 +583,8 @@ class _ClientRisk(Risk):
 
 
 class _ComputingBudget:
-    """The budget of stand-ins' computing time, a `share` of one core: up to a second of it at once.
-    Stand-ins end in another thread."""
+    """The budget of stand-ins' computing time, a `share` of one core: at most a second's share at
+    once. Stand-ins end in another thread."""
 
     def __init__(self, share: float) -> None:
         self._share = self._left = share

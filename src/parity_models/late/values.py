@@ -1,4 +1,4 @@
-"""The forms in which clients have a model's answer: what it holds, and how a stand-in's is made."""
+"""The forms of answers in clients: how to read the model's, and make a stand-in's."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 class Form(ABC):
-    """A form of answers, learned from `sample`, one of the model's, with the output `spec`.
+    """A form of answers, learned from `sample`, an answer of the model with the output `spec`.
 
     `outputs` returns all outputs of an answer by name; a single one may have any name but those of
     the model's `other` outputs. `make` returns an answer with this output.
@@ -31,7 +31,7 @@ class Form(ABC):
             ((name, only),) = self.outputs(value).items()
             fits = only.shape[1:] == self.spec.shape and only.dtype.kind in "biuf"
             return only if fits and name not in self._other else None
-        except Exception:  # whatever clients raise for what they cannot read
+        except Exception:  # clients raise anything for a body that they cannot read
             return None
 
     @abstractmethod
@@ -115,7 +115,7 @@ _FORMS: Mapping[tuple[str, str], type[Form]] = {
     ("tritonclient.grpc", "InferResult"): _TritonGrpc,
     ("httpx", "Response"): _Httpx,
 }
-"""By the module that exports a class, and its name there."""
+"""Forms by the answer's class: the module that exports it, and its name there."""
 
 
 def is_error(value: Any) -> bool:
@@ -126,13 +126,13 @@ def is_error(value: Any) -> bool:
 
 
 def form_of(sample: Any, spec: Tensor, other: Collection[str] = ()) -> Form:
-    """Return the form of a model's answer, from which stand-ins' answers with the output `spec` are
-    made; the model has `other` outputs. Raises UserError for a stream, for other types, and for
+    """Return the form of a model's answer `sample`, to make stand-ins' answers with the output
+    `spec`; the model has `other` outputs. Raises UserError for a stream, for other types, and for
     answers with other outputs."""
     if hasattr(sample, "__aiter__") and not hasattr(sample, "json"):
         raise UserError(
-            "the call returns a stream, of which no part could be taken back; only whole answers "
-            "are raced"
+            "the call returns a stream, whose parts cannot be taken back; only whole answers are "
+            "raced"
         )
     if isinstance(sample, Mapping) and "outputs" in sample:
         form: Form = _Json(sample, spec, other)
@@ -155,7 +155,7 @@ def form_of(sample: Any, spec: Tensor, other: Collection[str] = ()) -> Form:
         form = kind(sample, spec, other)
     try:
         found = {name: list(array.shape) for name, array in form.outputs(sample).items()}
-    except Exception as error:  # whatever clients raise for what they cannot read
+    except Exception as error:  # clients raise anything for a body that they cannot read
         raise UserError(
             "the call returns an answer that cannot be read as arrays or as JSON of the Open "
             f"Inference Protocol ({type(error).__name__}: {error}); binary bodies are read by "

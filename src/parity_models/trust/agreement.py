@@ -1,9 +1,9 @@
 """A sequential test of whether a stand-in still agrees with the model as its gate promises.
 
-Every comparison multiplies a likelihood ratio: how much likelier is the result if the odds of
-disagreement are ODDS times those of the level, than if they are those of the level. A test begins
-with a ratio of 1, and begins anew whenever the ratio is below that, so that a good past does not
-hide a bad present (CUSUM: Page, Biometrika 1954). It closes the gate when the ratio reaches 1 /
+Every comparison multiplies a likelihood ratio: how much likelier its result is if the odds of
+disagreement are ODDS times the level's than if they are the level's. A test begins with a ratio
+of 1, and begins anew whenever the ratio is below that, so that a good past does not hide a bad
+present (CUSUM: Page, Biometrika 1954). It closes the gate when the ratio reaches 1 /
 FALSE_CLOSING. By the inequality of Ville, a test does so with a probability of at most
 FALSE_CLOSING while the agreement is at its level or above, however long it goes on. A closed gate
 is tested the other way round, and opens at 1 / FALSE_OPENING.
@@ -22,13 +22,13 @@ from parity_models.tasks.metrics import Agreement
 from parity_models.trust.gates import ChosenGate
 
 ODDS: Final = 3.0
-"""The factor by which odds of disagreement above those of the level are detected soon."""
+"""Odds of disagreement this many times the level's are detected soon."""
 
 FALSE_CLOSING: Final = 1e-6
 """The probability that a test closes the gate though the agreement is at its level."""
 
 FALSE_OPENING: Final = 1e-3
-"""The probability that a test opens it though the odds are still ODDS times those of the level."""
+"""The probability that a test opens it though the odds are still ODDS times the level's."""
 
 DOUBT: Final = 0.05
 """Once the likelihood ratio is 1 / DOUBT, answers state the measured agreement, not the level."""
@@ -100,8 +100,8 @@ class AgreementTest:
 
     @property
     def bound(self) -> float:
-        """The agreement that is likely at least: the level or, once evidence is against it, the
-        bound of the comparisons since that began (Wilson, JASA 1927)."""
+        """The likely lower bound of the agreement: the level or, once evidence is against it, that
+        of the comparisons since then (Wilson, JASA 1927)."""
         if not self.open or self._evidence < -log(DOUBT):
             return self._level
         count = len(self._seen)
@@ -124,16 +124,16 @@ class AgreementTest:
             self._evidence = self._evidence_of(self._seen)
             if self._evidence < -log(FALSE_CLOSING):
                 return False
-        if self._is_of_one(lambda seen: seen.makers, FALSE_OPENING) or self._is_of_one(
+        if self._hinges_on_one(lambda seen: seen.makers, FALSE_OPENING) or self._hinges_on_one(
             lambda seen: (seen.tenant,), FALSE_CLOSING
         ):
             self._until_search = ceil(SEARCH_EVERY * len(self._seen))
             return False
         return True
 
-    def _is_of_one(self, whose: Callable[[_Seen], Collection[Hashable]], chance: float) -> bool:
-        """Return whether there are comparisons without the worst party, and their evidence against
-        the gate is below 1 / `chance`."""
+    def _hinges_on_one(self, whose: Callable[[_Seen], Collection[Hashable]], chance: float) -> bool:
+        """Return whether the comparisons without the worst party, if any, are evidence of less than
+        1 / `chance` against the gate."""
         against: dict[Hashable, float] = {}
         for seen in self._seen:
             for each in set(whose(seen)):
@@ -153,9 +153,9 @@ class AgreementWatch:
     """Watches how often the outputs of stand-ins agree with the model's predictions.
 
     Args:
-        chosen: The gate of each stand-in. One without a gate is compared by class, and stays in
+        chosen: The gate of each stand-in. A stand-in without one is compared by class, and stays in
             service.
-        closed: Those that are closed at first.
+        closed: The stand-ins whose gate is closed at first.
 
     """
 
@@ -176,7 +176,7 @@ class AgreementWatch:
         return test is None or test.open
 
     def bound(self, source: Source) -> float | None:
-        """Return the agreement that its answers say (see AgreementTest); None without a gate."""
+        """Return the agreement to state in its answers (AgreementTest); None without a gate."""
         test = self._tests.get(source)
         return None if test is None else test.bound
 

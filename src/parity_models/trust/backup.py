@@ -1,4 +1,4 @@
-"""A bundle's backup in this process: it answers where its gate lets it."""
+"""A bundle's backup in this process, which answers as far as its gate allows."""
 
 import logging
 from enum import StrEnum
@@ -44,7 +44,7 @@ class GatedBackup:
             99 %.
 
     Raises:
-        UserError: It has no backup, or one that is not calibrated for the agreement.
+        UserError: The bundle has no backup, or one that is not calibrated for the agreement.
 
     """
 
@@ -77,11 +77,11 @@ class GatedBackup:
 
     @property
     def agreement(self) -> float:
-        """The agreement that its answers say (see AgreementTest); 0 without a gate."""
+        """The agreement to state in its answers (see AgreementTest); 0 without a gate."""
         return self._watch.bound(Source.BACKUP) or 0.0
 
     def read(self, inputs: ArrayLike | Batch) -> Array:
-        """Return queries as rows in memory (see Layout). Raises DataError for wrong ones."""
+        """Return queries as rows in memory (see Layout). Raises DataError if they do not fit."""
         batch = as_batch(inputs, self.signature)
         sizes = {
             axis: batch[tensor.name].shape[at + 1]

@@ -30,7 +30,7 @@ class ChosenGate:
 
     @property
     def classes(self) -> dict[str, float]:
-        """The levels of the classes that it lets through, by name; empty if that is every class."""
+        """The levels of the classes that it lets through, by name; empty if it lets all through."""
         names = self.calibration.allowed
         return {names[each.number]: each.level for each in self.level.classes}
 
@@ -47,8 +47,8 @@ def choose_gates(
             highest calibrated level up to AGREEMENT.
 
     Raises:
-        UserError: A stand-in is not calibrated for the agreement, or one that may answer some
-            classes alone would answer without a gate.
+        UserError: A stand-in is not calibrated for the agreement, or one limited to some classes
+            would answer without a gate.
 
     """
     used = _used(roles)
@@ -68,7 +68,7 @@ def choose_gates(
 
 
 def ungated(bundle: Bundle, roles: Collection[str], agreement: float | None) -> Iterator[str]:
-    """Yield a note on each stand-in that answers without a gate though that was not asked for."""
+    """Yield a note on each stand-in that answers without a gate, unless that was asked for."""
     if agreement is not None:
         return
     for stand_in in _used(roles):
@@ -129,8 +129,8 @@ def _level(
 
 
 class Refused(NamedTuple):
-    """The rows of a stand-in's outputs that may not answer: those that cannot be right, and those
-    that are too unsure."""
+    """The rows of a stand-in's outputs that may not answer: `impossible` ones cannot be right,
+    `unsure` ones are below the gate's threshold."""
 
     impossible: Sequence[int]
     unsure: Sequence[int]
@@ -140,10 +140,10 @@ class OutputGate:
     """Decides which inputs stand-ins may see, and which of their outputs may answer.
 
     Args:
-        chosen: The gate of each stand-in, by the source of its answers. One without a gate is
+        chosen: The gate of each stand-in, by the source of its answers. A stand-in without one is
             never too unsure.
-        envelope: The inputs that the stand-ins learned from. Without one, only values that are not
-            finite are unlike, or impossible.
+        envelope: The inputs that the stand-ins learned from. Without one, only rows with values
+            that are not finite are unlike, or impossible.
 
     """
 
