@@ -58,7 +58,7 @@ def test_opening_a_bundle_runs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     path = write_linear_bundle(tmp_path, code=CodeSpec("innocent:Coder", "subtraction", 2))
     del sys.modules["innocent"]
     (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'evil')!r}, 'w').close()")
-    with pytest.raises(BundleError, match="names out of a bundle are not imported"):
+    with pytest.raises(BundleError, match="classes that a bundle names are not imported"):
         open_bundle(path)
     assert not (tmp_path / "evil").exists()
 

@@ -215,7 +215,7 @@ def test_what_was_measured_is_put_into_the_manifest_in_one_step(bundle: Path, mo
     assert {path.name for path in bundle.iterdir()} == set(FILES)
     boxes = Calibration("boxes", 0.5, "none", 10, 0.05)
     with_measured(updated, calibration={"reconstruction": boxes})
-    with pytest.raises(BundleError, match="the gate of the reconstruction is one of boxes"):
+    with pytest.raises(BundleError, match="the gate of the reconstruction is for boxes"):
         open_bundle(bundle)
     write_bundle(bundle, deployed=NewModel(models / "deployed.onnx", "linear"))
     with pytest.raises(BundleError, match="was replaced in the meantime"):

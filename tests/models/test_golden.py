@@ -115,7 +115,7 @@ def test_a_bundle_whose_stand_ins_differ_is_refused(bundle: Bundle, tmp_path: Pa
         backup |= {"sha256": sha256(other).hexdigest(), "size": len(other)}
 
     tamper(copy, change)
-    with pytest.raises(BundleError, match=r"the backup model gave another 'output' .* make the"):
+    with pytest.raises(BundleError, match=r"backup model's 'output' is not the one .* make the"):
         open_bundle(copy)
 
 

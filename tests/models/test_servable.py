@@ -211,7 +211,7 @@ def test_models_that_cannot_be_served_are_refused_in_a_sentence(
         (less_the_sum(four), "", "depends on the other rows of the batch"),
         (mixed, "", "the first axis of every input must be the batch axis"),
         (model(half, pooled, halved), "--axis m=8", "only an axis as large as an input's can be"),
-        (placed, "--axis m=8", "by a dimension other than 1. 4 by 8; if that is longer than it"),
+        (placed, "--axis m=8", "by a dimension other than 1. 4 by 8; if the model takes no rows"),
     ]
     np.save("rows.npy", np.zeros((4, 2, 2), np.float32))
     for content, arguments, reason in cases:
@@ -238,7 +238,7 @@ def test_models_that_cannot_be_imitated_are_refused_in_a_sentence(
         (lambda: graph(path, [add], {"x": row, "z": row}, {"y": row}), "an .npz file with"),
         (lambda: graph(path, [IDENTITY, two], {"x": row}, {"y": row, "z": row}), "--output NAME"),
         (lambda: graph(path, [cast], {"x": whole}, {"y": row}), "the model takes 'x' INT64"),
-        (lambda: graph(path, [IDENTITY], *one, {"": 999}), "is of an opset of ai.onnx newer than"),
+        (lambda: graph(path, [IDENTITY], *one, {"": 999}), "needs a newer opset of ai.onnx than"),
     ]
     for make, reason in makers:
         make()

@@ -133,7 +133,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 BATCH = 4
-"""Queries in a batch whose time is measured as well as that of one."""
+"""The size of the batch that is timed in addition to a single query."""
 
 
 class InferenceTimes(
@@ -141,8 +141,8 @@ class InferenceTimes(
 ):
     """Median milliseconds for a batch of one on one thread, where the bundle was made.
 
-    All parity models have one network, so one time; `deployed_batch` is that of the deployed model
-    for a BATCH. Ratios mean more than the times.
+    All parity models have one network, so one time; `deployed_batch` is the deployed model's for a
+    batch of BATCH. Ratios mean more than the times.
     """
 
     deployed: Milliseconds
@@ -152,8 +152,8 @@ class InferenceTimes(
 
     @property
     def batch(self) -> int:
-        """The default batch size: BATCH if one takes no longer than two queries, so that answers
-        come sooner on average than one after the other; else 1."""
+        """The default batch size: BATCH if such a batch takes no longer than two single queries, so
+        that answers come sooner on average; else 1."""
         pays = self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
         return BATCH if pays else 1
 
@@ -195,7 +195,7 @@ class Manifest(
 
     @property
     def task(self) -> str:
-        """The task that the deployed model was trained on here; `own` for those from elsewhere."""
+        """The task that the deployed model was trained on here; `own` if it is from elsewhere."""
         return "own" if self.deployed_training is None else self.deployed_training.task
 
     @property
@@ -220,8 +220,8 @@ class Manifest(
 
 
 def _lists(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield each list that a manifest has of backups: the object that holds it, its name, and the
-    name up to format 2, which had no list."""
+    """Yield each of a manifest's lists of backups: the object that holds it, its name, and the name
+    up to format 2, which had no lists."""
     for part, name, former in (
         (content, "backups", "backup"),
         (content, "backup_trainings", "backup_training"),
@@ -275,8 +275,8 @@ def decode_manifest(text: bytes) -> tuple[Manifest, str]:
 def _upgrade(content: dict[str, Any], version: int) -> None:
     """Bring the content of a manifest to that of Manifest, with one backup or none.
 
-    In format 3 there is a list of backups, the fastest first, which alone is used. In format 1, a
-    model has an `input` and an `output` in place of a signature.
+    Format 3 has a list of backups; only the first, the fastest, is used. In format 1, a model has
+    an `input` and an `output` in place of a signature.
     """
     if content.pop("coders", None):
         raise BundleError(
@@ -325,7 +325,7 @@ class NewModel:
     """A model to be put into a bundle: its ONNX file or the file's content, and its network.
 
     Parity models that run on each slot separately are `slotwise`; a backup that is one such slot is
-    `slot`. Where the file does not declare all of the model's `signature`, it is given.
+    `slot`. The `signature` is given if the file does not declare all of it.
     """
 
     onnx: Path | bytes
@@ -455,8 +455,8 @@ def write_bundle(
     the Manifest. An existing bundle is replaced; any other folder that is not empty is refused.
 
     Raises:
-        BundleError: For that, for models that do not fit each other or the code, for parity models
-            marked slotwise that are not, and when the disk refuses.
+        BundleError: For such a folder, for models that do not fit each other or the code, for
+            parity models wrongly marked slotwise, and when the disk refuses.
 
     """
     folder = Path(path).resolve()
@@ -503,7 +503,7 @@ def write_bundle(
         leak = find_leak(built, queries, new.models[parity_role(j)])
         if leak is not None:
             raise BundleError(
-                f"{each.file} is marked slotwise, but what is in slot {leak[0]} changes the "
+                f"{each.file} is marked slotwise, but the query in slot {leak[0]} changes the "
                 f"prediction for slot {leak[1]}; leave slotwise out"
             )
     if envelope is not None:
@@ -569,8 +569,8 @@ def with_measured(bundle: Bundle, **measured: Accuracy | Mapping[StandIn, Calibr
         manifest, digest = decode_manifest(encoded)
     except BundleError as error:
         raise BundleError(
-            "values that are NaN or infinite, of models that predict such values, are not put into "
-            f"{bundle.path}: its {MANIFEST} {error}"
+            "NaN or infinite values, which a model that predicts such values can cause, are not "
+            f"put into {bundle.path}: its {MANIFEST} {error}"
         ) from error
     new = path.with_name(f".{path.name}.new")
     try:
@@ -586,7 +586,7 @@ def with_measured(bundle: Bundle, **measured: Accuracy | Mapping[StandIn, Calibr
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise BundleError if `folder` holds something else than a bundle."""
+    """Raise BundleError if `folder` holds anything but a bundle."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
@@ -620,10 +620,10 @@ def _about(path: Path) -> Iterator[None]:
 
 
 def _read_file(path: Path, most: int, size: int | None = None) -> bytes:
-    """Return the content of a regular file that no link leads out of its folder.
+    """Return the content of a regular file that is no link out of its folder.
 
-    Raises BundleError for others, for another `size` or more bytes than `most`, and if it cannot be
-    read.
+    Raises BundleError for others, for another `size`, for more than `most` bytes, and if it cannot
+    be read.
     """
     try:
         if not path.resolve().is_relative_to(path.parent.resolve()):
@@ -678,7 +678,7 @@ BOX = (4,)
 """The shape of a box."""
 
 TRIED = 8
-"""Groups that are tried of each slot, as well as those with extreme values in it."""
+"""Groups tried for each slot, in addition to those with extreme values in it."""
 
 
 def code_of(manifest: Manifest, allowed: Collection[str]) -> Code | None:
@@ -690,8 +690,8 @@ def code_of(manifest: Manifest, allowed: Collection[str]) -> Code | None:
         return None
     for name in sorted(manifest.code.own - set(allowed)):
         raise CodeError(
-            f"{name} is a class of the bundle's maker, and names out of a bundle are not imported; "
-            f"if you trust it, allow it with --allow-code {name}"
+            f"{name} is a class of the bundle's maker, and classes that a bundle names are not "
+            f"imported by themselves; if you trust it, allow it with --allow-code {name}"
         )
     deployed, imitated = manifest.deployed.signature, manifest.imitated_output
     output = None if imitated is None else imitated.fixed
@@ -742,8 +742,8 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
     for stand_in, calibration in manifest.calibration.items():
         if calibration.kind == "boxes" and (output is None or output.shape != BOX):
             raise BundleError(
-                f"the gate of the {stand_in} is one of boxes, predictions of shape {list(BOX)}, "
-                f"where the deployed model's are {output}"
+                f"the gate of the {stand_in} is for boxes, of shape {list(BOX)}, but the deployed "
+                f"model predicts {output}"
             )
         may = calibration.allowed.keys()
         for level in calibration.levels:
@@ -753,7 +753,7 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
         backup = manifest.backup if stand_in == BACKUP else None
         outputs = () if backup is None else backup.signature.outputs
         if calibration.confidence == "head" and HEAD not in [each.name for each in outputs]:
-            raise BundleError(f"has a gate of the {stand_in} by a head that this does not have")
+            raise BundleError(f"has a gate of the {stand_in} by a head, which the {stand_in} lacks")
 
 
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
@@ -798,7 +798,7 @@ def _check_stand_in(model: ModelFile, needed: Signature, why: str) -> None:
 def _check_tensors(
     file: str, role: str, found: Sequence[Tensor], needed: Sequence[Tensor], why: str
 ) -> None:
-    """The tensors are those that are needed; one alone may have another name."""
+    """Raise BundleError unless the needed tensors are found; a single one may have any name."""
     fits = len(found) == len(needed) and all(
         (one.datatype, one.shape) == (other.datatype, other.shape)
         and (one.name == other.name or len(needed) == 1)
@@ -844,7 +844,7 @@ def find_leak(code: Code, queries: Layout, model: OnnxModel) -> tuple[int, int] 
     """Return two slots: a query in the first changes the prediction for the second. None if no bit
     of another slot's prediction changes.
 
-    Each slot gets usual values, zeros, and the largest numbers. The decoder reads slots off apart.
+    Each slot gets usual values, zeros, and the largest numbers. The decoder reads each off alone.
     """
 
     def predictions(group: list[Named]) -> dict[int, Array]:

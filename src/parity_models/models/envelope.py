@@ -10,7 +10,7 @@ deviations of its values from their means; where an axis is dynamic, all values 
 one deviation. Four statistics of z are each compared with a limit that few training inputs exceed:
 
     energy     mean of z²: how far from the mean input
-    tails      mean of z⁴: a few values that are far away, were there only one of them
+    tails      mean of z⁴: a few values that are far away, even a single one
     roughness  mean of z_i (z_i - z_i+1): neighbours, of pixels or samples, that differ
     distance   the energy that principal components of the inputs leave: values that are each in
                range but never come together (the quadratic form of probabilistic principal
@@ -18,7 +18,7 @@ one deviation. Four statistics of z are each compared with a limit that few trai
                Jackson, Mudholkar, Technometrics 1979)
 
 Integers of a narrow range may be ids, whose size says nothing. They have to be in the range of the
-training inputs; columns of features, which are few and of fixed shape, each in its own.
+training inputs; a column of features (few, of fixed shape), in the range of its column.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ ENVELOPE = "envelope.msgpack"
 """The file of an envelope in a bundle."""
 
 MAX_PROJECTION = 9000
-"""Weights of the projection at most: beyond about 9,200 OpenBLAS would start threads, which a
+"""The most weights of the projection: beyond about 9,200 OpenBLAS would start threads, which a
 server's frontend must not have next to its workers."""
 
 DOT = 8192
@@ -71,12 +71,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Numbers(
     msgspec.Struct, frozen=True, eq=False, dict=True, forbid_unknown_fields=True, tag="numbers"
 ):
-    """One input of numbers where stand-ins were trained.
+    """One input of numbers, as stand-ins were trained on it.
 
-    `center` and `spread` are mean and deviation of inputs, and can be broadcast to their shape; of
-    one value where an axis is dynamic. `components` (m, values) are the weighted principal
-    components of their deviations, m may be 0; `limits` bound the statistics. All arrays are
-    float32.
+    `center` and `spread` are mean and deviation of inputs, and can be broadcast to their shape;
+    they are single values if an axis is dynamic. `components` (m, values) are the weighted
+    principal components of the deviations, m may be 0; `limits` bound the statistics. All arrays
+    are float32.
     """
 
     center: Floats
@@ -87,7 +87,7 @@ class Numbers(
     def like(self, row: Array) -> bool:
         """Return whether an input (*shape), of any number type, is like the training inputs.
 
-        Values that are not finite are not. NumPy may warn of overflow.
+        An input with values that are not finite is not. NumPy may warn of overflow.
         """
         limits = msgspec.structs.astuple(self.limits)
         return all(map(operator.le, self.measure(row), limits))  # NaN is below no limit
@@ -120,10 +120,10 @@ class Numbers(
 
 
 class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, tag="ids"):
-    """One input of ids where stand-ins were trained.
+    """One input of ids, as stand-ins were trained on it.
 
-    They go from `low` to `high`, of which there is one, or one for each column. Files of earlier
-    versions have more fields, which are ignored.
+    They go from `low` to `high`: one number each, or one for each column. Files of earlier versions
+    have more fields, which are ignored.
     """
 
     low: _Range
@@ -141,7 +141,7 @@ class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, tag="ids"):
 
 
 class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True):
-    """Inputs and outputs of a deployed model where its stand-ins were trained.
+    """A deployed model's inputs and outputs, as its stand-ins were trained on them.
 
     `parts` describe the `inputs`, in their order; `longest` is the largest size along each dynamic
     axis. Outputs of `output_shape` lie between `low` and `high`, which can be broadcast to it.
@@ -205,8 +205,8 @@ FITTED = 2**23
 MEASURED = 20_000
 """The most inputs from which limits are set, and on which false alarms are counted."""
 
-EACH = 4096
-"""Inputs of more values are described by channel where they have channels."""
+MAX_SEPARATE = 4096
+"""Larger inputs are described by channel, if they have channels, and larger outputs as a whole."""
 
 FEWEST_COMPONENTS, MOST_COMPONENTS, FOLDS = 4, 32, 4
 
@@ -294,7 +294,8 @@ def _fit_numbers(inputs: Array, share: float, mirrored: bool) -> Numbers:
         some = np.stack([some, some[..., ::-1]], axis=1).reshape(-1, *shape)
     channels = channel_axis(shape)
     alike = () if channels is None else tuple(set(range(1, some.ndim)) - {1 + channels})
-    center, spread = _spread(some, alike, by_channel=channels is not None and values > EACH)
+    by_channel = channels is not None and values > MAX_SEPARATE
+    center, spread = _spread(some, alike, by_channel=by_channel)
     blank = Numbers(center, spread, np.empty((0, values), np.float32), Limits(0, 0, 0, 0))
     components = _components(blank, some)
     if not len(components):
@@ -351,7 +352,7 @@ def _measure(numbers: Numbers, rows: Iterable[Array]) -> Array:
 
 
 def _limits(measured: Array, false_alarms: float) -> Limits:
-    # Inputs that lie far beyond all others are not what a stand-in should be asked about.
+    # Stand-ins should not be asked about inputs that lie far beyond all others.
     farness = np.sqrt(np.sqrt(measured[:, 1]))
     usual, far = np.quantile(farness, (0.5, COMMON))
     measured = measured[farness <= usual + STRAY * (far - usual) + NEGLIGIBLE]
@@ -382,7 +383,7 @@ def _components(numbers: Numbers, rows: Array) -> Array:
 
 def reach(outputs: Array) -> tuple[Array, Array]:
     """Return the range of F's `outputs` (n, *shape), widened on either side by its own width."""
-    one = prod(outputs.shape[1:]) > EACH
+    one = prod(outputs.shape[1:]) > MAX_SEPARATE
     outputs = outputs[np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)]
     low = outputs.min(axis=None if one else 0)
     high = outputs.max(axis=None if one else 0)
@@ -414,7 +415,7 @@ class StoredArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 def store_array(array: Array) -> StoredArray:
-    """Return an array in the form in which files hold it."""
+    """Return an array in the form that files hold."""
     name = next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
     values = array.astype(array.dtype.newbyteorder("<")).tobytes()
     return StoredArray(array.shape, values, name)

@@ -1,4 +1,4 @@
-"""The gate: a stand-in answers only where it can be expected to agree with the deployed model.
+"""The gate: a stand-in answers only if it can be expected to agree with the deployed model.
 
 A stand-in's confidence in an output is compared with a threshold that was calibrated on held-out
 queries (`evaluation.calibration`), for each of some levels of agreement.
@@ -30,16 +30,16 @@ point in nearly the same direction."""
 
 Confidence = Literal["scores", "probabilities", "none", "head"]
 """The confidence in an output: the log-odds of its largest softmax value or largest probability;
-none, where nothing in an output predicts agreement; or the output of the stand-in's head."""
+none, if nothing in an output predicts agreement; or the output of the stand-in's head."""
 
 HEAD = "parm_agreement"
 """The output (n, 1) of a stand-in's head: the log-odds that F agrees. Clients never get it."""
 
 CERTAIN = 1e-30
-"""The least probability of all other classes: log-odds are finite."""
+"""Smaller probabilities count as this one, so that log-odds are finite."""
 
 EVERYTHING, NOTHING = -1e9, 1e9
-"""Thresholds that every confidence is above, and below, as JSON knows no infinity."""
+"""Thresholds below and above every confidence, as JSON has no infinity."""
 
 ANY_CLASS = "all"
 """Lifts a restriction to some classes."""
@@ -160,7 +160,7 @@ class Gates(Printed, dict[StandIn, Calibration]):
 
 @dataclass(frozen=True)
 class Gate:
-    """Lets outputs of one stand-in answer that have at least this confidence."""
+    """Lets those outputs of one stand-in answer whose confidence is high enough."""
 
     confidence: Confidence
     level: GateLevel
@@ -204,7 +204,7 @@ def has_head(outputs: Array) -> bool:
 
 
 def served(outputs: Array) -> Array:
-    """Return a stand-in's `outputs`, one or many, without what its head says: a view."""
+    """Return a stand-in's `outputs`, one or many, without its head's: a view."""
     if not has_head(outputs):
         return outputs
     return outputs[next(name for name in outputs.dtype.names or () if name != HEAD)]

@@ -1,8 +1,8 @@
 """Golden queries: queries with known outputs, by which a model is recognised.
 
 An instance with another model, or with broken memory or arithmetic, answers them wrongly. A bundle
-stores some of each stand-in, with the outputs where it was made. On a processor with other
-arithmetic (such as 8-bit products that saturate) calibration does not hold: the bundle is refused.
+stores some for each stand-in, with the outputs of the machine that made it. If a processor computes
+otherwise (such as 8-bit products that saturate), calibration does not hold: the bundle is refused.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ TOLERANCE = 0.02
 """The largest difference from a stored output, as a share of the largest value."""
 
 FAR = 3.0
-"""Deviations from the mean, at most, of every value of a golden query; half of it at least."""
+"""Every value of a golden query lies between half and all of this many deviations from the mean."""
 
 RUNS = (1, 4, 16, 64)
 """Lengths of runs of values with the same sign, in one golden query after the other: fine and
@@ -51,8 +51,8 @@ def golden(
 ) -> dict[str, tuple[Named, Named]]:
     """Return golden queries and their outputs for each role of `models`.
 
-    Parity models get parity queries of the deployed model's, whose layout is `queries`. There are
-    `count` of each role, fewer or none where the model cannot run them.
+    Parity models get parity queries, made of queries of the layout `queries`. There are `count` of
+    each role, fewer or none if the model cannot run them.
     """
     rows = golden_rows(queries, envelope, max(count, 0 if code is None else code.k))
     asked: dict[str, Batch] = dict.fromkeys((DEPLOYED, BACKUP), take(rows, slice(count)))
@@ -106,8 +106,8 @@ def _golden_queries(model: OnnxModel, count: int, queries: Batch) -> tuple[Named
 def golden_rows(queries: Layout, envelope: Envelope | None, count: int) -> Named:
     """Return `count` queries of this layout, far from the envelope's mean, drawn by a fixed seed.
 
-    Without an envelope, the mean is taken for 0 and the deviation for 1, and integers are 0 and 1:
-    they may be indices. Ids are drawn from their range.
+    Without an envelope, 0 is the mean and 1 the deviation, and integers are 0 and 1: they may be
+    indices. Ids are drawn from their range.
     """
     parts: dict[str, Numbers | Ids] = {}
     if envelope is not None:
@@ -165,7 +165,7 @@ def encode_golden(found: Mapping[str, tuple[Named, Named]]) -> bytes:
 
 def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:
     """Raise BundleError unless these models, by role, answer the golden queries in a file's
-    `content` as where the bundle was made."""
+    `content` as they did where the bundle was made."""
     try:
         cases = _FILE.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -178,10 +178,10 @@ def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:
         for name, stored in cases[role].outputs.items():
             if name not in found or not is_near(found[name], stored, TOLERANCE):
                 raise BundleError(
-                    f"shows that the {role} model gave another {name!r} where the bundle was made: "
-                    "this machine's processor or ONNX Runtime computes differently, so the "
-                    "calibration does not hold here; make the stand-in again on this kind of "
-                    "machine (parm protect)"
+                    f"shows that the {role} model's {name!r} is not the one it gave where the "
+                    "bundle was made: this machine's processor or ONNX Runtime computes "
+                    "differently, so the calibration does not hold here; make the stand-in again "
+                    "on this kind of machine (parm protect)"
                 )
 
 

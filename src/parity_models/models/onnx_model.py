@@ -39,10 +39,10 @@ def run_options() -> onnxruntime.RunOptions:
 class OnnxModel:
     """An ONNX file whose inputs and outputs have a batch axis in front, for any number of rows.
 
-    `model` is the file's path or its content, called `name` in errors. Its `signature` is given
-    where the file does not declare all of it: bounds of dynamic axes, the sizes of outputs. Weights
-    in further files are refused, as no hash covers those. `threads` compute within one call; they
-    hold no core while they wait. Raises ModelError for a file that cannot be read or is not such a
+    `model` is the file's path or its content, called `name` in errors. Its `signature` is given if
+    the file does not declare all of it: bounds of dynamic axes, the sizes of outputs. Weights in
+    further files are refused, as no hash covers those. `threads` compute within one call; they hold
+    no core while they wait. Raises ModelError for a file that cannot be read or is not such a
     model.
     """
 
@@ -84,7 +84,7 @@ class OnnxModel:
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on a user's queries.
 
-        Raises DataError for those that it cannot run, such as ids without an embedding.
+        Raises DataError for queries that it cannot run, such as ids without an embedding.
         """
         try:
             return self(batch)
@@ -114,8 +114,8 @@ class _FixedBatch:
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """An ONNX file that is only used while its content has this `sha256` (hexadecimal); without a
-    `signature`, with the one that it declares."""
+    """An ONNX file that is only used while its content has this `sha256` (hexadecimal). By default
+    its `signature` is the one that it declares."""
 
     path: Path
     sha256: str
@@ -203,8 +203,8 @@ def _why_not_opened(error: Exception) -> str:
     if newest := re.search(r"official support for domain (\S+) is till opset (\d+)", text):
         domain, opset = newest.groups()
         return (
-            f"is of an opset of {domain} newer than {opset}, the newest that ONNX Runtime "
-            f"{onnxruntime.__version__} knows; export it for that one or an older"
+            f"needs a newer opset of {domain} than {opset}, the newest that ONNX Runtime "
+            f"{onnxruntime.__version__} knows; export it for that one or an older one"
         )
     return f"cannot be loaded by ONNX Runtime ({text}); is it a complete ONNX file?"
 

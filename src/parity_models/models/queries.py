@@ -28,7 +28,7 @@ STEP = 8
 """Buckets are multiples of this, except for the bound of an axis."""
 
 LARGEST = 1 << 34
-"""Bytes that are read from all files together."""
+"""The most bytes that are read from all files together."""
 
 
 def rows_in(batch: Batch) -> int:
@@ -54,9 +54,8 @@ def as_batch(
     """Return `inputs` as a batch for a model, in the order and datatypes of its inputs.
 
     They are an array (n, ...) for each input by name, the array of a model's only input, or a
-    structured array with a field for each input, called `what` in errors. Numbers are converted
-    where that changes none of them. Raises DataError if names, datatypes, ranks or sizes do not
-    fit.
+    structured array with a field for each input; errors call them `what`. Numbers are converted if
+    that changes none of them. Raises DataError if names, datatypes, ranks or sizes do not fit.
     """
     if not isinstance(inputs, Mapping):
         array = np.asarray(inputs)
@@ -208,10 +207,10 @@ def _alike(batch: Batch, signature: Signature) -> Iterator[tuple[Integers, Integ
 def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
     """Read the queries in a file.
 
-    An .npz file holds an array for each input; that of an only input may be called "inputs". An
-    .npy file holds the array of an only input. Unsigned bytes for floating-point inputs, as the
-    pixels of images, become 0 to 1; other integers are refused there, as the scale that the model
-    expects is unknown. Raises DataError if the file cannot be read or does not fit, or
+    An .npz file holds an array for each input; if there is only one, it may be called "inputs". An
+    .npy file holds the array of a model's only input. Unsigned bytes for floating-point inputs, as
+    the pixels of images, become 0 to 1; other integers are refused there, as the scale that the
+    model expects is unknown. Raises DataError if the file cannot be read or does not fit, or
     `check_queries` refuses the queries.
     """
     inputs = signature.inputs

@@ -38,8 +38,8 @@ TRIED = 4
 """Rows that are predicted together and one by one."""
 
 NEAR = 0.05
-"""The largest difference between the two, as a share of the largest value: large, as random rows,
-where there are no queries, magnify rounding errors."""
+"""The largest difference between the two, as a share of the largest value. It is generous, as the
+random rows used without queries magnify rounding errors."""
 
 PARTS = (4, 2, 1)
 """Without queries, the buckets of an axis are these parts of its bound."""
@@ -105,10 +105,10 @@ def read_servable(
     """Return the content of an ONNX file, and the model's signature.
 
     Weights may be in further files next to a file. `axes` are buckets of dynamic axes by name, or
-    their bounds; others are read off `queries`, arrays (n, ...) by input. Those of images, inputs
-    of three axes or more, are fixed to the sizes of queries. `padding` are the values by which
-    shorter rows of inputs are filled up, 0 by default. Raises ModelError for a model that cannot be
-    served, and for an axis without a bound; DataError for queries that do not fit.
+    their bounds; others are read off `queries`, arrays (n, ...) by input. Axes of images (inputs of
+    three axes or more) are fixed to the sizes there. `padding` are the values that fill up shorter
+    rows of inputs, 0 by default. Raises ModelError for a model that cannot be served, and for an
+    axis without a bound; DataError for queries that do not fit.
     """
     path = Path("the module") if isinstance(model, bytes) else model
     content = model if isinstance(model, bytes) else _with_weights(path, read_model(path))
@@ -230,7 +230,7 @@ def _output_shapes(
             return [each.shape for each in session.run([o.name for o in outputs], drawn)]
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             flags = " or ".join(f"--axis {name}=SIZE" for name in axes)
-            instead = f"if that is longer than it takes, give a smaller bound, {flags}"
+            instead = f"if the model takes no rows of that size, give a smaller bound, {flags}"
             why = f"fails on {rows} rows of {layout}: {why_it_fails(error)}"
             raise ModelError(f"{why}; {instead}" if flags else why) from error
 
@@ -296,9 +296,9 @@ def with_mean(
 ) -> tuple[bytes, Signature, str]:
     """Give a model one more output: the mean of an output [sequence, width], scaled to length 1.
 
-    Tokens count that the input with "mask" in its name marks, or else those that are not padding.
-    Returns the content, the signature, and the name of the new output. Raises ModelError if there
-    is no such output, or no input of the same sequence.
+    Tokens count if the input with "mask" in its name marks them or, without one, if they are not
+    padding. Returns the content, the signature, and the name of the new output. Raises ModelError
+    if there is no such output, or no input of the same sequence.
     """
     found = [
         each
@@ -309,9 +309,9 @@ def with_mean(
     tokens = [each for each in signature.inputs if found and each.shape == found[0].shape[:1]]
     if len(found) != 1 or not tokens:
         raise ModelError(
-            "a mean is taken of an output of shape [sequence, width], where an input has the same "
-            f"sequence; the model gives {', '.join(map(str, signature.outputs))}: name one such "
-            "output, or leave out --pool"
+            "--pool needs an output of shape [sequence, width] along an axis that an input has "
+            f"too; the model gives {', '.join(map(str, signature.outputs))}: name one such output, "
+            "or leave out --pool"
         )
     mask = next((each for each in tokens if "mask" in each.name), tokens[0])
     model, name, float32 = onnx.load_model_from_string(content), f"{found[0].name}.mean", 1

@@ -40,10 +40,10 @@ DATATYPES: dict[str, np.dtype[np.generic]] = {
 """The Open Inference Protocol's tensor data types that models here can have."""
 
 MAX_VALUES = 2**28
-"""Values of one row at most: 1 GiB of FP32."""
+"""The most values of one row: 1 GiB of FP32."""
 
 MAX_ROW_BYTES = 2**31 - 1
-"""Bytes of one row of all inputs, or of all outputs, at most."""
+"""The most bytes of one row of all inputs, or of all outputs."""
 
 MAX_BUCKETS = 16
 MAX_TENSORS = 64
@@ -103,7 +103,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def fixed(self) -> TensorSpec | None:
-        """It as a tensor without dynamic axes; None if it has some."""
+        """The tensor with all its sizes; None if it has dynamic axes."""
         return None if self.axes else self.at({})
 
     def at(self, sizes: Mapping[str, int]) -> TensorSpec:
@@ -175,7 +175,7 @@ class Layout:
         return {each.name: rows[each.name] for each in self.tensors}
 
     def join(self, tensors: Mapping[str, Array]) -> Array:
-        """Return a batch of rows of the `tensors` (n, *shape), by name: of one, the array itself.
+        """Return a batch of rows of the `tensors` (n, *shape), by name; a single one as it is.
 
         Raises ValueError for tensors of another shape.
         """
@@ -328,7 +328,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
 
     @cached_property
     def _places(self) -> list[tuple[str, int]]:
-        """For each dynamic axis an input that has it, and where."""
+        """For each dynamic axis, an input that has it, and its place there."""
         places = {
             axis: (tensor.name, at) for tensor in self.inputs for axis, at in tensor.axes.items()
         }
@@ -339,7 +339,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
 
 
 def batches(rows: int, size: int) -> list[list[int]]:
-    """Return the rows of each run of a model that takes `size` at once: the last fills up."""
+    """Return the rows of each run of a model that takes `size` at once; the last repeats a row."""
     return [[min(i, rows - 1) for i in range(at, at + size)] for at in range(0, rows, size)]
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from parity_models.codes import Code
 from parity_models.models.envelope import channel_axis
-from parity_models.models.networks.network import Effort, NamedModule, Slotwise, served
+from parity_models.models.networks.network import Effort, SelfScaling, Slotwise, served
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import SQUARED_ERROR, DistillationData, valid
@@ -73,7 +73,7 @@ class Distillation:
         """Scale queries, and outputs of values to their targets; of a code, by some groups."""
         data, code = self.data, self._code
         classes = data.transform.of_classes
-        if isinstance(self.module, NamedModule):  # it scales its inputs itself
+        if isinstance(self.module, SelfScaling):
             if not classes:
                 offset, scale, _ = _spread(self._targets[0], ())
                 self.module = Scaled(self.module, scale, offset)
@@ -227,7 +227,7 @@ def scaled(
     return Scaled(network, scale, offset, shift, 1 / deviation)
 
 
-class Scaled(NamedModule):
+class Scaled(SelfScaling):
     """`network` of (inputs - shift) * inverse, unless it scales them itself; outputs are times
     `scale` plus `offset`."""
 
@@ -261,7 +261,7 @@ class Scaled(NamedModule):
 
     def served(self) -> nn.Module:
         """Return the network as it is served: one for named inputs scales these itself."""
-        if not isinstance(self.network, NamedModule):
+        if not isinstance(self.network, SelfScaling):
             return self
         return Scaled(served(self.network), self.scale, self.offset)
 

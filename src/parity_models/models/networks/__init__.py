@@ -18,9 +18,9 @@ quarter of the channels."""
 def build_network(name: str, inputs: Shape, outputs: Shape, grid: Grid = (1, 1)) -> nn.Module:
     """Build the network called `name`, freshly initialised: (n, *inputs) to (n, *outputs).
 
-    Names out of bundles come here: users' own are never imported. `grid`: see `Queried`. Raises
-    TrainingError for a name or options that do not exist, and for a network that cannot take such
-    inputs.
+    Names from bundles come here, so users' own networks are never imported. `grid`: see `Queried`.
+    Raises TrainingError for a name or options that do not exist, and for a network that cannot take
+    such inputs.
     """
     if is_own(name):
         raise TrainingError(f"{name} is your own network, which is not imported here")

@@ -22,11 +22,11 @@ SMALL = 64
 images in their first layers; small images keep their size there."""
 
 MAX_FOLD = 4
-"""The most pixels that are folded into one: of more, little would be left of an image."""
+"""The most pixels that are folded into one: with more, little of an image would be left."""
 
 
 LEAST_STEPS, LEAST_STEPS_PER_EPOCH = 2000, 16
-"""Steps that a run and an epoch take by default, if the data is so small that they would be few."""
+"""The least steps of a run, by default, and of an epoch, where small data would give fewer."""
 
 WARM_UP = 0.2
 """The share of the budget after which the learning rate is reached."""
@@ -42,9 +42,9 @@ class Effort:
     `threaded` shares a step between threads: for short steps that gains little, and on a busy
     machine threads that wait for each other cost ten times as much.
 
-    A subclass may train in another `style`: `from_deployed`, parity models start from weights of
-    the deployed model where layers are alike; `decoded`, the loss of parity models compares decoded
-    predictions, else parity outputs.
+    A subclass may train in another `style`. With `from_deployed`, parity models start from weights
+    of the deployed model where layers are alike; with `decoded`, their loss compares decoded
+    predictions, otherwise parity outputs.
     """
 
     epochs: int
@@ -84,7 +84,7 @@ class Effort:
         return min(items, max(LEAST_STEPS_PER_EPOCH, ceil(items / self.batch)))
 
     def usual_epochs(self, steps_per_epoch: int) -> int:
-        """Return how many epochs to train for by default."""
+        """Return the default number of epochs."""
         return max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch))
 
 
@@ -101,7 +101,7 @@ class Network(ABC):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
-        """None."""
+        """No options."""
 
     @classmethod
     def takes(cls, queried: Queried) -> bool:
@@ -154,7 +154,7 @@ class Network(ABC):
 
 
 class Scalable(Network):
-    """A network that comes with a multiple of its channels or hidden units."""
+    """A network whose channels or hidden units can be multiplied."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Network.Options):
@@ -166,7 +166,7 @@ class Scalable(Network):
         ] = 1.0
 
 
-class NamedModule(nn.Module):
+class SelfScaling(nn.Module):
     """A module that scales its inputs itself, one tensor (n, *shape) for each."""
 
     def served(self) -> nn.Module:
@@ -176,7 +176,7 @@ class NamedModule(nn.Module):
 
 def served(module: nn.Module) -> nn.Module:
     """Return a module as it is exported."""
-    return module.served() if isinstance(module, NamedModule) else module
+    return module.served() if isinstance(module, SelfScaling) else module
 
 
 def times(width: float, units: int) -> int:
@@ -244,7 +244,7 @@ class Slotwise(nn.Module):
         return outputs.reshape(-1, self.k, *outputs.shape[1:])
 
 
-class EachSlot(NamedModule):
+class EachSlot(SelfScaling):
     """Runs `network`, for single queries, on each of k queries along a new first axis of inputs:
     takes (n, k, *shape) of each input, gives (n, k, *outputs)."""
 
@@ -264,9 +264,9 @@ class EachSlot(NamedModule):
 def copy_weights(to: nn.Module, of: nn.Module, share: int = 1, *, shared: bool = True) -> bool:
     """Copy the weights of one module to another of its class; return whether there were any.
 
-    A layer that has `share` inputs for each one of the original's gives each its share of the
-    weight, so that it begins as the original does with their mean; unless such layers are not to
-    be `shared`. Layers of other shapes stay as they are.
+    If `shared`, a layer that has `share` inputs for each of the original's divides the weight among
+    them, and so begins as the original does with their mean. Layers of other shapes stay as they
+    are.
     """
     copied = False
     if type(to) is not type(of):

@@ -1,4 +1,4 @@
-"""Networks of full layers, for inputs of any shape."""
+"""Networks of fully connected layers, for inputs of any shape."""
 
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ def shaped(output: Tensor, shape: Shape) -> Tensor:
 
 
 class Linear(nn.Module, Network):
-    """One full layer: multinomial logistic regression, the cheapest network there is."""
+    """One fully connected layer: multinomial logistic regression, the cheapest network there is."""
 
     name = "linear"
     deployed = Effort(20, 256, 2e-3, 5e-2, mirror=False, threaded=False)
@@ -29,7 +29,7 @@ class Linear(nn.Module, Network):
 
     @classmethod
     def slot_by_slot(cls, options: Any) -> bool:
-        """One layer on all slots can do what it would do on each, and more."""
+        """Return False: one layer on all slots can do more than one on each."""
         return False
 
     @classmethod
@@ -61,7 +61,7 @@ class MLP(nn.Module, Scalable):
 
     @classmethod
     def slot_by_slot(cls, options: Any) -> bool:
-        """The published network, whose results are known, sees all slots at once."""
+        """Return False for the published network, which sees all slots at once."""
         return bool(options.width != 1)
 
     @classmethod

@@ -22,7 +22,7 @@ PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cl
 
 @dataclass(frozen=True, eq=False)
 class QueriedInput:
-    """One input of queries, described by the queries.
+    """One input of queries, as sample queries describe it.
 
     Its values go from `low` to `high`. `constant`: always the same. `mask`: 1 where integers of
     another input of that shape are content, 0 where they are padding. `table` (values, width) are
@@ -100,7 +100,7 @@ def _describe(
 
 
 def _masks(mask: Tensor, other: Tensor, queries: Batch) -> bool:
-    """Return whether `mask` says where `other` holds content."""
+    """Return whether `mask` marks where `other` holds content."""
     if mask.name == other.name or mask.shape != other.shape or other.dtype.kind not in "iu":
         return False
     values, content = queries[mask.name], queries[other.name]
@@ -113,7 +113,7 @@ def _masks(mask: Tensor, other: Tensor, queries: Batch) -> bool:
 def find_tables(content: bytes, inputs: Sequence[str]) -> dict[str, Floats]:
     """Return the embeddings (values, width) of each input whose integers the model looks up.
 
-    They are the first constant of rank 2 that a Gather along its first axis takes the input for.
+    They are the first constant of rank 2 that a Gather along its first axis indexes by the input.
     """
     model = onnx.load_model_from_string(content)
     made = {output: node for node in model.graph.node for output in node.output}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import Effort, NamedModule, Network
+from parity_models.models.networks.network import Effort, Network, SelfScaling
 from parity_models.models.networks.queried import Queried, QueriedInput, Shape
 from parity_models.options import Option
 
@@ -31,7 +31,7 @@ class Text(Network):
     """A bag of words and of hashed pairs of words, and a perceptron of one hidden layer on it.
 
     (fastText: Joulin et al., EACL 2017; deep averaging: Iyyer et al., ACL 2015.) Words begin with
-    the deployed model's embeddings, where they were found, and each has a weight that is learned.
+    the deployed model's embeddings, if they were found, and each has a weight that is learned.
     Takes ids (n, length), a mask of that shape if there is one, and inputs that are always the
     same.
     """
@@ -55,7 +55,7 @@ class Text(Network):
         return ("text@32", "text@128", "text", "text@1024") if cls.takes(queried) else ()
 
     @classmethod
-    def build(cls, options: Any, queried: Queried, outputs: Shape) -> NamedModule:
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> SelfScaling:
         ids = ids_of(queried)
         if ids is None:
             raise TrainingError(
@@ -76,7 +76,7 @@ def ids_of(queried: Queried) -> int | None:
     return content[0] if fits and ids.values > FEWEST_WORDS else None
 
 
-class BagOfWords(NamedModule):
+class BagOfWords(SelfScaling):
     """Ids, and a mask at place `mask` of the inputs, to (n, *outputs)."""
 
     table: Tensor | None
@@ -124,7 +124,7 @@ class BagOfWords(NamedModule):
 
     @torch.no_grad()
     def served(self) -> nn.Module:
-        """Return the bag with each word looked up as what it adds to the hidden layer."""
+        """Return the bag with a table of each word's contribution to the hidden layer."""
         ids = torch.arange(self.values, device=self.weights.weight.device)
         table = self.enter(self._vectors(ids)) + self.grams(hashed(ids))
         bag = deepcopy(self)
