@@ -23,7 +23,7 @@ from parity_models.progress import OnProgress
 from parity_models.tasks.metrics import agreement_for
 from parity_models.training.device import computing, place, predict
 from parity_models.training.distillation import (
-    PLAINLY,
+    PLAIN_KIND,
     SQUARED_ERROR,
     TEMPERATURE,
     DistillationData,
@@ -71,7 +71,7 @@ class Exported:
 
 
 def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
-    """Return the code for a deployed model's queries. Raises CodeError for one that cannot be."""
+    """Return the code for a deployed model's queries. Raises CodeError for an impossible one."""
     shapes = {each.name: each.shape for each in teacher.signature.inputs}
     code = Code(spec, shapes, teacher.output.shape)
     if not (teacher.plain or code.by_slot):
@@ -112,10 +112,10 @@ class Candidate:
     """A stand-in in training: a backup, or the parity models of a code; and how good it is, 0 until
     it is `trained`.
 
-    A code's networks start from F's weights where layers are alike. A run takes the `share` of F's
+    A code's networks start from F's weights where layers are alike. Running it takes `share` of F's
     time. `score` is the metric's, `covered` the estimated share of queries that it may answer, and
-    `judging` the seconds that judging it takes. Raises CodeError and TrainingError for a code and a
-    network that cannot be.
+    `judging` the seconds that judging it takes. Raises CodeError for an impossible code, and
+    TrainingError for an impossible network.
     """
 
     def __init__(
@@ -157,14 +157,14 @@ class Candidate:
             # It computes with predictions, so they are learned as F gives them.
             kind = data.output_kind
             self._probabilities = kind == "probabilities"
-            transform = OutputTransform.of(PLAINLY.get(kind, kind), data.predictions)
+            transform = OutputTransform.of(PLAIN_KIND.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
         self._problem = Distillation(module, coder, data, chosen.recipe, foreign=self._foreign)
         self.data = data
 
     @property
     def saving(self) -> float:
-        """The mean time by which late queries are answered sooner than by a copy, in F's times."""
+        """The mean time that it saves late queries over a copy, as a share of F's time."""
         return saving(self.covered, self.share)
 
     @property
@@ -216,8 +216,8 @@ class Candidate:
         return fitted
 
     def judge(self) -> None:
-        """Estimate, from held-out queries, the share that it may answer if so many of the answers
-        must agree; see `estimate_coverage`."""
+        """Estimate, from held-out queries, the share that it may answer at the wanted level of
+        agreement; see `estimate_coverage`."""
         began, lesson = time.monotonic(), self.lesson
         assert lesson.level is not None
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
@@ -228,10 +228,10 @@ class Candidate:
         )
 
     def exported(self) -> Exported:
-        """Export what goes into a bundle, with a record of the training.
+        """Export the stand-ins for a bundle, with a record of the training.
 
-        Parity models that run one network in each slot come with that network as a backup. Another
-        backup has a head if more may be answered by it at the wanted level.
+        Parity models that run one network in each slot come with that network as a backup. Any
+        other backup gets a head if that lets it answer more at the wanted level.
         """
         models, lesson = self._problem.models, self.lesson
         training = Training(
@@ -283,7 +283,7 @@ class Candidate:
         signature, output = teacher.stand_in(code), teacher.output
         module = served(module)
         kind = self.data.output_kind
-        if kind in PLAINLY or output.dtype != np.float32 or head is not None:
+        if kind in PLAIN_KIND or output.dtype != np.float32 or head is not None:
             module = Served(module, kind, output.dtype, head)
         if head is not None:
             outputs = (*signature.outputs, NamedTensor(HEAD, "FP32", (1,)))
@@ -294,8 +294,8 @@ class Candidate:
 
 
 def saving(covered: float, share: float) -> float:
-    """Return how much sooner late queries are answered than by a copy, in F's times, on average.
+    """Return the mean time that a stand-in saves late queries over a copy, as a share of F's time.
 
-    A stand-in takes `share` of F's time and answers a share `covered` of the queries.
+    It takes `share` of F's time and answers a share `covered` of the queries.
     """
     return covered * max(0.0, 1 - share)

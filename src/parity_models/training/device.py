@@ -155,7 +155,7 @@ def _computes_bfloat16(device: str) -> bool:
 
 
 def mirror(queries: Tensor, which: Tensor) -> Tensor:
-    """Turn those of `queries` (n, ..., width) left to right where `which` (n,) holds."""
+    """Turn the `queries` (n, ..., width) at which `which` (n,) is true left to right."""
     which = which.view(-1, *[1] * (queries.ndim - 1))
     return torch.where(which, queries.flip(-1), queries)
 

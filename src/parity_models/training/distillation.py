@@ -35,9 +35,9 @@ offset of F's, which distillation leaves open, too little to cost accuracy."""
 SMALLEST = 1e-6
 """Smaller probabilities are learned as this one: their logarithms carry no information."""
 
-PLAINLY: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
-"""The kind as which predictions are learned for decoders that compute with them: as F gives them,
-so that parity models are served without a softmax or a normalisation."""
+PLAIN_KIND: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
+"""For decoders that compute with predictions: the kind of network outputs that are learned just as
+F gives them, so that parity models are served without a softmax or a normalisation."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class OutputTransform:
 
     @classmethod
     def of(cls, kind: OutputKind, predictions: Tensor) -> "OutputTransform":
-        """Return that of F's `predictions` (ways, n, *output_shape)."""
+        """Return the form for F's `predictions` (ways, n, *output_shape)."""
         scale = _deviations(predictions)
         # Every value of a direction has the same weight.
         return cls(kind, scale.square().mean().sqrt() if kind == "embeddings" else scale)
@@ -72,8 +72,8 @@ class OutputTransform:
         return logarithms - logarithms.mean(dim=-1, keepdim=True)
 
     def difference(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of `outputs` towards `targets`, both (n, *output_shape): of classes the
-        Kullback-Leibler divergence of softened predictions, of others the squared error in units of
+        """Return the loss of `outputs` towards `targets`, both (n, *output_shape): for classes the
+        Kullback-Leibler divergence of softened predictions, otherwise the squared error in units of
         `scale`."""
         if self.of_classes:
             each = functional.kl_div(
@@ -149,7 +149,7 @@ class DistillationData:
 def distill(
     model: nn.Module, teacher: Teacher, queries: Queries, device: torch.device
 ) -> DistillationData:
-    """Run F, here `model`, once over the queries, also turned left to right if such count.
+    """Run F, here `model`, once over the queries, and over mirrored ones if those count.
 
     Raises DataError if all predictions are the same or some are not finite, and UserError for a
     metric that cannot judge them.
@@ -187,7 +187,7 @@ def distill(
 
 
 def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:
-    """Return the envelope of the queries that the data are of."""
+    """Return the envelope of the data's queries."""
     signature, outputs = teacher.signature, data.predictions[0].cpu().numpy()
     queries, held_out = data.inputs.arrays(signature), data.held_out.arrays(signature)
     return fit_envelope(signature.inputs, queries, held_out, outputs, mirrored=data.mirrored)

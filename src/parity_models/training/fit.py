@@ -29,7 +29,7 @@ from parity_models.progress import OnProgress, Progress
 Weights = dict[str, Tensor]
 
 RunOptions = dict[str, str | int | float | bool]
-"""All that determines a run's result besides chance, by name."""
+"""All that determines a run's result, except chance, by name."""
 
 REPORT_EVERY = 0.2
 """Seconds between reports of progress within an epoch."""
@@ -70,8 +70,8 @@ class Fitted:
     """The outcome of a training run; its module is at its best epoch.
 
     `epochs` and `seconds` include those of the runs that were resumed; `best_epoch` 0 is the module
-    as it began. One that was `interrupted` is `resumable` if there is a checkpoint, so after its
-    first epoch. One that `diverged`, in its last epoch, ended there.
+    as it began. An `interrupted` run is `resumable` if it has a checkpoint, so after its first
+    epoch. A run that `diverged` ended with that epoch.
     """
 
     score: float
@@ -107,7 +107,7 @@ def fit(
         budget: When training ends. It includes judging the module, if that time is known.
         seed: Fixes the order of the data.
         checkpoint: The file that holds all that is needed to continue, after every epoch, if any.
-        options: All that determines the run's result besides chance.
+        options: All that determines the run's result, except chance.
         resume: Continue from the checkpoint.
         on_progress: Called several times a second.
         began: The time (of time.monotonic) from which it counts; by default now.
@@ -169,7 +169,7 @@ class _Run:
         if self.best_score is None or math.isnan(self.best_score):
             raise TrainingError(
                 "the training diverged: no epoch ended with finite weights and predictions; check "
-                "that the network starts with such, and how the inputs are scaled"
+                "that those of the new network are finite, and how the inputs are scaled"
             )
         self.module.load_state_dict(self.best)
         self.module.eval()
@@ -250,7 +250,7 @@ class _Run:
         new = path.with_name(path.name + ".new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not by save_file, which leaves a file of a random name where it is killed.
+            # Not by save_file, which leaves a file of a random name if it is killed.
             content = {name: value.contiguous() for name, value in tensors.items()}
             new.write_bytes(save(content, {"run": json.dumps(run)}))
             os.replace(new, path)

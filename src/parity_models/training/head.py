@@ -1,6 +1,6 @@
 """The agreement head of a backup: from an output, the log-odds that the deployed model agrees.
 
-For scores of classes, confidence says as much. Vectors, maps and numbers have no confidence, so
+For scores of classes, confidence tells as much. Vectors, maps and numbers have no confidence, so
 without a head a gate lets all of them answer or none. The labels are F's own predictions for
 queries that the backup did not learn from. (Calibrate-Then-Delegate, arXiv 2604.14251, learns the
 value of asking the larger model likewise.)
@@ -26,7 +26,7 @@ FOLDS = 4
 """Folds of the cross-validation that judges a head."""
 
 FEWEST = 200
-"""Queries that a head learns from, at least, and of either kind a tenth as many."""
+"""The fewest queries that a head learns from; at least a tenth as many agree, and disagree."""
 
 LEADING = 8
 """The largest scores of classes that a head looks at."""
@@ -35,7 +35,7 @@ PLACES = 8
 """A map is reduced to this many rows and columns."""
 
 BETTER = 0.02
-"""The least further coverage that a head is worth having for."""
+"""The least further coverage that makes a head worth having."""
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -112,7 +112,7 @@ def choose_head(
 
     The share is the mean at the `levels`, estimated by cross-validation: each output is judged by a
     head that did not learn from it. `outputs` (n, *output_shape) are for queries that the backup
-    did not learn from; F `agreed` with some (n,). `confidence` (n,) None: all or none may answer.
+    did not learn from; F `agreed` with some (n,). Without a `confidence` (n,), all or none answer.
     """
     if len(agreed) < FEWEST or min(agreed.sum(), (~agreed).sum()) < FEWEST // 10:
         return None

@@ -67,8 +67,8 @@ def single_network(network: str | Factory, queried: Queried, outputs: Shape) -> 
 def parity_network(network: str | Factory, code: Code) -> NetworkPlan:
     """Return the network called `network` for parity queries: a name, or a function.
 
-    Raises TrainingError for a name that does not exist, and UserError for a function that does not.
-    The network is checked when it is built.
+    Raises TrainingError or UserError for a name or a function that does not exist. The network is
+    checked when it is built.
     """
     name, kind, options = find_network(network)
     places = kind.parity_grid(code)
@@ -77,7 +77,7 @@ def parity_network(network: str | Factory, code: Code) -> NetworkPlan:
         make = partial(_checked, name, make, code.parity_shape, code.parity_output_shape)
     recipe = recipe_for(kind, "parity", code.parity_shape)
     if code.decoder.sums:
-        # Sums of predictions are never learned to the end; those of mirrored queries are more.
+        # Sums of predictions are never fully learned, and mirroring makes more of them.
         recipe = replace(recipe, epochs=SUMS_EPOCHS * recipe.epochs, mirror=False)
     return NetworkPlan(name, make, recipe, places)
 

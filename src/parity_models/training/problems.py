@@ -26,7 +26,7 @@ Answers = tuple[NDArray[Any], NDArray[np.int64]]
 """Answers (m, *output_shape), and which of the queries held out they are for (m,)."""
 
 LEAST_VALIDATED = 2000
-"""Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
+"""The fewest reconstructions that an epoch is judged by; few queries are grouped repeatedly."""
 
 SCALING = 2048
 """The most groups by which queries and outputs are scaled."""
@@ -42,7 +42,7 @@ class Distillation:
     and parity models, on groups drawn once.
 
     `foreign`: F comes from elsewhere and gives no weights to start from, so queries and predictions
-    may be of any scale, and `module` is scaled around the given one.
+    may be of any scale, and `module` is the given one wrapped in a scaling.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Distillation:
 
     @torch.no_grad()
     def _scale(self) -> None:
-        """Scale queries, and outputs of values to their targets; of a code, by some groups."""
+        """Scale queries, and outputs of values by their targets; with a code, by some groups."""
         data, code = self.data, self._code
         classes = data.transform.of_classes
         if isinstance(self.module, SelfScaling):
@@ -197,8 +197,8 @@ NEAR, NARROW, WIDE = 2.0, 0.2, 5.0
 and every value goes farther than NARROW from its mean at least once."""
 
 FARTHEST = 10.0
-"""The most deviations of a value from its mean; that of rare features, which go farther, is taken
-to be larger."""
+"""The most deviations of a value from its mean: the deviation of rare features, which go farther,
+is raised."""
 
 MAX_VALUES = 2**26
 """The most values that a scale is taken from."""
@@ -284,8 +284,8 @@ def one_slot(module: nn.Module) -> nn.Module | None:
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of one,
-    which stay, with a length of 1.
+    """Return mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of a
+    value, which are kept with length 1.
 
     The reach is the largest distance from the mean. Where values never vary, deviation and reach
     are 1.

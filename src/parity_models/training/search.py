@@ -36,8 +36,8 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float
     """Propose networks of backups for a deployed model, the most promising first: the most capable
     of those that are not slower than the model, the fastest, and those between.
 
-    Returns the time of each for queries of these `sizes`, as a share of F's; the fastest, at least.
-    Raises TrainingError if no network can take the queries.
+    Returns the time of each for queries of these `sizes`, as a share of F's. The fastest is always
+    among them. Raises TrainingError if no network can take the queries.
     """
     shares = measure_networks(teacher, queried, sizes)
     fast = [name for name, share in shares.items() if share <= SLACK][::-1]
@@ -68,9 +68,9 @@ def measure_networks(
     """Return the times of networks for single queries, or parity queries of a code, as shares of
     the deployed model's.
 
-    All for such queries that can be made are measured in ONNX Runtime, each slower than those of
-    its family before it, and better. They learn in minutes from some ten thousand queries. Raises
-    TrainingError where there are none.
+    All networks that can take them are measured in ONNX Runtime; within a family, each is slower
+    and better than the one before. They learn in minutes from some ten thousand queries. Raises
+    TrainingError if there are none.
     """
     modules: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
@@ -116,13 +116,13 @@ JUDGED = 2.0
 """A candidate also needs at least this many times the seconds that judging it takes."""
 
 SHORTEST = 0.1
-"""Seconds of a training at least, so that some steps are taken."""
+"""The least seconds of a training, so that some steps are taken."""
 
 
 def drop(
     judged: Sequence[Candidate], most: int, margin: float = MARGINS[-1], least: int = 1
 ) -> dict[int, str]:
-    """Return the places of candidates to be trained no further, with reasons: all but `most`.
+    """Return the places of candidates to drop, with reasons, so that at most `most` are left.
 
     A candidate is dropped if another is no slower and scores better by more than `margin`. If fewer
     than `least` are left, the best of the dropped ones come back: they may learn more slowly. Of
@@ -202,7 +202,7 @@ class _Search:
                 left = [each for each in left if each.name not in self._dropped]
                 if not left:
                     raise TrainingError(
-                        "no candidate could be trained; see what `parm backup` says of it"
+                        "no candidate could be trained; run `parm backup` to see why"
                     )
                 if rung < len(RUNGS) - 1:
                     left = self._keep(left, rung)
@@ -213,7 +213,7 @@ class _Search:
         return Found(self._keep(left, len(RUNGS) - 1), self._dropped, interrupted)
 
     def _entrants(self, proposals: Mapping[str, float]) -> list[Candidate]:
-        """Return those that there is time for in the first rung, two at least."""
+        """Return the candidates that there is time for in the first rung, at least two."""
         entrants: list[Candidate] = []
         left = RUNGS[0] * self._seconds
         for network, share in proposals.items():

@@ -49,7 +49,7 @@ class Teacher:
     """The deployed model of `bundle`, and its one `output`, of fixed shape, that stand-ins imitate.
 
     `plain`: queries are one float32 array of fixed shape, and there is no other output. `module` is
-    the model itself, where the user gave one.
+    the model itself, if the user gave one.
     """
 
     bundle: Bundle
@@ -124,11 +124,11 @@ class _InOnnxRuntime(nn.Module):
 def teacher_of(
     bundle: Bundle, output: str | None = None, module: nn.Module | None = None
 ) -> Teacher:
-    """Return the deployed model of `bundle` as stand-ins learn it, by the `output` called so.
+    """Return the deployed model of `bundle` as stand-ins learn it, by the output named `output`.
 
-    `output` None is the one that the bundle names. Raises UserError for an output that the model
-    does not have, where nothing says which of several it is, and where stand-ins that are there
-    imitate another; ModelError for an output that cannot be imitated.
+    By default that is the one that the bundle names. Raises UserError for an output that the model
+    lacks, if nothing tells which of several it is, and if existing stand-ins imitate another;
+    ModelError for an output that cannot be imitated.
     """
     manifest, signature = bundle.manifest, bundle.manifest.deployed.signature
     names = ", ".join(each.name for each in signature.outputs)
@@ -173,9 +173,9 @@ def open_teacher(
     """Open the deployed `model` for as long as the context lasts.
 
     A module is exported for queries like `inputs`. With inputs, which tell how large dynamic axes
-    become, an ONNX file may have several inputs and outputs, of any numbers. `output` is as for
-    `teacher_of`; with `pool` it is the scaled mean of that output (see `with_mean`), which is
-    served, too. Raises BundleError or ModelError for what cannot be deployed.
+    become, an ONNX file may have several inputs and outputs, of any numeric type. `output` is as
+    for `teacher_of`; with `pool` it is the scaled mean of that output (see `with_mean`), which is
+    served, too. Raises BundleError or ModelError if the model cannot be deployed.
     """
     if pool not in (None, "mean"):
         raise UserError(f"--pool takes mean, not {pool!r}")
@@ -212,7 +212,7 @@ def _arrays(inputs: GivenInputs) -> dict[str, Array] | None:
     else:
         named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
         queries = {name: np.asarray(each) for name, each in named.items()}
-    # Too few queries are refused by those who count them.
+    # Callers that count queries refuse too few.
     return queries if all(each.size for each in queries.values()) else None
 
 
@@ -231,7 +231,7 @@ def _exported(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class TeachingOptions(Options):
-    """The queries that stand-ins learn from, what they learn of them, and how they are trained."""
+    """Options of the output that stand-ins learn, of its metric, and of training."""
 
     output: Annotated[
         str | None,
@@ -282,8 +282,8 @@ class Queries:
 
     They are (n, *query_shape), or rows of one kind of the model's signature; there may be none for
     calibration and tests. Without labels the deployed model's predictions count as right. `metric`
-    None is the one that suits the predictions. With `hflip` a query turned left to right is as good
-    a query.
+    None is the one that suits the predictions. With `hflip`, queries turned left to right count as
+    well.
     """
 
     train: Array
@@ -296,7 +296,7 @@ class Queries:
 
     @classmethod
     def of(cls, inputs: Array, k: int = 1, **fields: Any) -> "Queries":
-        """Hold out some of the `inputs`, k or more, for validation, and none for the rest."""
+        """Hold out k or more of the `inputs` for validation, none for calibration or tests."""
         order = np.random.default_rng(0).permutation(len(inputs))
         rest, drawn = np.split(order, [len(inputs) - max(k, len(inputs) // HELD_OUT)])
         return cls(inputs[rest], inputs[drawn], **fields)
@@ -331,7 +331,7 @@ def find_queries(
 
 
 def rows_of(teacher: Teacher, inputs: GivenInputs, least: int) -> Array:
-    """Return queries as rows of one kind, those of unequal length padded to one."""
+    """Return queries as rows of one kind: unequal lengths are padded to one."""
     batch, signature = load_queries(inputs, teacher.bundle, least), teacher.signature
     sizes = sizes_in(batch, signature.inputs)
     return padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])

@@ -1,7 +1,7 @@
 """Training one stand-in for a deployed model, and bundling the two: parity models, or a backup.
 
-Targets are the deployed model's own predictions, so labels are never needed; those of a task only
-say how right stand-ins are.
+Targets are the deployed model's own predictions, so labels are never needed; a task's labels only
+measure how right stand-ins are.
 """
 
 import time
@@ -68,7 +68,7 @@ class Trained(Printed, Bundle):
 
     @property
     def ending(self) -> Iterator[str]:
-        """Sentences on which epoch was kept, and how the run ended."""
+        """Sentences on the epoch that was kept and on the end of the run."""
         fitted = self.fitted
         if fitted.diverged:
             yield (
@@ -218,7 +218,7 @@ def train(
     held = Exported.of(bundle)
     if not made.parity:
         stand_ins = replace(held, backup=made.backup, backup_training=made.backup_training)
-        envelope = bundle.envelope() or envelope  # that of a parity model, as more depends on it
+        envelope = bundle.envelope() or envelope  # the parity models', as more depends on it
     elif held.backup is None or held.backup.slot:
         stand_ins = made
     else:
@@ -256,11 +256,11 @@ def write_stand_ins(
     progress: OnProgress | None = None,
 ) -> tuple[Bundle, Evaluation | None]:
     """Write a bundle of a deployed model and stand-ins, parity models or a backup or both, with
-    gates and accuracy; return it, and how it fares.
+    gates and accuracy; return it and its evaluation.
 
     Models are timed for queries of the commonest sizes. Gates are made by the queries for
-    calibration, unless the stand-ins are `calibrated`; accuracy is measured on those for tests, if
-    there are any.
+    calibration, unless the stand-ins are `calibrated`; accuracy is measured on the queries for
+    tests, if there are any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
     sizes = commonest(queries.train, manifest.deployed.signature)
