@@ -1,8 +1,8 @@
 """Discrete-event simulation that drives the very `Scheduler` that serves.
 
 A heap keeps the calendar. An instance takes as long for a unit as its service time and the fault
-plan say (`emulation.WorkerFaults`, the code that real workers obey). Arrivals and faults depend on
-seeds alone, so all policies that are compared meet the same load and the same faults.
+plan say (`emulation.WorkerFaults`, the code that real workers obey). Arrivals and faults depend
+only on seeds, so all policies that are compared meet the same load and the same faults.
 """
 
 import gc

@@ -18,8 +18,8 @@ Array = NDArray[Any]
 class Form(ABC):
     """A form of answers, learned from `sample`, an answer of the model with the output `spec`.
 
-    `outputs` returns all outputs of an answer by name; a single one may have any name but those of
-    the model's `other` outputs. `make` returns an answer with this output.
+    `outputs` returns all outputs of an answer by name; a single one may have any name except the
+    names of the model's `other` outputs. `make` returns an answer with this output.
     """
 
     def __init__(self, sample: Any, spec: Tensor, other: Collection[str] = ()) -> None:

@@ -8,7 +8,7 @@
     golden.msgpack    queries and outputs by which stand-ins are recognised
 
 Opening a bundle checks all that can be checked, so that no holder of a Bundle need check again.
-Nothing in a bundle is unpickled or evaluated; models are read by ONNX Runtime alone. Users' own
+Nothing in a bundle is unpickled or evaluated; only ONNX Runtime reads models. Users' own
 codes are imported only if the caller who opens the bundle names them as well.
 """
 
@@ -824,7 +824,7 @@ def check_envelope(manifest: Manifest, envelope: Envelope) -> None:
 
 
 def check_batches(model: OnnxModel) -> None:
-    """Raise ModelError unless batches of 1 and 2 rows work, and give what is declared."""
+    """Raise ModelError unless batches of 1 and 2 rows work, and give the declared outputs."""
     kind = model.signature.smallest
     for rows in (1, 2):
         try:

@@ -280,7 +280,7 @@ def _fit(
         columns = 1 if tensor.axes or rows[0].size > MOST_COLUMNS else rows[0].size
         low, high = (each(values.reshape(-1, columns), axis=0) for each in (np.min, np.max))
         return Ids(tuple(map(int, low)), tuple(map(int, high)))
-    # Where an axis is dynamic, all values are of one kind.
+    # If an axis is dynamic, all values are of one kind.
     center, spread = map(np.asarray, _spread(values, (), by_channel=False))
     blank = Numbers(center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
     return msgspec.structs.replace(blank, limits=_limits(_measure(blank, rows), share))

@@ -78,8 +78,8 @@ class GateLevel(_Reached, frozen=True):
     """Outputs with a confidence of at least `threshold` agree with F in a share `level` of cases.
 
     `coverage` is the share of calibration queries that have such an output, `agreement` the share
-    of those that agreed. With `classes`, the gate is one-sided: outputs of these classes alone may
-    answer, each class from its own threshold on, and `threshold` is above every confidence.
+    of these that agreed. With `classes`, the gate is one-sided: only outputs of these classes may
+    answer, above their class's own threshold, and `threshold` is above every confidence.
     """
 
     classes: tuple[ClassLevel, ...] = ()
@@ -178,8 +178,8 @@ class Gate:
 
 
 def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
-    """Return the confidence in each of `outputs` (n, *output_shape): (n,), NaN where one is not
-    finite, or where there is no head to ask."""
+    """Return the confidence in each of `outputs` (n, *output_shape): (n,), NaN if an output is
+    not finite or the head is missing."""
     heads = outputs[HEAD] if has_head(outputs) else np.full(len(outputs), np.nan)
     outputs = served(outputs).reshape(len(outputs), -1)
     with np.errstate(all="ignore"):
@@ -220,7 +220,7 @@ def classes_of(outputs: Array) -> NDArray[np.int64]:
 def read_classes(said: str, names: Sequence[str], count: int) -> tuple[AnsweredClass, ...]:
     """Return the classes that `said` lists: CLASS or CLASS=LEVEL, with commas; none for "all".
 
-    `names` are those of the model's `count` classes, if it has any; each has its number, too.
+    `names` name the model's `count` classes, if it has names; numbers always work, too.
     Raises UserError for a class that does not exist, or comes twice, and a level out of range.
     """
     numbers = {str(number): number for number in range(count)}

@@ -186,8 +186,8 @@ def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:
 
 
 def is_near(found: Array, expected: Array, tolerance: float) -> bool:
-    """Return whether two outputs differ by `tolerance` times the largest value at most, or are the
-    same to the bit, values that are not finite included."""
+    """Return whether two outputs differ by at most `tolerance` times the largest value, or are the
+    same to the bit, including values that are not finite."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if found.tobytes() == expected.tobytes():

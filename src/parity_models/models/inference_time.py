@@ -11,7 +11,7 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
 
 ROUNDS = (5, 200)
-"""Runs of every model, at least and at most, after one to warm up."""
+"""The fewest and the most runs of every model, after one to warm up."""
 
 SECONDS = 0.5
 """Seconds of the measurement within these rounds."""

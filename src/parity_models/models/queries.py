@@ -173,8 +173,8 @@ def axis_for(sizes: Integers, bound: int | None = None) -> Axis:
 
 
 def by_bucket(batch: Batch, signature: Signature, most: int) -> Iterator[tuple[Integers, Named]]:
-    """Yield all queries of a batch, those of one bucket together, `most` at a time: their places
-    (n,), and a batch of them, padded to the bucket."""
+    """Yield all queries of a batch, bucket by bucket, `most` at a time: their places (n,), and a
+    batch of them, padded to the bucket."""
     for alike, sizes in _alike(batch, signature):
         for start in range(0, len(alike), most):
             rows, some = alike[start : start + most], sizes[start : start + most]

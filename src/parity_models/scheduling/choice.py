@@ -13,7 +13,7 @@ from parity_models.scheduling.policies import POLICIES, Policy, StandIns
 class PolicyChoice:
     """A policy, its options and a dispatch rule, as names and plain values.
 
-    `options` has only those that were given, with times in seconds. If `dispatch` is None, the
+    `options` has only the given ones, with times in seconds. If `dispatch` is None, the
     policy chooses. Raises UserError for unknown names, for options that the policy does not have,
     and for values out of range.
     """

@@ -5,7 +5,7 @@ calling the methods of `Scheduler`, and carries out the actions that they return
 here waits, sleeps or reads a clock: the same events give the same actions.
 
 - A *query* is pending from `queries_arrived` until it is answered or failed, once. Its deadline is
-  a timer; whatever happens, it ends then.
+  a timer: it ends then at the latest.
 - A *task* is one row of work for one model: the query itself for the deployed model, a parity
   query for a parity model. It is queued, then running as part of a unit, then over.
 - A *unit* is the batch of tasks that one instance runs. An instance runs one unit at a time.
@@ -575,7 +575,7 @@ clients do not all come at once."""
 
 
 class Admission:
-    """Estimates how long queries wait and run, and refuses those that cannot be in time.
+    """Estimates how long queries wait and run, and refuses any that cannot be in time.
 
     A server that takes more than it can answer answers nothing in time. So a query is refused at
     once if the queries that wait before it leave it no time to run. That time follows from the

@@ -41,7 +41,7 @@ class Dispatch:
     ejection in load balancers and the latency signal of Prequal (Wydrowski et al., Load is not what
     you should balance, NSDI 2024).
 
-    Stand-ins' tasks go before those of the deployed model, as their queries have waited longer.
+    Stand-ins' tasks go before the deployed model's, as their queries have waited longer.
     Preemptible ones go last, and only while more than `reserve` of the instances that run the
     deployed model are idle, so that queries about to arrive find one. Tasks are kept apart as far
     as there are enough instances. An object serves one scheduler.

@@ -4,7 +4,7 @@ An instance that is *in* takes units as the dispatch rule says. It is *out* whil
 dispatched to it:
 
     verifying   it has joined, or comes back, and has not yet answered a golden query of each role
-    ejected     its units fail more often than those of others; it comes back after a while
+    ejected     its units fail more often than others'; it comes back after a while
     replaced    it hung, or gave a wrong answer, and is out until it leaves
 
 At most half of the instances of a role are out for failing or hanging, including those that left,
@@ -416,7 +416,7 @@ class Health:
         member.timer = 0
         self._dispatch.mark_idle(member.name, 0.0, finished=False)
 
-    # Failing: an instance is ejected when its units fail more often than those of others
+    # Failing: an instance is ejected when its units fail more often than others'
 
     def _charge_others(self, member: Member, task: Task) -> None:
         """Charge the instances that failed a task, now that this one has finished it, if their

@@ -161,9 +161,9 @@ class Port(ABC):
     def keep_apart(self, query: Query, apart: list[Task], group: int | None = None) -> None:
         """Add the query's original to the tasks `apart`: anti-affinity.
 
-        Tasks of the list, also those that join it later, run on different instances and nodes, as
-        far as there are enough. With a coding `group`, the query's tasks share no batch with those
-        of its other members.
+        Tasks of the list, including later ones, run on different instances and nodes, as far as
+        there are enough. With a coding `group`, the query's tasks share no batch with other
+        members' tasks.
         """
         query.original.apart.append(apart)
         apart.append(query.original)
@@ -204,7 +204,7 @@ class Port(ABC):
         return timer
 
     def cancel_timer(self, *timers: int) -> None:
-        """Cancel timers; those that have fired, and 0, are left alone."""
+        """Cancel timers; fired ones and 0 are ignored."""
         for timer in timers:
             self._callbacks.pop(timer, None)
 

@@ -17,8 +17,8 @@ class SchedulerConfig:
     """Bounds of the scheduler.
 
     Args:
-        max_batch: Rows in a unit, at most.
-        max_queue: Queries that may wait; more are refused.
+        max_batch: The most rows in a unit.
+        max_queue: The most queries that may wait; more are refused.
         deadline: Seconds after which an unanswered query fails, unless it brings its own deadline.
         max_attempts: Attempts on failing instances before a query fails.
         verify_every: An instance answers a golden query of each role when it joins, after this many

@@ -169,7 +169,7 @@ class Candidate:
 
     @property
     def options(self) -> RunOptions:
-        """All that determines the networks besides data, chance and time."""
+        """All that determines the networks, except data, chance and time."""
         return {
             "deployed": self.lesson.teacher.bundle.manifest.deployed.sha256,
             "network": self.network,

@@ -96,8 +96,7 @@ def valid(kind: OutputKind, outputs: Tensor) -> Tensor:
 
 
 class Served(nn.Module):
-    """`network` as it is served: with answers of `kind` and `dtype`, and those of its `head`, if it
-    has one."""
+    """`network` as it is served: with answers of `kind` and `dtype`, and its `head`'s, if any."""
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class Problem(Protocol):
 class Fitted:
     """The outcome of a training run; its module is at its best epoch.
 
-    `epochs` and `seconds` include those of the runs that were resumed; `best_epoch` 0 is the module
+    `epochs` and `seconds` include those of resumed runs; `best_epoch` 0 is the module
     as it began. An `interrupted` run is `resumable` if it has a checkpoint, so after its first
     epoch. A run that `diverged` ended with that epoch.
     """
@@ -98,8 +98,8 @@ def fit(
 ) -> Fitted:
     """Train the problem's module until the budget is spent, and leave it at its best epoch.
 
-    An epoch's randomness depends on `seed` and its number alone, so that a resumed run does what an
-    uninterrupted one would have done. Ctrl-C ends training early.
+    An epoch's randomness depends only on `seed` and its number, so that a resumed run gives the
+    same result as an uninterrupted one. Ctrl-C ends training early.
 
     Args:
         problem: The module and its losses.
@@ -232,7 +232,7 @@ class _Run:
     # The checkpoint
 
     def _save(self) -> None:
-        """Write the checkpoint, if there is one, replacing the one before it in one step."""
+        """Write the checkpoint, if any, replacing the previous one in one step."""
         path = self.checkpoint
         if path is None:
             return

@@ -287,8 +287,7 @@ def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Ten
     """Return mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of a
     value, which are kept with length 1.
 
-    The reach is the largest distance from the mean. Where values never vary, deviation and reach
-    are 1.
+    The reach is the largest distance from the mean. It and the deviation of constants are 1.
     """
     axes = (0, *(axis + 1 for axis in alike))
     stride = ceil(values.numel() / MAX_VALUES)

@@ -34,7 +34,7 @@ SLACK = 1.02
 
 def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float]:
     """Propose networks of backups for a deployed model, the most promising first: the most capable
-    of those that are not slower than the model, the fastest, and those between.
+    one that is not slower than the model, the fastest, and the ones between.
 
     Returns the time of each for queries of these `sizes`, as a share of F's. The fastest is always
     among them. Raises TrainingError if no network can take the queries.
@@ -46,7 +46,7 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float
 
 
 def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: Sizes) -> str:
-    """Choose the network of parity models where none is named.
+    """Choose the network of parity models if none is named.
 
     It is the deployed model's if the bundle holds its weights, which training then starts from.
     Else it is the most capable that takes no longer than the deployed model for one query, by times
@@ -225,7 +225,7 @@ class _Search:
         return entrants
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:
-        """Train each until `end` at the latest; those that could not be trained are dropped."""
+        """Train each until `end` at the latest; drop any that cannot be trained."""
         lesson = self._lesson
         for place, candidate in enumerate(candidates):
             slot = max(0.0, (end - time.monotonic()) / (len(candidates) - place))

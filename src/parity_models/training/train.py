@@ -186,7 +186,7 @@ def train(
 ) -> Trained:
     """Train a stand-in on these `queries`: see `parity`, and without a `code`, `backup`.
 
-    Without queries for calibration there are no gates, and without those for tests no accuracy.
+    Without queries for calibration there are no gates; without queries for tests, no accuracy.
     """
     teacher = deployed if isinstance(deployed, Teacher) else teacher_of(deployed)
     callbacks, out = callbacks or Callbacks(), Path(out).resolve()

@@ -54,7 +54,7 @@ class _Seen(NamedTuple):
 
 
 class AgreementTest:
-    """Tests comparisons, a share `level` of which should agree; the gate is `open` until they fail.
+    """Tests whether a share `level` of comparisons agree; the gate is `open` until the test fails.
 
     An instance that answers wrongly is no evidence against the stand-in, and a single tenant's
     queries are weak evidence. So a gate closes only if the comparisons without the worst instance
@@ -120,7 +120,7 @@ class AgreementTest:
             self._until_search -= 1
             if self._until_search:
                 return False
-            # Comparisons that are no longer remembered count no longer.
+            # Comparisons that are forgotten no longer count.
             self._evidence = self._evidence_of(self._seen)
             if self._evidence < -log(FALSE_CLOSING):
                 return False

@@ -158,7 +158,7 @@ class OutputGate:
         }
 
     def unlike(self, rows: Array) -> Sequence[int]:
-        """Return the rows (n, *input shape) that the deployed model alone may answer."""
+        """Return the rows (n, *input shape) that only the deployed model may answer."""
         envelope = self._envelope
         if envelope is None:
             return _not_finite(rows)

@@ -38,7 +38,7 @@ class Effort:
     (lab/notes/training.md): AdamW with an annealed learning rate.
 
     `epochs` is the default length; `batch` counts queries of a deployed model and groups of a
-    parity model; `mirror` flips queries horizontally at random, where the task allows it.
+    parity model; `mirror` flips queries horizontally at random, if the task allows it.
     `threaded` shares a step between threads: for short steps that gains little, and on a busy
     machine threads that wait for each other cost ten times as much.
 

@@ -1,4 +1,4 @@
-"""Redundancy policies: what is sent besides the originals. One policy, one file."""
+"""Redundancy policies: each decides which redundant tasks are sent. One policy, one file."""
 
 from parity_models.registry import Registry
 from parity_models.scheduling.policies.adaptive import Adaptive as Adaptive

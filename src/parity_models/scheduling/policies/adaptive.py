@@ -257,7 +257,7 @@ class Adaptive(Policy):
             self._reconsider_at(port, query, port.now + again)
 
     def _spends_from(self, median: float) -> float:
-        """Return the age from which queries may use what is left of the budget."""
+        """Return the age from which queries may use the rest of the budget."""
         spare = (self._budget.left - 1) / RESERVE
         return (0.0 if spare >= 1 else median * (OLDEST - spare)) if spare >= 0 else inf
 

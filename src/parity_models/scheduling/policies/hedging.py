@@ -1,9 +1,8 @@
 """Hedged requests: a query that takes long is sent once more (Dean, Barroso, CACM 2013).
 
 The Tail at Scale sends the copy after the 95th percentile of latency, so that only about 5 % of
-queries are copied. Here the delay is fixed or follows a live quantile, and a budget bounds the
-copies whatever happens. Recently slow instances take last (dispatch.py): a copy that
-runs on a slow instance is of no use.
+queries are copied. Here the delay is fixed or follows a live quantile, and a budget always bounds
+the copies. Recently slow instances take last (dispatch.py): a copy on a slow instance is useless.
 """
 
 from dataclasses import dataclass

@@ -27,7 +27,7 @@ NEWEST = 0.02
 
 
 class Margin:
-    """Learn how many instances to leave idle; `run_times` are those of originals.
+    """Learn how many instances to leave idle; `run_times` are the originals'.
 
     The number of queries in flight fluctuates by about its square root. With that many instances
     more than are busy on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for
@@ -73,7 +73,7 @@ class Pool(StrEnum):
 
 
 class Parity(CodingGroups):
-    """Send r parity queries with every k queries. `code` says k, r and what is decodable."""
+    """Send r parity queries with every k queries; `code` tells k, r and what is decodable."""
 
     name = "parity"
     needs_code = True
