@@ -2,6 +2,6 @@
 
 import os
 
-# Workers are forks of this process, for a moment. gRPC's handlers of forks, for children that go on
-# with gRPC, end one in ten of them with a segmentation fault. It reads this when it is imported.
+# Workers are forks of this process, for a moment. gRPC's fork handlers, meant for children that use
+# gRPC, end one in ten of them with a segmentation fault. gRPC reads this when it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -64,7 +64,7 @@ class Access(Options):
     admin_tokens: Annotated[
         str | None,
         Option(
-            "Bearer tokens of those who may load and unload models; without it, nobody may.",
+            "Bearer tokens of administrators, who alone may load and unload models.",
             metavar="FILE",
         ),
     ] = None
@@ -95,7 +95,7 @@ class Access(Options):
 class Reread(ABC):
     """The content of files, read again when they change.
 
-    An error is then logged once, and the content from before stays in force.
+    An error is then logged once, and the previous content stays in force.
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -106,7 +106,7 @@ class Reread(ABC):
 
     @abstractmethod
     def read(self) -> None:
-        """Read the files. Raises UserError, and leaves all as it was, where they are wrong."""
+        """Read the files. Raises UserError, and changes nothing, if they are wrong."""
 
     def refresh(self) -> None:
         """Read the files again if they have changed, or if the last attempt failed: the server may
@@ -145,7 +145,7 @@ class Certificate(Reread):
             wrong = f"the certificate {chain} with the key {key} cannot be used: {error.reason}"
             if error.reason == "KEY_VALUES_MISMATCH":
                 wrong = f"the key {key} is not that of the certificate {chain}"
-            raise UserError(f"{wrong}; give the two in PEM that belong together") from error
+            raise UserError(f"{wrong}; give a certificate and its own key, in PEM") from error
         self.context, self._pem = context, (pem[0].encode(), pem[1].encode())
 
     def grpc_credentials(self) -> "grpc.ServerCredentials":
@@ -155,7 +155,7 @@ class Certificate(Reread):
         shown = self._pem
 
         def newer() -> "grpc.ServerCertificateConfiguration | None":
-            """Called by gRPC, on a thread of its own, for each connection that is made."""
+            """Called by gRPC, on its own thread, for each new connection."""
             nonlocal shown
             if shown is self._pem:
                 return None
@@ -173,10 +173,10 @@ def _no_password() -> NoReturn:
 
 
 class Tokens(Reread):
-    """The tokens in a file: one per line, or `sha256:` and the SHA-256 of one in hex.
+    """The tokens in a file: one per line, as it is or as `sha256:` and its SHA-256 in hex.
 
     Empty lines and lines that begin with # are ignored. Raises UserError for a file that cannot be
-    read or has no token, as one that is half written, and for invalid lines.
+    read or has no token, such as a half-written one, and for invalid lines.
     """
 
     def read(self) -> None:
@@ -198,8 +198,8 @@ class Tokens(Reread):
         self._digests = frozenset(digests)
 
     def admits(self, authorization: str | None) -> bool:
-        """Return whether this header holds one of the tokens. They are looked up by their digests:
-        how long that takes says nothing of the tokens."""
+        """Return whether this header holds one of the tokens. They are looked up by their digests,
+        so the time taken reveals nothing about them."""
         scheme, _, token = (authorization or "").partition(" ")
         return scheme.lower() == "bearer" and _digest(token.strip()) in self._digests
 
@@ -227,8 +227,8 @@ def read_text(path: Path, what: str) -> str:
 
 @dataclass(frozen=True)
 class Clients:
-    """The clients of a server, by their `tokens`; None: all. `administrators`, by theirs, may also
-    load and unload models."""
+    """The clients of a server, by their `tokens` (None: anyone), and its `administrators`, who may
+    also load and unload models."""
 
     tokens: Tokens | None = None
     administrators: Tokens | None = None

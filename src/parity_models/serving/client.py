@@ -1,4 +1,4 @@
-"""A client of servers of the Open Inference Protocol over HTTP.
+"""A client of the Open Inference Protocol over HTTP.
 
 The remote engine, the load generator, the lab and tests use it. The size of answers is limited,
 whatever a server sends.
@@ -27,10 +27,10 @@ with needs("remote", "asking other servers"):
     from yarl import URL
 
 TOKEN = "PARM_TOKEN"
-"""The variable that holds a token, which others on the machine cannot read there."""
+"""The environment variable of a token: other users of the machine cannot read it there."""
 
 MAX_ANSWER = 2**20
-"""Bytes that an answer without tensors may have."""
+"""Maximum size, in bytes, of an answer without tensors."""
 
 _T = TypeVar("_T")
 
@@ -41,7 +41,7 @@ _KEEP_ALIVE = 2.0
 """Seconds after which an idle connection is not used again; servers close theirs after five."""
 
 _EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
-"""Errors by which this machine, not the server, keeps a connection from being made."""
+"""Errors of connections that this machine, not the server, fails to make."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Credentials:
 
 
 class ClientError(Exception):
-    """A request that got no answer that could be used."""
+    """A request without a usable answer."""
 
 
 class UnreachableError(ClientError):
@@ -97,11 +97,11 @@ class UnreachableError(ClientError):
 
 
 class MalformedAnswerError(ClientError):
-    """An answer that does not follow HTTP or the protocol, or is longer than it can be."""
+    """An answer that does not follow HTTP or the protocol, or is too long."""
 
 
 class StatusError(ClientError):
-    """An answer of another status than 200; `retry_after` in seconds, if the server said it."""
+    """An answer with a status other than 200; `retry_after`, if the server gave it, in seconds."""
 
     def __init__(self, status: int, text: str, retry_after: float | None = None) -> None:
         super().__init__(f"HTTP {status}: {text}")
@@ -113,8 +113,8 @@ class StatusError(ClientError):
 class Client:
     """Connections to the server at `url`.
 
-    With `retries`, a request on a connection that its server has just closed is sent again. Made on
-    the event loop that it is used on. Raises UserError for an invalid address.
+    With `retries`, a request on a connection that its server has just closed is sent again. Make
+    it on the event loop that uses it. Raises UserError for an invalid address.
     """
 
     def __init__(
@@ -168,8 +168,8 @@ class Client:
         """Return the body of the answer, of up to `limit` bytes, and the length of its JSON object
         if binary data follows it.
 
-        `going_out` is called right before the request is written. Raises a ClientError; of another
-        status than 200, StatusError.
+        `going_out` is called right before the request is written. Raises a ClientError: StatusError
+        for any status but 200.
         """
         url = URL(self.url + path, encoded=True)
         try:
@@ -251,8 +251,7 @@ def check_address(url: str) -> str:
 
 
 def _retry_after(value: str) -> float | None:
-    """Return the seconds that a Retry-After says, which may have decimals; None where it is a date
-    or nothing."""
+    """Return the seconds, with decimals, in a Retry-After header; None if it is a date or empty."""
     try:
         seconds = float(value)
     except ValueError:
@@ -261,8 +260,7 @@ def _retry_after(value: str) -> float | None:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the body. Raises MalformedAnswerError for one of more than `limit` bytes, read no
-    further."""
+    """Return the body. Raises MalformedAnswerError beyond `limit` bytes, and reads no further."""
     chunks = []
     size = 0
     async for chunk in response.content.iter_any():
@@ -278,7 +276,7 @@ async def _before_write(
     context: SimpleNamespace,
     body: aiohttp.TraceRequestChunkSentParams,
 ) -> None:
-    # The signal's name says sent, but it comes before the write: of headers and body at once.
+    # Despite its name, the signal comes before the write, which is of headers and body at once.
     if context.trace_request_ctx is not None:
         context.trace_request_ctx()
 
@@ -288,7 +286,7 @@ def _reason(error: aiohttp.ClientConnectorError) -> str:
     cause = error.os_error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {cause.verify_message}"
-    if isinstance(cause, ssl.SSLError):  # whose numbers are not those of the system
+    if isinstance(cause, ssl.SSLError):  # its numbers are not the system's
         return f"TLS failed: {cause.reason or cause}"
     number = cause.errno
     return os.strerror(number) if number and number > 0 else str(cause)

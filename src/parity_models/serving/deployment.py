@@ -45,12 +45,12 @@ _log = logging.getLogger(__name__)
 
 
 def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
-    """Return the policy of a bundle that is served without one: adaptive, if a stand-in runs."""
+    """Return the default policy of a bundle: adaptive, if a stand-in runs."""
     return Adaptive.name if stand_ins_of(bundle, engine) else NoRedundancy.name
 
 
 def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns:
-    """Return a bundle's stand-ins; those that run somewhere, if the engine has fixed roles."""
+    """Return a bundle's stand-ins; if the engine has fixed roles, only those that run."""
     code, backup = bundle.code(), bundle.manifest.backup is not None
     fixed = None if engine is None else engine.kind.fixed_roles(engine.settings, bundle)
     if fixed is None:
@@ -114,7 +114,7 @@ class Deployment(ServedVersion):
         self.choice = choice = options.policy or PolicyChoice(default_policy(bundle, engine))
         """The policy with its options."""
         needs = choice.policy
-        # Of the stand-ins that it could do without, a policy uses those that the engine runs.
+        # A policy for which any stand-in will do uses those that the engine runs.
         stand_ins = stand_ins_of(bundle, engine if needs.needs_stand_in else None)
         policy, dispatch = choice.build(stand_ins)
         uses_code = needs.needs_code or (needs.needs_stand_in and stand_ins.code is not None)
@@ -125,14 +125,14 @@ class Deployment(ServedVersion):
         gates = choose_gates(bundle, used, options.agreement)
         envelope = bundle.envelope()
         self.notes: Sequence[str] = tuple(ungated(bundle, used, options.agreement))
-        """Surprises for a user: stand-ins that answer without a gate, or an envelope."""
+        """Surprises for a user: stand-ins that answer without a gate or without an envelope."""
         if envelope is None and parity_role(0) in used and not bundle.isolated:
             self.notes = (*self.notes, _UNSCREENED)
         code = bundle.code() if uses_code else None
         share_groups = options.share_groups or code is None or code.isolated
         if not share_groups and parity_role(0) in used and options.tenant_header is None:
             self.notes = (*self.notes, _NOT_SHARED)
-        # Measured times say nothing of upstreams, nor of times that a fault plan gives.
+        # The bundle's times say nothing about upstreams, or about times that a fault plan sets.
         times = bundle.manifest.inference_times if fixed is None and not options.faults else None
         self.max_batch = options.max_batch or (1 if times is None else times.batch)
         """The most queries in a unit."""
@@ -213,7 +213,7 @@ class Deployment(ServedVersion):
         self.frontend.retire()
 
     def begin_faults(self) -> None:
-        """Let the time of the options' fault plan begin now, if there is one."""
+        """Start the clock of the options' fault plan, if there is one."""
         if self._faults != FaultPlan():
             self.engine.inject_faults(self._faults)
 
@@ -235,8 +235,8 @@ class Deployment(ServedVersion):
 def golden_of(
     bundle: Bundle, models: Mapping[str, PinnedModel], roles: Sequence[frozenset[str]]
 ) -> dict[str, Golden]:
-    """Return golden queries of the bundle's models that instances run, by role, where a model has
-    some. Models are loaded one after the other, and let go.
+    """Return golden queries, by role, of those models that instances run and that have any. Only
+    one model is loaded at a time.
 
     Raises:
         ModelError: A model was changed since it was checked.
@@ -265,7 +265,7 @@ def _roles(
     options: ServeOptions,
     fixed: Sequence[frozenset[str]] | None,
 ) -> Sequence[frozenset[str]]:
-    """Return the roles of each instance. Raises UserError where the options do not fit them."""
+    """Return the roles of each instance. Raises UserError if the options do not fit them."""
     if fixed is None:
         given, instances = options.extra_instances, options.workers
         extra = extra_instances(choice, policy, instances, given, bundle.code())
@@ -281,7 +281,7 @@ def _roles(
         if missing:
             raise UserError(
                 f"the policy {choice.name} needs instances that run {', '.join(sorted(missing))}, "
-                f"and the engine {options.engine.name} has none; give it such, or serve with "
+                f"and the engine {options.engine.name} has none; add some, or serve with "
                 "another policy"
             )
     if options.faults is not None:

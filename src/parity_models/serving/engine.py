@@ -71,8 +71,8 @@ class Placement:
 
     `prefix` comes before the worker's command line and must end in an exec of it, as `taskset`
     and `ip netns exec` do. `link` is the IP address at which the engine listens for its worker,
-    which then uses TCP; for namespaces of a machine, as nothing authenticates the worker. `node`
-    names the machine whose workers fail together; None: the worker has a machine to itself.
+    which then uses TCP, unauthenticated: only for network namespaces of one machine. `node` names
+    the machine, whose workers fail together; None: the worker has a machine to itself.
     """
 
     prefix: tuple[str, ...] = ()
@@ -85,8 +85,8 @@ class Parts:
     """The parts of an engine: the bundle's models, by role, and a server's settings.
 
     A unit has up to `max_batch` rows, and its instance `unit_timeout` seconds for it. `placements`
-    say where each instance is to run; none: all next to the server. `starts_at_once`: instances
-    that start at a time, where others are serving meanwhile; None: all.
+    say where each instance is to run; none: all next to the server. `starts_at_once`: the most
+    instances that start at a time, while others serve; None: all.
     """
 
     bundle: Bundle
@@ -114,7 +114,7 @@ class Engine(ABC):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
-        """None."""
+        """No options."""
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]] | None:
@@ -170,7 +170,7 @@ class Engine(ABC):
     def recycle(self, instance: str, why: str) -> None:
         """End the instance, and its unit with it, and start another in its place if possible.
 
-        It leaves, which is reported; nothing is reported of its unit. One that is gone is ignored.
+        Its departure is reported, its unit is not. An instance that is gone is ignored.
         """
 
     @abstractmethod
@@ -189,5 +189,5 @@ class Engine(ABC):
         """Stop all instances and leave nothing behind; nothing more is reported."""
 
     def inject_faults(self, plan: FaultPlan) -> None:
-        """Let the time of a fault plan begin now, in an engine that `takes_faults`."""
+        """Start the clock of a fault plan, in an engine that `takes_faults`."""
         raise NotImplementedError

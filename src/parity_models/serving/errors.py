@@ -50,8 +50,8 @@ def soon() -> float:
 class RequestError(ParityModelsError):
     """A request that gets no answer.
 
-    `retry_after`: seconds after which it can be expected to be served, if it is worth trying again.
-    `why` it was refused, if it was, is by default that of its class.
+    `retry_after`: seconds until a retry can be expected to succeed, if it is worth trying again.
+    `why`: the reason of a refusal, by default its class's; None: it was not refused.
     """
 
     status: int
@@ -72,8 +72,8 @@ class InvalidRequestError(RequestError, UserError):
 
 
 class RefusedError(RequestError, UserError):
-    """A request refused with a status of HTTP's own: late, too long, or in a form that is not read
-    or written here."""
+    """A request refused with an HTTP status of its own: late, too long, or in a form that is not
+    read or written here."""
 
     def __init__(self, message: str, status: int, why: Refused) -> None:
         super().__init__(message, why=why)
@@ -131,7 +131,7 @@ class UnavailableError(RequestError):
 
 
 class NoStandInError(UnavailableError):
-    """A request that a server of stand-ins alone cannot answer; `reason` is a word for proxies."""
+    """A request that a stand-in-only server cannot answer; `reason` is a word for proxies."""
 
     refused = Refused.STAND_IN
 

@@ -5,8 +5,8 @@ caller. The scheduler decides; the frontend has the engine run units, keeps tens
 scheduler forgets them, encodes, decodes, and answers. Everything happens on the event loop's
 thread, and actions are carried out in their order.
 
-Carrying out actions never stops half-way: where one fails, the query that it concerns gets an
-error, the rest are carried out, and a self-check compares scheduler and engine once a second.
+Carrying out actions never stops half-way: if one fails, its query gets an error, and the rest are
+carried out. A self-check compares scheduler and engine once a second.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ from parity_models.trust.gates import OutputGate
 now = time.monotonic
 
 VERIFIED_WITHIN = 10.0
-"""Seconds for which a frontend that starts waits for golden queries."""
+"""Maximum seconds that a starting frontend waits for golden queries."""
 
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
 """Nanoseconds for which the thread that reads it has computed and has waited for a processor."""
@@ -78,7 +78,7 @@ MESSAGE_EVERY = 60.0
 
 
 MAX_QUARANTINED = 100
-"""Instances that answered wrongly and are named."""
+"""Maximum number of instances named for wrong answers."""
 
 Golden = tuple[NDArray[Any], NDArray[Any]]
 """Golden queries (n, *input shape) of a model, and its outputs for them (n, *output shape)."""
@@ -94,7 +94,7 @@ _REDUNDANCY = {
 _SOURCES = {role: source_of(role) for role in (DEPLOYED, BACKUP)}
 
 _GONE: Final = "gone"
-"""Stands for a unit where the instance does not exist."""
+"""Stands for the unit of an instance that does not exist."""
 
 _ERRORS: Mapping[Reason, type[errors.RequestError]] = {
     Reason.OVERLOADED: errors.OverloadedError,
@@ -105,7 +105,7 @@ _ERRORS: Mapping[Reason, type[errors.RequestError]] = {
     Reason.ABANDONED: errors.AbandonedError,
     Reason.INTERNAL: errors.InternalError,
 }
-"""The error of a query that the scheduler lets fail, by the reason."""
+"""The error of a query that the scheduler fails, by the reason."""
 
 _log = logging.getLogger(__name__)
 
@@ -120,8 +120,8 @@ class Result(Struct, frozen=True, eq=False):
 class InFlight(Struct, eq=False):
     """A request in flight; its `future` is of a Result, or of a RequestError.
 
-    Query `first + i` is its row i. `outputs` are what a query can be answered with, or decoded
-    from, by its id and the source.
+    Query `first + i` is its row i. `outputs` can answer a query, or help to decode another, by the
+    query's id and the source.
     """
 
     first: int
@@ -188,12 +188,12 @@ class Observer:
         """A unit is off its instance, with outputs or without."""
 
     def headers(self, unit: Run) -> Mapping[str, str]:
-        """Return headers for the request that has another server run this unit."""
+        """Return headers for the request that sends this unit to another server."""
         return {}
 
 
 class _Group(NamedTuple):
-    """A coding group's queries, parity queries (r, *parity shape) and the outputs for these."""
+    """A coding group's queries, parity queries (r, *parity shape), and outputs for the latter."""
 
     members: tuple[int, ...]
     parities: Sequence[NDArray[Any]]
@@ -203,7 +203,7 @@ class _Group(NamedTuple):
 class _Unit(NamedTuple):
     """A unit that the engine has, and how many of its subjects are redundant.
 
-    `predictions` are those for its subjects, if it runs on only to be compared with them.
+    `predictions` are those for its subjects, if it only runs to be compared with them.
     """
 
     action: Run | Verify
@@ -225,10 +225,10 @@ class Frontend:
         imitated: The output that stand-ins give, if the deployed model has several: its predictions
             are then records with a field for each.
         dispatch: The dispatch rule; None for the policy's own choice.
-        gate: Decides which inputs are served exact, and which outputs of stand-ins may answer. By
-            default, what is not finite is refused.
-        closed_gates: The gates that an earlier server has closed, where these are kept.
-        refuses: Returns whether a fault plan refuses a query, by id, the stand-in with a source.
+        gate: Decides which inputs are served exact, and which outputs of stand-ins may answer; by
+            default, all that are finite.
+        closed_gates: The gates that an earlier server has closed, if these are kept.
+        refuses: Returns whether a fault plan keeps a query, by id, from a source's answers.
 
     """
 
@@ -250,7 +250,7 @@ class Frontend:
         self.metrics = metrics
         """The metrics that it updates."""
         self.observers: list[Observer] = []
-        """Observe what it does; to be added before the start."""
+        """Observe its work; to be added before the start."""
         self.in_flight: dict[int, InFlight] = {}
         """The request of each query that is remembered, by the query's id."""
         self.asked = 0
@@ -281,7 +281,7 @@ class Frontend:
         """Wakes large requests that wait for room for their next slices."""
         self._poison = PoisonedRows()
         self._originals: dict[int, Run] = {}
-        """The unit of the deployed model that runs each query; a second one runs a copy."""
+        """The first unit of the deployed model to run each query; a later one runs a copy."""
         self._redundant = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
         self._timed = cache(lambda role: metrics.unit_run.labels(role).observe)
         self.stand_ins = StandIns(
@@ -337,7 +337,7 @@ class Frontend:
         )
         metrics.read(
             "parm_instance_busy_seconds",
-            "Time from when instances were given units to the units' ends, by role.",
+            "Time from the starts of units on instances to their ends, by role.",
             self.busy_seconds,
             total=True,
         )
@@ -359,12 +359,12 @@ class Frontend:
     ) -> Result:
         """Answer a query per row of `rows`.
 
-        Where the caller is cancelled, the queries are abandoned.
+        If the caller is cancelled, the queries are abandoned.
 
         Args:
             rows: Inputs (n, *input shape), of one kind of the deployed model's. Not to be changed.
             timeout: Seconds; shortens the configured deadline.
-            tenant: Queries share codes only with those of the same tenant.
+            tenant: Queries share coding groups only with those of the same tenant.
             exact: Only the deployed model may answer.
 
         Raises:
@@ -437,8 +437,8 @@ class Frontend:
             self._held -= held
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
-        """Raise the error of a request of this many rows if it would be refused now, before its
-        data are read."""
+        """Raise the error of a request of this many rows, whose data are still unread, if it would
+        be refused now."""
         if self._closing or not self._started:
             raise self._closed()
         at = now()
@@ -458,7 +458,7 @@ class Frontend:
         )
 
     def _is_poison(self, request: InFlight, rows: NDArray[Any]) -> bool:
-        """Return whether one of the rows is refused; its request has failed then."""
+        """Fail the request if one of the rows is remembered as poison; return whether."""
         row = self._poison.find(rows, now())
         if row is not None:
             why = (
@@ -469,7 +469,7 @@ class Frontend:
         return row is not None
 
     def _fail_request(self, request: InFlight, reason: Reason, why: str) -> None:
-        """Fail a request of which rows have not arrived at the scheduler."""
+        """Fail a request some of whose rows have not arrived at the scheduler."""
         self.metrics.failures.labels(reason).inc(request.unanswered)
         request.fail(_ERRORS[reason](f"{reason}: {why}"))
         self._carry_out(self.scheduler.queries_abandoned(now(), request.queries))
@@ -499,23 +499,23 @@ class Frontend:
         return not request.future.done()
 
     def _detach(self, request: InFlight) -> None:
-        """Of a request that has ended, keep only the rows that are still needed."""
+        """Keep only those rows of an ended request that are still needed."""
         self._room_again.set()
         for row, query in enumerate(request.queries):
             if query in self.in_flight:
                 self.in_flight[query] = request.detach_row(row)
 
-    # Its life
+    # Start and stop
 
     async def start(
         self, roles: Sequence[frozenset[str]], golden: Mapping[str, Golden] | None = None
     ) -> None:
         """Start an instance for each of `roles`; return when all are up and have answered their
-        `golden` queries, by role. Raises what the engine raises."""
+        `golden` queries, by role. Raises the engine's errors."""
         self._golden = golden or {}
         self._roles = sorted(frozenset().union(*roles))
         self._has_stand_ins = self._roles != [DEPLOYED]
-        # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
+        # Kept, as each look-up is a system call (Python 3.11 reads the process id).
         self._loop = asyncio.get_running_loop()
         await self._engine.start(roles, self)
         self._started = True
@@ -531,7 +531,7 @@ class Frontend:
         self._retired = True
 
     async def drain(self) -> None:
-        """Take no more queries; return when those that were taken have ended."""
+        """Take no more queries; return when all others have ended."""
         self._closing = True
         if self.scheduler.pending or self._held:
             await self._idle.wait()
@@ -548,7 +548,7 @@ class Frontend:
         await self._engine.stop()
 
     def switch_redundancy(self, on: bool) -> None:
-        """Send redundant work from now on, or none."""
+        """Switch redundant work on or off."""
         self._carry_out(self.scheduler.redundancy_switched(now(), on))
         _log.info("redundancy is switched %s", "on" if on else "off")
 
@@ -629,7 +629,7 @@ class Frontend:
         if comparable and self._has_stand_ins:
             try:
                 self._compare_outputs(run, outputs, given.predictions)
-            except Exception:  # a user's own decoder may raise: queries have their answers still
+            except Exception:  # a user's own decoder may raise; queries are unaffected
                 _log.exception("unit %d could not be compared", unit)
         self._carry_out(self.scheduler.unit_finished(now(), unit, set(refused), ended_at=ended))
 
@@ -658,7 +658,7 @@ class Frontend:
         return headers
 
     def _ended(self, unit: _Unit, at: float, *, finished: bool) -> None:
-        """A unit that was taken from `_units` is off its instance."""
+        """Record that a unit, taken from `_units`, is off its instance."""
         action = unit.action
         self._busy[action.role] = self._busy.get(action.role, 0.0) + at - unit.began
         if finished and isinstance(action, Run):
@@ -674,8 +674,7 @@ class Frontend:
         return all(is_near(one, other, self._engine.tolerance) for one, other in pairs)
 
     def _number_of_answer(self, query: int, output: NDArray[Any]) -> int:
-        """Return the number of this answer among the different ones to a query; the client's is
-        0."""
+        """Return the number of this answer among a query's different ones; the client's is 0."""
         first = self.in_flight[query].outputs[query, Source.MODEL]
         known = self._answers.setdefault(query, [first.output])
         alike = (number for number, each in enumerate(known) if self._is_like(output, each))
@@ -687,7 +686,7 @@ class Frontend:
     def _compare_outputs(
         self, run: Run, outputs: NDArray[Any], predictions: Mapping[int, Outputs]
     ) -> None:
-        """Compare what stand-ins and the model have predicted for the same queries."""
+        """Compare outputs of stand-ins and the model for the same queries."""
         j = self._parity_rows.get(run.role)
         if j is None:
             for query in run.subjects:
@@ -702,7 +701,7 @@ class Frontend:
             self.stand_ins.compare_unit(j, run, outputs, predictions)
 
     def _prediction(self, query: int) -> Made | None:
-        """Return the deployed model's output for a query, or the imitated one, if there is one."""
+        """Return the deployed model's (imitated) output for a query, if it has arrived."""
         request = self.in_flight.get(query)
         made = None if request is None else request.outputs.get((query, Source.MODEL))
         if made is None or self._imitated is None:
@@ -921,15 +920,14 @@ class Frontend:
     # Time
 
     def _set_timer(self, action: WakeAt) -> None:
-        """Report the time to the scheduler at this time, in place of what was set before."""
+        """Set the time at which the scheduler is next called, in place of the one set before."""
         self._wake_at, time = action, action.time
         if self._timer is not None:
             if self._timer_at <= time:
-                return  # set anew when it fires: most are never waited for so long
+                return  # it is set again when it fires; most times are replaced before
             self._timer.cancel()
         self._timer_at = time
-        # uvloop rounds to whole milliseconds: rounding up keeps the timer from firing early, over
-        # and over.
+        # uvloop rounds to milliseconds: rounding up keeps the timer from firing early repeatedly.
         delay = max(0, ceil((time - now()) * 1e3)) / 1e3
         self._timer = self._loop.call_later(delay, self._on_timer)
 
@@ -976,8 +974,8 @@ class Frontend:
             _log.log(logging.WARNING if bad else logging.INFO, "%s", self.redundancy)
 
     def check_engine(self) -> None:
-        """Replace an instance that scheduler and engine disagree on at two checks in a row: they
-        differ for a moment while a report is on its way. Runs once a second."""
+        """Replace an instance that scheduler and engine disagree on at two checks in a row, a
+        second apart: they may differ for a moment, while a report is on its way."""
         believed, real = self.scheduler.running(), self._engine.running()
         found = {
             (name, believed.get(name, _GONE), real.get(name, _GONE))
@@ -1000,14 +998,14 @@ class PoisonedRows:
     """Rows that ended the instances they were tried on; refused for REFUSED seconds."""
 
     REFUSED = 600.0
-    """Seconds for which such a row is refused: the cause may be fixed by then."""
+    """Seconds for which such a row is refused; the cause may be fixed by then."""
 
     MAX_ROWS = 1000
-    """Rows that are remembered; the oldest are forgotten first."""
+    """Maximum number of rows that are remembered; the oldest are forgotten first."""
 
     def __init__(self) -> None:
         self.until: OrderedDict[bytes, float] = OrderedDict()
-        """The time at which each row, by its digest, is tried again."""
+        """The time from which each row, by its digest, may be tried again."""
 
     def remember(self, row: NDArray[Any], now: float) -> None:
         """Refuse rows like this one (*input shape) from now on."""
@@ -1028,7 +1026,7 @@ class PoisonedRows:
 def processor_wanted() -> float:
     """Return the seconds for which this thread has computed or waited for a processor so far.
 
-    The wait includes what a quota of the control group withholds. Only Linux counts it; elsewhere,
+    The wait includes throttling by the control group's quota. Only Linux counts it; elsewhere,
     these are the seconds for which the process has computed.
     """
     try:
@@ -1039,7 +1037,7 @@ def processor_wanted() -> float:
 
 
 def _kind(role: str) -> str:
-    """Return the kind of redundant work that a unit of this role is."""
+    """Return the kind of redundant work of a unit with this role."""
     return COPY if role == DEPLOYED else role if role == BACKUP else PARITY
 
 

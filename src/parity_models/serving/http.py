@@ -1,8 +1,8 @@
 """HTTP/1.1 (RFC 9112) for the REST service: a server and its connections.
 
 httptools parses, strictly: anything that two readers could understand in two ways is refused. Every
-wait for a client has a timeout, which the server checks now and then. Out of connections or file
-descriptors, the connection that has waited longest for its client makes room for a new one.
+wait for a client has a timeout, which the server checks now and then. If connections or file
+descriptors run out, the connection that has waited longest for its client makes room for a new one.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ _SPARE = 16
 
 _PARTING, _LINGER = 0.5, 5.0
 """Seconds that a client has to close its side of a connection that ends; _LINGER if it may still
-send a refused body: it reads the answer only if its data does not meet a closed socket."""
+send a refused body: data that meets a closed socket would cost it the answer."""
 
 _PROGRESS = 16 * 2**10
 """Bytes of unread answers that a client has to take in each write timeout."""
@@ -72,7 +72,7 @@ _BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
 _RESERVE = 32
-"""File descriptors that connections leave to the rest of the server: its workers, above all."""
+"""File descriptors that connections leave to the rest of the server, above all its workers."""
 
 _RANKS = {"idle_timeout": 0, "head_timeout": 1, "body_timeout": 2}
 """The order in which connections that wait for their clients make room for others."""
@@ -94,8 +94,8 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 class HttpConnection(asyncio.Protocol):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
-    With `refused`, it has that one answer to all but questions about health and metrics. `peer` is
-    the client's address, `opening` the task that makes the connection, until it is made.
+    With `refused`, that answers every request except those for health and metrics. `peer` is the
+    client's address, `opening` the task that makes the connection, until it is made.
     """
 
     _transport: asyncio.Transport
@@ -162,8 +162,8 @@ class HttpConnection(asyncio.Protocol):
                 self._parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as upgrade:
-                # Another protocol was offered; HTTP/1.1 goes on, as it may. The parser has given
-                # up after the head: a new one reads the body.
+                # The client offered another protocol, which is ignored. The parser has stopped
+                # after the head: a new one reads the body.
                 data = self._framing() + data[upgrade.args[0] :]
                 self._parser = httptools.HttpRequestParser(self)
             except httptools.HttpParserError as error:
@@ -208,7 +208,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def waits(self) -> tuple[int, float] | None:
-        """The rank of its wait for a request, and the start of that; None if it has no wait."""
+        """The rank and the start of its wait for a request; None if it does not wait."""
         if self.opening is not None:
             return 1, self._wait_since
         if self._unread:
@@ -265,7 +265,7 @@ class HttpConnection(asyncio.Protocol):
     # Refusals
 
     def _refuse(self, error: RequestError) -> None:
-        """Let the request that arrives end with this error, and the connection with it."""
+        """End the request that arrives, and then the connection, with this error."""
         request = self._arriving
         if request is None or request.answer is not None:  # then it was counted
             request = Request("", "", ())
@@ -275,7 +275,7 @@ class HttpConnection(asyncio.Protocol):
         self._answer_next(request)
 
     def _unreadable(self, error: httptools.HttpParserError) -> None:
-        """End the connection as the parser, or a callback of it, has failed."""
+        """End the connection because the parser, or one of its callbacks, has failed."""
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
         if self._ended:  # the fault is after the last request that is read
             return
@@ -285,7 +285,7 @@ class HttpConnection(asyncio.Protocol):
             _log.error("a request could not be read", exc_info=error)
             self._refuse(InternalError("the server failed to read the request; its log says why"))
         else:
-            text = f"this is not HTTP/1.1 as it should be: {error}"
+            text = f"this is not valid HTTP/1.1: {error}"
             self._refuse(InvalidRequestError(text, why=Refused.HTTP))
 
     # Callbacks of the parser
@@ -365,7 +365,7 @@ class HttpConnection(asyncio.Protocol):
     # Answers
 
     def _answer_next(self, whole: Request | None = None) -> None:
-        """Answer waiting requests, as far as the client reads, after one that has come whole."""
+        """Answer waiting requests, `whole` last if given, for as long as the client reads."""
         if whole is not None:
             self._arriving, self._begun, self._head = None, False, 0
             self._requests += 1
@@ -385,7 +385,7 @@ class HttpConnection(asyncio.Protocol):
     async def _answer(self, request: Request) -> None:
         response = request.answer or await self._rest.answer(request)
         if response.retry_after and not self._server.closing:
-            # A client that came back too early is refused only when it should have come.
+            # Refuse a client that came back too early no sooner than it should have come.
             request.release()
             now = time.monotonic()
             wait = max(0.0, self._retry_at - now)
@@ -437,8 +437,8 @@ class HttpConnection(asyncio.Protocol):
     async def _write_pieces(
         self, request: Request, response: Response, pieces: AsyncGenerator[bytes, None]
     ) -> None:
-        """Write an answer that ends with the connection: each piece when the client has read those
-        before it, so that little is kept for one that does not."""
+        """Write an answer that ends with the connection, each piece once the client has read those
+        before, so that little is kept for a slow client."""
         self._ended, request.keeps = True, False
         self._write(request, response)
         async with aclosing(pieces):
@@ -476,7 +476,7 @@ def _check_head(request: Request, version: str) -> None:
     elif _HOST.fullmatch(host) is None:
         text = f"the Host header {host[:40]!r} is not a host with an optional port"
     elif is_old and coding is not None:
-        text = "HTTP/1.0 knows no Transfer-Encoding; send a Content-Length"
+        text = "HTTP/1.0 has no Transfer-Encoding; send a Content-Length"
     elif not request.target.isascii():
         text = "the request's target is not ASCII; percent-encode it"
     elif coding is None or coding.lower() == "chunked":
@@ -488,8 +488,8 @@ def _check_head(request: Request, version: str) -> None:
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """Return a socket that listens there; port 0 is any free one. With `reuse_port`, sockets of
-    other processes of the same user that have it too may listen there as well. Raises UserError."""
+    """Return a socket that listens there; port 0 is any free one. With `reuse_port`, the user's
+    other processes may listen there as well, if they set it too. Raises UserError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
@@ -512,7 +512,7 @@ def url_of(listening: socket.socket, scheme: str = "http") -> str:
 class HttpServer:
     """Serves `rest` on one listening socket, within its limits; started and stopped once.
 
-    With `tls`, over TLS: it is called for the context of each connection.
+    `tls` returns the context of each connection; None: no TLS.
     """
 
     def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
@@ -529,7 +529,7 @@ class HttpServer:
         self._acceptor: asyncio.Task[None] | None = None
         """None before it is started."""
         self._fitting: float = inf
-        """Connections that descriptors allow for, as far as is known since the last tick."""
+        """Connections that descriptors allow for, as far as the last tick has shown."""
 
     @property
     def connections(self) -> int:
@@ -552,7 +552,7 @@ class HttpServer:
         self._acceptor.cancel()
         await asyncio.wait((self._acceptor,))
         with suppress(OSError):  # none is left, or no descriptor for one
-            while True:  # as closing the socket would reset their connections
+            while True:  # closing the socket would reset the connections in the backlog
                 accepted, address = self._socket.accept()
                 self._on_accept(accepted, address[0])
         self._socket.close()
@@ -642,8 +642,8 @@ class HttpServer:
         connection.opening = asyncio.create_task(self._open(accepted, connection))
 
     def _make_room(self) -> bool:
-        """End a connection that waits for its client: of the address with the most of them, an idle
-        one first, and the one that has waited longest. Return False if none waits."""
+        """End a connection that waits for its client: one of the address with the most of them,
+        idle ones first, then the longest waiting. Return False if none waits."""
         waits = {each: wait for each in self._connections if (wait := each.waits) is not None}
         if not waits:
             return False
@@ -664,7 +664,7 @@ class HttpServer:
                 lambda: connection, accepted, **tls
             )
         except (Exception, asyncio.CancelledError) as error:
-            # Clients that speak no TLS, or another one, are an everyday event.
+            # Clients without TLS, or with another version, are an everyday event.
             level = logging.DEBUG if tls else logging.WARNING
             _log.log(level, "a connection broke as it was accepted: %r", error)
             if tls:
@@ -675,7 +675,7 @@ class HttpServer:
     # Now and then
 
     async def _reap(self) -> None:
-        """End late connections, for ever, and count the bytes of all."""
+        """End late connections, and count unread bytes, until cancelled."""
         while True:
             await asyncio.sleep(_TICK)
             self._fitting = inf

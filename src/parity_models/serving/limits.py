@@ -11,7 +11,7 @@ from parity_models.options import BYTES, SCALES, Option, Options
 from parity_models.serving.errors import OverloadedError, Refused, RequestError, TooLargeError
 
 OTHER_FILES = 64
-"""Descriptors for what is neither a connection nor a worker: models, logs, the event loop."""
+"""Descriptors besides those of connections and workers: models, logs, the event loop."""
 
 FILES_OF_A_WORKER = 8
 """Descriptors for each worker: sockets to it and from it, its standard error, its process."""
@@ -30,10 +30,10 @@ _log = logging.getLogger(__name__)
 class Limits(Options):
     """Bounds of what clients can make a server hold. Times in seconds, sizes in bytes.
 
-    Those without a flag are for programs: `max_rpcs` calls over gRPC for predictions at a time, a
-    JSON body, or gRPC's typed contents, of up to `max_json`, and all requests and their answers
-    together of `max_in_flight`; the timeouts are for receiving a request's headers, for receiving
-    its body, for a client to read an answer, and of a connection without a request.
+    Those without a flag are for programs. `max_rpcs` bounds the gRPC calls for predictions at a
+    time; `max_json`, a JSON body or gRPC's typed contents; `max_in_flight`, all requests and their
+    answers together. The timeouts are for receiving a request's headers, for receiving its body,
+    for a client to read an answer, and for a connection without a request.
     Raises UserError for values out of range.
     """
 
@@ -80,7 +80,7 @@ class ByteBudget:
         self._turn = asyncio.Lock()
 
     async def turn(self) -> None:
-        """Wait for a turn of the event loop: of all large requests, one works in each."""
+        """Wait for a turn of the event loop: only one large request works in each."""
         async with self._turn:
             await asyncio.sleep(0)
 
@@ -102,7 +102,7 @@ class ByteBudget:
 def allow_descriptors(connections: int, workers: int) -> None:
     """Raise this process's soft limit of open files to what this many connections and workers need.
 
-    Where the hard limit is below that, raise it to the hard limit, and log what is missing.
+    If the hard limit is lower, raise it to the hard limit, and log the shortage.
 
     Raises:
         UserError: Hardly any client could be served.

@@ -48,14 +48,14 @@ class Logging(Options):
 
     log_format: Annotated[LogFormat, Option("text, or json: an object per line.")] = LogFormat.TEXT
     log_level: Annotated[
-        LogLevel, Option("Minimum level of messages; libraries log warnings at least.")
+        LogLevel, Option("Minimum level of messages; libraries log warnings and errors.")
     ] = LogLevel.INFO
     access_log: Annotated[bool, Option("Log a line per request, except health and metrics.")] = (
         False
     )
     traces: Annotated[
         bool,
-        Option("Send OpenTelemetry spans, as the variables OTEL_... say; needs the extra otel."),
+        Option("Send OpenTelemetry spans, set up by OTEL_... variables; needs the extra otel."),
     ] = False
 
 
@@ -87,7 +87,7 @@ class LinesToThread(QueueHandler):
 def set_up(options: Logging, stream: IO[str] | None = None) -> Callable[[], None]:
     """Log to `stream` from now on, by default to standard error, unless the process logs already.
 
-    Returns a function that stops it once all lines are written, as the end of the process does.
+    Returns a function that writes all waiting lines and stops; it also runs at exit.
     """
     root = logging.getLogger()
     if stream is None and root.handlers:

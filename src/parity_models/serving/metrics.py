@@ -1,8 +1,8 @@
 """Counters, gauges and histograms of a server, for Prometheus.
 
-What can be read off the scheduler (queues, instances, queries in flight) is read when /metrics is
-asked for; only events are counted as they happen. Every server has a registry of its own, so that
-several live in one process.
+The scheduler's state (queues, instances, queries in flight) is read on each request for /metrics;
+only events are counted as they happen. Every server has its own registry, so that several can run
+in one process.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +32,7 @@ Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
 class _ByRole(Collector):
-    """A metric of this `kind` by role, whose `values` are read when metrics are."""
+    """A metric of this `kind` by role; its `values` are read on each request for metrics."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class _ByRole(Collector):
 class Metrics:
     """The metrics of one server. Times are in seconds.
 
-    `bundle_digest` is that of the served bundle's manifest.
+    `bundle_digest` is the digest of the served bundle's manifest.
     """
 
     def __init__(self, bundle_digest: str = "") -> None:
@@ -104,8 +104,8 @@ class Metrics:
         )
         self.redundancy = gauge(
             "parm_redundancy",
-            "1 for the state of redundant work: on, testing whether it helps, paused as it does "
-            "not, bottleneck (the server's own process is), or off.",
+            "1 for the state of redundant work: on, testing (whether it helps), paused (it does "
+            "not), bottleneck (the server's own process), or off.",
             "state",
             known=Redundancy,
         )
@@ -122,7 +122,7 @@ class Metrics:
                 self.redundant.labels(kind, fate)
         self.unit_run = histogram(
             "parm_unit_run_seconds",
-            "From when an instance was given a unit to its outputs, by role.",
+            "From the start of a unit on an instance to its outputs, by role.",
             "role",
             buckets=_LATENCIES,
         )
@@ -143,7 +143,7 @@ class Metrics:
             "source",
         )
         self.disagreed_answers = counter(
-            "parm_stand_in_answers_disagreed", "Those that disagreed.", "source"
+            "parm_stand_in_answers_disagreed", "Compared outputs that disagreed.", "source"
         )
         self.gate_open = gauge(
             "parm_gate_open", "1: the stand-in may answer; 0: it agrees too seldom.", "source"
@@ -154,7 +154,7 @@ class Metrics:
 
         # Instances
         self.restarts = counter(
-            "parm_instance_restarts", "Instances that joined after the start: lost ones, back."
+            "parm_instance_restarts", "Instances that joined after the start, for lost ones."
         )
         self.recycled = counter(
             "parm_instances_recycled", "Replaced instances.", "reason", known=RecycleReason
@@ -196,6 +196,6 @@ class Metrics:
         *,
         total: bool = False,
     ) -> None:
-        """Show a gauge, or a counter if `total`, by role; `values` are read when metrics are."""
+        """Show a gauge, or a counter if `total`, by role; `values` are read on each request."""
         kind = CounterMetricFamily if total else GaugeMetricFamily
         self.registry.register(_ByRole(kind, name, help_text, values))

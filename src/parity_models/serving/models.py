@@ -1,9 +1,9 @@
 """The models of a server, as clients see them, and the checks of their requests.
 
-A server has one model, or a repository. A name may have several versions. A request is answered by
-one of them, as a whole: it is chosen when the request is read, and nothing is awaited between the
-two. Names, datatypes and shapes of tensors are checked here, however they arrive (JSON, bytes after
-JSON, protobuf).
+A server has one model, or a repository. A name may have several versions. One of them answers all
+of a request: it is chosen when the request is read, and asked before anything is awaited. Names,
+datatypes and shapes of tensors are checked here, however they arrive (JSON, bytes after JSON,
+protobuf).
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ VERSION = "1"
 """The version of a bundle that is served on its own."""
 
 PLATFORM = "onnxruntime_onnx"
-"""The protocol's name for what runs the model."""
+"""The protocol's name for the model's runtime."""
 
 SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
 """Headers, or gRPC's trailing metadata, that sum up the parameters of an answer's rows."""
@@ -65,10 +65,10 @@ class ServedModel:
     """Name and signature of the served model; a request holds up to `max_rows` queries.
 
     `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
-    the digest of the bundle's manifest, where the model is of a bundle; `sha256`: the hash of the
-    model's file. `gates`: those of its stand-ins, by the source of their answers. `stood_in`: the
+    the digest of the bundle's manifest, if the model is a bundle's; `sha256`: the hash of the
+    model's file. `gates`: the gates of stand-ins, by the source of their answers. `stood_in`: the
     names of the outputs that stand-ins give. `bounds`: the agreement that their answers carry now,
-    where it is not the gates'.
+    where it differs from the gates'.
     """
 
     name: str
@@ -102,7 +102,7 @@ class ServedModel:
 
     @property
     def max_values(self) -> int:
-        """The most values that the tensors of a request have."""
+        """The most values that the tensors of a request can have."""
         return self.max_rows * self.signature.largest.input.row_values
 
     @property
@@ -126,7 +126,7 @@ class ServedModel:
 
     @property
     def exact_outputs(self) -> tuple[str, ...]:
-        """The outputs that the model alone gives: requests for one of them are served exact."""
+        """The outputs that only the model gives: requests for any of them are served exact."""
         return tuple(name for name in self._outputs if name not in self.stood_in)
 
     @cached_property
@@ -143,8 +143,7 @@ class ServedModel:
         return {each.name: each for each in self.signature.outputs}
 
     def is_exact(self, outputs: Sequence[Tensor]) -> bool:
-        """Return whether a request for these outputs is served exact, as stand-ins give only
-        others."""
+        """Return whether a request for these outputs is served exact: stand-ins lack some."""
         return bool(self.stood_in) and not self.stood_in.issuperset(map(_NAME, outputs))
 
     def parameters(self, sources: Sequence[Source]) -> dict[str, str]:
@@ -157,7 +156,7 @@ class ServedModel:
 
     def headers(self, sources: Sequence[Source]) -> tuple[tuple[str, str], ...]:
         """Return headers on an answer's rows for gateways and logs: the `sources`, each once, and
-        the lowest agreement, where that of all is known."""
+        the lowest agreement, if all are known."""
         if sources.count(Source.MODEL) == len(sources):
             return OF_MODEL
         kinds = list(dict.fromkeys(sources))
@@ -176,11 +175,10 @@ class ServedModel:
         inputs: Sequence[TensorMessage],
         outputs: Sequence[RequestedOutput],
     ) -> Fitting:
-        """Return rows, sizes and outputs of a request with these inputs, for these outputs: all, if
-        none.
+        """Return rows, sizes and outputs of a request; without `outputs`, it asks for all.
 
         Raises:
-            InvalidRequestError: They are not the model's, each once, in the messages themselves.
+            InvalidRequestError: Tensors are unknown, repeated, missing, unfit or in shared memory.
             TooLargeError: There are too many rows.
 
         """
@@ -196,7 +194,7 @@ class ServedModel:
             if rows and count != rows:
                 raise InvalidRequestError(
                     f"input {name!r} has {count} rows, input "
-                    f"{self.signature.inputs[0].name!r} has {rows}; give each as many"
+                    f"{self.signature.inputs[0].name!r} has {rows}; give all the same number"
                 )
             rows = count
         asked = self.signature.outputs
@@ -242,9 +240,9 @@ class ServedModel:
                 raise InvalidRequestError(f"input {name!r} is missing; give it once")
 
     def _check_input(self, tensor: Tensor, given: TensorMessage, sizes: dict[str, int]) -> int:
-        """Return the number of rows of a tensor; notes, or compares, the `sizes` of dynamic axes.
+        """Return the number of rows of a tensor; note, or compare, the `sizes` of dynamic axes.
 
-        Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.
+        Raises InvalidRequestError if it does not fit the model, TooLargeError for too many rows.
         """
         name = tensor.name
         if given.datatype != tensor.datatype:
@@ -344,7 +342,7 @@ class ServedVersion:
         return self.model
 
     def find(self, name: str, version: str | None) -> "ServedVersion":
-        """Return the version that is meant; of None or "", that which the server would choose.
+        """Return the version that is meant; for None or "", the server's choice.
 
         Raises:
             NotFoundError: There is no such version.
@@ -375,7 +373,7 @@ class ServedVersion:
         )
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more; returns when its requests have been answered."""
+        """Stop serving a model; return when its requests have been answered."""
         await self.load(name, {})
 
 

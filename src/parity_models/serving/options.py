@@ -26,7 +26,7 @@ ENGINES = Registry[Engine]("engine", Engine, LocalEngine, ThreadEngine, RemoteEn
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine by name, and the options that are given; plain values, as in a file.
+    """An engine by name, and its given options as plain values, as in a file.
 
     Raises:
         UserError: The name or an option is unknown, or a value is out of range.
@@ -61,12 +61,12 @@ class ServeOptions(Options):
         engine: Runs the models.
         port: None: the server does not listen, and only answers `predict` in the same program.
         limits: Bound what clients can make the server hold.
-        access: Restricts who may ask.
-        faults: A fault plan, whose time begins with `begin_faults`.
+        access: Restricts the clients.
+        faults: A fault plan; `begin_faults` starts its clock.
         placements: Where each instance runs; none: all next to the server.
 
     Raises:
-        UserError: A value is out of range, or the engine cannot do what is asked for.
+        UserError: A value is out of range, or the engine does not support an option.
 
     """
 
@@ -78,7 +78,7 @@ class ServeOptions(Options):
     extra_instances: Annotated[
         int | None,
         Option(
-            "How many of these run stand-ins alone, if the policy has such; by default r of k + r.",
+            "How many of these run only stand-ins, if the policy has such; by default r of k + r.",
             at_least=1,
         ),
     ] = None
@@ -137,14 +137,14 @@ class ServeOptions(Options):
     tenant_header: Annotated[
         str | None,
         Option(
-            "The header or gRPC metadata key with a request's tenant; without one it is exact.",
+            "The header or gRPC metadata key with a request's tenant; without it, all is exact.",
             metavar="HEADER",
         ),
     ] = None
     share_groups: Annotated[
         bool,
         Option(
-            "Let requests without a tenant share coding groups, where one can spoil others.",
+            "Let requests without a tenant share coding groups, in which one can spoil others.",
         ),
     ] = False
     faults: FaultPlan | None = None
@@ -152,7 +152,7 @@ class ServeOptions(Options):
     shutdown_delay: Annotated[
         float,
         Option(
-            "Time for which the server still takes requests after SIGTERM, while not ready.",
+            "Time after SIGTERM in which the server is not ready, but still takes requests.",
             unit=SECONDS,
             typed="s",
             at_least=0,
@@ -169,7 +169,7 @@ class ServeOptions(Options):
     agreement: Annotated[
         float | None,
         Option(
-            "Minimum agreement of stand-ins with the model; by default 0.99 or less; 0: no gates.",
+            "Minimum agreement of stand-ins with the model; default: up to 0.99; 0: no gates.",
             at_least=0,
             below=1,
             unit=SHARE,

@@ -58,10 +58,10 @@ MAX_JSON_VALUES = 2**20
 """Values that an answer in JSON may have."""
 
 HEAD = 1024
-"""The first bytes of a body, in which the shape of its tensors is looked for."""
+"""First bytes of a body, which are searched for the shape of its tensors."""
 
 SLICE, SLICE_VALUES = 2**17, 2**13
-"""Bytes, and values, of JSON that are read, or written, at once."""
+"""Bytes of JSON that are read at once, and values that are written at once."""
 
 _SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})\b')
 _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
@@ -69,7 +69,7 @@ _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
 
 SMALL, MAX_KNOWN = 4096, 100
 """Bytes of a message that may be kept in memory along with a tensor, and the number of messages
-that are kept, but for their tensors, to be read once."""
+that are kept without their tensors, so that each is read once."""
 
 _T = TypeVar("_T")
 
@@ -80,8 +80,8 @@ _Some = Meta(max_length=MAX_TENSORS)
 
 
 class ServerMetadata(Struct, frozen=True, omit_defaults=True):
-    """A server as it describes itself; this software's also name the bundle that they serve, and
-    the instances that were found to answer wrongly, the latest last."""
+    """A server as it describes itself; servers of this software also name their bundle, and the
+    instances that were found to answer wrongly, the latest last."""
 
     name: str | None = None
     version: str | None = None
@@ -102,7 +102,7 @@ class TensorMetadata(Struct, frozen=True):
 class GateMetadata(Struct, frozen=True, omit_defaults=True):
     """A stand-in's calibrated agreement with the model, and the share of queries it may answer.
 
-    If it may answer some `classes` alone, they have their own levels of agreement, by name.
+    If it may answer only some `classes`, they have their own levels of agreement, by name.
     """
 
     agreement: float
@@ -195,21 +195,21 @@ _NO_OUTPUT, _NO_REQUEST = TensorParameters(), RequestParameters()
 
 
 class AskedOutput(NamedTuple):
-    """An output that an answer is to have, and whether as binary data."""
+    """An output that a request asks for, and whether as binary data."""
 
     tensor: Tensor
     binary: bool
 
 
 Turn = Callable[[], Awaitable[None]]
-"""Waits until it is the turn of one large request among all to use the event loop for a moment."""
+"""Waits until it is a large request's turn to use the event loop for a moment."""
 
 Unread = Callable[[Turn], Awaitable[NDArray[Any]]]
-"""Reads a tensor whose data takes long to read."""
+"""Reads a tensor that takes long to read."""
 
 
 async def at_once() -> None:
-    """Wait for no turn."""
+    """Return at once, as if it were the caller's turn."""
 
 
 _Input = tuple[str, str, tuple[int, ...], int, int]
@@ -221,7 +221,7 @@ class Known(Struct, eq=False):
     binary outputs. Clients repeat it, so it is read once.
 
     `head` is the JSON object of an answer of the model alone, once there was one. `is_plain`: rows
-    and answers are one tensor, as it is in the messages.
+    and answers are single tensors, unchanged from the messages.
     """
 
     request: "InferRequest"
@@ -244,10 +244,10 @@ class InferRequest(Struct, eq=False):
     """A request that fits the model: `count` rows, one query each, all of one kind.
 
     `id` is the client's, if it gave one. `timeout` in seconds; `outputs` are those of the answer.
-    `exact`: stand-ins are not to answer; it shares codes with requests of its `tenant` alone. The
-    `sizes` of the model's dynamic axes are those before padding. `tensors` (count, ...), by input,
-    are read by `read_rows`, once the request is admitted; `rows` is set where nothing is left to
-    read. `known`: its JSON object was read before.
+    `exact`: stand-ins are not to answer. It shares coding groups only with requests of its
+    `tenant`. `sizes`: those of the model's dynamic axes, before padding. `tensors` (count, ...), by
+    input, are read by `read_rows`, once the request is admitted; `rows` is set if nothing is left
+    to read. `known`: its JSON object was read before.
     """
 
     model: "ServedModel"
@@ -288,7 +288,7 @@ class InferRequest(Struct, eq=False):
     async def read_rows(self, turn: Turn = at_once) -> NDArray[Any]:
         """Return the rows, read-only: a view of the body if its data are binary.
 
-        Raises InvalidRequestError for data that are not the tensors'.
+        Raises InvalidRequestError for data that do not fit the tensors.
         """
         tensors = {}
         for name, data in self.tensors.items():
@@ -299,12 +299,11 @@ class InferRequest(Struct, eq=False):
 def read_request(
     body: bytes | bytearray, header_length: str | None, model: "ServedModel"
 ) -> InferRequest:
-    """Read a request's body but for the data of its tensors; `header_length` is its
+    """Read a request's body, except for its tensors' data; `header_length` is its
     Inference-Header-Content-Length, if any.
 
-    Binary data is not copied unless that would keep a body alive that is much larger than its
-    tensor. Raises a RequestError (mostly InvalidRequestError) that states the fault and the
-    expectation.
+    Binary data is copied only if a view would keep a much larger body alive. Raises a RequestError
+    (mostly InvalidRequestError) that states the fault and the expectation.
     """
     end = None if header_length is None else _object_end(header_length, len(body))
     if end is None or end > SMALL:
@@ -345,7 +344,7 @@ def _read_request(
     # A view, since slicing bytes would copy a body of JSON data.
     message = read_json(_REQUEST, memoryview(body)[:end], "the request")
     text = body if end is None else body[: min(end, JSON_OBJECT)]
-    if len(text) > 2 * JSON_OBJECT:  # between its ends are numbers, above all
+    if len(text) > 2 * JSON_OBJECT:  # its middle is mostly numbers
         text = text[:JSON_OBJECT] + text[-JSON_OBJECT:]
     for key, most in ((b'"inputs"', 1), (b'"shape"', len(message.inputs))):
         if text.count(key) > most:
@@ -363,8 +362,8 @@ def _read_request(
         shape, due = (rows, *spec.shape), rows * prod(spec.shape) * spec.dtype.itemsize
         if (size is None) != bool(tensor.data) or size not in (None, due) or (size and end is None):
             raise InvalidRequestError(
-                f"input {tensor.name!r} has either data, or a binary_data_size of {due} bytes, "
-                f"which {spec.datatype} of shape {list(shape)} takes, and the request the header "
+                f"input {tensor.name!r} needs either data, or a binary_data_size of {due} bytes "
+                f"({spec.datatype} of shape {list(shape)}) and the header "
                 "Inference-Header-Content-Length"
             )
         if size is None:
@@ -442,7 +441,7 @@ async def write_response(
     """Return the JSON object of the answer, and the binary data that follow it.
 
     `outputs` are predictions (n, ...) of one kind, `sources` one source per row. Raises
-    RefusedError for values that JSON cannot say.
+    RefusedError for values that JSON cannot express.
     """
     known = request.known if request.id is None else None
     if sources.count(Source.MODEL) < len(sources):
@@ -496,7 +495,7 @@ def _bytes_of(values: NDArray[Any]) -> memoryview:
 
 def _check_keys(text: bytes | bytearray, key: bytes, most: int) -> None:
     """Raise InvalidRequestError if an object has a key twice: other readers take the first, and may
-    have checked that one. A string that only looks like the key is none."""
+    have checked that one. A string that only looks like the key does not count."""
     if len(re.findall(key + rb"\s*:", text)) > most:
         raise InvalidRequestError(
             f"the request has the key {key.decode()} more than once in an object; give it once"
@@ -513,7 +512,7 @@ def tenant_from(value: object, what: str) -> str:
 
 
 def take_tenant(asked: InferRequest, header: str, given: Sequence[str]) -> None:
-    """Let a header name the tenant of a request; `given` are the header's values.
+    """Set the tenant of a request from a header, which has the values `given`.
 
     The operator chose the header. So a request without it has no known tenant and is served exact,
     whatever its parameters say: queries that are encoded together can influence each other. Raises
@@ -543,7 +542,7 @@ def _shown(value: object) -> str:
 
 
 class OutputTensor(NamedTuple):
-    """A tensor of a response, as its server describes it; `data` is Raw where it is JSON."""
+    """A tensor of a response, as its server describes it; `data` is Raw if it is JSON."""
 
     name: str
     datatype: str
@@ -551,8 +550,7 @@ class OutputTensor(NamedTuple):
     data: Raw | memoryview
 
     def array(self) -> NDArray[Any]:
-        """Return the values, read-only. Raises InvalidRequestError for data that cannot be such a
-        tensor."""
+        """Return the values, read-only. Raises InvalidRequestError for data that do not fit."""
         what = f"the data of output {self.name!r}"
         if isinstance(self.data, Raw):
             return array_from_json(self.data, self.datatype, self.shape, what)
@@ -647,7 +645,7 @@ def read_response(body: bytes, header_length: str | None) -> InferAnswer:
     return InferAnswer(outputs, message.parameters or {})
 
 
-# Tensors as binary data: row-major, little-endian as all machines that ONNX Runtime has builds for
+# Tensors as binary data: row-major; little-endian, as all machines that ONNX Runtime supports
 
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
@@ -715,7 +713,7 @@ def array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str)
 async def read_array(
     data: Raw, datatype: str, shape: tuple[int, ...], what: str, turn: Turn = at_once
 ) -> NDArray[Any]:
-    """Do as array_from_json does, large arrays in slices, each in its `turn`."""
+    """Do the same as array_from_json, but read large arrays in slices, each in its `turn`."""
     if len(memoryview(data)) <= SLICE:
         return array_from_json(data, datatype, shape, what)
     await turn()
@@ -743,7 +741,7 @@ _LIST_OF: dict[str, msgspec.json.Decoder[Any]] = {
 def _flat(data: Raw, shape: tuple[int, ...], what: str) -> bytes:
     """Return the numbers of an array in JSON, between commas, without its brackets.
 
-    Raises InvalidRequestError unless these are those of a flat or nested array of this shape.
+    Raises InvalidRequestError unless the array is flat or nested, of this shape.
     """
     text = bytes(data).translate(None, b" \n\r\t")
     brackets = text.translate(None, b"+-.0123456789Eeaflnrstu")  # numbers, true and false
@@ -782,7 +780,7 @@ def _numbers(text: bytes, datatype: str, what: str) -> NDArray[Any]:
 async def _json(values: NDArray[Any], name: str, turn: Turn) -> Raw:
     """Return the values of an output as JSON; many in slices, each in its `turn`.
 
-    Raises RefusedError for values that JSON cannot say.
+    Raises RefusedError for values that JSON cannot express.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise RefusedError(

@@ -1,7 +1,7 @@
 """A repository: a folder of models that are listed, loaded and unloaded while the server runs.
 
-The layout is Triton's: NAME/VERSION, each a bundle. A model is a folder; its versions are folders
-in it that are named by whole numbers from 1 on. Anything else is ignored.
+The layout is Triton's: NAME/VERSION, each a bundle. A model is a folder; its versions are the
+folders in it that are named 1, 2, ... Anything else is ignored.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _OF_SERVER = frozenset(
 """Metrics of the server, which no model has."""
 
 _REQUESTS = "parm_requests"
-"""Counted with the model that answers, or with the server where no model is found."""
+"""Counted with the model that answers, or with the server if no model is found."""
 
 _NO_VERSION = "has no version: a folder named 1, 2, ... that is a bundle"
 
@@ -210,7 +210,7 @@ class RepositoryModel:
 
     async def _warm(self, version: str) -> Deployment:
         """Start a version's instances; nothing is left of them if that fails."""
-        # What starts while another version serves must not take all cores from it.
+        # A version that starts must not take all cores from one that serves.
         at_once = None if self.current is None else max(1, (os.cpu_count() or 1) // 4)
         deployment = await asyncio.to_thread(self._open_version, version, at_once)
         try:
@@ -310,8 +310,7 @@ class Repository(Collector):
         await asyncio.gather(*(each.stop() for each in self._models.values()))
 
     def feed_of(self, asked: Mapping[str, str]) -> Feed | None:
-        """Return the live feed of the version of a model that is asked for; None if it does not
-        run."""
+        """Return the live feed of the model and version asked for; None if it does not run."""
         model = self._models.get(asked.get("model", ""))
         running = None if model is None else model.running.get(asked.get("version", ""))
         return None if running is None else running.feed
@@ -329,7 +328,7 @@ class Repository(Collector):
 
     @property
     def names(self) -> Sequence[str]:
-        """The models of which a version takes requests."""
+        """The models with a version that takes requests."""
         return [name for name, model in self._models.items() if model.current is not None]
 
     @property
@@ -356,7 +355,7 @@ class Repository(Collector):
         await self._known(name).unload()
 
     def collect(self) -> Iterable[Metric]:
-        """Return all metrics, as a registry does; those of versions with labels that name them."""
+        """Return all metrics, as a registry does; labels name the version that some belong to."""
         families: dict[str, Metric] = {}
         found: list[tuple[Metric, dict[str, str]]] = [
             (metric, {})
@@ -379,7 +378,7 @@ class Repository(Collector):
         return [each for model in self._models.values() for each in model.running.values()]
 
     def _scan(self) -> None:
-        """Add the models that the folder has by now."""
+        """Add the folder's new models."""
         for name in scan(self._folder):
             if name not in self._models:
                 folder = self._folder / name
@@ -406,7 +405,7 @@ class _VersionPolicy(Struct, forbid_unknown_fields=True):
 
 
 class _Config(Struct, forbid_unknown_fields=True):
-    """As much of Triton's model configuration as a load may have."""
+    """The part of Triton's model configuration that a load may have."""
 
     version_policy: _VersionPolicy
 

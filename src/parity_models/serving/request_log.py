@@ -21,7 +21,7 @@ TRACEPARENT = "traceparent"
 """Likewise, of the trace that a request is part of (W3C Trace Context)."""
 
 TRACESTATE = "tracestate"
-"""Likewise, of what tracing systems add to that."""
+"""Likewise, of the additions of tracing systems."""
 
 MAX_ID = 128
 """Characters that an id may have."""
@@ -39,7 +39,7 @@ ACCESS_LOG = logging.getLogger(ACCESS)
 
 
 class RequestLog:
-    """A request, from the time its head came. `id` is that of its headers, or made here.
+    """A request, from the time its head came. `id` is from its headers, or made here.
 
     `id_in_body` takes the protocol's own id, which is used if there is no header. Once the request
     is answered, `sources` are those of its rows, and `model` and `version` those that answered;
@@ -83,7 +83,7 @@ class RequestLog:
         return {TRACEPARENT: traceparent, TRACESTATE: tracestate}
 
     def ended(self, status: int | str) -> None:
-        """Write its line: how it ended, and how long that took since its head came."""
+        """Write its line: how it ended, and the time since its head came."""
         if not ACCESS_LOG.isEnabledFor(logging.INFO):
             return
         seconds = time.monotonic() - self._began

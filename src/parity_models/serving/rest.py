@@ -87,10 +87,9 @@ _NOTHING = ByteBudget(0)
 
 @dataclass(slots=True, eq=False)
 class Response:
-    """An answer without its framing: the carrier adds the length of `content` and the `more` that
-    follows it.
+    """An answer without its framing: `content`, and the `more` that follows it.
 
-    Where there are `pieces`, they are the content, and the connection ends with them. With
+    If there are `pieces`, they are the content, and the connection ends with them. With
     `retry_after`, a request that comes earlier on the connection is refused only after that many
     seconds.
     """
@@ -107,13 +106,12 @@ class Request:
     """A request: `target` as it was sent, `headers` by their names in lower case. Without a
     `method`, its head could not be read, and it has no id.
 
-    Values of a name that is `repeated` are joined by commas, and are there one by one. The service
+    Repeated headers are joined by commas in `headers`, and one by one in `repeated`. The service
     sets the `handler` of its path, the `model` and `version` that it names, and whether it is an
-    `inference`. Its carrier sets `is_local`, if it comes from this
-    machine, `keeps`, if the connection goes on after it, and `answer`, where its head was enough to
-    refuse it. The `body` comes in pieces; its bytes are held from the `budget`.
-    `is_json`: that limits its body more; `is_large`: it may be refused by its body's first bytes,
-    and `peeks` until they have come.
+    `inference`. Its carrier sets `is_local`, if it comes from this machine, `keeps`, if the
+    connection goes on after it, and `answer`, if its head was enough to refuse it. The `body` comes
+    in pieces; its bytes are held from the `budget`. `is_json`: its body has a lower limit;
+    `is_large`: it may be refused by its body's first bytes, and `peeks` until they have come.
     """
 
     handler: "Handler | None" = None
@@ -162,14 +160,13 @@ class Request:
             self.body += piece
 
     def release(self) -> None:
-        """Return its bytes to the budget. Does no harm when called twice."""
+        """Return its bytes to the budget. It may be called twice."""
         self.budget.held -= self.held
         self.held = 0
         self.body = b""
 
     def check_encoding(self) -> str:
-        """Return the content encoding of the body. Raises RefusedError for one that is not read
-        here."""
+        """Return the content encoding of the body. Raises RefusedError if it is not supported."""
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and encoding not in _WINDOW_BITS:
             text = (
@@ -239,7 +236,7 @@ _PATH = 200
 """Characters of a path that an error repeats."""
 
 _QUIET = (*HEALTH, METRICS)
-"""Paths that are asked again and again, and are in no access log."""
+"""Paths that are polled, and left out of the access log."""
 
 _OF_MODEL = re.compile(
     r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<end>/ready|/infer)?"
@@ -255,7 +252,7 @@ _HEADER_LENGTH = HEADER_LENGTH.encode()
 
 
 class _SmallRequest(Struct):
-    """A request without tensors: for an index, of the `ready` versions alone, or for a load."""
+    """A request without tensors: for an index (`ready`: only of ready versions), or for a load."""
 
     ready: bool = False
     parameters: dict[str, Any] = {}
@@ -267,10 +264,10 @@ _SMALL = msgspec.json.Decoder(_SmallRequest)
 class Rest:
     """The service: it refuses a request by its head, or answers it when its body has arrived.
 
-    `limits` and `budget` bound the bytes of bodies. All but `clients` may ask for the server's
-    health and `open_paths`, and nothing else. Paths in `lacks`, or all but those in `only` if
-    given, do not exist. `pages` are further handlers, with their methods, by path. `tracing`
-    makes spans of requests.
+    `limits` and `budget` bound the bytes of bodies. Only `clients` may ask for more than the
+    server's health and `open_paths`. Paths in `lacks` do not exist, nor, if `only` is given, do any
+    but those. `pages` are further handlers, with their methods, by path. `tracing` makes spans of
+    requests.
     """
 
     def __init__(
@@ -317,7 +314,7 @@ class Rest:
         """Find the handler of a request by its head alone, and let its body come, of the declared
         `size`, or 0.
 
-        Raises a RequestError for a request that its head suffices to refuse.
+        Raises a RequestError if the head suffices to refuse the request.
         """
         target, asks, kept = request.target, None, None
         path = unquote(target.partition("?")[0] if target[:1] == "/" else _path_of_url(target))
@@ -341,8 +338,8 @@ class Rest:
         request.inference = asks == "/infer"
         if kept is not None:
             self._check_change(request)
-        # A size that is only declared takes no room: a few clients that declare much and send
-        # nothing would keep out all others.
+        # A declared size takes no room yet: else a few clients that declare much and send nothing
+        # would keep out all others.
         request.max_body, request.budget = self.limits.max_body, self.budget
         if request.inference:
             if "content-encoding" in request.headers:
@@ -358,8 +355,8 @@ class Rest:
             raise self.budget.exceeded(size)
 
     def peek(self, request: Request) -> None:
-        """Raise a RequestError for a large request that the first bytes of its body suffice to
-        refuse, as they say how many rows it has."""
+        """Raise a RequestError if the first bytes of a large request's body, which say how many
+        rows it has, suffice to refuse it."""
         request.peeks = False
         if "content-encoding" not in request.headers and (rows := rows_in_head(request.body)):
             version = self._models.find(request.model, request.version)
@@ -425,7 +422,7 @@ class Rest:
             (log.metrics or self.metrics).request(status).inc()
 
     def _check_change(self, request: Request) -> None:
-        """Raise a RequestError for a change of the models by a client that may not make it."""
+        """Raise a RequestError if the client may not load or unload models."""
         # Any site's page can reach this server from a browser in its network.
         if "origin" in request.headers:
             raise ForbiddenError(
@@ -559,14 +556,13 @@ SHARE = 0.05
 """The share of the time that may be used for writing metrics."""
 
 _PLAIN, _OPEN_METRICS = "text/plain", "application/openmetrics-text;version=1.0.0"
-"""The formats of metrics, in place of a request's own words, which would become part of the media
-type."""
+"""The formats of metrics; a request's own words would become part of the media type."""
 
 
 class Scrapes:
-    """A handler of requests for the metrics of `registry`, in at most a share of the server's time.
-    Any client may ask, again and again, and writing metrics blocks the event loop for milliseconds.
-    All requests that wait get the same answer, written after they arrived."""
+    """Answers requests for the metrics of `registry`, in at most SHARE of the server's time: any
+    client may ask often, and writing metrics blocks the event loop for milliseconds. All waiting
+    requests get the same answer, written after they arrived."""
 
     def __init__(self, registry: Collector) -> None:
         self._registry = registry

@@ -52,7 +52,7 @@ class Predictions(Struct, frozen=True, eq=False):
 
     @property
     def output(self) -> NDArray[Any]:
-        """The one output (n, ...) of a model that has one."""
+        """The output (n, ...) of a model that has only one."""
         (only,) = self.outputs.values()
         return only
 
@@ -86,7 +86,7 @@ class Server:
         """The options that it serves with."""
         self._tracing = tracing
         self.models: Deployment | StandInOnly | Repository
-        """The models, as the protocols ask for them."""
+        """The models, as the protocols see them."""
         if isinstance(models, Bundle):
             if options.stand_in_only:
                 self.models = StandInOnly(models, options)
@@ -182,7 +182,7 @@ class Server:
                 if self.options.reuse_port:
                     await each.leave()
             await asyncio.sleep(self.options.shutdown_delay)
-            if self.options.reuse_port:  # no connection brings a request that would be refused
+            if self.options.reuse_port:  # so that no connection brings a request to be refused
                 await self._stop_listening(self.options.deadline + GRACE)
             await self.models.drain()
         finally:
@@ -190,7 +190,7 @@ class Server:
             await self._close()
 
     def switch_redundancy(self, on: bool) -> None:
-        """Switch redundant work on or off for the models loaded now; later ones send it."""
+        """Switch redundant work on or off for the models loaded now; later ones have it on."""
         models = self.models
         running = models.running() if isinstance(models, Repository) else [models]
         for each in running:
@@ -225,7 +225,7 @@ class Server:
             The outputs (n, ...) by name, and the source of each row.
 
         Raises:
-            InvalidRequestError: The inputs are not the model's.
+            InvalidRequestError: The inputs do not fit the model.
             RequestError: A query got no answer.
 
         """
@@ -250,7 +250,7 @@ class Server:
     async def _open(self) -> None:
         options, shares = self.options, self.options.reuse_port
         if options.grpc_port is not None:
-            # Imported here: gRPC is an extra. Slow to import, so clients of HTTP would wait.
+            # Imported here, as gRPC is an extra, and before HTTP, whose clients would wait for it.
             from parity_models.serving.grpc.grpc_server import GrpcServer
 
             self._grpc = GrpcServer(
@@ -305,7 +305,7 @@ def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:
 
 class Serving:
     """Runs a server while a block runs. `async with` gives the Server; `with` gives this, which
-    runs it on an event loop in a thread of its own, for callers without one."""
+    runs it on an event loop in its own thread, for callers without one."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

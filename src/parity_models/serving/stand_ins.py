@@ -1,7 +1,7 @@
 """The outputs of a server's stand-ins: which may answer, and how often they agree with the model.
 
-Outputs are compared with predictions where both can be had. A disagreement may be the stand-in's
-error, or that of an instance that answers wrongly, which is not held against the stand-in.
+Outputs are compared with predictions if both are known. A disagreement may also be the error of an
+instance that answers wrongly, which is not held against the stand-in.
 """
 
 import logging
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 class ClosedGates:
     """The `sources` whose gates are closed, kept in the bundle's folder for the next server.
 
-    Those kept with other content of the bundle, as before a new calibration, are ignored.
+    Those kept for an earlier content of the bundle, as before a new calibration, are ignored.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -76,10 +76,10 @@ class StandIns:
         code: Reconstructs, where the policy uses a code.
         gate: Decides which outputs may answer.
         metrics: Count what is refused and compared.
-        refuses: Returns whether a fault plan refuses a query the stand-in with this source.
+        refuses: Returns whether a fault plan keeps a query, by id, from a source's answers.
         gate_turned: Called when a gate has opened (True) or closed.
         one_in: One in this many groups is compared (it takes time); all, while its gate is closed.
-        closed: The gates that are closed at first, and from now on.
+        closed: The closed gates, which are kept up to date.
 
     """
 
@@ -99,7 +99,7 @@ class StandIns:
         self._closed = closed
         self._watch = AgreementWatch(gate.chosen, () if closed is None else closed.sources)
         self.bounds = {source: each.level.level for source, each in gate.chosen.items()}
-        """The agreement of each gated stand-in that answers say."""
+        """The agreement that answers report, of each gated stand-in."""
         self._metrics = metrics
         self._refuses = refuses
         self._gate_turned = gate_turned
@@ -114,7 +114,7 @@ class StandIns:
     def refused(
         self, source: Source, queries: Sequence[int], outputs: NDArray[Any]
     ) -> Sequence[int]:
-        """Return those queries that their `outputs` (n, *output shape) may not answer."""
+        """Return the queries that their `outputs` (n, *output shape) may not answer."""
         impossible, unsure = self._gate.refused(source, outputs)
         if impossible:
             self._metrics.impossible.inc(len(impossible))
@@ -145,8 +145,8 @@ class StandIns:
         outputs: NDArray[Any],
         predictions: Mapping[int, Outputs],
     ) -> None:
-        """Compare a unit that has run on for nothing else, of a backup or, with a `row` of the
-        code, of a parity model. `predictions` are those for each subject: a query, or a group."""
+        """Compare a unit that was kept running only for this: a backup's or, with a `row` of the
+        code, a parity model's. `predictions` are by subject: a query, or a group."""
         for subject, output in zip(run.subjects, outputs, strict=True):
             made, known = Made(output, run.instance), predictions[subject]
             if row is not None:
@@ -175,8 +175,8 @@ class StandIns:
                 )
 
     def compare(self, source: Source, stand_in: Made, prediction: Made, *parities: Made) -> None:
-        """Compare a stand-in's output with the model's prediction for the same query; for the gate
-        only if the output may answer. `parities` are those a reconstruction is from."""
+        """Compare a stand-in's output, if it is sure enough to answer, with the model's prediction
+        for the same query. `parities` are the outputs that a reconstruction was made from."""
         if self._gate.refused(source, np.asarray(stand_in.output)[np.newaxis]).unsure:
             return
         makers = {made.instance for made in (*(parities or (stand_in,)), prediction)}

@@ -5,8 +5,8 @@
       stand-in             likewise, with a backup or a parity model
 
 A request to an upstream is beneath the run, or stand-in, of the first query in its unit that has
-one. Only requests that are sampled have any. Spans name the version of the model. This module needs
-OpenTelemetry: it is imported where spans are asked for.
+one. Only sampled requests have spans. Spans name the version of the model. This module needs
+OpenTelemetry, so it is imported only if spans are wanted.
 """
 
 import time
@@ -28,7 +28,7 @@ from parity_models.serving.request_log import RequestLog
 
 
 def exporting() -> TracerProvider:
-    """Return a provider that exports spans over OTLP, as the variables OTEL_... say."""
+    """Return a provider that exports spans over OTLP, set up by OTEL_... variables."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "parity-models"}))
@@ -37,15 +37,14 @@ def exporting() -> TracerProvider:
 
 
 class Tracing:
-    """Makes spans with the tracer of `provider`: of requests, and of what is observed."""
+    """Makes spans of requests, and of their runs, with the tracer of `provider`."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("parity_models", __version__)
 
     def observe(self, frontend: Frontend, model: ServedModel) -> None:
-        """Make spans of what a frontend, which is not started yet, does for the queries of `model`,
-        until it ends."""
+        """Make spans of a frontend's work on the queries of `model`; it must not have started."""
         about = {"parm.model": model.name, "parm.version": model.version}
         frontend.observers.append(QuerySpans(self._tracer, about, frontend.in_flight))
 
@@ -67,12 +66,12 @@ class Tracing:
                 span.set_attribute("parm.sources", ",".join(log.sources))
 
     def close(self) -> None:
-        """Send what waits to be sent."""
+        """Send the spans that wait."""
         self._provider.shutdown()
 
 
 class QuerySpans(Observer):
-    """Makes spans of what happens to `requests`, by query; each has the attributes `about`."""
+    """Makes spans of the runs of `requests`, by query; each has the attributes `about`."""
 
     def __init__(
         self, tracer: Tracer, about: Mapping[str, str], requests: Mapping[int, InFlight]

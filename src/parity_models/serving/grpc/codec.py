@@ -64,13 +64,13 @@ MAX_BESIDES = 64 * 2**10
 """Bytes that a message may have besides the values of its tensors: names, shapes, parameters."""
 
 _VALUE = 10
-"""The most bytes that a value takes in a message."""
+"""Maximum bytes of a value in a message."""
 
 _MAX_FIELDS = 1000
-"""Fields of a large message, and of each input, that are looked through for tensors."""
+"""Fields of a large message, and of each input, that are searched for tensors."""
 
 _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
-"""The types of fields that hold more than some of their datatypes do."""
+"""The types of fields that are wider than some of their datatypes."""
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -78,7 +78,7 @@ _Request = TypeVar("_Request", bound=Message)
 def decode(
     data: bytes, largest: ServedModel | None, max_json: int
 ) -> tuple[pb.ModelInferRequest, Raws]:
-    """Return the message of a request, and its raw_input_contents, which are no longer in it where
+    """Return the message of a request, and its raw_input_contents, which are taken out of it if
     they are large.
 
     `largest` is the model that takes the largest requests, and `max_json` limits the bytes of typed
@@ -104,8 +104,8 @@ def decode(
 
 
 def _without_raws(data: bytes) -> tuple[list[memoryview], list[memoryview], int]:
-    """Return a message in pieces without its raw_input_contents, these, which protobuf would copy,
-    and how many bytes the typed contents have."""
+    """Return a message without its raw_input_contents, in pieces; these contents, which protobuf
+    would copy; and the bytes of the typed contents."""
     view, begin, values = memoryview(data), 0, 0
     pieces, raws = list[memoryview](), list[memoryview]()
     for start, tag, content, end in _fields(data, 0, len(data)):
@@ -120,8 +120,8 @@ def _without_raws(data: bytes) -> tuple[list[memoryview], list[memoryview], int]
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the first fields of a message: where each begins, its tag, and where its content, a
-    number or of a length, begins and ends. It ends before other fields, and before many."""
+    """Yield the first fields of a message: where each begins, its tag, and where its content begins
+    and ends. Stop at a field that has neither a number nor a length, and after _MAX_FIELDS."""
     for _ in range(_MAX_FIELDS):
         value = 0
         for length, byte in enumerate(data[at + 1 : at + 11], 1):  # after a tag of one byte
@@ -158,7 +158,7 @@ def too_large(
     which: str = "the message",
     advice: str = "send several requests",
 ) -> TooLargeError:
-    """Return the error of a message, or of `which`, that has more bytes than there may be."""
+    """Return the error of a message, or of `which`, that has too many bytes."""
     return TooLargeError(f"{which} has {size} bytes; {what} at most {most}; {advice}")
 
 
@@ -181,7 +181,7 @@ def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) 
         for each in message.inputs:
             about = (each.contents, spec_of[each.name], fitting.rows, f"input {each.name!r}")
             tensors[each.name] = partial(read_contents, *about)
-    # Raw contents are all outputs' or none's.
+    # All outputs have raw contents, or none.
     raw = bool(raws) or any(each.datatype not in _FIELDS for each in fitting.outputs)
     redundancy, tenant = (parameter_of(message, name) for name in ("redundancy", "tenant"))
     timeout = parameter_of(message, "timeout")
@@ -235,7 +235,7 @@ async def write_response(
 
 async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -> bytes:
     """Return a response with raw_output_contents, which protobuf would copy more than once. gRPC
-    copies a large one again, in a turn of its own."""
+    copies a large one again, in another turn."""
     pieces: list[bytes | memoryview] = [head]
     for each in tensors:
         size, length = each.nbytes, bytearray([_RAW_OUTPUTS])
@@ -278,8 +278,8 @@ def _from_raw(
 async def read_contents(
     contents: pb.InferTensorContents, spec: TensorSpec, rows: int, what: str, turn: Turn = at_once
 ) -> NDArray[Any]:
-    """Return the tensor (rows, *shape of spec) in a tensor's typed contents, not to be written to;
-    large ones are read in slices, each in its `turn`.
+    """Return the read-only array (rows, *shape of spec) in a tensor's typed contents; large ones
+    are read in slices, each in its `turn`.
 
     Raises InvalidRequestError, which calls it `what`.
     """
@@ -312,7 +312,7 @@ async def read_contents(
 
 
 def parameter_of(message: pb.ModelInferRequest | pb.RepositoryModelLoadRequest, name: str) -> Any:
-    """Return the parameter's value, of whatever type it has; None if it is not there or empty."""
+    """Return the parameter's value, of any type; None if it is missing or empty."""
     if name not in message.parameters:
         return None
     parameter = message.parameters[name]

@@ -1,8 +1,8 @@
 """The Open Inference Protocol over gRPC, on the event loop of the models it serves.
 
-Next to the protocol's own service it has grpc.health.v1 and reflection, as gRPC tools expect.
-Errors have the texts of REST, and the status codes that stand for its statuses. The sizes of
-messages, connections and their times are bounded by gRPC itself.
+Besides the protocol's own service it has grpc.health.v1 and reflection, as gRPC tools expect.
+Errors have the texts of REST, and status codes that correspond to its statuses. gRPC itself bounds
+the sizes of messages, the connections, and their times.
 """
 
 import asyncio
@@ -79,29 +79,29 @@ DETAILS = "grpc-status-details-bin"
 """The trailing metadata that has a google.rpc.Status."""
 
 MAX_TEXT = 1000
-"""Bytes of an error that surely go through: they travel in a header, in which gRPC writes some as
-three, and have a client's names in them."""
+"""Bytes of an error that always fit: it travels in a header, where gRPC writes some bytes as three,
+and may have a client's names in it."""
 
 BACKLOG = 10_000
 """Calls that have arrived and wait for this process; beyond them, gRPC cancels new ones at random.
 At its default of 1,000, a client that resets streams as it opens them gets others' cancelled."""
 
 RESERVE = 100
-"""Calls beyond their limit that are let in far enough to be refused, and calls that ask for the
-server's health, which a busy server answers too."""
+"""Calls beyond their limit that are let in to be refused, or to ask for the server's health, which
+a busy server answers too."""
 
 _MAX_INT = 2**31 - 1
 """The largest limit of a message, in bytes, and the longest time, in ms, that gRPC takes."""
 
 _MAX_AGE, _AGE_GRACE = 600.0, 120.0
-"""Seconds after which clients are asked to connect anew, and for calls to end after that. No
-answer stays unread for longer."""
+"""Seconds after which clients are asked to reconnect, and for calls to end after that. No answer
+stays unread for longer."""
 
 _SERVICES = ("", SERVICE.full_name)
 """The services whose health is known; the first is the server itself."""
 
 _QUIET = ("ServerLive", "ServerReady")
-"""Methods that are called again and again: they are in no access log, and need no token."""
+"""Methods that are polled: they are left out of the access log, and need no token."""
 
 _CHANGES = ("RepositoryModelLoad", "RepositoryModelUnload")
 """Methods for administrators."""
@@ -122,15 +122,15 @@ _CODES = {
 _UNARY = grpc.unary_unary_rpc_method_handler
 
 _Handler = Any
-"""grpc.RpcMethodHandler, which is generic in its stub alone."""
+"""grpc.RpcMethodHandler, which is generic only in its stub."""
 
 
 class GrpcServer:
     """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
 
-    All but `clients` may ask for the server's health and the protocol's messages, and for nothing
-    else. With `reuse_port`, another process may listen on the same port.
-    Made on the event loop that it is to run on, and started and stopped once.
+    Only `clients` may ask for more than the server's health and the protocol's messages. With
+    `reuse_port`, another process may listen on the same port. Make it on the event loop that it is
+    to run on; start and stop it once.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class GrpcServer:
         """Ends with the next change of the health, which all streams wait for."""
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
-            # A stream of one message is read when the server chooses to, which clients do not see.
+            # A stream of one message, the same to clients, is read when the server chooses to.
             is_inference = method.name == "ModelInfer"
             make = grpc.stream_unary_rpc_method_handler if is_inference else _UNARY
             own[method.name] = make(partial(self._answer, method.name))
@@ -182,7 +182,7 @@ class GrpcServer:
         """Listen there (port 0: any that is free); return the URL, as grpc://127.0.0.1:8001, or
         grpcs:// with `tls`.
 
-        Raises UserError if that cannot be.
+        Raises UserError if that fails.
         """
         host = f"[{host}]" if ":" in host else host
         try:
@@ -377,7 +377,7 @@ class GrpcServer:
             self._watches -= 1
 
     async def _changed(self, health: int) -> None:
-        """Wait until the health is another, or the server stops."""
+        """Wait until the health has changed, or the server stops."""
         while self._health == health and not self._stopping:
             await asyncio.sleep(_HEALTH_INTERVAL)
 
@@ -447,9 +447,9 @@ class GrpcServer:
 
 
 def _bundle_of(version: ServedVersion) -> tuple[tuple[str, str], ...]:
-    """Return the trailing metadata about a version for which the protocol's messages have no room:
-    its bundle, its model's file, its outputs that no stand-in gives, percent-encoded, and its
-    instances that answered wrongly."""
+    """Return a version's trailing metadata, for which the protocol's messages have no field: its
+    bundle, its model's file, its outputs that no stand-in gives, percent-encoded, and its instances
+    that answered wrongly."""
     about = version.metadata()
     said = {
         "bundle-digest": about.bundle_digest,
@@ -461,19 +461,18 @@ def _bundle_of(version: ServedVersion) -> tuple[tuple[str, str], ...]:
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
-    """Return the limits that gRPC itself enforces; those of headers and of pings are its
-    defaults."""
+    """Return the limits that gRPC itself enforces; headers and pings keep its defaults."""
     times = {
         "server_handshake_timeout": limits.head_timeout,
         "max_connection_idle": limits.idle_timeout,
         "max_connection_age": _MAX_AGE,
         "max_connection_age_grace": _AGE_GRACE,
-        # A client that is gone or has stopped is found, whatever call or answer it left.
+        # Find clients that are gone or have stopped, even with calls or answers left.
         "keepalive_time": limits.idle_timeout,
         "keepalive_timeout": limits.head_timeout,
     }
     return [
-        # gRPC copies a whole message twice, on the event loop, before anything can judge it.
+        # gRPC copies a whole message twice, on the event loop, before it can be checked.
         ("grpc.max_receive_message_length", min(max(1, limits.max_body // 2), _MAX_INT)),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
@@ -496,10 +495,10 @@ def code_of(error: RequestError) -> StatusCode:
 
 
 async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoReturn:
-    """End a call with this error, also if its client has just gone, and count it; a
-    google.rpc.Status has RetryInfo where it is known when it is worth trying again
-    (google/rpc/error_details.proto of googleapis)."""
-    # gRPC keeps the error in a cycle, and with its traceback's frames their large messages.
+    """End a call with this error, even if its client has just gone, and count it. If the time of a
+    retry is known, a google.rpc.Status has RetryInfo (google/rpc/error_details.proto of
+    googleapis)."""
+    # gRPC keeps the error in a cycle, and with it the large messages in its traceback's frames.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     if error.why is not None:
         metrics.refusals.labels(error.why).inc()

@@ -27,14 +27,14 @@ START_TIMEOUT = 60.0
 """Seconds a worker may take to load and warm its models."""
 
 MAX_LAST_WORDS = 2000
-"""Bytes of a worker's stderr that are kept."""
+"""Last bytes of a worker's stderr that are kept."""
 
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_", "TZ", "TMP", "TEMP", "PYTHON", "LD_", "DYLD_", "MALLOC_"),
     *("OMP_", "KMP_", "OPENBLAS_", "MKL_", "ORT_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_"),
 )
-"""Prefixes of the environment variables that workers inherit: they run foreign models, which get no
-credentials."""
+"""Prefixes of the environment variables that workers inherit. They run foreign models, so they get
+no credentials."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -42,8 +42,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class EngineStream(asyncio.Protocol):
     """The engine's end of a stream.
 
-    `on_report` is called with each report, `on_error` once if the stream is malformed, after which
-    nothing more is read. The end of the stream is not reported: the process ends as well.
+    `on_report` is called with each report, `on_error` once if the stream is malformed; then nothing
+    more is read. The end of the stream is not reported: the process ends as well.
     """
 
     def __init__(self, on_report: OnReport, on_error: Callable[[wire.MessageError], None]) -> None:
@@ -195,8 +195,8 @@ class WorkerProcess(SupervisedInstance):
 class LocalEngine(SupervisedEngine[WorkerProcess]):
     """Runs models in supervised worker processes on this machine.
 
-    It copies the models when it starts, so workers run the pinned content even if the files are
-    changed. Worker i runs at the i-th of the parts' placements. See SupervisedEngine for the rest.
+    It copies the models when it starts, so workers run the pinned content even if the files
+    change. Worker i runs at the i-th of the parts' placements. See SupervisedEngine for the rest.
     """
 
     name = "local"
@@ -223,8 +223,8 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
             raise
 
     def _copy(self, models: Mapping[str, PinnedModel]) -> Mapping[str, wire.AssignedModel]:
-        """Copy the models to files without a name, which workers inherit: those that start later
-        load what was checked, even if the bundle's folder or the temporary folder is gone.
+        """Copy the models to files without a name, which workers inherit: later ones, too, load the
+        checked content, even if the bundle's folder or the temporary folder is gone.
 
         Raises ModelError for a model that was changed since it was checked, and ServingError if it
         cannot be copied.

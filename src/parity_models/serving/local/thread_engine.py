@@ -1,8 +1,7 @@
 """The threads engine: models run in threads of the server's process.
 
 ONNX Runtime releases the GIL while it runs, so instances compute in parallel. Nothing isolates the
-server from its models: one that crashes ends it, and one that hangs within an operator keeps its
-thread.
+server from its models: a crash ends it, and a model that hangs within an operator keeps its thread.
 """
 
 import asyncio
@@ -60,7 +59,7 @@ class WorkerThread(SupervisedInstance):
         self._ended.set()
 
     async def cleanup(self) -> None:
-        """Nothing is held but the thread, which ends by itself."""
+        """Release nothing: the thread ends by itself."""
 
 
 class ThreadEngine(SupervisedEngine[WorkerThread]):

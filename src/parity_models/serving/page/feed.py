@@ -1,11 +1,11 @@
 """The page over HTTP: its files, and frames as server-sent events, each made once for all browsers.
 
-Without watchers, the server is sampled all the same, so that the charts have a past. A watcher that
-does not keep up misses frames.
+The server is sampled even without watchers, so that the charts have a past. A slow watcher misses
+frames.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 
-Only requests from this machine, to one of its own names, are answered, whatever token they show: a
-foreign page whose name is made to lead here (DNS rebinding) is refused.
+Only requests from this machine, to one of its own names, are answered, whatever their token: a
+foreign page whose name resolves to this machine (DNS rebinding) is refused.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ class Feed:
             self._watch.tick(time.monotonic())
 
     def _send(self, event: bytes | None) -> None:
-        """Send to all watchers, in place of what waits for one."""
+        """Send to all watchers, in place of an event that they have not taken yet."""
         for watcher in self._watchers:
             if watcher.full():
                 watcher.get_nowait()
@@ -109,8 +109,8 @@ class Page:
 
     Args:
         title: The page's title.
-        feed: Returns the feed that the parameters of an address name; None if it is not there now.
-        repository: True for a repository, of which each model has a feed.
+        feed: Returns the feed that the parameters of an address name; None if it is not running.
+        repository: True for a repository, where each model has a feed.
 
     """
 

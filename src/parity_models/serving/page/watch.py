@@ -1,6 +1,6 @@
 """Observe a server for the live page: frames of its present state and of the last minutes.
 
-There is no I/O: events come with their time (monotonic, in seconds), and the rest is read off the
+There is no I/O: events come with their time (monotonic, in seconds), and the rest is read from the
 frontend and its metrics when a frame is made.
 """
 
@@ -28,7 +28,7 @@ STEP = 1.0
 """Seconds between two points of the charts."""
 
 NOW, MINUTES = 10, 300
-"""Points whose latencies count as now, and points that are kept."""
+"""Points whose latencies count as present, and points that are kept."""
 
 KEPT = 100
 """Events that are kept."""
@@ -40,7 +40,7 @@ VERIFYING = "golden query"
 """The role of an instance's unit while it is verified."""
 
 SLOW = 2.0
-"""An instance is slow if its units take this many times as long as those of others."""
+"""An instance is slow if its units take this many times the others' median."""
 
 WEIGHT = 0.2
 """The weight of the latest unit in an instance's usual run time."""
@@ -57,8 +57,8 @@ class Percentiles(Struct, frozen=True):
 class InstanceView(Struct, frozen=True):
     """An instance.
 
-    `state` is up, suspected, ejected or verifying. It is `slow` if its units take longer than those
-    of others. `running` is the role of its unit; units of that role take it `usual_ms`.
+    `state` is up, suspected, ejected or verifying. It is `slow` if its units take longer than other
+    instances'. `running` is the role of its unit; units of that role take it `usual_ms`.
     """
 
     name: str
@@ -161,7 +161,7 @@ class Watch(Observer):
         self._points: deque[Point] = deque(maxlen=MINUTES)
         self._last_point = now
         self._totals: dict[str, float] = {}
-        """The counts until then: answers by their sources, queries, failures, busy seconds."""
+        """The counts at the last point: answers by source, queries, failures, busy seconds."""
 
     # Observer
 
@@ -250,7 +250,7 @@ class Watch(Observer):
         )
 
     def frame(self, now: float) -> Frame:
-        """Return the present state, and what is kept of the past."""
+        """Return the present state, and the events and points that are kept."""
         self.tick(now)
         frontend = self._frontend
         redundant: dict[str, dict[str, int]] = {}
@@ -290,7 +290,7 @@ class Watch(Observer):
         return tuple(views)
 
     def _gates(self) -> tuple[GateView, ...]:
-        """Return the gates, and the stand-ins that have none."""
+        """Return the gates, and the stand-ins without one."""
         metrics = self._frontend.metrics
         is_open, levels, compared, disagreed = (
             {labels["source"]: value for labels, value in _samples(each)}

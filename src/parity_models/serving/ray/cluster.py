@@ -25,7 +25,7 @@ from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
 from parity_models.serving.worker.worker import Runner, warm_model
 
 CONNECT_TIMEOUT = 5.0
-"""Seconds a cluster's address has for a connection."""
+"""Seconds to wait for a connection to a cluster's address."""
 
 ROOM_TIMEOUT = 5.0
 """Seconds to wait for free CPUs: Ray learns of ended instances with a delay."""
@@ -46,8 +46,8 @@ class StoredModel:
 class Connection:
     """This process's connection to the cluster at `address`, or to a new one on this machine.
 
-    Engines of one process share it; the last to close it ends it, and with it a new cluster. Raises
-    UserError for a cluster that cannot be reached.
+    Engines of one process share it; the last to close it also ends a new cluster. Raises UserError
+    for a cluster that cannot be reached.
     """
 
     _lock = Lock()
@@ -71,7 +71,7 @@ class Connection:
     async def check_room(self, cpus: float) -> None:
         """Raise ServingError if the cluster has fewer CPUs free."""
         end = time.monotonic() + ROOM_TIMEOUT
-        # Not on the loop's thread, as other models may be served: it asks the cluster's head.
+        # Not on the loop's thread, as it asks the cluster's head, and other models may be served.
         while (free := (await asyncio.to_thread(ray.available_resources)).get("CPU", 0.0)) < cpus:
             if time.monotonic() > end:
                 raise ServingError(
@@ -123,7 +123,7 @@ def _connect(address: str | None) -> None:
 
 
 class Instance:
-    """The actor: runs units on one thread, and cancels and answers pings on another."""
+    """The actor: runs units on one thread; cancels them and answers pings on another."""
 
     def load(self, models: Mapping[str, StoredModel]) -> tuple[wire.Hello, str]:
         """Load the models, by role; return their signatures and this node's id."""
@@ -142,7 +142,7 @@ class Instance:
         return report, _as_array(outputs)
 
     def inject(self, plan: FaultPlan, worker: int, age: float) -> None:
-        """Have units suffer a fault plan that began `age` seconds ago."""
+        """Apply a fault plan, which began `age` seconds ago, to units."""
         self._runner.inject(plan, worker, time.monotonic() - age)
 
     @ray.method(concurrency_group="control")
@@ -216,7 +216,7 @@ class ActorInstance(SupervisedInstance):
     def _end(self) -> None:
         self._killed.set()
         if self._actor is not None:
-            with suppress(Exception):  # where the cluster is gone, so is the actor
+            with suppress(Exception):  # if the cluster is gone, so is the actor
                 ray.kill(self._actor)
 
     async def cleanup(self) -> None:
@@ -238,7 +238,7 @@ class ActorInstance(SupervisedInstance):
 
 
 def _as_array(frame: wire.Frame) -> Any:
-    """Return bytes as an array, which Ray passes on without pickling their content."""
+    """Return bytes as an array, whose content Ray passes on without pickling."""
     return np.frombuffer(frame, np.uint8)
 
 

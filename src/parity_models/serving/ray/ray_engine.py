@@ -1,8 +1,8 @@
 """The engine on Ray: instances are actors on the nodes of a cluster.
 
-The server itself is the driver of a Ray job: with it, its actors end. Units and their outputs go
-through Ray's actor calls. Ray places actors on nodes; which of them to start, restart and give up
-is decided here, as for the processes of the local engine.
+The server itself is the driver of a Ray job, whose actors end with it. Units and their outputs go
+through Ray's actor calls. Ray places actors on nodes; this engine decides which to start, restart
+and give up, as the local engine does for processes.
 """
 
 import asyncio

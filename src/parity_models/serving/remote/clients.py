@@ -1,8 +1,8 @@
-"""Clients of upstreams: the part that all share, and those over HTTP, by V2 and V1.
+"""Clients of upstreams: their common base, and those over HTTP, for V2 and V1.
 
 V1 is TensorFlow Serving's REST API (https://www.tensorflow.org/tfx/serving/api_rest), which Vertex
-AI asks of containers too. A request has a row for each query, {"instances": [ROW, ...]}; where a
-model has several inputs or outputs, a row is an object of them by name.
+AI asks of containers too. A request has a row for each query, {"instances": [ROW, ...]}; if a model
+has several inputs or outputs, a row is an object with each by name.
 """
 
 from abc import ABC, abstractmethod
@@ -52,7 +52,7 @@ from parity_models.serving.remote.remote_engine import (
 from parity_models.serving.request_log import REQUEST_ID
 
 _AWAY = (502, 503, 504)
-"""Statuses of a server that is starting or stopping, or of a gateway that has none behind it."""
+"""Statuses of a server that is starting or stopping, or of a gateway without a server behind it."""
 
 _MAX_TEXT = 300
 """Characters of an upstream's description that are kept."""
@@ -77,9 +77,9 @@ class Token(Reread):
 class UpstreamClient(ABC):
     """Connections to one upstream, by one transport and protocol.
 
-    Every method raises UpstreamError where the upstream is at fault, and BusyError where it is
-    busy. `abandons`: it gives up a unit whose `infer` is cancelled; others work on, or worse:
-    Triton 2.51 crashes now and then. `binary`: it reads binary data over REST.
+    Every method raises UpstreamError if the upstream is at fault, and BusyError if it is busy.
+    `abandons`: the upstream gives up a unit whose `infer` is cancelled; others work on, or crash
+    now and then (Triton 2.51). `binary`: it reads binary data over REST.
     """
 
     abandons = False
@@ -113,7 +113,7 @@ class UpstreamClient(ABC):
 
     @abstractmethod
     async def _sha256(self, model: UpstreamModel) -> str | None:
-        """Return the hash of the model's file, of a server of this software."""
+        """Return the hash of the model's file, if the server is of this software."""
 
     @abstractmethod
     async def _ask(
@@ -133,7 +133,7 @@ class UpstreamClient(ABC):
         except ValueError as error:
             raise UnitError(f"is of a model that {error}") from error
         size, found_rows = model.signature.batch, len(rows)
-        if size and found_rows != size:  # the upstream takes so many rows at once
+        if size and found_rows != size:  # the upstream takes exactly `size` rows at once
             runs = batches(found_rows, size)
             parts = [await self.infer(model, [rows[i] for i in run], headers) for run in runs]
             return np.concatenate(parts)[:found_rows]
@@ -149,7 +149,7 @@ class UpstreamClient(ABC):
         for output in outputs:
             try:
                 arrays[output.name] = output.array()
-            except InvalidRequestError as error:  # JSON has no infinity, which may be the unit's
+            except InvalidRequestError as error:  # JSON has no infinity: the unit may be at fault
                 text = f"answered values that are not {output.datatype}: {error}"
                 raise UnitError(text) from error
         return kind.output.join(arrays)
@@ -163,12 +163,12 @@ class UpstreamClient(ABC):
         if not all(is_near(predicted, expected, TOLERANCE) for predicted, expected in pairs):
             raise UpstreamError(
                 Fault.MISMATCH,
-                f"predicts something else with {model} than the bundle's model does, by more than "
-                f"{TOLERANCE:.0%} of the largest value; make the bundle from what runs there",
+                f"predicts something else with {model}: more than {TOLERANCE:.0%} of the largest "
+                "value away from the bundle's model; make the bundle from what runs there",
             )
 
     async def _describe(self, model: UpstreamModel) -> None:
-        """Ask for the server's description and, if it names that, for the hash of its model."""
+        """Ask for the server's description and, if it is of this software, its model's hash."""
         try:
             server = await self._server()
         except UpstreamError as error:
@@ -232,7 +232,7 @@ def faults(path: str = "") -> Iterator[None]:
 
 
 class RestClient(UpstreamClient):
-    """An upstream over V2: binary tensor data both ways, or JSON where it reads no other."""
+    """An upstream over V2: binary tensor data both ways, or JSON if it reads nothing else."""
 
     def __init__(self, token: Token | None, url: str, credentials: Credentials) -> None:
         super().__init__(token)
@@ -284,7 +284,7 @@ class _Version(Struct):
 
 
 class _Status(Struct):
-    """A model's status, as KServe (`ready`, once as a string) or TensorFlow Serving says it."""
+    """A model's status from KServe (`ready`, formerly a string) or TensorFlow Serving."""
 
     ready: bool | str | None = None
     model_version_status: tuple[_Version, ...] = ()
@@ -338,7 +338,7 @@ def _path(model: UpstreamModel) -> str:
 def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """Return the body of a request for the rows of these tensors (n, *shape), by input.
 
-    Raises UnitError for values that JSON cannot say.
+    Raises UnitError for values that JSON cannot express.
     """
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -356,7 +356,7 @@ def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
 def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
     """Return the rows of each output in an answer as one array, whether they are named or not.
 
-    Raises InvalidRequestError for another message.
+    Raises InvalidRequestError for any other message.
     """
     rows = read_json(_PREDICTIONS, memoryview(body), "the answer").predictions
     if len(outputs) == 1 and not any(bytes(row).startswith(b"{") for row in rows):

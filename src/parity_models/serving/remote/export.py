@@ -1,7 +1,6 @@
 """A bundle's models as a repository that Triton loads as it is.
 
-Model j of the code is called NAME-parity-j, as the remote engine expects it by
-default.
+Parity model j is called NAME-parity-j, as the remote engine expects by default.
 """
 
 import json
@@ -83,6 +82,6 @@ def _write_model(folder: Path, name: str, model: ModelFile, path: Path) -> None:
         f"output [ {all_of(model.signature.outputs)} ]\n"
         # As many units at once as the remote engine sends by default.
         "instance_group [ { count: 1 } ]\n"
-        # A version takes the place of another where that is asked for, and not for being newer.
+        # A version replaces another only on request, not because it is newer.
         "version_policy { all { } }\n"
     )

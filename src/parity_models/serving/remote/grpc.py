@@ -1,4 +1,4 @@
-"""An upstream over gRPC: raw tensor contents go there, raw or typed ones come back."""
+"""An upstream over gRPC: it gets raw tensor contents, and answers with raw or typed ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ _MAX_MESSAGE = 2**31 - 1
 """The largest limit of a message, in bytes, that gRPC takes."""
 
 _TOO_LARGE = "larger than max"
-"""Part of gRPC's own text for a large message; its code means too much work elsewhere."""
+"""Part of gRPC's own text for a large message, whose code otherwise means overload."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _OPTIONS = [
@@ -53,7 +53,7 @@ _OPTIONS = [
 class GrpcClient(UpstreamClient):
     """A connection to the server at `address` (host:port), over TLS with `credentials`.
 
-    An answer may have `max_answer` bytes. Made on the event loop that it is used on.
+    An answer may have `max_answer` bytes. Make it on the event loop that uses it.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class GrpcClient(UpstreamClient):
         try:
             response, _ = await self._call(request, headers)
         except BusyError as error:
-            if error.after is None:  # unavailable, maybe: it may be gone
+            if error.after is None:  # it may be gone
                 await self._check_ready(model)
             raise
         try:
@@ -124,7 +124,7 @@ class GrpcClient(UpstreamClient):
     async def _call(
         self, request: Any, headers: Mapping[str, str] | None = None
     ) -> tuple[Any, Any]:
-        """Return the answer to a message, a message too, and the call; `headers` are a unit's."""
+        """Return the message that answers this one, and the call; `headers` are a unit's."""
         name = request.DESCRIPTOR.name.removesuffix("Request")
         # Bytes both ways: an unreadable answer is not gRPC's to log.
         method: Any = self._channel.unary_unary(f"/{_SERVICE}/{name}")
@@ -173,7 +173,7 @@ def _fault(error: grpc.aio.AioRpcError, *, is_unit: bool) -> Exception:
     if exhausted or (is_gone and after is not None):
         return BusyError(f"is busy: {text}", after)
     if is_gone and is_unit:
-        # Said by a server with too much to do, or here, of a connection that is gone.
+        # From an overloaded server, or from gRPC here, if the connection is gone.
         return BusyError(f"is busy: {text}")
     if is_gone or code is StatusCode.CANCELLED:
         return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {text}")
@@ -185,7 +185,7 @@ def _fault(error: grpc.aio.AioRpcError, *, is_unit: bool) -> Exception:
 
 
 def _retry_info(details: str | bytes) -> float | None:
-    """Return the seconds that a serialized google.rpc.Status asks for; None where it does not
+    """Return the seconds that a serialized google.rpc.Status asks for; None if it asks for none
     (google/rpc/error_details.proto of googleapis; https://aip.dev/194)."""
     info = RetryInfo()
     try:

@@ -1,14 +1,14 @@
-"""The remote engine: units run on servers that run already, over V2 or V1 of KServe's protocol.
+"""The remote engine: units run on existing servers, over V2 or V1 of KServe's protocol.
 
 An upstream counts as `concurrency` instances. They join when it has passed its checks: it is ready,
-has the bundle's models and predicts what they do. They leave when a unit finds it gone, hung or
-answering garbage, or its health check does; then it is checked again, with a back-off, until it
-passes. An upstream that is away or wrong at the start joins likewise. Units answered with errors
-may be the units' own fault, and only fail. A busy one stays, and is left alone for a while.
+has the bundle's models, and predicts the same. They leave when a unit or its health check finds it
+gone, hung or answering garbage; then it is checked again, with a back-off, until it passes. An
+upstream that is away or wrong at the start joins likewise. A unit answered with an error only
+fails, as the fault may be its own. A busy upstream stays, and is left alone for a while.
 
 Faults that overload can cause too (DOUBTS) eject at most half of the instances with one model.
-An instance that the scheduler recycles leaves alone: its upstream is checked, and the others go on
-unless it fails. Error texts of upstreams stay in the log: clients learn only the failed instance.
+A recycled instance leaves by itself: its upstream is checked, and its other instances go on unless
+that fails. Error texts of upstreams stay in the log: clients learn only the failed instance.
 """
 
 import asyncio
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.05
 """The largest difference between an upstream's prediction and the bundle's, as a share of the
-largest value: room for other precisions, not for other weights."""
+largest value: it allows for other precisions, not for other weights."""
 
 _SETTINGS = {"concurrency": "[1-9][0-9]{0,2}|1000", "protocol": "v[12]", "version": ".+"}
 """The parameters of a URL, with the pattern of each value."""
 
 MIN_REST, MAX_REST = 0.2, 5.0
-"""Seconds for which a busy upstream is left alone: at least, and at most."""
+"""Minimum and maximum seconds for which a busy upstream is left alone."""
 
 PATIENCE = 5.0
-"""Seconds an upstream has for a health check, and for each check before it is used."""
+"""Maximum seconds of a health check, and of each check before an upstream is used."""
 
 _OVERHEAD = 2**16
-"""Bytes that an answer may have besides its outputs."""
+"""Maximum bytes of an answer besides its outputs."""
 
 _IS_OUT = "upstream %s %s; it gets no units until it is well"
 
@@ -75,11 +75,11 @@ class Fault(StrEnum):
 
 
 DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
-"""Faults that overload can cause too, or that many upstreams have at once for a shared reason."""
+"""Faults that overload, too, can cause, or that many upstreams have at once for a shared reason."""
 
 
 class UpstreamError(ServingError, UserError):
-    """An upstream that cannot be used, by `fault`."""
+    """An upstream that cannot be used, because of `fault`."""
 
     def __init__(self, fault: Fault, message: str) -> None:
         super().__init__(message)
@@ -87,7 +87,7 @@ class UpstreamError(ServingError, UserError):
 
 
 class UnitError(Exception):
-    """An error that an upstream answered to a unit, whose own fault it may be."""
+    """An upstream's error for a unit, which may be the unit's own fault."""
 
 
 class BusyError(Exception):
@@ -103,7 +103,7 @@ class Upstream:
     """A server at `url` (scheme://host:port), and the names its models have there, by role.
 
     It gets up to `concurrency` units at a time, over the Open Inference Protocol ("v2") or its
-    predecessor ("v1", `:predict`), for this `version` of its models; None: the one that it chooses.
+    predecessor ("v1", `:predict`), for this `version` of its models; None: the server's choice.
     """
 
     url: str
@@ -119,7 +119,7 @@ class Upstream:
 
 @dataclass(frozen=True)
 class UpstreamModel:
-    """A model that an upstream must have, in this `version`, or in the one that it chooses.
+    """A model that an upstream must have, in this `version`; None: the upstream's choice.
 
     It is known by the `sha256` of its file, and by the `prediction` for a `query`, both without a
     batch axis.
@@ -143,8 +143,8 @@ class UpstreamOptions(Engine.Options):
     deployed: Annotated[
         str | None,
         Option(
-            "Servers that run the model, with commas: http, https, grpc or grpcs://HOST:PORT, as "
-            "needed with /MODEL and ?concurrency=N&protocol=v1&version=V.",
+            "Servers that run the model, separated by commas: http, https, grpc or "
+            "grpcs://HOST:PORT, with /MODEL and ?concurrency=N&protocol=v1&version=V if needed.",
             metavar="URLS",
         ),
     ] = None
@@ -187,8 +187,8 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
     """
     if options.deployed is None:
         raise UserError(
-            "the engine remote needs the URLs of servers that run already; give those of the "
-            "deployed model with --deployed"
+            "the engine remote needs the URLs of running servers; give those of the deployed "
+            "model with --deployed"
         )
     code = bundle.manifest.code
     if options.parity is not None and code is None:
@@ -207,10 +207,10 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
 def parse_upstreams(options: UpstreamOptions, name: str, r: int) -> tuple[Upstream, ...]:
     """Return the upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
-    Where a URL has no path, the deployed model is called `name`, and the r parity models and the
-    backup after it, NAME-parity-0 and NAME-backup, as by `parm export`. Of several parity models a
-    server runs all, or the one whose usual name is its path. A server in several lists runs several
-    models.
+    If a URL has no path, the deployed model is called `name`, and the r parity models and the
+    backup after it, NAME-parity-0 and NAME-backup, as by `parm export`. A server runs all parity
+    models or, if its path is the usual name of one, only that. A server in several lists runs
+    several models.
 
     Raises:
         UserError: A URL is wrong, given twice, or contradicts another, or one of the parity models
@@ -236,7 +236,7 @@ def parse_upstreams(options: UpstreamOptions, name: str, r: int) -> tuple[Upstre
             models, settings = found.setdefault(base, ({}, {}))
             if models.keys() & named.keys():
                 raise UserError(
-                    f"{base} is given twice; more units at a time are {base}?concurrency=2"
+                    f"{base} is given twice; for more units at a time give {base}?concurrency=2"
                 )
             models |= named
             for each, value in own.items():
@@ -287,10 +287,10 @@ def _split(url: str) -> tuple[str, str, dict[str, Any]]:
 
 
 class RemoteEngine(Engine):
-    """Runs units on upstreams: servers that run already.
+    """Runs units on upstreams: existing servers.
 
     `start` returns when every upstream has been checked, and raises UpstreamError if a role has
-    none that is well. Instance "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
+    no healthy one. Instance "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
     The `upstreams` are by default those of the options.
     """
 
@@ -359,7 +359,7 @@ class RemoteEngine(Engine):
             link.run(instance, unit, role, rows)
 
     def cancel(self, instance: str, unit: int) -> None:
-        """End the call if the upstream notices; others work on, and are busy until they answer."""
+        """End the call if the upstream gives up the unit; others are busy until they answer."""
         link = self._link_of(instance)
         if link is not None and link.client.abandons:
             link.cancel(instance, unit)
@@ -389,7 +389,7 @@ class RemoteEngine(Engine):
         return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
 
     def recheck_doubted(self) -> None:
-        """Check at once the upstreams that stayed in use though in doubt: another is back."""
+        """Check at once, as another is back, the upstreams that stayed in use despite a doubt."""
         for link in self._links:
             if link.kept_for is not None:
                 link.doubted.set()
@@ -405,12 +405,12 @@ class RemoteEngine(Engine):
 
 
 def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
-    """Return the roles of each instance, of which an upstream has its concurrency, in order."""
+    """Return the roles of each instance, in order; an upstream has `concurrency` instances."""
     return [each.roles for each in upstreams for _ in range(each.concurrency)]
 
 
 def _known(pinned: PinnedModel) -> UpstreamModel:
-    """Return a model as upstreams must have it, known by a query and its prediction."""
+    """Return a model that upstreams must have, known by a query and its prediction."""
     model = pinned.load()
     kind = model.signature.smallest
     query = kind.input.draw(np.random.default_rng(0), 1)
@@ -424,12 +424,12 @@ class _Unit(NamedTuple):
 
 
 class _Link:
-    """An upstream as the engine has it: in use or ejected, busy or not, and its units.
+    """An upstream's state in the engine: in use or ejected, busy or not, and its units.
 
     `fault` is the reason why it is not in use. `units` has its instances that have joined and not
     left, each with its unit, if it has one. `kept_for` is the doubt despite which it stays in use,
-    as too many others are out. `doubted` is set where the upstream has to be checked while it is in
-    use, as a slot was recycled, and when it is ejected.
+    as too many others are out. `doubted` is set to check the upstream at once, because a slot was
+    recycled or another upstream is back, and when it is ejected.
     """
 
     def __init__(
@@ -501,27 +501,26 @@ class _Link:
             self._loop.call_soon(self._engine.listener.unit_failed, number, "was cancelled")
 
     def recycle(self, instance: str, why: str) -> None:
-        """Keep the slot of this instance out until the upstream has passed a check."""
+        """Keep this instance's slot out until the upstream has passed a check."""
         self._leave(instance, f"is to be checked anew: {why}")
         self.doubted.set()
         self._engine.parts.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
 
     def _back_off(self, error: BusyError) -> float:
-        """Leave a busy upstream alone for as long as it asks, within bounds. Return the seconds
-        left."""
+        """Leave a busy upstream alone as it asks, within bounds. Return the seconds left."""
         if not self._busy_for():
             rest = min(max(error.after or 0.0, MIN_REST), MAX_REST)
             self._busy_until = self._loop.time() + rest
         return max(self._busy_for(), 1e-3)
 
     def _busy_for(self) -> float:
-        """Return the seconds left for which the upstream gets no units, as it is busy."""
+        """Return the seconds for which the upstream still gets no units, as it is busy."""
         return max(0.0, self._busy_until - self._loop.time())
 
     # Membership
 
     def _admit(self) -> None:
-        """Let the instances join that are out: it has passed its checks."""
+        """Let the instances that are out join: the upstream has passed its checks."""
         self.kept_for = None
         roles, node = self.upstream.roles, self._engine.node(self.upstream)
         out = set(range(self.upstream.concurrency)) - {
@@ -564,13 +563,13 @@ class _Link:
         return True
 
     def _out(self, fault: UpstreamError) -> None:
-        """Count and log that it is out for this fault from now on."""
+        """Record, count and log that it is out for this fault."""
         self.fault = fault
         _log.warning(_IS_OUT, self.upstream.url, fault)
         self._engine.parts.metrics.ejections.labels(self.upstream.url, fault.fault).inc()
 
     def _fault_of(self, error: Exception) -> UpstreamError:
-        """Return the fault that `error` shows; log an unforeseen error."""
+        """Return the fault that `error` shows; log an unexpected error."""
         if isinstance(error, UpstreamError):
             return error
         if isinstance(error, BusyError):
@@ -584,14 +583,14 @@ class _Link:
     # Supervision
 
     def begin(self) -> None:
-        """Let the instances join if the first check has found no fault."""
+        """Let the instances join if the first check found no fault."""
         if self.fault is None:
             self._admit()
         else:
             self._out(self.fault)
 
     async def supervise(self) -> None:
-        """Watch the upstream while it is well, and check it while it is not, until cancelled."""
+        """Watch the upstream while it is in use, and check it while it is out, until cancelled."""
         backoff = Backoff()
         while True:
             began = self._loop.time()
@@ -608,8 +607,8 @@ class _Link:
                 _log.warning(_IS_OUT, self.upstream.url, self.fault)
 
     async def _watch(self) -> None:
-        """Eject the upstream if it does not say, after a while, that it is ready, or if it is
-        doubted with reason."""
+        """Check after a while that the upstream is ready, or at once, in full, if it is doubted;
+        eject it if it fails."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._engine.health_interval):
                 await self.doubted.wait()
@@ -620,7 +619,7 @@ class _Link:
             if self.doubted.is_set() or len(self.units) < self.upstream.concurrency:
                 self.doubted.clear()
                 await self._each(self.client.check)
-                if self.fault is None:  # as a unit may have shown meanwhile
+                if self.fault is None:  # a unit may have shown one meanwhile
                     self._admit()
             else:
                 await self._each(self.client.check_ready)

@@ -1,8 +1,8 @@
 """Engines that start instances, watch them, and replace those that end.
 
-Timeouts are counted in ticks of the event loop, not read off a clock. If the engine itself did not
-run (it was stopped by Ctrl-Z, or a long computation held up the loop), its instances are not blamed
-for reports that it did not read.
+Timeouts are counted in ticks of the event loop, not by a clock. If the engine itself did not run
+(it was stopped by Ctrl-Z, or a long computation held up the loop), its instances are not blamed for
+reports that it did not read.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ TICK = 0.1
 """Seconds between two checks of all instances' timeouts."""
 
 LONG_SERVICE = 60.0
-"""Seconds after which an instance that is recycled counts as one that served well."""
+"""Seconds of service after which a recycled instance's back-off starts anew."""
 
 OnReport = Callable[[wire.Report, wire.Frame], None]
 """Takes a report, and the bytes of a unit's outputs."""
@@ -56,8 +56,8 @@ class SupervisedInstance(ABC):
     runs `models`, by role, as its engine prepared them. `joined` is true once it has said hello.
     `silence` is the number of the engine's ticks since its last report. `signatures` are those of
     its models, by role, once it has joined. `why_killed` is set once it has been killed; later
-    reports are ignored. `recycled` is true if it was killed although no fault of its process is
-    known. Its reports go to `on_report`, with the bytes of a unit's outputs.
+    reports are ignored. `recycled` is true if it was killed without a known fault of its process.
+    Its reports go to `on_report`, with the bytes of a unit's outputs.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SupervisedInstance(ABC):
 
     @abstractmethod
     async def cleanup(self) -> None:
-        """Release its process and sockets, also if `live` failed."""
+        """Release its process and sockets, even if `live` failed."""
 
     @abstractmethod
     def send_unit(self, unit: wire.Unit, rows: Sequence[wire.Frame]) -> None:
@@ -100,7 +100,7 @@ class SupervisedInstance(ABC):
         """End it at once, if it has been started."""
 
     def kill(self, why: str) -> None:
-        """End it at once, or as soon as it has been started. The first `why` is reported."""
+        """End it at once, or as soon as it has started. The first `why` is reported."""
         self.why_killed = self.why_killed or why
         self._end()
 
@@ -111,11 +111,11 @@ AnyInstance = TypeVar("AnyInstance", bound=SupervisedInstance)
 class SupervisedEngine(Engine, Generic[AnyInstance]):
     """Instances of a bundle's models that are started, watched, and replaced when they end.
 
-    An instance that has not been heard from for `heartbeat_timeout` seconds, or for `join_timeout`
-    before it said hello, or has had a unit for the parts' `unit_timeout`, is killed. One that ended
-    is started again, after a back-off. Instance i runs the i-th of the roles that the engine is
-    started with; it is called "i", and "i.n" after n restarts. A subclass sets the timeouts, and
-    whether all instances have this machine's clock (`same_clock`).
+    An instance is killed if it has been silent for `heartbeat_timeout` seconds (`join_timeout`
+    before its hello), or has had a unit for the parts' `unit_timeout`. One that ended is started
+    again, after a back-off. Instance i runs the i-th of the roles that the engine is started with;
+    it is called "i", and "i.n" after n restarts. A subclass sets the timeouts, and whether all
+    instances have this machine's clock (`same_clock`).
     """
 
     takes_faults = True
@@ -143,7 +143,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     async def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
     ) -> Mapping[str, Any]:
-        """Return the models, by role, in the form in which this many instances take them.
+        """Return the models, by role, in the form that this many instances take.
 
         Raises ServingError or UserError.
         """
@@ -184,7 +184,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._timer.cancel()
         for kill in self._kills:
             kill.cancel()
-        # They have no state, and whatever their units' outcome is, it is not needed any more.
+        # They have no state, and the outcomes of their units are no longer needed.
         for instance in self._instances.values():
             instance.kill("was stopped")
         try:
@@ -232,7 +232,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         }
 
     def inject_faults(self, plan: FaultPlan) -> None:
-        """Let the plan's time begin now; it replaces any other.
+        """Start the clock of a fault plan, which replaces any other.
 
         Raises FaultPlanError if the plan names an instance that the engine does not have.
         """
@@ -314,7 +314,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._instances[name] = instance
             try:
                 why = await instance.live()
-            except Exception as error:  # what is missing now may be available later
+            except Exception as error:  # a later start may succeed
                 why = f"could not be run: {error!r}"
             del self._instances[name]
             await instance.cleanup()

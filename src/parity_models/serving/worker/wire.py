@@ -1,14 +1,13 @@
 """Messages between an engine and a worker process, and the worker's end of the streams.
 
 A message is a msgpack header, one of the structs below, and the bytes of a tensor: the rows of a
-Unit, or the outputs of a Finished. Nothing is pickled. Each worker has two streams, socket pairs,
-or TCP between namespaces: `units` carries units, faults and results, in order; `control` carries
+Unit, or the outputs of a Finished. Nothing is pickled. Each worker has two streams (socket pairs,
+or TCP between namespaces): `units` carries units, faults and results, in order; `control` carries
 heartbeats, and messages that must not wait for a unit to end.
 
 A message passes from process to process directly, without a thread in between. Either end notices
 when the other is gone. On the stream, a message is the sizes of its header and of its tensor
-(little-endian, 8 bytes each), the tensor, and the header, which comes last so that tensors are
-aligned.
+(little-endian, 8 bytes each), the tensor, and the header, which comes last to keep tensors aligned.
 """
 
 import os
@@ -32,7 +31,7 @@ HEARTBEAT = 0.2
 
 _SIZES = Struct("<QQ")
 _CHUNK, _LARGE_CHUNK = 2**16, 2**20
-"""Bytes that are received at a time, and while a larger message is arriving."""
+"""Bytes to receive at a time: usually, and at most while a larger message arrives."""
 _MAX_HEADER = 2**20
 """Bytes; signatures of models with many inputs are the largest."""
 
@@ -45,7 +44,7 @@ Frame = bytes | memoryview
 class AssignedModel(msgspec.Struct, frozen=True):
     """A model for a worker: a file descriptor that it inherits, and the hash of the content.
 
-    `name` is for people. `signature` is the model's; None: as the file says itself.
+    `name` is for people. `signature` is the model's; None: the one in its file.
     """
 
     descriptor: int
@@ -57,10 +56,9 @@ class AssignedModel(msgspec.Struct, frozen=True):
 class Assignment(msgspec.Struct, frozen=True):
     """The worker's command line, as JSON.
 
-    `instance` names it in listings of processes. `parent` is the engine's process: when that is
-    gone, so is the worker. `models` are its models, by role. `streams` are the descriptors of its
-    ends of the control and the units stream, which it inherits; None: it connects to `address`,
-    for control first.
+    `instance` names it in listings of processes. `parent` is the engine's process: the worker ends
+    with it. `models` are its models, by role. `streams` are the inherited descriptors of its ends
+    of the control and the units stream; None: it connects to `address`, for control first.
     """
 
     instance: str
@@ -144,7 +142,7 @@ def read(decoder: msgspec.msgpack.Decoder[Message], header: Frame) -> Message:
 
 
 def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[np.generic]:
-    """Return the rows (rows, *shape) in a frame, without a copy where they are aligned.
+    """Return the rows (rows, *shape) in a frame, without a copy if they are aligned.
 
     Raises MessageError if the frame has another size.
     """
@@ -157,7 +155,7 @@ def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[np.generic]:
 
 
 def bytes_of(rows: NDArray[Any]) -> memoryview:
-    """Return the bytes of rows, without a copy where they are contiguous."""
+    """Return the bytes of rows, without a copy if they are contiguous."""
     whole = np.ascontiguousarray(rows)
     return whole.data if rows.dtype.names is None else whole.view(np.uint8).data
 
@@ -205,7 +203,7 @@ class WorkerStream:
 
 
 def parts_of(header: bytes, tensor: Sequence[Frame]) -> tuple[list[Frame], int]:
-    """Return the bytes of a message, in pieces, and their number."""
+    """Return a message in pieces, and its size in bytes."""
     size = 0
     for each in tensor:
         size += memoryview(each).nbytes
@@ -220,10 +218,10 @@ class Messages:
         self._rest = bytearray()
         self._needed = 0
         self.wanted = _CHUNK
-        """The number of bytes to receive next, at most."""
+        """Maximum number of bytes to receive next."""
 
     def of(self, data: bytes) -> list[tuple[Frame, Frame]]:
-        """Return header and tensor of the messages that are complete with this piece.
+        """Return header and tensor of the messages that this piece completes.
 
         Raises MessageError.
         """

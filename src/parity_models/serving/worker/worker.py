@@ -1,8 +1,7 @@
 """A worker process: an instance of the local engine. Actors on a Ray cluster use its `Runner`, too.
 
-One thread receives a unit, computes, reports, and does nothing else: no query passes from thread to
-thread. A second thread does what cannot wait for a unit to end: it sends heartbeats, and cancels
-units.
+One thread receives units, computes and reports: no query passes from thread to thread. A second
+thread sends heartbeats and cancels units, which cannot wait for a unit to end.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from parity_models.models.signature import tensors_in
 from parity_models.serving.worker import wire
 
 MAX_DETAIL = 1000
-"""Characters of an error that are reported."""
+"""Maximum number of an error's characters that are reported."""
 
 MAX_READ = 2**30
 """Bytes that are read at once; the system's own limit is below the size of the largest model."""
@@ -100,7 +99,7 @@ class Runner:
         kind = model.signature.kind(unit.sizes)
         batch = wire.rows_of(rows, kind.input, unit.rows)
         if self._faults is not None:
-            model = self._corrupt(role, batch, *self._faults)
+            model = self._faulty_model(role, batch, *self._faults)
         outputs = kind.output.join(model(kind.input.split(batch), self._options))
         if outputs.shape != (unit.rows, *kind.output.shape) or outputs.dtype != kind.output.dtype:
             raise ValueError(
@@ -109,10 +108,10 @@ class Runner:
             )
         return outputs
 
-    def _corrupt(
+    def _faulty_model(
         self, role: str, batch: NDArray[np.generic], start: float, faults: WorkerFaults
     ) -> OnnxModel:
-        """Return the model to run under the fault plan, or end the process if it says so."""
+        """Return the model that the fault plan runs, or end the process if the plan says so."""
         first = tensors_in(batch)[0]
         firsts = first.reshape(len(batch), -1)[:, 0]
         if faults.poison is not None and (firsts == np.asarray(faults.poison, first.dtype)).any():
@@ -140,8 +139,8 @@ class Runner:
 def load(assigned: wire.AssignedModel) -> OnnxModel:
     """Load a model and warm it up.
 
-    Raises ModelError if its content is not the one that was assigned, or it cannot be run, and
-    OSError if it cannot be read.
+    Raises ModelError if its content is not the assigned one or cannot be run, and OSError if it
+    cannot be read.
     """
     try:
         model = OnnxModel(_read_copy(assigned), signature=assigned.signature)
@@ -151,8 +150,8 @@ def load(assigned: wire.AssignedModel) -> OnnxModel:
 
 
 def warm_model(model: OnnxModel, name: str) -> OnnxModel:
-    """Run the model, called `name`, once, and cancel a run: the first of either is slower than
-    later ones, and allocates memory that stays.
+    """Run the model, called `name`, once, and cancel a run: the first run, and the first cancelled
+    one, are slow, and allocate memory that stays.
 
     Raises ModelError if it does not run.
     """
@@ -173,7 +172,7 @@ def _read_copy(assigned: wire.AssignedModel) -> bytes:
     """Read a model's copy. Raises ModelError if its hash is not the one the server checked."""
     pieces = []
     at, size = 0, os.fstat(assigned.descriptor).st_size
-    # Processes that inherit a descriptor share its position: each reads at offsets of its own.
+    # Processes that inherit a descriptor share its position, so each reads at its own offsets.
     while piece := os.pread(assigned.descriptor, min(size - at, MAX_READ), at):
         pieces.append(piece)
         at += len(piece)
@@ -235,7 +234,7 @@ def main() -> None:
     # The engine says when to end; a signal to a whole group of processes reaches it, too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Where memory is short, a worker ends before the process that all clients are connected to.
+    # If memory runs out, a worker ends before the process that all clients are connected to.
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("500")
     assigned = msgspec.json.decode(sys.argv[1], type=wire.Assignment)
