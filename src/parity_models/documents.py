@@ -35,9 +35,9 @@ def read_json(content: bytes, kind: type[T]) -> T:
 
 
 def as_struct(document: Any, kind: type[T]) -> T:
-    """Return the struct of this kind with the values of a document; plain values, as decoded.
+    """Return the struct of this kind with the plain values of a decoded document.
 
-    Raises ValueError that says what is wrong and where, and whatever else the struct itself raises.
+    Raises ValueError that says what is wrong and where, and the struct's own errors.
     """
     try:
         return msgspec.convert(document, kind)

@@ -25,8 +25,8 @@ def install(extra: str) -> str:
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Import modules of an extra inside. Raises UserError, which calls their use `what`, where they
-    are not installed."""
+    """Import modules of an extra in this context. Raises UserError, which says that `what` needs
+    them, if they are not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -53,7 +53,7 @@ class CodeError(UserError):
 
 
 class UndecodableError(ParityModelsError):
-    """A reconstruction was asked for that the available outputs do not determine."""
+    """Available outputs that do not determine a reconstruction."""
 
 
 class ModelError(UserError):
@@ -77,7 +77,7 @@ class ServingError(ParityModelsError):
 
 
 class FaultPlanError(UserError):
-    """A plan of faults to inject that cannot be read or does not fit what it is injected into."""
+    """A fault plan that cannot be read or does not fit the instances."""
 
 
 class LoadError(UserError):

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from parity_models.errors import UserError
 
 SECONDS = "s"
-"""The unit of times; users type them in milliseconds, where an option does not say otherwise."""
+"""The unit of times; users type them in milliseconds, unless an option says otherwise."""
 
 MINUTES = "min"
 
@@ -30,7 +30,7 @@ SHARE = "share"
 """The unit of shares, from 0 to 1; users may write them in percent."""
 
 SCALES = {"ms": 1e-3, "s": 1.0, "min": 1.0, "MiB": 2.0**20, "": 1.0}
-"""One of what users type a bare number in, in the option's own unit."""
+"""The units that users type bare numbers in; each in the option's own unit."""
 
 TIMES = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 """Suffixes of times, in seconds."""
@@ -51,7 +51,7 @@ Value = bool | int | float | str
 
 
 def read_time(written: str, unit: str) -> float:
-    """Return a time as it is written, such as 50ms, in `unit`, as a bare number is.
+    """Return a written time, such as 50ms, in `unit`, which is also that of a bare number.
 
     Raises UserError for anything else.
     """
@@ -70,8 +70,8 @@ class Option:
     """The description of an option, beyond its type and default.
 
     A number lies from `at_least`, or `above`, to `at_most`, or `below`, in its `unit`, and is
-    finite. A bare number is typed in `typed`, a key of SCALES. `metavar` stands for the value in
-    help. `excludes` is an option that must not be given together with this one.
+    finite. Users type bare numbers in the unit `typed`, a key of SCALES. `metavar` stands for the
+    value in help. `excludes` is an option that must not be given together with this one.
     """
 
     help: str
@@ -92,7 +92,7 @@ class Option:
 
     @property
     def scale(self) -> float:
-        """One of what users type, in the option's unit."""
+        """The size of the unit that users type, in the option's unit."""
         return SCALES[self.typed_in]
 
     def allows(self, value: float) -> bool:
@@ -161,7 +161,7 @@ class OptionField:
         """Return the value that a user wrote, in the option's unit.
 
         A value from a file may have its type already. Raises UserError, with a message that begins
-        with "must", if it cannot be.
+        with "must", for an invalid value.
         """
         typed, scale = self.option.typed_in, self.option.scale
         value = self._read(written) if isinstance(written, str) else written
@@ -243,8 +243,7 @@ class Options:
 def declared_in(kind: type) -> list[OptionField]:
     """Return the fields of a dataclass that are declared as options, in order.
 
-    A field without an `Option` is for programs only. Raises TypeError for an option whose type
-    cannot be.
+    A field without an `Option` is for programs only. Raises TypeError for an unsupported type.
     """
     hints = get_type_hints(kind, include_extras=True)
     declared = (declared_by(each.name, hints[each.name], each.default) for each in fields(kind))

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 EVERY = 10.0
-"""Seconds between two lines where stderr is not a terminal."""
+"""Seconds between two lines if stderr is not a terminal."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of some work: so much is `done` of the `total`; None: unknown.
+    """The progress of some work: `done` of the `total`; None: unknown.
 
-    Of a training or a search, where the total is 1, `score` is that of the last epoch, `best` of
-    the best so far; None before the first.
+    In training and search, whose total is 1, `score` is that of the last epoch, and `best` of the
+    best one so far; None before the first.
     """
 
     work: str

@@ -22,7 +22,7 @@ def load_own(reference: str) -> Any:
     """Return the object that `package.module:name` names; the current folder is searched, too.
 
     Only for names that the user typed, or wrote into an experiment that they run: never for names
-    out of bundles or sockets. Raises UserError for a module or name that is not there, and for a
+    from bundles or sockets. Raises UserError for a module or name that does not exist, and for a
     module that cannot be imported.
     """
     module, _, name = reference.partition(":")
@@ -66,7 +66,7 @@ class Registry(Generic[T]):
 
     @property
     def names(self) -> list[str]:
-        """The names of the built-in ones."""
+        """The names of the built-in classes."""
         return list(self._built_in)
 
     def __iter__(self) -> Iterator[type[T]]:
@@ -92,7 +92,7 @@ class Registry(Generic[T]):
         return self._built_in[name]
 
     def parse(self, text: str) -> tuple[type[T], Any]:
-        """Return the class and the `Options` that a text, read as `read` does, stands for.
+        """Return the class and the `Options` that a text stands for; see `read`.
 
         Raises UserError as `options` does.
         """
@@ -103,8 +103,7 @@ class Registry(Generic[T]):
         """Return the name and the options in a text: NAME, or NAME@OPTION=VALUE,OPTION=VALUE.
 
         Values are written as users type them. The value of the first option may stand alone,
-        NAME@VALUE. Raises UserError as `find` does, for options that it does not have, and for
-        values that cannot be.
+        NAME@VALUE. Raises UserError as `find` does, for unknown options, and for invalid values.
         """
         name, at, rest = text.partition("@")
         declared = list(_fields(self.find(name)))
@@ -122,10 +121,9 @@ class Registry(Generic[T]):
         return name, given
 
     def options(self, name: str, given: Mapping[str, Any]) -> Any:
-        """Return the `Options` of the extension of this name, with the values that are given.
+        """Return the `Options` of the extension of this name, with the given values.
 
-        Raises UserError as `find` does, for options that it does not have, and for values that
-        cannot be.
+        Raises UserError as `find` does, for unknown options, and for invalid values.
         """
         kind: Any = self.find(name)
         for option in given:

@@ -29,7 +29,7 @@ def bundle(
     axis: Annotated[
         list[str] | None,
         Option(
-            "A dynamic axis: its bound, length=512, or sizes to pad to, length=64,512; repeatable.",
+            "Bound of a dynamic axis (length=512), or sizes to pad to (length=64,512); repeatable.",
             metavar="NAME=SIZES",
         ),
     ] = None,
@@ -49,10 +49,10 @@ def bundle(
         ),
     ] = None,
     output: Annotated[
-        str | None, Option("The output that the backup imitates, of several.", metavar="OUTPUT")
+        str | None, Option("Which of several outputs the backup imitates.", metavar="OUTPUT")
     ] = None,
 ) -> None:
-    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
+    """Make a bundle of an ONNX model with any named inputs and outputs of any numeric type.
 
     All axes except the first may be dynamic: bound them with --axis, or with queries. A backup of
     your own may be added; calibrate it afterwards with parm calibrate.
@@ -81,7 +81,7 @@ def _sizes(text: str) -> Axis | int:
 
 
 def _pairs(texts: Sequence[str], form: str, read: Callable[[str], V]) -> dict[str, V]:
-    """Read texts as NAME=VALUE. Raises UserError, with the `form`, for others."""
+    """Read texts as NAME=VALUE. Raises UserError, with the `form`, for other texts."""
     found: dict[str, V] = {}
     for text in texts:
         name, _, value = text.rpartition("=")

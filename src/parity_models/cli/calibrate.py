@@ -1,4 +1,4 @@
-"""parm calibrate: when the stand-ins of a bundle may answer."""
+"""parm calibrate: the gates of a bundle's stand-ins."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,8 +42,8 @@ def calibrate(
 ) -> None:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
 
-    For each level of agreement, find the confidence from which at least that share of a stand-in's
-    outputs agrees with the deployed model. `parm protect`, `parm parity` and `parm backup`
+    For each level of agreement, find how confident a stand-in must be for at least that share of
+    its outputs to agree with the deployed model. `parm protect`, `parm parity` and `parm backup`
     calibrate as well. Neither the deployed model nor its stand-ins may have been trained on the
     queries, and a thousand or more are needed for a level of 0.99. `parm serve --agreement`
     chooses a level.

@@ -31,7 +31,7 @@ Json = Annotated[Path | None, Option("Write the numbers to this file, too.", met
 def write_json(path: Path | None, report: object) -> None:
     """Write `report`, anything that msgspec encodes, to `path`, if there is one.
 
-    Raises UserError where that fails.
+    Raises UserError if that fails.
     """
     if path is None:
         return
@@ -52,11 +52,11 @@ def check_file(path: Path | None) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[asyncio.Event]:
-    """Yield an event that is set at the first SIGINT, SIGTERM or SIGHUP, unless that is ignored
-    (nohup); another signal cancels this task.
+    """Yield an event that is set at the first SIGINT, SIGTERM or SIGHUP (unless nohup has made the
+    process ignore it); another signal cancels this task.
 
     A terminal that closes may send SIGHUP twice, itself and by its shell: one counts. Afterwards
-    all have their default effect again; a loop of uvloop that is closed would leave them without.
+    all have their default effect again, which closing a uvloop would not restore.
     """
     loop, this, stop = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
     numbers = [signal.SIGINT, signal.SIGTERM]

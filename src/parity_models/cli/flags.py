@@ -1,12 +1,12 @@
 """Commands whose options are declared: as flags and, with --config, as variables and file keys.
 
-Typer reads the command line, the environment and the defaults that a file gives; an option is
-declared once, by an `Option` in the annotation of a command's parameter, or of a field of a
-dataclass that is the type of one:
+Typer reads the command line, the environment and the defaults in a file; an option is declared
+once, by an `Option` in the annotation of a command's parameter or, if that is a dataclass, of its
+field:
 
-    def plan(goal: Goal, *, json: Annotated[Path | None, Option("Write the numbers to.")] = None)
+    def plan(goal: Goal, *, json: Annotated[Path | None, Option("The file to write.")] = None)
 
-The parameter gets the dataclass, made of those options that were given.
+The parameter gets the dataclass, made of the given options.
 """
 
 import inspect
@@ -29,7 +29,7 @@ _PLAIN: dict[str, Any] = {"show_default": False, "show_envvar": False}
 
 
 class Without:
-    """Marks a parameter that is a dataclass: the `names` of its options that are not flags."""
+    """Marks a parameter that is a dataclass, with the `names` of its options without flags."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -72,14 +72,14 @@ def _with_flags(entry: Any) -> Any:
         entry(**values)
 
     run.__doc__, run.__name__ = entry.__doc__, entry.__name__
-    # Typer reads it as inspect documents it.
+    # Typer finds the signature here, as inspect.signature does.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # not in typeshed
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
 def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
-    """Return the parameter of a declared option, as Typer reads it; None where it is not given."""
+    """Return the parameter of a declared option for Typer; its value is None if not given."""
     flag = flag_of(field.name)
     is_flag = field.kind is bool
     required = field.default is inspect.Parameter.empty
@@ -108,12 +108,12 @@ def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
 
 
 def argument(help: str, metavar: str, **more: Any) -> Any:
-    """Return what makes a parameter an argument of a command."""
+    """Return the mark of a parameter that is an argument."""
     return typer.Argument(help=help, metavar=metavar, **_PLAIN, **more)
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the values of the file as defaults. Raises UserError for what no option takes."""
+    """Take the values of the file as defaults. Raises UserError for unknown keys."""
     if path is None or context.resilient_parsing:
         return path
     try:
@@ -148,7 +148,7 @@ ConfigPath = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A TOML file of options; flags go before it, and so do variables, as PARM_MAX_BATCH.",
+        help="A TOML file of options; flags, and variables such as PARM_MAX_BATCH, override it.",
         metavar="FILE",
         is_eager=True,
         callback=_read_config,

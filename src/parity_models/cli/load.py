@@ -96,7 +96,7 @@ def _print_report(report: LoadReport) -> None:
     )
     if late.p99_ms > PRECISE_MS:
         typer.echo(
-            "warning: the generator itself was late by more than 1 ms at p99; latencies hold "
-            "that. Use --binary, a lower rate, a machine of its own or more than one parm load",
+            "warning: the generator itself was late by more than 1 ms at p99, which the latencies "
+            "include. Use --binary, a lower rate, a machine of its own or more than one parm load",
             err=True,
         )

@@ -25,7 +25,7 @@ COMMANDS = {
         "protect": "Find the best stand-in for a model in a given time, and bundle the two.",
         "parity": "Train a parity model for a deployed model, and bundle the two.",
         "backup": "Train a cheaper network as a backup for a deployed model.",
-        "calibrate": "Calibrate when a bundle's stand-ins may answer, on held-out queries.",
+        "calibrate": "Calibrate the gates of a bundle's stand-ins on held-out queries.",
         "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
     },
     "Serve it": {
@@ -37,7 +37,7 @@ COMMANDS = {
     "Measure it": {
         "rehearse": "Stop an instance of your own bundle now and then, and see what answers.",
         "load": "Send queries on a fixed schedule, and measure latency from the schedule.",
-        "simulate": "Compare policies at any scale, by the scheduler that serves.",
+        "simulate": "Compare policies at any scale, with the server's own scheduler.",
     },
 }
 """Subcommands in the order of work. `x` is the function `x` of module `cli.x`."""
@@ -59,7 +59,7 @@ def main() -> None:
 def run(command: Callable[[], TyperGroup]) -> None:
     """Run a command line with this process's arguments, and exit."""
     _fill_standard_streams()
-    # Else gRPC writes lines of its own form into the log; it asks when it is imported.
+    # Otherwise gRPC writes lines of its own form into the log; it reads this when imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     completion_init()
     try:
@@ -76,8 +76,8 @@ def run(command: Callable[[], TyperGroup]) -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Let no file or socket take the number of a standard stream that is closed: what is written to
-    the stream would go there, and libuv ends a process in which it is to close one."""
+    """Keep files and sockets from taking the number of a closed standard stream: the stream's
+    output would go there, and libuv would abort on closing it."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(descriptor)

@@ -44,7 +44,7 @@ def parity(
     needed. The epoch with the best degraded accuracy (A_d) on a validation set is kept. Gates are
     calibrated and accuracy is measured on other queries, printed, and put into the bundle. Ctrl-C
     ends training early and writes the best bundle so far; a checkpoint next to BUNDLE lets you
-    --resume. For models with several inputs, of integers or of dynamic lengths, queries are
+    --resume. For models with several inputs, integer inputs or dynamic lengths, queries are
     stacked, and the parity model is a small network that answers each.
     """
     encoder, of_encoder = ENCODERS.read(encoder)

@@ -27,12 +27,12 @@ def plan(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Find the policy and the number of instances that serve a load within a goal, and the cost.
+    """Find the policy and the number of instances that serve a load within a goal.
 
     For example: parm plan --rate 200 --service-time 20ms --p99 50ms. The server's own scheduler
     simulates the policies, with the times of the bundle's models, or with --service-time alone.
-    Without --instances, the fewest that suffice are searched for. If no plan fits, the nearest one
-    is printed, and the exit status is 2.
+    Without --instances, it finds the fewest that suffice. If no plan fits, the nearest one is
+    printed, and the exit status is 2.
     """
     console = Console()
     if log is not None:

@@ -20,7 +20,7 @@ def protect(
 ) -> None:
     """Find the best stand-in for a model in a given time, and bundle the two.
 
-    Backups of several sizes learn from the model's own predictions; labels are not needed. Those
+    Backups of several sizes learn from the model's own predictions; labels are not needed. Backups
     that others beat are dropped. The rest are trained for longer, timed, and simulated under your
     load. The one with the lowest p99 is calibrated and written. Ctrl-C ends the search early and
     writes the best so far.

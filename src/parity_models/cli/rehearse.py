@@ -16,7 +16,7 @@ def rehearse(
     inputs: Annotated[
         Path | None,
         Option(
-            "Queries, .npy or .npz; by default random ones, of which stand-ins may be unsure.",
+            "Queries, .npy or .npz; by default random ones, about which stand-ins may be unsure.",
             metavar="FILE",
         ),
     ] = None,

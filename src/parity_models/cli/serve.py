@@ -51,8 +51,8 @@ def serve(
     engine: Annotated[
         str | None,
         Option(
-            "What runs the models: local (the default), remote (the default with --deployed), ray, "
-            f"as ray@address=auto, {OWN}.",
+            "The engine of the models: local (the default), remote (the default with --deployed), "
+            f"ray, as ray@address=auto, {OWN}.",
             metavar="ENGINE",
         ),
     ] = None,
@@ -76,9 +76,9 @@ def serve(
     """Serve a bundle, or a folder of them, over the Open Inference Protocol.
 
     Models run in worker processes on this machine, on a Ray cluster, or on servers that run them
-    already. Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus
-    are at /metrics. On SIGTERM or Ctrl-C, the server reports not ready, takes requests for another
-    --shutdown-delay, answers those in flight, and ends. A second signal ends it at once.
+    already. The server is ready when GET /v2/health/ready says so and the URL is printed. Metrics
+    for Prometheus are at /metrics. On SIGTERM or Ctrl-C, it reports not ready, takes requests for
+    another --shutdown-delay, answers those in flight, and ends. A second signal ends it at once.
     """
     set_up(logging)
     if (bundle is None) == (repository is None):
@@ -88,7 +88,7 @@ def serve(
         )
     opened = None if bundle is None else open_bundle(bundle, allow_code or ())
     chosen = _engine(engine, upstreams)
-    _refuse_what_is_not_for(chosen, opened, options, access, logging)
+    _refuse_ineffective(chosen, opened, options, access, logging)
     if options.stand_in_only:
         if opened is None or engine or chosen != EngineChoice() or dispatch:
             raise UserError(
@@ -130,7 +130,7 @@ def _given(*options: Any) -> dict[str, Any]:
     return {each.name: value for each, value in values if value != each.default}
 
 
-def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle | None, *options: Any) -> None:
+def _refuse_ineffective(engine: EngineChoice, bundle: Bundle | None, *options: Any) -> None:
     """Raise UserError for options that have no effect with this engine."""
     refused = engine.kind.refuses
     if bundle is not None and engine.kind.fixed_roles(engine.settings, bundle) is not None:

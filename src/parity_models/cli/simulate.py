@@ -1,4 +1,4 @@
-"""parm simulate: policies compared at any scale, by the scheduler that serves."""
+"""parm simulate: policies compared at any scale, with the server's own scheduler."""
 
 from pathlib import Path
 from typing import Annotated

@@ -48,7 +48,7 @@ async def prepare_load(spec: LoadSpec) -> AsyncIterator["Load"]:
 
 
 class Load:
-    """The requests of a load, and what is known of each, in order of arrival.
+    """The requests of a load, and the outcome of each, in order of arrival.
 
     Arrays are (m,) by request, and (m, batch) by query.
     """
@@ -136,7 +136,7 @@ class Load:
             self._fail(request, str(error))
         except asyncio.CancelledError:
             self._fail(request, "interrupted")
-        except Exception as error:  # no query that was sent may be missing in the result
+        except Exception as error:  # every query that was sent must be in the result
             self._fail(request, f"unexpected: {type(error).__name__}")
         else:
             self._outcome[request] = [self._outcomes[source] for source in sources]

@@ -1,4 +1,4 @@
-"""A load from a process of its own, where nothing that its caller does disturbs its clock.
+"""A load from its own process, where its caller's work does not disturb its clock.
 
 A child process writes a line when it is ready, or the reason why it is not. It ends when its
 standard input does, so that it cannot outlive its parent.
@@ -29,8 +29,8 @@ from parity_models.progress import Progress, progress_bars
 from parity_models.serving.garbage import freeze_modules
 
 READY = "ready"
-"""The first line of a child that is ready, and what it says after a space; any other is the error
-that ends it."""
+"""The first word of a child that is ready, before a space and its message; any other first line is
+the error that ends it."""
 STARTED = "started"
 """The message of a generator when its first counted query is due."""
 START_TIMEOUT = 120.0
@@ -40,7 +40,7 @@ MAX_MESSAGE = 1 << 20
 
 
 class Child:
-    """A running child process; `message` is what it said when it was ready."""
+    """A running child process; `message` is its message when it was ready."""
 
     def __init__(self, process: Process) -> None:
         assert process.stdin is not None
@@ -70,9 +70,9 @@ class Child:
 async def child(
     command: Sequence[str], error: type[ParityModelsError] = ServingError
 ) -> AsyncIterator[Child]:
-    """Run a command; the context begins when it is ready, and ends it.
+    """Run a command until the context ends; the context begins when the command is ready.
 
-    Raises `error` with what the child says in place of READY, and ServingError if it says nothing
+    Raises `error` with the child's line in place of READY, and ServingError if it writes none
     within START_TIMEOUT seconds.
     """
     process = await asyncio.create_subprocess_exec(
@@ -143,7 +143,7 @@ async def offer_load_from_own_process(
     *,
     stop: asyncio.Event | None = None,
 ) -> LoadResult:
-    """Offer a load from a new process, gone when this returns or raises.
+    """Offer a load from a new process, which has ended when this returns or raises.
 
     Args:
         spec: The load.

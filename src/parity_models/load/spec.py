@@ -77,7 +77,7 @@ class LoadSpec(Options):
         ),
     ] = None
     warm_up: Annotated[int, Option("Queries not counted.", at_least=0, at_most=MAX_QUERIES)] = 0
-    # `select`, and with it a precise clock, carries about this many connections.
+    # Within the limit of descriptors of `select`, whose waits are precise.
     connections: Annotated[int, Option("Requests in flight.", at_least=1, at_most=512)] = 256
     timeout: Annotated[float, Option("Seconds.", at_least=1e-3, at_most=600)] = 10.0
     seed: Annotated[int, Option("Fixes arrivals and queries.", at_least=0, at_most=2**63)] = 0
@@ -133,7 +133,7 @@ def read_trace(path: str) -> NDArray[np.float64]:
     """Read when each request in a file is due: (n,) seconds after the first.
 
     The file has one time in seconds per line, in order; lines that begin with # are left out.
-    Raises LoadError if the file cannot be read, or has something else in it.
+    Raises LoadError if the file cannot be read, or has any other content.
     """
     try:
         with warnings.catch_warnings():

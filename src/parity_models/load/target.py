@@ -81,7 +81,7 @@ class Target:
         ordered = {each.name: tensors[each.name] for each in self.model.inputs}
         body, headers = write_request(ordered, binary=self._binary)
         rows = len(tensors[self.model.inputs[0].name])
-        # No open axis of an output is taken to be longer than the longest of an input.
+        # Open axes of outputs are assumed to be no longer than the inputs' longest.
         longest = max(max(array.shape) for array in tensors.values())
         shapes = [each.shape[1:] for each in self.model.outputs]
         values = sum(1 + prod(longest if n < 0 else n for n in shape) for shape in shapes)
@@ -125,7 +125,7 @@ async def target(
     the environment.
 
     Raises:
-        LoadError: The server cannot be asked, or does not have the model.
+        LoadError: The server cannot be reached, or does not have the model.
     """
     async with Client(url, Credentials.of_environment()) as client:
         asked = f"model {model!r}" if model else "its models"
@@ -162,7 +162,7 @@ def _tensor(each: TensorMetadata) -> Tensor:
 class Queries:
     """Inputs (n, ...) of the model, by name, and labels (n, ...) in the same order or None.
 
-    In `tensors`, the inputs' axes of no fixed size that are as long in the file are one axis.
+    In `tensors`, open axes of different inputs are one axis if they are equally long in the file.
     """
 
     inputs: Batch
