@@ -18,11 +18,11 @@ from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.protection.finalists import (
     Finalist,
+    GatedFinalist,
     Trained,
-    Use,
+    gated_within,
     measure,
     preferred,
-    uses_within,
 )
 from parity_models.protection.plan import Goal
 from parity_models.protection.protect import (
@@ -180,9 +180,9 @@ def stand_in(one: Finalist, agrees: float = 1.0) -> Trained:
 
 
 def test_of_uses_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:
-    slow = Use(stand_in(finalist("slow", share=0.5)), 0.9, outcome(2.0, 1.0))
+    slow = GatedFinalist(stand_in(finalist("slow", share=0.5)), 0.9, outcome(2.0, 1.0))
     for p99, better in ((2.05, "fast"), (2.5, "slow")):
-        fast = Use(stand_in(finalist("fast", share=0.1)), 0.9, outcome(p99, 2.0))
+        fast = GatedFinalist(stand_in(finalist("fast", share=0.1)), 0.9, outcome(p99, 2.0))
         assert preferred([slow, fast]).trained.finalist.name == better
     assert preferred([fast, slow], cheapest=True) is slow
 
@@ -200,10 +200,10 @@ def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> No
 def test_for_a_share_that_may_differ_policy_and_level_are_simulated() -> None:
     surest = stand_in(finalist("surest"), agrees=0.6)
     goal = Goal(rate=200.0, instances=12, queries=1000, headroom=0.0, differ=0.05)
-    uses = list(uses_within(surest, goal))
+    uses = list(gated_within(surest, goal))
     assert len(uses) == 2, "adaptive and a cascade"
     late, first = uses
     assert first.outcome.busy_ms < late.outcome.busy_ms
     assert (late.level, first.level) == (0.9, 0.95), "the lowest at which few enough differ"
-    assert list(uses_within(surest, replace(goal, differ=1e-9))) == []
-    assert list(uses_within(stand_in(finalist("wrong"), agrees=0.0), goal)) == []
+    assert list(gated_within(surest, replace(goal, differ=1e-9))) == []
+    assert list(gated_within(stand_in(finalist("wrong"), agrees=0.0), goal)) == []

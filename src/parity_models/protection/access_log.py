@@ -53,10 +53,10 @@ MAX_SPAN = 1e6
 """The longest time between the first arrival and the last, in seconds."""
 
 TOLERANCE, OVERTAKEN = 0.001, 0.01
-"""A request may end so many seconds before the one ahead of it; this share may end even earlier."""
+"""A request may end TOLERANCE seconds before the one ahead of it; a share OVERTAKEN, earlier."""
 
 NEARBY = 8
-"""Neighbouring runs on a server, from which the run time of a simulated unit is drawn."""
+"""The run time of a simulated unit is drawn from this many neighbouring runs on a server."""
 
 ASKED = (0.02, 0.05, 0.1, 0.2)
 """The shares of requests for which a stand-in behind a proxy is tried, the smallest first."""
@@ -128,7 +128,7 @@ def _requests(path: Path) -> Iterator[tuple[float, float, str]]:
 class AccessLog:
     """Requests in the order of their `arrivals` (n,) with `latencies` (n,), in seconds.
 
-    `servers` are the times at which runs began, and how long they took, for each of them. Each runs
+    `servers` has for each server the times at which runs began, and how long they took. Each runs
     `slots` requests at a time.
     """
 
@@ -142,8 +142,8 @@ class AccessLog:
         """Read a log in CSV with a header, or in JSON lines.
 
         All servers run `instances` requests at a time, by default one on each upstream. Raises
-        UserError for a file that cannot be read, a line that says something else, and servers that
-        run other numbers of requests at a time.
+        UserError for a file that cannot be read, an invalid line, and servers that run unequal or
+        other numbers of requests at a time.
         """
         requests = sorted(_requests(path))
         if not LEAST <= len(requests) <= MOST:
@@ -200,8 +200,8 @@ class AccessLog:
 
 
 def _runs(requests: Sequence[tuple[float, float]], slots: int) -> Iterator[tuple[float, float]]:
-    """Yield when each request began to run, in a queue for this many slots, and for how long."""
-    latest: list[float] = []  # the ends of the last `slots` to end, of those that came before
+    """Yield when each request began to run, in a queue for this many slots, and its run time."""
+    latest: list[float] = []  # the `slots` latest ends of the requests before
     began = 0.0
     for arrival, latency in requests:
         end = arrival + latency
@@ -211,7 +211,7 @@ def _runs(requests: Sequence[tuple[float, float]], slots: int) -> Iterator[tuple
 
 
 class _Replay(Driver):
-    """Simulates servers that take as long as those of a log did at about the same time."""
+    """Simulates servers that take as long as a log's servers at about the same time."""
 
     def __init__(self, log: AccessLog, shares: Mapping[str, float], *simulation: Any) -> None:
         super().__init__(*simulation)
@@ -226,8 +226,8 @@ class _Replay(Driver):
 class LogAdvice(Printed):
     """The outcomes of the `rows`, by name, for the requests of a log; the first is the log itself.
 
-    `timeout` is the per_try_timeout for a proxy, in seconds, and a share `late` of the requests is
-    older. A stand-in takes `backup` seconds and may answer a share `coverage`; None: there is none.
+    `timeout` is the per_try_timeout for a proxy, in seconds; a share `late` of the requests takes
+    longer. A stand-in, if any, takes `backup` seconds and may answer a share `coverage`.
     """
 
     log: AccessLog
@@ -284,22 +284,22 @@ def advise(
     options: SimulationOptions | None = None,
     **given: Any,
 ) -> LogAdvice:
-    """Say what hedging, and a stand-in, make of the requests in an access log.
+    """Say how hedging, and a stand-in, would change the latencies in an access log.
 
     Args:
         log_file: The log: CSV with a header, or JSON lines, with `arrival` and `latency` (seconds)
-            or `latency_ms` of each request, and `upstream`, where there is one.
+            or `latency_ms` of each request, and `upstream`, if there is one.
         bundle: A bundle with a backup, or its folder. Its time relative to the model counts.
             Without one, give a `backup_time`, and the backup's `coverage`.
         options: All options as a SimulationOptions, instead of fields by name.
         **given: Fields of SimulationOptions: `instances`, `backup_time`, `coverage`, `agreement`,
-            `seed`. The log says all else.
+            `seed`. The log gives all else.
 
     Returns:
         The outcomes. They print as a table and a picture.
 
     Raises:
-        UserError: A line of the log says something else, or other options are given.
+        UserError: A line of the log is invalid, or other options are given.
     """
     chosen = gather(SimulationOptions, options, given)
     if type(chosen)(**{name: getattr(chosen, name) for name in TAKEN}) != chosen:
@@ -323,7 +323,7 @@ def advise(
     passed = np.random.default_rng(chosen.seed).random(len(logged)) < coverage
 
     def proxied(timeout: float) -> Outcome:
-        """Return the outcome if a stand-in is asked for requests of this age."""
+        """Return the outcome if a stand-in is asked when requests reach this age."""
         answered = passed & (logged > timeout + (backup or 0.0))
         latencies = np.where(answered, timeout + (backup or 0.0), logged)
         p50, p99, p999 = (1e3 * np.quantile(latencies, (0.5, 0.99, 0.999))).tolist()

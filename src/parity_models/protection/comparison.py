@@ -25,7 +25,7 @@ from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, P
 QUERIES = 100_000
 
 CODE = CodeSpec("stack", "separate", 2)
-"""The code of parity models where there is no bundle."""
+"""The code of parity models without a bundle."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Compared:
 
     @property
     def name(self) -> str:
-        """The policy with all that is not its default."""
+        """The policy with all options that are not the defaults."""
         name = str(self.policy)
         return name if self.policy.dispatch is None else f"{name}, {self.policy.dispatch}"
 
@@ -46,7 +46,7 @@ class Compared:
 class Comparison(Printed):
     """The simulated policies, the one without redundancy first, and their scene.
 
-    If policies use another dispatch rule than the single queue, the policy without redundancy runs
+    If policies use a dispatch rule other than the single queue, the policy without redundancy runs
     with that rule, too. Its gain is due to the rule alone.
     """
 

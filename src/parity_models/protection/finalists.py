@@ -1,7 +1,7 @@
 """The finalists of a search: measured, simulated under the user's load, and the choice among them.
 
-They are ranked by the test queries. The queries that calibrate serve the chosen one alone, so
-choosing cannot favour what happened to agree on those.
+They are ranked by the test queries. The calibration queries are for the chosen one only, so the
+choice cannot favour one that happened to agree on those.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,17 +30,17 @@ from parity_models.training.candidates import Candidate, Exported, Lesson, savin
 
 FIRST_CHOICE = 0.8
 """The first choice is calibrated at this share of the risk; if its level is not shown, the next one
-at the same share of what is left, and so on."""
+at the same share of the rest, and so on."""
 
 
 @dataclass
 class Finalist:
     """The measurements of a trained candidate.
 
-    `ms` are the milliseconds of a run, `share` is that as a share of the model's. `agreement` is
-    the score with the deployed model's predictions as labels, on test queries, and `interval` that
-    score's. `covered` is the share of queries that it may answer at the wanted level: estimated,
-    and once it is calibrated, shown. `outcome` is simulated, with it as the stand-in.
+    `ms` are the milliseconds of a run, and `share` their ratio to the model's. `agreement` is the
+    score with the deployed model's predictions as labels, on test queries, and `interval` that
+    score's. `covered` is the share of queries that it may answer at the wanted level, an estimate
+    until it is calibrated. `outcome` is simulated, with it as the stand-in.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Finalist:
 
     @property
     def saving(self) -> float:
-        """The mean time that a late query saves over a copy, in runs of the model."""
+        """The mean time that it saves a late query over a copy, as a share of the model's."""
         return saving(self.covered, self.share)
 
     def service(self, covered: float, level: float | None = None) -> Service:
-        """Return the model with this stand-in, which may answer a share of queries, as served."""
+        """Return the service with this stand-in, which may answer a share `covered` of queries."""
         return Service(
             {DEPLOYED: self.ms / self.share / 1e3, BACKUP: self.ms / 1e3},
             StandIns(None, True),
@@ -68,8 +68,8 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finalist with its models, the bundle of these and the deployed model, and the estimated
-    `coverage` by level: the share of queries that it may answer."""
+    """A finalist with its models, a bundle of these and the deployed model, and the `coverage` by
+    level: the estimated share of queries that it may answer."""
 
     finalist: Finalist
     candidate: Candidate
@@ -78,9 +78,9 @@ class Trained:
     coverage: Mapping[float, float]
 
     def calibrate(self, level: float, risk: float) -> Calibration | None:
-        """Return its gate, and note the share that it may answer at the level.
+        """Return its gate, and record the share that it may answer at the level.
 
-        None if the queries for calibration do not show that it reaches the level.
+        None if the calibration queries do not show that it reaches the level.
         """
         lesson = self.candidate.lesson
         assert lesson.queries.calibration is not None
@@ -100,10 +100,10 @@ class Trained:
 def measure(
     candidates: Sequence[Candidate], lesson: Lesson, folder: Path
 ) -> tuple[float, list[Trained]]:
-    """Measure trained candidates against the deployed model, by the queries for tests.
+    """Measure trained candidates against the deployed model on the test queries.
 
-    Bundles that are needed meanwhile go to `folder`. Returns the milliseconds of the deployed
-    model, and each candidate's measurements.
+    Temporary bundles go to `folder`. Returns the milliseconds of the deployed model, and each
+    candidate's measurements.
     """
     deployed, queries, metric = lesson.teacher.bundle, lesson.queries, lesson.data.metric
     assert lesson.level is not None
@@ -142,7 +142,7 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Use:
+class GatedFinalist:
     """A finalist with a gate of a `level`, and the simulated outcome."""
 
     trained: Trained
@@ -150,7 +150,7 @@ class Use:
     outcome: Outcome
 
 
-def uses_within(trained: Trained, goal: Goal) -> Iterator[Use]:
+def gated_within(trained: Trained, goal: Goal) -> Iterator[GatedFinalist]:
     """Yield each policy with the lowest level at which few enough of all answers differ."""
     services = [
         trained.finalist.service(covered, level)
@@ -159,39 +159,38 @@ def uses_within(trained: Trained, goal: Goal) -> Iterator[Use]:
     ]
     for plan in Planner(services[-1], goal).plans(services).plans if services else ():
         if plan.level is not None and not plan.missed:
-            yield Use(trained, plan.level, plan.outcome)
+            yield GatedFinalist(trained, plan.level, plan.outcome)
 
 
-def preferred(uses: Sequence[Use], *, cheapest: bool = False) -> Use:
-    """Return the use with the lowest p99; of those that differ by chance, the one that saves most
-    for a late query. The `cheapest` has the least work and, of those alike, the lowest p99."""
+def preferred(among: Sequence[GatedFinalist], *, cheapest: bool = False) -> GatedFinalist:
+    """Return the finalist with the lowest p99; of those that differ by chance, the one that saves a
+    late query most. If `cheapest`: the least work and, of those alike, the lowest p99."""
 
-    def rank(use: Use) -> tuple[float, float]:
-        outcome = use.outcome
+    def rank(one: GatedFinalist) -> tuple[float, float]:
         if cheapest:
-            return outcome.busy_ms, outcome.p99_ms
-        return outcome.p99_ms, -use.trained.finalist.saving
+            return one.outcome.busy_ms, one.outcome.p99_ms
+        return one.outcome.p99_ms, -one.trained.finalist.saving
 
-    lowest = min(rank(use)[0] for use in uses)
-    return min(
-        (use for use in uses if rank(use)[0] <= ALIKE * lowest), key=lambda use: rank(use)[1]
-    )
+    lowest = min(rank(one)[0] for one in among)
+    alike = (one for one in among if rank(one)[0] <= ALIKE * lowest)
+    return min(alike, key=lambda one: rank(one)[1])
 
 
-def choose(uses: Sequence[Use], within: Sequence[Use] = ()) -> tuple[Trained, Calibration] | None:
+def choose(
+    gated: Sequence[GatedFinalist], within: Sequence[GatedFinalist] = ()
+) -> tuple[Trained, Calibration] | None:
     """Return the preferred finalist and its gate.
 
-    The cheapest of those `within` the share of answers that may differ come first, then all others.
-    If the level of one is not shown by the queries for calibration, it is the next best; None if no
-    level is.
+    First come those `within` the share of answers that may differ, the cheapest first, then all
+    others. If calibration does not show the level of one, take the next; None if it shows none.
     """
     risk = RISK
-    for left, cheapest in ((list(within), True), (list(uses), False)):
+    for left, cheapest in ((list(within), True), (list(gated), False)):
         while left:
-            use = preferred(left, cheapest=cheapest)
-            gate = use.trained.calibrate(use.level, FIRST_CHOICE * risk)
+            best = preferred(left, cheapest=cheapest)
+            gate = best.trained.calibrate(best.level, FIRST_CHOICE * risk)
             if gate is not None:
-                return use.trained, gate
-            left = [each for each in left if each is not use]
+                return best.trained, gate
+            left = [each for each in left if each is not best]
             risk *= 1 - FIRST_CHOICE
     return None

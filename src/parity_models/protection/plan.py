@@ -30,8 +30,8 @@ QUERIES = 20_000
 """Queries of one simulation, by default."""
 
 HEDGING: tuple[dict[str, float], ...] = ({}, {"hedge_quantile": 0.8, "hedge_budget": 0.3})
-"""The options with which hedging is tried: the defaults, which were the best measured where
-instances have little to spare, and the best ones elsewhere."""
+"""The options with which hedging is tried: the defaults, best on busy instances, and those that
+were best on idle ones."""
 
 MAX_FACTOR, MAX_INSTANCES = 4, 1000
 """The most instances that are tried: as a multiple of what the load takes, and in all."""
@@ -79,8 +79,8 @@ class Plan:
 
     `agreement` is the share of all answers that agree with the model; None: unknown. `missed` are
     the parts of the goal that are not met, and `excess` is the factor by which the worst is missed.
-    `level` is that of its gates, where it was chosen, and `differ` the share of all answers that
-    differ at most, as the level promises.
+    `level` is that of its gates, if it was chosen, and `differ` the largest share of all answers
+    that differ from the model's, as the level promises.
     """
 
     policy: PolicyChoice
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The policy, with those of its options that are not the defaults, and the gates' level."""
+        """The policy, with the options that are not the defaults, and the gates' level."""
         return str(self.policy) if self.level is None else f"{self.policy}, gate {self.level:g}"
 
     @property
@@ -196,7 +196,7 @@ def plan(
 
     For example, from numbers alone: plan(service_time=0.02, rate=200, p99=0.05). The server's own
     scheduler simulates the policies, with the times of the bundle's models or those given. Without
-    `instances`, the fewest that suffice are searched for.
+    `instances`, it finds the fewest that suffice.
 
     Args:
         bundle: The bundle to be served, or its folder. Without one, give `service_time`; with a
@@ -239,8 +239,8 @@ class Planner:
     def plans(self, gated: Sequence[Service] = ()) -> Plans:
         """Try the policies with the given instances or, without, with as few as suffice.
 
-        With services `gated` at ascending levels, those with stand-ins are tried at each, up to the
-        first at which few enough answers differ; a cascade, too.
+        With services `gated` at ascending levels, policies with stand-ins, a cascade included, are
+        tried at each level, up to the first at which few enough answers differ.
         """
         if self.least > MAX_INSTANCES:
             raise UserError(
@@ -318,7 +318,7 @@ def _counted(instances: int) -> str:
 def _best(plans: Iterable[Plan]) -> Plan | None:
     """Return the plan with the fewest instances, the least work and the lowest p99 of all that fit.
 
-    Of those that differ by no more than chance it is the simplest, which comes first.
+    Of plans that differ by no more than chance it is the simplest, which comes first.
     """
     fit = [plan for plan in plans if not plan.missed]
     if not fit:

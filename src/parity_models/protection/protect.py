@@ -27,11 +27,11 @@ from parity_models.progress import Callbacks
 from parity_models.protection.finalists import (
     FIRST_CHOICE,
     Finalist,
+    GatedFinalist,
     Trained,
-    Use,
     choose,
+    gated_within,
     measure,
-    uses_within,
 )
 from parity_models.protection.plan import DIFFER, Goal, Plans
 from parity_models.protection.plan import plan as find_plan
@@ -65,7 +65,7 @@ from parity_models.training.teacher import (
 from parity_models.training.train import check_place, write_stand_ins
 
 FEWEST, FEWEST_GIVEN = 64, 100
-"""The fewest queries to learn from, and the fewest to give, of which three tenths are held out."""
+"""The fewest queries to learn from, and to be given: three tenths of the latter are held out."""
 
 TEACHING = 0.25
 """The largest share of the time in which the model predicts for the queries to learn from."""
@@ -74,13 +74,13 @@ JUDGING, CALIBRATING = 2_000, 10_000
 """The most queries that candidates are judged by, and that gates are calibrated with."""
 
 FINISHING, MOST_FINISHING = 22.0, 0.4
-"""Seconds after the search besides running the finalists, and the largest share of the time."""
+"""Seconds after the search, without the finalists' runs; the largest share of the time for both."""
 
 LEAST_SEARCHING = 0.1
 """The smallest share of the time for the search, even if what comes before it took too long."""
 
 LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
-"""Queries of a simulation: at least, for each minute of the whole search, and at most."""
+"""Queries of a simulation: the fewest, those per minute of the whole search, and the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class SearchOptions(TeachingOptions, SceneOptions):
     answer_only: Annotated[
         str | None,
         Option(
-            "Classes that the stand-in may answer, with commas; CLASS=LEVEL sets a higher level.",
+            "The classes to answer, separated by commas; CLASS=LEVEL sets a higher level.",
             metavar="CLASS[=LEVEL]",
             excludes="ungated",
         ),
@@ -111,7 +111,7 @@ class SearchOptions(TeachingOptions, SceneOptions):
     pool: Annotated[
         str | None,
         Option(
-            "mean: add the mean of the tokens' rows, scaled to length 1, as the output to imitate.",
+            "mean: imitate an added output, the mean of the tokens' rows, scaled to length 1.",
             metavar="HOW",
         ),
     ] = None
@@ -126,9 +126,9 @@ class Report(Printed):
     """All that was measured in a search.
 
     `model_ms` is the deployed model's time in ms. The chosen one of the `finalists` comes first.
-    `queries` were simulated at a `rate` per second on `instances`, also `without` redundancy and
-    with `hedging`. `dropped` gives the reasons against other candidates. `interrupted`: the search
-    was cut off.
+    The simulations had `queries` at a `rate` per second on `instances`; `without` and `hedging` are
+    the outcomes without redundancy and with hedging. `dropped` gives the reasons against other
+    candidates. `interrupted`: the search was cut off.
     """
 
     metric: str
@@ -228,9 +228,9 @@ def protect(
 ) -> Protected:
     """Find the best stand-in for a model in a given time, and bundle the two.
 
-    Backups of several sizes learn from the model's own predictions; labels are not needed. Those
-    that others beat are dropped. The rest are trained for longer, calibrated, timed, and simulated
-    under your load.
+    Backups of several sizes learn from the model's own predictions; labels are not needed. Backups
+    that others beat are dropped. The rest are trained for longer, timed, and simulated under your
+    load.
 
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
@@ -271,7 +271,7 @@ def protect(
         assert test is not None
         proposals = propose(teacher, lesson.queried, commonest(test, teacher.signature))
         total = 60 * chosen.minutes
-        # Hardly a finalist is slower than the model.
+        # Hardly any finalist is slower than the model.
         running = (FINALISTS + 1) * lesson.row_seconds * 2 * len(test)
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
@@ -279,7 +279,7 @@ def protect(
 
 
 def _check_enough(queries: int, level: float) -> None:
-    """Raise UserError if so few queries to calibrate with could not show the level."""
+    """Raise UserError if this many calibration queries cannot show the level."""
     needed = fewest_queries(level, FIRST_CHOICE * RISK)
     if queries >= needed:
         return
@@ -295,7 +295,7 @@ def _check_enough(queries: int, level: float) -> None:
 def prepare(
     teacher: Teacher, queries: Queries, options: SearchOptions, callbacks: Callbacks
 ) -> Lesson:
-    """Have the model predict, and return the lesson that candidates learn and are measured by.
+    """Have the model predict, and return the lesson for training and measuring candidates.
 
     If that would take too long, the model predicts for fewer queries, and a note says so.
     """
@@ -366,15 +366,15 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
             return finalist.outcome
 
         able = [each for each in trained if each.finalist.covered]
-        uses = [Use(each, level, simulate(each.finalist)) for each in able]
+        gated = [GatedFinalist(each, level, simulate(each.finalist)) for each in able]
         gate = None
         if options.ungated:
             best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
             best.finalist.covered = 1.0
         else:
             differing = trained if options.differ is not None else []
-            within = [use for each in differing for use in uses_within(each, goal)]
-            chosen = choose(uses, within)
+            within = [one for each in differing for one in gated_within(each, goal)]
+            chosen = choose(gated, within)
             if chosen is None:
                 nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
                 raise UserError(

@@ -38,7 +38,7 @@ CALM, LEARNED = 0.4, 150
 """The share of each run before the fault, and the fewest queries, from which the policy learns."""
 
 MAX_RATE = 200.0
-"""The most queries per second: this machine does everything else, too."""
+"""The most queries per second: this machine runs both the load and the servers."""
 
 LOADED = 0.3
 """The largest offered load, as a share of what the instances can carry."""
@@ -133,7 +133,7 @@ def rehearse(
         asyncio.get_running_loop()
     except RuntimeError:
         return uvloop.run(coroutine)
-    with ThreadPoolExecutor(1) as thread:  # this one's event loop runs
+    with ThreadPoolExecutor(1) as thread:  # this thread's event loop is in use
         return thread.submit(uvloop.run, coroutine).result()
 
 

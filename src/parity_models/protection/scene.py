@@ -46,7 +46,7 @@ SPREAD = 0.05
 """The standard deviation of the logarithm of undisturbed run times."""
 
 WARM_UP = 10
-"""One query in WARM_UP comes before those that count."""
+"""For every WARM_UP queries that count, one comes before them."""
 
 ALIKE = 1.05
 """The largest ratio of two p99, or of two busy times, that chance explains."""
@@ -54,7 +54,7 @@ ALIKE = 1.05
 
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions(Options):
-    """The queries that arrive, the instances that serve them, and the slowness that these meet."""
+    """The queries that arrive, the instances that serve them, and the contention there."""
 
     rate: Annotated[
         float | None,
@@ -76,7 +76,7 @@ class SceneOptions(Options):
     ] = None
 
     def faults(self, instances: int) -> FaultPlan | None:
-        """Return the given contention of this many instances. Raises FaultPlanError."""
+        """Return the given contention, for this many instances. Raises FaultPlanError."""
         if self.contention is None:
             return None
         plan = load_fault_plan(self.contention)
@@ -134,8 +134,8 @@ class Service:
     `seconds` is the median time of a unit of one query, by role; `overhead` is added to every unit.
     Units have up to `max_batch` queries, and each after the first adds a share `added` to their
     time, by role. `coverage` is the share of queries that each gated stand-in may answer, by
-    source; a share `agreement` of the answers of the worst of them is the model's (None: unknown),
-    and its gate promises the `level`.
+    source. `agreement` is the lowest share of a stand-in's answers that are the model's (None:
+    unknown), and `level` the lowest that a gate promises.
     """
 
     seconds: Mapping[str, float]
@@ -149,12 +149,12 @@ class Service:
 
     @property
     def unit(self) -> float:
-        """Seconds that a unit of one query takes an undisturbed instance."""
+        """Seconds of a unit of one query on an undisturbed instance."""
         return self.seconds[DEPLOYED] + self.overhead
 
     @property
     def query(self) -> float:
-        """Seconds that a query in a full unit takes an undisturbed instance."""
+        """Seconds of a query in a full unit on an undisturbed instance."""
         added = self.added.get(DEPLOYED, 0.0) * (self.max_batch - 1)
         return (self.seconds[DEPLOYED] * (1 + added) + self.overhead) / self.max_batch
 
@@ -162,13 +162,13 @@ class Service:
 def service_of(
     bundle: Bundle | Path | str | None, options: SimulationOptions, code: CodeSpec | None = None
 ) -> Service:
-    """Return the service of a bundle or, without one, that of the numbers in the options.
+    """Return the service of a bundle or, without one, of the numbers in the options.
 
     The bundle's gates have the level `options.agreement` (see `choose_gates`), and the time of
     `options.service_time`, if given, scales all of its times. Without a bundle there are parity
     models of `code`, if given, that take as long as the model, and further queries of a batch cost
-    nothing. Raises UserError for a level that the bundle is not calibrated for, and where the
-    model's time is unknown.
+    nothing. Raises UserError for a level that the bundle is not calibrated for, and if the model's
+    time is unknown.
     """
     service_time = options.service_time
     if bundle is not None:
@@ -194,7 +194,7 @@ def service_of(
 
 
 def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
-    """Return a bundle's service, with the times that were measured where it was made, or now."""
+    """Return a bundle's service, with the times in the bundle or, without any, measured now."""
     manifest = bundle.manifest
     times = manifest.inference_times
     if times is None or (manifest.parity and times.parity is None):
@@ -205,7 +205,7 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     ms |= {parity_role(j): times.parity for j in range(len(manifest.parity))}
     seconds = {role: each / 1e3 for role, each in ms.items() if each is not None}
     full = times.deployed_batch or BATCH * times.deployed
-    # Those of stand-ins are not measured.
+    # Batches of stand-ins are not measured.
     added = dict.fromkeys(seconds, max(0.0, (full / times.deployed - 1) / (BATCH - 1)))
     stand_ins = stand_ins_of(bundle)
     agreement = None if manifest.accuracy is None else manifest.accuracy.agreement
@@ -227,9 +227,9 @@ def gated(service: Service, bundle: Bundle, level: float | None) -> Service:
 
 
 def at_all_levels(service: Service, bundle: Bundle | None) -> list[Service]:
-    """Return the service with gates of each level that all its stand-ins keep, ascending.
+    """Return the service with gates of each level that all its stand-ins reach, ascending.
 
-    Raises UserError where there is none.
+    Raises UserError if there is no such level.
     """
     gates = {} if bundle is None else bundle.gates
     known = [{each.level for each in gate.levels} for gate in gates.values()]
@@ -267,7 +267,7 @@ def outcome_table(
     outcomes: Iterable[tuple[str, Outcome, Sequence[str]]],
     further: Sequence[str] = (),
 ) -> Table:
-    """Return the table of outcomes by name, with `further` columns of text after those of all."""
+    """Return the table of outcomes by name, with `further` columns of text at the end."""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,
