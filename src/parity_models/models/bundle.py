@@ -697,7 +697,7 @@ def code_of(manifest: Manifest, allowed: Collection[str]) -> Code | None:
     output = None if imitated is None else imitated.fixed
     if output is None:
         raise CodeError(
-            "stand-ins imitate one output of fixed shape, which a bundle names (`imitated`) where "
+            "stand-ins imitate one output of fixed shape, which a bundle names (`imitated`) if "
             f"the deployed model has several: {', '.join(map(str, deployed.outputs))}"
         )
     shapes = {each.name: each.shape for each in deployed.inputs}

@@ -328,8 +328,8 @@ class Scheduler(Port):
     # Questions of the driver
 
     def refusal(self, now: float, queries: int, due: float, held: int = 0) -> "Refusal | None":
-        """Return why this many queries, due at one time, would be refused; None if they would be
-        taken. The driver still holds back `held` queries that were taken."""
+        """Return the reason why this many queries, due at one time, would be refused; None if they
+        would be admitted. The driver still holds back `held` queries that were admitted."""
         waiting, lag = len(self._waiting) + held, self.process_load.lag
         return self._admission.refusal(max(self.now, now), due, queries, waiting=waiting, lag=lag)
 
@@ -545,7 +545,7 @@ class Scheduler(Port):
         if self._forgotten:
             self._actions.append(ForgetQueries(tuple(self._forgotten)))
             self._forgotten.clear()
-        # A wake-up that comes too early does no harm and asks again, so that most events, which
+        # A wake-up that comes too early is harmless and sets the next one. So most events, which
         # only remove the earliest timer, need not replace the driver's.
         if self._wake_at is not None and self._wake_at <= self.now:
             self._wake_at = None
@@ -577,8 +577,8 @@ clients do not all come at once."""
 class Admission:
     """Estimates how long queries wait and run, and refuses any that cannot be in time.
 
-    A server that takes more than it can answer answers nothing in time. So a query is refused at
-    once if the queries that wait before it leave it no time to run. That time follows from the
+    A server that admits more queries than it can serve answers none in time. So a query is refused
+    at once if the queries that wait before it leave it no time to run. That time follows from the
     measured rate of the instances: the queries that ended, for each second that instances spent on
     the deployed model. Copies, failed and cancelled units, and units that still run count as time
     spent; preemptible units do not.
@@ -610,7 +610,7 @@ class Admission:
     """The units that must have ended before anything is estimated from them."""
 
     FORGOTTEN = 10.0
-    """Seconds after which an idle server no longer knows how long queries take."""
+    """Seconds after which an idle server forgets its estimates."""
 
     NO_INSTANCES_RETRY, LEAST_RETRY = 1.0, 0.1
     """Seconds until a retry while no instance is up, and the minimum otherwise."""

@@ -240,8 +240,8 @@ class Port(ABC):
     def decode(self, decode: Decode) -> None:
         """Have slots of a group reconstructed, and their queries answered.
 
-        Until then these queries are `decoding`. Those whose reconstruction is rejected are not
-        answered, and are `exact` from then on.
+        Until then these queries are `decoding`. A query whose reconstruction is rejected is not
+        answered, and is `exact` from then on.
         """
         for slot in decode.slots:
             self.queries[decode.members[slot]].decoding = True

@@ -319,9 +319,9 @@ class _Run:
 def _interrupts_held() -> Iterator[Callable[[], None]]:
     """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed since.
 
-    Raised within a step, it could leave torch's own state half changed: with autocast on for good,
-    for one. A second Ctrl-C does not wait. Other threads get none, and a program that handles
-    SIGINT itself goes on doing so.
+    Raised within a step, it could leave torch's state half changed, with autocast still on for
+    example. A second Ctrl-C does not wait. Other threads are not interrupted, and a program that
+    handles SIGINT itself goes on doing so.
     """
     asked = False
 

@@ -137,8 +137,8 @@ def teacher_of(
             raise UserError(f"the model has no output {output!r}; it has {names}")
         if manifest.imitated is not None and (manifest.parity or manifest.backup):
             raise UserError(
-                f"the bundle has stand-ins for the output {manifest.imitated!r}; all of a bundle "
-                "imitate one, so leave --output out or begin with a bundle without stand-ins"
+                f"the bundle has stand-ins for the output {manifest.imitated!r}, and all imitate "
+                "one output; leave --output out or begin with a bundle without stand-ins"
             )
         manifest = msgspec.structs.replace(manifest, imitated=output)
         bundle = replace(bundle, manifest=manifest)
@@ -152,7 +152,7 @@ def teacher_of(
     if fixed is None or fixed.dtype.kind != "f":
         raise ModelError(
             f"the output {chosen} cannot be imitated: it has to be floating point, and of fixed "
-            "shape; if it has a row for each token, their mean can be (--pool mean)"
+            "shape; if it has a row for each token, imitate their mean (--pool mean)"
         )
     taken = signature.inputs[0]
     plain = (

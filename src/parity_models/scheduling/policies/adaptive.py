@@ -56,7 +56,7 @@ HELD_UP = 0.001
 """An alarm that is more than this many seconds late means that the driver's process was held up."""
 
 Offer = tuple[float, Callable[[], None]]
-"""The worth of a task, and how it is sent."""
+"""The worth of a task, and the function that sends it."""
 
 
 class Adaptive(Policy):
