@@ -121,6 +121,25 @@ async def test_health_is_watched_until_the_server_stops() -> None:
             assert await stream.code() is StatusCode.OK
 
 
+async def test_a_watch_that_begins_between_two_changes_sees_the_second() -> None:
+    """Also if no other stream has seen the first yet. A stream that is over leaves no task."""
+    before = asyncio.all_tasks()
+    async with serving() as (served, _), served.channel() as channel:
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        read = health_pb2.HealthCheckResponse.FromString
+        first = watch(b"")
+        assert read(await first.read()).status == health_pb2.HealthCheckResponse.SERVING
+        served.frontend.ready = False
+        second = watch(b"")
+        assert read(await second.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        served.frontend.ready = True
+        assert read(await second.read()).status == health_pb2.HealthCheckResponse.SERVING
+        first.cancel()
+        second.cancel()
+        await served.server.stop(0)
+        assert "GrpcServer._changed" not in str(asyncio.all_tasks() - before)
+
+
 def test_metadata_has_what_the_messages_have_no_room_for() -> None:
     frontend: Any = SimpleNamespace(quarantined=("0.1", "2.0"))
     signature = Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("a, é", "FP32", (4,)))

@@ -159,8 +159,8 @@ class GrpcServer:
         )
         self._watches = 0
         self._stopping = False
-        self._change: asyncio.Task[None] | None = None
-        """Ends with the next change of the health, which all streams wait for."""
+        self._changes: dict[int, asyncio.Task[None]] = {}
+        """Tasks that end once the health is no longer this one, which all streams wait for."""
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
             # A stream of one message, the same to clients, is read when the server chooses to.
@@ -202,6 +202,7 @@ class GrpcServer:
         """Answer the calls in flight, for `grace` seconds, and close."""
         self._stopping = True
         await self._server.stop(grace)
+        await asyncio.gather(*self._changes.values())
 
     async def _answer(self, name: str, data: Any, context: Context) -> bytes:
         """Answer a call of this method, and log it; ModelInfer is counted, and traced.
@@ -368,9 +369,10 @@ class GrpcServer:
                 last = response
                 if stopping:
                     return
-                if self._change is None or self._change.done():
-                    self._change = asyncio.create_task(self._changed(health))
-                await asyncio.shield(self._change)
+                change = self._changes.get(health)
+                if change is None or change.done():
+                    change = self._changes[health] = asyncio.create_task(self._changed(health))
+                await asyncio.shield(change)
         except RequestError as error:
             await refuse(context, error, self._metrics)
         finally:
