@@ -285,7 +285,7 @@ class Health:
         self.watch = 0
         """The timer of the next search for hung units."""
         self._over_limit: dict[int, float] = {}
-        """Since when units are over their limit."""
+        """The time from which each unit is over its limit."""
 
     def states(self) -> list[tuple[str, State]]:
         """Return every instance that has joined and not left, with its state."""

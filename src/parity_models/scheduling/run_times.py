@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 STEP = 0.75
-"""Of the units that reach one of the `ages`, the share that reach the next one."""
+"""Each of the `ages` is reached by this share of the units that reached the previous one."""
 
 CUT_SHORT_FACTOR = 2.0
 """Half of the units that reach a late age run for this many times as long (Pareto's law with the

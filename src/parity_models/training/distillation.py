@@ -36,8 +36,8 @@ SMALLEST = 1e-6
 """Smaller probabilities are learned as this one: their logarithms carry no information."""
 
 PLAIN_KIND: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
-"""For decoders that compute with predictions: the kind of network outputs that are learned just as
-F gives them, so that parity models are served without a softmax or a normalisation."""
+"""If decoders compute with predictions, those of these kinds are learned just as F gives them, so
+that parity models are served without a softmax or a normalisation."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Effect:
         self._swamped = True
         self._slice_until, self._slice_left = 0.0, 0
         self._kinds: dict[int, bool] = {}
-        """For each query of this test, whether it is helped."""
+        """The queries of this test; True for those that are helped."""
         self._results = {True: [0, 0], False: [0, 0]}
         """The numbers of ended and of delayed queries, for helped queries and for others."""
 
