@@ -164,7 +164,9 @@ async def test_a_stalled_server_is_charged_for_every_query_due_meanwhile(data: s
 
 
 async def test_errors_are_counted_by_kind_and_the_load_goes_on(data: str) -> None:
-    garbage = cycle((b"{}", b'{"outputs": []}', b"[" * 1000, b"x" * 10**6))
+    other = {"name": "output", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}
+    other_shape = msgspec.json.encode({"outputs": [other]})
+    garbage = cycle((b"{}", b'{"outputs": []}', b"[" * 1000, b"x" * 10**6, other_shape))
 
     async def handle(request: web.Request, row: Rows) -> web.Response:
         match int(row.argmax()):

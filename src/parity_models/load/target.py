@@ -110,8 +110,11 @@ class Target:
         answer = read_response(content, length)
         only = len(self.model.outputs) == 1
         found = [each for each in answer.outputs if only or each.name == self.judged.name]
-        if not found or tuple(found[-1].shape[:1]) != (rows,):
-            raise InvalidRequestError(f"there is no output {self.judged.name!r} of {rows} rows")
+        shape, wanted = found[-1].shape if found else (), (rows, *self.judged.shape[1:])
+        if len(shape) != len(wanted) or any(
+            -1 != each != size for size, each in zip(shape, wanted, strict=True)
+        ):
+            raise InvalidRequestError(f"there is no output {self.judged.name!r} of this shape")
         return found[-1].array(), answer.sources(rows)
 
 

@@ -13,6 +13,7 @@ import uvloop
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
+from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.signature import cut, padded
 from parity_models.scheduling.choice import PolicyChoice
@@ -124,6 +125,7 @@ class Server:
             only = (METRICS, *HEALTH)
             self._https.append(HttpServer(Rest(self.models, few, self._budget, only=only)))
         self._grpc: GrpcServer | None = None
+        self._was_started = False
         self._watching: asyncio.Task[None] | None = None
         self.grpc_url: str | None = None
         """The URL of gRPC, once the server is started, if it speaks gRPC."""
@@ -152,10 +154,13 @@ class Server:
         running.
 
         Raises:
-            UserError: It cannot listen at its address.
+            UserError: It cannot listen at its address, or has been started before.
             ServingError: An instance does not start.
 
         """
+        if self._was_started:
+            raise UserError("a server starts once; make another one to serve again")
+        self._was_started = True
         options, limits = self.options, self.options.limits
         connections = limits.max_connections
         connections += 0 if options.grpc_port is None else limits.max_rpcs

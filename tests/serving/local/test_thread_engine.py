@@ -68,5 +68,7 @@ def test_a_bundle_is_served_by_name_without_a_process(bundle: Path) -> None:
         np.testing.assert_allclose(
             server.predict(rows).output, predictions(rows), rtol=1e-3, atol=1e-5
         )
+    with pytest.raises(UserError, match="a server starts once"):
+        server.__enter__()
     with pytest.raises(UserError, match="placements are not for the engine threads"):
         parity_models.serve(bundle, engine="threads", placements=[{}])
