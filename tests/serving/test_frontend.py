@@ -70,6 +70,19 @@ async def test_a_large_request_fails_at_its_deadline_though_small_ones_leave_it_
         assert frontend.queue_depths() == {DEPLOYED: len(small) - 1}
 
 
+async def test_a_row_of_a_large_request_waits_since_the_request_came() -> None:
+    """Its slice may have come much later."""
+    async with serving(NoRedundancy(), instances=1, max_batch=1) as (frontend, engine):
+        large = await asked(frontend.infer(queries(65), 0.3))
+        for _ in range(64):
+            if not large.done():
+                engine.finish(engine.units[0])
+                await settle()
+        with pytest.raises(DeadlineError, match="no answer within") as raised:
+            await large
+        assert float(str(raised.value).split()[-2]) >= 0.3
+
+
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -> None:
     async with serving(NoRedundancy(), max_attempts=1) as (frontend, engine):

@@ -859,7 +859,10 @@ class Frontend:
             self._poison.remember(self._row(action.query), now())
         if request.future.done():
             return
-        text = f"{action.reason}: {action.detail}"
+        detail = action.detail
+        if action.reason is Reason.DEADLINE_EXCEEDED:  # rows of large requests arrive later
+            detail = f"no answer within {now() - request.arrived:.3f} s"
+        text = f"{action.reason}: {detail}"
         request.fail(_ERRORS[action.reason](text, retry_after=action.retry_after))
         if len(request.rows) > 1:
             self._report(self.scheduler.queries_abandoned, request.queries)
