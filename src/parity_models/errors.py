@@ -57,7 +57,7 @@ class UndecodableError(ParityModelsError):
 
 
 class ModelError(UserError):
-    """A model file that cannot be run, or is not a model with one input and one output."""
+    """A model file that cannot be run, or a model of a form that is not supported."""
 
 
 class BundleError(UserError):

@@ -35,7 +35,7 @@ def load_own(reference: str) -> Any:
         found = import_module(module)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise UserError(
-            f"importing {module} failed: {say(error)} ({reference!r} is looked for from {here} on)"
+            f"importing {module} failed: {say(error)} ({reference!r} is searched for from {here})"
         ) from error
     if not hasattr(found, name):
         near = get_close_matches(name, vars(found), 1)
@@ -61,7 +61,7 @@ class Registry(Generic[T]):
         self._built_in = {str(vars(each)["name"]): each for each in built_in}
 
     def register(self, *kinds: type[T]) -> None:
-        """Add classes as if they were built in, as a package that extends this one does."""
+        """Add classes as if they were built in, for packages that extend this one."""
         self._built_in |= {str(vars(each)["name"]): each for each in kinds}
 
     @property

@@ -80,7 +80,7 @@ def test_our_mistakes_exit_with_1(parm_here: Here, monkeypatch: pytest.MonkeyPat
     given = ("evaluate", "bundle", "--inputs", "x")
     plain = parm_here(*given)
     assert plain.returncode == 1
-    assert plain.stderr.startswith("error: ZeroDivisionError: division by zero. This is a fault")
+    assert plain.stderr.startswith("error: ZeroDivisionError: division by zero. This is a bug")
     assert len(plain.stderr.splitlines()) == 1
     monkeypatch.setenv("PARM_DEBUG", "1")
     asked = parm_here(*given)

@@ -141,7 +141,7 @@ def test_a_server_with_tokens_is_loaded(tmp_path: Path) -> None:
             for model in ((), ("--model", "model")):
                 refused = ask(url, *model, token=token)
                 assert_refused(refused, "(HTTP 401)")
-                assert_refused(refused, "as the variable PARM_TOKEN")
+                assert_refused(refused, "set the variable PARM_TOKEN")
         assert_refused(ask(url.replace("https", "http"), trusts=False), "no server answers")
         assert_refused(ask(url, trusts=False), "its certificate is not trusted")
 

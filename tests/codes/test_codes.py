@@ -240,14 +240,14 @@ def test_a_sum_adds_floating_point_inputs_and_refuses_ids() -> None:
     for name in "xy":
         np.testing.assert_allclose(parity[name], rows[name].sum(axis=0))
     text = Signature((Tensor("x", "FP32", (2,)), Tensor("ids", "INT64", (2,))), SCORES)
-    with pytest.raises(CodeError, match=r"of input 'ids': the sum encoder .* floating point"):
+    with pytest.raises(CodeError, match=r"input 'ids': the sum encoder .* floating point"):
         code_for(text, "sum").encode([text.smallest.input.draw(np.random.default_rng(0), 1)] * 2)
 
 
 @pytest.mark.parametrize(
     ("encoder", "options", "reason"),
     [
-        ("stack", {}, "of input 'ids': the stack encoder joins queries along an axis of no fixed"),
+        ("stack", {}, "input 'ids': the stack encoder joins queries along an axis of no fixed"),
         ("stack", {"new_axis": True, "axis": 3}, "have no axis 3"),
         ("concatenation", {}, "concatenation needs images"),
     ],

@@ -109,7 +109,7 @@ def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path:
     for wrong_inputs, wrong_labels, reason in [
         (inputs[:, 1:], labels, r"rows of shape \[5\]; the model takes .*\[6\]"),
         (inputs, labels[1:], "10 inputs but 9 labels"),
-        (inputs[:1], labels[:1], "1 inputs; this needs 2 at least"),
+        (inputs[:1], labels[:1], "1 inputs; this needs at least 2"),
         (inputs[:0], labels[:0], "there are 0 inputs, too few"),
     ]:
         with pytest.raises(DataError, match=reason):

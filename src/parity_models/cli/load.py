@@ -61,7 +61,7 @@ async def _offer_until_signal(spec: LoadSpec) -> tuple[LoadResult, bool]:
 
 
 def _print_report(report: LoadReport) -> None:
-    """Print a report, and to standard error a warning if the generator was late itself."""
+    """Print a report, and to standard error a warning if the generator itself was late."""
     console, spec = Console(highlight=False), report.load
     when = f"Poisson, {spec.rate:g}/s" if spec.trace is None else f"trace {spec.trace}"
     console.print(

@@ -46,7 +46,7 @@ Sections = Mapping[str, Mapping[str, str]]
 """Subcommands with their help, under the titles of sections."""
 
 _OURS = (
-    "This is a fault of parm, not yours: please report it, with the traceback that PARM_DEBUG=1 "
+    "This is a bug in parm, not your fault: please report it, with the traceback that PARM_DEBUG=1 "
     "shows"
 )
 

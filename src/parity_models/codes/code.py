@@ -114,7 +114,7 @@ class Code:
 
     @property
     def query_shape(self) -> Shape:
-        """The shape of the only input. Raises CodeError where there are others."""
+        """The shape of the only input. Raises CodeError if there are others."""
         return self._only(self.query_shapes)
 
     @property
@@ -182,7 +182,7 @@ class Code:
         return decoded
 
     def _of_input(self, name: str, error: CodeError) -> CodeError:
-        return error if len(self.query_shapes) == 1 else CodeError(f"of input {name!r}: {error}")
+        return error if len(self.query_shapes) == 1 else CodeError(f"input {name!r}: {error}")
 
     def _only(self, shapes: Mapping[str, NamedShape]) -> Shape:
         first, *others = shapes.values()
@@ -204,7 +204,7 @@ class Code:
         if {each for each in found if isinstance(each, str)} <= set(shape):
             return found
         raise CodeError(  # two axes "n" are joined to one "nn"
-            f"of input {name!r}: the {self.spec.encoder} encoder joins queries along an axis of no "
+            f"input {name!r}: the {self.spec.encoder} encoder joins queries along an axis of no "
             "fixed size; join them along a new one"
         )
 

@@ -41,7 +41,7 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     if len(labels) != rows:
         raise DataError(f"there are {rows} inputs but {len(labels)} labels")
     if rows < least:
-        raise DataError(f"there are {rows} inputs; this needs {least} at least")
+        raise DataError(f"there are {rows} inputs; this needs at least {least}")
     available = score(metric, outputs.predictions, labels)
     backup = None if outputs.backup is None else score(metric, outputs.backup, labels)
     if code is None:

@@ -73,7 +73,7 @@ def evaluate(
         inputs: Queries: a file, an array (n, *query_shape), or an array for each input by name.
         labels: The right answers: a file or an array (n, ...). Without them accuracy is agreement
             with the deployed model.
-        metric: The measure of accuracy; by default what stand-ins were trained for.
+        metric: The measure of accuracy; by default the one that stand-ins were trained for.
         seed: Draws the coding groups.
         progress: Called as models run.
 
@@ -124,8 +124,8 @@ def calibrate(
 ) -> Bundle:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
 
-    A gate lets a stand-in answer where it is so confident that at least a share of its answers, the
-    level, agree with the deployed model. `parity`, `backup` and `protect` calibrate as well.
+    A gate lets a stand-in answer if it is so confident that at least a share of such answers, the
+    level, agrees with the deployed model. `parity`, `backup` and `protect` calibrate as well.
 
     Args:
         bundle: The bundle, or its folder.

@@ -66,7 +66,7 @@ class Target:
             if each.datatype not in DATATYPES or not each.shape:
                 raise LoadError(
                     f"model {model.name!r} has a tensor {each.name!r}, {each.datatype} "
-                    f"{list(each.shape)}, that is not of rows of numbers"
+                    f"{list(each.shape)}, that is not rows of numbers"
                 )
         if not (model.inputs and model.outputs):
             raise LoadError(f"model {model.name!r} has no inputs, or no outputs")
@@ -141,7 +141,7 @@ async def target(
         except StatusError as error:
             text = f"{url} has no {asked}" if model else f"{url} does not say which models it has"
             if error.status == 401:
-                text += f"; the server wants a token that it knows, as the variable {TOKEN}"
+                text += f"; set the variable {TOKEN} to a token that the server accepts"
             raise LoadError(f"{text} (HTTP {error.status})") from error
         except MalformedAnswerError as error:
             raise LoadError(

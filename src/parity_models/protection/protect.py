@@ -288,7 +288,7 @@ def _check_enough(queries: int, level: float) -> None:
         f"an agreement of {level:g} takes at least {needed:,} queries to calibrate with, and there "
         f"are {queries:,}: give {HELD_OUT * needed:,} rows of --inputs, a tenth of which calibrates"
         + (f", or --agreement {max(lower):g}" if lower else "")
-        + "; or have a bundle without a gate written, with --ungated"
+        + "; or write a bundle without a gate, with --ungated"
     )
 
 
@@ -380,8 +380,8 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
                 raise UserError(
                     f"no stand-in was shown to agree with the model in {level:g} of cases: the "
                     f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test "
-                    "queries; give a lower --agreement, more --inputs, or more --minutes, or have "
-                    "it written without a gate, with --ungated"
+                    "queries; give a lower --agreement, more --inputs, or more --minutes, or write "
+                    "it without a gate, with --ungated"
                 )
             best, gate = chosen
         bundle = write_protected(lesson, best, gate, out)

@@ -1,7 +1,7 @@
 """The scene of a simulation: a workload on a cluster that serves some models, and its outcomes.
 
-The scheduler that serves is driven by `simulation`, so a policy is compared by the code that runs
-it. All policies of a comparison meet the same arrivals and the same contention.
+`simulation` drives the server's own scheduler, so policies are compared by the code that runs them.
+All policies of a comparison meet the same arrivals and the same contention.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

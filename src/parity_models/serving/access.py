@@ -130,8 +130,8 @@ class Certificate(Reread):
     """The certificate that a server shows, with its chain in one PEM file and its private key in
     another.
 
-    Connections that are open keep the certificate that they began with. Raises UserError for files
-    that cannot be read, and for a key of another certificate.
+    Open connections keep the certificate that they began with. Raises UserError for files that
+    cannot be read, and for a key of another certificate.
     """
 
     def read(self) -> None:

@@ -64,7 +64,7 @@ class Credentials:
 
     @cached_property
     def tls(self) -> ssl.SSLContext | bool:
-        """The trust in servers as aiohttp takes it: True for the system's certificates."""
+        """The certificates to trust, in aiohttp's form; True: the system's."""
         if self.ca_file is None:
             return True
         try:
@@ -86,7 +86,7 @@ class ClientError(Exception):
 
 
 class UnreachableError(ClientError):
-    """The server cannot be connected to, or the connection broke.
+    """A server that cannot be connected to, or a broken connection.
 
     `exhausted`: this machine could not make a connection, whatever the server does.
     """

@@ -87,7 +87,7 @@ class Deployment(ServedVersion):
     The parts are made at once and checked; instances start with `start`.
 
     Args:
-        bundle: Read only as it was checked when it was opened.
+        bundle: The bundle; a model that has changed since it was opened is refused.
         options: How to serve it.
         version: Its version in a repository; None for a bundle on its own.
         starts_at_once: As in Parts.

@@ -102,7 +102,7 @@ class Engine(ABC):
     """Instances of models to run units on. An engine is started once and stopped once.
 
     A subclass declares its `name`, its `Options`, and whether fault plans can be injected
-    (`takes_faults`) and each instance be placed (`takes_placements`). It runs as many instances as
+    (`takes_faults`) and instances can be placed (`takes_placements`). It runs as many instances as
     it is asked for, unless it has `fixed_roles`. It `refuses` options of a server that have no
     effect with it, each with the reason.
     """

@@ -68,7 +68,7 @@ VERIFIED_WITHIN = 10.0
 """Maximum seconds that a starting frontend waits for golden queries."""
 
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
-"""Nanoseconds for which the thread that reads it has computed and has waited for a processor."""
+"""Nanoseconds that the reading thread has computed, and has waited for a processor."""
 
 CHECK_EVERY = 10
 """Measurements between two self-checks."""
@@ -228,7 +228,7 @@ class Frontend:
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer; by
             default, all that are finite.
         closed_gates: The gates that an earlier server has closed, if these are kept.
-        refuses: Returns whether a fault plan keeps a query, by id, from a source's answers.
+        refuses: Returns whether a fault plan bars a source from answering a query, by id.
 
     """
 
@@ -437,8 +437,7 @@ class Frontend:
             self._held -= held
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
-        """Raise the error of a request of this many rows, whose data are still unread, if it would
-        be refused now."""
+        """Raise the error of a request of this many rows, still unread, if it would be refused."""
         if self._closing or not self._started:
             raise self._closed()
         at = now()
@@ -531,7 +530,7 @@ class Frontend:
         self._retired = True
 
     async def drain(self) -> None:
-        """Take no more queries; return when all others have ended."""
+        """Take no more queries; return when all earlier ones have ended."""
         self._closing = True
         if self.scheduler.pending or self._held:
             await self._idle.wait()

@@ -184,7 +184,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Return whether it has no request, whole or in part."""
+        """True if it has no request, whole or in part."""
         return not (self._begun or self._busy or self._waiting)
 
     def end(self, seconds: float = _PARTING) -> None:
@@ -251,7 +251,7 @@ class HttpConnection(asyncio.Protocol):
         if self._begun:
             self._server.ended(limit.replace("_", " "))
             what = "headers" if self._arriving is None else "body"
-            text = f"the request's {what} did not come whole within the {limit} of {seconds:g} s"
+            text = f"the request's {what} did not arrive within the {limit} of {seconds:g} s"
             self._refuse(RefusedError(text, 408, Refused(limit)))
         else:
             self._server.ended("idle timeout")
@@ -461,7 +461,7 @@ def _head_too_long() -> RefusedError:
 
 def _check_head(request: Request, version: str) -> None:
     """Raise a RequestError if the head does not settle the request's host and length (RFC 9112,
-    sections 3.2 and 6.1), or is of another version of HTTP than 1.0 and 1.1."""
+    sections 3.2 and 6.1), or its version of HTTP is neither 1.0 nor 1.1."""
     is_old = version == "1.0"
     host = request.headers.get("host", "" if is_old else None)
     coding = request.headers.get("transfer-encoding")

@@ -61,7 +61,7 @@ class Logging(Options):
 
 class JsonFormatter(logging.Formatter):
     """A JSON object a line: time (RFC 3339, UTC), level, logger, message, the record's `fields`
-    and, where there is one, the exception."""
+    and, if there is one, the exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {

@@ -23,7 +23,7 @@ _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
 
 COPY, PARITY = "copy", "parity"
-"""Kinds of redundant work; backups are of the kind of their role."""
+"""Kinds of redundant work; a backup's kind is its role."""
 
 SENT, ANSWERED, CANCELLED = "sent", "answered", "cancelled"
 """Fates of redundant work."""

@@ -47,7 +47,7 @@ SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
 """Headers, or gRPC's trailing metadata, that sum up the parameters of an answer's rows."""
 
 OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
-"""The headers of an answer of the model alone."""
+"""The headers of an answer from the model alone."""
 
 _NAME = attrgetter("name")
 
@@ -131,7 +131,7 @@ class ServedModel:
 
     @cached_property
     def known(self) -> dict[tuple[bytes, int], Known]:
-        """JSON objects of requests that were read before, by their bytes and those of the body."""
+        """JSON objects of earlier requests, by their bytes and the length of the body."""
         return {}
 
     @cached_property
@@ -283,7 +283,7 @@ class ServedModel:
 
 
 def _open_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Return its shape with the batch axis, where -1 is any size."""
+    """Return a tensor's shape with the batch axis; -1 is any size."""
     return (-1, *(-1 if isinstance(each, str) else each for each in tensor.shape))
 
 
@@ -292,7 +292,7 @@ REPOSITORY = "model_repository"
 
 
 class IndexEntry(Struct, frozen=True, omit_defaults=True):
-    """A version in the index of a repository; `state` as Triton has it, `reason` for people."""
+    """A version in the index of a repository; `state` is one of Triton's, `reason` for people."""
 
     name: str
     version: str
@@ -301,12 +301,12 @@ class IndexEntry(Struct, frozen=True, omit_defaults=True):
 
 
 class ServedVersion:
-    """A version of a model that takes requests; by itself, the Models of a server of one bundle.
+    """A version of a model that takes requests; also the Models of a server of one bundle.
 
     Args:
         frontend: Answers its queries.
         model: The model as clients see it.
-        metrics: Count its requests; of a server of one bundle, all requests.
+        metrics: Count its requests; all requests, if the server has one bundle.
 
     """
 

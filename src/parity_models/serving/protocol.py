@@ -49,13 +49,13 @@ JSON_OBJECT = 64 * 2**10
 """Bytes that a request's JSON object may have besides the values of its tensors."""
 
 MAX_TENANT = 128
-"""Characters of a tenant's name."""
+"""Maximum characters of a tenant's name."""
 
 NO_DATA = Raw()
 """The data of a tensor that has none in the JSON."""
 
 MAX_JSON_VALUES = 2**20
-"""Values that an answer in JSON may have."""
+"""Maximum number of values of an answer in JSON."""
 
 HEAD = 1024
 """First bytes of a body, which are searched for the shape of its tensors."""
@@ -159,7 +159,7 @@ class RequestedOutput(Struct, omit_defaults=True):
 
 
 class RequestParameters(Struct, omit_defaults=True):
-    """The parameters of a request; `timeout` in microseconds, as Triton has it."""
+    """The parameters of a request; `timeout` is in microseconds, as for Triton."""
 
     timeout: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     binary_data_output: bool | None = None
@@ -565,7 +565,7 @@ class InferAnswer(NamedTuple):
 
     def sources(self, rows: int) -> tuple[Source, ...]:
         """Return the source of each row; the model, if the server names none. Raises
-        InvalidRequestError for unknown sources, or another number of them."""
+        InvalidRequestError for unknown sources, or a wrong number of them."""
         said = self.parameters.get("source")
         if said is None:
             return (Source.MODEL,) * rows

@@ -300,7 +300,7 @@ class Repository(Collector):
             running.retire()
 
     async def drain(self) -> None:
-        """Take no more requests; returns when those that were taken are answered."""
+        """Take no more requests; return when all earlier ones are answered."""
         await asyncio.gather(
             *(each.unload("the server is stopping") for each in self._models.values())
         )
@@ -317,8 +317,8 @@ class Repository(Collector):
 
     @property
     def why_unready(self) -> str:
-        """A repository is ready if it serves a model or more, all of which answer. Models that
-        could not be loaded, or were unloaded, do not count."""
+        """The reason why the server is not ready; empty if it serves a model or more, and all
+        answer. Models that could not be loaded, or were unloaded, do not count."""
         if self._state:
             return f"the server is {self._state}"
         if not self.names:
@@ -419,8 +419,8 @@ def asked_version(parameters: Mapping[str, Any]) -> str | None:
     It is the parameter `version` or, as Triton's clients send it, in the parameter `config`.
 
     Raises:
-        InvalidRequestError: It is no string, or the request has other parameters, which would have
-            no effect.
+        InvalidRequestError: It is not a string, or the request has other parameters, which would
+            have no effect.
 
     """
     for name in parameters.keys() - {"version", "config"}:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, over models: requests in, responses out.
+"""The Open Inference Protocol over HTTP: requests to models in, responses out.
 
 `serving/http.py` carries them. Every error is a JSON object with an `error`, and the status of its
 class in `serving/errors.py`.
@@ -311,8 +311,8 @@ class Rest:
             self._of_model = {}
 
     def begin(self, request: Request, size: int) -> None:
-        """Find the handler of a request by its head alone, and let its body come, of the declared
-        `size`, or 0.
+        """Find the handler of a request by its head alone, and admit its body, of the declared
+        `size` (0: not declared).
 
         Raises a RequestError if the head suffices to refuse the request.
         """
@@ -473,7 +473,7 @@ class Rest:
             return Response(200, head, JSON + said)
         return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
 
-    # Others
+    # Other requests
 
     async def _live(self, request: Request) -> Response:
         return json_response({"live": True})

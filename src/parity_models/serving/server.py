@@ -40,7 +40,7 @@ _SCRAPERS = 32
 """Connections to the port for metrics at a time."""
 
 _OF_REPOSITORY = 64
-"""Instances, of all models of a repository, that file descriptors are reserved for."""
+"""Instances of a repository's models for which file descriptors are reserved."""
 
 Returned = TypeVar("Returned")
 

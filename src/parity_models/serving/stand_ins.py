@@ -73,12 +73,12 @@ class StandIns:
     """Judges the outputs of stand-ins, and compares them with predictions.
 
     Args:
-        code: Reconstructs, where the policy uses a code.
+        code: Reconstructs, if the policy uses a code.
         gate: Decides which outputs may answer.
-        metrics: Count what is refused and compared.
-        refuses: Returns whether a fault plan keeps a query, by id, from a source's answers.
+        metrics: Count refusals and comparisons.
+        refuses: Returns whether a fault plan bars a source from answering a query, by id.
         gate_turned: Called when a gate has opened (True) or closed.
-        one_in: One in this many groups is compared (it takes time); all, while its gate is closed.
+        one_in: One in this many groups is compared (it takes time); all, while the gate is closed.
         closed: The closed gates, which are kept up to date.
 
     """

@@ -235,8 +235,8 @@ async def test_slow_headers_and_slow_bodies_end_with_408() -> None:
         ]
         drops.cancel()
         assert late_head[0] == late_body[0] == 408
-        assert b"headers did not come whole within the head_timeout of 2 s" in late_head[2]
-        assert b"body did not come whole within the body_timeout of 2 s" in late_body[2]
+        assert b"headers did not arrive within the head_timeout of 2 s" in late_head[2]
+        assert b"body did not arrive within the body_timeout of 2 s" in late_body[2]
         for client in (dripping, halting):
             client.close()
         for limit in ("head timeout", "body timeout"):
@@ -256,7 +256,7 @@ async def test_a_late_request_is_refused_after_the_answers_to_those_before_it(la
         assert (await client.answer())[0] == 200
         status, error = await client.error()
         assert status == 408
-        assert f"the request's {late} did not come whole" in error
+        assert f"the request's {late} did not arrive" in error
         limit = "head timeout" if late == "headers" else "body timeout"
         assert served.counted("parm_connections_ended_total", limit=limit) == 1
         assert served.counted("parm_connections_ended_total", limit="idle timeout") == 0

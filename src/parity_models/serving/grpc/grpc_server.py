@@ -331,7 +331,7 @@ class GrpcServer:
             async with asyncio.timeout(seconds), own, self._arriving:
                 data = await context.read()
         except TimeoutError as error:
-            text = f"the message did not come whole within the body_timeout of {seconds:g} s"
+            text = f"the message did not arrive within the body_timeout of {seconds:g} s"
             raise RefusedError(text, 408, Refused.BODY_TIMEOUT) from error
         if not isinstance(data, bytes):
             raise InvalidRequestError("the call has no message")

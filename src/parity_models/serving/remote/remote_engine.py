@@ -256,7 +256,7 @@ def _split(url: str) -> tuple[str, str, dict[str, Any]]:
     try:
         parts = urlsplit(url.strip())
         has_port = parts.port is not None
-    except ValueError:  # which has no hostname, either
+    except ValueError:  # refused below, for it has no hostname
         parts, has_port = urlsplit(""), False
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     settings, path = dict[str, Any](pairs), unquote(parts.path.strip("/"))

@@ -39,7 +39,7 @@ class Runner:
     def __init__(self, models: Mapping[str, OnnxModel]) -> None:
         self._models = models
         self._lock = Lock()
-        """Between `run` and `cancel`."""
+        """Held by `run` and `cancel` while they change what runs."""
         self._running: int | None = None
         self._cancelled: int | None = None
         self._renew()
