@@ -25,7 +25,7 @@ def calibrate(
     agreement: Annotated[
         list[float] | None,
         Option(
-            f"A level of agreement besides {LEVELS[0]:g} to {LEVELS[-1]:g}; repeatable.",
+            f"A further level of agreement, besides {LEVELS[0]:g} to {LEVELS[-1]:g}; repeatable.",
             unit=SHARE,
             above=0,
             below=1,

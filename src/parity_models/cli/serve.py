@@ -51,8 +51,8 @@ def serve(
     engine: Annotated[
         str | None,
         Option(
-            "The engine of the models: local (the default), remote (the default with --deployed), "
-            f"ray, as ray@address=auto, {OWN}.",
+            "The engine that runs the models: local (the default), remote (the default with "
+            f"--deployed), ray, as ray@address=auto, {OWN}.",
             metavar="ENGINE",
         ),
     ] = None,
@@ -66,7 +66,7 @@ def serve(
     faults: Annotated[
         str | None,
         Option(
-            "A fault plan: slow, pause and kill workers on purpose once the server is ready.",
+            "A fault plan, which slows, pauses or kills workers once the server is ready.",
             metavar="FILE",
         ),
     ] = None,

@@ -37,9 +37,9 @@ class LoadSpec(Options):
     url: str = ""
     model: Annotated[
         str | None,
-        Option("The model; by default the only one of the server.", metavar="NAME"),
+        Option("The model; by default the server's only one.", metavar="NAME"),
     ] = None
-    binary: Annotated[bool, Option("Tensors as binary data; JSON without this.")] = False
+    binary: Annotated[bool, Option("Send tensors as binary data, not as JSON.")] = False
     inputs: Annotated[
         str,
         Option(

@@ -65,7 +65,7 @@ class Goal(SimulationOptions):
     headroom: Annotated[
         float,
         Option(
-            "The share of the instances' time that is to stay idle.",
+            "The share of the instances' time to keep idle.",
             unit=SHARE,
             at_least=0,
             below=1,

@@ -103,7 +103,7 @@ class SearchOptions(TeachingOptions, SceneOptions):
     answer_only: Annotated[
         str | None,
         Option(
-            "The classes to answer, separated by commas; CLASS=LEVEL sets a higher level.",
+            "Classes for the stand-in, separated by commas; CLASS=LEVEL sets a higher level.",
             metavar="CLASS[=LEVEL]",
             excludes="ungated",
         ),

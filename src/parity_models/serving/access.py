@@ -59,7 +59,7 @@ class Access(Options):
     ] = None
     tokens: Annotated[
         str | None,
-        Option("Bearer tokens of clients, one per line, or sha256: and the hash.", metavar="FILE"),
+        Option("Bearer tokens of clients, one per line, plain or as sha256:HASH.", metavar="FILE"),
     ] = None
     admin_tokens: Annotated[
         str | None,

@@ -137,7 +137,7 @@ class ServeOptions(Options):
     tenant_header: Annotated[
         str | None,
         Option(
-            "The header or gRPC metadata key with a request's tenant; without it, all is exact.",
+            "The header or gRPC metadata key of a request's tenant; requests without it are exact.",
             metavar="HEADER",
         ),
     ] = None
@@ -169,7 +169,7 @@ class ServeOptions(Options):
     agreement: Annotated[
         float | None,
         Option(
-            "Minimum agreement of stand-ins with the model; default: up to 0.99; 0: no gates.",
+            "Minimum agreement of stand-ins; by default the best level up to 0.99; 0: no gates.",
             at_least=0,
             below=1,
             unit=SHARE,
