@@ -113,7 +113,7 @@ def test_mistakes_in_variables_are_named(
     ("options", "said"),
     [
         (("--max-body", "2000"), "--max-body (2000 MiB) must not be above what all"),
-        (("--tenant-header", "a b"), "--tenant-header is the name of a header"),
+        (("--tenant-header", "a b"), "--tenant-header must be a header's name"),
         (("--policy", "hedging", "--agreement", "0.9"), "leave --agreement out"),
         (("--tls-cert", "x"), "give both, --tls-cert and --tls-key"),
     ],

@@ -191,7 +191,7 @@ class Queries:
             output, shape = target.judged.name, target.judged.shape[1:]
             if -1 in shape:
                 raise LoadError(
-                    f"output {output!r} has no fixed shape, so that labels cannot judge it; "
+                    f"output {output!r} has no fixed shape, so labels cannot judge it; "
                     "leave them out"
                 )
             try:

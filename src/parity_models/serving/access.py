@@ -265,7 +265,7 @@ def tenant_header(name: str) -> str:
     lower = name.lower()
     if _HEADER.fullmatch(lower) is None or lower.startswith("grpc-") or lower.endswith("-bin"):
         raise UserError(
-            f"--tenant-header is the name of a header: letters, digits, '-', '_' and "
+            f"--tenant-header must be a header's name: letters, digits, '-', '_' and "
             f"'.', at most 100, and neither grpc-... nor ...-bin; got {name!r}"
         )
     return lower

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
 
 _UNSCREENED = (
-    "the bundle does not say which inputs its parity model learned from, so that one client's "
+    "the bundle does not say which inputs its parity model learned from, so one client's "
     "query can spoil the reconstruction of another's; make it again with parm parity, or serve it "
     "with --policy none"
 )

@@ -752,7 +752,7 @@ class Frontend:
                 if isinstance(action, Run) and action.role not in self._parity_rows:
                     self._report(self.scheduler.queries_failed, action.subjects, why)
                 if action.unit in self._units:  # the engine may have it
-                    why = "may have got a unit, or not"
+                    why = "may or may not have got a unit"
                     self._reports.append(partial(self._engine.recycle, action.instance, why))
                 else:
                     self._ended(_Unit(action, now()), now(), finished=False)

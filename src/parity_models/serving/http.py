@@ -470,9 +470,9 @@ def _check_head(request: Request, version: str) -> None:
     if version not in ("1.0", "1.1"):
         text = f"this server speaks HTTP/1.1, not HTTP/{version}"
     elif host is None:
-        text = "a request of HTTP/1.1 has a Host header, this one has none"
+        text = "an HTTP/1.1 request must have a Host header; this one has none"
     elif "host" in request.repeated:
-        text = f"a request has one Host header, this one has {len(request.repeated['host'])}"
+        text = f"a request must have one Host header; this one has {len(request.repeated['host'])}"
     elif _HOST.fullmatch(host) is None:
         text = f"the Host header {host[:40]!r} is not a host with an optional port"
     elif is_old and coding is not None:
@@ -482,7 +482,7 @@ def _check_head(request: Request, version: str) -> None:
     elif coding is None or coding.lower() == "chunked":
         return
     else:
-        text = f"transfer coding {coding[:40]!r} is not read here; send chunked or none"
+        text = f"transfer coding {coding[:40]!r} is not supported; send chunked or none"
         raise RefusedError(text, 501, Refused.TRANSFER_CODING)
     raise InvalidRequestError(text, why=Refused.HTTP)
 

@@ -74,7 +74,7 @@ class Metrics:
             "parm_connections_ended", "Connections refused, or ended, by limit.", "limit"
         )
         self.refusals = counter(
-            "parm_refused", "Requests and connections refused, by why.", "why", known=Refused
+            "parm_refused", "Requests and connections refused, by reason.", "why", known=Refused
         )
         self.bytes_in_flight = gauge(
             "parm_bytes_in_flight", "Bytes of requests under way and of answers not yet read."
@@ -97,7 +97,7 @@ class Metrics:
             "Queries unlike those that stand-ins learned from, which are answered exactly.",
         )
         self.lag = gauge(
-            "parm_loop_lag_seconds", "How long reports and timers wait for this process, lately."
+            "parm_loop_lag_seconds", "Recent wait of reports and timers for this process."
         )
         self.process_busy = gauge(
             "parm_process_busy", "Share of the time in which the loop computes or waits for a core."
@@ -113,7 +113,7 @@ class Metrics:
         # Redundant work
         self.redundant = counter(
             "parm_redundant_tasks",
-            "Redundant tasks, by kind and fate; answered: queries that one of them answered.",
+            "Redundant tasks, by kind and fate; answered: queries that they answered.",
             "kind",
             "fate",
         )

@@ -170,7 +170,7 @@ class Request:
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and encoding not in _WINDOW_BITS:
             text = (
-                f"content encoding {encoding[:40]!r} is not read here; send gzip, deflate or none"
+                f"content encoding {encoding[:40]!r} is not supported; send gzip, deflate or none"
             )
             raise RefusedError(text, 415, Refused.CONTENT_ENCODING)
         return encoding
