@@ -130,7 +130,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str, said: str)
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        (["latency,upstream", ROW], {}, "line 1: the first line of CSV names the columns"),
+        (["latency,upstream", ROW], {}, "line 1: the first line of CSV must name the columns"),
         (["arrival,latency,upstream", ROW], {}, "has 1 requests"),
         (["arrival,latency,upstream", *[ROW] * LEAST], {}, "arrive within 0 s"),
         (["arrival,latency", *(f"{i},1" for i in range(LEAST))], {}, "names no upstream"),
@@ -140,7 +140,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str, said: str)
             "a multiple of 2",
         ),
         (["arrival,latency,upstream", *(f"{i},0,a" for i in range(LEAST))], {}, "took no time"),
-        ([], {"rate": 9.0}, "no more than BUNDLE, --instances, --backup-time, --coverage"),
+        ([], {"rate": 9.0}, "give only BUNDLE, --instances, --backup-time, --coverage"),
     ],
 )
 def test_what_cannot_be_planned_from_is_refused(

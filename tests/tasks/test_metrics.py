@@ -36,7 +36,7 @@ def test_labels_are_classes_or_what_a_model_should_put_out(tmp_path: Path) -> No
         (np.arange(6), "top-1", "holds 6 labels for 7 inputs"),
         (np.arange(7.0), "top-1", "classes, integers of shape"),
         (np.eye(7, dtype=int), "top-1", "classes, integers of shape"),
-        (np.arange(7) + 1, "top-1", "classes from 1 to 7; the model tells 7 apart, 0 to 6"),
+        (np.arange(7) + 1, "top-1", "classes from 1 to 7; the model has 7, 0 to 6"),
         (np.arange(7) - 1, "top-5", "classes from -1 to 5"),
         (np.ones((7, 3)), "r2", r"takes numbers of \(n, 7\)"),
         (np.full((7, 7), np.nan), "r2", "NaN"),

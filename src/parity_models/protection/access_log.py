@@ -67,7 +67,7 @@ TAKEN = ("instances", "backup_time", "coverage", "agreement", "seed")
 WIDTH = 60
 """Columns of the picture."""
 
-FIELDS = "arrival, latency (in seconds) or latency_ms, and upstream where there are several servers"
+FIELDS = "arrival, latency (in seconds) or latency_ms, and upstream if there are several servers"
 UNNAMED = "unnamed"
 
 
@@ -114,7 +114,7 @@ def _requests(path: Path) -> Iterator[tuple[float, float, str]]:
                 if not names:
                     names = [each.strip() for each in values]
                     if "arrival" not in names:
-                        raise ValueError("the first line of CSV names the columns")
+                        raise ValueError("the first line of CSV must name the columns")
                     continue
                 if len(values) != len(names):
                     raise ValueError(f"it has {len(values)} values for {len(names)} columns")
@@ -176,7 +176,7 @@ class AccessLog:
         if overtaken > OVERTAKEN * len(requests):
             raise UserError(
                 f"{overtaken / len(requests):.0%} of the requests of {path} end before one that "
-                f"came earlier to the same server, so that it runs more than {slots} at a time; "
+                f"came earlier to the same server, so it runs more than {slots} at a time; "
                 "give --instances, the number that all servers run at a time"
             )
         arrivals, latencies = np.array([each[:2] for each in requests]).T
@@ -304,7 +304,7 @@ def advise(
     chosen = gather(SimulationOptions, options, given)
     if type(chosen)(**{name: getattr(chosen, name) for name in TAKEN}) != chosen:
         raise UserError(
-            "an access log has the load, and the times of the model: with it, give no more than "
+            "an access log gives the load and the model's times; with it, give only "
             f"BUNDLE, {', '.join(map(flag_of, TAKEN[:-1]))}"
         )
     log = AccessLog.read(Path(log_file), chosen.instances)

@@ -753,7 +753,7 @@ def _flat(data: Raw, shape: tuple[int, ...], what: str) -> bytes:
 
 def _not_of(shape: tuple[int, ...], what: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{what} is ragged, has another shape, or more than numbers; it must be flat, with "
+        f"{what} is ragged, of another shape, or not only numbers; it must be flat, with "
         f"{prod(shape)} elements, or nested as {list(shape)}"
     )
 

@@ -375,8 +375,8 @@ def load_labels(
         )
     elif labels.size and not 0 <= labels.min() <= labels.max() < output_shape[0]:
         raise DataError(
-            f"{path} holds classes from {labels.min()} to {labels.max()}; the model tells "
-            f"{output_shape[0]} apart, 0 to {output_shape[0] - 1}"
+            f"{path} holds classes from {labels.min()} to {labels.max()}; the model has "
+            f"{output_shape[0]}, 0 to {output_shape[0] - 1}"
         )
     else:
         labels = labels.astype(np.int64)

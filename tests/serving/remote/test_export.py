@@ -56,7 +56,7 @@ def test_a_fixed_batch_axis_is_an_axis_of_the_model(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_refused(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export_repository(opened, tmp_path)
     with pytest.raises(UserError, match="cannot be called"):
         export_repository(opened, tmp_path / "repository", "../model")

@@ -29,7 +29,7 @@ V1: Wire = {"scheme": "http", "protocol": "v1"}
 V2: Wire = {"scheme": "http"}
 GRPC: Wire = {"scheme": "grpc"}
 HTTP, WIRES = [V1, V2], [V1, V2, GRPC]
-ERROR = "answered with an error, which the server's log has"
+ERROR = "answered with an error; see the server's log"
 
 
 def ejections(metrics: Metrics, upstream: FakeUpstream, fault: str) -> float | None:

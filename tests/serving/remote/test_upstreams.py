@@ -60,11 +60,11 @@ async def test_upstreams_that_are_not_as_they_must_be_are_refused(model: Path, s
 
     away = Upstream(f"{scheme}://127.0.0.1:{port}", {"deployed": "model"})
     text = await refusal(away)
-    assert "no upstream that runs deployed is there" in text
+    assert "no upstream that runs deployed is available" in text
     assert f"127.0.0.1:{port} cannot be reached" in text
     async with FakeUpstream(scheme, WEIGHTS) as good:
         also = Upstream(away.url, {"deployed": "model", "parity-0": "model"})
-        assert "no upstream that runs parity-0 is there" in await refusal(good, also)
+        assert "no upstream that runs parity-0 is available" in await refusal(good, also)
         assert "nowhere" in await refusal(Upstream(good.url, {"deployed": "nowhere"}))
         async with FakeUpstream(scheme, WEIGHTS[:, :3]) as other:
             assert " due" in await refusal(other)
@@ -231,7 +231,7 @@ def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
         ),
         ("http://a?concurrency=2", "http://a?concurrency=3", "with concurrency 2 and 3"),
         ("grpc://a", "", "gRPC has no usual port"),
-        ("grpc://a:1?protocol=v1", "", "speaks over http and https"),
+        ("grpc://a:1?protocol=v1", "", "protocol over http and https"),
         ("http://a,http://a", "", "http://a is given twice"),
         ("http://a", "http://b,http://b/m-parity-0", "http://b is given twice"),
         ("http://a", "http://b/x", r"'http://b/x' names a model, .* m-parity-0, m-parity-1; "),

@@ -47,7 +47,7 @@ def export_repository(
             )
     try:
         if out.exists():
-            raise UserError(f"{out} is there already; choose a new folder")
+            raise UserError(f"{out} exists already; choose a new folder")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True

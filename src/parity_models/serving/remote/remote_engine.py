@@ -53,7 +53,7 @@ PATIENCE = 5.0
 _OVERHEAD = 2**16
 """Maximum bytes of an answer besides its outputs."""
 
-_IS_OUT = "upstream %s %s; it gets no units until it is well"
+_IS_OUT = "upstream %s %s; it gets no units until it recovers"
 
 _log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def parse_upstreams(options: UpstreamOptions, name: str, r: int) -> tuple[Upstre
             elif path and not named:
                 raise UserError(
                     f"{url!r} names a model, and there are several for such servers: "
-                    f"{', '.join(usual.values())}; name one of these, or leave out the path where "
+                    f"{', '.join(usual.values())}; name one of these, or leave the path out if "
                     "a server runs all of them"
                 )
             models, settings = found.setdefault(base, ({}, {}))
@@ -274,8 +274,8 @@ def _split(url: str) -> tuple[str, str, dict[str, Any]]:
         raise UserError(
             f"{url!r} is not an upstream; it is like http://host:8000, https://host, "
             "grpc://host:8001 or grpcs://host:8001 (gRPC has no usual port), with /MODEL after it "
-            "where the model has another name, ?concurrency=N for N units at a time, 1 to 1000, "
-            "?protocol=v1 or v2 for what it speaks over http and https, and ?version=V for a "
+            "if the model has another name, ?concurrency=N for N units at a time, 1 to 1000, "
+            "?protocol=v1 or v2 for its protocol over http and https, and ?version=V for a "
             "version of its models"
         )
     if "concurrency" in settings:
@@ -339,7 +339,7 @@ class RemoteEngine(Engine):
                 if link.fault is not None and (missing := link.models.keys() - well):
                     raise UpstreamError(
                         link.fault.fault,
-                        f"no upstream that runs {min(missing)} is there: {link.upstream.url} "
+                        f"no upstream that runs {min(missing)} is available: {link.upstream.url} "
                         f"{link.fault}",
                     )
         except BaseException:
@@ -471,10 +471,10 @@ class _Link:
         self, instance: str, unit: int, model: UpstreamModel, rows: Sequence[NDArray[Any]]
     ) -> None:
         listener, timeout = self._engine.listener, self._engine.parts.unit_timeout
-        busy, text = 0.0, f"instance {instance} answered with an error, which the server's log has"
+        busy, text = 0.0, f"instance {instance} answered with an error; see the server's log"
         try:
             if self._busy_for():
-                raise BusyError("is busy still", self._busy_for())
+                raise BusyError("is still busy", self._busy_for())
             async with asyncio.timeout(timeout):
                 outputs = await self.client.infer(model, rows, listener.headers_of(unit))
         except BusyError as error:
@@ -599,7 +599,7 @@ class _Link:
             await asyncio.sleep(backoff.after(self._loop.time() - began))
             await self.check()
             if self.fault is None:
-                _log.warning("upstream %s is well and gets units", self.upstream.url)
+                _log.warning("upstream %s has recovered and gets units", self.upstream.url)
                 self.doubted.clear()
                 self._admit()
                 self._engine.recheck_doubted()
