@@ -212,7 +212,7 @@ class ServedModel:
                     f"a tensor of model {self.name!r} is in shared memory, which this server "
                     "neither reads nor writes; leave it in the messages"
                 )
-            if part.parameters.classification:
+            if part.parameters.classification and isinstance(part, RequestedOutput):
                 raise InvalidRequestError(
                     f"output {part.name!r} is requested as classifications; this server "
                     "returns the tensor itself"
