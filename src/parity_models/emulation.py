@@ -135,7 +135,7 @@ class Slowdowns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Spells in which units take a drawn `delay` longer and `factor` times as long.
 
     Spells and gaps are exponential; with `mean_between` 0, units are always slow. `workers` None:
-    all, each at its own times or, with `nodes`, all of one node (number modulo `nodes`) together.
+    all, each at its own times; with `nodes`, those of a node (number modulo `nodes`) together.
     """
 
     mean_between: Duration
@@ -235,11 +235,11 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Service times, slowness and failures of workers; empty by default.
 
     `service_time` is the least time of a unit, as if the worker had an accelerator (it waits, and
-    holds no core); `service_times` are those of single roles. With `computing` that time is
-    computed instead, as by a model without an accelerator. `generations`: units of worker i take
-    `generations[i]` times as long, repeating. `coverage` is the share of queries that stand-ins may
-    answer; `coverages` are those of single stand-ins, by the source of their answers. `poison`: a
-    worker that runs an input whose first element is this number dies.
+    holds no core); `service_times` are those of single roles. With `computing` the worker computes
+    for that time, as without an accelerator. `generations`: units of worker i take `generations[i]`
+    times as long, repeating. `coverage` is the share of queries that stand-ins may answer;
+    `coverages` are those of single stand-ins, by the source of their answers. `poison`: a worker
+    that runs an input whose first element is this number dies.
     """
 
     seed: int = 0
@@ -418,7 +418,7 @@ class WorkerFaults:
     def release(self, began: float, done: float, role: str = "") -> float:
         """Return when a unit that began at `began` and was done at `done` may be reported.
 
-        Must be called in the order of time: no unit begins before the one before is released.
+        Must be called in order of time: no unit begins until the previous one is released.
         """
         if began < 0:
             return done

@@ -45,7 +45,7 @@ def load_own(reference: str) -> Any:
 
 
 def say(error: BaseException) -> str:
-    """Return an error that a user's code raised as one line."""
+    """Describe, in one line, an error that a user's code raised."""
     return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
 
 

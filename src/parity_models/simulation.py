@@ -43,7 +43,7 @@ from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.work import SchedulerConfig
 
 SOURCES = tuple(Source)
-"""The sources that SimulationResult.sources holds the indices of."""
+"""The sources that the indices in SimulationResult.sources stand for."""
 
 FAILED = -1
 """The source of a query that failed."""
@@ -51,7 +51,7 @@ FAILED = -1
 _NUMBERS = {source: number for number, source in enumerate(SOURCES)}
 
 MAX_SECONDS = 1e6
-"""The longest time in which queries arrive. Faults and timers happen in all of it."""
+"""The longest time in which queries arrive. Faults and timers happen throughout."""
 
 GC_THRESHOLD = 100_000
 """New objects between two runs of the garbage collector. A simulation makes next to no cycles, and
@@ -76,7 +76,7 @@ class Simulation:
         nodes: Instance i is on node i modulo `nodes`; None: each has a node to itself.
         config: Bounds of the scheduler.
         seed: Seed of service times.
-        warm_up: Work does not count while this many first queries arrive.
+        warm_up: Work does not count until this many queries have arrived.
         further_rows: The share of a unit's time that each row after the first adds, by role; by
             default nothing, as on an accelerator that is not full.
 

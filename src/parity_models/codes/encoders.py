@@ -129,8 +129,7 @@ class StackEncoder(Encoder):
     """k queries joined along one of their axes (a feature or channel axis), or a new one.
 
     Nothing is lost, and only the first layer of the parity model grows. Works for queries of any
-    shape and dtype; `axis` counts in the query's own axes, or with `new_axis` in the parity
-    query's.
+    shape and dtype; `axis` indexes the query's own axes, or with `new_axis` the parity query's.
     """
 
     name = "stack"

@@ -32,7 +32,7 @@ def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") 
     """Measure the accuracies of a bundle on n queries and labels (n, ...).
 
     The queries are drawn into groups of k; the last group is filled up with queries of the first,
-    which count only there. Each member of a group is unavailable in turn, with all other
+    which are not counted twice. Each member of a group is unavailable in turn, with all other
     predictions and r parity outputs at hand; for r > 1 also sets of 2 to r members, at most
     MOST_SETS each. The backup is judged on every query. Raises DataError for unfit labels.
     """

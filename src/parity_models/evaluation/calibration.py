@@ -4,11 +4,11 @@ Thresholds are tested on held-out queries (Angelopoulos, Bates et al., Learn the
 hypothesis for a threshold is that the outputs above it agree less often than the level. Its p-value
 is binomial; for a single threshold, this is the bound of Clopper and Pearson (Biometrika, 1934).
 Thresholds of a level are tested one after the other, towards more coverage, until a hypothesis is
-not rejected; the threshold before it is taken. So many thresholds need no more risk than one
-(fixed sequence testing). The levels share RISK, so that a choice among them by coverage is wrong
-with at most that probability; a level at which every output may answer passes its share on to the
-next one (Bretz et al., Statistics in Medicine, 2009). Thresholds are quantiles of the confidence in
-queries on which they are not tested.
+not rejected; the threshold before it is taken. In this way, many thresholds need no more risk than
+one (fixed sequence testing). The levels share RISK, so that a choice among them by coverage is
+wrong with at most that probability; a level at which every output may answer passes its share on to
+the next one (Bretz et al., Statistics in Medicine, 2009). Thresholds are quantiles of the
+confidence in queries other than those that test them.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -74,9 +74,9 @@ def calibrate_gates(
 
     The queries must be like those that will be served, and neither model nor stand-in may have been
     fitted to them; labels are not needed. Agreement follows from `metric`. Levels are the usual
-    ones and any that the user `named`, without those that these queries cannot show. With `allowed`
-    classes, gates are one-sided. Raises UserError for levels out of range, and for classes
-    if `metric` does not judge classes.
+    ones and any that the user `named`, if these queries can show them. With `allowed` classes,
+    gates are one-sided. Raises UserError for levels out of range, and for classes if `metric` does
+    not judge classes.
     """
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
@@ -173,7 +173,7 @@ def estimate_coverage(
 
 
 def surest_share(confidence: Floats, agreed: Mask, level: float) -> float:
-    """Return the largest share of the most confident answers (n,) of which `level` agreed."""
+    """Return the largest share of answers (n,), the surest first, that agrees at `level`."""
     order = np.argsort(-confidence, kind="stable")
     right = np.cumsum(agreed[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(right >= level)

@@ -124,8 +124,8 @@ def calibrate(
 ) -> Bundle:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
 
-    A gate lets a stand-in answer if it is so confident that at least a share of such answers, the
-    level, agrees with the deployed model. `parity`, `backup` and `protect` calibrate as well.
+    A gate lets a stand-in answer if it is confident enough: at least the level's share of such
+    answers agrees with the deployed model. `parity`, `backup` and `protect` calibrate as well.
 
     Args:
         bundle: The bundle, or its folder.

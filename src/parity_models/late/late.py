@@ -1,17 +1,17 @@
 """Race a call that is late with a stand-in in this process, or with a copy of the call.
 
 The rule is the `adaptive` policy's, with its run times, risk, benefit, budget and effect. Only the
-driver differs: a client, which knows neither the instances behind its call nor their load. From
-the age at which a call is late, the more beneficial of a stand-in and a copy is started, and later
-the other one. The first answer wins; the rest is cancelled.
+driver differs: a client, which knows neither the instances behind its call nor their load. Once a
+call is late, the more beneficial of a stand-in and a copy is started, and later the other one. The
+first answer wins; the rest is cancelled.
 
-A copy costs the target as much as a call. So copies have a budget, and stop if calls that get one
-are not answered earlier, and while the target is slow for many calls. A stand-in costs computing
-time of this process, which has a budget. While the target is slow for most calls, a stand-in is
-asked in place of each, and the call is made only if it refuses.
+A copy costs the target as much as a call. So copies have a budget, and stop if they bring no
+earlier answers, and while the target is slow for many calls. A stand-in costs computing time of
+this process, which has a budget. While the target is slow for most calls, a stand-in is asked in
+place of each, and the call is made only if it refuses.
 
-A balancer may send a copy to the same slow server as the call. So a call that has as many tasks as
-`adaptive` allows a query still gets another one whenever its age has doubled.
+A balancer may send a copy to the same slow server as the call. So a call that has reached
+`adaptive`'s limit of tasks still gets another one whenever its age has doubled.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ COMPARE_ONE_IN = 20
 """One in this many calls that a stand-in has answered may finish, to compare the answers."""
 
 MAX_COMPARED = 16
-"""The most calls at a time that may finish for this."""
+"""The most calls that run on at a time for a comparison."""
 
 CONGESTED = 4.0
 """The target is slow for a call that takes this many times as long as one that waits in no queue.
@@ -266,8 +266,8 @@ class Late:
         self._risk.ended(now(), task.unit, finished=finished, instances=servers, max_batch=1)
 
     def _server_for_copy(self, calls: int) -> int:
-        """Return the number of the call to repeat, of `calls` to different servers: all but the
-        first in turn, and slow servers only if there are no others."""
+        """Return which of `calls` calls, each to a different server, to repeat: all but the first
+        in turn, and slow servers only if there are no others."""
         if calls == 1:
             return 0
         self._last_server += 1
@@ -405,7 +405,7 @@ class _Race:
         self._launch(task, asyncio.wrap_future(run))
 
     def _launch(self, task: Task, future: "asyncio.Future[Any]") -> None:
-        """Reconsider the call once this task of it makes it late."""
+        """Reconsider the call once this task makes it late."""
         self._running.setdefault(future, task)  # a copy may be the very future of the call
         assert task.unit is not None
         age = self._late._risk.age(self._query, task)
@@ -561,7 +561,7 @@ class _ClientRisk(Risk):
     """
 
     def choice(self, role: str, rows: int = 1) -> Choice:
-        """Return the choice; a stand-in does not work for the servers."""
+        """Return the choice; a stand-in costs the servers no work."""
         choice = super().choice(role, rows)
         return choice if role == DEPLOYED else replace(choice, work=0.0)
 

@@ -98,8 +98,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `queries` are those counted, fewer than `planned` if the load was interrupted: `answered` and
     `errors` by kind add up to them. `offered` and `throughput` are queries due, and answers, per
-    second. `latency` is None without answers. `send_delay` is the delay of requests behind their
-    schedule, the generator's own error, waits for new connections included; None: none was sent.
+    second. `latency` is None without answers. `send_delay` is how late requests were sent (the
+    generator's own error, with waits for new connections); None: none was sent.
     """
 
     load: LoadSpec

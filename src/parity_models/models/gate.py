@@ -89,9 +89,9 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """The gate of one stand-in, with the levels that it can reach, ascending.
 
     `kind` and `tolerance` define agreement (`tasks.metrics.Agreement`); `confidence` is compared
-    with thresholds. They were tested on `queries` queries, with a probability of at most
-    `risk` that the true agreement at any of the levels is below it. If there are classes in
-    `answer_only`, no other class is answered at any level.
+    with thresholds. Tests on `queries` queries leave a probability of at most `risk` that the true
+    agreement at any level is below that level. If there are classes in `answer_only`, no other
+    class is answered at any level.
     """
 
     kind: AgreementKind

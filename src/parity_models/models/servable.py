@@ -106,9 +106,9 @@ def read_servable(
 
     Weights may be in further files next to a file. `axes` are buckets of dynamic axes by name, or
     their bounds; others are read off `queries`, arrays (n, ...) by input. Axes of images (inputs of
-    three axes or more) are fixed to the sizes there. `padding` are the values that fill up shorter
-    rows of inputs, 0 by default. Raises ModelError for a model that cannot be served, and for an
-    axis without a bound; DataError for queries that do not fit.
+    three axes or more) are fixed to their sizes in `queries`. `padding` are the values that fill up
+    shorter rows of inputs, 0 by default. Raises ModelError for a model that cannot be served, and
+    for an axis without a bound; DataError for queries that do not fit.
     """
     path = Path("the module") if isinstance(model, bytes) else model
     content = model if isinstance(model, bytes) else _with_weights(path, read_model(path))

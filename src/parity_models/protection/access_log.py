@@ -53,7 +53,7 @@ MAX_SPAN = 1e6
 """The longest time between the first arrival and the last, in seconds."""
 
 TOLERANCE, OVERTAKEN = 0.001, 0.01
-"""A request may end TOLERANCE seconds before the one ahead of it; a share OVERTAKEN, earlier."""
+"""Requests may end TOLERANCE seconds before the one ahead; a share OVERTAKEN may end earlier."""
 
 NEARBY = 8
 """The run time of a simulated unit is drawn from this many neighbouring runs on a server."""
@@ -142,8 +142,8 @@ class AccessLog:
         """Read a log in CSV with a header, or in JSON lines.
 
         All servers run `instances` requests at a time, by default one on each upstream. Raises
-        UserError for a file that cannot be read, an invalid line, and servers that run unequal or
-        other numbers of requests at a time.
+        UserError for a file that cannot be read, an invalid line, and servers that run unequal
+        numbers of requests at a time, or more in all.
         """
         requests = sorted(_requests(path))
         if not LEAST <= len(requests) <= MOST:

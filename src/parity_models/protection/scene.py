@@ -380,8 +380,8 @@ class Scene:
 def standard_contention(instances: int, seconds: float) -> FaultPlan:
     """Return background transfers as in the paper's experiments, in units of a run of `seconds`.
 
-    There is one for every three instances at all times, each over the links of two, for some 40
-    runs; it delays a unit there by 0.8 runs on average (exponential).
+    At any time there is one per three instances. Each loads the links of two instances for some 40
+    runs, and delays their units by 0.8 runs on average (exponential).
     """
     if instances < 2:
         return FaultPlan()

@@ -21,7 +21,7 @@ The states of a query:
 
     waiting    no task of it runs. `Admission` has taken it; the dispatch rule (dispatch.py) gives
                its original to an instance. If it can no longer be in time while others wait, it
-               ends early, as at its deadline, to make room.
+               ends as if at its deadline, to make room.
     running    a task of it runs. If that fails or its instance is lost, it waits again, up to
                max_attempts times, or is tried alone as a suspect (poison.py).
     decoding   it is being reconstructed, until the driver reports `decoded`.
@@ -69,12 +69,12 @@ class Scheduler(Port):
     """Events in, actions out; see the theory of operation above. Times in seconds.
 
     The contract with the driver: it reports what happened to one instance in order, but an event
-    may be reported late, after timers that were due before it, or twice, or for a unit or an
-    instance that is gone. An event takes effect before timers that have become due in the
-    meantime: an output that has arrived answers its query, however late it is. An event that says
-    nothing new is ignored. A `Cancel` or `Compare` may come for a unit that has ended but is not
-    reported yet; the driver ignores it. If a hook of the policy raises, the queries concerned fail
-    as INTERNAL, and the others go on.
+    may be reported late (after timers that came due after it), twice, or for a unit or an instance
+    that is gone. An event takes effect before timers that have become due in the meantime: an
+    output that has arrived answers its query, however late it is. An event that says nothing new is
+    ignored. A `Cancel` or `Compare` may come for a unit that has ended but is not reported yet; the
+    driver ignores it. If a hook of the policy raises, the queries concerned fail as INTERNAL, and
+    the others go on.
 
     Args:
         policy: The redundancy policy, which serves this scheduler alone.
@@ -308,7 +308,7 @@ class Scheduler(Port):
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
         """One of the driver's timers was `lag` seconds late. `busy` is the share of the time since
-        the previous one in which its thread computed or waited for a processor."""
+        the last report that its thread spent computing or waiting for a processor."""
         self.now = max(self.now, now)
         self.process_load.busy = busy
         self.process_load.waited(lag, self._admission.typical_run)
@@ -578,7 +578,7 @@ class Admission:
     """Estimates how long queries wait and run, and refuses any that cannot be in time.
 
     A server that admits more queries than it can serve answers none in time. So a query is refused
-    at once if the queries that wait before it leave it no time to run. That time follows from the
+    at once if the queries that wait before it leave it no time to run. The wait follows from the
     measured rate of the instances: the queries that ended, for each second that instances spent on
     the deployed model. Copies, failed and cancelled units, and units that still run count as time
     spent; preemptible units do not.
@@ -754,7 +754,7 @@ class BackgroundComparison:
         self._ids = count(-1, -1)  # policies' groups have ids above 0
 
     def takes(self, unit: Unit) -> bool:
-        """Return whether to let a unit that is not needed any more finish, for a comparison.
+        """Return whether a unit that is no longer needed may finish, for a comparison.
 
         If so, a queued comparison of an answered query is given up for it.
         """

@@ -35,11 +35,11 @@ class Dispatch:
     has one queue, and the instance that has been idle longest takes the next task: a slow instance
     takes few, and no query waits behind another on a busy instance while one is idle.
 
-    With `latency-aware`, recently slow instances take last. Each instance's recent service time is
-    an exponentially weighted mean; of the idle instances the fastest takes next. A unit that failed
-    or was cancelled gives a lower bound: it can only make an instance slower. After outlier
-    ejection in load balancers and the latency signal of Prequal (Wydrowski et al., Load is not what
-    you should balance, NSDI 2024).
+    With `latency-aware`, recently slow instances come last. Each instance's recent service time is
+    an exponentially weighted mean; the fastest idle instance comes first. A unit that failed or was
+    cancelled gives a lower bound: it can only make an instance slower. After outlier ejection in
+    load balancers and the latency signal of Prequal (Wydrowski et al., Load is not what you should
+    balance, NSDI 2024).
 
     Stand-ins' tasks go before the deployed model's, as their queries have waited longer.
     Preemptible ones go last, and only while more than `reserve` of the instances that run the

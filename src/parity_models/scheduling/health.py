@@ -7,10 +7,9 @@ dispatched to it:
     ejected     its units fail more often than others'; it comes back after a while
     replaced    it hung, or gave a wrong answer, and is out until it leaves
 
-At most half of the instances of a role are out for failing or hanging, including those that left,
-for any reason, and are not back. An instance that gave a wrong answer is always taken out: a wrong
-answer is worse than none. The others on its node are verified next, as they may be wrong for the
-same reason.
+At most half of a role's instances are out for failing or hanging, counting all that left and are
+not back. An instance that gave a wrong answer is always taken out: a wrong answer is worse than
+none. The others on its node are verified next, as they may be wrong for the same reason.
 
 Wrong answers are found by golden queries, whose answers are known, and by samples: clients' queries
 that other instances answer again. If two agree and a third differs, the third is *examined*, out of
@@ -74,8 +73,8 @@ class Outliers:
 
     A cumulative sum for each instance (Page, Continuous inspection schemes, Biometrika 1954) weighs
     two hypotheses after each event, good or bad. One: the instance does badly as often as the
-    others lately do, with probability p. Two: it does well half as often as they do, so badly with
-    probability (1 + p) / 2. The sum is the logarithm of their likelihood ratio, never below 0.
+    others lately do, with probability p. Two: it does well half as often as they do, that is, badly
+    with probability (1 + p) / 2. The sum is the logarithm of their likelihood ratio, never below 0.
     Inputs that fail on all instances raise p, so that no instance stands out.
     """
 
@@ -153,10 +152,10 @@ class RunLimits:
     A unit that was *overtaken* (one that began later has finished in usual time) gets OVERTAKEN
     times the longest run time of its kind. If it was not, the whole machine may be slow, and the
     unit gets FACTOR times the longest, but no more than the share BEFORE_DEADLINE of the deadline,
-    unless that is less than LEAST_FACTOR times the longest. No limit is below AT_LEAST, or the
-    share OF_DEADLINE of the deadline if that is less, but at least SHORTEST: a machine may be busy
-    for a moment. An overtaken unit gets this on top of the longest run time. A task that is tried
-    again gets the whole deadline: it may be slow.
+    unless that is less than LEAST_FACTOR times the longest. No limit is below the share OF_DEADLINE
+    of the deadline, kept between SHORTEST and AT_LEAST: a machine may be busy for a moment. An
+    overtaken unit gets at least that plus the longest run time. A task that is tried again gets the
+    whole deadline: it may be slow.
 
     By simulation (tests/scheduling/test_hung.py), no instance is replaced in 20,000 queries under
     shuffles, slowdowns, pauses of up to 1 s and run times of log-normal sigma 1.
@@ -419,8 +418,8 @@ class Health:
     # Failing: an instance is ejected when its units fail more often than others'
 
     def _charge_others(self, member: Member, task: Task) -> None:
-        """Charge the instances that failed a task, now that this one has finished it, if their
-        charges were taken back: they were at fault."""
+        """Charge the instances that failed the task, if their charges were taken back: `member` has
+        finished it, so they were at fault."""
         if task.charge and not task.charge[1] and not task.turned_away:
             for name in dict.fromkeys(task.failed_on):
                 if name != member.name and name in self._members:

@@ -31,8 +31,8 @@ MAX_EXCUSED = 3
 """The most losses that are excused because the instance was broken before."""
 
 SOLO_CRASHES, ENDED, HUNG = 2, 2, 1
-"""Enough is a weight of SOLO_CRASHES: ENDED for each instance that ended while it ran the query
-alone, HUNG for each that hung."""
+"""An instance lost while it ran the query alone weighs ENDED, or HUNG if it hung; SOLO_CRASHES in
+all are enough."""
 
 
 class Poison:

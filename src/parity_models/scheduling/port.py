@@ -145,7 +145,7 @@ class Port(ABC):
         self.dispatch.add(task, first=True)
 
     def drop(self, task: Task) -> None:
-        """Take a task that is not needed from its queue, or cancel its unit if it was the last."""
+        """Unqueue a task that is not needed, or cancel its unit if no task in it is needed."""
         if not task.wanted:
             return
         task.wanted = False

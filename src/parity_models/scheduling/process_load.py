@@ -9,8 +9,8 @@ NEWEST = 0.01
 """The weight of the newest measurement."""
 
 SHARE, MIN_LAG = 0.1, 0.002
-"""The process is the bottleneck once the wait exceeds this share of a median run time, and this
-time in seconds, until it is below half of the larger one."""
+"""The process is the bottleneck once the wait exceeds this share of a median run time and this many
+seconds, until it is below half the larger of the two."""
 
 BUSY, NOT_BUSY = 0.9, 0.75
 """It is also the bottleneck once the loop is busy for the share BUSY of the time, until that share

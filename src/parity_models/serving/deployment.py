@@ -235,8 +235,8 @@ class Deployment(ServedVersion):
 def golden_of(
     bundle: Bundle, models: Mapping[str, PinnedModel], roles: Sequence[frozenset[str]]
 ) -> dict[str, Golden]:
-    """Return golden queries, by role, of those models that instances run and that have any. Only
-    one model is loaded at a time.
+    """Return golden queries, by role, of the models that instances run, if they have any. Only one
+    model is loaded at a time.
 
     Raises:
         ModelError: A model was changed since it was checked.

@@ -21,7 +21,7 @@ TRACEPARENT = "traceparent"
 """Likewise, of the trace that a request is part of (W3C Trace Context)."""
 
 TRACESTATE = "tracestate"
-"""Likewise, of the additions of tracing systems."""
+"""Likewise, of what tracing systems add to the trace."""
 
 MAX_ID = 128
 """Characters that an id may have."""
@@ -111,7 +111,7 @@ CURRENT: ContextVar[RequestLog | None] = ContextVar("CURRENT", default=None)
 def headers_for(requests: Iterable[RequestLog]) -> dict[str, str]:
     """Return the headers, or metadata, of a request to another server for these.
 
-    Their ids are joined by commas, as many as fit into one. The trace is that of the first request
+    Their ids are joined by commas, as many as MAX_ID allows. The trace is that of the first request
     that has one.
     """
     headers: dict[str, str] = {}

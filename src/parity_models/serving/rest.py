@@ -265,8 +265,8 @@ class Rest:
     """The service: it refuses a request by its head, or answers it when its body has arrived.
 
     `limits` and `budget` bound the bytes of bodies. Only `clients` may ask for more than the
-    server's health and `open_paths`. Paths in `lacks` do not exist, nor, if `only` is given, do any
-    but those. `pages` are further handlers, with their methods, by path. `tracing` makes spans of
+    server's health and `open_paths`. Paths in `lacks` do not exist; if `only` is given, only its
+    paths do. `pages` are further handlers, with their methods, by path. `tracing` makes spans of
     requests.
     """
 

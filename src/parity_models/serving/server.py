@@ -63,7 +63,7 @@ class Server:
     to `stop`, or as an async context.
 
     async with Server(open_bundle(path), ServeOptions(port=0)) as server:
-        ...  # server.url; server.grpc_url and server.metrics_url, if there are such
+        ...  # server.url; server.grpc_url and server.metrics_url, if any
 
     Args:
         models: The bundle; or the folder of a repository, which has bundles as NAME/VERSION.

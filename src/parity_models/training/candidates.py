@@ -88,8 +88,8 @@ class Lesson:
     """All that the candidates for one deployed model have in common.
 
     `model` is F as a module, and takes `row_seconds` for each of the `queries`, which `queried`
-    describes; `data` are its predictions. `level` is the agreement that is wanted, by default each
-    of LEVELS, and of the `allowed` classes if there are some.
+    describes; `data` are its predictions. `level` is the agreement wanted, by default each of
+    LEVELS; with `allowed` classes, it is that of answers in these.
     """
 
     teacher: Teacher

@@ -21,8 +21,8 @@ BATCH = 128
 
 NARROW = 16
 """A strided 1x1 convolution of fewer channels than these, channels last, corrupts memory on CPUs:
-oneDNN 3.12 computes its gradients over an odd number of rows, on several threads, where it may not
-write. Trainings end in a crash, or differ from run to run."""
+with several threads and an odd number of rows, oneDNN 3.12 writes its gradients out of bounds.
+Trainings end in a crash, or differ from run to run."""
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -155,7 +155,7 @@ def _computes_bfloat16(device: str) -> bool:
 
 
 def mirror(queries: Tensor, which: Tensor) -> Tensor:
-    """Turn the `queries` (n, ..., width) at which `which` (n,) is true left to right."""
+    """Mirror, left to right, the `queries` (n, ..., width) at which `which` (n,) is true."""
     which = which.view(-1, *[1] * (queries.ndim - 1))
     return torch.where(which, queries.flip(-1), queries)
 

@@ -70,8 +70,8 @@ class Fitted:
     """The outcome of a training run; its module is at its best epoch.
 
     `epochs` and `seconds` include those of resumed runs; `best_epoch` 0 is the module
-    as it began. An `interrupted` run is `resumable` if it has a checkpoint, so after its first
-    epoch. A run that `diverged` ended with that epoch.
+    as it began. An `interrupted` run is `resumable` if it has a checkpoint, that is, after its
+    first epoch. A run that `diverged` ended with that epoch.
     """
 
     score: float
@@ -106,11 +106,11 @@ def fit(
         recipe: The optimiser and its learning rate.
         budget: When training ends. It includes judging the module, if that time is known.
         seed: Fixes the order of the data.
-        checkpoint: The file that holds all that is needed to continue, after every epoch, if any.
+        checkpoint: The file, if any, that holds all that is needed to continue after every epoch.
         options: All that determines the run's result, except chance.
         resume: Continue from the checkpoint.
         on_progress: Called several times a second.
-        began: The time (of time.monotonic) from which it counts; by default now.
+        began: The time.monotonic() from which the budget counts; by default now.
         known: The score of a module that was trained before: training does not make it worse.
 
     Raises TrainingError if the first epoch diverges, if the checkpoint cannot be written, and if

@@ -26,7 +26,7 @@ FOLDS = 4
 """Folds of the cross-validation that judges a head."""
 
 FEWEST = 200
-"""The fewest queries that a head learns from; at least a tenth as many agree, and disagree."""
+"""The fewest queries that a head learns from; FEWEST // 10 must agree, and as many disagree."""
 
 LEADING = 8
 """The largest scores of classes that a head looks at."""

@@ -1,4 +1,4 @@
-"""The learning problem of stand-ins, of a backup or of a code's parity models; their scaling.
+"""The learning problems of a backup and of a code's parity models, and their scaling.
 
 Networks train well when inputs and outputs are near unit scale. A user's deployed model may take
 and predict values of any scale, kilometres, prices, pixels to 255, and scale its inputs itself. So
@@ -228,8 +228,8 @@ def scaled(
 
 
 class Scaled(SelfScaling):
-    """`network` of (inputs - shift) * inverse, unless it scales them itself; outputs are times
-    `scale` plus `offset`."""
+    """Runs `network` on (inputs - shift) * inverse, unless it scales them itself; multiplies its
+    outputs by `scale`, and adds `offset`."""
 
     shift: Tensor
     inverse: Tensor

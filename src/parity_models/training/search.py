@@ -116,7 +116,7 @@ JUDGED = 2.0
 """A candidate also needs at least this many times the seconds that judging it takes."""
 
 SHORTEST = 0.1
-"""The least seconds of a training, so that some steps are taken."""
+"""The shortest training in seconds, so that some steps are taken."""
 
 
 def drop(

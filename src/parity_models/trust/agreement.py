@@ -57,8 +57,8 @@ class AgreementTest:
     """Tests whether a share `level` of comparisons agree; the gate is `open` until the test fails.
 
     An instance that answers wrongly is no evidence against the stand-in, and a single tenant's
-    queries are weak evidence. So a gate closes only if the comparisons without the worst instance
-    speak against it too, and those without the worst tenant close it by themselves.
+    queries are weak evidence. So a gate closes only if the comparisons still speak against it
+    without the worst instance, and suffice to close it without the worst tenant.
     """
 
     def __init__(self, level: float) -> None:

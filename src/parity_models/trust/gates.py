@@ -142,8 +142,8 @@ class OutputGate:
     Args:
         chosen: The gate of each stand-in, by the source of its answers. A stand-in without one is
             never too unsure.
-        envelope: The inputs that the stand-ins learned from. Without one, only rows with values
-            that are not finite are unlike, or impossible.
+        envelope: The inputs that the stand-ins learned from. Without one, only rows with non-finite
+            values are unlike, or impossible.
 
     """
 

@@ -26,7 +26,7 @@ MAX_FOLD = 4
 
 
 LEAST_STEPS, LEAST_STEPS_PER_EPOCH = 2000, 16
-"""The least steps of a run, by default, and of an epoch, where small data would give fewer."""
+"""The fewest steps of a run, by default, and of an epoch, even with little training data."""
 
 WARM_UP = 0.2
 """The share of the budget after which the learning rate is reached."""
@@ -199,8 +199,8 @@ def tiles(code: Code) -> Grid:
 
 
 class Fold(nn.Module):
-    """Folds every block of k pixels, or MAX_FOLD, of images (n, *query_shape) into the channels of
-    one place of images `shape` (space to depth)."""
+    """Folds each block of k pixels (MAX_FOLD at most) of images (n, *query_shape) into the channels
+    of one pixel, which gives images of `shape` (space to depth)."""
 
     def __init__(self, k: int, query_shape: Shape) -> None:
         super().__init__()

@@ -40,8 +40,8 @@ BURST = 20.0
 """Redundant tasks that may be sent at once after a time in which few were."""
 
 OLDEST, RESERVE = 2.0, 12.0
-"""RESERVE of them are kept for older queries: at the age of OLDEST median run times a query may use
-all, at one median less it must leave RESERVE."""
+"""RESERVE of them are kept for older queries: a query that is OLDEST median run times old may use
+all; one that is a median younger must leave RESERVE."""
 
 WAITED = 0.5
 """Median run times in the common queue after which the backup takes the original's place."""
@@ -50,7 +50,7 @@ WHILE_BUSY = 0.1
 """Minimum seconds until queries are reconsidered while nothing redundant is sent."""
 
 KEEP_ONE_IN = 8
-"""One of this many answered queries is kept to complete groups of late ones, as each costs time."""
+"""One of this many answered queries is kept to complete groups of late ones; keeping costs time."""
 
 HELD_UP = 0.001
 """An alarm that is more than this many seconds late means that the driver's process was held up."""
@@ -147,7 +147,7 @@ class Adaptive(Policy):
 
     def _keeps_place(self, port: Port, query: Query) -> bool:
         """Return whether the frontend is the bottleneck, or was when an older query arrived that
-        still waits, and that a backup for this one would overtake."""
+        still waits: a backup for this query would overtake it."""
         older = self._last_kept
         keeps = port.process_load.is_bottleneck or (older is not None and older.queue is not None)
         if keeps:
@@ -211,7 +211,7 @@ class Adaptive(Policy):
         self._timer = port.set_timer(at, partial(self._check_fresh, port, at))
 
     def _watch(self, port: Port, query: Query, task: Task) -> None:
-        """Reconsider the query once this task of it makes it late."""
+        """Reconsider the query once this task makes it late."""
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
         at = (port.now + query.due) / 2 if age is None else began + age + port.process_load.lag

@@ -31,7 +31,7 @@ WINDOW, TOLERATED = 200, 0.03
 """A test begins once a larger share than TOLERATED of WINDOW queries is delayed."""
 
 SLICE, SLICE_QUERIES = 0.25, 10
-"""The length of a slice in seconds, and the queries that it has at least."""
+"""The length of a slice in seconds, and its minimum number of queries."""
 
 STEP, LARGEST = 50, 1000
 """A test looks at its result after every STEP queries of each kind, up to LARGEST of them."""

@@ -1,14 +1,14 @@
 """The life cycle of coding groups, shared by the policies with a code.
 
     open     queries join in order of arrival; each is dispatched at once, as if uncoded.
-             Where instances share nodes, queries join at dispatch, a group with none on the same
-             node: then no original waits for a certain node. Queries of different kinds or tenants
-             never share a group; uncoded queries join none
+             Where instances share nodes, a query joins at dispatch, in a group without members on
+             its node, so that no original waits for a particular node. Queries of different kinds
+             or tenants never share a group; uncoded queries join none
     closed   it has k members: full, or, when one of them has waited `max_wait`, filled up with
              recently answered queries, whose predictions are known. Its parity tasks are queued
     over     every member is answered or failed; parity work still queued is dropped
 
-A group of late queries is formed closed (`form`), of queries that run.
+A group of late queries, which are running already, is formed closed (`form`).
 
 While a group is closed, each prediction or parity output that arrives may make missing predictions
 decodable; the code says which, from masks alone. A decodable query is answered at once.
@@ -28,8 +28,7 @@ from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
 MAX_SHARERS = 16
-"""Padding and open, fully answered groups are kept for this many kinds and tenants, the last seen.
-"""
+"""The number of kinds and tenants, the latest, whose padding and answered open groups are kept."""
 
 
 Sharers = tuple[Hashable, Hashable]

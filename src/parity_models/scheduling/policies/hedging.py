@@ -2,7 +2,7 @@
 
 The Tail at Scale sends the copy after the 95th percentile of latency, so that only about 5 % of
 queries are copied. Here the delay is fixed or follows a live quantile, and a budget always bounds
-the copies. Recently slow instances take last (dispatch.py): a copy on a slow instance is useless.
+the copies. Recently slow instances come last (dispatch.py): a copy on a slow instance is useless.
 """
 
 from dataclasses import dataclass

@@ -30,12 +30,12 @@ class Margin:
     """Learn how many instances to leave idle; `run_times` are the originals'.
 
     The number of queries in flight fluctuates by about its square root. With that many instances
-    more than are busy on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for
-    queues with many exponential servers, Operations Research 1981). The share of this margin that
-    is left idle is learned: it falls while the median query is answered about as soon as the median
-    unit has run, and rises when too many queries wait or get slow instances. Where batches are not
-    full, an arriving query joins a batch and needs no idle instance. So the margin shrinks with the
-    square of the share of batches that are full.
+    idle on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for queues with many
+    exponential servers, Operations Research 1981). The share of this margin that is left idle is
+    learned: it falls while the median query is answered about as soon as the median unit has run,
+    and rises when too many queries wait or get slow instances. Where batches are not full, an
+    arriving query joins a batch and needs no idle instance. So the margin shrinks with the square
+    of the share of batches that are full.
     """
 
     def __init__(self, run_times: RunTimes) -> None:

@@ -23,8 +23,8 @@ probability `coverage`); otherwise a copy answers it, one median later:
 Instance time has a price. A queue grows with the load as load / (1 - load), so a second of
 instance time adds 1 / (1 - load)^2 to it, and queries in it are later by 1 / (1 - load), which
 makes each second cost them that much more. Every query that waits now or arrives before the queue
-is empty, waiting / (1 - load) in all, waits for its share. When these begin, they will have waited
-w, as this query had, plus a median:
+is empty, waiting / (1 - load) in all, waits longer by 1 / instances of the task's time. They begin
+after a wait of w, as long as this query's, plus a median:
 
     cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3
               + URGENCY * (1 + w / m) * waiting / (1 - load) / instances)

@@ -84,7 +84,7 @@ and may have a client's names in it."""
 
 BACKLOG = 10_000
 """Calls that have arrived and wait for this process; beyond them, gRPC cancels new ones at random.
-At its default of 1,000, a client that resets streams as it opens them gets others' cancelled."""
+At its default of 1,000, a client that resets streams at once gets others' calls cancelled."""
 
 RESERVE = 100
 """Calls beyond their limit that are let in to be refused, or to ask for the server's health, which
@@ -160,7 +160,7 @@ class GrpcServer:
         self._watches = 0
         self._stopping = False
         self._changes: dict[int, asyncio.Task[None]] = {}
-        """Tasks that end once the health is no longer this one, which all streams wait for."""
+        """By health, the task that ends when the health changes; all streams wait for it."""
         own: dict[str, _Handler] = {}
         for method in SERVICE.methods:
             # A stream of one message, the same to clients, is read when the server chooses to.

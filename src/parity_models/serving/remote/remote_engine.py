@@ -3,11 +3,11 @@
 An upstream counts as `concurrency` instances. They join when it has passed its checks: it is ready,
 has the bundle's models, and predicts the same. They leave when a unit or its health check finds it
 gone, hung or answering garbage; then it is checked again, with a back-off, until it passes. An
-upstream that is away or wrong at the start joins likewise. A unit answered with an error only
+upstream that is away or wrong at the start joins likewise. A unit answered with an error just
 fails, as the fault may be its own. A busy upstream stays, and is left alone for a while.
 
 Faults that overload can cause too (DOUBTS) eject at most half of the instances with one model.
-A recycled instance leaves by itself: its upstream is checked, and its other instances go on unless
+If an instance is recycled, only it leaves: its upstream is checked, and the others go on unless
 that fails. Error texts of upstreams stay in the log: clients learn only the failed instance.
 """
 
@@ -75,7 +75,7 @@ class Fault(StrEnum):
 
 
 DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
-"""Faults that overload, too, can cause, or that many upstreams have at once for a shared reason."""
+"""Faults that overload can cause, too, or that many upstreams have at once for a shared reason."""
 
 
 class UpstreamError(ServingError, UserError):
@@ -389,7 +389,7 @@ class RemoteEngine(Engine):
         return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
 
     def recheck_doubted(self) -> None:
-        """Check at once, as another is back, the upstreams that stayed in use despite a doubt."""
+        """Check at once the upstreams that stayed in use despite a doubt: another is back."""
         for link in self._links:
             if link.kept_for is not None:
                 link.doubted.set()
@@ -427,9 +427,9 @@ class _Link:
     """An upstream's state in the engine: in use or ejected, busy or not, and its units.
 
     `fault` is the reason why it is not in use. `units` has its instances that have joined and not
-    left, each with its unit, if it has one. `kept_for` is the doubt despite which it stays in use,
-    as too many others are out. `doubted` is set to check the upstream at once, because a slot was
-    recycled or another upstream is back, and when it is ejected.
+    left, each with its unit, if it has one. `kept_for` is the doubt that does not eject it, as too
+    many others are out. `doubted` is set to check the upstream at once: a slot was recycled,
+    another upstream is back, or it was ejected.
     """
 
     def __init__(
