@@ -13,6 +13,7 @@ import tritonclient.http as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from parity_models.load.target import target
 from served import ServerProcess
 from text_models import expected, texts, write_text_bundle
 
@@ -67,6 +68,14 @@ def test_metadata_tells_dynamic_axes_and_exact_outputs(server: ServerProcess) ->
         {"name": "mask", "datatype": "INT64", "shape": [-1, -1]},
     ]
     assert about["exact_outputs"] == ["hidden"]
+
+
+async def test_a_load_asks_for_the_outputs_that_stand_ins_give(server: ServerProcess) -> None:
+    queries = texts(2, 4)
+    async with target(server.url) as served:
+        outputs, _ = await served.prepare(queries)(lambda: None)
+    assert [each.name for each in served.outputs] == ["logits"]
+    np.testing.assert_allclose(outputs, expected(queries)["logits"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

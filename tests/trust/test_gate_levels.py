@@ -45,7 +45,7 @@ def test_without_a_word_the_highest_level_up_to_99_is_taken(tmp_path: Path) -> N
     (note,) = ungated(held, ROLES, None)
     assert "the backup answers without a gate, as its calibration reached no level" in note
     (note,) = ungated(bundle(tmp_path, backup=calibration(0.9)), ROLES, None)
-    assert note.endswith(f"calibrate it with: parm calibrate {tmp_path / 'bundle'}")
+    assert note.endswith(f"calibrate it with: parm calibrate {tmp_path / 'bundle'} --inputs FILE")
 
 
 def test_the_lowest_level_is_taken_that_promises_what_is_asked_for(tmp_path: Path) -> None:

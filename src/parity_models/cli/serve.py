@@ -231,7 +231,7 @@ def _notes(server: Server) -> Iterator[str]:
         return
     for each in server.models.index():
         if each.state != "READY" and each.reason != "not loaded":
-            yield f"{each.name} {each.version} is not served: {each.reason}"
+            yield f"{' '.join((each.name, each.version)).strip()} is not served: {each.reason}"
 
 
 def _urls(server: Server) -> str:

@@ -56,7 +56,8 @@ class NoAnswerError(Exception):
 
 
 class Target:
-    """A served model. Requests ask for all of its outputs; the first one is judged.
+    """A served model. Requests ask for the outputs that stand-ins give, or else for all; the first
+    one is judged.
 
     Raises LoadError if the model has tensors that are not rows of numbers.
     """
@@ -72,18 +73,21 @@ class Target:
             raise LoadError(f"model {model.name!r} has no inputs, or no outputs")
         self.model = model
         self.inputs = tuple(map(_tensor, model.inputs))
-        self.judged: TensorMetadata = model.outputs[0]
+        given = tuple(each for each in model.outputs if each.name not in model.exact_outputs)
+        self.outputs = given or model.outputs
+        self.judged: TensorMetadata = self.outputs[0]
         self._client = client
         self._binary = binary
 
     def prepare(self, tensors: Mapping[str, NDArray[Any]]) -> Ask:
         """Write a request of `tensors` (n, *shape), by input; calling the result sends it."""
         ordered = {each.name: tensors[each.name] for each in self.model.inputs}
-        body, headers = write_request(ordered, binary=self._binary)
+        names = [each.name for each in self.outputs] if self.model.exact_outputs else ()
+        body, headers = write_request(ordered, names, binary=self._binary)
         rows = len(tensors[self.model.inputs[0].name])
         # Open axes of outputs are assumed to be no longer than the inputs' longest.
         longest = max(max(array.shape) for array in tensors.values())
-        shapes = [each.shape[1:] for each in self.model.outputs]
+        shapes = [each.shape[1:] for each in self.outputs]
         values = sum(1 + prod(longest if n < 0 else n for n in shape) for shape in shapes)
 
         async def ask(going_out: Callable[[], None]) -> Answers:
@@ -108,7 +112,7 @@ class Target:
 
     def _read(self, content: bytes, length: str | None, rows: int) -> Answers:
         answer = read_response(content, length)
-        only = len(self.model.outputs) == 1
+        only = len(self.outputs) == 1
         found = [each for each in answer.outputs if only or each.name == self.judged.name]
         shape, wanted = found[-1].shape if found else (), (rows, *self.judged.shape[1:])
         if len(shape) != len(wanted) or any(

@@ -249,7 +249,9 @@ def decode_manifest(text: bytes) -> tuple[Manifest, str]:
         content = msgspec.json.decode(text, type=dict[str, Any])
         header = msgspec.convert(content, _Header)
     except (ValueError, RecursionError) as error:  # also msgspec's errors, and UnicodeDecodeError
-        raise BundleError(f"is damaged or not a bundle's manifest: {error}") from error
+        raise BundleError(
+            f"is damaged or not a bundle's manifest: {error}; copy or make the bundle again"
+        ) from error
     if header.format != FORMAT:
         raise BundleError(f"has format {header.format!r}, not {FORMAT!r}: this is another file")
     if header.format_version > FORMAT_VERSION:
@@ -604,7 +606,10 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
         raise BundleError(f"there is no bundle at {folder}; make one with: parm parity")
     path = folder / MANIFEST
     if not path.exists():
-        raise BundleError(f"{folder} is not a bundle: it holds no {MANIFEST}")
+        raise BundleError(
+            f"{folder} is not a bundle: it holds no {MANIFEST}; make one of an ONNX model with "
+            "parm bundle, or with a stand-in with parm protect"
+        )
     content = _read_file(path, MAX_MANIFEST_BYTES)
     with _about(path):
         return decode_manifest(content)

@@ -960,15 +960,19 @@ class Frontend:
         scheduler = self.scheduler
         text = _REDUNDANCY[scheduler.redundancy]
         if scheduler.redundancy is Redundancy.BOTTLENECK:
-            text += f"; reports wait {scheduler.process_load.lag * 1e3:.1f} ms"
+            load = scheduler.process_load
+            text += (
+                f"; it is busy {load.busy:.0%} of the time, reports wait {load.lag * 1e3:.1f} ms"
+            )
         return f"redundant work: {text}"
 
     def log_redundancy(self, at: float) -> None:
-        """Log the state of redundant work if it has changed, at most once in MESSAGE_EVERY
-        seconds."""
+        """Log the state of redundant work if it has changed while queries are in flight, at most
+        once in MESSAGE_EVERY seconds."""
         state = self.scheduler.redundancy
         if (
-            state not in (self._logged, Redundancy.TESTING, Redundancy.OFF)
+            self.in_flight
+            and state not in (self._logged, Redundancy.TESTING, Redundancy.OFF)
             and at >= self._next_message
         ):
             self._logged, self._next_message = state, at + MESSAGE_EVERY

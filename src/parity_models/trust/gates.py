@@ -76,7 +76,7 @@ def ungated(bundle: Bundle, roles: Collection[str], agreement: float | None) -> 
         if calibration is None:
             yield (
                 f"the {stand_in} answers without a gate, as it is not calibrated; calibrate it "
-                f"with: parm calibrate {bundle.path}"
+                f"with: parm calibrate {bundle.path} --inputs FILE"
             )
         elif calibration.at_most(AGREEMENT) is None:
             yield (
@@ -103,7 +103,8 @@ def _level(
             return None
         raise UserError(
             f"{bundle.path} has no calibration of its {stand_in}, so nothing is known of its "
-            f"agreement; calibrate it with held-out queries: parm calibrate {bundle.path}"
+            "agreement; calibrate it with held-out queries: "
+            f"parm calibrate {bundle.path} --inputs FILE"
         )
     if agreement:
         level = calibration.at_least(agreement)
@@ -115,7 +116,7 @@ def _level(
         raise UserError(
             f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
             f"it reaches {reached}: {lower}calibrate it with more queries: "
-            f"parm calibrate {bundle.path} --agreement {agreement:g}"
+            f"parm calibrate {bundle.path} --inputs FILE --agreement {agreement:g}"
         )
     level = None if agreement == 0 else calibration.at_most(AGREEMENT)
     if level is None and calibration.allowed:
