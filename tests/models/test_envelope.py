@@ -280,7 +280,7 @@ def test_the_files_of_earlier_versions_are_read(envelopes: dict[str, Envelope]) 
     old["shape"] = [1, 8, 8]
     found = decode_envelope(msgspec.msgpack.encode(old), envelope.inputs)
     assert encode_envelope(found) == encode_envelope(envelope)
-    with pytest.raises(BundleError, match=r"is of inputs of shape \[1, 8, 8\]"):
+    with pytest.raises(BundleError, match=r"is for inputs of shape \[1, 8, 8\]"):
         decode_envelope(msgspec.msgpack.encode(old), [floats((4,))])
     text = encode_envelope(envelopes["text"])
     further = msgspec.msgpack.decode(text)
@@ -292,7 +292,7 @@ def test_the_files_of_earlier_versions_are_read(envelopes: dict[str, Envelope]) 
 def test_an_envelope_of_others_is_refused(envelopes: dict[str, Envelope], tmp_path: Path) -> None:
     for other, message in (
         (of_rows(DIGITS[:50], OUTPUTS[:, :2]), r"shape \[2\].*\[3\]"),
-        (envelopes["features"], "is of the inputs 'categories'"),
+        (envelopes["features"], "is for the inputs 'categories'"),
     ):
         with pytest.raises(BundleError, match=message):
             bundle_with(other, tmp_path)

@@ -175,7 +175,7 @@ async def test_a_gate_closes_and_opens_again_across_restarts(
             if is_open(frontend):
                 await compared(frontend, engine, wrong=True)
         assert not is_open(frontend)
-        assert "does not answer until it does again" in caplog.text
+        assert "does not answer until it recovers" in caplog.text
         assert frontend.ready
         assert await sources(frontend, engine) == [Source.MODEL] * 2
         refused = "parm_stand_in_answers_refused_total"

@@ -140,7 +140,7 @@ def test_bundles_whose_gate_asks_a_head_that_is_not_there_are_refused(tmp_path: 
     linear_model(tmp_path / "model.onnx", (FEATURES,), (WIDTH,), WEIGHTS)
     model = NewModel(tmp_path / "model.onnx", "linear")
     gates: dict[StandIn, Calibration] = {"backup": Calibration("values", 1.0, "head", 100, 0.05)}
-    with pytest.raises(BundleError, match="by a head, which the backup lacks"):
+    with pytest.raises(BundleError, match="needs a head of the backup, which is missing"):
         write_bundle(tmp_path / "bundle", deployed=model, backup=model, calibration=gates)
     rows = np.zeros((2, WIDTH), np.float32)
     assert np.isnan(confidences("head", rows)).all()

@@ -34,7 +34,7 @@ def calibrate(
     answer_only: Annotated[
         str | None,
         Option(
-            "Classes that stand-ins may answer, see parm protect, or all; by default unchanged.",
+            "Classes that stand-ins may answer (see parm protect), or all; by default unchanged.",
             metavar="CLASS[=LEVEL]",
         ),
     ] = None,

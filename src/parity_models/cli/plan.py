@@ -31,7 +31,7 @@ def plan(
 
     For example: parm plan --rate 200 --service-time 20ms --p99 50ms. The server's own scheduler
     simulates the policies, with the times of the bundle's models, or with --service-time alone.
-    Without --instances, it finds the fewest that suffice. If no plan fits, the nearest one is
+    Without --instances, plan finds the fewest that suffice. If no plan fits, the nearest one is
     printed, and the exit status is 2.
     """
     console = Console()

@@ -43,7 +43,7 @@ class LoadSpec(Options):
     inputs: Annotated[
         str,
         Option(
-            "Queries: .npy, or .npz with inputs or an array for each input, and optionally labels.",
+            "Queries: .npy, or .npz with 'inputs' or an array per input, and optionally 'labels'.",
             metavar="FILE",
         ),
     ] = ""

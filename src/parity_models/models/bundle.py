@@ -571,8 +571,8 @@ def with_measured(bundle: Bundle, **measured: Accuracy | Mapping[StandIn, Calibr
         manifest, digest = decode_manifest(encoded)
     except BundleError as error:
         raise BundleError(
-            "NaN or infinite values, which a model that predicts such values can cause, are not "
-            f"put into {bundle.path}: its {MANIFEST} {error}"
+            f"{bundle.path} cannot hold NaN or infinite values, which its model may predict: its "
+            f"{MANIFEST} {error}"
         ) from error
     new = path.with_name(f".{path.name}.new")
     try:
@@ -758,7 +758,7 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
         backup = manifest.backup if stand_in == BACKUP else None
         outputs = () if backup is None else backup.signature.outputs
         if calibration.confidence == "head" and HEAD not in [each.name for each in outputs]:
-            raise BundleError(f"has a gate of the {stand_in} by a head, which the {stand_in} lacks")
+            raise BundleError(f"has a gate that needs a head of the {stand_in}, which is missing")
 
 
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
@@ -822,10 +822,10 @@ def check_envelope(manifest: Manifest, envelope: Envelope) -> None:
     inputs, output = manifest.deployed.signature.inputs, manifest.imitated_output
     if envelope.inputs != inputs:
         found, needed = (", ".join(map(str, each)) for each in (envelope.inputs, inputs))
-        raise BundleError(f"is of the inputs {found}, the deployed model's are {needed}")
+        raise BundleError(f"is for the inputs {found}; the deployed model's are {needed}")
     if output is None or output.shape != envelope.output_shape:
         found = str(list(envelope.output_shape))
-        raise BundleError(f"is of outputs of shape {found}, the deployed model's is {output}")
+        raise BundleError(f"is for outputs of shape {found}; the deployed model's is {output}")
 
 
 def check_batches(model: OnnxModel) -> None:

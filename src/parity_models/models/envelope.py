@@ -18,7 +18,7 @@ one deviation. Four statistics of z are each compared with a limit that few trai
                Jackson, Mudholkar, Technometrics 1979)
 
 Integers of a narrow range may be ids, whose size says nothing. They have to be in the range of the
-training inputs; a column of features (few, of fixed shape), in the range of its column.
+training inputs or, in features (few, of fixed shape), of their column.
 """
 
 import contextlib
@@ -322,7 +322,7 @@ def channel_axis(query_shape: tuple[int, ...]) -> int | None:
 
 
 def spaced(rows: Array, most: int) -> Array:
-    """Return at most `most` rows of all, but not fewer than 2 (if there are), evenly spaced."""
+    """Return at most `most` of the rows, or 2 if `most` is less, evenly spaced."""
     return rows[:: ceil(len(rows) / max(most, 2))]
 
 
@@ -468,7 +468,7 @@ def _upgraded(content: bytes, inputs: Sequence[Tensor]) -> bytes:
     shape = msgspec.msgpack.decode(file.pop("shape"), type=list[int])
     if [shape] != [list(each.shape) for each in inputs]:
         needed = " and ".join(f"[{', '.join(map(str, each.shape))}]" for each in inputs)
-        raise BundleError(f"is of inputs of shape {shape}, the deployed model's have {needed}")
+        raise BundleError(f"is for inputs of shape {shape}; the deployed model's have {needed}")
     numbers = {name: file.pop(name) for name in Numbers.__struct_fields__ if name in file}
     today = {"inputs": inputs, "parts": [{"type": "numbers", **numbers}], "longest": {}}
     return msgspec.msgpack.encode(file | today)

@@ -249,7 +249,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         for axis in used - self.axes.keys():
             raise ValueError(f"axis {axis!r} is dynamic and has no bound")
         for axis in self.axes.keys() - {axis for each in self.inputs for axis in each.axes}:
-            raise ValueError(f"axis {axis!r} is of no input")
+            raise ValueError(f"axis {axis!r} is in no input")
         bounds = {axis: each.bound for axis, each in self.axes.items()}
         for role, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             names = [each.name for each in tensors]

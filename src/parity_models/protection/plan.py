@@ -196,7 +196,7 @@ def plan(
 
     For example, from numbers alone: plan(service_time=0.02, rate=200, p99=0.05). The server's own
     scheduler simulates the policies, with the times of the bundle's models or those given. Without
-    `instances`, it finds the fewest that suffice.
+    `instances`, plan finds the fewest that suffice.
 
     Args:
         bundle: The bundle to be served, or its folder. Without one, give `service_time`; with a

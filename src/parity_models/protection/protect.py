@@ -74,7 +74,7 @@ JUDGING, CALIBRATING = 2_000, 10_000
 """The most queries that candidates are judged by, and that gates are calibrated with."""
 
 FINISHING, MOST_FINISHING = 22.0, 0.4
-"""Seconds after the search, without the finalists' runs; the largest share of the time for both."""
+"""Seconds after the search besides the finalists' runs; the largest share of the time with them."""
 
 LEAST_SEARCHING = 0.1
 """The smallest share of the time for the search, even if what comes before it took too long."""
@@ -329,7 +329,7 @@ def _affordable(
     if len(queries.train) > most:
         callbacks.say(
             f"the model takes too long to predict for all {len(queries.train):,} queries: {most:,} "
-            "are learned from; give more --minutes for more"
+            "are used; give more --minutes for more"
         )
     judging = ("validation", "validation_labels", "test")
     limits = {"train": most, "calibration": CALIBRATING} | dict.fromkeys(judging, JUDGING)

@@ -94,8 +94,8 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 class HttpConnection(asyncio.Protocol):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
-    With `refused`, that answers every request except those for health and metrics. `peer` is the
-    client's address, `opening` the task that makes the connection, until it is made.
+    With `refused`, this error answers every request except those for health and metrics. `peer` is
+    the client's address, `opening` the task that makes the connection, until it is made.
     """
 
     _transport: asyncio.Transport
@@ -626,7 +626,7 @@ class HttpServer:
             # Until a connection ends, descriptors are numbered from 0 up, without a gap.
             self._fitting = max(0, len(self._connections) - beyond)
         if self._fitting < most:
-            text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
+            text = f"the server may open at most {files:,} files and connections (RLIMIT_NOFILE)"
             most, why = self._fitting, Refused.DESCRIPTORS
         if len(self._connections) >= most:
             self.ended(why)

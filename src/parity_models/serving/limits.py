@@ -44,7 +44,7 @@ class Limits(Options):
     max_body: Annotated[
         int,
         Option(
-            "Maximum size of a request's body in MiB; over gRPC, half of it.",
+            "Maximum size of a request's body in MiB; over gRPC, half that.",
             unit=BYTES,
             above=0,
         ),

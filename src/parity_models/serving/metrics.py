@@ -153,9 +153,7 @@ class Metrics:
         )
 
         # Instances
-        self.restarts = counter(
-            "parm_instance_restarts", "Instances that joined after the start, for lost ones."
-        )
+        self.restarts = counter("parm_instance_restarts", "Instances that joined after the start.")
         self.recycled = counter(
             "parm_instances_recycled", "Replaced instances.", "reason", known=RecycleReason
         )

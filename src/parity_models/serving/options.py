@@ -78,7 +78,7 @@ class ServeOptions(Options):
     extra_instances: Annotated[
         int | None,
         Option(
-            "How many of these run only stand-ins, if the policy has such; by default r of k + r.",
+            "How many of these run only stand-ins, if the policy has any; by default r of k + r.",
             at_least=1,
         ),
     ] = None
@@ -99,7 +99,7 @@ class ServeOptions(Options):
     reuse_port: Annotated[
         bool,
         Option(
-            "Share the ports with this user's servers, so that a restart in place loses nothing."
+            "Share the ports with your other servers, so that a restart in place loses nothing."
         ),
     ] = False
     ui: Annotated[bool, Option("Show a live page, at /ui/, to browsers on this machine.")] = False
@@ -144,7 +144,7 @@ class ServeOptions(Options):
     share_groups: Annotated[
         bool,
         Option(
-            "Let requests without a tenant share coding groups, in which one can spoil others.",
+            "Let requests without a tenant share coding groups, where one query can spoil others.",
         ),
     ] = False
     faults: FaultPlan | None = None

@@ -78,8 +78,8 @@ class RepositoryModel:
 
     Args:
         folder: Holds the versions; its name is the model's.
-        open_version: Returns the deployment of a version, which is not started yet, given the
-            instances that may start at once; None: all.
+        open_version: Returns a version's deployment, not yet started, given how many instances may
+            start at once; None: all.
 
     """
 
@@ -88,7 +88,7 @@ class RepositoryModel:
         self.current: str | None = None
         """The version that takes requests."""
         self.running: dict[str, Deployment] = {}
-        """The versions that have instances, those that are ending included."""
+        """The versions that have instances, including those that are ending."""
         self._folder = folder
         self._open_version = open_version
         self._loading: str | None = None
@@ -155,7 +155,7 @@ class RepositoryModel:
         raise UnavailableError(f"{name} is not served: {why or 'it is being loaded'}")
 
     def index(self) -> list[IndexEntry]:
-        """Return all versions, those that still run without their folder included."""
+        """Return all versions, including those that still run without a folder."""
         entries = []
         for name in sorted({*versions_in(self._folder), *self.running}, key=int):
             reason = self._reasons.get(name, "not loaded")
@@ -430,8 +430,8 @@ def asked_version(parameters: Mapping[str, Any]) -> str | None:
         )
     if (config := parameters.get("config")) is not None:
         what = (
-            'the config, which names one version, as {"version_policy": {"specific": '
-            '{"versions": [2]}}}, and has nothing else,'
+            'the config (one version and nothing else, as {"version_policy": {"specific": '
+            '{"versions": [2]}}})'
         )
         policy = read_json(_CONFIG, memoryview(str(config).encode()), what).version_policy
         return str(policy.specific.versions[0])

@@ -199,7 +199,7 @@ class StandIns:
             _log.warning("the %s agrees in %g of cases again, and answers again", source, level)
         else:
             _log.warning(
-                "the %s agrees in less than %g of cases, and does not answer until it does again; "
+                "the %s agrees in less than %g of cases, and does not answer until it recovers; "
                 "have the queries changed since it was trained and calibrated?",
                 source,
                 level,

@@ -113,5 +113,5 @@ def test_a_load_asks_for_a_version() -> None:
     assert asked_version({"config": policy}) == "2"
     other = (policy.replace("2", "2, 1"), policy.replace("{", '{"name": "x", ', 1))
     for config in ("{}", *other, "[", 3):
-        with pytest.raises(InvalidRequestError, match=r"names one version.* cannot be read"):
+        with pytest.raises(InvalidRequestError, match=r"one version.* cannot be read"):
             asked_version({"config": config})
