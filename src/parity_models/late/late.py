@@ -38,8 +38,8 @@ from parity_models.models.onnx_model import run_options
 from parity_models.models.signature import Batch
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.adaptive import BURST, HELD_UP, OLDEST, RESERVE, Adaptive
-from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
+from parity_models.scheduling.policies.policy import Budget
 from parity_models.scheduling.policies.risk import Choice, Risk
 from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.scheduling.run_times import RunTimes

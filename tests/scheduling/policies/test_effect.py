@@ -12,8 +12,8 @@ from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.policies import Adaptive, Redundancy
 from parity_models.scheduling.policies.adaptive import BURST
-from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
+from parity_models.scheduling.policies.policy import Budget
 
 LIMIT = 1.0
 

@@ -27,10 +27,15 @@ from typing import Annotated
 from parity_models.options import Option
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.dispatch import LATENCY_AWARE
-from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.policy import Policy, Redundancy, StandIns, rows_needed
+from parity_models.scheduling.policies.policy import (
+    Budget,
+    Policy,
+    Redundancy,
+    StandIns,
+    rows_needed,
+)
 from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes

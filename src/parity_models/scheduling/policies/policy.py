@@ -1,4 +1,4 @@
-"""The hooks of a redundancy policy, and the stand-ins that it may ask."""
+"""The hooks of a redundancy policy, the stand-ins that it may ask, and its budget."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -164,3 +164,29 @@ class Policy:
 
     def resolved(self, port: Port, query: Query) -> None:
         """The query has just been answered or failed."""
+
+
+class Budget:
+    """Allow `share` redundant tasks per query on average: at most `burst` + share * n for n
+    consecutive queries."""
+
+    def __init__(self, share: float, burst: float = 10.0) -> None:
+        self._share = share
+        self._burst = self._saved = burst
+
+    def earn(self) -> None:
+        """Add the share of a query that arrived."""
+        saved = self._saved + self._share
+        self._saved = saved if saved < self._burst else self._burst
+
+    @property
+    def left(self) -> float:
+        """The tasks that may be sent now."""
+        return self._saved
+
+    def spend(self) -> bool:
+        """Spend a task. Return whether the budget allowed it."""
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
