@@ -763,7 +763,8 @@ class BackgroundComparison:
         self._not_needed += 1
         port = self._port
         is_due = self._not_needed % port.config.compare_one_in == 0
-        is_due = is_due or source_of(unit.role) in port.closed_gates
+        if port.closed_gates and source_of(unit.role) in port.closed_gates:
+            is_due = True
         if self._compared in port.units or not is_due:
             return False
         self._compared = unit.id
