@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,9 +32,8 @@ def known(coverage: float = 1.0, *, backup: bool = True) -> Service:
     return Service(times, stand_ins, {"backup": coverage}, 0.99, overhead=0.0)
 
 
-def planner(service: Service | None = None, **goal: object) -> Planner:
-    fields = {"rate": 50.0, "queries": 2000, **goal}
-    return Planner(service or known(), Goal(**fields))  # type: ignore[arg-type]  # as given
+def planner(service: Service | None = None, **goal: Any) -> Planner:
+    return Planner(service or known(), Goal(**{"rate": 50.0, "queries": 2000, **goal}))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import count, pairwise
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,10 @@ class Fleet:
     """
 
     def __init__(
-        self, instances: int, output: Output, rule: str = SINGLE_QUEUE, **config: int
+        self, instances: int, output: Output, rule: str = SINGLE_QUEUE, **config: Any
     ) -> None:
         config = {"verify_every": 100, "sample_every": 100, **config}
-        settings = SchedulerConfig(**config)  # type: ignore[arg-type]  # all that are given are int
+        settings = SchedulerConfig(**config)
         self.world = World(
             Scheduler(NoRedundancy(), settings, Dispatch(rule)), None, settings.max_batch
         )

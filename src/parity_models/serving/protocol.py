@@ -732,8 +732,10 @@ async def read_array(
 
 
 _LIST_OF: dict[str, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(list[of])  # type: ignore[valid-type]  # a type from a table
-    for kind, of in {"b": bool, "i": int, "u": int, "f": float}.items()
+    "b": msgspec.json.Decoder(list[bool]),
+    "i": msgspec.json.Decoder(list[int]),
+    "u": msgspec.json.Decoder(list[int]),
+    "f": msgspec.json.Decoder(list[float]),
 }
 """Decoders of arrays of numbers, by the kind of their dtype."""
 

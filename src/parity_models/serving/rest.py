@@ -276,7 +276,7 @@ class Rest:
         limits: Limits,
         budget: ByteBudget,
         *,
-        clients: Clients = Clients(),  # noqa: B008  # immutable
+        clients: Clients = Clients(),
         lacks: Collection[str] = (),
         only: Collection[str] | None = None,
         pages: Mapping[str, tuple[str, Handler]] | None = None,

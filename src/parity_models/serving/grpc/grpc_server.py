@@ -139,7 +139,7 @@ class GrpcServer:
         limits: Limits,
         budget: ByteBudget,
         *,
-        clients: Clients = Clients(),  # noqa: B008  # immutable
+        clients: Clients = Clients(),
         reuse_port: bool = False,
         tracing: "Tracing | None" = None,
     ) -> None:
