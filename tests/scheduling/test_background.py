@@ -1,9 +1,24 @@
 """Stand-ins are compared with the model: units that come too late, and answered queries."""
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import adaptive_world
 import scheduling_world
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.actions import Compare, Encode, Run
-from parity_models.scheduling.policies import Adaptive, Parity, Policy, Pool, StandIns
+from parity_models.scheduling.policies import (
+    Adaptive,
+    ApproximateBackup,
+    Parity,
+    Policy,
+    Pool,
+    StandIns,
+)
+from parity_models.scheduling.race import KNOWN
+from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import World, code
 
 EVERY = 10.0
@@ -15,7 +30,7 @@ def world_of(policy: Policy, instances: int = 2, every: float = EVERY) -> World:
 
 
 def adaptive(*, parity: bool = False, backup: bool = False) -> Policy:
-    return Adaptive(StandIns(code() if parity else None, backup))
+    return Adaptive(StandIns(code() if parity else None, backup), Adaptive.Options(differ=0.0))
 
 
 def answer(world: World, tenant: str | None = None, *, exact: bool = False) -> int:
@@ -147,3 +162,63 @@ def test_who_comes_alone_does_not_keep_others_from_being_compared_for_ever() -> 
     answer(world, "other")
     answer(world, "other")
     assert comparisons(world) == [parity_role(0)]
+
+
+# Audits of answers that stand-ins gave
+
+
+def audited(instances: str = "ab", **config: Any) -> tuple[World, int]:
+    """The backup has answered a query, whose original runs if there are two instances."""
+    roles = dict.fromkeys(instances, frozenset({DEPLOYED, BACKUP}))
+    policy = ApproximateBackup()
+    world = scheduling_world.world_of(roles, policy, compare_one_in=1, compare_every=0, **config)
+    (query,) = world.arrive(1)
+    return world, query
+
+
+def test_the_model_runs_on_to_be_compared_with_an_answer_of_a_stand_in() -> None:
+    world, query = audited()
+    world.finish("b")
+    assert world.answers == {query: Source.BACKUP}
+    assert not world.cancelled
+    assert query in world.inputs
+    world.finish("a")
+    assert world.audited == {query}
+    assert not world.inputs
+
+
+@pytest.mark.parametrize("lose", ["fail", "leave"])
+def test_an_audit_ends_with_the_unit_or_the_instance(lose: str) -> None:
+    world, _ = audited()
+    world.finish("b")
+    getattr(world, lose)("a")
+    assert not world.running
+    assert not world.inputs | world.audited
+    assert world.scheduler.size() == 0
+
+
+def queued_audit(busy: int) -> World:
+    """The model is only asked after the backup, and so many queries come meanwhile."""
+    world = adaptive_world.world_of(1, adaptive_world.BACKUPS, doubts=[0.0] * KNOWN)
+    world.scheduler.config = replace(world.scheduler.config, compare_one_in=1)
+    world.arrive(1)
+    world.arrive(busy, exact=True)
+    world.finish("0")
+    assert world.answers == {0: Source.BACKUP}
+    return world
+
+
+def test_a_queued_audit_delays_no_query() -> None:
+    world = queued_audit(2)
+    for query in (1, 2, 0):
+        assert world.running["0"].subjects == (query,)
+        world.finish("0")
+    assert world.audited == {0}
+
+
+def test_a_queued_audit_is_given_up_at_the_deadline() -> None:
+    world = queued_audit(1)
+    world.leave("0")
+    world.pass_time(SchedulerConfig().deadline)
+    assert world.queued(DEPLOYED) == world.scheduler.size() == 0
+    assert not world.inputs | world.audited

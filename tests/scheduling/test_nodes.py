@@ -114,9 +114,9 @@ def test_no_query_waits_for_a_node_while_an_instance_is_idle(
 SOME = st.sets(st.sampled_from("abcdef"))
 
 
-@given(idle=st.sampled_from("abcdef"), failed=SOME, taken=SOME, avoid=SOME, shared=st.booleans())
+@given(idle=st.sampled_from("abcdef"), failed=SOME, taken=SOME, shared=st.booleans())
 def test_an_idle_instance_takes_a_task_unless_others_that_are_up_suit_it_better(
-    idle: str, failed: set[str], taken: set[str], avoid: set[str], shared: bool
+    idle: str, failed: set[str], taken: set[str], shared: bool
 ) -> None:
     dispatch = Dispatch()
     node = {each: f"node {ord(each) % 2 if shared else each}" for each in "abcdef"}
@@ -126,12 +126,12 @@ def test_an_idle_instance_takes_a_task_unless_others_that_are_up_suit_it_better(
             dispatch.occupy(each)
     taken = taken - {idle}
     running = [Task(DEPLOYED, 2, "image", instance=each) for each in sorted(taken)]
-    task = Task(DEPLOYED, 1, "image", failed_on=sorted(failed), avoid=avoid)
+    task = Task(DEPLOYED, 1, "image", failed_on=sorted(failed))
     task.apart.append([task, *running])
     dispatch.add(task)
     suited = set(node)
     beside = {each for each in node if node[each] in {node[one] for one in taken}}
-    for worse in (failed, taken, beside, avoid):
+    for worse in (failed, taken, beside):
         suited = suited - worse or suited
     assert [instance for instance, _ in dispatch.assign(1)] == [idle] * (idle in suited)
 
@@ -153,3 +153,18 @@ def test_the_latency_aware_rule_avoids_the_slow() -> None:
     served_in_turn(world, 100, slow="3")
     later = served_in_turn(world, 400, slow="3")
     assert later["3"] == 0
+
+
+def test_a_stand_in_s_short_units_do_not_make_a_slow_instance_look_fast() -> None:
+    dispatch = Dispatch(LATENCY_AWARE)
+    for instance in ("slow", "fast"):
+        dispatch.join(instance, ORIGINALS | {BACKUP}, None)
+    for role, seconds, units in ((DEPLOYED, 1.0, 10), (BACKUP, 0.01, 10)):
+        for instance, factor in (("slow", 3), ("fast", 1)) * units:
+            dispatch.occupy(instance)
+            dispatch.mark_idle(instance, factor * seconds, role=role)
+    dispatch.occupy("fast")
+    dispatch.mark_idle("fast", 1.0)  # its newest unit is the longest
+    dispatch.add(Task(DEPLOYED, 1, "image"))
+    assert [instance for instance, _ in dispatch.assign(1)] == ["fast"]
+    assert dispatch.pace("slow") > 2 * dispatch.pace("fast")

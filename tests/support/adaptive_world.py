@@ -1,16 +1,18 @@
 """Worlds under the adaptive policy, which knows how long units take, or is told so by hand."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import scheduling_world
-from parity_models.roles import DEPLOYED, parity_role
+from parity_models.roles import BACKUP, parity_role
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.port import Port
+from parity_models.scheduling.race import KNOWN
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import Task, Unit
-from scheduling_world import ORIGINALS, World, code
+from parity_models.scheduling.work import Unit
+from scheduling_world import World, code
 
 PARITY = parity_role(0)
 CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backup=True), StandIns(code(), True)
@@ -27,23 +29,19 @@ def run_times(*units: tuple[float, bool]) -> RunTimes:
     return times
 
 
-def ran(
-    world: World, policy: Adaptive, seconds: float, *instances: str, role: str = DEPLOYED
-) -> None:
-    """The policy hears that each of these has run a unit of this role for so long."""
-    port = port_at(world.now, policy, world.roles)
-    for instance in instances:
-        tasks = [Task(role, -1, "image")]
-        unit = Unit(-1, instance, role, tasks, world.now - seconds, took=seconds)
-        policy.unit_ended(port, unit, finished=True)
+def teach(policy: Adaptive, doubts: Iterable[float] = (), seconds: float = 0.01) -> None:
+    """Stand-ins have run units that took so long; the backup's outputs had these doubts."""
+    for role in (BACKUP, PARITY):
+        for _ in range(KNOWN):
+            unit = Unit(-1, "", role, [], 0.0, took=seconds)
+            policy.unit_ended(port_at(0.0, policy), unit, finished=True)
+    for doubt in doubts:
+        policy.race_rule.output(seconds, doubt)
 
 
-def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:
+def port_at(now: float, policy: Policy) -> Port:
     """A port on which nothing has happened, for a policy that is told something by hand."""
-    dispatch = Dispatch()
-    for instance in up:
-        dispatch.join(instance, ORIGINALS, None)
-    port = Scheduler(policy, dispatch=dispatch)
+    port = Scheduler(policy)
     port.now = now
     return port
 
@@ -53,9 +51,15 @@ def world_of(
     stand_ins: StandIns = CODE,
     units: list[tuple[float, bool]] = SOME_SLOW,
     dispatch: Dispatch | None = None,
+    *,
+    doubts: Iterable[float] | None = None,
+    **options: Any,
 ) -> World:
-    """Return idle instances, and a policy that has seen these units, as for `run_times`."""
-    policy = Adaptive(stand_ins, run_times=run_times(*units))
+    """Return idle instances, and a policy that has seen these units, as for `run_times`, and
+    outputs of quick stand-ins with these `doubts`."""
+    policy = Adaptive(stand_ins, Adaptive.Options(**options), runs=run_times(*units))
+    if doubts is not None:
+        teach(policy, doubts)
     names = map(str, range(instances))
     return scheduling_world.world_of(names, policy, code=code(), dispatch=dispatch)
 

@@ -11,6 +11,7 @@ from itertools import cycle
 from random import Random
 from typing import Any
 
+from adaptive_world import teach
 from parity_models.codes import Code
 from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.actions import Reason
@@ -20,7 +21,6 @@ from parity_models.scheduling.health import MAX_AGREED, MAX_ASKED, State
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
-    Cascade,
     EqualResources,
     Hedging,
     NoRedundancy,
@@ -30,10 +30,11 @@ from parity_models.scheduling.policies import (
     Replication,
     StandIns,
 )
+from parity_models.scheduling.race import FIRST, KNOWN
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.frontend import Observer
-from parity_models_lab.latency.rivals import ProteusLike, SlackFit
+from parity_models_lab.latency.rivals import Cascade, ProteusLike, SlackFit
 from scheduling_world import World, code
 
 TENANTS = (None, None, "one", "other")
@@ -52,12 +53,16 @@ def _learned() -> RunTimes:
 
 def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Policy:
     has = options["stand_ins"]
-    return Adaptive(StandIns(code if "code" in has else None, "backup" in has), run_times=run_times)
+    stand_ins = StandIns(code if "code" in has else None, "backup" in has)
+    policy = Adaptive(stand_ins, Adaptive.Options(differ=options["differ"]), runs=run_times)
+    if run_times.median:
+        teach(policy, [doubt / KNOWN for doubt in range(KNOWN)])
+    return policy
 
 
 STAND_INS = [("code",), ("backup",), ("code", "backup")]
 
-OTHERS = ("wait", "budget", "copies", "stand_ins", "gated")
+OTHERS = ("wait", "budget", "copies", "stand_ins", "gated", "differ", "doubt")
 """The options that are not those of parity."""
 
 BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
@@ -87,7 +92,7 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
 def every_policy(wait: float) -> dict[str, Callable[[Code], Policy]]:
     """Builders of policies that send redundant work after so many seconds."""
     usual: dict[str, Any] = {"wait": wait, "budget": 1.0, "copies": 2, "max_group_wait": wait}
-    usual["stand_ins"] = ("code", "backup")
+    usual |= {"stand_ins": ("code", "backup"), "differ": 1.0}
 
     def build(kind: str, options: dict[str, Any], code: Code) -> Policy:
         return BUILDERS[kind](code, usual | options)
@@ -116,13 +121,18 @@ class Setup:
         policy = BUILDERS[self.policy](self.code, self.options)
         scheduler = Scheduler(policy, self.config, Dispatch(self.dispatch))
         world = World(scheduler, self.code, self.config.max_batch)
-        world.refuses = self.refuses
+        world.refuses, world.doubt = self.refuses, self.doubt
         return world, policy
 
     def refuses(self, query: int, source: Source = Source.RECONSTRUCTION) -> bool:
         """Return whether no stand-in may answer the query."""
         gated: int = self.options["gated"]
         return query % 4 < gated
+
+    def doubt(self, query: int, source: Source) -> float:
+        """Return the probability that a stand-in is wrong about the query."""
+        most: float = self.options["doubt"]
+        return most * (query % 5) / 4
 
 
 def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
@@ -141,6 +151,8 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "copies": choose([2, 3]),
             "stand_ins": choose(STAND_INS),
             "gated": choose([0, 0, 1, 4]),
+            "differ": choose([0.0, 0.001, 0.1]),
+            "doubt": choose([0.0, 0.01, 1.0]),
         },
         SchedulerConfig(
             max_batch=choose([1, 2, 3]),
@@ -150,6 +162,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             verify_every=choose([0, 0, 1, 3]),
             sample_every=choose([0, 1, 5]),
             share_groups=choose([True, True, False]),
+            compare_one_in=choose([1, 3]),
         ),
         choose([None, 1, 2, 3, 4]),
     )
@@ -263,6 +276,8 @@ def run_history(
                 world.finish(instance)
             else:
                 world.end(instance)
+    if isinstance(policy, Adaptive):
+        assert world.spent <= setup.options["differ"] * (world.arrived + FIRST) + 1e-9
     return world
 
 
@@ -312,4 +327,7 @@ def check_nothing_is_left(world: World, k: int) -> None:
     if any(DEPLOYED in roles for roles in world.roles.values()):
         (last,) = world.arrive(1)
         while last not in world.answers or world.running:
-            world.finish(min(world.running))
+            if world.verifying:
+                world.verify(min(world.verifying))
+            else:
+                world.finish(min(world.running))

@@ -14,6 +14,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.actions import (
     Action,
     Answer,
+    Audit,
     Cancel,
     Compare,
     Decode,
@@ -85,6 +86,9 @@ class World:
     kinds: dict[int, str] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
     compared: set[int] = field(default_factory=set)
+    audited: set[int] = field(default_factory=set)
+    spent: float = 0.0
+    """The doubts of all answers."""
     log: list[Action] = field(default_factory=list)
     unreported: dict[str, Run] = field(default_factory=dict)
     """Units that have ended, which the scheduler does not know yet, by instance."""
@@ -94,6 +98,8 @@ class World:
     """The slots whose reconstructions cannot be right."""
     refuses: Callable[[int, Source], bool] = lambda query, source: False
     """Returns whether the stand-in with this source may not answer this query."""
+    doubt: Callable[[int, Source], float] = lambda query, source: 0.0
+    """Returns the probability that this stand-in's output for this query is wrong."""
     observer: Observer = field(default_factory=Observer)
     """Is told what a driver would tell it."""
 
@@ -169,7 +175,8 @@ class World:
         self.over.add(run.unit)
         source, is_backup = source_of(run.role), run.role == BACKUP
         refused = [q for q in run.subjects if is_backup and self.refuses(q, source)]
-        self.do(self.scheduler.unit_finished(self.now, run.unit, refused))
+        doubts = {query: self.doubt(query, source) for query in run.subjects if is_backup}
+        self.do(self.scheduler.unit_finished(self.now, run.unit, refused, doubts=doubts))
 
     def fail(self, instance: str, busy: float = 0.0) -> None:
         """Its unit or golden query fails, or it turns that away as it is busy for so long."""
@@ -213,7 +220,7 @@ class World:
         at_once = {action.unit for action in actions if isinstance(action, Compare)}
         for action in actions:
             if isinstance(action, Run) and action.unit not in at_once:
-                assert not self._ended(action), "answered queries do not run, but for comparisons"
+                assert not self._ended(action), "answered queries run only to be compared"
             self.log.append(action)
             getattr(self, f"_{type(action).__name__.lower()}")(action)
         for action in actions:
@@ -224,7 +231,11 @@ class World:
                     if self.refuses(action.members[slot], Source.RECONSTRUCTION)
                 ]
                 wrong = {*self.wrong, *refused}
-                self.do(self.scheduler.decoded(self.now, action.group, wrong))
+                doubts = {
+                    slot: self.doubt(action.members[slot], Source.RECONSTRUCTION)
+                    for slot in action.slots
+                }
+                self.do(self.scheduler.decoded(self.now, action.group, wrong, doubts))
 
     def _run(self, run: Run) -> None:
         busy = self.running.keys() | self.unreported.keys()
@@ -246,7 +257,10 @@ class World:
         self.running[run.instance] = run
 
     def _ended(self, run: Run) -> bool:
-        return run.role in (DEPLOYED, BACKUP) and bool(self.answers.keys() & set(run.subjects))
+        answers = [self.answers[query] for query in run.subjects if query in self.answers]
+        if run.role == DEPLOYED:  # the answers of stand-ins are audited
+            return Source.MODEL in answers
+        return run.role == BACKUP and bool(answers)
 
     def _check_apart(self, run: Run, members: tuple[int, ...]) -> None:
         shared = set(run.subjects) & set(members)
@@ -292,7 +306,15 @@ class World:
         assert answer.query in outputs[answer.source]
         refused = answer.source.stands_in and self.refuses(answer.query, answer.source)
         assert not refused, "refused answers are not given"
+        assert answer.doubt == self.doubt(answer.query, answer.source) * answer.source.stands_in
         self.answers[answer.query] = answer.source
+        self.spent += answer.doubt
+
+    def _audit(self, audit: Audit) -> None:
+        assert self.answers[audit.query].stands_in
+        assert audit.query in self.inputs & self.predictions, "what is compared is at hand"
+        assert audit.query not in self.audited, "audited once"
+        self.audited.add(audit.query)
 
     def _fail(self, fail: Fail) -> None:
         assert fail.query not in self.answers, "not failed after it was answered"

@@ -80,10 +80,23 @@ class Decode(Action, frozen=True):
 
 
 class Answer(Action, frozen=True):
-    """Answer the query from this source, whose output has arrived."""
+    """Answer the query from this source, whose output has arrived.
+
+    `doubt`: the probability that a stand-in's output differs from the model's prediction.
+    """
 
     query: int
     source: Source
+    doubt: float = 0.0
+
+
+class Audit(Action, frozen=True):
+    """Compare a stand-in's answer to the query with the model's prediction, which has arrived.
+
+    The query was drawn at random among those that stand-ins answered.
+    """
+
+    query: int
 
 
 class Fail(Action, frozen=True):

@@ -1,6 +1,6 @@
 """A policy and a dispatch rule, chosen by name in commands, files and programs."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from parity_models.errors import UserError
@@ -54,6 +54,22 @@ class PolicyChoice:
     def rule(self) -> str:
         """The name of the dispatch rule."""
         return self.dispatch or self.policy.rule
+
+    @property
+    def has_budget(self) -> bool:
+        """True if the policy has a budget of answers that may differ from the model's."""
+        return any(each.name == "differ" for each in declared_in(self.policy.Options))
+
+    def within(self, differ: float | None) -> "PolicyChoice":
+        """Return the choice with this budget of answers that may differ; None: as it is.
+
+        Raises UserError if the policy has no such budget, or if the choice already says one.
+        """
+        if differ is None:
+            return self
+        if "differ" in self.options:
+            raise UserError(f"give --differ or {self}, not both")
+        return replace(self, options={**self.options, "differ": differ})
 
     def written_out(self) -> dict[str, Any]:
         """Return the names and all options' values, defaults included, to write to a file."""

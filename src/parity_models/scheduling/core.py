@@ -34,7 +34,7 @@ instances the dispatch rule has.
 """
 
 import heapq
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from math import inf
@@ -45,6 +45,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.actions import (
     Action,
     Answer,
+    Audit,
     Compare,
     Encode,
     Fail,
@@ -55,14 +56,20 @@ from parity_models.scheduling.actions import (
     WakeAt,
 )
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.effect import Redundancy
 from parity_models.scheduling.health import Health, State
 from parity_models.scheduling.poison import Poison
-from parity_models.scheduling.policies.policy import Policy, Redundancy, StandIns, rows_needed
+from parity_models.scheduling.policies.policy import Policy, StandIns, rows_needed
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query, SchedulerConfig, Task, Unit
 
 _SUBJECT = attrgetter("subject")
+
+MAX_AUDITED = 64
+"""The most answers of stand-ins that wait at a time to be compared with the model's."""
+
+NO_DOUBTS: Mapping[int, float] = {}
 
 
 class Scheduler(Port):
@@ -96,6 +103,9 @@ class Scheduler(Port):
         self._health = Health(self)
         self._poison = Poison(self, policy)
         self._background = BackgroundComparison(self, policy.asks)
+        self._random = Random(config.seed)
+        self._audited: set[Task] = set()
+        """The tasks of the model that run on, or wait, only to be compared."""
         self._overdue: list[Query] = []
         """Queries past their deadline that are being decoded."""
         self._wake_at: float | None = None
@@ -181,6 +191,7 @@ class Scheduler(Port):
         unit: int,
         unusable: Collection[int] = (),
         *,
+        doubts: Mapping[int, float] = NO_DOUBTS,
         ended_at: float | None = None,
     ) -> list[Action]:
         """An instance has run a unit; the driver holds its outputs.
@@ -190,6 +201,8 @@ class Scheduler(Port):
             unit: The id of the unit.
             unusable: The subjects with an impossible or rejected output. If a stand-in gave it, it
                 answers no query; if the deployed model did, it answers only its own query.
+            doubts: The probability for each subject that the backup's output differs from the
+                model's prediction; 0 by default.
             ended_at: The time at which the instance was done, by this clock, if it reports that;
                 the report has waited since then.
 
@@ -202,26 +215,20 @@ class Scheduler(Port):
             ended_at = now
         if known is None or not self._end_unit(known, ended_at, finished=True):
             return self._turn()
-        policy = self._policy
         for task in known.tasks:
             usable = task.subject not in unusable
             if task.role != DEPLOYED:
                 if usable:
-                    self.tell((), policy.redundancy_finished, self, task)
+                    task.doubt = doubts.get(task.subject, 0.0)
+                    self.tell((), self._policy.redundancy_finished, self, task)
                 elif task.role == BACKUP:
                     self._reject(task.subject, Source.BACKUP)
-                continue
-            if usable:
-                try:
-                    policy.on_prediction(self, task)
-                except Exception as error:
-                    self._on_error(error, (task.subject,))
-            query = self.queries.get(task.subject)
-            if query is not None:
-                if self.compare_next or self.now >= self._background.due:
-                    self._background.answered(query)
-                self._actions.append(Answer(query.id, Source.MODEL))
-                self._end_query(query)
+            elif task.audited:
+                if usable:
+                    self._actions.append(Audit(task.subject))
+                self._end_audit(task)
+            else:
+                self._predicted(task, usable=usable)
         return self._turn()
 
     def unit_failed(self, now: float, unit: int, detail: str, *, busy: float = 0.0) -> list[Action]:
@@ -236,12 +243,19 @@ class Scheduler(Port):
             self._try_again(known, detail, turned_away=busy > 0)
         return self._turn()
 
-    def decoded(self, now: float, group: int, wrong: Collection[int] = ()) -> list[Action]:
+    def decoded(
+        self,
+        now: float,
+        group: int,
+        wrong: Collection[int] = (),
+        doubts: Mapping[int, float] = NO_DOUBTS,
+    ) -> list[Action]:
         """The oldest Decode of the group has been carried out.
 
         The reconstructions of the slots `wrong` are rejected, as impossible or as too unlikely to
-        be right. The driver reports this for every Decode, as soon as it has carried out the
-        actions returned with it.
+        be right; `doubts` are the probabilities that the others differ from the model's
+        predictions, by slot. The driver reports this for every Decode, as soon as it has carried
+        out the actions returned with it.
         """
         self.now = max(self.now, now)
         if decodes := self._decodes.pop(group, []):
@@ -251,7 +265,9 @@ class Scheduler(Port):
             for slot in decode.slots:
                 query = self.queries.get(decode.members[slot])
                 if query is not None and slot not in wrong:
-                    self.answer(query, Source.RECONSTRUCTION)
+                    doubt = doubts.get(slot, 0.0)
+                    self.tell((query.id,), self._policy.reconstructed, self, query, doubt)
+                    query.decoding = False
                 elif query is not None:
                     query.decoding = False
                     self._reject(query.id, Source.RECONSTRUCTION)
@@ -320,6 +336,12 @@ class Scheduler(Port):
         self.redundancy_on = on
         return self._turn()
 
+    def budget_changed(self, now: float, differ: float) -> list[Action]:
+        """Another share of all answers may differ from the model's from now on."""
+        self.now = max(self.now, now)
+        self._policy.change_budget(differ)
+        return self._turn()
+
     def time_passed(self, now: float) -> list[Action]:
         """It is `now`; the driver calls this at the time of the last WakeAt."""
         self.now = max(self.now, now)
@@ -365,6 +387,21 @@ class Scheduler(Port):
         return sum(map(len, (*known, *others))) + tasks + timers
 
     # Queries
+
+    def _predicted(self, task: Task, *, usable: bool) -> None:
+        """The deployed model's prediction has arrived. It answers the query if that still waits;
+        others use it if it is `usable`."""
+        if usable:
+            try:
+                self._policy.on_prediction(self, task)
+            except Exception as error:
+                self._on_error(error, (task.subject,))
+        query = self.queries.get(task.subject)
+        if query is not None:
+            if self.now >= self._background.due:
+                self._background.answered(query)
+            self._actions.append(Answer(query.id, Source.MODEL))
+            self._end_query(query)
 
     def _fail_all(self, queries: Iterable[int], reason: Reason, detail: str) -> None:
         """Fail the pending ones of these queries."""
@@ -440,7 +477,7 @@ class Scheduler(Port):
         policy = self._policy
         for task in tasks:
             task.unit, task.instance = unit, instance
-            if task.comparing:
+            if task.comparing or task.audited:
                 continue
             if task.role != DEPLOYED:
                 if self._replaced_by(task) is not None:
@@ -461,6 +498,31 @@ class Scheduler(Port):
 
     def _runs_on(self, unit: Unit) -> bool:
         return self._background.takes(unit)
+
+    def _audit(self, query: Query) -> None:
+        original = query.original
+        drawn = self._random.random() * self.config.compare_one_in < 1
+        if not drawn or query.crashes or not original.wanted or len(self._audited) >= MAX_AUDITED:
+            return
+        original.audited = True
+        self._audited.add(original)
+        self.hold(query.id)
+        query.tasks.remove(original)
+        if original.unit is None:  # it needs not, and may not, delay others
+            self.dispatch.remove(original)
+            original.preemptible = True
+            self.dispatch.add(original)
+            self.set_timer(query.due, partial(self._give_up_audit, original))
+
+    def _give_up_audit(self, task: Task) -> None:
+        if task.queue is not None:
+            self.dispatch.remove(task)
+            self._end_audit(task)
+
+    def _end_audit(self, task: Task) -> None:
+        task.wanted = False
+        self._audited.discard(task)
+        self.release(task.subject)
 
     def _end_unit(
         self,
@@ -483,6 +545,8 @@ class Scheduler(Port):
             self._health.ended(unit, finished=finished, rest=rest)
         for task in unit.tasks:
             task.unit = task.instance = None
+            if task.audited and not finished:
+                self._end_audit(task)
         if unit.is_original:
             self._admission.ended(self.now, unit, finished=finished)
         if unit.is_comparison or not unit.tasks:
@@ -723,8 +787,7 @@ class BackgroundComparison:
     While no query is late, no stand-in is asked. So at most once in `compare_every` seconds, a
     query that the deployed model has just answered runs on a stand-in as well, only to be compared.
     The stand-ins take turns; any without an instance that is up is skipped. A parity model needs
-    a whole group of answered queries, of one kind and tenant. A policy that has stand-ins answer
-    most queries asks for more (`Port.compare_next`).
+    a whole group of answered queries, of one kind and tenant.
 
     It costs little: one unit at a time is compared. An answered query runs only if an instance is
     idle at once and no query waits; it is never tried again, and nothing is kept of it once it
@@ -806,7 +869,6 @@ class BackgroundComparison:
             encode = Encode(task.subject, tuple(self._members), 0.0)
             actions = [encode, *actions, ForgetGroup(task.subject)]
         self.task = None
-        self._port.compare_next = False
         self.due = self._port.now + self._every
         self._next_stand_in()
         return actions

@@ -16,6 +16,9 @@ RULES = (SINGLE_QUEUE, LATENCY_AWARE)
 WEIGHT = 0.3
 """The weight of the newest service time in an instance's mean."""
 
+TYPICAL = 0.02
+"""The weight of the newest unit in the mean time of its role."""
+
 SCAN = 4
 """The queued tasks that are searched to fill a batch, as a multiple of its size."""
 
@@ -62,6 +65,9 @@ class Dispatch:
         """Heaps of idle instances: rank (the lowest takes first), since when, name."""
         self._turn = 0
         self._mean: dict[str, float] = {}
+        """Of each instance's recent units: their times, in the mean times of their roles."""
+        self._typical: dict[str, float] = {}
+        """The mean time of units, by role."""
 
     # Instances
 
@@ -99,20 +105,32 @@ class Dispatch:
         for role in self._roles.pop(instance):
             self.up[role].remove(instance)
 
-    def mark_idle(self, instance: str, took: float, *, finished: bool = True) -> None:
-        """Mark an instance idle; its last unit took this many seconds.
+    def mark_idle(
+        self, instance: str, took: float, *, finished: bool = True, role: str = DEPLOYED
+    ) -> None:
+        """Mark an instance idle; its last unit, of this role, took this many seconds.
 
         A unit that is not `finished` (it failed, or was cancelled) would have taken longer.
         """
         if self.name == SINGLE_QUEUE:
             self._add_idle(instance, 0.0)
             return
+        # Times are in those of the role: a stand-in's short units make no instance a fast one.
+        typical = self._typical.setdefault(role, took)
+        if finished:
+            self._typical[role] = typical = typical + TYPICAL * (took - typical)
+        took = took / typical if typical else 0.0
         mean = self._mean.get(instance)
         if finished and mean is None:
             self._mean[instance] = took
         elif mean is not None and (finished or took > mean):
             self._mean[instance] = mean + WEIGHT * (took - mean)
         self._add_idle(instance, self._mean.get(instance, 0.0))
+
+    def pace(self, instance: str | None) -> float:
+        """Return the time of the instance's recent units, in mean times of their roles; 1 if it is
+        unknown."""
+        return self._mean.get(instance or "", 1.0)
 
     def _add_idle(self, instance: str, rank: float) -> None:
         self._turn += 1
@@ -205,7 +223,7 @@ class Dispatch:
                     break
                 if task.alone or task.kind != batch[0].kind or _clash(task, batch):
                     continue
-            if nodes or task.failed_on or task.avoid:
+            if nodes or task.failed_on:
                 if task not in suits:
                     suits[task] = self._suits(task)
                 if not suits[task](instance):
@@ -225,22 +243,17 @@ class Dispatch:
         """Return a test of whether an instance suits the task at least as well as all others.
 
         In order of importance, a suited instance has not failed the task; runs none of the tasks
-        to be kept apart from it; shares no node with them; and is not to be avoided.
+        to be kept apart from it; and shares no node with them.
         """
-        up, failed, avoid, node = self.up[task.role], task.failed_on, task.avoid, self._node
+        up, failed, node = self.up[task.role], task.failed_on, self._node
         taken = self._instances_of(o for tasks in task.apart for o in tasks if o is not task)
         nodes = self._nodes_of(taken) if self.nodes else ()
 
         def grade(instance: str) -> int:
             """The lower, the better."""
-            return (
-                8 * (instance in failed)
-                + 4 * (instance in taken)
-                + 2 * (node[instance] in nodes)
-                + (instance in avoid)
-            )
+            return 4 * (instance in failed) + 2 * (instance in taken) + (node[instance] in nodes)
 
-        if not nodes and len(up) > len(failed) + len(taken) + len(avoid):
+        if not nodes and len(up) > len(failed) + len(taken):
             return lambda instance: not grade(instance)  # as it is 0 for at least one
 
         @cache

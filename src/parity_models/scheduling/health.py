@@ -409,7 +409,7 @@ class Health:
         elif member.to_verify:
             self._verify_next(member)
         elif not (self._asked and self._answers_again(member)):
-            self._dispatch.mark_idle(member.name, unit.took, finished=finished)
+            self._dispatch.mark_idle(member.name, unit.took, finished=finished, role=unit.role)
 
     def _rested(self, member: Member) -> None:
         member.timer = 0

@@ -50,8 +50,6 @@ class Port(ABC):
         """The sources whose gate is closed."""
         self.redundancy_on = True
         """True if redundancy is switched on; if not, copies and tasks are not queued."""
-        self.compare_next = False
-        """The next prediction of the model is compared with a stand-in, if an instance is idle."""
         self._actions: list[Action] = []
         self._waiting: set[int] = set()
         """The pending queries whose tasks have not run yet, or have all failed."""
@@ -74,6 +72,10 @@ class Port(ABC):
     @abstractmethod
     def _end_query(self, query: Query) -> None:
         """The query is answered or failed: stop all work for it."""
+
+    @abstractmethod
+    def _audit(self, query: Query) -> None:
+        """A stand-in answers the query: have the model run on, if its answer is audited."""
 
     @abstractmethod
     def _runs_on(self, unit: Unit) -> bool:
@@ -99,47 +101,41 @@ class Port(ABC):
         apart: list[Task],
         *,
         preemptible: bool = False,
-        avoid: Collection[str] = (),
     ) -> Task:
-        """Queue a task of redundant work, which joins the tasks `apart` (see `keep_apart`).
-
-        The instances to `avoid` run it only while no others are up.
-        """
+        """Queue a task of redundant work, which joins the tasks `apart` (see `keep_apart`)."""
         query = self.queries.get(subject) if role == BACKUP else None
         group = None if query is None else query.original.group
-        task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
+        task = Task(role, subject, kind, group, preemptible, apart=[apart])
         task.wanted = self.redundancy_on
         apart.append(task)
         if task.wanted:
             self.dispatch.add(task)
         return task
 
-    def ask_first(self, query: Query, apart: list[Task] | None = None) -> None:
+    def ask_first(self, query: Query) -> None:
         """Queue a task of the backup in place of the query's original.
 
         The original is queued again if the answer is rejected, if the task fails, or by
-        `queue_again`. The task joins the tasks `apart`, by default the original.
+        `queue_again`.
         """
         self.dispatch.remove(query.original)
         if query.first is not None:
             self.drop(query.first)
-        if apart is None:
-            apart = []
-            self.keep_apart(query, apart)
+        apart: list[Task] = []
+        self.keep_apart(query, apart)
         query.first = self.submit(BACKUP, query.id, query.kind, apart)
         query.withheld = True
 
-    def copy(self, query: Query, *, avoid: Collection[str] = ()) -> None:
+    def copy(self, query: Query) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
 
-        It goes to the head of the queue, because it counts as old as its query. The instances to
-        `avoid` run it only while no others are up.
+        It goes to the head of the queue, because it counts as old as its query.
         """
         if query.id not in self.queries or not self.redundancy_on:
             return
         group = query.original.group
         apart = [query.tasks, *(t for t in query.original.apart if t is not query.tasks)]
-        task = Task(DEPLOYED, query.id, query.kind, group, apart=apart, avoid=avoid)
+        task = Task(DEPLOYED, query.id, query.kind, group, apart=apart)
         for tasks in apart:
             tasks.append(task)
         self.dispatch.add(task, first=True)
@@ -249,9 +245,11 @@ class Port(ABC):
         self._deciding = True
         self._actions.append(decode)
 
-    def answer(self, query: Query, source: Source) -> None:
-        """Answer the query, now."""
-        self._actions.append(Answer(query.id, source))
+    def answer(self, query: Query, source: Source, doubt: float = 0.0) -> None:
+        """Answer the query, now. A stand-in's output differs with the probability `doubt`."""
+        self._actions.append(Answer(query.id, source, doubt))
+        if source.stands_in:
+            self._audit(query)
         self._end_query(query)
 
     def fail(

@@ -1,7 +1,7 @@
 """The scheduler's data: its bounds, queries, tasks and units. Times are in seconds."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 MIN_DELAY = 1e-4
@@ -26,7 +26,8 @@ class SchedulerConfig:
         sample_every: One in this many answers of an instance is checked, more at first: another
             instance answers the query as well, and if they differ, a third decides; 0: never.
         compare_one_in: One in this many stand-in units that are no longer needed may finish, to be
-            compared with the deployed model.
+            compared with the deployed model. The model runs on for one in this many answers of
+            stand-ins, drawn at random, to be compared with them.
         compare_every: Minimum seconds between answered queries that idle instances run on a
             stand-in, only to compare it; 0: never.
         seed: The seed of the random waits that refused clients are asked for; unique to a server.
@@ -64,6 +65,10 @@ class Task:
     """It runs only on capacity that originals do not need."""
     alone: bool = False
     """It shares its batch with no other task."""
+    doubt: float = 0.0
+    """The probability that the output of the backup differs from the model's prediction."""
+    audited: bool = False
+    """A stand-in has answered its query; the model runs only to be compared with it."""
     comparing: bool = False
     """It only compares a stand-in with an answer of the model; policies do not see it."""
     unit: "Unit | None" = None
@@ -78,8 +83,6 @@ class Task:
     charge: tuple[str, float] | None = None
     """The instance that was charged with its failure, and by how much (health.py)."""
     apart: list[list["Task"]] = field(default_factory=list)
-    avoid: Collection[str] = ()
-    """Instances that run it only while no others are up."""
 
 
 @dataclass(slots=True, eq=False)

@@ -4,16 +4,12 @@ from math import inf
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from adaptive_world import BACKUPS, SOME_SLOW, run_times, runs, world_of
+from adaptive_world import BACKUPS, SOME_SLOW, run_times, world_of
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.core import Scheduler
+from parity_models.scheduling.effect import Effect
 from parity_models.scheduling.policies import Adaptive, Redundancy
-from parity_models.scheduling.policies.adaptive import BURST
-from parity_models.scheduling.policies.effect import Effect
-from parity_models.scheduling.policies.policy import Budget
 
 LIMIT = 1.0
 
@@ -27,17 +23,15 @@ class Stream:
         self.late = {True: late_helped, False: late_alone}
         self.helped = 0
         self._random = Random(1)
-        self._query = 0
 
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds * 100)):
             self.now += 0.01
-            self._query += 1
-            self.effect.arrived(self.now, self._query)
-            helps = self.effect.helps_from(self._query, self.now) <= self.now
+            group = self.effect.arrived(self.now)
+            helps = self.effect.helps_from(group, self.now) <= self.now
             self.helped += helps
             late = self._random.random() < self.late[helps]
-            self.effect.ended(self.now, self._query, 2 * LIMIT if late else 0.0, LIMIT)
+            self.effect.ended(self.now, group, 2 * LIMIT if late else 0.0, LIMIT)
 
     def until(self, state: Redundancy, within: float) -> float:
         """Run until this state; the seconds that took."""
@@ -90,38 +84,13 @@ def test_redundancy_that_makes_no_difference_is_sent_ever_more_seldom(late: floa
     assert shares[-1] < 0.5  # where all is chance, about half of the tests say so
 
 
-@given(st.floats(0.01, 1), st.floats(1, 50), st.lists(st.booleans(), max_size=500))
-def test_the_budget_holds_in_any_history(share: float, burst: float, history: list[bool]) -> None:
-    budget, sent = Budget(share, burst), [0]
-    queries = [0]
-    for wants in history:
-        if not wants:
-            budget.earn()
-        queries.append(queries[-1] + (not wants))
-        sent.append(sent[-1] + (wants and budget.spend()))
-    for start in range(len(sent)):
-        for end in range(start, len(sent)):
-            assert sent[end] - sent[start] <= burst + share * (queries[end] - queries[start]) + 1e-6
-
-
-def test_the_older_queries_are_the_more_of_what_was_saved_they_may_use() -> None:
-    world = world_of(300, stand_ins=BACKUPS)
-    world.arrive(40)
-    world.pass_time(0.95)
-    sent = []
-    for _ in range(12):
-        sent.append(runs(world).count(BACKUP))
-        world.pass_time(0.1)
-    assert sent == [0, 8, 9, 11, 12, 13, 14, 15, 17, 18, 19, BURST]
-
-
 def slow_server(world_now: float, scheduler: Scheduler, lag: float) -> None:
     for step in range(1000):
         scheduler.process_measured(world_now + step / 1000, lag, 0.5)
 
 
 def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
-    policy = Adaptive(BACKUPS, run_times=run_times(*SOME_SLOW))
+    policy = Adaptive(BACKUPS, runs=run_times(*SOME_SLOW))
     scheduler = Scheduler(policy)
     for instance in "abc":
         scheduler.instance_joined(0.0, instance, policy.roles(1, 0)[0])

@@ -1,4 +1,4 @@
-"""The command `rivals`: late binding against cascades, slack rules, accuracy scaling.
+"""The command `rivals`: the rule with a budget against cascades, slack rules, accuracy scaling.
 
 Each simulated query draws a row of recorded predictions: the confidence of the stand-in there, and
 whether it agrees with the model. So the share of answers that differ from the model's is counted,
@@ -6,13 +6,13 @@ and not computed from the gate.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
 from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -24,8 +24,10 @@ from parity_models.emulation import LogNormal
 from parity_models.load.spec import read_trace
 from parity_models.options import Option
 from parity_models.roles import Source
+from parity_models.scheduling.actions import Audit as Audited
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation import FAILED, SOURCES, simulate
+from parity_models.trust.doubt import Audit, fit_doubt
 from parity_models_lab.documents import load_toml
 from parity_models_lab.latency.link import DriverOnLinks
 from parity_models_lab.latency.trial import Setting, Trial, simulation_of
@@ -35,16 +37,13 @@ FOLDER = resources.files("parity_models_lab.latency")
 PREDICTIONS = FOLDER / "banking77.json"
 """Banking77's test queries: MiniLM-L3 with a classifier, and the stand-in `parm protect` found."""
 
-LOADS = (0.3, 0.5, 0.7, 0.9, 1.1)
+LOADS = (0.5, 0.9)
 """Of what all instances carry."""
 
-FRONTIER = (0.5, 0.9)
-"""The loads at which gates are swept."""
-
 COVERAGES = (0.8, 0.65, 0.45, 0.35, 0.25)
-"""The shares of queries that swept gates let pass; another gate lets all pass."""
+"""The shares of queries that rivals' gates let pass; another gate lets all pass."""
 
-BOUNDS = (0.01, 0.001, 0.0001)
+BUDGETS = (0.01, 0.001, 0.0001)
 """Shares of all answers that may differ from the model's."""
 
 WARM_UP = 500
@@ -63,6 +62,10 @@ SCENES, POLICIES = RIVALS.scenes, RIVALS.policies
 
 EXACT = ("no redundancy", "hedging")
 """Policies without a stand-in."""
+
+Evidence = Literal["hindsight", "split"]
+"""The evidence for doubts: all recorded predictions, which are served as well; or a half of them,
+drawn by the seed, and audits in service, while the other half is served."""
 
 
 class Predictions(msgspec.Struct, frozen=True):
@@ -84,23 +87,44 @@ def predictions() -> Predictions:
 
 
 class Drawn(DriverOnLinks):
-    """A driver in which the stand-in may not answer the queries that are `refused` (n,)."""
+    """A driver whose stand-in may not answer the queries that are `refused` (n,), and has the
+    `doubts` (n,) in its outputs, times the factor of an `audit`; `differs` (n,) is the truth."""
 
-    def __init__(self, refused: NDArray[np.bool_], *others: Any) -> None:
-        self._refused = refused
+    def __init__(
+        self,
+        refused: NDArray[np.bool_],
+        doubts: NDArray[np.float64],
+        differs: NDArray[np.bool_],
+        audit: Audit | None,
+        *others: Any,
+    ) -> None:
+        self._refused, self._given, self._differs = refused, doubts, differs
+        self._audit = audit
         super().__init__(*others)
+        self._do[Audited] = self._audited
 
     def _refuses(self, query: int, source: Source) -> bool:
         return bool(self._refused[query])
 
+    def _doubt(self, query: int, source: Source) -> float:
+        factor = 1.0 if self._audit is None else self._audit.factor
+        return min(1.0, factor * float(self._given[query]))
+
+    def _audited(self, action: Audited) -> None:
+        if self._audit is not None:
+            query = action.query
+            self._audit.saw(float(self._given[query]), bool(self._differs[query]))
+
 
 class Candidate(NamedTuple):
-    """A policy with its options, a scene, a load, and the gate's threshold."""
+    """A policy with its options, a scene, a load, the gate's threshold, and the evidence."""
 
     policy: str
     scene: str
     load: float
-    threshold: float
+    threshold: float = -inf
+    budget: float = 0.0
+    evidence: Evidence = "hindsight"
 
 
 Traces = Mapping[str, Sequence[float]]
@@ -117,6 +141,24 @@ class Found(NamedTuple):
     busy: float
     stood_in: float
     differs: float
+    expected: tuple[float, ...]
+    """The share of all answers that the evidence expects to differ, cautiously, for each budget."""
+
+
+def hindsight(confidence: NDArray[np.float64], differs: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the doubts (n,) that are right for these very outputs: the share that differs, among
+    those of about the same confidence (isotonic regression, by pooling adjacent violators)."""
+    pools: list[list[float]] = []  # differing, all; ascending confidence
+    order = np.argsort(confidence, kind="stable")
+    for each in differs[order].tolist():
+        pools.append([float(each), 1.0])
+        while len(pools) > 1 and pools[-2][0] * pools[-1][1] < pools[-1][0] * pools[-2][1]:
+            differing, count = pools.pop()
+            pools[-1][0] += differing
+            pools[-1][1] += count
+    doubts = np.empty(len(order))
+    doubts[order] = np.concatenate([np.full(int(n), d / n) for d, n in pools])
+    return doubts + 1e-5
 
 
 def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Found:
@@ -141,18 +183,32 @@ def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Fou
         gaps = np.diff(traces[run.scene])
         arrivals = np.resize(np.roll(gaps, -int(rng.integers(len(gaps)))), count).cumsum()
         simulation = dataclasses.replace(simulation, arrivals=arrivals / (rate * gaps.mean()))
-    rows = rng.integers(len(recorded.agrees), size=count)
-    refused = np.array(recorded.confidence)[rows] < run.threshold
-    driver: Callable[..., Drawn] = partial(Drawn, refused, setting.links(seed))
+    confidence, differs = np.array(recorded.confidence), np.array(recorded.agrees) == 0
+    served, audit = np.arange(len(differs)), None
+    cautions = [1.0] * len(BUDGETS)
+    if run.evidence == "hindsight":
+        doubts = hindsight(confidence, differs)
+    else:
+        known, served = np.array_split(np.random.default_rng((seed, 4)).permutation(served), 2)
+        curve = fit_doubt(confidence[known], ~differs[known], seed)
+        doubts, audit = curve.of(confidence), Audit(curve, run.budget)
+        cautions = [Audit(curve, budget).factor for budget in BUDGETS]
+    rows = served[rng.integers(len(served), size=count)]
+    drawn: Callable[..., Drawn] = partial(
+        Drawn, confidence[rows] < run.threshold, doubts[rows], differs[rows], audit
+    )
+    driver = partial(drawn, setting.links(seed))
     result = simulate(simulation, *trial.policy.build(trial.stand_ins), driver=driver)
     sources = result.sources[WARM_UP:]
     stood_in = sources == SOURCES.index(Source.BACKUP)
-    differs = stood_in & (np.array(recorded.agrees)[rows[WARM_UP:]] == 0)
+    wrong = differs if run.evidence == "hindsight" else doubts
+    expected = float((stood_in * wrong[rows[WARM_UP:]]).mean())
     return Found(
         np.where(sources == FAILED, inf, result.latencies[WARM_UP:]),
         sum(result.busy.values()) / queries,
         float(stood_in.mean()),
-        float(differs.mean()),
+        float((stood_in & differs[rows[WARM_UP:]]).mean()),
+        tuple(caution * expected for caution in cautions),
     )
 
 
@@ -175,45 +231,65 @@ def outcome(candidate: Candidate, traces: Traces, seeds: int, queries: int) -> O
         "not F's": round(float(np.mean([each.stood_in for each in results])), 4),
         "differ": round(float(np.mean(differ)), 6),
         "differ of seeds": [round(min(differ), 6), round(max(differ), 6)],
+        "expected": np.mean([each.expected for each in results], axis=0).tolist(),
         "failed": round(float(np.isinf(latencies).mean()), 5),
         "options": candidate.policy.partition("@")[2],
     }
 
 
-def cells(
-    scenes: Sequence[str], loads: Sequence[float], thresholds: Sequence[float]
-) -> Iterator[tuple[str, list[Candidate]]]:
-    """Yield names of policies, each with its candidates in a scene at a load."""
-    for scene, load, (name, policies) in product(scenes, loads, POLICIES.items()):
-        tried = product(policies, [-inf] if name in EXACT else thresholds)
-        yield name, [Candidate(policy, scene, load, threshold) for policy, threshold in tried]
-
-
-def compare(traces: Traces, seeds: int, queries: int) -> tuple[list[Outcome], list[Outcome]]:
-    """Simulate all cells.
-
-    Return the rows of the table, each with the options of the shortest p99.9; and for each policy
-    and bound on the answers that differ, its shortest p99.9 and least busy time within the bound.
-    """
-    scenes = [each for each in SCENES if ", " not in each or each in traces]
+def candidates(scene: str, load: float, evidence: Evidence) -> dict[str, list[Candidate]]:
+    """Return the candidates of each rival in a scene at a load."""
     confidence = predictions().confidence
     gates = [-inf, *(float(np.quantile(confidence, 1 - share)) for share in COVERAGES)]
-    table = list(cells(scenes, LOADS, [predictions().threshold]))
-    ungated = [some for name, some in cells(scenes, LOADS, [-inf]) if name == "slackfit"]
-    table += [("slackfit, no gate", some) for some in ungated]  # its paper has no gate
-    swept = list(cells(scenes, FRONTIER, gates))
-    candidates = {each: each for _, some in (*table, *swept) for each in some}
+    return {
+        name: [
+            Candidate(policy, scene, load, gate, evidence=evidence)
+            for policy, gate in product(policies, gates[:1] if name in EXACT else gates)
+        ]
+        for name, policies in POLICIES.items()
+    }
+
+
+def compare(traces: Traces, seeds: int, queries: int) -> list[Outcome]:
+    """Simulate all cells: kinds of evidence, scenes, loads, and budgets.
+
+    Return the rows of the table: for each cell the rule with the budget, and every rival with the
+    options and the gate that have its shortest p99.9 within the budget, as the evidence shows.
+    """
+    scenes = [each for each in SCENES if ", " not in each or each in traces]
+    cells = list(product(scenes, LOADS, get_args(Evidence)))
+    rivals = {cell: candidates(*cell) for cell in cells}
+    ours = {
+        (cell, budget): Candidate(
+            f"adaptive@differ={budget:g}", cell[0], cell[1], budget=budget, evidence=cell[2]
+        )
+        for cell, budget in product(cells, BUDGETS)
+    }
+    jobs = [
+        *ours.values(),
+        *(each for cell in cells for some in rivals[cell].values() for each in some),
+    ]
     run = partial(outcome, traces=traces, seeds=seeds, queries=queries)
-    found = dict(simulated(run, candidates))
-    rows = [{"policy": name} | min((found[c] for c in some), key=_tail) for name, some in table]
-    best: list[Outcome] = []
-    for (name, some), bound in product(swept, BOUNDS):
-        within = [found[each] for each in some if found[each]["differ"] <= bound]
-        if within:
-            least = min(each["busy"] for each in within)
-            more = {"policy": name, "differ at most": bound, "least busy": least}
-            best.append(min(within, key=_tail) | more)
-    return rows, best
+    found = dict(simulated(run, {each: each for each in jobs}))
+    expected = {each: row.pop("expected") for each, row in found.items()}
+    rows: list[Outcome] = []
+    for cell, (place, budget) in product(cells, enumerate(BUDGETS)):
+        about = {"budget": budget, "evidence": cell[2]}
+        best = []
+        for name, some in rivals[cell].items():
+            within = [found[each] for each in some if expected[each][place] <= budget]
+            best += [{"policy": name} | about | min(within, key=_tail)] if within else []
+        row = {"policy": "adaptive"} | about | found[ours[cell, budget]]
+        for column in ("p99", "p99.9"):
+            least = min(each[column] for each in best)
+            row[f"{column} / best rival's"] = _ratio(row[column], least)
+        rows += [row, *sorted(best, key=_tail)]
+    return rows
+
+
+def _ratio(ours: float, best: float) -> float | None:
+    """Return the ratio of two tails; None where queries failed in both."""
+    return None if inf in (ours, best) and ours == best else round(ours / best, 3)
 
 
 def _tail(row: Outcome) -> tuple[float, float]:
@@ -233,10 +309,10 @@ def rivals(
     queries: Annotated[int, Option("Queries of each run.", at_least=1000)] = 4000,
     seeds: Annotated[int, Option("Runs of each setting.", at_least=1)] = 3,
 ) -> None:
-    """Compare late binding with cascades, slack rules and accuracy scaling, by simulation.
+    """Compare the rule with a budget with cascades, slack rules and accuracy scaling.
 
-    Writes rivals.json and rivals-frontier.json: tails and busy time, and the share of all answers
-    that differ from the model's, counted on recorded predictions.
+    Simulated. Writes rivals.json: for each kind of slowness, load and budget, tails, busy time, and
+    the share of all answers that differ from the model's, counted on recorded predictions.
     """
     check_out(out)
     traces = {}
@@ -244,7 +320,18 @@ def rivals(
         _, traced, name = scene.partition(", ")
         if traced:
             traces[scene] = read_trace(f"{data_dir}/{name}.txt").tolist()
-    rows, best = compare(traces, seeds, queries)
+    rows = compare(traces, seeds, queries)
     about = {"queries": queries, "seeds": seeds, "predictions": predictions().about}
-    report("Rivals", rows, out / "rivals.json", **about)
-    report("Rivals, by answers that differ", best, out / "rivals-frontier.json", **about)
+    means = {
+        f"{column}, {evidence}": _mean([row for row in rows if row["evidence"] == evidence], column)
+        for column, evidence in product(
+            ("p99 / best rival's", "p99.9 / best rival's"), get_args(Evidence)
+        )
+    }
+    report("Rivals", rows, out / "rivals.json", **about, means=means)
+
+
+def _mean(rows: Sequence[Outcome], column: str) -> float | None:
+    """Return the geometric mean of ratios, of the rows that have finite ones."""
+    finite = [row[column] for row in rows if 0 < (row.get(column) or 0.0) < inf]
+    return round(float(np.exp(np.log(finite).mean())), 3) if finite else None

@@ -1,4 +1,4 @@
-"""Rivals where answers may be approximate: slack rules, and accuracy scaled to the load.
+"""Rivals where answers may be approximate: cascades, slack rules, accuracy scaled to the load.
 
 Each also copies late queries as hedging does, which its paper does not: they are compared at their
 best. Experiments name them as any user's own: parity_models_lab.latency.rivals:SlackFit.
@@ -10,11 +10,77 @@ from typing import Annotated
 
 from parity_models.options import SECONDS, SHARE, Option
 from parity_models.roles import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.policies.cascade import Cascade
 from parity_models.scheduling.policies.hedging import Hedging
+from parity_models.scheduling.policies.policy import StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query, Task, Unit
+
+
+class Cascade(Hedging):
+    """Every query asks the backup first, and the model only if the backup's gate refuses.
+
+    After Chen et al., FrugalGPT (TMLR 2024), and Kossmann et al., CascadeServe (2024), with a
+    calibrated gate as the scorer.
+
+    The model also gets queries that the backup cannot answer: they are exact, no instance of the
+    backup is up, its gate is closed, or its unit failed. A late query that the model runs is
+    copied, as by Hedging. If the backup is late by the same rule, with the times of backups, the
+    model is asked as well, within the same budget.
+    """
+
+    name = "cascade"
+    needs_backup = True
+    asks = StandIns(backup=True)
+
+    def __init__(self, options: Hedging.Options | None = None) -> None:
+        super().__init__(options)
+        self._stand_in_times = RecentDurations()
+
+    def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
+        return [frozenset({DEPLOYED, BACKUP})] * (instances + extra)
+
+    def arrived(self, port: Port, query: Query) -> None:
+        self._budget.earn()
+        if not self._ask(port, query):
+            self._watch(port, query)
+
+    def _ask(self, port: Port, query: Query) -> bool:
+        """Ask the backup. Return whether it can be asked."""
+        is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
+        if query.exact or not port.redundancy_on or not is_open:
+            return False
+        port.ask_first(query)
+        self._watch(port, query, self._stand_in_times)
+        return True
+
+    def _hedge(self, port: Port, query: Query) -> None:
+        first = query.first
+        if first is None or not query.withheld or query.crashes:
+            super()._hedge(port, query)
+        elif first.unit is None and port.up(BACKUP):
+            self._watch(port, query, self._stand_in_times)
+        elif self._budget.spend():
+            port.queue_again(query.original)
+            self._watch(port, query)
+
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        query = port.queries.get(task.subject)
+        if query is not None:
+            self._stand_in_times.add(port.now - query.arrived)
+            port.answer(query, Source.BACKUP, task.doubt)
+
+    def refused(self, port: Port, query: Query, source: Source) -> None:
+        self._stand_in_times.add(port.now - query.arrived)
+        if query.withheld:
+            self._watch(port, query)
+
+    def copies_in_flight(self, port: Port, query: Query) -> int:
+        return query.first is not None and query.first.unit is not None
+
+    def on_suspected_poison(self, port: Port, query: Query) -> None:
+        if query.first is not None and query.first.unit is None:
+            port.drop(query.first)
 
 
 class LoadAware(Cascade):

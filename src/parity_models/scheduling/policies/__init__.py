@@ -1,9 +1,9 @@
 """Redundancy policies: each decides which redundant tasks are sent. One policy, one file."""
 
 from parity_models.registry import Registry
+from parity_models.scheduling.effect import Redundancy as Redundancy
 from parity_models.scheduling.policies.adaptive import Adaptive as Adaptive
 from parity_models.scheduling.policies.backup import ApproximateBackup as ApproximateBackup
-from parity_models.scheduling.policies.cascade import Cascade as Cascade
 from parity_models.scheduling.policies.hedging import Hedging as Hedging
 from parity_models.scheduling.policies.none import EqualResources as EqualResources
 from parity_models.scheduling.policies.none import NoRedundancy as NoRedundancy
@@ -11,7 +11,6 @@ from parity_models.scheduling.policies.parity import Parity as Parity
 from parity_models.scheduling.policies.parity import Pool as Pool
 from parity_models.scheduling.policies.policy import Erasures as Erasures
 from parity_models.scheduling.policies.policy import Policy as Policy
-from parity_models.scheduling.policies.policy import Redundancy as Redundancy
 from parity_models.scheduling.policies.policy import StandIns as StandIns
 from parity_models.scheduling.policies.replication import Replication as Replication
 
@@ -23,7 +22,6 @@ POLICIES = Registry[Policy](
     Replication,
     Hedging,
     ApproximateBackup,
-    Cascade,
     Parity,
     Adaptive,
 )

@@ -38,7 +38,7 @@ class ApproximateBackup(Policy):
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
         if query is not None:
-            port.answer(query, Source.BACKUP)
+            port.answer(query, Source.BACKUP, task.doubt)
 
     def copies_in_flight(self, port: Port, query: Query) -> int:
         backup = self._backups.get(query.id)

@@ -19,7 +19,6 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any
 
 from parity_models.roles import DEPLOYED, parity_role
 from parity_models.scheduling.actions import Decode, Encode, ForgetGroup
@@ -96,9 +95,7 @@ class CodingGroups(Policy):
         sharers = (queries[0].kind, queries[0].tenant)
         return len(self._padding.get(sharers, ())) >= self._k - len(queries)
 
-    def form(
-        self, port: Port, queries: Sequence[Query], rows: int, avoid: Collection[str]
-    ) -> CodingGroup:
+    def form(self, port: Port, queries: Sequence[Query], rows: int) -> CodingGroup:
         """Form a closed group of late queries, to be reconstructed from this many parity queries.
 
         It is filled up with answered queries (`can_form`).
@@ -111,7 +108,7 @@ class CodingGroups(Policy):
             self._enter(port, group, query)
         self._fill(port, group, padding[:missing])
         group.parities = [False] * len(self.parity_roles)
-        self._submit(port, group, rows, preemptible=False, avoid=avoid)
+        self._submit(port, group, rows, preemptible=False)
         return group
 
     # Hooks
@@ -243,9 +240,9 @@ class CodingGroups(Policy):
         group.parities = [False] * len(self.parity_roles)
         self._submit(port, group, len(self.parity_roles), preemptible=True)
 
-    def _submit(self, port: Port, group: CodingGroup, rows: int, **how: Any) -> None:
+    def _submit(self, port: Port, group: CodingGroup, rows: int, *, preemptible: bool) -> None:
         group.tasks = [
-            port.submit(role, group.id, group.kind, group.apart, **how)
+            port.submit(role, group.id, group.kind, group.apart, preemptible=preemptible)
             for role in self.parity_roles[:rows]
         ]
 

@@ -11,8 +11,9 @@ from typing import Annotated
 
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.dispatch import LATENCY_AWARE
-from parity_models.scheduling.policies.policy import Budget, Policy
+from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
+from parity_models.scheduling.race import Budget
 from parity_models.scheduling.run_times import RecentDurations
 from parity_models.scheduling.work import Query
 

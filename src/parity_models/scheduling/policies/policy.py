@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 from parity_models import options
 from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.dispatch import SINGLE_QUEUE
+from parity_models.scheduling.effect import Redundancy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
 
@@ -58,20 +58,6 @@ def rows_needed(code: Erasures) -> list[int]:
     return rows
 
 
-class Redundancy(StrEnum):
-    """The state of redundant work."""
-
-    ON = "on"
-    TESTING = "testing"
-    """It is sent for every other slice of queries, as a test (effect.py)."""
-    PAUSED = "paused"
-    """It did not help in the last test."""
-    BOTTLENECK = "bottleneck"
-    """The server's own process is the bottleneck."""
-    OFF = "off"
-    """It is switched off."""
-
-
 class Policy:
     """A redundancy policy; by default only originals are sent.
 
@@ -107,6 +93,14 @@ class Policy:
 
     def __init__(self, options: Any = None) -> None:
         """A policy without options."""
+
+    @property
+    def differ(self) -> float | None:
+        """The share of all answers that may differ from the model's; None without a budget."""
+        return None
+
+    def change_budget(self, differ: float) -> None:
+        """Keep to another share of answers that may differ, if the policy has such a budget."""
 
     def redundancy(self, port: Port) -> Redundancy:
         """Return the state of redundant work, while it is switched on."""
@@ -159,34 +153,15 @@ class Policy:
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         """The query's instance failed, or its deadline has come: answer it now if possible."""
 
+    def reconstructed(self, port: Port, query: Query, doubt: float) -> None:
+        """The query's prediction was reconstructed; it is wrong with the probability `doubt`.
+
+        By default it answers.
+        """
+        port.answer(query, Source.RECONSTRUCTION, doubt)
+
     def refused(self, port: Port, query: Query, source: Source) -> None:
         """The output of a stand-in (a backup, or a reconstruction) was rejected for this query."""
 
     def resolved(self, port: Port, query: Query) -> None:
         """The query has just been answered or failed."""
-
-
-class Budget:
-    """Allow `share` redundant tasks per query on average: at most `burst` + share * n for n
-    consecutive queries."""
-
-    def __init__(self, share: float, burst: float = 10.0) -> None:
-        self._share = share
-        self._burst = self._saved = burst
-
-    def earn(self) -> None:
-        """Add the share of a query that arrived."""
-        saved = self._saved + self._share
-        self._saved = saved if saved < self._burst else self._burst
-
-    @property
-    def left(self) -> float:
-        """The tasks that may be sent now."""
-        return self._saved
-
-    def spend(self) -> bool:
-        """Spend a task. Return whether the budget allowed it."""
-        if self._saved < 1:
-            return False
-        self._saved -= 1
-        return True

@@ -23,9 +23,23 @@ Queries that a test leaves alone are helped once they are delayed. So a test cos
 the time of a stand-in, and only where help was not reaching queries anyway.
 """
 
+from enum import StrEnum
 from math import inf, sqrt
 
-from parity_models.scheduling.policies.policy import Redundancy
+
+class Redundancy(StrEnum):
+    """The state of redundant work."""
+
+    ON = "on"
+    TESTING = "testing"
+    """It is sent for every other slice of queries, as a test."""
+    PAUSED = "paused"
+    """It did not help in the last test."""
+    BOTTLENECK = "bottleneck"
+    """The server's own process is the bottleneck."""
+    OFF = "off"
+    """It is switched off."""
+
 
 WINDOW, TOLERATED = 200, 0.03
 """A test begins once a larger share than TOLERATED of WINDOW queries is delayed."""
@@ -52,12 +66,8 @@ class Effect:
 
     def __init__(self) -> None:
         self.state = Redundancy.ON
-        self.acts_from = inf
+        self._acts_from = inf
         """The time from which `arrived` matters."""
-        self.counts_all = True
-        """True if `ended` must be called for all queries; if not, count those in time instead."""
-        self.in_time = 0
-        """The queries that have ended in time since one was delayed."""
         self._limit, self._known_from = 0.0, inf
         self._counted = self._delayed = 0
         self._test_from = 0.0
@@ -65,59 +75,56 @@ class Effect:
         self._helped = True
         self._swamped = True
         self._slice_until, self._slice_left = 0.0, 0
-        self._kinds: dict[int, bool] = {}
-        """The queries of this test; True for those that are helped."""
+        self._test = 0
+        """The number of the test that runs, or was last."""
         self._results = {True: [0, 0], False: [0, 0]}
         """The numbers of ended and of delayed queries, for helped queries and for others."""
 
-    def arrived(self, now: float, query: int) -> None:
-        if now < self.acts_from:
-            return
+    def arrived(self, now: float) -> int:
+        """Return the group of a query that arrives: the number of its test, negative if the test
+        leaves the query alone; 0 outside of tests."""
+        if now < self._acts_from:
+            return 0
         if self.state is not Redundancy.TESTING:
             self._begin_test()
         if now >= self._slice_until and self._slice_left <= 0:
             self._helped = not self._helped
             self._slice_until, self._slice_left = now + SLICE, SLICE_QUERIES
         self._slice_left -= 1
-        self._kinds[query] = self._helped
+        return self._test if self._helped else -self._test
 
-    def helps_from(self, query: int, arrived: float) -> float:
-        """Return the time from which redundant work may be sent for the query."""
-        if self._kinds.get(query, self.state is not Redundancy.PAUSED):
+    def helps_from(self, group: int, arrived: float) -> float:
+        """Return the time from which redundant work may be sent for a query of this group."""
+        tested = self.state is Redundancy.TESTING and abs(group) == self._test
+        if group > 0 if tested else self.state is not Redundancy.PAUSED:
             return arrived
         return inf if self.state is Redundancy.PAUSED and self._swamped else arrived + self._limit
 
-    def ended(self, now: float, query: int, latency: float, limit: float) -> None:
-        """A query has ended after `latency` seconds; the limit is `limit` seconds now."""
+    def ended(self, now: float, group: int, latency: float, limit: float) -> None:
+        """A query of this group has ended after `latency` seconds; the limit is `limit` now."""
         if self.state is Redundancy.TESTING:
-            helped = self._kinds.pop(query, None)
-            if helped is not None:
-                result = self._results[helped]
+            if abs(group) == self._test:
+                result = self._results[group > 0]
                 result[0] += 1
                 result[1] += latency > self._limit
                 if result[0] % STEP == 0:
                     self._judge(now)
         elif self.state is Redundancy.ON and limit > 0:
             self._limit = limit
-            if self.counts_all:
-                self._known_from, self.counts_all = now, False
-            if latency <= limit:
-                self.in_time += 1
-                return
+            self._known_from = min(self._known_from, now)
             if now - latency < self._known_from:
                 return  # it arrived before anything could be sent for it
-            self._counted += self.in_time
-            self.in_time = 0
             if self._counted >= WINDOW:
-                self._counted, self._delayed = self._counted % WINDOW, 0
+                self._counted = self._delayed = 0
             self._counted += 1
-            self._delayed += 1
+            self._delayed += latency > limit
             if self._delayed > TOLERATED * WINDOW and now >= self._test_from:
                 self._begin_test()
 
     def _begin_test(self) -> None:
-        self._counted = self._delayed = self.in_time = 0
-        self.acts_from, self.counts_all = -inf, True
+        self._counted = self._delayed = 0
+        self._acts_from = -inf
+        self._test += 1
         self._results = {True: [0, 0], False: [0, 0]}
         self._slice_until, self._slice_left = 0.0, 0
         self.state = Redundancy.TESTING
@@ -133,15 +140,13 @@ class Effect:
         swamped = delayed > SWAMPED * helped and better <= 2 * error
         if abs(better) <= CLEAR * error and least < LARGEST and not swamped:
             return
-        self._kinds.clear()
-        self.counts_all = False
         few = delayed <= TOLERATED * helped and better >= -error
         if better > error or few:
-            self.state, self.acts_from = Redundancy.ON, inf
+            self.state, self._acts_from = Redundancy.ON, inf
             self._test_from, self._pause = now + self._interval, FIRST_PAUSE
             self._interval = min(MAX_INTERVAL, 2 * self._interval)
         else:
-            self.state, self.acts_from = Redundancy.PAUSED, now + self._pause
+            self.state, self._acts_from = Redundancy.PAUSED, now + self._pause
             self._swamped = swamped
-            self._test_from, self._interval = self.acts_from, FIRST_INTERVAL
+            self._test_from, self._interval = self._acts_from, FIRST_INTERVAL
             self._pause = min(MAX_INTERVAL, 2 * self._pause)

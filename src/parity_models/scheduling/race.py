@@ -1,0 +1,509 @@
+"""The race for one query: the model, exact copies and a stand-in; the first good answer wins.
+
+The user gives one number, the share of all answers that may differ from the model's. It is earned
+with every query and kept in a purse. A stand-in's output has a *doubt*: the probability that it
+differs, given its confidence. Every answer of a stand-in is paid for with its doubt, so expected
+differences never exceed the budget: of n consecutive queries at most share * (n + WINDOW).
+
+An output answers when it is worth its price:
+
+    doubt * price <= worth
+
+- At first, an answer is worth what it spares the model: 1 + QUEUE * w ** 1.5, with w queries that
+  wait for each instance. So cheap outputs answer at once, more of them the longer the queue is.
+- Later, it is worth LATE * l ** 2, where l is the time since the query arrived, beyond the median
+  run time and in median run times. Until then the output is *held*; the surer, the shorter. One
+  that never becomes worth its price waits for the model or a copy.
+- The price rises as the purse empties, and settles where income is spent.
+
+The stand-in is asked when the query arrives if that spares more work than it costs: the share of
+outputs that would answer at once, times the model's run time, must exceed the stand-in's. Else it
+is asked once the query is late. If it is expected to answer at once and an instance is idle for it,
+the model is only asked after it. A query that is still late gets an exact copy, within a budget.
+
+Nothing here reads a clock or does I/O. The server's policy (policies/adaptive.py), its simulation
+and the client library (late/) drive the same races: they report events, and carry out the actions
+that the methods return. Times are in seconds.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Collection
+from math import exp, inf, sqrt
+from typing import NamedTuple, Protocol
+
+from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.scheduling.effect import Effect
+from parity_models.scheduling.run_times import RecentDurations, RunTimes
+
+QUEUE, LATE = 25.0, 20.0
+"""The worth of an answer while queries wait, and of a late one; 1 while nothing waits."""
+
+WINDOW = 5000
+"""The queries whose budget the purse holds when it is full."""
+
+FIRST = 3000
+"""The queries whose budget is in the purse at first."""
+
+KEPT, GAIN = 0.75, 4.0
+"""The price aims at a purse that is filled to the share KEPT, and reacts with this gain."""
+
+FAIR = 4.0
+"""The first price: an output whose doubt is FAIR times the budget is worth it when nothing waits.
+Answers that cost nothing make up for it."""
+
+LIGHT = 0.1
+"""A stand-in that takes at most this share of the model's time may delay the model."""
+
+LATE_WORK = 0.05
+"""Stand-ins that are asked for late queries cost at most this share of the model's work."""
+
+COPIED = 0.1
+"""The share of units, the longest ones, that are copied; a burst of late ones may use the rest of
+the budget."""
+
+MAX_TASKS = 3
+"""The most tasks for one query, the backup's among them until its output is here: a query that is
+slow everywhere is slow itself, and one that crashes instances should not crash more of them."""
+
+BURST = 20.0
+"""Copies that may be sent at once after a time in which few were."""
+
+MARGIN = 0.1
+"""Added to the age by which a copy has answered, in median run times: half take longer than that.
+"""
+
+KNOWN = 50
+"""Outputs of a stand-in from which its doubts are known; before, one query in EXPLORE asks it."""
+
+EXPLORE = 8
+
+
+class Ask(NamedTuple):
+    """Run the query on this role: the model (once more, if it runs already), or the backup."""
+
+    role: str
+
+
+class Answer(NamedTuple):
+    """Give the stand-in's output as the answer; it was paid for with this doubt."""
+
+    doubt: float
+
+
+class WakeAt(NamedTuple):
+    """Call `alarm` at this time, and not at the time that was set before."""
+
+    time: float
+
+
+Action = Ask | Answer | WakeAt
+
+ASK_BACKUP, ASK_MODEL = Ask(BACKUP), Ask(DEPLOYED)
+
+
+class Budget:
+    """Allow `share` redundant tasks per query on average: at most `burst` + share * n for n
+    consecutive queries."""
+
+    def __init__(self, share: float, burst: float = 10.0) -> None:
+        self._share = share
+        self._burst = self._saved = burst
+
+    def earn(self) -> None:
+        """Add the share of a query that arrived."""
+        saved = self._saved + self._share
+        self._saved = saved if saved < self._burst else self._burst
+
+    def spend(self) -> bool:
+        """Spend a task. Return whether the budget allowed it."""
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+
+class Purse:
+    """Expected differences that may still be spent, and the price of one.
+
+    Every query earns `share`; of n consecutive queries at most share * (n + WINDOW) is spent. The
+    price is a controller's: proportional to how empty the purse is, with an integral that is
+    critically damped (gain ** 2 / (4 * window)).
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.spent = 0.0
+        self._saved = float(FIRST)
+        """The queries whose budget is left."""
+        self._seen = FIRST / KEPT
+        self._drift = 0.0
+
+    def change(self, share: float) -> None:
+        """Earn another share from now on; what is saved keeps its number of queries."""
+        self.share, self._drift = share, 0.0
+
+    def earn(self) -> None:
+        """Add the share of a query that arrived."""
+        self._seen = min(float(WINDOW), self._seen + 1)
+        self._saved = min(float(WINDOW), self._saved + 1)
+        self._drift += GAIN**2 / (4 * self._seen) * (KEPT - self._fill)
+
+    @property
+    def _fill(self) -> float:
+        return self._saved / self._seen
+
+    @property
+    def left(self) -> float:
+        """The expected differences that may be spent now."""
+        return self._saved * self.share
+
+    @property
+    def price(self) -> float:
+        """The price of a unit of doubt; infinite without a budget."""
+        if not self.share:
+            return inf
+        return exp(GAIN * (KEPT - self._fill) + self._drift) / (FAIR * self.share)
+
+    def spend(self, doubt: float) -> bool:
+        """Spend the doubt of an answer. Return whether there was enough left."""
+        if not doubt <= self.left:
+            return False
+        if doubt:
+            self._saved = max(0.0, self._saved - doubt / self.share)
+        self.spent += doubt
+        return True
+
+
+class View(Protocol):
+    """The conditions that a race asks its driver about, now."""
+
+    @property
+    def waiting(self) -> float:
+        """Queries that wait for the model, per instance."""
+
+    @property
+    def idle(self) -> bool:
+        """True if an instance is idle for the backup, and another for the model."""
+
+    @property
+    def open(self) -> bool:
+        """True if the backup can be asked."""
+
+    @property
+    def helps(self) -> bool:
+        """True if redundant work may be sent."""
+
+
+class Rule:
+    """What the races of one model share: budgets, prices, and measured times.
+
+    Args:
+        differ: The share of all answers that may differ from the model's.
+        copies: The most copies per query, on average.
+        may_hang: Copies do not end at MAX_TASKS; then one is sent when the query's age has doubled.
+
+    """
+
+    def __init__(
+        self,
+        differ: float,
+        copies: float,
+        *,
+        runs: RunTimes | None = None,
+        may_hang: bool = False,
+    ) -> None:
+        self.may_hang = may_hang
+        self.purse = Purse(differ)
+        self.copies = Budget(copies, BURST)
+        self.runs = RunTimes(every=50) if runs is None else runs
+        """Run times of the model."""
+        self.effect = Effect()
+        """Judges whether redundant work helps."""
+        self.backup_runs = RunTimes(window=300, every=20)
+        self._waits = RecentDurations(window=500, every=25)
+        """Times from asking the backup to its output."""
+        self._doubts: deque[float] = deque(maxlen=500)
+        self._ranked: list[float] = []
+        self._new_doubts = 0
+        self._arrived = 0
+
+    def earn(self) -> None:
+        """Add the budgets of a query that arrived."""
+        self._arrived += 1
+        self.purse.earn()
+        self.copies.earn()
+
+    def ended(self, role: str, seconds: float, *, finished: bool) -> None:
+        """Record the run time of a unit, which ran to its end or not."""
+        if role == DEPLOYED:
+            self.runs.add(seconds, finished=finished)
+        elif role == BACKUP:
+            self.backup_runs.add(seconds, finished=finished)
+
+    def output(self, waited: float, doubt: float) -> None:
+        """Record an output of the backup, its doubt, and the time since it was asked."""
+        self._waits.add(waited)
+        self._doubts.append(doubt)
+        self._new_doubts += 1
+        if self._new_doubts >= KNOWN:
+            self._new_doubts, self._ranked = 0, sorted(self._doubts)
+
+    @property
+    def backup_share(self) -> float:
+        """The backup's run time as a share of the model's; presumed until it is known."""
+        median, backup = self.runs.median, self.backup_runs.median
+        return backup / median if median and backup else 0.5
+
+    @property
+    def patience(self) -> float | None:
+        """The time in which the backup's output is expected; None while it is unknown."""
+        return self._waits.quantile(0.95)
+
+    def worth(self, waiting: float) -> float:
+        """Return the worth of an answer that spares the model a query while `waiting` wait per
+        instance: what it spares, less what it costs to ask the backup for each such answer."""
+        gross = 1 + QUEUE * waiting**1.5
+        given = self.affordable(gross)
+        return max(0.0, 1 - self.backup_share / given) * gross if given else 0.0
+
+    def affordable(self, worth: float) -> float:
+        """Return the share of outputs that are worth their price, and can be paid for."""
+        doubt = min(worth / self.purse.price, self.purse.left)
+        return bisect_right(self._ranked, doubt) / max(1, len(self._ranked))
+
+    def asks_first(self, waiting: float) -> bool:
+        """Return whether to ask the backup before a query is late: its output comes before the
+        model begins, and it spares more than it costs."""
+        cost = self.backup_share
+        if not self._ranked:
+            return self._arrived % EXPLORE == 0
+        if cost > LIGHT and waiting <= cost:
+            return False
+        return self.affordable(self.worth(waiting)) > cost
+
+    def asked_at(self, arrived: float, started: float) -> float:
+        """Return when to ask the backup for a query that the model has run since `started`: once
+        its unit is longer than most, and the surest outputs would soon be worth their price."""
+        at = started + self.runs.exceeded_by(min(0.5, LATE_WORK / self.backup_share))
+        if not self._ranked:
+            return at
+        surest = self._ranked[len(self._ranked) // 20]
+        released = self.released_after(surest) - (self.backup_runs.median or 0.0)
+        return max(at, arrived + released)
+
+    @property
+    def copied_after(self) -> float:
+        """The run time after which a unit is copied."""
+        return self.runs.exceeded_by(COPIED)
+
+    @property
+    def helped_by(self) -> float:
+        """The age by which help that was sent in time has answered: mostly the backup's output, or
+        else a copy; 0 while it is unknown."""
+        median, backup = self.runs.median, self.backup_runs.median
+        if not median:
+            return 0.0
+        takes = backup if backup and self.affordable(LATE) > 0.5 else median
+        return self.copied_after + takes + MARGIN * median
+
+    def worth_late(self, age: float) -> float:
+        """Return the worth of an answer to a query of this age."""
+        median = self.runs.median
+        return LATE * max(0.0, age / median - 1) ** 2 if median else inf
+
+    def released_after(self, doubt: float) -> float:
+        """Return the age of a query from which an output of this doubt is worth its price."""
+        return (self.runs.median or 0.0) * (1 + sqrt(doubt * self.purse.price / LATE))
+
+
+class Race:
+    """The race for one query; see above. Every method returns the actions to carry out, in order.
+
+    An answered race is over: its driver cancels what still runs. An `exact` query is raced by the
+    model and its copies alone.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_asked",
+        "_first",
+        "_group",
+        "_rule",
+        "_started",
+        "_tasks",
+        "arrived",
+        "due",
+        "exact",
+        "held",
+        "withheld",
+    )
+
+    def __init__(self, rule: Rule, arrived: float, due: float, *, exact: bool = False) -> None:
+        self.arrived, self.due = arrived, due
+        self.exact = exact
+        self.held: float | None = None
+        """The doubt of the output that is held, if one is."""
+        self.withheld = False
+        """True while the model waits for the backup."""
+        self._rule = rule
+        self._asked: float | None = None
+        self._answered = False
+        self._group = 0
+        self._first: float | None = None
+        """When the model first began to run."""
+        self._started: float | None = None
+        """When the newest of the model's tasks began; infinite until a copy begins."""
+        self._tasks = 1
+
+    @property
+    def copied(self) -> bool:
+        """True if the model was asked more than once."""
+        return self._tasks > 1
+
+    def begin(self, now: float, view: View) -> Collection[Action]:
+        """The query has arrived."""
+        rule = self._rule
+        rule.earn()
+        self._group = rule.effect.arrived(now)
+        if self.exact or not rule.purse.share or not view.open or not view.helps:
+            return (ASK_MODEL,)
+        waiting = view.waiting
+        if not rule.asks_first(waiting):
+            if not waiting or not rule.runs.median:
+                return (ASK_MODEL,)
+            return ASK_MODEL, WakeAt(now + rule.runs.median / 2)
+        self._asked = now
+        patience = rule.patience
+        if patience is None or rule.backup_share > LIGHT or not view.idle:
+            return ASK_BACKUP, ASK_MODEL
+        self.withheld = True
+        return ASK_BACKUP, WakeAt(now + patience)
+
+    def started(self, now: float, *, slow: bool = False) -> Collection[Action]:
+        """The model, or a copy, runs from now on; on a `slow` instance the query is late."""
+        self._started = now
+        if self._first is None:
+            self._first = -inf if slow else now
+        self.withheld = False
+        return self._next(now)
+
+    def answered(self, now: float, doubt: float, view: View) -> Collection[Action]:
+        """The backup's output is here; it differs from the model's with the probability `doubt`."""
+        rule = self._rule
+        if self.exact or self._answered:
+            return ()
+        self._answered = True
+        rule.output(now - (self.arrived if self._asked is None else self._asked), doubt)
+        self.held = doubt
+        if doubt * rule.purse.price <= rule.worth(view.waiting) and rule.purse.spend(doubt):
+            return (Answer(doubt),)
+        if self.withheld:
+            self.withheld = False
+            return ASK_MODEL, *self._next(now)
+        return self._next(now)
+
+    def refused(self, now: float) -> Collection[Action]:
+        """The backup's output must not answer, or its task failed: only the model may."""
+        if self.exact:
+            return ()
+        self.exact, self.held = True, None
+        if self.withheld:
+            self.withheld = False
+            return (ASK_MODEL,)
+        return self._next(now)
+
+    def reconstructed(self, now: float, doubt: float) -> Collection[Action]:
+        """The prediction was reconstructed in place of a copy's; it answers now, or not at all."""
+        rule = self._rule
+        worth = rule.worth_late(now - self.arrived)
+        if not self.exact and doubt * rule.purse.price <= worth and rule.purse.spend(doubt):
+            return (Answer(doubt),)
+        self._started = self.arrived  # so that it is copied
+        return (WakeAt(now),)
+
+    def shared(self) -> None:
+        """The query shares the parity query of another, in place of a copy."""
+        self._tasks += 1
+        self._started = inf
+
+    def failed(self, now: float, view: View) -> Collection[Action]:
+        """The model failed and is not asked again: ask the backup, or give what there is."""
+        if self._may_ask(view):
+            self._asked = now
+            return (ASK_BACKUP,)
+        return self.lost()
+
+    def lost(self) -> Collection[Action]:
+        """The query's instance failed, or its deadline has come: give what there is."""
+        if self.held is not None and self._rule.purse.spend(self.held):
+            return (Answer(self.held),)
+        return ()
+
+    def ended(self, now: float) -> None:
+        """The query was answered, or has failed."""
+        effect, rule = self._rule.effect, self._rule
+        effect.ended(now, self._group, now - self.arrived, rule.helped_by)
+
+    def alarm(self, now: float, view: View) -> Collection[Action]:
+        """The time of the last WakeAt has come."""
+        rule, held, first, started = self._rule, self.held, self._first, self._started
+        is_due = held is not None and now >= self.arrived + rule.released_after(held)
+        if held is not None and is_due and rule.purse.spend(held):
+            return (Answer(held),)
+        if self.withheld:  # the backup takes long
+            self.withheld = False
+            return ASK_MODEL, *self._next(now, again=True)
+        actions: list[Action] = []
+        helps = view.helps
+        may_ask = helps and self._tasks < MAX_TASKS and self._may_ask(view)
+        if first is None or started is None:
+            if may_ask and rule.asks_first(view.waiting):
+                self._asked = now
+                actions.append(ASK_BACKUP)
+        elif helps and now >= rule.effect.helps_from(self._group, self.arrived):
+            if may_ask and now >= rule.asked_at(self.arrived, first):
+                self._asked = now
+                actions.append(ASK_BACKUP)
+            if now >= self._copied_at(started) and rule.copies.spend():
+                self._tasks += 1
+                self._started = inf  # until the copy starts
+                actions.append(ASK_MODEL)
+        return *actions, *self._next(now, again=True)
+
+    def _may_ask(self, view: View) -> bool:
+        unasked = self._asked is None and not self.exact
+        return unasked and self._rule.purse.share > 0 and view.open
+
+    def _copied_at(self, started: float) -> float:
+        """Return when to copy the query: not while the backup is expected to answer soon, and not if
+        its output is released before a copy answers."""
+        rule = self._rule
+        is_pending = self._asked is not None and not (self._answered or self.exact)
+        if self._tasks + is_pending >= MAX_TASKS:
+            return 2 * started - self.arrived if rule.may_hang else inf
+        at, median = started + rule.copied_after, rule.runs.median or 0.0
+        if is_pending and self._asked is not None:
+            at = max(at, self._asked + (rule.patience or median))
+        if self.held is not None and self.held <= rule.purse.left:
+            at = inf if self.arrived + rule.released_after(self.held) < at + median else at
+        return at
+
+    def _next(self, now: float, *, again: bool = False) -> tuple[WakeAt] | tuple[()]:
+        """Return the time of the next decision; one that is due `again` is made a little later."""
+        rule, first, started = self._rule, self._first, self._started
+        median = rule.runs.median
+        if not median:
+            return (WakeAt((now + self.due) / 2),) if now < self.due < inf else ()
+        at = inf
+        if self.held is not None:
+            at = self.arrived + rule.released_after(self.held)
+        elif first is None and self._asked is None and not self.exact:
+            at = now + median / 2
+        if first is not None and started is not None:
+            if self._asked is None and not self.exact and rule.purse.share:
+                at = min(at, rule.asked_at(self.arrived, first))
+            at = min(at, self._copied_at(started))
+        if again and at <= now:  # a query that hangs costs little time
+            at = now + max(median / 4, (now - self.arrived) / 8)
+        return (WakeAt(max(at, now)),) if at < inf else ()
