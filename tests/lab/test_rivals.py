@@ -8,9 +8,9 @@ from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.work import SchedulerConfig, Unit
 from parity_models_lab.latency import reproduce_rivals as racing
-from parity_models_lab.latency.rivals import ProteusLike, SlackFit
+from parity_models_lab.latency.rivals import Cascade, ProteusLike, SlackFit
 from parity_models_lab.latency.trial import Setting
-from scheduling_world import World
+from scheduling_world import World, world_of
 
 
 def taught(policy: SlackFit | ProteusLike, **seconds: float) -> World:
@@ -23,6 +23,35 @@ def taught(policy: SlackFit | ProteusLike, **seconds: float) -> World:
     world = World(Scheduler(policy, SchedulerConfig(compare_every=0.0)))
     world.join("0", policy.roles(1, 0)[0])
     return world
+
+
+@pytest.mark.parametrize("reason", ["refused", "fails", "leaves", "exact", "closed"])
+def test_the_cascade_asks_the_model_where_the_backup_does_not_answer(reason: str) -> None:
+    world = world_of("ab", Cascade(), compare_every=0.0)
+    world.refuses = lambda query, source: reason == "refused"
+    if reason == "closed":
+        world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
+    world.arrive(1, exact=reason == "exact")
+    if reason == "refused":
+        world.finish("a")
+    elif reason in ("fails", "leaves"):
+        (world.fail if reason == "fails" else world.leave)("a")
+    (instance,) = world.running
+    assert world.running[instance].role == DEPLOYED
+    world.finish(instance)
+    assert world.answers == {0: Source.MODEL}
+
+
+def test_where_the_cascade_s_backup_is_late_the_model_is_asked_as_well_within_the_budget() -> None:
+    policy = Cascade(Cascade.Options(hedge_delay=1.0, hedge_budget=0.01))
+    world = world_of(map(str, range(30)), policy, compare_every=0.0)
+    world.arrive(12)
+    assert {run.role for run in world.running.values()} == {BACKUP}
+    world.pass_time(1.5)
+    assert [run.role for run in world.running.values()].count(DEPLOYED) == 10
+    world.finish("0")
+    assert world.answers == {0: Source.BACKUP}
+    assert len(world.cancelled) == 1
 
 
 def test_slackfit_takes_the_largest_network_that_the_slack_allows() -> None:
@@ -70,10 +99,14 @@ def test_the_figure_says_who_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     times = np.cumsum(np.random.default_rng(0).exponential(size=500))
     monkeypatch.setattr(racing, "SCENES", {"transfers, conv-arrivals": Setting()})
     monkeypatch.setattr(racing, "LOADS", (0.5,))
-    monkeypatch.setattr(racing, "FRONTIER", (0.5,))
     monkeypatch.setattr(racing, "simulated", lambda run, runs: ((one, run(one)) for one in runs))
-    rows, best = racing.compare({"transfers, conv-arrivals": times.tolist()}, 1, 300)
-    assert {row["policy"] for row in rows} == {*racing.POLICIES, "slackfit, no gate"}
-    assert all(row["differ"] == 0 for row in rows if row["policy"] in racing.EXACT)
-    assert {row["policy"] for row in best} <= set(racing.POLICIES)
-    assert all(row["differ"] <= row["differ at most"] for row in best)
+    rows = racing.compare({"transfers, conv-arrivals": times.tolist()}, 1, 300)
+    ours = [row for row in rows if row["policy"] == "adaptive"]
+    assert {(row["evidence"], row["budget"]) for row in ours} == {
+        (evidence, budget) for evidence in ("hindsight", "split") for budget in racing.BUDGETS
+    }
+    assert all(row["p99 / best rival's"] > 0 for row in ours)
+    rivals = [row for row in rows if row not in ours]
+    assert all(row["differ"] == 0 for row in rivals if row["policy"] in racing.EXACT)
+    in_hindsight = [row for row in rivals if row["evidence"] == "hindsight"]
+    assert all(row["differ"] <= row["budget"] for row in in_hindsight)

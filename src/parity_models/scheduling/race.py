@@ -16,10 +16,12 @@ An output answers when it is worth its price:
   that never becomes worth its price waits for the model or a copy.
 - The price rises as the purse empties, and settles where income is spent.
 
-The stand-in is asked when the query arrives if that spares more work than it costs: the share of
-outputs that would answer at once, times the model's run time, must exceed the stand-in's. Else it
-is asked once the query is late. If it is expected to answer at once and an instance is idle for it,
-the model is only asked after it. A query that is still late gets an exact copy, within a budget.
+The stand-in is asked when the query arrives if its output comes before the model begins, and if
+that spares more work than it costs: the share of outputs that would answer at once must exceed the
+stand-in's share of the model's time. The output comes first while queries wait; a stand-in that is
+cheap enough (LIGHT) also may delay the model. Else the stand-in is asked once the query is late:
+once its unit has run longer than most, and the surest outputs would soon be worth their price. A
+query that is still late gets an exact copy, within a budget.
 
 Nothing here reads a clock or does I/O. The server's policy (policies/adaptive.py), its simulation
 and the client library (late/) drive the same races: they report events, and carry out the actions
@@ -68,6 +70,9 @@ slow everywhere is slow itself, and one that crashes instances should not crash 
 
 BURST = 20.0
 """Copies that may be sent at once after a time in which few were."""
+
+HELD_UP = 0.001
+"""An alarm that is more than this many seconds late means that the driver was held up."""
 
 MARGIN = 0.1
 """Added to the age by which a copy has answered, in median run times: half take longer than that.
@@ -214,6 +219,8 @@ class Rule:
         may_hang: bool = False,
     ) -> None:
         self.may_hang = may_hang
+        self.lag = 0.0
+        """Seconds that reports wait for the driver's process: no lateness of an instance."""
         self.purse = Purse(differ)
         self.copies = Budget(copies, BURST)
         self.runs = RunTimes(every=50) if runs is None else runs
@@ -285,7 +292,7 @@ class Rule:
     def asked_at(self, arrived: float, started: float) -> float:
         """Return when to ask the backup for a query that the model has run since `started`: once
         its unit is longer than most, and the surest outputs would soon be worth their price."""
-        at = started + self.runs.exceeded_by(min(0.5, LATE_WORK / self.backup_share))
+        at = started + self.lag + self.runs.exceeded_by(min(0.5, LATE_WORK / self.backup_share))
         if not self._ranked:
             return at
         surest = self._ranked[len(self._ranked) // 20]
@@ -295,7 +302,7 @@ class Rule:
     @property
     def copied_after(self) -> float:
         """The run time after which a unit is copied."""
-        return self.runs.exceeded_by(COPIED)
+        return self.lag + self.runs.exceeded_by(COPIED)
 
     @property
     def helped_by(self) -> float:
@@ -304,8 +311,9 @@ class Rule:
         median, backup = self.runs.median, self.backup_runs.median
         if not median:
             return 0.0
-        takes = backup if backup and self.affordable(LATE) > 0.5 else median
-        return self.copied_after + takes + MARGIN * median
+        copied = self.copied_after
+        takes = backup if backup and self.affordable(LATE) > 0.5 else copied
+        return copied + takes + MARGIN * median
 
     def worth_late(self, age: float) -> float:
         """Return the worth of an answer to a query of this age."""
@@ -327,6 +335,7 @@ class Race:
     __slots__ = (
         "_answered",
         "_asked",
+        "_at",
         "_first",
         "_group",
         "_rule",
@@ -349,6 +358,7 @@ class Race:
         self._rule = rule
         self._asked: float | None = None
         self._answered = False
+        self._at = inf
         self._group = 0
         self._first: float | None = None
         """When the model first began to run."""
@@ -372,13 +382,13 @@ class Race:
         if not rule.asks_first(waiting):
             if not waiting or not rule.runs.median:
                 return (ASK_MODEL,)
-            return ASK_MODEL, WakeAt(now + rule.runs.median / 2)
+            return ASK_MODEL, self._wake(now + rule.runs.median / 2)
         self._asked = now
         patience = rule.patience
         if patience is None or rule.backup_share > LIGHT or not view.idle:
             return ASK_BACKUP, ASK_MODEL
         self.withheld = True
-        return ASK_BACKUP, WakeAt(now + patience)
+        return ASK_BACKUP, self._wake(now + patience)
 
     def started(self, now: float, *, slow: bool = False) -> Collection[Action]:
         """The model, or a copy, runs from now on; on a `slow` instance the query is late."""
@@ -420,7 +430,7 @@ class Race:
         if not self.exact and doubt * rule.purse.price <= worth and rule.purse.spend(doubt):
             return (Answer(doubt),)
         self._started = self.arrived  # so that it is copied
-        return (WakeAt(now),)
+        return (self._wake(now),)
 
     def shared(self) -> None:
         """The query shares the parity query of another, in place of a copy."""
@@ -446,7 +456,14 @@ class Race:
         effect.ended(now, self._group, now - self.arrived, rule.helped_by)
 
     def alarm(self, now: float, view: View) -> Collection[Action]:
-        """The time of the last WakeAt has come."""
+        """The time of the last WakeAt has come.
+
+        If this is reported late, the driver was held up, and so may be what instances have to
+        report: the decision waits for as long again, once.
+        """
+        late, self._at = now - self._at, inf
+        if late > HELD_UP:
+            return (WakeAt(now + late),)
         rule, held, first, started = self._rule, self.held, self._first, self._started
         is_due = held is not None and now >= self.arrived + rule.released_after(held)
         if held is not None and is_due and rule.purse.spend(held):
@@ -476,7 +493,7 @@ class Race:
         return unasked and self._rule.purse.share > 0 and view.open
 
     def _copied_at(self, started: float) -> float:
-        """Return when to copy the query: not while the backup is expected to answer soon, and not if
+        """Return when to copy the query: not while the backup is expected to answer soon, nor if
         its output is released before a copy answers."""
         rule = self._rule
         is_pending = self._asked is not None and not (self._answered or self.exact)
@@ -494,7 +511,7 @@ class Race:
         rule, first, started = self._rule, self._first, self._started
         median = rule.runs.median
         if not median:
-            return (WakeAt((now + self.due) / 2),) if now < self.due < inf else ()
+            return (self._wake((now + self.due) / 2),) if now < self.due < inf else ()
         at = inf
         if self.held is not None:
             at = self.arrived + rule.released_after(self.held)
@@ -506,4 +523,8 @@ class Race:
             at = min(at, self._copied_at(started))
         if again and at <= now:  # a query that hangs costs little time
             at = now + max(median / 4, (now - self.arrived) / 8)
-        return (WakeAt(max(at, now)),) if at < inf else ()
+        return (self._wake(max(at, now)),) if at < inf else ()
+
+    def _wake(self, at: float) -> WakeAt:
+        self._at = at
+        return WakeAt(at)

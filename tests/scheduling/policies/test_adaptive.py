@@ -57,6 +57,18 @@ def test_two_that_are_late_share_a_parity_query() -> None:
     assert world.answers == dict.fromkeys((0, 1), Source.RECONSTRUCTION)
 
 
+def test_a_query_that_is_tried_again_joins_no_second_group() -> None:
+    world = world_of(stand_ins=CODE, doubts=())
+    world.arrive(2)
+    world.pass_time(1.1)
+    world.fail("2")
+    world.fail("0")
+    world.arrive(1)
+    world.pass_time(3.0)
+    world.finish_all()
+    assert not world.members
+
+
 def lone_late_query() -> World:
     """The fifth query is late, and encoded with an answered one, as parity models are quick."""
     world = world_of(stand_ins=CODE, doubts=())

@@ -150,10 +150,11 @@ class Adaptive(Policy):
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
         if query is not None:
-            if self._rows and task is query.original:
+            race = self._races[query.id]
+            if self._rows and task is query.original and not race.copied:
                 self._running[query.id] = query
             slow = port.dispatch.pace(task.instance) > SLOW
-            self._carry_out(port, query, self._races[query.id].started(port.now, slow=slow))
+            self._carry_out(port, query, race.started(port.now, slow=slow))
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         if task.role == BACKUP:
@@ -209,6 +210,7 @@ class Adaptive(Policy):
             self._groups.resolved(port, query)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
+        self.race_rule.lag = port.process_load.lag
         if unit.role in (DEPLOYED, BACKUP):
             self.race_rule.ended(unit.role, unit.took, finished=finished)
         else:
